@@ -1,0 +1,1 @@
+"""The hospital: site manifest, ClientApp, the ``fedml-site`` command."""

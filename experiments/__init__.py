@@ -1,0 +1,1 @@
+"""Researcher and reviewer: the ``fedml`` command, engines, studies, benchmarks."""

@@ -1,0 +1,1 @@
+"""Public data turned into site folders, one file a study."""

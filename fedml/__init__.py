@@ -1,0 +1,15 @@
+"""Ground floor: the study, a site's cohort, models, learning, records on the wire, tracking.
+
+Nothing here imports ``strategies``, ``clients`` or ``experiments``. Importing ``fedml`` imports no library:
+torch, monai and mlflow take seconds and are imported where they are used.
+"""
+
+import os
+
+__version__ = "0.1.0"
+
+# A hospital's software calls nobody. Set before flwr, ray or mlflow can be imported.
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"

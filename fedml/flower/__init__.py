@@ -1,0 +1,1 @@
+"""The only place that touches Flower's non-public API."""

@@ -1,0 +1,1 @@
+"""Tasks, metrics that merge exactly, the one local training loop."""

@@ -1,0 +1,1 @@
+"""The aggregator: strategies by name, the round loop, the ServerApp."""
