@@ -1,0 +1,224 @@
+"""The ClientApp that runs at a site: it answers a message with sums, counts and trained arrays, and with nothing else.
+
+An exception becomes one of ``fedml.errors.Reason``; its text goes to the site's log (logger ``fedml.site``) and never into a reply.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
+from fedml.cohort.persons import Cohort
+from fedml.cohort.variants import to_text
+from fedml.errors import InputError, Reason, SiteError
+from fedml.learning.statistics import cohort_sums
+from fedml.learning.task import Task, make_task
+from fedml.learning.training import GradientHook, evaluate, train
+from fedml.models.fusion import CohortModel, Layout, build_model, constants, learned, load
+from fedml.records import (
+    AGREEMENT,
+    ARRAYS,
+    CONFIG,
+    COUNTS,
+    DESCRIBED,
+    IMAGE_SHAPE,
+    METRICS,
+    NUM_EXAMPLES,
+    PANEL,
+    PERSONS,
+    SITE,
+    SUMS,
+    Phase,
+    pack,
+    unpack,
+    unpack_tensors,
+)
+from fedml.seeds import derive_seed
+from fedml.study import PARTS, PartName, Study, parse_study
+from strategies.fedprox import MU, proximal_hook
+
+log = logging.getLogger("fedml.site")
+app = ClientApp()
+ERROR_CODE = 600  # beyond Flower's own codes; the reason tells which
+_parse = lru_cache(maxsize=8)(parse_study)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a message asks, after it was checked."""
+
+    study: Study
+    phase: Phase
+    round: int
+    config: dict[str, Any]
+    name: str
+    manifests: tuple[str, ...]
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Describe, statistics."""
+    return answer(message, context)
+
+
+@app.train()
+def train_round(message: Message, context: Context) -> Message:
+    """One round: evaluate the model that arrives, then train it."""
+    return answer(message, context)
+
+
+@app.evaluate()
+def evaluate_last(message: Message, context: Context) -> Message:
+    """The last evaluation."""
+    return answer(message, context)
+
+
+def answer(message: Message, context: Context) -> Message:
+    """The reply to any message: content, or an ``Error`` that carries a code and no text."""
+    try:
+        return Message(_PHASES[(asked := _read(message, context)).phase](asked, message.content), reply_to=message)
+    except SiteError as error:
+        return _refusal(message, error.reason, error)
+    except InputError as error:
+        return _refusal(message, Reason.BAD_DATA, error)
+    except FloatingPointError as error:
+        return _refusal(message, Reason.NON_FINITE, error)
+    except Exception as error:  # whatever it is, its text may name a person
+        return _refusal(message, Reason.INTERNAL, error)
+
+
+def _refusal(message: Message, reason: Reason, error: Exception) -> Message:
+    log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
+    return Message(Error(ERROR_CODE, str(reason)), reply_to=message)
+
+
+def _read(message: Message, context: Context) -> Request:
+    config = dict(message.content.config_records.get(CONFIG, {}))
+    try:
+        study, phase, number = _parse(str(config["study"])), Phase(str(config["phase"])), int(str(config["round"]))
+    except (KeyError, ValueError, InputError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the message is not one of ours: {error}") from error
+    manifests = _manifests(context, study)
+    site = read_site_once(manifests[0])
+    name = str(context.node_config.get("name", site.name))
+    if len(manifests) == 1 and name == site.name:
+        check_roster(site, study)
+    return Request(study, phase, number, config, name, manifests)
+
+
+read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
+
+
+def _manifests(context: Context, study: Study) -> tuple[str, ...]:
+    """The node's own ``manifest`` (several, one a line, are pooled). In Flower's simulation a node only has a number: its place in the roster."""
+    if "manifest" in context.node_config:
+        return tuple(str(context.node_config["manifest"]).split("\n"))
+    place = int(context.node_config["partition-id"])
+    if place >= len(study.federation.sites):
+        raise SiteError(Reason.NOT_IN_ROSTER, f"node {place} is beyond the roster's {len(study.federation.sites)} sites")
+    return (str(_simulated(str(context.run_config["sites"]), study.federation.sites[place])),)
+
+
+@lru_cache(maxsize=128)
+def _simulated(folder: str, name: str) -> Path:
+    return find_sites(Path(folder), (name,))[0][name].file
+
+
+@lru_cache(maxsize=2)
+def _model(study: Study, layout: Layout) -> tuple[CohortModel, dict[str, torch.Tensor], dict[str, torch.Tensor], Task]:
+    """One model for all sites of this process: every message brings all that it is to hold."""
+    model = build_model(study, layout)
+    return model, learned(model), constants(model), make_task(study)
+
+
+def _describe(asked: Request, content: RecordDict) -> RecordDict:
+    cohort = load_cohort(asked.manifests, asked.study)
+    described: dict[str, Any] = {PERSONS: _persons(cohort, asked.study)}
+    if cohort.variants is not None:
+        described[PANEL] = np.frombuffer(to_text(cohort.variants.keys), dtype=np.uint8)
+    if cohort.images is not None:
+        described[IMAGE_SHAPE] = np.array(cohort.images.shape, dtype=np.int64)
+    return RecordDict({SITE: ConfigRecord({"name": asked.name}), DESCRIBED: pack(described)})
+
+
+def _persons(cohort: Cohort, study: Study) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(parts, classes) persons; one column for regression."""
+    if study.model.task == "regression":
+        return np.array([[cohort.count(part)] for part in PARTS], dtype=np.int64)
+    classes = len(study.cohort.classes)
+    return np.stack([np.bincount(cohort.labels[cohort.rows(p)].astype(int), minlength=classes) for p in PARTS]).astype(np.int64)
+
+
+def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[str, torch.Tensor]]:
+    """The cohort as the sites agreed to see it, what the model is built for, and the preprocessing constants."""
+    try:
+        values = unpack(content.array_records[AGREEMENT])
+        panel = values.pop(PANEL).tobytes()
+        layout = Layout(tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel.count(b"\n"))
+    except (KeyError, ValueError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
+    return load_aligned(asked.manifests, asked.study, panel), layout, {k: torch.from_numpy(v) for k, v in values.items()}
+
+
+def _statistics(asked: Request, content: RecordDict) -> RecordDict:
+    cohort, _, _ = _agreed(asked, content)
+    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task))})
+
+
+def _filled(asked: Request, content: RecordDict) -> tuple[CohortModel, dict[str, torch.Tensor], Cohort, Task]:
+    """The model holding the arrays and constants of the message."""
+    cohort, layout, values = _agreed(asked, content)
+    model, weights, fixed, task = _model(asked.study, layout)
+    try:
+        load(fixed, values)
+        load(weights, unpack_tensors(content.array_records[ARRAYS]))
+    except (KeyError, ValueError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the arrays do not fit the study's model: {error}") from error
+    return model, weights, cohort, task
+
+
+def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
+    found = {part: evaluate(model, cohort, part, task, threads=study.training.threads) for part in parts}
+    return {f"{part}/{key}": value for part, counts in found.items() for key, value in counts.items()}
+
+
+def _round(asked: Request, content: RecordDict) -> RecordDict:
+    study = asked.study
+    model, weights, cohort, task = _filled(asked, content)
+    reply = RecordDict()
+    every = study.training.evaluate_every
+    if every and (asked.round - 1) % every == 0:
+        # Without validation persons the curve is that of the training persons: test persons are looked at once, at the end.
+        part: PartName = "val" if cohort.count("val") else "train"
+        reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+    seed = derive_seed("training", study.study.seed, asked.round, asked.name)
+    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model))
+    reply[ARRAYS] = pack(weights)
+    reply[METRICS] = MetricRecord(
+        {NUM_EXAMPLES: cohort.count("train"), "loss-sum": result.loss_sum, "seen": result.seen, "steps": result.steps}
+    )
+    return reply
+
+
+def _hooks(asked: Request, model: CohortModel) -> list[GradientHook]:
+    """The client halves of the strategies: what the message's config asks for."""
+    mu = float(asked.config.get(MU, 0.0))
+    return [proximal_hook(mu, dict(model.named_parameters()))] if mu else []
+
+
+def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
+    model, _, cohort, task = _filled(asked, content)
+    parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
+    return RecordDict({COUNTS: pack(_counts(parts, model, cohort, task, asked.study))})
+
+
+_PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}

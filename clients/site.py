@@ -1,0 +1,201 @@
+"""A site's manifest (``site.toml``) and the cohort that a study reads by it.
+
+    [site]
+    name = "oslo"
+    [data]
+    persons = "persons.csv"                                    # id and target columns, one row a person
+    image = { path = "images", format = "nifti" }              # png | jpeg | npy | nifti | npz
+    variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed
+    clinical = { path = "clinical.csv" }
+    split = "split.csv"                                        # optional: id, part
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from fedml.cohort.clinical import code_columns
+from fedml.cohort.image import read_images
+from fedml.cohort.persons import Cohort, aligned, keep, pool
+from fedml.cohort.table import part_of, read_labels, read_parts, read_table
+from fedml.cohort.variants import from_text, read_variants
+from fedml.errors import InputError, Reason, SiteError, nearest
+from fedml.study import Name, Study, validate
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class ImageData(_Section):
+    """Where images are; ``format`` as in ``fedml.cohort.image``."""
+
+    path: str
+    format: Literal["png", "jpeg", "npy", "nifti", "npz"]
+
+
+class VariantData(_Section):
+    """Where genotypes are, and the genome build of their positions."""
+
+    path: str
+    build: Literal["NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"]
+
+
+class ClinicalData(_Section):
+    """Where clinical columns are."""
+
+    path: str
+
+
+class Data(_Section):
+    """``[data]``: paths are relative to the manifest."""
+
+    persons: str
+    image: ImageData | None = None
+    variants: VariantData | None = None
+    clinical: ClinicalData | None = None
+    split: str | None = None
+
+
+class Policy(_Section):
+    """``[policy]``: what the site allows. Read and shown; an absent key is the strictest value."""
+
+    studies: Literal["approved"] = "approved"
+    min_persons: Annotated[int, Field(ge=1)] = 20
+    max_epsilon: Annotated[float, Field(ge=0)] = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    max_reply_mb: Annotated[int, Field(ge=1)] = 512
+    min_count: Annotated[int, Field(ge=1)] = 5
+
+
+class SiteName(_Section):
+    """``[site]``."""
+
+    name: Name
+
+
+class Manifest(_Section):
+    """A whole ``site.toml``."""
+
+    site: SiteName
+    data: Data
+    policy: Policy = Policy()
+
+
+@dataclass(frozen=True)
+class Site:
+    """A manifest and the folder its paths start from."""
+
+    manifest: Manifest
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The site's name in rosters."""
+        return self.manifest.site.name
+
+    @property
+    def file(self) -> Path:
+        """The manifest itself, for messages."""
+        return self.folder / "site.toml"
+
+
+def read_site(path: Path) -> Site:
+    """Reads a ``site.toml``, or the one in folder ``path``.
+
+    Raises:
+        InputError: missing, not TOML, an unknown key or a wrong type.
+    """
+    path = path / "site.toml" if path.is_dir() else path
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); a site is a folder with a site.toml.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: is not TOML: {error}.") from error
+    return Site(validate(Manifest, plan, str(path)), path.parent)
+
+
+def find_sites(folder: Path, roster: tuple[str, ...]) -> tuple[dict[str, Site], list[str]]:
+    """The roster's sites among the folders of ``folder``, in the roster's order, and the names of those that are not in it.
+
+    Raises:
+        InputError: ``folder`` is none, a site of the roster is missing, or two folders bear one name.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; --sites takes the folder that holds one folder a site.")
+    found: dict[str, Site] = {}
+    for manifest in sorted(folder.glob("*/site.toml")):
+        site = read_site(manifest)
+        if site.name in found:
+            raise InputError(f'{manifest}: [site] name "{site.name}" is also that of {found[site.name].file}; give each site its own.')
+        found[site.name] = site
+    for name in roster:
+        if name not in found:
+            there = ", ".join(found) or "none"
+            raise InputError(
+                f'{folder}: has no site "{name}", which [federation] sites lists{nearest(name, found)}; '
+                f"sites there: {there}; correct the roster or the site's [site] name."
+            )
+    return {name: found[name] for name in roster}, [name for name in found if name not in roster]
+
+
+def check_roster(site: Site, study: Study) -> None:
+    """Raises ``SiteError`` if the study does not list this site."""
+    roster = study.federation.sites
+    if site.name not in roster:
+        text = f'{site.file}: site "{site.name}" is not in the roster of study "{study.study.name}"{nearest(site.name, roster)}; '
+        raise SiteError(Reason.NOT_IN_ROSTER, text + f"its [federation] sites are {', '.join(roster)}.")
+
+
+def read_cohort(site: Site, study: Study) -> Cohort:
+    """All that ``study`` reads of this site's persons, checked, in memory.
+
+    Raises:
+        InputError: any file that cannot be used: the sentence names it, the column or the person's row, and the mend.
+    """
+    data, folder, plan = site.manifest.data, site.folder, study.cohort
+    path = folder / data.persons
+    table = read_table(path)
+    ids = [str(i) for i in table.index]
+    labels = read_labels(table, path, plan, study.model.task)
+    if data.split is not None:
+        parts = read_parts(folder / data.split, table.index)
+    else:
+        parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
+    clinical = present = variants = images = None
+    if "clinical" in plan.inputs and data.clinical is not None and plan.clinical is not None:
+        path = folder / data.clinical.path
+        columns = read_table(path)
+        present = np.asarray(table.index.isin(columns.index), dtype=bool)
+        clinical = code_columns(columns.reindex(table.index), plan.clinical, path)
+    if "variants" in plan.inputs and data.variants is not None:
+        variants = read_variants(folder / data.variants.path, ids)
+    if "image" in plan.inputs and data.image is not None:
+        images = read_images(folder / data.image.path, data.image.format, ids, plan.image)
+    if clinical is None and variants is None and images is None:
+        raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
+    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images), study)
+    if not cohort.count("train"):
+        raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
+    return cohort
+
+
+@lru_cache(maxsize=128)
+def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
+    """``read_cohort``, once for each study in this process; several manifests are pooled into one site."""
+    cohorts = [read_cohort(read_site(Path(m)), study) for m in manifests]
+    return cohorts[0] if len(cohorts) == 1 else pool(cohorts, study)
+
+
+@lru_cache(maxsize=128)
+def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes) -> Cohort:
+    """``load_cohort`` with its variants as the agreed panel has them."""
+    return aligned(load_cohort(manifests, study), from_text(panel), study)

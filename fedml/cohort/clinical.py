@@ -1,0 +1,39 @@
+"""Clinical columns: raw values coded as numbers. Imputation and standardisation are the model's (``fedml.models.preprocess``).
+
+A numeric column keeps its number; a categorical one becomes the position in its declared categories; missing is NaN in both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.table import NO_LABEL, codes, column, normal, numbers
+from fedml.study import ClinicalColumns
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def code_columns(table: pd.DataFrame, spec: ClinicalColumns, path: Path) -> npt.NDArray[np.float64]:
+    """The study's columns of ``table`` in the study's order, shape (persons, columns), NaN where missing.
+
+    Raises:
+        InputError: a column is absent, a number is none, or a category was not declared.
+    """
+    out = np.full((len(table), len(spec.columns)), np.nan)
+    for at, name in enumerate(spec.columns):
+        values = column(table, name, path, "[cohort.clinical] columns")
+        if name in spec.missing:
+            declared = {normal(m) for m in spec.missing[name]}
+            values = values.mask(values.map(normal, na_action="ignore").isin(declared))
+        if name in spec.categories:
+            index = codes(values, spec.categories[name], f'column "{name}"', path).astype(np.float64)
+            index[index == NO_LABEL] = np.nan
+            out[:, at] = index
+        else:
+            out[:, at] = numbers(values, path)
+    return out

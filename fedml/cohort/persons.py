@@ -1,0 +1,180 @@
+"""The cohort of one site: its persons with all that a study reads of them, in memory, one row a person.
+
+``cohort[i]`` is a MONAI-style dictionary of tensors; ``cohort.batch(rows)`` the same for many persons at once. In both:
+
+    label              class index (int64), or the number itself for regression (float32)
+    clinical           (persons, columns) float32, NaN where missing; clinical_present (persons,) float32
+    variants           (persons, panel) int8 ALT dosage, -1 where missing; variants_present (persons,) float32
+    image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.image import Images
+from fedml.cohort.variants import Dosages, Variant, agree_panel, align
+from fedml.study import PARTS, PartName, Study
+
+if TYPE_CHECKING:
+    import torch
+
+Batch = dict[str, "torch.Tensor"]
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason."""
+
+    site: str
+    ids: tuple[str, ...]
+    labels: npt.NDArray[np.float64]
+    parts: npt.NDArray[np.int8]
+    clinical: npt.NDArray[np.float64] | None = None
+    clinical_present: npt.NDArray[np.bool_] | None = None
+    variants: Dosages | None = None
+    images: Images | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, part: PartName) -> npt.NDArray[np.int64]:
+        """Rows of the persons in ``part``."""
+        return np.flatnonzero(self.parts == PARTS.index(part))
+
+    def count(self, part: PartName) -> int:
+        """Persons in ``part``."""
+        return int((self.parts == PARTS.index(part)).sum())
+
+    def __getitem__(self, row: int) -> Batch:
+        """One person: as a batch, without the axis over persons (the one over the person's images stays)."""
+        batch = self.batch([row])
+        return {k: v if k in ("image", "image_person") else v[0] for k, v in batch.items()}
+
+    @cached_property
+    def _tensors(self) -> Batch:
+        import torch
+
+        out: Batch = {"label": torch.from_numpy(self.labels.astype(np.float32))}
+        if self.clinical is not None and self.clinical_present is not None:
+            out["clinical"] = torch.from_numpy(self.clinical.astype(np.float32))
+            out["clinical_present"] = torch.from_numpy(self.clinical_present.astype(np.float32))
+        if self.variants is not None:
+            out["variants"] = torch.from_numpy(self.variants.dosage)
+            out["variants_present"] = torch.from_numpy(self.variants.present.astype(np.float32))
+        if self.images is not None:
+            has = np.bincount(self.images.person, minlength=len(self)) > 0
+            out["image_present"] = torch.from_numpy(has.astype(np.float32))
+        return out
+
+    @cached_property
+    def _pixels(self) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Images as one tensor, and where each person's begin; one more entry closes the last."""
+        import torch
+
+        assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
+        return torch.from_numpy(self.images.pixels), np.searchsorted(self.images.person, np.arange(len(self) + 1))
+
+    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
+        """The persons in ``rows``, in that order; see the module's text for keys and shapes."""
+        import torch
+
+        at = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        out = {key: values[at] for key, values in self._tensors.items()}
+        if self.images is not None:
+            pixels, begin = self._pixels
+            count = begin[1:][at] - begin[:-1][at]
+            if len(pixels) == len(self) and (count == 1).all():  # the common case: one image a person
+                out["image"], out["image_person"] = pixels[at].float(), torch.arange(len(at))
+            else:
+                chosen = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in at.tolist()] or [np.zeros(0, np.int64)])
+                out["image"] = pixels[torch.from_numpy(chosen)].float()
+                out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(at)), count))
+        return out
+
+
+def keep(cohort: Cohort, study: Study) -> Cohort:
+    """``cohort`` without persons who lack a label or every input of the study; ``left_out`` says how many and why."""
+    has = np.zeros(len(cohort), dtype=bool)
+    if cohort.clinical_present is not None:
+        has |= cohort.clinical_present
+    if cohort.variants is not None:
+        has |= cohort.variants.present
+    if cohort.images is not None:
+        has |= np.bincount(cohort.images.person, minlength=len(cohort)) > 0
+    labelled = ~np.isnan(cohort.labels)
+    left_out = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
+    return replace(_select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
+
+
+def _select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
+    if len(rows) == len(cohort):
+        return cohort
+    new_row = np.full(len(cohort), -1)
+    new_row[rows] = np.arange(len(rows))
+    images = variants = None
+    if cohort.images is not None:
+        kept = new_row[cohort.images.person] >= 0
+        images = Images(cohort.images.pixels[kept], new_row[cohort.images.person[kept]])
+    if cohort.variants is not None:
+        variants = Dosages(cohort.variants.keys, cohort.variants.dosage[rows], cohort.variants.present[rows])
+    return replace(
+        cohort,
+        ids=tuple(cohort.ids[r] for r in rows),
+        labels=cohort.labels[rows],
+        parts=cohort.parts[rows],
+        clinical=None if cohort.clinical is None else cohort.clinical[rows],
+        clinical_present=None if cohort.clinical_present is None else cohort.clinical_present[rows],
+        variants=variants,
+        images=images,
+    )
+
+
+def aligned(cohort: Cohort, panel: Sequence[Variant], study: Study) -> Cohort:
+    """``cohort`` with its variants in the panel's order and orientation."""
+    if cohort.variants is None:
+        return cohort
+    return replace(cohort, variants=align(cohort.variants, panel, study.cohort.variants.match))
+
+
+def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohort:
+    """All persons of several sites as one: what a federation is compared with. A person at two sites stands twice, as there."""
+    keys = {c.site: c.variants.keys for c in cohorts if c.variants is not None}
+    if keys:
+        panel, _ = agree_panel(keys, study.cohort.variants.match)
+        cohorts = [aligned(c, panel, study) for c in cohorts]
+
+    def stack(parts: list[npt.NDArray[Any] | None], width: tuple[int, ...], fill: float, dtype: Any) -> npt.NDArray[Any] | None:
+        if all(p is None for p in parts):
+            return None
+        blanks = (np.full((len(c), *width), fill, dtype) for c in cohorts)
+        return np.concatenate([b if p is None else p for p, b in zip(parts, blanks, strict=True)])
+
+    columns = len(study.cohort.clinical.columns) if study.cohort.clinical else 0
+    variants = images = None
+    if keys:
+        dosage = stack([c.variants.dosage if c.variants else None for c in cohorts], (len(panel),), -1, np.int8)
+        present = stack([c.variants.present if c.variants else None for c in cohorts], (), 0, bool)
+        assert dosage is not None and present is not None  # noqa: S101 - keys says that a site has some
+        variants = Dosages(tuple(panel), dosage, present)
+    if any(c.images for c in cohorts):
+        start = np.cumsum([0, *(len(c) for c in cohorts)])
+        pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]
+        images = Images(np.concatenate([i.pixels for i, _ in pairs]), np.concatenate([i.person + s for i, s in pairs]))
+    return Cohort(
+        site=site,
+        ids=tuple(f"{c.site}/{i}" for c in cohorts for i in c.ids),
+        labels=np.concatenate([c.labels for c in cohorts]),
+        parts=np.concatenate([c.parts for c in cohorts]),
+        clinical=stack([c.clinical for c in cohorts], (columns,), np.nan, np.float64),
+        clinical_present=stack([c.clinical_present for c in cohorts], (), 0, bool),
+        variants=variants,
+        images=images,
+    )

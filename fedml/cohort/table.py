@@ -1,0 +1,137 @@
+"""The persons table: one row a person, their label, and the part (train, val, test) each is in.
+
+A person's part is ``part_of(id, key, split)``: a keyed hash of the id, so nobody changes side as the cohort grows, and one person
+who is known by the same id at two sites is on the same side at both. A file (columns ``id,part``) may fix the parts instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.errors import InputError, nearest
+from fedml.study import PARTS, Cohort, Split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?", ".")
+NO_LABEL = -1
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """A CSV or Parquet file as text and numbers, indexed by its column ``id`` (text, so that leading zeros survive).
+
+    Raises:
+        InputError: the file is missing or unreadable, has no column ``id``, an empty id, or an id twice.
+    """
+    import pandas as pd
+
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype={"id": str}, na_values=list(MISSING_WORDS), keep_default_na=False, encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        raise InputError(f"{path}: cannot be read as a table ({_first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
+    if "id" not in table.columns:
+        raise InputError(f'{path}: has no column "id"{nearest("id", table.columns)}; give each person\'s id in a column of that name.')
+    if table["id"].isna().any():
+        row = int(np.flatnonzero(table["id"].isna().to_numpy())[0]) + 2
+        raise InputError(f"{path}: line {row} has no id; every row is one person.")
+    table["id"] = table["id"].astype(str).str.strip()
+    twice = table["id"][table["id"].duplicated()]
+    if len(twice):
+        raise InputError(f'{path}: person "{twice.iloc[0]}" has {int((table["id"] == twice.iloc[0]).sum())} rows; keep one row a person.')
+    return table.set_index("id")
+
+
+def column(table: pd.DataFrame, name: str, path: Path, asked_by: str) -> pd.Series[Any]:
+    """Column ``name``; ``InputError`` names the file, who asked for the column, and the nearest one there is."""
+    if name not in table.columns:
+        raise InputError(f'{path}: has no column "{name}"{nearest(name, table.columns)}; {asked_by} asks for it.')
+    return table[name]
+
+
+def normal(value: Any) -> str:
+    """One spelling for a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value).strip()
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path) -> npt.NDArray[np.int64]:
+    """Position of each value in ``known``, ``NO_LABEL`` where it is missing.
+
+    Raises:
+        InputError: a value that is not among ``known``; the sentence starts with ``path`` and names ``what``.
+    """
+    index = {normal(k): i for i, k in enumerate(known)}
+    texts = values.map(normal, na_action="ignore")
+    found = texts.map(index, na_action="ignore")
+    strange = texts[found.isna() & texts.notna()]
+    if len(strange):
+        expected = ", ".join(index)
+        raise InputError(f'{path}: {what} is "{strange.iloc[0]}" for {len(strange)} person(s), not one of: {expected}.')
+    return found.fillna(NO_LABEL).to_numpy(dtype=np.int64)
+
+
+def read_labels(table: pd.DataFrame, path: Path, cohort: Cohort, task: str) -> npt.NDArray[np.float64]:
+    """The target of each person: class index, or the number itself for regression; NaN where it is missing. Shape (persons,).
+
+    Raises:
+        InputError: no such column, a label outside the declared classes, or text where a number is expected.
+    """
+    values = column(table, cohort.target, path, "[cohort] target")
+    if task == "classification":
+        index = codes(values, cohort.classes, f'the label in column "{cohort.target}"', path).astype(np.float64)
+        index[index == NO_LABEL] = np.nan
+        return index
+    return numbers(values, path)
+
+
+def numbers(values: pd.Series[Any], path: Path) -> npt.NDArray[np.float64]:
+    """Numbers of a column, NaN where missing; ``InputError`` where a cell holds something else."""
+    import pandas as pd
+
+    out = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
+    wrong = (np.isnan(out) & values.notna().to_numpy()) | np.isinf(out)
+    if wrong.any():
+        raise InputError(
+            f'{path}: column "{values.name}" holds no finite number for {int(wrong.sum())} person(s); '
+            "correct the cell, leave it empty, or declare the column under [cohort.clinical] categories."
+        )
+    return out
+
+
+def part_of(person: str, key: str, split: Split) -> int:
+    """0 train, 1 val, 2 test: BLAKE2b of the id under ``key``, as a fraction of its range, against the cumulated fractions."""
+    digest = hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).digest()
+    at = int.from_bytes(digest, "big") / 2**64
+    return 0 if at < split.train else 1 if at < split.train + split.val else 2
+
+
+def read_parts(path: Path, persons: pd.Index[str]) -> npt.NDArray[np.int8]:
+    """The parts that a file fixes, in the order of ``persons``.
+
+    Raises:
+        InputError: a person without a part, or a part that is not train, val or test.
+    """
+    table = read_table(path)
+    parts = column(table, "part", path, "data.split of site.toml")
+    absent = persons.difference(table.index)
+    if len(absent):
+        raise InputError(f"{path}: {len(absent)} person(s) of the persons table have no part; give each one of train, val, test.")
+    return codes(parts.reindex(persons), PARTS, 'column "part"', path).astype(np.int8)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

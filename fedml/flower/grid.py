@@ -1,0 +1,73 @@
+"""The local engine's ``Grid``: the ClientApp runs in this process when its reply is asked for. No Ray, sockets or subprocesses.
+
+Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and message ids; written for flwr 1.41.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+NodeConfig = dict[str, bool | int | float | str]
+
+
+class InProcessGrid(Grid):
+    """Nodes 1, 2, ... with the given configurations. Messages wait here; pulling a reply runs the app for that node."""
+
+    def __init__(self, app: ClientApp, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+        self._app = app
+        self._run = Run.create_empty(run_id=1)
+        self._waiting: dict[str, Message] = {}
+        self._number = itertools.count(1)
+        self._contexts = {
+            number: Context(run_id=1, node_id=number, node_config=dict(config), state=RecordDict(), run_config=dict(run_config or {}))
+            for number, config in enumerate(nodes, start=1)
+        }
+
+    def set_run(self, run: Run) -> None:
+        """Sets the run that this grid belongs to."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The run that this grid belongs to."""
+        return self._run
+
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
+        """Flower's older way to make a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """1, 2, ... in the order given."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Keeps the messages; nothing runs yet."""
+        ids = []
+        for message in messages:
+            message_id = f"local-{next(self._number)}"
+            message.metadata.__dict__["_message_id"] = message_id
+            message.metadata.__dict__["_run_id"] = 1
+            self._waiting[message_id] = message
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Runs the ClientApp for each message that waits and gives the replies."""
+        replies = []
+        for message_id in message_ids:
+            message = self._waiting.pop(message_id, None)
+            if message is not None:
+                replies.append(self._app(message, self._contexts[message.metadata.dst_node_id]))
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """``push_messages`` and ``pull_messages`` at once; nothing is waited for, so ``timeout`` has no use."""
+        return self.pull_messages(self.push_messages(messages))

@@ -1,0 +1,59 @@
+"""The first round: sums over training persons, from which the server makes the preprocessing constants. Never raw values.
+
+Each quantity is three sums (count, sum, sum of squares) in float64, so sites' sums add up to the pooled ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedml.cohort.persons import Cohort
+
+Array = npt.NDArray[np.float64]
+
+
+def _sums(values: Array) -> Array:
+    """(3, columns): how many are present, their sum, the sum of their squares; NaN is absent."""
+    filled = np.nan_to_num(values, nan=0.0)
+    return np.stack([(~np.isnan(values)).sum(0).astype(np.float64), filled.sum(0), (filled**2).sum(0)])
+
+
+def cohort_sums(cohort: Cohort, task: str) -> dict[str, Array]:
+    """Sums over the training persons, by the name of the preprocessing module they are for, each (3, columns)."""
+    rows = cohort.rows("train")
+    out: dict[str, Array] = {}
+    if cohort.clinical is not None:
+        out["preprocess.clinical"] = _sums(cohort.clinical[rows])
+    if cohort.variants is not None:
+        dosage = cohort.variants.dosage[rows]
+        present = dosage >= 0
+        d = np.where(present, dosage, 0).astype(np.int64)
+        out["preprocess.variants"] = np.stack([present.sum(0), d.sum(0), (d * d).sum(0)]).astype(np.float64)
+    if cohort.images is not None:
+        pixels = cohort.images.pixels[np.isin(cohort.images.person, rows)]
+        channels = pixels.shape[1]
+        total = np.zeros((3, channels))
+        for image in pixels:  # one at a time: float64 of all would be eight times the cohort
+            flat = image.reshape(channels, -1).astype(np.float64)
+            total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
+        out["preprocess.image"] = total
+    if task == "regression":
+        out["target"] = _sums(cohort.labels[rows, None])
+    return out
+
+
+def constants_from(sums: Mapping[str, Array]) -> dict[str, torch.Tensor]:
+    """Mean and (population) standard deviation by buffer name; mean 0 and std 0 where nothing is present anywhere."""
+    out: dict[str, torch.Tensor] = {}
+    for name, (count, total, squares) in sums.items():
+        mean = total / np.maximum(count, 1)
+        variance = squares / np.maximum(count, 1) - mean**2
+        # Cancellation leaves about 1e-12 of the mean's square where a column is constant: that is no variance.
+        variance = np.where(variance > 1e-10 * mean**2, variance, 0.0)
+        out[f"{name}.mean"] = torch.from_numpy(mean.astype(np.float32))
+        out[f"{name}.std"] = torch.from_numpy(np.sqrt(variance).astype(np.float32))
+    return out

@@ -1,0 +1,143 @@
+"""A task is a loss and metrics. Metrics are computed from counts that add: sites' counts sum to those of all persons together,
+so a federated metric is the metric on the pooled persons.
+
+    task = make_task(study)
+    counts = task.counts(output, label)            # numpy arrays by name
+    task.metrics(add_counts([counts, other]))      # {"auroc": ..., "accuracy": ...}
+
+AUROC is the Mann-Whitney statistic on a histogram of the log-odds, ties counting one half (Hanley and McNeil 1982); with 4,096
+bins from -16 to 16 it differs from the exact one by the pairs that share a bin. Brier score: Brier 1950, over all classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from fedml.study import Study
+
+BINS = 4096
+LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
+
+Counts = dict[str, npt.NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Loss (mean over persons), counts of a batch, metrics of counts, and the metric that is watched (higher is better if ``higher``)."""
+
+    name: str
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    counts: Callable[[torch.Tensor, torch.Tensor], Counts]
+    metrics: Callable[[Mapping[str, npt.NDArray[np.float64]]], dict[str, float]]
+    watched: str
+    higher: bool
+
+
+def add_counts(many: Iterable[Mapping[str, npt.NDArray[np.float64]]]) -> Counts:
+    """Sums by name, in the order given."""
+    total: Counts = {}
+    for counts in many:
+        for key, value in counts.items():
+            total[key] = total[key] + value if key in total else value.copy()
+    return total
+
+
+def make_task(study: Study) -> Task:
+    """The study's task."""
+    if study.model.task == "regression":
+        return Task("regression", _squared_error, _regression_counts, _regression_metrics, "rmse", False)
+    return Task("classification", _cross_entropy, _class_counts, _class_metrics, "auroc", True)
+
+
+def _cross_entropy(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(output, label.long())
+
+
+def _squared_error(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    return functional.mse_loss(output[:, 0], label)
+
+
+def _class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
+    """confusion (true, predicted); histogram (class, other/own, bin) of log-odds, class 1 alone when there are two; sums."""
+    z = output.detach().double().numpy()
+    y = label.long().numpy()
+    persons, classes = z.shape
+    logp = z - np.logaddexp.reduce(z, axis=1, keepdims=True) if persons else z
+    p = np.exp(logp)
+    confusion = np.bincount(y * classes + z.argmax(1), minlength=classes * classes).reshape(classes, classes)
+    own = np.eye(classes)[y]
+    ranked = range(1, 2) if classes == 2 else range(classes)
+    histogram = np.zeros((len(ranked), 2, BINS))
+    for at, c in enumerate(ranked):
+        others = np.delete(z, c, axis=1)
+        logit = z[:, c] - np.logaddexp.reduce(others, axis=1)
+        place = np.clip((logit + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)), 0, BINS - 1).astype(np.int64)
+        for side in (0, 1):
+            histogram[at, side] = np.bincount(place[(y == c) == bool(side)], minlength=BINS)
+    return {
+        "persons": np.array([float(persons)]),
+        "confusion": confusion.astype(np.float64),
+        "histogram": histogram,
+        "brier_sum": np.array([((p - own) ** 2).sum()]),
+        "log_loss_sum": np.array([-logp[np.arange(persons), y].sum()]),
+    }
+
+
+def histogram_auroc(histogram: npt.NDArray[np.float64]) -> float:
+    """AUROC of one (2, bins) histogram, row 0 the negatives; NaN where a side is empty."""
+    negative, positive = histogram
+    below = np.cumsum(negative) - negative
+    pairs = negative.sum() * positive.sum()
+    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def _class_metrics(counts: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
+    n = float(counts["persons"][0])
+    confusion = counts["confusion"]
+    if not n:
+        return {"persons": 0.0}
+    truly = confusion.sum(1)
+    recall = np.divide(np.diag(confusion), truly, out=np.full(len(truly), np.nan), where=truly > 0)
+    # A class that nobody has (or everybody) has no AUROC: the mean is over the classes that have one.
+    auroc = [a for a in map(histogram_auroc, counts["histogram"]) if not np.isnan(a)]
+    out = {
+        "persons": n,
+        "accuracy": float(np.trace(confusion) / n),
+        "balanced_accuracy": float(np.nanmean(recall)),
+        "auroc": float(np.mean(auroc)) if auroc else float("nan"),
+        # Two classes: the usual (p1 - y)^2, half of the sum over both.
+        "brier": float(counts["brier_sum"][0] / n / (2 if len(confusion) == 2 else 1)),
+        "log_loss": float(counts["log_loss_sum"][0] / n),
+    }
+    if len(confusion) == 2:
+        out["specificity"], out["sensitivity"] = float(recall[0]), float(recall[1])
+    return out
+
+
+def _regression_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
+    y = label.double().numpy()
+    error = output.detach().double().numpy()[:, 0] - y
+    sums = {"persons": float(len(y)), "y_sum": y.sum(), "y2_sum": (y**2).sum(), "e_sum": error.sum()}
+    sums |= {"e2_sum": (error**2).sum(), "abs_sum": np.abs(error).sum()}
+    return {k: np.array([float(v)]) for k, v in sums.items()}
+
+
+def _regression_metrics(counts: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
+    s = {k: float(v[0]) for k, v in counts.items()}
+    n = s["persons"]
+    if not n:
+        return {"persons": 0.0}
+    spread = s["y2_sum"] - s["y_sum"] ** 2 / n
+    return {
+        "persons": n,
+        "rmse": float(np.sqrt(s["e2_sum"] / n)),
+        "mae": s["abs_sum"] / n,
+        "bias": s["e_sum"] / n,
+        "r2": 1 - s["e2_sum"] / spread if spread > 0 else float("nan"),
+    }

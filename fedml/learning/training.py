@@ -1,0 +1,102 @@
+"""The one local training loop, and evaluation by counts.
+
+Everything a strategy or a privacy mechanism adds to a step goes through ``hook``, called between backward and step with the
+parameters by name; it changes their gradients in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fedml.cohort.persons import Cohort
+from fedml.learning.task import Counts, Task, add_counts
+from fedml.seeds import torch_seed
+from fedml.study import PartName, Training
+
+GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
+EVALUATION_BATCH = 512  # persons; gradients are not kept
+
+
+@dataclass(frozen=True)
+class LocalResult:
+    """One site's training in one round: sum of the persons' losses as they were seen, how many were seen, steps taken."""
+
+    loss_sum: float
+    seen: int
+    steps: int
+
+
+def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The study's optimiser, fresh: its state does not outlive a round."""
+    if plan.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
+    kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
+
+
+def batches(
+    rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1
+) -> Iterator[npt.NDArray[np.int64]]:
+    """``rows`` in a random order, ``size`` at a time (0: all at once). A rest below ``smallest`` joins the batch before it."""
+    order = rows[torch.randperm(len(rows), generator=generator).numpy()] if size else rows
+    size = size or len(rows)
+    ends = list(range(size, len(rows), size))
+    if ends and len(rows) - ends[-1] < smallest:
+        ends.pop()
+    yield from np.split(order, ends)
+
+
+def train(
+    model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = ()
+) -> LocalResult:
+    """Trains ``model`` in place on the training persons of ``cohort``; bits depend on ``seed`` and ``plan.threads`` only.
+
+    Raises:
+        FloatingPointError: the loss is no longer a finite number.
+    """
+    rows = cohort.rows("train")
+    if not plan.local_epochs or not len(rows):
+        return LocalResult(0.0, 0, 0)
+    torch.set_num_threads(plan.threads)
+    parameters = dict(model.named_parameters())
+    optimizer = make_optimizer(plan, list(parameters.values()))
+    # Batch norm cannot learn from a single person.
+    smallest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
+    loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
+    model.train()
+    with torch_seed(seed) as generator:
+        for _ in range(plan.local_epochs):
+            for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
+                batch = cohort.batch(chosen)
+                optimizer.zero_grad()
+                loss = task.loss(model(batch), batch["label"])
+                loss.backward()  # type: ignore[no-untyped-call]
+                for hook in hooks:
+                    hook(parameters)
+                optimizer.step()
+                loss_sum += loss.detach() * len(chosen)
+                seen, steps = seen + len(chosen), steps + 1
+    if not bool(torch.isfinite(loss_sum)):
+        raise FloatingPointError("the training loss is not finite")
+    return LocalResult(float(loss_sum), seen, steps)
+
+
+def evaluate(model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, threads: int = 1) -> Counts:
+    """Counts of ``task`` over the persons in ``part``; empty if there are none."""
+    torch.set_num_threads(threads)
+    model.eval()
+    with torch.inference_mode():
+        rows = cohort.rows(part)
+        chunks = [rows[i : i + EVALUATION_BATCH] for i in range(0, len(rows), EVALUATION_BATCH)]
+        return add_counts(_counts(model, cohort, chunk, task) for chunk in chunks)
+
+
+def _counts(model: nn.Module, cohort: Cohort, rows: npt.NDArray[np.int64], task: Task) -> Counts:
+    batch = cohort.batch(rows)
+    return task.counts(model(batch), batch["label"])

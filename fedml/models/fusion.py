@@ -1,0 +1,144 @@
+"""The model that a study describes: preprocessing, one encoder an input, fusion of whatever a person has.
+
+    model = build_model(study, Layout(image_shape=(1, 28, 28), variants=0))
+    output = model(cohort.batch(rows))      # (persons, classes) logits, or (persons, 1) in the target's unit
+
+An input that a person or a whole site lacks is masked: its features are 0 and a presence bit says so. While training, inputs are
+hidden at random (``input_dropout``), so the model learns to do without each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedml.models.image import build_image_network
+from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
+from fedml.seeds import derive_seed, torch_seed
+from fedml.study import Study, TableNetwork
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the study leaves to the data: (channels, *size) of an image, and how many variants the shared panel has."""
+
+    image_shape: tuple[int, ...] = ()
+    variants: int = 0
+
+
+def _table_network(spec: TableNetwork, inputs: int, outputs: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    for width in spec.hidden:
+        layers += [nn.Linear(inputs, width), nn.ReLU(), *([nn.Dropout(spec.dropout)] if spec.dropout else [])]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+
+class CohortModel(nn.Module):
+    """See the module's text. ``forward`` takes a batch as ``fedml.cohort.persons.Cohort.batch`` gives it."""
+
+    def __init__(self, study: Study, layout: Layout) -> None:
+        super().__init__()
+        plan = study.model
+        self.inputs = study.cohort.inputs
+        outputs = len(study.cohort.classes) if plan.task == "classification" else 1
+        alone = len(self.inputs) == 1
+        width = outputs if alone else plan.width
+        self.width = width
+        self.input_dropout = 0.0 if alone else plan.input_dropout
+        self.preprocess = nn.ModuleDict()
+        self.encoder = nn.ModuleDict()
+        for name in self.inputs:
+            if name == "image":
+                self.preprocess[name] = ImagePreprocess(layout.image_shape)
+                self.encoder[name] = build_image_network(plan.image, layout.image_shape, width)
+            elif name == "variants":
+                self.preprocess[name] = VariantPreprocess(layout.variants)
+                self.encoder[name] = _table_network(plan.variants, layout.variants, width)
+            else:
+                assert study.cohort.clinical is not None  # noqa: S101 - the study was validated
+                clinical = ClinicalPreprocess(study.cohort.clinical)
+                self.preprocess[name] = clinical
+                self.encoder[name] = _table_network(plan.clinical, clinical.width, width)
+        self.head: nn.Module | None = None
+        if not alone:
+            self.head = _table_network(
+                TableNetwork(net="mlp" if plan.hidden else "linear", hidden=plan.hidden), (width + 1) * len(self.inputs), outputs
+            )
+        self.target = TargetScale() if plan.task == "regression" else None
+
+    def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """((persons, width) features, (persons, 1) presence) of one input, 0 where a person lacks it."""
+        if name not in batch:
+            blank = torch.zeros(persons, self.width + 1)
+            return blank[:, 1:], blank[:, :1]
+        present = batch[f"{name}_present"][:, None]
+        if self.training and self.input_dropout:
+            present = present * (torch.rand(persons, 1) >= self.input_dropout)
+        x = batch[name]
+        if name != "image":
+            return self.encoder[name](self.preprocess[name](x)) * present, present
+        total = torch.zeros(persons, self.width)
+        if len(x):
+            person = batch["image_person"]
+            count = torch.bincount(person, minlength=persons).clamp_min(1)[:, None]
+            total = total.index_add(0, person, self.encoder[name](self.preprocess[name](x))) / count
+        return total * present, present
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        persons = next(len(batch[f"{n}_present"]) for n in self.inputs if f"{n}_present" in batch)
+        features = [self._features(name, batch, persons) for name in self.inputs]
+        out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))
+        return out if self.target is None else self.target(out)
+
+
+def build_model(study: Study, layout: Layout) -> CohortModel:
+    """The study's model with its first weights, which depend on the study's seed alone.
+
+    Raises:
+        InputError: a network's name is not known.
+    """
+    with torch_seed(derive_seed("initial weights", study.study.seed)):
+        return CohortModel(study, layout)
+
+
+def constants(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The preprocessing constants by name: set once from federated sums, never averaged."""
+    return {k: v for k, v in model.state_dict().items() if k.startswith(("preprocess.", "target."))}
+
+
+def learned(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What training changes and sites send: parameters and floating buffers (batch norm's), sharing the model's memory."""
+    return {
+        k: v for k, v in model.state_dict().items() if v.is_floating_point() and not k.startswith(("preprocess.", "target."))
+    }
+
+
+def load(into: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+    """Copies ``values`` into the tensors of the same names.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    if into.keys() != values.keys():
+        raise ValueError(f"arrays differ by name: {sorted(into.keys() ^ values.keys())[:3]}")
+    with torch.no_grad():
+        for key, tensor in into.items():
+            if tensor.shape != values[key].shape:
+                raise ValueError(f"{key} is {tuple(values[key].shape)}, expected {tuple(tensor.shape)}")
+            tensor.copy_(values[key])
+
+
+def digest(values: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes, types and bytes in the order of the names: two runs with equal digests have equal bits."""
+    out = hashlib.sha256()
+    for key in sorted(values):
+        array = values[key].detach().contiguous().numpy()
+        out.update(f"{key}:{array.dtype}:{array.shape}:".encode())
+        out.update(array.tobytes())
+    return out.hexdigest()

@@ -1,0 +1,92 @@
+"""Raw inputs to what a network can use: imputation, indication of what was missing, standardisation. Part of the saved model.
+
+The constants are buffers, filled from federated sums (``fedml.learning.statistics``); training never changes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedml.study import ClinicalColumns
+
+
+def _inverse(std: torch.Tensor) -> torch.Tensor:
+    """1 / std, and 0 where a column is constant: such a column carries nothing."""
+    return torch.where(std > 1e-8, 1 / std.clamp_min(1e-8), torch.zeros_like(std))
+
+
+class ClinicalPreprocess(nn.Module):
+    """(persons, columns) raw, NaN where missing -> (persons, ``width``) finite.
+
+    A numeric column becomes (x - mean) / std with the mean where it is missing, followed by all missing indicators when the study
+    asks for them; a categorical one becomes one column a category, all 0 where missing.
+    """
+
+    def __init__(self, spec: ClinicalColumns) -> None:
+        super().__init__()
+        self.numeric = [i for i, c in enumerate(spec.columns) if c not in spec.categories]
+        self.categorical = [(i, len(spec.categories[c])) for i, c in enumerate(spec.columns) if c in spec.categories]
+        self.indicate = spec.indicate
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.zeros(len(spec.columns)))
+        self.register_buffer("std", torch.ones(len(spec.columns)))
+        self.width = len(self.numeric) * (2 if self.indicate else 1) + sum(n for _, n in self.categorical)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        numeric = x[:, self.numeric] if self.categorical else x
+        mean, std = (self.mean[self.numeric], self.std[self.numeric]) if self.categorical else (self.mean, self.std)
+        absent = torch.isnan(numeric)
+        parts = [((numeric - mean) * _inverse(std)).masked_fill(absent, 0.0)]
+        if self.indicate:
+            parts.append(absent.to(x.dtype))
+        for column, categories in self.categorical:
+            parts.append((x[:, column, None] == torch.arange(categories, dtype=x.dtype)).to(x.dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+
+
+class VariantPreprocess(nn.Module):
+    """(persons, variants) int8 ALT dosage, -1 where missing -> float32 (dosage - mean) / std, missing imputed by the mean (0)."""
+
+    def __init__(self, variants: int) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.zeros(variants))
+        self.register_buffer("std", torch.ones(variants))
+        self.width = variants
+
+    def forward(self, dosage: torch.Tensor) -> torch.Tensor:
+        return ((dosage.to(self.mean.dtype) - self.mean) * _inverse(self.std)).masked_fill_(dosage < 0, 0.0)
+
+
+class ImagePreprocess(nn.Module):
+    """(images, channels, *size) raw intensities -> (x - mean) / std, one mean and std a channel."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.zeros(shape[0]))
+        self.register_buffer("std", torch.ones(shape[0]))
+        self.axes = (1, -1, *(1 for _ in shape[1:]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean.view(self.axes)) * _inverse(self.std).view(self.axes)
+
+
+class TargetScale(nn.Module):
+    """Regression only: the network predicts on a standard scale, the model answers in the target's own unit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.zeros(1))
+        self.register_buffer("std", torch.ones(1))
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return z * self.std + self.mean

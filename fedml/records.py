@@ -1,0 +1,108 @@
+"""Every record that may cross the wire, and how arrays are packed: NumPy's ``.npy`` bytes, never a pickle.
+
+To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel, image shape, preprocessing
+constants) and ``config`` (study, phase, round). From a site come, by phase:
+
+    describe    site (name), described (panel keys, image shape, persons by part and class)
+    statistics  sums (three a quantity, over training persons)
+    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps), counts (of the model as it arrived)
+    evaluate    counts (of the model as it arrived)
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, RecordDict
+
+# torch warns that memory of a message cannot be written to; nothing writes to it.
+warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
+
+ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
+SITE, DESCRIBED, SUMS = "site", "described", "sums"
+PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
+NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
+_STYPE = "numpy.ndarray"
+_KINDS = "iufb"  # integers, floats, booleans: no objects, no text
+
+
+class Phase(StrEnum):
+    """What a message asks of a site."""
+
+    DESCRIBE = "describe"
+    STATISTICS = "statistics"
+    ROUND = "round"
+    EVALUATE = "evaluate"
+
+
+@lru_cache(maxsize=4096)
+def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return out.getvalue()
+
+
+@lru_cache(maxsize=4096)
+def _read_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """Type and shape of a ``.npy`` header of version 1; ``ValueError`` for anything a record does not hold."""
+    file = io.BytesIO(header)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("array header is not version 1.0")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.kind not in _KINDS or fortran:
+        raise ValueError(f"array of type {dtype} is not a plain number array")
+    return dtype, shape
+
+
+def pack_array(values: npt.NDArray[Any]) -> Array:
+    """One array as Flower's ``Array``, with one copy of its memory."""
+    values = np.asarray(values, order="C")
+    data = b"".join((_header(values.dtype.str, values.shape), values.data.cast("B") if values.size else b""))
+    return Array(str(values.dtype), values.shape, _STYPE, data)
+
+
+def unpack_array(array: Array) -> npt.NDArray[Any]:
+    """A read-only view of the array's bytes.
+
+    Raises:
+        ValueError: the bytes are not a plain number array of exactly the length that their header says.
+    """
+    data = array.data
+    if array.stype != _STYPE or len(data) < 12:
+        raise ValueError("array is not in NumPy's format")
+    start = 10 + int.from_bytes(data[8:10], "little")
+    dtype, shape = _read_header(bytes(data[:start]))
+    count = int(np.prod(shape, dtype=np.int64))
+    if len(data) - start != count * dtype.itemsize:
+        raise ValueError(f"array holds {len(data) - start} bytes, its header says {count * dtype.itemsize}")
+    return np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
+
+
+def pack(values: Mapping[str, Any]) -> ArrayRecord:
+    """Arrays or CPU tensors by name as a record."""
+    plain = {k: v.detach().numpy() if hasattr(v, "detach") else np.asarray(v) for k, v in values.items()}
+    return ArrayRecord({k: pack_array(v) for k, v in plain.items()})
+
+
+def unpack(record: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
+    """The inverse of ``pack``: read-only views by name. Raises ``ValueError`` as ``unpack_array`` does."""
+    return {k: unpack_array(v) for k, v in record.items()}
+
+
+def unpack_tensors(record: Mapping[str, Array]) -> dict[str, Any]:
+    """The record as torch tensors that share the message's memory: read them, do not write."""
+    import torch
+
+    return {k: torch.from_numpy(v) for k, v in unpack(record).items()}
+
+
+def size_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays in a message: what counts of its size on the wire."""
+    return sum(len(a.data) for record in content.array_records.values() for a in record.values())

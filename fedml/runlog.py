@@ -1,0 +1,85 @@
+"""A run's own folder: everything that happened, as it happened, before and whatever else is told about it.
+
+    RUN/study.json          canonical JSON
+    RUN/events.jsonl        one JSON object a line: start, agreed, round, end
+    RUN/model.safetensors   learned arrays and preprocessing constants
+    RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
+    RUN/layout.json         image shape and number of variants
+
+Whoever shows progress, tracks in MLflow or writes a report reads this folder, so a run does not depend on any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: an undefined metric is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value
+
+
+def emit(run: Path, kind: str, **fields: Any) -> None:
+    """Appends one event to the run's log, with the time (Unix seconds)."""
+    line = json.dumps({"event": kind, "time": time.time(), **_plain(fields)}, allow_nan=False) + "\n"
+    with (run / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Complete events from byte ``start`` on, and where the next one will begin."""
+    try:
+        with (run / EVENTS).open("rb") as file:
+            file.seek(start)
+            text = file.read()
+    except FileNotFoundError:
+        return [], start
+    whole = text[: text.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_model(
+    run: Path, learned: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor], image_shape: tuple[int, ...], panel: bytes
+) -> None:
+    """Saves what is needed to build and load the model again. ``panel`` is ``fedml.cohort.variants.to_text``."""
+    from safetensors.torch import save
+
+    variants = panel.count(b"\n")
+    write_whole(run / PANEL, panel)
+    write_whole(run / LAYOUT, json.dumps({"image_shape": list(image_shape), "variants": variants}).encode())
+    write_whole(run / MODEL, save({k: v.detach().contiguous() for k, v in {**learned, **constants}.items()}))
+
+
+def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], bytes]:
+    """(arrays, image shape, panel) of a saved run."""
+    from safetensors.torch import load_file
+
+    layout = json.loads((run / LAYOUT).read_text())
+    return load_file(run / MODEL), tuple(layout["image_shape"]), (run / PANEL).read_bytes()

@@ -1,0 +1,359 @@
+"""The study: one declarative plan, read from TOML, validated, frozen, hashed. Everything a site is asked to do follows from it.
+
+    study = read_study(Path("heart.toml"), overrides={"strategy.name": "fedprox"}, seed=3)
+    study.sha256                      # its identity, everywhere
+
+A key that is not known, a value of the wrong type or a combination that cannot work raises ``InputError`` with the file, the key,
+what was expected and the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedml.errors import InputError, nearest
+
+InputName = Literal["image", "variants", "clinical"]
+PartName = Literal["train", "val", "test"]
+Kind = TypeVar("Kind", bound=BaseModel)
+PARTS: tuple[PartName, ...] = ("train", "val", "test")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Code = int | float | str
+# One type an option, so that a canonical JSON has one spelling for each plan.
+Option = bool | int | float | str
+
+
+class _Section(BaseModel):
+    """Base of every section: frozen, strict, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class About(_Section):
+    """``[study]``: what is asked, why it may be asked, and the seed of all that is random in the answer."""
+
+    name: Name
+    question: str = ""
+    purpose: str = Field(default="", description="Data Use Ontology term, such as DUO:0000042")
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+
+
+class Split(_Section):
+    """Fractions of persons in each part. A person's part is a keyed hash of the id: see ``fedml.cohort.table``."""
+
+    train: Fraction = 0.7
+    val: Fraction = 0.1
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train + val + test must be 1, here {self.train + self.val + self.test:g}")
+        return self
+
+
+class ClinicalColumns(_Section):
+    """``[cohort.clinical]``: the columns every site must have, in order; which are categorical; which values stand for missing."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    categories: dict[str, tuple[Code, ...]] = {}
+    missing: dict[str, tuple[Code, ...]] = {}
+    indicate: bool = True
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("a column is listed twice in columns")
+        for key, table in (("categories", self.categories), ("missing", self.missing)):
+            for column in table:
+                if column not in self.columns:
+                    raise ValueError(f'{key} names "{column}", which is not in columns{nearest(column, self.columns)}')
+        return self
+
+
+class ImageShape(_Section):
+    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree."""
+
+    channels: Annotated[int, Field(ge=1, le=64)] = 1
+    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
+
+
+class VariantMatch(_Section):
+    """``[cohort.variants]``: how a variant at one site is recognised at another."""
+
+    match: Literal["position", "rsid"] = "position"
+
+
+class Cohort(_Section):
+    """``[cohort]``: who is in the study and what is read of each person."""
+
+    inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
+    target: str
+    classes: Annotated[tuple[Code, ...], Field(min_length=2)] = (0, 1)
+    split: Split = Split()
+    split_key: str = Field(default="", description="key of the hash that splits persons; empty: the study's seed")
+    clinical: ClinicalColumns | None = None
+    image: ImageShape | None = None
+    variants: VariantMatch = VariantMatch()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ValueError("an input is listed twice in inputs")
+        if len({str(c) for c in self.classes}) < len(self.classes):
+            raise ValueError("a class is listed twice in classes")
+        if "clinical" in self.inputs and self.clinical is None:
+            raise ValueError('inputs lists "clinical", so a section [cohort.clinical] with columns = [...] is needed')
+        if "clinical" not in self.inputs and self.clinical is not None:
+            raise ValueError('[cohort.clinical] is given but inputs does not list "clinical"')
+        if "image" not in self.inputs and self.image is not None:
+            raise ValueError('[cohort.image] is given but inputs does not list "image"')
+        if self.clinical is not None and self.target in self.clinical.columns:
+            raise ValueError(f'the target "{self.target}" is also among the clinical columns: the model would be told the answer')
+        return self
+
+
+class ImageNetwork(_Section):
+    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``)."""
+
+    net: str = "cnn"
+    norm: Literal["batch", "group", "instance"] = "group"
+    channels: Annotated[tuple[int, ...], Field(min_length=1)] = (16, 32, 64)
+
+
+class TableNetwork(_Section):
+    """``[model] variants`` or ``clinical``: ``linear``, or ``mlp`` with its hidden widths."""
+
+    net: Literal["linear", "mlp"] = "linear"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        if (self.net == "mlp") != bool(self.hidden):
+            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+        return self
+
+
+class Model(_Section):
+    """``[model]``: the task, one encoder an input, and how their outputs are fused."""
+
+    task: Literal["classification", "regression"] = "classification"
+    image: ImageNetwork = ImageNetwork()
+    variants: TableNetwork = TableNetwork()
+    clinical: TableNetwork = TableNetwork()
+    width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="chance that training hides an input of a person, when there are several"
+    )
+
+
+class Training(_Section):
+    """``[training]``: one site's work in one round."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(ge=0, description="persons; 0 is all of them in one batch")] = 32
+    local_epochs: Annotated[int, Field(ge=0)] = 1
+    evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
+    threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+
+    @model_validator(mode="after")
+    def _momentum(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError('momentum goes with optimizer = "sgd"')
+        return self
+
+
+class Federation(_Section):
+    """``[federation]``: the roster, in the order in which replies are added, and what a round waits for."""
+
+    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 10
+    quorum: Annotated[int, Field(ge=0, description="sites that must answer; 0 is all of them")] = 0
+    timeout: Annotated[int, Field(ge=1, description="seconds a round waits")] = 600
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("a site is listed twice in sites")
+        if self.quorum > len(self.sites):
+            raise ValueError(f"quorum is {self.quorum} but sites lists only {len(self.sites)}")
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Sites that must answer each round."""
+        return self.quorum or len(self.sites)
+
+
+class Strategy(BaseModel):
+    """``[strategy]``: a name of ours or a Flower strategy's import path (``module:Class``); its options stand beside the name."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
+
+    name: str = "fedavg"
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """What stands beside the name; checked against the strategy's own parameters by ``strategies.registry``."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Privacy(_Section):
+    """``[privacy]``: the unit of differential privacy. This version knows ``none`` only and refuses what it cannot keep."""
+
+    unit: Literal["none"] = "none"
+
+
+class Study(_Section):
+    """A whole study, frozen. Build it with ``read_study`` or ``parse_study``."""
+
+    study: About
+    cohort: Cohort
+    model: Model = Model()
+    training: Training = Training()
+    federation: Federation
+    strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
+
+    @cached_property
+    def canonical(self) -> str:
+        """Canonical JSON: every key with its value (defaults too), keys sorted, no spaces, ASCII."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal: the study's identity."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def split_key(self) -> str:
+        """Key of the hash that puts a person into a part."""
+        return self.cohort.split_key or f"seed-{self.study.seed}"
+
+    def __hash__(self) -> int:
+        return hash(self.canonical)
+
+
+def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Study:
+    """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or is no valid study.
+    """
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the path of a study file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; save the study as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: is not TOML: {error}.") from error
+    changes = dict(overrides or {})
+    if seed is not None:
+        changes["study.seed"] = seed
+    for key, value in changes.items():
+        _put(plan, key, value)
+    return validate(Study, plan, str(path))
+
+
+def parse_study(text: str) -> Study:
+    """A study from canonical JSON, as a site receives it.
+
+    Raises:
+        InputError: the text is no valid study.
+    """
+    try:
+        plan = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"study: is not JSON: {error}.") from error
+    return validate(Study, plan, "study")
+
+
+def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
+    """``plan`` as a ``kind``; anything wrong becomes one sentence that names ``file`` and the key.
+
+    Raises:
+        InputError: as above; only the first mistake is told, with a count of the others.
+    """
+    try:
+        # By way of JSON: there an array may become a tuple and 1 a float, also where types are strict.
+        return kind.model_validate_json(json.dumps(plan, default=str))
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        more = f" ({len(problems) - 1} more after this one.)" if len(problems) > 1 else ""
+        raise InputError(f"{file}: {_sentence(kind, problems[0])}{more}") from None
+
+
+def _put(plan: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    at: Any = plan
+    for section in sections:
+        at = at.setdefault(section, {})
+        if not isinstance(at, dict):
+            raise InputError(f"--set {key}: {section} is not a section; write section.key=value, such as strategy.name=fedprox.")
+    at[last] = value
+
+
+def _sentence(kind: type[BaseModel], problem: Any) -> str:
+    """One sentence for one of pydantic's errors: the key as it stands in TOML, what was expected, the nearest spelling."""
+    where = [p for p in problem["loc"] if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
+    items = [p for p in where if isinstance(p, int)]
+    *sections, last = [p for p in where if isinstance(p, str)] or [""]
+    key = f"[{'.'.join(sections)}] {last}" if sections else f"[{last}]" if last else "the file"
+    key += f", item {items[0] + 1}," if items else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _keys_at(kind, sections)
+            hint = nearest(str(last), known) or f" (known: {', '.join(known)})"
+            return f"{key} is not a known key{hint}."
+        case "missing":
+            return f"{key} is missing; add it."
+        case "value_error":
+            return f"{key}: {problem['ctx']['error']}."
+        case "literal_error":
+            allowed = problem["ctx"]["expected"]
+            return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."
+        case _:
+            expected = problem["msg"].rstrip(".")
+            if expected.startswith("Input should be "):
+                expected = "should be " + expected.removeprefix("Input should be ")
+            else:
+                expected = "is not valid: " + expected[0].lower() + expected[1:]
+            return f"{key} {expected}, not {problem['input']!r}."
+
+
+_UNION_TAGS = {"int", "float", "str", "bool"}
+
+
+def _quoted(text: str) -> list[str]:
+    return text.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """The keys that are valid below ``sections`` of model ``kind``."""
+    for section in sections:
+        field = kind.model_fields.get(section)
+        if field is None:
+            return []
+        choices = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        kind = models[0]
+    return list(kind.model_fields)

@@ -1,0 +1,115 @@
+"""Messages to the roster and their answers, one at a time and in the roster's order.
+
+Only the next site's reply is asked for; the others wait where they are (at the SuperLink, in Flower's simulation; the local engine has
+not even computed them). So memory is flat in the number of sites, and sums are added in the same order on every engine.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedml.errors import Reason, RunError
+from fedml.records import CONFIG, Phase, size_bytes
+from fedml.study import Study
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a reply
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One site's reply, or why there is none. ``message`` carries content only if ``reason`` is None."""
+
+    site: str
+    message: Message
+    reason: str | None = None
+    bytes_out: int = 0
+    bytes_in: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Participation:
+    """Who took part in one exchange: filled while its answers are read."""
+
+    answered: dict[str, Answer] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def add(self, answer: Answer) -> None:
+        if answer.reason is None:
+            self.answered[answer.site] = answer
+        else:
+            self.refused[answer.site] = answer.reason
+
+    def check_quorum(self, study: Study, doing: str) -> None:
+        """Raises ``RunError`` naming each missing or refusing site, if fewer than the quorum answered."""
+        if len(self.answered) < study.federation.needed:
+            why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "nobody else is in the roster"
+            raise RunError(
+                f"{doing}: {len(self.answered)} of {len(study.federation.sites)} sites answered, the quorum is "
+                f"{study.federation.needed}; missing: {why}. The site's own log tells the reason behind its code."
+            )
+
+
+def wait_for_nodes(grid: Grid, study: Study) -> list[int]:
+    """The grid's nodes once as many are there as the roster lists, or when the timeout is over."""
+    deadline, wait = time.monotonic() + study.federation.timeout, _FIRST_WAIT
+    while len(nodes := list(grid.get_node_ids())) < len(study.federation.sites) and time.monotonic() < deadline:
+        time.sleep(wait)
+        wait = min(2 * wait, 1.0)
+    return nodes
+
+
+def request(study: Study, phase: Phase, round_number: int) -> ConfigRecord:
+    """What every message says: the study whole, so that a site can hold it against what it approved, the phase and the round."""
+    return ConfigRecord({"study": study.canonical, "phase": str(phase), "round": round_number})
+
+
+def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
+    """A message to ``node`` that is worth nothing after the study's timeout."""
+    return Message(content, node, kind, ttl=float(timeout))
+
+
+def answers(grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float) -> Iterator[Answer]:
+    """Sends ``messages``, then yields one ``Answer`` each in their order; after ``timeout`` seconds the rest are ``no-answer``."""
+    start = time.monotonic()
+    sent = []
+    for message in messages:
+        ids = list(grid.push_messages([message]))
+        sent.append((message.metadata.dst_node_id, size_bytes(message.content), ids[0] if ids else None))
+    for node, size, message_id in sent:
+        site = names.get(node, str(node))
+        reply = None if message_id is None else _pull(grid, message_id, start + timeout)
+        seconds = time.monotonic() - start
+        if reply is None:
+            yield Answer(site, Message(RecordDict(), node, "train"), Reason.NO_ANSWER, size, 0, seconds)
+        elif reply.has_error():
+            yield Answer(site, reply, _known_reason(reply.error.reason), size, 0, seconds)
+        else:
+            yield Answer(site, reply, None, size, size_bytes(reply.content), seconds)
+
+
+def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
+    wait = _FIRST_WAIT
+    while True:
+        for reply in grid.pull_messages([message_id]):
+            return reply
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(wait)
+        wait = min(1.5 * wait, _LONGEST_WAIT)
+
+
+def _known_reason(text: str | None) -> str:
+    """Only our own codes are repeated: a site that runs something else may send any text."""
+    return text if text in set(Reason) else Reason.INTERNAL
+
+
+def config_with(message: Message, record: ConfigRecord) -> None:
+    """Adds ``record``'s keys to the message's config, keeping what the strategy put there."""
+    config = message.content.config_records.get(CONFIG)
+    message.content[CONFIG] = ConfigRecord({**(config or {}), **record})

@@ -1,0 +1,151 @@
+"""The round loop: send, let sites evaluate and train, fold what comes back, step, log. A run is this one screen."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedml.errors import RunError
+from fedml.learning.task import Counts, add_counts, make_task
+from fedml.models.fusion import build_model, digest, learned
+from fedml.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
+from fedml.runlog import emit, save_model
+from fedml.study import Study
+from strategies.agreement import Agreement, agree
+from strategies.averaging import Averaging, StepState
+from strategies.exchange import Answer, Participation, answers, ask, config_with, request
+from strategies.registry import make_strategy
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that the next round depends on, besides the study and the agreement."""
+
+    round: int
+    arrays: dict[str, torch.Tensor]
+    strategy: StepState
+
+
+def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None = None, arrays: ArrayRecord | None = None) -> RunState:
+    """Runs the whole study over ``grid`` and writes the record into ``run`` (``fedml.runlog``).
+
+    Args:
+        agreement, arrays: given, no statistics are taken and training goes on from these.
+
+    Raises:
+        RunError: the quorum was missed, or nothing usable came back.
+        InputError: the study names a strategy or network that does not exist.
+    """
+    strategy = make_strategy(study)
+    agreement = agreement or agree(study, grid)
+    model = build_model(study, agreement.layout)
+    start = learned(model) if arrays is None else unpack_tensors(arrays)
+    emit(run, "agreed", persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
+         image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
+    state = RunState(0, start, {})
+    for number in range(1, study.federation.rounds + 1):
+        state = one_round(study, grid, run, strategy, agreement, state, number)
+    final = evaluate(study, grid, agreement, state)
+    save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
+    emit(run, "final", round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), **final)
+    return state
+
+
+def one_round(
+    study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int
+) -> RunState:
+    """One message a site: evaluate the model that arrives, then train it. Replies are folded as the strategy reads them."""
+    began, who, counts = time.monotonic(), Participation(), dict[str, Counts]()
+    config = request(study, Phase.ROUND, number)
+    messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
+    replies = _train_replies(answers(grid, messages, agreement.nodes, study.federation.timeout), who, counts)
+    following, _ = strategy.aggregate_train(number, replies)
+    who.check_quorum(study, f"round {number}")
+    if following is None:
+        raise RunError(f"round {number}: no site trained on anybody; look at the training persons of each site.")
+    state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
+    emit(run, "round", round=number, seconds=time.monotonic() - began, metrics=_metrics(study, counts),
+         sites={site: _site_row(a) for site, a in who.answered.items()}, refused=who.refused)  # fmt: skip
+    return state
+
+
+def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> dict[str, Any]:
+    """The last message evaluates only: validation and test persons, merged exactly."""
+    began, who, counts = time.monotonic(), Participation(), dict[str, Counts]()
+    content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
+    messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
+    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout):
+        who.add(_read_counts(answer, counts))
+    who.check_quorum(study, "the last evaluation")
+    rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in} for s, a in who.answered.items()}
+    return {"metrics": _metrics(study, counts), "sites": rows, "refused": who.refused, "seconds": time.monotonic() - began}
+
+
+def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -> Iterator[Message]:
+    """The strategy's messages to nodes of the roster, in its order, with what every site needs to know."""
+    by_node = {m.metadata.dst_node_id: m for m in messages}
+    extra = agreement.record()[AGREEMENT]
+    for node in agreement.nodes:
+        if node in by_node:
+            message = by_node[node]
+            message.content[AGREEMENT] = extra
+            config_with(message, config)
+            yield message
+
+
+def _train_replies(replies: Iterable[Answer], who: Participation, counts: dict[str, Counts]) -> Iterator[Message]:
+    """Passes on what a strategy adds up (arrays and metrics, as Flower's own expect), and keeps the counts."""
+    for answer in replies:
+        read = _read_counts(answer, counts)
+        if read.reason is None:
+            content = read.message.content
+            metrics = content.metric_records[METRICS]
+            yield _with_content(read.message, RecordDict({ARRAYS: content.array_records[ARRAYS], METRICS: metrics}))
+            # The strategy has read it: keep the numbers and let the arrays go, so that memory stays flat.
+            read = replace(read, message=_with_content(read.message, RecordDict({METRICS: metrics})))
+        who.add(read)
+
+
+def _with_content(message: Message, content: RecordDict) -> Message:
+    """A copy of ``message`` with other content; its metadata still say which site it is from."""
+    light = copy(message)
+    light.content = content
+    return light
+
+
+def _read_counts(answer: Answer, counts: dict[str, Counts]) -> Answer:
+    if answer.reason is None and COUNTS in answer.message.content.array_records:
+        counts[answer.site] = unpack(answer.message.content.array_records[COUNTS])
+    return answer
+
+
+def _site_row(answer: Answer) -> dict[str, Any]:
+    metrics = answer.message.content.metric_records[METRICS]
+    seen = float(metrics["seen"])  # type: ignore[arg-type]
+    loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
+    return {"train_loss": loss, "seconds": answer.seconds, "bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in}
+
+
+def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """part -> {"all": metrics of the merged counts, "sites": {site: its own}, "worst": the worst site by the watched metric}."""
+    task = make_task(study)
+    out: dict[str, Any] = {}
+    for part in ("train", "val", "test"):
+        own = {site: {k[len(part) + 1 :]: v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
+        own = {site: c for site, c in own.items() if c}
+        if not own:
+            continue
+        sites = {site: task.metrics(c) for site, c in own.items()}
+        valid = {s: m[task.watched] for s, m in sites.items() if math.isfinite(m.get(task.watched, math.nan))}
+        worst = (min if task.higher else max)(valid, key=valid.__getitem__) if valid else None
+        out[part] = {"all": task.metrics(add_counts(own.values())), "sites": sites, "worst": worst}
+    return out
