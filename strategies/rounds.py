@@ -132,7 +132,7 @@ def _site_row(answer: Answer) -> dict[str, Any]:
     metrics = answer.message.content.metric_records[METRICS]
     seen = float(metrics["seen"])  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
-    return {"train_loss": loss, "seconds": answer.seconds, "bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in}
+    return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, "bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in}
 
 
 def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from fedml.study import Study
 BINS = 4096
 LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
 
-Counts = dict[str, npt.NDArray[np.float64]]
+Counts = dict[str, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,12 @@ class Task:
     name: str
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     counts: Callable[[torch.Tensor, torch.Tensor], Counts]
-    metrics: Callable[[Mapping[str, npt.NDArray[np.float64]]], dict[str, float]]
+    metrics: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, float]]
     watched: str
     higher: bool
 
 
-def add_counts(many: Iterable[Mapping[str, npt.NDArray[np.float64]]]) -> Counts:
+def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
     """Sums by name, in the order given."""
     total: Counts = {}
     for counts in many:
@@ -73,7 +74,7 @@ def _class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
     confusion = np.bincount(y * classes + z.argmax(1), minlength=classes * classes).reshape(classes, classes)
     own = np.eye(classes)[y]
     ranked = range(1, 2) if classes == 2 else range(classes)
-    histogram = np.zeros((len(ranked), 2, BINS))
+    histogram = np.zeros((len(ranked), 2, BINS), dtype=np.int32)
     for at, c in enumerate(ranked):
         others = np.delete(z, c, axis=1)
         logit = z[:, c] - np.logaddexp.reduce(others, axis=1)
@@ -82,22 +83,22 @@ def _class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
             histogram[at, side] = np.bincount(place[(y == c) == bool(side)], minlength=BINS)
     return {
         "persons": np.array([float(persons)]),
-        "confusion": confusion.astype(np.float64),
+        "confusion": confusion.astype(np.int64),
         "histogram": histogram,
         "brier_sum": np.array([((p - own) ** 2).sum()]),
         "log_loss_sum": np.array([-logp[np.arange(persons), y].sum()]),
     }
 
 
-def histogram_auroc(histogram: npt.NDArray[np.float64]) -> float:
+def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
     """AUROC of one (2, bins) histogram, row 0 the negatives; NaN where a side is empty."""
-    negative, positive = histogram
+    negative, positive = histogram.astype(np.float64)
     below = np.cumsum(negative) - negative
     pairs = negative.sum() * positive.sum()
     return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
 
 
-def _class_metrics(counts: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
+def _class_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     n = float(counts["persons"][0])
     confusion = counts["confusion"]
     if not n:
@@ -128,7 +129,7 @@ def _regression_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
     return {k: np.array([float(v)]) for k, v in sums.items()}
 
 
-def _regression_metrics(counts: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
+def _regression_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     s = {k: float(v[0]) for k, v in counts.items()}
     n = s["persons"]
     if not n:

@@ -1,0 +1,220 @@
+"""The ``fedml`` command, for the researcher and the reviewer. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedml.cli import guarded, is_debug, parse_overrides
+from fedml.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedml.study import Study
+
+app = typer.Typer(
+    name="fedml",
+    help="Federated learning on imaging and genomic cohorts that stay at their hospitals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Example: fedml synth out/sites && fedml run experiments/demo.toml --sites out/sites",
+)
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
+Sites = Annotated[Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed in place of the study's.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder where runs are kept.")]
+
+
+def _console(as_json: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if as_json else sys.stdout
+    # Where there is no terminal a table may be as wide as it needs.
+    return Console(stderr=as_json, highlight=False, width=None if stream.isatty() else 140)
+
+
+def _study(path: Path, changes: list[str] | None, seed: int | None) -> Study:
+    from fedml.study import read_study
+
+    return read_study(path, overrides=parse_overrides(changes or []), seed=seed)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
+    sites: Annotated[int, typer.Option(help="Hospitals.")] = 3,
+    persons: Annotated[int, typer.Option(help="Persons at each.")] = 120,
+    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
+) -> None:
+    """Make synthetic hospitals: genotypes, images, clinical columns, and what was planted in them (truth.json).
+
+    Example: fedml synth out/sites --sites 3 --persons 120 --seed 1
+    """
+    from fedml.cohort.synthetic import write_synthetic
+
+    truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, progress=lambda line: print(line, flush=True))
+    print(f"{out}: {sites} sites of {persons} persons; with the planted risk itself, AUROC would be {truth['oracle']['auroc']:.3f}")
+
+
+@app.command()
+def prepare(
+    name: Annotated[str, typer.Argument(help="heart, pneumonia or ancestry.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.", show_default=False)],
+    data: Annotated[Path | None, typer.Option("--data", help="Files that are already here; without it they are downloaded.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes how persons are dealt to made-up hospitals.")] = 1,
+) -> None:
+    """Turn public data into site folders: download (checksum verified), print the licence, write.
+
+    Example: fedml prepare heart --out out/heart
+    """
+    from experiments.prepare import prepare as make
+
+    for site in make(name, out, data=data, seed=seed):
+        print(site)
+
+
+@app.command()
+def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -> None:
+    """Print the plan as a person would want to read it before agreeing to it.
+
+    Example: fedml check experiments/heart.toml
+    """
+    from experiments.plan import describe
+
+    print(describe(_study(study_file, changes, seed)))
+
+
+@app.command()
+def run(
+    study_file: StudyFile,
+    sites: Sites,
+    engine: Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray.")] = "local",
+    seed: Seed = None,
+    changes: Overrides = None,
+    runs: Runs = Path("fedml-runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
+    track: Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")] = True,
+) -> None:
+    """Run a study over the sites in a folder and record it.
+
+    Example: fedml run experiments/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
+    """
+    from fedml.errors import nearest
+
+    if engine not in ("local", "simulation"):
+        raise InputError(f'--engine "{engine}" is not known{nearest(engine, ("local", "simulation"))}; it is local or simulation.')
+    from experiments.show import Progress, final_table, summary
+
+    console = _console(as_json)
+    study = _study(study_file, changes, seed)
+    folder, found = _find(sites, study, console.print)
+    from experiments.run import new_run, preflight
+    from experiments.run import run as start
+
+    preflight(study, found, console.print)
+    tracker, tags = _tracker(study_file, engine) if track else (None, {})
+    folder_of_run = new_run(study, runs, study_file, engine=engine, **tags)
+    progress = Progress(study, console)
+    listeners: list[Callable[..., Any]] = [progress]
+    tracked = tracker(folder_of_run, study, {f"fedml.{k}": v for k, v in {**tags, "engine": engine}.items()}) if tracker else None
+    if tracked is not None:
+        listeners.append(tracked)
+    outcome = start(study, found, engine=engine, run=folder_of_run, sites_folder=folder, listeners=listeners, debug=is_debug())  # type: ignore[arg-type]
+    progress.close()
+    if outcome.final:
+        console.print(final_table(study, outcome.final))
+    mlflow_run = _close(tracked, folder_of_run, console) if tracked is not None else None
+    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {folder_of_run}[/dim]")
+    if as_json:
+        print(json.dumps(summary(study, outcome, mlflow_run)), flush=True)
+    if outcome.status != "finished":
+        raise RunError(outcome.reason)
+
+
+def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    from clients.site import find_sites
+
+    found, others = find_sites(folder, study.federation.sites)
+    if others:
+        say(f"not in the roster, left out: {', '.join(others)}")
+    return folder, found
+
+
+def _tracker(study_file: Path, engine: str) -> tuple[Any, dict[str, str]]:
+    from fedml.tracking import Tracker, git_commit
+
+    return Tracker, {"git_commit": git_commit(study_file.resolve().parent)}
+
+
+def _close(tracker: Any, run_folder: Path, console: Console) -> str | None:
+    """Finishes the MLflow record. MLflow being down never fails a run: its folder holds everything."""
+    try:
+        return str(tracker.close())
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        console.print(f"MLflow did not take the record ({first}); later: fedml track {run_folder}")
+        return None
+
+
+@app.command()
+def track(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+) -> None:
+    """Record a finished run in MLflow afterwards, from its folder.
+
+    Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
+    """
+    from fedml.runlog import STUDY
+    from fedml.study import parse_study
+    from fedml.tracking import deliver
+
+    if not (run_folder / STUDY).exists():
+        raise InputError(f"{run_folder}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
+    print(deliver(run_folder, parse_study((run_folder / STUDY).read_text()), {}))
+
+
+@app.command()
+def compare(
+    study_file: StudyFile,
+    sites: Sites,
+    baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local",
+    seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; empty: the study's.")] = "",
+    changes: Overrides = None,
+    truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with what was planted.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
+) -> None:
+    """Federated against pooled data and against each site alone, on the same test persons.
+
+    Example: fedml compare experiments/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
+    """
+    from experiments.compare import compare as make
+    from experiments.compare import parse_baselines, parse_seeds, table
+
+    console = _console(as_json)
+    kinds = parse_baselines(baselines)
+    study = _study(study_file, changes, None)
+    studies = [_study(study_file, changes, s) for s in parse_seeds(seeds, study.study.seed)]
+    _, found = _find(sites, study, console.print)
+    rows = make(studies, found, kinds, truth, console)
+    console.print(table(study, rows))
+    if as_json:
+        print(json.dumps({"study": study.study.name, "rows": rows}), flush=True)
+
+
+def main() -> None:
+    """Entry point of ``fedml``."""
+    guarded(app)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""One run of a study: check the input, make the run's folder, start an engine, follow its events.
+
+    outcome = run(study, sites, engine="local", runs=Path("fedml-runs"), listeners=[...])
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from clients.site import Site, load_cohort
+from fedml.cohort.persons import Cohort
+from fedml.errors import InputError, RunError
+from fedml.runlog import STUDY, emit, read_events, write_whole
+from fedml.study import Study
+
+Engine = Literal["local", "simulation"]
+Listener = Callable[[Sequence[dict[str, Any]]], None]
+_TICK = 0.2  # seconds between two looks at a run's events
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended, and its folder. ``final`` is the event with the last metrics (empty if the run failed)."""
+
+    run: Path
+    status: str
+    reason: str
+    final: dict[str, Any]
+    events: list[dict[str, Any]]
+    seconds: float
+
+
+def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None) -> dict[str, Cohort]:
+    """Reads every site's data as the study will, before anything is started or written.
+
+    Raises:
+        InputError: the first thing that cannot be used, or nobody to test on.
+    """
+    from fedml.models.image import NETWORKS, build_image_network
+    from strategies.registry import make_strategy
+
+    make_strategy(study)
+    if "image" in study.cohort.inputs and study.model.image.net not in NETWORKS:
+        build_image_network(study.model.image, (1, 8, 8), 1)
+    cohorts = {}
+    for name, site in sites.items():
+        cohort = cohorts[name] = load_cohort((str(site.file),), study)
+        left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
+        say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
+    if not any(c.count("test") for c in cohorts.values()):
+        raise InputError(
+            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or mend the sites\' split files.'
+        )
+    return cohorts
+
+
+def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> Path:
+    """A fresh run folder that holds the study."""
+    name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    run = runs / name
+    run.mkdir(parents=True)
+    write_whole(run / STUDY, study.canonical.encode())
+    if study_file is not None:
+        shutil.copyfile(study_file, run / "study.toml")
+    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, **start)
+    return run
+
+
+def follow(run: Path, listeners: Sequence[Listener], stop: threading.Event) -> None:
+    """Hands new events to every listener until ``stop`` is set and nothing is left. A listener that fails is told and dropped."""
+    at, alive = 0, list(listeners)
+    while True:
+        ending = stop.is_set()
+        events, at = read_events(run, at)
+        for listener in list(alive):
+            try:
+                listener(events)
+            except Exception as error:  # a record that cannot be shown or tracked must not stop the run
+                alive.remove(listener)
+                logging.getLogger("fedml").warning("%s stopped: %s", getattr(listener, "__name__", type(listener).__name__), error)
+        if ending and not events:
+            return
+        stop.wait(_TICK)
+
+
+def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path) -> None:
+    """The local engine over nodes with the given configurations (``manifest``, and ``name`` for a pooled one)."""
+    from flwr.app import Context, RecordDict
+
+    from clients.client import app as client_app
+    from fedml.flower.grid import InProcessGrid
+    from strategies.server import app as server_app
+
+    config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(run.resolve())}
+    grid = InProcessGrid(client_app, [dict(n) for n in nodes], config)
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
+    server_app(grid, context)
+
+
+def run(
+    study: Study, sites: Mapping[str, Site], *, engine: Engine, run: Path, sites_folder: Path, listeners: Sequence[Listener] = (),
+    debug: bool = False,
+) -> Outcome:  # fmt: skip
+    """Runs ``study`` and returns how it ended; a failed run is an ``Outcome`` too, never an exception."""
+    began, stop = time.monotonic(), threading.Event()
+    follower = threading.Thread(target=follow, args=(run, listeners, stop), name="fedml-follow")
+    follower.start()
+    try:
+        if engine == "local":
+            run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run)
+        else:
+            _simulate(study, sites_folder, run, debug)
+    except KeyboardInterrupt:
+        emit(run, "end", status="stopped", reason="stopped from the keyboard")
+    except Exception as error:
+        with suppress(OSError):
+            if not _ended(run):
+                emit(run, "end", status="failed", reason=str(error) or type(error).__name__)
+        if debug:
+            logging.getLogger("fedml").exception("the run failed")
+    finally:
+        stop.set()
+        follower.join()
+    return outcome(run, time.monotonic() - began)
+
+
+def outcome(run: Path, seconds: float) -> Outcome:
+    """Reads how a run ended from its folder."""
+    events, _ = read_events(run)
+    end = next((e for e in reversed(events) if e["event"] == "end"), {"status": "failed", "reason": "it left no last event"})
+    final = next((e for e in events if e["event"] == "final"), {})
+    return Outcome(run, str(end["status"]), str(end["reason"]), final, events, seconds)
+
+
+def _ended(run: Path) -> bool:
+    return any(e["event"] == "end" for e in read_events(run)[0])
+
+
+def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool) -> None:
+    from fedml.flower.simulation import run_simulation
+
+    cpus = os.cpu_count() or 1
+    if study.training.threads > cpus:
+        raise RunError(f"[training] threads is {study.training.threads}, this machine has {cpus} CPUs; lower it.")
+    run_simulation(
+        {"server": "strategies.server:app", "client": "clients.client:app"},
+        {"study": study.canonical, "run": str(run.resolve()), "sites": str(sites_folder.resolve())},
+        len(study.federation.sites),
+        cpus_per_node=study.training.threads,
+        finished=lambda: _ended(run),
+        debug=debug,
+    )

@@ -1,0 +1,106 @@
+"""What a person sees of a run: progress while it goes on, a table at its end, one JSON object for a machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedml.learning.task import make_task
+from fedml.study import Study
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from experiments.run import Outcome
+
+
+class Progress:
+    """A bar over the rounds with the watched metric, sites and time left; plain lines, a few, where there is no terminal."""
+
+    def __init__(self, study: Study, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.study, self.console = study, console
+        self.watched = make_task(study).watched
+        columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.row = self.bar.add_task("starting", total=study.federation.rounds)
+        self.bar.start()
+        self.every = max(1, study.federation.rounds // 10)
+
+    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+        """Shows the newest of ``events``."""
+        for event in events:
+            if event["event"] == "agreed":
+                shared = f", {event['variants']} shared variants" if event["variants"] else ""
+                self.console.print(f"{len(event['persons'])} sites agreed; model of {event['parameters']} parameters{shared}")
+            if event["event"] != "round":
+                continue
+            number, told = event["round"], self._told(event)
+            self.bar.update(self.row, completed=number, description=told)
+            if not self.console.is_terminal and (number % self.every == 0 or number == 1):
+                self.console.print(f"round {number}/{self.study.federation.rounds}: {told}")
+
+    def _told(self, event: dict[str, Any]) -> str:
+        part = next((p for p in ("val", "train") if p in event["metrics"]), None)
+        value = event["metrics"][part]["all"].get(self.watched) if part else None
+        score = f"{part} {self.watched} {value:.3f}, " if value is not None else ""
+        missing = f", missing: {', '.join(event['refused'])}" if event["refused"] else ""
+        return f"{score}{len(event['sites'])} sites, {event['seconds']:.2f} s{missing}"
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
+
+
+def final_table(study: Study, final: dict[str, Any]) -> Table:
+    """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test)."""
+    from rich.table import Table
+
+    part = "test" if "test" in final["metrics"] else "val"
+    scores = final["metrics"][part]
+    names = [n for n in scores["all"] if n not in ("persons", "log_loss", "bias")]
+    table = Table(title=f"{study.study.name}: {part} persons, after {final['round']} rounds")
+    table.add_column("site")
+    for name in ("persons", *names):
+        table.add_column(name.replace("balanced_accuracy", "balanced"), justify="right")
+    for site, own in scores["sites"].items():
+        mark = " (worst)" if site == scores["worst"] and len(scores["sites"]) > 1 else ""
+        table.add_row(site + mark, str(int(own["persons"])), *(_number(own.get(n)) for n in names))
+    table.add_section()
+    table.add_row("all, merged", str(int(scores["all"]["persons"])), *(_number(scores["all"].get(n)) for n in names))
+    return table
+
+
+def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays in messages, out from and in to the server."""
+    rounds = [e for e in outcome.events if e["event"] == "round"]
+    scores = outcome.final.get("metrics", {})
+    rows = [row for e in [*rounds, outcome.final] if e for row in e["sites"].values()]
+    took_part = {site: sum(site in e["sites"] for e in rounds) for site in study.federation.sites}
+    return {
+        "run_id": outcome.run.name,
+        "mlflow_run_id": mlflow_run,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "rounds": len(rounds),
+        "metrics": {part: s["all"] for part, s in scores.items()},
+        "sites": {
+            site: {"rounds": took_part[site], **{part: s["sites"].get(site, {}) for part, s in scores.items()}}
+            for site in study.federation.sites
+        },
+        "worst_site": {part: s["worst"] for part, s in scores.items()},
+        "privacy": {"unit": study.privacy.unit},
+        "bytes": {"out": sum(r["bytes_out"] for r in rows), "in": sum(r["bytes_in"] for r in rows)},
+        "seconds": outcome.seconds,
+        "study_sha256": study.sha256,
+        "weights_sha256": outcome.final.get("weights_sha256"),
+        "folder": str(outcome.run),
+    }

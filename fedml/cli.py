@@ -1,0 +1,70 @@
+"""What both commands share: how an error ends, and the table of options."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fedml.errors import InputError, RunError, SiteError
+
+
+def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+    """Runs a typer app: 0 on success, 1 on a failed run, 2 on bad input; an error is one sentence, with ``--debug`` its traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [w for w in words if w != "--debug"]
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
+    logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.ERROR)
+    if debug:
+        os.environ["FEDML_DEBUG"] = "1"
+    try:
+        app(args=words, standalone_mode=True)
+    except (InputError, SiteError) as error:
+        _end(error, 2, debug)
+    except RunError as error:
+        _end(error, 1, debug)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
+        print(f"error: {text} (run again with --debug for the traceback, and report it)", file=sys.stderr)
+        sys.exit(1)
+
+
+def _end(error: Exception, code: int, debug: bool) -> None:
+    if debug:
+        logging.exception("%s", error)
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def is_debug() -> bool:
+    """Was ``--debug`` given?"""
+    return os.environ.get("FEDML_DEBUG") == "1"
+
+
+def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
+    """``section.key=value`` pairs; a value is read as TOML, and as text where it is none.
+
+    Raises:
+        InputError: no ``=``, or no section before the key.
+    """
+    out: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, text = pair.partition("=")
+        if not sign or "." not in key:
+            raise InputError(f"--set {pair}: write section.key=value, such as strategy.name=fedprox.")
+        try:
+            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            out[key.strip()] = text
+    return out

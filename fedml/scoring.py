@@ -1,0 +1,116 @@
+"""The saved model as MLflow loads it: raw inputs in, probabilities (or the target's own unit) out. MLflow runs this file.
+
+Inputs by the study's list: clinical alone, a table with the raw columns; one of the others alone, an array (persons, channels, *size)
+or (persons, variants); several, a dictionary of arrays by name, where a person lacks an input whose values are all NaN (variants: -1).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import torch
+from mlflow.pyfunc import PythonModel
+
+from fedml.cohort.clinical import code_columns
+from fedml.cohort.table import normal
+from fedml.models.fusion import CohortModel, Layout, build_model, load
+from fedml.runlog import STUDY, load_model
+from fedml.study import Study, parse_study
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# MLflow asks for annotations on predict, which it would take for a schema; ours is given with the model.
+warnings.filterwarnings("ignore", message=".*type hints to the `predict` method")
+
+
+class Scorer(PythonModel):  # type: ignore[misc]
+    """Loads a run's folder (artifact ``run``) and scores."""
+
+    def load_context(self, context: Any) -> None:
+        """Builds the network and fills it; nothing is unpickled."""
+        self.study, self.model = restore(Path(context.artifacts["run"]))
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+        """A table, one row a person: ``probability_<class>`` and ``predicted``, or ``predicted`` alone for regression."""
+        return score(self.study, self.model, model_input)
+
+
+def restore(run: Path) -> tuple[Study, CohortModel]:
+    """The study and its trained model from a run's folder."""
+    study = parse_study((run / STUDY).read_text())
+    arrays, image_shape, panel = load_model(run)
+    model = build_model(study, Layout(image_shape, panel.count(b"\n")))
+    load({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, arrays)
+    return study, model.eval()
+
+
+def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
+    """Raw inputs as the model takes them; see the module's text."""
+    import pandas as pd
+
+    inputs = study.cohort.inputs
+    named = {inputs[0]: given} if len(inputs) == 1 else dict(given)
+    batch: dict[str, torch.Tensor] = {}
+    for name, values in named.items():
+        if name == "clinical":
+            spec = study.cohort.clinical
+            assert spec is not None  # noqa: S101 - the study was validated
+            table = values if isinstance(values, pd.DataFrame) else pd.DataFrame(np.asarray(values), columns=list(spec.columns))
+            x = torch.from_numpy(code_columns(table, spec, Path("input")).astype(np.float32))
+            present = ~torch.isnan(x).all(1)
+        else:
+            x = torch.from_numpy(np.asarray(values).astype(np.int8 if name == "variants" else np.float32))
+            flat = x.flatten(1)
+            present = ~((flat < 0) if name == "variants" else torch.isnan(flat)).all(1)
+        batch[f"{name}_present"] = present.float()
+        if name == "image":
+            batch["image_person"] = torch.nonzero(present)[:, 0]
+            x = x[present]
+        batch[name] = x
+    return batch
+
+
+def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
+    """Predictions of ``model`` for raw inputs."""
+    import pandas as pd
+
+    with torch.inference_mode():
+        out = model(to_batch(study, given))
+    if study.model.task == "regression":
+        return pd.DataFrame({"predicted": out[:, 0].double().numpy()})
+    p = torch.softmax(out.double(), 1).numpy()
+    names = [normal(c) for c in study.cohort.classes]
+    table = pd.DataFrame({f"probability_{c}": p[:, i] for i, c in enumerate(names)})
+    table["predicted"] = [names[i] for i in p.argmax(1)]
+    return table
+
+
+def input_example(study: Study, layout: dict[str, Any]) -> Any:
+    """One person in the form that ``predict`` takes, for the signature."""
+    columns = list(study.cohort.clinical.columns) if study.cohort.clinical else []
+    made: dict[str, Any] = {}
+    for name in study.cohort.inputs:
+        if name == "image":
+            made[name] = np.zeros((1, *layout["image_shape"]), np.float32)
+        elif name == "variants":
+            made[name] = np.zeros((1, layout["variants"]), np.int8)
+        else:
+            made[name] = np.full((1, len(columns)), np.nan)
+    return made if len(made) > 1 else next(iter(made.values()))
+
+
+def read_layout(run: Path) -> dict[str, Any]:
+    """``layout.json`` of a run."""
+    layout: dict[str, Any] = json.loads((run / "layout.json").read_text())
+    return layout
+
+
+if __name__ != "fedml.scoring":  # run by MLflow, which gives the file a name of its own
+    mlflow.models.set_model(Scorer())

@@ -1,0 +1,217 @@
+"""The run's record in MLflow, made from the run's folder: one parent run, one child a site. The only file that talks to MLflow.
+
+    tracker = Tracker(run, study)
+    tracker(events)        # as often as there are new ones; each call is one batch a run
+    tracker.close()        # status, artifacts, model
+
+Metric names: ``<part>/<metric>`` (val/auroc), ``train/loss``, ``round/seconds``; a step is the round that the model has behind it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import tempfile
+import warnings
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fedml.runlog import EVENTS, LAYOUT, MODEL, PANEL, STUDY, read_events
+from fedml.study import Study
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
+
+
+def store() -> str:
+    """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` here."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def git_commit(folder: Path) -> str:
+    """Commit of the working tree at ``folder``, ``+changes`` if it differs from it, or ``none``."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def _flat(section: str, value: Any) -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
+    return {section: str(value)[:6000]}
+
+
+class Tracker:
+    """Writes events into MLflow as they come. Raises what MLflow raises: whoever follows a run goes on without it."""
+
+    def __init__(self, run: Path, study: Study, tags: dict[str, str]) -> None:
+        self.run, self.study, self.tags = run, study, tags
+        self.parent = ""
+        self.children: dict[str, str] = {}
+        self.status = "RUNNING"
+
+    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+        """Delivers ``events``: one batch for the parent and one for each site, however many rounds they span."""
+        if not events:
+            return
+        from mlflow import MlflowClient
+        from mlflow.entities import Metric
+
+        client = MlflowClient(store())
+        rows: dict[str, list[Metric]] = defaultdict(list)
+        for event in events:
+            stamp = int(event["time"] * 1000)
+
+            def put(run_id: str, name: str, value: Any, step: int, stamp: int = stamp) -> None:
+                if value is not None:
+                    rows[run_id].append(Metric(name, float(value), stamp, step))
+
+            match event["event"]:
+                case "start":
+                    self._open(client, event)
+                case "agreed":
+                    self._agreed(client, event)
+                case "round" | "final":
+                    self._round(event, put)
+                case "end":
+                    self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
+                    if event["reason"]:
+                        client.set_tag(self.parent, "fedml.reason", event["reason"][:5000])
+        for run_id, metrics in rows.items():
+            for at in range(0, len(metrics), 1000):  # MLflow's limit a batch
+                client.log_batch(run_id, metrics=metrics[at : at + 1000])
+
+    def _open(self, client: Any, event: dict[str, Any]) -> None:
+        about = self.study.study
+        experiment = client.get_experiment_by_name(about.name)
+        number = experiment.experiment_id if experiment else client.create_experiment(about.name)
+        common = {"fedml.run_id": event["run_id"], "fedml.study": about.name, "fedml.study_sha256": self.study.sha256, **self.tags}
+        told = {"fedml.question": about.question, "fedml.purpose": about.purpose, "fedml.privacy": f"unit {self.study.privacy.unit}"}
+        packages = {f"fedml.version.{k}": v for k, v in versions().items()}
+        start = int(event["time"] * 1000)
+        made = client.create_run(number, start, tags={**common, **told, **packages}, run_name=event["run_id"])
+        self.parent = made.info.run_id
+        from mlflow.entities import Param
+
+        params = _flat("", self.study.model_dump(mode="json"))
+        client.log_batch(self.parent, params=[Param(k, v) for k, v in sorted(params.items())])
+        for site in self.study.federation.sites:
+            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
+            self.children[site] = client.create_run(number, start, tags=tags, run_name=f"{event['run_id']}/{site}").info.run_id
+
+    def _agreed(self, client: Any, event: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        for site, parts in event["persons"].items():
+            told = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
+            told += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
+            told += [Param(f"variants.{what}", str(n)) for what, n in event["matching"].get(site, {}).items()]
+            client.log_batch(self.children[site], params=told)
+        client.log_batch(self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))])
+
+    def _round(self, event: dict[str, Any], put: Any) -> None:
+        # A round's metrics are those of the model it began with.
+        behind = event["round"] - (event["event"] == "round")
+        for part, scores in event["metrics"].items():
+            for name, value in scores["all"].items():
+                put(self.parent, f"{part}/{name}", value, behind)
+            for site, own in scores["sites"].items():
+                for name, value in own.items():
+                    put(self.children[site], f"{part}/{name}", value, behind)
+            if scores["worst"]:
+                for name, value in scores["sites"][scores["worst"]].items():
+                    put(self.parent, f"{part}/worst_site/{name}", value, behind)
+        put(self.parent, "round/sites", len(event["sites"]), event["round"])
+        put(self.parent, "round/seconds", event["seconds"], event["round"])
+        trained = [row for row in event["sites"].values() if row.get("seen")]
+        if trained:
+            loss = sum(row["train_loss"] * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
+            put(self.parent, "train/loss", loss, event["round"])
+        for way in ("bytes_out", "bytes_in"):
+            put(self.parent, f"round/{way}", sum(row[way] for row in event["sites"].values()), event["round"])
+        for site, row in event["sites"].items():
+            for name in ("train_loss", "bytes_out", "bytes_in"):
+                put(self.children[site], f"round/{name}", row.get(name), event["round"])
+
+    def close(self) -> str:
+        """Artifacts, the model if the run made one, and the status; returns the parent's run id."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(store())
+        finished = self.status == "FINISHED"
+        for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
+            if (self.run / name).exists():
+                client.log_artifact(self.parent, str(self.run / name), "record")
+        if finished:
+            log_model(self.run, self.study, self.parent)
+        for run_id in (*self.children.values(), self.parent):
+            client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED")
+        return self.parent
+
+
+def log_model(run: Path, study: Study, parent: str) -> None:
+    """Logs the run's model with its signature: ``mlflow.pyfunc.load_model`` scores raw inputs with it, preprocessing included."""
+    import mlflow
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    from fedml import scoring
+
+    layout = scoring.read_layout(run)
+    example = scoring.input_example(study, layout)
+    output = scoring.score(*scoring.restore(run), example)
+    if study.cohort.inputs == ("clinical",) and study.cohort.clinical is not None:
+        spec = study.cohort.clinical
+        # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
+        # the other. The model checks the values itself and says which column it cannot read.
+        columns = [ColSpec(AnyType(), c, required=False) for c in spec.columns]
+        signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
+    else:
+        signature = infer_signature(example, output)
+    requirements = [f"{name}=={number}" for name, number in versions().items() if name in ("torch", "numpy", "pandas", "monai", "mlflow")]
+    requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "run"
+        kept.mkdir()
+        for name in (STUDY, MODEL, PANEL, LAYOUT):
+            (kept / name).write_bytes((run / name).read_bytes())
+        mlflow.set_tracking_uri(store())
+        # MLflow would have type hints on predict and an input example; the signature is given instead.
+        with warnings.catch_warnings(), mlflow.start_run(run_id=parent):
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.log_model(
+                name="model",
+                python_model=scoring.__file__,
+                artifacts={"run": str(kept)},
+                signature=signature,
+                pip_requirements=requirements,
+                code_paths=[str(Path(__file__).parent)],
+            )
+
+
+def deliver(run: Path, study: Study, tags: dict[str, str]) -> str:
+    """Tracks a whole run afterwards, from its folder; returns the parent's run id."""
+    tracker = Tracker(run, study, tags)
+    tracker(read_events(run)[0])
+    return tracker.close()
