@@ -119,7 +119,7 @@ read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest
 
 
 def _manifests(context: Context, study: Study) -> tuple[str, ...]:
-    """The node's own ``manifest`` (several, one a line, are pooled). In Flower's simulation a node only has a number: its place in the roster."""
+    """The node's own ``manifest`` (several, one a line, are pooled). In Flower's simulation a node has only its place in the roster."""
     if "manifest" in context.node_config:
         return tuple(str(context.node_config["manifest"]).split("\n"))
     place = int(context.node_config["partition-id"])

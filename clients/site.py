@@ -1,13 +1,13 @@
 """A site's manifest (``site.toml``) and the cohort that a study reads by it.
 
-    [site]
-    name = "oslo"
-    [data]
-    persons = "persons.csv"                                    # id and target columns, one row a person
-    image = { path = "images", format = "nifti" }              # png | jpeg | npy | nifti | npz
-    variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed
-    clinical = { path = "clinical.csv" }
-    split = "split.csv"                                        # optional: id, part
+[site]
+name = "oslo"
+[data]
+persons = "persons.csv"                                    # id and target columns, one row a person
+image = { path = "images", format = "nifti" }              # png | jpeg | npy | nifti | npz
+variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed
+clinical = { path = "clinical.csv" }
+split = "split.csv"                                        # optional: id, part
 """
 
 from __future__ import annotations

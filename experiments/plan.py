@@ -18,13 +18,15 @@ def describe(study: Study) -> str:
         f"Identity    {study.sha256}",
         "",
         f"Reads       {_inputs(study)}",
-        f"Predicts    {cohort.target}: " + (f"one of {', '.join(map(str, cohort.classes))}" if study.model.task == "classification" else "a number"),
+        f"Predicts    {cohort.target}: "
+        + (f"one of {', '.join(map(str, cohort.classes))}" if study.model.task == "classification" else "a number"),
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         " (unless a site's file fixes it)",
         "",
         f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
         f"Each round  a site gets the model, measures it, trains it for {work.local_epochs} pass(es) over its training persons",
-        f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back; {fed.rounds} rounds",
+        f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
+        f"            {fed.rounds} rounds",
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         "",
         "Leaves a site",

@@ -1,6 +1,6 @@
 """One run of a study: check the input, make the run's folder, start an engine, follow its events.
 
-    outcome = run(study, sites, engine="local", runs=Path("fedml-runs"), listeners=[...])
+outcome = run(study, sites, engine="local", runs=Path("fedml-runs"), listeners=[...])
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
     if not any(c.count("test") for c in cohorts.values()):
         raise InputError(
-            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or mend the sites\' split files.'
+            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or mend the split files.'
         )
     return cohorts
 

@@ -80,7 +80,7 @@ def final_table(study: Study, final: dict[str, Any]) -> Table:
 
 
 def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
-    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays in messages, out from and in to the server."""
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays, out of and in to the server."""
     rounds = [e for e in outcome.events if e["event"] == "round"]
     scores = outcome.final.get("metrics", {})
     rows = [row for e in [*rounds, outcome.final] if e for row in e["sites"].values()]

@@ -7,12 +7,12 @@ or (persons, variants); several, a dictionary of arrays by name, where a person 
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import torch
 from mlflow.pyfunc import PythonModel
 
@@ -22,13 +22,6 @@ from fedml.models.fusion import CohortModel, Layout, build_model, load
 from fedml.runlog import STUDY, load_model
 from fedml.study import Study, parse_study
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
-# MLflow asks for annotations on predict, which it would take for a schema; ours is given with the model.
-warnings.filterwarnings("ignore", message=".*type hints to the `predict` method")
-
 
 class Scorer(PythonModel):  # type: ignore[misc]
     """Loads a run's folder (artifact ``run``) and scores."""
@@ -37,7 +30,8 @@ class Scorer(PythonModel):  # type: ignore[misc]
         """Builds the network and fills it; nothing is unpickled."""
         self.study, self.model = restore(Path(context.artifacts["run"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # MLflow reads the annotation: of a table it asks nothing more, the signature says what it is (an array or a dictionary too).
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A table, one row a person: ``probability_<class>`` and ``predicted``, or ``predicted`` alone for regression."""
         return score(self.study, self.model, model_input)
 
@@ -53,8 +47,6 @@ def restore(run: Path) -> tuple[Study, CohortModel]:
 
 def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
     """Raw inputs as the model takes them; see the module's text."""
-    import pandas as pd
-
     inputs = study.cohort.inputs
     named = {inputs[0]: given} if len(inputs) == 1 else dict(given)
     batch: dict[str, torch.Tensor] = {}
@@ -79,8 +71,6 @@ def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
 
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
     """Predictions of ``model`` for raw inputs."""
-    import pandas as pd
-
     with torch.inference_mode():
         out = model(to_batch(study, given))
     if study.model.task == "regression":

@@ -127,7 +127,9 @@ class Tracker:
             told += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
             told += [Param(f"variants.{what}", str(n)) for what, n in event["matching"].get(site, {}).items()]
             client.log_batch(self.children[site], params=told)
-        client.log_batch(self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))])
+        client.log_batch(
+            self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))]
+        )
 
     def _round(self, event: dict[str, Any], put: Any) -> None:
         # A round's metrics are those of the model it began with.

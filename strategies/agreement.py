@@ -62,7 +62,9 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
     roster = [site for site in study.federation.sites if site in by_site]
     if len(roster) < study.federation.needed:
         absent = ", ".join(s for s in study.federation.sites if s not in by_site)
-        raise RunError(f"{len(roster)} of {len(study.federation.sites)} sites are there, the quorum is {study.federation.needed}; missing: {absent}.")
+        raise RunError(
+            f"{len(roster)} of {len(study.federation.sites)} sites are there, the quorum is {study.federation.needed}; missing: {absent}."
+        )
     order = {by_site[site][0]: site for site in roster}
     seen = {site: by_site[site][1] for site in roster}
     panel, matching = _panel(study, seen)
@@ -76,9 +78,8 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
 def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> dict[str, Answer]:
     """The answers by site; below the quorum the run ends. Unnamed nodes (describe) are told apart by their id."""
     who = Participation()
-    messages = []
-    for node in nodes:
-        messages.append(ask(node, RecordDict({**content, CONFIG: request(study, phase, 0)}), "query", study.federation.timeout))
+    config = request(study, phase, 0)
+    messages = [ask(node, RecordDict({**content, CONFIG: config}), "query", study.federation.timeout) for node in nodes]
     for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, study.federation.timeout):
         who.add(answer)
     who.check_quorum(study, phase)
@@ -108,14 +109,15 @@ def _panel(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, 
     panel, counts = agree_panel(keys, study.cohort.variants.match)
     if not panel:
         raise RunError(
-            f'the sites share no variant by {study.cohort.variants.match}; compare their genome builds, or set [cohort.variants] match = "rsid".'
+            f"the sites share no variant by {study.cohort.variants.match}; compare their genome builds, "
+            'or set [cohort.variants] match = "rsid".'
         )
     return to_text(panel), {site: dict(c) for site, c in counts.items()}
 
 
 def _persons(seen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
     """Persons a part and class at each site; refuses a study without a person to train on or to test on."""
-    persons = {site: {p: d[PERSONS][i].tolist() for i, p in enumerate(PARTS)} for site, d in seen.items()}
+    persons: dict[str, dict[str, list[int]]] = {s: {p: d[PERSONS][i].tolist() for i, p in enumerate(PARTS)} for s, d in seen.items()}
     for part in ("train", "test"):
         if not sum(sum(parts[part]) for parts in persons.values()):
             raise RunError(f"no site has a person in the {part} part; change [cohort.split] or the sites' split files.")

@@ -60,9 +60,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     return state
 
 
-def one_round(
-    study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int
-) -> RunState:
+def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:
     """One message a site: evaluate the model that arrives, then train it. Replies are folded as the strategy reads them."""
     began, who, counts = time.monotonic(), Participation(), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)

@@ -35,9 +35,8 @@ def _read_picture(path: Path) -> npt.NDArray[Any]:
     from PIL import Image
 
     with Image.open(path) as picture:
-        if picture.mode not in ("L", "RGB", "I;16", "I", "F"):
-            picture = picture.convert("RGB")  # palettes and alpha
-        return np.asarray(picture)
+        plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
+        return np.asarray(picture if plain else picture.convert("RGB"))  # palettes and alpha become colours
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
@@ -135,7 +134,8 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path) 
         out = np.moveaxis(raw, -1, 0)
     else:
         raise InputError(
-            f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); resample it or change [cohort.image]."
+            f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); "
+            "resample it or change [cohort.image]."
         )
     if out.dtype != np.uint8:
         out = out.astype(np.float32)

@@ -162,7 +162,8 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     if keys:
         dosage = stack([c.variants.dosage if c.variants else None for c in cohorts], (len(panel),), -1, np.int8)
         present = stack([c.variants.present if c.variants else None for c in cohorts], (), 0, bool)
-        assert dosage is not None and present is not None  # noqa: S101 - keys says that a site has some
+        assert dosage is not None  # noqa: S101 - keys says that a site has some
+        assert present is not None  # noqa: S101
         variants = Dosages(tuple(panel), dosage, present)
     if any(c.images for c in cohorts):
         start = np.cumsum([0, *(len(c) for c in cohorts)])

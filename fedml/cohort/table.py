@@ -81,7 +81,7 @@ def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path)
     if len(strange):
         expected = ", ".join(index)
         raise InputError(f'{path}: {what} is "{strange.iloc[0]}" for {len(strange)} person(s), not one of: {expected}.')
-    return found.fillna(NO_LABEL).to_numpy(dtype=np.int64)
+    return np.asarray(found.fillna(NO_LABEL), dtype=np.int64)
 
 
 def read_labels(table: pd.DataFrame, path: Path, cohort: Cohort, task: str) -> npt.NDArray[np.float64]:

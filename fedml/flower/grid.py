@@ -20,7 +20,9 @@ NodeConfig = dict[str, bool | int | float | str]
 class InProcessGrid(Grid):
     """Nodes 1, 2, ... with the given configurations. Messages wait here; pulling a reply runs the app for that node."""
 
-    def __init__(self, app: ClientApp, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
+    def __init__(
+        self, app: ClientApp, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None
+    ) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self._app = app
         self._run = Run.create_empty(run_id=1)

@@ -105,11 +105,12 @@ def run_simulation(
         app.mkdir()
         lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items())  # a JSON string is a TOML string
         (app / "pyproject.toml").write_text(_APP.format(config=lines))
-        imports = (f"from {path.partition(':')[0]} import {path.partition(':')[2]} as {name}" for name, path in apps.items())
-        (app / "fedml_apps.py").write_text("\n".join(imports) + "\n")
+        # Flower looks for an assignment to the name in the module's text, so an import alone would not do.
+        lines = "".join(f"import {path.partition(':')[0]}\n{name} = {path.replace(':', '.')}\n" for name, path in apps.items())
+        (app / "fedml_apps.py").write_text(lines)
         control, runtime = _free_ports(2)
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{control}"\ninsecure = true\n'
+            f'[superlink]\ndefault = "own"\n[superlink.own]\naddress = "127.0.0.1:{runtime}"\ninsecure = true\n'
         )
         paths = os.pathsep.join(p for p in [str(Path(sys.executable).parent), os.environ.get("PATH", "")] if p)
         environment = {**os.environ, "FLWR_HOME": str(home), "PATH": paths, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
@@ -130,9 +131,7 @@ def run_simulation(
             shutil.rmtree(home, ignore_errors=True)
 
 
-def _submit(
-    home: Path, app: Path, environment: Mapping[str, str], nodes: int, cpus: int, superlink: subprocess.Popen[bytes]
-) -> None:
+def _submit(home: Path, app: Path, environment: Mapping[str, str], nodes: int, cpus: int, superlink: subprocess.Popen[bytes]) -> None:
     """``flwr run``, repeated while the SuperLink is still starting."""
     federation = f"num-supernodes={nodes} client-resources-num-cpus={cpus} init-args-log-to-driver=false"
     command = [_command("flwr"), "run", str(app), "own", "--federation-config", federation]

@@ -40,9 +40,7 @@ def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.opti
     return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
 
 
-def batches(
-    rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1
-) -> Iterator[npt.NDArray[np.int64]]:
+def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1) -> Iterator[npt.NDArray[np.int64]]:
     """``rows`` in a random order, ``size`` at a time (0: all at once). A rest below ``smallest`` joins the batch before it."""
     order = rows[torch.randperm(len(rows), generator=generator).numpy()] if size else rows
     size = size or len(rows)
@@ -52,9 +50,7 @@ def batches(
     yield from np.split(order, ends)
 
 
-def train(
-    model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = ()
-) -> LocalResult:
+def train(model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = ()) -> LocalResult:
     """Trains ``model`` in place on the training persons of ``cohort``; bits depend on ``seed`` and ``plan.threads`` only.
 
     Raises:

@@ -114,9 +114,7 @@ def constants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def learned(model: nn.Module) -> dict[str, torch.Tensor]:
     """What training changes and sites send: parameters and floating buffers (batch norm's), sharing the model's memory."""
-    return {
-        k: v for k, v in model.state_dict().items() if v.is_floating_point() and not k.startswith(("preprocess.", "target."))
-    }
+    return {k: v for k, v in model.state_dict().items() if v.is_floating_point() and not k.startswith(("preprocess.", "target."))}
 
 
 def load(into: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:

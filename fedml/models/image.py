@@ -68,9 +68,7 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
     """MONAI's DenseNet121."""
     from monai.networks import nets
 
-    network: nn.Module = nets.DenseNet121(
-        spatial_dims=len(shape) - 1, in_channels=shape[0], out_channels=outputs, norm=_monai_norm(spec)
-    )
+    network: nn.Module = nets.DenseNet121(spatial_dims=len(shape) - 1, in_channels=shape[0], out_channels=outputs, norm=_monai_norm(spec))
     return network
 
 
