@@ -295,7 +295,8 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
         # By way of JSON: there an array may become a tuple and 1 a float, also where types are strict.
         return kind.model_validate_json(json.dumps(plan, default=str))
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        # A misspelt key first: it also explains a key that is missing.
+        problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
         more = f" ({len(problems) - 1} more after this one.)" if len(problems) > 1 else ""
         raise InputError(f"{file}: {_sentence(kind, problems[0])}{more}") from None
 

@@ -26,6 +26,11 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
 
 
+# A server that is down is given up on in seconds, not in MLflow's minutes: the run's folder has everything.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
 def store() -> str:
     """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` here."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE

@@ -87,9 +87,7 @@ def test_heart_counts_and_values(prepared: Prepared) -> None:
     assert {site.name for site in out.iterdir()} == set(expected)
     for site, (count, percent) in expected.items():
         persons, clinical = read(out / site / "persons.csv"), read(out / site / "clinical.csv")
-        assert (
-            [p["id"] for p in persons] == [c["id"] for c in clinical] == [f"{site}-{i + 1:03d}" for i in range(count)]
-        )
+        assert [p["id"] for p in persons] == [c["id"] for c in clinical] == [f"{site}-{i + 1:03d}" for i in range(count)]
         assert 100 * sum(int(p["disease"]) for p in persons) / count == pytest.approx(percent, abs=0.51)
     swiss = read(out / "zurich-basel" / "clinical.csv")
     assert all(row["chol"] == "0" for row in swiss)  # undeclared missing: the study's to declare
@@ -269,9 +267,7 @@ def test_unknown_name(tmp_path: Path) -> None:
 
 def test_missing_file_and_missing_folder(heart_data: Path, tmp_path: Path) -> None:
     (heart_data / "processed.va.data").unlink()
-    assert "processed.va.data is missing; get it from https://archive.ics.uci.edu/" in refusal(
-        "heart", tmp_path, heart_data
-    )
+    assert "processed.va.data is missing; get it from https://archive.ics.uci.edu/" in refusal("heart", tmp_path, heart_data)
     assert "no such folder" in refusal("heart", tmp_path, tmp_path / "nowhere")
 
 

@@ -165,9 +165,7 @@ def test_some_clinical_cells_are_empty_at_each_sites_own_rate(table: pd.DataFram
     assert table["sex"].notna().all()
 
 
-def test_lesion_size_follows_the_causal_genotype_and_shows_in_the_image(
-    cohort: Path, truth: dict[str, Any], table: pd.DataFrame
-) -> None:
+def test_lesion_size_follows_the_causal_genotype_and_shows_in_the_image(cohort: Path, truth: dict[str, Any], table: pd.DataFrame) -> None:
     known = table.dropna(subset=["age"])
     design = np.column_stack([np.ones(len(known)), known["v0"], (known["age"] - 62) / 10])
     found = np.linalg.lstsq(design, known["radius"].to_numpy(), rcond=None)[0]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fedml.errors import InputError
 
 MISSING = -1
+_BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _COMPLEMENT = str.maketrans("ACGT", "TGCA")
 
 
@@ -70,10 +71,11 @@ def _read_vcf(path: Path, wanted: set[str]) -> tuple[list[Variant], list[str], n
     import pysam
 
     pysam.set_verbosity(0)  # htslib would write to stderr; the sentence below says it once
+    _check_whole(path)
     try:
         file = pysam.VariantFile(str(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: has no valid VCF or BCF header; write it with ##fileformat and #CHROM lines (bcftools view).") from error
+        raise InputError(f"{path}: has no valid VCF or BCF header, or is cut short; write it anew with one (bcftools view).") from error
     with file:
         if "GT" not in file.header.formats:
             raise InputError(f"{path}: its header declares no FORMAT field GT; genotypes are needed.")
@@ -90,6 +92,15 @@ def _read_vcf(path: Path, wanted: set[str]) -> tuple[list[Variant], list[str], n
                 keys.append(Variant(contig, record.pos, record.id or ".", record.ref or "N", alt))
                 rows.append(np.array([MISSING if None in a else a.count(number) for a in alleles], dtype=np.int8))
     return keys, samples, np.array(rows, dtype=np.int8).T.reshape(len(samples), len(keys))
+
+
+def _check_whole(path: Path) -> None:
+    """Bgzip ends with an empty block (SAM specification, section 4.1.2); htslib reads on without it and never says that data are gone."""
+    with path.open("rb") as file:
+        bgzip = file.read(14)[12:] == b"BC"
+        file.seek(-min(28, path.stat().st_size), 2)
+        if bgzip and file.read() != _BGZIP_END:
+            raise InputError(f"{path}: is cut short, its last bgzip block is missing; copy it anew.")
 
 
 def _read_bed(path: Path, wanted: set[str]) -> tuple[list[Variant], list[str], npt.NDArray[np.int8]]:
