@@ -1,0 +1,148 @@
+"""A SuperLink's process, connection file and submitted app: what the simulation and the deployment engine share.
+
+Uses the layout of Flower's connection file (``$FLWR_HOME/config.toml``), of an app's ``pyproject.toml`` and its commands; flwr 1.41.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fedml.errors import RunError
+
+CONNECTION = "own"
+_SUBMIT_SECONDS = 60
+_APP = """\
+[project]
+name = "fedml-study"
+version = "0.1.0"
+description = ""
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedml"
+
+[tool.flwr.app.components]
+serverapp = "fedml_apps:server"
+clientapp = "fedml_apps:client"
+
+[tool.flwr.app.config]
+{config}
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def command_path(name: str) -> str:
+    """A command beside this Python, or on the path. Raises ``RunError`` if there is none."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if not found:
+        raise RunError(f"{name} is not installed beside {sys.executable}; install flwr[simulation].")
+    return found
+
+
+def environment(home: Path) -> dict[str, str]:
+    """This process's environment with Flower's folder at ``home`` and our packages and commands in reach."""
+    paths = os.pathsep.join(p for p in [str(Path(sys.executable).parent), os.environ.get("PATH", "")] if p)
+    return {**os.environ, "FLWR_HOME": str(home), "PATH": paths, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
+def write_connection(home: Path, address: str, root_certificate: Path | None) -> None:
+    """The connection ``own`` of Flower's command line; without a certificate it is not encrypted."""
+    trust = "insecure = true" if root_certificate is None else f"root-certificates = {json.dumps(str(root_certificate))}"
+    text = f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
+    (home / "config.toml").write_text(text)
+
+
+def start_superlink(home: Path, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A SuperLink on loopback with its database and log in ``home``, in a process group of its own."""
+    control = free_ports(1)[0]
+    command = [command_path("flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess"]
+    command += ["--control-api-address", f"127.0.0.1:{control}", "--database", str(home / "state.db")]
+    command += ["--disable-runtime-dependency-installation", *arguments]
+    with (home / "superlink.log").open("ab") as log:
+        return subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True, cwd=home)
+
+
+def stop_group(process_id: int, seconds: float = 15) -> None:
+    """Ends a process group that we started: asked first, then made to. Already gone is fine."""
+    for sign, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process_id, sign)
+        except (ProcessLookupError, PermissionError):
+            return
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            with suppress(ChildProcessError):
+                os.waitpid(process_id, os.WNOHANG)  # reap it if it is our child
+            try:
+                os.killpg(process_id, 0)
+            except (ProcessLookupError, PermissionError):
+                return
+            time.sleep(0.05)
+
+
+def write_app(app: Path, apps: Mapping[str, str], config: Mapping[str, str]) -> None:
+    """A Flower app in folder ``app`` that only points at installed code: ``apps`` are import paths of ``server`` and ``client``."""
+    app.mkdir(parents=True, exist_ok=True)
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items())  # a JSON string is a TOML string
+    (app / "pyproject.toml").write_text(_APP.format(config=lines))
+    # Flower looks for an assignment to the name in the module's text, so an import alone would not do.
+    lines = "".join(f"import {path.partition(':')[0]}\n{name} = {path.replace(':', '.')}\n" for name, path in apps.items())
+    (app / "fedml_apps.py").write_text(lines)
+
+
+def submit(
+    home: Path, app: Path, options: Sequence[str] = (), *, alive: Callable[[], bool] = lambda: True, connection: str = CONNECTION
+) -> None:
+    """``flwr run``, repeated while the SuperLink is still starting.
+
+    Raises:
+        RunError: Flower refuses the app, or the SuperLink is not there.
+    """
+    command = [command_path("flwr"), "run", str(app), connection, *options]
+    deadline = time.monotonic() + _SUBMIT_SECONDS
+    while True:
+        done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=120, check=False)
+        if done.returncode == 0:
+            return
+        if not alive() or time.monotonic() > deadline:
+            raise RunError(f"flwr run failed: {_plain(done.stderr or done.stdout)}")
+        time.sleep(0.5)
+
+
+def _plain(text: str) -> str:
+    """Flower's boxed message as one line."""
+    return " ".join("".join(c for c in text if c not in "╭╮╰╯│─").split())[-500:]
+
+
+def log_text(home: Path) -> str:
+    """All that the SuperLink and its processes wrote."""
+    return (home / "superlink.log").read_text(errors="replace")
+
+
+def log_tail(home: Path) -> str:
+    """Its last lines, for a message."""
+    lines = [line for line in log_text(home).splitlines() if line.strip()]
+    return " / ".join(lines[-3:])[-600:]
