@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -118,23 +119,19 @@ def run(
     console = _console(as_json)
     study = _study(study_file, changes, seed)
     folder, found = _find(sites, study, console.print)
-    from experiments.run import new_run, preflight
+    from experiments.run import Tracking, new_run, preflight
     from experiments.run import run as start
 
     preflight(study, found, console.print)
-    tracker, tags = _tracker(study_file, engine) if track else (None, {})
-    folder_of_run = new_run(study, runs, study_file, engine=engine, **tags)
+    run_folder = new_run(study, runs, study_file, engine=engine)
     progress = Progress(study, console)
-    listeners: list[Callable[..., Any]] = [progress]
-    tracked = tracker(folder_of_run, study, {f"fedml.{k}": v for k, v in {**tags, "engine": engine}.items()}) if tracker else None
-    if tracked is not None:
-        listeners.append(tracked)
-    outcome = start(study, found, engine=engine, run=folder_of_run, sites_folder=folder, listeners=listeners, debug=is_debug())  # type: ignore[arg-type]
+    tracker = Tracking(run_folder) if track else None
+    outcome = start(study, found, engine=engine, run=run_folder, sites_folder=folder, listeners=[progress], debug=is_debug())  # type: ignore[arg-type]
     progress.close()
     if outcome.final:
         console.print(final_table(study, outcome.final))
-    mlflow_run = _close(tracked, folder_of_run, console) if tracked is not None else None
-    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {folder_of_run}[/dim]")
+    mlflow_run = tracker.wait(console.print) if tracker else None
+    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {run_folder}[/dim]")
     if as_json:
         print(json.dumps(summary(study, outcome, mlflow_run)), flush=True)
     if outcome.status != "finished":
@@ -150,27 +147,12 @@ def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path,
     return folder, found
 
 
-def _tracker(study_file: Path, engine: str) -> tuple[Any, dict[str, str]]:
-    from fedml.tracking import Tracker, git_commit
-
-    return Tracker, {"git_commit": git_commit(study_file.resolve().parent)}
-
-
-def _close(tracker: Any, run_folder: Path, console: Console) -> str | None:
-    """Finishes the MLflow record. MLflow being down never fails a run: its folder holds everything."""
-    try:
-        return str(tracker.close())
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        console.print(f"MLflow did not take the record ({first}); later: fedml track {run_folder}")
-        return None
-
-
 @app.command()
 def track(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    follow: Annotated[bool, typer.Option("--follow", help="The run may still go on: record it until it ends.")] = False,
 ) -> None:
-    """Record a finished run in MLflow afterwards, from its folder.
+    """Record a run in MLflow from its folder, afterwards or while it goes on; prints MLflow's run id.
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
@@ -180,7 +162,9 @@ def track(
 
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
-    print(deliver(run_folder, parse_study((run_folder / STUDY).read_text()), {}))
+    parent = os.getppid()
+    study = parse_study((run_folder / STUDY).read_text())
+    print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent))
 
 
 @app.command()

@@ -9,6 +9,8 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +28,7 @@ from fedml.study import Study
 
 Engine = Literal["local", "simulation"]
 Listener = Callable[[Sequence[dict[str, Any]]], None]
+_TRACKING_SECONDS = 300  # for MLflow to take what is left once the run has ended
 _TICK = 0.2  # seconds between two looks at a run's events
 
 
@@ -65,15 +68,50 @@ def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None
     return cohorts
 
 
-def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> Path:
+class Tracking:
+    """``fedml track --follow`` in a process of its own: MLflow, slow or down, cannot hold up a run, and works on another core. Final."""
+
+    def __init__(self, run: Path) -> None:
+        command = [sys.executable, "-m", "experiments.cli", "track", str(run), "--follow"]
+        self.run = run
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def wait(self, say: Callable[[str], None]) -> str | None:
+        """MLflow's run id once the record is complete; None, and a line on what to do, if MLflow did not take it."""
+        try:
+            told, trouble = self.process.communicate(timeout=_TRACKING_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            told, trouble = "", f"it took longer than {_TRACKING_SECONDS} s"
+        if self.process.returncode == 0 and told.strip():
+            return told.split()[-1]
+        why = (trouble.strip().splitlines() or ["no word from it"])[-1].removeprefix("error: ")
+        say(f"MLflow did not take the record ({why}); later: fedml track {self.run}")
+        return None
+
+
+def git_commit(folder: Path) -> str:
+    """Commit of the working tree at ``folder``, ``+changes`` if it differs from it, or ``none``."""
+    try:
+        head = _git(folder, "rev-parse", "HEAD")
+        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def new_run(study: Study, runs: Path, study_file: Path, **start: Any) -> Path:
     """A fresh run folder that holds the study."""
     name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     run = runs / name
     run.mkdir(parents=True)
     write_whole(run / STUDY, study.canonical.encode())
-    if study_file is not None:
-        shutil.copyfile(study_file, run / "study.toml")
-    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, **start)
+    shutil.copyfile(study_file, run / "study.toml")
+    commit = git_commit(study_file.resolve().parent)
+    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit, **start)
     return run
 
 

@@ -12,6 +12,7 @@ constants) and ``config`` (study, phase, round). From a site come, by phase:
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Mapping
 from enum import StrEnum
@@ -79,7 +80,7 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
         raise ValueError("array is not in NumPy's format")
     start = 10 + int.from_bytes(data[8:10], "little")
     dtype, shape = _read_header(bytes(data[:start]))
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
         raise ValueError(f"array holds {len(data) - start} bytes, its header says {count * dtype.itemsize}")
     return np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)

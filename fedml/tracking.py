@@ -1,8 +1,6 @@
 """The run's record in MLflow, made from the run's folder: one parent run, one child a site. The only file that talks to MLflow.
 
-    tracker = Tracker(run, study)
-    tracker(events)        # as often as there are new ones; each call is one batch a run
-    tracker.close()        # status, artifacts, model
+    deliver(run, study)    # at once, or while the run goes on: `fedml run` has a second process that does
 
 Metric names: ``<part>/<metric>`` (val/auroc), ``train/loss``, ``round/seconds``; a step is the round that the model has behind it.
 """
@@ -11,17 +9,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import subprocess
 import tempfile
+import time
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedml.runlog import EVENTS, LAYOUT, MODEL, PANEL, STUDY, read_events
 from fedml.study import Study
 
+_TICK_SECONDS, _PAUSE_SECONDS = 0.2, 5.0  # between two looks at the events; between two writes of metrics
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
 
@@ -47,19 +46,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit(folder: Path) -> str:
-    """Commit of the working tree at ``folder``, ``+changes`` if it differs from it, or ``none``."""
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "none"
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
 def _flat(section: str, value: Any) -> dict[str, str]:
     if isinstance(value, dict):
         return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
@@ -67,29 +53,28 @@ def _flat(section: str, value: Any) -> dict[str, str]:
 
 
 class Tracker:
-    """Writes events into MLflow as they come. Raises what MLflow raises: whoever follows a run goes on without it."""
+    """Writes events into MLflow as they come. Raises what MLflow raises: the run itself is another process and does not notice."""
 
-    def __init__(self, run: Path, study: Study, tags: dict[str, str]) -> None:
-        self.run, self.study, self.tags = run, study, tags
+    def __init__(self, run: Path, study: Study) -> None:
+        self.run, self.study = run, study
         self.parent = ""
         self.children: dict[str, str] = {}
         self.status = "RUNNING"
+        self._rows: dict[str, list[Any]] = defaultdict(list)
+        self._written = 0.0
 
     def __call__(self, events: Sequence[dict[str, Any]]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, however many rounds they span."""
-        if not events:
-            return
         from mlflow import MlflowClient
         from mlflow.entities import Metric
 
         client = MlflowClient(store())
-        rows: dict[str, list[Metric]] = defaultdict(list)
         for event in events:
             stamp = int(event["time"] * 1000)
 
             def put(run_id: str, name: str, value: Any, step: int, stamp: int = stamp) -> None:
                 if value is not None:
-                    rows[run_id].append(Metric(name, float(value), stamp, step))
+                    self._rows[run_id].append(Metric(name, float(value), stamp, step))
 
             match event["event"]:
                 case "start":
@@ -102,15 +87,27 @@ class Tracker:
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
                     if event["reason"]:
                         client.set_tag(self.parent, "fedml.reason", event["reason"][:5000])
-        for run_id, metrics in rows.items():
+        if self.status != "RUNNING" or time.monotonic() - self._written > _PAUSE_SECONDS:
+            self._write(client)
+
+    def _write(self, client: Any) -> None:
+        for run_id, metrics in self._rows.items():
             for at in range(0, len(metrics), 1000):  # MLflow's limit a batch
                 client.log_batch(run_id, metrics=metrics[at : at + 1000])
+        self._rows.clear()
+        self._written = time.monotonic()
 
     def _open(self, client: Any, event: dict[str, Any]) -> None:
         about = self.study.study
         experiment = client.get_experiment_by_name(about.name)
         number = experiment.experiment_id if experiment else client.create_experiment(about.name)
-        common = {"fedml.run_id": event["run_id"], "fedml.study": about.name, "fedml.study_sha256": self.study.sha256, **self.tags}
+        common = {
+            "fedml.run_id": event["run_id"],
+            "fedml.study": about.name,
+            "fedml.study_sha256": self.study.sha256,
+            "fedml.engine": event["engine"],
+            "fedml.git_commit": event["git_commit"],
+        }
         told = {"fedml.question": about.question, "fedml.purpose": about.purpose, "fedml.privacy": f"unit {self.study.privacy.unit}"}
         packages = {f"fedml.version.{k}": v for k, v in versions().items()}
         start = int(event["time"] * 1000)
@@ -165,6 +162,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         client = MlflowClient(store())
+        self._write(client)
         finished = self.status == "FINISHED"
         for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
             if (self.run / name).exists():
@@ -217,8 +215,16 @@ def log_model(run: Path, study: Study, parent: str) -> None:
             )
 
 
-def deliver(run: Path, study: Study, tags: dict[str, str]) -> str:
-    """Tracks a whole run afterwards, from its folder; returns the parent's run id."""
-    tracker = Tracker(run, study, tags)
-    tracker(read_events(run)[0])
-    return tracker.close()
+def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False) -> str:
+    """Tracks a run from its folder and returns the parent's MLflow run id.
+
+    Args:
+        wait: asked when nothing is new and the run has not ended: true to look again a little later, false to close the record.
+    """
+    tracker, at = Tracker(run, study), 0
+    while True:
+        events, at = read_events(run, at)
+        tracker(events)
+        if tracker.status != "RUNNING" or (not events and not wait()):
+            return tracker.close()
+        time.sleep(_TICK_SECONDS)

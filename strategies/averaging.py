@@ -8,7 +8,8 @@ added as they arrive and forgotten: memory stays flat in the number of sites. Fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -42,6 +43,10 @@ class Fold:
         Raises:
             ValueError: names or shapes differ from those added before.
         """
+        with _one_thread():
+            self._add(arrays, weight)
+
+    def _add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None:
         if not self.total:
             self.total = {k: torch.mul(v, weight) for k, v in arrays.items()}
         else:
@@ -53,7 +58,19 @@ class Fold:
 
     def mean(self) -> Arrays:
         """The weighted mean; call once, after the last ``add``."""
-        return {k: v.div_(self.weight) for k, v in self.total.items()}
+        with _one_thread():
+            return {k: v.div_(self.weight) for k, v in self.total.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Adding is bound by memory: more threads gain little, and wait for each other for seconds where a core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Averaging(Strategy):
@@ -83,6 +100,7 @@ class Averaging(Strategy):
             weight = 1.0 if self.weighting == "equal" else float(_number(reply.content.metric_records[METRICS][NUM_EXAMPLES]))
             if weight > 0:
                 fold.add(unpack_tensors(reply.content.array_records[ARRAYS]), weight)
+            del reply  # before the next one is made
         if not fold.weight:
             return None, None
         self.state, following = self.step(self.state, self.current, fold.mean())

@@ -25,6 +25,7 @@ from fedml.study import PARTS, PartName, Study
 if TYPE_CHECKING:
     import torch
 
+_FLOAT_BYTES = 2**30
 Batch = dict[str, "torch.Tensor"]
 
 
@@ -80,7 +81,10 @@ class Cohort:
         import torch
 
         assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
-        return torch.from_numpy(self.images.pixels), np.searchsorted(self.images.person, np.arange(len(self) + 1))
+        pixels = torch.from_numpy(self.images.pixels)
+        # As floats once instead of in every batch, unless that would be large.
+        pixels = pixels.float() if pixels.numel() * 4 <= _FLOAT_BYTES else pixels
+        return pixels, np.searchsorted(self.images.person, np.arange(len(self) + 1))
 
     def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """The persons in ``rows``, in that order; see the module's text for keys and shapes."""

@@ -37,7 +37,8 @@ def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.opti
     if plan.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
     kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay)
+    # Fused: one call for all parameters. It differs from the default in the last bit, and a third of a small model's step was spent there.
+    return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
 
 
 def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1) -> Iterator[npt.NDArray[np.int64]]:

@@ -78,6 +78,8 @@ class CohortModel(nn.Module):
             blank = torch.zeros(persons, self.width + 1)
             return blank[:, 1:], blank[:, :1]
         present = batch[f"{name}_present"][:, None]
+        if self.head is None and self.training and name != "image":  # the only input: whoever is in the cohort has it
+            return self.encoder[name](self.preprocess[name](batch[name])), present
         if self.training and self.input_dropout:
             present = present * (torch.rand(persons, 1) >= self.input_dropout)
         x = batch[name]

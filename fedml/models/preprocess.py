@@ -13,12 +13,26 @@ from torch import nn
 from fedml.study import ClinicalColumns
 
 
-def _inverse(std: torch.Tensor) -> torch.Tensor:
-    """1 / std, and 0 where a column is constant: such a column carries nothing."""
-    return torch.where(std > 1e-8, 1 / std.clamp_min(1e-8), torch.zeros_like(std))
+class _Standard(nn.Module):
+    """Base: buffers ``mean`` and ``std``, and 1 / std, which is 0 where a column is constant: such a column carries nothing."""
+
+    def __init__(self, columns: int) -> None:
+        super().__init__()
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.zeros(columns))
+        self.register_buffer("std", torch.ones(columns))
+        self._kept: tuple[int, torch.Tensor] | None = None
+
+    def inverse(self) -> torch.Tensor:
+        """1 / std, made anew when the buffer was written to."""
+        version = self.std._version
+        if self._kept is None or self._kept[0] != version:
+            self._kept = version, torch.where(self.std > 1e-8, 1 / self.std.clamp_min(1e-8), torch.zeros_like(self.std))
+        return self._kept[1]
 
 
-class ClinicalPreprocess(nn.Module):
+class ClinicalPreprocess(_Standard):
     """(persons, columns) raw, NaN where missing -> (persons, ``width``) finite.
 
     A numeric column becomes (x - mean) / std with the mean where it is missing, followed by all missing indicators when the study
@@ -26,21 +40,18 @@ class ClinicalPreprocess(nn.Module):
     """
 
     def __init__(self, spec: ClinicalColumns) -> None:
-        super().__init__()
+        super().__init__(len(spec.columns))
         self.numeric = [i for i, c in enumerate(spec.columns) if c not in spec.categories]
         self.categorical = [(i, len(spec.categories[c])) for i, c in enumerate(spec.columns) if c in spec.categories]
         self.indicate = spec.indicate
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.zeros(len(spec.columns)))
-        self.register_buffer("std", torch.ones(len(spec.columns)))
         self.width = len(self.numeric) * (2 if self.indicate else 1) + sum(n for _, n in self.categorical)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         numeric = x[:, self.numeric] if self.categorical else x
-        mean, std = (self.mean[self.numeric], self.std[self.numeric]) if self.categorical else (self.mean, self.std)
+        scale = self.inverse()
+        mean, scale = (self.mean[self.numeric], scale[self.numeric]) if self.categorical else (self.mean, scale)
         absent = torch.isnan(numeric)
-        parts = [((numeric - mean) * _inverse(std)).masked_fill(absent, 0.0)]
+        parts = [((numeric - mean) * scale).masked_fill(absent, 0.0)]
         if self.indicate:
             parts.append(absent.to(x.dtype))
         for column, categories in self.categorical:
@@ -48,34 +59,26 @@ class ClinicalPreprocess(nn.Module):
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
-class VariantPreprocess(nn.Module):
+class VariantPreprocess(_Standard):
     """(persons, variants) int8 ALT dosage, -1 where missing -> float32 (dosage - mean) / std, missing imputed by the mean (0)."""
 
     def __init__(self, variants: int) -> None:
-        super().__init__()
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.zeros(variants))
-        self.register_buffer("std", torch.ones(variants))
+        super().__init__(variants)
         self.width = variants
 
     def forward(self, dosage: torch.Tensor) -> torch.Tensor:
-        return ((dosage.to(self.mean.dtype) - self.mean) * _inverse(self.std)).masked_fill_(dosage < 0, 0.0)
+        return ((dosage.to(self.mean.dtype) - self.mean) * self.inverse()).masked_fill_(dosage < 0, 0.0)
 
 
-class ImagePreprocess(nn.Module):
+class ImagePreprocess(_Standard):
     """(images, channels, *size) raw intensities -> (x - mean) / std, one mean and std a channel."""
 
     def __init__(self, shape: Sequence[int]) -> None:
-        super().__init__()
-        self.mean: torch.Tensor
-        self.std: torch.Tensor
-        self.register_buffer("mean", torch.zeros(shape[0]))
-        self.register_buffer("std", torch.ones(shape[0]))
+        super().__init__(shape[0])
         self.axes = (1, -1, *(1 for _ in shape[1:]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (x - self.mean.view(self.axes)) * _inverse(self.std).view(self.axes)
+        return (x - self.mean.view(self.axes)) * self.inverse().view(self.axes)
 
 
 class TargetScale(nn.Module):

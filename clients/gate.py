@@ -1,0 +1,273 @@
+"""The gate: what may come in, what may go out, and a journal entry for each decision. Nothing at the site runs or leaves but through it.
+
+In: the study must be approved here, word for word; the site in its roster; rounds and sizes within policy; every record declared and of the
+declared type; and no request may come twice. Out: declared records only, of the declared shapes, finite, about enough persons, not too
+large. Site and study may each state limits: the stricter holds. A refusal sends a code of ``fedml.errors.Reason`` and no text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from clients.approvals import is_approved
+from clients.client import Request, execute, model_for, read_request, reason_of, refusal
+from clients.journal import Journal, RecordNote, seen
+from clients.site import Policy, Site, check_roster, load_cohort
+from fedml.errors import Reason, SiteError
+from fedml.models.fusion import Layout
+from fedml.records import (
+    AGREEMENT,
+    ARRAYS,
+    CONFIG,
+    COUNTS,
+    DESCRIBED,
+    IMAGE_SHAPE,
+    JOURNAL,
+    METRICS,
+    NUM_EXAMPLES,
+    PANEL,
+    PERSONS,
+    REPLY_METRICS,
+    REQUEST_CONFIG,
+    REQUEST_RECORDS,
+    SITE,
+    SUMS,
+    Phase,
+    count_fields,
+    unpack,
+)
+from fedml.study import PARTS, Study
+
+log = logging.getLogger("fedml.site")
+_MEGABYTE = 1_000_000
+_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The stricter of site and study for each limit."""
+
+    min_persons: int
+    min_count: int
+    max_rounds: int
+    max_request_mb: int
+    max_reply_mb: int
+
+
+def limits(policy: Policy, study: Study) -> Limits:
+    """What holds for ``study`` at a site with ``policy``."""
+    asked = study.policy
+    return Limits(
+        min_persons=max(policy.min_persons, asked.min_persons),
+        min_count=max(policy.min_count, asked.min_count),
+        max_rounds=policy.max_rounds,
+        max_request_mb=policy.max_request_mb,
+        max_reply_mb=min(policy.max_reply_mb, asked.max_reply_mb or policy.max_reply_mb),
+    )
+
+
+class Gate:
+    """The gate of one site. ``handle`` answers a message; it never raises. Final."""
+
+    def __init__(self, site: Site, state: Path) -> None:
+        self.site, self.state = site, state
+        self.journal = Journal(state / "journal.jsonl")
+        self._seen = seen(state / "journal.jsonl")
+
+    def handle(self, message: Message, context: Context) -> Message:
+        """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
+        told: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
+        direction = "in"
+        try:
+            told["records"] = _notes(message.content)
+            asked = self._admit(message, told)
+            self.journal.append(direction="in", verdict="accepted", reason="", **told)
+            direction, told["records"] = "out", ()
+            content = execute(asked, message.content)
+            told["records"] = _notes(content)
+            check_reply(asked, content, message.content, limits(self.site.manifest.policy, asked.study))
+            entry = self.journal.append(direction="out", verdict="accepted", reason="", **told)
+            content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
+            return Message(content, reply_to=message)
+        except Exception as error:  # whatever it is, its text may name a person
+            reason = reason_of(error)
+            log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
+            self.journal.append(direction=direction, verdict="refused", reason=str(reason), **told)
+            return refusal(message, reason)
+
+    def _admit(self, message: Message, told: dict[str, Any]) -> Request:
+        """The request, if everything about it is allowed; ``told`` is filled for the journal as far as it can be read."""
+        policy = self.site.manifest.policy
+        if sum(n.bytes for n in told["records"]) > policy.max_request_mb * _MEGABYTE:
+            raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
+        asked = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
+        study = asked.study
+        told |= {"study": study.sha256, "study_name": study.study.name, "phase": str(asked.phase), "round": asked.round}
+        if not is_approved(self.state, study.sha256):
+            raise SiteError(Reason.NOT_APPROVED, f"study {study.study.name} ({study.sha256}) is not approved at this site")
+        check_roster(self.site, study)
+        if policy.purposes is not None and study.study.purpose not in policy.purposes:
+            raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not among those allowed')
+        allowed = limits(policy, study)
+        if study.federation.rounds > allowed.max_rounds or not 0 <= asked.round <= study.federation.rounds:
+            raise SiteError(Reason.ROUNDS, f"round {asked.round} of {study.federation.rounds}, the policy allows {allowed.max_rounds}")
+        check_request(asked, message.content)
+        key = (told["run"], told["phase"], asked.round)
+        if key in self._seen:
+            raise SiteError(Reason.REPLAYED, f"this request was answered before: {key}")
+        cohort = load_cohort(asked.manifests, study)
+        if cohort.count("train") < allowed.min_persons:
+            raise SiteError(Reason.TOO_FEW, f"{cohort.count('train')} training persons, the policy wants {allowed.min_persons}")
+        self._seen.add(key)
+        return asked
+
+
+def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
+    """Each record's bytes and digest, arrays without a copy. Names that are none of ours are noted as such."""
+    known = {ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, JOURNAL}
+    notes = []
+    for name, record in content.items():
+        digest, size = hashlib.sha256(), 0
+        for key in sorted(record):
+            value = record[key]
+            data = value.data if hasattr(value, "data") and hasattr(value, "stype") else repr(value).encode()
+            digest.update(key.encode() + b"\0")
+            digest.update(data)
+            size += len(data)
+        notes.append(RecordNote(name if name in known else "undeclared", size, digest.hexdigest()))
+    return tuple(notes[:64])
+
+
+def check_request(asked: Request, content: RecordDict) -> None:
+    """Raises ``SiteError`` unless the message holds exactly what its phase declares (``fedml.records``)."""
+    expected = REQUEST_RECORDS[asked.phase]
+    if set(content) != expected:
+        raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
+    for key, value in content.config_records[CONFIG].items():
+        kind = REQUEST_CONFIG.get(key)
+        if kind is None or isinstance(value, bool) or not isinstance(value, kind):
+            raise SiteError(Reason.UNDECLARED, "the config holds a key or type that is not declared")
+    if AGREEMENT in expected:
+        values = _read(content, AGREEMENT)
+        fixed = {f"preprocess.{name}.{what}" for name in asked.study.cohort.inputs for what in ("mean", "std")} | {
+            "target.mean",
+            "target.std",
+        }
+        for key, value in values.items():
+            wanted = {PANEL: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
+            if str(value.dtype) != wanted or value.ndim != 1 or not _finite(value):
+                raise SiteError(Reason.UNDECLARED, "the agreement holds an array that is not declared")
+    if ARRAYS in expected and any(str(v.dtype) != "float32" or not _finite(v) for v in _read(content, ARRAYS).values()):
+        raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
+
+
+def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed: Limits) -> None:
+    """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, finite, about enough persons, and not too large."""
+    if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
+        raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
+    match asked.phase:
+        case Phase.DESCRIBE:
+            _only(reply, {SITE, DESCRIBED})
+            _check_described(asked, reply, allowed)
+        case Phase.STATISTICS:
+            _only(reply, {SUMS})
+            for value in _read(reply, SUMS).values():
+                _shaped(value, "float64", 2, "sums")
+                small = (value[0] > 0) & (value[0] < allowed.min_count)
+                if len(value) != 3 or small.any():
+                    raise SiteError(Reason.TOO_FEW, f"a sum over fewer than {allowed.min_count} persons would leave")
+        case Phase.ROUND:
+            _only(reply, {ARRAYS, METRICS}, may={COUNTS})
+            _check_trained(asked, reply, request, allowed)
+        case Phase.EVALUATE:
+            _only(reply, {COUNTS})
+    if COUNTS in reply:
+        _check_counts(asked.study, _read(reply, COUNTS), allowed)
+
+
+def _check_described(asked: Request, reply: RecordDict, allowed: Limits) -> None:
+    if dict(reply.config_records[SITE]) != {"name": asked.name}:
+        raise SiteError(Reason.UNDECLARED, "the site record holds more than the site's name")
+    for key, value in _read(reply, DESCRIBED).items():
+        if key == PERSONS:
+            _shaped(value, "int64", 2, key)
+            totals = value.sum(1)
+            if ((totals > 0) & (totals < allowed.min_count)).any():
+                raise SiteError(Reason.TOO_FEW, f"a part of fewer than {allowed.min_count} persons would leave")
+        elif key == IMAGE_SHAPE:
+            _shaped(value, "int64", 1, key)
+        elif key == PANEL:
+            _shaped(value, "uint8", 1, key)
+            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").splitlines()):
+                raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
+        else:
+            raise SiteError(Reason.UNDECLARED, f"described holds {key}")
+
+
+def _check_trained(asked: Request, reply: RecordDict, request: RecordDict, allowed: Limits) -> None:
+    weights = model_for(asked.study, _layout(request)).weights
+    arrays = _read(reply, ARRAYS)
+    if arrays.keys() != weights.keys():
+        raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
+    for key, value in arrays.items():
+        if value.shape != tuple(weights[key].shape) or str(value.dtype) != "float32":
+            raise SiteError(Reason.UNDECLARED, f"{key} is not of the model's shape and type")
+        if not _finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
+    metrics = dict(reply.metric_records[METRICS])
+    if metrics.keys() != REPLY_METRICS.keys() or any(type(metrics[k]) is not kind for k, kind in REPLY_METRICS.items()):
+        raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
+    if not np.isfinite([float(str(v)) for v in metrics.values()]).all():
+        raise SiteError(Reason.NON_FINITE, "a metric is not finite")
+    if 0 < int(str(metrics[NUM_EXAMPLES])) < allowed.min_persons:
+        raise SiteError(Reason.TOO_FEW, "too few persons trained")
+
+
+def _check_counts(study: Study, counts: Mapping[str, Any], allowed: Limits) -> None:
+    fields = count_fields(study)
+    for key, value in counts.items():
+        part, _, name = key.partition("/")
+        if part not in PARTS or name not in fields:
+            raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
+        dtype, shape = fields[name]
+        if str(value.dtype) != dtype or value.shape != shape:
+            raise SiteError(Reason.UNDECLARED, f"{name} is not of the declared shape and type")
+        if not _finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
+        if name == "persons" and 0 < value[0] < allowed.min_count:
+            raise SiteError(Reason.TOO_FEW, f"metrics of fewer than {allowed.min_count} persons would leave")
+
+
+def _only(reply: RecordDict, must: set[str], may: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    if not must <= set(reply) <= must | may:
+        raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
+
+
+def _read(content: RecordDict, name: str) -> dict[str, Any]:
+    try:
+        return unpack(content.array_records[name])
+    except (KeyError, ValueError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error
+
+
+def _layout(request: RecordDict) -> Layout:
+    values = _read(request, AGREEMENT)
+    return Layout(tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes().count(b"\n"))
+
+
+def _shaped(value: Any, dtype: str, ndim: int, what: str) -> None:
+    if str(value.dtype) != dtype or value.ndim != ndim:
+        raise SiteError(Reason.UNDECLARED, f"{what} is {value.dtype} of {value.ndim} axes")
+
+
+def _finite(value: Any) -> bool:
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())

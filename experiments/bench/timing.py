@@ -1,0 +1,127 @@
+"""What the benchmarks share: paired medians, a child process's time and peak memory, this process's own peak, the machine's line.
+
+Imports no torch: a child starts with its parent's peak memory as its own, so the parent of a measured process must be small.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from experiments.run import git_commit
+
+Measure = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that ended well: wall seconds, CPU seconds, the largest resident memory of it or of a child, in MB."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+
+
+@dataclass
+class Pairs:
+    """Times of ours and of the peer, taken in turn: ``ours[i]`` and ``peer[i]`` stood next to each other."""
+
+    ours: list[float] = field(default_factory=list)
+    peer: list[float] = field(default_factory=list)
+
+    @property
+    def ratio(self) -> float:
+        """Median of ours / peer over the pairs: noise that lasts longer than a pair falls out."""
+        return statistics.median(a / b for a, b in zip(self.ours, self.peer, strict=True))
+
+    def row(self, name: str, scale: float = 1.0, digits: int = 2) -> tuple[str, ...]:
+        """Name, both medians, ratio, the range of the ratios."""
+        each = [a / b for a, b in zip(self.ours, self.peer, strict=True)]
+        medians = (f"{statistics.median(times) * scale:.{digits}f}" for times in (self.ours, self.peer))
+        return (name, *medians, f"{self.ratio:.2f}", f"{min(each):.2f} to {max(each):.2f}")
+
+
+def paired(ours: Measure, peer: Measure, repeats: int) -> Pairs:
+    """Both measured ``repeats`` times, A B A B."""
+    pairs = Pairs()
+    for _ in range(repeats):
+        pairs.ours.append(ours())
+        pairs.peer.append(peer())
+    return pairs
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def run_process(command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> Ended:
+    """Runs ``command`` to its end; its output is shown only if it fails.
+
+    Raises:
+        RuntimeError: it ended with an error.
+    """
+    log = cwd / "output.log"
+    with log.open("wb") as out:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(environment or {})}, stdout=out, stderr=out)
+        _, status, used = os.wait4(process.pid, 0)
+        took = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text(errors='replace')[-4000:]}")
+    return Ended(took, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+
+
+class PeakMemory:
+    """Inside the block a thread samples this process's resident memory; ``extra_mb`` is the peak above that of the start."""
+
+    def __init__(self, every: float = 0.001) -> None:
+        self.every, self.extra_mb = every, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> PeakMemory:
+        self._start = self._peak = resident_mb()
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.extra_mb = max(self._peak, resident_mb()) - self._start
+
+    def _sample(self) -> None:
+        while not self._stop.wait(self.every):
+            self._peak = max(self._peak, resident_mb())
+
+
+def resident_mb() -> float:
+    """Resident memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def machine() -> str:
+    """One line: cores, Python, packages, commit."""
+    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("torch", "flwr", "mlflow", "numpy"))
+    return f"{os.cpu_count()} cores, Python {platform.python_version()}, {versions}, commit {git_commit(Path(__file__).parent)[:12]}"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a plain table."""
+    widths = [max(len(line[i]) for line in (head, *rows)) for i in range(len(head))]
+    print(f"\n{title}")
+    for line in (head, *rows):
+        print("  " + "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))))

@@ -1,0 +1,194 @@
+"""Small sites on disk, studies from a few words, and runs of them in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from experiments.run import run_nodes
+from fedml.runlog import load_model, read_events
+from fedml.study import Study, validate
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+settings.register_profile("core", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("core")
+
+
+def public_data(name: str) -> Path:
+    """A folder of the public data; the test is skipped where this machine does not have it."""
+    if not (DATA / name).exists():
+        pytest.skip(f"public data {DATA / name} is not on this machine")
+    return DATA / name
+
+
+@pytest.fixture
+def chromosome_21() -> Path:
+    """The start of chromosome 21 of 1000 Genomes phase 3."""
+    return public_data("vcf_1kg_chr21") / "1kg_phase3_chr21_start.vcf.gz"
+
+
+def make_plan(inputs: Sequence[str] = ("clinical",), sites: Sequence[str] = ("a", "b"), **changes: Any) -> dict[str, Any]:
+    """A valid plan; ``changes`` are ``section__key=value`` (``cohort__split={...}``, ``training__lr=0.1``)."""
+    cohort: dict[str, Any] = {"inputs": list(inputs), "target": "y"}
+    if "clinical" in inputs:
+        cohort["clinical"] = {"columns": ["x1", "x2", "x3"]}
+    plan: dict[str, Any] = {"study": {"name": "toy"}, "cohort": cohort, "federation": {"sites": list(sites), "rounds": 2}}
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        at = plan
+        for section in sections:
+            at = at.setdefault(section, {})
+        at[last] = value
+    return plan
+
+
+def make_study(inputs: Sequence[str] = ("clinical",), sites: Sequence[str] = ("a", "b"), **changes: Any) -> Study:
+    """``make_plan``, validated."""
+    return validate(Study, make_plan(inputs, sites, **changes), "study.toml")
+
+
+def to_toml(plan: Mapping[str, Any], section: str = "") -> str:
+    """A plan as TOML: scalars and arrays first, then sections. A JSON scalar is a TOML scalar."""
+    plain = [f"{json.dumps(k)} = {json.dumps(v)}" for k, v in plan.items() if not isinstance(v, Mapping)]
+    tables = [(f"{section}.{json.dumps(k)}".lstrip("."), v) for k, v in plan.items() if isinstance(v, Mapping)]
+    return "\n".join(plain) + "".join(f"\n[{name}]\n{to_toml(inner, name)}\n" for name, inner in tables)
+
+
+def write_csv(path: Path, ids: Sequence[str], columns: Mapping[str, Iterable[Any]]) -> Path:
+    """One row an id; None and NaN are empty cells."""
+    rows = [",".join(["id", *columns])]
+    for person, *values in zip(ids, *columns.values(), strict=True):
+        rows.append(",".join([person, *("" if v is None or v != v else str(v) for v in values)]))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def write_picture(path: Path, pixels: np.ndarray[Any, Any]) -> Path:
+    """PNG or JPEG (grey or RGB, uint8), NPY, or NIfTI, by the path's ending."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, pixels)
+    elif path.name.endswith((".nii", ".nii.gz")):
+        import nibabel
+
+        nibabel.save(nibabel.Nifti1Image(pixels, np.eye(4)), path)
+    else:
+        from PIL import Image
+
+        Image.fromarray(pixels).save(path)
+    return path
+
+
+VCF_HEADER = '##fileformat=VCFv4.2\n##contig=<ID=chr21>\n##contig=<ID=22>\n##FORMAT=<ID=GT,Number=1,Type=String,Description="Genotype">\n'
+
+
+def vcf_text(samples: Sequence[str], records: Iterable[tuple[str, int, str, str, str, Sequence[str]]]) -> str:
+    """A VCF of (contig, position, id, ref, alt, one genotype a sample)."""
+    lines = ["#" + "\t".join(["CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *samples])]
+    lines += ["\t".join([c, str(p), i, r, a, ".", ".", ".", "GT", *genotypes]) for c, p, i, r, a, genotypes in records]
+    return VCF_HEADER + "\n".join(lines) + "\n"
+
+
+def write_vcf(path: Path, samples: Sequence[str], records: Iterable[tuple[str, int, str, str, str, Sequence[str]]]) -> Path:
+    """``.vcf`` as text, ``.vcf.gz`` by bgzip, ``.bcf`` by htslib."""
+    import pysam
+
+    plain = path.parent / "plain.vcf"
+    plain.write_text(vcf_text(samples, records))
+    if path.name.endswith(".vcf.gz"):
+        pysam.tabix_compress(str(plain), str(path), force=True)
+    elif path.suffix == ".bcf":
+        with pysam.VariantFile(str(plain)) as source, pysam.VariantFile(str(path), "wb", header=source.header) as out:
+            for record in source:
+                out.write(record)
+    else:
+        plain.rename(path)
+    return path
+
+
+def write_bed(path: Path, samples: Sequence[str], keys: Sequence[tuple[str, int, str, str, str]], dosage: np.ndarray[Any, Any]) -> Path:
+    """PLINK 1 files; ``keys`` are (contig, position, id, ref, alt) with ALT as A1, ``dosage`` (samples, keys) with -1 for missing."""
+    from bed_reader import to_bed
+
+    contig, position, names, ref, alt = zip(*keys, strict=True)
+    properties = {"fid": list(samples), "iid": list(samples), "sid": list(names), "chromosome": list(contig)}
+    properties |= {"bp_position": list(position), "allele_1": list(alt), "allele_2": list(ref)}
+    to_bed(path, np.where(dosage < 0, -127, dosage).astype(np.int8), properties=properties)
+    return path
+
+
+def write_manifest(folder: Path, name: str, **data: str) -> Path:
+    """``site.toml``; each of ``data`` is TOML: ``clinical='{ path = "clinical.csv" }'``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(f"{key} = {value}\n" for key, value in {"persons": '"persons.csv"', **data}.items())
+    (folder / "site.toml").write_text(f'[site]\nname = "{name}"\n[data]\n{lines}')
+    return folder / "site.toml"
+
+
+def clinical_site(folder: Path, name: str, persons: int, seed: int, *, missing: float = 0.1, labels: Sequence[Any] | None = None) -> Path:
+    """A site with clinical columns x1..x3 (some missing) that predict the label y, and ids that carry the site's name."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [f"{name}{k:04d}" for k in range(persons)]
+    x = rng.normal([3, -1, 100], [1, 2, 30], (persons, 3))
+    y = (x @ [1, 0.5, 0.02] + rng.normal(0, 1, persons) > 4.5).astype(int) if labels is None else labels
+    x[rng.random(x.shape) < missing] = np.nan
+    write_csv(folder / "persons.csv", ids, {"y": y})
+    write_csv(folder / "clinical.csv", ids, {f"x{k + 1}": x[:, k] for k in range(3)})
+    return write_manifest(folder, name, clinical='{ path = "clinical.csv" }')
+
+
+def image_site(folder: Path, name: str, persons: int, seed: int, size: tuple[int, ...] = (8, 8)) -> Path:
+    """A site with one ``.npz`` of images whose mean tells the label."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = [f"{name}{k:04d}" for k in range(persons)]
+    y = rng.integers(0, 2, persons)
+    images = (rng.normal(100, 20, (persons, *size)) + 40 * y.reshape(-1, *(1 for _ in size))).clip(0, 255).astype(np.uint8)
+    write_csv(folder / "persons.csv", ids, {"y": y})
+    np.savez(folder / "images.npz", ids=np.array(ids), images=images)
+    return write_manifest(folder, name, image='{ path = "images.npz", format = "npz" }')
+
+
+class Run:
+    """A finished run: its events, last event, and the saved arrays (learned and constants)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.events = read_events(folder)[0]
+        self.final = next(e for e in self.events if e["event"] == "final")
+        self.rounds = [e for e in self.events if e["event"] == "round"]
+        self.arrays, self.shape, self.panel = load_model(folder)
+
+    @property
+    def sha256(self) -> str:
+        return str(self.final["weights_sha256"])
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in self.arrays.items() if not k.startswith(("preprocess.", "target."))}
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        return {k: v for k, v in self.arrays.items() if k.startswith(("preprocess.", "target."))}
+
+
+def federate(study: Study, manifests: Iterable[Path], folder: Path) -> Run:
+    """Runs ``study`` with one node a manifest."""
+    folder.mkdir(parents=True)
+    run_nodes(study, [{"manifest": str(m)} for m in manifests], folder)
+    return Run(folder)
+
+
+def pooled(study: Study, manifests: Iterable[Path], folder: Path) -> Run:
+    """Runs ``study`` with one node that holds the persons of all manifests."""
+    plan = study.model_dump(mode="json")
+    plan["federation"]["sites"] = ["pooled"]
+    folder.mkdir(parents=True)
+    run_nodes(validate(Study, plan, "pooled"), [{"manifest": "\n".join(map(str, manifests)), "name": "pooled"}], folder)
+    return Run(folder)
