@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fedml.cli import guarded
 from fedml.errors import InputError
+
+if TYPE_CHECKING:
+    from clients.site import Site
 
 app = typer.Typer(
     name="fedml-site",
@@ -31,6 +34,19 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); left out, a keyed hash of the id decides
+
+# [policy] # the strictest holds where a key is left out; a study may be stricter still
+# purposes = ["DUO:0000042"] # left out: those of the studies that a person here approved
+# min_persons = 20 # training persons, or the site does not take part
+# min_count = 5 # persons behind any number that leaves
+# max_rounds = 1000
+# max_request_mb = 512
+# max_reply_mb = 512
+
+# [connection] # from the coordinating centre; `fedml-site key` makes the key
+# superlink = "federation.example.org:9092"
+# root_certificates = "ca.pem"
+# key = "node.key"
 """
 
 
@@ -88,6 +104,171 @@ def check(
         print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
     if cohort.variants is not None:
         print(f"  variants: {len(cohort.variants.keys)}, {(cohort.variants.dosage < 0).mean():.1%} missing")
+
+
+SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or the folder it is in.")]
+By = Annotated[str, typer.Option("--by", help="Who decides; left out, the name of this account.")]
+
+
+def _site(path: Path) -> Site:
+    from clients.site import read_site
+
+    return read_site(path)
+
+
+def _who(by: str) -> str:
+    import getpass
+
+    return by or getpass.getuser()
+
+
+@app.command()
+def key(site_file: SiteFile = Path("site.toml"), out: Annotated[str, typer.Option(help="File name, beside the manifest.")] = "node.key") -> None:
+    """Make this site's node key (EC P-384); the public half, .pub, goes to the coordinating centre.
+
+    Example: fedml-site key --site /srv/fedml/site.toml
+    """
+    from fedml.flower.keys import write_node_key
+
+    public = write_node_key(_site(site_file).folder / out)
+    print(f"{public}: send this file to the coordinating centre; the private half stays here")
+
+
+@app.command()
+def approve(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
+    site_file: SiteFile = Path("site.toml"),
+    by: By = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the plan is printed all the same.")] = False,
+) -> None:
+    """Show a study's plan in plain words, ask, and record who approved it and when.
+
+    Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
+    """
+    from clients import approvals
+    from clients.journal import Journal
+    from clients.site import check_roster
+    from clients.start import prepare_state
+    from fedml.plan import describe
+    from fedml.study import read_study
+
+    study, site = read_study(study_file), _site(site_file)
+    check_roster(site, study)
+    print(describe(study))
+    print()
+    if not yes and not typer.confirm(f"May this study run on {site.name}'s persons?"):
+        print("not approved")
+        return
+    state = prepare_state(site)
+    made = approvals.approve(state, study, _who(by))
+    Journal(state / "journal.jsonl").append(
+        direction="site", study=study.sha256, study_name=study.study.name, verdict="noted", reason="approve"
+    )
+    print(f"approved by {made.approved_by} at {made.approved_at}: {study.study.name} {study.sha256}")
+
+
+@app.command()
+def revoke(
+    study: Annotated[str, typer.Argument(help="The study's name, or the first digits of its SHA-256.", show_default=False)],
+    site_file: SiteFile = Path("site.toml"),
+    by: By = "",
+) -> None:
+    """Withdraw an approval; the next message of that study is refused.
+
+    Example: fedml-site revoke heart --site /srv/fedml/site.toml
+    """
+    from clients import approvals
+    from clients.journal import Journal
+
+    site = _site(site_file)
+    for ended in approvals.revoke(site.state, study, _who(by)):
+        Journal(site.state / "journal.jsonl").append(
+            direction="site", study=ended.sha256, study_name=ended.name, verdict="noted", reason="revoke"
+        )
+        print(f"revoked by {ended.revoked_by} at {ended.revoked_at}: {ended.name} {ended.sha256}")
+
+
+@app.command()
+def start(site_file: SiteFile = Path("site.toml")) -> None:
+    """Join the federation and stay: answer approved studies until stopped (SIGTERM or Ctrl-C).
+
+    Example: fedml-site start --site /srv/fedml/site.toml
+    """
+    from clients.start import run_site
+
+    run_site(_site(site_file))
+
+
+@app.command()
+def status(site_file: SiteFile = Path("site.toml")) -> None:
+    """Is the site running, what is approved, what was decided last.
+
+    Example: fedml-site status --site /srv/fedml/site.toml
+    """
+    from clients.approvals import read_approvals
+    from clients.journal import entries, show
+    from clients.start import running
+
+    site = _site(site_file)
+    process = running(site.state)
+    print(f"{site.name}: " + (f"running (process {process})" if process else "not running"))
+    for a in read_approvals(site.state):
+        state = f"approved by {a.approved_by} at {a.approved_at}" if a.stands else f"revoked by {a.revoked_by} at {a.revoked_at}"
+        print(f"  {a.name} {a.sha256[:12]}: {state}")
+    path = site.state / "journal.jsonl"
+    if path.exists():
+        print(show(entries(path), 5))
+
+
+journal_app = typer.Typer(name="journal", help="What came in, what went out, what was refused.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(journal_app)
+
+
+@journal_app.command("show")
+def journal_show(
+    site_file: SiteFile = Path("site.toml"),
+    last: Annotated[int, typer.Option(help="Show only the last so many entries; 0 is all.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Every decision of the gate, in words.
+
+    Example: fedml-site journal show --site /srv/fedml/site.toml --last 20
+    """
+    from clients.journal import entries, show, to_json
+
+    path = _journal(site_file)
+    if as_json:
+        for line in to_json(entries(path)):
+            print(line)
+    else:
+        print(show(entries(path), last or None))
+
+
+@journal_app.command("verify")
+def journal_verify(
+    site_file: SiteFile = Path("site.toml"),
+    head: Annotated[str | None, typer.Option(help="A head that travelled with a reply (in MLflow: fedml.journal_head).")] = None,
+) -> None:
+    """Find an entry that was edited, removed, moved or cut off. Exit 1 if there is one.
+
+    Example: fedml-site journal verify --site /srv/fedml/site.toml --head 9f2c...
+    """
+    from clients.journal import Journal, verify
+    from fedml.errors import RunError
+
+    path = _journal(site_file)
+    problems = verify(path, head)
+    if problems:
+        raise RunError(f"{path}: " + "; ".join(f"line {p.line}: {p.what}" for p in problems[:5]))
+    kept = Journal(path)
+    print(f"{path}: {kept.count} entries, each in its place; head {kept.head}")
+
+
+def _journal(site_file: Path) -> Path:
+    path = _site(site_file).state / "journal.jsonl"
+    if not path.exists():
+        raise InputError(f"{path}: no journal yet; it begins when the site starts or approves a study.")
+    return path
 
 
 def main() -> None:

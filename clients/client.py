@@ -85,43 +85,68 @@ def evaluate_last(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context) -> Message:
     """The reply to any message: content, or an ``Error`` that carries a code and no text."""
     try:
-        return Message(_PHASES[(asked := _read(message, context)).phase](asked, message.content), reply_to=message)
-    except SiteError as error:
-        return _refusal(message, error.reason, error)
-    except InputError as error:
-        return _refusal(message, Reason.BAD_DATA, error)
-    except FloatingPointError as error:
-        return _refusal(message, Reason.NON_FINITE, error)
+        config = context.node_config
+        asked = read_request(message.content, _manifests(context, message), str(config["name"]) if "name" in config else None)
+        if len(asked.manifests) == 1:
+            check_roster(read_site_once(asked.manifests[0]), asked.study)
+        return Message(execute(asked, message.content), reply_to=message)
     except Exception as error:  # whatever it is, its text may name a person
-        return _refusal(message, Reason.INTERNAL, error)
+        reason = reason_of(error)
+        log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
+        return refusal(message, reason)
 
 
-def _refusal(message: Message, reason: Reason, error: Exception) -> Message:
-    log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
+def reason_of(error: Exception) -> Reason:
+    """The code that may leave the site in place of an exception."""
+    if isinstance(error, SiteError):
+        return error.reason
+    if isinstance(error, InputError):
+        return Reason.BAD_DATA
+    return Reason.NON_FINITE if isinstance(error, FloatingPointError) else Reason.INTERNAL
+
+
+def refusal(message: Message, reason: Reason) -> Message:
+    """A reply that carries the code alone."""
     return Message(Error(ERROR_CODE, str(reason)), reply_to=message)
 
 
-def _read(message: Message, context: Context) -> Request:
-    config = dict(message.content.config_records.get(CONFIG, {}))
+def execute(asked: Request, content: RecordDict) -> RecordDict:
+    """Does what is asked and returns the reply's content. Raises whatever goes wrong: see ``reason_of``."""
+    return _PHASES[asked.phase](asked, content)
+
+
+def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
+    config = dict(content.config_records.get(CONFIG, {}))
     try:
-        study, phase, number = _parse(str(config["study"])), Phase(str(config["phase"])), int(str(config["round"]))
-    except (KeyError, ValueError, InputError) as error:
-        raise SiteError(Reason.BAD_MESSAGE, f"the message is not one of ours: {error}") from error
-    manifests = _manifests(context, study)
-    site = read_site_once(manifests[0])
-    name = str(context.node_config.get("name", site.name))
-    if len(manifests) == 1 and name == site.name:
-        check_roster(site, study)
-    return Request(study, phase, number, config, name, manifests)
+        return _parse(str(config["study"])), config
+    except (KeyError, InputError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the message carries no study: {error}") from error
+
+
+def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | None) -> Request:
+    """What a message asks of the site with these ``manifests``; ``name`` stands for the site's own where several are pooled.
+
+    Raises:
+        SiteError: the message is not one of ours.
+    """
+    study, config = _study_of(content)
+    try:
+        phase, number = Phase(str(config["phase"])), int(str(config["round"]))
+    except (KeyError, ValueError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the message has no phase or round: {error}") from error
+    if not 0 <= number <= study.federation.rounds:
+        raise SiteError(Reason.ROUNDS, f"round {number} is none of the study's {study.federation.rounds}")
+    return Request(study, phase, number, config, name or read_site_once(manifests[0]).name, manifests)
 
 
 read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
 
 
-def _manifests(context: Context, study: Study) -> tuple[str, ...]:
+def _manifests(context: Context, message: Message) -> tuple[str, ...]:
     """The node's own ``manifest`` (several, one a line, are pooled). In Flower's simulation a node has only its place in the roster."""
     if "manifest" in context.node_config:
         return tuple(str(context.node_config["manifest"]).split("\n"))
+    study, _ = _study_of(message.content)
     place = int(context.node_config["partition-id"])
     if place >= len(study.federation.sites):
         raise SiteError(Reason.NOT_IN_ROSTER, f"node {place} is beyond the roster's {len(study.federation.sites)} sites")
@@ -133,11 +158,21 @@ def _simulated(folder: str, name: str) -> Path:
     return find_sites(Path(folder), (name,))[0][name].file
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model and its tensors that messages fill: ``weights`` (learned) and ``fixed`` (preprocessing constants)."""
+
+    model: CohortModel
+    weights: dict[str, torch.Tensor]
+    fixed: dict[str, torch.Tensor]
+    task: Task
+
+
 @lru_cache(maxsize=2)
-def _model(study: Study, layout: Layout) -> tuple[CohortModel, dict[str, torch.Tensor], dict[str, torch.Tensor], Task]:
+def model_for(study: Study, layout: Layout) -> Loaded:
     """One model for all sites of this process: every message brings all that it is to hold."""
     model = build_model(study, layout)
-    return model, learned(model), constants(model), make_task(study)
+    return Loaded(model, learned(model), constants(model), make_task(study))
 
 
 def _describe(asked: Request, content: RecordDict) -> RecordDict:
@@ -171,19 +206,20 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
     cohort, _, _ = _agreed(asked, content)
-    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task))})
+    smallest = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
+    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, smallest))})
 
 
-def _filled(asked: Request, content: RecordDict) -> tuple[CohortModel, dict[str, torch.Tensor], Cohort, Task]:
-    """The model holding the arrays and constants of the message."""
+def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
+    """The model holding the arrays and constants of the message, and the cohort."""
     cohort, layout, values = _agreed(asked, content)
-    model, weights, fixed, task = _model(asked.study, layout)
+    loaded = model_for(asked.study, layout)
     try:
-        load(fixed, values)
-        load(weights, unpack_tensors(content.array_records[ARRAYS]))
+        load(loaded.fixed, values)
+        load(loaded.weights, unpack_tensors(content.array_records[ARRAYS]))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the arrays do not fit the study's model: {error}") from error
-    return model, weights, cohort, task
+    return loaded, cohort
 
 
 def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
@@ -193,7 +229,8 @@ def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Tas
 
 def _round(asked: Request, content: RecordDict) -> RecordDict:
     study = asked.study
-    model, weights, cohort, task = _filled(asked, content)
+    loaded, cohort = _filled(asked, content)
+    model, task = loaded.model, loaded.task
     reply = RecordDict()
     every = study.training.evaluate_every
     if every and (asked.round - 1) % every == 0:
@@ -202,7 +239,7 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
     result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model))
-    reply[ARRAYS] = pack(weights)
+    reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
         {NUM_EXAMPLES: cohort.count("train"), "loss-sum": result.loss_sum, "seen": result.seen, "steps": result.steps}
     )
@@ -216,9 +253,9 @@ def _hooks(asked: Request, model: CohortModel) -> list[GradientHook]:
 
 
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
-    model, _, cohort, task = _filled(asked, content)
+    loaded, cohort = _filled(asked, content)
     parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    return RecordDict({COUNTS: pack(_counts(parts, model, cohort, task, asked.study))})
+    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked.study))})
 
 
 _PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}

@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.approvals import is_approved
 from clients.client import Request, execute, model_for, read_request, reason_of, refusal
-from clients.journal import Journal, RecordNote, seen
+from clients.journal import Direction, Journal, RecordNote, seen
 from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
@@ -86,7 +86,7 @@ class Gate:
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
         told: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
-        direction = "in"
+        direction: Direction = "in"
         try:
             told["records"] = _notes(message.content)
             asked = self._admit(message, told)

@@ -65,9 +65,15 @@ class Data(_Section):
 
 
 class Policy(_Section):
-    """``[policy]``: what the site allows. Read and shown; an absent key is the strictest value."""
+    """``[policy]``: what the site allows; the gate (``clients.gate``) holds it. An absent key is the strictest sensible value.
+
+    ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted.
+    """
 
     studies: Literal["approved"] = "approved"
+    purposes: tuple[str, ...] | None = None
+    max_rounds: Annotated[int, Field(ge=1)] = 1000
+    max_request_mb: Annotated[int, Field(ge=1)] = 512
     min_persons: Annotated[int, Field(ge=1)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
@@ -81,12 +87,21 @@ class SiteName(_Section):
     name: Name
 
 
+class Connection(_Section):
+    """``[connection]``: how this site reaches its federation. The key's private half never leaves the site."""
+
+    superlink: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+:\d{1,5}$", description="host:port")]
+    root_certificates: str
+    key: str
+
+
 class Manifest(_Section):
     """A whole ``site.toml``."""
 
     site: SiteName
     data: Data
     policy: Policy = Policy()
+    connection: Connection | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class Site:
 
     manifest: Manifest
     folder: Path
+    filename: str = "site.toml"
 
     @property
     def name(self) -> str:
@@ -103,8 +119,13 @@ class Site:
 
     @property
     def file(self) -> Path:
-        """The manifest itself, for messages."""
-        return self.folder / "site.toml"
+        """The manifest itself."""
+        return self.folder / self.filename
+
+    @property
+    def state(self) -> Path:
+        """Where the site keeps its approvals, journal and logs."""
+        return self.folder / ".fedml"
 
 
 def read_site(path: Path) -> Site:
@@ -120,7 +141,7 @@ def read_site(path: Path) -> Site:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); a site is a folder with a site.toml.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not TOML: {error}.") from error
-    return Site(validate(Manifest, plan, str(path)), path.parent)
+    return Site(validate(Manifest, plan, str(path)), path.parent, path.name)
 
 
 def find_sites(folder: Path, roster: tuple[str, ...]) -> tuple[dict[str, Site], list[str]]:

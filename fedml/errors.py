@@ -28,6 +28,13 @@ class Reason(StrEnum):
     NON_FINITE = "non-finite"
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"
+    NOT_APPROVED = "not-approved"
+    PURPOSE = "purpose-not-allowed"
+    ROUNDS = "rounds-beyond-policy"
+    REPLAYED = "replayed"
+    UNDECLARED = "undeclared-record"
+    TOO_LARGE = "too-large"
+    TOO_FEW = "too-few-persons"
 
 
 class SiteError(Exception):

@@ -7,6 +7,8 @@ constants) and ``config`` (study, phase, round). From a site come, by phase:
     statistics  sums (three a quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps), counts (of the model as it arrived)
     evaluate    counts (of the model as it arrived)
+
+With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
 """
 
 from __future__ import annotations
@@ -17,17 +19,20 @@ import warnings
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, RecordDict
 
+if TYPE_CHECKING:
+    from fedml.study import Study
+
 # torch warns that memory of a message cannot be written to; nothing writes to it.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 
 ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
-SITE, DESCRIBED, SUMS = "site", "described", "sums"
+SITE, DESCRIBED, SUMS, JOURNAL = "site", "described", "sums", "journal"
 PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
@@ -41,6 +46,28 @@ class Phase(StrEnum):
     STATISTICS = "statistics"
     ROUND = "round"
     EVALUATE = "evaluate"
+
+
+# What a message to a site may hold: its records by phase, its config's keys and their types. Nothing else is read.
+REQUEST_RECORDS: dict[Phase, set[str]] = {
+    Phase.DESCRIBE: {CONFIG},
+    Phase.STATISTICS: {CONFIG, AGREEMENT},
+    Phase.ROUND: {CONFIG, AGREEMENT, ARRAYS},
+    Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
+}
+REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
+REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int}
+
+
+def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array that ``counts`` may hold for one part (``fedml.learning.task``)."""
+    from fedml.learning.task import BINS
+
+    if study.model.task == "regression":
+        return {name: ("float64", (1,)) for name in ("persons", "y_sum", "y2_sum", "e_sum", "e2_sum", "abs_sum")}
+    classes = len(study.cohort.classes)
+    sums = {name: ("float64", (1,)) for name in ("persons", "brier_sum", "log_loss_sum")}
+    return {**sums, "confusion": ("int64", (classes, classes)), "histogram": ("int32", (1 if classes == 2 else classes, 2, BINS))}
 
 
 @lru_cache(maxsize=4096)

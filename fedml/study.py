@@ -220,6 +220,14 @@ class Privacy(_Section):
     unit: Literal["none"] = "none"
 
 
+class Policy(_Section):
+    """``[policy]``: limits that the study sets itself. A site has its own; the stricter of both holds."""
+
+    min_persons: Annotated[int, Field(ge=1, description="training persons that a site must have")] = 1
+    min_count: Annotated[int, Field(ge=1, description="persons behind any number that leaves")] = 1
+    max_reply_mb: Annotated[int, Field(ge=0, description="0: the site's")] = 0
+
+
 class Study(_Section):
     """A whole study, frozen. Build it with ``read_study`` or ``parse_study``."""
 
@@ -230,6 +238,7 @@ class Study(_Section):
     federation: Federation
     strategy: Strategy = Strategy()
     privacy: Privacy = Privacy()
+    policy: Policy = Policy()
 
     @cached_property
     def canonical(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.common.constant import SubStatus
@@ -30,7 +31,7 @@ _NAP, _LONGEST_NAP = 0.05, 5.0  # seconds: between two questions for a task; aft
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
-def _client(address: str, *interceptors: object) -> RuntimeHttpClient:
+def _client(address: str, *interceptors: Any) -> RuntimeHttpClient:
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # loopback, between two processes of one user

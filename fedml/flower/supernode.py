@@ -21,7 +21,7 @@ def main() -> None:
     """Runs Flower's command with its module's ``time.sleep`` bounded."""
     # One SuperNode asks its SuperLink five times a second; each question is a small request on an open connection.
     short = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(min(seconds, NAP_SECONDS))})
-    start_client_internal.time = short
+    vars(start_client_internal)["time"] = short
     flower_supernode()
 
 

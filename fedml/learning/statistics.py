@@ -22,8 +22,11 @@ def _sums(values: Array) -> Array:
     return np.stack([(~np.isnan(values)).sum(0).astype(np.float64), filled.sum(0), (filled**2).sum(0)])
 
 
-def cohort_sums(cohort: Cohort, task: str) -> dict[str, Array]:
-    """Sums over the training persons, by the name of the preprocessing module they are for, each (3, columns)."""
+def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array]:
+    """Sums over the training persons, by the name of the preprocessing module they are for, each (3, columns).
+
+    A column in which fewer than ``smallest`` persons have a value counts as absent here: such a sum would tell about each of them.
+    """
     rows = cohort.rows("train")
     out: dict[str, Array] = {}
     if cohort.clinical is not None:
@@ -43,7 +46,7 @@ def cohort_sums(cohort: Cohort, task: str) -> dict[str, Array]:
         out["preprocess.image"] = total
     if task == "regression":
         out["target"] = _sums(cohort.labels[rows, None])
-    return out
+    return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}
 
 
 def constants_from(sums: Mapping[str, Array]) -> dict[str, torch.Tensor]:
