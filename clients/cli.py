@@ -123,7 +123,9 @@ def _who(by: str) -> str:
 
 
 @app.command()
-def key(site_file: SiteFile = Path("site.toml"), out: Annotated[str, typer.Option(help="File name, beside the manifest.")] = "node.key") -> None:
+def key(
+    site_file: SiteFile = Path("site.toml"), out: Annotated[str, typer.Option(help="File name, beside the manifest.")] = "node.key"
+) -> None:
     """Make this site's node key (EC P-384); the public half, .pub, goes to the coordinating centre.
 
     Example: fedml-site key --site /srv/fedml/site.toml
@@ -220,7 +222,9 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
         print(show(entries(path), 5))
 
 
-journal_app = typer.Typer(name="journal", help="What came in, what went out, what was refused.", no_args_is_help=True, rich_markup_mode=None)
+journal_app = typer.Typer(
+    name="journal", help="What came in, what went out, what was refused.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(journal_app)
 
 

@@ -119,7 +119,7 @@ def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
     config = dict(content.config_records.get(CONFIG, {}))
     try:
         return _parse(str(config["study"])), config
-    except (KeyError, InputError) as error:
+    except (KeyError, ValueError, InputError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the message carries no study: {error}") from error
 
 
@@ -201,7 +201,10 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
         layout = Layout(tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel.count(b"\n"))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
-    return load_aligned(asked.manifests, asked.study, panel), layout, {k: torch.from_numpy(v) for k, v in values.items()}
+    cohort = load_aligned(asked.manifests, asked.study, panel)
+    if cohort.images is not None and cohort.images.shape != layout.image_shape:
+        raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.images.shape}")
+    return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
 
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
@@ -241,7 +244,13 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
     result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model))
     reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
-        {NUM_EXAMPLES: cohort.count("train"), "loss-sum": result.loss_sum, "seen": result.seen, "steps": result.steps}
+        {
+            NUM_EXAMPLES: cohort.count("train"),
+            "loss-sum": result.loss_sum,
+            "seen": result.seen,
+            "steps": result.steps,
+            "train_loss": result.loss_sum / max(result.seen, 1),  # Flower's q-FedAvg reads this one
+        }
     )
     return reply
 

@@ -218,5 +218,9 @@ def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
 
 @lru_cache(maxsize=128)
 def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes) -> Cohort:
-    """``load_cohort`` with its variants as the agreed panel has them."""
-    return aligned(load_cohort(manifests, study), from_text(panel), study)
+    """``load_cohort`` with its variants as the agreed panel has them. Raises ``SiteError`` for a panel that cannot be read."""
+    try:
+        keys = from_text(panel)
+    except ValueError as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
+    return aligned(load_cohort(manifests, study), keys, study)

@@ -1,7 +1,8 @@
 """The resident process of a site: keeps a SuperNode running and answers its tasks through the gate.
 
-The SuperNode (``flower-supernode --isolation process``: TLS, the site's node key) only carries messages. What runs is the ClientApp installed
-here; cohort, model and caches stay warm between messages. It opens no port but one on loopback for the SuperNode, guarded by a secret.
+The SuperNode (``flower-supernode --isolation process``: TLS, the site's node key) only carries messages. What runs is the ClientApp
+installed here; cohort, model and caches stay warm between messages. It opens no port but one on loopback for the SuperNode, which a
+secret guards.
 """
 
 from __future__ import annotations

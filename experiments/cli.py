@@ -90,9 +90,12 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 
     Example: fedml check experiments/heart.toml
     """
-    from experiments.plan import describe
+    from fedml.plan import describe
+    from strategies.registry import make_strategy
 
-    print(describe(_study(study_file, changes, seed)))
+    study = _study(study_file, changes, seed)
+    make_strategy(study)
+    print(describe(study))
 
 
 @app.command()
@@ -130,8 +133,8 @@ def run(
     progress.close()
     if outcome.final:
         console.print(final_table(study, outcome.final))
-    mlflow_run = tracker.wait(console.print) if tracker else None
-    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {run_folder}[/dim]")
+    mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
+    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {run_folder}[/dim]", soft_wrap=True)
     if as_json:
         print(json.dumps(summary(study, outcome, mlflow_run)), flush=True)
     if outcome.status != "finished":

@@ -47,5 +47,6 @@ class SiteError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``' (did you mean "x"?)'`` for the nearest of ``known``, or ``''`` when none is near."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f' (did you mean "{close[0]}"?)' if close else ""
+    spelled = {str(k).lower(): k for k in known}
+    close = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
+    return f' (did you mean "{spelled[close[0]]}"?)' if close else ""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from fedml.study import Study
-from strategies.registry import make_strategy
 
 
 def describe(study: Study) -> str:
-    """The plan as text. Raises ``InputError`` if the strategy's options are wrong."""
-    make_strategy(study)
+    """The plan as text."""
     about, cohort, fed, work = study.study, study.cohort, study.federation, study.training
     split = cohort.split
     lines = [

@@ -5,7 +5,7 @@ constants) and ``config`` (study, phase, round). From a site come, by phase:
 
     describe    site (name), described (panel keys, image shape, persons by part and class)
     statistics  sums (three a quantity, over training persons)
-    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps), counts (of the model as it arrived)
+    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
     evaluate    counts (of the model as it arrived)
 
 With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
@@ -56,7 +56,7 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
 }
 REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
-REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int}
+REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
 
 
 def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -64,9 +64,9 @@ def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:
     from fedml.learning.task import BINS
 
     if study.model.task == "regression":
-        return {name: ("float64", (1,)) for name in ("persons", "y_sum", "y2_sum", "e_sum", "e2_sum", "abs_sum")}
+        return dict.fromkeys(("persons", "y_sum", "y2_sum", "e_sum", "e2_sum", "abs_sum"), ("float64", (1,)))
     classes = len(study.cohort.classes)
-    sums = {name: ("float64", (1,)) for name in ("persons", "brier_sum", "log_loss_sum")}
+    sums = dict.fromkeys(("persons", "brier_sum", "log_loss_sum"), ("float64", (1,)))
     return {**sums, "confusion": ("int64", (classes, classes)), "histogram": ("int32", (1 if classes == 2 else classes, 2, BINS))}
 
 
@@ -83,7 +83,12 @@ def _read_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("array header is not version 1.0")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    try:
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    except Exception as error:  # NumPy lets out what its parser meets: TypeError, IndexError, TokenError, RecursionError
+        raise ValueError(f"array header cannot be read: {type(error).__name__}") from error
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError("array header has no plain shape")
     if dtype.kind not in _KINDS or fortran:
         raise ValueError(f"array of type {dtype} is not a plain number array")
     return dtype, shape
@@ -92,6 +97,8 @@ def _read_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
 def pack_array(values: npt.NDArray[Any]) -> Array:
     """One array as Flower's ``Array``, with one copy of its memory."""
     values = np.asarray(values, order="C")
+    if values.dtype.kind not in _KINDS:
+        raise ValueError(f"array of type {values.dtype} is not a plain number array")
     data = b"".join((_header(values.dtype.str, values.shape), values.data.cast("B") if values.size else b""))
     return Array(str(values.dtype), values.shape, _STYPE, data)
 

@@ -17,10 +17,9 @@ import torch
 from mlflow.pyfunc import PythonModel
 
 from fedml.cohort.clinical import code_columns
-from fedml.cohort.table import normal
 from fedml.models.fusion import CohortModel, Layout, build_model, load
 from fedml.runlog import STUDY, load_model
-from fedml.study import Study, parse_study
+from fedml.study import Study, normal, parse_study
 
 
 class Scorer(PythonModel):  # type: ignore[misc]

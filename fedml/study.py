@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
 
@@ -28,9 +28,24 @@ PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Code = int | float | str
-# One type an option, so that a canonical JSON has one spelling for each plan.
-Option = bool | int | float | str
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1, so that a canonical JSON has one spelling for each plan."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def normal(value: Any) -> str:
+    """One spelling for a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value).strip()
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+Code = Annotated[int | float | str, AfterValidator(_whole)]
+Option = Annotated[bool | int | float | str, AfterValidator(_whole)]
 
 
 class _Section(BaseModel):
@@ -110,7 +125,7 @@ class Cohort(_Section):
     def _consistent(self) -> Self:
         if len(set(self.inputs)) < len(self.inputs):
             raise ValueError("an input is listed twice in inputs")
-        if len({str(c) for c in self.classes}) < len(self.classes):
+        if len({normal(c) for c in self.classes}) < len(self.classes):
             raise ValueError("a class is listed twice in classes")
         if "clinical" in self.inputs and self.clinical is None:
             raise ValueError('inputs lists "clinical", so a section [cohort.clinical] with columns = [...] is needed')
@@ -128,7 +143,7 @@ class ImageNetwork(_Section):
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
-    channels: Annotated[tuple[int, ...], Field(min_length=1)] = (16, 32, 64)
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
 
 
 class TableNetwork(_Section):
@@ -322,7 +337,9 @@ def _put(plan: dict[str, Any], key: str, value: Any) -> None:
 
 def _sentence(kind: type[BaseModel], problem: Any) -> str:
     """One sentence for one of pydantic's errors: the key as it stands in TOML, what was expected, the nearest spelling."""
-    where = [p for p in problem["loc"] if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
+    where = list(problem["loc"])
+    if problem["type"] != "extra_forbidden":  # there the last part is the user's own word, whatever it is
+        where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
     items = [p for p in where if isinstance(p, int)]
     *sections, last = [p for p in where if isinstance(p, str)] or [""]
     key = f"[{'.'.join(sections)}] {last}" if sections else f"[{last}]" if last else "the file"

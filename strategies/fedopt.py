@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from fedml.errors import InputError
 from strategies.averaging import Arrays, Averaging, ServerStep, StepState, Weighting
 
 _SecondMoment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -18,6 +19,9 @@ _BUFFERS = ("running_mean", "running_var")
 
 def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> ServerStep:
     """m = b1 m + (1 - b1) d;  v = second(v, d^2);  w + lr m / (sqrt(v) + tau). v starts at tau^2, as in the paper's algorithm 2."""
+
+    if not tau > 0:
+        raise InputError(f"[strategy] tau is {tau:g}; it must be more than 0.")
 
     def step(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
         m_before, v_before = state.get("m", {}), state.get("v", {})

@@ -70,7 +70,7 @@ def _imported(path: str) -> Callable[..., Strategy]:
     module, _, name = path.partition(":")
     try:
         made: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f'[strategy] name "{path}" cannot be imported ({error}); write "module:Class".') from error
     if not (isinstance(made, type) and issubclass(made, Strategy)):
         raise InputError(f'[strategy] name "{path}" is not a flwr.serverapp.strategy.Strategy; name a class that is.')

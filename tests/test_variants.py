@@ -127,9 +127,6 @@ def test_a_vcf_with_a_line_cut_short_is_refused(tmp_path: Path) -> None:
     refused(path, "cannot be read as VCF")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="core: plain gzip is refused by 'seek not implemented in files compressed by method 1', without a mend"
-)
 def test_plain_gzip_is_refused_with_its_mend(tmp_path: Path) -> None:
     path = tmp_path / "c.vcf.gz"
     path.write_bytes(gzip.compress(vcf_text(SAMPLES, RECORDS).encode()))

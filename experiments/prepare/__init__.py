@@ -36,9 +36,7 @@ def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, sa
     try:
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=anchor))
     except OSError as error:
-        raise InputError(
-            f"{anchor}: cannot be written to ({error.strerror}); name another folder with --out"
-        ) from error
+        raise InputError(f"{anchor}: cannot be written to ({error.strerror}); name another folder with --out") from error
     try:
         files, built = work / "files", work / "sites"
         files.mkdir()
@@ -48,9 +46,7 @@ def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, sa
         out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(built, out)
     except OSError as error:
-        raise RunError(
-            f"{error.filename or out}: {error.strerror or error}; see that it can be read, and {anchor} written to"
-        ) from error
+        raise RunError(f"{error.filename or out}: {error.strerror or error}; see that it can be read, and {anchor} written to") from error
     finally:
         remove(work)
     return [out / name for name in names]

@@ -71,9 +71,7 @@ def panel_populations(path: Path) -> dict[str, tuple[str, str]]:
     Raises:
         InputError: from ``column``.
     """
-    return {
-        iid: (pop, continent) for iid, pop, continent in column(path, "sample", "pop", "super_pop") if pop and continent
-    }
+    return {iid: (pop, continent) for iid, pop, continent in column(path, "sample", "pop", "super_pop") if pop and continent}
 
 
 def fam_ids(path: Path) -> list[str]:
@@ -130,10 +128,7 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
             raise InputError(f"{fam}: no person has a known population; the file belongs to another study")
         _write(out / site, site, (bed, bim, fam), persons)
         genotyped[site] = set(ids)
-        say(
-            f"{site}: {len(persons)} persons, {variants} variants; "
-            f"left out for want of a population: {len(ids) - len(persons)}"
-        )
+        say(f"{site}: {len(persons)} persons, {variants} variants; left out for want of a population: {len(ids) - len(persons)}")
     both = genotyped["hapmap3"] & genotyped["kg1"]
     labelled = sum(person in known["hapmap3"] and person in known["kg1"] for person in both)
     say(

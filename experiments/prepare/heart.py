@@ -63,9 +63,7 @@ def read(path: Path) -> tuple[list[list[str]], list[int]]:
             raise InputError(f"{path}: line {number} has {len(cells)} columns, not 14; get the original again")
         values = [_number(cell, path, number) for cell in cells]
         if values[-1] not in {"0", "1", "2", "3", "4"}:
-            raise InputError(
-                f"{path}: line {number}: the last column must be 0 to 4, not {cells[-1]!r}; get the original again"
-            )
+            raise InputError(f"{path}: line {number}: the last column must be 0 to 4, not {cells[-1]!r}; get the original again")
         clinical.append(values[:-1])
         disease.append(int(values[-1] != "0"))
     return clinical, disease

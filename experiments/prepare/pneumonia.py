@@ -69,9 +69,7 @@ def keep(parts: dict[str, Part], say: Say) -> tuple[dict[str, list[int]], dict[s
     for part in ("train", "val"):
         say(f"images of test that are in {part} too: {len(test & set(hashes[part]))}, dropped from {part}")
     repeats = {part: len(hashes[part]) - len(set(hashes[part])) for part in PARTS}
-    say(
-        "images twice within a part, kept and both at one hospital: " + ", ".join(f"{repeats[p]} in {p}" for p in PARTS)
-    )
+    say("images twice within a part, kept and both at one hospital: " + ", ".join(f"{repeats[p]} in {p}" for p in PARTS))
     return rows, hashes
 
 

@@ -86,9 +86,7 @@ class HttpsOnly(urllib.request.HTTPRedirectHandler):
 def require_https(url: str) -> None:
     """Raises InputError for any address that is not https."""
     if not url.startswith("https://"):
-        raise InputError(
-            f"{url}: only https addresses are downloaded; fetch the file by hand and name its folder with --data"
-        )
+        raise InputError(f"{url}: only https addresses are downloaded; fetch the file by hand and name its folder with --data")
 
 
 def save(stream: IO[bytes], source: Source, path: Path) -> None:
@@ -142,9 +140,7 @@ def locate(source: Source, data: Path, say: Say) -> Path:
         InputError: ``data`` is no folder, or the file is in none of those places.
     """
     if not data.is_dir():
-        raise InputError(
-            f"{data}: no such folder; name with --data the folder that holds {source.folder}/{source.name}"
-        )
+        raise InputError(f"{data}: no such folder; name with --data the folder that holds {source.folder}/{source.name}")
     for folder in (data / source.folder, data, data.parent / source.folder):
         path = folder / source.name
         if path.is_file():
@@ -153,9 +149,7 @@ def locate(source: Source, data: Path, say: Say) -> Path:
             except InputError:
                 say(f"warning: {path} is another copy than the one this was tested with (SHA-256 {digest(path)})")
             return path
-    raise InputError(
-        f"{data}: {source.name} is missing; get it from {source.url} and put it into {data / source.folder}"
-    )
+    raise InputError(f"{data}: {source.name} is missing; get it from {source.url} and put it into {data / source.folder}")
 
 
 def gather(dataset: Dataset, data: Path | None, folder: Path, say: Say) -> dict[str, Path]:

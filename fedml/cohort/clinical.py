@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.table import NO_LABEL, codes, column, normal, numbers
-from fedml.study import ClinicalColumns
+from fedml.cohort.table import NO_LABEL, codes, column, numbers
+from fedml.study import ClinicalColumns, normal
 
 if TYPE_CHECKING:
     import pandas as pd

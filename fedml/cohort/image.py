@@ -96,7 +96,7 @@ def _files(folder: Path, kind: str, row: dict[str, int], shape: ImageShape | Non
                 raw = read(path)
             except Exception as error:  # a decoder raises whatever it likes on a broken file
                 raise InputError(f"{path}: cannot be read as {kind} ({_short(error)}); replace the file or take it away.") from error
-            pixels = channels_first(raw, shape, path)
+            pixels = channels_first(raw, shape, path, volumes=kind == "nifti")
             first = first or pixels.shape
             if pixels.shape != first:
                 raise InputError(f"{path}: is {pixels.shape}, the images before it are {first} (channels, *size); make them alike.")
@@ -112,19 +112,25 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None) -> list[tupl
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zip, zlib and numpy each have their own
         raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); write it anew.") from error
+    if ids.ndim != 1 or images.ndim < 3:
+        raise InputError(f"{path}: ids is {ids.shape} and images {images.shape}; ids has one axis, images one more than an image.")
     if len(ids) != len(images):
         raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id an image.")
     return [(row[i], channels_first(image, shape, path)) for i, image in zip(ids, images, strict=True) if i in row]
 
 
-def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path) -> npt.NDArray[Any]:
+def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, *, volumes: bool = False) -> npt.NDArray[Any]:
     """``raw`` as (channels, *size), uint8 or float32.
 
     Raises:
         InputError: the image cannot be brought to ``shape`` by naming its axes, or a voxel is not finite.
     """
+    if raw.dtype.kind not in "buif":
+        raise InputError(f"{path}: holds {raw.dtype}, not plain numbers; replace the file or take it away.")
     if shape is None:
-        picture = raw.ndim == 3 and raw.shape[-1] in (1, 3, 4)
+        if not 2 <= raw.ndim <= 4:
+            raise InputError(f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace the file or take it away.")
+        picture = raw.ndim == 3 and raw.shape[-1] in ((1,) if volumes else (1, 3, 4))
         out = np.moveaxis(raw, -1, 0) if picture or raw.ndim == 4 else raw[None]
     elif raw.shape == shape.size and shape.channels == 1:
         out = raw[None]

@@ -7,6 +7,7 @@ who is known by the same id at two sites is on the same side at both. A file (co
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import InputError, nearest
-from fedml.study import PARTS, Cohort, Split
+from fedml.study import PARTS, Cohort, Split, normal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,17 +36,22 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix == ".parquet":
             table = pd.read_parquet(path)
         else:
-            table = pd.read_csv(path, dtype={"id": str}, na_values=list(MISSING_WORDS), keep_default_na=False, encoding="utf-8")
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row of more fields than the header: never shift them
+                table = pd.read_csv(
+                    path, dtype={"id": str}, index_col=False, na_values=list(MISSING_WORDS), keep_default_na=False, encoding="utf-8"
+                )
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise InputError(f"{path}: cannot be read as a table ({_first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
     if "id" not in table.columns:
         raise InputError(f'{path}: has no column "id"{nearest("id", table.columns)}; give each person\'s id in a column of that name.')
-    if table["id"].isna().any():
-        row = int(np.flatnonzero(table["id"].isna().to_numpy())[0]) + 2
-        raise InputError(f"{path}: line {row} has no id; every row is one person.")
+    absent = table["id"].isna().to_numpy(copy=True)
     table["id"] = table["id"].astype(str).str.strip()
+    absent |= (table["id"] == "").to_numpy()
+    if absent.any():
+        raise InputError(f"{path}: line {int(np.flatnonzero(absent)[0]) + 2} has no id; every row is one person.")
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise InputError(f'{path}: person "{twice.iloc[0]}" has {int((table["id"] == twice.iloc[0]).sum())} rows; keep one row a person.')
@@ -59,15 +65,6 @@ def column(table: pd.DataFrame, name: str, path: Path, asked_by: str) -> pd.Seri
     return table[name]
 
 
-def normal(value: Any) -> str:
-    """One spelling for a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return str(value).strip()
-    return str(int(number)) if number.is_integer() else repr(number)
-
-
 def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path) -> npt.NDArray[np.int64]:
     """Position of each value in ``known``, ``NO_LABEL`` where it is missing.
 
@@ -75,7 +72,12 @@ def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path)
         InputError: a value that is not among ``known``; the sentence starts with ``path`` and names ``what``.
     """
     index = {normal(k): i for i, k in enumerate(known)}
-    texts = values.map(normal, na_action="ignore")
+    named = {k.lower(): k for k in index}
+
+    def spelling(value: Any) -> str:  # pandas reads True, TRUE and true as booleans: by name if the study names them, else 1 and 0
+        return named.get(str(value).lower(), normal(value)) if isinstance(value, bool | np.bool_) else normal(value)
+
+    texts = values.map(spelling, na_action="ignore")
     found = texts.map(index, na_action="ignore")
     strange = texts[found.isna() & texts.notna()]
     if len(strange):
@@ -130,7 +132,10 @@ def read_parts(path: Path, persons: pd.Index[str]) -> npt.NDArray[np.int8]:
     absent = persons.difference(table.index)
     if len(absent):
         raise InputError(f"{path}: {len(absent)} person(s) of the persons table have no part; give each one of train, val, test.")
-    return codes(parts.reindex(persons), PARTS, 'column "part"', path).astype(np.int8)
+    found = codes(parts.reindex(persons), PARTS, 'column "part"', path)
+    if (found == NO_LABEL).any():
+        raise InputError(f"{path}: {int((found == NO_LABEL).sum())} person(s) have an empty part; give each one of train, val, test.")
+    return found.astype(np.int8)
 
 
 def _first_line(error: Exception) -> str:

@@ -97,7 +97,10 @@ def _read_vcf(path: Path, wanted: set[str]) -> tuple[list[Variant], list[str], n
 def _check_whole(path: Path) -> None:
     """Bgzip ends with an empty block (SAM specification, section 4.1.2); htslib reads on without it and never says that data are gone."""
     with path.open("rb") as file:
-        bgzip = file.read(14)[12:] == b"BC"
+        start = file.read(14)
+        bgzip = start[12:] == b"BC"
+        if start[:2] == b"\x1f\x8b" and not bgzip:
+            raise InputError(f"{path}: is compressed by gzip, htslib reads bgzip; write it anew (gunzip -c, then bgzip).")
         file.seek(-min(28, path.stat().st_size), 2)
         if bgzip and file.read() != _BGZIP_END:
             raise InputError(f"{path}: is cut short, its last bgzip block is missing; copy it anew.")

@@ -67,6 +67,8 @@ def _squared_error(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 def _class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
     """confusion (true, predicted); histogram (class, other/own, bin) of log-odds, class 1 alone when there are two; sums."""
     z = output.detach().double().numpy()
+    if not np.isfinite(z).all():
+        raise FloatingPointError("the model's output is not finite")
     y = label.long().numpy()
     persons, classes = z.shape
     logp = z - np.logaddexp.reduce(z, axis=1, keepdims=True) if persons else z
@@ -140,5 +142,5 @@ def _regression_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, flo
         "rmse": float(np.sqrt(s["e2_sum"] / n)),
         "mae": s["abs_sum"] / n,
         "bias": s["e_sum"] / n,
-        "r2": 1 - s["e2_sum"] / spread if spread > 0 else float("nan"),
+        "r2": 1 - s["e2_sum"] / spread if spread > 1e-12 * s["y2_sum"] else float("nan"),
     }

@@ -79,8 +79,8 @@ def train(model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed:
                 optimizer.step()
                 loss_sum += loss.detach() * len(chosen)
                 seen, steps = seen + len(chosen), steps + 1
-    if not bool(torch.isfinite(loss_sum)):
-        raise FloatingPointError("the training loss is not finite")
+    if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in parameters.values())):
+        raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(float(loss_sum), seen, steps)
 
 

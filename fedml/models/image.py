@@ -5,7 +5,9 @@ The residual and dense networks are MONAI's; its import takes seconds, so it hap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +17,7 @@ from fedml.study import ImageNetwork
 
 def _norm(kind: str, channels: int, dims: int) -> nn.Module:
     if kind == "group":
-        return nn.GroupNorm(min(8, channels), channels)
+        return nn.GroupNorm(math.gcd(8, channels), channels)
     if kind == "instance":
         return (nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d)(channels, affine=True)
     return (nn.BatchNorm2d if dims == 2 else nn.BatchNorm3d)(channels)
@@ -38,7 +40,7 @@ def cnn(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
 
 
 def _monai_norm(spec: ImageNetwork) -> object:
-    return ("group", {"num_groups": 8}) if spec.norm == "group" else spec.norm
+    return {"group": ("group", {"num_groups": 8}), "instance": ("instance", {"affine": True})}.get(spec.norm, spec.norm)
 
 
 def _resnet(depth: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Module]:
@@ -68,8 +70,12 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
     """MONAI's DenseNet121."""
     from monai.networks import nets
 
-    network: nn.Module = nets.DenseNet121(spatial_dims=len(shape) - 1, in_channels=shape[0], out_channels=outputs, norm=_monai_norm(spec))
-    return network
+    network: Any = nets.DenseNet121(spatial_dims=len(shape) - 1, in_channels=shape[0], out_channels=outputs, norm=_monai_norm(spec))
+    if min(shape[1:]) < 64:  # as in the residual networks: the usual halvings would leave nothing of a small image
+        network.features.conv0.stride = (1,) * (len(shape) - 1)
+        network.features.pool0 = nn.Identity()
+    built: nn.Module = network
+    return built
 
 
 NETWORKS: dict[str, Callable[[ImageNetwork, Sequence[int], int], nn.Module]] = {

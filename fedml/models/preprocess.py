@@ -22,13 +22,14 @@ class _Standard(nn.Module):
         self.std: torch.Tensor
         self.register_buffer("mean", torch.zeros(columns))
         self.register_buffer("std", torch.ones(columns))
-        self._kept: tuple[int, torch.Tensor] | None = None
+        self._kept: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def inverse(self) -> torch.Tensor:
         """1 / std, made anew when the buffer was written to."""
-        version = self.std._version
+        version = self.std._version, id(self.std)  # written to in place, or replaced
         if self._kept is None or self._kept[0] != version:
-            self._kept = version, torch.where(self.std > 1e-8, 1 / self.std.clamp_min(1e-8), torch.zeros_like(self.std))
+            smallest = torch.finfo(self.std.dtype).tiny
+            self._kept = version, torch.where(self.std > 0, 1 / self.std.clamp_min(smallest), torch.zeros_like(self.std))
         return self._kept[1]
 
 
