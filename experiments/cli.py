@@ -125,10 +125,12 @@ def run(
     from experiments.run import Tracking, new_run, preflight
     from experiments.run import run as start
 
+    tracker = Tracking() if track else None
     preflight(study, found, console.print)
     run_folder = new_run(study, runs, study_file, engine=engine)
+    if tracker:
+        tracker.begin(run_folder)
     progress = Progress(study, console)
-    tracker = Tracking(run_folder) if track else None
     outcome = start(study, found, engine=engine, run=run_folder, sites_folder=folder, listeners=[progress], debug=is_debug())  # type: ignore[arg-type]
     progress.close()
     if outcome.final:
@@ -152,7 +154,7 @@ def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path,
 
 @app.command()
 def track(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; - reads it from standard input.", show_default=False)],
     follow: Annotated[bool, typer.Option("--follow", help="The run may still go on: record it until it ends.")] = False,
 ) -> None:
     """Record a run in MLflow from its folder, afterwards or while it goes on; prints MLflow's run id.
@@ -163,9 +165,16 @@ def track(
     from fedml.study import parse_study
     from fedml.tracking import deliver
 
+    parent = os.getppid()
+    if str(run_folder) == "-":
+        from fedml import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
+
+        line = sys.stdin.readline().strip()
+        if not line:  # the run was not begun
+            return
+        run_folder = Path(line)
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
-    parent = os.getppid()
     study = parse_study((run_folder / STUDY).read_text())
     print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent))
 

@@ -69,12 +69,24 @@ def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None
 
 
 class Tracking:
-    """``fedml track --follow`` in a process of its own: MLflow, slow or down, cannot hold up a run, and works on another core. Final."""
+    """``fedml track --follow`` in a process of its own: MLflow, slow or down, cannot hold up a run, and works on another core. Final.
 
-    def __init__(self, run: Path) -> None:
-        command = [sys.executable, "-m", "experiments.cli", "track", str(run), "--follow"]
+    It is started early, for MLflow's import takes seconds, and is told the run's folder once there is one.
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "experiments.cli", "track", "-", "--follow"]
+        self.run = Path()
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+    def begin(self, run: Path) -> None:
+        """Tells which run to follow."""
         self.run = run
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with suppress(BrokenPipeError):
+            assert self.process.stdin is not None  # noqa: S101 - it is a pipe
+            self.process.stdin.write(f"{run}\n")
+            self.process.stdin.flush()
 
     def wait(self, say: Callable[[str], None]) -> str | None:
         """MLflow's run id once the record is complete; None, and a line on what to do, if MLflow did not take it."""

@@ -7,12 +7,12 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from fedml.errors import InputError, RunError, SiteError
 
 
-def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> None:
+def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a typer app: 0 on success, 1 on a failed run, 2 on bad input; an error is one sentence, with ``--debug`` its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -23,28 +23,42 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.ERROR)
     if debug:
         os.environ["FEDML_DEBUG"] = "1"
+    code = _run(app, words, debug)
+    # Taking torch down object by object takes a second; everything of ours is on disk by now.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
     try:
         app(args=words, standalone_mode=True)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except (InputError, SiteError) as error:
-        _end(error, 2, debug)
+        return _told(error, 2, debug)
     except RunError as error:
-        _end(error, 1, debug)
+        return _told(error, 1, debug)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    except BrokenPipeError:  # whoever read our output has left
+        return 1
     except Exception as error:
         if debug:
-            raise
+            logging.exception("unexpected")
         text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
         print(f"error: {text} (run again with --debug for the traceback, and report it)", file=sys.stderr)
-        sys.exit(1)
+        return 1
+    return 0
 
 
-def _end(error: Exception, code: int, debug: bool) -> None:
+def _told(error: Exception, code: int, debug: bool) -> int:
     if debug:
         logging.exception("%s", error)
     print(f"error: {error}", file=sys.stderr)
-    sys.exit(code)
+    return code
 
 
 def is_debug() -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 from fedml.runlog import EVENTS, LAYOUT, MODEL, PANEL, STUDY, read_events
 from fedml.study import Study
 
-_TICK_SECONDS, _PAUSE_SECONDS = 0.2, 5.0  # between two looks at the events; between two writes of metrics
+_TICK_SECONDS, _PAUSE_SECONDS = 0.1, 1.0  # between two looks at the events; between two writes of metrics
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
 
@@ -194,7 +194,14 @@ def log_model(run: Path, study: Study, parent: str) -> None:
         signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
     else:
         signature = infer_signature(example, output)
-    requirements = [f"{name}=={number}" for name, number in versions().items() if name in ("torch", "numpy", "pandas", "monai", "mlflow")]
+    needed = {
+        "torch",
+        "numpy",
+        "pandas",
+        "mlflow",
+        *(["monai"] if "image" in study.cohort.inputs and study.model.image.net != "cnn" else []),
+    }
+    requirements = [f"{name}=={number}" for name, number in versions().items() if name in needed]
     requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "run"
@@ -221,6 +228,8 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
     Args:
         wait: asked when nothing is new and the run has not ended: true to look again a little later, false to close the record.
     """
+    from fedml import scoring  # noqa: F401 - torch and mlflow take seconds, better while the run goes on than after its end
+
     tracker, at = Tracker(run, study), 0
     while True:
         events, at = read_events(run, at)

@@ -101,7 +101,7 @@ def bare(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor
         total = {k: torch.zeros_like(v) for k, v in weights.items()}
         for site, (x, y) in zip(ROSTER, train, strict=True):
             model.load_state_dict(weights)
-            optimizer = torch.optim.Adam(model.parameters(), lr=study.training.lr)
+            optimizer = torch.optim.Adam(model.parameters(), lr=study.training.lr, fused=True)
             generator = torch.Generator().manual_seed(derive_seed("training", study.study.seed, number, site))
             model.train()
             for batch in torch.randperm(len(y), generator=generator).split(study.training.batch_size):  # type: ignore[no-untyped-call]

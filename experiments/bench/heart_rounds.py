@@ -34,6 +34,8 @@ def make_sites(out: Path) -> str:
     """The real hospitals where the files are at hand, simulated tables of the same shape otherwise; says which."""
     try:
         prepare("heart", out, data=HERE.parents[1].parent / "shared" / "data", say=lambda _: None)
+        for manifest in out.glob("*/site.toml"):  # the script suppresses nothing, so the sites may not either
+            manifest.write_text(manifest.read_text() + "\n[policy]\nmin_count = 1\n")
         return "UCI heart disease"
     except InputError:
         pass

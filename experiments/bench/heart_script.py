@@ -95,7 +95,7 @@ def evaluate(model: nn.Module, xs: list[torch.Tensor], ys: list[torch.Tensor]) -
 
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, plan: dict[str, Any], seed: int) -> None:
     """One site's epochs, with an optimiser of its own."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=plan["lr"], weight_decay=0.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=plan["lr"], weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(seed)
     model.train()
     for _ in range(plan["local_epochs"]):
