@@ -115,14 +115,15 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def new_run(study: Study, runs: Path, study_file: Path, **start: Any) -> Path:
+def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> Path:
     """A fresh run folder that holds the study."""
     name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     run = runs / name
     run.mkdir(parents=True)
     write_whole(run / STUDY, study.canonical.encode())
-    shutil.copyfile(study_file, run / "study.toml")
-    commit = git_commit(study_file.resolve().parent)
+    if study_file is not None:
+        shutil.copyfile(study_file, run / "study.toml")
+    commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())
     emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit, **start)
     return run
 

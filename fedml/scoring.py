@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.pyfunc import PythonModel
 
 from fedml.cohort.clinical import code_columns
-from fedml.models.fusion import CohortModel, Layout, build_model, load
 from fedml.runlog import STUDY, load_model
 from fedml.study import Study, normal, parse_study
+
+if TYPE_CHECKING:
+    import torch
+
+    from fedml.models.fusion import CohortModel
 
 
 class Scorer(PythonModel):  # type: ignore[misc]
@@ -37,6 +40,8 @@ class Scorer(PythonModel):  # type: ignore[misc]
 
 def restore(run: Path) -> tuple[Study, CohortModel]:
     """The study and its trained model from a run's folder."""
+    from fedml.models.fusion import Layout, build_model, load
+
     study = parse_study((run / STUDY).read_text())
     arrays, image_shape, panel = load_model(run)
     model = build_model(study, Layout(image_shape, panel.count(b"\n")))
@@ -46,6 +51,8 @@ def restore(run: Path) -> tuple[Study, CohortModel]:
 
 def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
     """Raw inputs as the model takes them; see the module's text."""
+    import torch
+
     inputs = study.cohort.inputs
     named = {inputs[0]: given} if len(inputs) == 1 else dict(given)
     batch: dict[str, torch.Tensor] = {}
@@ -70,15 +77,28 @@ def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
 
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
     """Predictions of ``model`` for raw inputs."""
+    import torch
+
     with torch.inference_mode():
         out = model(to_batch(study, given))
     if study.model.task == "regression":
         return pd.DataFrame({"predicted": out[:, 0].double().numpy()})
     p = torch.softmax(out.double(), 1).numpy()
+    return _table(study, p)
+
+
+def _table(study: Study, p: np.ndarray[Any, np.dtype[np.float64]]) -> pd.DataFrame:
     names = [normal(c) for c in study.cohort.classes]
     table = pd.DataFrame({f"probability_{c}": p[:, i] for i, c in enumerate(names)})
     table["predicted"] = [names[i] for i in p.argmax(1)]
     return table
+
+
+def output_example(study: Study) -> pd.DataFrame:
+    """One person's answer in the form that ``predict`` gives, for the signature."""
+    if study.model.task == "regression":
+        return pd.DataFrame({"predicted": [0.0]})
+    return _table(study, np.full((1, len(study.cohort.classes)), 1 / len(study.cohort.classes)))
 
 
 def input_example(study: Study, layout: dict[str, Any]) -> Any:

@@ -185,7 +185,7 @@ def log_model(run: Path, study: Study, parent: str) -> None:
 
     layout = scoring.read_layout(run)
     example = scoring.input_example(study, layout)
-    output = scoring.score(*scoring.restore(run), example)
+    output = scoring.output_example(study)
     if study.cohort.inputs == ("clinical",) and study.cohort.clinical is not None:
         spec = study.cohort.clinical
         # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes

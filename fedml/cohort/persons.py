@@ -76,31 +76,34 @@ class Cohort:
         return out
 
     @cached_property
-    def _pixels(self) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """Images as one tensor, and where each person's begin; one more entry closes the last."""
+    def _pixels(self) -> tuple[torch.Tensor, npt.NDArray[np.int64] | None]:
+        """Images as one tensor, and where each person's begin (one more entry closes the last); None if each person has exactly one."""
         import torch
 
         assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
         pixels = torch.from_numpy(self.images.pixels)
         # As floats once instead of in every batch, unless that would be large.
         pixels = pixels.float() if pixels.numel() * 4 <= _FLOAT_BYTES else pixels
+        if np.array_equal(self.images.person, np.arange(len(self))):
+            return pixels, None
         return pixels, np.searchsorted(self.images.person, np.arange(len(self) + 1))
 
     def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
         """The persons in ``rows``, in that order; see the module's text for keys and shapes."""
         import torch
 
-        at = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        chosen = np.asarray(rows, dtype=np.int64)
+        at = torch.from_numpy(chosen)
         out = {key: values[at] for key, values in self._tensors.items()}
         if self.images is not None:
             pixels, begin = self._pixels
-            count = begin[1:][at] - begin[:-1][at]
-            if len(pixels) == len(self) and (count == 1).all():  # the common case: one image a person
+            if begin is None:
                 out["image"], out["image_person"] = pixels[at].float(), torch.arange(len(at))
             else:
-                chosen = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in at.tolist()] or [np.zeros(0, np.int64)])
-                out["image"] = pixels[torch.from_numpy(chosen)].float()
-                out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(at)), count))
+                count = begin[chosen + 1] - begin[chosen]
+                images = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in chosen] or [np.zeros(0, np.int64)])
+                out["image"] = pixels[torch.from_numpy(images)].float()
+                out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), count))
         return out
 
 

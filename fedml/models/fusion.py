@@ -85,9 +85,11 @@ class CohortModel(nn.Module):
         x = batch[name]
         if name != "image":
             return self.encoder[name](self.preprocess[name](x)) * present, present
+        person = batch["image_person"]
+        if len(x) == persons and torch.equal(person, torch.arange(persons)):  # one image each
+            return self.encoder[name](self.preprocess[name](x)) * present, present
         total = torch.zeros(persons, self.width)
         if len(x):
-            person = batch["image_person"]
             count = torch.bincount(person, minlength=persons).clamp_min(1)[:, None]
             total = total.index_add(0, person, self.encoder[name](self.preprocess[name](x))) / count
         return total * present, present
