@@ -101,8 +101,11 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 @app.command()
 def run(
     study_file: StudyFile,
-    sites: Sites,
-    engine: Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray.")] = "local",
+    sites: Annotated[Path | None, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.")] = None,
+    engine: Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray. deployment: real sites.")] = "local",
+    superlink: Annotated[
+        str | None, typer.Option(help="deployment: a connection of Flower's config.toml, or the folder of `fedml federation up`.")
+    ] = None,
     seed: Seed = None,
     changes: Overrides = None,
     runs: Runs = Path("fedml-runs"),
@@ -115,23 +118,35 @@ def run(
     """
     from fedml.errors import nearest
 
-    if engine not in ("local", "simulation"):
-        raise InputError(f'--engine "{engine}" is not known{nearest(engine, ("local", "simulation"))}; it is local or simulation.')
+    engines = ("local", "simulation", "deployment")
+    if engine not in engines:
+        raise InputError(f'--engine "{engine}" is not known{nearest(engine, engines)}; it is local, simulation or deployment.')
+    if (engine == "deployment") == (sites is not None) or (engine == "deployment") != (superlink is not None):
+        raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
     from experiments.show import Progress, final_table, summary
 
     console = _console(as_json)
     study = _study(study_file, changes, seed)
-    folder, found = _find(sites, study, console.print)
     from experiments.run import Tracking, new_run, preflight
     from experiments.run import run as start
 
+    folder, home, connection = Path(), None, "own"
+    found: dict[str, Any] = {}
+    if superlink is not None:
+        home, connection = _connection(superlink)
+    else:
+        folder, found = _find(sites or Path(), study, console.print)
     tracker = Tracking() if track else None
-    preflight(study, found, console.print)
+    if superlink is None:
+        preflight(study, found, console.print)
     run_folder = new_run(study, runs, study_file, engine=engine)
     if tracker:
         tracker.begin(run_folder)
     progress = Progress(study, console)
-    outcome = start(study, found, engine=engine, run=run_folder, sites_folder=folder, listeners=[progress], debug=is_debug())  # type: ignore[arg-type]
+    outcome = start(
+        study, found, engine=engine, run=run_folder, sites_folder=folder, listeners=[progress], debug=is_debug(),  # type: ignore[arg-type]
+        flower_home=home, connection=connection,
+    )  # fmt: skip
     progress.close()
     if outcome.final:
         console.print(final_table(study, outcome.final))
@@ -141,6 +156,14 @@ def run(
         print(json.dumps(summary(study, outcome, mlflow_run)), flush=True)
     if outcome.status != "finished":
         raise RunError(outcome.reason)
+
+
+def _connection(superlink: str) -> tuple[Path | None, str]:
+    """Flower's folder and the connection's name in it: of a federation on this machine, or the user's own."""
+    from fedml.flower.superlink import CONNECTION
+
+    home = Path(superlink) / ".federation"
+    return (home.resolve(), CONNECTION) if home.is_dir() else (None, superlink)
 
 
 def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
@@ -205,6 +228,48 @@ def compare(
     console.print(table(study, rows))
     if as_json:
         print(json.dumps({"study": study.study.name, "rows": rows}), flush=True)
+
+
+federation_app = typer.Typer(
+    name="federation", help="A complete federation on this machine, for trying: TLS, node keys, one process a site.", no_args_is_help=True,
+    rich_markup_mode=None,
+)  # fmt: skip
+app.add_typer(federation_app)
+
+
+@federation_app.command("up")
+def federation_up(sites: Sites) -> None:
+    """Start it for the sites in a folder; it goes on until `fedml federation down`.
+
+    Example: fedml federation up --sites out/sites
+    """
+    from experiments.federation import up
+
+    up(sites, print)
+    print(f"each site has to approve a study: fedml-site approve STUDY --site {sites}/SITE")
+    print(f"then: fedml run STUDY --engine deployment --superlink {sites}")
+
+
+@federation_app.command("down")
+def federation_down(sites: Sites) -> None:
+    """Stop it. Keys, approvals, journals and the database stay.
+
+    Example: fedml federation down --sites out/sites
+    """
+    from experiments.federation import down
+
+    down(sites, print)
+
+
+@federation_app.command("status")
+def federation_status(sites: Sites) -> None:
+    """Say what is up.
+
+    Example: fedml federation status --sites out/sites
+    """
+    from experiments.federation import status
+
+    print(status(sites))
 
 
 def main() -> None:

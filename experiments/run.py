@@ -23,10 +23,10 @@ from typing import Any, Literal
 from clients.site import Site, load_cohort
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
-from fedml.runlog import STUDY, emit, read_events, write_whole
+from fedml.runlog import EVENTS, STUDY, emit, read_events, write_whole
 from fedml.study import Study
 
-Engine = Literal["local", "simulation"]
+Engine = Literal["local", "simulation", "deployment"]
 Listener = Callable[[Sequence[dict[str, Any]]], None]
 _TRACKING_SECONDS = 300  # for MLflow to take what is left once the run has ended
 _TICK = 0.2  # seconds between two looks at a run's events
@@ -161,7 +161,7 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path) -> No
 
 def run(
     study: Study, sites: Mapping[str, Site], *, engine: Engine, run: Path, sites_folder: Path, listeners: Sequence[Listener] = (),
-    debug: bool = False,
+    debug: bool = False, flower_home: Path | None = None, connection: str = "own",
 ) -> Outcome:  # fmt: skip
     """Runs ``study`` and returns how it ended; a failed run is an ``Outcome`` too, never an exception."""
     began, stop = time.monotonic(), threading.Event()
@@ -170,8 +170,10 @@ def run(
     try:
         if engine == "local":
             run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run)
-        else:
+        elif engine == "simulation":
             _simulate(study, sites_folder, run, debug)
+        else:
+            _deploy(study, run, flower_home, connection)
     except KeyboardInterrupt:
         emit(run, "end", status="stopped", reason="stopped from the keyboard")
     except Exception as error:
@@ -196,6 +198,23 @@ def outcome(run: Path, seconds: float) -> Outcome:
 
 def _ended(run: Path) -> bool:
     return any(e["event"] == "end" for e in read_events(run)[0])
+
+
+def _deploy(study: Study, run: Path, home: Path | None, connection: str) -> None:
+    """Submits the study to a SuperLink and waits for its last event; no event for longer than a round may take ends the wait."""
+    from fedml.flower.superlink import submit, write_app
+
+    home = home or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    app = run / "app"
+    apps = {"server": "strategies.server:app", "client": "clients.client:app"}
+    write_app(app, apps, {"study": study.canonical, "run": str(run.resolve())})
+    submit(home, app, connection=connection)
+    shutil.rmtree(app)
+    patience = study.federation.timeout * (len(study.federation.sites) + 1) + 120
+    while not _ended(run):
+        if time.time() - (run / EVENTS).stat().st_mtime > patience:
+            raise RunError(f"nothing was heard of the run for {patience} s; look at the SuperLink's log.")
+        time.sleep(_TICK)
 
 
 def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool) -> None:

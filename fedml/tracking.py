@@ -60,6 +60,7 @@ class Tracker:
         self.parent = ""
         self.children: dict[str, str] = {}
         self.status = "RUNNING"
+        self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, as the last reply told
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
 
@@ -154,6 +155,8 @@ class Tracker:
         for way in ("bytes_out", "bytes_in"):
             put(self.parent, f"round/{way}", sum(row[way] for row in event["sites"].values()), event["round"])
         for site, row in event["sites"].items():
+            if row.get("journal"):
+                self.heads[site] = row["journal"]
             for name in ("train_loss", "bytes_out", "bytes_in"):
                 put(self.children[site], f"round/{name}", row.get(name), event["round"])
 
@@ -169,6 +172,9 @@ class Tracker:
                 client.log_artifact(self.parent, str(self.run / name), "record")
         if finished:
             log_model(self.run, self.study, self.parent)
+        for site, (head, count) in self.heads.items():
+            client.set_tag(self.children[site], "fedml.journal_head", head)
+            client.set_tag(self.children[site], "fedml.journal_entries", str(count))
         for run_id in (*self.children.values(), self.parent):
             client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED")
         return self.parent

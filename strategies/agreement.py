@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedml.cohort.variants import agree_panel, from_text, to_text
-from fedml.errors import RunError
+from fedml.errors import Reason, RunError
 from fedml.learning.statistics import constants_from
 from fedml.learning.task import add_counts
 from fedml.models.fusion import Layout
@@ -31,6 +31,10 @@ class Agreement:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     persons: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     matching: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def absent(self, study: Study) -> dict[str, str]:
+        """Sites of the roster that were not there when the others agreed, with the reason."""
+        return {site: str(Reason.NO_ANSWER) for site in study.federation.sites if site not in self.nodes.values()}
 
     @property
     def layout(self) -> Layout:
@@ -52,10 +56,13 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
         RunError: fewer sites than the quorum, a site that is not in the roster or there twice, nothing in common, nobody to test on.
     """
     nodes = wait_for_nodes(grid, study)
-    described = _exchange(study, grid, dict.fromkeys(nodes, ""), Phase.DESCRIBE, RecordDict())
+    described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
     by_site: dict[str, tuple[int, dict[str, Any]]] = {}
     for answer in described.values():
         name = str(answer.message.content.config_records[SITE]["name"])
+        registered = nodes[answer.message.metadata.src_node_id]
+        if registered and registered != name:
+            raise RunError(f"the node registered as {registered} says that it is {name[:63]!r}; a site answers under its own name only.")
         if name in by_site:
             raise RunError(f"two nodes say that they are {name}; a site runs one client.")
         by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))

@@ -6,15 +6,17 @@ not even computed them). So memory is flat in the number of sites, and sums are 
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedml.errors import Reason, RunError
-from fedml.records import CONFIG, Phase, size_bytes
+from fedml.records import CONFIG, JOURNAL, Phase, size_bytes
 from fedml.study import Study
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a reply
@@ -22,7 +24,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a r
 
 @dataclass(frozen=True)
 class Answer:
-    """One site's reply, or why there is none. ``message`` carries content only if ``reason`` is None."""
+    """One site's reply, or why there is none. ``message`` carries content only if ``reason`` is None; ``journal`` is (head, entries)."""
 
     site: str
     message: Message
@@ -30,6 +32,7 @@ class Answer:
     bytes_out: int = 0
     bytes_in: int = 0
     seconds: float = 0.0
+    journal: tuple[str, int] | None = None
 
 
 @dataclass
@@ -55,13 +58,23 @@ class Participation:
             )
 
 
-def wait_for_nodes(grid: Grid, study: Study) -> list[int]:
-    """The grid's nodes once as many are there as the roster lists, or when the timeout is over."""
+def wait_for_nodes(grid: Grid, study: Study) -> dict[int, str]:
+    """Node id -> site, once the roster is there or the timeout is over.
+
+    The name is the one under which the coordinator registered the node's key, and only nodes of the roster are kept. Where nodes have no
+    registered name (in this process, in Flower's simulation) it is empty, and they are taken as they come.
+    """
+    roster = study.federation.sites
     deadline, wait = time.monotonic() + study.federation.timeout, _FIRST_WAIT
-    while len(nodes := list(grid.get_node_ids())) < len(study.federation.sites) and time.monotonic() < deadline:
+    while True:
+        known = set(grid.get_node_ids())
+        names = {node.node_id: node.name for node in grid.get_nodes() if node.node_id in known}
+        if any(names.values()):
+            names = {node: name for node, name in names.items() if name in roster}
+        if len(names) >= len(roster) or time.monotonic() >= deadline:
+            return names
         time.sleep(wait)
         wait = min(2 * wait, 1.0)
-    return nodes
 
 
 def request(study: Study, phase: Phase, round_number: int) -> ConfigRecord:
@@ -77,20 +90,21 @@ def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
 def answers(grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float) -> Iterator[Answer]:
     """Sends ``messages``, then yields one ``Answer`` each in their order; after ``timeout`` seconds the rest are ``no-answer``."""
     start = time.monotonic()
-    sent = []
-    for message in messages:
-        ids = list(grid.push_messages([message]))
-        sent.append((message.metadata.dst_node_id, size_bytes(message.content), ids[0] if ids else None))
+    outgoing = list(messages)
+    sizes = [size_bytes(message.content) for message in outgoing]
+    accepted = set(grid.push_messages(outgoing))  # at once: what they share travels once
+    sent = [(m.metadata.dst_node_id, size, m.metadata.message_id) for m, size in zip(outgoing, sizes, strict=True)]
+    del outgoing
     for node, size, message_id in sent:
         site = names.get(node, str(node))
-        reply = None if message_id is None else _pull(grid, message_id, start + timeout)
+        reply = _pull(grid, message_id, start + timeout) if message_id in accepted else None
         seconds = time.monotonic() - start
         if reply is None:
             yield Answer(site, Message(RecordDict(), node, "train"), Reason.NO_ANSWER, size, 0, seconds)
         elif reply.has_error():
-            yield Answer(site, reply, _known_reason(reply.error.reason), size, 0, seconds)
+            yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
         else:
-            yield Answer(site, reply, None, size, size_bytes(reply.content), seconds)
+            yield Answer(site, reply, None, size, size_bytes(reply.content), seconds, _journal(reply.content))
 
 
 def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
@@ -104,9 +118,19 @@ def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
         wait = min(1.5 * wait, _LONGEST_WAIT)
 
 
-def _known_reason(text: str | None) -> str:
-    """Only our own codes are repeated: a site that runs something else may send any text."""
-    return text if text in set(Reason) else Reason.INTERNAL
+def _known_reason(error: Error) -> str:
+    """Only our own codes are repeated: a site that runs something else may send any text. Flower's own mean that the node is not there."""
+    if error.reason in set(Reason):
+        return str(error.reason)
+    return Reason.NO_ANSWER if error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE) else Reason.INTERNAL
+
+
+def _journal(content: RecordDict) -> tuple[str, int] | None:
+    """Head and length of the site's journal, if the reply carries them in their own form."""
+    record = dict(content.config_records[JOURNAL]) if JOURNAL in content.config_records else {}
+    head, count = record.get("head"), record.get("count")
+    well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and isinstance(count, int)
+    return (str(head), int(str(count))) if well_formed else None
 
 
 def config_with(message: Message, record: ConfigRecord) -> None:

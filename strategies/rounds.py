@@ -62,7 +62,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
 
 def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:
     """One message a site: evaluate the model that arrives, then train it. Replies are folded as the strategy reads them."""
-    began, who, counts = time.monotonic(), Participation(), dict[str, Counts]()
+    began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
     replies = _train_replies(answers(grid, messages, agreement.nodes, study.federation.timeout), who, counts)
@@ -78,13 +78,13 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
 
 def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> dict[str, Any]:
     """The last message evaluates only: validation and test persons, merged exactly."""
-    began, who, counts = time.monotonic(), Participation(), dict[str, Counts]()
+    began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
     for answer in answers(grid, messages, agreement.nodes, study.federation.timeout):
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
-    rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in} for s, a in who.answered.items()}
+    rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
     return {"metrics": _metrics(study, counts), "sites": rows, "refused": who.refused, "seconds": time.monotonic() - began}
 
 
@@ -130,7 +130,14 @@ def _site_row(answer: Answer) -> dict[str, Any]:
     metrics = answer.message.content.metric_records[METRICS]
     seen = float(metrics["seen"])  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
-    return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, "bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in}
+    return {
+        "train_loss": loss,
+        "seen": seen,
+        "seconds": answer.seconds,
+        "bytes_out": answer.bytes_out,
+        "bytes_in": answer.bytes_in,
+        "journal": answer.journal,
+    }
 
 
 def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:

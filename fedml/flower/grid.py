@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -49,6 +50,10 @@ class InProcessGrid(Grid):
     def get_node_ids(self) -> list[int]:
         """1, 2, ... in the order given."""
         return list(self._contexts)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """The nodes; none has a registered name."""
+        return [NodeInfo(node_id=node) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keeps the messages; nothing runs yet."""
