@@ -202,6 +202,23 @@ def start(site_file: SiteFile = Path("site.toml")) -> None:
 
 
 @app.command()
+def doctor(
+    site_file: SiteFile = Path("site.toml"),
+    study_file: Annotated[Path | None, typer.Option("--study", help="Also read the data as this study would.")] = None,
+) -> None:
+    """Look at everything that a run needs, one line each with the mend: data, disk, key, TLS, clock, versions. Exit 1 if one fails.
+
+    Example: fedml-site doctor --site /srv/fedml/site.toml --study heart.toml
+    """
+    from clients.doctor import examine, show, worst
+    from fedml.study import read_study
+
+    findings = examine(_site(site_file), read_study(study_file) if study_file else None)
+    print(show(findings))
+    raise typer.Exit(worst(findings))
+
+
+@app.command()
 def status(site_file: SiteFile = Path("site.toml")) -> None:
     """Is the site running, what is approved, what was decided last.
 

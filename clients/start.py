@@ -23,7 +23,9 @@ from clients.site import Connection, Site
 from fedml.errors import InputError
 
 log = logging.getLogger("fedml.site")
-_FIRST_WAIT, _LONGEST_WAIT, _STEADY = 1.0, 60.0, 120.0  # seconds: back-off between restarts; after this long it starts anew
+# Seconds: back-off between restarts; after _STEADY it starts anew. A SuperLink turns a restarted node away until it has missed the old
+# one's heartbeats (up to a minute), so the longest wait is short.
+_FIRST_WAIT, _LONGEST_WAIT, _STEADY = 1.0, 8.0, 120.0
 PID_FILE, LOG_FILE, NODE_LOG = "site.pid", "site.log", "supernode.log"
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -185,6 +187,9 @@ def down(folder: Path, say: Callable[[str], None]) -> None:
         told = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: no federation is up there.") from error
+    for process in told["sites"].values():  # all are asked before any is waited for
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process, signal.SIGTERM)
     for name, process in told["sites"].items():
         stop_group(running(read_site_state(folder, name)) or process, _STOP_SECONDS)
         say(f"{name} is down")

@@ -83,8 +83,8 @@ def request(study: Study, phase: Phase, round_number: int) -> ConfigRecord:
 
 
 def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
-    """A message to ``node`` that is worth nothing after the study's timeout."""
-    return Message(content, node, kind, ttl=float(timeout))
+    """A message to ``node``. It outlives the timeout: a reply that came in time is read after a site before it was waited for in vain."""
+    return Message(content, node, kind, ttl=2.0 * timeout + 60)
 
 
 def answers(grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float) -> Iterator[Answer]:

@@ -27,17 +27,20 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 log = logging.getLogger("fedml.site")
 Handle = Callable[[Message, Context], Message]
-_NAP, _LONGEST_NAP = 0.05, 5.0  # seconds: between two questions for a task; after repeated failures
+_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds: between two questions for a task; after repeated failures
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
-def _client(address: str, *interceptors: Any) -> RuntimeHttpClient:
+def _client(address: str, tries: int, *interceptors: Any) -> RuntimeHttpClient:
+    """``tries``: Flower's own retries wait longer and longer, up to minutes, in which a SuperNode that is back would not be noticed."""
+    retries = make_simple_http_retry_invoker()
+    retries.max_tries = tries
     return RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # loopback, between two processes of one user
         root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), *interceptors],
-        retry_invoker=make_simple_http_retry_invoker(),
+        retry_invoker=retries,
     )
 
 
@@ -48,7 +51,7 @@ def serve(address: str, secret: bytes, handle: Handle, stop: threading.Event) ->
         secret: shared with the SuperNode, so that no other user of this machine can take a task.
         handle: must not raise; what it returns is sent.
     """
-    runtime = _client(address, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE))
+    runtime = _client(address, 1, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE))
     nap = _NAP
     try:
         while not stop.is_set():
@@ -62,15 +65,16 @@ def serve(address: str, secret: bytes, handle: Handle, stop: threading.Event) ->
             except Exception as error:  # the SuperNode restarts, the network blinks: the site stays
                 if stop.is_set():
                     return
+                if nap == _NAP:  # once, not with every try
+                    log.warning("no answer from the SuperNode, trying again until there is one: %s: %s", type(error).__name__, error)
                 nap = min(max(2 * nap, 0.2), _LONGEST_NAP)
-                log.warning("task not done, next try in %.1f s: %s: %s", nap, type(error).__name__, error)
             stop.wait(nap)
     finally:
         runtime.close()
 
 
 def _one_task(address: str, token: str, handle: Handle) -> None:
-    task = _client(address, RuntimeTokenHttpInterceptor(token))
+    task = _client(address, 5, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
     heartbeat.start()
     try:
