@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedml.errors import Reason, RunError
+from fedml.flower.grid import NOT_THERE
 from fedml.records import CONFIG, JOURNAL, Phase, size_bytes
 from fedml.study import Study
 
@@ -122,7 +122,7 @@ def _known_reason(error: Error) -> str:
     """Only our own codes are repeated: a site that runs something else may send any text. Flower's own mean that the node is not there."""
     if error.reason in set(Reason):
         return str(error.reason)
-    return Reason.NO_ANSWER if error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE) else Reason.INTERNAL
+    return Reason.NO_ANSWER if error.code in NOT_THERE else Reason.INTERNAL
 
 
 def _journal(content: RecordDict) -> tuple[str, int] | None:

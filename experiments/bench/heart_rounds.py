@@ -48,8 +48,8 @@ def make_sites(out: Path) -> str:
         lines = [",".join(("id", *COLUMNS)), *(f"{i},{','.join(map(str, row))}" for i, row in zip(ids, x, strict=True))]
         (out / site / "clinical.csv").write_text("\n".join(lines) + "\n")
         (out / site / "persons.csv").write_text("\n".join(["id,disease", *(f"{i},{v}" for i, v in zip(ids, y, strict=True))]) + "\n")
-        manifest = f'[site]\nname = "{site}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
-        (out / site / "site.toml").write_text(manifest)
+        plan_text = f'[site]\nname = "{site}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
+        (out / site / "site.toml").write_text(plan_text)
     return "simulated tables of the shape of UCI heart disease"
 
 
