@@ -121,9 +121,11 @@ def _superlink(home: Path, port: int) -> subprocess.Popen[bytes]:
 
 def restart_superlink(folder: Path) -> None:
     """Ends the SuperLink and starts it again on the same port and database: what a site has to survive."""
-    state, home = read_running(folder), home_of(folder)
-    if state is None:
-        raise InputError(f"{folder}: no federation is up there.")
+    home = home_of(folder)
+    try:
+        state = Running(**json.loads((home / RECORD).read_text()))  # the SuperLink itself may be gone already
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: no federation is up there.") from error
     stop_group(state.superlink)
     superlink = _superlink(home, state.port)
     write_whole(home / RECORD, json.dumps({"superlink": superlink.pid, "port": state.port, "sites": state.sites}).encode())

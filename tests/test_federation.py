@@ -255,6 +255,23 @@ def test_a_stranger_and_a_plain_connection_are_turned_away(work: Path, tmp_path:
             assert not plain.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def test_sites_find_a_restarted_superlink_by_themselves(work: Path) -> None:
+    from experiments.federation import read_running, restart_superlink
+
+    before = read_running(work / "sites")
+    assert before
+    os.killpg(before.superlink, signal.SIGKILL)
+    restart_superlink(work / "sites")
+    after = read_running(work / "sites")
+    assert after
+    assert after.superlink != before.superlink
+    assert after.sites == before.sites
+    done = deploy(work)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert all(site["rounds"] == 2 for site in told["sites"].values())
+
+
 def test_a_site_killed_in_mid_study_is_named_and_takes_part_again(work: Path) -> None:
     from clients.site import read_site
     from clients.start import running
