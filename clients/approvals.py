@@ -1,4 +1,5 @@
-"""Which studies a person at this site approved, who and when: ``approvals.json`` in the site's state folder.
+"""Which studies a person at this site approved, who and when: ``approvals.json`` in the site's state folder,
+and the studies themselves beside it.
 
 An approval is for one exact study: its SHA-256. A study that differs in a character is another study.
 """
@@ -12,9 +13,9 @@ from pathlib import Path
 
 from fedml.errors import InputError
 from fedml.runlog import write_whole
-from fedml.study import Study
+from fedml.study import Study, parse_study
 
-FILE = "approvals.json"
+FILE, STUDIES = "approvals.json", "studies"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def approve(state: Path, study: Study, by: str) -> Approval:
     standing = next((a for a in approvals if a.sha256 == study.sha256 and a.stands), None)
     if standing is not None:
         return standing
+    (state / STUDIES).mkdir(parents=True, exist_ok=True)
+    write_whole(state / STUDIES / f"{study.sha256}.json", study.canonical.encode())
     made = Approval(study.sha256, study.study.name, study.study.purpose, by, _now())
     _write(state, [*approvals, made])
     return made
@@ -89,3 +92,8 @@ def revoke(state: Path, word: str, by: str) -> list[Approval]:
 def is_approved(state: Path, sha256: str) -> bool:
     """Does an approval of exactly this study stand?"""
     return any(a.stands and a.sha256 == sha256 for a in read_approvals(state))
+
+
+def approved_studies(state: Path) -> list[Study]:
+    """The studies whose approval stands, oldest first."""
+    return [parse_study((state / STUDIES / f"{a.sha256}.json").read_text(encoding="utf-8")) for a in read_approvals(state) if a.stands]

@@ -191,14 +191,29 @@ def revoke(
 
 
 @app.command()
-def start(site_file: SiteFile = Path("site.toml")) -> None:
+def start(
+    site_file: SiteFile = Path("site.toml"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Play one round on synthetic persons, contact nobody, and end.")] = False,
+    study_file: Annotated[Path | None, typer.Option("--study", help="With --dry-run: this study, approved or not.")] = None,
+) -> None:
     """Join the federation and stay: answer approved studies until stopped (SIGTERM or Ctrl-C).
+
+    With --dry-run, play one round of every approved study on synthetic persons shaped like the site's own, and show what would leave.
 
     Example: fedml-site start --site /srv/fedml/site.toml
     """
+    from clients.rehearsal import rehearse, show, studies_of
     from clients.start import run_site
+    from fedml.study import read_study
 
-    run_site(_site(site_file))
+    site = _site(site_file)
+    if study_file is not None and not dry_run:
+        raise InputError("--study goes with --dry-run; a site that starts answers every study that is approved.")
+    if not dry_run:
+        run_site(site)
+        return
+    for study in [read_study(study_file)] if study_file is not None else studies_of(site):
+        print(show(site, study, rehearse(site, study)))
 
 
 @app.command()

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients.approvals import is_approved
@@ -36,20 +33,17 @@ from fedml.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
-    REPLY_METRICS,
     REQUEST_CONFIG,
     REQUEST_RECORDS,
     SITE,
     SUMS,
     Phase,
-    count_fields,
-    unpack,
 )
-from fedml.study import PARTS, Study
+from fedml.replies import check_form, is_finite, read_arrays
+from fedml.study import Study
 
 log = logging.getLogger("fedml.site")
 _MEGABYTE = 1_000_000
-_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
 
 
 @dataclass(frozen=True)
@@ -157,117 +151,45 @@ def check_request(asked: Request, content: RecordDict) -> None:
         if kind is None or isinstance(value, bool) or not isinstance(value, kind):
             raise SiteError(Reason.UNDECLARED, "the config holds a key or type that is not declared")
     if AGREEMENT in expected:
-        values = _read(content, AGREEMENT)
+        values = read_arrays(content, AGREEMENT)
         fixed = {f"preprocess.{name}.{what}" for name in asked.study.cohort.inputs for what in ("mean", "std")} | {
             "target.mean",
             "target.std",
         }
         for key, value in values.items():
             wanted = {PANEL: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
-            if str(value.dtype) != wanted or value.ndim != 1 or not _finite(value):
+            if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
                 raise SiteError(Reason.UNDECLARED, "the agreement holds an array that is not declared")
-    if ARRAYS in expected and any(str(v.dtype) != "float32" or not _finite(v) for v in _read(content, ARRAYS).values()):
+    if ARRAYS in expected and any(str(v.dtype) != "float32" or not is_finite(v) for v in read_arrays(content, ARRAYS).values()):
         raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
 
 
 def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed: Limits) -> None:
-    """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, finite, about enough persons, and not too large."""
+    """Raises ``SiteError`` unless ``reply`` is what its phase declares (``fedml.replies``), about enough persons, and not too large."""
     if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
-    match asked.phase:
-        case Phase.DESCRIBE:
-            _only(reply, {SITE, DESCRIBED})
-            _check_described(asked, reply, allowed)
-        case Phase.STATISTICS:
-            _only(reply, {SUMS})
-            for value in _read(reply, SUMS).values():
-                _shaped(value, "float64", 2, "sums")
-                small = (value[0] > 0) & (value[0] < allowed.min_count)
-                if len(value) != 3 or small.any():
-                    raise SiteError(Reason.TOO_FEW, f"a sum over fewer than {allowed.min_count} persons would leave")
-        case Phase.ROUND:
-            _only(reply, {ARRAYS, METRICS}, may={COUNTS})
-            _check_trained(asked, reply, request, allowed)
-        case Phase.EVALUATE:
-            _only(reply, {COUNTS})
-    if COUNTS in reply:
-        _check_counts(asked.study, _read(reply, COUNTS), allowed)
-
-
-def _check_described(asked: Request, reply: RecordDict, allowed: Limits) -> None:
-    if dict(reply.config_records[SITE]) != {"name": asked.name}:
-        raise SiteError(Reason.UNDECLARED, "the site record holds more than the site's name")
-    for key, value in _read(reply, DESCRIBED).items():
-        if key == PERSONS:
-            _shaped(value, "int64", 2, key)
-            totals = value.sum(1)
-            if ((totals > 0) & (totals < allowed.min_count)).any():
-                raise SiteError(Reason.TOO_FEW, f"a part of fewer than {allowed.min_count} persons would leave")
-        elif key == IMAGE_SHAPE:
-            _shaped(value, "int64", 1, key)
-        elif key == PANEL:
-            _shaped(value, "uint8", 1, key)
-            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").splitlines()):
-                raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
-        else:
-            raise SiteError(Reason.UNDECLARED, f"described holds {key}")
-
-
-def _check_trained(asked: Request, reply: RecordDict, request: RecordDict, allowed: Limits) -> None:
-    weights = model_for(asked.study, _layout(request)).weights
-    arrays = _read(reply, ARRAYS)
-    if arrays.keys() != weights.keys():
-        raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
-    for key, value in arrays.items():
-        if value.shape != tuple(weights[key].shape) or str(value.dtype) != "float32":
-            raise SiteError(Reason.UNDECLARED, f"{key} is not of the model's shape and type")
-        if not _finite(value):
-            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
-    metrics = dict(reply.metric_records[METRICS])
-    if metrics.keys() != REPLY_METRICS.keys() or any(type(metrics[k]) is not kind for k, kind in REPLY_METRICS.items()):
-        raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
-    if not np.isfinite([float(str(v)) for v in metrics.values()]).all():
-        raise SiteError(Reason.NON_FINITE, "a metric is not finite")
-    if 0 < int(str(metrics[NUM_EXAMPLES])) < allowed.min_persons:
+    weights = None
+    if asked.phase is Phase.ROUND:
+        weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(request)).weights.items()}
+    check_form(asked.study, asked.phase, asked.name, reply, weights)
+    small = f"fewer than {allowed.min_count} persons would leave"
+    if DESCRIBED in reply and _few(read_arrays(reply, DESCRIBED)[PERSONS].sum(1), allowed.min_count):
+        raise SiteError(Reason.TOO_FEW, f"a part of {small}")
+    if SUMS in reply and any(_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
+        raise SiteError(Reason.TOO_FEW, f"a sum over {small}")
+    if COUNTS in reply and any(
+        key.endswith("/persons") and _few(value, allowed.min_count) for key, value in read_arrays(reply, COUNTS).items()
+    ):
+        raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
+    if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, "too few persons trained")
 
 
-def _check_counts(study: Study, counts: Mapping[str, Any], allowed: Limits) -> None:
-    fields = count_fields(study)
-    for key, value in counts.items():
-        part, _, name = key.partition("/")
-        if part not in PARTS or name not in fields:
-            raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
-        dtype, shape = fields[name]
-        if str(value.dtype) != dtype or value.shape != shape:
-            raise SiteError(Reason.UNDECLARED, f"{name} is not of the declared shape and type")
-        if not _finite(value):
-            raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
-        if name == "persons" and 0 < value[0] < allowed.min_count:
-            raise SiteError(Reason.TOO_FEW, f"metrics of fewer than {allowed.min_count} persons would leave")
-
-
-def _only(reply: RecordDict, must: set[str], may: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    if not must <= set(reply) <= must | may:
-        raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
-
-
-def _read(content: RecordDict, name: str) -> dict[str, Any]:
-    try:
-        return unpack(content.array_records[name])
-    except (KeyError, ValueError) as error:
-        raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error
+def _few(persons: Any, smallest: int) -> bool:
+    """Is any number of persons more than none and fewer than ``smallest``?"""
+    return bool(((persons > 0) & (persons < smallest)).any())
 
 
 def _layout(request: RecordDict) -> Layout:
-    values = _read(request, AGREEMENT)
+    values = read_arrays(request, AGREEMENT)
     return Layout(tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes().count(b"\n"))
-
-
-def _shaped(value: Any, dtype: str, ndim: int, what: str) -> None:
-    if str(value.dtype) != dtype or value.ndim != ndim:
-        raise SiteError(Reason.UNDECLARED, f"{what} is {value.dtype} of {value.ndim} axes")
-
-
-def _finite(value: Any) -> bool:
-    return value.dtype.kind != "f" or bool(np.isfinite(value).all())

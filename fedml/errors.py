@@ -22,6 +22,7 @@ class Reason(StrEnum):
     """Why a site did not answer. The code is all that travels: the exception's text stays in the site's own log."""
 
     NOT_IN_ROSTER = "not-in-roster"
+    WRONG_NAME = "wrong-name"
     BAD_MESSAGE = "bad-message"
     BAD_DATA = "bad-data"
     EMPTY_PART = "empty-part"

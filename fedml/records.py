@@ -1,12 +1,7 @@
 """Every record that may cross the wire, and how arrays are packed: NumPy's ``.npy`` bytes, never a pickle.
 
 To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel, image shape, preprocessing
-constants) and ``config`` (study, phase, round). From a site come, by phase:
-
-    describe    site (name), described (panel keys, image shape, persons by part and class)
-    statistics  sums (three a quantity, over training persons)
-    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
-    evaluate    counts (of the model as it arrived)
+constants) and ``config`` (study, phase, round). What comes from a site, by phase: ``fedml.replies``.
 
 With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
 """

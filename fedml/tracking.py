@@ -52,6 +52,17 @@ def _flat(section: str, value: Any) -> dict[str, str]:
     return {section: str(value)[:6000]}
 
 
+def _spans(rounds: Sequence[int]) -> str:
+    """Round numbers with runs of them as a span: ``1-3, 7``."""
+    out: list[list[int]] = []
+    for number in rounds:
+        if out and number == out[-1][-1] + 1:
+            out[-1] = [out[-1][0], number]
+        elif not out or number != out[-1][-1]:
+            out.append([number])
+    return ", ".join("-".join(map(str, span)) for span in out)
+
+
 class Tracker:
     """Writes events into MLflow as they come. Raises what MLflow raises: the run itself is another process and does not notice."""
 
@@ -60,6 +71,7 @@ class Tracker:
         self.parent = ""
         self.children: dict[str, str] = {}
         self.status = "RUNNING"
+        self.refused: dict[str, dict[str, list[int]]] = {}  # site -> reason -> rounds
         self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, as the last reply told
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
@@ -154,6 +166,11 @@ class Tracker:
             put(self.parent, "train/loss", loss, event["round"])
         for way in ("bytes_out", "bytes_in"):
             put(self.parent, f"round/{way}", sum(row[way] for row in event["sites"].values()), event["round"])
+        if event["event"] == "round":
+            for site, child in self.children.items():
+                put(child, "round/took_part", float(site in event["sites"]), event["round"])
+        for site, reason in event["refused"].items():
+            self.refused.setdefault(site, {}).setdefault(reason, []).append(event["round"])
         for site, row in event["sites"].items():
             if row.get("journal"):
                 self.heads[site] = row["journal"]
@@ -175,6 +192,9 @@ class Tracker:
         for site, (head, count) in self.heads.items():
             client.set_tag(self.children[site], "fedml.journal_head", head)
             client.set_tag(self.children[site], "fedml.journal_entries", str(count))
+        for site, reasons in self.refused.items():
+            told = "; ".join(f"{reason}: round {_spans(rounds)}" for reason, rounds in reasons.items())
+            client.set_tag(self.children[site], "fedml.missed", told[:5000])
         for run_id in (*self.children.values(), self.parent):
             client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED")
         return self.parent

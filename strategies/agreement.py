@@ -12,13 +12,14 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedml.cohort.variants import agree_panel, from_text, to_text
-from fedml.errors import Reason, RunError
+from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
 from fedml.learning.task import add_counts
 from fedml.models.fusion import Layout
 from fedml.records import AGREEMENT, CONFIG, DESCRIBED, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
+from fedml.replies import check_form
 from fedml.study import PARTS, Study
-from strategies.exchange import Answer, Participation, answers, ask, request, wait_for_nodes
+from strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,12 @@ class Agreement:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     persons: dict[str, dict[str, list[int]]] = field(default_factory=dict)
     matching: dict[str, dict[str, int]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def absent(self, study: Study) -> dict[str, str]:
-        """Sites of the roster that were not there when the others agreed, with the reason."""
-        return {site: str(Reason.NO_ANSWER) for site in study.federation.sites if site not in self.nodes.values()}
+        """Sites of the roster that did not agree, with the reason: they take no part in this run."""
+        there = self.nodes.values()
+        return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in study.federation.sites if site not in there}
 
     @property
     def layout(self) -> Layout:
@@ -58,39 +61,48 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
     nodes = wait_for_nodes(grid, study)
     described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
     by_site: dict[str, tuple[int, dict[str, Any]]] = {}
-    for answer in described.values():
+    for answer in described.answered.values():
         name = str(answer.message.content.config_records[SITE]["name"])
-        registered = nodes[answer.message.metadata.src_node_id]
-        if registered and registered != name:
-            raise RunError(f"the node registered as {registered} says that it is {name[:63]!r}; a site answers under its own name only.")
         if name in by_site:
             raise RunError(f"two nodes say that they are {name}; a site runs one client.")
         by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
     roster = [site for site in study.federation.sites if site in by_site]
-    if len(roster) < study.federation.needed:
-        absent = ", ".join(s for s in study.federation.sites if s not in by_site)
-        raise RunError(
-            f"{len(roster)} of {len(study.federation.sites)} sites are there, the quorum is {study.federation.needed}; missing: {absent}."
-        )
     order = {by_site[site][0]: site for site in roster}
     seen = {site: by_site[site][1] for site in roster}
     panel, matching = _panel(study, seen)
     agreed = Agreement(order, _image_shape(study, seen), panel, {}, _persons(seen), matching)
     say(f"{len(roster)} sites described their data")
     sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
-    total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.values())
-    return Agreement(order, agreed.image_shape, panel, constants_from(total), agreed.persons, matching)
+    told = {node: site for node, site in order.items() if site in sums.answered}
+    total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
+    persons = {site: agreed.persons[site] for site in told.values()}
+    refused = {**described.refused, **sums.refused}
+    return Agreement(told, agreed.image_shape, panel, constants_from(total), persons, matching, refused)
 
 
-def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> dict[str, Answer]:
-    """The answers by site; below the quorum the run ends. Unnamed nodes (describe) are told apart by their id."""
+def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> Participation:
+    """The answers by site; below the quorum the run ends. Nodes without a registered name are told apart by their id.
+
+    The name under which a node's key was registered is the site's: a node that answers under another is refused.
+    """
     who = Participation()
     config = request(study, phase, 0)
     messages = [ask(node, RecordDict({**content, CONFIG: config}), "query", study.federation.timeout) for node in nodes]
-    for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, study.federation.timeout):
+    unnamed = {f"node {node}" for node, name in nodes.items() if not name}
+
+    def check(site: str, reply: RecordDict) -> None:
+        name = str(reply.config_records[SITE]["name"]) if phase is Phase.DESCRIBE and site in unnamed else site
+        if name not in study.federation.sites:
+            raise SiteError(Reason.NOT_IN_ROSTER, "it answers under a name that the roster lacks")
+        check_form(study, phase, name, reply, None)
+
+    for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, study.federation.timeout, check):
         who.add(answer)
+    for site in study.federation.sites:
+        if phase is Phase.DESCRIBE and not unnamed and site not in nodes.values():
+            who.refused[site] = str(Reason.NO_ANSWER)
     who.check_quorum(study, phase)
-    return who.answered
+    return who
 
 
 def _image_shape(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:

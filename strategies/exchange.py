@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedml.errors import Reason, RunError
+from fedml.errors import Reason, RunError, SiteError
 from fedml.flower.grid import NOT_THERE
 from fedml.records import CONFIG, JOURNAL, Phase, size_bytes
 from fedml.study import Study
@@ -87,8 +87,14 @@ def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
     return Message(content, node, kind, ttl=2.0 * timeout + 60)
 
 
-def answers(grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float) -> Iterator[Answer]:
-    """Sends ``messages``, then yields one ``Answer`` each in their order; after ``timeout`` seconds the rest are ``no-answer``."""
+def answers(
+    grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float, check: Callable[[str, RecordDict], None]
+) -> Iterator[Answer]:
+    """Sends ``messages``, then yields one ``Answer`` each in their order; after ``timeout`` seconds the rest are ``no-answer``.
+
+    Args:
+        check: takes site and content, raises ``SiteError`` for a reply that must not be used; its reason stands for the answer.
+    """
     start = time.monotonic()
     outgoing = list(messages)
     sizes = [size_bytes(message.content) for message in outgoing]
@@ -104,7 +110,17 @@ def answers(grid: Grid, messages: Iterable[Message], names: Mapping[int, str], t
         elif reply.has_error():
             yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
         else:
-            yield Answer(site, reply, None, size, size_bytes(reply.content), seconds, _journal(reply.content))
+            yield Answer(site, reply, _problem(check, site, reply), size, size_bytes(reply.content), seconds, _journal(reply.content))
+
+
+def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message) -> str | None:
+    try:
+        check(site, reply.content)
+    except SiteError as error:
+        return str(error.reason)
+    except Exception:  # a reply made to break what reads it
+        return str(Reason.BAD_MESSAGE)
+    return None
 
 
 def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from fedml.errors import RunError
 from fedml.learning.task import Counts, add_counts, make_task
 from fedml.models.fusion import build_model, digest, learned
 from fedml.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
+from fedml.replies import Shapes, check_form
 from fedml.runlog import emit, save_model
 from fedml.study import Study
 from strategies.agreement import Agreement, agree
@@ -65,7 +66,9 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
-    replies = _train_replies(answers(grid, messages, agreement.nodes, study.federation.timeout), who, counts)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
+    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.ROUND, shapes))
+    replies = _train_replies(incoming, who, counts)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
     if following is None:
@@ -81,11 +84,15 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
-    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout):
+    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.EVALUATE, None)):
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
     rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
     return {"metrics": _metrics(study, counts), "sites": rows, "refused": who.refused, "seconds": time.monotonic() - began}
+
+
+def _form(study: Study, phase: Phase, shapes: Shapes | None) -> Callable[[str, RecordDict], None]:
+    return lambda site, reply: check_form(study, phase, site, reply, shapes)
 
 
 def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -> Iterator[Message]:

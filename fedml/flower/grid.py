@@ -6,10 +6,9 @@ Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and me
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
@@ -19,14 +18,13 @@ from flwr.supercore.task_identity import TaskIdentity
 # Codes with which Flower itself answers in place of a node that is not there.
 NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 NodeConfig = dict[str, bool | int | float | str]
+App = Callable[[Message, Context], Message]  # a ClientApp is one, a site's gate another
 
 
 class InProcessGrid(Grid):
     """Nodes 1, 2, ... with the given configurations. Messages wait here; pulling a reply runs the app for that node."""
 
-    def __init__(
-        self, app: ClientApp, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None
-    ) -> None:
+    def __init__(self, app: App, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self._app = app
         self._run = Run.create_empty(run_id=1)

@@ -1,0 +1,139 @@
+"""What a reply must look like, phase by phase. The site's gate holds its own replies against this before they leave, and the server holds
+every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
+
+    describe    site (name), described (panel keys, image shape, persons by part and class)
+    statistics  sums (three a quantity, over training persons)
+    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
+    evaluate    counts (of the model as it arrived)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedml.errors import Reason, SiteError
+from fedml.records import (
+    ARRAYS,
+    COUNTS,
+    DESCRIBED,
+    IMAGE_SHAPE,
+    JOURNAL,
+    METRICS,
+    NUM_EXAMPLES,
+    PANEL,
+    PERSONS,
+    REPLY_METRICS,
+    SITE,
+    SUMS,
+    Phase,
+    count_fields,
+    unpack,
+)
+from fedml.study import PARTS, Study
+
+Shapes = Mapping[str, tuple[int, ...]]
+_RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
+    Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
+    Phase.STATISTICS: ({SUMS}, set()),
+    Phase.ROUND: ({ARRAYS, METRICS}, {COUNTS}),
+    Phase.EVALUATE: ({COUNTS}, set()),
+}
+_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
+
+
+def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None) -> None:
+    """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, of the declared types and shapes, and finite.
+
+    Args:
+        name: of the site that answers.
+        weights: shapes of the study's model's arrays; needed for a round.
+    """
+    must, may = _RECORDS[phase]
+    if not must <= set(reply) <= must | may | {JOURNAL}:
+        raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
+    if phase is Phase.DESCRIBE:
+        _check_described(study, name, reply)
+    elif phase is Phase.STATISTICS:
+        _check_sums(study, reply)
+    elif phase is Phase.ROUND:
+        _check_trained(reply, weights or {})
+    if COUNTS in reply:
+        _check_counts(study, reply)
+
+
+def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
+    """Record ``name`` as arrays; ``SiteError`` if it is not there or cannot be read."""
+    try:
+        return unpack(content.array_records[name])
+    except (KeyError, ValueError, TypeError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error
+
+
+def is_finite(value: Any) -> bool:
+    """Are all its numbers finite?"""
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+def _check_described(study: Study, name: str, reply: RecordDict) -> None:
+    if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
+        raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
+    values = read_arrays(reply, DESCRIBED)
+    classes = 1 if study.model.task == "regression" else len(study.cohort.classes)
+    _shaped(values.pop(PERSONS, None), "int64", (len(PARTS), classes), PERSONS)
+    for key, value in values.items():
+        if key == IMAGE_SHAPE:
+            _shaped(value, "int64", (None,), key)
+        elif key == PANEL:
+            _shaped(value, "uint8", (None,), key)
+            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").splitlines()):
+                raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
+        else:
+            raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
+
+
+def _check_sums(study: Study, reply: RecordDict) -> None:
+    declared = {f"preprocess.{name}" for name in study.cohort.inputs} | ({"target"} if study.model.task == "regression" else set())
+    for key, value in read_arrays(reply, SUMS).items():
+        if key not in declared:
+            raise SiteError(Reason.UNDECLARED, "sums hold a key that is not declared")
+        _shaped(value, "float64", (3, None), SUMS)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, "a sum is not finite")
+
+
+def _check_trained(reply: RecordDict, weights: Shapes) -> None:
+    arrays = read_arrays(reply, ARRAYS)
+    if arrays.keys() != weights.keys():
+        raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
+    for key, value in arrays.items():
+        _shaped(value, "float32", weights[key], "an array")
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
+    metrics = dict(reply.metric_records[METRICS]) if METRICS in reply.metric_records else {}
+    if metrics.keys() != REPLY_METRICS.keys() or any(type(metrics[k]) is not kind for k, kind in REPLY_METRICS.items()):
+        raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
+    if not np.isfinite([float(str(v)) for v in metrics.values()]).all() or int(str(metrics[NUM_EXAMPLES])) < 0:
+        raise SiteError(Reason.NON_FINITE, "a metric is not finite, or persons are fewer than none")
+
+
+def _check_counts(study: Study, reply: RecordDict) -> None:
+    fields = count_fields(study)
+    for key, value in read_arrays(reply, COUNTS).items():
+        part, _, name = key.partition("/")
+        if part not in PARTS or name not in fields:
+            raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
+        dtype, shape = fields[name]
+        _shaped(value, dtype, shape, name)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
+
+
+def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:
+    fits = value is not None and str(value.dtype) == dtype and value.ndim == len(shape)
+    if not fits or any(want is not None and have != want for have, want in zip(value.shape, shape, strict=True)):
+        raise SiteError(Reason.UNDECLARED, f"{what} is not of the declared shape and type")
