@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             assert "Leaves a site" in told.stdout
         yield folder
     finally:
+        for process in back:
+            stop_group(process, 30)
         command("fedml", "federation", "down", "--sites", "sites", cwd=folder)
 
 
@@ -123,6 +127,37 @@ def test_a_study_changed_by_a_character_is_refused(work: Path) -> None:
     for name in SITES:
         last = journal(work, name)[-1]
         assert (last.verdict, last.reason, last.direction) == ("refused", "not-approved", "in")
+
+
+def test_a_study_that_one_site_never_approved_ends_with_its_name_or_goes_on_without_it(work: Path) -> None:
+    (work / "new.toml").write_text(STUDY.replace('"trial"', '"new"'))
+    for name in ("oslo", "porto"):
+        assert command("fedml-site", "approve", "new.toml", "--site", f"sites/{name}", "--yes", cwd=work).returncode == 0
+    go_on = deploy(work, "new.toml")
+    assert go_on.returncode == 0, go_on.stderr
+    told = json.loads(go_on.stdout.strip().splitlines()[-1])
+    assert {s: row["rounds"] for s, row in told["sites"].items()} == {"oslo": 2, "porto": 2, "utrecht": 0}
+    events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+    assert [e["refused"] for e in events if e["event"] == "round"] == [{"utrecht": "not-approved"}] * 2
+    (work / "strict.toml").write_text(STUDY.replace('"trial"', '"new"').replace("quorum = 2", "quorum = 3"))
+    for name in ("oslo", "porto"):
+        assert command("fedml-site", "approve", "strict.toml", "--site", f"sites/{name}", "--yes", cwd=work).returncode == 0
+    ended = deploy(work, "strict.toml")
+    assert ended.returncode == 1
+    assert "2 of 3 sites answered, the quorum is 3; missing: utrecht (not-approved)" in ended.stderr
+    assert json.loads(ended.stdout.strip().splitlines()[-1])["status"] == "failed"
+    assert journal(work, "utrecht")[-1].reason == "not-approved"
+
+
+def test_a_study_of_one_site_runs_by_itself(work: Path) -> None:
+    (work / "one.toml").write_text(STUDY.replace('["oslo", "porto", "utrecht"]', '["porto"]').replace("quorum = 2", "quorum = 1"))
+    assert command("fedml-site", "approve", "one.toml", "--site", "sites/porto", "--yes", cwd=work).returncode == 0
+    before = {name: len(journal(work, name)) for name in SITES}
+    done = deploy(work, "one.toml")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (told["status"], told["sites"]["porto"]["rounds"]) == ("finished", 2)
+    assert [len(journal(work, name)) - before[name] > 0 for name in SITES] == [True, False, False], "only the roster is written to"
 
 
 def test_an_approval_can_be_withdrawn_and_the_run_names_the_site(work: Path) -> None:
@@ -235,6 +270,100 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
         assert [e.reason for e in new if e.verdict == "refused"] == [v for v in expected.values() if v != "ANSWERED"]
     done = deploy(work)
     assert done.returncode == 0, "the federation must go on afterwards"
+
+
+LEAKY_SITE = """
+import sys
+import clients.gate as gate
+from clients.cli import main
+real = gate.execute
+def leaky(asked, content):
+    reply = real(asked, content)
+    if "metrics" in reply:
+        reply["metrics"]["oslo-001-is-sick"] = 1.0
+    return reply
+gate.execute = leaky
+sys.argv = ["fedml-site", "start", "--site", sys.argv[1]]
+main()
+"""
+
+
+def replaced(work: Path, name: str, start: Callable[[], subprocess.Popen[bytes]], check: Callable[[], None]) -> None:
+    """Runs ``check`` while the process that ``start`` gives stands in for site ``name``; afterwards the site's own is back."""
+    from clients.site import read_site
+    from clients.start import running
+    from experiments.federation import start_site
+
+    site = read_site(work / "sites" / name)
+    process = running(site.state)
+    assert process
+    stop_group(process, 30)
+    other = start()
+    try:
+        check()
+    finally:
+        stop_group(other.pid, 30)
+        back.append(start_site(site))
+        assert deploy_until_all(work), "the federation must go on afterwards"
+
+
+back: list[int] = []  # sites that a test started anew
+
+
+def deploy_until_all(work: Path) -> bool:
+    """A restarted site is turned away for up to a minute: runs the trial until all three took part, three times at most."""
+    for _ in range(3):
+        told = json.loads(deploy(work).stdout.strip().splitlines()[-1])
+        if all(site["rounds"] == 2 for site in told["sites"].values()):
+            return True
+    return False
+
+
+def test_a_reply_with_a_person_in_a_metrics_name_does_not_leave(work: Path) -> None:
+    script = work / "leaky.py"
+    script.write_text(LEAKY_SITE)
+    known = len(journal(work, "oslo"))
+
+    def check() -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            done = deploy(work)
+            assert done.returncode == 0, "two of three are the quorum: " + done.stderr
+            told = json.loads(done.stdout.strip().splitlines()[-1])
+            events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+            if [e["refused"] for e in events if e["event"] == "round"] == [{"oslo": "undeclared-record"}] * 2:
+                assert "oslo-001" not in "".join(map(json.dumps, events))
+                return
+        pytest.fail("the site was never seen to refuse its own reply")
+
+    start = [sys.executable, str(script), "sites/oslo"]
+    replaced(work, "oslo", lambda: subprocess.Popen(start, cwd=work, start_new_session=True), check)
+    refused = [e for e in journal(work, "oslo")[known:] if e.verdict == "refused"]
+    assert {(e.direction, e.phase, e.reason) for e in refused} == {("out", "round", "undeclared-record")}
+    assert "oslo-001" not in (work / "sites" / "oslo" / ".fedml" / "journal.jsonl").read_text()
+
+
+def test_a_node_cannot_take_another_sites_name(work: Path) -> None:
+    """Oslo's key, but a manifest (and an approval) that say that this is porto."""
+    false = work / "false"
+    shutil.copytree(work / "sites" / "oslo", false, ignore=shutil.ignore_patterns(".fedml"))
+    (false / "site.toml").write_text((false / "site.toml").read_text().replace('name = "oslo"', 'name = "porto"'))
+    assert command("fedml-site", "approve", "trial.toml", "--site", "false", "--yes", cwd=work).returncode == 0
+
+    def check() -> None:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            done = deploy(work)
+            assert done.returncode == 0, done.stderr
+            told = json.loads(done.stdout.strip().splitlines()[-1])
+            events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+            if [e["refused"] for e in events if e["event"] == "round"] == [{"oslo": "wrong-name"}] * 2:
+                assert told["sites"]["porto"]["rounds"] == 2, "the true porto is not touched"
+                return
+        pytest.fail("the false name was never refused")
+
+    line = [command_path("fedml-site"), "start", "--site", "false"]
+    replaced(work, "oslo", lambda: subprocess.Popen(line, cwd=work, start_new_session=True), check)
 
 
 def test_a_stranger_and_a_plain_connection_are_turned_away(work: Path, tmp_path: Path) -> None:
