@@ -20,10 +20,13 @@ from clients.site import check_roster, find_sites, load_aligned, load_cohort, re
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
 from fedml.errors import InputError, Reason, SiteError
-from fedml.learning.statistics import cohort_sums
+from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
 from fedml.learning.training import GradientHook, evaluate, train
 from fedml.models.fusion import CohortModel, Layout, build_model, constants, learned, load
+from fedml.privacy.counts import noised
+from fedml.privacy.dpsgd import PrivateSteps, private_train
+from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.records import (
     AGREEMENT,
     ARRAYS,
@@ -177,7 +180,8 @@ def model_for(study: Study, layout: Layout) -> Loaded:
 
 def _describe(asked: Request, content: RecordDict) -> RecordDict:
     cohort = load_cohort(asked.manifests, asked.study)
-    described: dict[str, Any] = {PERSONS: _persons(cohort, asked.study)}
+    private = asked.study.privacy.unit == "patient"
+    described: dict[str, Any] = {} if private else {PERSONS: _persons(cohort, asked.study)}
     if cohort.variants is not None:
         described[PANEL] = np.frombuffer(to_text(cohort.variants.keys), dtype=np.uint8)
     if cohort.images is not None:
@@ -208,7 +212,9 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
 
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
-    cohort, _, _ = _agreed(asked, content)
+    cohort, layout, _ = _agreed(asked, content)
+    if asked.study.privacy.unit == "patient":
+        return RecordDict({SUMS: pack(private_sums(cohort, asked.study, layout))})
     smallest = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
     return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, smallest))})
 
@@ -227,7 +233,8 @@ def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
 
 def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
     found = {part: evaluate(model, cohort, part, task, threads=study.training.threads) for part in parts}
-    return {f"{part}/{key}": value for part, counts in found.items() for key, value in counts.items()}
+    private = study.privacy.metrics == "private"
+    return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
 
 
 def _round(asked: Request, content: RecordDict) -> RecordDict:
@@ -236,10 +243,18 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
     model, task = loaded.model, loaded.task
     reply = RecordDict()
     every = study.training.evaluate_every
+    private = study.privacy.unit == "patient"
     if every and (asked.round - 1) % every == 0:
-        # Without validation persons the curve is that of the training persons: test persons are looked at once, at the end.
+        # Without validation persons the curve is that of the training persons: test persons are looked at once, at the end. Of training
+        # persons who are protected nothing but the trained model leaves.
         part: PartName = "val" if cohort.count("val") else "train"
-        reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+        if not (private and part == "train"):
+            reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+    if private:
+        _train_private(asked, model, cohort, task)
+        reply[ARRAYS] = pack(loaded.weights)
+        reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
+        return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
     result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model))
     reply[ARRAYS] = pack(loaded.weights)
@@ -253,6 +268,14 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         }
     )
     return reply
+
+
+def _train_private(asked: Request, model: CohortModel, cohort: Cohort, task: Task) -> None:
+    """One round of DP-SGD, in place; rate, noise and steps follow from the study alone."""
+    study = asked.study
+    drawn = sampling(study, asked.name)
+    privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, asked.name), drawn.rate, drawn.divisor, drawn.steps)
+    private_train(model, cohort, study.training, task, privacy, hooks=_hooks(asked, model))
 
 
 def _hooks(asked: Request, model: CohortModel) -> list[GradientHook]:

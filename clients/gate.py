@@ -21,6 +21,7 @@ from clients.journal import Direction, Journal, RecordNote, seen
 from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
+from fedml.privacy.releases import message_events
 from fedml.records import (
     AGREEMENT,
     ARRAYS,
@@ -86,6 +87,7 @@ class Gate:
             asked = self._admit(message, told)
             self.journal.append(direction="in", verdict="accepted", reason="", **told)
             direction, told["records"] = "out", ()
+            self._charge(asked, told["run"])
             content = execute(asked, message.content)
             told["records"] = _notes(content)
             check_reply(asked, content, message.content, limits(self.site.manifest.policy, asked.study))
@@ -123,6 +125,27 @@ class Gate:
             raise SiteError(Reason.TOO_FEW, f"{cohort.count('train')} training persons, the policy wants {allowed.min_persons}")
         self._seen.add(key)
         return asked
+
+    def _charge(self, asked: Request, run: str) -> None:
+        """Writes what the answer will release into the ledger, before it is made. Raises ``SiteError`` if the budget would be passed."""
+        policy, study = self.site.manifest.policy, asked.study
+        if study.privacy.unit != "patient":
+            if policy.max_epsilon > 0 and not policy.allow_unprotected:
+                raise SiteError(
+                    Reason.BUDGET, f'the policy grants epsilon {policy.max_epsilon:g}, study "{study.study.name}" protects no patient'
+                )
+            return
+        from clients.ledger import Ledger
+
+        ledger, cohort = Ledger(self.state / "ledger.db"), load_cohort(asked.manifests, study)
+        for part, events in message_events(study, asked.name, asked.phase, asked.round).items():
+            if not events or not (rows := cohort.rows(part)).size:
+                continue
+            persons = [cohort.ids[r] for r in rows]
+            ledger.charge(
+                persons, events, run=run, study=study.sha256, study_name=study.study.name, phase=str(asked.phase), round=asked.round,
+                max_epsilon=policy.max_epsilon, delta=policy.delta,
+            )  # fmt: skip
 
 
 def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
@@ -172,6 +195,8 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
     if asked.phase is Phase.ROUND:
         weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(request)).weights.items()}
     check_form(asked.study, asked.phase, asked.name, reply, weights)
+    if asked.study.privacy.unit == "patient":
+        return  # nobody is counted, or with noise: which persons there are cannot be read off
     small = f"fewer than {allowed.min_count} persons would leave"
     if DESCRIBED in reply and _few(read_arrays(reply, DESCRIBED)[PERSONS].sum(1), allowed.min_count):
         raise SiteError(Reason.TOO_FEW, f"a part of {small}")

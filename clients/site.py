@@ -67,7 +67,8 @@ class Data(_Section):
 class Policy(_Section):
     """``[policy]``: what the site allows; the gate (``clients.gate``) holds it. An absent key is the strictest sensible value.
 
-    ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted.
+    ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted, so no study
+    with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
     """
 
     studies: Literal["approved"] = "approved"
@@ -77,6 +78,7 @@ class Policy(_Section):
     min_persons: Annotated[int, Field(ge=1)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    allow_unprotected: bool = False
     max_reply_mb: Annotated[int, Field(ge=1)] = 512
     min_count: Annotated[int, Field(ge=1)] = 5
 

@@ -97,10 +97,16 @@ def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str,
             for site in study.federation.sites
         },
         "worst_site": {part: s["worst"] for part, s in scores.items()},
-        "privacy": {"unit": study.privacy.unit},
+        "privacy": privacy_of(outcome.events) or {"unit": study.privacy.unit},
         "bytes": {"out": sum(r["bytes_out"] for r in rows), "in": sum(r["bytes_in"] for r in rows)},
         "seconds": outcome.seconds,
         "study_sha256": study.sha256,
         "weights_sha256": outcome.final.get("weights_sha256"),
         "folder": str(outcome.run),
     }
+
+
+def privacy_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the run's record says of its privacy: the last word, without the event's own fields; empty if it never came so far."""
+    told: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "privacy"), {})
+    return {k: v for k, v in told.items() if k not in ("event", "time")}

@@ -18,7 +18,7 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
-    for name in ("mlflow", "alembic"):
+    for name in ("mlflow", "alembic", "absl"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
     logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.ERROR)
     if debug:

@@ -36,6 +36,7 @@ class Reason(StrEnum):
     UNDECLARED = "undeclared-record"
     TOO_LARGE = "too-large"
     TOO_FEW = "too-few-persons"
+    BUDGET = "privacy-budget"
 
 
 class SiteError(Exception):

@@ -28,12 +28,9 @@ def describe(study: Study) -> str:
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         "",
         "Leaves a site",
-        "            before: its site name, persons a part and class" + _before(study),
-        "            each round: the trained model's numbers, how many trained it, the sum of their losses,",
-        "            and counts of right and wrong answers and of scores (a histogram) over its validation persons",
-        "            at the end: the same counts over its test persons",
+        *_leaves(study),
         "Never       a person's id, image, genotype or row of a table",
-        f"Privacy     unit: {study.privacy.unit}. No noise is added: what is released can in principle reveal something about a person.",
+        *_privacy(study),
     ]
     return "\n".join(lines)
 
@@ -58,3 +55,40 @@ def _before(study: Study) -> str:
     sums = {"clinical": "clinical column", "variants": "variant", "image": "image channel"}
     told.append("count, sum and sum of squares of each " + " and ".join(sums[i] for i in study.cohort.inputs) + " over training persons")
     return ", " + ", ".join(told)
+
+
+def _leaves(study: Study) -> list[str]:
+    patient = study.privacy.unit == "patient"
+    noised = ", with noise" if study.privacy.metrics == "private" else ""
+    if patient:
+        sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
+        return [
+            "            before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
+            "            each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly),",
+            f"            and counts of right and wrong answers and of scores (a histogram) over its validation persons{noised}",
+            f"            at the end: the same counts over its test persons{noised}",
+        ]
+    stated = study.privacy.unit == "site"
+    return [
+        "            before: its site name, persons a part and class" + ("" if stated else _before(study)),
+        "            each round: the trained model's numbers, how many trained it, the sum of their losses,",
+        "            and counts of right and wrong answers and of scores (a histogram) over its validation persons",
+        "            at the end: the same counts over its test persons",
+    ]
+
+
+def _privacy(study: Study) -> list[str]:
+    plan = study.privacy
+    if plan.unit == "none":
+        return ["Privacy     unit: none. No noise is added: what is released can in principle reveal something about a person."]
+    kept = f"epsilon {plan.epsilon:g}" if plan.epsilon is not None else f"noise multiplier {plan.noise_multiplier:g}"
+    if plan.unit == "patient":
+        return [
+            f"Privacy     unit: one patient of a site; {kept}, delta {plan.delta:g}: each site clips every person's gradient to "
+            f"{plan.clipping_norm:g}",
+            "            and adds noise before anything leaves (DP-SGD); the site's own ledger counts what each person has borne",
+        ]
+    return [
+        f"Privacy     unit: one site; {kept}, delta {plan.delta:g}: the server clips each site's update to {plan.clipping_norm:g} and adds",
+        "            noise to their mean. It protects against who sees the models; the server itself receives each site's update as it is.",
+    ]

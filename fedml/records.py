@@ -52,6 +52,8 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
 }
 REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
+# Under privacy of one patient: the number that the study states, and nothing of the training.
+PRIVATE_METRICS: dict[str, type] = {NUM_EXAMPLES: int}
 
 
 def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:

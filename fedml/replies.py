@@ -27,6 +27,7 @@ from fedml.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
+    PRIVATE_METRICS,
     REPLY_METRICS,
     SITE,
     SUMS,
@@ -61,7 +62,7 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
     elif phase is Phase.STATISTICS:
         _check_sums(study, reply)
     elif phase is Phase.ROUND:
-        _check_trained(reply, weights or {})
+        _check_trained(study, name, reply, weights or {})
     if COUNTS in reply:
         _check_counts(study, reply)
 
@@ -84,7 +85,8 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
         raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
     values = read_arrays(reply, DESCRIBED)
     classes = 1 if study.model.task == "regression" else len(study.cohort.classes)
-    _shaped(values.pop(PERSONS, None), "int64", (len(PARTS), classes), PERSONS)
+    if study.privacy.unit != "patient":  # there nobody is counted
+        _shaped(values.pop(PERSONS, None), "int64", (len(PARTS), classes), PERSONS)
     for key, value in values.items():
         if key == IMAGE_SHAPE:
             _shaped(value, "int64", (None,), key)
@@ -106,7 +108,7 @@ def _check_sums(study: Study, reply: RecordDict) -> None:
             raise SiteError(Reason.NON_FINITE, "a sum is not finite")
 
 
-def _check_trained(reply: RecordDict, weights: Shapes) -> None:
+def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) -> None:
     arrays = read_arrays(reply, ARRAYS)
     if arrays.keys() != weights.keys():
         raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
@@ -115,17 +117,22 @@ def _check_trained(reply: RecordDict, weights: Shapes) -> None:
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
     metrics = dict(reply.metric_records[METRICS]) if METRICS in reply.metric_records else {}
-    if metrics.keys() != REPLY_METRICS.keys() or any(type(metrics[k]) is not kind for k, kind in REPLY_METRICS.items()):
+    private = study.privacy.unit == "patient"
+    declared = PRIVATE_METRICS if private else REPLY_METRICS
+    if metrics.keys() != declared.keys() or any(type(metrics[k]) is not kind for k, kind in declared.items()):
         raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
     if not np.isfinite([float(str(v)) for v in metrics.values()]).all() or int(str(metrics[NUM_EXAMPLES])) < 0:
         raise SiteError(Reason.NON_FINITE, "a metric is not finite, or persons are fewer than none")
+    if private and metrics[NUM_EXAMPLES] != study.privacy.persons[name]:
+        raise SiteError(Reason.UNDECLARED, "another number of persons than the study states would leave")
 
 
 def _check_counts(study: Study, reply: RecordDict) -> None:
     fields = count_fields(study)
+    private = study.privacy.unit == "patient"
     for key, value in read_arrays(reply, COUNTS).items():
         part, _, name = key.partition("/")
-        if part not in PARTS or name not in fields:
+        if part not in PARTS or name not in fields or (private and part == "train"):
             raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
         dtype, shape = fields[name]
         _shaped(value, dtype, shape, name)

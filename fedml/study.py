@@ -229,10 +229,51 @@ class Strategy(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Privacy(_Section):
-    """``[privacy]``: the unit of differential privacy. This version knows ``none`` only and refuses what it cannot keep."""
+Positive = Annotated[float, Field(gt=0)]
 
-    unit: Literal["none"] = "none"
+
+class Privacy(_Section):
+    """``[privacy]``: differential privacy of one ``site`` (the server clips and noises updates) or of one ``patient`` (DP-SGD at the site).
+
+    Either ``noise_multiplier`` or ``epsilon`` is stated; with ``epsilon`` the multiplier is solved for. What is needed of the data before
+    training is stated too (``ranges``, ``image_range``: plausible values that everybody knows), or noised (``statistics = "private"``).
+    """
+
+    unit: Literal["none", "site", "patient"] = "none"
+    noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise over the clipping norm")
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clipping_norm: Positive = 1.0
+    clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive follows a quantile of the norms")
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    persons: dict[Name, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="unit patient: about how many training persons each site has; public, it sets the sampling rate"
+    )
+    statistics: Literal["stated", "private"] = "stated"
+    statistics_multiplier: Positive = 5.0
+    ranges: dict[str, tuple[float, float]] = Field(default={}, description="clinical column (or target): its plausible values")
+    image_range: tuple[float, float] = (0.0, 255.0)
+    metrics: Literal["exact", "private"] = Field(default="exact", description="private: counts of held-out persons are noised too")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.unit == "none":
+            given = sorted(self.model_fields_set - {"unit"} - {k for k, v in Privacy.model_fields.items() if getattr(self, k) == v.default})
+            if given:
+                raise ValueError(f'{given[0]} is given but unit is "none"; set unit = "site" or "patient", or take it away')
+            return self
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ValueError("give either noise_multiplier or epsilon, not both and not neither")
+        if self.unit == "site" and self.statistics == "private":
+            raise ValueError('statistics = "private" goes with unit = "patient"; under unit = "site" state them (ranges, image_range)')
+        if self.unit == "site" and self.metrics == "private":
+            raise ValueError('metrics = "private" goes with unit = "patient"')
+        if self.unit == "patient" and self.clipping == "adaptive":
+            raise ValueError('clipping = "adaptive" goes with unit = "site"')
+        for name, (low, high) in {**self.ranges, "image_range": self.image_range}.items():
+            if not low < high:
+                raise ValueError(f"the range of {name} is from {low:g} to {high:g}; the first must be smaller")
+        return self
 
 
 class Policy(_Section):
@@ -254,6 +295,40 @@ class Study(_Section):
     strategy: Strategy = Strategy()
     privacy: Privacy = Privacy()
     policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _private_plan(self) -> Self:
+        """What differential privacy needs of the other sections."""
+        plan = self.privacy
+        if plan.unit == "none":
+            return self
+        spec, columns = self.cohort.clinical, tuple[str, ...]()
+        if spec is not None:
+            columns = tuple(c for c in spec.columns if c not in spec.categories)
+        needed = [*columns, *([self.cohort.target] if self.model.task == "regression" else [])]
+        lacking = [c for c in needed if c not in plan.ranges]
+        if lacking:
+            raise ValueError(f"[privacy] ranges lacks {', '.join(lacking)}: state plausible values, such as ranges = {{ age = [18, 100] }}")
+        unknown = [c for c in plan.ranges if c not in needed]
+        if unknown:
+            raise ValueError(f"[privacy] ranges names {unknown[0]}, which is no numeric column of the study{nearest(unknown[0], needed)}")
+        if "image" in self.cohort.inputs and self.model.image.norm == "batch":
+            raise ValueError('[model] image norm = "batch" mixes persons, which no privacy of one allows; set norm = "group"')
+        if plan.unit == "site" and self.strategy.options.get("weighting") == "persons":
+            raise ValueError(
+                '[strategy] weighting = "persons" makes a site\'s influence grow with its size; with unit = "site" set weighting = "equal"'
+            )
+        if plan.unit == "patient" and set(plan.persons) != set(self.federation.sites):
+            wrong = sorted(set(plan.persons) ^ set(self.federation.sites))
+            raise ValueError(
+                f"[privacy] persons must name every site of the roster and no other (here: {wrong[0]}), "
+                "such as persons = { oslo = 800 }: about how many training persons it has"
+            )
+        if plan.metrics == "private" and self.model.task == "regression":
+            raise ValueError('[privacy] metrics = "private" is for classification; set metrics = "exact"')
+        if plan.unit == "site" and plan.persons:
+            raise ValueError('[privacy] persons goes with unit = "patient"')
+        return self
 
     @cached_property
     def canonical(self) -> str:
@@ -352,7 +427,8 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
         case "missing":
             return f"{key} is missing; add it."
         case "value_error":
-            return f"{key}: {problem['ctx']['error']}."
+            told = str(problem["ctx"]["error"])
+            return f"{told}." if key == "the file" and told.startswith("[") else f"{key}: {told}."
         case "literal_error":
             allowed = problem["ctx"]["expected"]
             return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."

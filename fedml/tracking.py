@@ -52,6 +52,11 @@ def _flat(section: str, value: Any) -> dict[str, str]:
     return {section: str(value)[:6000]}
 
 
+def _unprotected(study: Study) -> str:
+    """What stands until the run has said more."""
+    return "none: no differential privacy" if study.privacy.unit == "none" else f"unit {study.privacy.unit}: not counted yet"
+
+
 def _spans(rounds: Sequence[int]) -> str:
     """Round numbers with runs of them as a span: ``1-3, 7``."""
     out: list[list[int]] = []
@@ -96,6 +101,8 @@ class Tracker:
                     self._agreed(client, event)
                 case "round" | "final":
                     self._round(event, put)
+                case "privacy":
+                    self._privacy(client, event, put)
                 case "end":
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
                     if event["reason"]:
@@ -121,7 +128,7 @@ class Tracker:
             "fedml.engine": event["engine"],
             "fedml.git_commit": event["git_commit"],
         }
-        told = {"fedml.question": about.question, "fedml.purpose": about.purpose, "fedml.privacy": f"unit {self.study.privacy.unit}"}
+        told = {"fedml.question": about.question, "fedml.purpose": about.purpose, "fedml.privacy": _unprotected(self.study)}
         packages = {f"fedml.version.{k}": v for k, v in versions().items()}
         start = int(event["time"] * 1000)
         made = client.create_run(number, start, tags={**common, **told, **packages}, run_name=event["run_id"])
@@ -145,6 +152,18 @@ class Tracker:
         client.log_batch(
             self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))]
         )
+
+    def _privacy(self, client: Any, event: dict[str, Any], put: Any) -> None:
+        if event["unit"] == "none":
+            return
+        client.set_tag(self.parent, "fedml.privacy", event["sentence"][:5000])
+        for site, told in event["claims"].items():
+            run_id = self.children[site] if site else self.parent
+            client.set_tag(run_id, "fedml.privacy", told["sentence"][:5000])
+            client.set_tag(run_id, "fedml.privacy.events", told["events_json"][:5000])
+            put(run_id, "privacy/epsilon", told["epsilon"], self.study.federation.rounds)
+        put(self.parent, "privacy/epsilon", event["epsilon"], self.study.federation.rounds)
+        put(self.parent, "privacy/delta", event["delta"], self.study.federation.rounds)
 
     def _round(self, event: dict[str, Any], put: Any) -> None:
         # A round's metrics are those of the model it began with.

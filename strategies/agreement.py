@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from fedml.cohort.variants import agree_panel, from_text, to_text
 from fedml.errors import Reason, RunError, SiteError
-from fedml.learning.statistics import constants_from
+from fedml.learning.statistics import constants_from, constants_or_stated, stated_constants
 from fedml.learning.task import add_counts
 from fedml.models.fusion import Layout
 from fedml.records import AGREEMENT, CONFIG, DESCRIBED, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
@@ -70,14 +70,17 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
     order = {by_site[site][0]: site for site in roster}
     seen = {site: by_site[site][1] for site in roster}
     panel, matching = _panel(study, seen)
-    agreed = Agreement(order, _image_shape(study, seen), panel, {}, _persons(seen), matching)
+    refused = described.refused
+    agreed = Agreement(order, _image_shape(study, seen), panel, {}, _persons(study, seen), matching, refused)
     say(f"{len(roster)} sites described their data")
+    if study.privacy.unit != "none" and study.privacy.statistics == "stated":
+        return replace(agreed, constants=stated_constants(study, agreed.layout))
     sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
     told = {node: site for node, site in order.items() if site in sums.answered}
     total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
-    persons = {site: agreed.persons[site] for site in told.values()}
-    refused = {**described.refused, **sums.refused}
-    return Agreement(told, agreed.image_shape, panel, constants_from(total), persons, matching, refused)
+    made = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout)
+    persons = {site: n for site, n in agreed.persons.items() if site in told.values()}
+    return replace(agreed, nodes=told, constants=made, persons=persons, refused={**refused, **sums.refused})
 
 
 def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> Participation:
@@ -134,8 +137,11 @@ def _panel(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, 
     return to_text(panel), {site: dict(c) for site, c in counts.items()}
 
 
-def _persons(seen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
-    """Persons a part and class at each site; refuses a study without a person to train on or to test on."""
+def _persons(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+    """Persons a part and class at each site; refuses a study without a person to train on or to test on. Nobody counts patients that are
+    protected: then there is none."""
+    if study.privacy.unit == "patient":
+        return {}
     persons: dict[str, dict[str, list[int]]] = {s: {p: d[PERSONS][i].tolist() for i, p in enumerate(PARTS)} for s, d in seen.items()}
     for part in ("train", "test"):
         if not sum(sum(parts[part]) for parts in persons.values()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -73,8 +73,21 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+class Collector(Protocol):
+    """What takes the sites' models one by one and gives their mean: ``Fold``, or ``strategies.private``'s clipped and noised one."""
+
+    weight: float
+
+    def add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None: ...
+
+    def mean(self) -> Arrays: ...
+
+
 class Averaging(Strategy):
-    """See the module's text. Final: a new algorithm is a new ``step`` or client half, not a subclass."""
+    """See the module's text. Final: a new algorithm is a new ``step`` or client half, not a subclass.
+
+    ``collect`` makes the collector of a round from the round's model and the state; what it says of itself in ``state`` is kept.
+    """
 
     def __init__(
         self, step: ServerStep = keep_mean, *, client: Mapping[str, float] | None = None, weighting: Weighting = "persons"
@@ -84,6 +97,7 @@ class Averaging(Strategy):
         self.weighting = weighting
         self.state: StepState = {}
         self.current: Arrays = {}
+        self.collect: Callable[[Arrays, StepState], Collector] = lambda current, state: Fold()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """The same message to every node of the grid."""
@@ -93,7 +107,7 @@ class Averaging(Strategy):
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Folds ``replies`` (an iterator is read once, one reply at a time) and takes the server step."""
-        fold = Fold()
+        fold = self.collect(self.current, self.state)
         for reply in replies:
             if reply.has_error():
                 continue
@@ -103,7 +117,9 @@ class Averaging(Strategy):
             del reply  # before the next one is made
         if not fold.weight:
             return None, None
-        self.state, following = self.step(self.state, self.current, fold.mean())
+        mean = fold.mean()
+        self.state, following = self.step(self.state, self.current, mean)
+        self.state = {**self.state, **getattr(fold, "state", {})}
         return pack(following), MetricRecord({NUM_EXAMPLES: fold.weight})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

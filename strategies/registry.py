@@ -14,6 +14,7 @@ from fedml.study import Study
 from strategies.averaging import Averaging, Weighting
 from strategies.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from strategies.fedprox import fedprox
+from strategies.private import private
 
 
 def fedavg(weighting: Weighting = "persons") -> Averaging:
@@ -60,8 +61,13 @@ def make_strategy(study: Study) -> Strategy:
         # Flower's samplers wait for ever when fewer nodes are there than these, and the roster may have one site.
         floors = {k: study.federation.needed for k in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes") if k in known}
         options = {**floors, **options}
+    if study.privacy.unit == "site":
+        if name not in STRATEGIES:
+            raise InputError(f'[privacy] unit = "site" needs a strategy of ours ({", ".join(STRATEGIES)}), not {name}.')
+        options.setdefault("weighting", "equal")
     try:
-        return make(**options)
+        made = make(**options)
+        return private(made, study) if isinstance(made, Averaging) and study.privacy.unit == "site" else made
     except (TypeError, ValueError) as error:
         raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
 

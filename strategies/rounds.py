@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,17 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     emit(run, "agreed", persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
          image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
     state = RunState(0, start, {})
+    asked = dict.fromkeys(agreement.nodes.values(), 0)  # rounds that each site was asked for: what it may have released
     for number in range(1, study.federation.rounds + 1):
-        state = one_round(study, grid, run, strategy, agreement, state, number)
+        asked = {site: n + 1 for site, n in asked.items()}
+        try:
+            state = one_round(study, grid, run, strategy, agreement, state, number)
+        except Exception:
+            emit(run, "privacy", **privacy_record(study, asked))  # a run that fails has released what it has released
+            raise
     final = evaluate(study, grid, agreement, state)
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
+    emit(run, "privacy", **privacy_record(study, asked))
     emit(run, "final", round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), **final)
     return state
 
@@ -89,6 +96,19 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     who.check_quorum(study, "the last evaluation")
     rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
     return {"metrics": _metrics(study, counts), "sites": rows, "refused": who.refused, "seconds": time.monotonic() - began}
+
+
+def privacy_record(study: Study, asked: Mapping[str, int]) -> dict[str, Any]:
+    """What the run released, as events, and what they amount to: epsilon with its unit, adjacency and scope, by site or once."""
+    if study.privacy.unit == "none":
+        return {"unit": "none", "claims": {}}
+    from fedml.privacy.releases import claims
+
+    made = claims(study, asked)
+    worst = max(made.values(), key=lambda c: c.epsilon, default=None)
+    rows = {site: {**asdict(c), "sentence": c.sentence()} for site, c in made.items()}
+    return {"unit": study.privacy.unit, "epsilon": worst and worst.epsilon, "delta": study.privacy.delta, "claims": rows,
+            "sentence": worst and worst.sentence()}  # fmt: skip
 
 
 def _form(study: Study, phase: Phase, shapes: Shapes | None) -> Callable[[str, RecordDict], None]:
@@ -135,7 +155,7 @@ def _read_counts(answer: Answer, counts: dict[str, Counts]) -> Answer:
 
 def _site_row(answer: Answer) -> dict[str, Any]:
     metrics = answer.message.content.metric_records[METRICS]
-    seen = float(metrics["seen"])  # type: ignore[arg-type]
+    seen = float(metrics.get("seen", 0))  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
     return {
         "train_loss": loss,

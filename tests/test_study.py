@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedml.errors import InputError
-from fedml.study import Study, parse_study, read_study, validate
+from fedml.study import Privacy, Study, parse_study, read_study, validate
 
 IMAGE_ONLY = """
 [study]
@@ -168,7 +168,7 @@ OTHER: dict[tuple[str, ...], Any] = {
     ("training", "optimizer"): "sgd",
     ("training", "momentum"): None,
     ("federation", "sites"): ["b", "a"],
-    ("privacy", "unit"): None,
+    **{("privacy", key): None for key in Privacy.model_fields},
     ("strategy", "name"): "fedavg",
     ("cohort", "split", "train"): None,
     ("cohort", "split", "val"): None,
@@ -199,6 +199,77 @@ def test_hash_changes_with_any_value(path: tuple[str, ...]) -> None:
 )
 def test_hash_changes_with_values_that_only_change_together(changes: dict[str, Any]) -> None:
     assert make_study(**changes).sha256 != make_study().sha256
+
+
+PRIVATE = {
+    "unit": "patient",
+    "noise_multiplier": 1.1,
+    "delta": 1e-5,
+    "clipping_norm": 1.0,
+    "persons": {"a": 100, "b": 90},
+    "statistics": "private",
+    "statistics_multiplier": 5.0,
+    "ranges": {"x1": [0, 5], "x2": [-3, 3], "x3": [0, 200]},
+    "metrics": "exact",
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise_multiplier": 1.2},
+        {"noise_multiplier": None, "epsilon": 3.0},
+        {"delta": 1e-6},
+        {"clipping_norm": 2.0},
+        {"persons": {"a": 100, "b": 91}},
+        {"statistics": "stated"},
+        {"statistics_multiplier": 6.0},
+        {"ranges": {"x1": [0, 5], "x2": [-3, 3], "x3": [0, 201]}},
+        {"image_range": [0.0, 1.0]},
+        {"metrics": "private"},
+        {"unit": "site", "statistics": "stated", "persons": {}},
+    ],
+    ids=str,
+)
+def test_hash_changes_with_any_part_of_a_privacy_plan(change: dict[str, Any]) -> None:
+    assert make_study(privacy=PRIVATE | change).sha256 != make_study(privacy=PRIVATE).sha256
+    site = {"unit": "site", "epsilon": 3.0, "ranges": PRIVATE["ranges"], "quantile": 0.4}
+    one, other = make_study(privacy=site), make_study(privacy=site | {"clipping": "adaptive"})
+    assert len({one.sha256, other.sha256, make_study(privacy=site | {"quantile": 0.5}).sha256}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"unit": "none"}, ["noise_multiplier", "unit"]),
+        ({"epsilon": 3.0}, ["either noise_multiplier or epsilon"]),
+        ({"noise_multiplier": None}, ["either noise_multiplier or epsilon"]),
+        ({"clipping": "adaptive"}, ['unit = "site"']),
+        ({"unit": "site"}, ["statistics", "patient"]),
+        ({"unit": "site", "statistics": "stated"}, ["persons goes with"]),
+        ({"unit": "site", "statistics": "stated", "persons": {}, "metrics": "private"}, ["metrics"]),
+        ({"ranges": {"x1": [0, 5]}}, ["x2", "ranges"]),
+        ({"ranges": {"x1": [5, 0], "x2": [-3, 3], "x3": [0, 200]}}, ["range of x1"]),
+        ({"ranges": {"x1": [0, 5], "x2": [-3, 3], "x3": [0, 200], "x4": [0, 1]}}, ["x4", "no numeric column"]),
+        ({"persons": {"a": 100}}, ["b", "persons must name every site"]),
+        ({"persons": {"a": 100, "b": 0}}, ["persons"]),
+        ({"delta": 0}, ["delta"]),
+        ({"noise_multiplier": 0}, ["noise_multiplier"]),
+    ],
+    ids=str,
+)
+def test_a_privacy_plan_that_cannot_hold_is_refused(change: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as told:
+        make_study(privacy=PRIVATE | change)
+    assert all(word in str(told.value) for word in words), told.value
+
+
+def test_what_mixes_persons_or_weighs_by_them_is_refused_under_privacy() -> None:
+    site = {"unit": "site", "epsilon": 3.0}
+    with pytest.raises(InputError, match='norm = "group"'):
+        make_study(("image",), privacy=site, model__image={"norm": "batch"})
+    with pytest.raises(InputError, match='weighting = "equal"'):
+        make_study(("image",), privacy=site, strategy={"name": "fedavg", "weighting": "persons"})
 
 
 @pytest.mark.parametrize(

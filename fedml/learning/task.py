@@ -103,7 +103,7 @@ def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
 def _class_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
     n = float(counts["persons"][0])
     confusion = counts["confusion"]
-    if not n:
+    if n <= 0:
         return {"persons": 0.0}
     truly = confusion.sum(1)
     recall = np.divide(np.diag(confusion), truly, out=np.full(len(truly), np.nan), where=truly > 0)
@@ -116,8 +116,9 @@ def _class_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
         "auroc": float(np.mean(auroc)) if auroc else float("nan"),
         # Two classes: the usual (p1 - y)^2, half of the sum over both.
         "brier": float(counts["brier_sum"][0] / n / (2 if len(confusion) == 2 else 1)),
-        "log_loss": float(counts["log_loss_sum"][0] / n),
     }
+    if "log_loss_sum" in counts:  # it has no bound, so noised counts are without it
+        out["log_loss"] = float(counts["log_loss_sum"][0] / n)
     if len(confusion) == 2:
         out["specificity"], out["sensitivity"] = float(recall[0]), float(recall[1])
     return out

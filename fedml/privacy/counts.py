@@ -1,0 +1,54 @@
+"""Noised counts of held-out persons, for ``[privacy] metrics = "private"``: metrics are made of these, and each person is in them once.
+
+A person adds 1 to one cell of the confusion matrix, 1 to one bin of each histogram (here of 32 wide bins: noise in 4,096 narrow ones would
+drown the curve), and at most 2 to the sum of Brier scores. So one person changes the vector by at most sqrt(1 + histograms + 4).
+The sum of log-losses has no bound and is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fedml.privacy.noise import add_gaussian
+from fedml.privacy.releases import metrics_multiplier
+from fedml.study import Study
+
+COARSE_BINS = 32
+_BRIER_BOUND = 2.0
+
+
+def sensitivity(histograms: int) -> float:
+    """L2 sensitivity of one evaluation's counts under adding or removing a person."""
+    return math.sqrt(1 + histograms + _BRIER_BOUND**2)
+
+
+def noised(counts: Mapping[str, npt.NDArray[Any]], study: Study) -> dict[str, npt.NDArray[Any]]:
+    """Counts of one part at one site, as ``fedml.learning.task`` made them for classification, with noise; types and shapes stay.
+
+    Numbers may become negative: they are summed over sites before a metric is made of them, and cutting them off would bias that sum.
+    """
+    histogram = counts["histogram"]
+    classes, sides, bins = histogram.shape
+    std = metrics_multiplier(study) * sensitivity(classes)
+
+    def noise(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        out: npt.NDArray[np.float64] = add_gaussian(torch.from_numpy(values.astype(np.float64)), std).double().numpy()
+        return out
+
+    coarse = noise(histogram.reshape(classes, sides, COARSE_BINS, bins // COARSE_BINS).sum(-1))
+    spread = np.zeros_like(histogram)
+    width = bins // COARSE_BINS
+    spread[:, :, width // 2 :: width] = coarse.round()
+    confusion = noise(counts["confusion"]).round().astype(np.int64)
+    return {
+        "persons": np.array([float(confusion.sum())]),
+        "confusion": confusion,
+        "histogram": spread,
+        "brier_sum": noise(counts["brier_sum"]),
+    }

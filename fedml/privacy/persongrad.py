@@ -1,0 +1,362 @@
+"""The sum of every person's own gradient, each clipped to a norm over all parameters together: what DP-SGD adds noise to.
+
+    found = clipped_gradient_sum(model, losses, clipping_norm=1.0, rows_of={"encoder.image": batch["image_person"]})
+    found.total["head.weight"], found.norms             # the sum by parameter; every person's norm before clipping
+
+A person's gradient is that of the person's own loss; a layer that runs over images sees several rows of one person, whose gradients are
+summed before the norm is taken. One forward pass and one backward pass to the layers' outputs, which leaves out the weights' gradients.
+From a layer's inputs A and its outputs' gradients G of one person (a column a place, and a row or image more columns), exactly:
+
+    one column      norm |a| |g|; the clipped sum is one product over all persons                    linear layers, one row a person
+    few columns     norm from the products of columns, (A'A) * (G'G); the sum by one weighted pass   deep convolutions, small maps
+    many columns    the person's gradient G A' itself, kept; the sum is one product                  other layers
+    other modules   the person's gradient by autograd, a person at a time
+
+(Goodfellow 2015, arXiv:1510.01799; Rochette et al. 2019, arXiv:1912.06015; Bu et al. 2022, arXiv:2205.10683, choose between the last two
+by size as well.) So nothing of size persons x outputs x inputs exists for a wide layer. What lets persons see each other, batch norm,
+must be refused first (``refuse_shared_statistics``).
+
+A person whose gradient is not finite adds nothing. Where a norm comes from products, columns that cancel could leave rounding errors
+larger than the exact norm: the norm is taken a little larger by CANCEL x |A| |G|, which is below 1e-6 of it unless they cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedml.errors import InputError
+
+CANCEL = 2e-5
+_UNFOLDED = 2**19  # numbers of one image's unfolded input beyond which a convolution's own backward, person by person, is cheaper
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """``total``: by parameter, float32; ``norms`` (persons,) float64 before clipping, not finite where a person was left out."""
+
+    total: dict[str, torch.Tensor]
+    norms: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Use:
+    """One call of a layer: its input, how often that had been written to, the place of the output in the graph."""
+
+    x: torch.Tensor
+    version: int
+    edge: Any
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Persons (n,) who have ``each`` rows of a layer's batch, and those rows (n * each,); both None: all persons, one row each."""
+
+    persons: torch.Tensor | None
+    rows: torch.Tensor | None
+    each: int
+
+    def pick(self, x: torch.Tensor) -> torch.Tensor:
+        """(rows, ...) -> (n * each, ...)."""
+        return x if self.rows is None else x[self.rows]
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """(n * each, values, places) -> (n, values, each * places)."""
+        return x if self.each == 1 else x.reshape(-1, self.each, *x.shape[1:]).transpose(1, 2).flatten(2)
+
+
+@dataclass(frozen=True)
+class _Later:
+    """A weight whose clipped sum is made at the end, from its layer's input and its output's gradient in the rows of a group."""
+
+    name: str
+    layer: Any
+    x: torch.Tensor
+    g: torch.Tensor  # (n * each, outputs, places)
+    group: _Group
+
+
+@dataclass
+class _Found:
+    """The persons' squared norms so far, (persons,) float64; their kept gradients, (n, numel) by name and group; what comes later."""
+
+    squares: torch.Tensor
+    kept: list[tuple[str, torch.Tensor, _Group]] = field(default_factory=list)
+    later: list[_Later] = field(default_factory=list)
+
+    def keep(self, name: str, gradients: torch.Tensor, group: _Group) -> None:
+        flat = gradients.flatten(1)
+        self.add(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square(), group)
+        self.kept.append((name, flat, group))
+
+    def add(self, squares: torch.Tensor, group: _Group) -> None:
+        if group.persons is None:
+            self.squares += squares
+        else:
+            self.squares.index_add_(0, group.persons, squares)
+
+
+_EVERYBODY = _Group(None, None, 1)
+
+
+def refuse_shared_statistics(model: nn.Module) -> None:
+    """Refuses layers through which one person's data reach another's gradient, or a buffer that would be sent without noise.
+
+    Raises:
+        InputError: batch norm, or a norm that keeps running statistics.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(module, "track_running_stats", False):
+            raise InputError(
+                f'[model.image] norm: layer "{name}" ({type(module).__name__}) mixes persons, so that no person\'s share of it could be '
+                'bounded; write [model.image] norm = "group".'
+            )
+
+
+def clipped_gradient_sum(
+    model: nn.Module,
+    losses_of: Callable[[], torch.Tensor],
+    *,
+    clipping_norm: float,
+    rows_of: Mapping[str, torch.Tensor] | None = None,
+) -> ClippedSum:
+    """Sum over persons of gradient x min(1, clipping_norm / norm), the norm over all trainable parameters together.
+
+    ``losses_of`` runs the model once and returns (persons,) losses, each of which depends on that person alone. A layer whose name is
+    or begins with a key of ``rows_of`` runs over rows, row i being of person ``rows_of[key][i]``; any other has one row a person, in
+    order. No gradient is stored in the parameters.
+
+    Raises:
+        ValueError: the clipping norm is not positive and finite, or a layer ran over another number of rows than said.
+    """
+    if not (math.isfinite(clipping_norm) and clipping_norm > 0):
+        raise ValueError(f"the clipping norm must be positive and finite, not {clipping_norm}")
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with _recording(model) as uses:
+        losses = losses_of()
+    persons = len(losses)
+    found = _Found(torch.zeros(persons, dtype=torch.float64))
+    layers, others = _sorted_out(model, trainable, uses, losses)
+    _by_autograd(losses, trainable, others, found)
+    if layers:
+        groups = {"": [_EVERYBODY], **{key: _groups(person, persons) for key, person in (rows_of or {}).items()}}
+        rows = {"": persons, **{key: len(person) for key, person in (rows_of or {}).items()}}
+        gradients = torch.autograd.grad(losses, [use.edge for _, _, use in layers], torch.ones_like(losses))
+        with torch.no_grad():
+            for (name, layer, use), g in zip(layers, gradients, strict=True):
+                key = next((k for k in groups if k and (name == k or name.startswith(f"{k}."))), "")
+                if not len(use.x) == len(g) == rows[key]:
+                    raise ValueError(f"layer {name} ran over {len(use.x)} rows, not {rows[key]}")
+                if use.x._version != use.version:
+                    raise ValueError(f"the input of layer {name} was written to after the layer had read it")
+                _layer(f"{name}." if name else "", layer, use.x, g, groups[key], found)
+    with torch.no_grad():
+        norms = found.squares.sqrt()
+        # A norm of 1e300 is a factor of almost 0; one that is not finite leaves the person out, rows and all: 0 x NaN is NaN.
+        factor = torch.where(torch.isfinite(norms), clipping_norm / norms.clamp_min(clipping_norm), 0.0)
+        dropped = None if bool(torch.isfinite(norms).all()) else ~torch.isfinite(norms)
+        total = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in trainable.items()}
+        for name, flat, group in found.kept:
+            scale, gone = _share(group, factor, dropped)
+            total[name].view(-1).add_(scale.to(flat.dtype) @ (flat if gone is None else flat.masked_fill(gone[:, None], 0.0)))
+        for item in found.later:
+            total[item.name].add_(_weighted_sum(item, *_share(item.group, factor, dropped)))
+    return ClippedSum(total, norms)
+
+
+@contextmanager
+def _recording(model: nn.Module) -> Iterator[dict[str, list[_Use]]]:
+    """Inside the block every call of a layer that has a rule here is written down, by the layer's name."""
+    uses: dict[str, list[_Use]] = {}
+
+    def watch(name: str) -> Any:
+        def seen(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if not output.requires_grad:
+                return None
+            x = arguments[0]
+            # The edge, not the output: an activation that works in place would take the output's place in the graph. In a view it
+            # would rewrite the graph, edge and all, so a view is copied.
+            uses.setdefault(name, []).append(_Use(x.detach(), x._version, torch.autograd.graph.get_gradient_edge(output)))
+            return output.clone() if output._is_view() else None
+
+        return seen
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if _has_rule(m)]
+    try:
+        yield uses
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _has_rule(module: nn.Module) -> bool:
+    if isinstance(module, _CONVOLUTIONS) and type(module) in _CONVOLUTIONS:
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) in (nn.Linear, nn.GroupNorm, nn.LayerNorm, *_INSTANCE_NORMS)
+
+
+def _sorted_out(
+    model: nn.Module, trainable: Mapping[str, nn.Parameter], uses: Mapping[str, Sequence[_Use]], losses: torch.Tensor
+) -> tuple[list[tuple[str, Any, _Use]], list[str]]:
+    """Layers with a rule, called once, all their parameters used for ``losses`` there and nowhere else; then the names of all other
+    parameters on which the losses depend."""
+    nodes, users = _graph(losses)
+    layers, covered = [], set()
+    for name, module in model.named_modules():
+        own, calls = list(module.parameters(recurse=False)), uses.get(name, ())
+        if own and len(calls) == 1 and calls[0].edge.node in nodes and all(users.get(id(p)) == 1 for p in own):
+            layers.append((name, module, calls[0]))
+            covered |= {id(p) for p in own}
+    return layers, [name for name, p in trainable.items() if id(p) in users and id(p) not in covered]
+
+
+def _graph(losses: torch.Tensor) -> tuple[set[Any], dict[int, int]]:
+    """The nodes of autograd's graph behind ``losses``, and how many of them use each leaf, by the leaf's ``id``."""
+    nodes: set[Any] = set()
+    users: dict[int, int] = {}
+    ahead = [losses.grad_fn] if losses.grad_fn is not None else []
+    while ahead:
+        node = ahead.pop()
+        if node in nodes:
+            continue
+        nodes.add(node)
+        for after, _ in node.next_functions:
+            if after is not None:
+                leaf = getattr(after, "variable", None)
+                if leaf is None:
+                    ahead.append(after)
+                else:
+                    users[id(leaf)] = users.get(id(leaf), 0) + 1
+    return nodes, users
+
+
+def _by_autograd(losses: torch.Tensor, trainable: Mapping[str, nn.Parameter], names: Sequence[str], found: _Found) -> None:
+    """Gradients of the parameters ``names`` one person at a time: exact for whatever a model may hold, and slow."""
+    if names:
+        wanted = [trainable[n] for n in names]
+        each = [torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True) for loss in losses]
+        for name, gradients in zip(names, zip(*each, strict=True), strict=True):
+            found.keep(name, torch.stack(gradients), _EVERYBODY)
+
+
+def _groups(person: torch.Tensor, persons: int) -> list[_Group]:
+    """Persons by how many rows they have; those without any are in no group."""
+    if len(person) == persons and torch.equal(person, torch.arange(persons)):
+        return [_EVERYBODY]
+    order = torch.argsort(person, stable=True)
+    count = torch.bincount(person, minlength=persons)
+    begin = count.cumsum(0) - count
+    out = []
+    for each in torch.unique(count).tolist():
+        if each:
+            who = torch.nonzero(count == each)[:, 0]
+            out.append(_Group(who, order[(begin[who, None] + torch.arange(each)).flatten()], each))
+    return out
+
+
+def _layer(prefix: str, layer: Any, x: torch.Tensor, g: torch.Tensor, groups: Sequence[_Group], found: _Found) -> None:
+    """Adds to ``found`` what one layer's parameters contribute. ``x`` is its input, ``g`` its output's gradient, both (rows, ...)."""
+    if isinstance(layer, nn.Linear):
+        g = g[:, :, None] if g.dim() == 2 else g.flatten(1, -2).transpose(1, 2)
+    elif isinstance(layer, _CONVOLUTIONS):
+        g = g.flatten(2)
+    if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        for group in groups:
+            _weight(f"{prefix}weight", layer, group.pick(x), group.pick(g), group, found)
+        bias, weight = g.sum(2) if g.shape[2] > 1 else g[:, :, 0], None
+    else:
+        over = list(range(1, g.dim() - len(layer.normalized_shape)) if isinstance(layer, nn.LayerNorm) else range(2, g.dim()))
+        product = _normalised(layer, x).mul_(g)
+        bias, weight = (g.sum(over), product.sum(over)) if over else (g, product)
+    for name, rows in (("bias", bias), ("weight", weight)):
+        if rows is not None and getattr(layer, name) is not None:
+            for group in groups:
+                picked = group.pick(rows)
+                found.keep(prefix + name, picked if group.each == 1 else picked.reshape(-1, group.each, *picked.shape[1:]).sum(1), group)
+
+
+def _normalised(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    if isinstance(layer, nn.GroupNorm):
+        return functional.group_norm(x, layer.num_groups, eps=layer.eps)
+    if isinstance(layer, nn.LayerNorm):
+        return functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    return functional.instance_norm(x, eps=layer.eps)
+
+
+def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Group, found: _Found) -> None:
+    """The weight of a linear layer or a convolution, for the rows of one group: see the module's text for the ways."""
+    outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
+    columns = group.each * g.shape[2]
+    if columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
+        a, b = group.gather(_unfolded(layer, x)), group.gather(g)
+        a2, b2 = (torch.linalg.vector_norm(m.flatten(1), dim=1, dtype=torch.float64).square() for m in (a, b))
+        if columns > 1:
+            a, b = a.double(), b.double()
+            products = (a.transpose(1, 2) @ a).mul_(b.transpose(1, 2) @ b).sum((1, 2))
+            found.add(products.clamp_min(0.0) + CANCEL**2 * a2 * b2, group)
+        else:
+            found.add(a2 * b2, group)
+        found.later.append(_Later(name, layer, x, g, group))
+    elif isinstance(layer, nn.Linear) or inputs * g.shape[2] <= _UNFOLDED:
+        found.keep(name, torch.bmm(group.gather(g), group.gather(_unfolded(layer, x)).transpose(1, 2)), group)
+    else:
+        pairs = zip(torch.split(x, group.each), torch.split(g, group.each), strict=True)
+        found.keep(name, torch.stack([_convolution_weight(layer, one, its) for one, its in pairs]), group)
+
+
+def _unfolded(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """What each output place sees: (rows, inputs, places)."""
+    if isinstance(layer, nn.Linear):
+        return x[:, :, None] if x.dim() == 2 else x.flatten(1, -2).transpose(1, 2)
+    dims = x.dim() - 2
+    if dims == 2 and max(layer.kernel_size) > 1:
+        return functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    if any(layer.padding):
+        x = functional.pad(x, [n for pad in reversed(layer.padding) for n in (pad, pad)])
+    for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
+        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
+    kernel = range(2 + dims, 2 + 2 * dims)
+    return x.permute(0, 1, *kernel, *range(2, 2 + dims)).flatten(1, 1 + dims).flatten(2)
+
+
+def _convolution_weight(layer: Any, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """The ordinary gradient of a convolution's weight, summed over rows; ``g`` (rows, outputs, places)."""
+    size = [
+        (n + 2 * pad - dilation * (k - 1) - 1) // stride + 1
+        for n, pad, dilation, k, stride in zip(x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
+    ]
+    dims, mask = len(size), [False, True, False]
+    g = g.reshape(*g.shape[:2], *size)
+    found: torch.Tensor = torch.ops.aten.convolution_backward(
+        g, x, layer.weight, None, layer.stride, layer.padding, layer.dilation, False, [0] * dims, 1, mask
+    )[1]
+    return found
+
+
+def _share(group: _Group, factor: torch.Tensor, dropped: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The factors of a group's persons, and who of them is left out (None: nobody)."""
+    if group.persons is None:
+        return factor, dropped
+    return factor[group.persons], None if dropped is None else dropped[group.persons]
+
+
+def _weighted_sum(item: _Later, scale: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
+    """Sum of the rows' gradients times their persons' ``scale``, in the weight's shape."""
+    x, g, each = item.x, item.g, item.group.each
+    scale = scale if each == 1 else scale.repeat_interleave(each)
+    if gone is not None:
+        rows = ~(gone if each == 1 else gone.repeat_interleave(each))
+        x, g, scale = x[rows], g[rows], scale[rows]
+    g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64: a large gradient times a small factor
+    if not isinstance(item.layer, nn.Linear):
+        return _convolution_weight(item.layer, x, g)
+    return g[:, :, 0].t() @ x if g.shape[2] == 1 else torch.einsum("rot,rti->oi", g, x.flatten(1, -2))
