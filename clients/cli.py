@@ -39,6 +39,8 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # purposes = ["DUO:0000042"] # left out: those of the studies that a person here approved
 # min_persons = 20 # training persons, or the site does not take part
 # min_count = 5 # persons behind any number that leaves
+# max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); left out, no study with privacy of a patient runs
+# allow_unprotected = false # with a budget: may a study without that privacy run all the same?
 # max_rounds = 1000
 # max_request_mb = 512
 # max_reply_mb = 512
@@ -298,6 +300,28 @@ def journal_verify(
         raise RunError(f"{path}: " + "; ".join(f"line {p.line}: {p.what}" for p in problems[:5]))
     kept = Journal(path)
     print(f"{path}: {kept.count} entries, each in its place; head {kept.head}")
+
+
+ledger_app = typer.Typer(name="ledger", help="What each person has borne, over all studies.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(ledger_app)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    site_file: SiteFile = Path("site.toml"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """What has been spent of the privacy budget, by which study, and what is left.
+
+    Example: fedml-site ledger show --site /srv/fedml/site.toml
+    """
+    from clients.ledger import show, to_json
+
+    site = _site(site_file)
+    path, policy = site.state / "ledger.db", site.manifest.policy
+    if not path.exists():
+        raise InputError(f"{path}: no ledger yet; it begins when the site starts for the first time.")
+    print(to_json(path, policy.max_epsilon, policy.delta) if as_json else show(path, policy.max_epsilon, policy.delta))
 
 
 def _journal(site_file: Path) -> Path:

@@ -99,10 +99,10 @@ def answer(message: Message, context: Context) -> Message:
         return refusal(message, reason)
 
 
-def reason_of(error: Exception) -> Reason:
+def reason_of(error: BaseException) -> Reason:
     """The code that may leave the site in place of an exception."""
     if isinstance(error, SiteError):
-        return error.reason
+        return error.reason if isinstance(error.reason, Reason) else Reason.INTERNAL
     if isinstance(error, InputError):
         return Reason.BAD_DATA
     return Reason.NON_FINITE if isinstance(error, FloatingPointError) else Reason.INTERNAL

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients.approvals import is_approved
 from clients.client import Request, execute, model_for, read_request, reason_of, refusal
 from clients.journal import Direction, Journal, RecordNote, seen
+from clients.ledger import Ledger
 from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
@@ -41,7 +43,7 @@ from fedml.records import (
     Phase,
 )
 from fedml.replies import check_form, is_finite, read_arrays
-from fedml.study import Study
+from fedml.study import PartName, Study
 
 log = logging.getLogger("fedml.site")
 _MEGABYTE = 1_000_000
@@ -71,12 +73,13 @@ def limits(policy: Policy, study: Study) -> Limits:
 
 
 class Gate:
-    """The gate of one site. ``handle`` answers a message; it never raises. Final."""
+    """The gate of one site. ``handle`` answers a message; it raises nothing but a wish to stop. Final."""
 
     def __init__(self, site: Site, state: Path) -> None:
         self.site, self.state = site, state
         self.journal = Journal(state / "journal.jsonl")
         self._seen = seen(state / "journal.jsonl")
+        self.ledger = Ledger(state / "ledger.db")
 
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
@@ -94,10 +97,16 @@ class Gate:
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **told)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
             return Message(content, reply_to=message)
-        except Exception as error:  # whatever it is, its text may name a person
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever it is (a panic of compiled code too), its text may name a person
             reason = reason_of(error)
-            log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
-            self.journal.append(direction=direction, verdict="refused", reason=str(reason), **told)
+            with suppress(Exception):  # its text may fail to be made
+                log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
+            try:
+                self.journal.append(direction=direction, verdict="refused", reason=str(reason), **told)
+            except Exception:
+                log.error("the journal cannot be written; nothing is answered but refusals until it can", exc_info=True)
             return refusal(message, reason)
 
     def _admit(self, message: Message, told: dict[str, Any]) -> Request:
@@ -129,22 +138,27 @@ class Gate:
     def _charge(self, asked: Request, run: str) -> None:
         """Writes what the answer will release into the ledger, before it is made. Raises ``SiteError`` if the budget would be passed."""
         policy, study = self.site.manifest.policy, asked.study
+        cohort = load_cohort(asked.manifests, study)
+
+        def persons(part: PartName) -> list[str]:
+            return [cohort.ids[row] for row in cohort.rows(part)]
+
         if study.privacy.unit != "patient":
             if policy.max_epsilon > 0 and not policy.allow_unprotected:
-                raise SiteError(
-                    Reason.BUDGET, f'the policy grants epsilon {policy.max_epsilon:g}, study "{study.study.name}" protects no patient'
+                told = f'the policy grants epsilon {policy.max_epsilon:g}, but study "{study.study.name}" protects no patient'
+                raise SiteError(Reason.BUDGET, told)
+            if asked.phase is Phase.ROUND and (there := persons("train")):
+                self.ledger.note_unprotected(
+                    there, run=run, study=study.sha256, study_name=study.study.name, phase=asked.phase, round=asked.round
                 )
             return
-        from clients.ledger import Ledger
-
-        ledger, cohort = Ledger(self.state / "ledger.db"), load_cohort(asked.manifests, study)
-        for part, events in message_events(study, asked.name, asked.phase, asked.round).items():
-            if not events or not (rows := cohort.rows(part)).size:
-                continue
-            persons = [cohort.ids[r] for r in rows]
-            ledger.charge(
-                persons, events, run=run, study=study.sha256, study_name=study.study.name, phase=str(asked.phase), round=asked.round,
+        released = message_events(study, asked.name, asked.phase, asked.round)
+        parts = [(there, events) for part, events in released.items() if events and (there := persons(part))]
+        if parts:
+            self.ledger.charge_all(
+                parts, run=run, study=study.sha256, study_name=study.study.name, phase=asked.phase, round=asked.round,
                 max_epsilon=policy.max_epsilon, delta=policy.delta,
+                ahead=study.federation.rounds - asked.round if asked.phase is Phase.ROUND else 0,
             )  # fmt: skip
 
 

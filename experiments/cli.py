@@ -96,6 +96,11 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
     study = _study(study_file, changes, seed)
     make_strategy(study)
     print(describe(study))
+    if study.privacy.unit != "none":
+        from fedml.privacy.forecast import forecast
+
+        print()
+        print(forecast(study))
 
 
 @app.command()
@@ -104,7 +109,7 @@ def run(
     sites: Annotated[Path | None, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.")] = None,
     engine: Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray. deployment: real sites.")] = "local",
     superlink: Annotated[
-        str | None, typer.Option(help="deployment: a connection of Flower's config.toml, or the folder of `fedml federation up`.")
+        str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection of Flower's config.toml.")
     ] = None,
     seed: Seed = None,
     changes: Overrides = None,
@@ -123,7 +128,7 @@ def run(
         raise InputError(f'--engine "{engine}" is not known{nearest(engine, engines)}; it is local, simulation or deployment.')
     if (engine == "deployment") == (sites is not None) or (engine == "deployment") != (superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
-    from experiments.show import Progress, final_table, summary
+    from experiments.show import Progress, final_table, privacy_of, summary
 
     console = _console(as_json)
     study = _study(study_file, changes, seed)
@@ -150,6 +155,8 @@ def run(
     progress.close()
     if outcome.final:
         console.print(final_table(study, outcome.final))
+    if "sentence" in (told := privacy_of(outcome.events)):
+        console.print(f"Privacy: {told['sentence']}", soft_wrap=True)
     mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
     console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {run_folder}[/dim]", soft_wrap=True)
     if as_json:
@@ -159,11 +166,14 @@ def run(
 
 
 def _connection(superlink: str) -> tuple[Path | None, str]:
-    """Flower's folder and the connection's name in it: of a federation on this machine, or the user's own."""
+    """Flower's folder and the connection's name in it: of a centre on this machine, or the user's own."""
+    from experiments.centre import find_home
     from fedml.flower.superlink import CONNECTION
 
-    home = Path(superlink) / ".federation"
-    return (home.resolve(), CONNECTION) if home.is_dir() else (None, superlink)
+    home = find_home(Path(superlink))
+    if home is None and Path(superlink).is_dir():
+        raise InputError(f"--superlink {superlink}: is no centre's folder; make one with `fedml federation init`, or `up` for trying.")
+    return (home, CONNECTION) if home else (None, superlink)
 
 
 def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
@@ -231,10 +241,88 @@ def compare(
 
 
 federation_app = typer.Typer(
-    name="federation", help="A complete federation on this machine, for trying: TLS, node keys, one process a site.", no_args_is_help=True,
-    rich_markup_mode=None,
+    name="federation",
+    help="The coordinating centre: init, start, register, list, remove. A whole federation on this machine, for trying: up, down, status.",
+    no_args_is_help=True, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(federation_app)
+Home = Annotated[Path, typer.Option("--home", help="The centre's folder: certificates, keys, database.", show_default=False)]
+
+
+@federation_app.command("init")
+def federation_init(
+    home: Home,
+    host: Annotated[str, typer.Option("--host", help="The name at which sites reach this centre.", show_default=False)],
+    port: Annotated[int, typer.Option("--port", help="The port that sites reach; commands use the next one, on loopback.")] = 9092,
+    certificate: Annotated[Path | None, typer.Option(help="Your own certificate with its chain (PEM); left out, one is made.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its key (PEM, no password).")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The authority's certificate that sites will trust.")] = None,
+    days: Annotated[int, typer.Option(help="How long a certificate that is made here holds.")] = 730,
+) -> None:
+    """Make a coordinating centre's folder: certificates, and where sites find it.
+
+    Example: fedml federation init --home /srv/fedml/centre --host federation.example.org
+    """
+    from experiments.centre import fingerprint, make_centre
+
+    own = (certificate, key, ca)
+    if any(own) and not all(own):
+        raise InputError("--certificate, --key and --ca go together: give all three, or none to have them made.")
+    made = make_centre(home, host, port, certificate=(certificate, key, ca) if certificate and key and ca else None, days=days)
+    print(f"sites connect to {made.host}:{made.port}; send them {home / 'ca.pem'} and tell them its SHA-256 fingerprint by phone:")
+    print(fingerprint(home))
+    print(f"next: fedml federation start --home {home}")
+
+
+@federation_app.command("start")
+def federation_start(
+    home: Home, listen: Annotated[str, typer.Option("--listen", help="Address to listen on.")] = "0.0.0.0"  # noqa: S104
+) -> None:  # fmt: skip
+    """Be the SuperLink until stopped (SIGTERM or Ctrl-C): TLS, registered node keys only; commands from this machine only.
+
+    Example: fedml federation start --home /srv/fedml/centre
+    """
+    from experiments.centre import start
+
+    start(home, listen)
+
+
+@federation_app.command("register")
+def federation_register(
+    name: Annotated[str, typer.Argument(help="The site's name, as in rosters.", show_default=False)],
+    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="What the site sent.", show_default=False)],
+    home: Home,
+) -> None:
+    """Let a site's key join, under the site's name only. The SuperLink has to be up.
+
+    Example: fedml federation register oslo oslo.pub --home /srv/fedml/centre
+    """
+    from experiments.centre import register
+
+    print(f"{name} may join with the key {register(home, name, public_key)}")
+
+
+@federation_app.command("list")
+def federation_list(home: Home) -> None:
+    """Every site that may join: online or not, last seen, registered when, its key's fingerprint.
+
+    Example: fedml federation list --home /srv/fedml/centre
+    """
+    from experiments.centre import registered, show
+
+    print(show(registered(home)))
+
+
+@federation_app.command("remove")
+def federation_remove(name: Annotated[str, typer.Argument(help="The site's name.", show_default=False)], home: Home) -> None:
+    """End a site's right to join, at once. Its key is never taken again; its name may be registered with a new one.
+
+    Example: fedml federation remove oslo --home /srv/fedml/centre
+    """
+    from experiments.centre import remove
+
+    remove(home, name)
+    print(f"{name} may not join any more")
 
 
 @federation_app.command("up")

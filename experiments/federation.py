@@ -1,7 +1,7 @@
-"""A complete federation on this machine, for trying and testing: own authority, TLS SuperLink with a database, node keys registered, one
-process a site. Everything is what a real federation has, on loopback.
+"""A complete federation on this machine, for trying and testing: a coordinating centre (``experiments.centre``) and one process a site.
+Everything is what a real federation has, on loopback.
 
-    DIR/.federation/    ca.pem, server certificate, state.db, superlink.log, config.toml (Flower's connection "own"), federation.json
+    DIR/.federation/    the centre's folder; superlink.log; running.json: what is up
     DIR/<site>/         the site's own folder; its key, and its state in .fedml/
 """
 
@@ -11,31 +11,25 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from clients.site import Site, read_site
 from clients.start import running
+from experiments.centre import TRIAL, find_home, make_centre, read_centre, register, registered, superlink_options
 from fedml.errors import InputError, RunError
-from fedml.flower.keys import write_authority, write_node_key
-from fedml.flower.superlink import (
-    CONNECTION,
-    command_path,
-    environment,
-    free_ports,
-    log_tail,
-    start_superlink,
-    stop_group,
-    write_connection,
-)
+from fedml.flower.keys import write_node_key
+from fedml.flower.superlink import free_ports, log_tail, start_superlink, stop_group
 from fedml.runlog import write_whole
 
-FOLDER, RECORD = ".federation", "federation.json"
+RECORD = "running.json"
+_HOST = "127.0.0.1"
 _START_SECONDS, _STOP_SECONDS = 90, 30
 
 
@@ -50,7 +44,7 @@ class Running:
 
 def home_of(sites: Path) -> Path:
     """The federation's folder beside its sites, as an absolute path: Flower wants one."""
-    return sites.resolve() / FOLDER
+    return sites.resolve() / TRIAL
 
 
 def all_sites(folder: Path) -> dict[str, Site]:
@@ -71,24 +65,20 @@ def up(folder: Path, say: Callable[[str], None]) -> Running:
     sites, home = all_sites(folder), home_of(folder)
     if read_running(folder) is not None:
         raise InputError(f"{folder}: its federation is up already; stop it with `fedml federation down --sites {folder}`.")
-    home.mkdir(mode=0o700, exist_ok=True)
-    if not (home / "ca.pem").exists():
-        write_authority(home)
-    known = json.loads((home / "nodes.json").read_text()) if (home / "nodes.json").exists() else {}
-    port = known.get("port") or free_ports(1)[0]
-    write_connection(home, f"127.0.0.1:{port}", home / "ca.pem")
-    superlink = _superlink(home, port)
+    if find_home(home) is None:
+        port, control = free_ports(2)
+        make_centre(home, _HOST, port, control=control)
+    port = read_centre(home).port
+    superlink = _superlink(home)
     processes: dict[str, int] = {}
     try:
-        say(f"SuperLink on 127.0.0.1:{port} (TLS, node keys required)")
-        registered = set(known.get("registered", []))
+        say(f"SuperLink on {_HOST}:{port} (TLS, node keys required)")
+        known = {node.name for node in registered(home)}
         for name, site in sites.items():
             _join(site, home, port)
-            if name not in registered:
-                _register(home, site.folder / "node.key.pub", name)
-                registered.add(name)
+            if name not in known:
+                register(home, name, site.folder / "node.key.pub")
                 say(f"registered the key of {name}")
-        write_whole(home / "nodes.json", json.dumps({"port": port, "registered": sorted(registered)}).encode())
         for name, site in sites.items():
             processes[name] = start_site(site)
         _wait_online(sites)
@@ -98,23 +88,24 @@ def up(folder: Path, say: Callable[[str], None]) -> Running:
             stop_group(process)
         raise
     state = Running(superlink.pid, port, processes)
-    write_whole(home / RECORD, json.dumps({"superlink": state.superlink, "port": port, "sites": processes}).encode())
+    write_whole(home / RECORD, json.dumps(asdict(state)).encode())
     for name in sites:
         say(f"{name} is up")
     return state
 
 
-def _superlink(home: Path, port: int) -> subprocess.Popen[bytes]:
-    tls = ["--ssl-ca-certfile", "ca.pem", "--ssl-certfile", "server.pem", "--ssl-keyfile", "server.key"]
-    process = start_superlink(home, port, [*tls, "--enable-supernode-auth"])
+def _superlink(home: Path) -> subprocess.Popen[bytes]:
+    port, arguments, public = superlink_options(home, _HOST)
+    process = start_superlink(home, port, arguments, public)
     deadline, why = time.monotonic() + _START_SECONDS, ""
-    listed = [command_path("flwr"), "supernode", "list", CONNECTION]
     while time.monotonic() < deadline and process.poll() is None:
-        done = subprocess.run(listed, env=environment(home), capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode == 0:
-            return process
-        why = " ".join((done.stderr or done.stdout).split())[-300:]
-        time.sleep(0.5)
+        try:
+            registered(home)
+            with socket.create_connection((_HOST, read_centre(home).port), timeout=5):
+                return process
+        except (RunError, OSError) as error:
+            why = str(error)
+        time.sleep(0.2)
     stop_group(process.pid)
     raise RunError(f"the SuperLink did not start: {why} {log_tail(home)}")
 
@@ -127,8 +118,8 @@ def restart_superlink(folder: Path) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{folder}: no federation is up there.") from error
     stop_group(state.superlink)
-    superlink = _superlink(home, state.port)
-    write_whole(home / RECORD, json.dumps({"superlink": superlink.pid, "port": state.port, "sites": state.sites}).encode())
+    superlink = _superlink(home)
+    write_whole(home / RECORD, json.dumps({**asdict(state), "superlink": superlink.pid}).encode())
 
 
 def _join(site: Site, home: Path, port: int) -> None:
@@ -139,13 +130,6 @@ def _join(site: Site, home: Path, port: int) -> None:
     if site.manifest.connection is None:
         with site.file.open("a", encoding="utf-8") as file:
             file.write(f'\n[connection]\nsuperlink = "127.0.0.1:{port}"\nroot_certificates = "ca.pem"\nkey = "node.key"\n')
-
-
-def _register(home: Path, public_key: Path, name: str) -> None:
-    command = [command_path("flwr"), "supernode", "register", str(public_key), CONNECTION, "--name", name]
-    done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=60, check=False)
-    if done.returncode:
-        raise RunError(f"the key of {name} could not be registered: {(done.stderr or done.stdout).strip()[-300:]}")
 
 
 def start_site(site: Site) -> int:

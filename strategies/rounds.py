@@ -101,7 +101,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
 def privacy_record(study: Study, asked: Mapping[str, int]) -> dict[str, Any]:
     """What the run released, as events, and what they amount to: epsilon with its unit, adjacency and scope, by site or once."""
     if study.privacy.unit == "none":
-        return {"unit": "none", "claims": {}}
+        return {"unit": "none"}
     from fedml.privacy.releases import claims
 
     made = claims(study, asked)

@@ -367,7 +367,11 @@ def test_a_node_cannot_take_another_sites_name(work: Path) -> None:
 
 
 def test_a_stranger_and_a_plain_connection_are_turned_away(work: Path, tmp_path: Path) -> None:
-    port = json.loads((work / "sites" / ".federation" / "nodes.json").read_text())["port"]
+    from experiments.federation import read_running
+
+    running = read_running(work / "sites")
+    assert running
+    port = running.port
     write_node_key(tmp_path / "stranger.key")
     common = [command_path("flower-supernode"), "--superlink", f"127.0.0.1:{port}", "--isolation", "process", "--max-retries", "1"]
     tls = ["--root-certificates", str(work / "sites" / ".federation" / "ca.pem")]

@@ -27,7 +27,8 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 log = logging.getLogger("fedml.site")
 Handle = Callable[[Message, Context], Message]
-_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds: between two questions for a task; after repeated failures
+_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds: between two questions for a task, each of which our SuperNode holds; after repeated failures
+_FIRST_HEARTBEAT = 5.0  # seconds; a SuperNode gives a claimed task 30
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -76,11 +77,15 @@ def serve(address: str, secret: bytes, handle: Handle, stop: threading.Event) ->
 def _one_task(address: str, token: str, handle: Handle) -> None:
     task = _client(address, 5, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
-    heartbeat.start()
+    later = threading.Timer(_FIRST_HEARTBEAT, heartbeat.start)  # most messages are answered before one is due
+    later.start()
     try:
         message, context, _, _ = pull_task_input(task)  # the run and the FAB are not looked at
         push_message(task, handle(message, context), context)
         push_task_output(client=task, context=context, sub_status=SubStatus.COMPLETED, details="")
     finally:
-        heartbeat.stop()
+        later.cancel()
+        later.join()
+        if heartbeat.is_running:
+            heartbeat.stop()
         task.close()

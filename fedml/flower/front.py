@@ -30,7 +30,9 @@ _TICK = 0.1  # seconds between two looks at whether Flower's own server ends
 def only_fleet(app: App) -> App:
     """``app`` with the paths of ``OPEN``; any other is 404, as if there were no such thing. HTTP only."""
 
-    async def guarded(scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    async def guarded(
+        scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
         if scope["type"] == "http" and scope["path"] in OPEN:
             await app(scope, receive, send)
         elif scope["type"] == "http":
@@ -69,9 +71,9 @@ def main() -> None:
     host, _, port = ours.public.rpartition(":")
 
     def run(app: App, **options: Any) -> None:
-        inner = uvicorn.Server(uvicorn.Config(app, **{**options, "proxy_headers": False}))  # type: ignore[arg-type]
+        inner = uvicorn.Server(uvicorn.Config(app, **{**options, "proxy_headers": False}))
         outer = uvicorn.Config(
-            only_fleet(app), host=host.strip("[]"), port=int(port), ssl_certfile=ours.public_certificate, ssl_keyfile=ours.public_key,  # type: ignore[arg-type]
+            only_fleet(app), host=host.strip("[]"), port=int(port), ssl_certfile=ours.public_certificate, ssl_keyfile=ours.public_key,
             lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
         )  # fmt: skip
         asyncio.run(_both(inner, uvicorn.Server(outer)))

@@ -1,13 +1,19 @@
-"""Keys and certificates of a federation: node keys as Flower wants them, and an own certificate authority for trying."""
+"""Keys and certificates of a federation: node keys as Flower wants them, an own authority, and a look at somebody else's certificate."""
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
 import ipaddress
 import os
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -38,14 +44,77 @@ def write_node_key(path: Path) -> Path:
     return public
 
 
-def write_authority(folder: Path, *, days: int = 365) -> None:
-    """An own certificate authority (``ca.pem``) and a server certificate for loopback (``server.pem``, ``server.key``) in ``folder``.
+def read_public_key(path: Path) -> bytes:
+    """A node key's public half (OpenSSH form, what ``write_node_key`` writes) as PEM, the form that Flower keeps.
+
+    Raises:
+        InputError: no such file, a private key, or not a key of a NIST elliptic curve.
+    """
+    try:
+        key = serialization.load_ssh_public_key(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the .pub file that the site sent.") from error
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InputError(f"{path}: is not an OpenSSH public key; give the .pub file that fedml-site key wrote.") from error
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1 | ec.SECP521R1):
+        raise InputError(f"{path}: is not a key of a NIST elliptic curve; have the site make one with fedml-site key.")
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def key_fingerprint(pem: bytes) -> str:
+    """What ``ssh-keygen -l`` shows of a public key (PEM): ``SHA256:...``; empty if it is none."""
+    with suppress(ValueError, TypeError, UnsupportedAlgorithm):
+        key = serialization.load_pem_public_key(pem)
+        line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+        return "SHA256:" + base64.b64encode(hashlib.sha256(base64.b64decode(line.split()[1])).digest()).decode().rstrip("=")
+    return ""
+
+
+def certificate_fingerprint(path: Path) -> str:
+    """What ``openssl x509 -noout -fingerprint -sha256`` shows of the first certificate in ``path``: hex with colons."""
+    return x509.load_pem_x509_certificates(path.read_bytes())[0].fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def check_certificate(host: str, certificate: Path, key: Path, authority: Path) -> None:
+    """Does a client that trusts ``authority`` accept ``certificate`` as that of ``host``? A handshake in memory, as a site will make it.
+
+    Raises:
+        InputError: a file is missing or is none, the key is another's, or the certificate is not trusted, not for ``host``, or expired.
+    """
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        client.load_verify_locations(cafile=authority)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{authority}: holds no certificate (PEM); give that of the authority that sites will trust.") from error
+    try:
+        server.load_cert_chain(certificate, key, password=lambda: "none")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{certificate}, {key}: are no certificate and its key; give PEM files, the key without a password.") from error
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(back, there, server_hostname=host), server.wrap_bio(there, back, server_side=True)
+    try:
+        for _ in range(6):  # more than a handshake has turns
+            for end in ends:
+                with suppress(ssl.SSLWantReadError):
+                    end.do_handshake()
+    except ssl.SSLError as error:
+        why = getattr(error, "verify_message", "") or error.reason or str(error)
+        raise InputError(
+            f"{certificate}: a site that trusts {authority} would not accept it for {host} ({why}); give a fitting one."
+        ) from error
+
+
+def write_authority(folder: Path, hosts: Sequence[str] = ("localhost", "127.0.0.1"), *, days: int = 365) -> None:
+    """An own certificate authority (``ca.pem``) and a server certificate for ``hosts`` (``server.pem``, ``server.key``) in ``folder``.
 
     The authority's private key is not kept: nobody can issue a second certificate.
+
+    Raises:
+        InputError: there is a server.key already.
     """
     now = datetime.datetime.now(datetime.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fedml federation on this machine")])
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedml {hosts[0]}"[:64])])
 
     def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
         made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
@@ -59,9 +128,9 @@ def write_authority(folder: Path, *, days: int = 365) -> None:
         .add_extension(_usage(sign=True), critical=True)
         .sign(ca_key, hashes.SHA384())
     )
-    names = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    names = x509.SubjectAlternativeName([_general_name(host) for host in hosts])
     server = (
-        builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")]), key.public_key())
+        builder(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0][:64])]), key.public_key())
         .add_extension(names, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
@@ -69,10 +138,17 @@ def write_authority(folder: Path, *, days: int = 365) -> None:
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca_key, hashes.SHA384())
     )
-    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
-    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
     plain = serialization.NoEncryption()
     _write_private(folder / "server.key", key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain))
+    (folder / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    (folder / "server.pem").write_bytes(server.public_bytes(serialization.Encoding.PEM))
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:

@@ -75,12 +75,19 @@ def write_connection(home: Path, address: str, root_certificate: Path | None) ->
     (home / "config.toml").write_text(text)
 
 
-def start_superlink(home: Path, port: int, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
-    """A SuperLink on loopback with its database and log in ``home``, in a process group of its own."""
-    control = free_ports(1)[0]
-    command = [command_path("flower-superlink"), "--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess"]
-    command += ["--control-api-address", f"127.0.0.1:{control}", "--database", str(home / "state.db")]
-    command += ["--disable-runtime-dependency-installation", *arguments]
+def superlink_command(home: Path, port: int, arguments: Sequence[str], public: Sequence[str] = ()) -> list[str]:
+    """The SuperLink's command line: at ``port`` of loopback alone, its database in ``home``.
+
+    ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes of other machines may reach.
+    """
+    begin = [sys.executable, "-m", "fedml.flower.front", *public] if public else [command_path("flower-superlink")]
+    begin += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess", "--database", str(home / "state.db")]
+    return [*begin, "--disable-runtime-dependency-installation", *arguments]
+
+
+def start_superlink(home: Path, port: int, arguments: Sequence[str], public: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """``superlink_command`` in a process group of its own, its log in ``home``."""
+    command = superlink_command(home, port, arguments, public)
     with (home / "superlink.log").open("ab") as log:
         return subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True, cwd=home)
 
