@@ -16,7 +16,7 @@ size, and epochs over shuffled persons, are other mechanisms, and these events m
 
 An epsilon here is an upper bound. Losses are put on a grid by Connect the Dots (Doroshenko et al. 2022), which only ever raises delta;
 what the grid cuts off counts as an infinite loss. Of the two neighbours, the one with the unit added and the one with it removed, the
-worse counts. The grid's interval follows the spread of the losses, so the figure stays within about 0.1 % of the truth.
+worse counts. The grid's interval follows the spread of the losses, so the figure stays within about 0.2 % of the truth.
 """
 
 from __future__ import annotations
@@ -37,10 +37,16 @@ ADJACENCY = "add-or-remove-one"
 SMALLEST_DELTA = 1e-10  # below it, the error of a Fourier transform in float64 is no longer nothing
 MOST_STEPS = 10**6
 _FINE = 0.05  # the grid's interval, in standard deviations of a step's loss
-_POINTS = 50_000  # of one step's grid, at most
+_POINTS = 100_000  # of one step's grid, at most
 _TAIL = 10.0  # standard deviations; beyond them lies e**-52
 _ALLOWANCE = 1e-15  # of delta, a step: the Fourier transform was measured at up to 3e-17
-_ORDERS = (*range(2, 64), 128, 256, 512, 1024)  # whole: a finite sum each (Mironov et al. 2019, section 3.3); others need a series that can fail
+_ORDERS = (
+    *range(2, 64),
+    128,
+    256,
+    512,
+    1024,
+)  # whole: a finite sum each (Mironov et al. 2019, section 3.3); others need a series that can fail
 
 Term = tuple[float, float]  # (sampling rate, noise multiplier)
 
@@ -236,7 +242,7 @@ def rounded_up(epsilon: float) -> str:
     """Two decimals (below 0.1, two digits), always upwards: what is printed is still a bound. ``infinity`` for an infinite one."""
     if math.isinf(epsilon):
         return "infinity"
-    exact = Decimal(epsilon)  # every bit of the float
+    exact = Decimal(repr(epsilon))  # 0.1 is 0.1, not the float a hair above it
     places = 2 if exact == 0 or exact >= Decimal("0.1") else 1 - exact.adjusted()
     return f"{exact.quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING):f}"
 
