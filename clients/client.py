@@ -17,6 +17,7 @@ from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, Record
 from flwr.clientapp import ClientApp
 
 from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
+from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
 from fedml.errors import InputError, Reason, SiteError
@@ -88,11 +89,13 @@ def evaluate_last(message: Message, context: Context) -> Message:
 def answer(message: Message, context: Context) -> Message:
     """The reply to any message: content, or an ``Error`` that carries a code and no text."""
     try:
-        config = context.node_config
+        config, bundled = context.node_config, is_bundled(message.content)
+        message.content = unbundle(message.content)
         asked = read_request(message.content, _manifests(context, message), str(config["name"]) if "name" in config else None)
         if len(asked.manifests) == 1:
             check_roster(read_site_once(asked.manifests[0]), asked.study)
-        return Message(execute(asked, message.content), reply_to=message)
+        content = execute(asked, message.content)
+        return Message(bundle(content) if bundled else content, reply_to=message)
     except Exception as error:  # whatever it is, its text may name a person
         reason = reason_of(error)
         log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)

@@ -21,6 +21,7 @@ from clients.client import Request, execute, model_for, read_request, reason_of,
 from clients.journal import Direction, Journal, RecordNote, seen
 from clients.ledger import Ledger
 from clients.site import Policy, Site, check_roster, load_cohort
+from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
 from fedml.privacy.releases import message_events
@@ -86,6 +87,8 @@ class Gate:
         told: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
         direction: Direction = "in"
         try:
+            bundled = is_bundled(message.content)
+            message.content = unbundle(message.content)
             told["records"] = _notes(message.content)
             asked = self._admit(message, told)
             self.journal.append(direction="in", verdict="accepted", reason="", **told)
@@ -96,7 +99,7 @@ class Gate:
             check_reply(asked, content, message.content, limits(self.site.manifest.policy, asked.study))
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **told)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
-            return Message(content, reply_to=message)
+            return Message(bundle(content) if bundled else content, reply_to=message)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # whatever it is (a panic of compiled code too), its text may name a person

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedml.bundle import bundle, unbundle
 from fedml.errors import Reason, RunError, SiteError
-from fedml.flower.grid import NOT_THERE
+from fedml.flower.grid import NOT_THERE, InProcessGrid
 from fedml.records import CONFIG, JOURNAL, Phase, size_bytes
 from fedml.study import Study
 
@@ -97,10 +98,14 @@ def answers(
     """
     start = time.monotonic()
     outgoing = list(messages)
+    apart = not isinstance(grid, InProcessGrid)
     sizes = [size_bytes(message.content) for message in outgoing]
+    made: dict[int, ArrayRecord] = {}
+    for message in outgoing if apart else ():
+        message.content = bundle(message.content, made)
     accepted = set(grid.push_messages(outgoing))  # at once: what they share travels once
     sent = [(m.metadata.dst_node_id, size, m.metadata.message_id) for m, size in zip(outgoing, sizes, strict=True)]
-    del outgoing
+    del outgoing, made
     for node, size, message_id in sent:
         site = names.get(node, str(node))
         reply = _pull(grid, message_id, start + timeout) if message_id in accepted else None
@@ -110,11 +115,13 @@ def answers(
         elif reply.has_error():
             yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
         else:
-            yield Answer(site, reply, _problem(check, site, reply), size, size_bytes(reply.content), seconds, _journal(reply.content))
+            problem = _problem(check, site, reply)
+            yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content))
 
 
 def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message) -> str | None:
     try:
+        reply.content = unbundle(reply.content)
         check(site, reply.content)
     except SiteError as error:
         return str(error.reason)

@@ -11,6 +11,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedml.errors import InputError, RunError
+from fedml.flower.grid import ask_for_parts_sooner
 from fedml.runlog import emit
 from fedml.study import parse_study
 from strategies.rounds import run_study
@@ -22,6 +23,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run configuration: ``study`` (canonical JSON) and ``run`` (the run's folder)."""
     run = Path(str(context.run_config["run"]))
+    ask_for_parts_sooner()
     try:
         run_study(parse_study(str(context.run_config["study"])), grid, run)
     except (RunError, InputError) as error:

@@ -2,8 +2,8 @@
 
 With warm sites most of a round's time would be waiting. The SuperNode of flwr 1.41 sleeps 3 s whenever the SuperLink has nothing for it,
 half a second between two looks for its own site's reply, and a second or more when it asks for a message's parts before the sender has
-brought them all, which a quick node always does. Here these are shorter, and an executor that asks for a task is answered when there is one,
-whole, so that it need not ask many times a second nor for parts that are not there. Nothing else is changed.
+brought them all, which a quick node always does. Here these are shorter, and an executor that asks for a task is answered when there is
+one, whole, so that it need not ask many times a second nor for parts that are not there. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 
 import fedml  # noqa: F401 - switches telemetry off
 
-# Seconds: between two questions to the SuperLink, each a request on an open connection that both ends sign and log; between two looks into
-# the SuperNode's own memory; before a part of a message is asked for again, at first (it doubles) and at most; how long an executor is held.
+# Seconds: between two questions to the SuperLink, each a signed request on an open connection; between two looks into the SuperNode's own
+# memory; before a part of a message is asked for again, at first (it doubles) and at most; how long an executor's question is held.
 ASK_NAP, LOOK_NAP = 0.2, 0.02
 PART_NAP, LONGEST_PART_NAP = 0.05, 2.0
 HOLD = 1.0

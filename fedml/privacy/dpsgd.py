@@ -1,6 +1,6 @@
 """DP-SGD at a site, where the unit is the person (Abadi et al. 2016; Poisson sampling as in Mironov et al. 2019).
 
-    privacy = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.1, rate=0.02, expected_batch=0.02 * 4000, steps=epoch_steps(1, 0.02))
+    privacy = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.1, rate=0.02, expected_batch=0.02 * 4000, steps=50)
     private_train(model, cohort, study.training, task, privacy)
 
 A step: every training person is drawn with probability ``rate``, independently of the others; the drawn persons' gradients, each over
@@ -58,11 +58,6 @@ class PrivateSteps:
         positive = (self.clipping_norm, self.noise_multiplier, self.rate, self.expected_batch)
         if not all(math.isfinite(v) and v > 0 for v in positive) or self.rate > 1 or self.steps < 0:
             raise ValueError(f"every number of {self} must be positive and finite, rate at most 1")
-
-
-def epoch_steps(local_epochs: int, rate: float) -> int:
-    """Steps of a round: as many as see each person ``local_epochs`` times on average, whatever the site's size."""
-    return local_epochs * max(1, round(1 / rate))
 
 
 def poisson_rows(rows: npt.NDArray[np.int64], rate: float, *, entropy: Entropy = os.urandom) -> npt.NDArray[np.int64]:

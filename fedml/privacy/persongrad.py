@@ -36,6 +36,7 @@ from fedml.errors import InputError
 
 CANCEL = 2e-5
 _UNFOLDED = 2**19  # numbers of one image's unfolded input beyond which a convolution's own backward, person by person, is cheaper
+_PIECE = 128
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -95,7 +96,7 @@ class _Found:
 
     def keep(self, name: str, gradients: torch.Tensor, group: _Group) -> None:
         flat = gradients.flatten(1)
-        self.add(torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square(), group)
+        self.add(_squares(flat), group)
         self.kept.append((name, flat, group))
 
     def add(self, squares: torch.Tensor, group: _Group) -> None:
@@ -164,12 +165,14 @@ def clipped_gradient_sum(
         # A norm of 1e300 is a factor of almost 0; one that is not finite leaves the person out, rows and all: 0 x NaN is NaN.
         factor = torch.where(torch.isfinite(norms), clipping_norm / norms.clamp_min(clipping_norm), 0.0)
         dropped = None if bool(torch.isfinite(norms).all()) else ~torch.isfinite(norms)
-        total = {name: torch.zeros_like(p, memory_format=torch.contiguous_format) for name, p in trainable.items()}
+        total: dict[str, torch.Tensor] = {}
         for name, flat, group in found.kept:
             scale, gone = _share(group, factor, dropped)
-            total[name].view(-1).add_(scale.to(flat.dtype) @ (flat if gone is None else flat.masked_fill(gone[:, None], 0.0)))
+            part = scale.to(flat.dtype) @ (flat if gone is None else flat.masked_fill(gone[:, None], 0.0))
+            _put(total, name, part.view_as(trainable[name]))
         for item in found.later:
-            total[item.name].add_(_weighted_sum(item, *_share(item.group, factor, dropped)))
+            _put(total, item.name, _weighted_sum(item, *_share(item.group, factor, dropped)))
+        total = {name: total[name] if name in total else torch.zeros_like(p) for name, p in trainable.items()}
     return ClippedSum(total, norms)
 
 
@@ -296,9 +299,10 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
     """The weight of a linear layer or a convolution, for the rows of one group: see the module's text for the ways."""
     outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
     columns = group.each * g.shape[2]
-    if columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
+    # The products are in float64, and the weighted pass is as much work as one person's gradient each: they must be much fewer.
+    if 4 * columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
         a, b = group.gather(_unfolded(layer, x)), group.gather(g)
-        a2, b2 = (torch.linalg.vector_norm(m.flatten(1), dim=1, dtype=torch.float64).square() for m in (a, b))
+        a2, b2 = _squares(a.flatten(1)), _squares(b.flatten(1))
         if columns > 1:
             a, b = a.double(), b.double()
             products = (a.transpose(1, 2) @ a).mul_(b.transpose(1, 2) @ b).sum((1, 2))
@@ -311,6 +315,17 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
     else:
         pairs = zip(torch.split(x, group.each), torch.split(g, group.each), strict=True)
         found.keep(name, torch.stack([_convolution_weight(layer, one, its) for one, its in pairs]), group)
+
+
+def _squares(flat: torch.Tensor) -> torch.Tensor:
+    """(n, numel) -> (n,) float64: squared norms, from float32 norms of short pieces where nothing is near the ends of float32."""
+    whole = flat.shape[1] // _PIECE * _PIECE
+    pieces = flat[:, :whole].reshape(len(flat), -1, _PIECE)
+    norms = torch.cat([torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(flat[:, whole:], dim=1, keepdim=True)], dim=1)
+    norm: torch.Tensor = torch.linalg.vector_norm(norms, dim=1, dtype=torch.float64)
+    if not bool(((norm > 1e-9) & (norm < 1e15)).all()):  # squares may have run out of float32
+        norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+    return norm.square()
 
 
 def _unfolded(layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -342,6 +357,11 @@ def _convolution_weight(layer: Any, x: torch.Tensor, g: torch.Tensor) -> torch.T
     return found
 
 
+def _put(total: dict[str, torch.Tensor], name: str, part: torch.Tensor) -> None:
+    """Adds ``part``, which is nobody else's."""
+    total[name] = total[name].add_(part) if name in total else part
+
+
 def _share(group: _Group, factor: torch.Tensor, dropped: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The factors of a group's persons, and who of them is left out (None: nobody)."""
     if group.persons is None:
@@ -359,4 +379,5 @@ def _weighted_sum(item: _Later, scale: torch.Tensor, gone: torch.Tensor | None) 
     g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64: a large gradient times a small factor
     if not isinstance(item.layer, nn.Linear):
         return _convolution_weight(item.layer, x, g)
-    return g[:, :, 0].t() @ x if g.shape[2] == 1 else torch.einsum("rot,rti->oi", g, x.flatten(1, -2))
+    total: torch.Tensor = g[:, :, 0].t() @ x if x.dim() == 2 else torch.einsum("rot,rti->oi", g, x.flatten(1, -2))
+    return total
