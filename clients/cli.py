@@ -315,12 +315,10 @@ def ledger_show(
 
     Example: fedml-site ledger show --site /srv/fedml/site.toml
     """
-    from clients.ledger import show, to_json
+    from clients.ledger_view import show, to_json
 
     site = _site(site_file)
     path, policy = site.state / "ledger.db", site.manifest.policy
-    if not path.exists():
-        raise InputError(f"{path}: no ledger yet; it begins when the site starts for the first time.")
     print(to_json(path, policy.max_epsilon, policy.delta) if as_json else show(path, policy.max_epsilon, policy.delta))
 
 

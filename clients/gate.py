@@ -24,7 +24,7 @@ from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
-from fedml.privacy.releases import message_events
+from fedml.privacy.releases import counted_parts, message_events
 from fedml.records import (
     AGREEMENT,
     ARRAYS,
@@ -143,26 +143,33 @@ class Gate:
         policy, study = self.site.manifest.policy, asked.study
         cohort = load_cohort(asked.manifests, study)
 
+        told: dict[str, Any] = {
+            "run": run,
+            "study": study.sha256,
+            "study_name": study.study.name,
+            "phase": asked.phase,
+            "round": asked.round,
+        }
+
         def persons(part: PartName) -> list[str]:
             return [cohort.ids[row] for row in cohort.rows(part)]
 
         if study.privacy.unit != "patient":
             if policy.max_epsilon > 0 and not policy.allow_unprotected:
-                told = f'the policy grants epsilon {policy.max_epsilon:g}, but study "{study.study.name}" protects no patient'
-                raise SiteError(Reason.BUDGET, told)
+                text = f'the policy grants epsilon {policy.max_epsilon:g}, but study "{study.study.name}" protects no patient'
+                raise SiteError(Reason.BUDGET, text)
             if asked.phase is Phase.ROUND and (there := persons("train")):
-                self.ledger.note_unprotected(
-                    there, run=run, study=study.sha256, study_name=study.study.name, phase=asked.phase, round=asked.round
-                )
+                self.ledger.note_unprotected(there, **told)
             return
+        # Exact counts about persons who are held out have no epsilon: the plan says so, and the ledger.
+        bare = [row for part in counted_parts(study, asked.phase, asked.round) for row in persons(part)]
+        if bare and study.privacy.metrics == "exact":
+            self.ledger.note_unprotected(bare, **told)
         released = message_events(study, asked.name, asked.phase, asked.round)
         parts = [(there, events) for part, events in released.items() if events and (there := persons(part))]
         if parts:
-            self.ledger.charge_all(
-                parts, run=run, study=study.sha256, study_name=study.study.name, phase=asked.phase, round=asked.round,
-                max_epsilon=policy.max_epsilon, delta=policy.delta,
-                ahead=study.federation.rounds - asked.round if asked.phase is Phase.ROUND else 0,
-            )  # fmt: skip
+            ahead = study.federation.rounds - asked.round if asked.phase is Phase.ROUND else 0
+            self.ledger.charge_all(parts, **told, max_epsilon=policy.max_epsilon, delta=policy.delta, ahead=ahead)
 
 
 def _notes(content: RecordDict) -> tuple[RecordNote, ...]:

@@ -18,15 +18,17 @@ that is killed in between has a charge without an answer, never the reverse. Wha
 Charges exclude each other (BEGIN IMMEDIATE), so that two processes cannot both spend what is left. Rows are only added.
 
 **Never begun anew in silence.** Rows form a chain of digests, as the journal's lines do, and groups must fit theirs: a flipped bit or a
-lost row is found. Every answer of a private study in the site's journal must have its charge: a ledger that is missing, or was replaced by
-an older copy, is found too. Then every charge is refused. Who may write both files can of course forge both.
+lost row is found. Every round of a private study that the site's journal says was answered, and its noised statistics, must have their
+charge: a ledger that is missing, or was replaced by an older copy, is found too. Then every charge is refused. Who may write both files
+can of course forge both.
 
 **Looking ahead.** The epsilon of a new multiset of sampled events costs up to a second. ``ahead`` says how many charges like this one the
 run has still to come: if they all fit, this one does, since more events never mean less epsilon; and the sum of what was charged and what
 is to come is the same multiset all through the run, so that its epsilon, which the accountant remembers, is worked out once. Only where
 the bound does not fit is the charge counted exactly. Nothing but what is released is written.
 
-Composition is that of ``fedml.privacy.accounting``. Refusals depend on who is at the site; that one refused is not covered by an epsilon.
+Composition is that of ``fedml.privacy.accounting``: of events as if all had been fixed ahead, though a later study's plan may have been
+chosen after seeing an earlier study's model. Refusals depend on who is at the site; that one refused is not covered by an epsilon.
 """
 
 from __future__ import annotations
@@ -41,9 +43,8 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_FLOOR, Decimal
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
@@ -84,6 +85,7 @@ _MEND = (
     "restore it from a backup; until then this site answers no study with privacy of a patient. Without a backup nobody knows what the "
     "persons here have borne: a new budget then begins with a new state folder, by the decision of whoever answers for their data"
 )
+_PASSING = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY")  # the ledger itself is whole
 _making = threading.Lock()
 Burden = Counter[str]  # how often each list of events (canonical JSON) was charged
 
@@ -128,16 +130,16 @@ class Ledger:
         self._key = b""  # the ledger's own, not known yet
         self._last: tuple[int, bytes] = (0, b"")  # the newest charge that was seen here: it can never go again
         self._known: tuple[tuple[bytes, ...], dict[int | None, set[tuple[int, ...]]]] = ((), {})
-        answered = _answered(path.parent)  # before the ledger is read: every answer there was has its charge by then
+        answered = answered_rounds(path.parent)  # before the ledger is read: every answer there was has its charge by then
         with _making:  # closing the file beside an open connection of this process would drop SQLite's locks
             if not path.exists():
-                _refuse_lost(path, answered)
+                refuse_lost(path, answered)
                 _make_empty(path)
             with suppress(OSError):  # a copy that was put back; not ours to mend if another account owns it
                 path.chmod(0o600)
         with self._transaction() as db:
             if _empty(db):
-                _refuse_lost(path, answered)
+                refuse_lost(path, answered)
                 for statement in (*_SCHEMA, f"PRAGMA application_id = {APPLICATION}", f"PRAGMA user_version = {VERSION}"):
                     db.execute(statement)
                 db.execute("INSERT INTO secret VALUES (?)", [secrets.token_bytes(_KEY)])
@@ -236,8 +238,10 @@ class Ledger:
             newest = _last(db)
             db.execute("COMMIT")
             self._last = newest
-        except sqlite3.Error as error:
-            raise InputError(f"{self.path}: the privacy ledger cannot be used ({error}); {_MEND}.") from error
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            passing = getattr(error, "sqlite_errorname", "").startswith(_PASSING)
+            mend = "nothing was written: look at the disk, and at who may write there" if passing else _MEND
+            raise InputError(f"{self.path}: the privacy ledger cannot be used ({error}); {mend}.") from error
         finally:
             if db is not None:
                 db.close()  # rolls back what is not committed
@@ -251,7 +255,7 @@ class Ledger:
             raise InputError(f"{self.path}: is a privacy ledger of version {version}, this program's is {VERSION}; install that one.")
         key, (number, digest) = _one(db, "SELECT key FROM secret"), self._last
         gone = number and _one(db, "SELECT count(*) FROM charge WHERE id = ? AND digest = ?", number, digest) != 1
-        if gone or (self._key and self._key != key):
+        if gone:
             raise InputError(f"{self.path}: the privacy ledger was replaced while it was in use; {_MEND}.")
         if not isinstance(key, bytes) or len(key) != _KEY:
             raise InputError(f"{self.path}: the privacy ledger is damaged; {_MEND}.")
@@ -311,75 +315,6 @@ class Ledger:
         return known[1][group]
 
 
-def show(path: Path, max_epsilon: float, delta: float) -> str:
-    """The ledger in plain words, for whoever answers for the data. Makes no file. ``InputError`` as ``Ledger``."""
-    spent, persons, rows = _account(path, delta)
-    counted, bare = [r for r in rows if r.epsilon < math.inf], [r for r in rows if r.epsilon == math.inf]
-    over = ": more was spent than is granted now" * (spent > max_epsilon)
-    lines = [
-        f"Privacy budget of the persons at this site, at delta = {delta:g} ({path})",
-        f"  granted  epsilon {max_epsilon:g} a person, for all studies of that privacy together" + ": none runs" * (not max_epsilon),
-        f"  spent    epsilon {rounded_up(spent)}, the most that any one person has borne; {_many(persons, 'person')} have borne something",
-        f"  left     epsilon {_rounded_down(_left(max_epsilon, spent))} for that person, more for whoever has borne less{over}",
-        "",
-    ]
-    if 0 < spent < math.inf:
-        odds = f"{math.exp(spent):.3g}" if spent < 700 else "more than 1e300"
-        lines += [
-            "What it means: whatever anybody believed about a person here, what left this site changes the odds of it at most by a factor of",
-            f"about {odds}, but for a chance of about {delta:g}. An answer that would bring anybody past what is granted is not given.",
-            "Several studies together cost less than the sum of their epsilons; every answer is counted with all that went before.",
-            "",
-        ]
-    lines.append("By study, each as if it were the only one:" if counted else "No study has been charged.")
-    for row in counted:
-        lines += [f"  {row.study_name} ({row.study[:8]}): epsilon {rounded_up(row.epsilon)}", f"    {_about(row)}"]
-    if bare:
-        lines += ["", "Without differential privacy: no epsilon bounds what these may tell about a person, and none is in the sum above:"]
-    for row in bare:
-        lines += [f"  {row.study_name} ({row.study[:8]})", f"    {_about(row)}"]
-    return "\n".join(lines)
-
-
-def to_json(path: Path, max_epsilon: float, delta: float) -> str:
-    """The same for a machine: one JSON object; what is infinite is null. ``InputError`` as ``Ledger``."""
-    spent, persons, rows = _account(path, delta)
-    numbers = {"max_epsilon": max_epsilon, "spent": spent, "left": _left(max_epsilon, spent)}
-    told: dict[str, Any] = {name: _finite(value) for name, value in numbers.items()}
-    told |= {"delta": delta, "persons": persons, "studies": [asdict(row) | {"epsilon": _finite(row.epsilon)} for row in rows]}
-    return json.dumps(told, sort_keys=True, allow_nan=False)
-
-
-def _account(path: Path, delta: float) -> tuple[float, int, tuple[Spend, ...]]:
-    """Spent, persons who have borne something, and by study; nothing where there is no ledger and none is missed."""
-    if not path.exists():
-        _refuse_lost(path, _answered(path.parent))
-        return 0.0, 0, ()
-    ledger = Ledger(path)
-    return ledger.spent(delta), ledger.persons(), ledger.spends(delta)
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}" + "s" * (count != 1)
-
-
-def _about(row: Spend) -> str:
-    when = row.first[:10] if row.first[:10] == row.last[:10] else f"{row.first[:10]} to {row.last[:10]}"
-    return f"{_many(row.persons, 'person')}, {_many(row.messages, 'answer')} in {_many(row.runs, 'run')}, {when}"
-
-
-def _left(max_epsilon: float, spent: float) -> float:
-    return max_epsilon - spent if spent < max_epsilon else 0.0
-
-
-def _rounded_down(value: float) -> str:
-    return "infinity" if math.isinf(value) else f"{Decimal(value).quantize(Decimal('0.01'), rounding=ROUND_FLOOR):f}"
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _hash(key: bytes, what: bytes, data: bytes, size: int = 32) -> bytes:
     return hashlib.blake2b(data, key=key, person=what, digest_size=size).digest()
 
@@ -435,7 +370,7 @@ def _make_empty(path: Path) -> None:
 Answer = tuple[str, str, int]  # run, phase, round
 
 
-def _answered(state: Path) -> set[Answer]:
+def answered_rounds(state: Path) -> set[Answer]:
     """Every answer in the site's journal that released something which must have been charged.
 
     A round of a study with privacy of a patient always is; its statistics are if they are noised. A study whose plan is not kept in the
@@ -463,7 +398,7 @@ def _charged_phases(plan: Path) -> tuple[str, ...]:
     return ("statistics", "round") if statistics == "private" else ("round",)
 
 
-def _refuse_lost(path: Path, answered: set[Answer]) -> None:
+def refuse_lost(path: Path, answered: set[Answer]) -> None:
     if answered:
         told = f"is missing, but the journal beside it holds {len(answered)} answers that were charged to it"
         raise InputError(f"{path}: the privacy ledger {told}; {_MEND}.")

@@ -15,6 +15,7 @@ from clients import approvals
 from clients.gate import Gate
 from clients.journal import entries
 from clients.ledger import Ledger
+from clients.ledger_view import show
 from clients.site import Site, read_site
 from clients.start import prepare_state
 from fedml.errors import RunError
@@ -76,6 +77,9 @@ def test_what_is_charged_is_what_was_released(tmp_path: Path) -> None:
         assert ledger.spent(1e-5) == pytest.approx(epsilon(training_events(study, site.name), 1e-5))
         assert ledger.spent(1e-5) == pytest.approx(told["claims"][site.name]["epsilon"])
         assert reasons(site) == []
+        told = show(site.state / "ledger.db", 8.0, 1e-5)
+        assert "By study" in told
+        assert "Without differential privacy" in told, "exact counts about those who are held out are named, with no epsilon"
 
 
 def test_a_spent_budget_refuses_and_the_run_names_it(tmp_path: Path) -> None:
@@ -136,3 +140,22 @@ def test_the_study_plan_reaches_the_site_whole(tmp_path: Path) -> None:
     told = command("fedml-site", "approve", "study.toml", "--site", "a", "--yes", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     assert "one patient of a site; epsilon 2" in told.stdout
+
+
+def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What dies in training has been charged: a second look at the file, from the place where the work is done."""
+    import clients.gate
+
+    sites = hospitals(tmp_path, max_epsilon=8.0)
+    seen: list[float] = []
+    real = clients.gate.execute
+
+    def looking(asked: Any, content: RecordDict) -> RecordDict:
+        if asked.phase == "round" and asked.name == "a":
+            seen.append(Ledger(sites[0].state / "ledger.db").spent(1e-5))
+        return real(asked, content)
+
+    monkeypatch.setattr(clients.gate, "execute", looking)
+    study = validate(Study, plan(), "study")
+    through_gates(study, sites, tmp_path / "run", 1)
+    assert seen == pytest.approx([epsilon(training_events(study, "a", n), 1e-5) for n in (1, 2)])

@@ -77,18 +77,6 @@ def assert_exact(model: nn.Module, losses_of: Callable[[], torch.Tensor], rows_o
     assert all(p.grad is None for p in model.parameters())
 
 
-def without_batch_norm(module: nn.Module, norm: str) -> nn.Module:
-    """MONAI's residual networks keep batch norm inside their blocks whatever norm they are asked for."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            channels, three = child.num_features, isinstance(child, nn.BatchNorm3d)
-            instance = nn.InstanceNorm3d if three else nn.InstanceNorm2d
-            setattr(module, name, nn.GroupNorm(8, channels) if norm == "group" else instance(channels, affine=True))
-        else:
-            without_batch_norm(child, norm)
-    return module
-
-
 # --- exact
 
 
@@ -98,7 +86,7 @@ def without_batch_norm(module: nn.Module, norm: str) -> nn.Module:
 def test_every_network_gives_each_persons_own_gradient(net: str, shape: tuple[int, ...], norm: Any) -> None:
     torch.manual_seed(1)
     try:
-        network = without_batch_norm(build_image_network(ImageNetwork(net=net, norm=norm), shape, 3), norm)
+        network = build_image_network(ImageNetwork(net=net, norm=norm), shape, 3)
     except InputError:
         pytest.skip(f"{net} takes no three-dimensional images")
     model = nn.ModuleDict({"image": network})

@@ -179,3 +179,10 @@ def test_three_sites_ten_rounds_epsilon_three_needs_what_no_model_survives(tmp_p
     assert "No model survives" in told
     assert 'unit = "patient"' in told
     assert claims(study)[""].epsilon <= 3.0
+
+
+def test_a_buffer_is_clipped_like_any_array() -> None:
+    current = {"w": torch.zeros(3), "norm.running_mean": torch.zeros(3)}
+    made = ClippedSum(current, 3, 1.0, 1.0)
+    made.add({"w": torch.full((3,), 0.1), "norm.running_mean": torch.full((3,), 500.0)}, 1.0)
+    assert math.sqrt(sum(float((v**2).sum()) for v in made.total.values())) <= 1.0 + 1e-9

@@ -9,7 +9,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional
 
 from fedml.errors import InputError, nearest
 from fedml.study import ImageNetwork
@@ -60,10 +62,20 @@ def _resnet(depth: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Modul
             shortcut_type="B",
             bias_downsample=False,
         )
+        if spec.norm != "batch":  # MONAI gives the norm to the first layer alone
+            _replace_batch_norm(network, spec.norm, len(shape) - 1)
         return network
 
     build.__doc__ = f"MONAI's ResNet of {depth} layers."
     return build
+
+
+def _replace_batch_norm(module: nn.Module, kind: str, dims: int) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, _norm(kind, child.num_features, dims))
+        else:
+            _replace_batch_norm(child, kind, dims)
 
 
 def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
@@ -78,6 +90,98 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
     return built
 
 
+class _FixedFeatures(nn.Module):
+    """(images, channels, height, width) -> (images, ``width``): numbers that follow from an image by formula, each image's of length 1.
+
+    Of each channel, reduced to at most 28 places a side: its own values, and how strong waves of two lengths in eight directions are
+    around each place (moduli of Gabor filters) after the local mean was taken away and the rest divided by the local spread. Three
+    groups a channel, each brought to mean 0 and equal weight within an image, so neither exposure nor contrast of a film plays a part.
+    Nothing is trained: the filters are buffers that are neither saved nor sent.
+    """
+
+    SIDE, DIRECTIONS, LOCAL, SPREAD, IMAGES = 28, 8, 4.0, 0.1, 64  # IMAGES at a time: what lies between stays in the cache
+    WAVES = ((5, 0.8, 0.75 * math.pi), (9, 1.6, 0.375 * math.pi))  # filter's side, its width, radians a place; taken every k + 1 places
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.size = min(shape[1], self.SIDE), min(shape[2], self.SIDE)
+        self.grids = [(max(self.size[0] // k, 1), max(self.size[1] // k, 1)) for k in (2, 4, 4)]
+        self.width = shape[0] * sum(math.prod(g) * n for g, n in zip(self.grids, (1, self.DIRECTIONS, self.DIRECTIONS), strict=True))
+        for k, n in enumerate(self.size):
+            self.register_buffer(f"near_{k}", _nearness(n, self.LOCAL), persistent=False)
+        for k, wave in enumerate(self.WAVES):
+            self.register_buffer(f"wave_{k}", _gabor(*wave, self.DIRECTIONS), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.cat([self._of(part) for part in torch.split(x, self.IMAGES)]) if len(x) else x.new_zeros(0, self.width)
+
+    def _of(self, x: torch.Tensor) -> torch.Tensor:
+        images, channels = x.shape[:2]
+        x = functional.adaptive_avg_pool2d(x, self.size).reshape(images * channels, 1, *self.size)
+        deviation = x - self._local_mean(x)
+        even = deviation / (self._local_mean(deviation**2) + self.SPREAD**2).sqrt()
+        groups = []
+        for values, grid in zip((x, *(self._strength(even, k) for k in range(len(self.WAVES)))), self.grids, strict=True):
+            flat = functional.adaptive_avg_pool2d(values, grid).flatten(1)
+            # The bounds keep the rounding errors of a blank image from being brought to length 1.
+            groups.append(functional.normalize(flat - flat.mean(1, keepdim=True), eps=1e-2))
+        return functional.normalize(torch.cat(groups, dim=1).reshape(images, -1), eps=1.0)
+
+    def _local_mean(self, x: torch.Tensor) -> torch.Tensor:
+        return self.get_buffer("near_0") @ x @ self.get_buffer("near_1").T
+
+    def _strength(self, x: torch.Tensor, k: int) -> torch.Tensor:
+        wave = self.get_buffer(f"wave_{k}")
+        x = functional.pad(x, (wave.shape[-1] // 2,) * 4, mode="replicate")
+        found = functional.conv2d(x, wave, stride=k + 1)
+        return torch.hypot(found[:, : self.DIRECTIONS], found[:, self.DIRECTIONS :])
+
+
+def _nearness(places: int, width: float) -> torch.Tensor:
+    """(places, places), each row a bell around its place that sums to 1."""
+    place = torch.arange(places, dtype=torch.float64)
+    bell = torch.exp(-((place[:, None] - place) ** 2) / (2 * width**2))
+    return (bell / bell.sum(1, keepdim=True)).float()
+
+
+def _gabor(side: int, width: float, frequency: float, directions: int) -> torch.Tensor:
+    """(2 * directions, 1, side, side): real parts of complex waves under a bell twice as wide across as along, then imaginary parts.
+
+    Each sums to 0 and its moduli to 1: Morlet wavelets as in Bruna and Mallat 2013, section 2.1.
+    """
+    place = torch.arange(side, dtype=torch.float64) - side // 2
+    y, x = torch.meshgrid(place, place, indexing="ij")
+    made = []
+    for k in range(directions):
+        angle = math.pi * k / directions
+        along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
+        bell = torch.exp(-(along**2 + (across / 2) ** 2) / (2 * width**2))
+        wave = torch.polar(bell, frequency * along)
+        wave = wave - bell * (wave.sum() / bell.sum())
+        made.append(wave / wave.abs().sum())
+    filters = torch.stack(made)[:, None]
+    return torch.cat([filters.real, filters.imag]).float()
+
+
+def gabor(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
+    """Fixed features and one trained linear layer that starts at 0; ``spec``'s norm and channels have no say.
+
+    For DP-SGD, whose noise leaves little to train: Tramèr and Boneh 2021, "Differentially private learning needs better features (or
+    much more data)"; theirs are a scattering network's.
+
+    Raises:
+        InputError: the images have three dimensions.
+    """
+    if len(shape) != 3:
+        raise InputError(f'[model] image net "gabor" is for images of two dimensions, here there are {len(shape) - 1}; take "cnn".')
+    features = _FixedFeatures(shape)
+    linear = nn.Linear(features.width, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(features, linear)
+
+
 NETWORKS: dict[str, Callable[[ImageNetwork, Sequence[int], int], nn.Module]] = {
     "cnn": cnn,
     "resnet10": _resnet(10),
@@ -85,6 +189,7 @@ NETWORKS: dict[str, Callable[[ImageNetwork, Sequence[int], int], nn.Module]] = {
     "resnet34": _resnet(34),
     "resnet50": _resnet(50),
     "densenet121": densenet121,
+    "gabor": gabor,
 }
 
 

@@ -102,12 +102,16 @@ def message_events(study: Study, site: str, phase: Phase, number: int) -> dict[P
         return {}
     if phase is Phase.STATISTICS:
         return {"train": statistics_events(study)}
+    counted = dict.fromkeys(counted_parts(study, phase, number), evaluation_events(study, 1))
+    return {"train": round_events(study, site, 1), **counted} if phase is Phase.ROUND else {**counted}
+
+
+def counted_parts(study: Study, phase: Phase, number: int) -> tuple[PartName, ...]:
+    """Whose counts the answer to one message holds, under unit patient: nobody's who trains."""
     every = study.training.evaluate_every
-    counted = evaluation_events(study, 1)
     if phase is Phase.ROUND:
-        evaluates = bool(every) and (number - 1) % every == 0
-        return {"train": round_events(study, site, 1), "val": counted if evaluates else []}
-    return {"val": counted, "test": counted} if phase is Phase.EVALUATE else {}
+        return ("val",) if every and (number - 1) % every == 0 else ()
+    return ("val", "test") if phase is Phase.EVALUATE else ()
 
 
 @lru_cache(maxsize=256)
