@@ -240,6 +240,42 @@ def compare(
         print(json.dumps({"study": study.study.name, "rows": rows}), flush=True)
 
 
+@app.command()
+def audit(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished private run.", show_default=False)],
+    sites: Sites,
+    canaries: Annotated[int, typer.Option(help="Canaries: made-up persons (unit patient) or sites (unit site).")] = 100,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of coins and canaries; left out, from the operating system.")] = None,
+    noise_off: Annotated[bool, typer.Option("--noise-off", help="Try the attack itself: the same study with next to no noise.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
+) -> None:
+    """Attack a private run: what canaries prove about its epsilon, beside what it claims. Runs the study once more; writes RUN/audit.json.
+
+    Example: fedml audit fedml-runs/heart-private-20260131-101500-3fa2b1 --sites out/heart
+    """
+    from experiments.audit import audit as attack
+    from experiments.audit import claimed, keep, read_run, sentence, without_noise
+
+    console = _console(as_json)
+    study, told = read_run(run_folder)
+    _, found = _find(sites, study, console.print)
+    limit = claimed(study)
+    console.print(f"Claim: {told['sentence']}", soft_wrap=True)
+    if noise_off:
+        console.print("The noise is off: nothing of that is claimed for what follows, and an attack that works finds much.", soft_wrap=True)
+    record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
+    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": told["sentence"]}
+    keep(run_folder, "noise_off" if noise_off else "audit", record)
+    console.print(f"Audit: {sentence(record)}", soft_wrap=True)
+    if as_json:
+        print(json.dumps(record), flush=True)
+    if not noise_off and record["epsilon"] > limit:
+        raise RunError(
+            f"the audit finds epsilon at least {record['epsilon']:.3f} where {limit:.3f} is claimed: the claim does not hold "
+            f"(or this is one of the at most {1 - record['confidence']:.0%} of audits that err; repeat it)."
+        )
+
+
 federation_app = typer.Typer(
     name="federation",
     help="The coordinating centre: init, start, register, list, remove. A whole federation on this machine, for trying: up, down, status.",

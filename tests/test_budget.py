@@ -77,9 +77,9 @@ def test_what_is_charged_is_what_was_released(tmp_path: Path) -> None:
         assert ledger.spent(1e-5) == pytest.approx(epsilon(training_events(study, site.name), 1e-5))
         assert ledger.spent(1e-5) == pytest.approx(told["claims"][site.name]["epsilon"])
         assert reasons(site) == []
-        told = show(site.state / "ledger.db", 8.0, 1e-5)
-        assert "By study" in told
-        assert "Without differential privacy" in told, "exact counts about those who are held out are named, with no epsilon"
+        text = show(site.state / "ledger.db", 8.0, 1e-5)
+        assert "By study" in text
+        assert "Without differential privacy" in text, "exact counts about those who are held out are named, with no epsilon"
 
 
 def test_a_spent_budget_refuses_and_the_run_names_it(tmp_path: Path) -> None:

@@ -75,8 +75,9 @@ def train(study: Study, sites: Path, folder: Path) -> Run:
     run_nodes(study, nodes, folder)
     done = outcome(folder, 0.0)
     assert done.status == "finished", done.reason
-    claimed = next((e["epsilon"] for e in done.events if e["event"] == "privacy"), None)
-    assert study.privacy.epsilon is None or claimed <= study.privacy.epsilon
+    claimed = next((e.get("epsilon") for e in done.events if e["event"] == "privacy"), None)
+    assert (claimed is None) == (study.privacy.epsilon is None)
+    assert claimed is None or claimed <= study.privacy.epsilon
     times = [float(e["time"]) for e in done.events]
     return Run({part: row["all"]["auroc"] for part, row in done.final["metrics"].items()}, claimed, times[-1] - times[0])
 
