@@ -19,7 +19,7 @@ from clients.site import Site, check_roster, load_cohort, read_site
 from fedml.cohort.lookalike import write_lookalike
 from fedml.errors import InputError, RunError
 from fedml.runlog import read_events
-from fedml.study import Study, validate
+from fedml.study import Study, for_roster
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
 
     check_roster(site, study)
     cohort = load_cohort((str(site.file.resolve()),), study)
-    alone = _alone(study, site.name)
+    alone = for_roster(study, [site.name], rounds=1)
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
         folder.mkdir()
@@ -81,13 +81,6 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
         rounds = [e["seconds"] for e in read_events(run)[0] if e["event"] == "round"]
         told = tuple(entries(copy.state / "journal.jsonl"))
     return Rehearsal(len(cohort), rounds[0], told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
-
-
-def _alone(study: Study, name: str) -> Study:
-    """The study as one round of this site by itself."""
-    plan = study.model_dump(mode="json")
-    plan["federation"] |= {"sites": [name], "rounds": 1, "quorum": 1}
-    return validate(Study, plan, "study")
 
 
 def show(site: Site, study: Study, played: Rehearsal) -> str:

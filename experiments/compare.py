@@ -20,7 +20,7 @@ from experiments.run import Outcome, outcome, preflight, run_nodes
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import make_task
 from fedml.runlog import STUDY, load_model, write_whole
-from fedml.study import Study, parse_study
+from fedml.study import Study, for_roster
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,17 +77,10 @@ def compare(studies: Sequence[Study], sites: Mapping[str, Site], kinds: Sequence
     return rows
 
 
-def _for_roster(study: Study, roster: list[str]) -> Study:
-    """The same study for other sites; everybody must answer. The split stays: its key comes from the study's seed."""
-    plan = study.model_dump(mode="json")
-    plan["federation"] |= {"sites": roster, "quorum": 0}
-    return parse_study(json.dumps(plan))
-
-
 def _train(study: Study, sites: Mapping[str, Site], who: str, roster: list[str], run: Path) -> Outcome:
     """Trains on the local engine into folder ``run``."""
     run.mkdir(parents=True)
-    plan = _for_roster(study, roster)
+    plan = for_roster(study, roster)
     write_whole(run / STUDY, plan.canonical.encode())
     if who == "pooled":
         nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": "pooled"}]

@@ -384,6 +384,19 @@ def parse_study(text: str) -> Study:
     return validate(Study, plan, "study")
 
 
+def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
+    """The same study for other sites, of which all must answer; a site that it did not name (``pooled``) stands for all of its own.
+
+    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section.
+    """
+    plan = study.model_dump(mode="json")
+    plan["federation"] |= {"sites": list(sites), "quorum": 0, **federation}
+    stated = plan["privacy"]["persons"]
+    if stated:
+        plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites}
+    return parse_study(json.dumps(plan))
+
+
 def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
     """``plan`` as a ``kind``; anything wrong becomes one sentence that names ``file`` and the key.
 
