@@ -16,7 +16,8 @@ from clients import approvals
 from clients.gate import Gate
 from clients.journal import Entry, entries
 from clients.site import Site, check_roster, load_cohort, read_site
-from fedml.cohort.lookalike import write_lookalike
+from fedml.cohort.files import write_site
+from fedml.cohort.lookalike import lookalike
 from fedml.errors import InputError, RunError
 from fedml.runlog import read_events
 from fedml.study import Study, for_roster
@@ -61,9 +62,8 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
     alone = for_roster(study, [site.name], rounds=1)
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
-        folder.mkdir()
         run.mkdir()
-        write_lookalike(folder, cohort, study)
+        write_site(folder, lookalike(cohort, study), study)
         with (folder / "site.toml").open("a", encoding="utf-8") as file:
             policy = site.manifest.policy.model_dump(mode="json", exclude_none=True)
             file.write("\n[policy]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items()))

@@ -267,6 +267,8 @@ def audit(
     record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": told["sentence"]}
     keep(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
+    if not noise_off:
+        _note(run_folder, record, console)
     if as_json:
         print(json.dumps(record), flush=True)
     if not noise_off and record["epsilon"] > limit:
@@ -274,6 +276,17 @@ def audit(
             f"the audit finds epsilon at least {record['epsilon']:.3f} where {limit:.3f} is claimed: the claim does not hold "
             f"(or this is one of the at most {1 - record['confidence']:.0%} of audits that err; repeat it)."
         )
+
+
+def _note(run_folder: Path, record: dict[str, Any], console: Console) -> None:
+    """In MLflow as well, if the run is there; the folder has it whatever MLflow says."""
+    from fedml.tracking import note_audit
+
+    try:
+        if note_audit(run_folder, record):
+            console.print("[dim]noted in MLflow beside the claim[/dim]")
+    except Exception as error:
+        console.print(f"MLflow did not take the audit ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 
 
 federation_app = typer.Typer(

@@ -36,7 +36,7 @@ class Progress:
         for event in events:
             if event["event"] == "agreed":
                 shared = f", {event['variants']} shared variants" if event["variants"] else ""
-                self.console.print(f"{len(event['persons'])} sites agreed; model of {event['parameters']} parameters{shared}")
+                self.console.print(f"{len(event['sites'])} sites agreed; model of {event['parameters']} parameters{shared}")
             if event["event"] != "round":
                 continue
             number, told = event["round"], self._told(event)

@@ -219,6 +219,23 @@ class Tracker:
         return self.parent
 
 
+def note_audit(run: Path, record: dict[str, Any]) -> bool:
+    """Puts an audit's lower bound beside the claim in the run's MLflow record, with ``audit.json``; False: there is no such record."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(store())
+    start = next(e for e in read_events(run)[0] if e["event"] == "start")
+    experiment = client.get_experiment_by_name(start["study"])
+    words = f"tags.`fedml.run_id` = '{start['run_id']}'"
+    found = client.search_runs([experiment.experiment_id], words) if experiment else []
+    parent = next((r.info.run_id for r in found if "mlflow.parentRunId" not in r.data.tags), None)
+    if parent is None:
+        return False
+    client.log_metric(parent, "privacy/epsilon_lower_bound", record["epsilon"])
+    client.log_artifact(parent, str(run / "audit.json"), "record")
+    return True
+
+
 def log_model(run: Path, study: Study, parent: str) -> None:
     """Logs the run's model with its signature: ``mlflow.pyfunc.load_model`` scores raw inputs with it, preprocessing included."""
     import mlflow

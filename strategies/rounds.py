@@ -50,7 +50,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     agreement = agreement or agree(study, grid)
     model = build_model(study, agreement.layout)
     start = learned(model) if arrays is None else unpack_tensors(arrays)
-    emit(run, "agreed", persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
+    emit(run, "agreed", sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
          image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
     state = RunState(0, start, {})
     asked = dict.fromkeys(agreement.nodes.values(), 0)  # rounds that each site was asked for: what it may have released
