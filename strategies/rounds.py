@@ -50,10 +50,11 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     agreement = agreement or agree(study, grid)
     model = build_model(study, agreement.layout)
     start = learned(model) if arrays is None else unpack_tensors(arrays)
-    emit(run, "agreed", sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
+    sites = list(agreement.nodes.values())
+    emit(run, "agreed", sites=sites, persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
          image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
     state = RunState(0, start, {})
-    asked = dict.fromkeys(agreement.nodes.values(), 0)  # rounds that each site was asked for: what it may have released
+    asked = dict.fromkeys(sites, 0)  # rounds that each site was asked for: what it may have released
     for number in range(1, study.federation.rounds + 1):
         asked = {site: n + 1 for site, n in asked.items()}
         try:
