@@ -174,8 +174,11 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
             canaries[name] = canary_persons(there, study, layout, count, random, gradients, noise)
             there = pool([there, take(canaries[name], np.flatnonzero(coins[own[name]]))], study, name)
             evidence[name] = Evidence(count)
-        write_site(folder / name, there, study)
-        nodes.append({"manifest": str(folder / name / "site.toml")})
+        manifest = write_site(folder / name, there, study)
+        load_cohort((str(manifest),), study)  # the client reads it once in this process: now, so that the copy can go before the run
+        for file in folder.glob(f"{name}/[!s]*"):
+            file.unlink()
+        nodes.append({"manifest": str(manifest)})
         say(f"{name}: {count} canary persons, {int(coins[own[name]].sum())} of them in")
 
     def watched(message: Message, context: Context) -> Message:
