@@ -4,7 +4,7 @@ Unit ``patient``: canary persons stand among the training persons of every site;
 trained on by the code that serves any study, and the adversary sees what the server sees: each round's model and each site's answer.
 Unit ``site``: canary sites join the roster and answer each round with an update far longer than the clipping norm; the adversary sees what
 everybody sees: the model of every round. Rates, noise, clipping and rounds are the study's own. The copies lie in a temporary folder that
-nobody else can read, until the command ends.
+nobody else can read, and are taken away before the run, once the client's code has read them.
 
     record = audit(study, sites, canaries=100, seed=None, say=print)      # a dictionary, as in RUN/audit.json
 """
@@ -176,7 +176,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
             evidence[name] = Evidence(count)
         manifest = write_site(folder / name, there, study)
         load_cohort((str(manifest),), study)  # the client reads it once in this process: now, so that the copy can go before the run
-        for file in folder.glob(f"{name}/[!s]*"):
+        for file in set((folder / name).iterdir()) - {manifest}:
             file.unlink()
         nodes.append({"manifest": str(manifest)})
         say(f"{name}: {count} canary persons, {int(coins[own[name]].sum())} of them in")

@@ -12,8 +12,8 @@ from fedml.cohort.persons import Cohort
 from fedml.study import PARTS, Study
 
 
-def write_site(folder: Path, cohort: Cohort, study: Study) -> None:
-    """``cohort`` as a site's folder that reads back as the same persons in the same parts."""
+def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
+    """``cohort`` as a site's folder that reads back as the same persons in the same parts; returns its manifest."""
     folder.mkdir(parents=True, mode=0o700)
     data = ['persons = "persons.csv"', 'split = "split.csv"']
     labels = cohort.labels.tolist()
@@ -35,7 +35,9 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> None:
     if cohort.variants is not None:
         _bed(folder / "cohort.bed", cohort)
         data.append('variants = { path = "cohort.bed", build = "GRCh38" }')
-    (folder / "site.toml").write_text(f'[site]\nname = "{cohort.site}"\n[data]\n' + "\n".join(data) + "\n", encoding="utf-8")
+    manifest = folder / "site.toml"
+    manifest.write_text(f'[site]\nname = "{cohort.site}"\n[data]\n' + "\n".join(data) + "\n", encoding="utf-8")
+    return manifest
 
 
 def _bed(path: Path, cohort: Cohort) -> None:
