@@ -219,17 +219,18 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
     if asked.phase is Phase.ROUND:
         weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(request)).weights.items()}
     check_form(asked.study, asked.phase, asked.name, reply, weights)
-    if asked.study.privacy.unit == "patient":
-        return  # nobody is counted, or with noise: which persons there are cannot be read off
     small = f"fewer than {allowed.min_count} persons would leave"
+    plan = asked.study.privacy
+    if COUNTS in reply and plan.metrics == "exact":
+        counts = read_arrays(reply, COUNTS)
+        if any(key.endswith("/persons") and _few(value, allowed.min_count) for key, value in counts.items()):
+            raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
+    if plan.unit == "patient":
+        return  # who trains is not counted, or with noise
     if DESCRIBED in reply and _few(read_arrays(reply, DESCRIBED)[PERSONS].sum(1), allowed.min_count):
         raise SiteError(Reason.TOO_FEW, f"a part of {small}")
     if SUMS in reply and any(_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
         raise SiteError(Reason.TOO_FEW, f"a sum over {small}")
-    if COUNTS in reply and any(
-        key.endswith("/persons") and _few(value, allowed.min_count) for key, value in read_arrays(reply, COUNTS).items()
-    ):
-        raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
     if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, "too few persons trained")
 

@@ -159,3 +159,12 @@ def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkey
     study = validate(Study, plan(), "study")
     through_gates(study, sites, tmp_path / "run", 1)
     assert seen == pytest.approx([epsilon(training_events(study, "a", n), 1e-5) for n in (1, 2)])
+
+
+def test_exact_metrics_of_too_few_do_not_leave_a_private_study_either(tmp_path: Path) -> None:
+    sites = hospitals(tmp_path, max_epsilon=8.0, min_count=40)  # more than anybody's validation persons
+    through_gates(validate(Study, plan(), "study"), sites, tmp_path / "exact", 1)
+    assert all("too-few-persons" in reasons(site) for site in sites)
+    sites = hospitals(tmp_path / "noised", max_epsilon=8.0, min_count=40)
+    through_gates(validate(Study, plan(privacy={"metrics": "private"}), "study"), sites, tmp_path / "private", 2)
+    assert all(reasons(site) == [] for site in sites)
