@@ -30,13 +30,13 @@ from clients.client import app as client_app
 from clients.client import refusal
 from clients.site import Site, load_cohort
 from fedml.cohort.files import write_site
-from fedml.cohort.persons import Cohort, aligned, pool
+from fedml.cohort.persons import Cohort, aligned, pool, select
 from fedml.cohort.variants import agree_panel
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
 from fedml.learning.statistics import stated_constants
 from fedml.models.fusion import Layout
-from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, take, toss
+from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.records import AGREEMENT, ARRAYS, CONFIG, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
 from fedml.runlog import STUDY, read_events, write_whole
@@ -172,7 +172,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
             gradients.load(stated_constants(study, layout))
             _, noise = _of_others(study, name, there, gradients, random)
             canaries[name] = canary_persons(there, study, layout, count, random, gradients, noise)
-            there = pool([there, take(canaries[name], np.flatnonzero(coins[own[name]]))], study, name)
+            there = pool([there, select(canaries[name], np.flatnonzero(coins[own[name]]))], study, name)
             evidence[name] = Evidence(count)
         manifest = write_site(folder / name, there, study)
         load_cohort((str(manifest),), study)  # the client reads it once in this process: now, so that the copy can go before the run

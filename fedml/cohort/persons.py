@@ -118,10 +118,11 @@ def keep(cohort: Cohort, study: Study) -> Cohort:
         has |= np.bincount(cohort.images.person, minlength=len(cohort)) > 0
     labelled = ~np.isnan(cohort.labels)
     left_out = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
-    return replace(_select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
+    return replace(select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
 
 
-def _select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
+def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
+    """The persons in ``rows``, which are in ascending order."""
     if len(rows) == len(cohort):
         return cohort
     new_row = np.full(len(cohort), -1)

@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from fedml.cohort.image import Images
-from fedml.cohort.persons import Cohort
+from fedml.cohort.persons import Cohort, select
 from fedml.cohort.variants import Dosages
 from fedml.learning.statistics import stated_ranges
 from fedml.learning.task import Task, make_task
@@ -253,7 +253,7 @@ def canary_persons(
         taken.append(best)
         if left[best] > 0:
             gram = gram - np.outer(gram[:, best], gram[best]) / (left[best] + 1e-9)
-    return take(pool, np.sort(np.array(taken, dtype=np.int64)))
+    return select(pool, np.sort(np.array(taken, dtype=np.int64)))
 
 
 def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random: np.random.Generator) -> Cohort:
@@ -295,23 +295,6 @@ def _stripes(shape: Sequence[int], values: tuple[float, float], random: np.rando
         away = sum((axis - c) ** 2 for axis, c in zip(places, random.uniform(-0.7, 0.7, len(places)), strict=True))
         channel[...] = np.where((np.sin(wave) > 0) & (away < random.uniform(0.1, 3)), values[1], values[0])
     return out
-
-
-def take(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
-    """The persons in ``rows`` of a cohort where each has one image at most, in row order."""
-    from dataclasses import replace
-
-    images, variants = cohort.images, cohort.variants
-    return replace(
-        cohort,
-        ids=tuple(cohort.ids[r] for r in rows),
-        labels=cohort.labels[rows],
-        parts=cohort.parts[rows],
-        clinical=None if cohort.clinical is None else cohort.clinical[rows],
-        clinical_present=None if cohort.clinical_present is None else cohort.clinical_present[rows],
-        images=None if images is None else Images(images.pixels[rows], np.arange(len(rows))),
-        variants=None if variants is None else Dosages(variants.keys, variants.dosage[rows], variants.present[rows]),
-    )
 
 
 def direction(seed: int, canary: int, number: int, size: int) -> Vector:
