@@ -105,7 +105,11 @@ def check(
     if cohort.images is not None:
         print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
     if cohort.variants is not None:
-        print(f"  variants: {len(cohort.variants.keys)}, {(cohort.variants.dosage < 0).mean():.1%} missing")
+        counts = genotype_counts(cohort.variants)
+        print(f"  variants: {len(cohort.variants.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing")
+        for name, count in zip(NOTES[1:], cohort.variants.notes[1:] if cohort.variants.notes is not None else (), strict=False):
+            if count:
+                print(f"    {name}: {count}")
 
 
 SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or the folder it is in.")]

@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 
 from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
 from fedml.bundle import bundle, is_bundled, unbundle
+from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
 from fedml.errors import InputError, Reason, SiteError
@@ -30,12 +31,17 @@ from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.records import (
     AGREEMENT,
+    ANALYSES,
     ARRAYS,
     CONFIG,
     COUNTS,
+    BUILD,
+    CHECKED,
     DESCRIBED,
+    FLIPS,
     IMAGE_SHAPE,
     METRICS,
+    NOTES,
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
@@ -118,6 +124,10 @@ def refusal(message: Message, reason: Reason) -> Message:
 
 def execute(asked: Request, content: RecordDict) -> RecordDict:
     """Does what is asked and returns the reply's content. Raises whatever goes wrong: see ``reason_of``."""
+    if asked.phase in ANALYSES:
+        from clients.genomics import analyse
+
+        return analyse(asked, content)
     return _PHASES[asked.phase](asked, content)
 
 
@@ -140,7 +150,7 @@ def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | No
         phase, number = Phase(str(config["phase"])), int(str(config["round"]))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the message has no phase or round: {error}") from error
-    if not 0 <= number <= study.federation.rounds:
+    if number < 0 or (number > study.federation.rounds and phase not in ANALYSES):  # of an analysis the gate bounds the steps
         raise SiteError(Reason.ROUNDS, f"round {number} is none of the study's {study.federation.rounds}")
     return Request(study, phase, number, config, name or read_site_once(manifests[0]).name, manifests)
 
@@ -181,12 +191,28 @@ def model_for(study: Study, layout: Layout) -> Loaded:
     return Loaded(model, learned(model), constants(model), make_task(study))
 
 
+def text_array(text: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Text as it stands in an array record."""
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def own_flips(asked: Request, flips: np.ndarray[Any, Any]) -> bytes:
+    """This site's row of the panel's orientation, which the server sends for all sites of the roster in its order."""
+    sites = asked.study.federation.sites
+    if asked.name not in sites or len(flips) % len(sites):
+        raise SiteError(Reason.BAD_MESSAGE, "the panel's orientation does not fit the roster")
+    rows = flips.reshape(len(sites), -1)
+    return bytes(rows[sites.index(asked.name)].tobytes())
+
+
 def _describe(asked: Request, content: RecordDict) -> RecordDict:
     cohort = load_cohort(asked.manifests, asked.study)
     private = asked.study.privacy.unit == "patient"
     described: dict[str, Any] = {} if private else {PERSONS: _persons(cohort, asked.study)}
     if cohort.variants is not None:
-        described[PANEL] = np.frombuffer(to_text(cohort.variants.keys), dtype=np.uint8)
+        own = cohort.variants
+        described |= {PANEL: text_array(to_text(own.keys)), BUILD: text_array(own.build.encode()), CHECKED: np.array([own.checked], np.uint8)}
+        described[NOTES] = np.zeros(len(VARIANT_NOTES), np.int64) if own.notes is None else own.notes
     if cohort.images is not None:
         described[IMAGE_SHAPE] = np.array(cohort.images.shape, dtype=np.int64)
     return RecordDict({SITE: ConfigRecord({"name": asked.name}), DESCRIBED: pack(described)})
@@ -204,11 +230,11 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
     """The cohort as the sites agreed to see it, what the model is built for, and the preprocessing constants."""
     try:
         values = unpack(content.array_records[AGREEMENT])
-        panel = values.pop(PANEL).tobytes()
+        panel, flips = values.pop(PANEL).tobytes(), own_flips(asked, values.pop(FLIPS))
         layout = Layout(tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel.count(b"\n"))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
-    cohort = load_aligned(asked.manifests, asked.study, panel)
+    cohort = load_aligned(asked.manifests, asked.study, panel, flips)
     if cohort.images is not None and cohort.images.shape != layout.image_shape:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.images.shape}")
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}

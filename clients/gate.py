@@ -16,21 +16,26 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from clients import genomics
 from clients.approvals import is_approved
 from clients.client import Request, execute, model_for, read_request, reason_of, refusal
 from clients.journal import Direction, Journal, RecordNote, seen
 from clients.ledger import Ledger
 from clients.site import Policy, Site, check_roster, load_cohort
+from fedml.analytics import forms
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.errors import Reason, SiteError
 from fedml.models.fusion import Layout
 from fedml.privacy.releases import counted_parts, message_events
 from fedml.records import (
     AGREEMENT,
+    ANALYSES,
+    ANALYSIS,
     ARRAYS,
     CONFIG,
     COUNTS,
     DESCRIBED,
+    FLIPS,
     IMAGE_SHAPE,
     JOURNAL,
     METRICS,
@@ -126,8 +131,9 @@ class Gate:
         if policy.purposes is not None and study.study.purpose not in policy.purposes:
             raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not among those allowed')
         allowed = limits(policy, study)
-        if study.federation.rounds > allowed.max_rounds or not 0 <= asked.round <= study.federation.rounds:
-            raise SiteError(Reason.ROUNDS, f"round {asked.round} of {study.federation.rounds}, the policy allows {allowed.max_rounds}")
+        most = policy.max_steps if asked.phase in ANALYSES else study.federation.rounds
+        if study.federation.rounds > allowed.max_rounds or not 0 <= asked.round <= most:
+            raise SiteError(Reason.ROUNDS, f"round {asked.round} of {most}, the policy allows {allowed.max_rounds} rounds")
         check_request(asked, message.content)
         key = (told["run"], told["phase"], asked.round)
         if key in self._seen:
@@ -135,6 +141,9 @@ class Gate:
         cohort = load_cohort(asked.manifests, study)
         if cohort.count("train") < allowed.min_persons:
             raise SiteError(Reason.TOO_FEW, f"{cohort.count('train')} training persons, the policy wants {allowed.min_persons}")
+        if asked.phase in ANALYSES:
+            before = max((step for run, phase, step in self._seen if (run, phase) == key[:2]), default=0)
+            genomics.check_persons(asked, message.content, allowed.min_persons, before)
         self._seen.add(key)
         return asked
 
@@ -158,7 +167,9 @@ class Gate:
             if policy.max_epsilon > 0 and not policy.allow_unprotected:
                 text = f'the policy grants epsilon {policy.max_epsilon:g}, but study "{study.study.name}" protects no patient'
                 raise SiteError(Reason.BUDGET, text)
-            if asked.phase is Phase.ROUND and (there := persons("train")):
+            if asked.phase in ANALYSES:
+                self.ledger.note_unprotected(genomics.persons(asked), **told)
+            elif asked.phase is Phase.ROUND and (there := persons("train")):
                 self.ledger.note_unprotected(there, **told)
             return
         # Exact counts about persons who are held out have no epsilon: the plan says so, and the ledger.
@@ -174,7 +185,7 @@ class Gate:
 
 def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
     """Each record's bytes and digest, arrays without a copy. Names that are none of ours are noted as such."""
-    known = {ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, JOURNAL}
+    known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, JOURNAL}
     notes = []
     for name, record in content.items():
         digest, size = hashlib.sha256(), 0
@@ -204,9 +215,14 @@ def check_request(asked: Request, content: RecordDict) -> None:
             "target.std",
         }
         for key, value in values.items():
-            wanted = {PANEL: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
+            wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
             if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
                 raise SiteError(Reason.UNDECLARED, "the agreement holds an array that is not declared")
+    if ANALYSIS in expected:
+        step = read_arrays(content, ANALYSIS)
+        forms.check_request(asked.study, asked.phase, step, read_arrays(content, AGREEMENT)[PANEL].tobytes().count(b"\n"))
+        if not all(is_finite(value) for value in step.values()):
+            raise SiteError(Reason.NON_FINITE, "a number of the step is not finite")
     if ARRAYS in expected and any(str(v.dtype) != "float32" or not is_finite(v) for v in read_arrays(content, ARRAYS).values()):
         raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
 
@@ -218,8 +234,13 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
     weights = None
     if asked.phase is Phase.ROUND:
         weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(request)).weights.items()}
+    elif asked.phase in ANALYSES:
+        weights = genomics.shapes_of_reply(asked, request)
     check_form(asked.study, asked.phase, asked.name, reply, weights)
     small = f"fewer than {allowed.min_count} persons would leave"
+    if asked.phase in ANALYSES:
+        genomics.check_small(asked, reply, request, allowed.min_count)
+        return
     plan = asked.study.privacy
     if COUNTS in reply and plan.metrics == "exact":
         counts = read_arrays(reply, COUNTS)

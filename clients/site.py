@@ -5,7 +5,7 @@ name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
 image = { path = "images", format = "nifti" }              # png | jpeg | npy | nifti | npz
-variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed
+variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
 """
@@ -21,11 +21,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from fedml.cohort.builds import Build
 from fedml.cohort.clinical import code_columns
+from fedml.cohort.genotypes import read_variants
 from fedml.cohort.image import read_images
 from fedml.cohort.persons import Cohort, aligned, keep, pool
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
-from fedml.cohort.variants import from_text, read_variants
+from fedml.cohort.variants import Selection, from_text
 from fedml.errors import InputError, Reason, SiteError, nearest
 from fedml.study import Name, Study, validate
 
@@ -42,10 +44,13 @@ class ImageData(_Section):
 
 
 class VariantData(_Section):
-    """Where genotypes are, and the genome build of their positions."""
+    """Where genotypes are, the genome build of their positions, a FASTA of it (with its index) to hold REF against, and how much memory
+    reading may take."""
 
     path: str
-    build: Literal["NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"]
+    build: Build
+    reference: str | None = None
+    memory_mb: Annotated[int, Field(ge=16)] = 512
 
 
 class ClinicalData(_Section):
@@ -69,11 +74,15 @@ class Policy(_Section):
 
     ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted, so no study
     with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
+    ``min_count`` holds for the persons behind a sum and, in analyses of genotypes, for every group of persons with the same genotype (also
+    among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of step
+    of such an analysis.
     """
 
     studies: Literal["approved"] = "approved"
     purposes: tuple[str, ...] | None = None
     max_rounds: Annotated[int, Field(ge=1)] = 1000
+    max_steps: Annotated[int, Field(ge=1)] = 10_000
     max_request_mb: Annotated[int, Field(ge=1)] = 512
     min_persons: Annotated[int, Field(ge=1)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0
@@ -200,7 +209,12 @@ def read_cohort(site: Site, study: Study) -> Cohort:
         present = np.asarray(table.index.isin(columns.index), dtype=bool)
         clinical = code_columns(columns.reindex(table.index), plan.clinical, path)
     if "variants" in plan.inputs and data.variants is not None:
-        variants = read_variants(folder / data.variants.path, ids)
+        own, wanted = data.variants, plan.variants
+        variants = read_variants(
+            folder / own.path, ids, build=own.build, cache=site.state / "cache", memory_mb=own.memory_mb,
+            selection=Selection(wanted.regions, frozenset(wanted.listed)),
+            reference=None if own.reference is None else folder / own.reference,
+        )  # fmt: skip
     if "image" in plan.inputs and data.image is not None:
         images = read_images(folder / data.image.path, data.image.format, ids, plan.image)
     if clinical is None and variants is None and images is None:
@@ -219,10 +233,17 @@ def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
 
 
 @lru_cache(maxsize=128)
-def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes) -> Cohort:
-    """``load_cohort`` with its variants as the agreed panel has them. Raises ``SiteError`` for a panel that cannot be read."""
+def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes) -> Cohort:
+    """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1.
+
+    Raises:
+        SiteError: the panel cannot be read, or has not as many variants as there are flips.
+    """
     try:
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    return aligned(load_cohort(manifests, study), keys, study)
+    turns = np.frombuffer(flips, dtype=np.uint8)
+    if len(turns) != len(keys) or turns.max(initial=0) > 1:
+        raise SiteError(Reason.BAD_MESSAGE, "the panel and its orientation do not fit each other")
+    return aligned(load_cohort(manifests, study), keys, turns, study)

@@ -31,7 +31,7 @@ from clients.client import refusal
 from clients.site import Site, load_cohort
 from fedml.cohort.files import write_site
 from fedml.cohort.persons import Cohort, aligned, pool, select
-from fedml.cohort.variants import agree_panel
+from fedml.cohort.genotypes import shared_panel
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
 from fedml.learning.statistics import stated_constants
@@ -158,16 +158,16 @@ def _tell(say: Say, study: Study, number: int) -> None:
 def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folder: Path, say: Say) -> Any:
     """(canaries,) scores of canary persons, dealt to the sites in turn."""
     cohorts = {name: load_cohort((str(site.file.resolve()),), study) for name, site in sites.items()}
-    panel: Any = ()
-    if keys := {name: c.variants.keys for name, c in cohorts.items() if c.variants is not None}:
-        panel, _ = agree_panel(keys, study.cohort.variants.match)
-    layout = Layout(next((c.images.shape for c in cohorts.values() if c.images is not None), ()), len(panel))
+    read = {name: c.variants for name, c in cohorts.items() if c.variants is not None}
+    panel = shared_panel(read, study.cohort.variants) if read else None
+    keys = panel.keys if panel else ()
+    layout = Layout(next((c.images.shape for c in cohorts.values() if c.images is not None), ()), len(keys))
     random = np.random.default_rng([seed, 4])
     gradients = Gradients(study, layout, random)
     own = {name: np.arange(at, len(coins), len(sites)) for at, name in enumerate(sites)}
     real, canaries, evidence, nodes = dict[str, Cohort](), dict[str, Cohort](), dict[str, Evidence](), []
     for name, cohort in cohorts.items():
-        there = real[name] = aligned(cohort, panel, study)
+        there = real[name] = aligned(cohort, panel.keys, panel.flips[name], study) if panel and name in read else cohort
         if count := len(own[name]):
             gradients.load(stated_constants(study, layout))
             _, noise = _of_others(study, name, there, gradients, random)

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedml.cli import guarded, is_debug, parse_overrides
+from experiments.launch import Where, closing_line, find, judge, launch, load_study, make_console
+from fedml.cli import guarded
 from fedml.errors import InputError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from fedml.study import Study
 
 app = typer.Typer(
     name="fedml",
@@ -34,20 +32,13 @@ Sites = Annotated[Path, typer.Option("--sites", help="Folder that holds one fold
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed in place of the study's.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder where runs are kept.")]
-
-
-def _console(as_json: bool) -> Console:
-    from rich.console import Console
-
-    stream = sys.stderr if as_json else sys.stdout
-    # Where there is no terminal a table may be as wide as it needs.
-    return Console(stderr=as_json, highlight=False, width=None if stream.isatty() else 140)
-
-
-def _study(path: Path, changes: list[str] | None, seed: int | None) -> Study:
-    from fedml.study import read_study
-
-    return read_study(path, overrides=parse_overrides(changes or []), seed=seed)
+SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.")]
+Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray. deployment: real sites.")]
+SuperLink = Annotated[
+    str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection of Flower's config.toml.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 
 
 @app.command()
@@ -93,7 +84,7 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
     from fedml.plan import describe
     from strategies.registry import make_strategy
 
-    study = _study(study_file, changes, seed)
+    study = load_study(study_file, changes, seed)
     make_strategy(study)
     print(describe(study))
     if study.privacy.unit != "none":
@@ -106,83 +97,92 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 @app.command()
 def run(
     study_file: StudyFile,
-    sites: Annotated[Path | None, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.")] = None,
-    engine: Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray. deployment: real sites.")] = "local",
-    superlink: Annotated[
-        str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection of Flower's config.toml.")
-    ] = None,
+    sites: SitesOrNone = None,
+    engine: Engine = "local",
+    superlink: SuperLink = None,
     seed: Seed = None,
     changes: Overrides = None,
     runs: Runs = Path("fedml-runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
-    track: Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")] = True,
+    as_json: Json = False,
+    track: Track = True,
 ) -> None:
     """Run a study over the sites in a folder and record it.
 
     Example: fedml run experiments/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
-    from fedml.errors import nearest
+    from experiments.show import final_table, privacy_of, summary
 
-    engines = ("local", "simulation", "deployment")
-    if engine not in engines:
-        raise InputError(f'--engine "{engine}" is not known{nearest(engine, engines)}; it is local, simulation or deployment.')
-    if (engine == "deployment") == (sites is not None) or (engine == "deployment") != (superlink is not None):
-        raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
-    from experiments.show import Progress, final_table, privacy_of, summary
-
-    console = _console(as_json)
-    study = _study(study_file, changes, seed)
-    from experiments.run import Tracking, new_run, preflight
-    from experiments.run import run as start
-
-    folder, home, connection = Path(), None, "own"
-    found: dict[str, Any] = {}
-    if superlink is not None:
-        home, connection = _connection(superlink)
-    else:
-        folder, found = _find(sites or Path(), study, console.print)
-    tracker = Tracking() if track else None
-    if superlink is None:
-        preflight(study, found, console.print)
-    run_folder = new_run(study, runs, study_file, engine=engine)
-    if tracker:
-        tracker.begin(run_folder)
-    progress = Progress(study, console)
-    outcome = start(
-        study, found, engine=engine, run=run_folder, sites_folder=folder, listeners=[progress], debug=is_debug(),  # type: ignore[arg-type]
-        flower_home=home, connection=connection,
-    )  # fmt: skip
-    progress.close()
+    console = make_console(as_json)
+    study = load_study(study_file, changes, seed)
+    launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console)
+    outcome = launched.outcome
     if outcome.final:
         console.print(final_table(study, outcome.final))
     if "sentence" in (told := privacy_of(outcome.events)):
         console.print(f"Privacy: {told['sentence']}", soft_wrap=True)
-    mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
-    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {run_folder}[/dim]", soft_wrap=True)
+    closing_line(launched, console)
     if as_json:
-        print(json.dumps(summary(study, outcome, mlflow_run)), flush=True)
-    if outcome.status != "finished":
-        raise RunError(outcome.reason)
+        print(json.dumps(summary(study, outcome, launched.mlflow_run)), flush=True)
+    judge(launched)
 
 
-def _connection(superlink: str) -> tuple[Path | None, str]:
-    """Flower's folder and the connection's name in it: of a centre on this machine, or the user's own."""
-    from experiments.centre import find_home
-    from fedml.flower.superlink import CONNECTION
+@app.command()
+def preflight(
+    study_file: StudyFile,
+    sites: SitesOrNone = None,
+    engine: Engine = "local",
+    superlink: SuperLink = None,
+    changes: Overrides = None,
+    runs: Runs = Path("fedml-runs"),
+    as_json: Json = False,
+) -> None:
+    """Only see whether the sites' data mean the same: a matrix of site x check, with the mend where one fails. Nothing is trained.
 
-    home = find_home(Path(superlink))
-    if home is None and Path(superlink).is_dir():
-        raise InputError(f"--superlink {superlink}: is no centre's folder; make one with `fedml federation init`, or `up` for trying.")
-    return (home, CONNECTION) if home else (None, superlink)
+    Example: fedml preflight experiments/ancestry.toml --sites out/ancestry
+    """
+    from experiments.genomics import preflight_summary
+
+    console = make_console(as_json)
+    study = load_study(study_file, changes, None)
+    launched = launch(study_file, study, Where(sites, engine, superlink, runs, False), console, "preflight")
+    closing_line(launched, console)
+    if as_json:
+        print(json.dumps(preflight_summary(launched)), flush=True)
+    judge(launched)
 
 
-def _find(folder: Path, study: Study, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
-    from clients.site import find_sites
+@app.command()
+def gwas(
+    study_file: StudyFile,
+    sites: SitesOrNone = None,
+    engine: Engine = "local",
+    superlink: SuperLink = None,
+    changes: Overrides = None,
+    seed: Seed = None,
+    runs: Runs = Path("fedml-runs"),
+    meta: Annotated[bool, typer.Option("--meta", help="Also test each site alone and combine them: what a meta-analysis would lose.")] = False,
+    as_json: Json = False,
+    track: Track = True,
+) -> None:
+    """Test every variant for association with the target, as if all sites' persons were in one place ([gwas] in the study).
 
-    found, others = find_sites(folder, study.federation.sites)
-    if others:
-        say(f"not in the roster, left out: {', '.join(others)}")
-    return folder, found
+    Writes summary statistics (GWAS-SSF, bgzipped, indexed), a Manhattan plot and a QQ plot into the run's folder and MLflow.
+
+    Example: fedml gwas experiments/height.toml --sites out/height --set gwas.components=6
+    """
+    from experiments.genomics import gwas_summary, meta_table, require, result_table
+
+    console = make_console(as_json)
+    study = require(load_study(study_file, changes, seed), study_file)
+    if meta and sites is None:
+        raise InputError("--meta needs the sites' data at hand: give --sites; a site behind a SuperLink approves one study, not one of it alone.")
+    launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console, "gwas")
+    console.print(result_table(launched))
+    beside = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None
+    closing_line(launched, console)
+    if as_json:
+        print(json.dumps({**gwas_summary(launched), **({"meta": beside} if beside else {})}), flush=True)
+    judge(launched)
 
 
 @app.command()
@@ -220,7 +220,7 @@ def compare(
     seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; empty: the study's.")] = "",
     changes: Overrides = None,
     truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with what was planted.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Federated against pooled data and against each site alone, on the same test persons.
 
@@ -229,11 +229,11 @@ def compare(
     from experiments.compare import compare as make
     from experiments.compare import parse_baselines, parse_seeds, table
 
-    console = _console(as_json)
+    console = make_console(as_json)
     kinds = parse_baselines(baselines)
-    study = _study(study_file, changes, None)
-    studies = [_study(study_file, changes, s) for s in parse_seeds(seeds, study.study.seed)]
-    _, found = _find(sites, study, console.print)
+    study = load_study(study_file, changes, None)
+    studies = [load_study(study_file, changes, s) for s in parse_seeds(seeds, study.study.seed)]
+    found = find(sites, study, console.print)
     rows = make(studies, found, kinds, truth, console)
     console.print(table(study, rows))
     if as_json:
@@ -247,7 +247,7 @@ def audit(
     canaries: Annotated[int, typer.Option(help="Canaries: made-up persons (unit patient) or sites (unit site).")] = 100,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of coins and canaries; left out, from the operating system.")] = None,
     noise_off: Annotated[bool, typer.Option("--noise-off", help="Try the attack itself: the same study with next to no noise.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Attack a private run: what canaries prove about its epsilon, beside what it claims. Runs the study once more; writes RUN/audit.json.
 
@@ -256,9 +256,9 @@ def audit(
     from experiments.audit import audit as attack
     from experiments.audit import claimed, keep, read_run, sentence, without_noise
 
-    console = _console(as_json)
+    console = make_console(as_json)
     study, told = read_run(run_folder)
-    _, found = _find(sites, study, console.print)
+    found = find(sites, study, console.print)
     limit = claimed(study)
     console.print(f"Claim: {told['sentence']}", soft_wrap=True)
     if noise_off:

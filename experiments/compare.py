@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clients.site import Site, load_aligned
-from experiments.run import Outcome, outcome, preflight, run_nodes
+from experiments.run import Outcome, outcome, read_all, run_nodes
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import make_task
 from fedml.runlog import STUDY, load_model, write_whole
@@ -59,7 +59,7 @@ def compare(studies: Sequence[Study], sites: Mapping[str, Site], kinds: Sequence
     planted = _read_truth(truth) if truth else None
     rows: list[Row] = []
     for study in studies:
-        preflight(study, sites)
+        read_all(study, sites)
         with tempfile.TemporaryDirectory(prefix="fedml-compare-") as folder:
             plans: list[tuple[str, list[str]]] = [("federated", list(sites))]
             plans += [("pooled", ["pooled"])] if "pooled" in kinds else []

@@ -27,6 +27,7 @@ from fedml.runlog import EVENTS, STUDY, emit, read_events, write_whole
 from fedml.study import Study
 
 Engine = Literal["local", "simulation", "deployment"]
+Job = Literal["train", "gwas", "preflight"]
 Listener = Callable[[Sequence[dict[str, Any]]], None]
 _TRACKING_SECONDS = 300  # for MLflow to take what is left once the run has ended
 _TICK = 0.2  # seconds between two looks at a run's events
@@ -44,7 +45,9 @@ class Outcome:
     seconds: float
 
 
-def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None) -> dict[str, Cohort]:
+def read_all(
+    study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None, job: Job = "train"
+) -> dict[str, Cohort]:
     """Reads every site's data as the study will, before anything is started or written.
 
     Raises:
@@ -61,7 +64,7 @@ def preflight(study: Study, sites: Mapping[str, Site], say: Callable[[str], None
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
         left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
-    if not any(c.count("test") for c in cohorts.values()):
+    if job == "train" and not any(c.count("test") for c in cohorts.values()):
         raise InputError(
             f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or mend the split files.'
         )
@@ -145,7 +148,7 @@ def follow(run: Path, listeners: Sequence[Listener], stop: threading.Event) -> N
         stop.wait(_TICK)
 
 
-def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path) -> None:
+def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: Job = "train") -> None:
     """The local engine over nodes with the given configurations (``manifest``, and ``name`` for a pooled one)."""
     from flwr.app import Context, RecordDict
 
@@ -153,7 +156,7 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path) -> No
     from fedml.flower.grid import InProcessGrid
     from strategies.server import app as server_app
 
-    config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(run.resolve())}
+    config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(run.resolve()), "job": job}
     grid = InProcessGrid(client_app, [dict(n) for n in nodes], config)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
     server_app(grid, context)
@@ -161,7 +164,7 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path) -> No
 
 def run(
     study: Study, sites: Mapping[str, Site], *, engine: Engine, run: Path, sites_folder: Path, listeners: Sequence[Listener] = (),
-    debug: bool = False, flower_home: Path | None = None, connection: str = "own",
+    debug: bool = False, flower_home: Path | None = None, connection: str = "own", job: Job = "train",
 ) -> Outcome:  # fmt: skip
     """Runs ``study`` and returns how it ended; a failed run is an ``Outcome`` too, never an exception."""
     began, stop = time.monotonic(), threading.Event()
@@ -169,11 +172,11 @@ def run(
     follower.start()
     try:
         if engine == "local":
-            run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run)
+            run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run, job)
         elif engine == "simulation":
-            _simulate(study, sites_folder, run, debug)
+            _simulate(study, sites_folder, run, debug, job)
         else:
-            _deploy(study, run, flower_home, connection)
+            _deploy(study, run, flower_home, connection, job)
     except KeyboardInterrupt:
         emit(run, "end", status="stopped", reason="stopped from the keyboard")
     except Exception as error:
@@ -200,14 +203,14 @@ def _ended(run: Path) -> bool:
     return any(e["event"] == "end" for e in read_events(run)[0])
 
 
-def _deploy(study: Study, run: Path, home: Path | None, connection: str) -> None:
+def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Job) -> None:
     """Submits the study to a SuperLink and waits for its last event; no event for longer than a round may take ends the wait."""
     from fedml.flower.superlink import submit, write_app
 
     home = home or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     app = run / "app"
     apps = {"server": "strategies.server:app", "client": "clients.client:app"}
-    write_app(app, apps, {"study": study.canonical, "run": str(run.resolve())})
+    write_app(app, apps, {"study": study.canonical, "run": str(run.resolve()), "job": job})
     submit(home, app, connection=connection)
     shutil.rmtree(app)
     patience = study.federation.timeout * (len(study.federation.sites) + 1) + 120
@@ -217,7 +220,7 @@ def _deploy(study: Study, run: Path, home: Path | None, connection: str) -> None
         time.sleep(_TICK)
 
 
-def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool) -> None:
+def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool, job: Job) -> None:
     from fedml.flower.simulation import run_simulation
 
     cpus = os.cpu_count() or 1
@@ -225,7 +228,7 @@ def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool) -> None:
         raise RunError(f"[training] threads is {study.training.threads}, this machine has {cpus} CPUs; lower it.")
     run_simulation(
         {"server": "strategies.server:app", "client": "clients.client:app"},
-        {"study": study.canonical, "run": str(run.resolve()), "sites": str(sites_folder.resolve())},
+        {"study": study.canonical, "run": str(run.resolve()), "sites": str(sites_folder.resolve()), "job": job},
         len(study.federation.sites),
         cpus_per_node=study.training.threads,
         finished=lambda: _ended(run),

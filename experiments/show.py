@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedml.cohort.checks import EVERYBODY
 from fedml.learning.task import make_task
 from fedml.study import Study
 
@@ -19,24 +20,31 @@ if TYPE_CHECKING:
 class Progress:
     """A bar over the rounds with the watched metric, sites and time left; plain lines, a few, where there is no terminal."""
 
-    def __init__(self, study: Study, console: Console) -> None:
+    def __init__(self, study: Study, console: Console, job: str = "train") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self.study, self.console = study, console
         self.watched = make_task(study).watched
-        columns = (TextColumn("round"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (TextColumn("round" if job == "train" else "step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
         self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.row = self.bar.add_task("starting", total=study.federation.rounds)
+        self.row = self.bar.add_task("starting", total=study.federation.rounds if job == "train" else None)
         self.bar.start()
         self.every = max(1, study.federation.rounds // 10)
 
     def __call__(self, events: Sequence[dict[str, Any]]) -> None:
         """Shows the newest of ``events``."""
         for event in events:
+            if event["event"] == "checks":
+                self.console.print(matrix(event["checks"]))
+            if event["event"] == "step":
+                self.bar.update(self.row, completed=event["done"], total=event["total"], description=event["doing"])
+                if not self.console.is_terminal and event["told"]:
+                    self.console.print(event["doing"])
             if event["event"] == "agreed":
                 shared = f", {event['variants']} shared variants" if event["variants"] else ""
-                self.console.print(f"{len(event['sites'])} sites agreed; model of {event['parameters']} parameters{shared}")
+                model = f"; model of {event['parameters']} parameters" if event["parameters"] else ""
+                self.console.print(f"{len(event['sites'])} sites agreed{model}{shared}")
             if event["event"] != "round":
                 continue
             number, told = event["round"], self._told(event)
@@ -58,6 +66,25 @@ class Progress:
 
 def _number(value: Any) -> str:
     return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
+
+
+def matrix(checks: Sequence[dict[str, str]]) -> Table:
+    """Site x check: what each site's variants are and what was done to them; below, what is wrong and how to mend it."""
+    from rich.table import Table
+
+    sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != EVERYBODY))
+    table = Table(title="do the sites' variants mean the same?", caption_justify="left", title_justify="left")
+    table.add_column("check")
+    for site in sites:
+        table.add_column(site, justify="right")
+    mark = {"ok": "", "warn": " (!)", "fail": " FAILS"}
+    cells = {(c["check"], c["site"]): c["value"] + mark[c["verdict"]] for c in checks}
+    for name in dict.fromkeys(c["check"] for c in checks if c["site"] != EVERYBODY):
+        table.add_row(name, *(cells.get((name, site), "-") for site in sites))
+    mends = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
+    common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == EVERYBODY]
+    table.caption = "\n".join([*common, *mends])
+    return table
 
 
 def final_table(study: Study, final: dict[str, Any]) -> Table:

@@ -1,7 +1,7 @@
 """Every record that may cross the wire, and how arrays are packed: NumPy's ``.npy`` bytes, never a pickle.
 
-To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel, image shape, preprocessing
-constants) and ``config`` (study, phase, round). What comes from a site, by phase: ``fedml.replies``.
+To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel and its orientation at each site, image shape,
+preprocessing constants), ``analysis`` (what an analysis of genotypes has found so far) and ``config`` (study, phase, round). What comes from a site, by phase: ``fedml.replies``.
 
 With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
 """
@@ -29,6 +29,8 @@ warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not
 ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
 SITE, DESCRIBED, SUMS, JOURNAL = "site", "described", "sums", "journal"
 PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
+FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation by site, genome build, what was done to the file
+ANALYSIS = "analysis"  # what the sums of one step of an analysis are taken with, and those sums
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
 _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
@@ -41,6 +43,16 @@ class Phase(StrEnum):
     STATISTICS = "statistics"
     ROUND = "round"
     EVALUATE = "evaluate"
+    GENOTYPES = "genotypes"
+    COVARIATES = "covariates"
+    SUBSPACE = "subspace"
+    NULL = "null"
+    ASSOCIATION = "association"
+    FIT = "fit"
+
+
+# Steps of an analysis of genotypes: sums go up, nothing is trained (``fedml.analytics.forms``).
+ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT})
 
 
 # What a message to a site may hold: its records by phase, its config's keys and their types. Nothing else is read.
@@ -49,6 +61,7 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.STATISTICS: {CONFIG, AGREEMENT},
     Phase.ROUND: {CONFIG, AGREEMENT, ARRAYS},
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
+    **{phase: {CONFIG, AGREEMENT, ANALYSIS} for phase in ANALYSES},
 }
 REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}

@@ -5,6 +5,7 @@ every reply against it before anything of it is used: a site that runs something
     statistics  sums (three a quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
     evaluate    counts (of the model as it arrived)
+    analyses    analysis (sums, step by step: ``fedml.analytics.forms``)
 """
 
 from __future__ import annotations
@@ -16,14 +17,22 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
+from fedml.analytics.forms import REPLY_TYPES
+from fedml.cohort.builds import BUILDS
+from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
 from fedml.errors import Reason, SiteError
 from fedml.records import (
+    ANALYSES,
+    ANALYSIS,
     ARRAYS,
+    BUILD,
+    CHECKED,
     COUNTS,
     DESCRIBED,
     IMAGE_SHAPE,
     JOURNAL,
     METRICS,
+    NOTES,
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
@@ -43,6 +52,7 @@ _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, whi
     Phase.STATISTICS: ({SUMS}, set()),
     Phase.ROUND: ({ARRAYS, METRICS}, {COUNTS}),
     Phase.EVALUATE: ({COUNTS}, set()),
+    **{phase: ({ANALYSIS}, set()) for phase in ANALYSES},
 }
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
 
@@ -52,7 +62,7 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
 
     Args:
         name: of the site that answers.
-        weights: shapes of the study's model's arrays; needed for a round.
+        weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums (``reply_shapes``) for an analysis.
     """
     must, may = _RECORDS[phase]
     if not must <= set(reply) <= must | may | {JOURNAL}:
@@ -63,6 +73,8 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
         _check_sums(study, reply)
     elif phase is Phase.ROUND:
         _check_trained(study, name, reply, weights or {})
+    elif phase in ANALYSES:
+        _check_analysis(study, phase, reply, weights or {})
     if COUNTS in reply:
         _check_counts(study, reply)
 
@@ -94,8 +106,30 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
             _shaped(value, "uint8", (None,), key)
             if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").splitlines()):
                 raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
+        elif key == BUILD:
+            _shaped(value, "uint8", (None,), key)
+            if value.tobytes().decode("ascii", "replace") not in BUILDS:
+                raise SiteError(Reason.UNDECLARED, "the build is none that is known")
+        elif key == NOTES:
+            _shaped(value, "int64", (len(VARIANT_NOTES),), key)
+        elif key == CHECKED:
+            _shaped(value, "uint8", (1,), key)
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
+    if (PANEL in values) != (BUILD in values) or (PANEL in values) != (NOTES in values) or (PANEL in values) != (CHECKED in values):
+        raise SiteError(Reason.UNDECLARED, "variants are told without their build, or a build without variants")
+
+
+def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:
+    if study.gwas is None and phase is not Phase.GENOTYPES:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
+    values = read_arrays(reply, ANALYSIS)
+    if values.keys() != shapes.keys():
+        raise SiteError(Reason.UNDECLARED, "the sums' names are not those of this step")
+    for key, value in values.items():
+        _shaped(value, REPLY_TYPES[key], shapes[key], key)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:

@@ -103,10 +103,25 @@ class ImageShape(_Section):
     size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
 
 
-class VariantMatch(_Section):
-    """``[cohort.variants]``: how a variant at one site is recognised at another."""
+class Variants(_Section):
+    """``[cohort.variants]``: which variants are read, how one at a site is recognised at another, and what is asked of those that are shared.
+
+    The thresholds are held against counts pooled over sites; with all of them left at nothing no counts are asked for.
+    """
 
     match: Literal["position", "rsid"] = "position"
+    build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(default="", description="the build that every site must have")
+    regions: tuple[str, ...] = Field(default=(), description="such as 22 or 22:17000000-18000000")
+    listed: tuple[str, ...] = Field(default=(), description="rsIDs, or contig:position:ref:alt")
+    min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the site that has fewest")
+    min_call_rate: Fraction = 0.0
+    min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def counted(self) -> bool:
+        """Does a threshold need counts of genotypes?"""
+        return bool(self.min_call_rate or self.min_maf or self.min_hwe_p)
 
 
 class Cohort(_Section):
@@ -119,7 +134,7 @@ class Cohort(_Section):
     split_key: str = Field(default="", description="key of the hash that splits persons; empty: the study's seed")
     clinical: ClinicalColumns | None = None
     image: ImageShape | None = None
-    variants: VariantMatch = VariantMatch()
+    variants: Variants = Variants()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -172,6 +187,22 @@ class Model(_Section):
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="chance that training hides an input of a person, when there are several"
     )
+
+
+class Gwas(_Section):
+    """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a number, logistic for two classes.
+
+    ``covariates`` are clinical columns; ``components`` principal components of the genotypes, computed without moving them. Every variant is
+    tested by its score first; those below ``first_pass_p`` are fitted in full. Firth's penalty is used where a class or an allele is rare.
+    """
+
+    covariates: tuple[str, ...] = ()
+    components: Annotated[int, Field(ge=0, le=50)] = 4
+    first_pass_p: Annotated[float, Field(gt=0, le=1)] = 0.05
+    firth: Literal["auto", "never"] = "auto"
+    block: Annotated[int, Field(ge=1, le=1_000_000, description="variants a message")] = 20_000
+    pca_spacing: Annotated[int, Field(ge=0, description="bases between two variants that components are made of")] = 0
+    pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
 
 
 class Training(_Section):
@@ -295,6 +326,29 @@ class Study(_Section):
     strategy: Strategy = Strategy()
     privacy: Privacy = Privacy()
     policy: Policy = Policy()
+    gwas: Gwas | None = None
+
+    @model_validator(mode="after")
+    def _association(self) -> Self:
+        """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
+        spec = self.cohort.clinical
+        if self.cohort.variants != Variants() and "variants" not in self.cohort.inputs:
+            raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
+        if self.privacy.unit != "none" and self.cohort.variants.counted:
+            raise ValueError("[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them")
+        if self.gwas is None:
+            return self
+        if "variants" not in self.cohort.inputs:
+            raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
+        if self.privacy.unit != "none":
+            raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
+        if self.model.task == "classification" and len(self.cohort.classes) != 2:
+            raise ValueError(f"[gwas] compares two classes, [cohort] classes lists {len(self.cohort.classes)}")
+        columns = spec.columns if spec is not None else ()
+        for name in self.gwas.covariates:
+            if name not in columns:
+                raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+        return self
 
     @model_validator(mode="after")
     def _private_plan(self) -> Self:

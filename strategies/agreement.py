@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants import agree_panel, from_text, to_text
+from fedml.cohort.checks import Check
+from fedml.cohort.panel import Panel, choose
+from fedml.cohort.variants import to_text
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from, constants_or_stated, stated_constants
 from fedml.learning.task import add_counts
 from fedml.models.fusion import Layout
-from fedml.records import AGREEMENT, CONFIG, DESCRIBED, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
+from fedml.records import AGREEMENT, CONFIG, DESCRIBED, FLIPS, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
 from fedml.replies import check_form
 from fedml.study import PARTS, Study
 from strategies.exchange import Participation, answers, ask, request, wait_for_nodes
@@ -24,15 +28,19 @@ from strategies.exchange import Participation, answers, ask, request, wait_for_n
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all sites go by. ``nodes`` maps node id to site, in the roster's order; ``persons`` is site -> part -> persons a class."""
+    """What all sites go by. ``nodes`` maps node id to site, in the roster's order; ``persons`` is site -> part -> persons a class.
+
+    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that.
+    """
 
     nodes: dict[int, str]
     image_shape: tuple[int, ...] = ()
-    panel: bytes = b""
+    shared: Panel | None = None
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     persons: dict[str, dict[str, list[int]]] = field(default_factory=dict)
-    matching: dict[str, dict[str, int]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    roster: tuple[str, ...] = ()
+    build: str = ""
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that did not agree, with the reason: they take no part in this run."""
@@ -40,23 +48,61 @@ class Agreement:
         return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in study.federation.sites if site not in there}
 
     @property
+    def variants(self) -> int:
+        """How many variants the panel has."""
+        return len(self.shared.keys) if self.shared else 0
+
+    @cached_property
+    def panel(self) -> bytes:
+        """The panel as it crosses the wire (``fedml.cohort.variants.to_text``)."""
+        return to_text(self.shared.keys) if self.shared else b""
+
+    @property
+    def matching(self) -> dict[str, dict[str, int]]:
+        """Site -> what was done to match its variants -> how many."""
+        return self.shared.matching if self.shared else {}
+
+    @property
     def layout(self) -> Layout:
         """What the model is built for."""
-        return Layout(self.image_shape, self.panel.count(b"\n"))
+        return Layout(self.image_shape, self.variants)
+
+    def part(self, chosen: Any) -> Agreement:
+        """The same agreement about fewer variants: those at ``chosen`` (a slice, indices or a mask)."""
+        if self.shared is None:
+            return self
+        keep = np.zeros(self.variants, dtype=bool)
+        keep[chosen] = True
+        return replace(self, shared=choose(self.shared, keep))
+
+    def flips(self) -> npt.NDArray[np.uint8]:
+        """(sites of the roster x variants,) uint8: 1 where a site's dosage counts the other allele."""
+        rows = [self.shared.flips.get(site) if self.shared else None for site in self.roster]
+        return np.concatenate([np.zeros(self.variants, np.uint8) if row is None else row for row in rows] or [np.zeros(0, np.uint8)])
 
     def record(self) -> RecordDict:
         """As it is sent along with every message after it was made."""
         values: dict[str, Any] = dict(self.constants)
         values[PANEL] = np.frombuffer(self.panel, dtype=np.uint8)
+        values[FLIPS] = self.flips()
         values[IMAGE_SHAPE] = np.array(self.image_shape, dtype=np.int64)
         return RecordDict({AGREEMENT: pack(values)})
 
 
-def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None) -> Agreement:
-    """Two exchanges: *describe* (names, panel keys, image shape, counts) and *statistics* (sums over training persons).
+Tell = Callable[[list[Check]], None]
+
+
+def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool = True) -> Agreement:
+    """Exchanges before the first round: *describe* (names, panel keys, image shape, counts), *genotypes* where the study asks something of
+    the variants, and *statistics* (sums over training persons).
+
+    Args:
+        tell: is given the matrix of site x check, whether it passes or not.
+        train: whether a model is to be trained: then there have to be persons to train and to test on, and preprocessing constants.
 
     Raises:
-        RunError: fewer sites than the quorum, a site that is not in the roster or there twice, nothing in common, nobody to test on.
+        RunError: fewer sites than the quorum, a site that is not in the roster or there twice, variants that do not mean the same,
+            nobody to test on.
     """
     nodes = wait_for_nodes(grid, study)
     described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
@@ -69,10 +115,14 @@ def agree(study: Study, grid: Grid, say: Callable[[str], None] = lambda _: None)
     roster = [site for site in study.federation.sites if site in by_site]
     order = {by_site[site][0]: site for site in roster}
     seen = {site: by_site[site][1] for site in roster}
-    panel, matching = _panel(study, seen)
-    refused = described.refused
-    agreed = Agreement(order, _image_shape(study, seen), panel, {}, _persons(study, seen), matching, refused)
-    say(f"{len(roster)} sites described their data")
+    refused, persons = described.refused, _persons(study, seen, train)
+    agreed = Agreement(order, _image_shape(study, seen), None, {}, persons, refused, study.federation.sites)
+    if "variants" in study.cohort.inputs:
+        from strategies.variants import agree_variants
+
+        agreed = agree_variants(study, grid, agreed, seen, tell)
+    if not train:
+        return agreed
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
         return replace(agreed, constants=stated_constants(study, agreed.layout))
     sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
@@ -121,29 +171,13 @@ def _image_shape(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[i
     return next(iter(shapes.values()))
 
 
-def _panel(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[bytes, dict[str, dict[str, int]]]:
-    """The variants that every site with variants has, and what was done to match them."""
-    if "variants" not in study.cohort.inputs:
-        return b"", {}
-    keys = {site: from_text(d[PANEL].tobytes()) for site, d in seen.items() if PANEL in d}
-    if not keys:
-        raise RunError("no site has variants, but the study's inputs list them.")
-    panel, counts = agree_panel(keys, study.cohort.variants.match)
-    if not panel:
-        raise RunError(
-            f"the sites share no variant by {study.cohort.variants.match}; compare their genome builds, "
-            'or set [cohort.variants] match = "rsid".'
-        )
-    return to_text(panel), {site: dict(c) for site, c in counts.items()}
-
-
-def _persons(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+def _persons(study: Study, seen: Mapping[str, Mapping[str, Any]], train: bool) -> dict[str, dict[str, list[int]]]:
     """Persons a part and class at each site; refuses a study without a person to train on or to test on. Nobody counts patients that are
     protected: then there is none."""
     if study.privacy.unit == "patient":
         return {}
     persons: dict[str, dict[str, list[int]]] = {s: {p: d[PERSONS][i].tolist() for i, p in enumerate(PARTS)} for s, d in seen.items()}
-    for part in ("train", "test"):
+    for part in ("train", "test") if train else ():
         if not sum(sum(parts[part]) for parts in persons.values()):
             raise RunError(f"no site has a person in the {part} part; change [cohort.split] or the sites' split files.")
     return persons

@@ -21,7 +21,7 @@ from fedml.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pac
 from fedml.replies import Shapes, check_form
 from fedml.runlog import emit, save_model
 from fedml.study import Study
-from strategies.agreement import Agreement, agree
+from strategies.agreement import Agreement, Tell, agree
 from strategies.averaging import Averaging, StepState
 from strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from strategies.registry import make_strategy
@@ -47,7 +47,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
         InputError: the study names a strategy or network that does not exist.
     """
     strategy = make_strategy(study)
-    agreement = agreement or agree(study, grid)
+    agreement = agreement or agree(study, grid, told_to(run))
     model = build_model(study, agreement.layout)
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
@@ -67,6 +67,23 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     emit(run, "privacy", **privacy_record(study, asked))
     emit(run, "final", round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), **final)
     return state
+
+
+def told_to(run: Path) -> Tell:
+    """Writes the matrix of checks into the run's record."""
+    return lambda checks: emit(run, "checks", checks=[asdict(c) for c in checks])
+
+
+def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
+    """What comes before a study's first round, and nothing of it: do the sites' data mean the same?
+
+    Raises:
+        RunError: they do not, or too few sites answered.
+    """
+    agreement = agree(study, grid, told_to(run), train=False)
+    emit(run, "agreed", sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching,
+         variants=agreement.variants, image_shape=agreement.image_shape, parameters=0)  # fmt: skip
+    return agreement
 
 
 def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:

@@ -5,6 +5,7 @@ The same app serves every engine: in this process, in Flower's simulation, at a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context
@@ -13,19 +14,29 @@ from flwr.serverapp import Grid, ServerApp
 from fedml.errors import InputError, RunError
 from fedml.flower.grid import ask_for_parts_sooner
 from fedml.runlog import emit
-from fedml.study import parse_study
-from strategies.rounds import run_study
+from fedml.study import Study, parse_study
+from strategies.rounds import preflight, run_study
 
 app = ServerApp()
 
 
+def _associate(study: Study, grid: Grid, run: Path) -> object:
+    from strategies.gwas import associate  # its libraries take a while, and only it needs them
+
+    return associate(study, grid, run)
+
+
+# What a run does: train a model, test every variant, or only see whether the sites' data mean the same.
+JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {"train": run_study, "gwas": _associate, "preflight": preflight}
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run configuration: ``study`` (canonical JSON) and ``run`` (the run's folder)."""
+    """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (``train`` if it is left out)."""
     run = Path(str(context.run_config["run"]))
     ask_for_parts_sooner()
     try:
-        run_study(parse_study(str(context.run_config["study"])), grid, run)
+        JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)
     except (RunError, InputError) as error:
         emit(run, "end", status="failed", reason=str(error))
         raise

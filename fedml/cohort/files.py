@@ -34,7 +34,7 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
         data.append('image = { path = "images.npz", format = "npz" }')
     if cohort.variants is not None:
         _bed(folder / "cohort.bed", cohort)
-        data.append('variants = { path = "cohort.bed", build = "GRCh38" }')
+        data.append(f'variants = {{ path = "cohort.bed", build = "{cohort.variants.build or "GRCh38"}" }}')
     manifest = folder / "site.toml"
     manifest.write_text(f'[site]\nname = "{cohort.site}"\n[data]\n' + "\n".join(data) + "\n", encoding="utf-8")
     return manifest

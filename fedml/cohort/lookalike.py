@@ -14,6 +14,8 @@ from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import Dosages
 from fedml.study import Study
 
+_VARIANTS = 20_000  # of the file's first; a rehearsal needs no more
+
 
 def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
     """A cohort of the shape of ``cohort``, as ``clients.site.read_cohort`` read it for ``study``; ``seed``: of the noise."""
@@ -31,7 +33,9 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
         pixels = random.integers(0, 256, shape, dtype=np.uint8) if byte else random.random(shape, dtype=np.float32)
         made = replace(made, images=Images(pixels, cohort.images.person))
     if cohort.variants is not None:
-        own = cohort.variants
-        dosage = random.binomial(2, random.uniform(0.05, 0.5, len(own.keys)), own.dosage.shape).astype(np.int8)
-        made = replace(made, variants=Dosages(own.keys, np.where(own.dosage < 0, -1, dosage).astype(np.int8), own.present))
+        own, there = cohort.variants, slice(0, _VARIANTS)
+        keys = own.keys[there]
+        real = np.asarray(own.dosage[np.arange(len(cohort))] if len(own.keys) <= _VARIANTS else own.dosage.block(0, _VARIANTS))
+        dosage = random.binomial(2, random.uniform(0.05, 0.5, len(keys)), real.shape).astype(np.int8)
+        made = replace(made, variants=Dosages(keys, np.where(real < 0, -1, dosage).astype(np.int8), own.present))
     return made

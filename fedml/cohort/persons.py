@@ -19,7 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.image import Images
-from fedml.cohort.variants import Dosages, Variant, agree_panel, align
+from fedml.cohort.genotypes import shared_panel
+from fedml.cohort.genotypes import stack as stack_dosages
+from fedml.cohort.panel import align
+from fedml.cohort.variants import Dosages, Variant
 from fedml.study import PARTS, PartName, Study
 
 if TYPE_CHECKING:
@@ -68,7 +71,6 @@ class Cohort:
             out["clinical"] = torch.from_numpy(self.clinical.astype(np.float32))
             out["clinical_present"] = torch.from_numpy(self.clinical_present.astype(np.float32))
         if self.variants is not None:
-            out["variants"] = torch.from_numpy(self.variants.dosage)
             out["variants_present"] = torch.from_numpy(self.variants.present.astype(np.float32))
         if self.images is not None:
             has = np.bincount(self.images.person, minlength=len(self)) > 0
@@ -95,6 +97,8 @@ class Cohort:
         chosen = np.asarray(rows, dtype=np.int64)
         at = torch.from_numpy(chosen)
         out = {key: values[at] for key, values in self._tensors.items()}
+        if self.variants is not None:
+            out["variants"] = torch.from_numpy(self.variants.dosage[chosen])
         if self.images is not None:
             pixels, begin = self._pixels
             if begin is None:
@@ -132,7 +136,9 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         kept = new_row[cohort.images.person] >= 0
         images = Images(cohort.images.pixels[kept], new_row[cohort.images.person[kept]])
     if cohort.variants is not None:
-        variants = Dosages(cohort.variants.keys, cohort.variants.dosage[rows], cohort.variants.present[rows])
+        own = cohort.variants
+        dosage = own.dosage[rows] if isinstance(own.dosage, np.ndarray) else own.dosage.take(rows)
+        variants = replace(own, dosage=dosage, present=own.present[rows])
     return replace(
         cohort,
         ids=tuple(cohort.ids[r] for r in rows),
@@ -145,19 +151,19 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
     )
 
 
-def aligned(cohort: Cohort, panel: Sequence[Variant], study: Study) -> Cohort:
-    """``cohort`` with its variants in the panel's order and orientation."""
+def aligned(cohort: Cohort, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], study: Study) -> Cohort:
+    """``cohort`` with its variants in the panel's order, turned where ``flips`` (panel,) is 1."""
     if cohort.variants is None:
         return cohort
-    return replace(cohort, variants=align(cohort.variants, panel, study.cohort.variants.match))
+    return replace(cohort, variants=align(cohort.variants, panel, flips, study.cohort.variants.match))
 
 
 def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohort:
     """All persons of several sites as one: what a federation is compared with. A person at two sites stands twice, as there."""
-    keys = {c.site: c.variants.keys for c in cohorts if c.variants is not None}
-    if keys:
-        panel, _ = agree_panel(keys, study.cohort.variants.match)
-        cohorts = [aligned(c, panel, study) for c in cohorts]
+    own = {c.site: c.variants for c in cohorts if c.variants is not None}
+    if own:
+        panel = shared_panel(own, study.cohort.variants)
+        cohorts = [aligned(c, panel.keys, panel.flips.get(c.site, np.zeros(0, np.uint8)), study) for c in cohorts]
 
     def stack(parts: list[npt.NDArray[Any] | None], width: tuple[int, ...], fill: float, dtype: Any) -> npt.NDArray[Any] | None:
         if all(p is None for p in parts):
@@ -167,12 +173,8 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
 
     columns = len(study.cohort.clinical.columns) if study.cohort.clinical else 0
     variants = images = None
-    if keys:
-        dosage = stack([c.variants.dosage if c.variants else None for c in cohorts], (len(panel),), -1, np.int8)
-        present = stack([c.variants.present if c.variants else None for c in cohorts], (), 0, bool)
-        assert dosage is not None  # noqa: S101 - keys says that a site has some
-        assert present is not None  # noqa: S101
-        variants = Dosages(tuple(panel), dosage, present)
+    if own:
+        variants = stack_dosages([(c.variants, len(c)) for c in cohorts], panel)
     if any(c.images for c in cohorts):
         start = np.cumsum([0, *(len(c) for c in cohorts)])
         pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]

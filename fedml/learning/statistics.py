@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedml.cohort.genotypes import genotype_counts
 from fedml.cohort.persons import Cohort
 from fedml.models.fusion import Layout
 from fedml.privacy.noise import add_gaussian
@@ -39,10 +40,8 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
     if cohort.clinical is not None:
         out["preprocess.clinical"] = _sums(cohort.clinical[rows])
     if cohort.variants is not None:
-        dosage = cohort.variants.dosage[rows]
-        present = dosage >= 0
-        d = np.where(present, dosage, 0).astype(np.int64)
-        out["preprocess.variants"] = np.stack([present.sum(0), d.sum(0), (d * d).sum(0)]).astype(np.float64)
+        none, one, two, _ = genotype_counts(cohort.variants, rows)
+        out["preprocess.variants"] = np.stack([none + one + two, one + 2 * two, one + 4 * two]).astype(np.float64)
     if cohort.images is not None:
         pixels = cohort.images.pixels[np.isin(cohort.images.person, rows)]
         channels = pixels.shape[1]

@@ -18,25 +18,19 @@ from torch import nn
 
 from fedml.models.image import build_image_network
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
+from fedml.models.variants import build_table_network, build_variant_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study import Study, TableNetwork
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the study leaves to the data: (channels, *size) of an image, and how many variants the shared panel has."""
+    """What the study leaves to the data: (channels, *size) of an image, how many variants the shared panel has, and for ``net = "genes"``
+    the gene of each (``fedml.cohort.genes.group``)."""
 
     image_shape: tuple[int, ...] = ()
     variants: int = 0
-
-
-def _table_network(spec: TableNetwork, inputs: int, outputs: int) -> nn.Module:
-    layers: list[nn.Module] = []
-    for width in spec.hidden:
-        layers += [nn.Linear(inputs, width), nn.ReLU(), *([nn.Dropout(spec.dropout)] if spec.dropout else [])]
-        inputs = width
-    layers.append(nn.Linear(inputs, outputs))
-    return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+    groups: tuple[int, ...] = ()
 
 
 class CohortModel(nn.Module):
@@ -59,15 +53,15 @@ class CohortModel(nn.Module):
                 self.encoder[name] = build_image_network(plan.image, layout.image_shape, width)
             elif name == "variants":
                 self.preprocess[name] = VariantPreprocess(layout.variants)
-                self.encoder[name] = _table_network(plan.variants, layout.variants, width)
+                self.encoder[name] = build_variant_network(plan.variants, layout.variants, width, layout.groups)
             else:
                 assert study.cohort.clinical is not None  # noqa: S101 - the study was validated
                 clinical = ClinicalPreprocess(study.cohort.clinical)
                 self.preprocess[name] = clinical
-                self.encoder[name] = _table_network(plan.clinical, clinical.width, width)
+                self.encoder[name] = build_table_network(plan.clinical, clinical.width, width)
         self.head: nn.Module | None = None
         if not alone:
-            self.head = _table_network(
+            self.head = build_table_network(
                 TableNetwork(net="mlp" if plan.hidden else "linear", hidden=plan.hidden), (width + 1) * len(self.inputs), outputs
             )
         self.target = TargetScale() if plan.task == "regression" else None
@@ -105,7 +99,7 @@ def build_model(study: Study, layout: Layout) -> CohortModel:
     """The study's model with its first weights, which depend on the study's seed alone.
 
     Raises:
-        InputError: a network's name is not known.
+        InputError: a network's name is not known, or the genes of the panel's variants are not.
     """
     with torch_seed(derive_seed("initial weights", study.study.seed)):
         return CohortModel(study, layout)

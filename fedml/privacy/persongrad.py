@@ -10,6 +10,7 @@ From a layer's inputs A and its outputs' gradients G of one person (a column a p
     one column      norm |a| |g|; the clipped sum is one product over all persons                    linear layers, one row a person
     few columns     norm from the products of columns, (A'A) * (G'G); the sum by one weighted pass   deep convolutions, small maps
     many columns    the person's gradient G A' itself, kept; the sum is one product                  other layers
+    a gene a block  norm from each gene's |a|^2 |g|^2; the sum by one weighted pass                  genes of variants
     other modules   the person's gradient by autograd, a person at a time
 
 (Goodfellow 2015, arXiv:1510.01799; Rochette et al. 2019, arXiv:1912.06015; Bu et al. 2022, arXiv:2205.10683, choose between the last two
@@ -33,6 +34,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError
+from fedml.models.variants import GeneLayer
 
 CANCEL = 2e-5
 _UNFOLDED = 2**19  # numbers of one image's unfolded input beyond which a convolution's own backward, person by person, is cheaper
@@ -204,7 +206,7 @@ def _recording(model: nn.Module) -> Iterator[dict[str, list[_Use]]]:
 def _has_rule(module: nn.Module) -> bool:
     if isinstance(module, _CONVOLUTIONS) and type(module) in _CONVOLUTIONS:
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-    return type(module) in (nn.Linear, nn.GroupNorm, nn.LayerNorm, *_INSTANCE_NORMS)
+    return type(module) in (nn.Linear, nn.GroupNorm, nn.LayerNorm, GeneLayer, *_INSTANCE_NORMS)
 
 
 def _sorted_out(
@@ -276,6 +278,10 @@ def _layer(prefix: str, layer: Any, x: torch.Tensor, g: torch.Tensor, groups: Se
         for group in groups:
             _weight(f"{prefix}weight", layer, group.pick(x), group.pick(g), group, found)
         bias, weight = g.sum(2) if g.shape[2] > 1 else g[:, :, 0], None
+    elif isinstance(layer, GeneLayer):
+        for group in groups:
+            _genes(f"{prefix}weight", layer, group.pick(x), group.pick(g), group, found)
+        bias, weight = g, None
     else:
         over = list(range(1, g.dim() - len(layer.normalized_shape)) if isinstance(layer, nn.LayerNorm) else range(2, g.dim()))
         product = _normalised(layer, x).mul_(g)
@@ -315,6 +321,16 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
     else:
         pairs = zip(torch.split(x, group.each), torch.split(g, group.each), strict=True)
         found.keep(name, torch.stack([_convolution_weight(layer, one, its) for one, its in pairs]), group)
+
+
+def _genes(name: str, layer: GeneLayer, x: torch.Tensor, g: torch.Tensor, group: _Group, found: _Found) -> None:
+    """The weight of a layer of genes, for the rows of one group: several rows of a person may cancel, so their gradients are made."""
+    if group.each == 1:
+        found.add(layer.squared_norms(x, g), group)
+        found.later.append(_Later(name, layer, x, g[:, :, None], group))
+    else:
+        each = layer.own_gradients(x, g)
+        found.keep(name, each.view(-1, group.each, *each.shape[1:]).sum(1), group)
 
 
 def _squares(flat: torch.Tensor) -> torch.Tensor:
@@ -377,6 +393,8 @@ def _weighted_sum(item: _Later, scale: torch.Tensor, gone: torch.Tensor | None) 
         rows = ~(gone if each == 1 else gone.repeat_interleave(each))
         x, g, scale = x[rows], g[rows], scale[rows]
     g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64: a large gradient times a small factor
+    if isinstance(item.layer, GeneLayer):
+        return item.layer.weight_gradient(x, g[:, :, 0])
     if not isinstance(item.layer, nn.Linear):
         return _convolution_weight(item.layer, x, g)
     total: torch.Tensor = g[:, :, 0].t() @ x if x.dim() == 2 else torch.einsum("rot,rti->oi", g, x.flatten(1, -2))

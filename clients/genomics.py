@@ -1,0 +1,187 @@
+"""The site's half of an analysis of genotypes: sums over its persons, step by step, and what the gate has to know about them.
+
+Persons are those of the cohort who have genotypes and, where the study has ``[gwas]``, the target and every covariate. Sums of a variant of
+which too few persons here have one of the genotypes (``fedml.analytics.frequency.small_cells``) are left at nothing and marked as not told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import RecordDict
+
+from clients.client import Request, own_flips
+from clients.site import load_aligned, load_cohort, read_site_once
+from fedml.analytics import forms, linear, logistic, pca
+from fedml.analytics.frequency import group_counts, small_cells_of
+from fedml.cohort.genotypes import person_chunks
+from fedml.cohort.persons import Cohort
+from fedml.cohort.variants import Dosages
+from fedml.errors import Reason, SiteError
+from fedml.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
+from fedml.study import Study
+
+Floats = npt.NDArray[np.float64]
+_VARIANTS = 4096  # of a block, whose sums are taken together
+
+
+@dataclass(frozen=True, eq=False)
+class Analysed:
+    """The persons of an analysis: ``rows`` of the cohort, ``covariates`` (persons, C) raw, ``outcome`` (persons,), ``groups`` (groups,
+    persons) within which a genotype's persons are counted before anything leaves."""
+
+    rows: npt.NDArray[np.int64]
+    covariates: Floats
+    outcome: Floats
+    groups: npt.NDArray[np.bool_]
+
+
+@lru_cache(maxsize=32)
+def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
+    """Who is analysed at the site with these ``manifests``."""
+    cohort = load_cohort(manifests, study)
+    has = np.zeros(len(cohort), dtype=bool) if cohort.variants is None else cohort.variants.present.copy()
+    raw, levels = _covariates(cohort, study)
+    if study.gwas is not None:
+        has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
+    rows = np.flatnonzero(has)
+    everybody = np.ones(len(rows), dtype=bool)
+    groups = [everybody, *(level[rows] for level in levels)]
+    if study.gwas is not None and forms.kind(study) == "logistic":
+        case = cohort.labels[rows] == 1
+        groups += [case, ~case]
+    return Analysed(rows, raw[rows], cohort.labels[rows], np.stack(groups))
+
+
+def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:
+    """(persons, C) columns, NaN where missing, and for each column of few values a mask of the persons who have each of them."""
+    spec, columns, levels = study.cohort.clinical, [], []
+    for name in study.gwas.covariates if study.gwas else ():
+        assert spec is not None  # noqa: S101 - the study was validated
+        values = np.full(len(cohort), np.nan) if cohort.clinical is None else cohort.clinical[:, spec.columns.index(name)]
+        known = np.unique(values[np.isfinite(values)])
+        if name in spec.categories:
+            columns += [np.where(np.isfinite(values), values == code, np.nan) for code in range(1, len(spec.categories[name]))]
+        else:
+            columns.append(values)
+        if name in spec.categories or len(known) == 2:
+            levels += [values == code for code in known]
+    return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((len(cohort), 0)), levels
+
+
+def persons(asked: Request) -> list[str]:
+    """Ids of those whom an answer is about, for the site's own ledger."""
+    cohort = load_cohort(asked.manifests, asked.study)
+    return [cohort.ids[row] for row in analysed(asked.manifests, asked.study).rows]
+
+
+def check_persons(asked: Request, content: RecordDict, fewest: int, columns_before: int) -> None:
+    """Raises ``SiteError`` where too few persons are behind an analysis, or components would take more columns than there are persons.
+
+    With as many products of its genotypes as it has persons, a site's genotypes could be solved for. The step's number is how many columns
+    have been asked with it, so those asked before can be told from the journal.
+    """
+    here = len(analysed(asked.manifests, asked.study).rows)
+    if here < fewest:
+        raise SiteError(Reason.TOO_FEW, f"{here} persons would be analysed, the policy wants {fewest}")
+    if asked.phase is Phase.SUBSPACE:
+        columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
+        if not columns_before + columns <= asked.round <= here:
+            raise SiteError(Reason.TOO_FEW, f"components would take {asked.round} columns of {here} persons; ask for fewer components")
+
+
+def shapes_of_reply(asked: Request, request: RecordDict) -> dict[str, tuple[int, ...]]:
+    """What the reply to ``request`` has to look like."""
+    given = unpack(request.array_records[ANALYSIS])
+    variants = unpack(request.array_records[AGREEMENT])[PANEL].tobytes().count(b"\n")
+    return forms.reply_shapes(asked.study, asked.phase, variants, given["basis"].shape[1] if "basis" in given else 0)
+
+
+def check_small(asked: Request, reply: RecordDict, request: RecordDict, min_count: int) -> None:
+    """Raises ``SiteError`` if a number that leaves is about fewer than ``min_count`` persons. Counted anew, not as the answer was made."""
+    values = unpack(reply.array_records[ANALYSIS])
+    text = f"numbers about fewer than {min_count} persons would leave"
+    for name in ("persons", "n", "cases"):
+        if name in values and 0 < int(values[name][0]) < min_count:
+            raise SiteError(Reason.TOO_FEW, text)
+    if "cases" in values and 0 < int(values["n"][0] - values["cases"][0]) < min_count:
+        raise SiteError(Reason.TOO_FEW, text)
+    if asked.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
+        return
+    small = _small(asked, _panel(asked, request), min_count)
+    for name, value in values.items():
+        blank = -1 if name == "counts" else 0
+        if (np.moveaxis(value, -1, 0)[small] != blank).any():
+            raise SiteError(Reason.TOO_FEW, f"{name}: {text}")
+
+
+def analyse(asked: Request, content: RecordDict) -> RecordDict:
+    """The sums that a step asks for."""
+    given = unpack(content.array_records[ANALYSIS])
+    own = _panel(asked, content)
+    people = analysed(asked.manifests, asked.study)
+    floor = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
+    match asked.phase:
+        case Phase.GENOTYPES:
+            counts = _group_counts(own, people)
+            out = np.where(small_cells_of(counts, floor), -1, counts[0])
+            return _reply({"counts": out})
+        case Phase.COVARIATES:
+            x = people.covariates
+            moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0)])
+            return _reply({"moments": moments, "persons": np.array([len(x)])})
+        case Phase.SUBSPACE:
+            return _reply({"product": pca.site_product(_blocks(own, people.rows), given["frequency"], given["basis"])})
+    design = _design(asked, given)
+    if asked.phase is Phase.NULL:
+        return _reply(_null(asked.study, design, people.outcome, given["theta"]))
+    small = _small(asked, own, floor)
+    sums = _association if asked.phase is Phase.ASSOCIATION else _fit
+    return _reply(_masked({name: value for name, value in sums(asked.study, own, people, design, given, ~small).items()}, ~small))
+
+
+def _reply(values: Mapping[str, Any]) -> RecordDict:
+    return RecordDict({ANALYSIS: pack({name: np.ascontiguousarray(v) for name, v in values.items()})})
+
+
+def _panel(asked: Request, content: RecordDict) -> Dosages:
+    """The site's dosages of the message's panel."""
+    values = unpack(content.array_records[AGREEMENT])
+    return _aligned(asked, values[PANEL].tobytes(), values[FLIPS])
+
+
+def _aligned(asked: Request, panel: bytes, flips: Any) -> Dosages:
+    cohort = load_aligned(asked.manifests, asked.study, panel, own_flips(asked, flips))
+    if cohort.variants is None:
+        raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is asked of a site without any")
+    return cohort.variants
+
+
+def _blocks(own: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int8]]:
+    """The persons' dosages, all variants, in pieces of bounded memory."""
+    return (own.dosage[chunk] for chunk in person_chunks(rows, len(own.keys)))
+
+
+def _group_counts(own: Dosages, people: Analysed) -> npt.NDArray[np.int64]:
+    total = np.zeros((len(people.groups), 4, len(own.keys)), dtype=np.int64)
+    at = 0
+    for block in _blocks(own, people.rows):
+        total += group_counts(block, people.groups[:, at : at + len(block)])
+        at += len(block)
+    return total
+
+
+def _small(asked: Request, own: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
+    """(variants,): a group of persons with one genotype is smaller than ``min_count`` here."""
+    return small_cells_of(_group_counts(own, analysed(asked.manifests, asked.study)), min_count)
+
+
+def _masked(sums: dict[str, Any], used: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The sums, nothing where a variant may not be told, and which were told."""
+    return {**{name: np.where(used, value, 0.0) for name, value in sums.items()}, "used": used.astype(np.uint8)}

@@ -1,0 +1,110 @@
+"""What the steps of an analysis of genotypes send and get, by name, type and shape: nothing else passes a gate or is read by the server.
+
+Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept first),
+J = K + 1 (with the variant), T = J (J + 1) / 2 (a triangle), M variants that components are made of, k components.
+
+    genotypes    ->                                         counts
+    covariates   ->                                         moments, persons
+    subspace     -> frequency, basis                        product
+    null         -> design, theta                           linear: xx, xy, yy, n; logistic: gradient, information, loglik, n
+    association  -> design, frequency, theta                used, xg, and linear: gg, gy; logistic: gwg, gr
+    fit          -> design, frequency, theta_fit, inverse   used, gradient_fit, information_fit, loglik_fit
+
+``design``: centre and scale (R,) of covariates and outcome, and what a site needs to make its persons' components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fedml.errors import Reason, SiteError
+from fedml.records import Phase
+from fedml.study import Study
+
+Shape = tuple[int | str, ...]
+DESIGN: dict[str, tuple[str, Shape]] = {
+    "centre": ("float64", ("R",)),
+    "scale": ("float64", ("R",)),
+    "loadings": ("float64", ("M", "k")),
+    "loading_values": ("float64", ("k",)),
+    "loading_frequency": ("float64", ("M",)),
+    "loading_panel": ("uint8", (None,)),  # type: ignore[dict-item]  # text, of any length
+    "loading_flips": ("uint8", (None,)),  # type: ignore[dict-item]
+}
+REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
+    Phase.GENOTYPES: {},
+    Phase.COVARIATES: {},
+    Phase.SUBSPACE: {"frequency": ("float64", ("m",)), "basis": ("float64", ("m", "b"))},
+    Phase.NULL: {**DESIGN, "theta": ("float64", ("K",))},
+    Phase.ASSOCIATION: {**DESIGN, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
+    Phase.FIT: {**DESIGN, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")), "inverse": ("float64", ("T", "m")),
+                "penalised": ("uint8", ("m",))},
+}  # fmt: skip
+REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
+    Phase.GENOTYPES: {"": {"counts": (4, "m")}},
+    Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
+    Phase.SUBSPACE: {"": {"product": ("m", "b")}},
+    Phase.NULL: {
+        "linear": {"xx": ("K", "K"), "xy": ("K",), "yy": (1,), "n": (1,)},
+        "logistic": {"gradient": ("K",), "information": ("K", "K"), "loglik": (1,), "n": (1,), "cases": (1,)},
+    },
+    Phase.ASSOCIATION: {
+        "linear": {"used": ("m",), "xg": ("K", "m"), "gg": ("m",), "gy": ("m",)},
+        "logistic": {"used": ("m",), "xg": ("K", "m"), "gwg": ("m",), "gr": ("m",)},
+    },
+    Phase.FIT: {"": {"used": ("m",), "gradient_fit": ("J", "m"), "information_fit": ("T", "m"), "loglik_fit": ("m",)}},
+}
+INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
+REPLY_TYPES: dict[str, str] = {
+    name: INTEGERS.get(name, "float64") for kinds in REPLY.values() for shapes in kinds.values() for name in shapes
+}
+
+
+def kind(study: Study) -> str:
+    """``linear`` for a number, ``logistic`` for two classes."""
+    return "linear" if study.model.task == "regression" else "logistic"
+
+
+def covariate_columns(study: Study) -> int:
+    """Columns that the covariates fill: one a number, one less than there are categories otherwise."""
+    spec = study.cohort.clinical
+    if study.gwas is None or spec is None:
+        return 0
+    return sum(len(spec.categories[c]) - 1 if c in spec.categories else 1 for c in study.gwas.covariates)
+
+
+def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dict[str, int]:
+    """What the letters in shapes stand for."""
+    components = study.gwas.components if study.gwas else 0
+    columns = covariate_columns(study)
+    known = 1 + columns + components
+    return {
+        "m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, "T": (known + 1) * (known + 2) // 2, "M": loadings, "k": components,
+    }  # fmt: skip
+
+
+def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:
+    """Raises ``SiteError`` unless the arrays of a request's analysis record are those of its phase."""
+    if study.gwas is None and phase is not Phase.GENOTYPES:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
+    declared = REQUEST[phase]
+    if given.keys() != declared.keys():
+        raise SiteError(Reason.UNDECLARED, "the analysis record holds other arrays than this step declares")
+    loadings = given["loading_panel"].tobytes().count(b"\n") if "loading_panel" in given else 0
+    basis = given["basis"].shape[1] if "basis" in given and given["basis"].ndim == 2 else 0
+    size = sizes(study, variants, basis, loadings)
+    for name, (dtype, shape) in declared.items():
+        value = given[name]
+        wanted = [size[n] if isinstance(n, str) else n for n in shape]
+        fits = str(value.dtype) == dtype and value.ndim == len(wanted)
+        if not fits or any(want is not None and have != want for have, want in zip(value.shape, wanted, strict=True)):
+            raise SiteError(Reason.UNDECLARED, f"{name} is not of the declared shape and type")
+
+
+def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the sums that a step's reply holds."""
+    kinds = REPLY[phase]
+    declared = kinds[""] if "" in kinds else kinds[kind(study)]
+    size = sizes(study, variants, basis)
+    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in declared.items()}

@@ -1,0 +1,212 @@
+"""Linear regression of a quantitative trait on each variant in turn, with covariates: ordinary least squares from sums over sites.
+
+    scaling = scaling_from(sum of scaling_sums(X, y))               # once: so that no digits are lost to offsets and units
+    X, y = scaled(X, y, scaling)                                    # at each site
+    null, sums = null_sums(X, y), variant_sums(dosage, frequency, X, y)          # at each site; chunks of persons add up: a + b
+    solve([null of each site], contributes, sum of variant_sums)    # at the server: beta, standard error, t, p, n a variant
+
+X is (persons, K) float64 with a column of ones; y (persons,). A missing dosage counts as 2 x the pooled frequency. A site that may not speak
+of a variant (small cells) is left out of that variant: its persons are then not in the variant's n. Frisch and Waugh (1933): the variant's
+coefficient is that of what the covariates leave of both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.analytics.frequency import Array, Dosage, centred, chunks
+
+DEPENDENT = 1e-11  # a column of which the others leave no more than this share of its squares is taken as their combination
+
+
+@dataclass(frozen=True, eq=False)
+class NullSums:
+    """X'X (K, K), X'y (K,), y'y and the number of persons."""
+
+    xx: Array
+    xy: Array
+    yy: float
+    n: int
+
+    def __add__(self, other: NullSums) -> NullSums:
+        return NullSums(self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.n + other.n)
+
+
+@dataclass(frozen=True, eq=False)
+class VariantSums:
+    """X'g (K, variants), g'g and g'y (variants,), g being the dosage less 2 x the pooled frequency (0 where missing)."""
+
+    xg: Array
+    gg: Array
+    gy: Array
+
+    def __add__(self, other: VariantSums) -> VariantSums:
+        return VariantSums(self.xg + other.xg, self.gg + other.gg, self.gy + other.gy)
+
+
+class Association(NamedTuple):
+    """A test a variant, each (variants,): ``statistic`` is t or z, ``p`` is 0 where below 1e-308 while ``log10_p`` (<= 0) still tells.
+    nan where the variant does not vary beside the covariates."""
+
+    beta: Array
+    standard_error: Array
+    statistic: Array
+    p: Array
+    log10_p: Array
+    n: npt.NDArray[np.int64]
+
+
+def scaling_sums(covariates: Array, trait: Array) -> Array:
+    """(3, K + 1): persons, sums and sums of squares of the covariates' columns and of the trait. Adds up over sites."""
+    both = np.column_stack([covariates, trait])
+    return np.stack([np.full(both.shape[1], float(len(both))), both.sum(0), (both**2).sum(0)])
+
+
+def scaling_from(sums: Array) -> Array:
+    """(2, K + 1): centre and scale of each column, from pooled ``scaling_sums``. A constant column (the ones) keeps centre 0 and scale 1,
+    and the trait its scale, so coefficients of variants are in the trait's units."""
+    mean = sums[1] / np.maximum(sums[0], 1)
+    variance = sums[2] / np.maximum(sums[0], 1) - mean**2
+    varies = variance > 1e-14 * mean**2
+    scale = np.sqrt(np.where(varies, variance, 1.0))
+    scale[-1] = 1.0
+    return np.stack([np.where(varies, mean, 0.0), scale])
+
+
+def scaled(covariates: Array, trait: Array, scaling: Array) -> tuple[Array, Array]:
+    """Covariates and trait, centred and scaled; variants' coefficients stay what they are as long as X holds the ones."""
+    return (covariates - scaling[0, :-1]) / scaling[1, :-1], (trait - scaling[0, -1]) / scaling[1, -1]
+
+
+def null_sums(covariates: Array, trait: Array) -> NullSums:
+    """A site's sums without any variant."""
+    return NullSums(covariates.T @ covariates, covariates.T @ trait, float(trait @ trait), len(trait))
+
+
+def variant_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array) -> VariantSums:
+    """A site's sums for a block of variants: ``dosage`` (persons, variants), pooled ``frequency`` (variants,)."""
+    persons, variants = dosage.shape
+    out = VariantSums(np.empty((covariates.shape[1], variants)), np.empty(variants), np.empty(variants))
+    for part in chunks(persons, variants, 1 << 20):
+        g = centred(dosage[:, part], frequency[part])
+        out.xg[:, part], out.gg[part], out.gy[part] = covariates.T @ g, np.einsum("ij,ij->j", g, g), trait @ g
+    return out
+
+
+def solve(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: VariantSums) -> Association:
+    """Coefficient, standard error and two-sided t test of each variant.
+
+    Covariates that are combinations of others (in the sites that contribute) are left out, and the degrees of freedom counted so.
+
+    Args:
+        null: one a site.
+        contributes: (sites, variants), whose sums are in ``sums``.
+        sums: added over the contributing sites.
+    """
+    variants = contributes.shape[1]
+    beta, error, free, n = np.full(variants, np.nan), np.full(variants, np.nan), np.ones(variants), np.zeros(variants, np.int64)
+    for sites, columns in patterns(contributes):
+        total = sum((null[i] for i in sites[1:]), null[sites[0]])
+        inverse, _, rank = (x[..., 0] for x in invert(total.xx[..., None]))
+        n[columns] = total.n
+        xg, gg, gy = sums.xg[:, columns], sums.gg[columns], sums.gy[columns]
+        projected = inverse @ xg
+        gg_left, gy_left = gg - np.einsum("ij,ij->j", xg, projected), gy - total.xy @ projected
+        yy_left = total.yy - total.xy @ inverse @ total.xy
+        degrees = total.n - int(rank) - 1
+        good = (gg_left > DEPENDENT * gg) & (degrees > 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slope = gy_left / gg_left
+            variance = np.maximum(yy_left - slope * gy_left, 0.0) / degrees / gg_left
+        beta[columns], error[columns] = np.where(good, slope, np.nan), np.where(good, np.sqrt(np.where(good, variance, 0.0)), np.nan)
+        free[columns] = max(degrees, 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = beta / error
+    log10_p = t_log10_p(statistic, free)
+    return Association(beta, error, statistic, 10.0**log10_p, log10_p, n)
+
+
+def patterns(contributes: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """(sites, variants) as indices: the variants to which the same sites contribute, pattern by pattern; none for those without sites."""
+    if contributes.shape[1] == 0:
+        return
+    found, which = np.unique(np.packbits(contributes, axis=0), axis=1, return_inverse=True)
+    order = np.argsort(which.ravel(), kind="stable")
+    for columns in np.split(order, np.cumsum(np.bincount(which.ravel(), minlength=found.shape[1]))[:-1]):
+        sites = np.flatnonzero(contributes[:, columns[0]])
+        if len(sites):
+            yield sites, columns
+
+
+def invert(matrices: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
+    """Inverses (P, P, batch), log determinants (batch,) and ranks (batch,) of symmetric non-negative ``matrices`` (P, P, batch).
+
+    By the sweep operator (Goodnight 1979, Am Stat 33:149) after scaling to a unit diagonal. A row that depends on those before it is left
+    out: 0 in the inverse, 1 in the determinant.
+    """
+    size = len(matrices)
+    diagonal = np.maximum(matrices[np.arange(size), np.arange(size)], 0.0)
+    scale = np.where(diagonal > 0, 1 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0)), 0.0)
+    a = matrices * scale[:, None] * scale[None]
+    log_determinant, rank = np.zeros(a.shape[2]), np.zeros(a.shape[2], np.int64)
+    kept = np.zeros(diagonal.shape, np.bool_)
+    for k in range(size):
+        pivot = a[k, k].copy()
+        kept[k] = use = pivot > DEPENDENT
+        safe = np.where(use, pivot, 1.0)
+        row = np.where(use, a[k] / safe, 0.0)
+        column = np.where(use, a[:, k], 0.0)
+        a = a - column[:, None] * row[None]
+        a[k], a[:, k] = np.where(use, row, a[k]), np.where(use, -column / safe, a[:, k])
+        a[k, k] = np.where(use, 1 / safe, a[k, k])
+        log_determinant += np.where(use, np.log(safe) - 2 * np.log(np.where(use, scale[k], 1.0)), 0.0)
+        rank += use
+    both = kept[:, None] & kept[None]
+    out = np.where(both, (a + a.transpose(1, 0, 2)) / 2 * scale[:, None] * scale[None], 0.0)
+    return out, log_determinant, rank
+
+
+def normal_log10_p(z: Array) -> Array:
+    """log10 of the two-sided p value of a standard normal ``z``."""
+    from scipy.special import log_ndtr
+
+    out: Array = (log_ndtr(-np.abs(z)) + np.log(2.0)) / np.log(10.0)
+    return np.minimum(out, 0.0)
+
+
+def t_log10_p(t: Array, degrees: Array) -> Array:
+    """log10 of the two-sided p value of Student's ``t``, also where p is below the smallest float."""
+    from scipy.special import betainc, betaln
+
+    t = np.asarray(t, np.float64)
+    square = t * t
+    with np.errstate(invalid="ignore", over="ignore"):
+        x = np.where(np.isinf(square), 0.0, degrees / (degrees + square))
+    a = degrees / 2
+    with np.errstate(divide="ignore"):
+        out: Array = np.log(betainc(a, 0.5, x))
+        if (tiny := out < -600).any():  # there the incomplete beta function by its continued fraction, in logarithms (DLMF 8.17.22)
+            a, x = np.broadcast_to(a, t.shape)[tiny], x[tiny]
+            out[tiny] = a * np.log(x) + 0.5 * np.log1p(-x) - np.log(a) - betaln(a, 0.5) + np.log(_continued_fraction(a, x))
+    return np.minimum(out / np.log(10.0), 0.0)
+
+
+def _continued_fraction(a: Array, x: Array) -> Array:
+    """The fraction of DLMF 8.17.22 with b = 1/2, by the modified method of Lentz."""
+    b = 0.5
+    c, d = np.ones_like(x), 1 / (1 - (a + b) * x / (a + 1))
+    out = d.copy()
+    for m in range(1, 10_000):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            c, d = 1 + term / c, 1 / (1 + term * d)
+            out = out * c * d
+        if np.all(np.abs(c * d - 1) < 1e-15):
+            break
+    return out

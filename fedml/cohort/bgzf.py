@@ -1,0 +1,139 @@
+"""The bytes of a bgzip or plain file, piece by piece, every block checked.
+
+    for piece in inflated(path): ...                    # bytes, about 64 KB each
+    for text in whole_lines(inflated(path), path, size=2**20, longest=2**24): ...
+
+Bgzip is a row of gzip members of at most 64 KB that say their own length and end with an empty one (SAM specification, section 4.1). zlib
+checks each member's CRC-32 and length.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedml.errors import InputError
+
+_GZIP, _HEAD = b"\x1f\x8b", 18  # a bgzip member's header, its extra field included
+_EMPTY = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+_READ = 2**18
+
+
+def check_whole(path: Path) -> bool:
+    """Is the file bgzip (or else plain)? A cheap look at both of its ends.
+
+    Raises:
+        InputError: it is empty, is gzip but no bgzip, or lacks bgzip's last block: data are gone that htslib would not miss.
+    """
+    with path.open("rb") as file:
+        start = file.read(_HEAD)
+        if not start:
+            raise InputError(f"{path}: is empty, it has no header; copy it anew.")
+        if start[:2] != _GZIP:
+            return False
+        if start[12:14] != b"BC":
+            raise InputError(f"{path}: is compressed by gzip, htslib reads bgzip; write it anew (gunzip -c, then bgzip).")
+        file.seek(-min(len(_EMPTY), path.stat().st_size), 2)
+        if file.read() != _EMPTY:
+            raise InputError(f"{path}: is cut short, its last bgzip block is missing; copy it anew.")
+    return True
+
+
+def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
+    """The file's content, a bgzip block (or 64 KB of a plain file) at a time; of a bgzip file from the virtual offset ``start`` on.
+
+    Raises:
+        InputError: a block is damaged or cut, or bgzip's last block is missing.
+    """
+    if not check_whole(path):
+        with path.open("rb") as file:
+            while piece := file.read(2**16):
+                yield piece
+        return
+    with path.open("rb") as file:
+        file.seek(start >> 16)
+        held, at, end, skip = b"", 0, False, start & 0xFFFF
+        while True:
+            size = _block_size(held, at)
+            if size is None or at + size > len(held):
+                more = file.read(_READ)
+                if not more:
+                    break
+                held, at = held[at:] + more, 0
+                continue
+            if size <= _HEAD or held[at : at + 4] != _EMPTY[:4] or held[at + 12 : at + 14] != b"BC":
+                raise InputError(f"{path}: is damaged, no bgzip block begins where the last one ends; copy it anew.")
+            try:
+                piece = zlib.decompress(held[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
+            except zlib.error as error:
+                raise InputError(
+                    f"{path}: is damaged, a bgzip block cannot be decompressed or fails its checksum; copy it anew."
+                ) from error
+            at, end = at + size, not piece
+            if piece:
+                yield piece[skip:]
+            skip = 0
+        if at != len(held) or not end:
+            raise InputError(f"{path}: is cut short in the middle of a bgzip block; copy it anew.")
+
+
+def _block_size(held: bytes, at: int) -> int | None:
+    """Length of the block that begins at ``at``; None where too little is held to tell."""
+    return None if len(held) - at < _HEAD else int.from_bytes(held[at + 16 : at + 18], "little") + 1
+
+
+def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Iterator[bytes]:
+    """The text in runs of whole lines, about ``size`` bytes each (one line where it is longer); only the last may lack its line end.
+
+    Raises:
+        InputError: a line has more than ``longest`` bytes.
+    """
+    lines: list[bytes | memoryview] = []  # whole lines
+    begun: list[bytes | memoryview] = []  # the beginning of the next one
+    full, open_, number = 0, 0, 1
+    for piece in pieces:
+        first = piece.find(b"\n")
+        if open_ + (len(piece) if first < 0 else first) > longest:
+            length = open_ + _to_line_end(piece, pieces)
+            raise InputError(
+                f"{path}: line {number + b''.join(lines).count(10)} has {length:,} bytes, more than the {longest:,} for which there is "
+                "memory; raise data.variants.memory_mb in site.toml."
+            )
+        cut = piece.rfind(b"\n") + 1 if first >= 0 else 0
+        view = memoryview(piece)
+        if cut:
+            lines += [*begun, view[:cut]]
+            full += open_ + cut
+            begun, open_ = [], 0
+        begun.append(view[cut:])
+        open_ += len(piece) - cut
+        if full and full + open_ >= size:
+            text = b"".join(lines)
+            lines, full = [], 0
+            number += text.count(b"\n")
+            yield text
+    if full + open_:
+        yield b"".join([*lines, *begun])
+
+
+def _to_line_end(piece: bytes, pieces: Iterator[bytes]) -> int:
+    """How many bytes there are before the next line end."""
+    length = 0
+    while (end := piece.find(b"\n")) < 0:
+        length += len(piece)
+        piece = next(pieces, b"\n")
+    return length + end
+
+
+def find_index(path: Path, *endings: str) -> Path:
+    """The index beside ``path``.
+
+    Raises:
+        InputError: there is none.
+    """
+    for ending in endings:
+        index = path.with_name(path.name + ending)
+        if index.exists():
+            return index
+    raise InputError(f"{path}: has no index ({' or '.join(endings)}), and a region is asked for; make one (bcftools index {path}).")

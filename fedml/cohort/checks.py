@@ -1,0 +1,109 @@
+"""The matrix of site x check that is printed before any training: what each site's variants are, what was done to them, what is wrong.
+
+    checks = keys_checks(files, panel, spec) + counts_checks(panel, counts, spec)
+    [c for c in checks if c.verdict == "fail"]        # each with its mend
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.fingerprint import NOTES
+from fedml.cohort.panel import Panel
+from fedml.cohort.variants import Variant
+from fedml.study import Variants
+
+EVERYBODY = "all sites"
+_CONTRADICTS, _COMPARED = 0.2, 50  # correlation of a site's allele frequencies with the others' below which alleles are mixed up
+
+
+@dataclass(frozen=True)
+class Check:
+    """One cell: ``value`` is a count of variants unless it says otherwise; ``mend`` says what to do where the verdict is not ``ok``."""
+
+    site: str
+    check: str
+    value: str
+    verdict: Literal["ok", "warn", "fail"] = "ok"
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class SiteFile:
+    """What a site told about its genotype file."""
+
+    keys: tuple[Variant, ...]
+    build: str
+    notes: Sequence[int]
+    checked: bool
+
+
+def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> list[Check]:
+    """What can be told from keys alone."""
+    out: list[Check] = []
+    wanted = spec.build or Counter(file.build for file in files.values()).most_common(1)[0][0]
+    for site, file in files.items():
+        wrong = file.build != wanted and (bool(spec.build) or spec.match == "position")
+        mend = f'lift the file of {site} over to {wanted}, or set [cohort.variants] match = "rsid"' if wrong else ""
+        out.append(Check(site, "genome build", file.build + (", REF checked" if file.checked else ""), "fail" if wrong else "ok", mend))
+        for name, count in zip(NOTES, file.notes, strict=True):
+            if not count:
+                continue
+            bad = name == "reference mismatch"
+            mend = "left out: their REF is not the reference's base; look at build and reference in site.toml" if bad else ""
+            out.append(Check(site, name, str(int(count)), "warn" if bad else "ok", mend))
+        for name, count in panel.matching.get(site, {}).items():
+            turned = name in ("strand", "strand-swapped")
+            mend = "complemented; give the file on the forward strand" if turned else ""
+            if name == "twice":
+                mend = "left out: the same variant stands twice in the file; keep one"
+            if name == "none":
+                mend = "left out: the alleles at that place are other ones than elsewhere"
+            out.append(Check(site, f"matched: {name}", str(count), "warn" if mend else "ok", mend))
+        if doubt := int(panel.doubtful[site].sum()) if site in panel.doubtful else 0:
+            out.append(Check(site, "A/T or C/G whose strand is not sure", str(doubt), "warn", "kept only where frequencies tell the strand"))
+    fewest = min(files, key=lambda site: len(files[site].keys))
+    share = len(panel.keys) / max(len(files[fewest].keys), 1)
+    few = share < spec.min_shared or not panel.keys
+    mend = (
+        f"the sites share {share:.1%} of the {len(files[fewest].keys)} variants of {fewest}, the study asks for {spec.min_shared:.0%}; compare builds, "
+        'normalise indels (give a reference), set [cohort.variants] match = "rsid", or lower min_shared'
+    )
+    out.append(Check(EVERYBODY, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", "fail" if few else "ok", mend if few else ""))
+    return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
+
+
+def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
+    """What counts of genotypes tell: site -> (4, variants), -1 where a site's policy lets nothing leave; ``failed``: threshold -> variants."""
+    out: list[Check] = []
+    told = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
+    for site, table in counts.items():
+        if hidden := int((table[0] < 0).sum()):
+            out.append(Check(site, "not told: a genotype of too few persons", str(hidden), "warn", "these persons are left out of those variants"))
+        called = told[site][:3].sum()
+        if called:
+            out.append(Check(site, "call rate", f"{called / (called + told[site][3].sum()):.2%}"))
+        if dead := int(((table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
+            out.append(Check(site, "called in nobody", str(dead), "warn", "every genotype of these variants is missing here"))
+        own = _frequency(told[site])
+        rest = _frequency(np.sum([t for name, t in told.items() if name != site], axis=0)) if len(told) > 1 else own * np.nan
+        both = np.isfinite(own) & np.isfinite(rest)
+        if both.sum() >= _COMPARED and own[both].std() > 0 and rest[both].std() > 0:
+            r = float(np.corrcoef(own[both], rest[both])[0, 1])
+            wrong = r < _CONTRADICTS
+            mend = f"dosages at {site} seem to count the other allele than its file says; look at how it was written" if wrong else ""
+            out.append(Check(site, "allele frequencies against the other sites", f"r = {r:.2f}", "fail" if wrong else "ok", mend))
+    return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in failed.items()]
+
+
+def _frequency(table: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    alleles = 2 * table[:3].sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        out: npt.NDArray[np.float64] = np.where(alleles > 0, (table[1] + 2 * table[2]) / alleles, np.nan)
+    return out

@@ -1,0 +1,192 @@
+"""What a site's variants mean, brought to one spelling before anything of them is compared: the site's half of "the same at every site".
+
+    own = fingerprint(keys, contigs, "GRCh38", reference=Path("GRCh38.fa"))
+    own.keys, own.columns, own.flip, own.notes
+
+Contigs get their canonical name, alleles are trimmed to the fewest letters and, where a reference FASTA is given, indels are moved to the
+left as far as they go (Tan, Abecasis and Kang 2015, Bioinformatics 31:2202) and every REF is held against the reference: a SNP whose ALT is
+the reference's base has its alleles the other way round, one that fits on the other strand is complemented, and one that does not fit is
+left out. What was done is counted, and the counts go to the server (``NOTES``), where sites are compared (``fedml.cohort.panel``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.builds import Build, beyond_end, build_of
+from fedml.cohort.variants import Variant, canonical_contig
+from fedml.errors import InputError
+
+COMPLEMENT = str.maketrans("ACGT", "TGCA")
+# Counts of variants (never of persons) that a site tells about its file, in this order on the wire.
+NOTES = (
+    "read", "contig renamed", "trimmed", "left-aligned", "alleles swapped to the reference", "strand turned to the reference",
+    "reference mismatch", "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2", "other",
+)  # fmt: skip
+_WINDOW = 1000  # bases that an indel may be moved to the left
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A site's variants in canonical spelling: ``columns`` (variants,) where each stands in the file, ``flip`` (variants,) whether its
+    dosage counts the other allele there. ``build``: as the header says, else as the manifest states it."""
+
+    keys: tuple[Variant, ...]
+    columns: npt.NDArray[np.int64]
+    flip: npt.NDArray[np.bool_]
+    notes: dict[str, int]
+    build: str
+
+
+def is_plain(alleles: str) -> bool:
+    """Only A, C, G, T: an allele that can be compared, unlike ``<DEL>``, ``*`` or a breakend."""
+    return not alleles.strip("ACGT")
+
+
+def is_ambiguous(ref: str, alt: str) -> bool:
+    """A/T and C/G read the same on both strands."""
+    return len(ref) == 1 and ref.translate(COMPLEMENT) == alt
+
+
+def fingerprint(
+    keys: Sequence[Variant],
+    contigs: Mapping[str, int | None],
+    build: Build,
+    *,
+    where: str,
+    reference: Path | None = None,
+    left_out: Mapping[str, int] | None = None,
+) -> Fingerprint:
+    """The site's variants in canonical spelling.
+
+    Args:
+        contigs: as the file's header names them, with their lengths.
+        build: what the manifest states.
+        where: names the file in errors.
+        left_out: what the reader passed over, by reason.
+
+    Raises:
+        InputError: the header's lengths, or positions, are those of another build, or the reference cannot be read or does not fit.
+    """
+    found = build_of(contigs)
+    if found is not None and found != build:
+        raise InputError(f"{where}: its contig lengths are those of {found}, but site.toml says {build}; correct data.variants build.")
+    notes = dict.fromkeys(NOTES, 0) | {"read": len(keys)}
+    for reason, count in (left_out or {}).items():
+        notes[reason if reason in notes else "other"] += count
+    bases = _reference(reference) if reference is not None else None
+    kept: list[Variant] = []
+    columns: list[int] = []
+    flip: list[bool] = []
+    names: dict[str, str] = {}
+    for at, key in enumerate(keys):
+        contig = names.get(key.contig) or names.setdefault(key.contig, canonical_contig(key.contig))
+        if beyond_end(contig, key.position, build):
+            raise InputError(
+                f"{where}: position {key.contig}:{key.position} lies beyond the end of that chromosome in {build}; "
+                "correct data.variants build in site.toml."
+            )
+        notes["contig renamed"] += contig != key.contig
+        made = key if contig == key.contig else key._replace(contig=contig)
+        turned = False
+        ref, alt = made.ref.upper(), made.alt.upper()
+        if not (is_plain(ref) and is_plain(alt)):
+            notes["not plain alleles"] += 1
+        else:
+            if (ref, alt) != (made.ref, made.alt):
+                made = made._replace(ref=ref, alt=alt)
+            if len(ref) > 1 or len(alt) > 1:
+                made = trim(made)
+                notes["trimmed"] += (made.ref, made.alt) != (ref, alt)
+            if bases is not None:
+                checked = _against(made, bases)
+                if checked is None:
+                    notes["reference mismatch"] += 1
+                    continue
+                fit, turned, complemented = checked
+                notes["left-aligned"] += fit.position != made.position
+                notes["alleles swapped to the reference"] += turned
+                notes["strand turned to the reference"] += complemented
+                made = fit
+        kept.append(made)
+        columns.append(at)
+        flip.append(turned)
+    if bases is not None and keys and notes["reference mismatch"] > 0.5 * len(keys):
+        raise InputError(
+            f"{where}: {notes['reference mismatch']} of {len(keys)} variants do not fit {reference}; "
+            "one of the two is of another build, correct data.variants reference or build in site.toml."
+        )
+    return Fingerprint(tuple(kept), np.array(columns, dtype=np.int64), np.array(flip, dtype=bool), notes, found or build)
+
+
+def trim(key: Variant) -> Variant:
+    """The same change with the fewest letters: a shared end goes first, then a shared beginning; each allele keeps one letter."""
+    ref, alt, position = key.ref, key.alt, key.position
+    while min(len(ref), len(alt)) > 1 and ref[-1] == alt[-1]:
+        ref, alt = ref[:-1], alt[:-1]
+    while min(len(ref), len(alt)) > 1 and ref[0] == alt[0]:
+        ref, alt, position = ref[1:], alt[1:], position + 1
+    return key._replace(position=position, ref=ref, alt=alt)
+
+
+def left_align(key: Variant, base_at: Callable[[str, int], str]) -> Variant:
+    """An indel moved to the left as far as it stays the same change. ``base_at``: contig and 1-based position -> base."""
+    ref, alt, position = key.ref, key.alt, key.position
+    for _ in range(_WINDOW):
+        if ref and alt and ref[-1] == alt[-1]:
+            ref, alt = ref[:-1], alt[:-1]
+        elif ref and alt:
+            break
+        if not ref or not alt:
+            if position == 1:  # nothing stands before the first base: one after it is the anchor
+                base = base_at(key.contig, position + max(len(ref), len(alt)))
+                return key._replace(position=position, ref=ref + base, alt=alt + base)
+            position -= 1
+            base = base_at(key.contig, position)
+            ref, alt = base + ref, base + alt
+    return trim(key._replace(position=position, ref=ref, alt=alt))
+
+
+def _against(key: Variant, bases: Callable[[str, int, int], str]) -> tuple[Variant, bool, bool] | None:
+    """(variant as the reference has it, alleles swapped?, strand turned?), or None where it does not fit the reference."""
+    ref, alt = key.ref, key.alt
+    there = bases(key.contig, key.position, max(len(ref), len(alt)))
+    if there.startswith(ref):
+        return left_align(key, lambda c, p: bases(c, p, 1)) if len(ref) != len(alt) else key, False, False
+    if there.startswith(alt):
+        made = key._replace(ref=alt, alt=ref)
+        return left_align(made, lambda c, p: bases(c, p, 1)) if len(ref) != len(alt) else made, True, False
+    if len(ref) == len(alt) == 1:
+        other = key._replace(ref=ref.translate(COMPLEMENT), alt=alt.translate(COMPLEMENT))
+        if there == other.ref:
+            return other, False, True
+        if there == other.alt:
+            return other._replace(ref=other.alt, alt=other.ref), True, True
+    return None
+
+
+def _reference(path: Path) -> Callable[[str, int, int], str]:
+    """(contig, 1-based position, letters) -> bases in capitals, fewer at a contig's end; none for a contig that it lacks."""
+    import pysam
+
+    if not path.exists():
+        raise InputError(f"{path}: no such file; correct data.variants reference in site.toml.")
+    try:
+        fasta = pysam.FastaFile(str(path))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as FASTA with its index ({error}); make one with samtools faidx.") from error
+    names = {canonical_contig(name): name for name in fasta.references}
+    held: dict[str, str] = {}  # one contig at a time: files are sorted by it, and the longest is 250 MB
+
+    def bases(contig: str, position: int, count: int) -> str:
+        if contig not in held:
+            held.clear()
+            held[contig] = fasta.fetch(names[contig]).upper() if contig in names else ""
+        return held[contig][position - 1 : position - 1 + count]
+
+    return bases

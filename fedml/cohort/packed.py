@@ -1,0 +1,279 @@
+"""ALT dosages at two bits each: a table of persons x variants, in memory or mapped from a file, unpacked only as far as it is read.
+
+    table = Packed.of(dosage)                      # int8 (persons, variants) of -1, 0, 1, 2
+    table[rows], table.floats(rows)                # some persons: int8, or float32 with -1.0 where missing
+    table.block(0, 4096)                           # a range of variants of all persons, for a pass over variants
+    table.aligned(columns, flip).take(persons)     # another order of variants and persons: a view, nothing is unpacked
+
+A person's row is ceil(variants / 4) bytes that lie together; variant j stands in byte j // 4 at bits 2 * (j % 4), as 0, 1, 2 copies of ALT
+or 3 for missing (in that order of bits, not in the codes, as PLINK 1 packs persons). So a batch of persons reads their rows and no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, SupportsIndex, final
+
+import numpy as np
+import numpy.typing as npt
+
+MISSING = -1
+_CHUNK = 1 << 22  # bytes of int8 dosages at a time while packing
+_GATHER = 1 << 16  # columns at a time while gathering, which bounds what is in between
+_KINDS = 9  # how a byte answers: 4 places in it, as they are or flipped, and absent
+Rows = npt.NDArray[Any] | Sequence[int] | slice
+Int8s = npt.NDArray[np.int8]
+
+
+def _answers() -> Int8s:
+    """(kinds, 256) int8: what a byte says under each kind; kind = place + 4 if flipped, 8 absent."""
+    codes = (np.arange(256)[None, :] >> (2 * np.arange(4)[:, None])) & 3
+    plain = np.array([0, 1, 2, MISSING], np.int8)[codes]
+    return np.concatenate([plain, np.where(plain == MISSING, plain, 2 - plain), np.full((1, 256), MISSING)]).astype(np.int8)
+
+
+_ANSWERS = _answers()
+_ONE = {t: np.ascontiguousarray(_ANSWERS.ravel(), t) for t in (np.dtype(np.int8), np.dtype(np.float32))}  # [kind * 256 + byte]
+# [byte]: its four answers as one opaque value, so that NumPy copies 4 or 16 bytes a look-up; void needs no alignment of the target.
+_FOUR = {t: np.ascontiguousarray(_ANSWERS[:4].T, t).view(f"V{4 * t.itemsize}").ravel() for t in _ONE}
+
+
+@final
+@dataclass(frozen=True, eq=False, repr=False)
+class Packed:
+    """Dosages of persons x variants. ``table`` uint8 (stored persons, ceil(stored / 4)) holds ``stored`` variants; ``rows`` and
+    ``columns`` say which of them this view shows, None for all as they stand; column -1 is missing for everybody, ``flip`` turns d into
+    2 - d. Make one with ``Packed.of``, ``stack`` or over a table that is packed already: ``Packed(table, variants)``."""
+
+    table: npt.NDArray[np.uint8]
+    stored: int
+    rows: npt.NDArray[np.intp] | None = None
+    columns: npt.NDArray[np.intp] | None = None
+    flip: npt.NDArray[np.bool_] | None = None
+
+    def __post_init__(self) -> None:
+        if self.table.dtype != np.uint8 or self.table.ndim != 2 or self.table.shape[1] != width(self.stored):
+            raise ValueError(f"a table of {self.stored} variants is uint8 (persons, {width(self.stored)}), not {self.table.shape}")
+
+    @staticmethod
+    def of(dosage: npt.NDArray[np.int8]) -> Packed:
+        """Packs int8 (persons, variants) of -1, 0, 1, 2, block by block.
+
+        Raises:
+            ValueError: another value, another type, or not two axes.
+        """
+        if dosage.ndim != 2 or dosage.dtype != np.int8:
+            raise ValueError(f"dosages are int8 (persons, variants), not {dosage.dtype} {dosage.shape}")
+        table = np.empty((len(dosage), width(dosage.shape[1])), np.uint8)
+        for begin, end in _spans(len(dosage), dosage.shape[1]):
+            pack(dosage[begin:end], table[begin:end])
+        return Packed(table, dosage.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(persons, variants)."""
+        return len(self), self.stored if self.columns is None else len(self.columns)
+
+    @property
+    def dtype(self) -> np.dtype[np.int8]:
+        """int8, what ``[rows]`` gives."""
+        return np.dtype(np.int8)
+
+    def __len__(self) -> int:
+        return len(self.table) if self.rows is None else len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Packed{self.shape}"
+
+    def __getitem__(self, rows: Rows | SupportsIndex) -> Int8s:
+        """int8 (persons in ``rows``, variants), -1 where missing; of one person (variants,).
+
+        Raises:
+            IndexError: a person that is not there, or an index that is not over persons.
+        """
+        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
+            one: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
+            return one
+        return self.block(0, self.shape[1], rows)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """All of it unpacked, so that ``np.asarray(packed)`` works; for small tables."""
+        if copy is False:
+            raise ValueError("packed dosages cannot be an array without a copy")
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype)
+
+    def floats(self, rows: Rows, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+        """float32 (persons in ``rows``, variants), -1.0 where missing: exactly ``packed[rows]`` as floats, without the int8 in between.
+
+        Args:
+            out: where to write, C-contiguous and of that shape; memory used before is faster than fresh memory.
+
+        Raises:
+            IndexError: a person that is not there.
+        """
+        chosen, shape = self._persons(rows), self.shape
+        if out is None:
+            out = np.empty((len(chosen), shape[1]), np.float32)
+        elif out.shape != (len(chosen), shape[1]) or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"out is {out.dtype} {out.shape}, expected C-contiguous float32 {(len(chosen), shape[1])}")
+        self._unpack(chosen, 0, shape[1], out)
+        return out
+
+    def block(self, start: int, stop: int, rows: Rows | None = None) -> Int8s:
+        """Variants ``start`` to ``stop`` (not included) of all persons, or of those in ``rows``: int8 (persons, stop - start).
+
+        A mapped table is read in pages of 4,096 bytes, 16,384 variants of a person: narrower blocks read pages more than once.
+
+        Raises:
+            IndexError: the range reaches beyond the variants, or a person is not there.
+        """
+        if not 0 <= start <= stop <= self.shape[1]:
+            raise IndexError(f"variants {start} to {stop} of {self.shape[1]}")
+        chosen = self._persons(slice(None) if rows is None else rows)
+        out = np.empty((len(chosen), stop - start), np.int8)
+        self._unpack(chosen, start, stop, out)
+        return out
+
+    def aligned(self, columns: npt.NDArray[np.integer[Any]], flip: npt.NDArray[np.bool_]) -> Packed:
+        """A view whose variant j is this one's variant ``columns[j]``, 2 - d where ``flip[j]``; column -1: missing for everybody.
+
+        Both are (panel,). The identity gives the table as it stands, at no cost in reading.
+
+        Raises:
+            IndexError: a column that is not there.
+            ValueError: the two differ in length.
+        """
+        if columns.shape != flip.shape or columns.ndim != 1:
+            raise ValueError(f"columns {columns.shape} and flip {flip.shape} are not both (panel,)")
+        if len(columns) and not (columns.min() >= MISSING and columns.max() < self.shape[1]):
+            raise IndexError(f"a column is not in -1 to {self.shape[1] - 1}")
+        absent = columns < 0
+        own = columns.astype(np.intp)
+        turned = flip.astype(bool)
+        if self.columns is not None and self.flip is not None:
+            if self.shape[1]:
+                own, turned = np.where(absent, MISSING, self.columns[own]), turned ^ self.flip[own]
+            absent = own < 0
+        turned = turned & ~absent
+        if len(own) == self.stored and not turned.any() and np.array_equal(own, np.arange(self.stored)):
+            return replace(self, columns=None, flip=None)
+        return replace(self, columns=own, flip=turned)
+
+    def take(self, rows: Rows) -> Packed:
+        """A view of the persons in ``rows``, in that order.
+
+        Raises:
+            IndexError: a person that is not there.
+        """
+        return replace(self, rows=self._persons(rows))
+
+    def _persons(self, rows: Rows) -> npt.NDArray[np.intp]:
+        """Rows of ``table``."""
+        persons = len(self)
+        if isinstance(rows, slice):
+            chosen = np.arange(*rows.indices(persons), dtype=np.intp)
+        else:
+            index = np.asarray(rows)
+            if index.ndim != 1 or not (index.dtype.kind in "iub" or index.size == 0):
+                raise IndexError("persons are chosen by a slice, by integers or by one bool a person, on one axis")
+            if index.dtype == bool:
+                if len(index) != persons:
+                    raise IndexError(f"{len(index)} bools for {persons} persons")
+                index = np.flatnonzero(index)
+            chosen = index.astype(np.intp)
+            if chosen.size:
+                if not -persons <= chosen.min() <= chosen.max() < persons:
+                    raise IndexError(f"a person is not in 0 to {persons - 1}")
+                chosen = np.where(chosen < 0, chosen + persons, chosen)
+        return chosen if self.rows is None else self.rows[chosen]
+
+    @cached_property
+    def _gather(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint16]]:
+        """Of each column, the byte it stands in and its kind * 256: a byte plus that is an index into ``_ONE``."""
+        assert self.columns is not None  # noqa: S101 - for the type checker; the caller has asked
+        assert self.flip is not None  # noqa: S101
+        kind = np.where(self.columns < 0, _KINDS - 1, self.columns % 4 + 4 * self.flip)
+        return np.maximum(self.columns, 0) // 4, (kind * 256).astype(np.uint16)
+
+    def _unpack(self, rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> None:
+        """Variants ``start`` to ``stop`` of the table's ``rows`` into ``out``, int8 or float32."""
+        if not self.stored or self.columns is not None:
+            self._pick(rows, start, stop, out)
+            return
+        four = _FOUR[out.dtype]
+        if start % 4:  # shifted against the bytes: by way of one whole row of the range
+            scratch = np.empty(width(stop) - start // 4, four.dtype)
+            shifted = scratch.view(out.dtype)[start % 4 : start % 4 + stop - start]
+            for at, row in enumerate(rows):
+                np.take(four, self.table[row, start // 4 : width(stop)], mode="clip", out=scratch)
+                out[at] = shifted
+            return
+        begin, end, whole = start // 4, stop // 4, (stop - start) // 4 * 4
+        for at, row in enumerate(rows):
+            packed, target = self.table[row, begin : width(stop)], out[at]
+            np.take(four, packed[: end - begin], mode="clip", out=target[:whole].view(four.dtype))  # clip: unbuffered; no byte is beyond
+            if stop % 4:
+                target[whole:] = _ANSWERS[: stop % 4, packed[-1]]
+
+    def _pick(self, rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> None:
+        """The same through ``columns``: only bytes that hold a chosen variant are looked at."""
+        if not self.stored:
+            out[...] = MISSING
+            return
+        byte, kind = self._gather
+        one, spans = _ONE[out.dtype], [(i, min(i + _GATHER, stop)) for i in range(start, stop, _GATHER)]
+        for at, row in enumerate(rows):
+            packed, target = self.table[row], out[at]
+            for i, j in spans:
+                np.take(one, np.take(packed, byte[i:j], mode="clip") + kind[i:j], mode="clip", out=target[i - start : j - start])
+
+
+def width(variants: int) -> int:
+    """Bytes of a person's row."""
+    return -(-variants // 4)
+
+
+def pack(dosage: npt.NDArray[np.int8], out: npt.NDArray[np.uint8]) -> None:
+    """Packs int8 (persons, variants) into ``out`` uint8 (persons, ceil(variants / 4)); unused bits of the last byte are 0.
+
+    Raises:
+        ValueError: a value that is not -1, 0, 1 or 2.
+    """
+    if dosage.size and not MISSING <= dosage.min() <= dosage.max() <= 2:
+        raise ValueError("dosages are -1, 0, 1 or 2")
+    persons, variants = dosage.shape
+    padded = np.zeros((persons, 4 * width(variants)), np.uint8)
+    np.bitwise_and(dosage.view(np.uint8), 3, out=padded[:, :variants])
+    # Four codes as one little-endian number; the product brings code i to bit 24 + 2 i, and no two of its terms share a bit.
+    np.right_shift(padded.view("<u4") * np.uint32(0x01041040), 24, out=out, casting="unsafe")
+
+
+def stack(pieces: Sequence[Packed]) -> Packed:
+    """The persons of ``pieces`` under one another as one table in memory; of one piece: the view written out, which reads faster.
+
+    Raises:
+        ValueError: no piece, or pieces of different variants.
+    """
+    if not pieces or len({piece.shape[1] for piece in pieces}) > 1:
+        raise ValueError(f"pieces of {[piece.shape[1] for piece in pieces]} variants cannot be stacked")
+    variants = pieces[0].shape[1]
+    table = np.empty((sum(map(len, pieces)), width(variants)), np.uint8)
+    at = 0
+    for piece in pieces:
+        target = table[at : at + len(piece)]
+        if piece.columns is None:
+            np.take(piece.table, piece._persons(slice(None)), axis=0, mode="clip", out=target)
+        else:
+            for begin, end in _spans(len(piece), variants):
+                pack(piece[begin:end], target[begin:end])
+        at += len(piece)
+    return Packed(table, variants)
+
+
+def _spans(persons: int, variants: int) -> Iterable[tuple[int, int]]:
+    """Ranges of persons whose dosages are about ``_CHUNK`` bytes."""
+    each = max(1, _CHUNK // max(1, variants))
+    return ((begin, min(begin + each, persons)) for begin in range(0, persons, each))

@@ -1,0 +1,55 @@
+"""One step of an analysis: every site that agreed is asked for its sums, and all of them have to answer.
+
+A round of training may go on without a site; a sum may not, for what was computed before it holds that site's persons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from fedml.analytics.forms import reply_shapes
+from fedml.errors import RunError
+from fedml.records import ANALYSIS, CONFIG, Phase, pack, unpack
+from fedml.replies import check_form
+from fedml.study import Study
+from strategies.agreement import Agreement
+from strategies.exchange import Participation, answers, ask, request
+
+Arrays = dict[str, Any]
+
+
+def take(
+    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], who: Participation | None = None
+) -> dict[str, Arrays]:
+    """Site -> its sums, in the roster's order.
+
+    Args:
+        agreement: with the panel that this step is about (``Agreement.part``).
+        number: of this step among those of its phase.
+        given: what the step's request holds (``fedml.analytics.forms``).
+        who: is told what was sent and received.
+
+    Raises:
+        RunError: a site did not answer; the message names it and its reason.
+    """
+    basis = given["basis"].shape[1] if "basis" in given else 0
+    shapes = reply_shapes(study, phase, agreement.variants, basis)
+    content = {**agreement.record(), ANALYSIS: pack(given), CONFIG: request(study, phase, number)}
+    messages = [ask(node, RecordDict(dict(content)), "query", study.federation.timeout) for node in agreement.nodes]
+    out: dict[str, Arrays] = {}
+    for answer in answers(
+        grid, messages, agreement.nodes, study.federation.timeout, lambda site, reply: check_form(study, phase, site, reply, shapes)
+    ):
+        if answer.reason is not None:
+            raise RunError(
+                f"{phase}, step {number}: {answer.site} did not answer ({answer.reason}); an analysis needs every site to its end: "
+                "mend that site, or run again without it. The site's own log tells the reason behind its code."
+            )
+        out[answer.site] = unpack(answer.message.content.array_records[ANALYSIS])
+        if who is not None:
+            who.add(answer)
+    return out
