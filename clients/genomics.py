@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import RecordDict
 
-from clients.client import Request, own_flips
-from clients.site import load_aligned, load_cohort, read_site_once
+from clients.client import Request, own_flips, read_site_once
+from clients.site import load_aligned, load_cohort
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.frequency import group_counts, small_cells_of
 from fedml.cohort.genotypes import person_chunks
@@ -133,17 +133,113 @@ def analyse(asked: Request, content: RecordDict) -> RecordDict:
             out = np.where(small_cells_of(counts, floor), -1, counts[0])
             return _reply({"counts": out})
         case Phase.COVARIATES:
-            x = people.covariates
-            moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0)])
-            return _reply({"moments": moments, "persons": np.array([len(x)])})
+            return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(own, people.rows), given["frequency"], given["basis"])})
-    design = _design(asked, given)
+    x, y = _design(asked, people, given)
     if asked.phase is Phase.NULL:
-        return _reply(_null(asked.study, design, people.outcome, given["theta"]))
-    small = _small(asked, own, floor)
+        return _reply(_null(asked.study, x, y, given["theta"]))
+    used = ~_small(asked, own, floor)
     sums = _association if asked.phase is Phase.ASSOCIATION else _fit
-    return _reply(_masked({name: value for name, value in sums(asked.study, own, people, design, given, ~small).items()}, ~small))
+    told = sums(asked.study, own, people, x, y, given)
+    return _reply({**{name: np.where(used, value, 0) for name, value in told.items()}, "used": used.astype(np.uint8)})
+
+
+def _design(asked: Request, people: Analysed, given: Mapping[str, Any]) -> tuple[Floats, Floats]:
+    """X (persons, K): ones, covariates on the pooled scale, components; and the outcome, centred where it is a number."""
+    logistic_ = forms.kind(asked.study) == "logistic"
+    scaling = np.stack([given["centre"], given["scale"]])
+    if logistic_:
+        scaling[:, -1] = 0.0, 1.0
+    scaled, outcome = linear.scaled(people.covariates, people.outcome, scaling)
+    columns = [np.ones((len(outcome), 1)), scaled]
+    if given["loadings"].shape[1]:
+        columns.append(_components(asked, people, given))
+    return np.hstack(columns), outcome
+
+
+_KEPT: dict[str, Floats] = {}  # components of this site's persons by what they were made of: the same for every step of an analysis
+
+
+def _components(asked: Request, people: Analysed, given: Mapping[str, Any]) -> Floats:
+    """(persons, k) components of this site's persons. They never leave it."""
+    names = ("loadings", "loading_values", "loading_frequency", "loading_panel", "loading_flips")
+    digest = hashlib.sha256(repr((asked.manifests, asked.study.sha256)).encode())
+    for name in names:
+        digest.update(np.ascontiguousarray(given[name]).data)
+    key = digest.hexdigest()
+    if key not in _KEPT:
+        own = _aligned(asked, given["loading_panel"].tobytes(), given["loading_flips"])
+        parts = [
+            pca.scores(block, given["loading_frequency"], given["loadings"], given["loading_values"]) for block in _blocks(own, people.rows)
+        ]
+        if len(_KEPT) >= 64:
+            _KEPT.clear()
+        _KEPT[key] = np.concatenate(parts) if parts else np.zeros((0, len(given["loading_values"])))
+    return _KEPT[key]
+
+
+def _null(study: Study, x: Floats, y: Floats, theta: Floats) -> dict[str, Any]:
+    """Sums of the model without any variant."""
+    if forms.kind(study) == "linear":
+        own = linear.null_sums(x, y)
+        return {"xx": own.xx, "xy": own.xy, "yy": np.array([own.yy]), "n": np.array([own.n])}
+    told = logistic.likelihood_sums(None, None, x, y, theta[:, None])
+    return {
+        "gradient": told.gradient, "information": told.information, "log_likelihood": told.log_likelihood,
+        "n": np.asarray(told.n, np.int64), "cases": np.array([int(y.sum())]),
+    }  # fmt: skip
+
+
+def _pieces(own: Dosages, people: Analysed) -> Iterator[tuple[slice, slice, npt.NDArray[np.int8]]]:
+    """(persons, variants, their dosages) piece by piece, each of bounded memory."""
+    at = 0
+    for chunk in person_chunks(people.rows, min(len(own.keys), _VARIANTS)):
+        for start in range(0, len(own.keys), _VARIANTS):
+            stop = min(start + _VARIANTS, len(own.keys))
+            dosage = own.dosage[chunk][:, start:stop] if isinstance(own.dosage, np.ndarray) else own.dosage.block(start, stop, chunk)
+            yield slice(at, at + len(chunk)), slice(start, stop), dosage
+        at += len(chunk)
+
+
+def _association(study: Study, own: Dosages, people: Analysed, x: Floats, y: Floats, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums of every variant: of the linear model, or of the score test beside the logistic one."""
+    out: dict[str, Any] = {}
+    for persons_, variants, dosage in _pieces(own, people):
+        frequency = given["frequency"][variants]
+        if forms.kind(study) == "linear":
+            one = linear.variant_sums(dosage, frequency, x[persons_], y[persons_])
+            sums = {"xg": one.xg, "gg": one.gg, "gy": one.gy}
+        else:
+            two = logistic.score_sums(dosage, frequency, x[persons_], y[persons_], given["theta"][:, None])
+            sums = {"xwg": two.xwg, "gwg": two.gwg, "score": two.score}
+        _add(out, sums, variants, len(own.keys))
+    return out or _nothing(study, Phase.ASSOCIATION, len(own.keys))
+
+
+def _fit(study: Study, own: Dosages, people: Analysed, x: Floats, y: Floats, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Sums of each variant's own logistic model at its own coefficients; with leverages where Firth's penalty is asked for."""
+    out: dict[str, Any] = {}
+    penalised = bool(given["penalised"][0]) and bool(given["inverse"].any())
+    for persons_, variants, dosage in _pieces(own, people):
+        inverse = given["inverse"][:, variants] if penalised else None
+        told = logistic.likelihood_sums(dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse)
+        sums = {"gradient": told.gradient, "information": told.information, "log_likelihood": told.log_likelihood, "n": told.n}
+        _add(out, sums, variants, len(own.keys))
+    return out or _nothing(study, Phase.FIT, len(own.keys))
+
+
+def _add(out: dict[str, Any], sums: Mapping[str, Any], variants: slice, total: int) -> None:
+    for name, value in sums.items():
+        if name not in out:
+            out[name] = np.zeros((*value.shape[:-1], total), dtype=value.dtype)
+        out[name][..., variants] += value
+
+
+def _nothing(study: Study, phase: Phase, variants: int) -> dict[str, Any]:
+    """Sums over nobody."""
+    shapes = forms.reply_shapes(study, phase, variants)
+    return {name: np.zeros(shape, np.int64 if name == "n" else np.float64) for name, shape in shapes.items() if name != "used"}
 
 
 def _reply(values: Mapping[str, Any]) -> RecordDict:
@@ -180,8 +276,3 @@ def _group_counts(own: Dosages, people: Analysed) -> npt.NDArray[np.int64]:
 def _small(asked: Request, own: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,): a group of persons with one genotype is smaller than ``min_count`` here."""
     return small_cells_of(_group_counts(own, analysed(asked.manifests, asked.study)), min_count)
-
-
-def _masked(sums: dict[str, Any], used: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """The sums, nothing where a variant may not be told, and which were told."""
-    return {**{name: np.where(used, value, 0.0) for name, value in sums.items()}, "used": used.astype(np.uint8)}

@@ -38,7 +38,7 @@ from fedml.learning.statistics import stated_constants
 from fedml.models.fusion import Layout
 from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
-from fedml.records import AGREEMENT, ARRAYS, CONFIG, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
+from fedml.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
 from fedml.runlog import STUDY, read_events, write_whole
 from fedml.study import Study, parse_study, validate
 
@@ -222,7 +222,7 @@ def _look(
     before = unpack_tensors(message.content.array_records[ARRAYS])
     after = unpack_tensors(reply.content.array_records[ARRAYS])
     constants = unpack_tensors(message.content.array_records[AGREEMENT])
-    gradients.load({**before, **{k: v for k, v in constants.items() if k not in (PANEL, IMAGE_SHAPE)}})
+    gradients.load({**before, **{k: v for k, v in constants.items() if k not in (PANEL, FLIPS, IMAGE_SHAPE)}})
     drawn = sampling(study, real.site)
     others, noise = _of_others(study, real.site, real, gradients, random)
     effects = gradients.each(canaries)

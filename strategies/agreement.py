@@ -30,7 +30,8 @@ from strategies.exchange import Participation, answers, ask, request, wait_for_n
 class Agreement:
     """What all sites go by. ``nodes`` maps node id to site, in the roster's order; ``persons`` is site -> part -> persons a class.
 
-    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that.
+    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that. ``counts``:
+    site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy lets nothing leave), if they were asked for.
     """
 
     nodes: dict[int, str]
@@ -41,6 +42,7 @@ class Agreement:
     refused: dict[str, str] = field(default_factory=dict)
     roster: tuple[str, ...] = ()
     build: str = ""
+    counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that did not agree, with the reason: they take no part in this run."""

@@ -55,6 +55,7 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
         checks += counts_checks(counts, failed)
         if spec.counted or study.gwas is not None:
             settled = choose(settled, keep)
+            counts = {site: table[:, keep] for site, table in counts.items()}
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
     checks += [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in more.items()]
     if not settled.keys:
@@ -64,7 +65,7 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     tell(checks)
     if _failed(checks):
         raise RunError(_sentence(checks))
-    return replace(agreed, shared=settled)
+    return replace(agreed, shared=settled, counts=counts or {})
 
 
 def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:

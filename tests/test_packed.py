@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_bed
+from conftest import write_bed, write_vcf
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +24,7 @@ from fedml.cohort import cache, packed
 from fedml.cohort.cache import Cached, cached, content_digests
 from fedml.cohort.packed import Packed, stack
 from fedml.cohort.spool import Spool
-from fedml.cohort.variants import Block, Selection, Source, Variant
+from fedml.cohort.variants import Block, Selection, Source, Variant, open_source
 from fedml.errors import InputError
 
 Dosage = np.ndarray[Any, np.dtype[np.int8]]
@@ -170,6 +170,8 @@ def test_the_spool_turns_blocks_of_any_size(tmp_path: Path, persons: int, sizes:
         assert begin == seen
         table[begin : begin + len(rows)] = rows
         seen += len(rows)
+        on_disk = sum(p.stat().st_size for p in tmp_path.iterdir())
+        assert on_disk in (0, (persons - seen) * table.shape[1])  # what was given is no longer spooled
     assert seen == persons
     np.testing.assert_array_equal(Packed(table, spool.variants), expected)
     assert not list(tmp_path.iterdir())
@@ -350,6 +352,16 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: ArraySource, how: 
     assert source.opened == 2
 
 
+@pytest.mark.parametrize("by", [-1, 1])
+def test_a_large_table_of_another_size_is_made_anew(tmp_path: Path, source: ArraySource, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SMALL", 0)  # its SHA-256 is not looked at
+    cached(tmp_path / "c", source, PERSONS, Selection(), 8)
+    (place,) = entries(tmp_path / "c")
+    os.truncate(place / "table.bin", (place / "table.bin").stat().st_size + by)
+    check(cached(tmp_path / "c", source, PERSONS, Selection(), 8), source)
+    assert source.opened == 2
+
+
 def refuse(seen: int) -> None:
     if seen > 100:
         raise InputError("cohort.vcf.gz: line 112 is junk; mend it.")
@@ -362,8 +374,9 @@ def test_a_bad_file_leaves_nothing(tmp_path: Path, source: ArraySource) -> None:
     check(cached(tmp_path / "c", source, PERSONS, Selection(), 8), source)
 
 
-def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, source: ArraySource) -> None:
-    source.before = lambda seen: source.path.write_bytes(b"changed") if seen == 104 else None
+@pytest.mark.parametrize("change", [lambda path: path.write_bytes(b"changed"), lambda path: path.unlink()])
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, source: ArraySource, change: Callable[[Path], object]) -> None:
+    source.before = lambda seen: change(source.path) if seen == 104 else None
     with pytest.raises(InputError, match="changed while it was read"):
         cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     assert not entries(tmp_path / "c")
@@ -453,6 +466,18 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, source: ArraySource, mo
         cached(tmp_path / "file" / "c", source, PERSONS, Selection(), 8)
 
 
+@pytest.mark.parametrize("small", range(196, 213))
+def test_a_table_in_memory_up_to_the_very_byte(tmp_path: Path, source: ArraySource, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """4 persons x 51 bytes."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(cache, "SMALL", small)
+    if small < 204:
+        with pytest.raises(InputError, match="cannot be written"):
+            cached(tmp_path / "file", source, PERSONS, Selection(), 8)
+    else:
+        check(cached(tmp_path / "file", source, PERSONS, Selection(), 8), source)
+
+
 @pytest.mark.parametrize("small", [150, 2**20])
 def test_a_full_disk(tmp_path: Path, source: ArraySource, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A limit on the size of files stands for it: the kernel refuses a write in the same way."""
@@ -477,6 +502,22 @@ def test_long_work_says_how_far_it_is(tmp_path: Path, source: ArraySource, monke
     cached(tmp_path / "c", source, PERSONS, Selection(), 8, said.append)
     assert "cohort.vcf.gz: 104 variants read" in said
     assert "cohort.vcf.gz: 4 of 4 persons written" in said
+
+
+@pytest.mark.parametrize("name", ["cohort.vcf", "cohort.vcf.gz", "cohort.bcf", "cohort.bed"])
+def test_real_files_give_the_dosages_that_were_written(tmp_path: Path, name: str) -> None:
+    dosage = np.random.default_rng(0).integers(-1, 3, (7, 30), dtype=np.int8)
+    keys = [("chr21", 100 * (i + 1), f"rs{i}", "A", "G") for i in range(30)]
+    if name.endswith("bed"):
+        path = write_bed(tmp_path / name, SAMPLES, keys, dosage)
+    else:
+        calls = {-1: "./.", 0: "0|0", 1: "0|1", 2: "1/1"}
+        path = write_vcf(tmp_path / name, SAMPLES, [(*key, [calls[int(d)] for d in dosage[:, i]]) for i, key in enumerate(keys)])
+    for _ in range(2):
+        found = cached(tmp_path / "c", open_source(path), PERSONS, Selection(listed=frozenset(f"rs{i}" for i in range(3, 30))), 64)
+        np.testing.assert_array_equal(found.table, np.stack([dosage[5], np.full(30, -1), dosage[0], dosage[3], dosage[6]])[:, 3:])
+        assert [k.id for k in found.keys] == [f"rs{i}" for i in range(3, 30)]
+    assert len(entries(tmp_path / "c")) == 1
 
 
 LARGE = """

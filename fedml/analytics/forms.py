@@ -1,14 +1,15 @@
 """What the steps of an analysis of genotypes send and get, by name, type and shape: nothing else passes a gate or is read by the server.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept first),
-J = K + 1 (with the variant), T = J (J + 1) / 2 (a triangle), M variants that components are made of, k components.
+J = K + 1 (with the variant), U and T the triangles of K and J, M variants that components are made of, k components.
 
-    genotypes    ->                                         counts
-    covariates   ->                                         moments, persons
-    subspace     -> frequency, basis                        product
-    null         -> design, theta                           linear: xx, xy, yy, n; logistic: gradient, information, loglik, n
-    association  -> design, frequency, theta                used, xg, and linear: gg, gy; logistic: gwg, gr
-    fit          -> design, frequency, theta_fit, inverse   used, gradient_fit, information_fit, loglik_fit
+    genotypes    ->                                   counts
+    covariates   ->                                   moments, persons
+    subspace     -> frequency, basis                  product
+    null         -> design, theta                     linear: xx, xy, yy, n; logistic: gradient, information, log_likelihood, n, cases
+    association  -> design, frequency, theta          used, and linear: xg, gg, gy; logistic: xwg, gwg, score
+    fit          -> design, frequency, theta_fit,     used, gradient, information, log_likelihood, n
+                    inverse, penalised
 
 ``design``: centre and scale (R,) of covariates and outcome, and what a site needs to make its persons' components.
 """
@@ -39,7 +40,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.NULL: {**DESIGN, "theta": ("float64", ("K",))},
     Phase.ASSOCIATION: {**DESIGN, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
     Phase.FIT: {**DESIGN, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")), "inverse": ("float64", ("T", "m")),
-                "penalised": ("uint8", ("m",))},
+                "penalised": ("uint8", (1,))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (4, "m")}},
@@ -47,13 +48,13 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {
         "linear": {"xx": ("K", "K"), "xy": ("K",), "yy": (1,), "n": (1,)},
-        "logistic": {"gradient": ("K",), "information": ("K", "K"), "loglik": (1,), "n": (1,), "cases": (1,)},
+        "logistic": {"gradient": ("K", 1), "information": ("U", 1), "log_likelihood": (1,), "n": (1,), "cases": (1,)},
     },
     Phase.ASSOCIATION: {
         "linear": {"used": ("m",), "xg": ("K", "m"), "gg": ("m",), "gy": ("m",)},
-        "logistic": {"used": ("m",), "xg": ("K", "m"), "gwg": ("m",), "gr": ("m",)},
+        "logistic": {"used": ("m",), "xwg": ("K", "m"), "gwg": ("m",), "score": ("m",)},
     },
-    Phase.FIT: {"": {"used": ("m",), "gradient_fit": ("J", "m"), "information_fit": ("T", "m"), "loglik_fit": ("m",)}},
+    Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
 }
 INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
 REPLY_TYPES: dict[str, str] = {
@@ -80,7 +81,7 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     columns = covariate_columns(study)
     known = 1 + columns + components
     return {
-        "m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, "T": (known + 1) * (known + 2) // 2, "M": loadings, "k": components,
+        "m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, "T": (known + 1) * (known + 2) // 2, "U": known * (known + 1) // 2, "M": loadings, "k": components,
     }  # fmt: skip
 
 

@@ -57,8 +57,7 @@ def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
 def small_cells_of(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,): ``small_cells``, of a site's whole ``group_counts`` (groups, 4, variants)."""
     cells = counts[:, :3]
-    out: npt.NDArray[np.bool_] = ((cells > 0) & (cells < min_count)).any((0, 1))
-    return out
+    return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
 
 
 def small_cells(dosage: Dosage, groups: npt.NDArray[np.bool_], min_count: int) -> npt.NDArray[np.bool_]:
@@ -153,7 +152,8 @@ def _tail(het: Counts, alleles: Counts, direction: Counts) -> Array:
     """Sum of the probabilities from ``het`` outwards (``direction`` 1 or -1), as multiples of that of ``het``."""
     out = np.ones(len(het))
     rows, term, h, up = np.arange(len(het)), np.ones(len(het)), het.astype(np.float64), direction > 0
-    first, second = (alleles - het) / 2.0  # homozygotes
+    homozygotes: Array = (alleles - het) / 2.0
+    first, second = homozygotes
     step = 2.0 * direction
     while len(rows):
         with np.errstate(divide="ignore", invalid="ignore"):  # the direction not taken, past the ends
@@ -169,11 +169,13 @@ def _tail(het: Counts, alleles: Counts, direction: Counts) -> Array:
 
 def _log_probability(het: Counts, persons: Counts, alleles: Counts) -> Array:
     """Log probability of ``het`` heterozygotes given allele counts (2, variants): a multinomial over a binomial, as Loader writes both."""
-    first, second = alleles.astype(np.float64)
+    both: Array = alleles.astype(np.float64)
+    first, second = both
     expected = np.stack([first**2, 2 * first * second, second**2]) / (4.0 * persons)
-    genotypes = np.stack([(alleles[0] - het) // 2, het, (alleles[1] - het) // 2]).astype(np.float64)
-    multinomial = _half(persons.astype(np.float64)) - (_half(genotypes) + _deviance(genotypes, expected)).sum(0)
-    out: Array = multinomial - _half(2.0 * persons) + _half(first) + _half(second)
+    genotypes: Array = np.stack([(alleles[0] - het) // 2, het, (alleles[1] - het) // 2]).astype(np.float64)
+    n: Array = persons.astype(np.float64)
+    multinomial = _half(n) - (_half(genotypes) + _deviance(genotypes, expected)).sum(0)
+    out: Array = multinomial - _half(2 * n) + _half(first) + _half(second)
     return out
 
 

@@ -5,9 +5,9 @@
     null, sums = null_sums(X, y), variant_sums(dosage, frequency, X, y)          # at each site; chunks of persons add up: a + b
     solve([null of each site], contributes, sum of variant_sums)    # at the server: beta, standard error, t, p, n a variant
 
-X is (persons, K) float64 with a column of ones; y (persons,). A missing dosage counts as 2 x the pooled frequency. A site that may not speak
-of a variant (small cells) is left out of that variant: its persons are then not in the variant's n. Frisch and Waugh (1933): the variant's
-coefficient is that of what the covariates leave of both.
+X is (persons, K) float64 with a column of ones; y (persons,). A missing dosage counts as 2 x the pooled frequency. A site that may not tell
+of a variant (small cells) is left out of it: its persons are not in the variant's n. The coefficient is that of what the covariates leave
+of trait and dosage (Frisch and Waugh 1933, Econometrica 1:387).
 """
 
 from __future__ import annotations
@@ -193,7 +193,8 @@ def t_log10_p(t: Array, degrees: Array) -> Array:
         if (tiny := out < -600).any():  # there the incomplete beta function by its continued fraction, in logarithms (DLMF 8.17.22)
             a, x = np.broadcast_to(a, t.shape)[tiny], x[tiny]
             out[tiny] = a * np.log(x) + 0.5 * np.log1p(-x) - np.log(a) - betaln(a, 0.5) + np.log(_continued_fraction(a, x))
-    return np.minimum(out / np.log(10.0), 0.0)
+    low: Array = np.minimum(out / np.log(10.0), 0.0)
+    return low
 
 
 def _continued_fraction(a: Array, x: Array) -> Array:

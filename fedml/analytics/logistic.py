@@ -12,32 +12,36 @@
     state = start(with_variant(theta, variants), firth=True)         # 4. where few carry the allele: Firth's penalised likelihood
         ... likelihood_sums(dosage, frequency, X, y, state.ask, state.inverse)
 
-X is (persons, K) float64 with a column of ones (``fedml.analytics.linear.scaled`` first), y (persons,) of 0 and 1, theta (K + 1, variants) with
-the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices travel as their upper triangle, row after row.
-All sums add up over sites and over chunks of persons. A site with small cells adds nothing to the variant.
+X is (persons, K) float64 with a column of ones (covariates by ``fedml.analytics.linear.scaled`` first; y stays 0 and 1), y (persons,), theta
+(K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices travel as their upper triangle,
+row after row. All sums add up over sites and over chunks of persons. A site with small cells adds nothing to the variant. Take some thousands
+of variants at a time: the server's state holds P x P numbers of each.
 
-Firth (1993, Biometrika 80:27; Heinze and Schemper 2002, Stat Med 21:2409) needs each person's leverage, which needs the pooled information at
-the same theta. One exchange an iteration: the server sends theta and the inverse information at the theta before. Where the iteration
-stands still both are the same theta's, so the solution is the exact one.
+Firth's likelihood (1993, Biometrika 80:27; Heinze and Schemper 2002, Stat Med 21:2409) needs each person's leverage, which needs the pooled
+information at the same theta. So the server sends an inverse information with theta: that of the theta before, one exchange an iteration,
+as long as this goes well, and where it stands still both are the same theta's. Variants that it makes worse, or that are not done after ten
+exchanges (some carriers, all of them cases), take two: the information at a theta, then the gradient there with it. Either way the solution
+is the exact one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedml.analytics.frequency import Array, Dosage, centred
+from fedml.analytics.frequency import Array, Dosage, centred, chunks
 from fedml.analytics.linear import DEPENDENT, Association, invert, normal_log10_p, patterns
 
 Index = npt.NDArray[np.int64]
 
 ITERATIONS = 25  # Newton needs fewer than 10; a separated variant's step shrinks by 1/e an iteration and never gets as small as _STILL
 FIRTH_ITERATIONS = 60
+_LAGGING = 10  # exchanges in which Firth's leverages may be those of the theta before
 _STILL = 1e-7  # a step of so many standard errors is the last
-_LONGEST = 5.0  # a step's largest change of a coefficient, in units of its column's scale: the next theta may not overshoot into saturation
 _HALVINGS = 12
 _CELLS = 1 << 17  # persons x variants worked on together: what fits in the processor's cache
 _PERSONS = 2048
@@ -88,6 +92,9 @@ class LogisticState:
     accepted: Array  # (P, variants): the last theta that was better than the one before
     direction: Array  # (P, variants): from ``accepted``
     halvings: Index
+    rank: Index  # (variants,): of the information at the first theta
+    fresh: npt.NDArray[np.bool_]  # Firth: ``inverse`` is that of the theta asked
+    exact: npt.NDArray[np.bool_]  # Firth: steps are taken with fresh leverages only
 
     @property
     def ask(self) -> Array:
@@ -127,58 +134,181 @@ def start(theta: Array, *, firth: bool = False) -> LogisticState:
         accepted=theta,
         direction=blank,
         halvings=np.zeros(variants, np.int64),
+        rank=np.zeros(variants, np.int64),
+        fresh=np.zeros(variants, np.bool_),
+        exact=np.ones(variants, np.bool_),
     )
 
 
 def step(state: LogisticState, sums: LikelihoodSums) -> LogisticState:
     """The state after the pooled ``sums`` at ``state.ask`` have come in: Newton's next theta, or half the last step if that made it worse.
 
-    A variant is done when Newton's step is below 1e-7 standard errors (that step is still taken; for Firth the one before must have been
-    small too, as the leverages lag behind), or unconverged after ``ITERATIONS`` (``FIRTH_ITERATIONS``).
+    A variant is done when Newton's step is below 1e-7 standard errors (that step is still taken; where Firth's leverages lag behind, the
+    one before must have been as small), or unconverged after ``ITERATIONS`` (``FIRTH_ITERATIONS``) exchanges.
     """
-    size, at = len(state.theta), state.active
+    size, at, firth = len(state.theta), state.active, state.firth
     rows, columns = np.triu_indices(size)
     information = np.zeros((size, size, len(at)))
     information[rows, columns] = information[columns, rows] = sums.information
-    inverse, log_determinant, _ = invert(information)
-    value = sums.log_likelihood + (0.5 * log_determinant if state.firth else 0.0)
-    here = state.theta[:, at]
-    # Firth's first answer came without leverages: it only serves to know the information.
-    first = state.firth and state.iteration == 0
-    newton = np.zeros_like(here) if first else np.einsum("ijv,jv->iv", inverse, sums.gradient)
-    slack = 1e-9 * np.maximum(1.0, np.abs(value))
-    better = (value >= state.log_likelihood[at] - slack) | (state.halvings[at] >= _HALVINGS)
-    better &= np.isfinite(value)
-    scale = np.sqrt(np.maximum(information[np.arange(size), np.arange(size)], 0.0) / np.maximum(sums.n, 1))
-    longest = np.abs(newton * scale).max(0)
-    newton = newton * np.minimum(1.0, _LONGEST / np.maximum(longest, 1e-300))
-    decrement = np.sqrt(np.maximum(np.einsum("iv,iv->v", newton, sums.gradient), 0.0))
-    last = np.einsum("iv,ijv,jv->v", here - state.accepted[:, at], information, here - state.accepted[:, at])
-    still = better & (decrement < _STILL) & (not first)
-    if state.firth:
-        still &= (np.sqrt(np.maximum(last, 0.0)) < _STILL) & (state.iteration > 1)
-    accepted, direction, halvings = state.accepted.copy(), state.direction.copy(), state.halvings.copy()
-    accepted[:, at] = np.where(better, here, accepted[:, at])
-    direction[:, at] = np.where(better, newton, direction[:, at] / 2)
-    halvings[at] = np.where(better, 0, halvings[at] + 1)
-    theta, covariance, likelihood = state.theta.copy(), state.covariance.copy(), state.log_likelihood.copy()
+    inverse, log_determinant, rank = invert(information)
+    value = sums.log_likelihood + (0.5 * log_determinant if firth else 0.0)
+    here, before = state.theta[:, at], state.accepted[:, at]
+    better = np.isfinite(value) & ((value >= state.log_likelihood[at] - 1e-9 * np.abs(value)) | (state.halvings[at] >= _HALVINGS))
+    whole = rank >= state.rank[at]  # not so far out that weights vanish, and with them the determinant
+    if firth:
+        better &= whole
+    newton = np.einsum("ijv,jv->iv", inverse, sums.gradient)
+    still = better & whole & (np.einsum("iv,iv->v", newton, sums.gradient) < _STILL**2)
+    again = np.zeros(len(at), np.bool_)
+    fresh, exact = state.fresh[at], state.exact[at]
+    if firth:
+        last = np.einsum("iv,ijv,jv->v", here - before, information, here - before)
+        still &= fresh | (~exact & (last < _STILL**2))
+        again = ~fresh & np.where(better, exact, ~exact)  # the same theta once more, with the leverages of that theta
+        exact = exact | again | (state.iteration + 1 >= _LAGGING)
+        exact &= state.iteration > 0
+    theta, accepted, direction = state.theta.copy(), state.accepted.copy(), state.direction.copy()
+    accepted[:, at] = np.where(better, here, before)
+    direction[:, at] = np.where(again, 0.0, np.where(better, newton, direction[:, at] / 2))
     theta[:, at] = accepted[:, at] + direction[:, at]
-    covariance[:, :, at] = np.where(better | (state.iteration == 0), inverse, covariance[:, :, at])
-    likelihood[at] = np.where(better, value, likelihood[at])
-    converged, n = state.converged.copy(), state.n.copy()
-    converged[at] = still & (inverse[-1, -1] > 0)
-    n[at] = sums.n
-    over = state.iteration + 1 >= (FIRTH_ITERATIONS if state.firth else ITERATIONS)
+    covariance = state.covariance.copy()
+    covariance[:, :, at] = np.where(better, inverse, covariance[:, :, at])
+    over = state.iteration + 1 >= (FIRTH_ITERATIONS if firth else ITERATIONS)
     return replace(
         state,
         theta=theta,
         covariance=covariance,
-        log_likelihood=likelihood,
+        log_likelihood=_put(state.log_likelihood, at, np.where(better, value, state.log_likelihood[at])),
         active=at[:0] if over else at[~still],
-        converged=converged,
-        n=n,
+        converged=_put(state.converged, at, still),
+        n=_put(state.n, at, sums.n),
         iteration=state.iteration + 1,
         accepted=accepted,
         direction=direction,
-        halvings=halvings,
+        halvings=_put(state.halvings, at, np.where(better, 0, state.halvings[at] + 1)),
+        rank=rank if state.iteration == 0 else state.rank,
+        fresh=_put(state.fresh, at, again),
+        exact=_put(state.exact, at, exact),
     )
+
+
+def _put(values: npt.NDArray[Any], at: Index, new: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    out = values.copy()
+    out[at] = new
+    return out
+
+
+def likelihood_sums(
+    dosage: Dosage | None, frequency: Array | None, covariates: Array, trait: Array, theta: Array, inverse: Array | None = None
+) -> LikelihoodSums:
+    """A site's sums at ``theta`` (P, variants), each variant at its own; without ``dosage``, of the covariates alone, P = K.
+
+    Args:
+        dosage: (persons, variants) of the variants asked about, with their pooled ``frequency`` (variants,).
+        inverse: (P(P + 1)/2, variants): with it the gradient is Firth's, (y - mu + h(1/2 - mu)) x, h being a person's leverage.
+    """
+    size, variants = theta.shape
+    k = covariates.shape[1]
+    rows, columns = np.triu_indices(size)
+    pair, inner = np.triu_indices(k), columns < k
+    out = LikelihoodSums(
+        np.zeros(theta.shape), np.zeros((len(rows), variants)), np.zeros(variants), np.full(variants, len(trait), np.int64)
+    )
+    for at in range(0, len(trait), _PERSONS):
+        x, y = covariates[at : at + _PERSONS], trait[at : at + _PERSONS, None]
+        products = x[:, pair[0]] * x[:, pair[1]]
+        width = max(1, _CELLS // len(x))
+        for begin in range(0, variants, width):
+            part = slice(begin, begin + width)
+            eta = x @ theta[:k, part]
+            g = None
+            if dosage is not None and frequency is not None:
+                g = centred(dosage[at : at + _PERSONS, part], frequency[part])
+                eta += g * theta[k, part]
+            small = np.exp(-np.abs(eta))
+            mu = np.where(eta >= 0, 1.0, small) / (1 + small)
+            weight = small / (1 + small) ** 2
+            out.log_likelihood[part] += (y * eta - np.maximum(eta, 0) - np.log1p(small)).sum(0)
+            rest = y - mu
+            if inverse is not None:
+                rest += weight * _leverage(inverse[:, part], inner, pair, products, x, g) * (0.5 - mu)
+            out.gradient[:k, part] += x.T @ rest
+            out.information[inner, part] += products.T @ weight
+            if g is not None:
+                out.gradient[k, part] += np.einsum("ij,ij->j", g, rest)
+                weight *= g
+                out.information[~inner, part] += np.vstack([x.T @ weight, np.einsum("ij,ij->j", g, weight)])
+    return out
+
+
+def _leverage(inverse: Array, inner: npt.NDArray[np.bool_], pair: tuple[Index, Index], products: Array, x: Array, g: Array | None) -> Array:
+    """(persons, variants): x' C x of each person, C being the inverse information; times the weight, the diagonal of the hat matrix."""
+    twice = np.where(pair[0] == pair[1], 1.0, 2.0)[:, None]
+    out: Array = products @ (inverse[inner] * twice)
+    if g is not None:
+        own = inverse[~inner]  # of the variant: with each covariate, with itself
+        out += g * (2 * (x @ own[:-1]) + g * own[-1])
+    return out
+
+
+def wald(state: LogisticState) -> Association:
+    """Coefficient, standard error and two-sided Wald test of each variant; nan where the iteration did not converge or the variant
+    depends on the covariates. Standard errors are from the information, for Firth too."""
+    variance = state.covariance[-1, -1]
+    good = state.converged & (variance > 0)
+    beta = np.where(good, state.theta[-1], np.nan)
+    error = np.where(good, np.sqrt(np.maximum(variance, 0.0)), np.nan)
+    return _by_normal(beta, error, state.n)
+
+
+def score_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array, theta: Array) -> ScoreSums:
+    """A site's sums for a block of variants at the null model's ``theta`` (K, 1); dosage (persons, variants), frequency (variants,)."""
+    persons, variants = dosage.shape
+    eta = (covariates @ theta)[:, 0]
+    small = np.exp(-np.abs(eta))
+    rest, weight = trait - np.where(eta >= 0, 1.0, small) / (1 + small), small / (1 + small) ** 2
+    weighted = (covariates * weight[:, None]).T
+    out = ScoreSums(np.empty(variants), np.empty(variants), np.empty((covariates.shape[1], variants)))
+    for part in chunks(persons, variants, 1 << 20):
+        g = centred(dosage[:, part], frequency[part])
+        out.score[part], out.gwg[part], out.xwg[:, part] = rest @ g, np.einsum("i,ij,ij->j", weight, g, g), weighted @ g
+    return out
+
+
+def score_test(null: Sequence[LikelihoodSums], contributes: npt.NDArray[np.bool_], sums: ScoreSums) -> Association:
+    """Score test of each variant, with one-step estimates: beta = U / V, standard error 1 / sqrt(V), z = U / sqrt(V).
+
+    The null model is that of all sites. Where some do not contribute its gradient over the others is not 0, and is taken out of U
+    (Neyman's C(alpha) test, 1959).
+
+    Args:
+        null: one a site, ``likelihood_sums`` of the covariates alone, at the theta of ``sums``.
+        contributes: (sites, variants), whose sums are in ``sums``.
+    """
+    variants = contributes.shape[1]
+    u, v, n = np.full(variants, np.nan), np.full(variants, np.nan), np.zeros(variants, np.int64)
+    rows, columns = np.triu_indices(len(null[0].gradient))
+    information = np.zeros((len(null[0].gradient), len(null[0].gradient), 1))
+    for sites, at in patterns(contributes):
+        total = sum((null[i] for i in sites[1:]), null[sites[0]])
+        information[rows, columns] = information[columns, rows] = total.information
+        projected = invert(information)[0][..., 0] @ sums.xwg[:, at]
+        left = sums.gwg[at] - np.einsum("ij,ij->j", sums.xwg[:, at], projected)
+        u[at] = sums.score[at] - total.gradient[:, 0] @ projected
+        v[at] = np.where(left > DEPENDENT * sums.gwg[at], left, np.nan)
+        n[at] = total.n[0]
+    return _by_normal(u / v, 1 / np.sqrt(v), n)
+
+
+def _by_normal(beta: Array, error: Array, n: Index) -> Association:
+    log10_p = normal_log10_p(beta / error)
+    return Association(beta, error, beta / error, 10.0**log10_p, log10_p, n)
+
+
+def needs_firth(frequency: Array, cases: npt.ArrayLike, controls: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    """(variants,): is the plain likelihood unreliable? Where the smaller class is expected to hold fewer than 20 minor alleles, or is
+    below a tenth of all. Variants that do not converge need it too (``~state.converged``)."""
+    fewer, all_of_them = np.minimum(cases, controls), np.add(cases, controls)
+    minor = 2 * fewer * np.minimum(frequency, 1 - frequency)
+    out: npt.NDArray[np.bool_] = (minor < 20) | (fewer < 0.1 * all_of_them)
+    return out

@@ -82,13 +82,12 @@ def step(state: PcaState, product: Array) -> PcaState:
     gap = np.maximum(values[:k] - values[k], floor)
     angle = float(np.linalg.norm(rest / gap, 2))
     residual = float((size / np.maximum(values[:k], floor)).max())
-    outside = ritz - state.loadings @ (state.loadings.T @ ritz)
-    moved = float(np.arcsin(min(1.0, np.linalg.norm(outside, 2))))
+    outside: Array = ritz - state.loadings @ (state.loadings.T @ ritz)
+    moved = float(np.arcsin(min(1.0, float(np.linalg.norm(outside, 2)))))
     asked = state.columns_asked + state.basis.shape[1]
     signs = np.where(ritz[np.abs(ritz).argmax(0), np.arange(k)] < 0, -1.0, 1.0)
-    known = replace(
-        state, loadings=ritz * signs, eigenvalues=values[:k], steps=state.steps + 1, columns_asked=asked, moved=moved, angle=angle, residual=residual
-    )
+    known = replace(state, loadings=ritz * signs, eigenvalues=values[:k], steps=state.steps + 1, columns_asked=asked)
+    known = replace(known, moved=moved, angle=angle, residual=residual)
     # A residual is a new direction that this component lacks. Components that stand still need none.
     moving = size / gap > state.tolerance / np.sqrt(k)
     basis = _new_directions(rest[:, moving] / size[moving], space)

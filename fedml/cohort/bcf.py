@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from fedml.cohort.vcf_text import Wanted, chosen, put_rows, take_alleles
 from fedml.errors import InputError
 
 _SIZES = {0: 0, 1: 1, 2: 2, 3: 4, 5: 4, 7: 1}  # bytes of a value: none, integers, float, letter (section 6.3.3)
+_BEYOND = 127
 
 
 def header_text(start: bytes, pieces: Iterator[bytes], path: Path) -> bytes:
@@ -104,12 +106,13 @@ def _frames(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Ite
         if piece and have < need:
             continue
         data = b"".join(held)
-        offsets, at, need = [], 0, size
+        offsets: list[int] = []
+        at, need = 0, size
         while at + 8 <= len(data):
             length = 8 + sum(struct.unpack_from("<II", data, at))
             if length > longest:
                 raise InputError(
-                    f"{path}: record {count + len(offsets) + 1} read has {length:,} bytes, more than the {longest:,} for which there is memory; "
+                    f"{path}: record {count + len(offsets) + 1} has {length:,} bytes, more than the {longest:,} for which there is memory; "
                     "raise data.variants.memory_mb in site.toml (or the file is damaged)."
                 )
             if at + length > len(data):
@@ -206,25 +209,41 @@ def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant
         return
     size = wanted.columns * ploidy * _SIZES[kind]
     calls = np.frombuffer(b"".join([data[r.begin : r.begin + size] for r in group]), dtype=f"<i{_SIZES[kind]}")
-    at = np.arange(len(group) * wanted.columns)
-    if ploidy == 2 and kind == 1:  # as nearly always: only calls that differ from the commonest one are looked at
-        pairs = calls.view("<u2")
-        at = np.flatnonzero((pairs != 0x0202) & (pairs != 0x0302))  # 0/0, 0|0
-        calls = pairs[at].view(np.int8)
-    calls = calls.reshape(-1, ploidy)
-    padding = calls == np.iinfo(calls.dtype).min + 1
-    alleles = np.where(padding, -2, (calls >> 1) - 1)
-    beyond = np.flatnonzero((alleles > alts).any(axis=1))
-    if beyond.size:
-        key = keys[group[at[beyond[0]] // wanted.columns].row]
-        what = f"has allele {alleles[beyond[0]].max()} in a genotype but {alts} in ALT"
-        raise InputError(f"{wanted.path}: the record at {key.contig}:{key.position} {what}; correct it, or leave the record out.")
-    absent = ((alleles < 0) & ~padding).any(axis=1) | padding.all(axis=1)
     dosage = np.zeros(len(group) * wanted.columns, dtype=np.int8)
     for k, number in enumerate(numbers):
-        if k:
+        if ploidy == 2 and kind == 1:  # as nearly always: only calls that differ from the commonest one are looked at, in a table
+            pairs = calls.view("<u2")
+            at = np.flatnonzero((pairs != 0x0202) & (pairs != 0x0302))  # 0/0, 0|0
             dosage[:] = 0
-        count = (alleles == number).sum(axis=1, dtype=np.int8)
-        count[absent] = MISSING
-        dosage[at] = count
+            dosage[at] = _of_pairs(number, alts).take(pairs[at])
+        else:
+            dosage = _count(calls.reshape(-1, ploidy), number, alts)
+        beyond = dosage == _BEYOND
+        if beyond.any():
+            first = int(np.argmax(beyond))
+            key = keys[group[first // wanted.columns].row]
+            what = f"has allele {(calls.reshape(-1, ploidy)[first].max() >> 1) - 1} in a genotype but {alts} in ALT"
+            raise InputError(f"{wanted.path}: the record at {key.contig}:{key.position} {what}; correct it, or leave the record out.")
         put_rows(dosage.reshape(-1, wanted.columns), rows + k, out)
+
+
+def _count(calls: npt.NDArray[np.signedinteger[Any]], number: int, alts: int) -> npt.NDArray[np.int8]:
+    """Copies of ALT allele ``number`` in calls (persons, ploidy) as BCF has them; ``_BEYOND`` where an allele is not in ALT."""
+    count = np.zeros(len(calls), dtype=np.int8)
+    beyond, absent, padded = np.zeros(len(calls), dtype=bool), np.zeros(len(calls), dtype=bool), np.ones(len(calls), dtype=bool)
+    for column in calls.T:  # a pass over all calls for each allele: a reduction over so short an axis is many times slower
+        padding = column == np.iinfo(calls.dtype).min + 1
+        allele = (column >> 1) - 1
+        beyond |= allele > alts
+        absent |= (allele < 0) & ~padding
+        padded &= padding
+        count += allele == number
+    count[absent | padded] = MISSING
+    count[beyond] = _BEYOND
+    return count
+
+
+@lru_cache(maxsize=256)
+def _of_pairs(number: int, alts: int) -> npt.NDArray[np.int8]:
+    """``_count`` of every diploid call in 8-bit integers, by its two bytes as a number."""
+    return _count(np.arange(2**16, dtype="<u2").view(np.int8).reshape(-1, 2), number, alts)

@@ -67,9 +67,7 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
             try:
                 piece = zlib.decompress(held[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
             except zlib.error as error:
-                raise InputError(
-                    f"{path}: is damaged, a bgzip block cannot be decompressed or fails its checksum; copy it anew."
-                ) from error
+                raise InputError(f"{path}: is damaged, a bgzip block does not decompress or fails its checksum; copy it anew.") from error
             at, end = at + size, not piece
             if piece:
                 yield piece[skip:]
@@ -91,13 +89,13 @@ def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) ->
     """
     lines: list[bytes | memoryview] = []  # whole lines
     begun: list[bytes | memoryview] = []  # the beginning of the next one
-    full, open_, number = 0, 0, 1
+    full, open_, given = 0, 0, 0
     for piece in pieces:
         first = piece.find(b"\n")
         if open_ + (len(piece) if first < 0 else first) > longest:
-            length = open_ + _to_line_end(piece, pieces)
+            number, length = 1 + _line_ends(path, given + full), open_ + _to_line_end(piece, pieces)
             raise InputError(
-                f"{path}: line {number + b''.join(lines).count(10)} has {length:,} bytes, more than the {longest:,} for which there is "
+                f"{path}: line {number} has {length:,} bytes, more than the {longest:,} for which there is "
                 "memory; raise data.variants.memory_mb in site.toml."
             )
         cut = piece.rfind(b"\n") + 1 if first >= 0 else 0
@@ -110,11 +108,21 @@ def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) ->
         open_ += len(piece) - cut
         if full and full + open_ >= size:
             text = b"".join(lines)
-            lines, full = [], 0
-            number += text.count(b"\n")
+            lines, full, given = [], 0, given + full
             yield text
     if full + open_:
         yield b"".join([*lines, *begun])
+
+
+def _line_ends(path: Path, size: int) -> int:
+    """How many line ends there are in the first ``size`` bytes. Only an error asks, so nobody counts before."""
+    count = 0
+    for piece in inflated(path):
+        count += piece.count(b"\n", 0, size)
+        size -= len(piece)
+        if size <= 0:
+            break
+    return count
 
 
 def _to_line_end(piece: bytes, pieces: Iterator[bytes]) -> int:

@@ -180,7 +180,7 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
                     file.write(text)
                 spool.add(dosage)
         for path, (_, stamp) in digests.items():
-            if _stamp(path) != stamp:
+            if not path.exists() or _stamp(path) != stamp:
                 raise InputError(f"{path}: changed while it was read; start again when it is whole.")
         with _writing(spool.size):
             meta = {"key": key, "source": str(job.source.path.resolve()), "rows": job.rows, "variants": spool.variants, "notes": notes}
@@ -214,7 +214,7 @@ def _in_memory(folder: Path, job: _Job, why: _Unwritable) -> _Entry:
     job.say(f"{folder}: cannot be written ({why}); {job.source.path.name} is read into memory and will be read again at the next start")
     spool, keys, notes = Spool(len(job.samples), SMALL, None), list[Variant](), dict[str, int]()
     for found, dosage in _read(job, notes):
-        if spool.size + dosage.size // 4 >= SMALL:
+        if width(spool.variants + len(dosage)) * spool.persons > SMALL:
             raise refusal from why
         keys += found
         spool.add(dosage)
@@ -235,7 +235,8 @@ def _evict(folder: Path, newest: Path) -> None:
 
     others = [p for p in folder.glob(f"{newest.name.split('-')[0]}-*") if p != newest and not p.suffix]
     for place in sorted(others, key=used, reverse=True)[KEPT - 1 :]:
-        (place / "meta.json").unlink(missing_ok=True)  # first: without it what is left is no entry
+        with suppress(OSError):
+            (place / "meta.json").unlink()  # first: without it what is left is no entry
         shutil.rmtree(place, ignore_errors=True)
 
 

@@ -21,7 +21,8 @@ class Bin(NamedTuple):
 
 
 class Csi(NamedTuple):
-    """``contigs``: the bins of each contig by their number. Bins of the lowest level are 2**shift bases wide, each level above 8 times that."""
+    """``contigs``: the bins of each contig by their number. Bins of the lowest level are 2**shift bases wide, those of a level
+    above 8 times as wide."""
 
     shift: int
     depth: int

@@ -143,8 +143,8 @@ def left_align(key: Variant, base_at: Callable[[str, int], str]) -> Variant:
         elif ref and alt:
             break
         if not ref or not alt:
-            if position == 1:  # nothing stands before the first base: one after it is the anchor
-                base = base_at(key.contig, position + max(len(ref), len(alt)))
+            if position == 1:  # nothing stands before the first base: the one after the change is the anchor
+                base = base_at(key.contig, position + len(ref))
                 return key._replace(position=position, ref=ref + base, alt=alt + base)
             position -= 1
             base = base_at(key.contig, position)

@@ -150,14 +150,9 @@ class Packed:
             raise ValueError(f"columns {columns.shape} and flip {flip.shape} are not both (panel,)")
         if len(columns) and not (columns.min() >= MISSING and columns.max() < self.shape[1]):
             raise IndexError(f"a column is not in -1 to {self.shape[1] - 1}")
-        absent = columns < 0
-        own = columns.astype(np.intp)
-        turned = flip.astype(bool)
-        if self.columns is not None and self.flip is not None:
-            if self.shape[1]:
-                own, turned = np.where(absent, MISSING, self.columns[own]), turned ^ self.flip[own]
-            absent = own < 0
-        turned = turned & ~absent
+        own, turned = columns.astype(np.intp), flip.astype(bool)
+        if self.columns is not None and self.flip is not None and self.shape[1]:
+            own, turned = np.where(own < 0, MISSING, self.columns[own]), turned ^ self.flip[own]
         if len(own) == self.stored and not turned.any() and np.array_equal(own, np.arange(self.stored)):
             return replace(self, columns=None, flip=None)
         return replace(self, columns=own, flip=turned)

@@ -111,16 +111,16 @@ def draft_panel(sites: Mapping[str, Sequence[Variant]], match: Match, checked: C
         own = {name: sites[name][index[name][where]] for name in names if where in index[name]}
         key = _written(own, checked) if len(own) == len(names) else sites[names[0]][at]
         found = {name: fit(own[name], key) if name in own else Fit.ABSENT for name in names}
+        lost = {how for how in found.values() if how in (Fit.ABSENT, Fit.OTHER)}
         for name, how in found.items():
-            counts[name][TOLD[how]] += 1
-        if Fit.ABSENT in found.values():
-            dropped["not at every site"] += 1
-        elif Fit.OTHER in found.values():
-            dropped["other alleles"] += 1
-        else:
-            kept.append(key)
-            for name, how in found.items():
-                fits[name].append(how)
+            if not lost or how in lost:
+                counts[name][TOLD[how]] += 1
+        if lost:
+            dropped["not at every site" if Fit.ABSENT in lost else "other alleles"] += 1
+            continue
+        kept.append(key)
+        for name, how in found.items():
+            fits[name].append(how)
     for name, keys in sites.items():
         counts[name]["twice"] = len(keys) - len(index[name]) - (sum(k.id == "." for k in keys) if match == "rsid" else 0)
         counts[name]["only here or not everywhere"] = len(index[name]) - len(kept)

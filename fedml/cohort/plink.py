@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -71,12 +71,12 @@ class PlinkSource(Source):
             for places, keys in self._wanted(selection, left_out, rows):
                 yield Block(keys, self._read(bed, np.asarray(samples, dtype=np.intp), places))
 
-    def _read(self, bed: object, samples: npt.NDArray[np.intp], places: list[int]) -> npt.NDArray[np.int8]:
+    def _read(self, bed: Any, samples: npt.NDArray[np.intp], places: list[int]) -> npt.NDArray[np.int8]:
         """(places, samples) dosages."""
         columns = slice(places[0], places[-1] + 1) if len(places) == places[-1] - places[0] + 1 else np.array(places)
         rows = slice(None) if np.array_equal(samples, np.arange(len(self.samples))) else samples
         try:
-            dosage = bed.read(index=(rows, columns), dtype="int8", order="F")  # type: ignore[attr-defined]  # counts A1; missing is -127
+            dosage = bed.read(index=(rows, columns), dtype="int8", order="F")  # counts A1; missing is -127
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read as PLINK bed ({error}); copy it anew.") from error
         dosage[dosage < 0] = MISSING

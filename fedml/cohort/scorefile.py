@@ -12,10 +12,9 @@ from __future__ import annotations
 import gzip
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
@@ -225,14 +224,10 @@ def write_scoring(
     told |= {"variants_number": str(len(keys)), **(header or {}), "intercept": repr(constant)}
     if any(not text.isprintable() or "=" in key for key, value in told.items() for text in (key, value)):
         raise ValueError("a header line must be printable and its key without =")
-    with ExitStack() as stack:
-        file: IO[bytes] = stack.enter_context(path.open("wb"))
-        if path.suffix == ".gz":  # no name and no time, so that equal scores are equal bytes
-            file = stack.enter_context(gzip.GzipFile("", "wb", 6, file, 0))
-        lines = ["###PGS CATALOG SCORING FILE", *(f"#{key}={value}" for key, value in told.items())]
-        lines.append("rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect")
-        file.write(("\n".join(lines) + "\n").encode())
-        for key, w, m in zip(keys, each.tolist(), mean.tolist(), strict=True):
-            frequency = repr(m / 2) if 0 <= m <= 2 else ""
-            id_ = "" if key.id == "." else key.id
-            file.write(f"{id_}\t{canonical_contig(key.contig)}\t{key.position}\t{key.alt}\t{key.ref}\t{w!r}\t{frequency}\n".encode())
+    lines = ["###PGS CATALOG SCORING FILE", *(f"#{key}={value}" for key, value in told.items())]
+    lines.append("rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect")
+    for key, w, m in zip(keys, each.tolist(), mean.tolist(), strict=True):
+        id_, frequency = "" if key.id == "." else key.id, repr(m / 2) if 0 <= m <= 2 else ""
+        lines.append(f"{id_}\t{canonical_contig(key.contig)}\t{key.position}\t{key.alt}\t{key.ref}\t{w!r}\t{frequency}")
+    content = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)  # no time: equal scores are equal bytes

@@ -7,7 +7,7 @@
 A missing genotype counts as the mean number of copies, and PLINK's rules hold for dominant and recessive weights: the sums are those of
 ``plink2 --score``. Every person is taken as diploid: the copies of REF are 2 - dosage.
 
-A file larger than memory is scored a block at a time, each block with a match of its own: the sums add.
+Of a packed table (``fedml.cohort.packed``) no more than 64 MB of genotypes are unpacked at once, so it may be larger than memory.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.packed import Packed
 from fedml.cohort.scorefile import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
-from fedml.cohort.variants import Variant, canonical_contig
+from fedml.cohort.variants import Table, Variant, canonical_contig
 from fedml.errors import InputError
 
 _COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
-_CELLS = 2**22  # genotypes that are floats at once
+_TABLE = 2**26  # genotypes that are unpacked at once
+_CELLS = 2**17  # and that are floats at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Weights that found their variant, all (matched,): ``row`` of the scoring file, ``at`` in the panel, ``swapped`` where the effect
-    allele is REF. ``counts`` of all rows: ``matched`` (of these ``swapped`` and, on the other ``strand``), ``ambiguous``, ``differ`` (other
-    alleles), ``duplicate``, ``absent``.
+    """Weights that found their variant, all (matched,) in the panel's order: ``row`` of the scoring file, ``at`` in the panel, ``swapped``
+    where the effect allele is REF. ``counts`` of all rows: ``matched`` (of these ``swapped`` and, on the other ``strand``), ``ambiguous``,
+    ``differ`` (other alleles), ``duplicate``, ``absent``.
     """
 
     row: Integers
@@ -95,11 +97,12 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
             counts["matched"] += 1
             counts["swapped"] += fit.endswith("ref")
             counts["strand"] += fit.startswith("strand")
-    rows = np.array(list(found.values()), dtype=np.int64)
+    ordered = sorted(found, key=lambda key: key[0])  # as the panel lies in memory
+    rows = np.array([found[key] for key in ordered], dtype=np.int64)
     return Matched(
         row=rows,
-        at=np.array([at for at, _, _ in found], dtype=np.int64),
-        swapped=np.array([swapped for _, swapped, _ in found], dtype=bool),
+        at=np.array([at for at, _, _ in ordered], dtype=np.int64),
+        swapped=np.array([swapped for _, swapped, _ in ordered], dtype=bool),
         weight=scoring.weight[rows],
         frequency=scoring.frequency[rows],
         model=scoring.model[rows],
@@ -136,26 +139,26 @@ def _fit(effect: str, other: str, key: Variant, forward: bool, here: int) -> str
     """``same alt``, ``same ref``, ``strand alt``, ``strand ref``, ``x ambiguous`` or ``y differ``: which allele has the effect; the first
     in the alphabet is the best of several. ``here``: how many variants the panel has at the place."""
     ref, alt = key.ref.upper(), key.alt.upper()
-    if other:
-        sides = {(alt, ref): "alt", (ref, alt): "ref"}
-        side = sides.get((effect, other))
-        turned = sides.get((_COMPLEMENT.get(effect, ""), _COMPLEMENT.get(other, "")))
-    else:
-        # REF beside several ALTs: its copies are not 2 minus those of one of them.
-        side, turned = "alt" if effect == alt else "ref" if effect == ref and here == 1 else None, None
-    if side and _COMPLEMENT.get(ref) == alt:
-        return f"same {side}" if forward else "x ambiguous"
-    return f"same {side}" if side else f"strand {turned}" if turned else "y differ"
+    # Without an other allele, REF beside several ALTs is not taken: its copies are not 2 minus those of one of them.
+    side = _side(effect, other, ref, alt) if other else "alt" if effect == alt else "ref" if effect == ref and here == 1 else ""
+    if side:
+        return f"same {side}" if forward or _COMPLEMENT.get(ref) != alt else "x ambiguous"
+    turned = _side(_COMPLEMENT.get(effect), _COMPLEMENT.get(other), ref, alt)
+    return f"strand {turned}" if turned else "y differ"
 
 
-def score(dosage: npt.NDArray[np.int8], matched: Matched, frequency: Floats | None = None) -> Scores:
+def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
+    return "alt" if (effect, other) == (alt, ref) else "ref" if (effect, other) == (ref, alt) else ""
+
+
+def score(dosage: Table, matched: Matched, frequency: Floats | None = None) -> Scores:
     """Each person's score: the intercept, and weight x copies of the effect allele over all matched weights.
 
     A dominant weight counts once for any copy, a recessive one only for two. A missing genotype counts as 2 x the effect allele's
     frequency, under a dominant or recessive weight as 1 x, as in PLINK 2; where the frequency is not known either, it adds nothing.
 
     Args:
-        dosage: (persons, variants) int8 in the order of the matched panel, -1 where missing.
+        dosage: (persons, variants) in the order of the matched panel, -1 where missing.
         frequency: (variants,) of ALT; where it is NaN or not given, that of the persons in ``dosage``.
 
     Raises:
@@ -163,32 +166,56 @@ def score(dosage: npt.NDArray[np.int8], matched: Matched, frequency: Floats | No
     """
     persons = len(dosage)
     total, used = np.full(persons, matched.intercept), np.zeros(persons, dtype=np.int64)
-    step = max(1, _CELLS // max(persons, 1))
-    for begin in range(0, len(matched.at), step):
-        part = slice(begin, begin + step)
-        at, swapped, weight, model = matched.at[part], matched.swapped[part], matched.weight[part], matched.model[part]
-        copies = dosage[:, at]
-        if copies.size and copies.max() > 2:
-            raise InputError(
-                f"variant {at[copies.max(0).argmax()] + 1} of the panel: a genotype has more than two ALT alleles; leave it out."
-            )
-        absent = copies < 0
-        lacking = np.count_nonzero(absent, axis=0)
-        number = copies.astype(np.float64)  # -1 where missing: put right below
-        used += len(at) - np.count_nonzero(absent, axis=1)
-        # Whatever the model, a weight is a constant, a slope, and a rest for two copies of ALT: sums of products, no table of persons.
-        none, one, two = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))
-        slope, rest = one - none, two - 2 * one + none
-        total += none.sum() + number @ slope
-        if rest.any():
-            total += (copies == 2) @ rest
-        if lacking.any():
-            with np.errstate(invalid="ignore"):
-                own = (number.sum(0) + lacking) / (persons - lacking) / 2
-            alt = own if frequency is None else np.where(np.isnan(frequency[at]), own, frequency[at])
-            mean = weight * np.where(swapped, 1 - alt, alt) * np.where(model == ADDITIVE, 2, 1)
-            total += absent @ (np.where(np.isnan(mean), 0.0, mean) - none + slope)
+    table, cached = (max(1, cells // max(persons, 1)) for cells in (_TABLE, _CELLS))
+    for begin in range(0, len(matched.at), table):
+        copies = _columns(dosage, matched.at[begin : begin + table])
+        for at in range(0, copies.shape[1], cached):
+            _add(total, used, copies[:, at : at + cached], matched, begin + at, frequency)
     return Scores(total, used)
+
+
+def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None) -> None:
+    """Adds what the matched weights from ``begin`` on give, of which ``copies`` (persons, weights) are the ALT alleles."""
+    persons, part = len(copies), slice(begin, begin + copies.shape[1])
+    at, swapped, weight, model = matched.at[part], matched.swapped[part], matched.weight[part], matched.model[part]
+    if copies.size and copies.max() > 2:
+        which = at[copies.max(0).argmax()]
+        raise InputError(f"variant {which + 1} of the panel: a genotype has more than two ALT alleles; leave it out.")
+    number = copies.astype(np.float64)  # -1 where missing: put right below
+    # Whatever the model, a weight is a constant, a slope, and a rest for two copies of ALT: sums of products, no table of persons.
+    none, one, two = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))
+    slope, rest = one - none, two - 2 * one + none
+    total += none.sum() + number @ slope
+    if rest.any():
+        total += (copies == 2) @ rest
+    used += len(at)
+    person, variant = _missing(copies)
+    if len(person):
+        lacking = np.bincount(variant, minlength=len(at))
+        with np.errstate(invalid="ignore"):
+            own = (np.ones(persons) @ number + lacking) / (persons - lacking) / 2
+        alt = own if frequency is None else np.where(np.isnan(frequency[at]), own, frequency[at])
+        mean = weight * np.where(swapped, 1 - alt, alt) * np.where(model == ADDITIVE, 2, 1)
+        correction = np.where(np.isnan(mean), 0.0, mean) - none + slope
+        total += np.bincount(person, correction[variant], persons)
+        used -= np.bincount(person, minlength=persons)
+
+
+def _columns(dosage: Table, at: Integers) -> npt.NDArray[np.int8]:
+    """(persons, len(at)) int8."""
+    if isinstance(dosage, Packed):
+        return dosage.aligned(at, np.zeros(len(at), bool))[:]
+    run = len(at) and at[-1] - at[0] + 1 == len(at) and bool((np.diff(at) == 1).all())
+    found: npt.NDArray[np.int8] = dosage[:, at[0] : at[-1] + 1] if run else dosage[:, at]
+    return found
+
+
+def _missing(copies: npt.NDArray[np.int8]) -> tuple[Integers, Integers]:
+    """(person, variant) of each missing genotype, looked for along the memory."""
+    by_variant = copies.flags.f_contiguous
+    flat = np.flatnonzero((copies.T if by_variant else copies).ravel() < 0)
+    first, second = np.divmod(flat, len(copies) if by_variant else copies.shape[1])
+    return (second, first) if by_variant else (first, second)
 
 
 def _counted(copies: Floats, model: npt.NDArray[np.int8]) -> Floats:

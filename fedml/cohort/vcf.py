@@ -3,8 +3,8 @@
     source = open_vcf(Path("cohort.vcf.gz"))
     for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256): ...
 
-Text goes through ``vcf_text.py``, BCF through ``bcf.py``; htslib (pysam) reads headers and looks regions up in the index. A record belongs to a
-region if its POS lies within; one that begins before the region and reaches into it does not.
+Text goes through ``vcf_text.py``, BCF through ``bcf.py``; htslib (pysam) reads headers and finds regions of text by its index. A record
+belongs to a region if its POS lies within; one that begins before the region and reaches into it does not.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedml.errors import InputError
 
 @final
 class VcfSource(Source):
-    """A VCF or BCF file whose header is ``header`` (pysam's). ``fast``: False reads every genotype of a text file call by call (for tests)."""
+    """A VCF or BCF file whose header is ``header`` (pysam's). ``fast``: False reads every genotype of text call by call (for tests)."""
 
     def __init__(self, path: Path, header: Any, binary: bool, bgzip: bool, lines: int) -> None:
         self.path, self.header, self.binary, self.bgzip, self.lines = path, header, binary, bgzip, lines
@@ -58,17 +58,15 @@ class VcfSource(Source):
             yield from bcf.parse(self.path, self.header, wanted, spans, size, longest)
         elif self.bgzip and spans:
             for text in self._indexed_text(spans, size):
-                yield vcf_text.parse(text, wanted, None)
+                yield vcf_text.parse(text, wanted)
         else:
-            number, header = 1, self.lines
+            header, wanted.line = self.lines, self.lines + 1
             for text in whole_lines(inflated(self.path), self.path, size, longest):
                 at = 0
                 while header and at < len(text):
                     at = text.find(b"\n", at) + 1 or len(text)
-                    header, number = header - 1, number + 1
-                body = text[at:] if at else text
-                yield vcf_text.parse(body, wanted, number)
-                number += body.count(b"\n")
+                    header -= 1
+                yield vcf_text.parse(text[at:] if at else text, wanted)
 
     def _index_contigs(self) -> list[str]:
         """The contigs that the index knows, in the file's order."""
@@ -104,7 +102,7 @@ def open_vcf(path: Path) -> VcfSource:
     """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; what it is is told from its content.
 
     Raises:
-        InputError: it is cut short, is gzip but no bgzip, has no valid header, declares no FORMAT field GT, or names no sample or one twice.
+        InputError: it is cut short, is gzip but no bgzip, has no valid header, declares no GT, or names no sample or one twice.
     """
     import pysam
 

@@ -3,8 +3,8 @@
     for block in parse(text, Wanted(...)): ...
 
 A call such as ``0|1`` and the byte after it are one 32-bit word: at a fixed stride where a line holds nothing but three-letter calls, after
-each tab otherwise. The words are compared with the commonest call, homozygous reference; only those that differ are looked at more closely. A line
-with a call that is neither ``a/b``, ``a|b`` nor ``a`` with alleles of one digit is read call by call (VCF 4.5, section 1.6.2).
+each tab otherwise. The words are compared with the commonest call, homozygous reference; only those that differ are looked at more closely. A
+A line with a call that is neither ``a/b``, ``a|b`` nor ``a`` with alleles of one digit is read call by call (VCF 4.5, section 1.6.2).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Wanted:
     """What is read of a file: its columns, which of them, which records; and what was passed over so far.
 
     ``in_region``: is a record there wanted? Called with the contig as written, and the position. ``fast``: False reads every line call by
-    call; only tests ask for it.
+    call; only tests ask for it. ``line``: the number of the line that is parsed next, None where it is not known.
     """
 
     path: Path
@@ -53,6 +53,7 @@ class Wanted:
     in_region: Callable[[str, int], bool] | None
     left_out: Counter[str] = field(default_factory=Counter)
     fast: bool = True
+    line: int | None = None
 
 
 class _Record(NamedTuple):
@@ -68,8 +69,8 @@ class _Record(NamedTuple):
     gt: int  # GT's place in FORMAT, -1 where it is not there
 
 
-def parse(text: bytes, wanted: Wanted, number: int | None) -> Block | None:
-    """The wanted variants of these whole lines, the first of which is line ``number`` of the file (None where that is not known).
+def parse(text: bytes, wanted: Wanted) -> Block | None:
+    """The wanted variants of these whole lines; ``wanted.line`` is then what follows them.
 
     Returns:
         dosage (variants, wanted.samples); None where there is no wanted variant.
@@ -78,14 +79,14 @@ def parse(text: bytes, wanted: Wanted, number: int | None) -> Block | None:
         InputError: a line is no VCF record, has too few or too many columns, or a call that is none; the sentence names the line.
     """
     keys: list[Variant] = []
-    records = _records(text, wanted, number, keys)
+    records, lines = _records(text, wanted, keys)
     if not keys:
-        return None
+        return _passed(None, lines, wanted)
     out = np.empty((len(keys), wanted.columns), dtype=np.int8)
     groups: dict[tuple[tuple[int, ...], int, bool], list[_Record]] = {}
     for record in records:
         if record.gt:
-            _call_by_call([record], text, wanted, number, out)
+            _call_by_call([record], text, wanted, out)
         else:
             fixed = record.end - record.begin == 4 * wanted.columns - 1
             groups.setdefault((record.numbers, record.alts, fixed), []).append(record)
@@ -93,28 +94,35 @@ def parse(text: bytes, wanted: Wanted, number: int | None) -> Block | None:
         for some in _slices(group):
             rest = some
             for read in (_fixed, _after_tabs) if fixed else (_after_tabs,):
-                rest = read(rest, text, wanted, number, out) if rest and wanted.fast else rest
-            _call_by_call(rest, text, wanted, number, out)
-    return Block(tuple(keys), chosen(out, wanted))
+                rest = read(rest, text, wanted, out) if rest and wanted.fast else rest
+            _call_by_call(rest, text, wanted, out)
+    return _passed(Block(tuple(keys), chosen(out, wanted)), lines, wanted)
 
 
-def _records(text: bytes, wanted: Wanted, number: int | None, keys: list[Variant]) -> list[_Record]:
-    """The records of ``text`` that are wanted; their variants are appended to ``keys``."""
+def _passed(block: Block | None, lines: int, wanted: Wanted) -> Block | None:
+    wanted.line = None if wanted.line is None else wanted.line + lines
+    return block
+
+
+def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Record], int]:
+    """The records of ``text`` that are wanted, and how many lines it has; their variants are appended to ``keys``."""
     records = []
+    lines = 0
     contigs: dict[bytes, str] = {}
     formats: dict[bytes, int] = {b"GT": 0}
     in_region = wanted.in_region
     at, size = 0, len(text)
     while at < size:
+        lines += 1
         found = _HEAD.match(text, at)
         end = text.find(b"\n", at if found is None else found.end())
         if end < 0:
             end = size
             if not _WHOLE_END.search(text, max(at, size - 2**16)):
-                raise _error(text, at, wanted, number, "has no line end after its last call", "if the file is cut short, copy it anew")
+                raise _error(text, at, wanted, "has no line end after its last call", "if the file is cut short, copy it anew")
         start, at = at, end + 1
         if found is None:
-            raise _no_record(text, start, end, wanted, number)
+            raise _no_record(text, start, end, wanted)
         contig_, position_, id_, ref_, alt_, format_ = found.groups()
         position = int(position_)
         try:
@@ -130,11 +138,11 @@ def _records(text: bytes, wanted: Wanted, number: int | None, keys: list[Variant
             if not numbers:
                 continue
         except UnicodeDecodeError as error:
-            raise _error(text, start, wanted, number, "has letters that are not UTF-8", "write it anew in UTF-8") from error
+            raise _error(text, start, wanted, "has letters that are not UTF-8", "write it anew in UTF-8") from error
         if text[end - 1] == 13:
             end -= 1
         records.append(_Record(row, numbers, alts, found.end(), end, start, gt))
-    return records
+    return records, lines
 
 
 def take_alleles(
@@ -197,7 +205,7 @@ def _slices(group: list[_Record]) -> list[list[_Record]]:
     return out
 
 
-def _fixed(records: list[_Record], text: bytes, wanted: Wanted, number: int | None, out: npt.NDArray[np.int8]) -> list[_Record]:
+def _fixed(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> list[_Record]:
     """Lines of nothing but three-letter calls: words at a stride of four bytes. Returns the records that turned out not to be so."""
     view = memoryview(text)
     words = np.frombuffer(b"\t".join([*(view[r.begin : r.end] for r in records), b""]), dtype="<u4")
@@ -208,7 +216,7 @@ def _fixed(records: list[_Record], text: bytes, wanted: Wanted, number: int | No
     return _write(records, at, found, odd, wanted.columns, out)
 
 
-def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, number: int | None, out: npt.NDArray[np.int8]) -> list[_Record]:
+def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> list[_Record]:
     """Lines whose calls stand first in each column: words after each tab. Returns the records with a call that is not of the common kind.
 
     Raises:
@@ -220,7 +228,7 @@ def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, number: int
     starts = np.cumsum([0, *(r.end - r.begin + 1 for r in records)])
     if len(tabs) != n * len(records) + 1 or not np.array_equal(tabs[::n], starts):
         for record in records:
-            _check_columns(record, text, wanted, number)
+            _check_columns(record, text, wanted)
     words = np.ndarray((len(joined) - 4,), dtype="<u4", buffer=joined, offset=1, strides=(1,))[tabs[:-1]]
     separator = text[records[0].begin + 1]
     at = np.flatnonzero((words != _plain(separator, 58)) & (words != _plain(separator, 9)))
@@ -262,7 +270,7 @@ def _write(
     return [records[i] for i in np.unique(at[odd] // columns)] if odd.any() else []
 
 
-def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, number: int | None, out: npt.NDArray[np.int8]) -> None:
+def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> None:
     """Any record, by its letters: any ploidy, any allele number, GT anywhere or nowhere in FORMAT.
 
     Raises:
@@ -270,7 +278,7 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, number: i
     """
     for record in records:
         rows = out[record.row : record.row + len(record.numbers)]
-        _check_columns(record, text, wanted, number)
+        _check_columns(record, text, wanted)
         if record.gt < 0:
             rows[:] = MISSING
             continue
@@ -281,52 +289,53 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, number: i
             call = parts[place] if len(parts) > place else b"."  # fields at the end may be dropped
             counts = known.get(call)
             if counts is None:
-                counts = known[call] = _counts(call, record, text, wanted, number)
+                counts = known[call] = _counts(call, record, text, wanted)
             rows[:, column] = counts
 
 
-def _counts(call: bytes, record: _Record, text: bytes, wanted: Wanted, number: int | None) -> list[int]:
+def _counts(call: bytes, record: _Record, text: bytes, wanted: Wanted) -> list[int]:
     """Copies of each wanted ALT allele in one call."""
     if not _CALL.fullmatch(call):
         shown = call[:20].decode(errors="replace")
-        raise _error(text, record.at, wanted, number, f'has a genotype "{shown}" that is none', "correct it, or leave the record out")
+        raise _error(text, record.at, wanted, f'has a genotype "{shown}" that is none', "correct it, or leave the record out")
     alleles = re.findall(rb"[.\d]+", call)
     if b"." in alleles:
         return [MISSING] * len(record.numbers)
     numbers = [int(a[:10]) for a in alleles]
     if max(numbers) > record.alts:
         what = f"has allele {max(numbers)} in a genotype but {record.alts} in ALT"
-        raise _error(text, record.at, wanted, number, what, "correct it, or leave the record out")
+        raise _error(text, record.at, wanted, what, "correct it, or leave the record out")
     return [min(numbers.count(k), 127) for k in record.numbers]
 
 
-def _check_columns(record: _Record, text: bytes, wanted: Wanted, number: int | None) -> None:
+def _check_columns(record: _Record, text: bytes, wanted: Wanted) -> None:
     columns = 9 + text.count(b"\t", record.begin, record.end) + 1
     if columns != 9 + wanted.columns:
         what = f"has {columns} columns where the header has {9 + wanted.columns}"
-        raise _error(text, record.at, wanted, number, what, "if the file is cut short, copy it anew")
+        raise _error(text, record.at, wanted, what, "if the file is cut short, copy it anew")
 
 
-def _no_record(text: bytes, start: int, end: int, wanted: Wanted, number: int | None) -> InputError:
+def _no_record(text: bytes, start: int, end: int, wanted: Wanted) -> InputError:
     """Why a line's first nine columns are not those of a record."""
     fields = text[start : min(end, start + 10**6)].split(b"\t", 9)
     length = end - start
     if not length:
-        return _error(text, start, wanted, number, "is empty", "delete it")
+        return _error(text, start, wanted, "is empty", "delete it")
     if len(fields) > 1 and not (fields[1].isdigit() and len(fields[1]) < 11):
         shown = fields[1][:20].decode(errors="replace")
-        return _error(text, start, wanted, number, f'has POS "{shown}", which is no position', "correct it, or leave the record out")
+        return _error(text, start, wanted, f'has POS "{shown}", which is no position', "correct it, or leave the record out")
     if text.count(b"\t", start, end) < 9:
-        what = f"has {text.count(b'\t', start, end) + 1} columns in {length:,} bytes where the header has {9 + wanted.columns}"
-        return _error(text, start, wanted, number, what, "if the file is cut short, copy it anew")
-    return _error(text, start, wanted, number, "has an empty CHROM, REF, ALT or FORMAT", "correct it, or leave the record out")
+        columns = text.count(b"\t", start, end) + 1
+        what = f"has {columns} columns in {length:,} bytes where the header has {9 + wanted.columns}"
+        return _error(text, start, wanted, what, "if the file is cut short, copy it anew")
+    return _error(text, start, wanted, "has an empty CHROM, REF, ALT or FORMAT", "correct it, or leave the record out")
 
 
-def _error(text: bytes, at: int, wanted: Wanted, number: int | None, what: str, mend: str) -> InputError:
+def _error(text: bytes, at: int, wanted: Wanted, what: str, mend: str) -> InputError:
     """The sentence about the line that begins at ``at``."""
-    if number is None:
+    if wanted.line is None:
         fields = text[at : at + 1000].split(b"\t", 2)
         where = "the record at " + ":".join(f[:30].decode(errors="replace") for f in fields[:2]).split("\n")[0]
     else:
-        where = f"line {number + text.count(b'\n', 0, at)}"
+        where = f"line {wanted.line + text.count(10, 0, at)}"
     return InputError(f"{wanted.path}: {where} {what}; {mend}.")

@@ -78,11 +78,14 @@ class GeneLayer(nn.Module):
         runs = [(variant[b : b + n][None].repeat(width, 0), number) for b, n in zip(begin, size, strict=True)]
         members = [(v.ravel(), (v * width + k).ravel()) for v, k in runs] or [(variant, variant)]
         self.gene: torch.Tensor
+        self.order: torch.Tensor
+        self.begin: torch.Tensor
         self.member: torch.Tensor
         self.place: torch.Tensor
         self.bag: torch.Tensor
-        constants = {"gene": gene, "member": np.concatenate([m for m, _ in members]), "place": np.concatenate([p for _, p in members])}
-        for name, values in {**constants, "bag": bags}.items():  # they follow from the panel, so they are neither saved nor sent
+        member, place = (np.concatenate(parts) for parts in zip(*members, strict=True))
+        constants = {"gene": gene, "order": variant, "begin": begin, "member": member, "place": place, "bag": bags}
+        for name, values in constants.items():  # they follow from the panel, so they are neither saved nor sent
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -102,7 +105,7 @@ class GeneLayer(nn.Module):
 
     def squared_norms(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
         """(persons,) float64: of each person's own weight gradient. A gene's part is the product of two sums of squares."""
-        inputs = torch.zeros(self.genes, len(x), dtype=torch.float64).index_add_(0, self.gene, x.t().double().square())
+        inputs = functional.embedding_bag(self.order, x.t().double().square(), self.begin, mode="sum")
         return (inputs.t() * g.view(len(g), self.genes, self.width).double().square().sum(2)).sum(1)
 
     def own_gradients(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:

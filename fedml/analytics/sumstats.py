@@ -1,0 +1,272 @@
+"""Summary statistics as files: GWAS-SSF v1.0, the GWAS Catalog's format (Hayhurst et al. 2022, bioRxiv 2022.07.15.500230), and pictures.
+
+    left_out = write(Path("disease.tsv.gz"), results, Meta(trait="disease", build="GRCh38", samples=2100, ...))
+    # tabix disease.tsv.gz 22:1-51000000 ; disease.tsv.gz-meta.yaml and disease.tsv.gz.tbi lie beside it
+    manhattan(Path("manhattan.svg"), contig, position, log10_p)
+    quantile_quantile(Path("qq.svg"), log10_p, genomic_inflation(p))
+
+The effect allele is ALT. Values that are not there are ``#NA``; a row that lacks a mandatory value is left out and counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.analytics.frequency import Array
+from fedml.cohort.variants import Variant, canonical_contig
+
+NA = "#NA"
+MANDATORY = (
+    "chromosome",
+    "base_pair_location",
+    "effect_allele",
+    "other_allele",
+    "beta",
+    "standard_error",
+    "effect_allele_frequency",
+    "p_value",
+)
+ENCOURAGED = ("variant_id", "rsid", "ref_allele", "n")
+GENOME_WIDE = 5e-8
+_NUMBERS = {str(n): n for n in range(1, 23)} | {"X": 23, "PAR": 23, "Y": 24, "MT": 25}
+_NAMES = {23: "X", 24: "Y", 25: "MT"}
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # not to stand as it is in YAML
+_MEDIAN_CHI2 = 0.454936423119572  # of one degree of freedom
+_BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): told apart by colour-blind readers
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """One row a variant; all (variants,). ``own``: further columns by name (numbers or text), such as call_rate, hwe_p, sites, method."""
+
+    keys: Sequence[Variant]
+    beta: Array
+    standard_error: Array
+    frequency: Array
+    log10_p: Array
+    n: npt.NDArray[np.int64]
+    own: Mapping[str, Sequence[Any] | npt.NDArray[Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What stands in the file beside. ``cases`` and ``controls`` where the trait is yes or no; ``more``: further fields by name."""
+
+    trait: str
+    build: str
+    samples: int
+    cases: int | None = None
+    controls: int | None = None
+    covariates: tuple[str, ...] = ()
+    software: str = "fedml-cohorts"
+    smallest_frequency: float | None = None
+    modified: date = field(default_factory=date.today)
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
+    """Writes ``path`` (``.tsv.gz``, bgzip), its tabix index and ``-meta.yaml``; rows by chromosome and position.
+
+    Returns:
+        How many variants were left out, by reason: the format knows chromosomes 1 to 22, X (23), Y (24) and MT (25), and alleles of ACGT.
+    """
+    import pysam
+
+    number = np.array([_NUMBERS.get(canonical_contig(k.contig), 0) for k in results.keys], np.int64)
+    position = np.array([k.position for k in results.keys], np.int64)
+    letters, rsid = re.compile(r"[ACGT]+", re.IGNORECASE), re.compile(r"rs[0-9]+")
+    spelled = np.array([bool(letters.fullmatch(k.ref) and letters.fullmatch(k.alt)) for k in results.keys], np.bool_)
+    values = np.stack([results.beta, results.standard_error, results.frequency, np.where(results.log10_p <= 0, 0.0, np.nan)])
+    reasons = {"contig": number == 0, "alleles": ~spelled, "no estimate": ~np.isfinite(values).all(0)}
+    kept, left_out = np.ones(len(number), np.bool_), {}
+    for reason, fails in reasons.items():
+        if count := int((kept & fails).sum()):
+            left_out[reason] = count
+        kept &= ~fails
+    order = np.flatnonzero(kept)
+    order = order[np.lexsort((position[order], number[order]))]
+    own = [_texts(np.asarray(column)[order]) for column in results.own.values()]
+    columns = [
+        _texts(results.beta[order]),
+        _texts(results.standard_error[order]),
+        _texts(results.frequency[order]),
+        [p_text(x) for x in results.log10_p[order].tolist()],
+    ]
+    with pysam.BGZFile(str(path), "wb") as out:
+        out.write(("\t".join([*MANDATORY, *ENCOURAGED, *results.own]) + "\n").encode())
+        lines: list[str] = []
+        for at, i in enumerate(order.tolist()):
+            key, chromosome = results.keys[i], int(number[i])
+            ref, alt = key.ref.upper(), key.alt.upper()
+            name = key.id if rsid.fullmatch(key.id) else NA
+            row = [str(chromosome), str(key.position), alt, ref, *(c[at] for c in columns)]
+            row += [f"{chromosome}_{key.position}_{ref}_{alt}", name, "OA", str(results.n[i]), *(c[at] for c in own)]
+            lines.append("\t".join(row))
+            if len(lines) == 10_000 or at == len(order) - 1:
+                out.write(("\n".join(lines) + "\n").encode())
+                lines.clear()
+    pysam.tabix_index(str(path), force=True, seq_col=0, start_col=1, end_col=1, line_skip=1)
+    path.with_name(path.name + "-meta.yaml").write_text(_yaml(_described(path, meta)), encoding="utf-8")
+    return left_out
+
+
+def p_text(log10_p: float) -> str:
+    """A p value of 7 digits from its log10, however small: ``4.321000e-400``; ``0`` only where log10 is minus infinity."""
+    if not np.isfinite(log10_p):
+        return "0" if log10_p < 0 else NA
+    exponent = int(np.floor(log10_p))
+    mantissa = f"{10 ** (log10_p - exponent):.6f}"
+    if mantissa.startswith("10"):
+        mantissa, exponent = "1.000000", exponent + 1
+    return f"{mantissa}e{exponent:+03d}"
+
+
+def genomic_inflation(p: Array) -> float:
+    """Lambda: the median chi-squared of the tests over that of no association, 0.4549 (Devlin and Roeder 1999, Biometrics 55:997); nan
+    without tests."""
+    from scipy.special import chdtri
+
+    known = p[np.isfinite(p)]
+    return float(chdtri(1, np.median(known)) / _MEDIAN_CHI2) if len(known) else float("nan")
+
+
+def _texts(values: npt.NDArray[Any]) -> list[str]:
+    """A column as text: 9 digits of a number, ``#NA`` for nan, None and the empty text, whose tabs and line ends become spaces."""
+    if np.issubdtype(values.dtype, np.floating):
+        return [f"{x:.9g}" if np.isfinite(x) else NA for x in values.tolist()]
+    return [NA if x is None or x == "" else re.sub(r"\s", " ", str(x)) for x in values.tolist()]
+
+
+def _described(path: Path, meta: Meta) -> dict[str, Any]:
+    sample: dict[str, Any] = {"sample_size": meta.samples, "sample_ancestry_category": ["NR"], "case_control_study": meta.cases is not None}
+    if meta.cases is not None:
+        sample |= {"case_count": meta.cases, "control_count": meta.controls}
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    out: dict[str, Any] = {
+        "date_metadata_last_modified": meta.modified,
+        "trait_description": [meta.trait],
+        "genome_assembly": meta.build,
+        "coordinate_system": "1-based",
+        "samples": [sample],
+        "data_file_name": path.name,
+        "file_type": "GWAS-SSF v1.0",
+        "data_file_md5sum": digest,
+        "analysis_software": meta.software,
+        "adjusted_covariates": list(meta.covariates),
+        "is_harmonised": False,
+        "is_sorted": True,
+    }
+    if meta.smallest_frequency is not None:
+        out["minor_allele_freq_lower_limit"] = meta.smallest_frequency
+    return {name: value for name, value in (out | dict(meta.more)).items() if value not in (None, [])}
+
+
+def _yaml(value: Any, indent: str = "") -> str:
+    """Mappings and lists as YAML blocks, scalars quoted as JSON, of which YAML is a superset; a date as it is."""
+    if isinstance(value, Mapping):
+        return "".join(f"{indent}{key}:{_inside(inner, indent)}" for key, inner in value.items())
+    return "".join(f"{indent}-{_inside(inner, indent)}" for inner in value)
+
+
+def _inside(value: Any, indent: str) -> str:
+    if isinstance(value, Mapping | list | tuple) and value:
+        return "\n" + _yaml(value, indent + "  ")
+    if isinstance(value, date):
+        return f" {value.isoformat()}\n"
+    text = json.dumps(value, ensure_ascii=False)
+    if isinstance(value, float):
+        text = re.sub(r"^(-?\d+)e", r"\1.0e", text)  # YAML 1.1 takes 1e-05 for text
+    return " " + _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+
+
+def manhattan(path: Path, contig: Sequence[str], position: npt.NDArray[np.int64], log10_p: Array, title: str = "") -> None:
+    """-log10 p along the genome, as SVG (or by ``path``'s ending). Contigs alternate in colour; variants below 5e-8 stand out."""
+    y = -log10_p
+    told = np.isfinite(y)
+    number = np.array([_NUMBERS.get(canonical_contig(c), 26) for c in contig], np.int64)
+    found = np.unique(number[told])
+    figure, axes = _figure((10.0, 4.2))
+    begin, ticks = 0.0, list[float]()
+    scale = 1e-6 if len(found) == 1 else 1.0
+    for k, which in enumerate(found.tolist()):
+        own = told & (number == which)
+        first = 0.0 if len(found) == 1 else float(position[own].min())
+        x = (begin + position[own] - first) * scale
+        hit = y[own] >= -np.log10(GENOME_WIDE)
+        for chosen, colour, size in ((~hit, (_BLUE, _SKY)[k % 2], 5.0), (hit, _RED, 14.0)):
+            axes.scatter(x[chosen], y[own][chosen], s=size, c=colour, linewidths=0, rasterized=True)
+        ticks.append(float(x.min() + x.max()) / 2)
+        begin += float(position[own].max()) - first + 2e7
+    axes.axhline(-np.log10(GENOME_WIDE), color=_GREY, linewidth=1, linestyle="--")
+    at_line = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    axes.annotate("p = 5 × 10⁻⁸", (1, -np.log10(GENOME_WIDE)), (-4, 3), **at_line)
+    axes.set_ylim(0, max(9.0, 1.06 * float(y[told].max(initial=0))))
+    axes.margins(x=0.01)
+    if len(found) == 1:
+        axes.set_xlabel(f"Position on chromosome {_name(found[0])} (Mb)")
+    elif len(found):
+        axes.set_xticks(ticks, [_name(n) if n < 18 or n % 2 == 0 or n > 22 else "" for n in found.tolist()])
+        axes.tick_params(axis="x", length=0)
+        axes.set_xlabel("Chromosome")
+    axes.set_ylabel("−log₁₀ p")
+    axes.set_title(title, loc="left")
+    _save(figure, path)
+
+
+def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "") -> None:
+    """Observed against expected -log10 p, with the band that holds 95 % of each quantile if nothing is associated (independent tests)."""
+    from scipy.special import betaincinv
+
+    y = np.sort(-log10_p[np.isfinite(log10_p)])[::-1]
+    rank = np.arange(1, len(y) + 1)
+    shown = np.unique(np.concatenate([rank[:3000], np.geomspace(1, max(1, len(y)), 3000).astype(np.int64)])) if len(y) else rank
+    shown = shown[shown <= len(y)]
+    x = -np.log10(shown / (len(y) + 1))
+    figure, axes = _figure((5.0, 5.0))
+    if len(y):
+        band = [-np.log10(betaincinv(shown, len(y) + 1 - shown, q)) for q in (0.025, 0.975)]
+        axes.fill_between(x, *band, color="#D9D9D9", linewidth=0, label="95 % if nothing is associated")
+        axes.plot([0, x[0]], [0, x[0]], color=_GREY, linewidth=1)
+        axes.scatter(x, y[shown - 1], s=10, c=_BLUE, linewidths=0, rasterized=True)
+        axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.87), frameon=False)
+    axes.annotate(f"λ = {inflation:.3f}\n{len(y):,} variants", (0.04, 0.96), xycoords="axes fraction", va="top")
+    axes.set_xlim(left=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Expected −log₁₀ p")
+    axes.set_ylabel("Observed −log₁₀ p")
+    axes.set_title(title, loc="left")
+    _save(figure, path)
+
+
+def _name(number: int) -> str:
+    return _NAMES.get(number, "other" if number > 25 else str(number))
+
+
+def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure and its axes without pyplot, whose list of figures is global."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: Any, path: Path) -> None:
+    """The same numbers give the same bytes: no date, identifiers by a fixed salt."""
+    from matplotlib import rc_context
+
+    vector = path.suffix == ".svg"
+    with rc_context({"svg.hashsalt": "fedml"}):
+        figure.savefig(path, metadata={"Date": None} if vector else None)
