@@ -85,6 +85,8 @@ def check(
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
     from clients.site import check_roster, load_cohort, read_site
+    from fedml.cohort.fingerprint import NOTES
+    from fedml.cohort.genotypes import genotype_counts
     from fedml.study import PARTS, read_study
 
     study, site = read_study(study_file), read_site(site_file)

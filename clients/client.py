@@ -25,7 +25,7 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
 from fedml.learning.training import GradientHook, evaluate, train
-from fedml.models.fusion import CohortModel, Layout, build_model, constants, learned, load
+from fedml.models.fusion import CohortModel, Layout, build_model, constants, learned, load, make_layout
 from fedml.privacy.counts import noised
 from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
@@ -231,7 +231,7 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
     try:
         values = unpack(content.array_records[AGREEMENT])
         panel, flips = values.pop(PANEL).tobytes(), own_flips(asked, values.pop(FLIPS))
-        layout = Layout(tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel.count(b"\n"))
+        layout = make_layout(asked.study, tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel)
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
     cohort = load_aligned(asked.manifests, asked.study, panel, flips)
@@ -285,7 +285,7 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model))
+    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model), l1=_penalty(study))
     reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
         {
@@ -311,6 +311,12 @@ def _hooks(asked: Request, model: CohortModel) -> list[GradientHook]:
     """The client halves of the strategies: what the message's config asks for."""
     mu = float(asked.config.get(MU, 0.0))
     return [proximal_hook(mu, dict(model.named_parameters()))] if mu else []
+
+
+def _penalty(study: Study) -> dict[str, float]:
+    """The L1 part of an elastic net: each site's proximal step. Weights are averaged after it, so few sites' zeros are the average's."""
+    amount = study.model.variants.l1
+    return {"encoder.variants.weight": amount} if amount and "variants" in study.cohort.inputs else {}
 
 
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:

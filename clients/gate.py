@@ -25,7 +25,7 @@ from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.analytics import forms
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.errors import Reason, SiteError
-from fedml.models.fusion import Layout
+from fedml.models.fusion import Layout, make_layout
 from fedml.privacy.releases import counted_parts, message_events
 from fedml.records import (
     AGREEMENT,
@@ -233,7 +233,7 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
     weights = None
     if asked.phase is Phase.ROUND:
-        weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(request)).weights.items()}
+        weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(asked.study, request)).weights.items()}
     elif asked.phase in ANALYSES:
         weights = genomics.shapes_of_reply(asked, request)
     check_form(asked.study, asked.phase, asked.name, reply, weights)
@@ -261,6 +261,6 @@ def _few(persons: Any, smallest: int) -> bool:
     return bool(((persons > 0) & (persons < smallest)).any())
 
 
-def _layout(request: RecordDict) -> Layout:
+def _layout(study: Study, request: RecordDict) -> Layout:
     values = read_arrays(request, AGREEMENT)
-    return Layout(tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes().count(b"\n"))
+    return make_layout(study, tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes())

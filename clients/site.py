@@ -25,6 +25,7 @@ from fedml.cohort.builds import Build
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.genotypes import read_variants
 from fedml.cohort.image import read_images
+from fedml.cohort.panel import panel_of
 from fedml.cohort.persons import Cohort, aligned, keep, pool
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants import Selection, from_text
@@ -233,8 +234,9 @@ def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
 
 
 @lru_cache(maxsize=128)
-def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes) -> Cohort:
-    """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1.
+def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None) -> Cohort:
+    """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1; without
+    them (a trained model's panel, and nobody to say) as the letters tell.
 
     Raises:
         SiteError: the panel cannot be read, or has not as many variants as there are flips.
@@ -243,7 +245,11 @@ def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: 
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
+    cohort = load_cohort(manifests, study)
+    if flips is None:
+        own = {cohort.site: cohort.variants.keys} if cohort.variants is not None else {}
+        flips = panel_of(keys, own, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()
     turns = np.frombuffer(flips, dtype=np.uint8)
     if len(turns) != len(keys) or turns.max(initial=0) > 1:
         raise SiteError(Reason.BAD_MESSAGE, "the panel and its orientation do not fit each other")
-    return aligned(load_cohort(manifests, study), keys, turns, study)
+    return aligned(cohort, keys, turns, study)

@@ -32,10 +32,11 @@ from clients.site import Site, load_cohort
 from fedml.cohort.files import write_site
 from fedml.cohort.persons import Cohort, aligned, pool, select
 from fedml.cohort.genotypes import shared_panel
+from fedml.cohort.variants import to_text
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
 from fedml.learning.statistics import stated_constants
-from fedml.models.fusion import Layout
+from fedml.models.fusion import Layout, make_layout
 from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
@@ -161,7 +162,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
     read = {name: c.variants for name, c in cohorts.items() if c.variants is not None}
     panel = shared_panel(read, study.cohort.variants) if read else None
     keys = panel.keys if panel else ()
-    layout = Layout(next((c.images.shape for c in cohorts.values() if c.images is not None), ()), len(keys))
+    layout = make_layout(study, next((c.images.shape for c in cohorts.values() if c.images is not None), ()), to_text(keys))
     random = np.random.default_rng([seed, 4])
     gradients = Gradients(study, layout, random)
     own = {name: np.arange(at, len(coins), len(sites)) for at, name in enumerate(sites)}

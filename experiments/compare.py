@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clients.site import Site, load_aligned
+from clients.site import Site, load_aligned, load_cohort
 from experiments.run import Outcome, outcome, read_all, run_nodes
+from fedml.cohort.panel import panel_of
+from fedml.cohort.variants import from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import make_task
 from fedml.runlog import STUDY, load_model, write_whole
@@ -108,7 +110,10 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
     arrays, image_shape, panel = load_model(trained)
     constants = {k: v for k, v in arrays.items() if k.startswith(("preprocess.", "target."))}
     names = dict(enumerate(sites, start=1))
-    agreement = Agreement(names, image_shape, panel, constants)
+    keys = from_text(panel)
+    read = {name: load_cohort((str(s.file.resolve()),), study).variants for name, s in sites.items()} if keys else {}
+    shared = panel_of(keys, {name: own.keys for name, own in read.items() if own is not None}, study.cohort.variants.match)
+    agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
     grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])
     state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
     return evaluate(study, grid, agreement, state)

@@ -104,7 +104,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
             _shaped(value, "int64", (None,), key)
         elif key == PANEL:
             _shaped(value, "uint8", (None,), key)
-            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").splitlines()):
+            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").removesuffix("\n").split("\n")):
                 raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
         elif key == BUILD:
             _shaped(value, "uint8", (None,), key)

@@ -40,11 +40,11 @@ class Scorer(PythonModel):  # type: ignore[misc]
 
 def restore(run: Path) -> tuple[Study, CohortModel]:
     """The study and its trained model from a run's folder."""
-    from fedml.models.fusion import Layout, build_model, load
+    from fedml.models.fusion import build_model, load, make_layout
 
     study = parse_study((run / STUDY).read_text())
     arrays, image_shape, panel = load_model(run)
-    model = build_model(study, Layout(image_shape, panel.count(b"\n")))
+    model = build_model(study, make_layout(study, image_shape, panel))
     load({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, arrays)
     return study, model.eval()
 

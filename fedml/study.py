@@ -162,7 +162,7 @@ class ImageNetwork(_Section):
 
 
 class TableNetwork(_Section):
-    """``[model] variants`` or ``clinical``: ``linear``, or ``mlp`` with its hidden widths."""
+    """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
     net: Literal["linear", "mlp"] = "linear"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
@@ -175,12 +175,37 @@ class TableNetwork(_Section):
         return self
 
 
+class VariantNetwork(_Section):
+    """``[model] variants``: ``linear``; ``mlp`` with its hidden widths; ``genes`` with ``width`` numbers a gene, then hidden widths over all.
+
+    In a file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` puts their intervals into the study itself, so that
+    every site groups variants alike and the study's hash covers it.
+    """
+
+    net: Literal["linear", "mlp", "genes"] = "linear"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    width: Annotated[int, Field(ge=1, le=1024, description="numbers a gene")] = 4
+    l1: Annotated[float, Field(ge=0, description="net linear: weight of the sum of absolute weights")] = 0.0
+    intervals: tuple[tuple[str, int, int, str], ...] = Field(default=(), description="contig, start, end, name of each gene")
+
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        if (self.net == "mlp" and not self.hidden) or (self.net == "linear" and self.hidden):
+            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+        if (self.net == "genes") != bool(self.intervals):
+            raise ValueError('net = "genes" needs genes = "FILE" (GFF3, GTF or BED), and no other net takes them')
+        if self.l1 and self.net != "linear":
+            raise ValueError('l1 goes with net = "linear"')
+        return self
+
+
 class Model(_Section):
     """``[model]``: the task, one encoder an input, and how their outputs are fused."""
 
     task: Literal["classification", "regression"] = "classification"
     image: ImageNetwork = ImageNetwork()
-    variants: TableNetwork = TableNetwork()
+    variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
     width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
@@ -337,6 +362,8 @@ class Study(_Section):
             raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
         if self.privacy.unit != "none" and self.cohort.variants.counted:
             raise ValueError("[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them")
+        if self.model.variants.l1 and (self.training.optimizer != "sgd" or self.training.momentum):
+            raise ValueError('[model] variants l1 goes with [training] optimizer = "sgd" without momentum: others reach another minimum')
         if self.gwas is None:
             return self
         if "variants" not in self.cohort.inputs:
@@ -423,7 +450,17 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
         changes["study.seed"] = seed
     for key, value in changes.items():
         _put(plan, key, value)
+    _expand_genes(plan, path)
     return validate(Study, plan, str(path))
+
+
+def _expand_genes(plan: dict[str, Any], path: Path) -> None:
+    """``[model] variants genes = "FILE"`` as the intervals that the file holds; the file lies beside the study."""
+    network = plan.get("model", {}).get("variants") if isinstance(plan.get("model"), dict) else None
+    if isinstance(network, dict) and isinstance(network.get("genes"), str):
+        from fedml.cohort.genes import read_genes
+
+        network["intervals"] = [tuple(interval) for interval in read_genes(path.parent / network.pop("genes"))]
 
 
 def parse_study(text: str) -> Study:

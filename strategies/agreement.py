@@ -19,7 +19,7 @@ from fedml.cohort.variants import to_text
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from, constants_or_stated, stated_constants
 from fedml.learning.task import add_counts
-from fedml.models.fusion import Layout
+from fedml.models.fusion import Layout, make_layout
 from fedml.records import AGREEMENT, CONFIG, DESCRIBED, FLIPS, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
 from fedml.replies import check_form
 from fedml.study import PARTS, Study
@@ -64,10 +64,9 @@ class Agreement:
         """Site -> what was done to match its variants -> how many."""
         return self.shared.matching if self.shared else {}
 
-    @property
-    def layout(self) -> Layout:
-        """What the model is built for."""
-        return Layout(self.image_shape, self.variants)
+    def layout(self, study: Study) -> Layout:
+        """What the study's model is built for."""
+        return make_layout(study, self.image_shape, self.panel)
 
     def part(self, chosen: Any) -> Agreement:
         """The same agreement about fewer variants: those at ``chosen`` (a slice, indices or a mask)."""
@@ -126,11 +125,11 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
     if not train:
         return agreed
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
-        return replace(agreed, constants=stated_constants(study, agreed.layout))
+        return replace(agreed, constants=stated_constants(study, agreed.layout(study)))
     sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
     told = {node: site for node, site in order.items() if site in sums.answered}
     total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
-    made = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout)
+    made = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
     persons = {site: n for site, n in agreed.persons.items() if site in told.values()}
     return replace(agreed, nodes=told, constants=made, persons=persons, refused={**refused, **sums.refused})
 

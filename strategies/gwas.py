@@ -62,7 +62,8 @@ class Work:
 
     def pooled(self) -> npt.NDArray[np.int64]:
         """(4, variants) over the sites that tell each variant."""
-        return np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
+        total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
+        return total
 
     def told(self) -> npt.NDArray[np.bool_]:
         """(sites, variants): who tells which variant."""
@@ -152,7 +153,7 @@ def _spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacin
     """Those of ``candidates`` that are at least ``spacing`` bases from the last one taken on their contig."""
     if not spacing:
         return candidates
-    taken, last = [], {}
+    taken, last = list[int](), dict[str, int]()
     for at in sorted(candidates, key=lambda i: (keys[i].contig, keys[i].position)):
         if keys[at].position - last.get(keys[at].contig, -spacing) >= spacing:
             taken.append(at)

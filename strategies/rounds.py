@@ -48,10 +48,10 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     """
     strategy = make_strategy(study)
     agreement = agreement or agree(study, grid, told_to(run))
-    model = build_model(study, agreement.layout)
+    model = build_model(study, agreement.layout(study))
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
-    emit(run, "agreed", sites=sites, persons=agreement.persons, matching=agreement.matching, variants=agreement.layout.variants,
+    emit(run, "agreed", sites=sites, persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
          image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
     state = RunState(0, start, {})
     asked = dict.fromkeys(sites, 0)  # rounds that each site was asked for: what it may have released

@@ -39,7 +39,7 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     spec = study.cohort.variants
     draft = draft_panel({site: file.keys for site, file in files.items()}, spec.match, [s for s, f in files.items() if f.checked])
     checks = keys_checks(files, draft, spec)
-    build = spec.build or next((f.build for f in files.values()), "")
+    build = str(spec.build) or next(iter(files.values())).build
     agreed = replace(agreed, shared=draft, build=build)
     if _failed(checks):
         tell(checks)

@@ -540,3 +540,52 @@ def test_damage_in_a_bcf_record_is_told_in_one_sentence(tmp_path: Path) -> None:
             out.write(bytes(broken))
         told += isinstance(read_or_told(path), str)
     assert told > 30
+
+
+def test_an_allele_that_a_bcf_record_lacks_is_refused(tmp_path: Path) -> None:
+    import pysam
+
+    for call, words in (("0/1", "allele 2"), ("0/0/1", "allele 2"), ("1", "allele 2")):
+        plain = write_lines(
+            tmp_path / "c.vcf", [GOOD.replace("\t0/1", "\t" + call), GOOD.replace("\tG\t", "\tG,T\t").replace("0/1", "0/2")]
+        )
+        path = convert(plain, ".bcf")
+        content = pysam.BGZFile(str(path)).read()
+        assert read(path)[1].max() == 2
+        third = {"0/1": b"\x02\x04\x04\x04", "0/0/1": b"\x02\x02\x04", "1": b"\x04\x81\x04\x04"}[call]
+        assert content.count(third) == 1
+        with pysam.BGZFile(str(path), "wb") as out:
+            out.write(content.replace(third, third.replace(b"\x04", b"\x06", 1)))
+        refused(path, "the record at 1:5", words, "1 in ALT")
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_memory_stays_under_the_budget_whatever_the_size(tmp_path: Path, rich: bool) -> None:
+    from experiments.bench.vcf_stream import read_alone, repeat
+
+    path = tmp_path / "c.vcf.gz"
+    peaks = []
+    for size in (10_000_000, 200_000_000):
+        _, variants, alleles = repeat(path, size, 2504, rich)
+        got = read_alone(path, 16)
+        assert (got["variants"], got["total"]) == (variants, alleles)
+        peaks.append(got["peak_mb"])
+    assert max(peaks) < 16
+
+
+def test_many_samples_in_a_line_of_odd_calls(tmp_path: Path) -> None:
+    """More columns than are split at a time."""
+    calls = np.array(["0/1", "1/1/1", ".", "10/11", "0|11"])[np.arange(40_000) % 5]
+    line = "\t".join(["1", "5", ".", "A", ",".join("A" + "C" * k for k in range(1, 12)), ".", ".", ".", "GT", *calls])
+    keys, dosage = read(write_lines(tmp_path / "c.vcf", [line], [f"p{k}" for k in range(40_000)]))
+    assert len(keys) == 11
+    np.testing.assert_array_equal(dosage[0], np.array([1, 3, -1, 0, 0])[np.arange(40_000) % 5])
+    np.testing.assert_array_equal(dosage[9:], np.array([[0, 0, -1, 1, 0], [0, 0, -1, 1, 1]])[:, np.arange(40_000) % 5])
+
+
+def test_haploid_calls_beside_many_alleles(tmp_path: Path) -> None:
+    alts = [f"A{'C' * k}" for k in range(1, 21)]
+    line = "\t".join(["1", "5", ".", "A", ",".join(alts), ".", ".", ".", "GT", "0", "1/0", ".", "9"])
+    keys, dosage = read(write_lines(tmp_path / "c.vcf", [line]))
+    assert [k.alt for k in keys] == alts
+    np.testing.assert_array_equal(dosage, [[0, int(k == 1), -1, int(k == 9)] for k in range(1, 21)])

@@ -53,7 +53,7 @@ def gene_passes() -> tuple[Callable[[], Any], Callable[[], Any]]:
     def peer() -> Any:
         dense.grad = None
         y = functional.linear(x, dense * mask, layer.bias.flatten())
-        y.backward(out)
+        y.backward(out)  # type: ignore[no-untyped-call]
         assert dense.grad is not None
         return y.detach(), dense.grad[rows, columns].view(VARIANTS, WIDTH)
 

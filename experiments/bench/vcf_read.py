@@ -3,9 +3,9 @@
     python -m experiments.bench.vcf_read [--records 4000] [--samples 2504] [--repeats 7]
 
 Two files of the same made persons: FORMAT ``GT`` alone as in 1000 Genomes, and ``GT:AD:DP:GQ`` as a caller writes. Allele frequencies are
-those of a neutral population (as many variants of k copies as 1/k says, Fu 1995), so most variants are rare. Everybody opens the file anew,
-reads all genotypes and ends with the same (variants, samples) int8 array, -1 for missing. cyvcf2 goes two ways, the faster one counts: ``gt_types``
-(``gts012=True``) and ``genotype.array()``. Beside it BCF and PLINK files of the same genotypes. Each reader has one thread.
+those of a neutral population (as many variants of k copies as 1/k says, Fu 1995), so most variants are rare. Everybody opens the file
+anew, reads all genotypes and ends with the same (variants, samples) int8 array, -1 for missing. cyvcf2 goes two ways, the faster one
+counts: ``gt_types`` (``gts012=True``) and ``genotype.array()``. Beside it BCF and PLINK files of the same genotypes. Each has one thread.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@
     state = start(with_variant(theta, variants), firth=True)         # 4. where few carry the allele: Firth's penalised likelihood
         ... likelihood_sums(dosage, frequency, X, y, state.ask, state.inverse)
 
-X is (persons, K) float64 with a column of ones (covariates by ``fedml.analytics.linear.scaled`` first; y stays 0 and 1), y (persons,), theta
-(K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices travel as their upper triangle,
-row after row. All sums add up over sites and over chunks of persons. A site with small cells adds nothing to the variant. Take some thousands
-of variants at a time: the server's state holds P x P numbers of each.
+X is (persons, K) float64 with a column of ones (covariates by ``fedml.analytics.linear.scaled`` first; y stays 0 and 1), y (persons,),
+theta (K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices travel as their upper
+triangle, row after row. All sums add up over sites and over chunks of persons. A site with small cells adds nothing to the variant. Take
+some thousands of variants at a time: the server's state holds P x P numbers of each.
 
 Firth's likelihood (1993, Biometrika 80:27; Heinze and Schemper 2002, Stat Med 21:2409) needs each person's leverage, which needs the pooled
 information at the same theta. So the server sends an inverse information with theta: that of the theta before, one exchange an iteration,

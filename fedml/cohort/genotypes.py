@@ -46,12 +46,11 @@ def read_variants(
         reference: FASTA of that build, with its index.
 
     Raises:
-        InputError: the file is missing, damaged, of another build, names none of the persons, or holds none of the selected variants.
+        InputError: the file is missing, damaged, of another build, names none of the persons, or holds none of the selected variants; the
+            cache's folder cannot be written and the table is too large for memory.
     """
     source = open_source(path)
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
-    if not present.any():
-        raise InputError(f"{path}: none of its samples is in the persons table; use the same ids in both.")
     if not keys:
         wanted = "none of the study's variants" if selection else "no variant"
         raise InputError(f"{path}: holds {wanted}; correct data.variants in site.toml{', or ask for others' if selection else ''}.")

@@ -35,7 +35,7 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
     if cohort.variants is not None:
         own, there = cohort.variants, slice(0, _VARIANTS)
         keys = own.keys[there]
-        real = np.asarray(own.dosage[np.arange(len(cohort))] if len(own.keys) <= _VARIANTS else own.dosage.block(0, _VARIANTS))
+        real = np.asarray(own.dosage[:, there] if isinstance(own.dosage, np.ndarray) else own.dosage.block(0, len(keys)))
         dosage = random.binomial(2, random.uniform(0.05, 0.5, len(keys)), real.shape).astype(np.int8)
         made = replace(made, variants=Dosages(keys, np.where(real < 0, -1, dosage).astype(np.int8), own.present))
     return made

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.fingerprint import COMPLEMENT, is_ambiguous, is_plain
+from fedml.cohort.packed import Packed
 from fedml.cohort.variants import MISSING, Dosages, Variant
 from fedml.study import Variants
 
@@ -127,9 +128,9 @@ def draft_panel(sites: Mapping[str, Sequence[Variant]], match: Match, checked: C
     palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in kept], dtype=bool)
     flips, doubtful = {}, {}
     for name in names:
-        how = np.array(fits[name], dtype=np.int64)
-        flip = np.isin(how, (Fit.SWAPPED, Fit.STRAND_SWAPPED))
-        turned = int(np.isin(how, (Fit.STRAND, Fit.STRAND_SWAPPED)).sum())
+        fitted = np.array(fits[name], dtype=np.int64)
+        flip = np.isin(fitted, (Fit.SWAPPED, Fit.STRAND_SWAPPED))
+        turned = int(np.isin(fitted, (Fit.STRAND, Fit.STRAND_SWAPPED)).sum())
         clear = int((~palindrome).sum())
         if turned == 0 and (match == "position" or clear >= ENOUGH):
             doubtful[name] = np.zeros(len(kept), dtype=bool)
@@ -236,13 +237,13 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     index = unique(own.keys, match)
     columns = np.array([index.get(place(key, match), -1) for key in panel], dtype=np.int64)
     # The server says how to turn; whether the alleles are those of the panel at all is seen to here.
-    for at in np.flatnonzero(columns >= 0):
+    for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
             columns[at] = -1
     return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)))
 
 
-def turned(dosage: Any, columns: Ints, flip: npt.NDArray[np.bool_]) -> Any:
+def turned(dosage: npt.NDArray[np.int8] | Packed, columns: Ints, flip: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8] | Packed:
     """``dosage`` (persons, variants), an array or a packed table, with its columns in another order (-1: missing) and orientation."""
     if not isinstance(dosage, np.ndarray):
         return dosage.aligned(columns, flip)
@@ -250,3 +251,14 @@ def turned(dosage: Any, columns: Ints, flip: npt.NDArray[np.bool_]) -> Any:
     out = np.where((out != MISSING) & flip, 2 - out, out).astype(np.int8)
     out[:, columns < 0] = MISSING
     return out
+
+
+def panel_of(keys: Sequence[Variant], sites: Mapping[str, Sequence[Variant]], match: Match) -> Panel:
+    """A panel that is given (a trained model's), and how each of ``sites`` has to be turned for it; what a site lacks is missing there."""
+    at = {key: i for i, key in enumerate(keys)}
+    flips = {}
+    for name, own in sites.items():
+        both = draft_panel({"": keys, name: own}, match, checked=[""])
+        flips[name] = np.zeros(len(keys), dtype=np.uint8)
+        flips[name][[at[key] for key in both.keys]] = both.flips[name]
+    return Panel(tuple(keys), flips, {}, {name: np.zeros(len(keys), dtype=bool) for name in sites}, {})

@@ -4,7 +4,7 @@
 
     label              class index (int64), or the number itself for regression (float32)
     clinical           (persons, columns) float32, NaN where missing; clinical_present (persons,) float32
-    variants           (persons, panel) int8 ALT dosage, -1 where missing; variants_present (persons,) float32
+    variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing; variants_present (persons,) float32
     image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32
 """
 
@@ -98,7 +98,8 @@ class Cohort:
         at = torch.from_numpy(chosen)
         out = {key: values[at] for key, values in self._tensors.items()}
         if self.variants is not None:
-            out["variants"] = torch.from_numpy(self.variants.dosage[chosen])
+            dosage = self.variants.dosage
+            out["variants"] = torch.from_numpy(dosage[chosen] if isinstance(dosage, np.ndarray) else dosage.floats(chosen))
         if self.images is not None:
             pixels, begin = self._pixels
             if begin is None:

@@ -66,17 +66,18 @@ class PlinkSource(Source):
         self.left_out = left_out
         if not self.samples:
             return
+        persons = np.fromiter(samples, dtype=np.intp, count=len(samples))
+        which = slice(None) if np.array_equal(persons, np.arange(len(self.samples))) else persons
         rows = max(1, min((memory_mb << 20) // 8, 2**23) // (len(self.samples) + 500))  # a key takes some hundred bytes
         with open_bed(self.path, iid_count=len(self.samples), sid_count=self.variants, skip_format_check=True, num_threads=1) as bed:
             for places, keys in self._wanted(selection, left_out, rows):
-                yield Block(keys, self._read(bed, np.asarray(samples, dtype=np.intp), places))
+                yield Block(keys, self._read(bed, which, places))
 
-    def _read(self, bed: Any, samples: npt.NDArray[np.intp], places: list[int]) -> npt.NDArray[np.int8]:
+    def _read(self, bed: Any, samples: npt.NDArray[np.intp] | slice, places: list[int]) -> npt.NDArray[np.int8]:
         """(places, samples) dosages."""
         columns = slice(places[0], places[-1] + 1) if len(places) == places[-1] - places[0] + 1 else np.array(places)
-        rows = slice(None) if np.array_equal(samples, np.arange(len(self.samples))) else samples
         try:
-            dosage = bed.read(index=(rows, columns), dtype="int8", order="F")  # counts A1; missing is -127
+            dosage = bed.read(index=(samples, columns), dtype="int8", order="F")  # counts A1; missing is -127
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path}: cannot be read as PLINK bed ({error}); copy it anew.") from error
         dosage[dosage < 0] = MISSING

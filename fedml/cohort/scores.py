@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fedml.cohort.packed import Packed
 from fedml.cohort.scorefile import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
-from fedml.cohort.variants import Table, Variant, canonical_contig
+from fedml.cohort.variants import Variant, canonical_contig
 from fedml.errors import InputError
 
 _COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
@@ -151,7 +151,7 @@ def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
     return "alt" if (effect, other) == (alt, ref) else "ref" if (effect, other) == (ref, alt) else ""
 
 
-def score(dosage: Table, matched: Matched, frequency: Floats | None = None) -> Scores:
+def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Floats | None = None) -> Scores:
     """Each person's score: the intercept, and weight x copies of the effect allele over all matched weights.
 
     A dominant weight counts once for any copy, a recessive one only for two. A missing genotype counts as 2 x the effect allele's
@@ -201,7 +201,7 @@ def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: M
         used -= np.bincount(person, minlength=persons)
 
 
-def _columns(dosage: Table, at: Integers) -> npt.NDArray[np.int8]:
+def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray[np.int8]:
     """(persons, len(at)) int8."""
     if isinstance(dosage, Packed):
         return dosage.aligned(at, np.zeros(len(at), bool))[:]

@@ -15,12 +15,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from sys import intern
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import InputError
+
+if TYPE_CHECKING:
+    from fedml.cohort.packed import Packed
 
 MISSING = -1
 LONGEST_ALLELE = 1000  # letters; a longer REF or ALT is left out and counted: it cannot be compared between sites in a key
@@ -104,30 +108,17 @@ class Source(ABC):
         """
 
 
-class Table(Protocol):
-    """Dosages of (persons, variants) that are looked up by persons: an int8 array, or a packed table (``fedml.cohort.packed``)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(persons, variants)."""
-
-    def __len__(self) -> int:
-        """Persons."""
-
-    def __getitem__(self, rows: Any, /) -> Any:
-        """int8 (rows, variants), -1 missing."""
-
-
 @dataclass(frozen=True)
 class Dosages:
-    """``dosage`` (persons, variants) int8 with ``keys`` (variants); ``present`` (persons,): has the person any genotype row?
+    """``dosage`` (persons, variants) int8, an array or a packed table, with ``keys`` (variants); ``present`` (persons,): has the person any
+    genotype row?
 
     ``notes``: what was done to the file's variants (``fedml.cohort.fingerprint.NOTES``); ``build`` of the positions; ``checked``: their REF was
     held against a reference.
     """
 
     keys: tuple[Variant, ...]
-    dosage: Table
+    dosage: npt.NDArray[np.int8] | Packed
     present: npt.NDArray[np.bool_]
     notes: npt.NDArray[np.int64] | None = None
     build: str = ""
@@ -168,5 +159,6 @@ def from_text(text: bytes) -> tuple[Variant, ...]:
     Raises:
         ValueError: a line does not have the five fields, or the position is no number.
     """
-    fields = (line.split("\t") for line in text.decode().splitlines())
-    return tuple(Variant(contig, int(position), id_, ref, alt) for contig, position, id_, ref, alt in fields)
+    lines = text.decode().removesuffix("\n").split("\n") if text else []  # not splitlines: an id may hold what it takes for a line's end
+    fields = (line.split("\t") for line in lines)
+    return tuple(Variant(intern(contig), int(position), id_, ref, alt) for contig, position, id_, ref, alt in fields)

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
+
 from fedml.cohort import bcf, vcf_text
 from fedml.cohort.bgzf import check_whole, find_index, inflated, whole_lines
 from fedml.cohort.regions import TO_THE_END, Inside, Spans, check_contigs, merged
@@ -45,8 +47,10 @@ class VcfSource(Source):
             check_contigs(spans, [*self.contigs, *self._index_contigs()], self.path)
         left_out: Counter[str] = Counter()
         self.left_out = left_out
+        chosen = np.fromiter(samples, dtype=np.intp, count=len(samples))
+        columns = None if np.array_equal(chosen, np.arange(len(self.samples))) else chosen
         size = min(2**20, (memory_mb << 20) // 32)
-        wanted = vcf_text.Wanted(self.path, len(self.samples), samples, selection, inside if spans else None, left_out)
+        wanted = vcf_text.Wanted(self.path, len(self.samples), columns, selection, inside if spans else None, left_out)
         wanted.fast = self.fast
         parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
         yield from (block for block in parts if block is not None)

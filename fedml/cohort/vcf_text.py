@@ -3,7 +3,7 @@
     for block in parse(text, Wanted(...)): ...
 
 A call such as ``0|1`` and the byte after it are one 32-bit word: at a fixed stride where a line holds nothing but three-letter calls, after
-each tab otherwise. The words are compared with the commonest call, homozygous reference; only those that differ are looked at more closely. A
+each tab otherwise. The words are compared with the commonest call, homozygous reference; only those that differ are looked at more closely.
 A line with a call that is neither ``a/b``, ``a|b`` nor ``a`` with alleles of one digit is read call by call (VCF 4.5, section 1.6.2).
 """
 
@@ -26,8 +26,9 @@ _HEAD = re.compile(rb"([^\t\n]++)\t(\d{1,10})\t([^\t\n]*+)\t([^\t\n]++)\t([^\t\n
 _CALL = re.compile(rb"[/|]?(?:\.|\d+)(?:[/|](?:\.|\d+))*")  # a separator before the first allele: VCF 4.4
 _WHOLE_END = re.compile(rb"\t[.\d][/|][.\d](?::[^\t\n]*)?\Z")
 _PAD = b"\t\0\0\0\0"
+_CELLS = 2**14  # columns that are split at a time
 _SLICE = 2**20  # bytes of calls that are looked at together: they stay in the processor's cache
-_NONE, _ODD, _HAPLOID = 11, 15, 16  # codes of an allele beside 0 to 9; 10 is a missing one
+_NONE, _ODD, _HAPLOID, _NOBODY = 11, 15, 16, 255  # codes of an allele beside 0 to 9; 10 is a missing one
 _FIRST = np.full(2**16, _ODD, dtype=np.uint8)  # of an allele and the byte after it
 _SECOND = np.full(2**16, _ODD, dtype=np.uint8)
 for _code, _letter in enumerate(b"0123456789."):
@@ -48,7 +49,7 @@ class Wanted:
 
     path: Path
     columns: int  # samples in the file
-    samples: Sequence[int]
+    samples: npt.NDArray[np.intp] | None  # None: all of them, in their order
     selection: Selection
     in_region: Callable[[str, int], bool] | None
     left_out: Counter[str] = field(default_factory=Counter)
@@ -179,9 +180,7 @@ def take_alleles(
 
 def chosen(dosage: npt.NDArray[np.int8], wanted: Wanted) -> npt.NDArray[np.int8]:
     """The columns of the wanted samples."""
-    samples = np.asarray(wanted.samples, dtype=np.intp)
-    whole = len(samples) == wanted.columns and np.array_equal(samples, np.arange(wanted.columns))
-    return dosage if whole else np.take(dosage, samples, axis=1)
+    return dosage if wanted.samples is None else np.take(dosage, wanted.samples, axis=1)
 
 
 def put_rows(dosage: npt.NDArray[np.int8], rows: npt.NDArray[np.intp], out: npt.NDArray[np.int8]) -> None:
@@ -263,7 +262,8 @@ def _write(
     for k, allele in enumerate(records[0].numbers):
         if k:
             dosage[:] = 0
-        count = (first == allele).view(np.int8) + (second == allele).view(np.int8)
+        digit = allele if allele < 10 else _NOBODY  # above 9 begin the codes of what is no allele
+        count = (first == digit).view(np.int8) + (second == digit).view(np.int8)
         count[missing] = MISSING
         dosage[at] = count
         put_rows(dosage.reshape(-1, columns), rows + k, out)
@@ -283,14 +283,20 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.
             rows[:] = MISSING
             continue
         known: dict[bytes, list[int]] = {}
-        place, calls = record.gt, text[record.begin : record.end].split(b"\t")
-        for column, cell in enumerate(calls):
-            parts = cell.split(b":", place + 1)
-            call = parts[place] if len(parts) > place else b"."  # fields at the end may be dropped
-            counts = known.get(call)
-            if counts is None:
-                counts = known[call] = _counts(call, record, text, wanted)
-            rows[:, column] = counts
+        place, column, rest = record.gt, 0, text[record.begin : record.end]
+        for _ in range(0, wanted.columns, _CELLS):
+            cells = rest.split(b"\t", _CELLS)
+            rest = cells.pop() if len(cells) > _CELLS else b""
+            counts = np.empty((len(cells), len(rows)), dtype=np.int8)
+            for k, cell in enumerate(cells):
+                parts = cell.split(b":", place + 1)
+                call = parts[place] if len(parts) > place else b"."  # fields at the end may be dropped
+                found = known.get(call)
+                if found is None:
+                    found = known[call] = _counts(call, record, text, wanted)
+                counts[k] = found
+            rows[:, column : column + len(cells)] = counts.T
+            column += len(cells)
 
 
 def _counts(call: bytes, record: _Record, text: bytes, wanted: Wanted) -> list[int]:

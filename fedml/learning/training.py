@@ -16,6 +16,7 @@ from torch import nn
 
 from fedml.cohort.persons import Cohort
 from fedml.learning.task import Counts, Task, add_counts
+from fedml.models.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study import PartName, Training
 
@@ -51,8 +52,14 @@ def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, 
     yield from np.split(order, ends)
 
 
-def train(model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = ()) -> LocalResult:
+def train(
+    model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = (),
+    l1: Mapping[str, float] | None = None,
+) -> LocalResult:  # fmt: skip
     """Trains ``model`` in place on the training persons of ``cohort``; bits depend on ``seed`` and ``plan.threads`` only.
+
+    Args:
+        l1: parameter -> weight of the sum of its absolute values; taken by a proximal step after each step of the optimiser.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -77,6 +84,8 @@ def train(model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed:
                 for hook in hooks:
                     hook(parameters)
                 optimizer.step()
+                if l1:
+                    shrink(parameters, {name: plan.lr * amount for name, amount in l1.items()})
                 loss_sum += loss.detach() * len(chosen)
                 seen, steps = seen + len(chosen), steps + 1
     if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in parameters.values())):

@@ -31,6 +31,7 @@ from torch import nn
 from fedml.cohort.persons import Cohort
 from fedml.learning.task import Task
 from fedml.learning.training import GradientHook, make_optimizer
+from fedml.models.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
 from fedml.seeds import torch_seed
@@ -176,7 +177,7 @@ def _physical(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.float64], memor
 
 def _kept(module: nn.Module) -> Iterator[nn.Parameter]:
     """Parameters of a layer of which every person's gradient may be kept."""
-    return (p for p in module.parameters(recurse=False) if not (isinstance(module, nn.Linear) and p is module.weight))
+    return (p for p in module.parameters(recurse=False) if not (isinstance(module, nn.Linear | GeneLayer) and p is module.weight))
 
 
 def _image_bytes(encoder: nn.Module, shape: Sequence[int]) -> int:
