@@ -33,10 +33,10 @@ from fedml.records import (
     AGREEMENT,
     ANALYSES,
     ARRAYS,
-    CONFIG,
-    COUNTS,
     BUILD,
     CHECKED,
+    CONFIG,
+    COUNTS,
     DESCRIBED,
     FLIPS,
     IMAGE_SHAPE,
@@ -211,7 +211,11 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
     described: dict[str, Any] = {} if private else {PERSONS: _persons(cohort, asked.study)}
     if cohort.variants is not None:
         own = cohort.variants
-        described |= {PANEL: text_array(to_text(own.keys)), BUILD: text_array(own.build.encode()), CHECKED: np.array([own.checked], np.uint8)}
+        described |= {
+            PANEL: text_array(to_text(own.keys)),
+            BUILD: text_array(own.build.encode()),
+            CHECKED: np.array([own.checked], np.uint8),
+        }
         described[NOTES] = np.zeros(len(VARIANT_NOTES), np.int64) if own.notes is None else own.notes
     if cohort.images is not None:
         described[IMAGE_SHAPE] = np.array(cohort.images.shape, dtype=np.int64)

@@ -223,7 +223,9 @@ def _fit(study: Study, own: Dosages, people: Analysed, x: Floats, y: Floats, giv
     penalised = bool(given["penalised"][0]) and bool(given["inverse"].any())
     for persons_, variants, dosage in _pieces(own, people):
         inverse = given["inverse"][:, variants] if penalised else None
-        told = logistic.likelihood_sums(dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse)
+        told = logistic.likelihood_sums(
+            dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse
+        )
         sums = {"gradient": told.gradient, "information": told.information, "log_likelihood": told.log_likelihood, "n": told.n}
         _add(out, sums, variants, len(own.keys))
     return out or _nothing(study, Phase.FIT, len(own.keys))

@@ -76,8 +76,8 @@ class Policy(_Section):
     ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted, so no study
     with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
     ``min_count`` holds for the persons behind a sum and, in analyses of genotypes, for every group of persons with the same genotype (also
-    among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of step
-    of such an analysis.
+    among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of
+    step of such an analysis.
     """
 
     studies: Literal["approved"] = "approved"

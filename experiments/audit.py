@@ -30,13 +30,13 @@ from clients.client import app as client_app
 from clients.client import refusal
 from clients.site import Site, load_cohort
 from fedml.cohort.files import write_site
-from fedml.cohort.persons import Cohort, aligned, pool, select
 from fedml.cohort.genotypes import shared_panel
+from fedml.cohort.persons import Cohort, aligned, pool, select
 from fedml.cohort.variants import to_text
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
 from fedml.learning.statistics import stated_constants
-from fedml.models.fusion import Layout, make_layout
+from fedml.models.fusion import make_layout
 from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors

@@ -160,7 +160,9 @@ def gwas(
     changes: Overrides = None,
     seed: Seed = None,
     runs: Runs = Path("fedml-runs"),
-    meta: Annotated[bool, typer.Option("--meta", help="Also test each site alone and combine them: what a meta-analysis would lose.")] = False,
+    meta: Annotated[
+        bool, typer.Option("--meta", help="Also test each site alone and combine them: what a meta-analysis would lose.")
+    ] = False,
     as_json: Json = False,
     track: Track = True,
 ) -> None:
@@ -175,7 +177,9 @@ def gwas(
     console = make_console(as_json)
     study = require(load_study(study_file, changes, seed), study_file)
     if meta and sites is None:
-        raise InputError("--meta needs the sites' data at hand: give --sites; a site behind a SuperLink approves one study, not one of it alone.")
+        raise InputError(
+            "--meta needs the sites' data at hand: give --sites; a site behind a SuperLink approves one study, not one of it alone."
+        )
     launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console, "gwas")
     console.print(result_table(launched))
     beside = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None

@@ -12,6 +12,7 @@ import pandas as pd
 
 from experiments.launch import Launched
 from fedml.errors import InputError
+from fedml.runlog import GWAS_TABLE
 from fedml.study import Study, for_roster
 
 if TYPE_CHECKING:
@@ -61,13 +62,15 @@ def result_table(launched: Launched) -> Table | str:
     found = _event(launched, "gwas")
     if not found:
         return ""
-    table = Table(title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left", caption_justify="left")
+    table = Table(
+        title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left", caption_justify="left"
+    )
     for name in ("variant", "rsid", "effect", "beta", "standard error", "p", "frequency", "n", "method"):
         table.add_column(name, justify="left" if name in ("variant", "rsid", "effect", "method") else "right")
     for row in found["top"]:
         table.add_row(
-            f"{row['chromosome']}:{row['position']}", row["rsid"], row["effect_allele"], f"{row['beta']:.4g}", f"{row['standard_error']:.3g}",
-            row["p_value"], f"{row['frequency']:.3f}", str(row["n"]), row["method"],
+            f"{row['chromosome']}:{row['position']}", row["rsid"], row["effect_allele"], f"{row['beta']:.4g}",
+            f"{row['standard_error']:.3g}", row["p_value"], f"{row['frequency']:.3f}", str(row["n"]), row["method"],
         )  # fmt: skip
     persons = ", ".join(f"{site} {n}" for site, n in found["persons"].items())
     lines = [
@@ -81,7 +84,7 @@ def result_table(launched: Launched) -> Table | str:
 def read_table(run: Path) -> pd.DataFrame:
     """``gwas.tsv.gz`` of a run, with numbers where the standard writes ``#NA``."""
     text = {"chromosome": str, "p_value": str, "rsid": str, "variant_id": str}
-    table = pd.read_csv(run / "gwas.tsv.gz", sep="\t", compression="gzip", na_values=["#NA"], keep_default_na=False, dtype=text)
+    table = pd.read_csv(run / GWAS_TABLE, sep="\t", compression="gzip", na_values=["#NA"], keep_default_na=False, dtype=text)
     parts = table.p_value.str.extract(r"^([\d.]+)(?:e([+-]\d+))?$").astype(float)
     with np.errstate(divide="ignore"):
         return table.assign(neg_log10_p=-(np.log10(parts[0]) + parts[1].fillna(0)))
@@ -117,7 +120,7 @@ def meta_table(launched: Launched, sites: Path, console: Console) -> dict[str, A
         "sites": list(tables), "variants_federated": int(federated.beta.notna().sum()), "variants_meta": int(combined.beta.notna().sum()),
         "correlation_of_betas": float(np.corrcoef(both.beta, both.beta_meta)[0, 1]) if len(both) > 2 else None,
         "median_standard_error_ratio": float((both.standard_error_meta / both.standard_error).median()),
-        "hits_federated": int((federated.neg_log10_p > -np.log10(HIT)).sum()), "hits_meta": int((combined.neg_log10_p > -np.log10(HIT)).sum()),
+        "hits_federated": _hits(federated), "hits_meta": _hits(combined),
         "lambda_federated": _inflation(federated.neg_log10_p), "lambda_meta": _inflation(combined.neg_log10_p),
     }  # fmt: skip
     (launched.outcome.run / "meta.json").write_text(json.dumps(told, indent=1))
@@ -150,6 +153,10 @@ def combine(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame({"beta": mean, "standard_error": error, "neg_log10_p": -log10_p}, index=index)
 
 
+def _hits(table: pd.DataFrame) -> int:
+    return int((table.neg_log10_p > -np.log10(HIT)).sum())
+
+
 def _inflation(neg_log10_p: pd.Series) -> float:
     from fedml.analytics.sumstats import genomic_inflation
 
@@ -159,7 +166,9 @@ def _inflation(neg_log10_p: pd.Series) -> float:
 def _meta_shown(told: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    table = Table(title="beside it: each site alone, combined by inverse variance (meta-analysis)", title_justify="left", caption_justify="left")
+    table = Table(
+        title="beside it: each site alone, combined by inverse variance (meta-analysis)", title_justify="left", caption_justify="left"
+    )
     for name in ("", "federated", "meta-analysis"):
         table.add_column(name, justify="right" if name else "left")
     for name, key in (("variants with a result", "variants"), ("below 5e-8", "hits"), ("lambda", "lambda")):
@@ -172,5 +181,3 @@ def _meta_shown(told: dict[str, Any]) -> Table:
         else "too few variants in both to compare"
     )
     return table
-
-

@@ -45,9 +45,7 @@ class Outcome:
     seconds: float
 
 
-def read_all(
-    study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None, job: Job = "train"
-) -> dict[str, Cohort]:
+def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None, job: Job = "train") -> dict[str, Cohort]:
     """Reads every site's data as the study will, before anything is started or written.
 
     Raises:

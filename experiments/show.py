@@ -26,7 +26,13 @@ class Progress:
 
         self.study, self.console = study, console
         self.watched = make_task(study).watched
-        columns = (TextColumn("round" if job == "train" else "step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("round" if job == "train" else "step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
         self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.row = self.bar.add_task("starting", total=study.federation.rounds if job == "train" else None)
         self.bar.start()

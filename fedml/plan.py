@@ -29,6 +29,7 @@ def describe(study: Study) -> str:
         "",
         "Leaves a site",
         *_leaves(study),
+        *_association(study),
         "Never       a person's id, image, genotype or row of a table",
         *_privacy(study),
     ]
@@ -44,7 +45,10 @@ def _inputs(study: Study) -> str:
             shape = study.cohort.image
             told.append("images" + (f" of {' x '.join(map(str, shape.size))}" if shape else ""))
         else:
-            told.append(f"variants, matched between sites by {study.cohort.variants.match}")
+            spec = study.cohort.variants
+            chosen = [*spec.regions, *([f"{len(spec.listed)} listed"] if spec.listed else [])]
+            which = f" ({', '.join(chosen)})" if chosen else ""
+            told.append(f"variants{which}, matched between sites by {spec.match}")
     return "; ".join(told)
 
 
@@ -75,6 +79,25 @@ def _leaves(study: Study) -> list[str]:
         "            and counts of right and wrong answers and of scores (a histogram) over its validation persons",
         "            at the end: the same counts over its test persons",
     ]
+
+
+def _association(study: Study) -> list[str]:
+    """What checks of genotypes and an association study send."""
+    spec, plan = study.cohort.variants, study.gwas
+    if "variants" not in study.cohort.inputs or (plan is None and not spec.counted):
+        return []
+    lines = ["            of genotypes: how many persons have 0, 1, 2 copies of each variant or no call"]
+    if plan is not None:
+        adjusted = [*plan.covariates, *([f"{plan.components} principal components of the genotypes"] if plan.components else [])]
+        kind = "cases and controls" if study.model.task == "classification" else study.cohort.target
+        products = "; products" if plan.components else ""
+        lines += [
+            f"            association (`fedml gwas`) of each variant with {kind}, adjusted for {', '.join(adjusted) or 'nothing'}:",
+            "            sums and products of covariates, outcome and genotypes over all persons with them (training, validation",
+            f"            and test alike){products}",
+            *(["            of the genotypes with the components' loadings, fewer than there are persons"] if plan.components else []),
+        ]
+    return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
 
 
 def _privacy(study: Study) -> list[str]:

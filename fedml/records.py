@@ -1,7 +1,8 @@
 """Every record that may cross the wire, and how arrays are packed: NumPy's ``.npy`` bytes, never a pickle.
 
-To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel and its orientation at each site, image shape,
-preprocessing constants), ``analysis`` (what an analysis of genotypes has found so far) and ``config`` (study, phase, round). What comes from a site, by phase: ``fedml.replies``.
+To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel and its orientation at each site, image
+shape, preprocessing constants), ``analysis`` (what an analysis of genotypes has found so far) and ``config`` (study, phase, round). What
+comes from a site, by phase: ``fedml.replies``.
 
 With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
 """
@@ -29,7 +30,7 @@ warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not
 ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
 SITE, DESCRIBED, SUMS, JOURNAL = "site", "described", "sums", "journal"
 PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
-FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation by site, genome build, what was done to the file
+FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, genome build, what was done to the file
 ANALYSIS = "analysis"  # what the sums of one step of an analysis are taken with, and those sums
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"

@@ -61,8 +61,8 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
     """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, of the declared types and shapes, and finite.
 
     Args:
-        name: of the site that answers.
-        weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums (``reply_shapes``) for an analysis.
+        name: of the site that answers. weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums
+        (``reply_shapes``) for an analysis.
     """
     must, may = _RECORDS[phase]
     if not must <= set(reply) <= must | may | {JOURNAL}:

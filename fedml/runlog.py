@@ -5,6 +5,7 @@
     RUN/model.safetensors   learned arrays and preprocessing constants
     RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
     RUN/layout.json         image shape and number of variants
+    RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
 
 Whoever shows progress, tracks in MLflow or writes a report reads this folder, so a run does not depend on any of them.
 """
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
+GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 
 

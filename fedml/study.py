@@ -104,7 +104,8 @@ class ImageShape(_Section):
 
 
 class Variants(_Section):
-    """``[cohort.variants]``: which variants are read, how one at a site is recognised at another, and what is asked of those that are shared.
+    """``[cohort.variants]``: which variants are read, how one at a site is recognised at another, and what is asked of those that are
+    shared.
 
     The thresholds are held against counts pooled over sites; with all of them left at nothing no counts are asked for.
     """
@@ -176,10 +177,11 @@ class TableNetwork(_Section):
 
 
 class VariantNetwork(_Section):
-    """``[model] variants``: ``linear``; ``mlp`` with its hidden widths; ``genes`` with ``width`` numbers a gene, then hidden widths over all.
+    """``[model] variants``: ``linear``; ``mlp`` with its hidden widths; ``genes`` with ``width`` numbers a gene, then hidden widths over
+    all.
 
-    In a file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` puts their intervals into the study itself, so that
-    every site groups variants alike and the study's hash covers it.
+    In a file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` puts their intervals into the study itself, so
+    that every site groups variants alike and the study's hash covers it.
     """
 
     net: Literal["linear", "mlp", "genes"] = "linear"
@@ -217,8 +219,9 @@ class Model(_Section):
 class Gwas(_Section):
     """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a number, logistic for two classes.
 
-    ``covariates`` are clinical columns; ``components`` principal components of the genotypes, computed without moving them. Every variant is
-    tested by its score first; those below ``first_pass_p`` are fitted in full. Firth's penalty is used where a class or an allele is rare.
+    ``covariates`` are clinical columns; ``components`` principal components of the genotypes, computed without moving them. Every variant
+    is tested by its score first; those below ``first_pass_p`` are fitted in full. Firth's penalty is used where a class or an allele is
+    rare.
     """
 
     covariates: tuple[str, ...] = ()
@@ -361,7 +364,9 @@ class Study(_Section):
         if self.cohort.variants != Variants() and "variants" not in self.cohort.inputs:
             raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
         if self.privacy.unit != "none" and self.cohort.variants.counted:
-            raise ValueError("[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them")
+            raise ValueError(
+                "[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them"
+            )
         if self.model.variants.l1 and (self.training.optimizer != "sgd" or self.training.momentum):
             raise ValueError('[model] variants l1 goes with [training] optimizer = "sgd" without momentum: others reach another minimum')
         if self.gwas is None:

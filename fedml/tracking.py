@@ -8,6 +8,7 @@ Metric names: ``<part>/<metric>`` (val/auroc), ``train/loss``, ``round/seconds``
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import tempfile
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedml.runlog import EVENTS, LAYOUT, MODEL, PANEL, STUDY, read_events
+from fedml.runlog import EVENTS, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, read_events
 from fedml.study import Study
 
 _TICK_SECONDS, _PAUSE_SECONDS = 0.1, 1.0  # between two looks at the events; between two writes of metrics
@@ -103,6 +104,10 @@ class Tracker:
                     self._round(event, put)
                 case "privacy":
                     self._privacy(client, event, put)
+                case "checks":
+                    client.log_text(self.parent, json.dumps(event["checks"], indent=1), "record/checks.json")
+                case "gwas":
+                    self._gwas(client, event, put)
                 case "end":
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
                     if event["reason"]:
@@ -126,6 +131,7 @@ class Tracker:
             "fedml.study": about.name,
             "fedml.study_sha256": self.study.sha256,
             "fedml.engine": event["engine"],
+            "fedml.job": event.get("job", "train"),
             "fedml.git_commit": event["git_commit"],
         }
         told = {"fedml.question": about.question, "fedml.purpose": about.purpose, "fedml.privacy": _unprotected(self.study)}
@@ -164,6 +170,24 @@ class Tracker:
             put(run_id, "privacy/epsilon", told["epsilon"], self.study.federation.rounds)
         put(self.parent, "privacy/epsilon", event["epsilon"], self.study.federation.rounds)
         put(self.parent, "privacy/delta", event["delta"], self.study.federation.rounds)
+
+    def _gwas(self, client: Any, event: dict[str, Any], put: Any) -> None:
+        """Figures of an association study; its table and plots are artifacts of the run."""
+        for name in ("lambda", "hits", "tested", "variants", "partly_told", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds"):
+            put(self.parent, f"gwas/{name}", event.get(name), 0)
+        put(self.parent, "gwas/persons", sum(event["persons"].values()), 0)
+        for site, row in event["sites"].items():
+            put(self.children[site], "gwas/persons", event["persons"][site], 0)
+            if row.get("journal"):
+                self.heads[site] = row["journal"]
+        if event["top"]:
+            best = event["top"][0]
+            where = f"{best['chromosome']}:{best['position']} {best['rsid']} {best['effect_allele']}"
+            told = f"{where} beta {best['beta']:.4g} p {best['p_value']}"
+            client.set_tag(self.parent, "fedml.gwas.strongest", told)
+        for name in GWAS_FILES:
+            if (self.run / name).exists():
+                client.log_artifact(self.parent, str(self.run / name), "gwas")
 
     def _round(self, event: dict[str, Any], put: Any) -> None:
         # A round's metrics are those of the model it began with.
@@ -206,7 +230,7 @@ class Tracker:
         for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
             if (self.run / name).exists():
                 client.log_artifact(self.parent, str(self.run / name), "record")
-        if finished:
+        if finished and (self.run / MODEL).exists():
             log_model(self.run, self.study, self.parent)
         for site, (head, count) in self.heads.items():
             client.set_tag(self.children[site], "fedml.journal_head", head)

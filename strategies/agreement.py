@@ -30,8 +30,9 @@ from strategies.exchange import Participation, answers, ask, request, wait_for_n
 class Agreement:
     """What all sites go by. ``nodes`` maps node id to site, in the roster's order; ``persons`` is site -> part -> persons a class.
 
-    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that. ``counts``:
-    site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy lets nothing leave), if they were asked for.
+    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that.
+    ``counts``: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy lets nothing leave), if they
+    were asked for.
     """
 
     nodes: dict[int, str]

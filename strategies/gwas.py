@@ -2,8 +2,9 @@
 
     counts -> covariates' scale -> principal components -> the model without variants -> each block of variants -> the table
 
-Every step takes sums from every site (``strategies.steps``) and solves what pooled data would have given (``fedml.analytics``). A site that may
-not tell a variant (too few persons in a cell) is left out of that variant, and the table says how many sites and persons each is about.
+Every step takes sums from every site (``strategies.steps``) and solves what pooled data would have given (``fedml.analytics``). A site
+that may not tell a variant (too few persons in a cell) is left out of that variant, and the table says how many sites and persons each is
+about.
 """
 
 from __future__ import annotations
@@ -24,13 +25,12 @@ from fedml.analytics.linear import Association
 from fedml.cohort.variants import Variant
 from fedml.errors import RunError
 from fedml.records import Phase
-from fedml.runlog import emit
+from fedml.runlog import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.study import Gwas, Study
 from strategies.agreement import Agreement, agree
-from strategies.exchange import Participation
 from strategies.rounds import told_to
-from strategies.steps import take
+from strategies.steps import Traffic, take
 from strategies.variants import Counts
 
 Floats = npt.NDArray[np.float64]
@@ -40,7 +40,7 @@ _TALK = 5.0  # seconds between two lines of progress where there is no terminal
 
 @dataclass(frozen=True)
 class Work:
-    """What every step of one analysis needs: the study, the way to the sites, the panel, pooled counts, and who answered."""
+    """What every step of one analysis needs: the study, the way to the sites, the panel, pooled counts, and what was sent."""
 
     study: Study
     grid: Grid
@@ -48,7 +48,7 @@ class Work:
     agreement: Agreement
     plan: Gwas
     counts: Counts
-    who: Participation
+    traffic: Traffic
 
     @property
     def sites(self) -> list[str]:
@@ -83,7 +83,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     agreement = agree(study, grid, told_to(run), train=False)
     nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
     agreement = replace(agreement, nodes=nodes)
-    work = Work(study, grid, run, agreement, study.gwas, agreement.counts, Participation())
+    work = Work(study, grid, run, agreement, study.gwas, agreement.counts, {})
     emit(run, "agreed", sites=work.sites, persons=agreement.persons, matching=agreement.matching, variants=len(work.keys),
          image_shape=(), parameters=0)  # fmt: skip
     design, persons = _scale(work)
@@ -94,9 +94,8 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     fit = _linear if forms.kind(study) == "linear" else _logistic
     result, method, null = fit(work, design)
     summary = write_results(work, result, method, {"persons": persons, **null, **components})
-    rows = {site: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for site, a in work.who.answered.items()}
-    emit(run, "gwas", seconds=time.monotonic() - began, sites=rows, **summary)
-    return run / "gwas.tsv.gz"
+    emit(run, "gwas", seconds=time.monotonic() - began, sites=work.traffic, **summary)
+    return run / GWAS_TABLE
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, told: bool = False) -> None:
@@ -105,11 +104,16 @@ def _step(work: Work, doing: str, done: int, total: int | None, *, told: bool = 
 
 def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
     """Centre and scale of covariates and outcome from pooled sums, and how many persons each site analyses."""
-    sums = take(work.study, work.grid, work.agreement.part(slice(0, 0)), Phase.COVARIATES, 0, {}, work.who)
+    sums = take(work.study, work.grid, work.agreement.part(slice(0, 0)), Phase.COVARIATES, 0, {}, work.traffic)
     persons = {site: int(s["persons"][0]) for site, s in sums.items()}
     centre, scale = linear.scaling_from(np.sum([s["moments"] for s in sums.values()], axis=0))
     blank = np.zeros((0, 0))
-    design = {"centre": centre, "scale": scale, "loadings": np.zeros((0, work.plan.components)), "loading_values": blank[0:0, 0:0].reshape(0)}
+    design = {
+        "centre": centre,
+        "scale": scale,
+        "loadings": np.zeros((0, work.plan.components)),
+        "loading_values": blank[0:0, 0:0].reshape(0),
+    }
     if work.plan.components:
         design["loading_values"] = np.ones(work.plan.components)
     none = np.zeros(0)
@@ -133,7 +137,7 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     while not state.done:
         asked = state.columns_asked + state.basis.shape[1]
         given = {"frequency": frequency, "basis": state.basis}
-        products = take(work.study, work.grid, part, Phase.SUBSPACE, asked, given, work.who)
+        products = take(work.study, work.grid, part, Phase.SUBSPACE, asked, given, work.traffic)
         state = pca.step(state, np.sum([own["product"] for own in products.values()], axis=0))
         _step(work, f"components: step {state.steps}, angle at most {state.angle:.1e} rad", state.steps, None)
         if state.steps > 200:
@@ -184,12 +188,12 @@ def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: 
 def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
     theta = np.zeros(forms.sizes(work.study, 0)["K"])
     empty = work.agreement.part(slice(0, 0))
-    null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.who)
+    null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.traffic)
     sums = [linear.NullSums(s["xx"], s["xy"], float(s["yy"][0]), int(s["n"][0])) for s in null.values()]
     frequency, told, parts = allele_frequency(work.pooled()), work.told(), []
     for number, block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
-        got = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.who)
+        got = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
         total = linear.VariantSums(*(_sum(work, block, got, name) for name in ("xg", "gg", "gy")))
         parts.append(linear.solve(sums, told[:, block], total))
     result = Association(*(np.concatenate(field) for field in zip(*parts, strict=True)))
@@ -203,7 +207,7 @@ def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDAr
     everywhere, parts = told.all(0), []
     for number, block in _blocks(work):
         given = {**design, "frequency": frequency[block], "theta": theta[:, 0]}
-        got = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.who)
+        got = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
         total = logistic.ScoreSums(*(_sum(work, block, got, name) for name in ("score", "gwg", "xwg")))
         parts.append(logistic.score_test(null, told[:, block], total))
     result = Association(*(np.concatenate(field).copy() for field in zip(*parts, strict=True)))
@@ -227,7 +231,7 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
     empty, number = work.agreement.part(slice(0, 0)), 0
     while True:
         theta = state.theta
-        got = take(work.study, work.grid, empty, Phase.NULL, number, {**design, "theta": theta[:, 0]}, work.who)
+        got = take(work.study, work.grid, empty, Phase.NULL, number, {**design, "theta": theta[:, 0]}, work.traffic)
         own = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in got.values()]
         if not len(state.active):  # these are the sums at the solution
             break
@@ -248,7 +252,8 @@ def _fitted(
     work: Work, design: dict[str, Any], theta: Floats, frequency: Floats, chosen: npt.NDArray[np.int64], steps: int,
     result: Association, method: npt.NDArray[np.str_], *, firth: bool,
 ) -> tuple[npt.NDArray[np.int64], int]:  # fmt: skip
-    """Fits the ``chosen`` variants in full and puts them into ``result``; returns those that have no solution, and the steps taken so far."""
+    """Fits the ``chosen`` variants in full and puts them into ``result``; returns those that have no solution, and the steps taken so
+    far."""
     lost = []
     name = "firth" if firth else "wald"
     for start in range(0, len(chosen), _FIT_BLOCK):
@@ -260,7 +265,7 @@ def _fitted(
                 **design, "frequency": frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
                 "penalised": np.array([firth], np.uint8),
             }  # fmt: skip
-            got = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.who)
+            got = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
             sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in got.values()]
             state, steps = logistic.step(state, _total(sums)), steps + 1
             _step(work, f"fitting {len(chosen)} variants ({name}), step {state.iteration}", start, len(chosen))

@@ -10,11 +10,11 @@ import numpy.typing as npt
 from fedml.analytics import sumstats
 from fedml.analytics.frequency import allele_frequency, call_rate, hardy_weinberg_p
 from fedml.analytics.linear import Association
+from fedml.runlog import GWAS_TABLE, MANHATTAN, QQ
 
 if TYPE_CHECKING:
     from strategies.gwas import Work
 
-TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
 HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:381)
 _TOP = 10
 
@@ -32,7 +32,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         more={"study_name": study.study.name, "study_sha256": study.sha256, "sites": list(persons)},
     )  # fmt: skip
     results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, own)
-    left_out = sumstats.write(work.run / TABLE, results, meta)
+    left_out = sumstats.write(work.run / GWAS_TABLE, results, meta)
     tested = np.isfinite(result.log10_p)
     inflation = sumstats.genomic_inflation(result.p)
     contig, position = [k.contig for k in work.keys], np.array([k.position for k in work.keys], dtype=np.int64)
@@ -41,12 +41,20 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     best = np.argsort(np.where(tested, result.log10_p, 1.0), kind="stable")[: min(_TOP, int(tested.sum()))]
     top = [
         {
-            "chromosome": work.keys[i].contig, "position": work.keys[i].position, "rsid": work.keys[i].id, "effect_allele": work.keys[i].alt,
-            "other_allele": work.keys[i].ref, "beta": float(result.beta[i]), "standard_error": float(result.standard_error[i]),
-            "p_value": sumstats.p_text(float(result.log10_p[i])), "frequency": float(frequency[i]), "n": int(result.n[i]), "method": str(method[i]),
+            "chromosome": work.keys[i].contig,
+            "position": work.keys[i].position,
+            "rsid": work.keys[i].id,
+            "effect_allele": work.keys[i].alt,
+            "other_allele": work.keys[i].ref,
+            "beta": float(result.beta[i]),
+            "standard_error": float(result.standard_error[i]),
+            "p_value": sumstats.p_text(float(result.log10_p[i])),
+            "frequency": float(frequency[i]),
+            "n": int(result.n[i]),
+            "method": str(method[i]),
         }
         for i in best
-    ]  # fmt: skip
+    ]
     return {
         **told, "tested": int(tested.sum()), "variants": len(work.keys), "lambda": inflation, "left_out": left_out, "top": top,
         "hits": int((result.log10_p[tested] < np.log10(HIT)).sum()), "partly_told": int((~contributes.all(0)).sum()),

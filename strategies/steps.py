@@ -17,13 +17,14 @@ from fedml.records import ANALYSIS, CONFIG, Phase, pack, unpack
 from fedml.replies import check_form
 from fedml.study import Study
 from strategies.agreement import Agreement
-from strategies.exchange import Participation, answers, ask, request
+from strategies.exchange import answers, ask, request
 
 Arrays = dict[str, Any]
+Traffic = dict[str, dict[str, Any]]  # site -> bytes_out, bytes_in, and head and length of its journal as last told
 
 
 def take(
-    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], who: Participation | None = None
+    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], traffic: Traffic | None = None
 ) -> dict[str, Arrays]:
     """Site -> its sums, in the roster's order.
 
@@ -31,7 +32,7 @@ def take(
         agreement: with the panel that this step is about (``Agreement.part``).
         number: of this step among those of its phase.
         given: what the step's request holds (``fedml.analytics.forms``).
-        who: is told what was sent and received.
+        traffic: what was sent and received is added to it.
 
     Raises:
         RunError: a site did not answer; the message names it and its reason.
@@ -50,6 +51,9 @@ def take(
                 "mend that site, or run again without it. The site's own log tells the reason behind its code."
             )
         out[answer.site] = unpack(answer.message.content.array_records[ANALYSIS])
-        if who is not None:
-            who.add(answer)
+        if traffic is not None:
+            row = traffic.setdefault(answer.site, {"bytes_out": 0, "bytes_in": 0, "journal": None})
+            row["bytes_out"] += answer.bytes_out
+            row["bytes_in"] += answer.bytes_in
+            row["journal"] = answer.journal or row["journal"]
     return out

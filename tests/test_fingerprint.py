@@ -128,7 +128,12 @@ def test_a_build_is_known_by_its_lengths() -> None:
 
 
 def test_alleles_that_are_not_plain_stay_and_are_counted() -> None:
-    keys = [Variant("1", 5, ".", "A", "<DEL>"), Variant("1", 6, ".", "A", "*"), Variant("1", 7, ".", "a", "g"), Variant("1", 8, ".", "N", "A")]
+    keys = [
+        Variant("1", 5, ".", "A", "<DEL>"),
+        Variant("1", 6, ".", "A", "*"),
+        Variant("1", 7, ".", "a", "g"),
+        Variant("1", 8, ".", "N", "A"),
+    ]
     own = fingerprint(keys, {}, "GRCh38", where="x.vcf")
     assert [k.alt for k in own.keys] == ["<DEL>", "*", "G", "A"]
     assert own.notes["not plain alleles"] == 3

@@ -1,4 +1,5 @@
-"""The panel that sites with different files share: whatever was swapped, flipped or left out at one of them, nothing means something else."""
+"""The panel that sites with different files share: whatever was swapped, flipped or left out at one of them, nothing means something
+else."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ def cohorts(draw: st.DrawFn) -> tuple[Dosages, Dosages, dict[str, set[str]]]:
     count = draw(st.integers(1, 12))
     keys = tuple(Variant("1", 10 * k + 1, f"rs{k}", *draw(st.sampled_from(PAIRS))) for k in range(count))
     persons = draw(st.integers(1, 4))
-    dosage = np.array(draw(st.lists(st.lists(st.integers(-1, 2), min_size=persons, max_size=persons), min_size=count, max_size=count)), np.int8)
+    dosage = np.array(
+        draw(st.lists(st.lists(st.integers(-1, 2), min_size=persons, max_size=persons), min_size=count, max_size=count)), np.int8
+    )
     done: dict[str, set[str]] = {}
     own, columns = [], []
     for at in draw(st.permutations(range(count))):
@@ -63,7 +66,9 @@ def cohorts(draw: st.DrawFn) -> tuple[Dosages, Dosages, dict[str, set[str]]]:
 @pytest.mark.parametrize("match", ["position", "rsid"])
 @pytest.mark.parametrize("counted", [False, True])
 @given(made=cohorts())
-def test_every_variant_comes_back_as_it_was_or_is_dropped(match: Match, counted: bool, made: tuple[Dosages, Dosages, dict[str, set[str]]]) -> None:
+def test_every_variant_comes_back_as_it_was_or_is_dropped(
+    match: Match, counted: bool, made: tuple[Dosages, Dosages, dict[str, set[str]]]
+) -> None:
     a, b, done = made
     draft = draft_panel({"a": a.keys, "b": b.keys}, match)
     own = {name: align(d, draft.keys, draft.flips[name], match) for name, d in (("a", a), ("b", b))}
@@ -77,7 +82,9 @@ def test_every_variant_comes_back_as_it_was_or_is_dropped(match: Match, counted:
         np.testing.assert_array_equal(np.asarray(back["a"].dosage)[:, at], np.asarray(a.dosage)[:, column[key.id]])
         # With no other SNP turned, letters are believed; they cannot tell a palindrome that was flipped.
         if not (ambiguous(key) and "flipped" in done[key.id] and not strands):
-            np.testing.assert_array_equal(np.asarray(back["b"].dosage)[:, at], np.asarray(a.dosage)[:, column[key.id]], err_msg=str((key, done)))
+            np.testing.assert_array_equal(
+                np.asarray(back["b"].dosage)[:, at], np.asarray(a.dosage)[:, column[key.id]], err_msg=str((key, done))
+            )
     sure = {k.id for k in a.keys if not done[k.id] & {"dropped", "twice"} and not ambiguous(k)}
     assert sure <= {k.id for k in panel.keys}
     assert not {k.id for k in panel.keys} & {k for k, what in done.items() if what & {"dropped", "twice"}}

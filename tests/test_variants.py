@@ -118,7 +118,7 @@ def test_another_build_than_stated_is_told(tmp_path: Path) -> None:
     )
     path = tmp_path / "c.vcf"
     path.write_text(text)
-    with pytest.raises(InputError, match="contig lengths are those of GRCh37, but site.toml says GRCh38"):
+    with pytest.raises(InputError, match=r"contig lengths are those of GRCh37, but site\.toml says GRCh38"):
         read(path)
     beyond = write_bed(tmp_path / "c.bed", SAMPLES, [Variant("22", 50_900_000, "rs1", "A", "G")], DOSAGE[:, :1])
     with pytest.raises(InputError, match="beyond the end of that chromosome in GRCh38"):

@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from experiments.prepare import ancestry, heart, pneumonia
+from experiments.prepare import ancestry, heart, pneumonia, trait
 from experiments.prepare.source import Dataset, Say, gather, remove
 from fedml.errors import InputError, RunError, nearest
 
-DATASETS: dict[str, Dataset] = {d.name: d for d in (heart.DATASET, pneumonia.DATASET, ancestry.DATASET)}
+DATASETS: dict[str, Dataset] = {d.name: d for d in (heart.DATASET, pneumonia.DATASET, ancestry.DATASET, trait.DATASET)}
 
 
 def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, say: Say = print) -> list[Path]:
@@ -42,7 +42,7 @@ def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, sa
         files.mkdir()
         built.mkdir()
         dataset.build(gather(dataset, data, files, say), built, seed, say)
-        names = sorted(site.name for site in built.iterdir())
+        names = sorted(site.name for site in built.iterdir() if site.is_dir())
         out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(built, out)
     except OSError as error:

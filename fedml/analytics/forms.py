@@ -1,7 +1,7 @@
 """What the steps of an analysis of genotypes send and get, by name, type and shape: nothing else passes a gate or is read by the server.
 
-Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept first),
-J = K + 1 (with the variant), U and T the triangles of K and J, M variants that components are made of, k components.
+Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
+first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants that components are made of, k components.
 
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons
@@ -80,9 +80,8 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     components = study.gwas.components if study.gwas else 0
     columns = covariate_columns(study)
     known = 1 + columns + components
-    return {
-        "m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, "T": (known + 1) * (known + 2) // 2, "U": known * (known + 1) // 2, "M": loadings, "k": components,
-    }  # fmt: skip
+    triangles = {"U": known * (known + 1) // 2, "T": (known + 1) * (known + 2) // 2}
+    return {"m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
 
 
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:

@@ -1,7 +1,7 @@
 """The matrix of site x check that is printed before any training: what each site's variants are, what was done to them, what is wrong.
 
-    checks = keys_checks(files, panel, spec) + counts_checks(panel, counts, spec)
-    [c for c in checks if c.verdict == "fail"]        # each with its mend
+checks = keys_checks(files, panel, spec) + counts_checks(panel, counts, spec)
+[c for c in checks if c.verdict == "fail"]        # each with its mend
 """
 
 from __future__ import annotations
@@ -67,25 +67,33 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
                 mend = "left out: the alleles at that place are other ones than elsewhere"
             out.append(Check(site, f"matched: {name}", str(count), "warn" if mend else "ok", mend))
         if doubt := int(panel.doubtful[site].sum()) if site in panel.doubtful else 0:
-            out.append(Check(site, "A/T or C/G whose strand is not sure", str(doubt), "warn", "kept only where frequencies tell the strand"))
+            out.append(
+                Check(site, "A/T or C/G whose strand is not sure", str(doubt), "warn", "kept only where frequencies tell the strand")
+            )
     fewest = min(files, key=lambda site: len(files[site].keys))
     share = len(panel.keys) / max(len(files[fewest].keys), 1)
     few = share < spec.min_shared or not panel.keys
     mend = (
-        f"the sites share {share:.1%} of the {len(files[fewest].keys)} variants of {fewest}, the study asks for {spec.min_shared:.0%}; compare builds, "
+        f"the sites share {share:.1%} of the {len(files[fewest].keys)} variants of {fewest}, "
+        f"the study asks for {spec.min_shared:.0%}; compare builds, "
         'normalise indels (give a reference), set [cohort.variants] match = "rsid", or lower min_shared'
     )
-    out.append(Check(EVERYBODY, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", "fail" if few else "ok", mend if few else ""))
+    out.append(
+        Check(EVERYBODY, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", "fail" if few else "ok", mend if few else "")
+    )
     return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
 
 
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
-    """What counts of genotypes tell: site -> (4, variants), -1 where a site's policy lets nothing leave; ``failed``: threshold -> variants."""
+    """What counts of genotypes tell: site -> (4, variants), -1 where a site's policy lets nothing leave; ``failed``: threshold ->
+    variants."""
     out: list[Check] = []
     told = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
     for site, table in counts.items():
         if hidden := int((table[0] < 0).sum()):
-            out.append(Check(site, "not told: a genotype of too few persons", str(hidden), "warn", "these persons are left out of those variants"))
+            out.append(
+                Check(site, "not told: a genotype of too few persons", str(hidden), "warn", "these persons are left out of those variants")
+            )
         called = told[site][:3].sum()
         if called:
             out.append(Check(site, "call rate", f"{called / (called + told[site][3].sum()):.2%}"))

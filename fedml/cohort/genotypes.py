@@ -62,7 +62,8 @@ def read_variants(
 
 
 def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-    """(4, variants) persons with 0, 1, 2 ALT alleles and with none called, among those of ``rows`` who have genotypes; bounded in memory."""
+    """(4, variants) persons with 0, 1, 2 ALT alleles and with none called, among those of ``rows`` who have genotypes; bounded in
+    memory."""
     from fedml.analytics.frequency import genotype_counts as count
 
     there = np.flatnonzero(own.present) if rows is None else rows[own.present[rows]]

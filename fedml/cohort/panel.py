@@ -1,13 +1,15 @@
-"""The variants that several sites share, and how each site's dosages are turned to mean the same: the other half of "the same at every site".
+"""The variants that several sites share, and how each site's dosages are turned to mean the same: the other half of "the same at every
+site".
 
     draft = draft_panel({"oslo": keys, "porto": keys}, match="position")
     panel, kept = settle(draft, counts)   # counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing; or None
     panel.keys, panel.flips["oslo"]       # 1: this site's dosage counts the other allele
 
-Matched by contig, position and alleles, or by rsID if the study says so. A SNP's alleles may stand in the other order or on the other strand.
-An insertion or deletion must stand as it is: the other order is another change (a deletion is not the insertion beside it). A/T and C/G read the
-same on both strands: at a site none of whose other SNPs is turned they are believed, at one all of whose other SNPs are turned they are
-turned too, and at a mixed one frequencies decide where they can (minor allele below 20 % here and elsewhere), or the variant is dropped.
+Matched by contig, position and alleles, or by rsID if the study says so. A SNP's alleles may stand in the other order or on the other
+strand. An insertion or deletion must stand as it is: the other order is another change (a deletion is not the insertion beside it). A/T
+and C/G read the same on both strands: at a site none of whose other SNPs is turned they are believed, at one all of whose other SNPs are
+turned they are turned too, and at a mixed one frequencies decide where they can (minor allele below 20 % here and elsewhere), or the
+variant is dropped.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def _complement(alleles: str) -> str:
 
 
 def place(key: Variant, match: Match) -> tuple[Any, ...]:
-    """What makes two sites' variants the same one. Of a SNP (or several letters changed for as many) the alleles in either order and on either
-    strand; of an insertion or deletion the alleles as they stand."""
+    """What makes two sites' variants the same one. Of a SNP (or several letters changed for as many) the alleles in either order and on
+    either strand; of an insertion or deletion the alleles as they stand."""
     if match == "rsid":
         return (key.id,)
     if len(key.ref) != len(key.alt) or not is_plain(key.ref + key.alt):
@@ -78,7 +80,8 @@ def place(key: Variant, match: Match) -> tuple[Any, ...]:
 
 
 def fit(own: Variant, panel: Variant) -> Fit:
-    """How ``own`` alleles become those of ``panel``; a palindrome in the other order is ``SWAPPED`` (or the strand: letters cannot tell)."""
+    """How ``own`` alleles become those of ``panel``; a palindrome in the other order is ``SWAPPED`` (or the strand: letters cannot
+    tell)."""
     mine, theirs = (own.ref, own.alt), (panel.ref, panel.alt)
     if mine == theirs:
         return Fit.SAME
@@ -154,11 +157,12 @@ def _written(own: Mapping[str, Variant], checked: Collection[str]) -> Variant:
 
 
 def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.NDArray[np.bool_]]:
-    """The panel without doubts: a palindrome whose strand frequencies tell is turned, one they do not tell is dropped. With it, which of the
-    draft's variants (bool) are in it.
+    """The panel without doubts: a palindrome whose strand frequencies tell is turned, one they do not tell is dropped. With it, which of
+    the draft's variants (bool) are in it.
 
     Args:
-        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1 was not
+        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1 was
+        not
             told. None: nobody counted, and every doubtful palindrome is dropped.
     """
     doubtful = np.zeros(len(draft.keys), dtype=bool)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.image import Images
 from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.genotypes import stack as stack_dosages
+from fedml.cohort.image import Images
 from fedml.cohort.panel import align
 from fedml.cohort.variants import Dosages, Variant
 from fedml.study import PARTS, PartName, Study

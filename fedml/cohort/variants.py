@@ -4,8 +4,8 @@
     for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256):
         block.keys, block.dosage                         # (variants,), (variants, 100) int8
 
-A dosage is the number of ALT alleles that a person carries (0, 1, 2; a haploid call 0 or 1; more only where ploidy is above 2), -1 where any
-of the person's alleles is missing. In PLINK files A1 is taken as ALT. A record with several ALT alleles becomes as many variants.
+A dosage is the number of ALT alleles that a person carries (0, 1, 2; a haploid call 0 or 1; more only where ploidy is above 2), -1 where
+any of the person's alleles is missing. In PLINK files A1 is taken as ALT. A record with several ALT alleles becomes as many variants.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ class Dosages:
     """``dosage`` (persons, variants) int8, an array or a packed table, with ``keys`` (variants); ``present`` (persons,): has the person any
     genotype row?
 
-    ``notes``: what was done to the file's variants (``fedml.cohort.fingerprint.NOTES``); ``build`` of the positions; ``checked``: their REF was
-    held against a reference.
+    ``notes``: what was done to the file's variants (``fedml.cohort.fingerprint.NOTES``); ``build`` of the positions; ``checked``: their
+    REF was held against a reference.
     """
 
     keys: tuple[Variant, ...]

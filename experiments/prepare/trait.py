@@ -1,0 +1,183 @@
+"""A simulated trait on real genotypes: HapMap3 and 1000 Genomes phase 1 as two sites, with an association study's every difficulty known.
+
+Genotypes are those of ``ancestry``, from the same files. Nothing else is real: ages, sexes, ``height`` (cm) and ``tall`` (the tallest quarter)
+are drawn. Height is 170 cm, plus the effects of 40 planted variants, age and sex, plus a shift by the continent that a person's ancestors come
+from, plus noise. The shift stands for all that differs between populations without being caused by the genotype (nutrition, who was measured
+how); which continent gets which shift is drawn. So variants that differ between populations seem associated until the principal components are
+taken into account. ``truth.json`` lists the planted variants with their effects, and the shifts.
+
+Some people are genotyped in both studies, under the same id. They stay in HapMap3 and are left out of 1000 Genomes, so nobody is counted twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.prepare import ancestry
+from experiments.prepare.source import Dataset, Say, write_manifest, write_table
+from fedml.cohort.variants import MISSING, Selection, Variant, open_source
+from fedml.errors import InputError
+from fedml.seeds import derive_seed
+
+Floats = npt.NDArray[np.float64]
+PLANTED = 40
+MIN_MAF = 0.05  # of a planted variant, over both studies
+MEAN, GENETIC_SD, NOISE_SD = 170.0, 3.5, 4.0  # cm
+SHIFTS = (-6.0, -3.0, 0.0, 3.0, 6.0)  # cm, one a continent
+AGE_EFFECT, SEX_EFFECT = -0.05, 6.0  # cm a year; cm from 0 to 1
+AGES = {"hapmap3": 55.0, "kg1": 47.0}  # years, mean
+QUARTER = 0.25  # of all persons are tall
+_SWAP = str.maketrans("ACGT", "TGCA")
+
+
+class People(NamedTuple):
+    """A site's persons: ``ids``, ``populations`` and ``continents`` (persons,); ``dosage`` (persons, variants) int8 of ``keys``; how many
+    were left out because they are at the other site too."""
+
+    ids: list[str]
+    populations: list[str]
+    continents: list[str]
+    keys: tuple[Variant, ...]
+    dosage: npt.NDArray[np.int8]
+    left_out: int
+
+
+def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
+    """Two site folders and ``truth.json``; ``seed`` draws the trait.
+
+    Raises:
+        InputError: a malformed file, or fewer common variants than are to be planted.
+    """
+    ancestry.build(files, out, seed, lambda _: None)
+    first, second = ancestry.STEMS
+    people = {first: _read(out / first, set())}
+    people[second] = _read(out / second, set(people[first].ids))
+    rng = np.random.default_rng(derive_seed("trait", seed))
+    names, alleles, dosage = _common(people[first], people[second])
+    frequency = _frequency(dosage)
+    candidates = np.flatnonzero(np.minimum(frequency, 1 - frequency) >= MIN_MAF)
+    if len(candidates) < PLANTED:
+        raise InputError(
+            f"{out}: only {len(candidates)} variants are common in both studies, {PLANTED} are to be planted; get the original files."
+        )
+    chosen = np.sort(rng.choice(candidates, PLANTED, replace=False))
+    genetic, effects = _genetic(dosage[:, chosen], frequency[chosen], rng)
+    continents = people[first].continents + people[second].continents
+    shift = dict(zip(sorted(set(ancestry.CONTINENT.values())), rng.permutation(SHIFTS).tolist(), strict=True))
+    site = np.repeat([first, second], [len(people[first].ids), len(people[second].ids)])
+    age = np.round(np.clip(rng.normal([AGES[s] for s in site], 10.0), 20, 90), 1)
+    sex = rng.integers(0, 2, len(site))
+    expected = MEAN + genetic + AGE_EFFECT * (age - 50) + SEX_EFFECT * sex + np.array([shift[c] for c in continents])
+    height = np.round(expected + rng.normal(0, NOISE_SD, len(site)), 2)
+    tall = (height > np.quantile(height, 1 - QUARTER)).astype(int)
+    for name, own in people.items():
+        rows = np.flatnonzero(site == name)
+        _write(out / name, name, own, height[rows], tall[rows], age[rows], sex[rows])
+        say(
+            f"{name}: {len(own.ids)} persons, {len(own.keys)} variants, height {height[rows].mean():.1f} cm on average, {tall[rows].sum()} tall"
+        )
+    planted = [
+        {
+            "id": names[j],
+            "effect_allele": alleles[j][0],
+            "other_allele": alleles[j][1],
+            "effect_cm": float(e),
+            "frequency": float(frequency[j]),
+        }
+        for j, e in zip(chosen, effects, strict=True)
+    ]
+    truth = {
+        "seed": seed,
+        "planted": planted,
+        "shift_cm": shift,
+        "age_cm_a_year": AGE_EFFECT,
+        "sex_cm": SEX_EFFECT,
+        "noise_sd_cm": NOISE_SD,
+    }
+    (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8", newline="\n")
+    say(f"left out of {second}: {people[second].left_out} people who are in {first} too, so that nobody is counted twice")
+    say(
+        f"simulated: age, sex, height, tall; planted: {PLANTED} variants; a shift by ancestry ({min(SHIFTS):g} to {max(SHIFTS):g} cm); see truth.json"
+    )
+
+
+def _read(folder: Path, elsewhere: set[str]) -> People:
+    """The site's persons, as ``ancestry`` wrote them, who are not ``elsewhere``."""
+    with (folder / "persons.csv").open(encoding="utf-8", newline="") as file:
+        everybody = list(csv.DictReader(file))
+    rows = [row for row in everybody if row["id"] not in elsewhere]
+    ids = [row["id"] for row in rows]
+    source = open_source(folder / "genotypes.bed")
+    place = {sample: i for i, sample in enumerate(source.samples)}
+    blocks = list(source.blocks([place[i] for i in ids], Selection(), 256))
+    keys = tuple(key for block in blocks for key in block.keys)
+    dosage = np.concatenate([block.dosage for block in blocks]).T
+    return People(ids, [row["population"] for row in rows], [row["ancestry"] for row in rows], keys, dosage, len(everybody) - len(rows))
+
+
+def _common(a: People, b: People) -> tuple[list[str], list[tuple[str, str]], npt.NDArray[np.int8]]:
+    """Names, (ALT, REF) and dosages (persons of both, variants) of what both sites have under one rsID with the same two alleles.
+
+    A/T and C/G are passed over: letters do not tell their strand. The files are not in the same order.
+    """
+    there = {key.id: i for i, key in enumerate(b.keys)}
+    names, alleles, left, right, turned = [], [], [], [], []
+    for i, key in enumerate(a.keys):
+        j = there.get(key.id)
+        if j is None or key.alt == key.ref.translate(_SWAP):
+            continue
+        other = b.keys[j]
+        if {key.ref, key.alt} == {other.ref, other.alt}:
+            names.append(key.id)
+            alleles.append((key.alt, key.ref))
+            left.append(i)
+            right.append(j)
+            turned.append(key.alt != other.alt)
+    own = b.dosage[:, right]
+    own = np.where((own != MISSING) & np.array(turned, bool), 2 - own, own)
+    return names, alleles, np.concatenate([a.dosage[:, left], own]).astype(np.int8)
+
+
+def _frequency(dosage: npt.NDArray[np.int8]) -> Floats:
+    """(variants,) of ALT among called alleles."""
+    called = dosage != MISSING
+    return np.asarray(np.where(called, dosage, 0).sum(0) / np.maximum(2 * called.sum(0), 1), np.float64)
+
+
+def _genetic(dosage: npt.NDArray[np.int8], frequency: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """(persons,) cm of standard deviation ``GENETIC_SD``, and (variants,) cm an allele: as large as the allele is rare, normal otherwise."""
+    effects = rng.normal(0, 1, len(frequency)) / np.sqrt(2 * frequency * (1 - frequency))
+    g = np.where(dosage == MISSING, 2 * frequency, dosage) - 2 * frequency
+    scale = GENETIC_SD / float((g @ effects).std())
+    effects = np.round(effects * scale, 4)
+    return np.asarray(g @ effects, np.float64), effects
+
+
+def _write(folder: Path, site: str, own: People, height: Floats, tall: Any, age: Floats, sex: Any) -> None:
+    rows = [(i, f"{h:.2f}", t, p) for i, h, t, p in zip(own.ids, height, tall, own.populations, strict=True)]
+    write_table(folder / "persons.csv", ("id", "height", "tall", "population"), rows)
+    write_table(folder / "clinical.csv", ("id", "age", "sex"), [(i, f"{a:.1f}", s) for i, a, s in zip(own.ids, age, sex, strict=True)])
+    write_manifest(
+        folder,
+        f"{ancestry.TITLES[site]}, thinned by the authors of flashpca, public data (no licence stated); the trait is simulated; match by rsID",
+        f'variants = {{ path = "genotypes.bed", build = "{ancestry.BUILDS[site]}" }}',
+        'clinical = { path = "clinical.csv" }',
+        "[policy]",
+        "min_count = 1 # these genotypes are public; a hospital leaves this away and gets 5",
+    )
+
+
+DATASET = Dataset(
+    name="trait",
+    about="HapMap3 and 1000 Genomes phase 1 with a simulated height: 40 planted variants, age, sex, and a shift by ancestry",
+    homepage=ancestry.DATASET.homepage,
+    licence=ancestry.DATASET.licence,
+    sources=ancestry.DATASET.sources,
+    build=build,
+)
