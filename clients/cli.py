@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -32,16 +32,18 @@ name = "{name}" # as the studies' rosters have it
 persons = "persons.csv" # columns: id, then what studies predict; one row a person
 # image = {{ path = "images", format = "nifti" }} # png, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
+# with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); left out, a keyed hash of the id decides
 
 # [policy] # the strictest holds where a key is left out; a study may be stricter still
 # purposes = ["DUO:0000042"] # left out: those of the studies that a person here approved
 # min_persons = 20 # training persons, or the site does not take part
-# min_count = 5 # persons behind any number that leaves
+# min_count = 5 # persons behind any number that leaves; of a variant, also persons with each genotype
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); left out, no study with privacy of a patient runs
 # allow_unprotected = false # with a budget: may a study without that privacy run all the same?
 # max_rounds = 1000
+# max_steps = 10000 # of each kind of step in an association study
 # max_request_mb = 512
 # max_reply_mb = 512
 
@@ -115,6 +117,8 @@ def check(
 
 
 SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or the folder it is in.")]
+ScoreBy = Literal["position", "rsid"]
+ScoreMissing = Literal["stated", "own"]
 By = Annotated[str, typer.Option("--by", help="Who decides; left out, the name of this account.")]
 
 
@@ -260,6 +264,29 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
     path = site.state / "journal.jsonl"
     if path.exists():
         print(show(entries(path), 5))
+
+
+@app.command()
+def score(
+    scoring_file: Annotated[Path, typer.Argument(metavar="SCORING", help="A PGS Catalog scoring file, plain or .gz.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="CSV to write: id, score, used.", show_default=False)],
+    site_file: SiteFile = Path("site.toml"),
+    by: Annotated[ScoreBy, typer.Option("--by", help="How a weight finds its variant.")] = "position",
+    missing: Annotated[
+        ScoreMissing, typer.Option(help="What is not known counts by the frequency that the file has stated, or by this site's own.")
+    ] = "stated",
+    min_matched: Annotated[float, typer.Option(min=0, max=1, help="Share of the weights that must find their variant.")] = 0.5,
+) -> None:
+    """Give each person here a polygenic score. Nothing leaves this machine.
+
+    Example: fedml-site score PGS000018_hmPOS_GRCh38.txt.gz --site /srv/fedml/site.toml --out scores.csv
+    """
+    from clients.score import score_site, show, write_scores
+
+    scored = score_site(_site(site_file), scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
+    write_scores(out, scored)
+    print(show(scored))
+    print(f"{out}: id, score, used (weights for which the person has a genotype)")
 
 
 journal_app = typer.Typer(

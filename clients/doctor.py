@@ -151,8 +151,12 @@ def _data(site: Site) -> Iterator[Finding]:
         needed = [path, *(path.with_suffix(e) for e in (".bim", ".fam") if path.suffix == ".bed")]
         if absent := [str(p) for p in needed if not p.exists()]:
             yield _fail(name, f"{', '.join(absent)}: not there", "correct the path in site.toml, or put the file there")
+        elif name == "clinical":
+            yield _clinical(path, persons)
+        elif name == "variants":
+            yield _variants(site, path, persons)
         else:
-            yield _ok(name, f"{path} is there") if name != "clinical" else _clinical(path, persons)
+            yield _ok(name, f"{path} is there")
 
 
 def _clinical(path: Path, persons: pd.DataFrame | Finding) -> Finding:
@@ -163,6 +167,31 @@ def _clinical(path: Path, persons: pd.DataFrame | Finding) -> Finding:
         mend = "see whether both tables write ids alike (leading zeros, prefixes)"
         return _warn("clinical", f"{strangers} of {len(table)} ids are not in the persons table and will not be used", mend)
     return _ok("clinical", f"{len(table)} persons")
+
+
+def _variants(site: Site, path: Path, persons: pd.DataFrame | Finding) -> Finding:
+    """The header alone: samples, and whether its contigs' lengths are those of the stated build."""
+    from fedml.cohort.builds import build_of
+    from fedml.cohort.variants import open_source
+
+    own = site.manifest.data.variants
+    try:
+        source = open_source(path)
+    except InputError as error:
+        return _fail("variants", str(error), "write the file anew, or correct the path in site.toml")
+    found = build_of(source.contigs)
+    if own is not None and found is not None and found != own.build:
+        return _fail("variants", f"{path}: its contigs are {found}, site.toml says {own.build}", "correct data.variants build in site.toml")
+    if own is not None and own.reference is not None and not (site.folder / own.reference).exists():
+        return _fail("variants", f"{site.folder / own.reference}: not there", "correct data.variants reference in site.toml")
+    told = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", build not told by the header")
+    if not isinstance(persons, Finding):
+        known = set(map(str, persons.index))
+        strangers = sum(sample not in known for sample in source.samples)
+        if strangers:
+            mend = "see whether sample names and ids are written alike; those samples will not be used"
+            return _warn("variants", f"{told}; {strangers} samples are not in the persons table", mend)
+    return _ok("variants", told)
 
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:

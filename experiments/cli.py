@@ -293,6 +293,20 @@ def _note(run_folder: Path, record: dict[str, Any], console: Console) -> None:
         console.print(f"MLflow did not take the audit ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 
 
+@app.command("export-score")
+def export_score(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write; gzip if it ends with .gz.", show_default=False)],
+) -> None:
+    """Write a run's linear model on variants as a scoring file (PGS Catalog format 2.0), for `fedml-site score` and other programs.
+
+    Example: fedml export-score fedml-runs/risk-20260131-101500-3fa2b1 --out risk.txt.gz
+    """
+    from experiments.scoring_file import export_score as export
+
+    print(export(run_folder, out))
+
+
 federation_app = typer.Typer(
     name="federation",
     help="The coordinating centre: init, start, register, list, remove. A whole federation on this machine, for trying: up, down, status.",

@@ -70,12 +70,8 @@ class Agreement:
         return make_layout(study, self.image_shape, self.panel)
 
     def part(self, chosen: Any) -> Agreement:
-        """The same agreement about fewer variants: those at ``chosen`` (a slice, indices or a mask)."""
-        if self.shared is None:
-            return self
-        keep = np.zeros(self.variants, dtype=bool)
-        keep[chosen] = True
-        return replace(self, shared=choose(self.shared, keep))
+        """The same agreement about fewer variants: those ``chosen`` (as ``fedml.cohort.panel.choose`` has it)."""
+        return self if self.shared is None else replace(self, shared=choose(self.shared, chosen))
 
     def flips(self) -> npt.NDArray[np.uint8]:
         """(sites of the roster x variants,) uint8: 1 where a site's dosage counts the other allele."""

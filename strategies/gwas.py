@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,13 @@ class Work:
         """The panel's variants."""
         return self.agreement.shared.keys if self.agreement.shared else ()
 
+    @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
         """(4, variants) over the sites that tell each variant."""
         total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
         return total
 
+    @cached_property
     def told(self) -> npt.NDArray[np.bool_]:
         """(sites, variants): who tells which variant."""
         return np.stack([self.counts[site][0] >= 0 for site in self.sites])
@@ -123,8 +126,8 @@ def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
 
 def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loadings of the principal components, and what is told of how they were found."""
-    pooled = work.pooled()
-    usable = work.told().all(0) & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
+    pooled = work.pooled
+    usable = work.told.all(0) & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
     chosen = _spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
     if len(chosen) <= work.plan.components:
         raise RunError(
@@ -178,7 +181,7 @@ def _blocks(work: Work) -> Iterator[tuple[int, slice]]:
 
 def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     """Over the sites, one variant a column; checks that the sites told what their counts told."""
-    told = work.told()[:, block]
+    told = work.told[:, block]
     for site, own, row in zip(work.sites, sums.values(), told, strict=True):
         if not np.array_equal(own["used"].astype(bool), row):
             raise RunError(f"{site} tells other variants now than when it counted; its data changed while the analysis ran. Run it again.")
@@ -190,7 +193,7 @@ def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArra
     empty = work.agreement.part(slice(0, 0))
     null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.traffic)
     sums = [linear.NullSums(s["xx"], s["xy"], float(s["yy"][0]), int(s["n"][0])) for s in null.values()]
-    frequency, told, parts = allele_frequency(work.pooled()), work.told(), []
+    frequency, told, parts = allele_frequency(work.pooled), work.told, []
     for number, block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
         got = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
@@ -203,7 +206,7 @@ def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArra
 def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
     theta, null, persons = _null_model(work, design)
     cases = persons["cases"]
-    frequency, told = np.nan_to_num(allele_frequency(work.pooled())), work.told()
+    frequency, told = np.nan_to_num(allele_frequency(work.pooled)), work.told
     everywhere, parts = told.all(0), []
     for number, block in _blocks(work):
         given = {**design, "frequency": frequency[block], "theta": theta[:, 0]}

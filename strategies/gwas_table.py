@@ -21,7 +21,7 @@ _TOP = 10
 
 def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], told: dict[str, Any]) -> dict[str, Any]:
     """Writes table and plots; returns what the run's record says of them."""
-    study, pooled, contributes = work.study, work.pooled(), work.told()
+    study, pooled, contributes = work.study, work.pooled, work.told
     frequency, hwe = allele_frequency(pooled), hardy_weinberg_p(pooled[0], pooled[1], pooled[2])
     own = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": contributes.sum(0), "method": method}
     plan, persons = work.plan, told["persons"]

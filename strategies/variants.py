@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.checks import EVERYBODY, Check, SiteFile, counts_checks, keys_checks
-from fedml.cohort.panel import choose, draft_panel, quality, settle
+from fedml.cohort.checks import EVERYBODY, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.panel import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants import from_text
 from fedml.errors import RunError
 from fedml.records import BUILD, CHECKED, NOTES, PANEL, Phase
@@ -37,7 +37,8 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     if not files:
         raise RunError("no site has variants, but the study's inputs list them.")
     spec = study.cohort.variants
-    draft = draft_panel({site: file.keys for site, file in files.items()}, spec.match, [s for s, f in files.items() if f.checked])
+    keys, notes = {site: file.keys for site, file in files.items()}, {site: file.notes for site, file in files.items()}
+    draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes)
     checks = keys_checks(files, draft, spec)
     build = str(spec.build) or next(iter(files.values())).build
     agreed = replace(agreed, shared=draft, build=build)
@@ -47,6 +48,8 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     doubts = any(mask.any() for mask in draft.doubtful.values())
     exact = study.privacy.unit == "none"
     counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubts or study.gwas is not None) else None
+    if counts is not None:
+        checks += doubts_checks(draft, draft := doubt(draft, counts))
     settled, kept = settle(draft, counts)
     failed: dict[str, int] = {}
     if counts is not None:

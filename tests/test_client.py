@@ -36,6 +36,7 @@ class Site:
         self.agreement: Content = {
             **constants(self.model),
             "panel": np.zeros(0, np.uint8),
+            "flips": np.zeros(0, np.uint8),
             "image_shape": np.array(layout.image_shape, dtype=np.int64),
         }
 

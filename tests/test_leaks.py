@@ -200,7 +200,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[byte
     handle = faulty(HANDLE, folder, calm_person("oslo"), cases, "png", outcomes.append)
     grid = InProcessGrid(lambda message, context: handle(gate, message, context), [{}])
     agreed = agree(study, grid)
-    model = {**agreed.record(), "arrays": pack(learned(build_model(study, agreed.layout)))}
+    model = {**agreed.record(), "arrays": pack(learned(build_model(study, agreed.layout(study))))}
     parts = {"describe": [], "statistics": ["agreement"], "round": list(model), "evaluate": list(model)}
 
     def message(phase: str, number: int) -> Message:
@@ -286,7 +286,7 @@ def drive(grid):
     asked = json.loads(ASK.read_text())
     study = parse_study(asked["study"])
     agreed = agree(study, grid)
-    shared = {{**agreed.record(), "arrays": pack(learned(build_model(study, agreed.layout)))}}
+    shared = {{**agreed.record(), "arrays": pack(learned(build_model(study, agreed.layout(study))))}}
     wanted = {{"describe": [], "statistics": ["agreement"], "round": ["agreement", "arrays"], "evaluate": ["agreement", "arrays"]}}
     nodes = {{site: node for node, site in agreed.nodes.items()}}
     told = {{}}

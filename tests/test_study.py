@@ -157,6 +157,12 @@ OTHER: dict[tuple[str, ...], Any] = {
     ("cohort", "clinical", "missing", "dose"): [-9],
     ("cohort", "image", "size"): [8, 8],
     ("cohort", "variants", "match"): "rsid",
+    ("cohort", "variants", "build"): "GRCh38",
+    ("cohort", "variants", "regions"): ["22"],
+    ("cohort", "variants", "listed"): ["rs1"],
+    ("model", "variants", "l1"): None,
+    ("model", "variants", "intervals"): None,
+    ("gwas",): {},
     ("model", "task"): "regression",
     ("model", "image", "norm"): "batch",
     ("model", "image", "channels"): [8],
@@ -195,6 +201,9 @@ def test_hash_changes_with_any_value(path: tuple[str, ...]) -> None:
         {"cohort__split": {"train": 0.5, "val": 0.3, "test": 0.2}},
         {"model__variants": {"net": "mlp", "hidden": [4]}},
         {"training": {"optimizer": "sgd", "momentum": 0.5}},
+        {"model__variants": {"l1": 0.1}, "training": {"optimizer": "sgd"}},
+        {"model__variants": {"net": "genes", "intervals": [["22", 1, 9, "A"]]}},
+        {"model__variants": {"net": "genes", "intervals": [["22", 1, 9, "B"]]}},
     ],
 )
 def test_hash_changes_with_values_that_only_change_together(changes: dict[str, Any]) -> None:

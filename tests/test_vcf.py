@@ -590,3 +590,60 @@ def test_haploid_calls_beside_many_alleles(tmp_path: Path) -> None:
     keys, dosage = read(write_lines(tmp_path / "c.vcf", [line]))
     assert [k.alt for k in keys] == alts
     np.testing.assert_array_equal(dosage, [[0, int(k == 1), -1, int(k == 9)] for k in range(1, 21)])
+
+
+def test_columns_too_many_in_a_line_of_the_usual_length(tmp_path: Path) -> None:
+    """Two haploid calls take the place of one diploid call, and the line is as long as it should be."""
+    three = ["s1", "s2", "s3"]
+    fields = GOOD.rsplit("\t", 4)[0]
+    for cells in ("0\t1\t0|0\t1|1", "0|0\t0\t1\t1|1", "0|0\t1|1\t0\t1"):
+        refused(write_lines(tmp_path / "c.vcf", [f"{fields}\t0|0\t0|1\t1|1", f"{fields}\t{cells}"], three), "line 11 has 13 columns", "12")
+
+
+def test_a_column_too_many_and_one_too_few_do_not_make_up_for_each_other(tmp_path: Path) -> None:
+    fields = GOOD.rsplit("\t", 4)[0] + ":DP"
+    more, fewer = fields + "\t0/0:3" * 5, fields + "\t0/0:3" * 3
+    refused(write_lines(tmp_path / "c.vcf", [more, fewer]), "line 10 has 14 columns")
+    refused(write_lines(tmp_path / "c.vcf", [fewer, more]), "line 10 has 12 columns")
+
+
+def test_a_call_that_is_all_padding_is_missing(tmp_path: Path) -> None:
+    """Some BCF writers leave a dropped genotype so."""
+    import pysam
+
+    path = convert(write_lines(tmp_path / "c.vcf", [GOOD.replace("0/1", "1")]), ".bcf")
+    content = pysam.BGZFile(str(path)).read()
+    assert content.count(b"\x05\x81\x04\x04") == 1
+    with pysam.BGZFile(str(path), "wb") as out:
+        out.write(content.replace(b"\x05\x81\x04\x04", b"\x81\x81\x04\x04"))
+    np.testing.assert_array_equal(read(path)[1], [[0, -1, 2, 1]])
+
+
+def test_regions_of_a_file_with_many_blocks(tmp_path: Path) -> None:
+    """Positions as wide apart as on a chromosome, and dense in places, so that every level of the index is used."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for contig in ("1", "chr2"):
+        sparse, dense = rng.integers(1, 240_000_000, 3000), 100_000_000 + rng.integers(1, 200_000, 9000)
+        long = "A" * 900
+        for k, position in enumerate(np.sort(np.concatenate([sparse, dense])).tolist()):
+            cells = "\t".join(f"{a}|{b}" for a, b in rng.integers(0, 2, (4, 2)).tolist())
+            lines.append(f"{contig}\t{position}\trs{k}\t{long if k % 50 == 0 else 'A'}\tG\t.\t.\t.\tGT\t{cells}")
+    path = write_lines(tmp_path / "c.vcf", lines)
+    keys, dosage = read(path)
+    files = [index(convert(path, ".vcf.gz")), index(convert(path, ".bcf"))]
+    positions = np.array([k.position for k in keys])
+    contigs = np.array([canonical_contig(k.contig) for k in keys])
+    for case in range(40):
+        regions, kept = [], np.zeros(len(keys), dtype=bool)
+        for _ in range(int(rng.integers(1, 4))):
+            contig = str(rng.choice(["1", "2"]))
+            first = int(rng.integers(1, 240_000_000)) if case % 2 else int(100_000_000 + rng.integers(-5000, 200_000))
+            last = first + int(10 ** rng.uniform(0, 8))
+            regions.append(f"{contig}:{first}-{last}")
+            kept |= (contigs == contig) & (positions >= first) & (positions <= last)
+        expected = ([keys[i] for i in np.flatnonzero(kept)], dosage[kept])
+        for file in files:
+            same(read(file, memory_mb=1, regions=tuple(regions)), expected)
+    for file in files:
+        same(read(file, regions=("2",)), ([k for k in keys if k.contig == "chr2"], dosage[contigs == "2"]))

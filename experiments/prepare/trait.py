@@ -1,12 +1,12 @@
 """A simulated trait on real genotypes: HapMap3 and 1000 Genomes phase 1 as two sites, with an association study's every difficulty known.
 
-Genotypes are those of ``ancestry``, from the same files. Nothing else is real: ages, sexes, ``height`` (cm) and ``tall`` (the tallest quarter)
-are drawn. Height is 170 cm, plus the effects of 40 planted variants, age and sex, plus a shift by the continent that a person's ancestors come
-from, plus noise. The shift stands for all that differs between populations without being caused by the genotype (nutrition, who was measured
-how); which continent gets which shift is drawn. So variants that differ between populations seem associated until the principal components are
-taken into account. ``truth.json`` lists the planted variants with their effects, and the shifts.
+Genotypes are those of ``ancestry``, from the same files. Nothing else is real: ages, sexes, ``height`` (cm) and ``tall`` (the tallest
+quarter) are drawn. Height is 170 cm, plus the effects of 40 planted variants, age and sex, plus a shift by the continent that a person's
+ancestors come from, plus noise. The shift stands for all that differs between populations and is not caused by the genotype (nutrition,
+who was measured how); which continent gets which shift is drawn. So variants that differ between populations seem associated until the
+principal components are taken into account. ``truth.json`` lists the planted variants with their effects, and the shifts.
 
-Some people are genotyped in both studies, under the same id. They stay in HapMap3 and are left out of 1000 Genomes, so nobody is counted twice.
+Some people are genotyped in both studies, under the same id. They stay in HapMap3 and are left out of 1000 Genomes: no one counts twice.
 """
 
 from __future__ import annotations
@@ -59,52 +59,26 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
     people = {first: _read(out / first, set())}
     people[second] = _read(out / second, set(people[first].ids))
     rng = np.random.default_rng(derive_seed("trait", seed))
-    names, alleles, dosage = _common(people[first], people[second])
-    frequency = _frequency(dosage)
-    candidates = np.flatnonzero(np.minimum(frequency, 1 - frequency) >= MIN_MAF)
-    if len(candidates) < PLANTED:
-        raise InputError(
-            f"{out}: only {len(candidates)} variants are common in both studies, {PLANTED} are to be planted; get the original files."
-        )
-    chosen = np.sort(rng.choice(candidates, PLANTED, replace=False))
-    genetic, effects = _genetic(dosage[:, chosen], frequency[chosen], rng)
-    continents = people[first].continents + people[second].continents
+    genetic, planted = _plant(people[first], people[second], rng)
     shift = dict(zip(sorted(set(ancestry.CONTINENT.values())), rng.permutation(SHIFTS).tolist(), strict=True))
     site = np.repeat([first, second], [len(people[first].ids), len(people[second].ids)])
-    age = np.round(np.clip(rng.normal([AGES[s] for s in site], 10.0), 20, 90), 1)
+    age = np.asarray(np.round(np.clip(rng.normal([AGES[s] for s in site], 10.0), 20, 90), 1), np.float64)
     sex = rng.integers(0, 2, len(site))
-    expected = MEAN + genetic + AGE_EFFECT * (age - 50) + SEX_EFFECT * sex + np.array([shift[c] for c in continents])
-    height = np.round(expected + rng.normal(0, NOISE_SD, len(site)), 2)
+    shifted = np.array([shift[c] for own in people.values() for c in own.continents])
+    noise = rng.normal(0, NOISE_SD, len(site))
+    expected = MEAN + genetic + AGE_EFFECT * (age - 50) + SEX_EFFECT * sex + shifted
+    height = np.asarray(np.round(expected + noise, 2), np.float64)
     tall = (height > np.quantile(height, 1 - QUARTER)).astype(int)
     for name, own in people.items():
         rows = np.flatnonzero(site == name)
         _write(out / name, name, own, height[rows], tall[rows], age[rows], sex[rows])
-        say(
-            f"{name}: {len(own.ids)} persons, {len(own.keys)} variants, height {height[rows].mean():.1f} cm on average, {tall[rows].sum()} tall"
-        )
-    planted = [
-        {
-            "id": names[j],
-            "effect_allele": alleles[j][0],
-            "other_allele": alleles[j][1],
-            "effect_cm": float(e),
-            "frequency": float(frequency[j]),
-        }
-        for j, e in zip(chosen, effects, strict=True)
-    ]
-    truth = {
-        "seed": seed,
-        "planted": planted,
-        "shift_cm": shift,
-        "age_cm_a_year": AGE_EFFECT,
-        "sex_cm": SEX_EFFECT,
-        "noise_sd_cm": NOISE_SD,
-    }
+        what = f"{len(own.ids)} persons, {len(own.keys)} variants"
+        say(f"{name}: {what}; {height[rows].mean():.1f} cm on average, {tall[rows].sum()} tall")
+    truth = {"seed": seed, "age_cm_a_year": AGE_EFFECT, "sex_cm": SEX_EFFECT, "noise_sd_cm": NOISE_SD, "shift_cm": shift}
+    truth |= {"planted": planted}
     (out / "truth.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8", newline="\n")
     say(f"left out of {second}: {people[second].left_out} people who are in {first} too, so that nobody is counted twice")
-    say(
-        f"simulated: age, sex, height, tall; planted: {PLANTED} variants; a shift by ancestry ({min(SHIFTS):g} to {max(SHIFTS):g} cm); see truth.json"
-    )
+    say(f"simulated: age, sex, height, tall; planted: {PLANTED} variants, and a shift of up to {max(SHIFTS):g} cm by ancestry")
 
 
 def _read(folder: Path, elsewhere: set[str]) -> People:
@@ -150,13 +124,27 @@ def _frequency(dosage: npt.NDArray[np.int8]) -> Floats:
     return np.asarray(np.where(called, dosage, 0).sum(0) / np.maximum(2 * called.sum(0), 1), np.float64)
 
 
-def _genetic(dosage: npt.NDArray[np.int8], frequency: Floats, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """(persons,) cm of standard deviation ``GENETIC_SD``, and (variants,) cm an allele: as large as the allele is rare, normal otherwise."""
-    effects = rng.normal(0, 1, len(frequency)) / np.sqrt(2 * frequency * (1 - frequency))
-    g = np.where(dosage == MISSING, 2 * frequency, dosage) - 2 * frequency
-    scale = GENETIC_SD / float((g @ effects).std())
-    effects = np.round(effects * scale, 4)
-    return np.asarray(g @ effects, np.float64), effects
+def _plant(a: People, b: People, rng: np.random.Generator) -> tuple[Floats, list[dict[str, Any]]]:
+    """(persons of both,) cm of standard deviation ``GENETIC_SD``, and what was planted. An allele's effect is normal, its variance
+    1 / (2p(1 - p)) up to a common scale, so each variant explains about as much however rare it is."""
+    names, alleles, dosage = _common(a, b)
+    p = _frequency(dosage)
+    candidates = np.flatnonzero(np.minimum(p, 1 - p) >= MIN_MAF)
+    if len(candidates) < PLANTED:
+        raise InputError(
+            f"genotypes: {len(candidates)} variants are common in both studies, {PLANTED} are planted; get the original files."
+        )
+    chosen = np.sort(rng.choice(candidates, PLANTED, replace=False))
+    p, own = p[chosen], dosage[:, chosen]
+    g = np.where(own == MISSING, 0.0, own - 2 * p)
+    raw = rng.normal(0, 1, PLANTED) / np.sqrt(2 * p * (1 - p))
+    effects = np.round(raw * GENETIC_SD / float((g @ raw).std()), 4)
+    rows = zip(chosen.tolist(), effects.tolist(), p.tolist(), strict=True)
+    planted = [
+        {"id": names[j], "effect_allele": alleles[j][0], "other_allele": alleles[j][1], "effect_cm": e, "frequency": round(f, 6)}
+        for j, e, f in rows
+    ]
+    return np.asarray(g @ effects, np.float64), planted
 
 
 def _write(folder: Path, site: str, own: People, height: Floats, tall: Any, age: Floats, sex: Any) -> None:
@@ -165,7 +153,7 @@ def _write(folder: Path, site: str, own: People, height: Floats, tall: Any, age:
     write_table(folder / "clinical.csv", ("id", "age", "sex"), [(i, f"{a:.1f}", s) for i, a, s in zip(own.ids, age, sex, strict=True)])
     write_manifest(
         folder,
-        f"{ancestry.TITLES[site]}, thinned by the authors of flashpca, public data (no licence stated); the trait is simulated; match by rsID",
+        f"{ancestry.TITLES[site]}, thinned by the authors of flashpca, public data (no licence stated); simulated trait; match by rsID",
         f'variants = {{ path = "genotypes.bed", build = "{ancestry.BUILDS[site]}" }}',
         'clinical = { path = "clinical.csv" }',
         "[policy]",

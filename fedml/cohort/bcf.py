@@ -214,7 +214,6 @@ def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant
         if ploidy == 2 and kind == 1:  # as nearly always: only calls that differ from the commonest one are looked at, in a table
             pairs = calls.view("<u2")
             at = np.flatnonzero((pairs != 0x0202) & (pairs != 0x0302))  # 0/0, 0|0
-            dosage[:] = 0
             dosage[at] = _of_pairs(number, alts).take(pairs[at])
         else:
             dosage = _count(calls.reshape(-1, ploidy), number, alts)

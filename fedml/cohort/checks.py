@@ -14,13 +14,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.fingerprint import NOTES
-from fedml.cohort.panel import Panel
+from fedml.cohort.fingerprint import NOTES, UNSURE
+from fedml.cohort.panel import Panel, sides
 from fedml.cohort.variants import Variant
 from fedml.study import Variants
 
 EVERYBODY = "all sites"
 _CONTRADICTS, _COMPARED = 0.2, 50  # correlation of a site's allele frequencies with the others' below which alleles are mixed up
+
+_MENDS = {
+    "reference mismatch": "left out: their REF is not the reference's base; look at build and reference in site.toml",
+    UNSURE: "kept only where frequencies tell their strand: the file's other SNPs fit the reference on one strand or the other",
+}
 
 
 @dataclass(frozen=True)
@@ -55,9 +60,8 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
         for name, count in zip(NOTES, file.notes, strict=True):
             if not count:
                 continue
-            bad = name == "reference mismatch"
-            mend = "left out: their REF is not the reference's base; look at build and reference in site.toml" if bad else ""
-            out.append(Check(site, name, str(int(count)), "warn" if bad else "ok", mend))
+            mend = _MENDS.get(name, "")
+            out.append(Check(site, name, str(int(count)), "warn" if mend else "ok", mend))
         for name, count in panel.matching.get(site, {}).items():
             turned = name in ("strand", "strand-swapped")
             mend = "complemented; give the file on the forward strand" if turned else ""
@@ -84,6 +88,15 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
     return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
 
 
+def doubts_checks(before: Panel, after: Panel) -> list[Check]:
+    """Sites whose A/T and C/G frequencies made doubtful (``fedml.cohort.panel.doubt``)."""
+    return [
+        Check(site, "A/T or C/G against the other sites' frequencies", str(int(mask.sum())), "warn",
+              "their strand is not that of the file's other SNPs; kept only where frequencies tell it")
+        for site, mask in after.doubtful.items() if mask.any() and not before.doubtful[site].any()
+    ]  # fmt: skip
+
+
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
     """What counts of genotypes tell: site -> (4, variants), -1 where a site's policy lets nothing leave; ``failed``: threshold ->
     variants."""
@@ -99,8 +112,12 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
             out.append(Check(site, "call rate", f"{called / (called + told[site][3].sum()):.2%}"))
         if dead := int(((table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
             out.append(Check(site, "called in nobody", str(dead), "warn", "every genotype of these variants is missing here"))
+        if count := int((sides(*_alleles(told[site])) * sides(*_alleles(_others(told, site))) < 0).sum()):
+            out.append(
+                Check(site, "rare allele is the common one elsewhere", str(count), "warn", "kept; look at how these variants were written")
+            )
         own = _frequency(told[site])
-        rest = _frequency(np.sum([t for name, t in told.items() if name != site], axis=0)) if len(told) > 1 else own * np.nan
+        rest = _frequency(_others(told, site))
         both = np.isfinite(own) & np.isfinite(rest)
         if both.sum() >= _COMPARED and own[both].std() > 0 and rest[both].std() > 0:
             r = float(np.corrcoef(own[both], rest[both])[0, 1])
@@ -110,8 +127,17 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
     return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in failed.items()]
 
 
+def _others(told: Mapping[str, npt.NDArray[np.int64]], site: str) -> npt.NDArray[np.int64]:
+    return sum((table for name, table in told.items() if name != site), np.zeros_like(told[site]))
+
+
+def _alleles(table: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """ALT alleles and all called ones."""
+    return table[1] + 2 * table[2], 2 * table[:3].sum(0)
+
+
 def _frequency(table: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    alleles = 2 * table[:3].sum(0)
+    alt, total = _alleles(table)
     with np.errstate(invalid="ignore", divide="ignore"):
-        out: npt.NDArray[np.float64] = np.where(alleles > 0, (table[1] + 2 * table[2]) / alleles, np.nan)
+        out: npt.NDArray[np.float64] = np.where(total > 0, alt / total, np.nan)
     return out

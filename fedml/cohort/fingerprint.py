@@ -6,7 +6,8 @@
 Contigs get their canonical name, alleles are trimmed to the fewest letters and, where a reference FASTA is given, indels are moved to the
 left as far as they go (Tan, Abecasis and Kang 2015, Bioinformatics 31:2202) and every REF is held against the reference: a SNP whose ALT is
 the reference's base has its alleles the other way round, one that fits on the other strand is complemented, and one that does not fit is
-left out. What was done is counted, and the counts go to the server (``NOTES``), where sites are compared (``fedml.cohort.panel``).
+left out. A/T and C/G fit on both strands: they are complemented where all other SNPs are; where only some are, their strand is told to be
+unknown. What was done is counted, and the counts go to the server (``NOTES``), where sites are compared (``fedml.cohort.panel``).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from fedml.cohort.variants import Variant, canonical_contig
 from fedml.errors import InputError
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
+SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turned to the reference", "A/T or C/G in a file of both strands"
 # Counts of variants (never of persons) that a site tells about its file, in this order on the wire.
 NOTES = (
-    "read", "contig renamed", "trimmed", "left-aligned", "alleles swapped to the reference", "strand turned to the reference",
-    "reference mismatch", "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2", "other",
+    "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
+    "reference mismatch", UNSURE, "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2", "other",
 )  # fmt: skip
+ENOUGH = 20  # SNPs that are no palindromes, to tell on which strand a site's file is
+_MISFITS = 10  # variants that do not fit the reference, before that says anything of the file
 _WINDOW = 1000  # bases that an indel may be moved to the left
 
 
@@ -49,8 +53,8 @@ def is_plain(alleles: str) -> bool:
 
 
 def is_ambiguous(ref: str, alt: str) -> bool:
-    """A/T and C/G read the same on both strands."""
-    return len(ref) == 1 and ref.translate(COMPLEMENT) == alt
+    """A/T and C/G (of several letters, such as AC/GT) read the same on both strands."""
+    return _complement(ref) == alt
 
 
 def fingerprint(
@@ -83,6 +87,8 @@ def fingerprint(
     kept: list[Variant] = []
     columns: list[int] = []
     flip: list[bool] = []
+    # SNPs that fit on the forward strand; variants that do not fit the reference where it has a base, and that fit but might not have.
+    forward, misfits, no_misfits = 0, 0, 0
     names: dict[str, str] = {}
     for at, key in enumerate(keys):
         contig = names.get(key.contig) or names.setdefault(key.contig, canonical_contig(key.contig))
@@ -104,24 +110,49 @@ def fingerprint(
                 made = trim(made)
                 notes["trimmed"] += (made.ref, made.alt) != (ref, alt)
             if bases is not None:
+                single = len(made.ref) == len(made.alt) == 1
+                sure = single and not is_ambiguous(made.ref, made.alt)
                 checked = _against(made, bases)
                 if checked is None:
                     notes["reference mismatch"] += 1
+                    misfits += bases(contig, made.position, 1) != ""
                     continue
                 fit, turned, complemented = checked
                 notes["left-aligned"] += fit.position != made.position
-                notes["alleles swapped to the reference"] += turned
-                notes["strand turned to the reference"] += complemented
+                notes[SWAPPED] += turned
+                notes[COMPLEMENTED] += complemented
+                forward += sure and not complemented
+                no_misfits += not sure
                 made = fit
         kept.append(made)
         columns.append(at)
         flip.append(turned)
-    if bases is not None and keys and notes["reference mismatch"] > 0.5 * len(keys):
+    # The letters of a SNP, but for A/T and C/G, fit any base on one strand or the other: that they do is no evidence.
+    if notes["reference mismatch"] > 0.5 * len(keys) or (misfits >= _MISFITS and misfits > 0.25 * (misfits + no_misfits)):
         raise InputError(
             f"{where}: {notes['reference mismatch']} of {len(keys)} variants do not fit {reference}; "
             "one of the two is of another build, correct data.variants reference or build in site.toml."
         )
+    if notes[COMPLEMENTED]:
+        _settle_strand(kept, flip, notes, whole=forward == 0 and notes[COMPLEMENTED] >= ENOUGH)
     return Fingerprint(tuple(kept), np.array(columns, dtype=np.int64), np.array(flip, dtype=bool), notes, found or build)
+
+
+def _settle_strand(kept: Sequence[Variant], flip: list[bool], notes: dict[str, int], *, whole: bool) -> None:
+    """Other SNPs were complemented. If that is the ``whole`` file's strand, what was taken for the other order of an A/T or C/G was the
+    other strand; else nobody knows. Changes ``flip`` and ``notes``."""
+    palindromes = [at for at, key in enumerate(kept) if is_ambiguous(key.ref, key.alt)]
+    if not whole:
+        notes[UNSURE] = len(palindromes)
+        return
+    notes[COMPLEMENTED] += len(palindromes)
+    for at in palindromes:
+        notes[SWAPPED] += -1 if flip[at] else 1
+        flip[at] = not flip[at]
+
+
+def _complement(alleles: str) -> str:
+    return alleles.translate(COMPLEMENT)[::-1]
 
 
 def trim(key: Variant) -> Variant:

@@ -18,7 +18,7 @@ from fedml.cohort.builds import Build
 from fedml.cohort.cache import cached
 from fedml.cohort.fingerprint import NOTES, fingerprint
 from fedml.cohort.packed import Packed
-from fedml.cohort.panel import Panel, choose, draft_panel, quality, settle
+from fedml.cohort.panel import Panel, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants import Dosages, Selection, open_source
 from fedml.errors import InputError
 from fedml.study import Variants
@@ -81,12 +81,14 @@ def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArra
 
 def shared_panel(sites: Mapping[str, Dosages], spec: Variants) -> Panel:
     """The variants that all ``sites`` share, oriented and of the quality that the study asks for: what the server finds from counts."""
-    draft = draft_panel({name: own.keys for name, own in sites.items()}, spec.match, [n for n, own in sites.items() if own.checked])
+    keys = {name: own.keys for name, own in sites.items()}
+    notes = {name: own.notes for name, own in sites.items() if own.notes is not None}
+    draft = draft_panel(keys, spec.match, [n for n, own in sites.items() if own.checked], notes)
     doubts = any(mask.any() for mask in draft.doubtful.values())
     if not (spec.counted or doubts):
         return draft
     counts = {name: genotype_counts(aligned(own, draft, name, spec)) for name, own in sites.items()}
-    settled, kept = settle(draft, counts)
+    settled, kept = settle(doubt(draft, counts), counts)
     if not spec.counted:
         return settled
     total = sum((genotype_counts(aligned(own, settled, name, spec)) for name, own in sites.items()), np.zeros((4, len(kept)), np.int64))

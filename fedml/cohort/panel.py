@@ -14,6 +14,7 @@ variant is dropped.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.fingerprint import COMPLEMENT, is_ambiguous, is_plain
+from fedml.cohort.fingerprint import COMPLEMENT, ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
 from fedml.cohort.packed import Packed
 from fedml.cohort.variants import MISSING, Dosages, Variant
 from fedml.study import Variants
@@ -31,7 +32,10 @@ from fedml.study import Variants
 Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]
 CLEAR_FREQUENCY = 0.2  # below it, and above 1 minus it, a frequency tells which allele is the rare one
-ENOUGH = 20  # SNPs that are no palindromes, to tell on which strand a site's file is
+MIRRORED = "insertion and deletion of the same letters, and a file that does not keep the order of alleles"
+_STRAND = {(a, b): int("T" in a + b) for a in "ACGT" for b in "ACGT" if a != b and not is_ambiguous(a, b)}
+_STRAYS = 0.05  # of the SNPs of two files on the same strand may differ in it all the same
+_CONTRADICTED = 3  # palindromes whose frequencies contradict their letters, so that no letters are believed
 
 
 class Fit(IntEnum):
@@ -102,18 +106,32 @@ def unique(keys: Sequence[Variant], match: Match) -> dict[tuple[Any, ...], int]:
     return {where: at for at, where in enumerate(places) if count[where] == 1 and where != (".",)}
 
 
-def draft_panel(sites: Mapping[str, Sequence[Variant]], match: Match, checked: Collection[str] = ()) -> Panel:
-    """The variants that all ``sites`` have, in the first site's order. Each is written as the first of the ``checked`` sites, whose alleles
-    were held against a reference, writes it; without one as most sites do, at a tie as the first does."""
+def draft_panel(
+    sites: Mapping[str, Sequence[Variant]],
+    match: Match,
+    checked: Collection[str] = (),
+    notes: Mapping[str, Sequence[int] | Ints] | None = None,
+) -> Panel:
+    """The variants that all ``sites`` have, in the first site's order, or by contig and position where that is not sorted.
+
+    Each is written as the first of the ``checked`` sites, whose alleles were held against a reference, writes it. Without one the sites on
+    the strand of most write it, with the alleles in the order of most of these; at a tie the first one's strand and order are taken.
+
+    Args:
+        notes: what a site did to its file (``fedml.cohort.fingerprint.NOTES``): whether alleles stood in another order than in its
+            reference, and whether it is a file of both strands.
+    """
     index = {name: unique(keys, match) for name, keys in sites.items()}
-    names = list(sites)
+    names, done = list(sites), notes or {}
     counts = {name: Counter[str]() for name in names}
     dropped = Counter[str]()
     kept: list[Variant] = []
     fits: dict[str, list[Fit]] = {name: [] for name in names}
+    shared = [where for where in index[names[0]] if all(where in index[name] for name in names[1:])]
+    writers = [name for name in names if name in checked][:1] or _on_one_strand({n: [sites[n][index[n][w]] for w in shared] for n in names})
     for where, at in index[names[0]].items():
         own = {name: sites[name][index[name][where]] for name in names if where in index[name]}
-        key = _written(own, checked) if len(own) == len(names) else sites[names[0]][at]
+        key = _most_written([own[name] for name in writers]) if len(own) == len(names) else sites[names[0]][at]
         found = {name: fit(own[name], key) if name in own else Fit.ABSENT for name in names}
         lost = {how for how in found.values() if how in (Fit.ABSENT, Fit.OTHER)}
         for name, how in found.items():
@@ -129,31 +147,112 @@ def draft_panel(sites: Mapping[str, Sequence[Variant]], match: Match, checked: C
         counts[name]["twice"] = len(keys) - len(index[name]) - (sum(k.id == "." for k in keys) if match == "rsid" else 0)
         counts[name]["only here or not everywhere"] = len(index[name]) - len(kept)
     palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in kept], dtype=bool)
+    clear = sum(len(k.ref) == len(k.alt) and is_plain(k.ref + k.alt) for k in kept) - int(palindrome.sum())
     flips, doubtful = {}, {}
     for name in names:
         fitted = np.array(fits[name], dtype=np.int64)
         flip = np.isin(fitted, (Fit.SWAPPED, Fit.STRAND_SWAPPED))
-        turned = int(np.isin(fitted, (Fit.STRAND, Fit.STRAND_SWAPPED)).sum())
-        clear = int((~palindrome).sum())
-        if turned == 0 and (match == "position" or clear >= ENOUGH):
+        complemented = int(np.isin(fitted, (Fit.STRAND, Fit.STRAND_SWAPPED)).sum())
+        if name in done and done[name][NOTES.index(UNSURE)]:
+            doubtful[name] = palindrome
+        elif complemented == 0 and (match == "position" or clear >= ENOUGH):
             doubtful[name] = np.zeros(len(kept), dtype=bool)
-        elif turned == 0:  # too few others to tell: by rsID a palindrome is taken as it stands, its other order is not
+        elif complemented == 0:  # too few others to tell: by rsID a palindrome is taken as it stands, its other order is not
             doubtful[name] = palindrome & flip
-        elif turned == clear >= ENOUGH:  # the whole file is on the other strand
+        elif complemented == clear >= ENOUGH:  # the whole file is on the other strand
             doubtful[name] = np.zeros(len(kept), dtype=bool)
             flip = flip ^ palindrome
             counts[name]["palindrome turned"] = int(palindrome.sum())
         else:
             doubtful[name] = palindrome
         flips[name] = flip.astype(np.uint8)
-    return Panel(tuple(kept), flips, {name: {k: v for k, v in c.items() if v} for name, c in counts.items()}, doubtful, dict(dropped))
+    panel = Panel(tuple(kept), flips, {name: {k: v for k, v in c.items() if v} for name, c in counts.items()}, doubtful, dict(dropped))
+    if match == "rsid":
+        return panel
+    if any(had[NOTES.index(SWAPPED)] for had in done.values()) or any(
+        Fit.SWAPPED in own or Fit.STRAND_SWAPPED in own for own in fits.values()
+    ):
+        panel = _without_mirrors(panel, sites)
+    return _sorted(panel)
 
 
-def _written(own: Mapping[str, Variant], checked: Collection[str]) -> Variant:
-    sure = [key for name, key in own.items() if name in checked]
-    spellings = sure[:1] or list(own.values())
+def _on_one_strand(sites: Mapping[str, Sequence[Variant]]) -> list[str]:
+    """Of sites that list the same variants those that are on the strand of most: of A/C and A/G, or of their complements, G/T and C/T.
+
+    Files agree if they differ in at most 5 %. Of equally many that agree, those are taken that have more whole files on the other strand
+    (they are on one strand themselves, unlike a mixed file), then those of the first site.
+    """
+    names = list(sites)
+    read = np.array([[_STRAND.get((k.ref, k.alt), -1) for k in own] for own in sites.values()], dtype=np.int8)
+    strand = read[:, (read >= 0).all(0)]
+    if not strand.shape[1]:
+        return names
+    differ = np.array([[float((a != b).mean()) for b in strand] for a in strand])
+    same, opposite = differ <= _STRAYS, differ >= 1 - _STRAYS
+    best = max(range(len(names)), key=lambda i: (same[i].sum(), opposite[i].sum()))  # max keeps the first of equals
+    return [name for name, yes in zip(names, same[best], strict=True) if yes]
+
+
+def _most_written(spellings: Sequence[Variant]) -> Variant:
     most = Counter((k.ref, k.alt) for k in spellings)
-    return max(spellings, key=lambda k: most[k.ref, k.alt])  # max keeps the first of equals
+    return max(spellings, key=lambda k: most[k.ref, k.alt])
+
+
+def _without_mirrors(panel: Panel, sites: Mapping[str, Sequence[Variant]]) -> Panel:
+    """The panel without indels whose alleles stand in the other order too, at any site: where a file does not keep the order, its deletion
+    may be the insertion beside it, written the other way round."""
+    there = {(k.contig, k.position, k.ref, k.alt) for keys in sites.values() for k in keys if len(k.ref) != len(k.alt)}
+    keep = np.array([(k.contig, k.position, k.alt, k.ref) not in there for k in panel.keys], dtype=bool)
+    if keep.all():
+        return panel
+    return _picked(replace(panel, dropped=panel.dropped | {MIRRORED: int((~keep).sum())}), np.flatnonzero(keep))
+
+
+def _sorted(panel: Panel) -> Panel:
+    """By contig and position, so that a file's order decides nothing; a panel that is sorted stays as it is, at no cost in reading."""
+
+    def rank(key: Variant) -> tuple[int, str, int]:
+        return (int(key.contig) if key.contig.isdecimal() else 1000, key.contig, key.position)
+
+    ranks = [rank(key) for key in panel.keys]
+    if all(a <= b for a, b in itertools.pairwise(ranks)):
+        return panel
+    order = sorted(range(len(ranks)), key=lambda i: (ranks[i], panel.keys[i].ref, panel.keys[i].alt))
+    return _picked(panel, np.array(order, dtype=np.intp))
+
+
+def _picked(panel: Panel, at: npt.NDArray[np.intp]) -> Panel:
+    """The panel's variants at these places, doubts and all."""
+    return replace(
+        panel,
+        keys=tuple(panel.keys[i] for i in at.tolist()),
+        flips={name: flip[at] for name, flip in panel.flips.items()},
+        doubtful={name: mask[at] for name, mask in panel.doubtful.items()},
+    )
+
+
+def doubt(draft: Panel, counts: Mapping[str, Ints]) -> Panel:
+    """The draft with all palindromes doubtful at a site where frequencies contradict their letters: the rare allele here is the common one
+    elsewhere for more than one in ten of those (and three at least) that frequencies tell. A file whose other SNPs were put on the forward
+    strand one by one looks so.
+
+    Args:
+        counts: as those of ``settle``.
+    """
+    palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in draft.keys], dtype=bool)
+    if not palindrome.any() or len(draft.flips) < 2:
+        return draft
+    told = {name: _alt_counts(counts[name]) for name in draft.flips}
+    doubtful = dict(draft.doubtful)
+    for name, mask in draft.doubtful.items():
+        others = [told[other] for other in told if other != name and not draft.doubtful[other].any()]
+        if mask.any() or not others:
+            continue
+        against = sides(*told[name])[palindrome] * sides(*(np.sum([o[i] for o in others], axis=0) for i in (0, 1)))[palindrome]
+        wrong = int((against < 0).sum())
+        if wrong >= _CONTRADICTED and wrong > 0.1 * (against != 0).sum():
+            doubtful[name] = palindrome
+    return replace(draft, doubtful=doubtful)
 
 
 def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.NDArray[np.bool_]]:
@@ -197,6 +296,11 @@ def _side(frequency: float) -> int:
     return -1 if frequency < CLEAR_FREQUENCY else 1 if frequency > 1 - CLEAR_FREQUENCY else 0
 
 
+def sides(alt: Ints, total: Ints) -> Ints:
+    """(variants,): -1 where ALT is clearly the rare allele, 1 where clearly the common one, 0 where it is not clear or nobody is called."""
+    return np.where(total > 0, (alt > (1 - CLEAR_FREQUENCY) * total).astype(np.int64) - (alt < CLEAR_FREQUENCY * total), 0)
+
+
 def _alt_counts(counts: Ints) -> tuple[Ints, Ints]:
     """ALT alleles and all called alleles, 0 where a site did not tell."""
     told = np.where(counts < 0, 0, counts)
@@ -226,19 +330,21 @@ def quality(counts: Ints, spec: Variants) -> tuple[npt.NDArray[np.bool_], dict[s
     return keep, {name: n for name, n in failed.items() if n}
 
 
-def choose(panel: Panel, keep: npt.NDArray[np.bool_]) -> Panel:
-    """The panel's variants where ``keep`` (variants,) is True."""
-    return replace(
-        panel,
-        keys=tuple(key for key, yes in zip(panel.keys, keep, strict=True) if yes),
-        flips={name: flip[keep] for name, flip in panel.flips.items()},
-        doubtful={name: np.zeros(int(keep.sum()), dtype=bool) for name in panel.doubtful},
-    )
+def choose(panel: Panel, chosen: slice | npt.NDArray[np.bool_] | Ints) -> Panel:
+    """Fewer of the panel's variants: a range of them, a mask (variants,), or indices in ascending order."""
+    if isinstance(chosen, slice):
+        keys = panel.keys[chosen]
+    else:
+        keys = tuple(panel.keys[i] for i in (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
+    flips = {name: flip[chosen] for name, flip in panel.flips.items()}
+    return replace(panel, keys=keys, flips=flips, doubtful={name: np.zeros(len(keys), dtype=bool) for name in panel.doubtful})
 
 
 def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], match: Match) -> Dosages:
     """``own`` in the panel's order, each variant turned where ``flips`` says so; one that is absent here is missing for everybody."""
-    index = unique(own.keys, match)
+    if match not in own.places:  # of a million variants it takes seconds, and an analysis asks block by block
+        own.places[match] = unique(own.keys, match)
+    index = own.places[match]
     columns = np.array([index.get(place(key, match), -1) for key in panel], dtype=np.int64)
     # The server says how to turn; whether the alleles are those of the panel at all is seen to here.
     for at in np.flatnonzero(columns >= 0).tolist():

@@ -13,10 +13,10 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -123,6 +123,7 @@ class Dosages:
     notes: npt.NDArray[np.int64] | None = None
     build: str = ""
     checked: bool = False
+    places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # kept by ``panel.align``
 
 
 def canonical_contig(name: str) -> str:

@@ -260,8 +260,6 @@ def _write(
     rows = np.array([record.row for record in records])
     dosage = np.zeros(len(records) * columns, dtype=np.int8)
     for k, allele in enumerate(records[0].numbers):
-        if k:
-            dosage[:] = 0
         digit = allele if allele < 10 else _NOBODY  # above 9 begin the codes of what is no allele
         count = (first == digit).view(np.int8) + (second == digit).view(np.int8)
         count[missing] = MISSING

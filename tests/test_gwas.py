@@ -1,0 +1,580 @@
+"""Association on real genotypes with a planted trait: equal to pooled data however persons are dealt to sites, and nothing small leaves."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+from command import STUDIES, command
+from conftest import DATA, write_bed
+from flwr.app import Context, Message, RecordDict
+from scipy.linalg import subspace_angles
+
+from clients import approvals
+from clients.client import app as client_app
+from clients.gate import Gate
+from clients.journal import entries
+from clients.site import find_sites
+from clients.start import prepare_state
+from experiments.genomics import HIT, read_table
+from experiments.prepare import prepare
+from fedml.analytics.forms import REQUEST
+from fedml.errors import Reason, RunError
+from fedml.flower.grid import InProcessGrid
+from fedml.records import AGREEMENT, ANALYSIS, CONFIG, FLIPS, PANEL, Phase, unpack
+from fedml.study import Study, for_roster, parse_study, read_study
+from strategies.agreement import Agreement, agree
+from strategies.server import app as server_app
+from strategies.steps import take
+
+SITES = ("hapmap3", "kg1")
+PIECES = {
+    "africa": ("hapmap3", ("MKK", "LWK", "YRI", "ASW")),
+    "europe-mexico": ("hapmap3", ("CEU", "TSI", "MEX")),
+    "gujarat": ("hapmap3", ("GIH",)),
+    "east-asia": ("hapmap3", ("JPT", "CHB", "CHD")),
+    "finland": ("kg1", ("FIN",)),
+    "others": ("kg1", ("CHS", "GBR", "CLM", "PUR", "CHB", "MXL", "JPT", "IBS", "ASW", "TSI", "CEU", "LWK", "YRI")),
+}
+
+
+class Pool(NamedTuple):
+    """All persons in one place, read by bed-reader: ``dosage`` (persons, variants) of ``alt``, nan where missing; the table of persons."""
+
+    rsid: list[str]
+    alt: list[str]
+    ref: list[str]
+    contig: list[str]
+    position: list[int]
+    dosage: Any
+    persons: pd.DataFrame
+
+    def frequency(self, rows: Any = slice(None)) -> Any:
+        return np.nanmean(self.dosage[rows], axis=0) / 2
+
+    def components(self, used: Any, k: int) -> Any:
+        """(persons, k): eigenvectors of the relationship matrix of the variants ``used``."""
+        z = self.dosage[:, used]
+        f = np.nanmean(z, axis=0) / 2
+        z = np.nan_to_num((z - 2 * f) / np.sqrt(2 * f * (1 - f)))
+        return np.linalg.eigh(z @ z.T)[1][:, ::-1][:, :k]
+
+    def genotype(self, j: int, effect_allele: str, rows: Any = slice(None)) -> Any:
+        """(persons,) copies of ``effect_allele``, the mean where missing."""
+        g = self.dosage[rows, j]
+        g = np.where(np.isnan(g), np.nanmean(g), g)
+        return g if effect_allele == self.alt[j] else 2 - g
+
+    def design(self, components: Any, rows: Any = slice(None)) -> Any:
+        age, sex = (self.persons[name].to_numpy(float)[rows] for name in ("age", "sex"))
+        return np.column_stack([np.ones(len(age)), age, sex, components[rows]])
+
+
+def read_pool(folder: Path) -> Pool:
+    from bed_reader import open_bed
+
+    first: dict[str, int] = {}
+    parts, tables = [], []
+    for site in SITES:
+        bed = open_bed(folder / site / "genotypes.bed")
+        persons = pd.read_csv(folder / site / "persons.csv", index_col="id")
+        rows = pd.Index(bed.iid).get_indexer(persons.index)
+        dosage = bed.read(index=np.s_[rows, :], dtype="float64")
+        name, a1, a2 = bed.sid.tolist(), bed.allele_1.tolist(), bed.allele_2.tolist()
+        if not first:
+            first = {rsid: i for i, rsid in enumerate(name)}
+            keys = (name, a1, a2, bed.chromosome.tolist(), bed.bp_position.tolist())
+        order = np.argsort([first[rsid] for rsid in name])
+        dosage, a1, a2 = dosage[:, order], [a1[i] for i in order], [a2[i] for i in order]
+        assert all({x, y} == {u, v} for x, y, u, v in zip(a1, a2, keys[1], keys[2], strict=True))
+        parts.append(np.where(np.array(a1) == np.array(keys[1]), dosage, 2 - dosage))
+        tables.append(persons.join(pd.read_csv(folder / site / "clinical.csv", index_col="id")).assign(site=site))
+    return Pool(*keys, np.concatenate(parts), pd.concat(tables))
+
+
+class Step(NamedTuple):
+    """One step at one site: what was asked of which panel, and what left."""
+
+    site: str
+    phase: Phase
+    rsid: list[str]
+    effect: list[str]
+    turned: Any
+    given: dict[str, Any]
+    told: dict[str, Any]
+
+
+def observed(study: Study, folder: Path, out: Path, handlers: Sequence[Callable[[Message, Context], Message]] = ()) -> list[Step]:
+    """A run over the sites in ``folder`` (through ``handlers``, if there are any); every step's request and reply."""
+    found, _ = find_sites(folder, study.federation.sites)
+    roster, steps = list(found), list[Step]()
+
+    def answer(message: Message, context: Context) -> Message:
+        content, place = message.content, context.node_id - 1
+        phase = Phase(str(content.config_records[CONFIG]["phase"]))
+        asked = {k: unpack(content.array_records[k]) for k in (ANALYSIS, AGREEMENT) if k in content}
+        reply = (handlers[place] if handlers else client_app)(message, context)
+        if ANALYSIS in asked and not reply.has_error():
+            lines = [line.split("\t") for line in asked[AGREEMENT][PANEL].tobytes().decode().splitlines()]
+            turned = asked[AGREEMENT][FLIPS].reshape(len(roster), -1)[place]
+            given = asked[ANALYSIS] if phase is Phase.NULL else {}
+            told = unpack(reply.content.array_records[ANALYSIS])
+            steps.append(Step(roster[place], phase, [x[2] for x in lines], [x[4] for x in lines], turned, given, told))
+        return reply
+
+    out.mkdir(parents=True)
+    config: dict[str, Any] = {"study": study.canonical, "run": str(out), "job": "gwas"}
+    grid = InProcessGrid(answer, [{"manifest": str(site.file)} for site in found.values()], config)
+    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
+    return steps
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two studies as two sites, with the planted trait."""
+    if not DATA.is_dir():
+        pytest.skip(f"the public data are not at {DATA}")
+    out = tmp_path_factory.mktemp("trait") / "sites"
+    prepare("trait", out, data=DATA, say=lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pool(sites: Path) -> Pool:
+    return read_pool(sites)
+
+
+@pytest.fixture(scope="module")
+def components(pool: Pool) -> Any:
+    f = pool.frequency()
+    return pool.components(np.minimum(f, 1 - f) >= 0.01, 4)
+
+
+@pytest.fixture(scope="module")
+def pieces(sites: Path) -> Path:
+    """The same persons as six sites of unequal size, by population."""
+    out = sites.parent / "pieces"
+    for name, (site, populations) in PIECES.items():
+        folder = copy_site(sites / site, out / name, name)
+        persons = pd.read_csv(folder / "persons.csv", dtype=str)
+        persons[persons.population.isin(populations)].to_csv(folder / "persons.csv", index=False)
+    return out
+
+
+def copy_site(site: Path, folder: Path, name: str, **policy: int) -> Path:
+    """``site`` under another name and policy, its genotypes by links."""
+    folder.mkdir(parents=True)
+    for file in site.glob("genotypes.*"):
+        (folder / file.name).symlink_to(file)
+    for table in ("persons.csv", "clinical.csv"):
+        shutil.copyfile(site / table, folder / table)
+    manifest = (site / "site.toml").read_text().replace(f'name = "{site.name}"', f'name = "{name}"')
+    lines = [line for line in manifest.splitlines() if not policy or not line.startswith("min_count")]
+    (folder / "site.toml").write_text("\n".join(lines + [f"{key} = {value}" for key, value in policy.items()]) + "\n")
+    return folder
+
+
+def study_of(name: str, roster: Sequence[str] = SITES, **changes: Any) -> Study:
+    """``height`` or ``tall`` for this roster; ``changes`` as ``section__key=value``."""
+    study = read_study(STUDIES / f"{name}.toml", overrides={key.replace("__", "."): value for key, value in changes.items()})
+    return for_roster(study, roster)
+
+
+class Ran(NamedTuple):
+    folder: Path
+    table: pd.DataFrame
+    steps: list[Step]
+
+    @property
+    def event(self) -> dict[str, Any]:
+        return next(
+            json.loads(line)
+            for line in (self.folder / "events.jsonl").read_text().splitlines()
+            if '"event":"gwas"' in line.replace(" ", "")
+        )
+
+
+def run(study: Study, folder: Path, out: Path, handlers: Sequence[Any] = ()) -> Ran:
+    steps = observed(study, folder, out, handlers)
+    return Ran(out, read_table(out).set_index("rsid"), steps)
+
+
+@pytest.fixture(scope="module")
+def two(sites: Path) -> Ran:
+    """Height, two sites."""
+    return run(study_of("height"), sites, sites.parent / "two")
+
+
+@pytest.fixture(scope="module")
+def six(pieces: Path) -> Ran:
+    """Height, six sites."""
+    return run(study_of("height", list(PIECES)), pieces, pieces.parent / "six")
+
+
+@pytest.fixture(scope="module", params=["two", "six"])
+def height(request: pytest.FixtureRequest) -> Ran:
+    ran: Ran = request.getfixturevalue(request.param)
+    return ran
+
+
+# --- federated is pooled ------------------------------------------------------------------------------------------------------------------
+
+
+def test_genotype_counts_are_the_pooled_ones(height: Ran, pool: Pool) -> None:
+    counted = [s for s in height.steps if s.phase is Phase.GENOTYPES]
+    at = [pool.rsid.index(r) for r in counted[0].rsid]
+    own = pool.dosage[:, at]
+    own = np.where(np.array([pool.alt[j] for j in at]) == counted[0].effect, own, 2 - own)
+    expected = np.stack([(own == 0).sum(0), (own == 1).sum(0), (own == 2).sum(0), np.isnan(own).sum(0)])
+    assert len(at) == 14079
+    assert np.array_equal(np.sum([s.told["counts"] for s in counted], axis=0), expected)
+    f = (expected[1] + 2 * expected[2]) / (2 * expected[:3].sum(0))
+    written = height.table.loc[counted[0].rsid]
+    same = written.effect_allele.to_numpy() == counted[0].effect
+    assert same.all()
+    assert np.array_equal(written.effect_allele_frequency.to_numpy(), [float(f"{x:.9g}") for x in f])
+    assert (written.n == len(pool.persons)).all()
+
+
+def test_components_are_the_pooled_ones(height: Ran, pool: Pool, components: Any) -> None:
+    design = next(s for s in height.steps if s.phase is Phase.NULL).given
+    lines = [line.split("\t") for line in design["loading_panel"].tobytes().decode().splitlines()]
+    at = [pool.rsid.index(x[2]) for x in lines]
+    g = np.where(np.array([pool.alt[j] for j in at]) == [x[4] for x in lines], pool.dosage[:, at], 2 - pool.dosage[:, at])
+    f = design["loading_frequency"]
+    z = np.nan_to_num((g - 2 * f) / np.sqrt(2 * f * (1 - f)))
+    scores = z @ design["loadings"] / np.sqrt(design["loading_values"])
+    assert subspace_angles(scores, components).max() < 1e-6
+    assert np.allclose((scores**2).sum(0), 1, atol=1e-9)
+
+
+def chosen(table: pd.DataFrame, count: int, top: int = 10) -> list[str]:
+    """Some variants drawn, and the strongest."""
+    drawn = np.random.default_rng(4).choice(table.index, count, replace=False).tolist()
+    return drawn + table.neg_log10_p.nlargest(top).index.tolist()
+
+
+def worst(table: pd.DataFrame, reference: Mapping[str, tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Largest relative differences of beta, standard error and p value."""
+    ours = table.loc[list(reference), ["beta", "standard_error", "p_value"]].astype(float).to_numpy()
+    return tuple(np.abs(ours / np.array(list(reference.values())) - 1).max(0))  # type: ignore[return-value]
+
+
+def test_linear_is_statsmodels_on_pooled_data(height: Ran, pool: Pool, components: Any) -> None:
+    y, x = pool.persons.height.to_numpy(), pool.design(components)
+    reference = {}
+    for rsid in chosen(height.table, 150):
+        fitted = sm.OLS(y, np.column_stack([x, pool.genotype(pool.rsid.index(rsid), height.table.effect_allele[rsid])])).fit()
+        reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
+    beta, error, p = worst(height.table, reference)
+    assert beta < 1e-6
+    assert error < 1e-6
+    assert p < 1e-5
+    assert set(height.table.method) == {"linear"}
+
+
+def test_two_sites_and_six_give_one_table(two: Ran, six: Ran) -> None:
+    numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p", "n", "call_rate", "hwe_p"]
+    a, b = two.table, six.table.loc[two.table.index]
+    assert np.array_equal(a.effect_allele, b.effect_allele)
+    assert np.allclose(a[numbers], b[numbers], rtol=1e-5, atol=1e-7)
+    assert (a.sites == 2).all()
+    assert (b.sites == 6).all()
+
+
+@pytest.fixture(scope="module")
+def some(pool: Pool) -> list[str]:
+    """150 common variants and the 50 rarest."""
+    f = pool.frequency()
+    order = np.argsort(np.minimum(f, 1 - f))
+    return [pool.rsid[j] for j in (*order[:50], *np.random.default_rng(5).choice(order[5000:], 150, replace=False))]
+
+
+@pytest.fixture(scope="module", params=["two", "six"])
+def tall(request: pytest.FixtureRequest, sites: Path, some: list[str]) -> Ran:
+    """Tall or not, each of some variants fitted in full."""
+    folder, roster = (sites, SITES) if request.param == "two" else (request.getfixturevalue("pieces"), tuple(PIECES))
+    study = study_of("tall", roster, gwas__first_pass_p=1.0, cohort__variants={"match": "rsid", "listed": some})
+    return run(study, folder, sites.parent / f"tall-{request.param}")
+
+
+def firth(x: Any, y: Any) -> tuple[float, float]:
+    """Last coefficient and its standard error where Firth's penalised likelihood is largest (Heinze and Schemper 2002)."""
+    beta = np.zeros(x.shape[1])
+    for _ in range(200):
+        mu = 1 / (1 + np.exp(-x @ beta))
+        w = mu * (1 - mu)
+        cover = np.linalg.inv((x.T * w) @ x)
+        leverage = w * np.einsum("ij,jk,ik->i", x, cover, x)
+        step = cover @ x.T @ (y - mu + leverage * (0.5 - mu))
+        beta += step / max(1.0, np.abs(step).max() / 2)
+        if np.abs(step / np.sqrt(np.diag(cover))).max() < 1e-10:
+            return beta[-1], float(np.sqrt(cover[-1, -1]))
+    raise AssertionError("the reference did not converge")
+
+
+def test_logistic_is_the_pooled_maximum(tall: Ran, pool: Pool, some: list[str]) -> None:
+    at = [pool.rsid.index(rsid) for rsid in some]
+    f = pool.frequency()[at]
+    x = pool.design(pool.components(np.array(at)[np.minimum(f, 1 - f) >= 0.01], 4))
+    x[:, 1] = (x[:, 1] - x[:, 1].mean()) / x[:, 1].std()
+    y = pool.persons.tall.to_numpy(float)
+    plain, penalised = {}, {}
+    for j in at:
+        row = tall.table.loc[pool.rsid[j]]
+        own = np.column_stack([x, pool.genotype(j, row.effect_allele)])
+        if row.method == "wald":
+            fitted = sm.Logit(y, own).fit(disp=0, tol=1e-13)
+            plain[pool.rsid[j]] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
+        elif row.method == "firth":
+            beta, error = firth(own, y)
+            penalised[pool.rsid[j]] = beta, error, float(row.p_value)
+    assert len(plain) + len(penalised) == len(some)
+    assert len(penalised) >= 10
+    for reference, beta_most in ((plain, 1e-6), (penalised, 1e-5)):
+        beta, error, p = worst(tall.table, reference)
+        assert beta < beta_most
+        assert error < 1e-6
+        assert p < 1e-5
+
+
+@pytest.mark.skipif(shutil.which("plink2") is None, reason="PLINK 2 is not installed")
+def test_linear_is_that_of_plink(six: Ran, pool: Pool, components: Any, tmp_path: Path) -> None:
+    called = np.flatnonzero(~np.isnan(pool.dosage).any(0))
+    keys = [(pool.contig[j], pool.position[j], pool.rsid[j], pool.ref[j], pool.alt[j]) for j in called]
+    write_bed(tmp_path / "all.bed", pool.persons.index.tolist(), keys, pool.dosage[:, called].astype(np.int8))
+    x = pool.design(components)[:, 1:]
+    names = ["age", "sex", "pc1", "pc2", "pc3", "pc4"]
+    pd.DataFrame(x, index=pool.persons.index.rename("#IID"), columns=names).to_csv(tmp_path / "covar", sep="\t")
+    pool.persons.height.rename_axis("#IID").to_csv(tmp_path / "pheno", sep="\t")
+    words = ["--bfile", "all", "--pheno", "pheno", "--covar", "covar", "--covar-variance-standardize", "--glm", "omit-ref", "hide-covar"]
+    subprocess.run(["plink2", *words, "--threads", "1", "--out", "own"], cwd=tmp_path, check=True, capture_output=True)
+    theirs = pd.read_csv(tmp_path / "own.height.glm.linear", sep="\t").set_index("ID")
+    ours = six.table.loc[theirs.index]
+    assert len(ours) > 5000
+    assert (ours.n == theirs.OBS_CT).all()
+    sign = np.where(ours.effect_allele == theirs.A1, 1, -1)
+    assert np.abs(sign * theirs.BETA - ours.beta).max() < 2e-5 * ours.beta.abs().max()
+    assert np.abs(theirs.SE / ours.standard_error - 1).max() < 1e-5
+    assert np.abs(-np.log10(theirs.P) / ours.neg_log10_p - 1)[ours.neg_log10_p > 0.01].max() < 1e-3
+
+
+# --- the planted trait --------------------------------------------------------------------------------------------------------------------
+
+
+def test_confounding_is_real_and_undone(two: Ran, sites: Path, tmp_path: Path) -> None:
+    bare = run(study_of("height", gwas__components=0), sites, tmp_path / "bare").event
+    print(f"lambda with components {two.event['lambda']:.3f}, without {bare['lambda']:.2f}; hits {two.event['hits']}, {bare['hits']}")
+    assert bare["lambda"] > 5
+    assert bare["hits"] > 500
+    assert 0.95 < two.event["lambda"] < 1.12
+
+
+def test_what_was_planted_is_found(two: Ran, sites: Path) -> None:
+    planted = pd.DataFrame(json.loads((sites / "truth.json").read_text())["planted"]).set_index("id")
+    found = two.table.loc[planted.index]
+    effect = np.where(found.effect_allele == planted.effect_allele, 1, -1) * planted.effect_cm
+    assert np.corrcoef(effect, found.beta)[0, 1] > 0.95
+    assert (np.abs(found.beta - effect) < 4 * found.standard_error).all()
+    hits = two.table[two.table.neg_log10_p > -np.log10(HIT)]
+    assert len(hits) == two.event["hits"] >= 5
+    for _, hit in hits.iterrows():
+        near = (found.chromosome == hit.chromosome) & ((found.base_pair_location - hit.base_pair_location).abs() < 1_000_000)
+        assert near.any(), f"{hit.variant_id} is near nothing that was planted"
+
+
+# --- small cells --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def strict(sites: Path) -> Ran:
+    """Height, where one of the two sites lets nothing leave about fewer than five persons."""
+    folder = sites.parent / "strict"
+    copy_site(sites / "hapmap3", folder / "hapmap3", "hapmap3")
+    copy_site(sites / "kg1", folder / "kg1", "kg1", min_count=5)
+    return run(study_of("height"), folder, sites.parent / "strict-run")
+
+
+def hidden(pool: Pool) -> Any:
+    """(variants,): has kg1 one to four persons of one genotype, among all, men or women?"""
+    out = np.zeros(len(pool.rsid), bool)
+    here, sex = (pool.persons.site == "kg1").to_numpy(), pool.persons.sex.to_numpy()
+    for group, copies in itertools.product((here, here & (sex == 0), here & (sex == 1)), range(3)):
+        count = (pool.dosage[group] == copies).sum(0)
+        out |= (count > 0) & (count < 5)
+    return out
+
+
+def test_no_small_cell_leaves(strict: Ran, pool: Pool) -> None:
+    secret = {rsid for rsid, yes in zip(pool.rsid, hidden(pool), strict=True) if yes}
+    assert 500 < len(secret) < 13_000
+    seen = set()
+    for step in (s for s in strict.steps if s.site == "kg1"):
+        mine = np.array([rsid in secret for rsid in step.rsid], bool)
+        seen.add(step.phase)
+        if step.phase is Phase.GENOTYPES:
+            counts = step.told["counts"]
+            assert (counts[:, mine] == -1).all()
+            cells = counts[:3, ~mine]
+            assert ((cells == 0) | (cells >= 5)).all()
+        elif step.phase is Phase.ASSOCIATION:
+            assert np.array_equal(step.told["used"], ~mine)
+            for name in ("xg", "gg", "gy"):
+                assert not step.told[name][..., mine].any()
+                assert step.told[name][..., ~mine].any()
+        elif step.phase is Phase.SUBSPACE:
+            assert not mine.any()
+    assert seen == {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION}
+
+
+def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) -> None:
+    secret = hidden(pool)
+    f = pool.frequency()
+    components = pool.components(~secret & (np.minimum(f, 1 - f) >= 0.01), 4)
+    table, there = strict.table, (pool.persons.site == "hapmap3").to_numpy()
+    told = dict(zip(pool.rsid, ~secret, strict=True))
+    everybody = np.ones(len(there), bool)
+    whole = table.index.map(told).to_numpy(bool)
+    assert np.array_equal(table.sites, np.where(whole, 2, 1))
+    assert np.array_equal(table.n, np.where(whole, len(there), there.sum()))
+    assert strict.event["partly_told"] == secret.sum()
+    for rows, own in ((everybody, table[whole]), (there, table[~whole])):
+        reference = {}
+        for rsid in chosen(own, 60, 5):
+            x = np.column_stack([pool.design(components, rows), pool.genotype(pool.rsid.index(rsid), own.effect_allele[rsid], rows)])
+            fitted = sm.OLS(pool.persons.height.to_numpy()[rows], x).fit()
+            reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
+        assert max(worst(own, reference)) < 1e-5
+
+
+# --- gates and commands -------------------------------------------------------------------------------------------------------------------
+
+
+def gates(study: Study, folder: Path, *, approved: bool = True, run_id: int = 1) -> list[Callable[[Message, Context], Message]]:
+    """A gate in front of each site of the roster."""
+    out: list[Callable[[Message, Context], Message]] = []
+    for site in find_sites(folder, study.federation.sites)[0].values():
+        if approved:
+            approvals.approve(prepare_state(site), study, "Dr. Test")
+        gate = Gate(site, prepare_state(site))
+
+        def handle(message: Message, context: Context, gate: Gate = gate) -> Message:
+            message.metadata.__dict__["_run_id"] = run_id
+            return gate.handle(message, context)
+
+        out.append(handle)
+    return out
+
+
+def test_gates_change_no_byte(two: Ran, sites: Path, tmp_path: Path) -> None:
+    study = study_of("height")
+    with pytest.raises(RunError, match=Reason.NOT_APPROVED):
+        run(study, sites, tmp_path / "before", gates(study, sites, approved=False, run_id=7))
+    through = run(study, sites, tmp_path / "through", gates(study, sites, run_id=8))
+    assert (through.folder / "gwas.tsv.gz").read_bytes() == (two.folder / "gwas.tsv.gz").read_bytes()
+    for site in SITES:
+        told = [e for e in entries(sites / site / ".fedml" / "journal.jsonl") if e.run == "8"]
+        assert {e.verdict for e in told} == {"accepted"}
+        assert {Phase(e.phase) for e in told} >= {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION}
+
+
+@pytest.fixture
+def small(pieces: Path, tmp_path: Path) -> Path:
+    """Two of the smaller sites, of 87 and 89 persons."""
+    for name in ("gujarat", "finland"):
+        shutil.copytree(pieces / name, tmp_path / "small" / name, symlinks=True, ignore=shutil.ignore_patterns(".fedml"))
+    return tmp_path / "small"
+
+
+def test_more_columns_than_persons_are_refused(small: Path, tmp_path: Path) -> None:
+    study = study_of("height", ("gujarat", "finland"), gwas__components=40)
+    with pytest.raises(RunError, match=f"subspace.*gujarat.*{Reason.TOO_FEW}"):
+        run(study, small, tmp_path / "out", gates(study, small))
+    asked = [e.round for e in entries(small / "gujarat" / ".fedml" / "journal.jsonl") if e.phase == "subspace" and e.verdict == "accepted"]
+    assert 44 <= max(asked) <= 87, "what fits is answered, the column too many is not"
+
+
+def given_for(phase: Phase, study: Study, agreement: Agreement) -> dict[str, Any]:
+    """Zeros of the shapes that a step declares."""
+    from fedml.analytics.forms import sizes
+
+    size = sizes(study, agreement.variants, 2)
+    return {
+        name: np.zeros([size[n] if isinstance(n, str) else 0 if n is None else n for n in shape], dtype)
+        for name, (dtype, shape) in REQUEST[phase].items()
+    }
+
+
+def through(study: Study, folder: Path, run_id: int) -> Iterator[Any]:
+    handlers = gates(study, folder, run_id=run_id)
+    grid = InProcessGrid(lambda message, context: handlers[context.node_id - 1](message, context), [{} for _ in handlers])
+    yield grid
+    yield agree(study, grid, train=False)
+
+
+def test_no_association_without_an_approved_plan_of_it(small: Path) -> None:
+    study = for_roster(
+        read_study(STUDIES / "height.toml", overrides={"cohort.variants.listed": ["rs4970383", "rs3748592"]}), ("gujarat", "finland")
+    )
+    grid, agreement = through(study, small, 1)
+    for phase in (Phase.COVARIATES, Phase.ASSOCIATION):
+        given = given_for(phase, study, agreement)
+        assert set(take(study, grid, agreement, phase, 3, given)) == {"gujarat", "finland"}
+        with pytest.raises(RunError, match=Reason.REPLAYED):
+            take(study, grid, agreement, phase, 3, given)
+    bare = parse_study(json.dumps(study.model_dump(mode="json") | {"gwas": None}))
+    grid, agreement = through(bare, small, 2)
+    take(bare, grid, agreement, Phase.GENOTYPES, 1, {})
+    for phase in (Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT):
+        with pytest.raises(RunError, match=Reason.UNDECLARED):
+            take(bare, grid, agreement, phase, 4, given_for(phase, study, agreement))
+
+
+def test_the_command(two: Ran, sites: Path, tmp_path: Path) -> None:
+    done = command("fedml", "gwas", STUDIES / "height.toml", "--sites", sites, "--meta", "--json", "--no-track", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    folder = tmp_path / told["folder"]
+    assert (folder / "gwas.tsv.gz").read_bytes() == (two.folder / "gwas.tsv.gz").read_bytes(), "another process, the same bytes"
+    assert told["status"] == "finished"
+    assert told["metrics"]["lambda"] == two.event["lambda"]
+    assert told["metrics"]["hits"] == two.event["hits"]
+    assert told["metrics"]["persons"] == {"hapmap3": 957, "kg1": 501}
+    assert told["bytes"]["in"] > 0
+    beside = told["meta"]
+    assert beside["sites"] == list(SITES)
+    assert beside["variants_federated"] == 14079
+    assert 0.9 < beside["correlation_of_betas"] < 1
+    assert beside["median_standard_error_ratio"] > 1, "each site alone pays for covariates and components of its own"
+    import pysam
+
+    with pysam.TabixFile(str(folder / "gwas.tsv.gz")) as table:
+        rows = [line.split("\t") for line in table.fetch("22", 20_000_000, 30_000_000)]
+    expected = two.table[(two.table.chromosome == "22") & two.table.base_pair_location.between(20_000_001, 30_000_000)]
+    assert [row[9] for row in rows] == expected.index.tolist()
+    assert "adjusted_covariates" in (folder / "gwas.tsv.gz-meta.yaml").read_text()
+    for picture in ("manhattan.svg", "qq.svg"):
+        text = (folder / picture).read_text()
+        assert text.startswith("<?xml")
+        assert text.rstrip().endswith("</svg>")
+    refused = command("fedml", "gwas", STUDIES / "ancestry.toml", "--sites", sites, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "has no [gwas] section" in refused.stderr
+
+
+@pytest.mark.long
+def test_whole_logistic_scan_does_not_depend_on_the_sites(sites: Path, pieces: Path, tmp_path: Path) -> None:
+    a = run(study_of("tall"), sites, tmp_path / "a").table
+    b = run(study_of("tall", list(PIECES)), pieces, tmp_path / "b").table.loc[a.index]
+    assert np.array_equal(a.method, b.method)
+    assert set(a.method) == {"score", "wald", "firth"}
+    assert np.allclose(a[["beta", "standard_error", "neg_log10_p"]], b[["beta", "standard_error", "neg_log10_p"]], rtol=1e-5, atol=1e-7)
