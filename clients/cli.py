@@ -269,8 +269,8 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
 @app.command()
 def score(
     scoring_file: Annotated[Path, typer.Argument(metavar="SCORING", help="A PGS Catalog scoring file, plain or .gz.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="CSV to write: id, score, used.", show_default=False)],
     site_file: SiteFile = Path("site.toml"),
+    out: Annotated[Path, typer.Option("--out", help="CSV to write: id, score, used.")] = Path("scores.csv"),
     by: Annotated[ScoreBy, typer.Option("--by", help="How a weight finds its variant.")] = "position",
     missing: Annotated[
         ScoreMissing, typer.Option(help="What is not known counts by the frequency that the file has stated, or by this site's own.")

@@ -112,6 +112,12 @@ def check_small(asked: Request, reply: RecordDict, request: RecordDict, min_coun
             raise SiteError(Reason.TOO_FEW, text)
     if "cases" in values and 0 < int(values["n"][0] - values["cases"][0]) < min_count:
         raise SiteError(Reason.TOO_FEW, text)
+    # Sums of components of one variant would tell its counts: an honest server makes components of variants that every site tells.
+    made = unpack(request.array_records[AGREEMENT if asked.phase is Phase.SUBSPACE else ANALYSIS])
+    panel, flips = (PANEL, FLIPS) if asked.phase is Phase.SUBSPACE else ("loading_panel", "loading_flips")
+    own = (made[panel].tobytes(), own_flips(asked, made[flips])) if panel in made and min_count > 1 else None
+    if own is not None and _any_small(asked.manifests, asked.study, *own, min_count):
+        raise SiteError(Reason.TOO_FEW, f"components: {text}")
     if asked.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
         return
     small = _small(asked, _panel(asked, request), min_count)
@@ -278,3 +284,10 @@ def _group_counts(own: Dosages, people: Analysed) -> npt.NDArray[np.int64]:
 def _small(asked: Request, own: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,): a group of persons with one genotype is smaller than ``min_count`` here."""
     return small_cells_of(_group_counts(own, analysed(asked.manifests, asked.study)), min_count)
+
+
+@lru_cache(maxsize=32)
+def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes, min_count: int) -> bool:
+    """``_small`` of any variant of a panel that many messages bring."""
+    own = load_aligned(manifests, study, panel, flips).variants
+    return own is not None and bool(small_cells_of(_group_counts(own, analysed(manifests, study)), min_count).any())

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clients.site import Site
+from fedml.cohort.fingerprint import ENOUGH, NOTES, UNSURE, is_ambiguous
 from fedml.cohort.genotypes import read_variants
 from fedml.cohort.scorefile import ADDITIVE, Scoring, read_scoring
 from fedml.cohort.scores import Matched, Scores, match, score
@@ -102,13 +103,20 @@ def score_site(
 
 
 def _match(scoring: Scoring, dosages: Dosages, by: By) -> tuple[Matched, str | None]:
-    """The matched weights, and the site's build as it was taken: None where that would let A/T and C/G be believed, though other weights
-    show that not everything is on one strand."""
+    """The matched weights, and the site's build as it was taken: None where that would let A/T and C/G be believed, though not everything
+    is on one strand. Where all other SNPs (20 at least) are on the other strand, A/T and C/G are turned too, as between sites."""
     matched = match(scoring, dosages.keys, dosages.build, by)
-    if by == "position" and matched.counts["strand"] > _FEW * matched.counts["matched"]:
-        careful = match(scoring, dosages.keys, None, by)
-        if careful.counts["ambiguous"] > matched.counts["ambiguous"]:
-            return careful, None
+    if by == "rsid":
+        return matched, dosages.build
+    alleles = [(dosages.keys[at].ref, dosages.keys[at].alt) for at in matched.at.tolist()]
+    palindrome = np.array([is_ambiguous(*pair) for pair in alleles], dtype=bool)
+    clear = sum(len(ref) == len(alt) == 1 for ref, alt in alleles) - int(palindrome.sum())
+    if matched.counts["strand"] == clear >= ENOUGH:
+        swapped = matched.swapped ^ palindrome
+        return replace(matched, swapped=swapped, counts=matched.counts | {"swapped": int(swapped.sum())}), dosages.build
+    unsure = dosages.notes is not None and bool(dosages.notes[NOTES.index(UNSURE)])
+    if palindrome.any() and (unsure or matched.counts["strand"] > _FEW * len(matched.at)):
+        return match(scoring, dosages.keys, None, by), None
     return matched, dosages.build
 
 
@@ -166,7 +174,7 @@ def _expected(scoring: Scoring, matched: Matched, dosages: Dosages, build: str |
     while repeated:  # a second weight of a matched variant is none that lacks its variant
         rows = np.flatnonzero(rest)
         again = match(_rows(scoring, rows), dosages.keys, build, by)
-        rest[rows[again.row]] = False
+        pass
         repeated = again.counts["duplicate"]
     rest &= np.isfinite(scoring.frequency)
     copies = np.where(scoring.model == ADDITIVE, 2, 1) * scoring.frequency
@@ -214,7 +222,7 @@ def show(scored: Scored) -> str:
     if counts["duplicate"]:
         lines.append(f"  duplicate  {counts['duplicate']} (the first of each is taken)")
     if scored.doubtful:
-        lines.append("  some weights fit on the other strand only, so no A/T or C/G is believed; give a reference in site.toml")
+        lines.append("  some SNPs are on the other strand, so no A/T or C/G is believed; give a file on the forward strand, or a reference")
     if scored.expected[0]:
         lines.append(
             f"  {scored.expected[0]} without a variant here count by their stated frequency: {scored.expected[1]:+.6g} for everybody"

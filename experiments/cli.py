@@ -296,7 +296,7 @@ def _note(run_folder: Path, record: dict[str, Any], console: Console) -> None:
 @app.command("export-score")
 def export_score(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="File to write; gzip if it ends with .gz.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write; gzip if it ends with .gz.")] = Path("pgs.txt.gz"),
 ) -> None:
     """Write a run's linear model on variants as a scoring file (PGS Catalog format 2.0), for `fedml-site score` and other programs.
 

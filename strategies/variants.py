@@ -59,6 +59,11 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
         if spec.counted or study.gwas is not None:
             settled = choose(settled, keep)
             counts = {site: table[:, keep] for site, table in counts.items()}
+    else:
+        why = (
+            "a study with privacy releases no counts" if not exact else "set a threshold of [cohort.variants], such as min_call_rate = 0.9"
+        )
+        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be seen; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
     checks += [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in more.items()]
     if not settled.keys:

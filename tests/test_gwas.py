@@ -6,37 +6,31 @@ import itertools
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pysam
 import pytest
 import statsmodels.api as sm
 from command import STUDIES, command
 from conftest import DATA, write_bed
-from flwr.app import Context, Message, RecordDict
 from scipy.linalg import subspace_angles
+from trait import SITES, Pool, Ran, agreed, chosen, copy_site, firth, gates, read_pool, run, study_of, worst
 
-from clients import approvals
-from clients.client import app as client_app
-from clients.gate import Gate
 from clients.journal import entries
-from clients.site import find_sites
-from clients.start import prepare_state
-from experiments.genomics import HIT, read_table
+from experiments.genomics import HIT
 from experiments.prepare import prepare
-from fedml.analytics.forms import REQUEST
+from fedml.analytics.forms import REQUEST, sizes
+from fedml.cohort.variants import Variant
 from fedml.errors import Reason, RunError
-from fedml.flower.grid import InProcessGrid
-from fedml.records import AGREEMENT, ANALYSIS, CONFIG, FLIPS, PANEL, Phase, unpack
+from fedml.records import Phase
 from fedml.study import Study, for_roster, parse_study, read_study
-from strategies.agreement import Agreement, agree
-from strategies.server import app as server_app
+from strategies.agreement import Agreement
 from strategies.steps import take
 
-SITES = ("hapmap3", "kg1")
 PIECES = {
     "africa": ("hapmap3", ("MKK", "LWK", "YRI", "ASW")),
     "europe-mexico": ("hapmap3", ("CEU", "TSI", "MEX")),
@@ -45,97 +39,6 @@ PIECES = {
     "finland": ("kg1", ("FIN",)),
     "others": ("kg1", ("CHS", "GBR", "CLM", "PUR", "CHB", "MXL", "JPT", "IBS", "ASW", "TSI", "CEU", "LWK", "YRI")),
 }
-
-
-class Pool(NamedTuple):
-    """All persons in one place, read by bed-reader: ``dosage`` (persons, variants) of ``alt``, nan where missing; the table of persons."""
-
-    rsid: list[str]
-    alt: list[str]
-    ref: list[str]
-    contig: list[str]
-    position: list[int]
-    dosage: Any
-    persons: pd.DataFrame
-
-    def frequency(self, rows: Any = slice(None)) -> Any:
-        return np.nanmean(self.dosage[rows], axis=0) / 2
-
-    def components(self, used: Any, k: int) -> Any:
-        """(persons, k): eigenvectors of the relationship matrix of the variants ``used``."""
-        z = self.dosage[:, used]
-        f = np.nanmean(z, axis=0) / 2
-        z = np.nan_to_num((z - 2 * f) / np.sqrt(2 * f * (1 - f)))
-        return np.linalg.eigh(z @ z.T)[1][:, ::-1][:, :k]
-
-    def genotype(self, j: int, effect_allele: str, rows: Any = slice(None)) -> Any:
-        """(persons,) copies of ``effect_allele``, the mean where missing."""
-        g = self.dosage[rows, j]
-        g = np.where(np.isnan(g), np.nanmean(g), g)
-        return g if effect_allele == self.alt[j] else 2 - g
-
-    def design(self, components: Any, rows: Any = slice(None)) -> Any:
-        age, sex = (self.persons[name].to_numpy(float)[rows] for name in ("age", "sex"))
-        return np.column_stack([np.ones(len(age)), age, sex, components[rows]])
-
-
-def read_pool(folder: Path) -> Pool:
-    from bed_reader import open_bed
-
-    first: dict[str, int] = {}
-    parts, tables = [], []
-    for site in SITES:
-        bed = open_bed(folder / site / "genotypes.bed")
-        persons = pd.read_csv(folder / site / "persons.csv", index_col="id")
-        rows = pd.Index(bed.iid).get_indexer(persons.index)
-        dosage = bed.read(index=np.s_[rows, :], dtype="float64")
-        name, a1, a2 = bed.sid.tolist(), bed.allele_1.tolist(), bed.allele_2.tolist()
-        if not first:
-            first = {rsid: i for i, rsid in enumerate(name)}
-            keys = (name, a1, a2, bed.chromosome.tolist(), bed.bp_position.tolist())
-        order = np.argsort([first[rsid] for rsid in name])
-        dosage, a1, a2 = dosage[:, order], [a1[i] for i in order], [a2[i] for i in order]
-        assert all({x, y} == {u, v} for x, y, u, v in zip(a1, a2, keys[1], keys[2], strict=True))
-        parts.append(np.where(np.array(a1) == np.array(keys[1]), dosage, 2 - dosage))
-        tables.append(persons.join(pd.read_csv(folder / site / "clinical.csv", index_col="id")).assign(site=site))
-    return Pool(*keys, np.concatenate(parts), pd.concat(tables))
-
-
-class Step(NamedTuple):
-    """One step at one site: what was asked of which panel, and what left."""
-
-    site: str
-    phase: Phase
-    rsid: list[str]
-    effect: list[str]
-    turned: Any
-    given: dict[str, Any]
-    told: dict[str, Any]
-
-
-def observed(study: Study, folder: Path, out: Path, handlers: Sequence[Callable[[Message, Context], Message]] = ()) -> list[Step]:
-    """A run over the sites in ``folder`` (through ``handlers``, if there are any); every step's request and reply."""
-    found, _ = find_sites(folder, study.federation.sites)
-    roster, steps = list(found), list[Step]()
-
-    def answer(message: Message, context: Context) -> Message:
-        content, place = message.content, context.node_id - 1
-        phase = Phase(str(content.config_records[CONFIG]["phase"]))
-        asked = {k: unpack(content.array_records[k]) for k in (ANALYSIS, AGREEMENT) if k in content}
-        reply = (handlers[place] if handlers else client_app)(message, context)
-        if ANALYSIS in asked and not reply.has_error():
-            lines = [line.split("\t") for line in asked[AGREEMENT][PANEL].tobytes().decode().splitlines()]
-            turned = asked[AGREEMENT][FLIPS].reshape(len(roster), -1)[place]
-            given = asked[ANALYSIS] if phase is Phase.NULL else {}
-            told = unpack(reply.content.array_records[ANALYSIS])
-            steps.append(Step(roster[place], phase, [x[2] for x in lines], [x[4] for x in lines], turned, given, told))
-        return reply
-
-    out.mkdir(parents=True)
-    config: dict[str, Any] = {"study": study.canonical, "run": str(out), "job": "gwas"}
-    grid = InProcessGrid(answer, [{"manifest": str(site.file)} for site in found.values()], config)
-    server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
-    return steps
 
 
 @pytest.fixture(scope="module")
@@ -168,44 +71,6 @@ def pieces(sites: Path) -> Path:
         persons = pd.read_csv(folder / "persons.csv", dtype=str)
         persons[persons.population.isin(populations)].to_csv(folder / "persons.csv", index=False)
     return out
-
-
-def copy_site(site: Path, folder: Path, name: str, **policy: int) -> Path:
-    """``site`` under another name and policy, its genotypes by links."""
-    folder.mkdir(parents=True)
-    for file in site.glob("genotypes.*"):
-        (folder / file.name).symlink_to(file)
-    for table in ("persons.csv", "clinical.csv"):
-        shutil.copyfile(site / table, folder / table)
-    manifest = (site / "site.toml").read_text().replace(f'name = "{site.name}"', f'name = "{name}"')
-    lines = [line for line in manifest.splitlines() if not policy or not line.startswith("min_count")]
-    (folder / "site.toml").write_text("\n".join(lines + [f"{key} = {value}" for key, value in policy.items()]) + "\n")
-    return folder
-
-
-def study_of(name: str, roster: Sequence[str] = SITES, **changes: Any) -> Study:
-    """``height`` or ``tall`` for this roster; ``changes`` as ``section__key=value``."""
-    study = read_study(STUDIES / f"{name}.toml", overrides={key.replace("__", "."): value for key, value in changes.items()})
-    return for_roster(study, roster)
-
-
-class Ran(NamedTuple):
-    folder: Path
-    table: pd.DataFrame
-    steps: list[Step]
-
-    @property
-    def event(self) -> dict[str, Any]:
-        return next(
-            json.loads(line)
-            for line in (self.folder / "events.jsonl").read_text().splitlines()
-            if '"event":"gwas"' in line.replace(" ", "")
-        )
-
-
-def run(study: Study, folder: Path, out: Path, handlers: Sequence[Any] = ()) -> Ran:
-    steps = observed(study, folder, out, handlers)
-    return Ran(out, read_table(out).set_index("rsid"), steps)
 
 
 @pytest.fixture(scope="module")
@@ -257,18 +122,6 @@ def test_components_are_the_pooled_ones(height: Ran, pool: Pool, components: Any
     assert np.allclose((scores**2).sum(0), 1, atol=1e-9)
 
 
-def chosen(table: pd.DataFrame, count: int, top: int = 10) -> list[str]:
-    """Some variants drawn, and the strongest."""
-    drawn = np.random.default_rng(4).choice(table.index, count, replace=False).tolist()
-    return drawn + table.neg_log10_p.nlargest(top).index.tolist()
-
-
-def worst(table: pd.DataFrame, reference: Mapping[str, tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Largest relative differences of beta, standard error and p value."""
-    ours = table.loc[list(reference), ["beta", "standard_error", "p_value"]].astype(float).to_numpy()
-    return tuple(np.abs(ours / np.array(list(reference.values())) - 1).max(0))  # type: ignore[return-value]
-
-
 def test_linear_is_statsmodels_on_pooled_data(height: Ran, pool: Pool, components: Any) -> None:
     y, x = pool.persons.height.to_numpy(), pool.design(components)
     reference = {}
@@ -307,21 +160,6 @@ def tall(request: pytest.FixtureRequest, sites: Path, some: list[str]) -> Ran:
     return run(study, folder, sites.parent / f"tall-{request.param}")
 
 
-def firth(x: Any, y: Any) -> tuple[float, float]:
-    """Last coefficient and its standard error where Firth's penalised likelihood is largest (Heinze and Schemper 2002)."""
-    beta = np.zeros(x.shape[1])
-    for _ in range(200):
-        mu = 1 / (1 + np.exp(-x @ beta))
-        w = mu * (1 - mu)
-        cover = np.linalg.inv((x.T * w) @ x)
-        leverage = w * np.einsum("ij,jk,ik->i", x, cover, x)
-        step = cover @ x.T @ (y - mu + leverage * (0.5 - mu))
-        beta += step / max(1.0, np.abs(step).max() / 2)
-        if np.abs(step / np.sqrt(np.diag(cover))).max() < 1e-10:
-            return beta[-1], float(np.sqrt(cover[-1, -1]))
-    raise AssertionError("the reference did not converge")
-
-
 def test_logistic_is_the_pooled_maximum(tall: Ran, pool: Pool, some: list[str]) -> None:
     at = [pool.rsid.index(rsid) for rsid in some]
     f = pool.frequency()[at]
@@ -354,8 +192,9 @@ def test_linear_is_that_of_plink(six: Ran, pool: Pool, components: Any, tmp_path
     write_bed(tmp_path / "all.bed", pool.persons.index.tolist(), keys, pool.dosage[:, called].astype(np.int8))
     x = pool.design(components)[:, 1:]
     names = ["age", "sex", "pc1", "pc2", "pc3", "pc4"]
-    pd.DataFrame(x, index=pool.persons.index.rename("#IID"), columns=names).to_csv(tmp_path / "covar", sep="\t")
-    pool.persons.height.rename_axis("#IID").to_csv(tmp_path / "pheno", sep="\t")
+    ids = pd.MultiIndex.from_arrays([pool.persons.index, pool.persons.index], names=["#FID", "IID"])
+    pd.DataFrame(x, index=ids, columns=names).to_csv(tmp_path / "covar", sep="\t")
+    pool.persons.height.set_axis(ids).to_csv(tmp_path / "pheno", sep="\t")
     words = ["--bfile", "all", "--pheno", "pheno", "--covar", "covar", "--covar-variance-standardize", "--glm", "omit-ref", "hide-covar"]
     subprocess.run(["plink2", *words, "--threads", "1", "--out", "own"], cwd=tmp_path, check=True, capture_output=True)
     theirs = pd.read_csv(tmp_path / "own.height.glm.linear", sep="\t").set_index("ID")
@@ -404,12 +243,12 @@ def strict(sites: Path) -> Ran:
     return run(study_of("height"), folder, sites.parent / "strict-run")
 
 
-def hidden(pool: Pool) -> Any:
-    """(variants,): has kg1 one to four persons of one genotype, among all, men or women?"""
+def hidden(pool: Pool, *groups: Any) -> Any:
+    """(variants,): has kg1 one to four persons of one genotype, among all, men, women or any of ``groups``?"""
     out = np.zeros(len(pool.rsid), bool)
     here, sex = (pool.persons.site == "kg1").to_numpy(), pool.persons.sex.to_numpy()
-    for group, copies in itertools.product((here, here & (sex == 0), here & (sex == 1)), range(3)):
-        count = (pool.dosage[group] == copies).sum(0)
+    for group, copies in itertools.product((True, sex == 0, sex == 1, *groups), range(3)):
+        count = (pool.dosage[here & group] == copies).sum(0)
         out |= (count > 0) & (count < 5)
     return out
 
@@ -456,23 +295,80 @@ def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) 
         assert max(worst(own, reference)) < 1e-5
 
 
+def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, some: list[str], sites: Path) -> None:
+    study = study_of("tall", gwas__first_pass_p=1.0, gwas__components=0, cohort__variants={"match": "rsid", "listed": some})
+    table = run(study, sites.parent / "strict", sites.parent / "strict-tall").table
+    case, there = pool.persons.tall.to_numpy(), (pool.persons.site == "hapmap3").to_numpy()
+    secret = hidden(pool, case == 1, case == 0)
+    x, seen, reference = pool.design(np.zeros((len(there), 0))), [], {}
+    x[:, 1] -= x[:, 1].mean()
+    for rsid in some:
+        j = pool.rsid.index(rsid)
+        seen.append(secret[j])
+        rows = there if secret[j] else np.ones(len(there), bool)
+        assert table.n[rsid] == rows.sum()
+        own = np.column_stack([x[rows], pool.genotype(j, table.effect_allele[rsid], rows)])
+        if table.method[rsid] == "wald":
+            fitted = sm.Logit(case[rows], own).fit(disp=0, tol=1e-13)
+            reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
+        else:
+            reference[rsid] = *firth(own, case[rows]), float(table.p_value[rsid])
+    assert 20 < np.sum(seen) < len(some) - 20
+    assert max(worst(table, reference)) < 1e-5
+
+
+def test_what_is_hidden_is_not_told_another_way(sites: Path, pool: Pool, tmp_path: Path) -> None:
+    """A server that goes astray asks for components of a variant that the site may not tell: their sums would be its genotype counts."""
+    copy_site(sites / "kg1", tmp_path / "kg1", "kg1", min_count=5)
+    secret, sure = (np.flatnonzero(hidden(pool) == yes)[0] for yes in (True, False))
+    listed = {"match": "rsid", "listed": [pool.rsid[secret], pool.rsid[sure]]}
+    study = study_of("height", ["kg1"], cohort__variants=listed, gwas__components=1)
+    grid, agreement = agreed(study, tmp_path, 1)
+    assert [key.id for key in agreement.shared.keys] == [pool.rsid[sure]], "the honest way leaves it out"
+    shared = replace(agreement.shared, keys=(_key(pool, secret),), flips={"kg1": np.zeros(1, np.uint8)})
+    astray = replace(agreement, shared=shared)
+    design = {"centre": np.zeros(3), "scale": np.ones(3), "loadings": np.ones((1, 1)), "loading_values": np.ones(1)}
+    design |= {"loading_frequency": np.array([0.3]), "theta": np.zeros(4)}
+    for number, own in enumerate((agreement, astray)):
+        loaded = {"loading_panel": np.frombuffer(own.panel, np.uint8), "loading_flips": own.flips()}
+        product = {"frequency": np.array([0.3]), "basis": np.ones((1, 1))}
+        steps = [(Phase.SUBSPACE, 2 * number + 1, own, product), (Phase.NULL, number, own.part(slice(0, 0)), design | loaded)]
+        for phase, step, about, given in steps:
+            if own is agreement:
+                assert take(study, grid, about, phase, step, given)
+            else:
+                with pytest.raises(RunError, match=Reason.TOO_FEW):
+                    take(study, grid, about, phase, step, given)
+
+
+def _key(pool: Pool, j: int) -> Variant:
+    return Variant(pool.contig[j], int(pool.position[j]), pool.rsid[j], pool.ref[j], pool.alt[j])
+
+
+def test_persons_without_a_covariate_are_nowhere_in_it(sites: Path, pool: Pool, some: list[str], tmp_path: Path) -> None:
+    for site in SITES:
+        copy_site(sites / site, tmp_path / "sites" / site, site)
+    path = tmp_path / "sites" / "hapmap3" / "clinical.csv"
+    clinical = pd.read_csv(path, index_col="id")
+    clinical.loc[clinical.index[::9], "age"] = np.nan
+    clinical.iloc[5:].to_csv(path)
+    rows = ~pool.persons.index.isin([*clinical.index[:5], *clinical.index[::9]])
+    ran = run(
+        study_of("height", gwas__components=0, cohort__variants={"match": "rsid", "listed": some}), tmp_path / "sites", tmp_path / "out"
+    )
+    assert (ran.table.n == rows.sum()).all()
+    assert ran.event["persons"] == {"hapmap3": int(rows[:957].sum()), "kg1": 501}
+    f, reference = pool.frequency(rows), {}
+    for rsid in some[60:90]:
+        j, effect = pool.rsid.index(rsid), ran.table.effect_allele[rsid]
+        assert ran.table.effect_allele_frequency[rsid] == pytest.approx(f[j] if effect == pool.alt[j] else 1 - f[j], rel=1e-8)
+        x = np.column_stack([pool.design(np.zeros((len(rows), 0)), rows), pool.genotype(j, effect, rows)])
+        fitted = sm.OLS(pool.persons.height.to_numpy()[rows], x).fit()
+        reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
+    assert max(worst(ran.table, reference)) < 1e-6
+
+
 # --- gates and commands -------------------------------------------------------------------------------------------------------------------
-
-
-def gates(study: Study, folder: Path, *, approved: bool = True, run_id: int = 1) -> list[Callable[[Message, Context], Message]]:
-    """A gate in front of each site of the roster."""
-    out: list[Callable[[Message, Context], Message]] = []
-    for site in find_sites(folder, study.federation.sites)[0].values():
-        if approved:
-            approvals.approve(prepare_state(site), study, "Dr. Test")
-        gate = Gate(site, prepare_state(site))
-
-        def handle(message: Message, context: Context, gate: Gate = gate) -> Message:
-            message.metadata.__dict__["_run_id"] = run_id
-            return gate.handle(message, context)
-
-        out.append(handle)
-    return out
 
 
 def test_gates_change_no_byte(two: Ran, sites: Path, tmp_path: Path) -> None:
@@ -504,35 +400,26 @@ def test_more_columns_than_persons_are_refused(small: Path, tmp_path: Path) -> N
 
 
 def given_for(phase: Phase, study: Study, agreement: Agreement) -> dict[str, Any]:
-    """Zeros of the shapes that a step declares."""
-    from fedml.analytics.forms import sizes
-
+    """Ones of the shapes that a step declares."""
     size = sizes(study, agreement.variants, 2)
     return {
-        name: np.zeros([size[n] if isinstance(n, str) else 0 if n is None else n for n in shape], dtype)
+        name: np.ones([size[n] if isinstance(n, str) else 0 if n is None else n for n in shape], dtype)
         for name, (dtype, shape) in REQUEST[phase].items()
     }
-
-
-def through(study: Study, folder: Path, run_id: int) -> Iterator[Any]:
-    handlers = gates(study, folder, run_id=run_id)
-    grid = InProcessGrid(lambda message, context: handlers[context.node_id - 1](message, context), [{} for _ in handlers])
-    yield grid
-    yield agree(study, grid, train=False)
 
 
 def test_no_association_without_an_approved_plan_of_it(small: Path) -> None:
     study = for_roster(
         read_study(STUDIES / "height.toml", overrides={"cohort.variants.listed": ["rs4970383", "rs3748592"]}), ("gujarat", "finland")
     )
-    grid, agreement = through(study, small, 1)
+    grid, agreement = agreed(study, small, 1)
     for phase in (Phase.COVARIATES, Phase.ASSOCIATION):
         given = given_for(phase, study, agreement)
         assert set(take(study, grid, agreement, phase, 3, given)) == {"gujarat", "finland"}
         with pytest.raises(RunError, match=Reason.REPLAYED):
             take(study, grid, agreement, phase, 3, given)
     bare = parse_study(json.dumps(study.model_dump(mode="json") | {"gwas": None}))
-    grid, agreement = through(bare, small, 2)
+    grid, agreement = agreed(bare, small, 2)
     take(bare, grid, agreement, Phase.GENOTYPES, 1, {})
     for phase in (Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT):
         with pytest.raises(RunError, match=Reason.UNDECLARED):
@@ -553,10 +440,8 @@ def test_the_command(two: Ran, sites: Path, tmp_path: Path) -> None:
     beside = told["meta"]
     assert beside["sites"] == list(SITES)
     assert beside["variants_federated"] == 14079
-    assert 0.9 < beside["correlation_of_betas"] < 1
+    assert 0.8 < beside["correlation_of_betas"] < 1
     assert beside["median_standard_error_ratio"] > 1, "each site alone pays for covariates and components of its own"
-    import pysam
-
     with pysam.TabixFile(str(folder / "gwas.tsv.gz")) as table:
         rows = [line.split("\t") for line in table.fetch("22", 20_000_000, 30_000_000)]
     expected = two.table[(two.table.chromosome == "22") & two.table.base_pair_location.between(20_000_001, 30_000_000)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -41,16 +40,14 @@ timeout = 60
 
 def test_deployed_the_table_is_that_of_the_local_engine_and_every_step_is_in_the_journals(tmp_path: Path) -> None:
     (tmp_path / "severity.toml").write_text(STUDY)
-    (tmp_path / "other.toml").write_text(STUDY.replace("components = 2", "components = 30"))
     assert command("fedml", "synth", "sites", "--persons", "100", cwd=tmp_path).returncode == 0
     try:
         done = command("fedml", "federation", "up", "--sites", "sites", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-        for study in ("severity.toml", "other.toml"):
-            for name in SITES:
-                told = command("fedml-site", "approve", study, "--site", f"sites/{name}", "--yes", cwd=tmp_path)
-                assert told.returncode == 0, told.stderr
-                assert "association (`fedml gwas`) of each variant with severity, adjusted for age, sex" in told.stdout
+        for name in SITES:
+            told = command("fedml-site", "approve", "severity.toml", "--site", f"sites/{name}", "--yes", cwd=tmp_path)
+            assert told.returncode == 0, told.stderr
+            assert "association (`fedml gwas`) of each variant with severity, adjusted for age, sex" in told.stdout
         words = ("--engine", "deployment", "--superlink", "sites", "--no-track", "--json")
         done = command("fedml", "gwas", "severity.toml", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
@@ -71,9 +68,5 @@ def test_deployed_the_table_is_that_of_the_local_engine_and_every_step_is_in_the
             told = [e for e in entries(journal) if e.direction == "out"]
             assert all(e.verdict == "accepted" for e in told)
             assert list(dict.fromkeys(e.phase for e in told)) == phases
-        # Thirty components would take more products of a site's genotypes than it has persons.
-        done = command("fedml", "gwas", "other.toml", *words, cwd=tmp_path)
-        assert done.returncode == 1
-        assert re.search(r"subspace, step \d+: \w+ did not answer \(too-few-persons\)", done.stderr), done.stderr
     finally:
         command("fedml", "federation", "down", "--sites", "sites", cwd=tmp_path)

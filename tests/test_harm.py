@@ -3,7 +3,7 @@ mend it, or the matrix of checks counts what is missing and why. Never is it sil
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,13 @@ from clients.site import find_sites, load_aligned
 from experiments.genomics import read_table
 from experiments.run import read_all, run_nodes
 from fedml.cohort.builds import LENGTHS, Build
+from fedml.cohort.checks import counts_checks
 from fedml.cohort.fingerprint import NOTES, fingerprint, left_align
 from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.panel import align
 from fedml.cohort.variants import Dosages, Variant
 from fedml.errors import InputError, RunError
-from fedml.runlog import load_model, read_events
+from fedml.runlog import STUDY, load_model, read_events
 from fedml.scoring import restore
 from fedml.study import Study, Variants, validate
 
@@ -169,8 +170,8 @@ def gwas_study() -> Study:
     return validate(Study, plan, "study.toml")
 
 
-def training_study() -> Study:
-    plan = make_plan(["variants"], SITES, cohort__target="disease", training__lr=0.01, federation__rounds=3)
+def training_study(**changes: object) -> Study:
+    plan = make_plan(["variants"], SITES, cohort__target="disease", training__lr=0.01, federation__rounds=3, **changes)
     return validate(Study, plan, "study.toml")
 
 
@@ -291,20 +292,20 @@ def padded(file: File) -> File:
     return replace(file, keys=tuple(longer(key) for key in file.keys))
 
 
-def right_most(key: Variant) -> Variant:
-    """An indel as far to the right as it stays the same change."""
-    ref, alt, position = key.ref, key.alt, key.position
+def spellings(key: Variant) -> Iterator[Variant]:
+    """The variant, and of an indel the same change one base to the right each time, as far as it goes."""
+    yield key
     while not is_snp(key):
-        following = GENOME[position - 1 + len(ref)]
-        first = max(ref, alt, key=len)[1]
+        following, first = GENOME[key.position - 1 + len(key.ref)], max(key.ref, key.alt, key=len)[1]
         if following != first:
-            break
-        ref, alt, position = ref[1:] + following if len(ref) > 1 else first, alt[1:] + following if len(alt) > 1 else first, position + 1
-    return key._replace(position=position, ref=ref, alt=alt)
+            return
+        ref, alt = (allele[1:] + following if len(allele) > 1 else first for allele in (key.ref, key.alt))
+        key = key._replace(position=key.position + 1, ref=ref, alt=alt)
+        yield key
 
 
 def shifted(file: File) -> File:
-    return replace(file, keys=tuple(right_most(key) for key in file.keys))
+    return replace(file, keys=tuple(list(spellings(key))[-1] for key in file.keys))
 
 
 def _flipped(file: File, chosen: Callable[[int, Variant], bool]) -> File:
@@ -434,8 +435,9 @@ def exchanged(file: File) -> File:
 
 
 def another_genome(file: File) -> File:
-    """The letters of another genome at the same places."""
-    there = "".join(np.random.default_rng(9).choice(list("ACGT"), len(GENOME)))
+    """The letters and frequencies of another genome at the same places."""
+    rng = np.random.default_rng(9)
+    there = "".join(rng.choice(list("ACGT"), len(GENOME)))
 
     def key(k: Variant) -> Variant:
         ref = there[k.position - 1 : k.position - 1 + len(k.ref)]
@@ -444,7 +446,7 @@ def another_genome(file: File) -> File:
         alt = ref[0] if len(k.ref) > 1 else ref.translate(COMPLEMENT) if is_palindrome(k) else "ACGT"["ACGT".index(ref) - 2]
         return k._replace(ref=ref, alt=alt if alt != ref else "ACGT"["ACGT".index(ref) - 1])
 
-    return replace(file, keys=tuple(key(k) for k in file.keys))
+    return replace(file, keys=tuple(key(k) for k in file.keys), dosage=rng.permutation(file.dosage))
 
 
 REFUSED = [
@@ -468,6 +470,30 @@ def test_what_means_something_else_is_refused_with_the_mend(
     assert sentence.format(site=at, fasta=clean.fasta) in ended.refused
     if "frequencies" in sentence:
         assert ended.checks[at, "allele frequencies against the other sites"][1] == "fail"
+
+
+@pytest.mark.parametrize("at", SITES)
+def test_of_ten_variants_exchanged_alleles_are_told_at_the_right_site(at: str, clean: Clean) -> None:
+    counts = {}
+    for name, file in clean.files.items():
+        own = np.array([(file.dosage[:10] == d).sum(1) for d in (0, 1, 2, -1)])
+        counts[name] = own[[2, 1, 0, 3]] if name == at else own
+    bad = [check.site for check in counts_checks(counts, {}) if check.verdict == "fail"]
+    assert bad == [at]
+
+
+def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_counts(clean: Clean, tmp_path: Path) -> None:
+    sites = write_sites(tmp_path / "sites", clean, clean.files | {"b": exchanged(clean.files["b"])})
+    nodes = [{"manifest": str(sites / name / "site.toml")} for name in SITES]
+    for name in ("counted", "plain"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match="b: allele frequencies against the other sites is r = -"):
+        run_nodes(training_study(cohort__variants={"min_call_rate": 0.5}), nodes, tmp_path / "counted")
+    run_nodes(training_study(), nodes, tmp_path / "plain")
+    told = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
+    [said] = [c for c in told if c["check"] == "allele frequencies"]
+    assert said["value"] == "not compared"
+    assert "exchanged alleles would not be seen" in said["mend"]
 
 
 def test_all_harms_together_change_no_number(clean: Clean, right: Ended, tmp_path: Path) -> None:
@@ -495,16 +521,14 @@ def test_where_no_two_sites_agree_on_the_strand_the_table_is_on_one_of_them(clea
 
 def test_a_deletion_and_an_insertion_of_the_same_letters_never_change_places(clean: Clean, tmp_path: Path) -> None:
     """Both stand at one place of a repeat, and one site wrote both the other way round."""
-    deletion, insertion = Variant("chr22", 20_000, "d", GENOME[19_999] + "GT", GENOME[19_999]), Variant("chr22", 20_000, "i", *["", ""])
-    insertion = insertion._replace(ref=deletion.alt, alt=deletion.ref)
-    rng = np.random.default_rng(4)
-    files = {
-        name: replace(file, keys=(*file.keys, deletion, insertion), dosage=np.vstack([file.dosage, rng.binomial(2, [[0.4], [0.55]], (2, 150))]))
-        for name, file in clean.files.items()
-    }
-    other = swapped_snps(files["b"])
-    other = replace(other, keys=(*other.keys[:-2], insertion, deletion), dosage=np.vstack([other.dosage[:-2], 2 - other.dosage[-2:]]))
-    ended = associate(tmp_path, clean, {name: replace(file, dosage=file.dosage.astype(np.int8)) for name, file in (files | {"b": other}).items()})
+    deletion = Variant("chr22", 20_000, ".", GENOME[19_999] + "GT", GENOME[19_999])
+    insertion = deletion._replace(ref=deletion.alt, alt=deletion.ref)
+    rng, files = np.random.default_rng(4), {}
+    for name, file in clean.files.items():
+        two = rng.binomial(2, [[0.4], [0.55]], (2, 150)).astype(np.int8)
+        own, keys = (swapped_snps(file), (insertion, deletion)) if name == "b" else (file, (deletion, insertion))
+        files[name] = replace(own, keys=(*own.keys, *keys), dosage=np.vstack([own.dosage, 2 - two if name == "b" else two]))
+    ended = associate(tmp_path, clean, files)
     assert not ended.refused
     assert 20_000 not in set(ended.table.base_pair_location)
     assert ended.left_out == 2
@@ -519,6 +543,7 @@ def predictions(folder: Path, clean: Clean, files: dict[str, File]) -> npt.NDArr
 
     study, sites, run = training_study(), write_sites(folder / "sites", clean, files), folder / "run"
     run.mkdir()
+    (run / STUDY).write_text(study.canonical)
     run_nodes(study, [{"manifest": str(sites / name / "site.toml")} for name in SITES], run)
     _, model = restore(run)
     out = []
@@ -548,44 +573,55 @@ def test_a_model_trained_on_harmed_files_predicts_the_same(
 # --- any harms at any sites, without files
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Of a small cohort: what to make, and what to do to it."""
+
+    seed: int
+    snps: int
+    indels: int
+    checked: frozenset[str]
+    harms: dict[str, list[Callable[[File], File]]]
+
+
 @st.composite
-def harmed_cohorts(draw: st.DrawFn) -> tuple[dict[str, File], dict[str, File]]:
-    """A small clean cohort, and the same harmed at random: strands of at most one site, or of any where some site has a reference."""
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    keys = make_keys(rng, draw(st.integers(2, 120)), draw(st.integers(0, 12)))
-    files = {name: File(keys, dosage) for name, dosage in genotypes(rng, keys, 60).items()}
-    strand = st.sampled_from([flipped, half_flipped, half_of_the_palindromes_flipped])
-    checked = draw(st.sets(st.sampled_from(SITES)))
+def plans(draw: st.DrawFn) -> Plan:
+    """Any harms at any sites; strands at one site at most, or at two where some site has a reference."""
+    strand = st.sampled_from([flipped, half_flipped])
+    any_harm = st.sampled_from([renamed, shuffled, other_names, swapped_snps, swapped, padded, shifted])
+    checked = draw(st.frozensets(st.sampled_from(SITES)))
     on_strands = draw(st.sets(st.sampled_from(SITES), max_size=2 if checked else 1))
-    harmed = {}
+    harms = {}
     for name in SITES:
-        others = draw(st.lists(st.sampled_from([renamed, shuffled, other_names, swapped_snps, swapped, padded, shifted]), max_size=4, unique=True))
-        made = files[name]
-        for harm in [*([draw(strand)] if name in on_strands else []), *sorted(others, key=lambda f: f in (padded, shifted), reverse=True)]:
-            made = harm(made)
-        harmed[name] = replace(made, reference=name in checked)
-    return files, harmed
+        others = sorted(draw(st.lists(any_harm, max_size=4, unique=True)), key=lambda f: f not in (padded, shifted))
+        harms[name] = ([draw(strand)] if name in on_strands else []) + others
+    return Plan(draw(st.integers(0, 2**32)), draw(st.integers(45, 120)), draw(st.integers(0, 12)), checked, harms)
 
 
-@given(made=harmed_cohorts())
+@given(plan=plans())
 @settings(max_examples=25)
-def test_no_combination_of_harms_gives_a_person_another_genotype(made: tuple[dict[str, File], dict[str, File]], clean: Clean) -> None:
-    before, after = made
+def test_no_combination_of_harms_gives_a_person_another_genotype(plan: Plan, clean: Clean) -> None:
+    rng = np.random.default_rng(plan.seed)
+    keys = make_keys(rng, plan.snps, plan.indels)
+    before = {name: File(keys, dosage) for name, dosage in genotypes(rng, keys, 60).items()}
     spec = Variants(min_call_rate=0.01)  # so that genotypes are counted
     sites = {}
-    for name, file in after.items():
+    for name, file in before.items():
+        for harm in plan.harms[name]:
+            file = harm(file)
+        file = replace(file, reference=name in plan.checked)
         own = fingerprint(file.keys, {}, "GRCh38", where="x.vcf", reference=clean.fasta if file.reference else None)
         dosage = file.dosage[own.columns].T.copy()
         dosage = np.where((dosage >= 0) & own.flip, 2 - dosage, dosage).astype(np.int8)
         notes = np.array([own.notes[n] for n in NOTES])
         sites[name] = Dosages(own.keys, dosage, np.ones(len(dosage), bool), notes, own.build, file.reference)
     panel = shared_panel(sites, spec)
-    truth = {(k.position, frozenset((k.ref, k.alt))): at for at, k in enumerate(before["a"].keys)}
+    truth = {(k.position, frozenset((k.ref, k.alt))): at for at, key in enumerate(keys) for k in spellings(key)}
     for name in SITES:
         own_dosage = np.asarray(align(sites[name], panel.keys, panel.flips[name], "position").dosage)
         for column, key in enumerate(panel.keys):
             at = truth[key.position, frozenset((key.ref, key.alt))]
             right = before[name].dosage[at]
-            if key.alt != before[name].keys[at].alt:
+            if len(key.alt) - len(key.ref) != len(keys[at].alt) - len(keys[at].ref) or (is_snp(key) and key.alt != keys[at].alt):
                 right = np.where(right < 0, -1, 2 - right)
             np.testing.assert_array_equal(own_dosage[:, column], right, err_msg=f"{name} {key}")

@@ -39,7 +39,7 @@ from fedml.runlog import STUDY, load_model, write_whole
 from fedml.scoring import restore
 from fedml.study import Study, parse_study, read_study
 
-VARIANTS = 24
+VARIANTS = 36
 LETTERS = (("A", "G"), ("C", "T"), ("A", "C"), ("G", "T"), ("A", "T"), ("C", "G"))
 TURNED = str.maketrans("ACGT", "TGCA")
 Key = tuple[str, int, str, str, str]
@@ -191,17 +191,25 @@ def test_a_gene_wise_network_under_privacy_of_a_patient(tmp_path: Path, places: 
     ("bed", "network", "sentence"),
     [
         (None, GENES, "genes.bed: cannot be read"),
-        ("chr21\t5\n", GENES, "genes.bed, line 1: has 2 columns, a BED line at least three"),
         (BED, {**GENES, "genes": "genes.txt"}, "genes are read from .gff3, .gtf or .bed"),
         (BED, {"net": "linear", "genes": "genes.bed"}, 'net = "genes" needs genes = "FILE"'),
         (BED, {"net": "genes"}, 'net = "genes" needs genes = "FILE"'),
     ],
 )
 def test_genes_that_cannot_be_used_are_one_sentence(tmp_path: Path, bed: str | None, network: dict[str, Any], sentence: str) -> None:
-    study_file(tmp_path, model__variants=network)
+    path = study_file(tmp_path, model__variants=network)
     if bed is not None:
         (tmp_path / "genes.bed").write_text(bed)
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        read_study(path)
+
+
+def test_commands_refuse_bad_genes_in_one_sentence(tmp_path: Path) -> None:
+    study_file(tmp_path, model__variants=GENES)
+    (tmp_path / "genes.bed").write_text("chr21\t5\n")
+    sentence = "genes.bed, line 1: has 2 columns, a BED line at least three"
     refused(command("fedml", "check", "study.toml", cwd=tmp_path), sentence)
+    refused(command("fedml-site", "approve", "study.toml", "--yes", cwd=tmp_path), sentence)
 
 
 def refused(done: subprocess.CompletedProcess[str], sentence: str) -> None:
@@ -249,7 +257,10 @@ def test_a_run_is_exported_and_scored_by_commands_as_the_model_says(tmp_path: Pa
     done = run_json(study, "--sites", folder, "--no-track", cwd=tmp_path)
     told = command("fedml", "export-score", done["folder"], "--out", "risk.txt.gz", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
-    assert told.stdout == "risk.txt.gz: 24 of 24 variants have a weight (GRCh38); the score is the log-odds of y 1 against 0\n"
+    assert (
+        told.stdout
+        == f"risk.txt.gz: {VARIANTS} of {VARIANTS} variants have a weight (GRCh38); the score is the log-odds of y 1 against 0\n"
+    )
     header = read_scoring(tmp_path / "risk.txt.gz").header
     assert {k: header[k] for k in ("pgs_name", "genome_build", "weight_type", "study_sha256", "run_id", "weights_sha256")} == {
         "pgs_name": "risk", "genome_build": "GRCh38", "weight_type": "log(OR)", "study_sha256": done["study_sha256"],
@@ -258,7 +269,7 @@ def test_a_run_is_exported_and_scored_by_commands_as_the_model_says(tmp_path: Pa
     for name, place in places.items():
         told = command("fedml-site", "score", "risk.txt.gz", "--site", place.manifest.parent, "--out", f"{name}.csv", cwd=tmp_path)
         assert told.returncode == 0, told.stderr
-        assert re.search(rf"matched    24 \(100\.0%\); of these swapped {4 * (name == 'b')}, strand 0\n", told.stdout)
+        assert re.search(rf"matched    {VARIANTS} \(100\.0%\); of these swapped {4 * (name == 'b')}, strand 0\n", told.stdout)
         assert f"{name}: 60 persons scored, 1 without genotypes" in told.stdout
         found, expected = read_scores(tmp_path / f"{name}.csv"), outputs(tmp_path / done["folder"], place)
         assert found.pop(f"{name}-none") == ("", 0)
@@ -298,17 +309,23 @@ def test_a_number_is_scored_in_its_own_unit(number: tuple[Path, Path], places: d
         assert not np.allclose(own[~complete], here[~complete], rtol=1e-9)
 
 
-def test_at_a_hospital_that_took_no_part_absent_variants_count_as_in_the_model(tmp_path: Path, number: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("turned", [False, True])
+def test_at_a_hospital_that_took_no_part_the_score_is_the_models(tmp_path: Path, number: tuple[Path, Path], turned: bool) -> None:
+    """Its file lacks variants, has some alleles in the other order, or is on the other strand as a whole."""
     run, file = number
-    other = variant_site(tmp_path / "c", "c", 3, keep=range(5, VARIANTS), swap=(7, 8, 20))
+    keys: list[Key] = [(*key[:3], key[3].translate(TURNED), key[4].translate(TURNED)) for key in KEYS] if turned else KEYS
+    other = variant_site(tmp_path / "c", "c", 3, keep=range(5, VARIANTS), swap=(7, 8, 20), keys=keys)
     found, expected = scores(other, file), outputs(run, other)
-    assert (found.counts["matched"], found.counts["absent"], found.counts["swapped"]) == (19, 5, 3)
+    assert (found.counts["matched"], found.counts["absent"], found.counts["swapped"]) == (31, 5, 3)
+    assert found.counts["strand"] == (20 if turned else 0)
     assert found.expected[0] == 5
     np.testing.assert_allclose(found.scores.total[found.present], [expected[i][0] for i in other.ids], rtol=1e-6, atol=1e-4)
     plain = scores(other, file, missing="own")
     assert plain.expected == (0, 0.0)
-    shift = found.scores.total[0] - plain.scores.total[0]
-    assert abs(shift - found.expected[1]) < 1  # and missing genotypes by other frequencies
+    complete = found.present.copy()
+    complete[found.present] = (other.dosage[:, 5:] >= 0).all(1)
+    assert complete.sum() > 5
+    np.testing.assert_allclose((found.scores.total - plain.scores.total)[complete], found.expected[1], rtol=0, atol=1e-9)
     assert "5 without a variant here count by their stated frequency" in show(found)
 
 
@@ -327,7 +344,7 @@ def test_where_the_files_are_of_several_builds_a_score_is_matched_by_rsid(tmp_pa
     for place in places.values():
         found, expected = scores(place, tmp_path / "r.txt", by="rsid"), outputs(tmp_path / "run", place)
         # By rsID nobody knows of the strand, so A/T and C/G count by their frequency: with the model for who has them so.
-        assert (found.counts["matched"], found.counts["ambiguous"], found.expected[0]) == (16, 8, 8)
+        assert (found.counts["matched"], found.counts["ambiguous"], found.expected[0]) == (24, 12, 12)
         weight, ambiguous = read.weight, np.arange(VARIANTS) % 6 >= 4
         own = np.where(place.dosage >= 0, place.dosage - 2 * read.frequency, 0)[:, ambiguous] @ weight[ambiguous]
         logits = np.array([expected[i][1] - expected[i][0] for i in place.ids])
@@ -413,25 +430,28 @@ def test_a_score_is_that_of_the_genotypes_whatever_the_file(tmp_path: Path, plac
 
 
 def test_a_second_weight_of_a_variant_is_not_taken_for_an_absent_one(tmp_path: Path, places: dict[str, Place]) -> None:
-    rows = [row(0, 1.0, frequency=0.3), row(0, 7.0, frequency=0.3), row(0, 9.0, frequency=0.3), row(1, 1.0, frequency=0.3)]
-    found = scores(places["a"], scoring_file(tmp_path / "s.txt", [*rows, ("rs99", 22, 999, "A", "C", 3.0, 0.25)]))
-    assert (found.counts["matched"], found.counts["duplicate"], found.counts["absent"]) == (2, 2, 1)
-    assert found.expected == (1, 1.5)
-    np.testing.assert_allclose(
-        found.scores.total[found.present], 1.5 + by_hand(places["a"], [(0, 1.0, False, 0.3), (1, 1.0, False, 0.3)]), atol=1e-12
-    )
+    rows = [(*row(0, weight, frequency=0.3), "") for weight in (1.0, 7.0, 9.0)] + [(*row(1, 1.0, frequency=0.3), "")]
+    rows += [("rs99", 22, 999, "A", "C", 3.0, 0.25, ""), ("rs98", 22, 998, "A", "C", 5.0, 0.1, "True")]
+    file = scoring_file(tmp_path / "s.txt", rows, more="allelefrequency_effect\tis_recessive")
+    found = scores(places["a"], file, min_matched=0.3)
+    assert (found.counts["matched"], found.counts["duplicate"], found.counts["absent"]) == (2, 2, 2)
+    assert found.expected == (2, 2 * 0.25 * 3.0 + 0.1 * 5.0)  # under a recessive weight once the frequency, as PLINK has it
+    expected = by_hand(places["a"], [(0, 1.0, False, 0.3), (1, 1.0, False, 0.3)])
+    np.testing.assert_allclose(found.scores.total[found.present], found.expected[1] + expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_letters_that_are_their_own_complement_are_believed_on_one_strand_only(
-    tmp_path: Path, places: dict[str, Place], turned: bool
+@pytest.mark.parametrize(("which", "expected"), [("none", (0, 0, 36)), ("all", (24, 0, 36)), ("some", (12, 12, 24))])
+def test_letters_that_are_their_own_complement_are_believed_where_the_strand_is_known(
+    tmp_path: Path, places: dict[str, Place], which: str, expected: tuple[int, int, int]
 ) -> None:
-    file = scoring_file(tmp_path / "s.txt", [row(v, 1.0, strand=turned and v % 6 < 4) for v in range(VARIANTS)])
+    turned = {"none": (), "all": range(6), "some": range(2)}[which]
+    file = scoring_file(tmp_path / "s.txt", [row(v, 1.0, strand=v % 6 in turned) for v in range(VARIANTS)])
     found = scores(places["a"], file)
-    assert (found.counts["strand"], found.counts["ambiguous"], found.counts["matched"]) == ((16, 8, 16) if turned else (0, 0, 24))
-    assert found.doubtful is turned
-    assert ("no A/T or C/G is believed" in show(found)) is turned
-    wanted = [(v, 1.0, False, None) for v in range(VARIANTS) if v % 6 < 4 or not turned]
+    assert (found.counts["strand"], found.counts["ambiguous"], found.counts["matched"]) == expected
+    assert found.counts["swapped"] == 0
+    assert found.doubtful is (which == "some")
+    assert ("no A/T or C/G is believed" in show(found)) is (which == "some")
+    wanted = [(v, 1.0, False, None) for v in range(VARIANTS) if v % 6 < 4 or which != "some"]
     np.testing.assert_allclose(found.scores.total[found.present], by_hand(places["a"], wanted), atol=1e-12)
 
 
@@ -571,6 +591,7 @@ def test_the_guide_names_every_key_with_its_default_and_every_step() -> None:
         assert (GUIDE.parent / target).exists(), target
 
 
+@pytest.mark.long
 def test_the_guide_is_followed_to_the_letter(tmp_path: Path) -> None:
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}

@@ -567,7 +567,7 @@ def test_memory_stays_under_the_budget_whatever_the_size(tmp_path: Path, rich: b
     path = tmp_path / "c.vcf.gz"
     peaks = []
     for size in (10_000_000, 100_000_000):
-        _, variants, alleles = repeat(path, size, 2504, rich)
+        _, variants, alleles = repeat(path, size, 400, rich)
         got = read_alone(path, 16)
         assert (got["variants"], got["total"]) == (variants, alleles)
         peaks.append(got["peak_mb"])
@@ -630,6 +630,7 @@ def test_regions_of_a_file_with_many_blocks(tmp_path: Path) -> None:
             cells = "\t".join(f"{a}|{b}" for a, b in rng.integers(0, 2, (4, 2)).tolist())
             lines.append(f"{contig}\t{position}\trs{k}\t{long if k % 50 == 0 else 'A'}\tG\t.\t.\t.\tGT\t{cells}")
     path = write_lines(tmp_path / "c.vcf", lines)
+    path.write_text(path.read_text().replace("length=1000000", "length=248956422"))  # an index has as many levels as that asks for
     keys, dosage = read(path)
     files = [index(convert(path, ".vcf.gz")), index(convert(path, ".bcf"))]
     positions = np.array([k.position for k in keys])

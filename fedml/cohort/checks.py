@@ -20,7 +20,8 @@ from fedml.cohort.variants import Variant
 from fedml.study import Variants
 
 EVERYBODY = "all sites"
-_CONTRADICTS, _COMPARED = 0.2, 50  # correlation of a site's allele frequencies with the others' below which alleles are mixed up
+_CONTRADICTS, _COMPARED = 0.2, 50  # correlation of so many frequencies with those elsewhere, below which alleles are mixed up
+_TURNED = 10  # variants, of which frequencies that fit the other way round say that alleles are exchanged
 
 _MENDS = {
     "reference mismatch": "left out: their REF is not the reference's base; look at build and reference in site.toml",
@@ -116,15 +117,26 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
             out.append(
                 Check(site, "rare allele is the common one elsewhere", str(count), "warn", "kept; look at how these variants were written")
             )
-        own = _frequency(told[site])
-        rest = _frequency(_others(told, site))
-        both = np.isfinite(own) & np.isfinite(rest)
-        if both.sum() >= _COMPARED and own[both].std() > 0 and rest[both].std() > 0:
-            r = float(np.corrcoef(own[both], rest[both])[0, 1])
-            wrong = r < _CONTRADICTS
-            mend = f"dosages at {site} seem to count the other allele than its file says; look at how it was written" if wrong else ""
-            out.append(Check(site, "allele frequencies against the other sites", f"r = {r:.2f}", "fail" if wrong else "ok", mend))
+    compared = {site: found for site in told if (found := _compare(_frequency(told[site]), _frequency(_others(told, site)))) is not None}
+    for site, (r, wrong) in sorted(compared.items(), key=lambda item: item[1]):  # the first that fails is the one that is told
+        mend = f"dosages at {site} seem to count the other allele than its file says; look at how it was written" if wrong else ""
+        out.append(Check(site, "allele frequencies against the other sites", f"r = {r:.2f}", "fail" if wrong else "ok", mend))
     return out + [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in failed.items()]
+
+
+def _compare(own: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> tuple[float, bool] | None:
+    """Correlation of a site's allele frequencies with the others', and whether they contradict: of ten variants or more they fit twice as well
+    when turned round, or of many common ones they do not fit at all (rare variants of two populations need not). None: too few to say."""
+    both = np.isfinite(own) & np.isfinite(rest)
+    own, rest = own[both], rest[both]
+    if len(own) < _TURNED or own.std() == 0 or rest.std() == 0:
+        return None
+    turned = 2 * np.abs(own - (1 - rest)).sum() < np.abs(own - rest).sum()
+    common = np.abs(rest - 0.5) <= 0.45
+    if common.sum() >= _COMPARED and own[common].std() > 0 and rest[common].std() > 0:
+        own, rest = own[common], rest[common]
+    r = float(np.corrcoef(own, rest)[0, 1])
+    return r, bool(turned or (common.sum() >= _COMPARED and r < _CONTRADICTS))
 
 
 def _others(told: Mapping[str, npt.NDArray[np.int64]], site: str) -> npt.NDArray[np.int64]:

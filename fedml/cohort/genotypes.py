@@ -88,10 +88,10 @@ def shared_panel(sites: Mapping[str, Dosages], spec: Variants) -> Panel:
     if not (spec.counted or doubts):
         return draft
     counts = {name: genotype_counts(aligned(own, draft, name, spec)) for name, own in sites.items()}
-    settled, kept = settle(doubt(draft, counts), counts)
+    settled, _ = settle(doubt(draft, counts), counts)
     if not spec.counted:
         return settled
-    total = sum((genotype_counts(aligned(own, settled, name, spec)) for name, own in sites.items()), np.zeros((4, len(kept)), np.int64))
+    total = np.sum([genotype_counts(aligned(own, settled, name, spec)) for name, own in sites.items()], axis=0)
     keep, _ = quality(total, spec)
     return choose(settled, keep)
 

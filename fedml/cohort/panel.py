@@ -72,15 +72,25 @@ def _complement(alleles: str) -> str:
     return alleles.translate(COMPLEMENT)[::-1]
 
 
+def _either(ref: str, alt: str) -> tuple[str, ...]:
+    """One spelling of two alleles of one length, whatever their order and strand."""
+    return min(tuple(sorted((ref, alt))), tuple(sorted((_complement(ref), _complement(alt)))))
+
+
+_SNPS = {(ref, alt): _either(ref, alt) for ref in "ACGT" for alt in "ACGT" if ref != alt}
+
+
 def place(key: Variant, match: Match) -> tuple[Any, ...]:
     """What makes two sites' variants the same one. Of a SNP (or several letters changed for as many) the alleles in either order and on
     either strand; of an insertion or deletion the alleles as they stand."""
     if match == "rsid":
         return (key.id,)
+    snp = _SNPS.get((key.ref, key.alt))
+    if snp is not None:
+        return (key.contig, key.position, snp)
     if len(key.ref) != len(key.alt) or not is_plain(key.ref + key.alt):
         return (key.contig, key.position, key.ref, key.alt)
-    own, turned = sorted((key.ref, key.alt)), sorted((_complement(key.ref), _complement(key.alt)))
-    return (key.contig, key.position, *min(own, turned))
+    return (key.contig, key.position, _either(key.ref, key.alt))
 
 
 def fit(own: Variant, panel: Variant) -> Fit:

@@ -1,0 +1,211 @@
+"""A federated association study beside PLINK 2 on pooled data, results equal; and what a meta-analysis of six sites loses.
+
+    python -m experiments.bench.gwas --data DIR [--repeats 5]
+
+Genotypes of HapMap3 and 1000 Genomes phase 1 with a planted height (``fedml prepare trait``). Ours: two sites in this process, from the first
+message to the written table and plots; the stages' times are those of the run's own record. PLINK (``plink2`` on the path; without it this
+part is left out) reads one file of all persons: ``--pca 4``, then ``--glm`` with age, sex and those components. One thread each. Effects are
+compared where no call is missing: PLINK leaves persons without a call out, ours puts the mean in. Then the same persons as six sites by
+population: federated, and each site alone combined by inverse variance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from experiments.bench.timing import Pairs, machine, table
+from experiments.genomics import HIT, combine, read_table
+from experiments.prepare import prepare
+from experiments.run import run_nodes
+from fedml.analytics.sumstats import genomic_inflation
+from fedml.errors import RunError
+from fedml.runlog import read_events
+from fedml.study import Study, for_roster, read_study
+
+HEIGHT = Path(__file__).parent.parent / "height.toml"
+SITES = ("hapmap3", "kg1")
+# Site -> where its persons are from: of one study, by population; none smaller than the columns that components take of it.
+PIECES = {
+    "africa": ("hapmap3", ("MKK", "LWK", "YRI", "ASW")),
+    "europe-mexico": ("hapmap3", ("CEU", "TSI", "MEX")),
+    "gujarat": ("hapmap3", ("GIH",)),
+    "east-asia": ("hapmap3", ("JPT", "CHB", "CHD")),
+    "finland": ("kg1", ("FIN",)),
+    "others": ("kg1", ("CHS", "GBR", "CLM", "PUR", "CHB", "MXL", "JPT", "IBS", "ASW", "TSI", "CEU", "LWK", "YRI")),
+}
+PLINK_STEPS = ("--pca", "--glm")
+
+
+def deal(sites: Path, out: Path) -> Path:
+    """The persons of the two sites as six in ``out``, genotypes by links."""
+    for name, (site, populations) in PIECES.items():
+        folder = out / name
+        folder.mkdir(parents=True)
+        for file in (sites / site).glob("genotypes.*"):
+            (folder / file.name).symlink_to(file.resolve())
+        shutil.copyfile(sites / site / "clinical.csv", folder / "clinical.csv")
+        persons = pd.read_csv(sites / site / "persons.csv", dtype=str)
+        persons[persons.population.isin(populations)].to_csv(folder / "persons.csv", index=False)
+        (folder / "site.toml").write_text((sites / site / "site.toml").read_text().replace(f'name = "{site}"', f'name = "{name}"'))
+    return out
+
+
+def scan(study: Study, sites: Path, out: Path) -> dict[str, float]:
+    """Runs ``study``; seconds of its stages and of all."""
+    out.mkdir(parents=True)
+    began = time.time()
+    run_nodes(study, [{"manifest": str((sites / name / "site.toml").resolve())} for name in study.federation.sites], out, "gwas")
+    events = read_events(out)[0]
+    at = {event["event"]: event["time"] for event in events}
+    steps = [(event["doing"], event["time"]) for event in events if event["event"] == "step"]
+    components = max(when for doing, when in steps if "components" in doing)
+    scanned = max(when for doing, when in steps if doing.startswith("variants"))
+    return {
+        "agreement": at["agreed"] - began, "components": components - at["agreed"], "scan": scanned - components,
+        "table and plots": at["gwas"] - scanned, "all": at["gwas"] - began,
+    }  # fmt: skip
+
+
+def write_pooled(sites: Path, folder: Path) -> list[str]:
+    """All persons in one PLINK file, with phenotype and covariates; returns the rsIDs of variants that everybody has a call of."""
+    from bed_reader import open_bed, to_bed
+
+    parts, tables, first = [], [], None
+    for site in SITES:
+        bed = open_bed(sites / site / "genotypes.bed")
+        persons = pd.read_csv(sites / site / "persons.csv", index_col="id").join(pd.read_csv(sites / site / "clinical.csv", index_col="id"))
+        first = first or bed
+        order = pd.Index(bed.sid).get_indexer(first.sid)
+        dosage = bed.read(index=np.s_[pd.Index(bed.iid).get_indexer(persons.index), :], dtype="int8")[:, order]
+        turned = (bed.allele_1[order] != first.allele_1) & (dosage >= 0)
+        parts.append(np.where(turned, 2 - dosage, dosage))
+        tables.append(persons)
+    assert first is not None
+    dosage, persons = np.concatenate(parts), pd.concat(tables)
+    properties: dict[str, Any] = {"fid": persons.index.tolist(), "iid": persons.index.tolist(), "sid": first.sid}
+    properties |= {"chromosome": first.chromosome, "bp_position": first.bp_position, "allele_1": first.allele_1, "allele_2": first.allele_2}
+    to_bed(folder / "all.bed", dosage, properties=properties)
+    index = pd.MultiIndex.from_arrays([persons.index, persons.index], names=["#FID", "IID"])
+    persons.height.set_axis(index).to_csv(folder / "pheno", sep="\t")
+    persons[["age", "sex"]].set_axis(index).to_csv(folder / "covar", sep="\t")
+    called: list[str] = first.sid[(dosage >= 0).all(0)].tolist()
+    return called
+
+
+def plink(folder: Path) -> dict[str, float]:
+    """Seconds of PLINK's two steps."""
+    common = ["plink2", "--bfile", "all", "--threads", "1", "--out", "own"]
+    own = {"--pca": ["4"], "--glm": ["omit-ref", "hide-covar", "--pheno", "pheno", "--covar", "both", "--covar-variance-standardize"]}
+    out = {}
+    for step in PLINK_STEPS:
+        if step == "--glm":
+            covar = pd.read_csv(folder / "covar", sep="\t", dtype=str)
+            covar.merge(pd.read_csv(folder / "own.eigenvec", sep="\t", dtype=str)).to_csv(folder / "both", sep="\t", index=False)
+        began = time.perf_counter()
+        subprocess.run([*common, step, *own[step]], cwd=folder, check=True, capture_output=True)
+        out[step] = time.perf_counter() - began
+    return out
+
+
+def check_equal(ours: pd.DataFrame, folder: Path, called: list[str]) -> str:
+    """How far our table is from PLINK's, whose components are of its own; raises if it is far."""
+    theirs = pd.read_csv(folder / "own.height.glm.linear", sep="\t").set_index("ID").loc[called]
+    own = ours.set_index("rsid").loc[called]
+    beta = np.where(own.effect_allele == theirs.A1, theirs.BETA, -theirs.BETA)
+    apart, error = float((np.abs(beta - own.beta) / own.standard_error).max()), float(np.abs(theirs.SE / own.standard_error - 1).max())
+    assert apart < 0.02, apart
+    assert error < 1e-3, error
+    return f"{len(called):,} variants without a missing call: effects differ by {apart:.1e} standard errors at most, standard errors by {error:.1e}"
+
+
+def beside_plink(sites: Path, work: Path, repeats: int) -> None:
+    """Times of both, in turn."""
+    from threadpoolctl import threadpool_limits
+
+    called, study = write_pooled(sites, work), read_study(HEIGHT)
+    stages: list[Mapping[str, float]] = []
+    steps: list[Mapping[str, float]] = []
+    there = shutil.which("plink2") is not None
+    with threadpool_limits(1):
+        scan(study, sites, work / "first")  # libraries are loaded, genotypes are packed
+        for k in range(repeats):
+            stages.append(scan(study, sites, work / f"run{k}"))
+            if there:
+                steps.append(plink(work))
+    rows = [(name, f"{statistics.median(s[name] for s in stages):.2f}") for name in stages[0]]
+    table("two sites, one thread", ("stage", "seconds"), rows)
+    if not there:
+        print("plink2 is not on the path; nothing to stand beside")
+        return
+    pairs = (("components: --pca 4", "components", ("--pca",)), ("scan: --glm", "scan", ("--glm",)), ("all: both", "all", PLINK_STEPS))
+    rows2 = [Pairs([s[ours] for s in stages], [sum(s[n] for n in names) for s in steps]).row(what, digits=3) for what, ours, names in pairs]
+    table("beside PLINK 2 on pooled data", ("", "ours s", "PLINK s", "ratio", "of the pairs"), rows2)
+    print(check_equal(read_table(work / "first"), work, called))
+
+
+def beside_meta(sites: Path, work: Path) -> None:
+    """Six sites: federated, and each alone, combined."""
+    pieces = deal(sites, work / "pieces")
+    study = for_roster(read_study(HEIGHT), list(PIECES))
+    scan(study, pieces, work / "six")
+    whole = read_table(work / "six").set_index("rsid")
+    alone: dict[str, pd.DataFrame] = {}
+    for name in PIECES:
+        try:
+            scan(for_roster(study, [name]), pieces, work / f"alone-{name}")
+        except RunError as error:
+            print(f"{name} alone: {error}")
+            continue
+        own = read_table(work / f"alone-{name}").set_index("rsid").reindex(whole.index)
+        alone[name] = own.assign(beta=np.where(own.effect_allele == whole.other_allele, -own.beta, own.beta))
+    combined = combine(alone)
+    planted = pd.Index([row["id"] for row in json.loads((sites / "truth.json").read_text())["planted"]])
+
+    def column(results: pd.DataFrame) -> list[str]:
+        hits = results.index[results.neg_log10_p > -np.log10(HIT)]
+        inflation = genomic_inflation(10.0 ** -results.neg_log10_p.dropna().to_numpy())
+        return [f"{results.beta.notna().sum():,}", str(len(hits)), str(len(hits.intersection(planted))), f"{inflation:.3f}"]
+
+    both = whole.join(combined, rsuffix="_meta").dropna(subset=["beta", "beta_meta"])
+    names = ("variants with a result", "below 5e-8", "of them planted", "lambda")
+    persons = ", ".join(f"{name} {int(own.n.max())}" for name, own in alone.items())
+    table(f"six sites: {persons}", ("", "federated", "meta-analysis"), list(zip(names, column(whole), column(combined), strict=True)))
+    ratio = (both.standard_error_meta / both.standard_error).quantile([0.05, 0.5, 0.95])
+    print(
+        f"betas correlate by {np.corrcoef(both.beta, both.beta_meta)[0, 1]:.4f}; standard errors of the meta-analysis over ours: ", end=""
+    )
+    print(f"median {ratio[0.5]:.3f}, 5 % to 95 % {ratio[0.05]:.3f} to {ratio[0.95]:.3f}")
+    strong = both.loc[both.index.intersection(planted)].sort_values("neg_log10_p", ascending=False).head(10)
+    rows = [(r, f"{v.neg_log10_p:.2f}", f"{v.neg_log10_p_meta:.2f}") for r, v in strong.iterrows()]
+    table("strongest planted variants, -log10 p", ("", "federated", "meta-analysis"), rows)
+
+
+def main() -> None:
+    """Prints the machine, then the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=None)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    print(machine())
+    with tempfile.TemporaryDirectory() as name:
+        sites, work = Path(name) / "sites", Path(name) / "work"
+        work.mkdir()
+        prepare("trait", sites, data=given.data, say=lambda _: None)
+        beside_plink(sites, work, given.repeats)
+        beside_meta(sites, work)
+
+
+if __name__ == "__main__":
+    main()
