@@ -411,6 +411,11 @@ def test_no_association_without_an_approved_plan_of_it(small: Path) -> None:
         assert set(take(study, grid, agreement, phase, 3, given)) == {"gujarat", "finland"}
         with pytest.raises(RunError, match=Reason.REPLAYED):
             take(study, grid, agreement, phase, 3, given)
+    with pytest.raises(RunError, match=Reason.REPLAYED):  # one run, one design: other components would make sums of other genotypes
+        take(study, grid, agreement, Phase.ASSOCIATION, 4, {**given, "centre": given["centre"] + 1})
+    assert take(study, grid, agreement, Phase.ASSOCIATION, 5, given)
+    with pytest.raises(RunError, match=Reason.ROUNDS):
+        take(study, grid, agreement, Phase.NULL, 51, given_for(Phase.NULL, study, agreement))
     bare = parse_study(json.dumps(study.model_dump(mode="json") | {"gwas": None}))
     grid, agreement = agreed(bare, small, 2)
     take(bare, grid, agreement, Phase.GENOTYPES, 1, {})

@@ -271,9 +271,8 @@ def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.
     the draft's variants (bool) are in it.
 
     Args:
-        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1 was
-        not
-            told. None: nobody counted, and every doubtful palindrome is dropped.
+        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1
+            was not told. None: nobody counted, and every doubtful palindrome is dropped.
     """
     doubtful = np.zeros(len(draft.keys), dtype=bool)
     for mask in draft.doubtful.values():
