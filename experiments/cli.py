@@ -172,7 +172,7 @@ def gwas(
 
     Example: fedml gwas experiments/height.toml --sites out/height --set gwas.components=6
     """
-    from experiments.genomics import gwas_summary, meta_table, require, result_table
+    from experiments.genomics import gwas_summary, meta_table, require, show_result
 
     console = make_console(as_json)
     study = require(load_study(study_file, changes, seed), study_file)
@@ -181,7 +181,7 @@ def gwas(
             "--meta needs the sites' data at hand: give --sites; a site behind a SuperLink approves one study, not one of it alone."
         )
     launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console, "gwas")
-    console.print(result_table(launched))
+    show_result(launched, console)
     beside = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None
     closing_line(launched, console)
     if as_json:

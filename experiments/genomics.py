@@ -55,16 +55,14 @@ def gwas_summary(launched: Launched) -> dict[str, Any]:
     return {**preflight_summary(launched), "mlflow_run_id": launched.mlflow_run, "metrics": found, "bytes": size, "sites": list(rows)}
 
 
-def result_table(launched: Launched) -> Table | str:
-    """The strongest associations, and the figures of the whole scan."""
+def show_result(launched: Launched, console: Console) -> None:
+    """The strongest associations, and the figures of the whole scan; nothing if the run did not come so far."""
     from rich.table import Table
 
     found = _event(launched, "gwas")
     if not found:
-        return ""
-    table = Table(
-        title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left", caption_justify="left"
-    )
+        return
+    table = Table(title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left")
     for name in ("variant", "rsid", "effect", "beta", "standard error", "p", "frequency", "n", "method"):
         table.add_column(name, justify="left" if name in ("variant", "rsid", "effect", "method") else "right")
     for row in found["top"]:
@@ -77,8 +75,9 @@ def result_table(launched: Launched) -> Table | str:
         f"persons: {persons}; lambda {found['lambda']:.3f}; below {HIT:g}: {found['hits']}; left out at some site: {found['partly_told']}",
         f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
     ]
-    table.caption = "\n".join(lines)
-    return table
+    console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def read_table(run: Path) -> pd.DataFrame:

@@ -42,7 +42,7 @@ class Progress:
         """Shows the newest of ``events``."""
         for event in events:
             if event["event"] == "checks":
-                self.console.print(matrix(event["checks"]))
+                show_checks(event["checks"], self.console)
             if event["event"] == "step":
                 self.bar.update(self.row, completed=event["done"], total=event["total"], description=event["doing"])
                 if not self.console.is_terminal and event["told"]:
@@ -74,12 +74,12 @@ def _number(value: Any) -> str:
     return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
 
 
-def matrix(checks: Sequence[dict[str, str]]) -> Table:
+def show_checks(checks: Sequence[dict[str, str]], console: Console) -> None:
     """Site x check: what each site's variants are and what was done to them; below, what is wrong and how to mend it."""
     from rich.table import Table
 
     sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != EVERYBODY))
-    table = Table(title="do the sites' variants mean the same?", caption_justify="left", title_justify="left")
+    table = Table(title="do the sites' variants mean the same?", title_justify="left")
     table.add_column("check")
     for site in sites:
         table.add_column(site, justify="right")
@@ -89,8 +89,9 @@ def matrix(checks: Sequence[dict[str, str]]) -> Table:
         table.add_row(name, *(cells.get((name, site), "-") for site in sites))
     mends = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
     common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == EVERYBODY]
-    table.caption = "\n".join([*common, *mends])
-    return table
+    console.print(table)
+    for line in (*common, *mends):
+        console.print(line, markup=False, soft_wrap=True)  # not markup: a mend names sections, such as [cohort.variants]
 
 
 def final_table(study: Study, final: dict[str, Any]) -> Table:
