@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,12 @@ class Task:
     """Loss (mean over persons), counts of a batch, metrics of counts, and the metric that is watched (higher is better if ``higher``)."""
 
     name: str
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    counts: Callable[[torch.Tensor, torch.Tensor], Counts]
+    loss: Callable[[torch.Tensor, Any], torch.Tensor]
+    counts: Callable[[torch.Tensor, Any], Counts]
     metrics: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, float]]
     watched: str
     higher: bool
+    truth: Callable[[Mapping[str, torch.Tensor]], Any] = itemgetter("label")  # what loss and counts take, from a batch
 
 
 def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
