@@ -43,7 +43,7 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); left out, no study with privacy of a patient runs
 # allow_unprotected = false # with a budget: may a study without that privacy run all the same?
 # max_rounds = 1000
-# max_steps = 10000 # of each kind of step in an association study
+# max_steps = 2000 # of each kind of step in an association study
 # max_request_mb = 512
 # max_reply_mb = 512
 

@@ -86,6 +86,7 @@ class Gate:
         self.journal = Journal(state / "journal.jsonl")
         self._seen = seen(state / "journal.jsonl")
         self.ledger = Ledger(state / "ledger.db")
+        self._designs: dict[str, str] = {}  # of each run's analysis
 
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
@@ -144,6 +145,9 @@ class Gate:
         if asked.phase in ANALYSES:
             before = max((step for run, phase, step in self._seen if (run, phase) == key[:2]), default=0)
             genomics.check_persons(asked, message.content, allowed.min_persons, before)
+            design = genomics.design_digest(asked, message.content)
+            if design and self._designs.setdefault(told["run"], design) != design:
+                raise SiteError(Reason.REPLAYED, "the analysis goes on with other covariates or components than it began with")
         self._seen.add(key)
         return asked
 

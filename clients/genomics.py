@@ -28,6 +28,7 @@ from fedml.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
 from fedml.study import Study
 
 Floats = npt.NDArray[np.float64]
+NULL_STEPS = 50  # Newton needs fewer than ten; sums at ever other coefficients would tell about single persons
 _VARIANTS = 4096  # of a block, whose sums are taken together
 
 
@@ -90,10 +91,27 @@ def check_persons(asked: Request, content: RecordDict, fewest: int, columns_befo
     here = len(analysed(asked.manifests, asked.study).rows)
     if here < fewest:
         raise SiteError(Reason.TOO_FEW, f"{here} persons would be analysed, the policy wants {fewest}")
+    if asked.phase is Phase.NULL and asked.round > NULL_STEPS:
+        raise SiteError(Reason.ROUNDS, f"the model of the covariates alone is asked for the {asked.round}th time")
     if asked.phase is Phase.SUBSPACE:
         columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
         if not columns_before + columns <= asked.round <= here:
             raise SiteError(Reason.TOO_FEW, f"components would take {asked.round} columns of {here} persons; ask for fewer components")
+
+
+def design_digest(asked: Request, content: RecordDict) -> str:
+    """What a run's model is made of besides the variants; empty for steps before there is one. With ever other components each model's sums
+    would tell something new of the genotypes, so a run has one design."""
+    given = unpack(content.array_records[ANALYSIS])
+    return _digest(given, *forms.DESIGN) if forms.DESIGN.keys() <= given.keys() else ""
+
+
+def _digest(given: Mapping[str, Any], *names: str) -> str:
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(f"{name}:{given[name].shape}:".encode())
+        digest.update(given[name].tobytes())
+    return digest.hexdigest()
 
 
 def shapes_of_reply(asked: Request, request: RecordDict) -> dict[str, tuple[int, ...]]:
@@ -170,10 +188,7 @@ _KEPT: dict[str, Floats] = {}  # components of this site's persons by what they 
 def _components(asked: Request, people: Analysed, given: Mapping[str, Any]) -> Floats:
     """(persons, k) components of this site's persons. They never leave it."""
     names = ("loadings", "loading_values", "loading_frequency", "loading_panel", "loading_flips")
-    digest = hashlib.sha256(repr((asked.manifests, asked.study.sha256)).encode())
-    for name in names:
-        digest.update(np.ascontiguousarray(given[name]).data)
-    key = digest.hexdigest()
+    key = f"{asked.manifests} {asked.study.sha256} {_digest(given, *names)}"
     if key not in _KEPT:
         own = _aligned(asked, given["loading_panel"].tobytes(), given["loading_flips"])
         parts = [

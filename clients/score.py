@@ -174,7 +174,7 @@ def _expected(scoring: Scoring, matched: Matched, dosages: Dosages, build: str |
     while repeated:  # a second weight of a matched variant is none that lacks its variant
         rows = np.flatnonzero(rest)
         again = match(_rows(scoring, rows), dosages.keys, build, by)
-        pass
+        rest[rows[again.row]] = False
         repeated = again.counts["duplicate"]
     rest &= np.isfinite(scoring.frequency)
     copies = np.where(scoring.model == ADDITIVE, 2, 1) * scoring.frequency

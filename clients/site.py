@@ -83,7 +83,7 @@ class Policy(_Section):
     studies: Literal["approved"] = "approved"
     purposes: tuple[str, ...] | None = None
     max_rounds: Annotated[int, Field(ge=1)] = 1000
-    max_steps: Annotated[int, Field(ge=1)] = 10_000
+    max_steps: Annotated[int, Field(ge=1)] = 2_000
     max_request_mb: Annotated[int, Field(ge=1)] = 512
     min_persons: Annotated[int, Field(ge=1)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0

@@ -160,7 +160,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
     """(canaries,) scores of canary persons, dealt to the sites in turn."""
     cohorts = {name: load_cohort((str(site.file.resolve()),), study) for name, site in sites.items()}
     read = {name: c.variants for name, c in cohorts.items() if c.variants is not None}
-    panel = shared_panel(read, study.cohort.variants) if read else None
+    panel = shared_panel(read, study.cohort.variants, counted=study.privacy.unit == "none") if read else None
     keys = panel.keys if panel else ()
     layout = make_layout(study, next((c.images.shape for c in cohorts.values() if c.images is not None), ()), to_text(keys))
     random = np.random.default_rng([seed, 4])

@@ -231,7 +231,7 @@ class Gwas(_Section):
     block: Annotated[int, Field(ge=1, le=1_000_000, description="variants a message")] = 20_000
     pca_spacing: Annotated[int, Field(ge=0, description="bases between two variants that components are made of")] = 0
     pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="radians to the exact components")] = 1e-7
+    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="radians to the exact components")] = 1e-8
 
 
 class Training(_Section):

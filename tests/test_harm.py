@@ -482,6 +482,31 @@ def test_of_ten_variants_exchanged_alleles_are_told_at_the_right_site(at: str, c
     assert bad == [at]
 
 
+def counted(frequency: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    dosage = rng.binomial(2, frequency[:, None], (len(frequency), 200))
+    return np.array([(dosage == d).sum(1) for d in (0, 1, 2, -1)])
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.02), (0.3, 0.5), (0.45, 0.55)])
+def test_populations_that_have_nothing_in_common_are_not_refused_for_it(low: float, high: float) -> None:
+    rng = np.random.default_rng(8)
+    counts = {name: counted(rng.uniform(low, high, 300), rng) for name in SITES}
+    assert not [check for check in counts_checks(counts, {}) if check.verdict == "fail"]
+
+
+def test_alleles_exchanged_in_every_other_variant_are_refused_and_in_a_few_counted() -> None:
+    rng = np.random.default_rng(8)
+    frequency = rng.uniform(0.02, 0.5, 300)
+    counts = {name: counted(frequency, rng) for name in SITES}
+    for every, verdict in ((2, "fail"), (30, "ok")):
+        wrong = np.arange(300) % every == 0
+        harmed = counts | {"b": np.where(wrong, counts["b"][[2, 1, 0, 3]], counts["b"])}
+        told = {(c.site, c.check): c for c in counts_checks(harmed, {})}
+        assert told["b", "allele frequencies against the other sites"].verdict == verdict
+        few = int(told["b", "rare allele is the common one elsewhere"].value)
+        assert 0 < few <= wrong.sum()
+
+
 def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_counts(clean: Clean, tmp_path: Path) -> None:
     sites = write_sites(tmp_path / "sites", clean, clean.files | {"b": exchanged(clean.files["b"])})
     nodes = [{"manifest": str(sites / name / "site.toml")} for name in SITES]

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import hashlib
 import http.server
+import json
 import shutil
 import threading
 import tomllib
@@ -17,7 +18,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+from bed_reader import open_bed
 
 from experiments.prepare import DATASETS, prepare
 from experiments.prepare.source import HttpsOnly, Source, download, save, verify
@@ -40,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
             out = tmp_path_factory.mktemp(name) / "sites"
             said: list[str] = []
             sites = prepare(name, out, data=DATA, say=said.append)
-            assert sites == sorted(out.iterdir())
+            assert sites == sorted(path for path in out.iterdir() if path.is_dir())
             assert [p.name for p in out.parent.iterdir()] == ["sites"]
             made[name] = out, "\n".join(said)
         return made[name]
@@ -63,13 +66,14 @@ def test_site_files(prepared: Prepared) -> None:
         "heart": ({"clinical.csv"}, {"clinical"}),
         "pneumonia": ({"images.npz", "split.csv"}, {"image", "split"}),
         "ancestry": ({"genotypes.bed", "genotypes.bim", "genotypes.fam"}, {"variants"}),
+        "trait": ({"genotypes.bed", "genotypes.bim", "genotypes.fam", "clinical.csv"}, {"variants", "clinical"}),
     }
     for name, (files, keys) in expected.items():
         out, said = prepared(name)
         assert "licence: " in said
         assert "warning" not in said
         people = []
-        for site in out.iterdir():
+        for site in (path for path in out.iterdir() if path.is_dir()):
             assert {p.name for p in site.iterdir()} == files | {"site.toml", "persons.csv"}
             assert (site / "site.toml").read_text().startswith("# ")
             manifest = tomllib.loads((site / "site.toml").read_text())
@@ -182,6 +186,42 @@ def test_ancestry_people_and_overlap(prepared: Prepared) -> None:
     assert builds == ["NCBI36", "GRCh37"]
     assert _position(out / "hapmap3", "rs4970383") == 828418  # NCBI36
     assert _position(out / "kg1", "rs4970383") == 838555  # GRCh37
+
+
+def test_trait_is_planted_as_the_truth_says(prepared: Prepared, tmp_path: Path) -> None:
+    out, said = prepared("trait")
+    truth = json.loads((out / "truth.json").read_text())
+    persons = {site: pd.read_csv(out / site / "persons.csv").merge(pd.read_csv(out / site / "clinical.csv")) for site in ("hapmap3", "kg1")}
+    assert {site: len(table) for site, table in persons.items()} == {"hapmap3": 957, "kg1": 501}
+    assert not set(persons["hapmap3"].id) & set(persons["kg1"].id), "nobody is counted twice"
+    assert "left out of kg1: 546 people who are in hapmap3 too" in said
+    everybody = pd.concat(persons.values())
+    assert everybody.tall.mean() == pytest.approx(0.25, abs=0.002)
+    assert everybody.height[everybody.tall == 1].min() > everybody.height[everybody.tall == 0].max()
+    planted = pd.DataFrame(truth["planted"]).set_index("id")
+    assert len(planted) == 40
+    assert planted.frequency.between(0.05, 0.95).all()
+    parts = []
+    for site in persons:
+        bed = open_bed(out / site / "genotypes.bed")
+        rows, columns = (pd.Index(x).get_indexer(y) for x, y in ((bed.iid, persons[site].id), (bed.sid, planted.index)))
+        dosage = bed.read(index=np.s_[rows, columns], dtype="float64")
+        parts.append(np.where(bed.allele_1[columns] == planted.effect_allele, dosage, 2 - dosage))
+    dosage = np.concatenate(parts)
+    assert np.allclose(np.nanmean(dosage, axis=0) / 2, planted.frequency, atol=1e-6)
+    genetic = np.nan_to_num(dosage - 2 * planted.frequency.to_numpy()) @ planted.effect_cm
+    assert genetic.std() == pytest.approx(3.5, rel=1e-3)
+    ancestry = {row["id"]: row["ancestry"] for site in persons for row in read(prepared("ancestry")[0] / site / "persons.csv")}
+    shift = everybody.id.map(ancestry).map(truth["shift_cm"])
+    rest = everybody.height - 170 - genetic - shift - truth["age_cm_a_year"] * (everybody.age - 50) - truth["sex_cm"] * everybody.sex
+    assert abs(rest.mean()) < 4 * truth["noise_sd_cm"] / np.sqrt(len(rest))
+    assert rest.std() == pytest.approx(truth["noise_sd_cm"], rel=0.08)
+    prepare("trait", tmp_path / "two", data=DATA, seed=2, say=lambda _: None)
+    other = json.loads((tmp_path / "two" / "truth.json").read_text())
+    assert {row["id"] for row in other["planted"]} != set(planted.index), "the seed decides what is planted"
+    for site in persons:
+        manifest = tomllib.loads((out / site / "site.toml").read_text())
+        assert manifest["policy"] == {"min_count": 1}
 
 
 def _position(site: Path, rsid: str) -> int:

@@ -20,7 +20,8 @@ from fedml.cohort.variants import Variant
 from fedml.study import Variants
 
 EVERYBODY = "all sites"
-_CONTRADICTS, _COMPARED = 0.2, 50  # correlation of so many frequencies with those elsewhere, below which alleles are mixed up
+_COMPARED = 50  # variants, of which frequencies that hardly go together say that alleles are mixed up
+_CONTRADICTS = ((0.15, 0.2), (0.1, -0.3))  # mean difference of two sites' frequencies above, and their correlation below
 _TURNED = 10  # variants, of which frequencies that fit the other way round say that alleles are exchanged
 
 _MENDS = {
@@ -125,18 +126,18 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
 
 
 def _compare(own: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> tuple[float, bool] | None:
-    """Correlation of a site's allele frequencies with the others', and whether they contradict: of ten variants or more they fit twice as well
-    when turned round, or of many common ones they do not fit at all (rare variants of two populations need not). None: too few to say."""
+    """Correlation of a site's allele frequencies with the others', and whether they contradict; None: too few to say.
+
+    They do where those of ten variants or more fit twice as well when turned round; and where those of fifty or more lie far apart (0.15 on
+    average) and hardly go together. Populations may do one of these: rare variants of two need not go together, common ones may lie apart.
+    """
     both = np.isfinite(own) & np.isfinite(rest)
     own, rest = own[both], rest[both]
     if len(own) < _TURNED or own.std() == 0 or rest.std() == 0:
         return None
-    turned = 2 * np.abs(own - (1 - rest)).sum() < np.abs(own - rest).sum()
-    common = np.abs(rest - 0.5) <= 0.45
-    if common.sum() >= _COMPARED and own[common].std() > 0 and rest[common].std() > 0:
-        own, rest = own[common], rest[common]
-    r = float(np.corrcoef(own, rest)[0, 1])
-    return r, bool(turned or (common.sum() >= _COMPARED and r < _CONTRADICTS))
+    r, apart = float(np.corrcoef(own, rest)[0, 1]), float(np.abs(own - rest).mean())
+    turned = 2 * float(np.abs(own - (1 - rest)).mean()) < apart
+    return r, turned or (len(own) >= _COMPARED and any(apart > far and r < least for far, least in _CONTRADICTS))
 
 
 def _others(told: Mapping[str, npt.NDArray[np.int64]], site: str) -> npt.NDArray[np.int64]:

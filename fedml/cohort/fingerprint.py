@@ -207,6 +207,8 @@ def _reference(path: Path) -> Callable[[str, int, int], str]:
 
     if not path.exists():
         raise InputError(f"{path}: no such file; correct data.variants reference in site.toml.")
+    if not path.with_name(path.name + ".fai").exists():  # pysam would write one, unasked, beside a file that many share
+        raise InputError(f"{path}: has no index ({path.name}.fai); make one with samtools faidx.")
     try:
         fasta = pysam.FastaFile(str(path))
     except (OSError, ValueError) as error:
@@ -214,10 +216,19 @@ def _reference(path: Path) -> Callable[[str, int, int], str]:
     names = {canonical_contig(name): name for name in fasta.references}
     held: dict[str, str] = {}  # one contig at a time: files are sorted by it, and the longest is 250 MB
 
+    def whole(name: str) -> str:
+        try:
+            letters: str = fasta.fetch(name).upper()
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: contig {name} cannot be read ({error}); copy the file anew, and its index.") from error
+        if len(letters) != fasta.get_reference_length(name):
+            raise InputError(f"{path}: contig {name} is shorter than the index says; copy the file anew, and its index.")
+        return letters
+
     def bases(contig: str, position: int, count: int) -> str:
         if contig not in held:
             held.clear()
-            held[contig] = fasta.fetch(names[contig]).upper() if contig in names else ""
+            held[contig] = whole(names[contig]) if contig in names else ""
         return held[contig][position - 1 : position - 1 + count]
 
     return bases

@@ -49,7 +49,10 @@ def read_variants(
         InputError: the file is missing, damaged, of another build, names none of the persons, or holds none of the selected variants; the
             cache's folder cannot be written and the table is too large for memory.
     """
-    source = open_source(path)
+    try:
+        source = open_source(path)
+    except OSError as error:  # a folder, or no right to read it
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
         wanted = "none of the study's variants" if selection else "no variant"
@@ -79,12 +82,15 @@ def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArra
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
-def shared_panel(sites: Mapping[str, Dosages], spec: Variants) -> Panel:
-    """The variants that all ``sites`` share, oriented and of the quality that the study asks for: what the server finds from counts."""
+def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool = True) -> Panel:
+    """The variants that all ``sites`` share, oriented and of the quality that the study asks for: what the server finds from counts, or
+    without them (``counted`` false), as in a private study, which releases none."""
     keys = {name: own.keys for name, own in sites.items()}
     notes = {name: own.notes for name, own in sites.items() if own.notes is not None}
     draft = draft_panel(keys, spec.match, [n for n, own in sites.items() if own.checked], notes)
     doubts = any(mask.any() for mask in draft.doubtful.values())
+    if not counted:
+        return settle(draft, None)[0]
     if not (spec.counted or doubts):
         return draft
     counts = {name: genotype_counts(aligned(own, draft, name, spec)) for name, own in sites.items()}

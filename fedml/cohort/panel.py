@@ -9,7 +9,8 @@ Matched by contig, position and alleles, or by rsID if the study says so. A SNP'
 strand. An insertion or deletion must stand as it is: the other order is another change (a deletion is not the insertion beside it). A/T
 and C/G read the same on both strands: at a site none of whose other SNPs is turned they are believed, at one all of whose other SNPs are
 turned they are turned too, and at a mixed one frequencies decide where they can (minor allele below 20 % here and elsewhere), or the
-variant is dropped.
+variant is dropped. So they do where frequencies contradict the letters (``doubt``). An insertion and a deletion of the same letters at one
+place are dropped where any file does not keep the order of alleles: written the other way round, one reads as the other.
 """
 
 from __future__ import annotations
@@ -270,9 +271,8 @@ def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.
     the draft's variants (bool) are in it.
 
     Args:
-        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1 was
-        not
-            told. None: nobody counted, and every doubtful palindrome is dropped.
+        counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles of the draft as it is turned there, and missing; a column of -1
+            was not told. None: nobody counted, and every doubtful palindrome is dropped.
     """
     doubtful = np.zeros(len(draft.keys), dtype=bool)
     for mask in draft.doubtful.values():

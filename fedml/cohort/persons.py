@@ -163,7 +163,7 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     """All persons of several sites as one: what a federation is compared with. A person at two sites stands twice, as there."""
     own = {c.site: c.variants for c in cohorts if c.variants is not None}
     if own:
-        panel = shared_panel(own, study.cohort.variants)
+        panel = shared_panel(own, study.cohort.variants, counted=study.privacy.unit == "none")
         cohorts = [aligned(c, panel.keys, panel.flips.get(c.site, np.zeros(0, np.uint8)), study) for c in cohorts]
 
     def stack(parts: list[npt.NDArray[Any] | None], width: tuple[int, ...], fill: float, dtype: Any) -> npt.NDArray[Any] | None:

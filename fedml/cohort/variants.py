@@ -146,7 +146,10 @@ def open_source(path: Path) -> Source:
         return PlinkSource(path)
     from fedml.cohort.vcf import open_vcf
 
-    return open_vcf(path)
+    try:
+        return open_vcf(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
 
 
 def to_text(keys: Sequence[Variant]) -> bytes:
