@@ -162,6 +162,19 @@ class ImageNetwork(_Section):
     channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
 
 
+class SegmentationNetwork(_Section):
+    """``[model] segmentation``: a network by name (``fedml.models.segmentation``), its window, and whether HD95 is measured."""
+
+    net: str = "unet"
+    norm: Literal["batch", "group", "instance"] = "instance"
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
+    strides: tuple[Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
+        default=(), description="one between two levels, a number or one an axis; none: 2"
+    )
+    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels an axis; none: whole images")
+    distances: bool = True
+
+
 class TableNetwork(_Section):
     """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
@@ -205,8 +218,9 @@ class VariantNetwork(_Section):
 class Model(_Section):
     """``[model]``: the task, one encoder an input, and how their outputs are fused."""
 
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "regression", "segmentation"] = "classification"
     image: ImageNetwork = ImageNetwork()
+    segmentation: SegmentationNetwork = SegmentationNetwork()
     variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
     width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
@@ -373,6 +387,8 @@ class Study(_Section):
             return self
         if "variants" not in self.cohort.inputs:
             raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
+        if self.model.task == "segmentation":
+            raise ValueError('[gwas] has a number or two classes as target; set [model] task = "classification" or "regression"')
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
         if self.model.task == "classification" and len(self.cohort.classes) != 2:
@@ -381,6 +397,18 @@ class Study(_Section):
         for name in self.gwas.covariates:
             if name not in columns:
                 raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+        return self
+
+    @model_validator(mode="after")
+    def _segmentation(self) -> Self:
+        """What masks need of the other sections."""
+        if self.model.task == "segmentation":
+            if self.cohort.inputs != ("image",):
+                raise ValueError('[model] task = "segmentation" is of images alone; set [cohort] inputs = ["image"]')
+            if self.privacy.unit == "patient":
+                raise ValueError('[model] task = "segmentation" is not built for unit = "patient"; set [privacy] unit = "site" or "none"')
+            if self.privacy.unit == "site" and self.model.segmentation.norm == "batch":
+                raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
         return self
 
     @model_validator(mode="after")

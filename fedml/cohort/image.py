@@ -24,6 +24,8 @@ class Images:
 
     pixels: npt.NDArray[Any]
     person: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.uint8] | None = None  # (images, 1, *size)
+    spacing: npt.NDArray[np.float64] | None = None  # (images, axes) mm, NaN where the file does not say
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,8 +77,15 @@ def read_images(path: Path, kind: str, persons: list[str], shape: ImageShape | N
     if not pairs:
         expected = "in its array ids" if kind == "npz" else f"as <id>{FORMATS[kind][0][0]} or <id>/<name>{FORMATS[kind][0][0]}"
         raise InputError(f"{path}: holds no image of a person in the persons table {expected}; correct data.image in site.toml.")
-    pairs.sort(key=lambda pair: pair[0])  # stable: a person's images keep their order
-    return Images(np.stack([pixels for _, pixels in pairs]), np.array([at for at, _ in pairs], dtype=np.int64))
+    order = sorted(range(len(pairs)), key=lambda k: pairs[k][0])
+    pairs = [pairs[k] for k in order]
+    masks = None
+    if kind == "npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            if "masks" in arrays:
+                keep = [k for k, i in enumerate(arrays["ids"].astype(str)) if i in row]
+                masks = arrays["masks"][keep][order][:, None].astype(np.uint8)
+    return Images(np.stack([pixels for _, pixels in pairs]), np.array([at for at, _ in pairs], dtype=np.int64), masks)
 
 
 def _files(folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None) -> list[tuple[int, npt.NDArray[Any]]]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fedml.study import Study
+from fedml.study import Study, normal
 
 BINS = 4096
 LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
@@ -53,6 +53,10 @@ def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
 
 def make_task(study: Study) -> Task:
     """The study's task."""
+    if study.model.task == "segmentation":
+        from fedml.learning.segmentation import segmentation_task
+
+        return segmentation_task([normal(c) for c in study.cohort.classes], distances=study.model.segmentation.distances)
     if study.model.task == "regression":
         return Task("regression", _squared_error, _regression_counts, _regression_metrics, "rmse", False)
     return Task("classification", _cross_entropy, _class_counts, _class_metrics, "auroc", True)
