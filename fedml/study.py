@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedml.cohort.transforms import Preprocess
 from fedml.errors import InputError, nearest
 
 InputName = Literal["image", "variants", "clinical"]
@@ -97,10 +98,36 @@ class ClinicalColumns(_Section):
 
 
 class ImageShape(_Section):
-    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree."""
+    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
+
+    With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
+    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``).
+    """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
     size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
+    orientation: str = Field(default="", description="such as RAS; for images of three axes")
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
+    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What is done to each image when it is read; None: nothing."""
+        if not (self.orientation or self.spacing_mm or self.window or self.crop):
+            return None
+        window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
+        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, size=self.size)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(self.window) not in (0, 2):
+            raise ValueError(f"window has two numbers, (low, high), not {len(self.window)}")
+        try:
+            _ = self.preprocess
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        return self
 
 
 class Variants(_Section):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fedml.cohort.dicom_files import MAX_MB, open_dataset, printable, reading
 from fedml.cohort.reasons import ItemError, Unusable
@@ -107,6 +107,9 @@ _CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalitie
 _DEEP, _MANY = 32, 200_000  # levels and items of sequences that are looked at
 _SHORT = 2**16  # bytes; in longer ones only ASCII is looked for
 _ITEM = b"\xfe\xff\x00\xe0"
+
+
+Deidentification = Literal["refuse", "quarantine", "warn"]  # of a file that is not: end the reading, set the file aside, tell the log
 
 
 class Severity(StrEnum):

@@ -34,7 +34,8 @@ Batch = dict[str, "torch.Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason."""
+    """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason,
+    ``set_aside`` images that could not be used (``fedml.cohort.reasons``)."""
 
     site: str
     ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Cohort:
     variants: Dosages | None = None
     images: Images | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    set_aside: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)

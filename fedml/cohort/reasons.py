@@ -6,6 +6,7 @@ except ItemError as error: aside[error.reason] += 1  # the text stays at the sit
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -27,6 +28,7 @@ class Unusable(StrEnum):
     MASK_MISMATCH = "mask-mismatch"
     OVERLAPPING_SEGMENTS = "overlapping-segments"
     NOT_DE_IDENTIFIED = "not-de-identified"
+    NO_MASK = "no-mask"  # not at fault: nobody drew one
 
 
 class ItemError(Exception):
@@ -35,3 +37,13 @@ class ItemError(Exception):
     def __init__(self, reason: Unusable, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+@dataclass(frozen=True)
+class Aside:
+    """An item that was set aside: whose it is, which file, why in a code and in words. Kept at the site."""
+
+    person: str
+    file: str
+    reason: Unusable
+    text: str
