@@ -31,6 +31,7 @@ name = "{name}" # as the studies' rosters have it
 [data]
 persons = "persons.csv" # columns: id, then what studies predict; one row a person
 # image = {{ path = "images", format = "nifti" }} # png, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
+# image = {{ path = "images", format = "dicom" }} # <id>.dcm, or <id>/ with one or more series; for segmentation also: masks = "masks"
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
@@ -42,6 +43,8 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # min_count = 5 # persons behind any number that leaves; of a variant, also persons with each genotype
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); left out, no study with privacy of a patient runs
 # allow_unprotected = false # with a budget: may a study without that privacy run all the same?
+# deidentification = "quarantine" # of a DICOM file that is not: refuse (the site takes no part), quarantine (it is set aside), warn
+# max_quarantined = 0.1 # fraction of the persons with images of whom one may be set aside as unusable
 # max_rounds = 1000
 # max_steps = 2000 # of each kind of step in an association study
 # max_request_mb = 512
@@ -103,6 +106,8 @@ def check(
         print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {told})" if told else ""))
     for why, count in cohort.left_out.items():
         print(f"  left out {count} persons: {why}")
+    for why, count in cohort.set_aside.items():
+        print(f"  set aside {count} images: {why} (fedml-site data lists them)")
     if cohort.clinical is not None and study.cohort.clinical is not None:
         for name, missing in zip(study.cohort.clinical.columns, (cohort.clinical != cohort.clinical).mean(0), strict=True):
             print(f"  {name}: {missing:.0%} missing")
@@ -120,6 +125,18 @@ SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or
 ScoreBy = Literal["position", "rsid"]
 ScoreMissing = Literal["stated", "own"]
 By = Annotated[str, typer.Option("--by", help="Who decides; left out, the name of this account.")]
+
+
+@app.command()
+def data(site_file: SiteFile = Path("site.toml")) -> None:
+    """List the images that the last reading set aside, and why. Nothing leaves this machine.
+
+    Example: fedml-site data --site /srv/fedml/site.toml
+    """
+    from clients.quarantine import read, show
+
+    site = _site(site_file)
+    print(show(site.name, read(site.state)))
 
 
 def _site(path: Path) -> Site:

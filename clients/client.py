@@ -223,8 +223,8 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
 
 
 def _persons(cohort: Cohort, study: Study) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(parts, classes) persons; one column for regression."""
-    if study.model.task == "regression":
+    """(parts, classes) persons; one column where there are no classes of persons."""
+    if study.model.task != "classification":
         return np.array([[cohort.count(part)] for part in PARTS], dtype=np.int64)
     classes = len(study.cohort.classes)
     return np.stack([np.bincount(cohort.labels[cohort.rows(p)].astype(int), minlength=classes) for p in PARTS]).astype(np.int64)

@@ -4,7 +4,7 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
-image = { path = "images", format = "nifti" }              # png | jpeg | npy | nifti | npz
+image = { path = "images", format = "nifti" }              # dicom | png | jpeg | npy | nifti | npz; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
@@ -13,6 +13,7 @@ split = "split.csv"                                        # optional: id, part
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from clients import quarantine
 from fedml.cohort.builds import Build
 from fedml.cohort.clinical import code_columns
+from fedml.cohort.deidentified import Deidentification
 from fedml.cohort.genotypes import read_variants
-from fedml.cohort.image import read_images
+from fedml.cohort.image import TooManyAside, read_images
 from fedml.cohort.panel import panel_of
 from fedml.cohort.persons import Cohort, aligned, keep, pool
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
@@ -38,10 +41,11 @@ class _Section(BaseModel):
 
 
 class ImageData(_Section):
-    """Where images are; ``format`` as in ``fedml.cohort.image``."""
+    """Where images are; ``format`` as in ``fedml.cohort.image``, ``masks`` as in ``fedml.cohort.masks``."""
 
     path: str
-    format: Literal["png", "jpeg", "npy", "nifti", "npz"]
+    format: Literal["dicom", "png", "jpeg", "npy", "nifti", "npz"]
+    masks: str | None = None
 
 
 class VariantData(_Section):
@@ -77,7 +81,8 @@ class Policy(_Section):
     with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
     ``min_count`` holds for the persons behind a sum and, in analyses of genotypes, for every group of persons with the same genotype (also
     among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of
-    step of such an analysis.
+    step of such an analysis. ``deidentification``: what to do with a DICOM file that is not (``fedml.cohort.deidentified``).
+    ``max_quarantined``: the fraction of persons with images of whom one may be unusable and set aside; above it the site refuses.
     """
 
     studies: Literal["approved"] = "approved"
@@ -91,6 +96,8 @@ class Policy(_Section):
     allow_unprotected: bool = False
     max_reply_mb: Annotated[int, Field(ge=1)] = 512
     min_count: Annotated[int, Field(ge=1)] = 5
+    deidentification: Deidentification = "quarantine"
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
 class SiteName(_Section):
@@ -198,7 +205,8 @@ def read_cohort(site: Site, study: Study) -> Cohort:
     path = folder / data.persons
     table = read_table(path)
     ids = [str(i) for i in table.index]
-    labels = read_labels(table, path, plan, study.model.task)
+    masked = study.model.task == "segmentation"  # there the mask is the label
+    labels = np.zeros(len(ids)) if masked else read_labels(table, path, plan, study.model.task)
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index)
     else:
@@ -217,10 +225,21 @@ def read_cohort(site: Site, study: Study) -> Cohort:
             reference=None if own.reference is None else folder / own.reference,
         )  # fmt: skip
     if "image" in plan.inputs and data.image is not None:
-        images = read_images(folder / data.image.path, data.image.format, ids, plan.image)
+        policy, place = site.manifest.policy, data.image
+        try:
+            images = read_images(
+                folder / place.path, place.format, ids, plan.image, codes=plan.classes if masked else None,
+                masks=None if place.masks is None else folder / place.masks,
+                deidentification=policy.deidentification, max_quarantined=policy.max_quarantined,
+            )  # fmt: skip
+        except TooManyAside as error:
+            quarantine.write(site.state, study.study.name, error.aside)
+            raise
+        quarantine.write(site.state, study.study.name, images.aside)
     if clinical is None and variants is None and images is None:
         raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
-    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images), study)
+    aside = dict(Counter(str(a.reason) for a in images.aside)) if images is not None else {}
+    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, set_aside=aside), study)
     if not cohort.count("train"):
         raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
     return cohort

@@ -60,7 +60,7 @@ def synth(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry or trait.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait or wbc.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Files that are already here; without it they are downloaded.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes how persons are dealt to made-up hospitals.")] = 1,

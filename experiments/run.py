@@ -52,15 +52,21 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         InputError: the first thing that cannot be used, or nobody to test on.
     """
     from fedml.models.image import NETWORKS, build_image_network
+    from fedml.models.segmentation import build_segmentation_network
     from strategies.registry import make_strategy
 
     make_strategy(study)
-    if "image" in study.cohort.inputs and study.model.image.net not in NETWORKS:
+    if study.model.task == "segmentation":
+        spec, image = study.model.segmentation, study.cohort.image
+        size = (1, 8, 8) if image is None else (image.channels, *image.size)
+        build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
+    elif "image" in study.cohort.inputs and study.model.image.net not in NETWORKS:
         build_image_network(study.model.image, (1, 8, 8), 1)
     cohorts = {}
     for name, site in sites.items():
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
         left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
+        left += "".join(f", {count} images set aside ({why})" for why, count in cohort.set_aside.items())
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
     if job == "train" and not any(c.count("test") for c in cohorts.values()):
         raise InputError(

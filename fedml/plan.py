@@ -17,7 +17,11 @@ def describe(study: Study) -> str:
         "",
         f"Reads       {_inputs(study)}",
         f"Predicts    {cohort.target}: "
-        + (f"one of {', '.join(map(str, cohort.classes))}" if study.model.task == "classification" else "a number"),
+        + {
+            "classification": f"one of {', '.join(map(str, cohort.classes))}",
+            "regression": "a number",
+            "segmentation": f"of each voxel, one of {', '.join(map(str, cohort.classes))}",
+        }[study.model.task],
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         " (unless a site's file fixes it)",
         "",

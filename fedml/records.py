@@ -74,6 +74,16 @@ def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Type and shape of each array that ``counts`` may hold for one part (``fedml.learning.task``)."""
     from fedml.learning.task import BINS
 
+    if study.model.task == "segmentation":
+        from fedml.learning.segmentation import DISTANCE_BINS
+
+        scored = (len(study.cohort.classes) - 1,)
+        whole = dict.fromkeys(("intersection", "predicted", "true", "occurs", "scored"), ("int64", scored))
+        own: dict[str, tuple[str, tuple[int, ...]]] = {"persons": ("float64", (1,)), "dice_sum": ("float64", scored), **whole}
+        if study.model.segmentation.distances:
+            own |= {"spaced": ("int64", (1,)), "hd95_sum": ("float64", scored), "hd95_persons": ("int64", scored)}
+            own["hd95_histogram"] = ("int32", (*scored, DISTANCE_BINS))
+        return own
     if study.model.task == "regression":
         return dict.fromkeys(("persons", "y_sum", "y2_sum", "e_sum", "e2_sum", "abs_sum"), ("float64", (1,)))
     classes = len(study.cohort.classes)

@@ -96,7 +96,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
     if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
         raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
     values = read_arrays(reply, DESCRIBED)
-    classes = 1 if study.model.task == "regression" else len(study.cohort.classes)
+    classes = 1 if study.model.task != "classification" else len(study.cohort.classes)
     if study.privacy.unit != "patient":  # there nobody is counted
         _shaped(values.pop(PERSONS, None), "int64", (len(PARTS), classes), PERSONS)
     for key, value in values.items():

@@ -81,6 +81,8 @@ def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
 
     with torch.inference_mode():
         out = model(to_batch(study, given))
+    if study.model.task == "segmentation":
+        return pd.DataFrame({"predicted": [one.argmax(0).flatten().tolist() for one in out]})
     if study.model.task == "regression":
         return pd.DataFrame({"predicted": out[:, 0].double().numpy()})
     p = torch.softmax(out.double(), 1).numpy()
@@ -96,6 +98,8 @@ def _table(study: Study, p: np.ndarray[Any, np.dtype[np.float64]]) -> pd.DataFra
 
 def output_example(study: Study) -> pd.DataFrame:
     """One person's answer in the form that ``predict`` gives, for the signature."""
+    if study.model.task == "segmentation":
+        return pd.DataFrame({"predicted": [[0]]})
     if study.model.task == "regression":
         return pd.DataFrame({"predicted": [0.0]})
     return _table(study, np.full((1, len(study.cohort.classes)), 1 / len(study.cohort.classes)))

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fedml.cohort.transforms import Preprocess
 from fedml.errors import InputError, nearest
 
 InputName = Literal["image", "variants", "clinical"]
@@ -97,10 +98,36 @@ class ClinicalColumns(_Section):
 
 
 class ImageShape(_Section):
-    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree."""
+    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
+
+    With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
+    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``).
+    """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
     size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
+    orientation: str = Field(default="", description="such as RAS; for images of three axes")
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
+    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What is done to each image when it is read; None: nothing."""
+        if not (self.orientation or self.spacing_mm or self.window or self.crop):
+            return None
+        window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
+        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, size=self.size)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(self.window) not in (0, 2):
+            raise ValueError(f"window has two numbers, (low, high), not {len(self.window)}")
+        try:
+            _ = self.preprocess
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        return self
 
 
 class Variants(_Section):
@@ -162,6 +189,19 @@ class ImageNetwork(_Section):
     channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
 
 
+class SegmentationNetwork(_Section):
+    """``[model] segmentation``: a network by name (``fedml.models.segmentation``), its window, and whether HD95 is measured."""
+
+    net: str = "unet"
+    norm: Literal["batch", "group", "instance"] = "instance"
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
+    strides: tuple[Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
+        default=(), description="one between two levels, a number or one an axis; none: 2"
+    )
+    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels an axis; none: whole images")
+    distances: bool = True
+
+
 class TableNetwork(_Section):
     """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
@@ -205,8 +245,9 @@ class VariantNetwork(_Section):
 class Model(_Section):
     """``[model]``: the task, one encoder an input, and how their outputs are fused."""
 
-    task: Literal["classification", "regression"] = "classification"
+    task: Literal["classification", "regression", "segmentation"] = "classification"
     image: ImageNetwork = ImageNetwork()
+    segmentation: SegmentationNetwork = SegmentationNetwork()
     variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
     width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
@@ -373,6 +414,8 @@ class Study(_Section):
             return self
         if "variants" not in self.cohort.inputs:
             raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
+        if self.model.task == "segmentation":
+            raise ValueError('[gwas] has a number or two classes as target; set [model] task = "classification" or "regression"')
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
         if self.model.task == "classification" and len(self.cohort.classes) != 2:
@@ -381,6 +424,18 @@ class Study(_Section):
         for name in self.gwas.covariates:
             if name not in columns:
                 raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+        return self
+
+    @model_validator(mode="after")
+    def _segmentation(self) -> Self:
+        """What masks need of the other sections."""
+        if self.model.task == "segmentation":
+            if self.cohort.inputs != ("image",):
+                raise ValueError('[model] task = "segmentation" is of images alone; set [cohort] inputs = ["image"]')
+            if self.privacy.unit == "patient":
+                raise ValueError('[model] task = "segmentation" is not built for unit = "patient"; set [privacy] unit = "site" or "none"')
+            if self.privacy.unit == "site" and self.model.segmentation.norm == "batch":
+                raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
         return self
 
     @model_validator(mode="after")

@@ -11,6 +11,7 @@ import json
 import shutil
 import threading
 import tomllib
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from email.message import Message
@@ -67,6 +68,7 @@ def test_site_files(prepared: Prepared) -> None:
         "pneumonia": ({"images.npz", "split.csv"}, {"image", "split"}),
         "ancestry": ({"genotypes.bed", "genotypes.bim", "genotypes.fam"}, {"variants"}),
         "trait": ({"genotypes.bed", "genotypes.bim", "genotypes.fam", "clinical.csv"}, {"variants", "clinical"}),
+        "wbc": ({"images", "masks"}, {"image"}),
     }
     for name, (files, keys) in expected.items():
         out, said = prepared(name)
@@ -109,6 +111,27 @@ def test_heart_is_the_same_from_both_published_forms(prepared: Prepared, tmp_pat
         verify(tmp_path / source.name, source.sha256)
     prepare("heart", tmp_path / "sites", data=tmp_path, say=lambda _: None)
     assert tree(tmp_path / "sites") == tree(out)
+
+
+def test_wbc_masks_lie_on_their_photographs(prepared: Prepared) -> None:
+    from PIL import Image
+
+    out, said = prepared("wbc")
+    assert "cellavision: 100 cells; 304 pixels" in said
+    for site, count in {"tecom": 300, "cellavision": 100}.items():
+        ids = [row["id"] for row in read(out / site / "persons.csv")]
+        for kind in ("images", "masks"):
+            assert sorted(p.stem for p in (out / site / kind).iterdir()) == sorted(ids)
+        assert len(ids) == count
+        inside, outside = [], []
+        for person in ids:
+            grey = np.asarray(Image.open(out / site / "images" / f"{person}.png").convert("L"), float)
+            mask = np.asarray(Image.open(out / site / "masks" / f"{person}.png"))
+            assert mask.shape == grey.shape == (96, 96)
+            assert set(np.unique(mask)) <= {0, 128, 255}
+            inside.append(grey[mask == 255].mean())
+            outside.append(grey[mask == 0].mean())
+        assert np.mean(np.array(inside) < outside) > 0.98  # a stained nucleus is dark
 
 
 def test_pneumonia_has_no_image_twice(prepared: Prepared) -> None:
@@ -488,7 +511,7 @@ def test_every_source_is_pinned() -> None:
     for dataset in DATASETS.values():
         for file in dataset.sources:
             assert file.url.startswith("https://")
-            assert file.name in file.url
+            assert file.name in urllib.parse.unquote(file.url)
             assert all(len(checksum) == 64 for checksum in file.sha256)
             if DATA.is_dir():
                 path = DATA / file.folder / file.name

@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from experiments.prepare import ancestry, heart, pneumonia, trait
+from experiments.prepare import ancestry, heart, pneumonia, trait, wbc
 from experiments.prepare.source import Dataset, Say, gather, remove
 from fedml.errors import InputError, RunError, nearest
 
-DATASETS: dict[str, Dataset] = {d.name: d for d in (heart.DATASET, pneumonia.DATASET, ancestry.DATASET, trait.DATASET)}
+DATASETS: dict[str, Dataset] = {d.name: d for d in (heart.DATASET, pneumonia.DATASET, ancestry.DATASET, trait.DATASET, wbc.DATASET)}
 
 
 def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, say: Say = print) -> list[Path]:

@@ -1,29 +1,50 @@
-"""Images of persons, a format a function: PNG, JPEG, NPY, NIfTI files, or one ``.npz`` array.
+"""Images of persons, a format a function: DICOM, PNG, JPEG, NPY, NIfTI files, or one ``.npz`` array.
 
-Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several. An ``.npz`` holds ``ids`` (text) and ``images``
-(images, then the axes of one image); an id may stand there several times. Intensities stay raw; the model standardises.
+Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several (DICOM: ``fedml.cohort.dicom_images``). An ``.npz``
+holds ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may stand there
+several times. Intensities stay raw unless the study says otherwise; the model standardises.
+
+    images = read_images(Path("images"), "nifti", ids, study.cohort.image, max_quarantined=0.1)
+    images.aside                                       # what could not be used, each with its reason
+
+An image that cannot be used is set aside and the others are read; too many of them are one ``TooManyAside``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort import masks as mask_files
+from fedml.cohort.deidentified import Deidentification
+from fedml.cohort.reasons import Aside, ItemError, Unusable
+from fedml.cohort.transforms import Preprocess, prepared
 from fedml.errors import InputError
-from fedml.study import ImageShape
+from fedml.study import Code, ImageShape
+
+Affine = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending)."""
+    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending).
+
+    ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
+    ``aside``: what could not be used.
+    """
 
     pixels: npt.NDArray[Any]
     person: npt.NDArray[np.int64]
+    masks: npt.NDArray[np.uint8] | None = None
+    spacing: npt.NDArray[np.float64] | None = None
+    aside: tuple[Aside, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,26 +52,44 @@ class Images:
         return tuple(self.pixels.shape[1:])
 
 
-def _read_picture(path: Path) -> npt.NDArray[Any]:
+class TooManyAside(InputError):
+    """More persons have an unusable image than the site's policy allows; ``aside`` is all of them."""
+
+    def __init__(self, text: str, aside: tuple[Aside, ...] = ()) -> None:
+        super().__init__(text)
+        self.aside = aside
+
+
+class _Raw(NamedTuple):
+    image: npt.NDArray[Any]  # (channels, *size)
+    affine: Affine | None = None
+    mask: npt.NDArray[np.uint8] | None = None  # (1, *size)
+
+
+_Item = tuple[int, Path, Callable[[], _Raw]]  # the person's row, the file, what reads it
+
+
+def _read_picture(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
     from PIL import Image
 
     with Image.open(path) as picture:
         plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
-        return np.asarray(picture if plain else picture.convert("RGB"))  # palettes and alpha become colours
+        return np.asarray(picture if plain else picture.convert("RGB")), None  # palettes and alpha become colours
 
 
-def _read_npy(path: Path) -> npt.NDArray[Any]:
-    return np.asarray(np.load(path, allow_pickle=False))
+def _read_npy(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
+    return np.asarray(np.load(path, allow_pickle=False)), None
 
 
-def _read_nifti(path: Path) -> npt.NDArray[Any]:
+def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
     import nibabel
 
-    return np.asarray(nibabel.load(path).dataobj, dtype=np.float32)
+    volume = nibabel.load(path)
+    return np.asarray(volume.dataobj, dtype=np.float32), np.asarray(volume.affine, dtype=np.float64)
 
 
-# format -> (endings, reader). Adding a format is one function and one line.
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], npt.NDArray[Any]]]] = {
+# format -> (endings, reader of voxels and affine). Adding a format is one function and one line.
+FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], tuple[npt.NDArray[Any], Affine | None]]]] = {
     "png": ((".png",), _read_picture),
     "jpeg": ((".jpg", ".jpeg"), _read_picture),
     "npy": ((".npy",), _read_npy),
@@ -58,56 +97,166 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], npt.NDArray[Any]]]] =
 }
 
 
-def read_images(path: Path, kind: str, persons: list[str], shape: ImageShape | None) -> Images:
+def read_images(
+    path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, masks: Path | None = None,
+    codes: Sequence[Code] | None = None, deidentification: Deidentification = "quarantine", max_quarantined: float = 0.1,
+) -> Images:  # fmt: skip
     """The images of ``persons`` in the table's order; a person may have none or several.
 
     Args:
         path: the folder, or the ``.npz`` file when ``kind`` is ``npz``.
-        kind: ``npz`` or a key of ``FORMATS``.
+        kind: ``npz``, ``dicom`` or a key of ``FORMATS``.
         persons: ids; images of anybody else are not read.
-        shape: the study's; None takes the first image's and asks the others to agree.
+        shape: the study's; None takes the shape of most and asks the others to agree.
+        masks: the folder of masks. codes: the study's classes; None: no masks are read. With them an image without a mask is left out.
+        deidentification: of DICOM files, the site's policy.
+        max_quarantined: fraction of the persons with images of whom one may be set aside.
 
     Raises:
-        InputError: a file is missing, truncated, non-finite, or of another shape; nobody has an image.
+        TooManyAside: more than that; the sentence names the first file.
+        InputError: a folder or array is missing; nobody has an image; a file is not de-identified and the policy is to refuse.
     """
     row = {person: at for at, person in enumerate(persons)}
-    pairs = _npz(path, row, shape) if kind == "npz" else _files(path, kind, row, shape)
-    if not pairs:
-        expected = "in its array ids" if kind == "npz" else f"as <id>{FORMATS[kind][0][0]} or <id>/<name>{FORMATS[kind][0][0]}"
-        raise InputError(f"{path}: holds no image of a person in the persons table {expected}; correct data.image in site.toml.")
-    pairs.sort(key=lambda pair: pair[0])  # stable: a person's images keep their order
-    return Images(np.stack([pixels for _, pixels in pairs]), np.array([at for at, _ in pairs], dtype=np.int64))
+    items = (
+        _npz(path, row, shape, codes)
+        if kind == "npz"
+        else _dicom(path, row, shape, masks, codes, deidentification)
+        if kind == "dicom"
+        else _files(path, kind, row, shape, masks, codes)
+    )
+    spec = None if shape is None else shape.preprocess
+    read: list[tuple[int, Path, _Raw]] = []
+    aside: list[Aside] = []
+    seen: set[int] = set()
+    for at, where, load in items:
+        seen.add(at)
+        try:
+            read.append((at, where, _prepared(load(), spec)))
+        except InputError:
+            raise
+        except Exception as error:  # a decoder raises whatever it likes on a broken file
+            reason, text = _why(error, where, kind)
+            aside.append(Aside(persons[at], str(where), reason, text))
+    if shape is None and read:
+        most = Counter(raw.image.shape for _, _, raw in read).most_common(1)[0][0]
+        for at, where, raw in [r for r in read if r[2].image.shape != most]:
+            text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
+            aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
+        read = [r for r in read if r[2].image.shape == most]
+    _hold(aside, len(seen), max_quarantined)
+    if not read:
+        expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
+        expected = expected.format(FORMATS[kind][0][0]) if kind in FORMATS else expected
+        usable = "image with a mask that can be used" if codes is not None else "image that can be used" if aside else "image"
+        raise InputError(f"{path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
+    read.sort(key=lambda r: r[0])  # stable: a person's images keep their order
+    raws = [raw for _, _, raw in read]
+    drawn = [raw.mask for raw in raws if raw.mask is not None]
+    return Images(
+        np.stack([raw.image for raw in raws]),
+        np.array([at for at, _, _ in read], dtype=np.int64),
+        np.stack(drawn) if drawn else None,
+        np.stack([_spacing(raw, spec) for raw in raws]) if drawn and any(raw.affine is not None for raw in raws) else None,
+        tuple(aside),
+    )
 
 
-def _files(folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None) -> list[tuple[int, npt.NDArray[Any]]]:
+def _prepared(raw: _Raw, spec: Preprocess | None) -> _Raw:
+    if spec is None:
+        return raw
+    image, mask = prepared(spec, raw.image, raw.affine, raw.mask)
+    return _Raw(image, raw.affine, mask)
+
+
+def _spacing(raw: _Raw, spec: Preprocess | None) -> npt.NDArray[np.float64]:
+    """Millimetres along each axis of an image as it is now."""
+    axes = raw.image.ndim - 1
+    if spec is not None and spec.spacing_mm:
+        return np.array(spec.spacing_mm)
+    if raw.affine is None:
+        return np.full(axes, np.nan)
+    own: npt.NDArray[np.float64] = np.linalg.norm(raw.affine[:3, :axes], axis=0)
+    if spec is None or not spec.orientation:
+        return own
+    from nibabel.orientations import axcodes2ornt, io_orientation
+
+    before, after = io_orientation(raw.affine)[:, 0], axcodes2ornt(spec.orientation)[:, 0]
+    return np.array([own[np.flatnonzero(before == direction)[0]] for direction in after])
+
+
+def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
+    if isinstance(error, ItemError):
+        text = str(error)
+        return error.reason, text if str(where) in text or text.startswith("/") else f"{where}: {text.rstrip('.')}; replace the file."
+    text = f"{where}: cannot be read as {kind} ({_short(error)}); replace the file or take it away."
+    if isinstance(error, MemoryError):
+        return Unusable.TOO_LARGE, text
+    short = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
+
+
+def _hold(aside: Sequence[Aside], persons: int, most: float) -> None:
+    """Raises ``TooManyAside`` above the fraction ``most`` of ``persons``; an image that nobody drew a mask for is no fault."""
+    faults = [a for a in aside if a.reason is not Unusable.NO_MASK]
+    hit = len({a.person for a in faults})
+    if faults and hit > most * persons:
+        told = f"{hit} of {persons} persons with images have one that cannot be used, [policy] max_quarantined is {most:g}"
+        raise TooManyAside(f"{faults[0].text.rstrip('.')} ({told}).", tuple(aside))
+
+
+def _dicom(
+    folder: Path, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None,
+    deidentification: Deidentification,
+) -> Iterator[_Item]:  # fmt: skip
+    from fedml.cohort.dicom_images import Series, series_of
+
+    def load(read: Callable[[], Series], where: Path) -> _Raw:
+        one = read()
+        return _Raw(channels_first(one.voxels, shape, where, volumes=not one.flat), one.affine, one.mask)
+
+    _need_folder(folder)
+    axes = None if shape is None else len(shape.size)
+    for person, at in row.items():
+        for where, read in series_of(folder, person, masks=masks, classes=codes, axes=axes, deidentification=deidentification):
+            yield at, where, partial(load, read, where)
+
+
+def _need_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; correct data.image in site.toml.")
+
+
+def _files(
+    folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None
+) -> Iterator[_Item]:
     endings, read = FORMATS[kind]
-    pairs: list[tuple[int, npt.NDArray[Any]]] = []
-    first: tuple[int, ...] | None = None
+
+    def load(path: Path, name: str) -> _Raw:
+        raw, affine = read(path)
+        image = channels_first(raw, shape, path, volumes=kind == "nifti")
+        if codes is None:
+            return _Raw(image, affine)
+        drawn = None if masks is None else mask_files.find(masks, name)
+        if drawn is None:
+            raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
+        return _Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
+
+    _need_folder(folder)
     for person, at in row.items():
-        own = [folder / f"{person}{ending}" for ending in endings]
+        own = [(folder / f"{person}{ending}", person, ending) for ending in endings]
         if (folder / person).is_dir():
-            own += sorted(p for p in (folder / person).iterdir() if p.name.endswith(endings))
-        for path in own:
-            if not path.exists():
-                continue
-            try:
-                raw = read(path)
-            except Exception as error:  # a decoder raises whatever it likes on a broken file
-                raise InputError(f"{path}: cannot be read as {kind} ({_short(error)}); replace the file or take it away.") from error
-            pixels = channels_first(raw, shape, path, volumes=kind == "nifti")
-            first = first or pixels.shape
-            if pixels.shape != first:
-                raise InputError(f"{path}: is {pixels.shape}, the images before it are {first} (channels, *size); make them alike.")
-            pairs.append((at, pixels))
-    return pairs
+            inside = sorted(p for p in (folder / person).iterdir() if p.name.endswith(endings))
+            own += [(p, f"{person}/{p.name}", next(e for e in endings if p.name.endswith(e))) for p in inside]
+        for path, name, ending in own:
+            if path.exists():
+                yield at, path, partial(load, path, name.removesuffix(ending))
 
 
-def _npz(path: Path, row: dict[str, int], shape: ImageShape | None) -> list[tuple[int, npt.NDArray[Any]]]:
+def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None) -> Iterator[_Item]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             ids, images = arrays["ids"].astype(str), arrays["images"]
+            drawn = arrays["masks"] if codes is not None and "masks" in arrays else None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zip, zlib and numpy each have their own
@@ -116,38 +265,67 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None) -> list[tupl
         raise InputError(f"{path}: ids is {ids.shape} and images {images.shape}; ids has one axis, images one more than an image.")
     if len(ids) != len(images):
         raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id an image.")
-    return [(row[i], channels_first(image, shape, path)) for i, image in zip(ids, images, strict=True) if i in row]
+    if codes is not None and (drawn is None or drawn.ndim < 3 or len(drawn) != len(ids)):
+        raise InputError(f"{path}: has no array masks with one mask an image, as segmentation needs; add it.")
+
+    def load(k: int) -> _Raw:
+        image = channels_first(images[k], shape, path)
+        if codes is None or drawn is None:
+            return _Raw(image)
+        if drawn[k].shape != image.shape[1:]:
+            text = f"{path}: the mask of image {k} is {drawn[k].shape}, the image {image.shape[1:]}; make them alike."
+            raise ItemError(Unusable.MASK_MISMATCH, text)
+        return _Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
+
+    for k, person in enumerate(ids):
+        if person in row:
+            yield row[person], path, partial(load, k)
 
 
 def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, *, volumes: bool = False) -> npt.NDArray[Any]:
-    """``raw`` as (channels, *size), uint8 or float32.
+    """``raw`` as (channels, *size), uint8 or float32. Where the study preprocesses, ``size`` is not asked for yet.
 
     Raises:
-        InputError: the image cannot be brought to ``shape`` by naming its axes, or a voxel is not finite.
+        ItemError: the image cannot be brought to ``shape`` by naming its axes, or a voxel is not finite.
     """
     if raw.dtype.kind not in "buif":
-        raise InputError(f"{path}: holds {raw.dtype}, not plain numbers; replace the file or take it away.")
-    if shape is None:
-        if not 2 <= raw.ndim <= 4:
-            raise InputError(f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace the file or take it away.")
-        picture = raw.ndim == 3 and raw.shape[-1] in ((1,) if volumes else (1, 3, 4))
-        out = np.moveaxis(raw, -1, 0) if picture or raw.ndim == 4 else raw[None]
-    elif raw.shape == shape.size and shape.channels == 1:
-        out = raw[None]
-    elif raw.shape == (shape.channels, *shape.size):
-        out = raw
-    elif raw.shape == (*shape.size, shape.channels):
-        out = np.moveaxis(raw, -1, 0)
-    else:
-        raise InputError(
-            f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); "
-            "resample it or change [cohort.image]."
-        )
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: holds {raw.dtype}, not plain numbers; replace the file or take it away.")
+    out = _any_shape(raw, path, volumes) if shape is None else _named_axes(raw, shape)
+    if out is None and shape is not None:
+        text = f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); "
+        raise ItemError(Unusable.GEOMETRY, text + "resample it or change [cohort.image].")
+    assert out is not None  # noqa: S101 - for the type checker
     if out.dtype != np.uint8:
         out = out.astype(np.float32)
         if not np.isfinite(out).all():
-            raise InputError(f"{path}: holds voxels that are not finite numbers; replace the file or take it away.")
+            raise ItemError(Unusable.NON_FINITE, f"{path}: holds voxels that are not finite numbers; replace the file or take it away.")
     return np.ascontiguousarray(out)
+
+
+def _any_shape(raw: npt.NDArray[Any], path: Path, volumes: bool) -> npt.NDArray[Any]:
+    if not 2 <= raw.ndim <= 4:
+        text = f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace the file or take it away."
+        raise ItemError(Unusable.NOT_AN_IMAGE, text)
+    picture = raw.ndim == 3 and raw.shape[-1] in ((1,) if volumes else (1, 3, 4))
+    return np.moveaxis(raw, -1, 0) if picture or raw.ndim == 4 else raw[None]
+
+
+def _named_axes(raw: npt.NDArray[Any], shape: ImageShape) -> npt.NDArray[Any] | None:
+    free = shape.preprocess is not None
+    axes = len(shape.size)
+
+    def fits(size: tuple[int, ...]) -> bool:
+        return len(size) == axes and (free or size == shape.size)
+
+    if shape.channels == 1 and fits(raw.shape):
+        return raw[None]
+    if raw.ndim == axes + 1:
+        last, first = raw.shape[-1] == shape.channels, raw.shape[0] == shape.channels
+        if first and fits(raw.shape[1:]) and not (free and last):
+            return raw
+        if last and fits(raw.shape[:-1]):
+            return np.moveaxis(raw, -1, 0)
+    return None
 
 
 def _short(error: Exception) -> str:

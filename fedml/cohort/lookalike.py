@@ -20,7 +20,7 @@ _VARIANTS = 20_000  # of the file's first; a rehearsal needs no more
 def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
     """A cohort of the shape of ``cohort``, as ``clients.site.read_cohort`` read it for ``study``; ``seed``: of the noise."""
     random = np.random.default_rng(seed)
-    made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), left_out={})
+    made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), left_out={}, set_aside={})
     if study.model.task == "regression":
         made = replace(made, labels=random.normal(size=len(cohort)))
     spec = study.cohort.clinical
@@ -31,7 +31,9 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
     if cohort.images is not None:
         shape, byte = cohort.images.pixels.shape, cohort.images.pixels.dtype == np.uint8
         pixels = random.integers(0, 256, shape, dtype=np.uint8) if byte else random.random(shape, dtype=np.float32)
-        made = replace(made, images=Images(pixels, cohort.images.person))
+        own_masks = cohort.images.masks
+        masks = None if own_masks is None else random.integers(0, len(study.cohort.classes), own_masks.shape, dtype=np.uint8)
+        made = replace(made, images=Images(pixels, cohort.images.person, masks, cohort.images.spacing))
     if cohort.variants is not None:
         own, there = cohort.variants, slice(0, _VARIANTS)
         keys = own.keys[there]

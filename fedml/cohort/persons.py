@@ -34,7 +34,8 @@ Batch = dict[str, "torch.Tensor"]
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason."""
+    """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason,
+    ``set_aside`` images that could not be used (``fedml.cohort.reasons``)."""
 
     site: str
     ids: tuple[str, ...]
@@ -45,6 +46,7 @@ class Cohort:
     variants: Dosages | None = None
     images: Images | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    set_aside: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -102,6 +104,7 @@ class Cohort:
             out["variants"] = torch.from_numpy(dosage[chosen] if isinstance(dosage, np.ndarray) else dosage.floats(chosen))
         if self.images is not None:
             pixels, begin = self._pixels
+            images = chosen
             if begin is None:
                 out["image"], out["image_person"] = pixels[at].float(), torch.arange(len(at))
             else:
@@ -109,6 +112,10 @@ class Cohort:
                 images = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in chosen] or [np.zeros(0, np.int64)])
                 out["image"] = pixels[torch.from_numpy(images)].float()
                 out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), count))
+            if self.images.masks is not None:
+                out["mask"] = torch.from_numpy(self.images.masks[images])
+            if self.images.spacing is not None:
+                out["image_spacing"] = torch.from_numpy(self.images.spacing[images])
         return out
 
 
@@ -135,7 +142,13 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
     images = variants = None
     if cohort.images is not None:
         kept = new_row[cohort.images.person] >= 0
-        images = Images(cohort.images.pixels[kept], new_row[cohort.images.person[kept]])
+        own_images = cohort.images
+        images = Images(
+            own_images.pixels[kept],
+            new_row[own_images.person[kept]],
+            None if own_images.masks is None else own_images.masks[kept],
+            None if own_images.spacing is None else own_images.spacing[kept],
+        )
     if cohort.variants is not None:
         own = cohort.variants
         dosage = own.dosage[rows] if isinstance(own.dosage, np.ndarray) else own.dosage.take(rows)
@@ -179,7 +192,9 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     if any(c.images for c in cohorts):
         start = np.cumsum([0, *(len(c) for c in cohorts)])
         pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]
-        images = Images(np.concatenate([i.pixels for i, _ in pairs]), np.concatenate([i.person + s for i, s in pairs]))
+        both = [[getattr(i, name) for i, _ in pairs] for name in ("masks", "spacing")]
+        masks, spacing = (np.concatenate(v) if all(x is not None for x in v) else None for v in both)
+        images = Images(np.concatenate([i.pixels for i, _ in pairs]), np.concatenate([i.person + s for i, s in pairs]), masks, spacing)
     return Cohort(
         site=site,
         ids=tuple(f"{c.site}/{i}" for c in cohorts for i in c.ids),

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fedml.study import Study
+from fedml.study import Study, normal
 
 BINS = 4096
 LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
@@ -33,11 +34,12 @@ class Task:
     """Loss (mean over persons), counts of a batch, metrics of counts, and the metric that is watched (higher is better if ``higher``)."""
 
     name: str
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    counts: Callable[[torch.Tensor, torch.Tensor], Counts]
+    loss: Callable[[torch.Tensor, Any], torch.Tensor]
+    counts: Callable[[torch.Tensor, Any], Counts]
     metrics: Callable[[Mapping[str, npt.NDArray[Any]]], dict[str, float]]
     watched: str
     higher: bool
+    truth: Callable[[Mapping[str, torch.Tensor]], Any] = itemgetter("label")  # what loss and counts take, from a batch
 
 
 def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
@@ -51,6 +53,10 @@ def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
 
 def make_task(study: Study) -> Task:
     """The study's task."""
+    if study.model.task == "segmentation":
+        from fedml.learning.segmentation import segmentation_task
+
+        return segmentation_task([normal(c) for c in study.cohort.classes], distances=study.model.segmentation.distances)
     if study.model.task == "regression":
         return Task("regression", _squared_error, _regression_counts, _regression_metrics, "rmse", False)
     return Task("classification", _cross_entropy, _class_counts, _class_metrics, "auroc", True)

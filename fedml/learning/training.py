@@ -79,7 +79,7 @@ def train(
             for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
                 batch = cohort.batch(chosen)
                 optimizer.zero_grad()
-                loss = task.loss(model(batch), batch["label"])
+                loss = task.loss(model(batch), task.truth(batch))
                 loss.backward()  # type: ignore[no-untyped-call]
                 for hook in hooks:
                     hook(parameters)
@@ -99,10 +99,11 @@ def evaluate(model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, th
     model.eval()
     with torch.inference_mode():
         rows = cohort.rows(part)
-        chunks = [rows[i : i + EVALUATION_BATCH] for i in range(0, len(rows), EVALUATION_BATCH)]
+        size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(model, cohort, chunk, task) for chunk in chunks)
 
 
 def _counts(model: nn.Module, cohort: Cohort, rows: npt.NDArray[np.int64], task: Task) -> Counts:
     batch = cohort.batch(rows)
-    return task.counts(model(batch), batch["label"])
+    return task.counts(model(batch), task.truth(batch))

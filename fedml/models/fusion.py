@@ -19,8 +19,10 @@ from torch import nn
 
 from fedml.cohort.genes import Interval, group
 from fedml.cohort.variants import from_text
+from fedml.learning.segmentation import infer
 from fedml.models.image import build_image_network
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
+from fedml.models.segmentation import build_segmentation_network
 from fedml.models.variants import build_table_network, build_variant_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study import Study, TableNetwork
@@ -46,12 +48,25 @@ def make_layout(study: Study, image_shape: tuple[int, ...], panel: bytes) -> Lay
 
 
 class CohortModel(nn.Module):
-    """See the module's text. ``forward`` takes a batch as ``fedml.cohort.persons.Cohort.batch`` gives it."""
+    """See the module's text. ``forward`` takes a batch as ``fedml.cohort.persons.Cohort.batch`` gives it.
+
+    For segmentation it is one network on the images, and the answer (images, classes, *size) logits.
+    """
 
     def __init__(self, study: Study, layout: Layout) -> None:
         super().__init__()
         plan = study.model
         self.inputs = study.cohort.inputs
+        self.segmentation = plan.task == "segmentation"
+        self.window = plan.segmentation.window
+        if self.segmentation:
+            spec, classes = plan.segmentation, len(study.cohort.classes)
+            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape)})
+            network = build_segmentation_network(
+                spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
+            )
+            self.encoder = nn.ModuleDict({"image": network})
+            return
         outputs = len(study.cohort.classes) if plan.task == "classification" else 1
         alone = len(self.inputs) == 1
         width = outputs if alone else plan.width
@@ -101,6 +116,10 @@ class CohortModel(nn.Module):
         return total * present, present
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if self.segmentation:
+            x = self.preprocess["image"](batch["image"])
+            network = self.encoder["image"]
+            return network(x) if self.training or not self.window else infer(network, x, window=self.window)
         persons = next(len(batch[f"{n}_present"]) for n in self.inputs if f"{n}_present" in batch)
         features = [self._features(name, batch, persons) for name in self.inputs]
         out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))

@@ -1,0 +1,139 @@
+"""Segmentation networks by name, each (images, channels, *size) -> (images, classes, *size) logits, in two or three dimensions.
+
+    network = build_segmentation_network("unet", (1, 96, 96, 64), classes=2, channels=(16, 32, 64), strides=(2, 2))
+
+``unet``: Ronneberger, Fischer and Brox 2015 with the residual units of Kerfoot et al. 2018. ``segresnet``: Myronenko 2018 without its
+variational branch. Both are MONAI's. An image of any size is brought to a multiple of the strides and the logits are cut back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedml.errors import InputError, nearest
+from fedml.models.image import _replace_batch_norm
+
+Stride = int | Sequence[int]  # one for all axes, or one an axis
+RESIDUAL_UNITS = 2  # convolutions a level of the U-Net
+
+
+class Segmenter(nn.Module):
+    """``network`` for images of any size: padded by their own edge up to a multiple of ``factors`` (one an axis), logits cut back.
+
+    The padding is split between both sides. At the deepest level at least two places are left, which instance norm needs.
+    """
+
+    def __init__(self, network: nn.Module, classes: int, factors: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.classes, self.factors = network, classes, tuple(factors)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        size = x.shape[2:]
+        if not len(x):
+            return x.new_zeros(0, self.classes, *size)
+        wanted = [-(-n // f) * f for n, f in zip(size, self.factors, strict=True)]
+        if tuple(wanted) == self.factors:
+            wanted[0] *= 2
+        before = [(w - n) // 2 for w, n in zip(wanted, size, strict=True)]
+        if tuple(wanted) != tuple(size):
+            sides = [(b, w - n - b) for b, w, n in zip(before, wanted, size, strict=True)]
+            x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode="replicate")
+        out: torch.Tensor = self.network(x)
+        for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
+            out = out.narrow(axis, start, n)
+        return out
+
+
+def unet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride]) -> nn.Module:
+    """MONAI's UNet with two residual units a level; ``channels`` top level first, one stride between two levels.
+
+    Raises:
+        InputError: fewer than two channels, or strides do not stand between them.
+    """
+    from monai.networks import nets
+
+    if len(channels) < 2 or len(strides) != len(channels) - 1:
+        raise InputError(
+            f'[model] net "unet" needs two or more channels and one stride between two of them, here {len(channels)} channels and '
+            f"{len(strides)} strides; write such as channels = [16, 32, 64], strides = [2, 2]."
+        )
+    dims = len(shape) - 1
+    network: nn.Module = nets.UNet(
+        dims, shape[0], classes, channels=tuple(channels), strides=tuple(_axes(s, dims) for s in strides),
+        num_res_units=RESIDUAL_UNITS, norm="batch",
+    )  # fmt: skip
+    return network
+
+
+def segresnet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride]) -> nn.Module:
+    """MONAI's SegResNet: each level twice as wide as the one above and half as large.
+
+    Raises:
+        InputError: channels do not double, or a stride is not 2.
+    """
+    from monai.networks import nets
+
+    levels, dims = len(channels), len(shape) - 1
+    if levels < 2 or any(c != channels[0] * 2**k for k, c in enumerate(channels)):
+        raise InputError(
+            f'[model] net "segresnet" needs two or more channels, each twice the one before, here {list(channels)}; '
+            "write such as channels = [8, 16, 32, 64]."
+        )
+    if [_axes(s, dims) for s in strides] != [(2,) * dims] * (levels - 1):
+        raise InputError(f'[model] net "segresnet" needs {levels - 1} strides of 2, here {list(strides)}; or take "unet".')
+    network: nn.Module = nets.SegResNet(
+        spatial_dims=dims,
+        init_filters=channels[0],
+        in_channels=shape[0],
+        out_channels=classes,
+        norm="batch",
+        blocks_down=(1, *(2,) * (levels - 2), 4),
+        blocks_up=(1,) * (levels - 1),
+        upsample_mode="deconv",  # the gradient of MONAI's default, interpolation, is not deterministic on a GPU
+    )
+    return network
+
+
+# name -> network with batch norm, which ``build_segmentation_network`` replaces. Adding one is one function and one line.
+SEGMENTATION_NETWORKS: dict[str, Callable[[Sequence[int], int, Sequence[int], Sequence[Stride]], nn.Module]] = {
+    "unet": unet,
+    "segresnet": segresnet,
+}
+
+
+def build_segmentation_network(
+    net: str, shape: Sequence[int], classes: int, *, channels: Sequence[int], strides: Sequence[Stride] = (), norm: str = "group"
+) -> Segmenter:
+    """The network ``net`` for images of ``shape`` (channels, *size) and ``classes``, the background among them.
+
+    Args:
+        channels: widths, the top level first. strides: one between two levels, a number or one an axis; none given: all are 2.
+        norm: ``group`` (the greatest common divisor of 8 and the width as groups), ``instance``, or ``batch``.
+
+    Raises:
+        InputError: no network has that name, or channels and strides are not what it takes.
+    """
+    if net not in SEGMENTATION_NETWORKS:
+        known = ", ".join(SEGMENTATION_NETWORKS)
+        raise InputError(f'[model] net "{net}" for segmentation is not known{nearest(net, SEGMENTATION_NETWORKS)}; one of: {known}.')
+    dims = len(shape) - 1
+    if dims not in (2, 3):
+        raise InputError(f"[model] segmentation is of images of two or three dimensions, here there are {dims}; change [cohort.image].")
+    strides = tuple(strides) or (2,) * (len(channels) - 1)
+    network = SEGMENTATION_NETWORKS[net](shape, classes, channels, strides)
+    if norm != "batch":
+        _replace_batch_norm(network, norm, dims)
+    return Segmenter(network, classes, [math.prod(n) for n in zip(*(_axes(s, dims) for s in strides), strict=True)])
+
+
+def _axes(stride: Stride, dims: int) -> tuple[int, ...]:
+    """One number an axis."""
+    axes = (stride,) * dims if isinstance(stride, int) else tuple(stride)
+    if len(axes) != dims or min(axes) < 1:
+        raise InputError(f"[model] strides holds {stride}, which is not one whole number from 1 on for each of {dims} axes; correct it.")
+    return axes
