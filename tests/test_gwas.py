@@ -323,6 +323,7 @@ def test_what_is_hidden_is_not_told_another_way(sites: Path, pool: Pool, tmp_pat
     design = {"centre": np.zeros(3), "scale": np.ones(3), "loadings": np.ones((1, 1)), "loading_values": np.ones(1)}
     design |= {"loading_frequency": np.array([0.3]), "theta": np.zeros(4)}
     for number, own in enumerate((agreement, astray)):
+        grid, _ = agreed(study, tmp_path, 2 + number)  # a run of its own: within one, other components are refused whatever they are
         loaded = {"loading_panel": np.frombuffer(own.panel, np.uint8), "loading_flips": own.flips()}
         product = {"frequency": np.array([0.3]), "basis": np.ones((1, 1))}
         steps = [(Phase.SUBSPACE, 2 * number + 1, own, product), (Phase.NULL, number, own.part(slice(0, 0)), design | loaded)]
