@@ -186,11 +186,7 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
             meta = {"key": key, "source": str(job.source.path.resolve()), "rows": job.rows, "variants": spool.variants, "notes": notes}
             meta |= {"keys_sha256": keys_sha256.hexdigest(), "table_sha256": _write_table(partial / "table.bin", spool, job)}
             (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-            for path in (*partial.iterdir(), partial):
-                _settle(path)
-            shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been used
-            os.replace(partial, place)
-            _settle(place.parent)
+            _publish(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     entry = _open(place, key)
@@ -355,6 +351,15 @@ def _settle(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _publish(partial: Path, place: Path) -> None:
+    """What was made in the folder ``partial`` becomes the entry ``place``, on the disk and whole or not at all."""
+    for path in (*partial.iterdir(), partial):
+        _settle(path)
+    shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been used
+    os.replace(partial, place)
+    _settle(place.parent)
 
 
 def _take_lock(path: Path, say: Say | None) -> int | None:

@@ -33,7 +33,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from fedml.cohort.cache import SMALL, Say, _clean, _evict, _lock, _settle, _stamp, _Unwritable, _writing, content_digests
+from fedml.cohort.cache import SMALL, Say, _clean, _evict, _lock, _publish, _stamp, _Unwritable, _writing, content_digests
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.cohort.transforms import Preprocess, digest, prepared
 from fedml.errors import InputError
@@ -413,10 +413,6 @@ def _make(place: Path, key: str, source: Path, results: Iterator[_Result], diges
             (partial / "items.json").write_text(json.dumps(index))
             items_sha256 = hashlib.sha256((partial / "items.json").read_bytes()).hexdigest()
             (partial / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
-            for path in (*partial.iterdir(), partial):
-                _settle(path)
-            shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been used
-            os.replace(partial, place)
-            _settle(place.parent)
+            _publish(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
