@@ -36,6 +36,7 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); left out, a keyed hash of the id decides
+# public = true # only where anybody may see these images, for they are published or synthetic: runs beside them then keep pictures
 
 # [policy] # the strictest holds where a key is left out; a study may be stricter still
 # purposes = ["DUO:0000042"] # left out: those of the studies that a person here approved
@@ -107,7 +108,7 @@ def check(
     for why, count in cohort.left_out.items():
         print(f"  left out {count} persons: {why}")
     for why, count in cohort.set_aside.items():
-        print(f"  set aside {count} images: {why} (fedml-site data lists them)")
+        print(f"  an image set aside of {count} persons: {why} (fedml-site data lists them)")
     if cohort.clinical is not None and study.cohort.clinical is not None:
         for name, missing in zip(study.cohort.clinical.columns, (cohort.clinical != cohort.clinical).mean(0), strict=True):
             print(f"  {name}: {missing:.0%} missing")
@@ -137,6 +138,24 @@ def data(site_file: SiteFile = Path("site.toml")) -> None:
 
     site = _site(site_file)
     print(show(site.name, read(site.state)))
+
+
+@app.command()
+def preview(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
+    site_file: SiteFile = Path("site.toml"),
+    out: Annotated[Path | None, typer.Option("--out", help="PNG to write; left out, preview.png in the site's .fedml.")] = None,
+    persons: Annotated[int, typer.Option("--persons", min=1, max=48, help="How many, evenly over the persons table.")] = 12,
+) -> None:
+    """Draw what a network will get of this site's images, masks as contours. Nothing leaves this machine.
+
+    Example: fedml-site preview wbc.toml --site /srv/fedml/site.toml --persons 24
+    """
+    from clients.preview import preview as draw
+    from fedml.study import read_study
+
+    path = draw(_site(site_file), read_study(study_file), persons=persons, out=out)
+    print(f"{path}: look at it here; it shows patients, is readable by this account alone (mode 0600) and is sent nowhere")
 
 
 def _site(path: Path) -> Site:

@@ -19,8 +19,10 @@ from flwr.clientapp import ClientApp
 from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
-from fedml.cohort.persons import Cohort
+from fedml.cohort.groups import shown
+from fedml.cohort.persons import Cohort, select
 from fedml.cohort.variants import to_text
+from fedml.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
@@ -33,10 +35,12 @@ from fedml.records import (
     AGREEMENT,
     ANALYSES,
     ARRAYS,
+    ASIDE,
     BUILD,
     CHECKED,
     CONFIG,
     COUNTS,
+    DATASET,
     DESCRIBED,
     FLIPS,
     IMAGE_SHAPE,
@@ -45,6 +49,7 @@ from fedml.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
+    POLICY,
     SITE,
     SUMS,
     Phase,
@@ -208,7 +213,14 @@ def own_flips(asked: Request, flips: np.ndarray[Any, Any]) -> bytes:
 def _describe(asked: Request, content: RecordDict) -> RecordDict:
     cohort = load_cohort(asked.manifests, asked.study)
     private = asked.study.privacy.unit == "patient"
-    described: dict[str, Any] = {} if private else {PERSONS: _persons(cohort, asked.study)}
+    described: dict[str, Any] = {}
+    if not private:
+        smallest = _smallest(asked)
+        aside, digest = aside_counts(cohort.set_aside, smallest), np.frombuffer(cohort.digest, np.uint8)
+        described |= {PERSONS: _persons(cohort, asked.study), ASIDE: aside, DATASET: digest}
+    policies = [read_site_once(m).manifest.policy for m in asked.manifests]
+    if len(policies) == 1 and policies[0].disclose:
+        described[POLICY] = policy_bytes(policies[0].disclosed())
     if cohort.variants is not None:
         own = cohort.variants
         described |= {
@@ -248,8 +260,12 @@ def _statistics(asked: Request, content: RecordDict) -> RecordDict:
     cohort, layout, _ = _agreed(asked, content)
     if asked.study.privacy.unit == "patient":
         return RecordDict({SUMS: pack(private_sums(cohort, asked.study, layout))})
-    smallest = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
-    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, smallest))})
+    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, _smallest(asked)))})
+
+
+def _smallest(asked: Request) -> int:
+    """Persons behind any number that leaves: the stricter of study and site."""
+    return max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
 
 
 def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
@@ -326,7 +342,12 @@ def _penalty(study: Study) -> dict[str, float]:
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(asked, content)
     parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked.study))})
+    counts = _counts(parts, loaded.model, cohort, loaded.task, asked.study)
+    if cohort.groups:
+        for label, rows in shown(cohort.groups, asked.study.evaluation, cohort.rows("test"), _smallest(asked)):
+            own = evaluate(loaded.model, select(cohort, rows), "test", loaded.task, threads=asked.study.training.threads)
+            counts |= {f"test@{label}/{key}": value for key, value in own.items()}
+    return RecordDict({COUNTS: pack(counts)})
 
 
 _PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from clients import genomics
@@ -32,6 +33,7 @@ from fedml.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
+    ASIDE,
     CONFIG,
     COUNTS,
     DESCRIBED,
@@ -250,14 +252,28 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
         counts = read_arrays(reply, COUNTS)
         if any(key.endswith("/persons") and _few(value, allowed.min_count) for key, value in counts.items()):
             raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
+        if _few(_rest(asked.study, counts), allowed.min_count):
+            raise SiteError(Reason.TOO_FEW, f"by subtraction, metrics of {small}")
     if plan.unit == "patient":
         return  # who trains is not counted, or with noise
-    if DESCRIBED in reply and _few(read_arrays(reply, DESCRIBED)[PERSONS].sum(1), allowed.min_count):
-        raise SiteError(Reason.TOO_FEW, f"a part of {small}")
+    if DESCRIBED in reply:
+        told = read_arrays(reply, DESCRIBED)
+        if _few(told[PERSONS].sum(1), allowed.min_count) or (ASIDE in told and _few(told[ASIDE], allowed.min_count)):
+            raise SiteError(Reason.TOO_FEW, f"a part of {small}")
     if SUMS in reply and any(_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
         raise SiteError(Reason.TOO_FEW, f"a sum over {small}")
     if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, "too few persons trained")
+
+
+def _rest(study: Study, counts: dict[str, Any]) -> Any:
+    """Test persons who are in no group that is told, a number for each variable of which any group is."""
+    rest = []
+    for labels in study.evaluation.labels().values():
+        told = [float(counts[key][0]) for label in labels if (key := f"test@{label}/persons") in counts]
+        if told:
+            rest.append(float(counts["test/persons"][0]) - sum(told))
+    return np.array(rest)
 
 
 def _few(persons: Any, smallest: int) -> bool:

@@ -8,6 +8,7 @@ image = { path = "images", format = "nifti" }              # dicom | png | jpeg 
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
+public = true                                              # only of published or synthetic persons
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from fedml.cohort.builds import Build
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.deidentified import Deidentification
 from fedml.cohort.genotypes import read_variants
+from fedml.cohort.groups import read_groups
 from fedml.cohort.image import TooManyAside, read_images
 from fedml.cohort.panel import panel_of
 from fedml.cohort.persons import Cohort, aligned, keep, pool
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants import Selection, from_text
+from fedml.disclosure import DisclosedPolicy
 from fedml.errors import InputError, Reason, SiteError, nearest
 from fedml.study import Name, Study, validate
 
@@ -65,13 +68,18 @@ class ClinicalData(_Section):
 
 
 class Data(_Section):
-    """``[data]``: paths are relative to the manifest."""
+    """``[data]``: paths are relative to the manifest.
+
+    ``public``: the site declares that anybody may see its images, for they are published or synthetic; a run beside them may then keep
+    pictures of predictions. Left out, no picture of a person leaves the site.
+    """
 
     persons: str
     image: ImageData | None = None
     variants: VariantData | None = None
     clinical: ClinicalData | None = None
     split: str | None = None
+    public: bool = False
 
 
 class Policy(_Section):
@@ -83,6 +91,7 @@ class Policy(_Section):
     among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of
     step of such an analysis. ``deidentification``: what to do with a DICOM file that is not (``fedml.cohort.deidentified``).
     ``max_quarantined``: the fraction of persons with images of whom one may be unusable and set aside; above it the site refuses.
+    ``disclose``: these limits are told to whoever runs a study, as evidence of what was in force.
     """
 
     studies: Literal["approved"] = "approved"
@@ -98,6 +107,11 @@ class Policy(_Section):
     min_count: Annotated[int, Field(ge=1)] = 5
     deidentification: Deidentification = "quarantine"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
+    disclose: bool = True
+
+    def disclosed(self) -> DisclosedPolicy:
+        """What is told of it."""
+        return DisclosedPolicy(**self.model_dump(include=set(DisclosedPolicy.model_fields)))
 
 
 class SiteName(_Section):
@@ -212,6 +226,11 @@ def read_cohort(site: Site, study: Study) -> Cohort:
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
     clinical = present = variants = images = None
+    tables = [(table, path)]
+    if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
+        beside = folder / data.clinical.path
+        tables.append((read_table(beside).reindex(table.index), beside))
+    groups = read_groups(study.evaluation, tables)
     if "clinical" in plan.inputs and data.clinical is not None and plan.clinical is not None:
         path = folder / data.clinical.path
         columns = read_table(path)
@@ -238,8 +257,9 @@ def read_cohort(site: Site, study: Study) -> Cohort:
         quarantine.write(site.state, study.study.name, images.aside)
     if clinical is None and variants is None and images is None:
         raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
-    aside = dict(Counter(str(a.reason) for a in images.aside)) if images is not None else {}
-    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, set_aside=aside), study)
+    aside = dict(Counter(reason for _, reason in {(a.person, str(a.reason)) for a in images.aside})) if images is not None else {}
+    everybody = Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, set_aside=aside, groups=groups)
+    cohort = keep(everybody, study)
     if not cohort.count("train"):
         raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
     return cohort

@@ -21,7 +21,7 @@ from fedml.cohort.panel import panel_of
 from fedml.cohort.variants import from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import make_task
-from fedml.runlog import STUDY, load_model, write_whole
+from fedml.runlog import STUDY, load_model, restore, write_whole
 from fedml.study import Study, for_roster
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
     agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
     grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])
     state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
-    return evaluate(study, grid, agreement, state)
+    return evaluate(study, grid, agreement, state)[0]
 
 
 def _read_truth(path: Path) -> dict[str, dict[str, float]]:
@@ -130,8 +130,6 @@ def _read_truth(path: Path) -> dict[str, dict[str, float]]:
 def _recovery(study: Study, sites: Mapping[str, Site], trained: Path, planted: dict[str, dict[str, float]]) -> float:
     """Correlation (Pearson) of predicted with planted log-odds over all sites' test persons."""
     import torch
-
-    from fedml.scoring import restore
 
     _, model = restore(trained)
     panel = load_model(trained)[2]

@@ -25,6 +25,7 @@ from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runlog import EVENTS, STUDY, emit, read_events, write_whole
 from fedml.study import Study
+from fedml.tracking import versions
 
 Engine = Literal["local", "simulation", "deployment"]
 Job = Literal["train", "gwas", "preflight"]
@@ -66,7 +67,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     for name, site in sites.items():
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
         left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
-        left += "".join(f", {count} images set aside ({why})" for why, count in cohort.set_aside.items())
+        left += "".join(f", {count} with an image set aside ({why})" for why, count in cohort.set_aside.items())
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
     if job == "train" and not any(c.count("test") for c in cohorts.values()):
         raise InputError(
@@ -131,7 +132,8 @@ def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> 
     if study_file is not None:
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())
-    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit, **start)
+    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit,
+         seed=study.study.seed, versions=versions(), **start)  # fmt: skip
     return run
 
 

@@ -75,14 +75,22 @@ def _leaves(study: Study) -> list[str]:
             "            each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly),",
             f"            and counts of right and wrong answers and of scores (a histogram) over its validation persons{noised}",
             f"            at the end: the same counts over its test persons{noised}",
+            "            the limits in its policy, unless it keeps them to itself",
         ]
     stated = study.privacy.unit == "site"
     return [
         "            before: its site name, persons a part and class" + ("" if stated else _before(study)),
         "            each round: the trained model's numbers, how many trained it, the sum of their losses,",
         "            and counts of right and wrong answers and of scores (a histogram) over its validation persons",
-        "            at the end: the same counts over its test persons",
+        "            at the end: the same counts over its test persons" + _groups(study),
+        "            as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits",
+        "            in its policy, unless it keeps them to itself",
     ]
+
+
+def _groups(study: Study) -> str:
+    names = list(study.evaluation.labels())
+    return f", and over those of each group large enough, by {', '.join(names)}" if names else ""
 
 
 def _association(study: Study) -> list[str]:

@@ -31,6 +31,7 @@ ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "m
 SITE, DESCRIBED, SUMS, JOURNAL = "site", "described", "sums", "journal"
 PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
 FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, genome build, what was done to the file
+POLICY, DATASET, ASIDE = "policy", "dataset", "aside"  # what a site says of itself: ``fedml.disclosure``
 ANALYSIS = "analysis"  # what the sums of one step of an analysis are taken with, and those sums
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
@@ -79,7 +80,8 @@ def count_fields(study: Study) -> dict[str, tuple[str, tuple[int, ...]]]:
 
         scored = (len(study.cohort.classes) - 1,)
         whole = dict.fromkeys(("intersection", "predicted", "true", "occurs", "scored"), ("int64", scored))
-        own: dict[str, tuple[str, tuple[int, ...]]] = {"persons": ("float64", (1,)), "dice_sum": ("float64", scored), **whole}
+        dice: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("dice_sum", "dice_sq_sum"), ("float64", scored))
+        own = {"persons": ("float64", (1,)), **dice, **whole}
         if study.model.segmentation.distances:
             own |= {"spaced": ("int64", (1,)), "hd95_sum": ("float64", scored), "hd95_persons": ("int64", scored)}
             own["hd95_histogram"] = ("int32", (*scored, DISTANCE_BINS))

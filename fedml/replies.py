@@ -1,7 +1,7 @@
 """What a reply must look like, phase by phase. The site's gate holds its own replies against this before they leave, and the server holds
 every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
 
-    describe    site (name), described (panel keys, image shape, persons by part and class)
+    describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, persons set aside)
     statistics  sums (three a quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
     evaluate    counts (of the model as it arrived)
@@ -20,14 +20,18 @@ from flwr.app import RecordDict
 from fedml.analytics.forms import REPLY_TYPES
 from fedml.cohort.builds import BUILDS
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
+from fedml.cohort.reasons import Unusable
+from fedml.disclosure import read_policy
 from fedml.errors import Reason, SiteError
 from fedml.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
+    ASIDE,
     BUILD,
     CHECKED,
     COUNTS,
+    DATASET,
     DESCRIBED,
     IMAGE_SHAPE,
     JOURNAL,
@@ -36,6 +40,7 @@ from fedml.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
+    POLICY,
     PRIVATE_METRICS,
     REPLY_METRICS,
     SITE,
@@ -114,6 +119,15 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
             _shaped(value, "int64", (len(VARIANT_NOTES),), key)
         elif key == CHECKED:
             _shaped(value, "uint8", (1,), key)
+        elif key == POLICY:
+            try:
+                read_policy(value)
+            except ValueError as error:
+                raise SiteError(Reason.UNDECLARED, str(error)) from error
+        elif key == DATASET and study.privacy.unit != "patient":
+            _shaped(value, "uint8", (32,), key)
+        elif key == ASIDE and study.privacy.unit != "patient":
+            _shaped(value, "int64", (len(Unusable),), key)
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
     if (PANEL in values) != (BUILD in values) or (PANEL in values) != (NOTES in values) or (PANEL in values) != (CHECKED in values):
@@ -164,8 +178,12 @@ def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) 
 def _check_counts(study: Study, reply: RecordDict) -> None:
     fields = count_fields(study)
     private = study.privacy.unit == "patient"
+    labels = {label for group in study.evaluation.labels().values() for label in group}
     for key, value in read_arrays(reply, COUNTS).items():
         part, _, name = key.partition("/")
+        part, _, label = part.partition("@")  # "test@sex:1/histogram": of a subgroup
+        if label and (part != "test" or label not in labels):
+            raise SiteError(Reason.UNDECLARED, "counts hold a group that is not declared")
         if part not in PARTS or name not in fields or (private and part == "train"):
             raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
         dtype, shape = fields[name]

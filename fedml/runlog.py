@@ -3,8 +3,10 @@
     RUN/study.json          canonical JSON
     RUN/events.jsonl        one JSON object a line: start, agreed, round, end
     RUN/model.safetensors   learned arrays and preprocessing constants
+    RUN/counts.safetensors  the counts of the last evaluation as each site told them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
     RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
     RUN/layout.json         image shape and number of variants
+    RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
 
 Whoever shows progress, tracks in MLflow or writes a report reads this folder, so a run does not depend on any of them.
@@ -20,12 +22,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     import torch
+
+    from fedml.models.fusion import CohortModel
+    from fedml.study import Study
 
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
+EXAMPLES = "examples"
+COUNTS = "counts.safetensors"
 
 
 def _plain(value: Any) -> Any:
@@ -68,6 +78,24 @@ def write_whole(path: Path, data: bytes) -> None:
     partial.replace(path)
 
 
+def save_counts(run: Path, counts: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Saves site -> the counts that it told last, from which every metric of the run's end follows."""
+    from safetensors.numpy import save
+
+    write_whole(run / COUNTS, save({f"{site}/{key}": np.ascontiguousarray(v) for site, own in counts.items() for key, v in own.items()}))
+
+
+def load_counts(run: Path) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:
+    """part (or ``test@LABEL``) -> site -> counts by name; empty if the run saved none."""
+    from safetensors.numpy import load_file
+
+    out: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
+    for key, value in load_file(run / COUNTS).items() if (run / COUNTS).exists() else ():
+        site, part, name = key.split("/", 2)
+        out.setdefault(part, {}).setdefault(site, {})[name] = value
+    return out
+
+
 def save_model(
     run: Path, learned: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor], image_shape: tuple[int, ...], panel: bytes
 ) -> None:
@@ -86,3 +114,15 @@ def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], byt
 
     layout = json.loads((run / LAYOUT).read_text())
     return load_file(run / MODEL), tuple(layout["image_shape"]), (run / PANEL).read_bytes()
+
+
+def restore(run: Path) -> tuple[Study, CohortModel]:
+    """The study and its trained model from a run's folder, ready to predict."""
+    from fedml.models.fusion import build_model, load, make_layout
+    from fedml.study import parse_study
+
+    study = parse_study((run / STUDY).read_text())
+    arrays, image_shape, panel = load_model(run)
+    model = build_model(study, make_layout(study, image_shape, panel))
+    load({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, arrays)
+    return study, model.eval()

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -377,6 +379,41 @@ class Privacy(_Section):
         return self
 
 
+Column = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+
+
+class Evaluation(_Section):
+    """``[evaluation]``: subgroups of test persons whose metrics are told beside those of all; columns of the persons or clinical table.
+
+    ``subgroups = { sex = [0, 1] }`` is a group a value, ``bands = { age = [45, 60] }`` below 45, from 45 to below 60, 60 and above.
+    """
+
+    subgroups: dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]] = {}
+    bands: dict[Column, Annotated[tuple[float, ...], Field(min_length=1, max_length=19)]] = {}
+
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Variable -> its groups' labels, such as ``sex:1``, ``age:under-45``, ``age:45-to-60``, ``age:60-plus``."""
+        found = {name: tuple(f"{name}:{normal(value)}" for value in values) for name, values in self.subgroups.items()}
+        for name, edges in self.bands.items():
+            between = [f"{name}:{low:g}-to-{high:g}" for low, high in pairwise(edges)]
+            found[name] = (f"{name}:under-{edges[0]:g}", *between, f"{name}:{edges[-1]:g}-plus")
+        return found
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name in self.subgroups.keys() & self.bands.keys():
+            raise ValueError(f'"{name}" is in subgroups and in bands; a column is one of them')
+        for name, edges in self.bands.items():
+            if any(low >= high for low, high in pairwise(edges)):
+                raise ValueError(f"the edges of {name} must rise")
+        for name, labels in self.labels().items():
+            strange = [label for label in labels if not re.fullmatch(r"[A-Za-z0-9_.:+-]{1,80}", label)]
+            if strange or len(set(labels)) < len(labels):
+                wrong = f'"{strange[0]}" is none' if strange else "one is there twice"
+                raise ValueError(f"a group's label has letters, digits, _ . + -, each once; of {name} {wrong}")
+        return self
+
+
 class Policy(_Section):
     """``[policy]``: limits that the study sets itself. A site has its own; the stricter of both holds."""
 
@@ -396,6 +433,7 @@ class Study(_Section):
     strategy: Strategy = Strategy()
     privacy: Privacy = Privacy()
     policy: Policy = Policy()
+    evaluation: Evaluation = Evaluation()
     gwas: Gwas | None = None
 
     @model_validator(mode="after")
@@ -444,6 +482,8 @@ class Study(_Section):
         plan = self.privacy
         if plan.unit == "none":
             return self
+        if plan.unit == "patient" and self.evaluation != Evaluation():
+            raise ValueError('[evaluation] tells exact counts of small groups, which unit = "patient" does not release; leave it out')
         spec, columns = self.cohort.clinical, tuple[str, ...]()
         if spec is not None:
             columns = tuple(c for c in spec.columns if c not in spec.categories)

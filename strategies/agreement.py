@@ -16,11 +16,28 @@ from flwr.serverapp import Grid
 from fedml.cohort.checks import Check
 from fedml.cohort.panel import Panel, choose
 from fedml.cohort.variants import to_text
+from fedml.disclosure import read_aside, read_policy
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from, constants_or_stated, stated_constants
 from fedml.learning.task import add_counts
 from fedml.models.fusion import Layout, make_layout
-from fedml.records import AGREEMENT, CONFIG, DESCRIBED, FLIPS, IMAGE_SHAPE, PANEL, PERSONS, SITE, SUMS, Phase, pack, unpack
+from fedml.records import (
+    AGREEMENT,
+    ASIDE,
+    CONFIG,
+    DATASET,
+    DESCRIBED,
+    FLIPS,
+    IMAGE_SHAPE,
+    PANEL,
+    PERSONS,
+    POLICY,
+    SITE,
+    SUMS,
+    Phase,
+    pack,
+    unpack,
+)
 from fedml.replies import check_form
 from fedml.study import PARTS, Study
 from strategies.exchange import Participation, answers, ask, request, wait_for_nodes
@@ -44,6 +61,7 @@ class Agreement:
     roster: tuple[str, ...] = ()
     build: str = ""
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # site -> policy, dataset, quarantined: what it says of itself
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that did not agree, with the reason: they take no part in this run."""
@@ -114,7 +132,8 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
     order = {by_site[site][0]: site for site in roster}
     seen = {site: by_site[site][1] for site in roster}
     refused, persons = described.refused, _persons(study, seen, train)
-    agreed = Agreement(order, _image_shape(study, seen), None, {}, persons, refused, study.federation.sites)
+    told = {site: _told(values) for site, values in seen.items()}
+    agreed = Agreement(order, _image_shape(study, seen), None, {}, persons, refused, study.federation.sites, told=told)
     if "variants" in study.cohort.inputs:
         from strategies.variants import agree_variants
 
@@ -124,11 +143,11 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
         return replace(agreed, constants=stated_constants(study, agreed.layout(study)))
     sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
-    told = {node: site for node, site in order.items() if site in sums.answered}
+    there = {node: site for node, site in order.items() if site in sums.answered}
     total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
     made = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
-    persons = {site: n for site, n in agreed.persons.items() if site in told.values()}
-    return replace(agreed, nodes=told, constants=made, persons=persons, refused={**refused, **sums.refused})
+    persons = {site: n for site, n in agreed.persons.items() if site in there.values()}
+    return replace(agreed, nodes=there, constants=made, persons=persons, refused={**refused, **sums.refused})
 
 
 def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> Participation:
@@ -154,6 +173,13 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
             who.refused[site] = str(Reason.NO_ANSWER)
     who.check_quorum(study, phase)
     return who
+
+
+def _told(described: Mapping[str, Any]) -> dict[str, Any]:
+    """What a site says of itself, in plain values."""
+    policy = read_policy(described[POLICY]).model_dump() if POLICY in described else None
+    dataset = described[DATASET].tobytes().hex() if DATASET in described else None
+    return {"policy": policy, "dataset": dataset, "quarantined": read_aside(described[ASIDE]) if ASIDE in described else None}
 
 
 def _image_shape(study: Study, seen: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:

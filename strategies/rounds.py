@@ -19,7 +19,7 @@ from fedml.learning.task import Counts, add_counts, make_task
 from fedml.models.fusion import build_model, digest, learned
 from fedml.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
 from fedml.replies import Shapes, check_form
-from fedml.runlog import emit, save_model
+from fedml.runlog import emit, save_counts, save_model
 from fedml.study import Study
 from strategies.agreement import Agreement, Tell, agree
 from strategies.averaging import Averaging, StepState
@@ -52,7 +52,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
     emit(run, "agreed", sites=sites, persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-         image_shape=agreement.image_shape, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
+         image_shape=agreement.image_shape, told=agreement.told, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
     state = RunState(0, start, {})
     asked = dict.fromkeys(sites, 0)  # rounds that each site was asked for: what it may have released
     for number in range(1, study.federation.rounds + 1):
@@ -62,7 +62,8 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
         except Exception:
             emit(run, "privacy", **privacy_record(study, asked))  # a run that fails has released what it has released
             raise
-    final = evaluate(study, grid, agreement, state)
+    final, counts = evaluate(study, grid, agreement, state)
+    save_counts(run, counts)
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
     emit(run, "privacy", **privacy_record(study, asked))
     emit(run, "final", round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), **final)
@@ -104,8 +105,8 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     return state
 
 
-def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> dict[str, Any]:
-    """The last message evaluates only: validation and test persons, merged exactly."""
+def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> tuple[dict[str, Any], dict[str, Counts]]:
+    """The last message evaluates only: validation and test persons, merged exactly. Also site -> the counts as they came."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
@@ -113,7 +114,8 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
     rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
-    return {"metrics": _metrics(study, counts), "sites": rows, "refused": who.refused, "seconds": time.monotonic() - began}
+    final = {"metrics": _metrics(study, counts), "groups": _groups(study, counts), "sites": rows, "refused": who.refused}
+    return {**final, "seconds": time.monotonic() - began}, counts
 
 
 def privacy_record(study: Study, asked: Mapping[str, int]) -> dict[str, Any]:
@@ -185,13 +187,27 @@ def _site_row(answer: Answer) -> dict[str, Any]:
     }
 
 
+def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
+    """Site -> its counts of ``part``, of sites that have any."""
+    own = {site: {k[len(part) + 1 :]: v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
+    return {site: c for site, c in own.items() if c}
+
+
+def _groups(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """label -> metrics of the test persons in that subgroup, of all sites that told of it ("all") and of each ("sites")."""
+    task, out = make_task(study), {}
+    for label in (label for labels in study.evaluation.labels().values() for label in labels):
+        if own := _of(f"test@{label}", counts):
+            out[label] = {"all": task.metrics(add_counts(own.values())), "sites": {s: task.metrics(c) for s, c in own.items()}}
+    return out
+
+
 def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
     """part -> {"all": metrics of the merged counts, "sites": {site: its own}, "worst": the worst site by the watched metric}."""
     task = make_task(study)
     out: dict[str, Any] = {}
     for part in ("train", "val", "test"):
-        own = {site: {k[len(part) + 1 :]: v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
-        own = {site: c for site, c in own.items() if c}
+        own = _of(part, counts)
         if not own:
             continue
         sites = {site: task.metrics(c) for site, c in own.items()}

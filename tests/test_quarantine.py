@@ -103,7 +103,7 @@ def test_the_commands_show_what_was_set_aside(tmp_path: Path) -> None:
     turn(tmp_path / "a" / "images" / "p02.png")
     checked = command("fedml-site", "check", tmp_path / "s.toml", "--site", tmp_path / "a", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert "set aside 1 images: geometry" in checked.stdout
+    assert "an image set aside of 1 persons: geometry" in checked.stdout
     listed = command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
     assert "1 geometry" in listed
     assert "p02.png: is (1, 8, 9)" in listed

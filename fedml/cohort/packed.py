@@ -11,6 +11,7 @@ or 3 for missing (in that order of bits, not in the codes, as PLINK 1 packs pers
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 MISSING = -1
+_DIGEST_ROWS = 256  # persons at a time
 _CHUNK = 1 << 22  # bytes of int8 dosages at a time while packing
 _GATHER = 1 << 16  # columns at a time while gathering, which bounds what is in between
 _KINDS = 9  # how a byte answers: 4 places in it, as they are or flipped, and absent
@@ -70,6 +72,16 @@ class Packed:
         for begin, end in _spans(len(dosage), dosage.shape[1]):
             pack(dosage[begin:end], table[begin:end])
         return Packed(table, dosage.shape[1])
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the dosages that this view shows, by way of the table under it; 32 bytes."""
+        sha256 = hashlib.sha256(f"{self.table.shape} {self.stored}".encode())
+        for begin in range(0, len(self.table), _DIGEST_ROWS):
+            sha256.update(np.ascontiguousarray(self.table[begin : begin + _DIGEST_ROWS]).data)
+        for chosen in (self.rows, self.columns, self.flip):
+            sha256.update(b"-" if chosen is None else np.ascontiguousarray(chosen).data)
+        return sha256.digest()
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.genotypes import stack as stack_dosages
 from fedml.cohort.image import Images
 from fedml.cohort.panel import align
-from fedml.cohort.variants import Dosages, Variant
+from fedml.cohort.variants import Dosages, Variant, to_text
 from fedml.study import PARTS, PartName, Study
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ Batch = dict[str, "torch.Tensor"]
 @dataclass(frozen=True, eq=False)
 class Cohort:
     """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason,
-    ``set_aside`` images that could not be used (``fedml.cohort.reasons``)."""
+    ``set_aside`` persons with an image that could not be used (``fedml.cohort.reasons``). ``groups``: see ``fedml.cohort.groups``."""
 
     site: str
     ids: tuple[str, ...]
@@ -47,6 +48,7 @@ class Cohort:
     images: Images | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     set_aside: dict[str, int] = field(default_factory=dict)
+    groups: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -63,6 +65,19 @@ class Cohort:
         """One person: as a batch, without the axis over persons (the one over the person's images stays)."""
         batch = self.batch([row])
         return {k: v if k in ("image", "image_person") else v[0] for k, v in batch.items()}
+
+    @cached_property
+    def digest(self) -> bytes:
+        """SHA-256 of all that was read of the persons, 32 bytes: the same data give the same, nothing of them follows from it."""
+        sha256 = hashlib.sha256("\n".join(self.ids).encode())
+        tables = (self.labels, self.parts, self.clinical, *self.groups.values())
+        dosage = None if self.variants is None else self.variants.dosage
+        images = () if self.images is None else (self.images.pixels, self.images.masks, self.images.person)
+        for values in (*tables, dosage, *images):
+            sha256.update(b"-" if values is None else _content(values))
+        if self.variants is not None:
+            sha256.update(to_text(self.variants.keys))
+        return sha256.digest()
 
     @cached_property
     def _tensors(self) -> Batch:
@@ -119,6 +134,14 @@ class Cohort:
         return out
 
 
+def _content(values: Any) -> bytes:
+    """Bytes that stand for an array: a digest of its own, or of its numbers with shape and type."""
+    if hasattr(values, "digest"):
+        return bytes(values.digest)
+    plain = np.ascontiguousarray(values)
+    return hashlib.sha256(f"{plain.dtype.str}{plain.shape}".encode() + hashlib.sha256(plain.data).digest()).digest()
+
+
 def keep(cohort: Cohort, study: Study) -> Cohort:
     """``cohort`` without persons who lack a label or every input of the study; ``left_out`` says how many and why."""
     has = np.zeros(len(cohort), dtype=bool)
@@ -162,6 +185,7 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         clinical_present=None if cohort.clinical_present is None else cohort.clinical_present[rows],
         variants=variants,
         images=images,
+        groups={name: codes[rows] for name, codes in cohort.groups.items()},
     )
 
 
@@ -204,4 +228,5 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
         clinical_present=stack([c.clinical_present for c in cohorts], (), 0, bool),
         variants=variants,
         images=images,
+        groups={name: np.concatenate([c.groups[name] for c in cohorts]) for name in cohorts[0].groups},
     )
