@@ -104,10 +104,10 @@ def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
 def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool = True) -> Counts:
     """Counts that add over persons; K classes without the background. A person's images must all be in one call.
 
-    persons (1,); intersection, predicted, true (K,) voxels; dice_sum (K,) over persons; occurs, scored (K,) persons in whom the class is
-    in the true mask, and in either mask. With ``distances``: spaced (1,) persons with known spacing; hd95_sum, hd95_persons (K,) where
-    both masks have the class; hd95_histogram (K, ``DISTANCE_BINS``) of all scored persons. HD95 of a person with several images is the
-    mean of those in which it is defined; it is in voxels where the spacing is not known.
+    persons (1,); intersection, predicted, true (K,) voxels; dice_sum, dice_sq_sum (K,) over persons, of Dice and of its square; occurs,
+    scored (K,) persons in whom the class is in the true mask, and in either mask. With ``distances``: spaced (1,) persons with known
+    spacing; hd95_sum, hd95_persons (K,) where both masks have the class; hd95_histogram (K, ``DISTANCE_BINS``) of all scored persons.
+    HD95 of a person with several images is the mean of those in which it is defined; it is in voxels where the spacing is not known.
 
     Args:
         output: (images, classes, *size) logits.
@@ -135,6 +135,7 @@ def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool =
         "predicted": predicted.sum(0),
         "true": true.sum(0),
         "dice_sum": dice.sum(0),
+        "dice_sq_sum": (dice**2).sum(0),
         "occurs": (true > 0).sum(0),
         "scored": (true + predicted > 0).sum(0),
     }
@@ -219,10 +220,15 @@ def histogram_median(histogram: npt.NDArray[Any]) -> float:
     n = int(upto[-1])
     if not n:
         return math.nan
-    centre = DISTANCE_RANGE[0] * np.exp((np.arange(DISTANCE_BINS) - 0.5) * _WIDTH)
-    centre[0], centre[-1] = 0.0, math.inf
     middle = np.searchsorted(upto, [(n - 1) // 2, n // 2], side="right")
-    return float(centre[middle].mean())
+    return float(bin_centres()[middle].mean())
+
+
+def bin_centres() -> Floats:
+    """(``DISTANCE_BINS``,) what each bin of the histogram of HD95 stands for: 0 and infinity at its ends."""
+    centre: Floats = DISTANCE_RANGE[0] * np.exp((np.arange(DISTANCE_BINS) - 0.5) * _WIDTH)
+    centre[0], centre[-1] = 0.0, math.inf
+    return centre
 
 
 def segmentation_metrics(classes: Sequence[str], counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:

@@ -58,8 +58,8 @@ def make_task(study: Study) -> Task:
 
         return segmentation_task([normal(c) for c in study.cohort.classes], distances=study.model.segmentation.distances)
     if study.model.task == "regression":
-        return Task("regression", _squared_error, _regression_counts, _regression_metrics, "rmse", False)
-    return Task("classification", _cross_entropy, _class_counts, _class_metrics, "auroc", True)
+        return Task("regression", _squared_error, _regression_counts, regression_metrics, "rmse", False)
+    return Task("classification", _cross_entropy, _class_counts, class_metrics, "auroc", True)
 
 
 def _cross_entropy(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
@@ -106,7 +106,8 @@ def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
     return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
 
 
-def _class_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+def class_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Metrics of a classification, of all persons in ``counts``; NaN where a class is missing that one needs."""
     n = float(counts["persons"][0])
     confusion = counts["confusion"]
     if n <= 0:
@@ -138,7 +139,8 @@ def _regression_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
     return {k: np.array([float(v)]) for k, v in sums.items()}
 
 
-def _regression_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+def regression_metrics(counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
+    """Metrics of a regression, of all persons in ``counts``, in units of the target (r2: none)."""
     s = {k: float(v[0]) for k, v in counts.items()}
     n = s["persons"]
     if not n:

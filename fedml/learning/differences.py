@@ -1,0 +1,225 @@
+"""Is one model better than another? Three questions, by what is at hand.
+
+    unpaired(interval_a, interval_b)                                   # counts of both only
+    paired_bootstrap(statistic("auroc", y, p_a), statistic("auroc", y, p_b), len(y), site=site, seed=7)   # each person's predictions
+    delong(y, p_a, p_b)                                                # the same of AUROC, without draws
+    over_seeds([0.012, 0.008, 0.015])                                  # both trained with the same seeds
+
+Persons and seeds are two sources of chance: the first three tell what other persons would have given, the last what other seeds would
+have given for these same persons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import norm, rankdata
+from scipy.stats import t as student
+
+from fedml.learning.intervals import STRATUM, Interval, resampled
+from fedml.seeds import derive_seed
+
+Floats = npt.NDArray[np.float64]
+# How often each person was drawn, (draws, persons) -> the metric of each draw, (draws,); NaN where a draw has none.
+Statistic = Callable[[npt.NDArray[Any]], Floats]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first's metric less the second's, its limits at ``level``, and p (two sides) of there being none; NaN where not defined."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    level: float
+    method: str
+
+
+def unpaired(a: Interval, b: Interval) -> Difference:
+    """From two intervals, as if of other persons: MOVER (Zou and Donner 2008, Stat Med 27:1693). No p.
+
+    Of two models on the same persons it is too wide, since who is hard for one is hard for the other, unless they err on opposite
+    persons. Intervals of one level are wanted.
+
+    Raises:
+        ValueError: the levels differ.
+    """
+    if a.level != b.level:
+        raise ValueError(f"one interval is of level {a.level}, the other of {b.level}")
+    value = a.value - b.value
+    low = value - math.hypot(a.value - a.low, b.high - b.value)
+    high = value + math.hypot(a.high - a.value, b.value - b.low)
+    return Difference(value, low, high, math.nan, a.level, "unpaired, MOVER" if not math.isnan(low) else "none: one has no interval")
+
+
+def paired_bootstrap(
+    a: Statistic, b: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None = None, level: float = 0.95, draws: int = 2000
+) -> Difference:
+    """Persons drawn with replacement, within their site, both models on the same draw: percentile interval (Efron and Tibshirani 1993).
+
+    p is twice the share of draws on the far side of 0, both counts raised by one (Davison and Hinkley 1997, section 4.2).
+
+    Args:
+        a, b: ``statistic`` of each model on the same persons in one order. site: (persons,) index; sites below ``intervals.STRATUM``
+        persons are drawn from together.
+
+    Raises:
+        ValueError: ``site`` is not of these persons.
+    """
+    group = np.zeros(persons, dtype=np.int64) if site is None else np.unique(np.asarray(site), return_inverse=True)[1].ravel()
+    if len(group) != persons:
+        raise ValueError(f"{len(group)} sites are given for {persons} persons")
+    once = np.ones((1, persons), dtype=np.int64)
+    value = float((a(once) - b(once))[0]) if persons else math.nan
+    if math.isnan(value) or persons < 2:
+        return Difference(value, math.nan, math.nan, math.nan, level, "none: not defined in these persons")
+    tables = [np.isin(group, members).astype(np.int64) for members in _together(np.bincount(group))]
+    samples = resampled(tables, derive_seed("paired", seed), draws)
+    found = np.concatenate([a(sample) - b(sample) for sample in samples])
+    found = found[~np.isnan(found)]
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    p = 2 * (1 + min(int((found <= 0).sum()), int((found >= 0).sum()))) / (len(found) + 1)
+    return Difference(value, float(low), float(high), min(p, 1.0), level, "paired bootstrap, percentile")
+
+
+def _together(sizes: npt.NDArray[np.int64]) -> list[list[int]]:
+    """Sites by stratum, as ``intervals.strata``."""
+    out: list[list[int]] = []
+    held: list[int] = []
+    for k in np.argsort(sizes, kind="stable"):
+        held.append(int(k))
+        if sizes[held].sum() >= STRATUM:
+            out.append(held)
+            held = []
+    return [*out, held] if held else out
+
+
+def statistic(metric: str, truth: npt.ArrayLike, output: npt.ArrayLike) -> Statistic:
+    """The metric as the task names it, of persons drawn so often.
+
+    Args:
+        truth: (persons,) class, or target. output: (persons, classes) probabilities, or (persons,) that of class 1 of two; for rmse, mae
+        and bias the predicted targets; for ``mean`` each person's own value, such as Dice (truth is not read), NaN where there is none.
+
+    Raises:
+        ValueError: no such metric, or the shapes do not fit.
+    """
+    if metric == "mean":
+        values = np.asarray(output, dtype=np.float64)
+        return _mean(np.nan_to_num(values), ~np.isnan(values))
+    y, out = np.asarray(truth), np.asarray(output, dtype=np.float64)
+    if len(y) != len(out):
+        raise ValueError(f"{len(y)} persons have a truth, {len(out)} an output")
+    everybody = np.ones(len(y), dtype=bool)
+    if metric in ("rmse", "mae", "bias"):
+        error = out - y
+        mean = _mean({"rmse": error**2, "mae": np.abs(error), "bias": error}[metric], everybody)
+        return (lambda drawn: np.sqrt(mean(drawn))) if metric == "rmse" else mean
+    p = np.stack([1 - out, out], 1) if out.ndim == 1 else out
+    y = y.astype(np.int64)
+    classes = p.shape[1]
+    if metric == "auroc":
+        return _average([_auroc(y == c, p[:, c]) for c in (range(1, 2) if classes == 2 else range(classes))])
+    right = (p.argmax(1) == y).astype(np.float64)
+    own = np.eye(classes)[y]
+    if metric == "accuracy":
+        return _mean(right, everybody)
+    if metric == "brier":
+        return _mean(((p - own) ** 2).sum(1) / (2 if classes == 2 else 1), everybody)
+    if metric == "log_loss":
+        with np.errstate(divide="ignore"):
+            return _mean(-np.log(p[np.arange(len(y)), y]), everybody)
+    if metric == "balanced_accuracy":
+        return _average([_mean(right, y == c) for c in range(classes)])
+    if metric in ("sensitivity", "specificity") and classes == 2:
+        return _mean(right, y == (metric == "sensitivity"))
+    raise ValueError(f'there is no metric "{metric}" of {classes} classes')
+
+
+def _mean(values: Floats, among: npt.NDArray[np.bool_]) -> Statistic:
+    """The mean of ``values`` over the drawn persons ``among`` which are in question."""
+
+    def of(drawn: npt.NDArray[Any]) -> Floats:
+        n = drawn[:, among].sum(1).astype(np.float64)
+        return _divide(drawn[:, among] @ values[among], n)
+
+    return of
+
+
+def _average(each: Sequence[Statistic]) -> Statistic:
+    """Over the classes that have one in a draw."""
+
+    def of(drawn: npt.NDArray[Any]) -> Floats:
+        values = np.stack([one(drawn) for one in each])
+        there = ~np.isnan(values)
+        n = there.sum(0)
+        return _divide(np.where(there, values, 0).sum(0), n)
+
+    return of
+
+
+def _auroc(positive: npt.NDArray[np.bool_], score: Floats) -> Statistic:
+    """Mann-Whitney, ties one half, of weighted persons."""
+    order = np.argsort(score, kind="stable")
+    first = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)  # of each run of equal scores
+
+    def of(drawn: npt.NDArray[Any]) -> Floats:
+        weight = drawn[:, order].astype(np.float64)
+        up, down = (np.add.reduceat(weight * side[order], first, axis=1) for side in (positive, ~positive))
+        pairs = up.sum(1) * down.sum(1)
+        area = (up * (np.cumsum(down, 1) - down / 2)).sum(1)
+        return _divide(area, pairs)
+
+    return of
+
+
+def _divide(above: Floats, below: npt.NDArray[Any]) -> Floats:
+    out: Floats = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
+    return out
+
+
+def delong(truth: npt.ArrayLike, a: npt.ArrayLike, b: npt.ArrayLike, *, level: float = 0.95) -> Difference:
+    """Difference of two correlated AUROCs (DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837), by ranks (Sun and Xu 2014, IEEE
+    Signal Process Lett 21:1389).
+
+    Args:
+        truth: (persons,) 0 or 1. a, b: (persons,) scores of two models, higher for 1.
+    """
+    y = np.asarray(truth).astype(bool)
+    m, n = int(y.sum()), int((~y).sum())
+    scores = np.stack([np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)])
+    if scores.shape != (2, len(y)):
+        raise ValueError(f"scores are of {scores.shape[1]} persons, the truth is of {len(y)}")
+    if min(m, n) < 1:
+        return Difference(math.nan, math.nan, math.nan, math.nan, level, "none: one class only")
+    ranks = rankdata(scores, axis=1)
+    placed = (ranks[:, y] - rankdata(scores[:, y], axis=1)) / n  # of each case: the share of controls below it
+    outside = 1 - (ranks[:, ~y] - rankdata(scores[:, ~y], axis=1)) / m  # of each control: the share of cases above it
+    auroc = placed.mean(1)
+    value = float(auroc[0] - auroc[1])
+    if min(m, n) < 2:
+        return Difference(value, math.nan, math.nan, math.nan, level, "none: a class has one person")
+    variance = float(np.var(placed[0] - placed[1], ddof=1) / m + np.var(outside[0] - outside[1], ddof=1) / n)
+    if variance <= 0:  # both rank alike, or both separate: no spread
+        return Difference(value, value, value, 1.0 if value == 0 else math.nan, level, "DeLong")
+    error = math.sqrt(variance)
+    half = float(norm.ppf(0.5 + level / 2)) * error
+    return Difference(value, value - half, value + half, float(2 * norm.sf(abs(value) / error)), level, "DeLong")
+
+
+def over_seeds(differences: Sequence[float], *, level: float = 0.95) -> Difference:
+    """Student's t of the differences of runs paired by seed. It says nothing of other persons: these were the same each time."""
+    d = np.asarray(differences, dtype=np.float64)
+    value = float(d.mean()) if len(d) else math.nan
+    if len(d) < 2:
+        return Difference(value, math.nan, math.nan, math.nan, level, "none: one seed has no spread")
+    error = float(d.std(ddof=1) / math.sqrt(len(d)))
+    half = float(student.ppf(0.5 + level / 2, len(d) - 1)) * error
+    p = float(2 * student.sf(abs(value) / error, len(d) - 1)) if error > 0 else (1.0 if value == 0 else math.nan)
+    return Difference(value, value - half, value + half, p, level, f"paired t over {len(d)} seeds")
