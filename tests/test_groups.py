@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import federate, make_study, write_csv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from fedml.errors import InputError
 from fedml.learning.task import make_task
 from fedml.runlog import load_counts
 from fedml.study import Study
-from tests.conftest import federate, make_study, write_csv
 
 GROUPS = {"subgroups": {"sex": [0, 1]}, "bands": {"age": [50, 60]}}
 
