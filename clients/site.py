@@ -4,7 +4,7 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
-image = { path = "images", format = "nifti" }              # dicom | png | jpeg | npy | nifti | npz; masks = "masks"
+image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
@@ -47,7 +47,7 @@ class ImageData(_Section):
     """Where images are; ``format`` as in ``fedml.cohort.image``, ``masks`` as in ``fedml.cohort.masks``."""
 
     path: str
-    format: Literal["dicom", "png", "jpeg", "npy", "nifti", "npz"]
+    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz"]
     masks: str | None = None
 
 

@@ -47,6 +47,7 @@ def synth(
     sites: Annotated[int, typer.Option(help="Hospitals.")] = 3,
     persons: Annotated[int, typer.Option(help="Persons at each.")] = 120,
     seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
+    image: Annotated[str, typer.Option("--image", help="Images as nifti, dicom (series of slices) or npz: the same voxels.")] = "nifti",
 ) -> None:
     """Make synthetic hospitals: genotypes, images, clinical columns, and what was planted in them (truth.json).
 
@@ -54,13 +55,13 @@ def synth(
     """
     from fedml.cohort.synthetic import write_synthetic
 
-    truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, progress=lambda line: print(line, flush=True))
+    truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, image=image, progress=lambda line: print(line, flush=True))
     print(f"{out}: {sites} sites of {persons} persons; with the planted risk itself, AUROC would be {truth['oracle']['auroc']:.3f}")
 
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait or wbc.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait, wbc, adrenal or lesions.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to make.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Files that are already here; without it they are downloaded.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes how persons are dealt to made-up hospitals.")] = 1,
@@ -202,8 +203,8 @@ def track(
     from fedml.study import parse_study
     from fedml.tracking import deliver
 
-    parent = os.getppid()
-    if str(run_folder) == "-":
+    parent, told = os.getppid(), str(run_folder) == "-"
+    if told:
         from fedml import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
 
         line = sys.stdin.readline().strip()
@@ -213,35 +214,47 @@ def track(
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
     study = parse_study((run_folder / STUDY).read_text())
-    print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent))
+    # Whoever told the run by a pipe closes it when nothing more will be written.
+    settle = sys.stdin.read if told and follow else lambda: ""
+    print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
 
 
 @app.command()
 def compare(
-    study_file: StudyFile,
-    sites: Sites,
+    what: Annotated[list[Path], typer.Argument(metavar="STUDY | RUN RUN...", help="A study file, or folders of finished runs.")],
+    sites: SitesOrNone = None,
     baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local",
     seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; empty: the study's.")] = "",
     changes: Overrides = None,
     truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with what was planted.")] = None,
+    runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
 ) -> None:
-    """Federated against pooled data and against each site alone, on the same test persons.
+    """Federated against pooled data and against each site alone, on the same test persons; or existing runs with each other.
+
+    Of a study what is missing is run, what was trained before is taken from --runs. Of runs --sites allows a paired comparison.
 
     Example: fedml compare experiments/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
     from experiments.compare import compare as make
-    from experiments.compare import parse_baselines, parse_seeds, table
+    from experiments.compare import compare_runs, parse_baselines, parse_seeds
+    from experiments.comparison import main_table, plain_rows, summarise, where_table
 
     console = make_console(as_json)
-    kinds = parse_baselines(baselines)
-    study = load_study(study_file, changes, None)
-    studies = [load_study(study_file, changes, s) for s in parse_seeds(seeds, study.study.seed)]
-    found = find(sites, study, console.print)
-    rows = make(studies, found, kinds, truth, console)
-    console.print(table(study, rows))
+    if all((path / "study.json").exists() for path in what):
+        study, rows = compare_runs(what, sites, console)
+    else:
+        if len(what) > 1 or sites is None:
+            raise InputError(f"{what[0]}: give one study file and --sites, or folders of finished runs from fedml-runs.")
+        kinds = parse_baselines(baselines)
+        study = load_study(what[0], changes, None)
+        studies = [load_study(what[0], changes, s) for s in parse_seeds(seeds, study.study.seed)]
+        rows = make(studies, find(sites, study, console.print), kinds, truth, runs, console)
+    told = summarise(study, rows)
+    console.print(main_table(study, told))
+    console.print(where_table(study, told))
     if as_json:
-        print(json.dumps({"study": study.study.name, "rows": rows}), flush=True)
+        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": told}), flush=True)
 
 
 @app.command()

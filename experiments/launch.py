@@ -94,8 +94,20 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
         flower_home=home, connection=connection, job=job,
     )  # fmt: skip
     progress.close()
+    if job == "train" and found and outcome.status == "finished":
+        _draw_examples(folder, study, found, console)
     mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
     return Launched(study, outcome, mlflow_run)
+
+
+def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:
+    """Pictures of predictions of sites that declare their images public; if they cannot be drawn the run is none the worse."""
+    from experiments.examples import write_examples
+
+    try:
+        write_examples(run, study, sites, lambda line: console.print(line, markup=False, soft_wrap=True))
+    except Exception as error:
+        console.print(f"examples could not be drawn ({error})", markup=False, soft_wrap=True)
 
 
 def _connection(superlink: str) -> tuple[Path | None, str]:

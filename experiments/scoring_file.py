@@ -16,7 +16,7 @@ import numpy as np
 from fedml.cohort.scorefile import write_scoring
 from fedml.cohort.variants import Variant, from_text
 from fedml.errors import InputError
-from fedml.runlog import MODEL, PANEL, STUDY, read_events
+from fedml.runlog import MODEL, PANEL, STUDY, read_events, restore
 from fedml.study import Study, normal, parse_study
 
 
@@ -33,8 +33,6 @@ def export_score(run: Path, out: Path) -> str:
     if "variants" not in study.cohort.inputs:
         raise InputError(f"{run}: its study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
     from fedml.models.variants import linear_score
-    from fedml.scoring import restore
-
     _, model = restore(run)
     try:
         weight, intercept = linear_score(model)

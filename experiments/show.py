@@ -11,7 +11,7 @@ from fedml.learning.task import make_task
 from fedml.study import Study
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
     from rich.table import Table
 
     from experiments.run import Outcome
@@ -94,23 +94,53 @@ def show_checks(checks: Sequence[dict[str, str]], console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)  # not markup: a mend names sections, such as [cohort.variants]
 
 
-def final_table(study: Study, final: dict[str, Any]) -> Table:
-    """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test)."""
-    from rich.table import Table
+def final_table(study: Study, final: dict[str, Any]) -> Group:
+    """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test).
+
+    Metrics of a class (``dice/spleen``) have a table of their own below, a row a class, of all persons, and one of the worst site:
+    beside the others they would be wider than a terminal.
+    """
+    from rich.console import Group
 
     part = "test" if "test" in final["metrics"] else "val"
     scores = final["metrics"][part]
-    names = [n for n in scores["all"] if n not in ("persons", "log_loss", "bias")]
-    table = Table(title=f"{study.study.name}: {part} persons, after {final['round']} rounds")
-    table.add_column("site")
-    for name in ("persons", *names):
-        table.add_column(name.replace("balanced_accuracy", "balanced"), justify="right")
+    names = [n for n in scores["all"] if n not in ("persons", "log_loss", "bias") and "/" not in n]
+    table = _table(f"{study.study.name}: {part} persons, after {final['round']} rounds", "site", ("persons", *names))
+    worst = scores["worst"] if len(scores["sites"]) > 1 else None
     for site, own in scores["sites"].items():
-        mark = " (worst)" if site == scores["worst"] and len(scores["sites"]) > 1 else ""
-        table.add_row(site + mark, str(int(own["persons"])), *(_number(own.get(n)) for n in names))
+        table.add_row(site + " (worst)" * (site == worst), str(int(own["persons"])), *(_number(own.get(n)) for n in names))
     table.add_section()
     table.add_row("all, merged", str(int(scores["all"]["persons"])), *(_number(scores["all"].get(n)) for n in names))
+    by_class = [n.split("/", 1) for n in scores["all"] if "/" in n]
+    if not by_class:
+        return Group(table)
+    columns = list(dict.fromkeys(name for name, _ in by_class))
+    below = []
+    for where, own in [("all, merged", scores["all"]), *([(f"{worst} (worst)", scores["sites"][worst])] if worst else [])]:
+        below.append(_table(f"by class: {where}", "class", columns))
+        for label in dict.fromkeys(label for _, label in by_class):
+            cells = ((name, own.get(f"{name}/{label}")) for name in columns)
+            below[-1].add_row(label, *(_count(v) if name in _COUNTS else _number(v) for name, v in cells))
+    return Group(table, *below)
+
+
+# A head is broken at its underscores where that is needed, and then anywhere: nothing is cut off.
+_HEADS = {"balanced_accuracy": "balanced"}
+_COUNTS = ("persons", "missed")
+
+
+def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(_HEADS.get(name, name).replace("_", " "), justify="right", min_width=6, overflow="fold")
     return table
+
+
+def _count(value: Any) -> str:
+    return "-" if value is None or value != value else str(int(value))
 
 
 def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:

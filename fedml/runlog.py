@@ -38,20 +38,20 @@ EXAMPLES = "examples"
 COUNTS = "counts.safetensors"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN: an undefined metric is null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return value
 
 
 def emit(run: Path, kind: str, **fields: Any) -> None:
     """Appends one event to the run's log, with the time (Unix seconds)."""
-    line = json.dumps({"event": kind, "time": time.time(), **_plain(fields)}, allow_nan=False) + "\n"
+    line = json.dumps({"event": kind, "time": time.time(), **plain(fields)}, allow_nan=False) + "\n"
     with (run / EVENTS).open("a", encoding="utf-8") as file:
         file.write(line)
 

@@ -1,7 +1,16 @@
 """The saved model as MLflow loads it: raw inputs in, probabilities (or the target's own unit) out. MLflow runs this file.
 
-Inputs by the study's list: clinical alone, a table with the raw columns; one of the others alone, an array (persons, channels, *size)
-or (persons, variants); several, a dictionary of arrays by name, where a person lacks an input whose values are all NaN (variants: -1).
+Inputs by the study's list: clinical alone, a table with the raw columns; images or variants alone, what stands below; several, a
+dictionary of them by name.
+
+    clinical    a table, or an array (persons, columns)
+    variants    an array (persons, variants) of ALT dosages
+    image       an array (persons, channels, *size); or one entry a person: a path (PNG, JPEG, NPY, NIfTI, DICOM file or series' folder) or
+                an array (channels, *any size), as a list or as the column ``image`` of a table
+
+Images are raw: what ``[cohort.image]`` says is done here. Where it needs to know where voxels are (orientation, spacing), a file says so;
+beside arrays goes ``affine``, (4, 4) for all or one a person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. A person lacks an
+input whose values are all NaN (variants: -1), and an image that is None or "".
 """
 
 from __future__ import annotations
@@ -16,8 +25,9 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from fedml.cohort.clinical import code_columns
-from fedml.runlog import STUDY, load_model
-from fedml.study import Study, normal, parse_study
+from fedml.errors import InputError
+from fedml.runlog import restore
+from fedml.study import Study, normal
 
 if TYPE_CHECKING:
     import torch
@@ -38,23 +48,14 @@ class Scorer(PythonModel):  # type: ignore[misc]
         return score(self.study, self.model, model_input)
 
 
-def restore(run: Path) -> tuple[Study, CohortModel]:
-    """The study and its trained model from a run's folder."""
-    from fedml.models.fusion import build_model, load, make_layout
-
-    study = parse_study((run / STUDY).read_text())
-    arrays, image_shape, panel = load_model(run)
-    model = build_model(study, make_layout(study, image_shape, panel))
-    load({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, arrays)
-    return study, model.eval()
-
-
 def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
     """Raw inputs as the model takes them; see the module's text."""
     import torch
 
     inputs = study.cohort.inputs
-    named = {inputs[0]: given} if len(inputs) == 1 else dict(given)
+    # A dictionary is by name even where there is one input: an image may have its affine beside it.
+    named = {inputs[0]: given} if len(inputs) == 1 and not isinstance(given, dict) else dict(given)
+    affine = named.pop("affine", None)
     batch: dict[str, torch.Tensor] = {}
     for name, values in named.items():
         if name == "clinical":
@@ -63,26 +64,66 @@ def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
             table = values if isinstance(values, pd.DataFrame) else pd.DataFrame(np.asarray(values), columns=list(spec.columns))
             x = torch.from_numpy(code_columns(table, spec, Path("input")).astype(np.float32))
             present = ~torch.isnan(x).all(1)
+        elif name == "variants":
+            x = torch.from_numpy(np.asarray(values).astype(np.int8))
+            present = ~(x < 0).all(1)
         else:
-            x = torch.from_numpy(np.asarray(values).astype(np.int8 if name == "variants" else np.float32))
-            flat = x.flatten(1)
-            present = ~((flat < 0) if name == "variants" else torch.isnan(flat)).all(1)
-        batch[f"{name}_present"] = present.float()
-        if name == "image":
+            made = images(study, values, affine)
+            present = torch.tensor([one is not None for one in made])
             batch["image_person"] = torch.nonzero(present)[:, 0]
-            x = x[present]
+            there = [one for one in made if one is not None]
+            x = torch.from_numpy(np.stack(there)) if there else torch.zeros(0, *_image_shape(study))
+        batch[f"{name}_present"] = present.float()
         batch[name] = x
     return batch
 
 
+def images(study: Study, given: Any, affine: Any = None) -> list[np.ndarray[Any, Any] | None]:
+    """Each person's image as the network takes it, (channels, *size), None where there is none; see the module's text.
+
+    Raises:
+        InputError: an image cannot be read, or is not one that the study can use; the sentence names the file or the person's place.
+    """
+    from fedml.cohort.one_image import prepare_one, read_one
+    from fedml.cohort.reasons import ItemError
+
+    shape = study.cohort.image
+    entries = list(given["image"]) if isinstance(given, pd.DataFrame) else list(given)
+    places = [None] * len(entries) if affine is None else np.broadcast_to(np.asarray(affine, np.float64), (len(entries), 4, 4))
+    out: list[np.ndarray[Any, Any] | None] = []
+    for number, (entry, place) in enumerate(zip(entries, places, strict=True), start=1):
+        if entry is None or isinstance(entry, float) or (isinstance(entry, str) and not entry):  # a table's empty cell is NaN
+            out.append(None)
+        elif isinstance(entry, str | Path):
+            out.append(read_one(Path(entry), shape))
+        else:
+            voxels = np.asarray(entry)
+            if voxels.dtype.kind not in "buif":
+                raise InputError(f"image {number} of {len(entries)}: holds {voxels.dtype}; give numbers, or a path.")
+            try:
+                out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape))
+            except ItemError as error:
+                raise InputError(f"image {number} of {len(entries)}: {str(error).rstrip('.')}.") from error
+    return out
+
+
+def _image_shape(study: Study) -> tuple[int, ...]:
+    """What a batch without an image has for its shape: nothing is made of it."""
+    return (1, 1, 1) if study.cohort.image is None else (study.cohort.image.channels, *study.cohort.image.size)
+
+
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
-    """Predictions of ``model`` for raw inputs."""
+    """Predictions of ``model`` for raw inputs. A predicted mask is on the voxels that the network gets, in C order."""
     import torch
 
+    batch = to_batch(study, given)
     with torch.inference_mode():
-        out = model(to_batch(study, given))
-    if study.model.task == "segmentation":
-        return pd.DataFrame({"predicted": [one.argmax(0).flatten().tolist() for one in out]})
+        out = model(batch)
+    if study.model.task == "segmentation":  # the network answers for images; who has none has no answer
+        masks: list[list[int] | None] = [None] * len(batch["image_present"])
+        for person, one in zip(batch["image_person"].tolist(), out, strict=True):
+            masks[person] = one.argmax(0).flatten().tolist()
+        return pd.DataFrame({"predicted": masks})
     if study.model.task == "regression":
         return pd.DataFrame({"predicted": out[:, 0].double().numpy()})
     p = torch.softmax(out.double(), 1).numpy()

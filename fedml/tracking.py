@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedml.runlog import EVENTS, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, read_events
+from fedml.runlog import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, read_events
 from fedml.study import Study
 
 _TICK_SECONDS, _PAUSE_SECONDS = 0.1, 1.0  # between two looks at the events; between two writes of metrics
@@ -230,6 +230,8 @@ class Tracker:
         for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
             if (self.run / name).exists():
                 client.log_artifact(self.parent, str(self.run / name), "record")
+        if finished and (self.run / EXAMPLES).is_dir():
+            client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
         if finished and (self.run / MODEL).exists():
             log_model(self.run, self.study, self.parent)
         for site, (head, count) in self.heads.items():
@@ -272,12 +274,16 @@ def log_model(run: Path, study: Study, parent: str) -> None:
     layout = scoring.read_layout(run)
     example = scoring.input_example(study, layout)
     output = scoring.output_example(study)
+    raw_images = study.cohort.image is not None and study.cohort.image.preprocess is not None
     if study.cohort.inputs == ("clinical",) and study.cohort.clinical is not None:
         spec = study.cohort.clinical
         # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
         # the other. The model checks the values itself and says which column it cannot read.
         columns = [ColSpec(AnyType(), c, required=False) for c in spec.columns]
         signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
+    elif raw_images:
+        # Images are raw: of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
+        signature = ModelSignature(outputs=infer_signature(output).inputs)
     else:
         signature = infer_signature(example, output)
     needed = {
@@ -286,9 +292,12 @@ def log_model(run: Path, study: Study, parent: str) -> None:
         "pandas",
         "mlflow",
         *(["monai"] if "image" in study.cohort.inputs and study.model.image.net != "cnn" else []),
+        *(["monai"] if study.model.task == "segmentation" or raw_images else []),
     }
     requirements = [f"{name}=={number}" for name, number in versions().items() if name in needed]
     requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]
+    if "image" in study.cohort.inputs:  # what reads files
+        requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("imagecodecs", "nibabel", "pillow", "pydicom")]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "run"
         kept.mkdir()
@@ -308,11 +317,12 @@ def log_model(run: Path, study: Study, parent: str) -> None:
             )
 
 
-def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False) -> str:
+def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, settle: Callable[[], object] = lambda: None) -> str:
     """Tracks a run from its folder and returns the parent's MLflow run id.
 
     Args:
         wait: asked when nothing is new and the run has not ended: true to look again a little later, false to close the record.
+        settle: called once the run has ended, before its files are logged: returns when whoever ran it has written the last of them.
     """
     from fedml import scoring  # noqa: F401 - torch and mlflow take seconds, better while the run goes on than after its end
 
@@ -321,5 +331,6 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
         events, at = read_events(run, at)
         tracker(events)
         if tracker.status != "RUNNING" or (not events and not wait()):
+            settle()
             return tracker.close()
         time.sleep(_TICK_SECONDS)

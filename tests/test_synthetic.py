@@ -247,7 +247,7 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     out = tmp_path / "new" / "out"
     if existing:
         out.mkdir(parents=True)
-    monkeypatch.setattr(synthetic, "_write_images", full)
+    monkeypatch.setattr(synthetic, "_scans", full)
     with pytest.raises(RunError, match="No space left on device"):
         write_synthetic(out, **SMALL)
     assert [p.name for p in tmp_path.rglob("*")] == (["new", "out"] if existing else [])

@@ -195,8 +195,9 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def write_manifest(folder: Path, about: str, *data: str) -> None:
-    """``site.toml`` of a site named like its folder; ``data`` are the lines of ``[data]`` after ``persons``."""
-    lines = [f"# {about}", "[site]", f'name = "{folder.name}"', "[data]", 'persons = "persons.csv"', *data]
+    """``site.toml`` of a site named like its folder; ``data`` are the lines of ``[data]`` after ``persons``. What is prepared
+    here is published, and the manifest says so."""
+    lines = [f"# {about}", "[site]", f'name = "{folder.name}"', "[data]", 'persons = "persons.csv"', "public = true", *data]
     (folder / "site.toml").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 

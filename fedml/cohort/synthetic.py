@@ -8,7 +8,6 @@ and is repeated in ``truth.json``, so that a study can be held against what was 
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import tempfile
@@ -21,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedml.errors import InputError, RunError
+from fedml.cohort.synthetic_images import WRITERS, Voxels
+from fedml.errors import InputError, RunError, nearest
 from fedml.seeds import derive_seed
 
 Floats = NDArray[np.float64]
@@ -63,7 +63,8 @@ SITE_TOML = """\
 name = "NAME"
 [data]
 persons = "persons.csv"
-image = { path = "images", format = "nifti" }
+public = true
+image = { path = "IMAGES", format = "FORMAT" }
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }
 clinical = { path = "clinical.csv" }
 """
@@ -106,14 +107,16 @@ def write_synthetic(
     seed: int = 1,
     variants: int = 200,
     image_size: int = 24,
+    image: str = "nifti",
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write a synthetic cohort of ``sites`` x ``persons`` under ``out`` and return what ``out/truth.json`` holds.
 
     Each site's folder has ``site.toml``, ``persons.csv`` (disease 0/1, severity in points, time in days, event 0/1),
     ``clinical.csv`` (age in years, sex 0 female and 1 male, CRP in mg/L, BMI in kg/m2; empty where missing),
-    ``cohort.vcf.gz`` with its index, and ``images/`` (cubes of ``image_size`` voxels over 48 mm, int16). Some persons
-    have no image and some have two. REF is the simulated ancestral base, not the base of GRCh38 at that position.
+    ``cohort.vcf.gz`` with its index, and images (cubes of ``image_size`` voxels over 48 mm, int16) in the format ``image``:
+    nifti, dicom or npz, the same voxels in each (``fedml.cohort.synthetic_images``). Some persons have no image and some
+    have two. REF is the simulated ancestral base, not the base of GRCh38 at that position.
 
     The same arguments give the same bytes in every file. ``progress`` is called with one line for each step.
 
@@ -126,6 +129,8 @@ def write_synthetic(
     for key, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise InputError(f"A synthetic cohort cannot have {key} = {value}; give {key} from {low} to {high}.")
+    if image not in WRITERS:
+        raise InputError(f'A synthetic cohort cannot have image = "{image}"{nearest(image, WRITERS)}; give one of {", ".join(WRITERS)}.')
     say = progress or (lambda _line: None)
     names = [SITE_NAMES[k] if k < len(SITE_NAMES) else f"site{k + 1}" for k in range(sites)]
 
@@ -149,14 +154,16 @@ def write_synthetic(
         for k, (name, who) in enumerate(zip(names, people, strict=True)):
             say(f"writing site {name} ({k + 1} of {sites})")
             folder = tree / name
-            (folder / "images").mkdir(parents=True)
-            (folder / "site.toml").write_text(SITE_TOML.replace("NAME", name), encoding="utf-8", newline="\n")
+            folder.mkdir()
+            place, write = WRITERS[image]
+            told = SITE_TOML.replace("NAME", name).replace("IMAGES", place).replace("FORMAT", image)
+            (folder / "site.toml").write_text(told, encoding="utf-8", newline="\n")
             risks[name] = dict(zip(who.ids, log_odds[k].round(6).tolist(), strict=True))
             radii[name] = dict(zip(who.ids, who.radius.round(6).tolist(), strict=True))
             disease.append(_write_persons(folder / "persons.csv", name, who, log_odds[k], seed))
             _write_clinical(folder / "clinical.csv", name, who, MISSING_RATES[k % len(MISSING_RATES)], seed)
             _write_vcf(folder / "cohort.vcf.gz", table, haplotypes.reshape(variants, sites, -1)[:, k], who.ids)
-            _write_images(folder / "images", name, who, image_size, scanners[name], seed)
+            write(folder / place, name, seed, FIELD_OF_VIEW / image_size, _scans(name, who, image_size, scanners[name], seed))
 
         sick = np.concatenate(disease)
         truth = {
@@ -338,27 +345,17 @@ def _write_vcf(path: Path, table: Sequence[_Variant], haplotypes: Alleles, ids: 
     pysam.tabix_index(str(path), preset="vcf")
 
 
-def _write_images(folder: Path, name: str, who: _People, size: int, scanner: dict[str, float], seed: int) -> None:
-    import nibabel as nib
-
-    spacing, first = FIELD_OF_VIEW / size, FIELD_OF_VIEW / size * (1 - size) / 2  # mm; the origin is in the middle
-    affine = np.array([[spacing, 0, 0, first], [0, spacing, 0, first], [0, 0, spacing, first], [0, 0, 0, 1]])
+def _scans(name: str, who: _People, size: int, scanner: dict[str, float], seed: int) -> Iterator[tuple[str, list[Voxels]]]:
+    """Each person who has images, in the table's order, and the images: int16 (size, size, size)."""
     order = _rng(seed, name, "image counts").permutation(len(who.ids)).tolist()
     none, two = max(1, round(NO_IMAGE * len(order))), max(1, round(TWO_IMAGES * len(order)))
     repeated = set(order[none : none + two])
     for i in sorted(order[none:]):
-        person = who.ids[i]
-        paths = [folder / f"{person}.nii.gz"]
-        if i in repeated:
-            (folder / person).mkdir()
-            paths = [folder / person / "1.nii.gz", folder / person / "2.nii.gz"]
         rng = _rng(seed, name, "image", i)
         tissue = _tissue(float(who.radius[i]), size, rng)
-        for path in paths:  # a second image is a repeat scan: the same tissue under new noise
-            scan = scanner["gain"] * (tissue + rng.normal(0, 8, tissue.shape)) + scanner["offset"]
-            image = nib.Nifti1Image(np.rint(scan).astype(np.int16), affine)
-            image.header.set_xyzt_units("mm")
-            path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))  # no time, no name: same bytes
+        # A second image is a repeat scan: the same tissue under new noise.
+        made = [scanner["gain"] * (tissue + rng.normal(0, 8, tissue.shape)) + scanner["offset"] for _ in range(2 if i in repeated else 1)]
+        yield who.ids[i], [np.rint(scan).astype(np.int16) for scan in made]
 
 
 def _tissue(radius: float, size: int, rng: np.random.Generator) -> Floats:

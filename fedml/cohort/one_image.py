@@ -1,0 +1,74 @@
+"""One image from its file, for a model that is asked about it: read and prepared as a site's are, but for checks that are a site's.
+
+    image = read_one(Path("scan.nii.gz"), study.cohort.image)     # float32 (channels, *size), as the network takes it
+    image = prepare_one(voxels, affine, study.cohort.image)
+
+Neither masks nor de-identification are looked at: nothing leaves the caller's machine.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.image import FORMATS, channels_first
+from fedml.cohort.reasons import ItemError
+from fedml.cohort.transforms import prepared
+from fedml.errors import InputError
+from fedml.study import ImageShape
+
+
+def read_one(path: Path, shape: ImageShape | None) -> npt.NDArray[Any]:
+    """The image in ``path``: a PNG, JPEG, NPY or NIfTI file, a DICOM file, or a folder with one DICOM series.
+
+    Raises:
+        InputError: no such file, a file of another kind, or an image that the study cannot use.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the path of an image.")
+    try:
+        if path.is_dir() or path.name.endswith(".dcm"):
+            raw, affine, volumes = _dicom(path, None if shape is None else len(shape.size))
+        else:
+            kind = next((k for k, (endings, _) in FORMATS.items() if path.name.endswith(endings)), None)
+            if kind is None:
+                known = ", ".join(e for endings, _ in FORMATS.values() for e in endings)
+                raise InputError(f"{path}: is no image by its ending; give {known}, .dcm or a folder with a DICOM series.")
+            raw, affine = FORMATS[kind][1](path)
+            volumes = kind == "nifti"
+        return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape)
+    except InputError:
+        raise
+    except ItemError as error:
+        told = str(error).rstrip(".")
+        raise InputError(f"{told}." if str(path) in told else f"{path}: {told}.") from error
+    except Exception as error:  # a decoder raises whatever it likes on a broken file
+        raise InputError(f"{path}: cannot be read as an image ({error}); give another file.") from error
+
+
+def prepare_one(image: npt.NDArray[Any], affine: npt.NDArray[Any] | None, shape: ImageShape | None) -> npt.NDArray[Any]:
+    """Raw voxels (channels, *any size) through the study's preprocessing; as they are where it has none.
+
+    Raises:
+        ItemError: as ``fedml.cohort.transforms.prepared`` says.
+    """
+    spec = None if shape is None else shape.preprocess
+    return np.asarray(image, np.float32) if spec is None else prepared(spec, image, affine)[0]
+
+
+def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
+    """(voxels, affine, are they a volume) of one series; a series of one slice is a picture unless the study has volumes."""
+    from fedml.cohort.dicom import group_series, read_series
+
+    found = group_series(path) if path.is_dir() else {"": [path]}
+    if len(found) != 1:
+        raise InputError(f"{path}: holds {len(found)} DICOM series; give the folder of one.")
+    volume = read_series(next(iter(found.values())))
+    affine = volume.affine if volume.placed else None
+    if volume.voxels.shape[2] > 1 or axes == 3:
+        return volume.voxels, affine, True
+    across, down, _ = volume.spacing_mm
+    return volume.picture, None if affine is None else np.diag([down, across, 1.0, 1.0]), False

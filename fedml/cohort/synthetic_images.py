@@ -1,0 +1,105 @@
+"""Synthetic images as files, a format a function: NIfTI, DICOM series, or one ``.npz``. The voxels are the same in each.
+
+A volume is int16 (size, size, size); its first axis runs to the right, the second to the front, the third upwards (RAS), and the middle of
+the volume is the origin. Same arguments, same bytes (of DICOM with the same version of pydicom, whose name stands in each file).
+"""
+
+from __future__ import annotations
+
+import gzip
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Voxels = NDArray[np.int16]
+Scans = Iterable[tuple[str, list[Voxels]]]  # a person's id and images
+
+
+def _nifti(folder: Path, site: str, seed: int, spacing: float, scans: Scans) -> None:
+    import nibabel as nib
+
+    folder.mkdir()
+    for person, volumes in scans:
+        paths = [folder / f"{person}.nii.gz"]
+        if len(volumes) > 1:
+            (folder / person).mkdir()
+            paths = [folder / person / f"{k + 1}.nii.gz" for k in range(len(volumes))]
+        for path, voxels in zip(paths, volumes, strict=True):
+            first = _first(voxels, spacing)
+            affine = np.array([[spacing, 0, 0, first], [0, spacing, 0, first], [0, 0, spacing, first], [0, 0, 0, 1]])
+            image = nib.Nifti1Image(voxels, affine)
+            image.header.set_xyzt_units("mm")
+            path.write_bytes(gzip.compress(image.to_bytes(), compresslevel=6, mtime=0))  # no time, no name: same bytes
+
+
+def _dicom(folder: Path, site: str, seed: int, spacing: float, scans: Scans) -> None:
+    """``<id>/<series>/<slice>.dcm``, MR images marked as de-identified, which persons who do not exist are."""
+    folder.mkdir()
+    for person, volumes in scans:
+
+        def uid(*parts: object, person: str = person) -> str:
+            # A UUID as a UID (DICOM PS3.5, B.2), made from a name (RFC 9562, version 5).
+            return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, '/'.join(map(str, ('fedml synthetic', seed, site, person, *parts)))).int}"
+
+        study = uid("study")
+        series = sorted(uid("series", k) for k in range(len(volumes)))  # readers take series in the order of their UIDs
+        for number, (own, voxels) in enumerate(zip(series, volumes, strict=True), start=1):
+            place = folder / person / str(number)
+            place.mkdir(parents=True)
+            for k in range(voxels.shape[2]):
+                _slice(place / f"{k + 1:03d}.dcm", voxels[:, :, k], _first(voxels, spacing), k, spacing, person, study, own, number,
+                       uid("frame"), uid("image", number, k))  # fmt: skip
+
+
+def _slice(
+    path: Path, plane: Voxels, first: float, k: int, spacing: float, person: str, study: str, series: str, number: int, frame: str, own: str
+) -> None:
+    """One MR image. ``plane`` (right, front) becomes rows and columns; DICOM's axes run to the left and to the back."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+
+    one: Any = Dataset()
+    one.file_meta = FileMetaDataset()
+    one.file_meta.MediaStorageSOPClassUID, one.file_meta.MediaStorageSOPInstanceUID = MRImageStorage, own
+    one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, own
+    one.ImageType, one.Modality = ["DERIVED", "SECONDARY", "OTHER"], "MR"
+    one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "", person, "", ""
+    one.PatientIdentityRemoved, one.DeidentificationMethod = "YES", "synthetic: nobody is a real person"
+    one.BurnedInAnnotation = "NO"
+    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
+    one.StudyID, one.StudyDate, one.StudyTime, one.AccessionNumber, one.ReferringPhysicianName = "", "", "", "", ""
+    one.SeriesNumber, one.InstanceNumber = number, k + 1
+    one.ScanningSequence, one.SequenceVariant, one.MRAcquisitionType = "RM", "NONE", "3D"
+    step = f"{spacing:.10g}"
+    one.PixelSpacing, one.SliceThickness, one.SpacingBetweenSlices = [step, step], step, step
+    one.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
+    one.ImagePositionPatient = [f"{v:.10g}" for v in (-first, -first, first + k * spacing)]
+    one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
+    one.Columns, one.Rows = plane.shape
+    one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+    one.PixelData = np.ascontiguousarray(plane.T).astype("<i2").tobytes()
+    one["PixelData"].VR = "OW"
+    one.save_as(path, enforce_file_format=True)
+
+
+def _npz(path: Path, site: str, seed: int, spacing: float, scans: Scans) -> None:
+    pairs = [(person, voxels) for person, volumes in scans for voxels in volumes]
+    np.savez_compressed(path, ids=np.array([person for person, _ in pairs]), images=np.stack([voxels for _, voxels in pairs]))
+
+
+def _first(voxels: Voxels, spacing: float) -> float:
+    """mm from the origin to the first voxel along each axis; the origin is in the middle."""
+    return spacing * (1 - len(voxels)) / 2
+
+
+# format, as in a manifest -> (file or folder beside it, what writes it)
+WRITERS: dict[str, tuple[str, Callable[[Path, str, int, float, Scans], None]]] = {
+    "nifti": ("images", _nifti),
+    "dicom": ("images", _dicom),
+    "npz": ("images.npz", _npz),
+}
