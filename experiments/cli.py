@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from experiments import evidence_cli
 from experiments.launch import Where, closing_line, find, judge, launch, load_study, make_console
 from fedml.cli import guarded
 from fedml.errors import InputError, RunError
@@ -306,6 +307,23 @@ def _note(run_folder: Path, record: dict[str, Any], console: Console) -> None:
         console.print(f"MLflow did not take the audit ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 
 
+@app.command()
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; left out: report.html in the run's folder.")] = None,
+) -> None:
+    """Write a run's report: one HTML page that needs nothing else, for a screen, a phone or paper.
+
+    Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
+    """
+    from experiments.record import read_record
+    from experiments.report import NAME, write_report
+
+    path = out or run_folder / NAME
+    write_report(read_record(run_folder), path)
+    print(path)
+
+
 @app.command("export-score")
 def export_score(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
@@ -319,6 +337,9 @@ def export_score(
 
     print(export(run_folder, out))
 
+
+for _command in (evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+    app.command()(_command)
 
 federation_app = typer.Typer(
     name="federation",

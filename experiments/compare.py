@@ -27,8 +27,8 @@ from fedml.cohort.variants import from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import Counts, make_task
 from fedml.runlog import STUDY, emit, load_model, write_whole
+from fedml.store import versions
 from fedml.study import Study, for_roster
-from fedml.tracking import versions
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,8 +24,8 @@ from clients.site import Site, load_cohort
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runlog import EVENTS, STUDY, emit, read_events, write_whole
+from fedml.store import versions
 from fedml.study import Study
-from fedml.tracking import versions
 
 Engine = Literal["local", "simulation", "deployment"]
 Job = Literal["train", "gwas", "preflight"]

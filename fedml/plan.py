@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from fedml.study import Study
+
+
+_COUNTS = {
+    "classification": "counts of right and wrong answers and of scores (a histogram)",
+    "regression": "sums of errors and of their squares",
+    "segmentation": "counts of voxels, sums of overlaps (Dice) and a histogram of distances",
+}
 
 
 def describe(study: Study) -> str:
@@ -32,7 +41,7 @@ def describe(study: Study) -> str:
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         "",
         "Leaves a site",
-        *_leaves(study),
+        *(line for text in leaves(study) for line in _wrapped(text)),
         *_association(study),
         "Never       a person's id, image, genotype or row of a table",
         *_privacy(study),
@@ -65,27 +74,32 @@ def _before(study: Study) -> str:
     return ", " + ", ".join(told)
 
 
-def _leaves(study: Study) -> list[str]:
+def leaves(study: Study) -> list[str]:
+    """What leaves a site, by when it does: a sentence each."""
     patient = study.privacy.unit == "patient"
     noised = ", with noise" if study.privacy.metrics == "private" else ""
     if patient:
         sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
         return [
-            "            before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
-            "            each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly),",
-            f"            and counts of right and wrong answers and of scores (a histogram) over its validation persons{noised}",
-            f"            at the end: the same counts over its test persons{noised}",
-            "            the limits in its policy, unless it keeps them to itself",
+            "before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
+            "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
+            f"{_COUNTS[study.model.task]} over its validation persons{noised}",
+            f"at the end: the same counts over its test persons{noised}",
+            "as evidence: the limits in its policy, unless it keeps them to itself",
         ]
     stated = study.privacy.unit == "site"
     return [
-        "            before: its site name, persons a part and class" + ("" if stated else _before(study)),
-        "            each round: the trained model's numbers, how many trained it, the sum of their losses,",
-        "            and counts of right and wrong answers and of scores (a histogram) over its validation persons",
-        "            at the end: the same counts over its test persons" + _groups(study),
-        "            as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits",
-        "            in its policy, unless it keeps them to itself",
+        "before: its site name, persons a part and class" + ("" if stated else _before(study)),
+        "each round: the trained model's numbers, how many trained it, the sum of their losses, and "
+        f"{_COUNTS[study.model.task]} over its validation persons",
+        "at the end: the same counts over its test persons" + _groups(study),
+        "as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits in its policy, "
+        "unless it keeps them to itself",
     ]
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 132, initial_indent=" " * 12, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
 
 
 def _groups(study: Study) -> str:

@@ -100,7 +100,7 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     if following is None:
         raise RunError(f"round {number}: no site trained on anybody; look at the training persons of each site.")
     state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
-    emit(run, "round", round=number, seconds=time.monotonic() - began, metrics=_metrics(study, counts),
+    emit(run, "round", round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts),
          sites={site: _site_row(a) for site, a in who.answered.items()}, refused=who.refused)  # fmt: skip
     return state
 
@@ -114,7 +114,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
     rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
-    final = {"metrics": _metrics(study, counts), "groups": _groups(study, counts), "sites": rows, "refused": who.refused}
+    final = {"metrics": metrics_of(study, counts), "groups": groups_of(study, counts), "sites": rows, "refused": who.refused}
     return {**final, "seconds": time.monotonic() - began}, counts
 
 
@@ -193,7 +193,7 @@ def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
     return {site: c for site, c in own.items() if c}
 
 
-def _groups(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def groups_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
     """label -> metrics of the test persons in that subgroup, of all sites that told of it ("all") and of each ("sites")."""
     task, out = make_task(study), {}
     for label in (label for labels in study.evaluation.labels().values() for label in labels):
@@ -202,7 +202,7 @@ def _groups(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
     return out
 
 
-def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def metrics_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
     """part -> {"all": metrics of the merged counts, "sites": {site: its own}, "worst": the worst site by the watched metric}."""
     task = make_task(study)
     out: dict[str, Any] = {}

@@ -69,7 +69,10 @@ def test_site_files(prepared: Prepared) -> None:
         "ancestry": ({"genotypes.bed", "genotypes.bim", "genotypes.fam"}, {"variants"}),
         "trait": ({"genotypes.bed", "genotypes.bim", "genotypes.fam", "clinical.csv"}, {"variants", "clinical"}),
         "wbc": ({"images", "masks"}, {"image"}),
+        "adrenal": ({"images.npz", "split.csv"}, {"image", "split"}),
+        "lesions": ({"images", "masks"}, {"image"}),
     }
+    assert set(expected) == set(DATASETS)
     for name, (files, keys) in expected.items():
         out, said = prepared(name)
         assert "licence: " in said
@@ -80,7 +83,8 @@ def test_site_files(prepared: Prepared) -> None:
             assert (site / "site.toml").read_text().startswith("# ")
             manifest = tomllib.loads((site / "site.toml").read_text())
             assert manifest["site"] == {"name": site.name}
-            assert set(manifest["data"]) == keys | {"persons"}
+            assert set(manifest["data"]) == keys | {"persons", "public"}
+            assert manifest["data"]["public"] is True
             ids = [row["id"] for row in read(site / "persons.csv")]
             assert len(set(ids)) == len(ids)
             people += ids
@@ -273,7 +277,7 @@ def test_ancestry_with_the_official_panel(prepared: Prepared, tmp_path: Path) ->
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_same_input_same_bytes(name: str, prepared: Prepared, tmp_path: Path) -> None:
     out, _ = prepared(name)
-    folder = DATASETS[name].sources[0].folder
+    folder = DATASETS[name].sources[0].folder if DATASETS[name].sources else ""
     (tmp_path / "sites").mkdir()  # an empty folder is as good as none
     prepare(name, tmp_path / "sites", data=DATA / folder, say=lambda _: None)
     assert tree(tmp_path / "sites") == tree(out)

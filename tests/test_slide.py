@@ -198,7 +198,7 @@ def test_files_that_are_no_slides(biopsy: Path, tmp_path: Path) -> None:
         (tmp_path / "a.svs").write_bytes(content)
         with pytest.raises(ItemError) as told:
             open_slide(tmp_path / "a.svs")
-        assert told.value.reason == Unusable.UNREADABLE, name
+        assert told.value.reason in (Unusable.UNREADABLE, Unusable.TRUNCATED), name
     for path in (tmp_path, tmp_path / "nowhere.svs"):
         with pytest.raises(ItemError):
             open_slide(path)

@@ -6,11 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
-from experiments.prepare import ancestry, heart, pneumonia, trait, wbc
+from experiments.prepare import adrenal, ancestry, heart, lesions, pneumonia, trait, wbc
 from experiments.prepare.source import Dataset, Say, gather, remove
 from fedml.errors import InputError, RunError, nearest
 
-DATASETS: dict[str, Dataset] = {d.name: d for d in (heart.DATASET, pneumonia.DATASET, ancestry.DATASET, trait.DATASET, wbc.DATASET)}
+DATASETS: dict[str, Dataset] = {m.DATASET.name: m.DATASET for m in (heart, pneumonia, adrenal, ancestry, trait, wbc, lesions)}
 
 
 def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, say: Say = print) -> list[Path]:

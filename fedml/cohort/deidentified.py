@@ -104,7 +104,9 @@ _DUMMIES = frozenset(
 _DATES_MOVED = ("113107",)  # codes of PS3.16 CID 7050 in (0012,0064): the option Retain Longitudinal Temporal Information Modified Dates
 _SAFE_PRIVATE = ("CTP",)  # written by the de-identifying tool itself: collection and site code
 _CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalities that draw text into the picture
-_DEEP, _MANY = 32, 200_000  # levels and items of sequences that are looked at
+_DEEP, _MANY = 32, 200_000  # levels of sequences, and items and elements, that are looked at
+_WIDE = 20_000  # elements of one item
+_TOO_MANY = "has too many elements to be looked at"
 _SHORT = 2**16  # bytes; in longer ones only ASCII is looked for
 _ITEM = b"\xfe\xff\x00\xe0"
 
@@ -138,6 +140,7 @@ class _Look:
     moved: bool  # dates are said to be moved or removed
     safe_private: Collection[str]
     found: list[Finding] = field(default_factory=list)
+    seen: int = 0  # elements
 
     def add(self, tag: int, keyword: str, where: str, why: str, severity: Severity) -> None:
         self.found.append(Finding(tag, keyword, where, why, severity))
@@ -240,6 +243,11 @@ def _walk(dataset: Dataset, where: str, depth: int, look: _Look) -> bool:
     from pydicom.datadict import keyword_for_tag
 
     filled = False
+    look.seen += len(dataset)
+    if len(dataset) > _WIDE or look.seen > _MANY:
+        if not look.found or look.found[-1].why != _TOO_MANY:
+            look.add(0, "", where.rstrip(".") or "dataset", _TOO_MANY, Severity.REFUSE)
+        return True
     for tag in sorted(dataset.keys()):
         number, raw = int(tag), cast(Any, dataset.get_item(tag))
         keyword = keyword_for_tag(tag)

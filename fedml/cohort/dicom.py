@@ -31,6 +31,7 @@ RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's LPS to RAS and back
 _COSINES = 1e-3  # orientation: scanners write five or six digits
 _OFF_GRID = 0.2  # of a step: thin slices with positions rounded to 0.1 mm lie within it, a missing one puts some off by half a step
 _DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
+_ENDINGS = (".dcm", ".dicom", ".ima")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
 
 
@@ -74,6 +75,7 @@ class _Slice:
     axes: npt.NDArray[np.float64] | None  # (2, 3): direction of growing columns, of growing rows
     spacing: tuple[float, float] | None  # of columns, of rows; mm
     thickness: float
+    location: float | None  # Slice Location: mm along the normal, from anywhere and in either direction
     slope: float
     intercept: float
     rescale: str | None  # its type, "" where it says none; None: no rescale
@@ -83,13 +85,18 @@ class _Slice:
 def group_series(folder: Path) -> dict[str, list[Path]]:
     """Series instance UID -> its files below ``folder``, sorted; what is no DICOM and DICOMDIR are left out.
 
-    Under the key ``""`` stand files that begin as DICOM but cannot be read or name no series: one of them may be a missing slice.
+    Under the key ``""`` stand files that begin as DICOM but cannot be read or name no series, and those that begin otherwise though their
+    name ends in ``.dcm``, or that are empty and have no other ending: one of them may be a missing slice.
     """
     series: dict[str, list[Path]] = {}
     for where, _, names in os.walk(folder):  # links to folders are not followed: they may run in circles
         for path in (Path(where, name) for name in names):
             try:
-                if not path.is_file() or not looks_dicom(path):
+                if not path.is_file():
+                    continue
+                if not looks_dicom(path):
+                    if _named_dicom(path):
+                        series.setdefault("", []).append(path)
                     continue
                 with reading(path):
                     dataset = open_dataset(path, pixels=False, tags=["SeriesInstanceUID", "SOPClassUID"])
@@ -100,6 +107,11 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
                 uid = ""
             series.setdefault(uid, []).append(path)
     return {uid: sorted(files) for uid, files in sorted(series.items())}
+
+
+def _named_dicom(path: Path) -> bool:
+    ending = path.suffix.lower()
+    return ending in _ENDINGS or (not path.stat().st_size and not path.name.startswith(".") and not ending[1:].isalpha())
 
 
 def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
@@ -220,11 +232,13 @@ def _slice(path: Path, number: int, header: Dataset, groups: Sequence[Dataset], 
     if (position is not None and pixel is None) or (pixel is not None and pixel.min() <= 0):
         raise ItemError(Unusable.GEOMETRY, f"{path}: a slice has a position but no pixel spacing above 0.")
     thickness = macro(groups, "PixelMeasuresSequence", "SliceThickness", header)
+    location = numbers(header.get("SliceLocation"), 1) if not groups else None
     slope, intercept, rescale = _rescale(path, header, groups)
     return _Slice(
         path=path, frame=number, series=series, instance=str(header.get("SOPInstanceUID") or ""), shape=shape, position=position, axes=axes,
-        spacing=None if pixel is None else (float(pixel[1]), float(pixel[0])), thickness=float(thickness or 0), slope=slope,
-        intercept=intercept, rescale=rescale, unit=_unit(header, rescale, series[4]),
+        spacing=None if pixel is None else (float(pixel[1]), float(pixel[0])), thickness=float(thickness or 0),
+        location=None if location is None else float(location[0]), slope=slope, intercept=intercept,
+        rescale=rescale, unit=_unit(header, rescale, series[4]),
     )  # fmt: skip
 
 
@@ -308,6 +322,10 @@ def _check_grid(
     in_plane = off - np.outer(off @ normal, normal)
     if np.abs(in_plane).max() > _OFF_GRID * min(first.spacing or (1.0, 1.0)) + 1e-3:
         raise ItemError(Unusable.GEOMETRY, f"{first.path}: the slices of its series are shifted against each other.")
+    located = [slices[k].location for k in order]
+    steps = np.diff([where for where in located if where is not None])
+    if len(steps) == len(order) - 1 and (steps > 0).any() and (steps < 0).any():  # swapped positions show nowhere else
+        raise ItemError(Unusable.GEOMETRY, f"{first.path}: positions and slice locations of its series are in different orders.")
 
 
 def _values(stored: npt.NDArray[Any], dataset: Dataset, one: _Slice) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.bounds import inflated, require_plausible
 from fedml.cohort.reasons import ItemError, Unusable
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
 
 MAX_MB = 2048  # of a file, and of a volume in float32
 _HEADER_MB = 32  # an enhanced image of 10,000 frames has some 20
-_HEADER_READS = 4_000_000  # an element is two or three reads
+_HEADER_READS = 2_000_000  # an element is two or three reads
+_ELEMENTS = 20_000  # outside of sequences; a scanner writes some hundreds
+_INFLATED_MB = 512  # of a deflated file
 _SNIFF = 132
 _EXPLICIT, _DEFLATED, _RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 _NATIVE = ("1.2.840.10008.1.2", _EXPLICIT, "1.2.840.10008.1.2.2", _DEFLATED)
@@ -46,6 +49,7 @@ _CODECS = {
 }  # fmt: skip
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
 
 
@@ -95,7 +99,7 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
 
     Args:
         path: the file.
-        pixels: False stops before the pixels; what follows them in the file is then absent too.
+        pixels: False stops before the pixels; what follows them in the file is then absent too. An image's file that ends there is cut.
         tags: keywords to keep; None keeps all.
         max_mb: largest file, before and after its inflation where it is deflated, in MB of 2**20 bytes.
 
@@ -108,26 +112,46 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
             raise ItemError(Unusable.TOO_LARGE, f"{path}: has {size >> 20} MB, the limit is {max_mb}.")
         if not looks_dicom(path):
             raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is not DICOM.")
-        from pydicom import dcmread
-        from pydicom.filereader import read_dataset, read_file_meta_info
+        from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
 
+        stop = _Stop(path, pixels)
         with path.open("rb") as file:
             meta = read_file_meta_info(path) if file.read(_SNIFF)[128:] == b"DICM" else None
             if meta is not None and meta.get("TransferSyntaxUID") == _DEFLATED:
                 # pydicom inflates without a bound; the data set begins after the preamble, DICM, and the group whose length is given
                 file.seek(_SNIFF + 12 + int(meta.FileMetaInformationGroupLength))
-                source = _Bounded(io.BytesIO(_inflated(file.read(), limit, path)), path)
-                stop = None if pixels else lambda tag, vr, length: tag >> 16 == 0x7FE0
+                plain = _inflated(file.read(), min(limit, _INFLATED_MB * 2**20), path)
+                source, size = _Bounded(io.BytesIO(plain), path), len(plain)
                 dataset = read_dataset(cast(Any, source), False, True, stop_when=stop, specific_tags=_tag_list(tags))
                 dataset.file_meta = meta
                 dataset.set_original_encoding(False, True)
             else:
                 file.seek(0)
                 source = _Bounded(file, path)
-                dataset = dcmread(cast(Any, source), stop_before_pixels=not pixels, specific_tags=_tag_list(tags), force=meta is None)
+                dataset = read_partial(cast(Any, source), stop, force=meta is None, specific_tags=_tag_list(tags))
             if not pixels and source.tell() > _HEADER_MB * 2**20:
                 raise ItemError(Unusable.TOO_LARGE, f"{path}: its header has more than {_HEADER_MB} MB.")
+            if not pixels and source.tell() >= size and is_image(dataset):
+                raise ItemError(Unusable.TRUNCATED, f"{path}: ends before its pixels.")
         return dataset
+
+
+class _Stop:
+    """pydicom asks it at each element outside of sequences: is this the end? At the pixels, where they are not wanted."""
+
+    def __init__(self, path: Path, pixels: bool) -> None:
+        self._path, self._pixels, self._elements = path, pixels, 0
+
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
+        self._elements += 1
+        if self._elements > _ELEMENTS:
+            raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than an image needs.")
+        return not self._pixels and int(tag) in _PIXEL_TAGS
+
+
+def is_image(dataset: Dataset) -> bool:
+    """Does the file say that it is an image, not a report, a plan or a segmentation?"""
+    return "Image Storage" in getattr(dataset.file_meta.get("MediaStorageSOPClassUID"), "name", "")
 
 
 def _tag_list(tags: Sequence[str] | None) -> Any:
@@ -137,13 +161,13 @@ def _tag_list(tags: Sequence[str] | None) -> Any:
 
 
 def _inflated(data: bytes, limit: int, path: Path) -> bytes:
-    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    out = inflate.decompress(data, limit + 1)
-    if len(out) > limit:
+    length, ended, _ = inflated(data, -zlib.MAX_WBITS, limit)  # a first time without keeping it
+    if length > limit:
         raise ItemError(Unusable.TOO_LARGE, f"{path}: inflates to more than {limit >> 20} MB.")
-    if not inflate.eof:
+    if not ended:
         raise ItemError(Unusable.TRUNCATED, f"{path}: its deflated data are cut short.")
-    return out
+    require_plausible(path, len(data), length)
+    return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data)
 
 
 def declared(dataset: Dataset, path: Path, *, max_mb: int = MAX_MB) -> tuple[int, int, int, int]:
@@ -153,7 +177,7 @@ def declared(dataset: Dataset, path: Path, *, max_mb: int = MAX_MB) -> tuple[int
         ItemError: no image, or too large.
     """
     if "Rows" not in dataset or "Columns" not in dataset:
-        if "Image Storage" in getattr(dataset.file_meta.get("MediaStorageSOPClassUID"), "name", ""):
+        if is_image(dataset):
             raise ItemError(Unusable.TRUNCATED, f"{path}: ends before it says how large its image is.")
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: holds no image ({dataset.get('Modality', 'no modality')}).")
     count = int(dataset.get("NumberOfFrames") or 1)
@@ -189,6 +213,11 @@ def _decoded(dataset: Dataset, path: Path, shape: tuple[int, int, int, int]) -> 
 
     if "BitsAllocated" not in dataset:
         raise ItemError(Unusable.WRONG_LENGTH, f"{path}: does not say how many bits a pixel has.")
+    allocated = int(dataset.BitsAllocated)
+    stored = int(dataset.get("BitsStored") or allocated)
+    high = stored - 1 if dataset.get("HighBit") is None else int(dataset.HighBit)
+    if not 0 < stored <= allocated or not stored - 1 <= high < allocated:
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {stored} bits up to bit {high} in {allocated}.")
     present = [name for name in _PIXELS if name in dataset]
     if not present:
         raise ItemError(Unusable.TRUNCATED, f"{path}: has an image's header but no pixels.")
@@ -262,6 +291,7 @@ def _codec(value: bytes, syntax: str, dataset: Dataset, path: Path, shape: tuple
             raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a compressed frame is not of the size that the header declares.")
         if name != "jpeg2k" and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg makes the missing rows up
             raise ItemError(Unusable.TRUNCATED, f"{path}: a compressed frame is cut short.")
+        require_plausible(path, len(stream), math.prod(shape[1:]) * int(dataset.BitsAllocated) // 8)
         try:
             frame = np.asarray(getattr(imagecodecs, f"{name}_decode")(stream, **options))
         except Exception as error:  # each codec has its own

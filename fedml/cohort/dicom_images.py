@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fedml.cohort import masks as mask_files
 from fedml.cohort.deidentified import Deidentification, require_de_identified
 from fedml.cohort.dicom import Volume, group_series, read_series
-from fedml.cohort.dicom_files import open_dataset, reading
+from fedml.cohort.dicom_files import is_image, open_dataset, reading
 from fedml.cohort.dicom_seg import read_seg
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.errors import InputError
@@ -51,7 +51,7 @@ def series_of(
     if (folder / f"{person}.dcm").exists():
         found[f"{person}.dcm"] = [folder / f"{person}.dcm"]
     if (folder / person).is_dir():
-        found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or not _is_segmentation(files[0])}
+        found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or _pictured(files[0])}
     broken = found.pop("", [])
     if broken:  # one of them may be a missing slice of any series
         yield broken[0], partial(_refuse, broken[0], len(broken))
@@ -61,6 +61,7 @@ def series_of(
 
 
 def _refuse(path: Path, count: int) -> Series:
+    open_dataset(path, pixels=False)  # says why, mostly
     raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as dicom ({count} such files of one person); replace it.")
 
 
@@ -91,6 +92,13 @@ def _hold(path: Path, person: str, deidentification: Deidentification) -> None:
         if deidentification == "refuse":
             raise InputError(f'{str(error).rstrip(".")}; de-identify it ([policy] deidentification = "refuse").') from error
         log.warning("used all the same: %s", error)
+
+
+def _pictured(path: Path) -> bool:
+    """Is it an image? Reports, plans and segmentations lie in the same folders."""
+    with reading(path):
+        header = open_dataset(path, pixels=False, tags=["Modality", "Rows"])
+        return str(header.get("Modality")) != "SEG" and ("Rows" in header or is_image(header))
 
 
 def _is_segmentation(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Images of persons, a format a function: DICOM, PNG, JPEG, NPY, NIfTI files, or one ``.npz`` array.
+"""Images of persons, a format a function: DICOM, PNG, BMP, JPEG, NPY, NIfTI files, or one ``.npz`` array.
 
 Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several (DICOM: ``fedml.cohort.dicom_images``). An ``.npz``
 holds ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may stand there
@@ -24,6 +24,8 @@ import numpy.typing as npt
 
 from fedml.cohort import masks as mask_files
 from fedml.cohort.deidentified import Deidentification
+from fedml.cohort.nifti import open_nifti
+from fedml.cohort.pictures import open_picture
 from fedml.cohort.reasons import Aside, ItemError, Unusable
 from fedml.cohort.transforms import Preprocess, prepared
 from fedml.errors import InputError
@@ -70,27 +72,27 @@ _Item = tuple[int, Path, Callable[[], _Raw]]  # the person's row, the file, what
 
 
 def _read_picture(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    from PIL import Image
-
-    with Image.open(path) as picture:
+    with open_picture(path) as picture:
         plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
         return np.asarray(picture if plain else picture.convert("RGB")), None  # palettes and alpha become colours
 
 
 def _read_npy(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    return np.asarray(np.load(path, allow_pickle=False)), None
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: nothing is allocated by what the header says
+    if (over := path.stat().st_size - array.offset - array.nbytes) > 0:
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has {over} bytes more than its header declares.")
+    return np.array(array), None
 
 
 def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    import nibabel
-
-    volume = nibabel.load(path)
+    volume = open_nifti(path)
     return np.asarray(volume.dataobj, dtype=np.float32), np.asarray(volume.affine, dtype=np.float64)
 
 
 # format -> (endings, reader of voxels and affine). Adding a format is one function and one line.
 FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], tuple[npt.NDArray[Any], Affine | None]]]] = {
     "png": ((".png",), _read_picture),
+    "bmp": ((".bmp",), _read_picture),
     "jpeg": ((".jpg", ".jpeg"), _read_picture),
     "npy": ((".npy",), _read_npy),
     "nifti": ((".nii.gz", ".nii"), _read_nifti),

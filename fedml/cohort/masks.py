@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.nifti import open_nifti
+from fedml.cohort.pictures import open_picture
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.study import Code
 
@@ -37,17 +39,15 @@ def read(path: Path, affine: npt.NDArray[np.float64] | None, size: Sequence[int]
     own: npt.NDArray[np.float64] | None = None
     try:
         if path.suffix == ".png":
-            from PIL import Image
-
-            with Image.open(path) as picture:
+            with open_picture(path, size) as picture:
                 values = np.asarray(picture)  # of a palette the numbers, not the colours
         elif path.suffix == ".npy":
             values = np.asarray(np.load(path, allow_pickle=False))
         else:
-            import nibabel
-
-            volume = nibabel.load(path)
+            volume = open_nifti(path, size)
             values, own = np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+    except ItemError:
+        raise
     except Exception as error:  # a decoder raises whatever it likes on a broken file
         raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as a mask; replace the file or take it away.") from error
     if values.ndim == len(size) + 1 and values.shape[-1] == 1:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.reasons import ItemError, Unusable
+from fedml.cohort.tiff import check_tiff
 
 Tile = npt.NDArray[np.uint8]
 LARGEST_TILE = 8192  # pixels a side: 256 MB of RGBA
@@ -107,7 +108,11 @@ class Slide:
             import openslide
 
             try:
+                if self._process < 0:
+                    check_tiff(self.path)
                 self._open = openslide.OpenSlide(self.path)
+            except ItemError:
+                raise
             except Exception as error:
                 raise _unreadable(self.path, error) from error
             self._process = os.getpid()

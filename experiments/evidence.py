@@ -1,0 +1,200 @@
+"""What a bundle holds: the sources of a run, and the files that follow from them.
+
+    SOURCES          the run's folder, byte for byte, and versions.json
+    derived(record)  everything else: made anew from the sources by whoever verifies, and held against what the bundle says
+
+So a figure can be false in a bundle only if the sources say so too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from experiments.checklists import checklists_json, checklists_markdown
+from experiments.model_card import model_card
+from experiments.record import Record, read_record
+from experiments.signing import canonical
+from fedml.learning.intervals import interval
+from fedml.runlog import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
+from fedml.study import Study, normal
+
+FORMAT = "fedml-bundle/1"
+CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
+REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
+REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
+OPTIONAL = (TOML, AUDIT)
+LEVEL = 0.95
+_PACKAGES = ("fedml", "strategies", "clients", "experiments")
+_DISTRIBUTION = "fedml-cohorts"
+
+
+def is_source(name: str) -> bool:
+    """Is a file of this name from the run's folder, and not made of others?"""
+    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or name.startswith(f"{EXAMPLES}/")
+
+
+def read_sources(run: Path) -> dict[str, bytes]:
+    """The files of a run's folder that a bundle holds; those it may lack are left out where they are not there."""
+    found = [run / name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
+    found += sorted(path for path in (run / EXAMPLES).glob("*.png") if path.is_file())
+    return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
+
+
+def versions_file(run: Mapping[str, str]) -> bytes:
+    """versions.json: packages at the run as its log has them; interpreter, platform, packages and the code that made the bundle."""
+    named = {re.split(r"[\s\[<>=!~;(]", line)[0] for line in metadata.requires(_DISTRIBUTION) or () if "extra ==" not in line}
+    made = {name: metadata.version(name) for name in sorted({_DISTRIBUTION, *named})}
+    here = {"python": platform.python_version(), "implementation": platform.python_implementation()}
+    here |= {"system": platform.system(), "machine": platform.machine(), "code_sha256": code_digest()}
+    return canonical({"run": dict(run), "bundle": {**here, "packages": made}})
+
+
+@lru_cache
+def code_digest() -> str:
+    """SHA-256 over this software's own files: with the same code and the same sources, derived files are the same to the letter."""
+    out = hashlib.sha256()
+    for package in _PACKAGES:
+        spec = find_spec(package)
+        for folder in map(Path, (spec and spec.submodule_search_locations) or ()):
+            for path in sorted(p for kind in ("*.py", "*.toml") for p in folder.rglob(kind)):
+                data = path.read_bytes()
+                out.update(f"{package}/{path.relative_to(folder).as_posix()}:{len(data)}:".encode() + data)
+    return out.hexdigest()
+
+
+@contextmanager
+def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
+    """The record that ``sources`` make, in a folder of its own that is gone afterwards. Their names have been checked."""
+    with tempfile.TemporaryDirectory(prefix="fedml-evidence-") as folder:
+        run = Path(folder) / "run"
+        (run / EXAMPLES).mkdir(parents=True)
+        for name, data in sources.items():
+            (run / name).write_bytes(data)
+        if not any(name.startswith(f"{EXAMPLES}/") for name in sources):
+            (run / EXAMPLES).rmdir()
+        yield read_record(run)
+
+
+def derived(record: Record) -> dict[str, bytes]:
+    """Name -> bytes of every file that follows from the run's own, without the crate's description of them."""
+    files = {
+        "metrics.json": canonical(
+            {
+                "final": {"metrics": record.final["metrics"], "groups": record.final["groups"]},
+                "rounds": [{"round": e["round"], "metrics": e["metrics"]} for e in record.rounds],
+            }
+        ),
+        "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
+        "journals.json": canonical({s.name: journal_rows(record, s.name) or "not told" for s in record.sites}),
+        "privacy.json": canonical({"asked": asked(record), **_without(record.privacy, "event", "time")}),
+        CARD: model_card(record).encode(),
+        "checklists.md": checklists_markdown(record).encode(),
+        "checklists.json": checklists_json(record).encode(),
+    }
+    shown = report(record)
+    if shown is not None:
+        files[REPORT] = shown
+    files["figures.json"] = canonical({"figures": figures(record), "report": embedded(shown.decode()) if shown is not None else None})
+    return files
+
+
+def report(record: Record) -> bytes | None:
+    """The report as ``fedml report`` writes it."""
+    try:
+        from experiments.report import write_report
+    except ImportError:
+        return None
+    with tempfile.TemporaryDirectory(prefix="fedml-report-") as folder:
+        out = Path(folder) / REPORT
+        write_report(record, out)
+        return out.read_bytes()
+
+
+_EMBEDDED = re.compile(r'<script type="application/json" id="fedml-figures">(.*?)</script>', re.DOTALL)
+
+
+def embedded(html: str) -> Any:
+    """The figures that a report carries as JSON.
+
+    Raises:
+        ValueError: it does not carry them once, or they are no JSON.
+    """
+    found = _EMBEDDED.findall(html)
+    if len(found) != 1:
+        raise ValueError(f"carries its figures {len(found)} times instead of once")
+    return json.loads(found[0])
+
+
+def asked(record: Record) -> dict[str, int]:
+    """Site -> the rounds it was asked for, which is what it may have released: all of those, for each that agreed."""
+    return {site: len(record.rounds) for site in record.agreed["sites"]}
+
+
+def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:
+    """What the site told of its own journal, reply by reply, each row chained to the one before it by SHA-256."""
+    rows, chain = list[dict[str, Any]](), "0" * 64
+    for event in [*record.rounds, record.final]:
+        told = event["sites"].get(site, {}).get("journal")
+        if told:
+            row = {"event": event["event"], "round": event["round"], "head": told[0], "entries": told[1]}
+            chain = hashlib.sha256(chain.encode() + canonical(row)).hexdigest()
+            rows.append({**row, "chain": chain})
+    return rows
+
+
+def counts_by_site(record: Record) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """Site -> ``PART/NAME`` -> counts, in the roster's order, as they came."""
+    out: dict[str, dict[str, npt.NDArray[Any]]] = {}
+    for site in record.study.federation.sites:
+        own = {f"{part}/{name}": v for part, by_site in record.counts.items() for name, v in by_site.get(site, {}).items()}
+        if own:
+            out[site] = own
+    return out
+
+
+def figures(record: Record) -> dict[str, dict[str, Any]]:
+    """``PART/WHO/METRIC`` -> value, limits where counts give them, and the places in the bundle from which it was computed."""
+    out: dict[str, dict[str, Any]] = {}
+    groups = {f"test@{label}": own for label, own in record.final["groups"].items()}
+    for part, scores in {**record.final["metrics"], **groups}.items():
+        by_site = {s: record.counts[part][s] for s in record.study.federation.sites if s in record.counts.get(part, {})}
+        for name, value in scores["all"].items():
+            out[f"{part}/all/{name}"] = _figure(record.study, list(by_site.values()), name, value, f"{COUNTS}#*/{part}")
+        for site, own in scores["sites"].items():
+            for name, value in own.items():
+                out[f"{part}/{site}/{name}"] = _figure(record.study, [by_site[site]], name, value, f"{COUNTS}#{site}/{part}")
+    for site, claim in record.privacy.get("claims", {}).items():
+        where = f"privacy.json#/claims/{site}/events_json"
+        out[f"privacy/{site or 'site'}/epsilon"] = {"value": claim["epsilon"], "delta": claim["delta"], "from": where}
+    return out
+
+
+def _figure(study: Study, parts: Sequence[Mapping[str, npt.NDArray[Any]]], name: str, value: float | None, where: str) -> dict[str, Any]:
+    out: dict[str, Any] = {"value": value, "from": where}
+    try:
+        found = interval(
+            list(parts), study.model.task, name, seed=study.study.seed, level=LEVEL, classes=[normal(c) for c in study.cohort.classes]
+        )
+    except ValueError:  # a number of persons has no interval
+        return out
+    if math.isfinite(found.low) and math.isfinite(found.high):
+        return {**out, "low": found.low, "high": found.high, "level": found.level, "method": found.method, "seed": study.study.seed}
+    return {**out, "method": found.method}
+
+
+def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
+    return {k: v for k, v in event.items() if k not in keys}

@@ -1,0 +1,114 @@
+"""HTML from plain text: everything from a study or a site goes through ``escape``; every number of a table comes from the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, Literal
+
+from experiments.report.numbers import resolve
+
+Kind = Literal["count", "measure", "estimate", "percent", "bytes", "sign", "epsilon"]
+NOTHING = "–"
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A cell whose number is at ``at`` in the figures."""
+
+    at: str
+    kind: Kind = "measure"
+
+
+Cell = str | Number
+
+
+def written(value: Any, kind: Kind = "measure") -> str:
+    """A number as text; an estimate with its interval."""
+    if kind == "estimate":
+        if value is None or value["value"] is None:
+            return NOTHING if value is None else "not defined"
+        limits, own = between(value), written(value["value"], "count" if value["method"] == "count" else "measure")
+        return f"{own} ({limits})" if limits else own
+    if value is None:
+        return NOTHING
+    if isinstance(value, str):
+        return value
+    if kind == "count":
+        return f"{value:,.0f}"
+    if kind == "percent":
+        return f"{100 * value:.1f} %"
+    if kind == "epsilon":
+        return f"{value:.2f}" if value >= 0.1 else f"{value:g}"
+    if kind == "bytes":
+        return _bytes(float(value))
+    size = abs(value)
+    text = f"{value:.3f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+    return text.replace("-", "−")
+
+
+def between(estimate: Mapping[str, Any]) -> str:
+    """``0.83 to 0.91``; empty where there are no limits."""
+    if estimate["low"] is None or estimate["high"] is None:
+        return ""
+    return f"{written(estimate['low'])} to {written(estimate['high'])}"
+
+
+def _bytes(value: float) -> str:
+    unit = 0
+    while value >= 999.5 and unit < len(_UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
+
+
+def paragraph(*sentences: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    words = " ".join(s for s in sentences if s)
+    about = f' class="{kind}"' if kind else ""
+    return f"<p{about}>{escape(words)}</p>" if words else ""
+
+
+def listing(items: Sequence[str]) -> str:
+    """A list of plain text."""
+    return f"<ul>{''.join(f'<li>{escape(item)}</li>' for item in items)}</ul>" if items else ""
+
+
+def terms(rows: Sequence[tuple[str, str]]) -> str:
+    """Pairs of a term and its text."""
+    return f"<dl>{''.join(f'<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>' for a, b in rows if b)}</dl>"
+
+
+def table(found: Mapping[str, Any], caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> str:
+    """A table: the first cell of a row is its head. It scrolls by itself where the screen is narrower."""
+    head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
+    body = "".join(f'<tr><th scope="row">{escape(str(first))}</th>{"".join(_cell(found, c) for c in rest)}</tr>' for first, *rest in rows)
+    inner = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    below = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">{inner}</div>{below}'
+
+
+def _cell(found: Mapping[str, Any], cell: Cell) -> str:
+    if isinstance(cell, str):
+        return f"<td>{escape(cell)}</td>"
+    try:
+        value = resolve(found, cell.at)
+    except (LookupError, TypeError):
+        return f'<td class="number">{NOTHING}</td>'
+    where = f' data-figure="{escape(cell.at)}"'
+    if cell.kind == "estimate" and value is not None and (limits := between(value)):
+        kind: Kind = "count" if value["method"] == "count" else "measure"
+        return f'<td class="number"{where}>{escape(written(value["value"], kind))} <small>{escape(limits)}</small></td>'
+    return f'<td class="number"{where}>{escape(written(value, cell.kind))}</td>'
+
+
+def picture(svg: str, title: str, caption: str = "") -> str:
+    """A plot with its title above and what it shows below."""
+    more = f" {escape(caption)}" if caption else ""
+    return f"<figure>{svg}<figcaption><strong>{escape(title)}.</strong>{more}</figcaption></figure>"
+
+
+def section(name: str, heading: str, *parts: str) -> str:
+    """A section of the page, with ``name`` as its id."""
+    return f'<section id="{name}" aria-labelledby="{name}-h"><h2 id="{name}-h">{escape(heading)}</h2>{"".join(parts)}</section>'

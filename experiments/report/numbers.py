@@ -1,0 +1,260 @@
+"""Every number of a report, as one JSON value made from the record alone.
+
+    found = figures(record)
+    resolve(found, "/scores/sites/cleveland/metrics/auroc/value")
+
+Measures of the last evaluation, their intervals, curves and calibration are computed anew from the counts that the sites told; where a run
+kept none, its measures are those of its log, without intervals. Numbers have six significant digits; what is not defined is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from experiments.checklists.facts import held_out
+from experiments.record import Record, SiteRecord
+from fedml.learning.calibration import calibration, reliability, roc
+from fedml.learning.intervals import Interval, interval, noised
+from fedml.learning.task import Task, add_counts, make_task
+from fedml.study import PARTS, normal
+
+Counts = dict[str, dict[str, npt.NDArray[Any]]]
+
+# What the report speaks of first, forest plots show, and has an interval.
+MEASURE = {"classification": "auroc", "segmentation": "dice_mean_person", "regression": "mae"}
+MOST_POINTS = 120  # of a learning curve
+ROC_POINTS = 100
+MOST_CLASSES = 12  # that have curves of their own
+COUNTED = ("persons", "missed")  # measures that are counts of persons
+
+
+def figures(record: Record) -> dict[str, Any]:
+    """All numbers of the report by name; ``experiments.report`` shows no other."""
+    task = make_task(record.study)
+    part, told = held_out(record)
+    counts = _roster(record, part)
+    scores = _scores(record, task, part, told)
+    merged = add_counts(counts.values()) if counts else {}
+    classes = [normal(c) for c in record.study.cohort.classes] if task.name != "regression" else []
+    end, start = record.end, record.start
+    found = {
+        "run": {
+            "id": record.run_id, "status": record.status, "engine": start.get("engine"), "began": start.get("time"),
+            "seconds": end["time"] - start["time"] if end else None, "rounds": len(record.rounds),
+            "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.study.sha256,
+            "weights_sha256": record.final.get("weights_sha256"), "parameters": record.agreed.get("parameters"),
+        },
+        "measure": MEASURE[task.name], "part": part, "higher": task.higher, "classes": classes, "scores": scores,
+        "worst": _worst(task, scores), "noised": bool(merged) and noised(merged), "sites": {s.name: _site(record, s) for s in record.sites},
+        "curves": _curves(record, MEASURE[task.name]), "flow": _flow(record), "privacy": _privacy(record),
+    }  # fmt: skip
+    if task.name == "classification" and merged:
+        found["confusion"] = merged["confusion"].tolist()
+        found["by_class"] = _by_class(merged, counts, len(classes)) if not noised(merged) else {}
+    rounded: dict[str, Any] = _plain(found)
+    return rounded
+
+
+def resolve(found: Mapping[str, Any], pointer: str) -> Any:
+    """What a JSON Pointer (RFC 6901) points to; ``KeyError`` or ``IndexError`` where nothing is."""
+    value: Any = found
+    for word in pointer.split("/")[1:]:
+        key = word.replace("~1", "/").replace("~0", "~")
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
+
+
+def pointer(*keys: str | int) -> str:
+    """A JSON Pointer to ``keys``."""
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: six significant digits, NaN as null, infinity as a word."""
+    if isinstance(value, bool | str | None):
+        return value
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else "infinite" if math.isinf(value) else float(f"{value:.6g}")
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value]
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {"value": found.value, "low": found.low, "high": found.high, "method": found.method}
+
+
+def _roster(record: Record, part: str) -> Counts:
+    """Site -> its counts of ``part``, in the roster's order, on which intervals depend."""
+    told = record.counts.get(part, {})
+    return {site.name: told[site.name] for site in record.sites if site.name in told}
+
+
+def _scores(record: Record, task: Task, part: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    """"all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that nobody told of is null."""
+    if not part:
+        return {"all": None, "sites": {}, "groups": {}}
+    counts, groups = _roster(record, part), {}
+    seen = record.final.get("groups", {})
+    for label in (label for labels in record.study.evaluation.labels().values() for label in labels):
+        own = _roster(record, f"test@{label}")
+        row = _score(record, task, list(own.values()), seen.get(label, {}).get("all"))
+        telling = [s.name for s in record.sites if s.name in own or s.name in seen.get(label, {}).get("sites", {})]
+        groups[label] = {**row, "sites": telling} if row is not None else None
+    return {
+        "all": _score(record, task, list(counts.values()), told["all"]),
+        "sites": {
+            s.name: _score(record, task, [counts[s.name]] if s.name in counts else [], told["sites"].get(s.name)) for s in record.sites
+        },
+        "groups": groups,
+    }
+
+
+def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    parts = [p for p in parts if float(p["persons"][0]) > 0]
+    if not parts:
+        if not logged or not logged.get("persons"):
+            return None
+        nothing = {"low": math.nan, "high": math.nan, "method": "none: the run kept no counts"}
+        measures = {n: {"value": math.nan if v is None else v, **nothing} for n, v in logged.items() if n != "persons"}
+        return {"persons": logged["persons"], "classes": None, "metrics": measures}
+    total, classes = add_counts(parts), [normal(c) for c in record.study.cohort.classes]
+    values = task.metrics(total)
+    measures = {}
+    for name, value in values.items():
+        if name == "persons":
+            continue
+        if name.partition("/")[0] in COUNTED:
+            measures[name] = {"value": value, "low": math.nan, "high": math.nan, "method": "count"}
+        else:
+            measures[name] = {**_interval(interval(parts, task.name, name, seed=record.study.study.seed, classes=classes)), "value": value}
+    by_class = total["confusion"].sum(1) if "confusion" in total and not noised(total) else None
+    return {"persons": values["persons"], "classes": by_class, "metrics": measures}
+
+
+def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
+    """The site that is worst by the measure that the run watched; none where fewer than two have one."""
+    value = {
+        site: row["metrics"][task.watched]["value"] for site, row in scores["sites"].items() if row and task.watched in row["metrics"]
+    }
+    value = {site: v for site, v in value.items() if not math.isnan(v)}
+    if len(value) < 2:
+        return None
+    return (min if task.higher else max)(value, key=value.__getitem__)
+
+
+def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
+    persons = {part: {"persons": site.count(part), "classes": site.persons[part]} for part in PARTS if part in site.persons}
+    return {
+        "agreed": site.name in record.agreed.get("sites", ()),
+        "persons": persons,
+        "stated": record.study.privacy.persons.get(site.name),
+        "rounds": len(site.rounds),
+        "missed": {reason: len(numbers) for reason, numbers in site.missed.items()},
+        "evaluated": site.name in record.final.get("sites", {}),
+        "aside": site.quarantined,
+        "policy": site.policy,
+        "epsilon": site.epsilon,
+        "dataset": site.dataset,
+        "journal": list(site.journal) if site.journal else None,
+    }
+
+
+def _curves(record: Record, measure: str) -> dict[str, Any]:
+    """The measure and the training loss by round, at ``MOST_POINTS`` rounds at most, evenly spaced, the last among them."""
+    part = next((p for p in ("val", "train") if any(p in e["metrics"] for e in record.rounds)), "")
+    sites = [s.name for s in record.sites]
+    shown = _thinned([e for e in record.rounds if part and part in e["metrics"]])
+    of = [e["metrics"][part] for e in shown]
+    trained = _thinned(record.rounds)
+    return {
+        "part": part,
+        "rounds": [e["round"] for e in shown],
+        "all": [_or_nan(m["all"].get(measure)) for m in of],
+        "sites": {s: [_or_nan(m["sites"].get(s, {}).get(measure)) for m in of] for s in sites},
+        "loss_rounds": [e["round"] for e in trained],
+        "loss": {s: [_or_nan(e["sites"].get(s, {}).get("train_loss")) for e in trained] for s in sites},
+    }
+
+
+def _thinned(events: Sequence[Any]) -> list[Any]:
+    if len(events) <= MOST_POINTS:
+        return list(events)
+    return [events[int(k)] for k in np.linspace(0, len(events) - 1, MOST_POINTS).round()]
+
+
+def _or_nan(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _flow(record: Record) -> dict[str, Any]:
+    """Bytes of arrays to and from each site: by round (the mean of those it took part in), at the last evaluation, and together."""
+    out: dict[str, Any] = {"sites": {}}
+    for site in record.sites:
+        rows = [e["sites"][site.name] for e in record.rounds if site.name in e["sites"]]
+        last = record.final.get("sites", {}).get(site.name)
+        every = [*rows, *([last] if last else [])]
+        row: dict[str, Any] = {}
+        for direction, key in (("to", "bytes_out"), ("from", "bytes_in")):  # the log names them as the server sees them
+            row[direction] = {
+                "round": sum(r[key] for r in rows) / len(rows) if rows else math.nan,
+                "last": last[key] if last else math.nan,
+                "total": sum(r[key] for r in every),
+            }
+        out["sites"][site.name] = row
+    out["total"] = {direction: sum(r[direction]["total"] for r in out["sites"].values()) for direction in ("to", "from")}
+    return out
+
+
+def _privacy(record: Record) -> dict[str, Any]:
+    told = record.privacy
+    if not told or told.get("unit", "none") == "none" or not told.get("claims"):
+        return {"unit": record.study.privacy.unit, "told": bool(told)}
+    worst = max(told["claims"].values(), key=lambda c: math.inf if c["epsilon"] is None else c["epsilon"])
+    epsilon = math.inf if worst["epsilon"] is None else worst["epsilon"]
+    # Whoever guesses from even odds whether the unit was in is right so often at most (Kairouz, Oh and Viswanath 2015, IEEE Trans Inf
+    # Theory 63:4037: false alarms and misses of (epsilon, delta) differential privacy).
+    guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
+    return {"unit": told["unit"], "told": True, "adjacency": worst["adjacency"], "epsilon": _up(epsilon), "delta": worst["delta"],
+            "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
+            "claims": {site: _up(_inf(c["epsilon"])) for site, c in told["claims"].items() if site}}  # fmt: skip
+
+
+def _inf(value: float | None) -> float:
+    return math.inf if value is None else float(value)
+
+
+def _up(epsilon: float) -> float:
+    """As it is printed: rounded up, so that it stays a bound."""
+    from fedml.privacy.accounting import rounded_up
+
+    return epsilon if math.isinf(epsilon) else float(rounded_up(epsilon))
+
+
+def _by_class(merged: Any, counts: Mapping[str, Any], classes: int) -> dict[str, Any]:
+    """Class (its number) -> curves and calibration of it against the rest; of two classes the second alone."""
+    out = {}
+    for c in range(1, 2) if classes == 2 else range(min(classes, MOST_CLASSES)):
+        groups = reliability(merged, c)
+        x, y = roc(merged, c, points=ROC_POINTS)
+        rows = zip(groups.predicted, groups.observed, groups.low, groups.high, groups.persons, strict=True)
+        out[str(c)] = {
+            "roc": {"x": x, "y": y},
+            "groups": [dict(zip(("predicted", "observed", "low", "high", "persons"), row, strict=True)) for row in rows],
+            "all": _calibration(merged, c),
+            "sites": {site: _calibration(own, c) for site, own in counts.items() if float(own["persons"][0]) > 0},
+        }
+    return out
+
+
+def _calibration(counts: Any, c: int) -> dict[str, Any]:
+    found = calibration(counts, c)
+    intervals = {name: _interval(getattr(found, name)) for name in ("slope", "intercept", "in_the_large", "expected_observed")}
+    return {"persons": found.persons, "cases": found.cases, "saturated": found.saturated, **intervals, "error": found.error}

@@ -1,0 +1,272 @@
+"""What the report says in sentences: the answer, where it is weak, what privacy it cost, what the record cannot say.
+
+Every sentence follows from the record by a rule that stands here; none judges beyond the intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.record import Record
+from experiments.report.markup import between, written
+
+Found = Mapping[str, Any]
+
+NAMES = {
+    "auroc": "AUROC", "brier": "Brier score", "log_loss": "log loss", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity", "specificity": "specificity", "mae": "mean absolute error", "rmse": "RMSE", "bias": "bias", "r2": "R²",
+    "dice": "Dice of all voxels", "dice_mean_person": "Dice, mean over persons", "hd95_mean_mm": "HD95, mean, mm", "missed": "missed",
+    "hd95_median_mm": "HD95, median, mm", "hd95_mean_voxels": "HD95, mean, voxels", "hd95_median_voxels": "HD95, median, voxels",
+    "persons": "persons with it",
+}  # fmt: skip
+
+MEANING = {
+    "auroc": "the share of pairs, one person of the class and one not, in which the model gives the higher risk to the right one: 0.5 is "
+    "a guess, 1 is perfect",
+    "brier": "the mean squared distance of the risk from what came out: 0 is perfect",
+    "log_loss": "how surprised the model was by what came out, on average, in nats: 0 is perfect",
+    "accuracy": "the share of persons whose most probable class is the right one",
+    "balanced_accuracy": "the mean over classes of the share of its persons that were found",
+    "sensitivity": "the share of persons of the second class that the model finds",
+    "specificity": "the share of persons of the first class that the model leaves in it",
+    "mae": "how far the prediction is off, on average",
+    "rmse": "root of the mean squared error: as the mean absolute error, with large errors counting more",
+    "bias": "how much too high the prediction is, on average",
+    "r2": "the share of the outcome's variance that the prediction explains",
+    "dice": "overlap of the outlined and the true voxels, all persons' voxels taken together: 0 none, 1 the same",
+    "dice_mean_person": "overlap of the outlined and the true voxels of a person, the mean over persons: 0 none, 1 the same",
+    "hd95": "distance that 95 % of either outline keep from the other at most: 0 is perfect",
+    "missed": "persons with the class in one mask only, the true or the outlined one",
+}
+
+PARTS = {"test": "test", "val": "validation", "train": "training"}
+FEW_CASES = 100  # with and without: below, performance is too uncertain to be a validation (Collins et al. 2016, Stat Med 35:214)
+FEW_SITE = 10
+
+
+def named(measure: str) -> str:
+    """A measure's name in print, ``dice/liver`` as ``Dice of all voxels, liver``."""
+    name, _, one = measure.partition("/")
+    return NAMES.get(name, name) + (f", {one}" if one else "")
+
+
+def count(number: float, what: str) -> str:
+    """``1 site``, ``3 sites``."""
+    return f"{number:,.0f} {what}{'' if number == 1 else 's'}"
+
+
+def join(words: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def interval_of(estimate: Mapping[str, Any] | None) -> str:
+    """``0.878 (95 % interval 0.84 to 0.91)``."""
+    if estimate is None or estimate["value"] is None:
+        return "not defined"
+    limits = between(estimate)
+    return f"{written(estimate['value'])} ({'95 % interval ' + limits if limits else 'no interval'})"
+
+
+def outcome(record: Record, found: Found, c: int = 1) -> str:
+    """The class of the outcome in words: ``disease = 1``."""
+    return f"{record.study.cohort.target} = {found['classes'][c]}"
+
+
+def answer(record: Record, found: Found) -> list[str]:
+    """The answer to the question, in a few sentences."""
+    score, task = found["scores"]["all"], record.study.model.task
+    if record.status != "finished" or score is None:
+        why = f" ({record.end['reason']})" if record.end.get("reason") else ""
+        done = f"after {found['run']['rounds']} of {count(found['run']['planned'], 'planned round')}"
+        if score is None:
+            state = "finished without persons to measure on" if record.status == "finished" else f"ended as: {record.status}{why}"
+            return [f"There is no answer: the run {state}, {done}."]
+    sites = [s for s, row in found["scores"]["sites"].items() if row]
+    held = f"{count(score['persons'], PARTS[found['part']] + ' person')} held out at {count(len(sites), 'site')}"
+    measures = score["metrics"]
+    headline = interval_of(measures.get(found["measure"]))
+    if task == "segmentation":
+        many = " and classes" if len(found["classes"]) > 2 else ""
+        return [f"In {held}, what the model outlines overlaps the given masks by a Dice of {headline}, the mean over persons{many} "
+                "(0: no overlap, 1: the same)."]  # fmt: skip
+    if task == "regression":
+        off = f"Of {held}, the predicted {record.study.cohort.target} is off by {headline} on average"
+        return [f"{off}; it explains {_share(measures, 'r2')} of the outcome's variance. {_higher(measures)}"]
+    out = []
+    if len(found["classes"]) == 2:
+        cases = f", {score['classes'][1]:,} of them with {outcome(record, found)}" if score["classes"] else ""
+        out = [f"Measured on {held}{cases}: AUROC {headline}."]
+        out += [f"Shown one person with {outcome(record, found)} and one without, the model gives the higher risk to the right one in "
+                f"{_share(measures, 'auroc')} of such pairs (50 % would be a guess)."]  # fmt: skip
+    else:
+        out = [f"Measured on {held}: AUROC {headline}, the mean over {len(found['classes'])} classes, each against the rest."]
+    right = f"The class that it holds for most probable is the right one in {_share(measures, 'accuracy')} of persons"
+    two = f" (it finds {_share(measures, 'sensitivity')} of those with, and {_share(measures, 'specificity')} of those without)"
+    return [*out, f"{right}{two if len(found['classes']) == 2 else ''}."]
+
+
+def _share(measures: Mapping[str, Any], name: str) -> str:
+    value = measures.get(name, {}).get("value")
+    return "an unknown share" if value is None else f"{100 * value:.1f} %"
+
+
+def _higher(measures: Mapping[str, Any]) -> str:
+    bias = measures["bias"]
+    if bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
+        return "It is not shown to be too high or too low on average."
+    return f"On average it is too {'high' if bias['value'] > 0 else 'low'}, by {interval_of({**bias, 'value': abs(bias['value'])})}."
+
+
+def weak(record: Record, found: Found) -> list[str]:
+    """Where the model is worst: the site and the subgroup, with how sure that is."""
+    scores, out = found["scores"], []
+    if (worst := found["worst"]) is not None:
+        out.append(f"Weakest at {worst}: {_row(record, found, scores['sites'][worst])}.")
+    groups = {label: row for label, row in scores["groups"].items() if row and row["metrics"][found["measure"]]["value"] is not None}
+    if len(groups) > 1:
+        value = {label: row["metrics"][found["measure"]]["value"] for label, row in groups.items()}
+        low = (min if found["higher"] else max)(value, key=value.__getitem__)
+        out.append(f"Weakest of the subgroups told of, {low}: {_row(record, found, groups[low])}.")
+    return out
+
+
+def _row(record: Record, found: Found, row: Mapping[str, Any]) -> str:
+    text = f"{named(found['measure'])} {interval_of(row['metrics'][found['measure']])} in {count(row['persons'], 'person')}"
+    if row["classes"] and len(row["classes"]) == 2:
+        negative, positive = row["classes"]
+        text += f", {positive} with {outcome(record, found)} and {negative} without"
+    return text
+
+
+def calibrated(found: Found) -> str:
+    """Are the risks right? By whether the intervals of slope and of calibration-in-the-large hold 1 and 0."""
+    own = found.get("by_class", {}).get("1") if len(found["classes"]) == 2 else None
+    if own is None:
+        return ""
+    slope, large = own["all"]["slope"], own["all"]["in_the_large"]
+    if slope["value"] is None or large["value"] is None:
+        return "Whether the predicted risks are right cannot be told from these persons."
+    said = []
+    if not large["low"] <= 0 <= large["high"]:
+        more = "lower" if large["value"] > 0 else "higher"
+        said.append(f"on the whole they are {more} than what came out (in the large {interval_of(large)}; 0 if perfect)")
+    if not slope["low"] <= 1 <= slope["high"]:
+        how = "extreme, high ones too high and low ones too low" if slope["value"] < 1 else "close to the middle"
+        said.append(f"they are too {how} (calibration slope {interval_of(slope)}; 1 if perfect)")
+    if not said:
+        numbers = f"calibration slope {interval_of(slope)}, 1 if perfect; in the large {interval_of(large)}, 0 if perfect"
+        return f"In these persons the predicted risks are not shown to be wrong: {numbers}."
+    return f"The predicted risks are off: {'; '.join(said)}."
+
+
+def privacy(found: Found) -> list[str]:
+    """What privacy the run gave and cost, in plain words."""
+    told = found["privacy"]
+    if told["unit"] == "none":
+        return [
+            "None. There is no differential privacy: no noise was added, and what left the sites is exact.",
+            "Persons' own data stayed at their sites; but updates of a model and counts, such as left them, can in principle reveal "
+            "something about a person, and no bound on that is given.",
+        ]
+    if "epsilon" not in told:
+        return [f"The study asks for privacy of one {told['unit']}, but the run's record does not say what was spent."]
+    one = "person of a site" if told["unit"] == "patient" else "site"
+    epsilon = written(told["epsilon"], "epsilon")
+    inside = "was among those trained on" if told["unit"] == "patient" else "took part"
+    return [
+        f"Differential privacy of one {one}: epsilon {epsilon}, delta {told['delta']:g}. Two data sets count as neighbours if one of them "
+        f"has one {one} more.",
+        f"In plain words: somebody who sees all that is covered, and has to guess whether a given {one.partition(' ')[0]} {inside}, "
+        f"is right in at most {written(told['guess'], 'percent')} of cases; 50 % would be a coin.",
+    ]
+
+
+def privacy_short(found: Found) -> tuple[str, str]:
+    """Epsilon, or none, and of what."""
+    told = found["privacy"]
+    if told["unit"] == "none":
+        return "none", "no noise was added"
+    unit = "one person of a site" if told["unit"] == "patient" else "one site"
+    return f"ε {written(told['epsilon'], 'epsilon')}" if "epsilon" in told else "not told", f"for {unit}"
+
+
+def limits(record: Record, found: Found) -> list[str]:
+    """What a reader must hold against the result; from the record only."""
+    return [*_limits_of_run(record, found), *_limits_of_persons(record, found), *_limits_of_sites(record, found), *_unknown(record, found)]
+
+
+def _limits_of_run(record: Record, found: Found) -> list[str]:
+    out = []
+    if record.status != "finished":
+        out.append(f"The run did not finish (status: {record.status}).")
+    if found["part"] == "val":
+        out.append("There were no test persons: the measures are of validation persons, on whom a study may have been tuned.")
+    if found["part"] == "test":
+        out.append(
+            "No external validation: test persons are of the same sites as training persons. How the model does elsewhere is not known."
+        )
+    out.append("One run with one seed: intervals are over persons, and say nothing of how much another seed would change the model.")
+    out.append("The run holds no comparison with a model of the pooled data, of one site alone, or with another method.")
+    if str(record.start.get("git_commit", "")).endswith("+changes"):
+        out.append("The study lay in a working tree with changes that are in no commit.")
+    if found["curves"]["part"] == "train":
+        out.append("No validation persons were measured in the rounds: learning curves are of training persons and look too good.")
+    return out
+
+
+def _limits_of_persons(record: Record, found: Found) -> list[str]:
+    score, out = found["scores"]["all"], []
+    if score is None:
+        return out
+    if found["noised"]:
+        out.append("Counts were noised for privacy: measures are off by that noise, and have no intervals, curves or calibration.")
+    elif all(e["low"] is None for e in score["metrics"].values()):
+        out.append("The run kept no counts, so measures have no intervals.")
+    if score["classes"] and min(score["classes"]) < FEW_CASES:
+        rows = [f"{n:,} of class {c}" for c, n in zip(found["classes"], score["classes"], strict=True) if n < FEW_CASES]
+        out.append(f"Few persons to measure on: {join(rows)}, where {FEW_CASES} of each are asked for (Collins et al. 2016).")
+    labels = [label for labels in record.study.evaluation.labels().values() for label in labels]
+    hidden = [label for label in labels if found["scores"]["groups"].get(label) is None]
+    if not labels:
+        out.append("The study names no subgroups: whether the model is as good in women and men, young and old, is not known.")
+    elif hidden:
+        out.append(f"Subgroups that no site told of, too few persons or none: {', '.join(hidden)}.")
+    return out
+
+
+def _limits_of_sites(record: Record, found: Found) -> list[str]:
+    scores, out = found["scores"], []
+    few = [s for s, row in scores["sites"].items() if row and row["classes"] and min(row["classes"]) < FEW_SITE]
+    if few:
+        out.append(f"At {join(few)} a class has fewer than {FEW_SITE} persons to measure on: what holds there is hardly known.")
+    away = [s for s, row in found["sites"].items() if not row["agreed"]]
+    if away and record.agreed:
+        out.append(f"Did not take part at all: {join(away)}.")
+    missed = [f"{s} ({sum(row['missed'].values())})" for s, row in found["sites"].items() if row["missed"] and row["agreed"]]
+    if missed:
+        out.append(f"Missed exchanges: {join(missed)}.")
+    unmeasured = [s for s, row in scores["sites"].items() if not row]
+    if unmeasured and scores["all"]:
+        out.append(f"Nobody was measured at {join(unmeasured)}.")
+    whole = scores["all"]["metrics"][found["measure"]]["value"] if scores["all"] else None
+    for site, row in scores["sites"].items() if whole is not None else ():
+        own = row["metrics"][found["measure"]] if row else None
+        if own and own["low"] is not None and (own["high"] < whole if found["higher"] else own["low"] > whole):
+            side = "below" if found["higher"] else "above"
+            out.append(f"At {site} the model does worse: its interval, {between(own)}, lies wholly {side} the value of all sites.")
+    aside = [s for s, row in found["sites"].items() if row["aside"]]
+    if aside:
+        out.append(f"Persons whose images were unusable are in no measure ({join(aside)}): see the table of sites.")
+    return out
+
+
+def _unknown(record: Record, found: Found) -> list[str]:
+    out = ["The record does not say who the persons are, how they were chosen, how the outcome was established, or whether data are real."]
+    if record.study.model.task != "segmentation":
+        out.append("It does not say at which risk somebody would be treated, so nothing here is about benefit or harm.")
+    silent = [s for s, row in found["sites"].items() if row["agreed"] and row["policy"] is None]
+    if silent:
+        out.append(f"Policies were not disclosed by {join(silent)}.")
+    return out

@@ -1,0 +1,54 @@
+"""Where MLflow keeps records, how it is spoken to, and which versions a result depends on. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
+_FILE = "sqlite:///"
+
+# A server that is down is given up on in seconds, not in MLflow's minutes: the run's folder has everything.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+
+
+def store() -> str:
+    """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` here."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def store_key(uri: str) -> str:
+    """A short name of a store that tells neither a password nor a path: 16 hexadecimal digits of a SHA-256."""
+    if uri.startswith(_FILE):
+        plain = str(Path(uri.removeprefix(_FILE)).resolve())
+    else:
+        parts = urlsplit(uri)
+        plain = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def runs_of(client: Any, experiment: str, run_id: str) -> list[Any]:
+    """MLflow's runs of one run of ours: the parent and the children that are there. ``client`` is an ``MlflowClient``."""
+    found: list[Any] = []
+    page = None
+    while page is None or page.token:
+        page = client.search_runs([experiment], f"tags.`fedml.run_id` = '{run_id}'", page_token=page.token if page else None)
+        found += page
+    return found

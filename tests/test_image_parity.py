@@ -1,0 +1,70 @@
+"""Studies of images reach what pooled data reach: the figures' own arithmetic (quick), and the figures (minutes)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import image_site, to_toml
+from sklearn.metrics import roc_auc_score
+
+from experiments.bench.image_parity import Held, compared, parity
+
+STUDIES = Path(__file__).resolve().parent.parent / "experiments"
+
+
+def held(truth: Any, output: Any, site: Any) -> Held:
+    return Held(tuple(map(str, range(len(truth)))), np.asarray(site), np.asarray(truth), np.asarray(output, float))
+
+
+def test_the_difference_is_of_the_mean_over_seeds_on_the_same_persons() -> None:
+    rng = np.random.default_rng(5)
+    truth, site = rng.integers(0, 2, 200), np.arange(200) % 2
+    shared = truth + rng.normal(0, 1, 200)  # who is hard for one model is hard for the other
+    found = {way: [held(truth, shared + rng.normal(0, 0.1, 200), site) for _ in range(3)] for way in ("federated", "pooled")}
+    values, difference = compared("auroc", found, site >= 0)
+    for way, runs in found.items():
+        assert values[way] == pytest.approx([roc_auc_score(truth, run.output) for run in runs], abs=1e-12)
+    assert difference.value == pytest.approx(np.mean(values["federated"]) - np.mean(values["pooled"]), abs=1e-12)
+    assert difference.low < difference.value < difference.high
+    assert difference.high - difference.low < 0.03  # paired: one AUROC of 200 persons alone is uncertain by 0.12
+    of_one, _ = compared("auroc", found, site == 1)
+    assert of_one["pooled"][0] == pytest.approx(roc_auc_score(truth[site == 1], found["pooled"][0].output[site == 1]), abs=1e-12)
+
+
+def test_dice_is_a_mean_over_persons_who_have_one() -> None:
+    one, other = [0.9, 0.8, np.nan, 0.7], [0.8, 0.8, np.nan, 0.8]
+    found = {"federated": [held([0] * 4, one, [0, 0, 1, 1])], "pooled": [held([0] * 4, other, [0, 0, 1, 1])]}
+    values, difference = compared("mean", found, np.ones(4, bool))
+    assert values == {"federated": [pytest.approx(0.8)], "pooled": [pytest.approx(0.8)]}
+    assert difference.value == pytest.approx(0)
+
+
+def small(folder: Path, **cohort: Any) -> tuple[Path, Path]:
+    """Two sites with images, and a study of them."""
+    for k, name in enumerate("ab"):
+        image_site(folder / "sites" / name, name, 60, k)
+    plan = {
+        "study": {"name": "toy"},
+        "cohort": {"inputs": ["image"], "target": "y", "image": {"channels": 1, "size": [8, 8]}, **cohort},
+        "model": {"image": {"channels": [4]}},
+        "federation": {"sites": ["a", "b"], "rounds": 2},
+    }
+    (folder / "toy.toml").write_text(to_toml(plan))
+    return folder / "toy.toml", folder / "sites"
+
+
+def test_a_study_is_trained_both_ways_and_tested_on_the_same_persons(tmp_path: Path) -> None:
+    study, sites = small(tmp_path, split_key="held")
+    rows = list(parity(study, sites, [0, 1], "test", tmp_path / "runs"))
+    assert [row["who"] for row in rows] == ["all", "a", "b"]
+    assert rows[0]["persons"] == rows[1]["persons"] + rows[2]["persons"]
+    assert all(len(row[way]) == 2 and 0 <= min(row[way]) <= max(row[way]) <= 1 for row in rows for way in ("federated", "pooled"))
+
+
+def test_seeds_that_test_others_are_no_pairs(tmp_path: Path) -> None:
+    study, sites = small(tmp_path)
+    with pytest.raises(ValueError, match="split_key"):
+        list(parity(study, sites, [0, 1], "test", tmp_path / "runs"))
