@@ -6,7 +6,6 @@ from textwrap import wrap
 
 from fedml.study import Study
 
-
 _COUNTS = {
     "classification": "counts of right and wrong answers and of scores (a histogram)",
     "regression": "sums of errors and of their squares",
