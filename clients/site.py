@@ -231,6 +231,7 @@ def read_cohort(site: Site, study: Study) -> Cohort:
                 folder / place.path, place.format, ids, plan.image, codes=plan.classes if masked else None,
                 masks=None if place.masks is None else folder / place.masks,
                 deidentification=policy.deidentification, max_quarantined=policy.max_quarantined,
+                cache=site.state / "cache" / "images",
             )  # fmt: skip
         except TooManyAside as error:
             quarantine.write(site.state, study.study.name, error.aside)

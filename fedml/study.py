@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedml.cohort.transforms import Preprocess
+from fedml.cohort.transforms import Augment, Preprocess
 from fedml.errors import InputError, nearest
 
 InputName = Literal["image", "variants", "clinical"]
@@ -286,6 +286,7 @@ class Training(_Section):
     local_epochs: Annotated[int, Field(ge=0)] = 1
     evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+    augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
 
     @model_validator(mode="after")
     def _momentum(self) -> Self:
@@ -436,6 +437,22 @@ class Study(_Section):
                 raise ValueError('[model] task = "segmentation" is not built for unit = "patient"; set [privacy] unit = "site" or "none"')
             if self.privacy.unit == "site" and self.model.segmentation.norm == "batch":
                 raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
+        return self
+
+    @model_validator(mode="after")
+    def _augmented(self) -> Self:
+        """What ``[training.augment]`` needs of the other sections."""
+        augment, image = self.training.augment, self.cohort.image
+        if augment == Augment():
+            return self
+        if image is None:
+            raise ValueError("[training.augment] changes images of a stated size; give [cohort.image] size, or take it away")
+        if self.privacy.unit == "patient":
+            raise ValueError('[training.augment] is not built for unit = "patient"; take it away')
+        if max(augment.flip, default=0) >= len(image.size):
+            raise ValueError(f"[training.augment] flip names axis {max(augment.flip)}; the axes of {len(image.size)} start at 0")
+        if (augment.scale or augment.shift or augment.noise) and not image.window:
+            raise ValueError("[training.augment] scale, shift and noise are for intensities in 0..1; set [cohort.image] window")
         return self
 
     @model_validator(mode="after")

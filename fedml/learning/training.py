@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort
+from fedml.learning.augment import augmentation
 from fedml.learning.task import Counts, Task, add_counts
 from fedml.models.variants import shrink
 from fedml.seeds import torch_seed
@@ -74,10 +75,13 @@ def train(
     smallest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
     loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
     model.train()
+    change = augmentation(plan.augment, seed=seed)
     with torch_seed(seed) as generator:
-        for _ in range(plan.local_epochs):
+        for epoch in range(plan.local_epochs):
             for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
                 batch = cohort.batch(chosen)
+                if change is not None:
+                    batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
                 optimizer.zero_grad()
                 loss = task.loss(model(batch), task.truth(batch))
                 loss.backward()  # type: ignore[no-untyped-call]
