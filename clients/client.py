@@ -19,8 +19,10 @@ from flwr.clientapp import ClientApp
 from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
+from fedml.cohort.mapped import taken
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
+from fedml.cohort.voxels import BINS, Counted
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
@@ -39,6 +41,7 @@ from fedml.records import (
     COUNTS,
     DESCRIBED,
     FLIPS,
+    HISTOGRAM,
     IMAGE_SHAPE,
     METRICS,
     NOTES,
@@ -47,6 +50,8 @@ from fedml.records import (
     PERSONS,
     SITE,
     SUMS,
+    VOXELS,
+    WINDOW,
     Phase,
     pack,
     unpack,
@@ -238,18 +243,47 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
         layout = make_layout(asked.study, tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel)
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
-    cohort = load_aligned(asked.manifests, asked.study, panel, flips)
+    cohort = load_aligned(asked.manifests, asked.study, panel, flips, _window(asked, values))
     if cohort.images is not None and cohort.images.shape != layout.image_shape:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.images.shape}")
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
+
+
+def _window(asked: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[float, float] | None:
+    """The agreed window of intensities, where the study has percentiles; there is none yet while it is asked for."""
+    if asked.study.cohort.image is None or not asked.study.cohort.image.percentiles or asked.phase is Phase.VOXELS:
+        return None
+    found = values.get(WINDOW, np.zeros(0)).tolist()
+    if len(found) != 2 or not found[0] < found[1]:
+        raise SiteError(Reason.BAD_MESSAGE, "the agreement has no window of intensities, low below high")
+    return found[0], found[1]
+
+
+def _voxels(asked: Request, content: RecordDict) -> RecordDict:
+    """The histogram of raw intensities of the training persons' images."""
+    cohort = _agreed(asked, content)[0]
+    histogram, persons = np.zeros(BINS, np.int64), 0
+    if cohort.images is not None:
+        training = np.isin(cohort.images.person, cohort.rows("train"))
+        pixels = taken(cohort.images.pixels, training)
+        if not isinstance(pixels, Counted):
+            raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
+        histogram, persons = pixels.histogram(), len(np.unique(cohort.images.person[training]))
+    if 0 < persons < _smallest(asked):
+        raise SiteError(Reason.TOO_FEW, f"voxels of {persons} persons")
+    return RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([persons], np.int64)})})
+
+
+def _smallest(asked: Request) -> int:
+    """How many persons have to be behind a number that leaves: the stricter of the study's and the sites' own."""
+    return max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
 
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
     cohort, layout, _ = _agreed(asked, content)
     if asked.study.privacy.unit == "patient":
         return RecordDict({SUMS: pack(private_sums(cohort, asked.study, layout))})
-    smallest = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
-    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, smallest))})
+    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, _smallest(asked)))})
 
 
 def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
@@ -329,4 +363,10 @@ def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked.study))})
 
 
-_PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}
+_PHASES = {
+    Phase.DESCRIBE: _describe,
+    Phase.VOXELS: _voxels,
+    Phase.STATISTICS: _statistics,
+    Phase.ROUND: _round,
+    Phase.EVALUATE: _evaluate,
+}

@@ -101,7 +101,7 @@ class ImageShape(_Section):
     """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
 
     With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
-    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``).
+    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``), and kept in half precision.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
@@ -109,20 +109,24 @@ class ImageShape(_Section):
     orientation: str = Field(default="", description="such as RAS; for images of three axes")
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
     window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
     crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
 
     @property
     def preprocess(self) -> Preprocess | None:
         """What is done to each image when it is read; None: nothing."""
-        if not (self.orientation or self.spacing_mm or self.window or self.crop):
+        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
-        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, size=self.size)
+        two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
+        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if len(self.window) not in (0, 2):
             raise ValueError(f"window has two numbers, (low, high), not {len(self.window)}")
+        if len(self.percentiles) not in (0, 2):
+            raise ValueError(f"percentiles has two numbers, such as [1, 99], not {len(self.percentiles)}")
         try:
             _ = self.preprocess
         except ValidationError as error:
@@ -451,7 +455,7 @@ class Study(_Section):
             raise ValueError('[training.augment] is not built for unit = "patient"; take it away')
         if max(augment.flip, default=0) >= len(image.size):
             raise ValueError(f"[training.augment] flip names axis {max(augment.flip)}; the axes of {len(image.size)} start at 0")
-        if (augment.scale or augment.shift or augment.noise) and not image.window:
+        if (augment.scale or augment.shift or augment.noise) and not (image.window or image.percentiles):
             raise ValueError("[training.augment] scale, shift and noise are for intensities in 0..1; set [cohort.image] window")
         return self
 
@@ -461,6 +465,8 @@ class Study(_Section):
         plan = self.privacy
         if plan.unit == "none":
             return self
+        if self.cohort.image is not None and self.cohort.image.percentiles:
+            raise ValueError(f'[cohort.image] percentiles count voxels exactly, which unit = "{plan.unit}" does not allow; state a window')
         spec, columns = self.cohort.clinical, tuple[str, ...]()
         if spec is not None:
             columns = tuple(c for c in spec.columns if c not in spec.categories)

@@ -31,7 +31,8 @@ from fedml.cohort.deidentified import Deidentification
 from fedml.cohort.items import Item, Raw
 from fedml.cohort.mapped import Stored, mapped
 from fedml.cohort.reasons import Aside, ItemError, Unusable
-from fedml.cohort.transforms import Preprocess, prepared, spacing_after
+from fedml.cohort.transforms import Preprocess, prepared, spacing_after, windowed
+from fedml.cohort.voxels import Counted, counted
 from fedml.errors import InputError
 from fedml.study import Code, ImageShape
 
@@ -115,7 +116,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], tuple[npt.NDArray[Any
 def read_images(
     path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, masks: Path | None = None,
     codes: Sequence[Code] | None = None, deidentification: Deidentification = "quarantine", max_quarantined: float = 0.1,
-    cache: Path | None = None,
+    cache: Path | None = None, window: tuple[float, float] | None = None,
 ) -> Images:  # fmt: skip
     """The images of ``persons`` in the table's order; a person may have none or several.
 
@@ -129,6 +130,8 @@ def read_images(
         max_quarantined: fraction of the persons with images of whom one may be set aside.
         cache: folder where images that ``shape`` prepares are kept (``fedml.cohort.image_cache``) and read from when they are asked for;
             None: they are held in memory. A folder that cannot be written is told to the log, and they are held in memory if they fit.
+        window: that the sites agreed on, where ``shape`` has percentiles; None: images are counted (``fedml.cohort.voxels``), which needs
+            ``cache``, and so do prepared images then.
 
     Raises:
         TooManyAside: more than that; the sentence names the first file.
@@ -144,10 +147,13 @@ def read_images(
     )
     spec = None if shape is None else shape.preprocess
     if cache is not None and spec is not None and shape is not None and found:
+        if spec.percentiles and window is not None:
+            spec = windowed(spec, *window)
         how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), deidentification]
         kept = _kept(cache, path, kind, found, shape, spec, json.dumps([READING, how, [version(package) for package in _DECODERS]]))
         if kept is not None:
-            return _from_cache(kept, path, kind, persons, found, codes is not None, max_quarantined)
+            one = (shape.channels, *shape.size)
+            return _from_cache(kept, path, kind, persons, found, one if spec.percentiles else None, codes is not None, max_quarantined)
     read: list[tuple[int, Path, Raw]] = []
     aside: list[Aside] = []
     seen: set[int] = set()
@@ -208,28 +214,40 @@ def _kept(
             raise ItemError(*_why(error, one.where, kind)) from error
 
     try:
+        if spec.percentiles:
+            raw = spec.model_copy(update={"percentiles": None, "size": ()})
+            return open_cache(cache, path / "voxels", list(by_item), raw, read, f"{reader} counted", log.info, counted)
         return open_cache(cache, path, list(by_item), spec, read, reader, log.info)
     except CannotKeep as error:
-        if 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
+        if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
         log.warning("%s The images are read into memory, and will be again at the next start.", error)
         return None
 
 
 def _from_cache(
-    cache: ImageCache, path: Path, kind: str, persons: list[str], found: Sequence[_Found], masked: bool, max_quarantined: float
+    cache: ImageCache,
+    path: Path,
+    kind: str,
+    persons: list[str],
+    found: Sequence[_Found],
+    one: tuple[int, ...] | None,
+    masked: bool,
+    max_quarantined: float,
 ) -> Images:
-    """The images of ``found`` that are in the cache, as ``read_images`` gives them."""
+    """The images of ``found`` that are in the cache, as ``read_images`` gives them; ``one``: of the shape of one where it holds counts."""
     aside = []
     for at, reason in sorted(cache.left_out.items()):
-        one = found[at]
-        reason, text = _why(ItemError(reason, cache.texts[at]), one.where, kind)
-        aside.append(Aside(persons[one.row], str(one.where), reason, text))
-    _hold(aside, len({one.row for one in found}), max_quarantined)
+        where = found[at].where
+        reason, text = _why(ItemError(reason, cache.texts[at]), where, kind)
+        aside.append(Aside(persons[found[at].row], str(where), reason, text))
+    _hold(aside, len({f.row for f in found}), max_quarantined)
     if not len(cache):
         raise _nobody(path, kind, masked, bool(aside))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
+    if one is not None:
+        return Images(Counted(tuple((cache, at) for at in order.tolist()), one), rows[order], aside=tuple(aside))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
     known = masked and bool(np.isfinite(spacing).any())

@@ -23,17 +23,19 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
 from fedml.cohort.entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
-from fedml.cohort.items import Item, Read
+from fedml.cohort.items import Item, Raw, Read
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.cohort.transforms import Preprocess, digest, prepared, spacing_after
 from fedml.errors import InputError
@@ -152,12 +154,27 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         return found | {"item": torch.tensor(int(self.cache.kept[at]))}
 
 
+Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
+_Finish = Callable[[Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
+
+
+def _made(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+    return prepared(spec, raw.image, raw.affine, raw.mask)
+
+
 class CannotKeep(InputError):
     """The cache's folder cannot be written, or does not give back what was written."""
 
 
 def open_cache(
-    folder: Path, source: Path, items: Sequence[Item], spec: Preprocess, read: Read, reader: str, say: Say = lambda line: None
+    folder: Path,
+    source: Path,
+    items: Sequence[Item],
+    spec: Preprocess,
+    read: Read,
+    reader: str,
+    say: Say = lambda line: None,
+    make: Make = _made,
 ) -> ImageCache:
     """The entry of these items, from ``folder``; made and kept there if it is not. Of two processes that want the same, one waits.
 
@@ -169,7 +186,8 @@ def open_cache(
         source: what the items are of, such as the images' folder; the two entries of it that were used last are kept.
         spec: with its window settled.
         read: an item's raw image; raises ``ItemError`` with the reason.
-        reader: the name of ``read``, and whatever else its result depends on, such as versions of decoders.
+        make: what is kept of a raw image, as image and mask.
+        reader: the name of ``read`` (and of ``make``), and whatever else its result depends on, such as versions of decoders.
 
     Raises:
         CannotKeep: the folder cannot be written.
@@ -191,7 +209,7 @@ def open_cache(
             with locked(place.with_suffix(".lock"), say):
                 cache = _open(place, key, items)  # another process may have made it meanwhile
                 if cache is None:
-                    _make(place, key, source, _results(folder, place, items, keys, spec, read, say), digests)
+                    _make(place, key, source, _results(folder, place, items, keys, partial(make, spec), spec, read, say), digests)
                     cache = _open(place, key, items)
                     evict(folder, place)
     except Unwritable as error:
@@ -319,14 +337,14 @@ _Result = tuple[_Kept | _LeftOut, bytes, bytes]
 
 
 def _results(
-    folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], spec: Preprocess, read: Read, say: Say
+    folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], make: _Finish, spec: Preprocess, read: Read, say: Say
 ) -> Iterator[_Result]:
     """Each item in order: copied from an older entry, or read and prepared."""
     older = _Older(folder, place.name.split("-")[0], set(keys))
     said, copied = time.monotonic(), 0
     for at, (item, key) in enumerate(zip(items, keys, strict=True)):
         known = older.find(key)
-        yield known or _prepare(item, key, spec, read, say)
+        yield known or _prepare(item, key, make, spec, read, say)
         copied += known is not None
         if time.monotonic() - said >= _EVERY:
             say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache")
@@ -368,10 +386,11 @@ class _Older:
         return (entry, image, mask) if _content(image, mask) == entry.sha256 else None
 
 
-def _prepare(item: Item, key: str, spec: Preprocess, read: Read, say: Say) -> _Result:
+def _prepare(item: Item, key: str, make: _Finish, spec: Preprocess, read: Read, say: Say) -> _Result:
     try:
         raw = read(item)
-        image, mask = prepared(spec, raw.image, raw.affine, raw.mask)
+        image, mask = make(raw)
+        spacing = spacing_after(spec, raw.affine, raw.image.ndim - 1)
         with np.errstate(over="ignore"):
             half = image.astype(np.float16)
         if not np.isfinite(half).all():
@@ -385,7 +404,6 @@ def _prepare(item: Item, key: str, spec: Preprocess, read: Read, say: Say) -> _R
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
         say(f"{item.name}: left out as {reason} ({type(error).__name__}: {error})")
         return _LeftOut(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
-    spacing = spacing_after(spec, raw.affine, image.ndim - 1)
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = half.tobytes(), b"" if mask is None else mask.tobytes()
     return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
@@ -405,12 +423,12 @@ def _named(text: str, item: Item) -> str:
 
 def _make(place: Path, key: str, source: Path, results: Iterator[_Result], digests: Mapping[Path, tuple[str, list[int]]]) -> None:
     """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
-    partial = place.with_suffix(".partial")
+    beside = place.with_suffix(".partial")
     try:
         with writing():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(mode=0o700)
-            images, masks = (partial / "image.bin").open("wb"), (partial / "mask.bin").open("wb")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(mode=0o700)
+            images, masks = (beside / "image.bin").open("wb"), (beside / "mask.bin").open("wb")
         index: list[_Kept | _LeftOut] = []
         with writing(), images, masks:
             for entry, image, mask in results:  # an item's own OSError has become its reason
@@ -421,9 +439,9 @@ def _make(place: Path, key: str, source: Path, results: Iterator[_Result], diges
             if not path.exists() or stamp_of(path) != stamp:
                 raise InputError(f"{path}: changed while it was read; start again when it is whole.")
         with writing():
-            (partial / "items.json").write_text(json.dumps(index))
-            items_sha256 = hashlib.sha256((partial / "items.json").read_bytes()).hexdigest()
-            (partial / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
-            publish(partial, place)
+            (beside / "items.json").write_text(json.dumps(index))
+            items_sha256 = hashlib.sha256((beside / "items.json").read_bytes()).hexdigest()
+            (beside / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
+            publish(beside, place)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.voxels import Counted
+
 if TYPE_CHECKING:
     from fedml.cohort.image_cache import ImageCache
 
@@ -59,7 +61,7 @@ class Mapped:
         return values if chosen.ndim else values[0]
 
 
-Stored = npt.NDArray[Any] | Mapped
+Stored = npt.NDArray[Any] | Mapped | Counted
 
 
 def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False) -> Mapped:
@@ -76,6 +78,8 @@ def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False)
 
 def taken(values: Stored, rows: Rows) -> Stored:
     """``values[rows]``, of a view a view."""
+    if isinstance(values, Counted):
+        return values.take(rows)
     return replace(values, which=values.which[rows], at=values.at[rows]) if isinstance(values, Mapped) else values[rows]
 
 
@@ -85,6 +89,8 @@ def joined(many: Sequence[Stored]) -> Stored:
     Raises:
         ValueError: they are not of one shape, or there are none.
     """
+    if counted := [values for values in many if isinstance(values, Counted)]:
+        return Counted(tuple(place for one in counted for place in one.places), counted[0].one)
     views = [values for values in many if isinstance(values, Mapped)]
     if not views or len(views) < len(many) or len({view.one for view in views}) != 1:
         return np.concatenate([values[:] for values in many])

@@ -24,6 +24,7 @@ from fedml.cohort.image import Images
 from fedml.cohort.mapped import Mapped, joined, taken
 from fedml.cohort.panel import align
 from fedml.cohort.variants import Dosages, Variant
+from fedml.cohort.voxels import Counted
 from fedml.study import PARTS, PartName, Study
 
 if TYPE_CHECKING:
@@ -81,16 +82,16 @@ class Cohort:
         return out
 
     @cached_property
-    def _pixels(self) -> tuple[torch.Tensor | Mapped, npt.NDArray[np.int64] | None]:
+    def _pixels(self) -> tuple[torch.Tensor | Mapped | Counted, npt.NDArray[np.int64] | None]:
         """Images as one tensor, or as a view of a cache, and where each person's begin (one more entry closes the last); None if each
         person has exactly one."""
         import torch
 
         assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
         stored = self.images.pixels
-        pixels = stored if isinstance(stored, Mapped) else torch.from_numpy(stored)
+        pixels = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
         # As floats once instead of in every batch, unless that would be large.
-        if not isinstance(pixels, Mapped) and pixels.numel() * 4 <= _FLOAT_BYTES:
+        if isinstance(pixels, torch.Tensor) and pixels.numel() * 4 <= _FLOAT_BYTES:
             pixels = pixels.float()
         if np.array_equal(self.images.person, np.arange(len(self))):
             return pixels, None
@@ -115,7 +116,9 @@ class Cohort:
                 count = begin[chosen + 1] - begin[chosen]
                 images = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in chosen] or [np.zeros(0, np.int64)])
                 out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), count))
-            out["image"] = torch.from_numpy(pixels[images]) if isinstance(pixels, Mapped) else pixels[torch.from_numpy(images)].float()
+            out["image"] = (
+                pixels[torch.from_numpy(images)].float() if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels[images])
+            )
             if self.images.masks is not None:
                 out["mask"] = torch.from_numpy(self.images.masks[images])
             if self.images.spacing is not None:

@@ -59,9 +59,10 @@ class CohortModel(nn.Module):
         self.inputs = study.cohort.inputs
         self.segmentation = plan.task == "segmentation"
         self.window = plan.segmentation.window
+        windowed = study.cohort.image is not None and bool(study.cohort.image.percentiles)
         if self.segmentation:
             spec, classes = plan.segmentation, len(study.cohort.classes)
-            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape)})
+            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape, windowed=windowed)})
             network = build_segmentation_network(
                 spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
             )
@@ -76,7 +77,7 @@ class CohortModel(nn.Module):
         self.encoder = nn.ModuleDict()
         for name in self.inputs:
             if name == "image":
-                self.preprocess[name] = ImagePreprocess(layout.image_shape)
+                self.preprocess[name] = ImagePreprocess(layout.image_shape, windowed=windowed)
                 self.encoder[name] = build_image_network(plan.image, layout.image_shape, width)
             elif name == "variants":
                 self.preprocess[name] = VariantPreprocess(layout.variants)
