@@ -24,6 +24,7 @@ from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
 from fedml.cohort.voxels import BINS, Counted
 from fedml.errors import InputError, Reason, SiteError
+from fedml.learning.device import pick_device
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
 from fedml.learning.training import GradientHook, evaluate, train
@@ -298,8 +299,16 @@ def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     return loaded, cohort
 
 
-def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
-    found = {part: evaluate(model, cohort, part, task, threads=study.training.threads) for part in parts}
+def _device(asked: Request) -> torch.device:
+    """Where the site computes; several sites as one agree, or it is the CPU."""
+    wanted = {read_site_once(m).manifest.compute.device for m in asked.manifests}
+    return pick_device(wanted.pop() if len(wanted) == 1 else "cpu")
+
+
+def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, asked: Request) -> dict[str, Any]:
+    study, device = asked.study, _device(asked)
+    how = study.training.threads, device, study.training.precision
+    found = {part: evaluate(model, cohort, part, task, threads=how[0], device=how[1], precision=how[2]) for part in parts}
     private = study.privacy.metrics == "private"
     return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
 
@@ -316,14 +325,15 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         # persons who are protected nothing but the trained model leaves.
         part: PartName = "val" if cohort.count("val") else "train"
         if not (private and part == "train"):
-            reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+            reply[COUNTS] = pack(_counts([part], model, cohort, task, asked))
     if private:
         _train_private(asked, model, cohort, task)
         reply[ARRAYS] = pack(loaded.weights)
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model), l1=_penalty(study))
+    hooks, penalty = _hooks(asked, model), _penalty(study)
+    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, l1=penalty, device=_device(asked))
     reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
         {
@@ -360,7 +370,7 @@ def _penalty(study: Study) -> dict[str, float]:
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(asked, content)
     parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked.study))})
+    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked))})
 
 
 _PHASES = {

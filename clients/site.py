@@ -114,12 +114,19 @@ class Connection(_Section):
     key: str
 
 
+class Compute(_Section):
+    """``[compute]``: where this site computes. ``auto``: its accelerator if it has one; ``cpu`` keeps that for others."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class Manifest(_Section):
     """A whole ``site.toml``."""
 
     site: SiteName
     data: Data
     policy: Policy = Policy()
+    compute: Compute = Compute()
     connection: Connection | None = None
 
 

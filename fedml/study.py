@@ -25,6 +25,7 @@ from fedml.errors import InputError, nearest
 InputName = Literal["image", "variants", "clinical"]
 PartName = Literal["train", "val", "test"]
 Kind = TypeVar("Kind", bound=BaseModel)
+Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -290,6 +291,7 @@ class Training(_Section):
     local_epochs: Annotated[int, Field(ge=0)] = 1
     evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+    precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
     augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
 
     @model_validator(mode="after")
@@ -483,6 +485,8 @@ class Study(_Section):
             raise ValueError(
                 '[strategy] weighting = "persons" makes a site\'s influence grow with its size; with unit = "site" set weighting = "equal"'
             )
+        if plan.unit == "patient" and self.training.precision != "float32":
+            raise ValueError('[training] precision is float32 under unit = "patient": a gradient is clipped exactly; take the key away')
         if plan.unit == "patient" and set(plan.persons) != set(self.federation.sites):
             wrong = sorted(set(plan.persons) ^ set(self.federation.sites))
             raise ValueError(

@@ -56,7 +56,7 @@ class ClinicalPreprocess(_Standard):
         if self.indicate:
             parts.append(absent.to(x.dtype))
         for column, categories in self.categorical:
-            parts.append((x[:, column, None] == torch.arange(categories, dtype=x.dtype)).to(x.dtype))
+            parts.append((x[:, column, None] == torch.arange(categories, dtype=x.dtype, device=x.device)).to(x.dtype))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
