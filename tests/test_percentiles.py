@@ -9,17 +9,20 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from conftest import federate, make_study, pooled
-from flwr.app import RecordDict
+from conftest import federate, image_site, make_study, pooled
+from flwr.app import ConfigRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from test_cached_cohort import NETWORK, SIZE, reads, volume_site
 
+from clients.client import execute, read_request
+from clients.gate import check_request
+from clients.rehearsal import rehearse
 from clients.site import read_cohort, read_site
 from fedml.cohort.voxels import BINS, LINEAR, percentile, voxel_histogram, window_from
 from fedml.errors import InputError, Reason, RunError, SiteError
-from fedml.records import HISTOGRAM, PERSONS, VOXELS, WINDOW, Phase, pack
+from fedml.records import AGREEMENT, CONFIG, FLIPS, HISTOGRAM, IMAGE_SHAPE, PANEL, PERSONS, VOXELS, WINDOW, Phase, pack
 from fedml.replies import check_form
 from fedml.study import Study
 
@@ -115,6 +118,27 @@ def test_voxels_that_are_all_alike_end_the_run_with_a_sentence(tmp_path: Path) -
         nibabel.save(nibabel.Nifti1Image(np.full(volume.shape, 1e9, np.float32), volume.affine), path)
     with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*state a window"):
         federate(counted_study(cohort__image={**SHAPE, "percentiles": [50, 50.0000001]}), manifests, tmp_path / "run")
+
+
+def test_the_gate_lets_a_histogram_and_a_window_pass_and_nothing_else_of_the_kind(tmp_path: Path) -> None:
+    """A rehearsal plays the exchange through the site's own gate; a window for a study without percentiles does not come in."""
+    site = read_site(image_site(tmp_path, "a", 60, 1))
+    study = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "percentiles": [1, 99]})
+    told = [(e.phase, e.direction, e.verdict) for e in rehearse(site, study).entries]
+    assert ("voxels", "out", "accepted") in told
+    assert {verdict for _, _, verdict in told} == {"accepted"}
+    plain = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "window": [0, 1]})
+    agreement = {PANEL: np.zeros(0, np.uint8), FLIPS: np.zeros(0, np.uint8), IMAGE_SHAPE: np.array([1, 8, 8])}
+    for plan, phase, window in ((plain, Phase.STATISTICS, [0, 1]), (study, Phase.STATISTICS, [0, np.inf])):
+        config = ConfigRecord({"study": plan.canonical, "phase": str(phase), "round": 0})
+        record = pack({**agreement, WINDOW: np.array(window, np.float32)})
+        asked = read_request(content := RecordDict({CONFIG: config, AGREEMENT: record}), (str(site.file),), "a")
+        with pytest.raises(SiteError, match="not declared"):
+            check_request(asked, content)
+    for window in ([1, 0], [1], []):
+        content = RecordDict({CONFIG: config, AGREEMENT: pack({**agreement, WINDOW: np.array(window, np.float32)})})
+        with pytest.raises(SiteError, match="no window"):
+            execute(read_request(content, (str(site.file),), "a"), content)
 
 
 @pytest.mark.parametrize(
