@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
 from fedml.errors import InputError
-from fedml.learning.segmentation import autocast
+from fedml.learning.device import autocast
 from fedml.models import mil
 from fedml.models.mil import AttentionMIL, build_mil, choose_tiles
 from fedml.seeds import torch_seed
