@@ -113,6 +113,10 @@ def check(
             print(f"  {name}: {missing:.0%} missing")
     if cohort.images is not None:
         print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
+    if cohort.slides is not None:
+        print(
+            f"  slides: {len(cohort.slides.slides)} with {cohort.slides.tiles} tiles of {cohort.slides.spec.size_px} pixels that hold tissue"
+        )
     if cohort.variants is not None:
         counts = genotype_counts(cohort.variants)
         print(f"  variants: {len(cohort.variants.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing")

@@ -4,7 +4,7 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
-image = { path = "images", format = "nifti" }              # dicom | png | jpeg | npy | nifti | npz; masks = "masks"
+image = { path = "images", format = "nifti" }              # dicom | png | jpeg | npy | nifti | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
@@ -30,6 +30,7 @@ from fedml.cohort.genotypes import read_variants
 from fedml.cohort.image import TooManyAside, read_images
 from fedml.cohort.panel import panel_of
 from fedml.cohort.persons import Cohort, aligned, keep, pool
+from fedml.cohort.slides import Slides, read_slides
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants import Selection, from_text
 from fedml.errors import InputError, Reason, SiteError, nearest
@@ -41,10 +42,10 @@ class _Section(BaseModel):
 
 
 class ImageData(_Section):
-    """Where images are; ``format`` as in ``fedml.cohort.image``, ``masks`` as in ``fedml.cohort.masks``."""
+    """Where images are; ``format`` as in ``fedml.cohort.image`` and ``fedml.cohort.slides``, ``masks`` as in ``fedml.cohort.masks``."""
 
     path: str
-    format: Literal["dicom", "png", "jpeg", "npy", "nifti", "npz"]
+    format: Literal["dicom", "png", "jpeg", "npy", "nifti", "npz", "slide"]
     masks: str | None = None
 
 
@@ -211,7 +212,7 @@ def read_cohort(site: Site, study: Study) -> Cohort:
         parts = read_parts(folder / data.split, table.index)
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
-    clinical = present = variants = images = None
+    clinical = present = variants = images = slides = None
     if "clinical" in plan.inputs and data.clinical is not None and plan.clinical is not None:
         path = folder / data.clinical.path
         columns = read_table(path)
@@ -224,7 +225,9 @@ def read_cohort(site: Site, study: Study) -> Cohort:
             selection=Selection(wanted.regions, frozenset(wanted.listed)),
             reference=None if own.reference is None else folder / own.reference,
         )  # fmt: skip
-    if "image" in plan.inputs and data.image is not None:
+    if "image" in plan.inputs and _has_slides(site, study):
+        slides = _read_slides(site, study, ids)
+    elif "image" in plan.inputs and data.image is not None:
         policy, place = site.manifest.policy, data.image
         try:
             images = read_images(
@@ -236,13 +239,46 @@ def read_cohort(site: Site, study: Study) -> Cohort:
             quarantine.write(site.state, study.study.name, error.aside)
             raise
         quarantine.write(site.state, study.study.name, images.aside)
-    if clinical is None and variants is None and images is None:
+    if clinical is None and variants is None and images is None and slides is None:
         raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
-    aside = dict(Counter(str(a.reason) for a in images.aside)) if images is not None else {}
-    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, set_aside=aside), study)
+    seen = images or slides
+    aside = dict(Counter(str(a.reason) for a in seen.aside)) if seen is not None else {}
+    cohort = keep(Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, slides, set_aside=aside), study)
     if not cohort.count("train"):
         raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
     return cohort
+
+
+def _has_slides(site: Site, study: Study) -> bool:
+    """Are the site's images slides?
+
+    Raises:
+        InputError: they are and the study reads none, or the other way round.
+    """
+    place, shape = site.manifest.data.image, study.cohort.image
+    if place is None:
+        return False
+    tiled = shape is not None and shape.tiles is not None
+    if tiled and place.format != "slide":
+        text = f'{site.file}: data.image has format = "{place.format}", study "{study.study.name}" reads tiles of slides; '
+        raise InputError(text + 'give the folder of slides with format = "slide".')
+    if place.format == "slide" and not tiled:
+        text = f'{site.file}: data.image has format = "slide", study "{study.study.name}" does not say how slides are cut; '
+        raise InputError(text + "it needs [cohort.image] tiles = { size_px = 256 }.")
+    return tiled
+
+
+def _read_slides(site: Site, study: Study, ids: list[str]) -> Slides:
+    place, shape = site.manifest.data.image, study.cohort.image
+    assert place is not None and shape is not None and shape.tiles is not None  # noqa: S101, PT018 - the caller asked
+    most = site.manifest.policy.max_quarantined
+    try:
+        slides = read_slides(site.folder / place.path, ids, shape.tiles, cache=site.state / "cache" / "slides", max_quarantined=most)
+    except TooManyAside as error:
+        quarantine.write(site.state, study.study.name, error.aside)
+        raise
+    quarantine.write(site.state, study.study.name, slides.aside)
+    return slides
 
 
 @lru_cache(maxsize=128)

@@ -143,7 +143,7 @@ def read_images(
             text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
             aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
-    _hold(aside, len(seen), max_quarantined)
+    hold(aside, len(seen), max_quarantined)
     if not read:
         expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
         expected = expected.format(FORMATS[kind][0][0]) if kind in FORMATS else expected
@@ -195,7 +195,7 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
 
 
-def _hold(aside: Sequence[Aside], persons: int, most: float) -> None:
+def hold(aside: Sequence[Aside], persons: int, most: float) -> None:
     """Raises ``TooManyAside`` above the fraction ``most`` of ``persons``; an image that nobody drew a mask for is no fault."""
     faults = [a for a in aside if a.reason is not Unusable.NO_MASK]
     hit = len({a.person for a in faults})

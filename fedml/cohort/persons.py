@@ -5,7 +5,8 @@
     label              class index (int64), or the number itself for regression (float32)
     clinical           (persons, columns) float32, NaN where missing; clinical_present (persons,) float32
     variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing; variants_present (persons,) float32
-    image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32
+    image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32;
+                       of slides a ``fedml.cohort.slides.Bag``, which reads its tiles when it is gone through
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.genotypes import stack as stack_dosages
 from fedml.cohort.image import Images
 from fedml.cohort.panel import align
+from fedml.cohort.slides import Slides, pool_slides
 from fedml.cohort.variants import Dosages, Variant
 from fedml.study import PARTS, PartName, Study
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 _FLOAT_BYTES = 2**30
-Batch = dict[str, "torch.Tensor"]
+Batch = dict[str, Any]  # of tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +47,7 @@ class Cohort:
     clinical_present: npt.NDArray[np.bool_] | None = None
     variants: Dosages | None = None
     images: Images | None = None
+    slides: Slides | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     set_aside: dict[str, int] = field(default_factory=dict)
 
@@ -58,6 +61,12 @@ class Cohort:
     def count(self, part: PartName) -> int:
         """Persons in ``part``."""
         return int((self.parts == PARTS.index(part)).sum())
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, *size) of an image or a tile; empty where there are none."""
+        found = self.images or self.slides
+        return () if found is None else found.shape
 
     def __getitem__(self, row: int) -> Batch:
         """One person: as a batch, without the axis over persons (the one over the person's images stays)."""
@@ -77,6 +86,8 @@ class Cohort:
         if self.images is not None:
             has = np.bincount(self.images.person, minlength=len(self)) > 0
             out["image_present"] = torch.from_numpy(has.astype(np.float32))
+        if self.slides is not None:
+            out["image_present"] = torch.from_numpy(np.isin(np.arange(len(self)), self.slides.person).astype(np.float32))
         return out
 
     @cached_property
@@ -92,8 +103,9 @@ class Cohort:
             return pixels, None
         return pixels, np.searchsorted(self.images.person, np.arange(len(self) + 1))
 
-    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        """The persons in ``rows``, in that order; see the module's text for keys and shapes."""
+    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64], draw: torch.Generator | None = None) -> Batch:
+        """The persons in ``rows``, in that order; see the module's text for keys and shapes. With ``draw``, of each person's tiles no more
+        than the study has in a step of training."""
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)
@@ -116,6 +128,9 @@ class Cohort:
                 out["mask"] = torch.from_numpy(self.images.masks[images])
             if self.images.spacing is not None:
                 out["image_spacing"] = torch.from_numpy(self.images.spacing[images])
+        if self.slides is not None:
+            bag = self.slides.bag(chosen, draw)
+            out["image"], out["image_person"] = bag, torch.from_numpy(bag.person)
         return out
 
 
@@ -128,6 +143,8 @@ def keep(cohort: Cohort, study: Study) -> Cohort:
         has |= cohort.variants.present
     if cohort.images is not None:
         has |= np.bincount(cohort.images.person, minlength=len(cohort)) > 0
+    if cohort.slides is not None:
+        has |= np.isin(np.arange(len(cohort)), cohort.slides.person)
     labelled = ~np.isnan(cohort.labels)
     left_out = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
     return replace(select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
@@ -162,6 +179,7 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         clinical_present=None if cohort.clinical_present is None else cohort.clinical_present[rows],
         variants=variants,
         images=images,
+        slides=None if cohort.slides is None else cohort.slides.select(new_row),
     )
 
 
@@ -189,8 +207,9 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     variants = images = None
     if own:
         variants = stack_dosages([(c.variants, len(c)) for c in cohorts], panel)
+    start = np.cumsum([0, *(len(c) for c in cohorts)])
+    slides = [(c.slides, int(s)) for c, s in zip(cohorts, start, strict=False) if c.slides is not None]
     if any(c.images for c in cohorts):
-        start = np.cumsum([0, *(len(c) for c in cohorts)])
         pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]
         both = [[getattr(i, name) for i, _ in pairs] for name in ("masks", "spacing")]
         masks, spacing = (np.concatenate(v) if all(x is not None for x in v) else None for v in both)
@@ -204,4 +223,5 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
         clinical_present=stack([c.clinical_present for c in cohorts], (), 0, bool),
         variants=variants,
         images=images,
+        slides=pool_slides(slides) if slides else None,
     )

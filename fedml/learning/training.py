@@ -22,6 +22,7 @@ from fedml.study import PartName, Training
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 EVALUATION_BATCH = 512  # persons; gradients are not kept
+SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may have 100,000 tiles
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def train(
     with torch_seed(seed) as generator:
         for _ in range(plan.local_epochs):
             for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
-                batch = cohort.batch(chosen)
+                batch = cohort.batch(chosen, generator)
                 optimizer.zero_grad()
                 loss = task.loss(model(batch), task.truth(batch))
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -100,6 +101,7 @@ def evaluate(model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, th
     with torch.inference_mode():
         rows = cohort.rows(part)
         size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
+        size = size if cohort.slides is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(model, cohort, chunk, task) for chunk in chunks)
 
