@@ -2,6 +2,7 @@
 
 Inputs by the study's list: clinical alone, a table with the raw columns; one of the others alone, an array (persons, channels, *size)
 or (persons, variants); several, a dictionary of arrays by name, where a person lacks an input whose values are all NaN (variants: -1).
+Of slides: their tiles as the study cuts them, (persons, tiles, channels, size, size), a tile that is all NaN standing for none.
 """
 
 from __future__ import annotations
@@ -65,14 +66,18 @@ def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
             present = ~torch.isnan(x).all(1)
         else:
             x = torch.from_numpy(np.asarray(values).astype(np.int8 if name == "variants" else np.float32))
-            flat = x.flatten(1)
-            present = ~((flat < 0) if name == "variants" else torch.isnan(flat)).all(1)
-        batch[f"{name}_present"] = present.float()
+            present = ~(x < 0).flatten(1).all(1)
         if name == "image":
-            batch["image_person"] = torch.nonzero(present)[:, 0]
-            x = x[present]
+            bags = x if _tiled(study) else x[:, None]
+            there = ~torch.isnan(bags.flatten(2)).all(2)
+            present, batch["image_person"], x = there.any(1), torch.nonzero(there)[:, 0], bags[there]
+        batch[f"{name}_present"] = present.float()
         batch[name] = x
     return batch
+
+
+def _tiled(study: Study) -> bool:
+    return study.cohort.image is not None and study.cohort.image.tiles is not None
 
 
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
@@ -111,7 +116,7 @@ def input_example(study: Study, layout: dict[str, Any]) -> Any:
     made: dict[str, Any] = {}
     for name in study.cohort.inputs:
         if name == "image":
-            made[name] = np.zeros((1, *layout["image_shape"]), np.float32)
+            made[name] = np.zeros((1, 1, *layout["image_shape"]) if _tiled(study) else (1, *layout["image_shape"]), np.float32)
         elif name == "variants":
             made[name] = np.zeros((1, layout["variants"]), np.int8)
         else:

@@ -264,7 +264,7 @@ def log_model(run: Path, study: Study, parent: str) -> None:
     """Logs the run's model with its signature: ``mlflow.pyfunc.load_model`` scores raw inputs with it, preprocessing included."""
     import mlflow
     from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
     from fedml import scoring
@@ -280,6 +280,9 @@ def log_model(run: Path, study: Study, parent: str) -> None:
         signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
     else:
         signature = infer_signature(example, output)
+    if study.cohort.image is not None and study.cohort.image.tiles is not None:  # persons differ in how many tiles they have
+        shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
+        signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
     needed = {
         "torch",
         "numpy",

@@ -28,7 +28,6 @@ from fedml.models.variants import build_table_network, build_variant_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study import Study, TableNetwork
 
-
 TILE_WIDTH = 64  # numbers of an image or tile that attention pools
 
 
