@@ -3,7 +3,7 @@
     slides = read_slides(Path("slides"), ids, study.cohort.image.tiles, cache=Path(".fedml/cache/slides"))
     bag = slides.bag(rows)                       # all tiles of those persons
     bag = slides.bag(rows, generator)            # at most ``per_step`` of each, drawn
-    for chunk in bag: ...                        # uint8 (tiles, 3, size, size), about a million pixels each
+    for chunk in bag: ...                        # uint8 (tiles, 3, size, size), about a quarter of a million pixels each
 
 Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several; a person is all of their slides.
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".mrxs", ".svslide")  # OpenSlide's formats of one file, and MIRAX
 FORMAT = 1  # raise it when corners, sums or what a tile holds would be others for the same file
-CHUNK_PIXELS = 2**20  # of a chunk of tiles: 16 of 256 x 256
+CHUNK_PIXELS = 2**18  # of a chunk of tiles: 4 of 256 x 256; more at once is slower and takes more memory
 Ints = npt.NDArray[np.int64]
 
 

@@ -27,9 +27,16 @@ def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | 
     """
     if isinstance(tiles, torch.Tensor):
         return encode(tiles)
-    again = torch.is_grad_enabled() and len(tiles) > tiles.chunk
-    found = [checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in tiles]
-    return torch.cat(found)
+    if torch.is_grad_enabled():
+        again = len(tiles) > tiles.chunk
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in list(tiles)])
+    out, begin = torch.empty(0), 0
+    for part in tiles:  # into one place: results kept one by one would lie between the chunks' large blocks and keep those from being reused
+        found = encode(part)
+        out = out if begin else found.new_empty(len(tiles), found.shape[1])
+        out[begin : begin + len(part)] = found
+        begin += len(part)
+    return out
 
 
 class GatedAttention(nn.Module):
