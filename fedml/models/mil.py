@@ -29,7 +29,7 @@ def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | 
         return encode(tiles)
     if torch.is_grad_enabled():
         again = len(tiles) > tiles.chunk
-        return torch.cat([checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in list(tiles)])
+        return torch.cat([checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in tiles])
     out, begin = torch.empty(0), 0
     for part in tiles:  # into one place: results kept one by one would lie between the chunks' large blocks and keep those from being reused
         found = encode(part)
