@@ -19,9 +19,12 @@ from flwr.clientapp import ClientApp
 from clients.site import check_roster, find_sites, load_aligned, load_cohort, read_site
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
+from fedml.cohort.mapped import taken
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants import to_text
+from fedml.cohort.voxels import BINS, Counted
 from fedml.errors import InputError, Reason, SiteError
+from fedml.learning.device import pick_device
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
 from fedml.learning.training import GradientHook, evaluate, train
@@ -39,6 +42,7 @@ from fedml.records import (
     COUNTS,
     DESCRIBED,
     FLIPS,
+    HISTOGRAM,
     IMAGE_SHAPE,
     METRICS,
     NOTES,
@@ -47,6 +51,8 @@ from fedml.records import (
     PERSONS,
     SITE,
     SUMS,
+    VOXELS,
+    WINDOW,
     Phase,
     pack,
     unpack,
@@ -238,18 +244,47 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
         layout = make_layout(asked.study, tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel)
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
-    cohort = load_aligned(asked.manifests, asked.study, panel, flips)
+    cohort = load_aligned(asked.manifests, asked.study, panel, flips, _window(asked, values))
     if cohort.image_shape and cohort.image_shape != layout.image_shape:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.image_shape}")
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
+
+
+def _window(asked: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[float, float] | None:
+    """The agreed window of intensities, where the study has percentiles; there is none yet while it is asked for."""
+    if asked.study.cohort.image is None or not asked.study.cohort.image.percentiles or asked.phase is Phase.VOXELS:
+        return None
+    found = values.get(WINDOW, np.zeros(0)).tolist()
+    if len(found) != 2 or not found[0] < found[1]:
+        raise SiteError(Reason.BAD_MESSAGE, "the agreement has no window of intensities, low below high")
+    return found[0], found[1]
+
+
+def _voxels(asked: Request, content: RecordDict) -> RecordDict:
+    """The histogram of raw intensities of the training persons' images."""
+    cohort = _agreed(asked, content)[0]
+    histogram, persons = np.zeros(BINS, np.int64), 0
+    if cohort.images is not None:
+        training = np.isin(cohort.images.person, cohort.rows("train"))
+        pixels = taken(cohort.images.pixels, training)
+        if not isinstance(pixels, Counted):
+            raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
+        histogram, persons = pixels.histogram(), len(np.unique(cohort.images.person[training]))
+    if 0 < persons < _smallest(asked):
+        raise SiteError(Reason.TOO_FEW, f"voxels of {persons} persons")
+    return RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([persons], np.int64)})})
+
+
+def _smallest(asked: Request) -> int:
+    """How many persons have to be behind a number that leaves: the stricter of the study's and the sites' own."""
+    return max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
 
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
     cohort, layout, _ = _agreed(asked, content)
     if asked.study.privacy.unit == "patient":
         return RecordDict({SUMS: pack(private_sums(cohort, asked.study, layout))})
-    smallest = max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
-    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, smallest))})
+    return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, _smallest(asked)))})
 
 
 def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
@@ -264,8 +299,16 @@ def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     return loaded, cohort
 
 
-def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
-    found = {part: evaluate(model, cohort, part, task, threads=study.training.threads) for part in parts}
+def _device(asked: Request) -> torch.device:
+    """Where the site computes; several sites as one agree, or it is the CPU."""
+    wanted = {read_site_once(m).manifest.compute.device for m in asked.manifests}
+    return pick_device(wanted.pop() if len(wanted) == 1 else "cpu")
+
+
+def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, asked: Request) -> dict[str, Any]:
+    study, device = asked.study, _device(asked)
+    how = study.training.threads, device, study.training.precision
+    found = {part: evaluate(model, cohort, part, task, threads=how[0], device=how[1], precision=how[2]) for part in parts}
     private = study.privacy.metrics == "private"
     return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
 
@@ -282,14 +325,15 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         # persons who are protected nothing but the trained model leaves.
         part: PartName = "val" if cohort.count("val") else "train"
         if not (private and part == "train"):
-            reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+            reply[COUNTS] = pack(_counts([part], model, cohort, task, asked))
     if private:
         _train_private(asked, model, cohort, task)
         reply[ARRAYS] = pack(loaded.weights)
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model), l1=_penalty(study))
+    hooks, penalty = _hooks(asked, model), _penalty(study)
+    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, l1=penalty, device=_device(asked))
     reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
         {
@@ -326,7 +370,13 @@ def _penalty(study: Study) -> dict[str, float]:
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(asked, content)
     parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked.study))})
+    return RecordDict({COUNTS: pack(_counts(parts, loaded.model, cohort, loaded.task, asked))})
 
 
-_PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}
+_PHASES = {
+    Phase.DESCRIBE: _describe,
+    Phase.VOXELS: _voxels,
+    Phase.STATISTICS: _statistics,
+    Phase.ROUND: _round,
+    Phase.EVALUATE: _evaluate,
+}

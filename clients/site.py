@@ -115,12 +115,19 @@ class Connection(_Section):
     key: str
 
 
+class Compute(_Section):
+    """``[compute]``: where this site computes. ``auto``: its accelerator if it has one; ``cpu`` keeps that for others."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class Manifest(_Section):
     """A whole ``site.toml``."""
 
     site: SiteName
     data: Data
     policy: Policy = Policy()
+    compute: Compute = Compute()
     connection: Connection | None = None
 
 
@@ -196,8 +203,11 @@ def check_roster(site: Site, study: Study) -> None:
         raise SiteError(Reason.NOT_IN_ROSTER, text + f"its [federation] sites are {', '.join(roster)}.")
 
 
-def read_cohort(site: Site, study: Study) -> Cohort:
-    """All that ``study`` reads of this site's persons, checked, in memory.
+def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = None) -> Cohort:
+    """All that ``study`` reads of this site's persons, checked.
+
+    Args:
+        window: of intensities, where the study has percentiles: what the sites agreed on. Before, images have only histograms.
 
     Raises:
         InputError: any file that cannot be used: the sentence names it, the column or the person's row, and the mend.
@@ -234,6 +244,7 @@ def read_cohort(site: Site, study: Study) -> Cohort:
                 folder / place.path, place.format, ids, plan.image, codes=plan.classes if masked else None,
                 masks=None if place.masks is None else folder / place.masks,
                 deidentification=policy.deidentification, max_quarantined=policy.max_quarantined,
+                cache=site.state / "cache" / "images", window=window,
             )  # fmt: skip
         except TooManyAside as error:
             quarantine.write(site.state, study.study.name, error.aside)
@@ -282,14 +293,16 @@ def _read_slides(site: Site, study: Study, ids: list[str]) -> Slides:
 
 
 @lru_cache(maxsize=128)
-def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
+def load_cohort(manifests: tuple[str, ...], study: Study, window: tuple[float, float] | None = None) -> Cohort:
     """``read_cohort``, once for each study in this process; several manifests are pooled into one site."""
-    cohorts = [read_cohort(read_site(Path(m)), study) for m in manifests]
+    cohorts = [read_cohort(read_site(Path(m)), study, window) for m in manifests]
     return cohorts[0] if len(cohorts) == 1 else pool(cohorts, study)
 
 
 @lru_cache(maxsize=128)
-def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None) -> Cohort:
+def load_aligned(
+    manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None, window: tuple[float, float] | None = None
+) -> Cohort:
     """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1; without
     them (a trained model's panel, and nobody to say) as the letters tell.
 
@@ -300,7 +313,7 @@ def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: 
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    cohort = load_cohort(manifests, study)
+    cohort = load_cohort(manifests, study, window)
     if flips is None:
         own = {cohort.site: cohort.variants.keys} if cohort.variants is not None else {}
         flips = panel_of(keys, own, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()

@@ -21,6 +21,7 @@ from fedml.cohort.panel import panel_of
 from fedml.cohort.variants import from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.learning.task import make_task
+from fedml.records import WINDOW
 from fedml.runlog import STUDY, load_model, write_whole
 from fedml.study import Study, for_roster
 
@@ -134,10 +135,11 @@ def _recovery(study: Study, sites: Mapping[str, Site], trained: Path, planted: d
     from fedml.scoring import restore
 
     _, model = restore(trained)
-    panel = load_model(trained)[2]
+    arrays, _, panel = load_model(trained)
+    window = tuple(arrays[WINDOW].tolist()) if WINDOW in arrays else None
     said, true = [], []
     for name, site in sites.items():
-        cohort = load_aligned((str(site.file),), study, panel)
+        cohort = load_aligned((str(site.file),), study, panel, window=window)
         rows = cohort.rows("test")
         with torch.inference_mode():
             out = model(cohort.batch(rows)).double().numpy()

@@ -327,7 +327,7 @@ def test_a_slide_that_changes_between_rounds_ends_no_other_site(tmp_path: Path) 
     sites = [slide_site(tmp_path / n, n, k, s) for n, k, s in (("a", 8, 1), ("b", 6, 2))]
     study = make_study(("image",), **slide_changes(federation__quorum=1))
     load_cohort((str(sites[1]),), study)
-    for path in (sites[1].parent / "slides").glob("*.tif"):
+    for path in (sites[1].parent / "slides").rglob("*.tif"):
         write_tiff(path, tissue(np.random.default_rng(9), True))
     run = federate(study, sites, tmp_path / "run")
     assert [r["refused"] for r in run.rounds] == [{"b": "bad-data"}] * 2

@@ -34,7 +34,8 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
         data.append('clinical = { path = "clinical.csv" }')
     if cohort.images is not None:
         # Where the study states no shape, a reader takes the last axis of an image for its channels.
-        pixels = cohort.images.pixels if study.cohort.image is not None else np.moveaxis(cohort.images.pixels, 1, -1)
+        stored = cohort.images.pixels[:]
+        pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
         np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels)
         data.append('image = { path = "images.npz", format = "npz" }')
     if cohort.slides is not None:

@@ -1,4 +1,4 @@
-"""The cohort of one site: its persons with all that a study reads of them, in memory, one row a person.
+"""The cohort of one site: its persons with all that a study reads of them, one row a person; genotypes and prepared images stay on disk.
 
 ``cohort[i]`` is a MONAI-style dictionary of tensors; ``cohort.batch(rows)`` the same for many persons at once. In both:
 
@@ -22,9 +22,11 @@ import numpy.typing as npt
 from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.genotypes import stack as stack_dosages
 from fedml.cohort.image import Images
+from fedml.cohort.mapped import Mapped, joined, taken
 from fedml.cohort.panel import align
 from fedml.cohort.slides import Slides, pool_slides
 from fedml.cohort.variants import Dosages, Variant
+from fedml.cohort.voxels import Counted
 from fedml.study import PARTS, PartName, Study
 
 if TYPE_CHECKING:
@@ -91,14 +93,17 @@ class Cohort:
         return out
 
     @cached_property
-    def _pixels(self) -> tuple[torch.Tensor, npt.NDArray[np.int64] | None]:
-        """Images as one tensor, and where each person's begin (one more entry closes the last); None if each person has exactly one."""
+    def _pixels(self) -> tuple[torch.Tensor | Mapped | Counted, npt.NDArray[np.int64] | None]:
+        """Images as one tensor, or as a view of a cache, and where each person's begin (one more entry closes the last); None if each
+        person has exactly one."""
         import torch
 
         assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
-        pixels = torch.from_numpy(self.images.pixels)
+        stored = self.images.pixels
+        pixels = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
         # As floats once instead of in every batch, unless that would be large.
-        pixels = pixels.float() if pixels.numel() * 4 <= _FLOAT_BYTES else pixels
+        if isinstance(pixels, torch.Tensor) and pixels.numel() * 4 <= _FLOAT_BYTES:
+            pixels = pixels.float()
         if np.array_equal(self.images.person, np.arange(len(self))):
             return pixels, None
         return pixels, np.searchsorted(self.images.person, np.arange(len(self) + 1))
@@ -118,12 +123,14 @@ class Cohort:
             pixels, begin = self._pixels
             images = chosen
             if begin is None:
-                out["image"], out["image_person"] = pixels[at].float(), torch.arange(len(at))
+                out["image_person"] = torch.arange(len(at))
             else:
                 count = begin[chosen + 1] - begin[chosen]
                 images = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in chosen] or [np.zeros(0, np.int64)])
-                out["image"] = pixels[torch.from_numpy(images)].float()
                 out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), count))
+            out["image"] = (
+                pixels[torch.from_numpy(images)].float() if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels[images])
+            )
             if self.images.masks is not None:
                 out["mask"] = torch.from_numpy(self.images.masks[images])
             if self.images.spacing is not None:
@@ -161,9 +168,9 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         kept = new_row[cohort.images.person] >= 0
         own_images = cohort.images
         images = Images(
-            own_images.pixels[kept],
+            taken(own_images.pixels, kept),
             new_row[own_images.person[kept]],
-            None if own_images.masks is None else own_images.masks[kept],
+            None if own_images.masks is None else taken(own_images.masks, kept),
             None if own_images.spacing is None else own_images.spacing[kept],
         )
     if cohort.variants is not None:
@@ -211,9 +218,13 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     slides = [(c.slides, int(s)) for c, s in zip(cohorts, start, strict=False) if c.slides is not None]
     if any(c.images for c in cohorts):
         pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]
-        both = [[getattr(i, name) for i, _ in pairs] for name in ("masks", "spacing")]
-        masks, spacing = (np.concatenate(v) if all(x is not None for x in v) else None for v in both)
-        images = Images(np.concatenate([i.pixels for i, _ in pairs]), np.concatenate([i.person + s for i, s in pairs]), masks, spacing)
+        masks, spacings = [i.masks for i, _ in pairs if i.masks is not None], [i.spacing for i, _ in pairs if i.spacing is not None]
+        images = Images(
+            joined([i.pixels for i, _ in pairs]),
+            np.concatenate([i.person + s for i, s in pairs]),
+            joined(masks) if len(masks) == len(pairs) else None,
+            np.concatenate(spacings) if len(spacings) == len(pairs) else None,
+        )
     return Cohort(
         site=site,
         ids=tuple(f"{c.site}/{i}" for c in cohorts for i in c.ids),

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.cache import content_digests
+from fedml.cohort.entries import content_digests
 from fedml.cohort.image import hold
 from fedml.cohort.reasons import Aside, ItemError, Unusable
 from fedml.cohort.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
@@ -106,6 +106,11 @@ class Bag:
     spec: Tiles
     pieces: tuple[Looked, ...]
     person: Ints
+    device: torch.device | None = None  # where its chunks go; None: they stay on the CPU
+
+    def to(self, device: torch.device) -> Bag:
+        """The same tiles, each chunk put on ``device`` as it is read."""
+        return replace(self, device=device)
 
     def __len__(self) -> int:
         return len(self.person)
@@ -129,10 +134,10 @@ class Bag:
             out[filled] = tile
             filled += 1
             if filled == len(out):
-                yield torch.from_numpy(out)
+                yield torch.from_numpy(out).to(self.device)
                 out, filled = np.empty_like(out), 0
         if filled:
-            yield torch.from_numpy(out[:filled])
+            yield torch.from_numpy(out[:filled]).to(self.device)
 
     def _each(self) -> Iterator[npt.NDArray[np.uint8]]:
         for one in self.pieces:

@@ -31,7 +31,9 @@ def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | 
         again = len(tiles) > tiles.chunk
         return torch.cat([checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in tiles])
     out, begin = torch.empty(0), 0
-    for part in tiles:  # into one place: results kept one by one would lie between the chunks' large blocks and keep those from being reused
+    for (
+        part
+    ) in tiles:  # into one place: results kept one by one would lie between the chunks' large blocks and keep those from being reused
         found = encode(part)
         out = out if begin else found.new_empty(len(tiles), found.shape[1])
         out[begin : begin + len(part)] = found
