@@ -52,9 +52,10 @@ def test_float32_on_the_cpu_is_the_plain_loop_bit_for_bit(tmp_path: Path) -> Non
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 @pytest.mark.parametrize("kind", ["image", "clinical", "segmentation"])
 def test_fewer_bits_train_to_about_the_same_and_are_the_same_twice(tmp_path: Path, kind: str, precision: str) -> None:
-    make, inputs = {"image": (image_site, "image"), "clinical": (clinical_site, "clinical"), "segmentation": (volume_site, "image")}[kind]
+    makers: dict[str, Any] = {"image": image_site, "clinical": clinical_site, "segmentation": volume_site}
+    make, inputs = makers[kind], "clinical" if kind == "clinical" else "image"
     manifests = [make(tmp_path / n, n, 20, s) for s, n in enumerate("ab")]
-    keys = {"training__lr": 0.005, "training__batch_size": 8, "federation__rounds": 2}
+    keys: dict[str, Any] = {"training__lr": 0.005, "training__batch_size": 8, "federation__rounds": 2}
 
     def study(precision: str) -> Study:
         plan = {**keys, "training__precision": precision}
@@ -111,7 +112,8 @@ def test_a_model_on_the_cpu_is_itself_there() -> None:
 @pytest.mark.parametrize("kind", ["image", "clinical", "both", "segmentation"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_an_accelerator_gives_what_the_cpu_gives(tmp_path: Path, kind: str, precision: str) -> None:
-    keys = {"training__lr": 0.005, "training__batch_size": 8, "training__local_epochs": 2, "training__precision": precision}
+    keys: dict[str, Any] = {"training__lr": 0.005, "training__batch_size": 8, "training__local_epochs": 2}
+    keys["training__precision"] = precision
     if kind == "segmentation":
         manifest, study = volume_site(tmp_path, "a", 12), segmentation(**keys)
     elif kind == "both":
@@ -130,8 +132,8 @@ def test_an_accelerator_gives_what_the_cpu_gives(tmp_path: Path, kind: str, prec
         assert all(p.device == CPU for p in model.parameters())
         found.append({**{k: v.clone() for k, v in learned(model).items()}, "loss": torch.tensor(result.loss_sum)})
         assert counts
-    near = {"rtol": 1e-3, "atol": 1e-4} if precision == "float32" else {"rtol": 0.1, "atol": 0.05}
+    rtol, atol = (1e-3, 1e-4) if precision == "float32" else (0.1, 0.05)
     for name, values in found[0].items():
-        torch.testing.assert_close(found[1][name], values, **near, msg=name)
+        torch.testing.assert_close(found[1][name], values, rtol=rtol, atol=atol, msg=name)
     first = learned(build_model(study, make_layout(study, cohort.images.shape if cohort.images else (), b"")))
     assert any(not torch.equal(found[1][name], values) for name, values in first.items())

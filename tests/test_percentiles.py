@@ -46,7 +46,7 @@ def test_a_percentile_is_that_of_the_voxels_within_a_bin(values: np.ndarray[Any,
 def test_histograms_add(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> None:
     both = voxel_histogram(np.concatenate([one, other]))
     np.testing.assert_array_equal(voxel_histogram(one) + voxel_histogram(other), both)
-    assert (both.sum(), both.shape, both.dtype) == (len(one) + len(other), (BINS,), np.int64)
+    assert (int(both.sum()), both.shape, str(both.dtype)) == (len(one) + len(other), (BINS,), "int64")
     np.testing.assert_array_equal(voxel_histogram(-one), voxel_histogram(-one.reshape(1, -1)))
 
 
