@@ -313,7 +313,8 @@ def load_aligned(
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    cohort = load_cohort(manifests, study, window)
+    # Called as others call it: for the cache, an argument that is left out and one that is None are two.
+    cohort = load_cohort(manifests, study) if window is None else load_cohort(manifests, study, window)
     if flips is None:
         own = {cohort.site: cohort.variants.keys} if cohort.variants is not None else {}
         flips = panel_of(keys, own, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()
