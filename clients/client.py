@@ -235,8 +235,8 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
             CHECKED: np.array([own.checked], np.uint8),
         }
         described[NOTES] = np.zeros(len(VARIANT_NOTES), np.int64) if own.notes is None else own.notes
-    if cohort.images is not None:
-        described[IMAGE_SHAPE] = np.array(cohort.images.shape, dtype=np.int64)
+    if cohort.image_shape:
+        described[IMAGE_SHAPE] = np.array(cohort.image_shape, dtype=np.int64)
     return RecordDict({SITE: ConfigRecord({"name": asked.name}), DESCRIBED: pack(described)})
 
 
@@ -257,8 +257,8 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
     cohort = load_aligned(asked.manifests, asked.study, panel, flips, _window(asked, values))
-    if cohort.images is not None and cohort.images.shape != layout.image_shape:
-        raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.images.shape}")
+    if cohort.image_shape and cohort.image_shape != layout.image_shape:
+        raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.image_shape}")
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
 
 

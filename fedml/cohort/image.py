@@ -174,7 +174,7 @@ def read_images(
             text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
             aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
-    _hold(aside, len(seen), max_quarantined)
+    hold(aside, len(seen), max_quarantined)
     if not read:
         raise _nobody(path, kind, codes is not None, bool(aside))
     read.sort(key=lambda r: r[0])  # stable: a person's images keep their order
@@ -243,7 +243,7 @@ def _from_cache(
         where = found[at].where
         reason, text = _why(ItemError(reason, cache.texts[at]), where, kind)
         aside.append(Aside(persons[found[at].row], str(where), reason, text))
-    _hold(aside, len({f.row for f in found}), max_quarantined)
+    hold(aside, len({f.row for f in found}), max_quarantined)
     if not len(cache):
         raise _nobody(path, kind, masked, bool(aside))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
@@ -280,7 +280,7 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
 
 
-def _hold(aside: Sequence[Aside], persons: int, most: float) -> None:
+def hold(aside: Sequence[Aside], persons: int, most: float) -> None:
     """Raises ``TooManyAside`` above the fraction ``most`` of ``persons``; an image that nobody drew a mask for is no fault."""
     faults = [a for a in aside if a.reason is not Unusable.NO_MASK]
     hit = len({a.person for a in faults})

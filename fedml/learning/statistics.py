@@ -49,6 +49,8 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
             flat = cohort.images.pixels[int(at)].reshape(channels, -1).astype(np.float64)
             total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
         out["preprocess.image"] = total
+    if cohort.slides is not None:
+        out["preprocess.image"] = cohort.slides.sums(rows)
     if task == "regression":
         out["target"] = _sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}

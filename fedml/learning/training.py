@@ -25,6 +25,7 @@ from fedml.study import PartName, Precision, Training
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 CPU = torch.device("cpu")
 EVALUATION_BATCH = 512  # persons; gradients are not kept
+SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may have 100,000 tiles
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def train(
         optimizer = make_optimizer(plan, list(parameters.values()))
         for epoch in range(plan.local_epochs):
             for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
-                batch = cohort.batch(chosen)
+                batch = cohort.batch(chosen, generator)
                 if change is not None:
                     batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
                 batch = to_device(batch, device)
@@ -117,6 +118,7 @@ def evaluate(
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
         size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
+        size = size if cohort.slides is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 
