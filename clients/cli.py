@@ -32,6 +32,7 @@ name = "{name}" # as the studies' rosters have it
 persons = "persons.csv" # columns: id, then what studies predict; one row a person
 # image = {{ path = "images", format = "nifti" }} # png, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
 # image = {{ path = "images", format = "dicom" }} # <id>.dcm, or <id>/ with one or more series; for segmentation also: masks = "masks"
+# image = {{ path = "slides", format = "slide" }} # whole slides (.svs, .tif, .ndpi, .scn, .mrxs ..): <id>.<ending>, or <id>/<any>.<ending>
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
@@ -114,6 +115,8 @@ def check(
             print(f"  {name}: {missing:.0%} missing")
     if cohort.images is not None:
         print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
+    if cohort.slides is not None:
+        print(f"  slides: {len(cohort.slides.slides)} with {cohort.slides.tiles} tiles of {cohort.slides.spec.size_px} pixels with tissue")
     if cohort.variants is not None:
         counts = genotype_counts(cohort.variants)
         print(f"  variants: {len(cohort.variants.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing")

@@ -20,10 +20,13 @@ from clients.site import check_roster, find_sites, load_aligned, load_cohort, re
 from fedml.bundle import bundle, is_bundled, unbundle
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
 from fedml.cohort.groups import shown
+from fedml.cohort.mapped import taken
 from fedml.cohort.persons import Cohort, select
 from fedml.cohort.variants import to_text
+from fedml.cohort.voxels import BINS, Counted
 from fedml.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
+from fedml.learning.device import pick_device
 from fedml.learning.statistics import cohort_sums, private_sums
 from fedml.learning.task import Task, make_task
 from fedml.learning.training import GradientHook, evaluate, train
@@ -43,6 +46,7 @@ from fedml.records import (
     DATASET,
     DESCRIBED,
     FLIPS,
+    HISTOGRAM,
     IMAGE_SHAPE,
     METRICS,
     NOTES,
@@ -52,6 +56,8 @@ from fedml.records import (
     POLICY,
     SITE,
     SUMS,
+    VOXELS,
+    WINDOW,
     Phase,
     pack,
     unpack,
@@ -229,8 +235,8 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
             CHECKED: np.array([own.checked], np.uint8),
         }
         described[NOTES] = np.zeros(len(VARIANT_NOTES), np.int64) if own.notes is None else own.notes
-    if cohort.images is not None:
-        described[IMAGE_SHAPE] = np.array(cohort.images.shape, dtype=np.int64)
+    if cohort.image_shape:
+        described[IMAGE_SHAPE] = np.array(cohort.image_shape, dtype=np.int64)
     return RecordDict({SITE: ConfigRecord({"name": asked.name}), DESCRIBED: pack(described)})
 
 
@@ -250,10 +256,40 @@ def _agreed(asked: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[s
         layout = make_layout(asked.study, tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel)
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreement cannot be read: {error}") from error
-    cohort = load_aligned(asked.manifests, asked.study, panel, flips)
-    if cohort.images is not None and cohort.images.shape != layout.image_shape:
-        raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.images.shape}")
+    cohort = load_aligned(asked.manifests, asked.study, panel, flips, _window(asked, values))
+    if cohort.image_shape and cohort.image_shape != layout.image_shape:
+        raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, the images here are {cohort.image_shape}")
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
+
+
+def _window(asked: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[float, float] | None:
+    """The agreed window of intensities, where the study has percentiles; there is none yet while it is asked for."""
+    if asked.study.cohort.image is None or not asked.study.cohort.image.percentiles or asked.phase is Phase.VOXELS:
+        return None
+    found = values.get(WINDOW, np.zeros(0)).tolist()
+    if len(found) != 2 or not found[0] < found[1]:
+        raise SiteError(Reason.BAD_MESSAGE, "the agreement has no window of intensities, low below high")
+    return found[0], found[1]
+
+
+def _voxels(asked: Request, content: RecordDict) -> RecordDict:
+    """The histogram of raw intensities of the training persons' images."""
+    cohort = _agreed(asked, content)[0]
+    histogram, persons = np.zeros(BINS, np.int64), 0
+    if cohort.images is not None:
+        training = np.isin(cohort.images.person, cohort.rows("train"))
+        pixels = taken(cohort.images.pixels, training)
+        if not isinstance(pixels, Counted):
+            raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
+        histogram, persons = pixels.histogram(), len(np.unique(cohort.images.person[training]))
+    if 0 < persons < _smallest(asked):
+        raise SiteError(Reason.TOO_FEW, f"voxels of {persons} persons")
+    return RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([persons], np.int64)})})
+
+
+def _smallest(asked: Request) -> int:
+    """How many persons have to be behind a number that leaves: the stricter of the study's and the sites' own."""
+    return max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
 
 
 def _statistics(asked: Request, content: RecordDict) -> RecordDict:
@@ -261,11 +297,6 @@ def _statistics(asked: Request, content: RecordDict) -> RecordDict:
     if asked.study.privacy.unit == "patient":
         return RecordDict({SUMS: pack(private_sums(cohort, asked.study, layout))})
     return RecordDict({SUMS: pack(cohort_sums(cohort, asked.study.model.task, _smallest(asked)))})
-
-
-def _smallest(asked: Request) -> int:
-    """Persons behind any number that leaves: the stricter of study and site."""
-    return max(asked.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in asked.manifests))
 
 
 def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
@@ -280,8 +311,16 @@ def _filled(asked: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     return loaded, cohort
 
 
-def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, study: Study) -> dict[str, Any]:
-    found = {part: evaluate(model, cohort, part, task, threads=study.training.threads) for part in parts}
+def _device(asked: Request) -> torch.device:
+    """Where the site computes; several sites as one agree, or it is the CPU."""
+    wanted = {read_site_once(m).manifest.compute.device for m in asked.manifests}
+    return pick_device(wanted.pop() if len(wanted) == 1 else "cpu")
+
+
+def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, asked: Request) -> dict[str, Any]:
+    study, device = asked.study, _device(asked)
+    how = study.training.threads, device, study.training.precision
+    found = {part: evaluate(model, cohort, part, task, threads=how[0], device=how[1], precision=how[2]) for part in parts}
     private = study.privacy.metrics == "private"
     return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
 
@@ -298,14 +337,15 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         # persons who are protected nothing but the trained model leaves.
         part: PartName = "val" if cohort.count("val") else "train"
         if not (private and part == "train"):
-            reply[COUNTS] = pack(_counts([part], model, cohort, task, study))
+            reply[COUNTS] = pack(_counts([part], model, cohort, task, asked))
     if private:
         _train_private(asked, model, cohort, task)
         reply[ARRAYS] = pack(loaded.weights)
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=_hooks(asked, model), l1=_penalty(study))
+    hooks, penalty = _hooks(asked, model), _penalty(study)
+    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, l1=penalty, device=_device(asked))
     reply[ARRAYS] = pack(loaded.weights)
     reply[METRICS] = MetricRecord(
         {
@@ -342,12 +382,18 @@ def _penalty(study: Study) -> dict[str, float]:
 def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(asked, content)
     parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    counts = _counts(parts, loaded.model, cohort, loaded.task, asked.study)
+    counts = _counts(parts, loaded.model, cohort, loaded.task, asked)
     if cohort.groups:
         for label, rows in shown(cohort.groups, asked.study.evaluation, cohort.rows("test"), _smallest(asked)):
-            own = evaluate(loaded.model, select(cohort, rows), "test", loaded.task, threads=asked.study.training.threads)
-            counts |= {f"test@{label}/{key}": value for key, value in own.items()}
+            own = _counts(["test"], loaded.model, select(cohort, rows), loaded.task, asked)
+            counts |= {f"test@{label}/{key.removeprefix('test/')}": value for key, value in own.items()}
     return RecordDict({COUNTS: pack(counts)})
 
 
-_PHASES = {Phase.DESCRIBE: _describe, Phase.STATISTICS: _statistics, Phase.ROUND: _round, Phase.EVALUATE: _evaluate}
+_PHASES = {
+    Phase.DESCRIBE: _describe,
+    Phase.VOXELS: _voxels,
+    Phase.STATISTICS: _statistics,
+    Phase.ROUND: _round,
+    Phase.EVALUATE: _evaluate,
+}

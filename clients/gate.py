@@ -48,6 +48,8 @@ from fedml.records import (
     REQUEST_RECORDS,
     SITE,
     SUMS,
+    VOXELS,
+    WINDOW,
     Phase,
 )
 from fedml.replies import check_form, is_finite, read_arrays
@@ -191,7 +193,7 @@ class Gate:
 
 def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
     """Each record's bytes and digest, arrays without a copy. Names that are none of ours are noted as such."""
-    known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, JOURNAL}
+    known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, VOXELS, JOURNAL}
     notes = []
     for name, record in content.items():
         digest, size = hashlib.sha256(), 0
@@ -220,6 +222,8 @@ def check_request(asked: Request, content: RecordDict) -> None:
             "target.mean",
             "target.std",
         }
+        if asked.study.cohort.image is not None and asked.study.cohort.image.percentiles:
+            fixed.add(WINDOW)
         for key, value in values.items():
             wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
             if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
@@ -260,6 +264,8 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
         told = read_arrays(reply, DESCRIBED)
         if _few(told[PERSONS].sum(1), allowed.min_count) or (ASIDE in told and _few(told[ASIDE], allowed.min_count)):
             raise SiteError(Reason.TOO_FEW, f"a part of {small}")
+    if VOXELS in reply and _few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
+        raise SiteError(Reason.TOO_FEW, f"voxels of {small}")
     if SUMS in reply and any(_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
         raise SiteError(Reason.TOO_FEW, f"a sum over {small}")
     if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:

@@ -4,7 +4,7 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
-image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz; masks = "masks"
+image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
@@ -32,6 +32,7 @@ from fedml.cohort.groups import read_groups
 from fedml.cohort.image import TooManyAside, read_images
 from fedml.cohort.panel import panel_of
 from fedml.cohort.persons import Cohort, aligned, keep, pool
+from fedml.cohort.slides import Slides, read_slides
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants import Selection, from_text
 from fedml.disclosure import DisclosedPolicy
@@ -44,10 +45,10 @@ class _Section(BaseModel):
 
 
 class ImageData(_Section):
-    """Where images are; ``format`` as in ``fedml.cohort.image``, ``masks`` as in ``fedml.cohort.masks``."""
+    """Where images are; ``format`` as in ``fedml.cohort.image`` and ``fedml.cohort.slides``, ``masks`` as in ``fedml.cohort.masks``."""
 
     path: str
-    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz"]
+    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz", "slide"]
     masks: str | None = None
 
 
@@ -128,12 +129,19 @@ class Connection(_Section):
     key: str
 
 
+class Compute(_Section):
+    """``[compute]``: where this site computes. ``auto``: its accelerator if it has one; ``cpu`` keeps that for others."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
 class Manifest(_Section):
     """A whole ``site.toml``."""
 
     site: SiteName
     data: Data
     policy: Policy = Policy()
+    compute: Compute = Compute()
     connection: Connection | None = None
 
 
@@ -209,8 +217,11 @@ def check_roster(site: Site, study: Study) -> None:
         raise SiteError(Reason.NOT_IN_ROSTER, text + f"its [federation] sites are {', '.join(roster)}.")
 
 
-def read_cohort(site: Site, study: Study) -> Cohort:
-    """All that ``study`` reads of this site's persons, checked, in memory.
+def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = None) -> Cohort:
+    """All that ``study`` reads of this site's persons, checked.
+
+    Args:
+        window: of intensities, where the study has percentiles: what the sites agreed on. Before, images have only histograms.
 
     Raises:
         InputError: any file that cannot be used: the sentence names it, the column or the person's row, and the mend.
@@ -225,7 +236,7 @@ def read_cohort(site: Site, study: Study) -> Cohort:
         parts = read_parts(folder / data.split, table.index)
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
-    clinical = present = variants = images = None
+    clinical = present = variants = images = slides = None
     tables = [(table, path)]
     if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
         beside = folder / data.clinical.path
@@ -243,37 +254,75 @@ def read_cohort(site: Site, study: Study) -> Cohort:
             selection=Selection(wanted.regions, frozenset(wanted.listed)),
             reference=None if own.reference is None else folder / own.reference,
         )  # fmt: skip
-    if "image" in plan.inputs and data.image is not None:
+    if "image" in plan.inputs and _has_slides(site, study):
+        slides = _read_slides(site, study, ids)
+    elif "image" in plan.inputs and data.image is not None:
         policy, place = site.manifest.policy, data.image
         try:
             images = read_images(
                 folder / place.path, place.format, ids, plan.image, codes=plan.classes if masked else None,
                 masks=None if place.masks is None else folder / place.masks,
                 deidentification=policy.deidentification, max_quarantined=policy.max_quarantined,
+                cache=site.state / "cache" / "images", window=window,
             )  # fmt: skip
         except TooManyAside as error:
             quarantine.write(site.state, study.study.name, error.aside)
             raise
         quarantine.write(site.state, study.study.name, images.aside)
-    if clinical is None and variants is None and images is None:
+    if clinical is None and variants is None and images is None and slides is None:
         raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
-    aside = dict(Counter(reason for _, reason in {(a.person, str(a.reason)) for a in images.aside})) if images is not None else {}
-    everybody = Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, set_aside=aside, groups=groups)
+    seen = images or slides
+    aside = dict(Counter(reason for _, reason in {(a.person, str(a.reason)) for a in seen.aside})) if seen is not None else {}
+    everybody = Cohort(site.name, tuple(ids), labels, parts, clinical, present, variants, images, slides, set_aside=aside, groups=groups)
     cohort = keep(everybody, study)
     if not cohort.count("train"):
         raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
     return cohort
 
 
+def _has_slides(site: Site, study: Study) -> bool:
+    """Are the site's images slides?
+
+    Raises:
+        InputError: they are and the study reads none, or the other way round.
+    """
+    place, shape = site.manifest.data.image, study.cohort.image
+    if place is None:
+        return False
+    tiled = shape is not None and shape.tiles is not None
+    if tiled and place.format != "slide":
+        text = f'{site.file}: data.image has format = "{place.format}", study "{study.study.name}" reads tiles of slides; '
+        raise InputError(text + 'give the folder of slides with format = "slide".')
+    if place.format == "slide" and not tiled:
+        text = f'{site.file}: data.image has format = "slide", study "{study.study.name}" does not say how slides are cut; '
+        raise InputError(text + "it needs [cohort.image] tiles = { size_px = 256 }.")
+    return tiled
+
+
+def _read_slides(site: Site, study: Study, ids: list[str]) -> Slides:
+    place, shape = site.manifest.data.image, study.cohort.image
+    assert place is not None and shape is not None and shape.tiles is not None  # noqa: S101, PT018 - the caller asked
+    most = site.manifest.policy.max_quarantined
+    try:
+        slides = read_slides(site.folder / place.path, ids, shape.tiles, cache=site.state / "cache" / "slides", max_quarantined=most)
+    except TooManyAside as error:
+        quarantine.write(site.state, study.study.name, error.aside)
+        raise
+    quarantine.write(site.state, study.study.name, slides.aside)
+    return slides
+
+
 @lru_cache(maxsize=128)
-def load_cohort(manifests: tuple[str, ...], study: Study) -> Cohort:
+def load_cohort(manifests: tuple[str, ...], study: Study, window: tuple[float, float] | None = None) -> Cohort:
     """``read_cohort``, once for each study in this process; several manifests are pooled into one site."""
-    cohorts = [read_cohort(read_site(Path(m)), study) for m in manifests]
+    cohorts = [read_cohort(read_site(Path(m)), study, window) for m in manifests]
     return cohorts[0] if len(cohorts) == 1 else pool(cohorts, study)
 
 
 @lru_cache(maxsize=128)
-def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None) -> Cohort:
+def load_aligned(
+    manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None, window: tuple[float, float] | None = None
+) -> Cohort:
     """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1; without
     them (a trained model's panel, and nobody to say) as the letters tell.
 
@@ -284,7 +333,8 @@ def load_aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: 
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    cohort = load_cohort(manifests, study)
+    # Called as others call it: for the cache, an argument that is left out and one that is None are two.
+    cohort = load_cohort(manifests, study) if window is None else load_cohort(manifests, study, window)
     if flips is None:
         own = {cohort.site: cohort.variants.keys} if cohort.variants is not None else {}
         flips = panel_of(keys, own, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +179,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
         manifest = write_site(folder / name, there, study)
         load_cohort((str(manifest),), study)  # the client reads it once in this process: now, so that the copy can go before the run
         for file in set((folder / name).iterdir()) - {manifest}:
-            file.unlink()
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
         nodes.append({"manifest": str(manifest)})
         say(f"{name}: {count} canary persons, {int(coins[own[name]].sum())} of them in")
 

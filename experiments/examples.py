@@ -18,7 +18,7 @@ import numpy.typing as npt
 from clients.site import Site, load_aligned
 from fedml.cohort.persons import Cohort
 from fedml.pictures import Tile, most_of, plane, sheet, spread
-from fedml.runlog import EXAMPLES, load_model, restore, write_whole
+from fedml.runlog import EXAMPLES, load_model, restore, saved_window, write_whole
 from fedml.study import Study, normal
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def write_examples(run: Path, study: Study, sites: Mapping[str, Site], say: Call
     public = {name: site for name, site in sites.items() if site.manifest.data.public}
     if not public:
         return []
-    model, panel, written = restore(run)[1], load_model(run)[2], []
+    model, (arrays, _, panel), written = restore(run)[1], load_model(run), list[Path]()
     for name, site in public.items():
-        cohort = load_aligned((str(site.file),), study, panel)
+        cohort = load_aligned((str(site.file),), study, panel, window=saved_window(arrays))
         if cohort.images is None:
             continue
         has = np.bincount(cohort.images.person, minlength=len(cohort)) > 0

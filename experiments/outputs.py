@@ -16,7 +16,7 @@ import numpy.typing as npt
 from clients.site import Site, load_aligned
 from fedml.learning.differences import Statistic, statistic
 from fedml.learning.task import make_task
-from fedml.runlog import load_model
+from fedml.runlog import load_model, saved_window
 from fedml.study import Study
 
 _PERSONS = 64  # at a time
@@ -46,14 +46,14 @@ def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outp
     from fedml.runlog import restore
 
     own, model = restore(trained)
-    task, panel = make_task(study), load_model(trained)[2]
+    task, (arrays, _, panel) = make_task(study), load_model(trained)
     persons: list[str] = []
     names: list[str] = []
     truth: list[npt.NDArray[Any]] = []
     output: list[npt.NDArray[Any]] = []
     torch.set_num_threads(own.training.threads)
     for name, site in sites.items():
-        cohort = load_aligned((str(site.file.resolve()),), study, panel)
+        cohort = load_aligned((str(site.file.resolve()),), study, panel, window=saved_window(arrays))
         rows = cohort.rows("test")
         size = 1 if task.name == "segmentation" else _PERSONS
         for at in range(0, len(rows), size):

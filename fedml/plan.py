@@ -54,14 +54,25 @@ def _inputs(study: Study) -> str:
         if name == "clinical" and study.cohort.clinical is not None:
             told.append(f"{len(study.cohort.clinical.columns)} clinical columns ({', '.join(study.cohort.clinical.columns)})")
         elif name == "image":
-            shape = study.cohort.image
-            told.append("images" + (f" of {' x '.join(map(str, shape.size))}" if shape else ""))
+            told.append(_images(study))
         else:
             spec = study.cohort.variants
             chosen = [*spec.regions, *([f"{len(spec.listed)} listed"] if spec.listed else [])]
             which = f" ({', '.join(chosen)})" if chosen else ""
             told.append(f"variants{which}, matched between sites by {spec.match}")
     return "; ".join(told)
+
+
+def _images(study: Study) -> str:
+    shape = study.cohort.image
+    if shape is None or shape.tiles is None:
+        return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
+    spec, how = shape.tiles, study.model.image.pooling
+    scale = f"at {spec.mpp:g} micrometres a pixel" if spec.mpp is not None else "of a slide's finest level"
+    return (
+        f"slides, in tiles of {spec.size_px} x {spec.size_px} pixels {scale} with at least {spec.min_tissue:.0%} tissue "
+        f"({spec.per_step} of a person a step, all in evaluation; pooled by {how})"
+    )
 
 
 def _before(study: Study) -> str:

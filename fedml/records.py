@@ -30,6 +30,11 @@ warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not
 ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
 SITE, DESCRIBED, SUMS, JOURNAL = "site", "described", "sums", "journal"
 PANEL, IMAGE_SHAPE, PERSONS = "panel", "image_shape", "persons"
+VOXELS, HISTOGRAM, WINDOW = (
+    "voxels",
+    "histogram",
+    "preprocess.image.window",
+)  # raw intensities; what all sites' gave
 FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, genome build, what was done to the file
 POLICY, DATASET, ASIDE = "policy", "dataset", "aside"  # what a site says of itself: ``fedml.disclosure``
 ANALYSIS = "analysis"  # what the sums of one step of an analysis are taken with, and those sums
@@ -42,6 +47,7 @@ class Phase(StrEnum):
     """What a message asks of a site."""
 
     DESCRIBE = "describe"
+    VOXELS = "voxels"
     STATISTICS = "statistics"
     ROUND = "round"
     EVALUATE = "evaluate"
@@ -60,6 +66,7 @@ ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.N
 # What a message to a site may hold: its records by phase, its config's keys and their types. Nothing else is read.
 REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.DESCRIBE: {CONFIG},
+    Phase.VOXELS: {CONFIG, AGREEMENT},
     Phase.STATISTICS: {CONFIG, AGREEMENT},
     Phase.ROUND: {CONFIG, AGREEMENT, ARRAYS},
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},

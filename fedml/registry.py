@@ -85,7 +85,7 @@ def log_model(run: Path, study: Study, parent: str) -> str:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types import ColSpec, Schema
+    from mlflow.types import ColSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType
 
     from fedml import scoring
@@ -107,6 +107,9 @@ def log_model(run: Path, study: Study, parent: str) -> str:
         signature = ModelSignature(outputs=infer_signature(output).inputs)
     else:
         signature = infer_signature(example, output)
+    if study.cohort.image is not None and study.cohort.image.tiles is not None:  # persons differ in how many tiles they have
+        shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
+        signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
     needed = {
         "torch",
         "numpy",

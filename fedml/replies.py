@@ -2,6 +2,7 @@
 every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
 
     describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, persons set aside)
+    voxels      voxels (histogram of raw intensities of training persons' images, how many persons: ``fedml.cohort.voxels``)
     statistics  sums (three a quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
     evaluate    counts (of the model as it arrived)
@@ -21,6 +22,7 @@ from fedml.analytics.forms import REPLY_TYPES
 from fedml.cohort.builds import BUILDS
 from fedml.cohort.fingerprint import NOTES as VARIANT_NOTES
 from fedml.cohort.reasons import Unusable
+from fedml.cohort.voxels import BINS
 from fedml.disclosure import read_policy
 from fedml.errors import Reason, SiteError
 from fedml.records import (
@@ -33,6 +35,7 @@ from fedml.records import (
     COUNTS,
     DATASET,
     DESCRIBED,
+    HISTOGRAM,
     IMAGE_SHAPE,
     JOURNAL,
     METRICS,
@@ -45,6 +48,7 @@ from fedml.records import (
     REPLY_METRICS,
     SITE,
     SUMS,
+    VOXELS,
     Phase,
     count_fields,
     unpack,
@@ -54,6 +58,7 @@ from fedml.study import PARTS, Study
 Shapes = Mapping[str, tuple[int, ...]]
 _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
     Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
+    Phase.VOXELS: ({VOXELS}, set()),
     Phase.STATISTICS: ({SUMS}, set()),
     Phase.ROUND: ({ARRAYS, METRICS}, {COUNTS}),
     Phase.EVALUATE: ({COUNTS}, set()),
@@ -74,6 +79,8 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
         raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
     if phase is Phase.DESCRIBE:
         _check_described(study, name, reply)
+    elif phase is Phase.VOXELS:
+        _check_voxels(study, reply)
     elif phase is Phase.STATISTICS:
         _check_sums(study, reply)
     elif phase is Phase.ROUND:
@@ -144,6 +151,18 @@ def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shape
         _shaped(value, REPLY_TYPES[key], shapes[key], key)
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
+
+
+def _check_voxels(study: Study, reply: RecordDict) -> None:
+    if study.cohort.image is None or not study.cohort.image.percentiles:
+        raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
+    values = read_arrays(reply, VOXELS)
+    if values.keys() != {HISTOGRAM, PERSONS}:
+        raise SiteError(Reason.UNDECLARED, "voxels are a histogram and a number of persons")
+    for key, size in ((HISTOGRAM, BINS), (PERSONS, 1)):
+        _shaped(values[key], "int64", (size,), key)
+        if (values[key] < 0).any():
+            raise SiteError(Reason.NON_FINITE, f"{key} holds a count below 0")
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:

@@ -116,6 +116,12 @@ def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], byt
     return load_file(run / MODEL), tuple(layout["image_shape"]), (run / PANEL).read_bytes()
 
 
+def saved_window(arrays: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The window of raw intensities that a run's sites agreed on, from its saved arrays; None where there was nothing to agree on."""
+    low, high = arrays.get("preprocess.image.window", (None, None))
+    return None if low is None or high is None else (float(low), float(high))
+
+
 def restore(run: Path) -> tuple[Study, CohortModel]:
     """The study and its trained model from a run's folder, ready to predict."""
     from fedml.models.fusion import build_model, load, make_layout

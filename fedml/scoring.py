@@ -7,6 +7,7 @@ dictionary of them by name.
     variants    an array (persons, variants) of ALT dosages
     image       an array (persons, channels, *size); or one entry a person: a path (PNG, JPEG, NPY, NIfTI, DICOM file or series' folder) or
                 an array (channels, *any size), as a list or as the column ``image`` of a table
+    slides      their tiles as the study cuts them, (persons, tiles, channels, size, size), a tile that is all NaN standing for none
 
 Images are raw: what ``[cohort.image]`` says is done here. Where it needs to know where voxels are (orientation, spacing), a file says so;
 beside arrays goes ``affine``, (4, 4) for all or one a person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. A person lacks an
@@ -26,7 +27,7 @@ from mlflow.pyfunc import PythonModel
 
 from fedml.cohort.clinical import code_columns
 from fedml.errors import InputError
-from fedml.runlog import restore
+from fedml.runlog import restore, saved_window
 from fedml.study import Study, normal
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Scorer(PythonModel):  # type: ignore[misc]
         return score(self.study, self.model, model_input)
 
 
-def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
+def to_batch(study: Study, given: Any, window: tuple[float, float] | None = None) -> dict[str, torch.Tensor]:
     """Raw inputs as the model takes them; see the module's text."""
     import torch
 
@@ -68,17 +69,22 @@ def to_batch(study: Study, given: Any) -> dict[str, torch.Tensor]:
             x = torch.from_numpy(np.asarray(values).astype(np.int8))
             present = ~(x < 0).all(1)
         else:
-            made = images(study, values, affine)
-            present = torch.tensor([one is not None for one in made])
-            batch["image_person"] = torch.nonzero(present)[:, 0]
-            there = [one for one in made if one is not None]
-            x = torch.from_numpy(np.stack(there)) if there else torch.zeros(0, *_image_shape(study))
+            bags = torch.from_numpy(np.asarray(values).astype(np.float32)) if _tiled(study) else None
+            if bags is not None:
+                there = ~torch.isnan(bags.flatten(2)).all(2)
+                present, batch["image_person"], x = there.any(1), torch.nonzero(there)[:, 0], bags[there]
+            else:
+                made = images(study, values, affine, window)
+                present = torch.tensor([one is not None for one in made])
+                batch["image_person"] = torch.nonzero(present)[:, 0]
+                whole = [one for one in made if one is not None]
+                x = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, *_image_shape(study))
         batch[f"{name}_present"] = present.float()
         batch[name] = x
     return batch
 
 
-def images(study: Study, given: Any, affine: Any = None) -> list[np.ndarray[Any, Any] | None]:
+def images(study: Study, given: Any, affine: Any = None, window: tuple[float, float] | None = None) -> list[np.ndarray[Any, Any] | None]:
     """Each person's image as the network takes it, (channels, *size), None where there is none; see the module's text.
 
     Raises:
@@ -95,13 +101,13 @@ def images(study: Study, given: Any, affine: Any = None) -> list[np.ndarray[Any,
         if entry is None or isinstance(entry, float) or (isinstance(entry, str) and not entry):  # a table's empty cell is NaN
             out.append(None)
         elif isinstance(entry, str | Path):
-            out.append(read_one(Path(entry), shape))
+            out.append(read_one(Path(entry), shape, window))
         else:
             voxels = np.asarray(entry)
             if voxels.dtype.kind not in "buif":
                 raise InputError(f"image {number} of {len(entries)}: holds {voxels.dtype}; give numbers, or a path.")
             try:
-                out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape))
+                out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape, window))
             except ItemError as error:
                 raise InputError(f"image {number} of {len(entries)}: {str(error).rstrip('.')}.") from error
     return out
@@ -112,11 +118,15 @@ def _image_shape(study: Study) -> tuple[int, ...]:
     return (1, 1, 1) if study.cohort.image is None else (study.cohort.image.channels, *study.cohort.image.size)
 
 
+def _tiled(study: Study) -> bool:
+    return study.cohort.image is not None and study.cohort.image.tiles is not None
+
+
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
     """Predictions of ``model`` for raw inputs. A predicted mask is on the voxels that the network gets, in C order."""
     import torch
 
-    batch = to_batch(study, given)
+    batch = to_batch(study, given, saved_window(model.state_dict()))
     with torch.inference_mode():
         out = model(batch)
     if study.model.task == "segmentation":  # the network answers for images; who has none has no answer
@@ -152,7 +162,7 @@ def input_example(study: Study, layout: dict[str, Any]) -> Any:
     made: dict[str, Any] = {}
     for name in study.cohort.inputs:
         if name == "image":
-            made[name] = np.zeros((1, *layout["image_shape"]), np.float32)
+            made[name] = np.zeros((1, 1, *layout["image_shape"]) if _tiled(study) else (1, *layout["image_shape"]), np.float32)
         elif name == "variants":
             made[name] = np.zeros((1, layout["variants"]), np.int8)
         else:

@@ -21,12 +21,13 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedml.cohort.transforms import Preprocess
+from fedml.cohort.transforms import Augment, Preprocess
 from fedml.errors import InputError, nearest
 
 InputName = Literal["image", "variants", "clinical"]
 PartName = Literal["train", "val", "test"]
 Kind = TypeVar("Kind", bound=BaseModel)
+Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
@@ -99,32 +100,65 @@ class ClinicalColumns(_Section):
         return self
 
 
+class Tiles(_Section):
+    """``[cohort.image] tiles``: each person's slides are cut into square tiles, of which those with tissue are used
+    (``fedml.cohort.slide``)."""
+
+    size_px: Annotated[int, Field(ge=16, le=2048, description="pixels a side")] = 256
+    mpp: Annotated[float, Field(ge=0.05, le=50)] | None = Field(
+        default=None, description="micrometres a pixel, alike at every site; left out: a slide's finest level as it is"
+    )
+    min_tissue: Annotated[float, Field(gt=0, le=1, description="part of a tile that is tissue")] = 0.5
+    per_step: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=64, description="tiles of a person in a step of training, drawn anew each time; evaluation takes all"
+    )
+
+
 class ImageShape(_Section):
     """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
 
     With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
-    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``).
+    then cropped and padded to ``size`` (``fedml.cohort.transforms.Preprocess``), and kept in half precision. ``tiles`` says that images
+    are whole slides; channels and size are then those of a tile.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
-    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)]
+    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)] = ()
     orientation: str = Field(default="", description="such as RAS; for images of three axes")
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
     window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
     crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
+    tiles: Tiles | None = Field(default=None, description="of whole slides; takes the place of all other keys")
 
     @property
     def preprocess(self) -> Preprocess | None:
         """What is done to each image when it is read; None: nothing."""
-        if not (self.orientation or self.spacing_mm or self.window or self.crop):
+        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
-        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, size=self.size)
+        two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
+        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size)
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if len(self.window) not in (0, 2):
             raise ValueError(f"window has two numbers, (low, high), not {len(self.window)}")
+        if len(self.percentiles) not in (0, 2):
+            raise ValueError(f"percentiles has two numbers, such as [1, 99], not {len(self.percentiles)}")
+        if self.tiles is not None:
+            if self.preprocess is not None:
+                raise ValueError(
+                    "tiles of slides are taken as they are; take orientation, spacing_mm, window, percentiles and crop away (tiles has mpp)"
+                )
+            side = self.tiles.size_px
+            if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):
+                raise ValueError(f"tiles have three channels and {side} x {side} pixels; take channels and size away")
+            # Written out, so that nobody else has to know, and the study's hash is that of what it means.
+            object.__setattr__(self, "channels", 3)
+            object.__setattr__(self, "size", (side, side))
+        elif not self.size:
+            raise ValueError("size is missing; add it, or tiles for whole slides")
         try:
             _ = self.preprocess
         except ValidationError as error:
@@ -184,11 +218,13 @@ class Cohort(_Section):
 
 
 class ImageNetwork(_Section):
-    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``)."""
+    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and what becomes of a person's several images or tiles:
+    their mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
     channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
+    pooling: Literal["mean", "attention"] = "mean"
 
 
 class SegmentationNetwork(_Section):
@@ -288,6 +324,8 @@ class Training(_Section):
     local_epochs: Annotated[int, Field(ge=0)] = 1
     evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+    precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
+    augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
 
     @model_validator(mode="after")
     def _momentum(self) -> Self:
@@ -477,6 +515,41 @@ class Study(_Section):
         return self
 
     @model_validator(mode="after")
+    def _bags(self) -> Self:
+        """What slides, and attention over a person's images, need of the other sections."""
+        network, patient = self.model.image, self.privacy.unit == "patient"
+        if network.pooling == "attention" and (patient or self.model.task == "segmentation"):
+            where = '[privacy] unit = "patient"' if patient else '[model] task = "segmentation"'
+            raise ValueError(f'[model] image pooling = "attention" is not built for {where}; set pooling = "mean"')
+        if self.cohort.image is None or self.cohort.image.tiles is None:
+            return self
+        if self.model.task == "segmentation":
+            raise ValueError('[cohort.image] tiles have no masks; set [model] task = "classification" or "regression"')
+        if patient:
+            raise ValueError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none"')
+        if network.norm == "batch":
+            raise ValueError('[model] image norm = "batch" would depend on how tiles are read together; set norm = "group"')
+        return self
+
+    @model_validator(mode="after")
+    def _augmented(self) -> Self:
+        """What ``[training.augment]`` needs of the other sections."""
+        augment, image = self.training.augment, self.cohort.image
+        if augment == Augment():
+            return self
+        if image is None:
+            raise ValueError("[training.augment] changes images of a stated size; give [cohort.image] size, or take it away")
+        if self.privacy.unit == "patient":
+            raise ValueError('[training.augment] is not built for unit = "patient"; take it away')
+        if image.tiles is not None:
+            raise ValueError("[training.augment] is not built for tiles of slides; take it away")
+        if max(augment.flip, default=0) >= len(image.size):
+            raise ValueError(f"[training.augment] flip names axis {max(augment.flip)}; the axes of {len(image.size)} start at 0")
+        if (augment.scale or augment.shift or augment.noise) and not (image.window or image.percentiles):
+            raise ValueError("[training.augment] scale, shift and noise are for intensities in 0..1; set [cohort.image] window")
+        return self
+
+    @model_validator(mode="after")
     def _private_plan(self) -> Self:
         """What differential privacy needs of the other sections."""
         plan = self.privacy
@@ -484,6 +557,8 @@ class Study(_Section):
             return self
         if plan.unit == "patient" and self.evaluation != Evaluation():
             raise ValueError('[evaluation] tells exact counts of small groups, which unit = "patient" does not release; leave it out')
+        if self.cohort.image is not None and self.cohort.image.percentiles:
+            raise ValueError(f'[cohort.image] percentiles count voxels exactly, which unit = "{plan.unit}" does not allow; state a window')
         spec, columns = self.cohort.clinical, tuple[str, ...]()
         if spec is not None:
             columns = tuple(c for c in spec.columns if c not in spec.categories)
@@ -500,6 +575,8 @@ class Study(_Section):
             raise ValueError(
                 '[strategy] weighting = "persons" makes a site\'s influence grow with its size; with unit = "site" set weighting = "equal"'
             )
+        if plan.unit == "patient" and self.training.precision != "float32":
+            raise ValueError('[training] precision is float32 under unit = "patient": a gradient is clipped exactly; take the key away')
         if plan.unit == "patient" and set(plan.persons) != set(self.federation.sites):
             wrong = sorted(set(plan.persons) ^ set(self.federation.sites))
             raise ValueError(

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from fedml.cohort.checks import Check
 from fedml.cohort.panel import Panel, choose
 from fedml.cohort.variants import to_text
+from fedml.cohort.voxels import window_from
 from fedml.disclosure import read_aside, read_policy
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from, constants_or_stated, stated_constants
@@ -28,12 +29,15 @@ from fedml.records import (
     DATASET,
     DESCRIBED,
     FLIPS,
+    HISTOGRAM,
     IMAGE_SHAPE,
     PANEL,
     PERSONS,
     POLICY,
     SITE,
     SUMS,
+    VOXELS,
+    WINDOW,
     Phase,
     pack,
     unpack,
@@ -110,7 +114,7 @@ Tell = Callable[[list[Check]], None]
 
 def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool = True) -> Agreement:
     """Exchanges before the first round: *describe* (names, panel keys, image shape, counts), *genotypes* where the study asks something of
-    the variants, and *statistics* (sums over training persons).
+    the variants, *voxels* (histograms) where it has percentiles, and *statistics* (sums over training persons).
 
     Args:
         tell: is given the matrix of site x check, whether it passes or not.
@@ -142,12 +146,31 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
         return agreed
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
         return replace(agreed, constants=stated_constants(study, agreed.layout(study)))
-    sums = _exchange(study, grid, order, Phase.STATISTICS, agreed.record())
-    there = {node: site for node, site in order.items() if site in sums.answered}
+    if study.cohort.image is not None and (percentiles := study.cohort.image.preprocess) and percentiles.percentiles:
+        agreed = _agree_window(study, grid, agreed, percentiles.percentiles)
+    sums = _exchange(study, grid, agreed.nodes, Phase.STATISTICS, agreed.record())
+    there = {node: site for node, site in agreed.nodes.items() if site in sums.answered}
     total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
     made = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
     persons = {site: n for site, n in agreed.persons.items() if site in there.values()}
-    return replace(agreed, nodes=there, constants=made, persons=persons, refused={**refused, **sums.refused})
+    return replace(agreed, nodes=there, constants={**made, **agreed.constants}, persons=persons, refused={**agreed.refused, **sums.refused})
+
+
+def _agree_window(study: Study, grid: Grid, agreed: Agreement, percentiles: tuple[float, float]) -> Agreement:
+    """``agreed`` with the window that the percentiles of all sites' voxels give.
+
+    Raises:
+        RunError: the quorum was missed, or the voxels do not tell two percentiles apart.
+    """
+    told = _exchange(study, grid, agreed.nodes, Phase.VOXELS, agreed.record())
+    total = add_counts(unpack(a.message.content.array_records[VOXELS]) for a in told.answered.values())
+    try:
+        window = window_from(total[HISTOGRAM], percentiles)
+    except ValueError as error:
+        raise RunError(f"[cohort.image] percentiles give no window: {error}; state a window = [low, high] in their place.") from error
+    there = {node: site for node, site in agreed.nodes.items() if site in told.answered}
+    constants = {**agreed.constants, WINDOW: torch.tensor(window, dtype=torch.float32)}
+    return replace(agreed, nodes=there, constants=constants, refused={**agreed.refused, **told.refused})
 
 
 def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, content: RecordDict) -> Participation:

@@ -35,6 +35,6 @@ def proximal_hook(mu: float, start: Mapping[str, nn.Parameter]) -> GradientHook:
         with torch.no_grad():
             for name, p in parameters.items():
                 if p.grad is not None:
-                    p.grad.add_(p - anchor[name], alpha=mu)
+                    p.grad.add_(p - anchor[name].to(p.device), alpha=mu)
 
     return hook

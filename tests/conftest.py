@@ -158,6 +158,20 @@ def image_site(folder: Path, name: str, persons: int, seed: int, size: tuple[int
     return write_manifest(folder, name, image='{ path = "images.npz", format = "npz" }')
 
 
+def huge_slide(path: Path) -> int:
+    """100,000 x 100,000 pixels in three levels, of which four squares of 8,192 pixels are tissue; returns the bytes of the file."""
+    import tifffile
+
+    side, pink = 512, np.full((512, 512, 3), (220, 130, 190), np.uint8)
+    with tifffile.TiffWriter(path, bigtiff=True) as out:
+        for k, width in enumerate((100_000, 25_000, 6_250)):
+            each, square = -(-width // side), 16 // 4**k  # tiles along the slide, and along a square
+            tiles = (pink if row // square % 7 == 0 == column // square % 7 else None for row in range(each) for column in range(each))
+            out.write(tiles, shape=(width, width, 3), dtype=np.uint8, tile=(side, side), compression="zlib", photometric="rgb",
+                      subfiletype=int(k > 0), resolution=(40000 / 4**k,) * 2, resolutionunit="CENTIMETER", metadata=None)  # fmt: skip
+    return path.stat().st_size
+
+
 class Run:
     """A finished run: its events, last event, and the saved arrays (learned and constants)."""
 

@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader
 
-from fedml.cohort.image_cache import Crops, ImageCache, Item, Raw, open_cache
+from fedml.cohort.image_cache import Crops, ImageCache, open_cache
+from fedml.cohort.items import Item, Raw
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.cohort.transforms import Augment, Preprocess, prepared, random
 from fedml.errors import InputError

@@ -1,4 +1,4 @@
-"""Attention over tiles: order means nothing, weights sum to 1 a person, a signal in one tile of twenty is found, memory has a bound."""
+"""Attention over tiles: order means nothing, weights sum to 1 a person, a signal in one tile of twenty is found."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
+from torch import nn
 
-from fedml.errors import InputError
-from fedml.learning.segmentation import autocast
-from fedml.models import mil
-from fedml.models.mil import AttentionMIL, build_mil, choose_tiles
+from fedml.learning.device import autocast
+from fedml.models.image import build_image_network
+from fedml.models.mil import GatedAttention
 from fedml.seeds import torch_seed
 from fedml.study import ImageNetwork
 
@@ -27,9 +27,25 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def small(outputs: int = 3, **options: Any) -> AttentionMIL:
+class Bags(nn.Module):
+    """An encoder of tiles and its attention."""
+
+    def __init__(self, spec: ImageNetwork, shape: tuple[int, ...], outputs: int, width: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = build_image_network(spec, shape, width)
+        self.pooling = GatedAttention(width, outputs, hidden=hidden)
+
+    def forward(self, tiles: torch.Tensor, person: torch.Tensor, persons: int) -> torch.Tensor:
+        out: torch.Tensor = self.pooling(self.encoder(tiles), person, persons)
+        return out
+
+    def attention(self, tiles: torch.Tensor, person: torch.Tensor, persons: int) -> torch.Tensor:
+        return self.pooling.attention(self.encoder(tiles), person, persons)
+
+
+def small() -> Bags:
     with torch_seed(0):
-        return build_mil(SMALL, SHAPE, outputs, width=8, hidden=8, **options).eval()
+        return Bags(SMALL, SHAPE, 3, width=8, hidden=8).eval()
 
 
 def bags(counts: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,8 +76,8 @@ def test_attention_sums_to_one_a_person(counts: list[int], seed: int, scale: flo
     model = small()
     tiles, person = bags(counts, seed)
     with torch.no_grad():
-        model.score.weight.mul_(scale)
-        weight = model.attention(model.embed(tiles), person, len(counts))
+        model.pooling.score.weight.mul_(scale)
+        weight = model.attention(tiles, person, len(counts))
     assert bool((weight >= 0).all())
     total = torch.zeros(len(counts)).index_add(0, person, weight)
     torch.testing.assert_close(total, (torch.tensor(counts) > 0).float(), rtol=1e-5, atol=1e-5)
@@ -79,11 +95,12 @@ def test_a_person_is_pooled_as_in_the_paper_and_alone_as_among_others() -> None:
                 assert torch.equal(out[k], torch.zeros(3))
                 continue
             h = model.encoder(tiles[person == k])
-            score = (torch.tanh(model.tanh(h)) * torch.sigmoid(model.gate(h))) @ model.score.weight[0]
-            torch.testing.assert_close(out[k], model.head(torch.softmax(score, 0) @ h), rtol=1e-5, atol=1e-6)
+            own = model.pooling
+            score = (torch.tanh(own.tanh(h)) * torch.sigmoid(own.gate(h))) @ own.score.weight[0]
+            torch.testing.assert_close(out[k], own.head(torch.softmax(score, 0) @ h), rtol=1e-5, atol=1e-6)
             alone = model(tiles[person == k], torch.zeros(n, dtype=torch.long), 1)
             torch.testing.assert_close(alone[0], out[k], rtol=1e-5, atol=1e-6)
-        assert float(model.attention(model.embed(tiles[:1]), torch.tensor([2]), 4)) == 1
+        assert float(model.attention(tiles[:1], torch.tensor([2]), 4)) == 1
 
 
 def test_persons_without_tiles_teach_nothing() -> None:
@@ -96,61 +113,16 @@ def test_persons_without_tiles_teach_nothing() -> None:
     out.sum().backward()
 
 
-@given(COUNTS, st.integers(1, 6), st.integers(0, 999))
-def test_chosen_tiles_keep_to_the_budget(counts: list[int], budget: int, seed: int) -> None:
-    _, person = bags(counts, seed)
-    kept = choose_tiles(person, budget, torch.Generator().manual_seed(seed))
-    assert torch.equal(kept, kept.unique())  # ascending, none twice
-    assert torch.bincount(person[kept], minlength=len(counts)).tolist() == [min(n, budget) for n in counts]
-    assert torch.equal(kept, choose_tiles(person, budget, torch.Generator().manual_seed(seed)))
-
-
-def test_every_tile_is_chosen_equally_often() -> None:
-    person = torch.tensor([1, 0, 1, 0, 1, 1, 0, 1])
-    rng = torch.Generator().manual_seed(0)
-    often = torch.zeros(8)
-    for _ in range(4000):
-        often[choose_tiles(person, 2, rng)] += 1
-    expected = torch.where(person == 0, 2 / 3, 2 / 5)
-    torch.testing.assert_close(often / 4000, expected, rtol=0, atol=0.04)  # four standard deviations are 0.031
-
-
-def test_training_draws_a_few_tiles_from_its_seed_and_evaluation_takes_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mil, "CHUNK", 4)
-    model = small(budget=3)
-    tiles, person = bags([10, 2])
-    sizes: list[int] = []
-    model.encoder.register_forward_hook(lambda m, x, y: sizes.append(len(x[0])))
-    model.train()
-    with torch_seed(5):
-        first, second = model(tiles, person, 2), model(tiles, person, 2)
-    assert sizes == [5, 5]
-    assert not torch.equal(first, second)  # drawn anew
-    with torch_seed(5):
-        assert torch.equal(model(tiles, person, 2), first)
-    sizes.clear()
-    model.eval()
-    with torch.no_grad():
-        out = model(tiles, person, 2)
-        assert sizes == [4, 4, 4]
-        monkeypatch.setattr(mil, "CHUNK", 256)
-        torch.testing.assert_close(model(tiles, person, 2), out, rtol=1e-5, atol=1e-6)
-        streamed = model.embed(part for part in tiles.split(5))  # as a reader gives them
-        torch.testing.assert_close(model.pool(streamed, person, 2), out, rtol=1e-5, atol=1e-6)
-
-
-def test_features_of_tiles_and_low_precision_go_the_same_way() -> None:
+def test_low_precision_goes_the_same_way() -> None:
     with torch_seed(0):
-        model = build_mil(SMALL, (16,), 2, width=8).eval()
-    features, person = torch.randn(9, 16), torch.tensor([0, 0, 1, 1, 1, 0, 2, 2, 2])
+        model = GatedAttention(16, 2).eval()
+    features, person = torch.randn(9, 16, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1, 1, 0, 2, 2, 2])
     with torch.no_grad():
         full = model(features, person, 3)
         with autocast(torch.device("cpu"), "bfloat16"):
             low = model(features, person, 3)
-            assert model.attention(model.embed(features), person, 3).dtype == torch.float32
+            assert model.attention(features, person, 3).dtype == torch.float32
     torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
-    with pytest.raises(InputError, match="not known"):
-        build_mil(ImageNetwork(net="cmm"), SHAPE, 2)
 
 
 def test_it_finds_a_signal_in_one_tile_of_twenty() -> None:
@@ -171,7 +143,7 @@ def test_it_finds_a_signal_in_one_tile_of_twenty() -> None:
         return x[rows].flatten(0, 1), torch.arange(len(rows)).repeat_interleave(each), len(rows)
 
     with torch_seed(1):
-        model = build_mil(ImageNetwork(channels=(16, 32)), (1, 8, 8), 2, width=16, hidden=16)
+        model = Bags(ImageNetwork(channels=(16, 32)), (1, 8, 8), 2, width=16, hidden=16)
         optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
         for _ in range(20):
             for rows in np.array_split(rng.permutation(train), 15):
@@ -182,7 +154,7 @@ def test_it_finds_a_signal_in_one_tile_of_twenty() -> None:
     with torch.no_grad():
         logits = model(*batch(test))
         tile, person, n = batch(test)
-        weight = model.attention(model.embed(tile), person, n).reshape(n, each)
+        weight = model.attention(tile, person, n).reshape(n, each)
     assert roc_auc_score(label[test], (logits[:, 1] - logits[:, 0]).numpy()) > 0.95
     ill = np.flatnonzero(label[test])
     assert (weight.argmax(1).numpy()[ill] == place[test][ill]).mean() > 0.9

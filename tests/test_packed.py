@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.cohort import cache, packed
-from fedml.cohort.cache import Cached, cached, content_digests
+from fedml.cohort.cache import Cached, cached
+from fedml.cohort.entries import content_digests
 from fedml.cohort.packed import Packed, stack
 from fedml.cohort.spool import Spool
 from fedml.cohort.variants import Block, Selection, Source, Variant, open_source
@@ -391,7 +392,7 @@ def test_digests_are_remembered_once_a_file_has_settled(tmp_path: Path, monkeypa
     first = content_digests(folder, [path], print)
     assert content_digests(folder, [path], print) == first
     assert len(read) == 2  # it may change again within the clock's tick: not yet remembered
-    monkeypatch.setattr(cache, "SETTLED", -1.0)
+    monkeypatch.setattr("fedml.cohort.entries.SETTLED", -1.0)
     for _ in range(3):
         assert content_digests(folder, [path], print) == first
     assert len(read) == 3

@@ -17,16 +17,14 @@ from monai.metrics import DiceHelper, DiceMetric, HausdorffDistanceMetric
 from torch import nn
 
 from fedml.errors import InputError
+from fedml.learning.device import autocast, pick_device, scaler
 from fedml.learning.segmentation import (
     DISTANCE_BINS,
     Truth,
-    autocast,
     dice_ce,
     hd95,
     histogram_median,
     infer,
-    pick_device,
-    scaler,
     segmentation_task,
 )
 from fedml.learning.task import add_counts

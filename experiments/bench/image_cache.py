@@ -27,7 +27,8 @@ from monai.data import PersistentDataset
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
 from experiments.bench.timing import machine, paired, seconds, table
-from fedml.cohort.image_cache import Crops, ImageCache, Item, Raw, open_cache
+from fedml.cohort.image_cache import Crops, ImageCache, open_cache
+from fedml.cohort.items import Item, Raw
 from fedml.cohort.transforms import Preprocess, deterministic
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nifti" / "spleen_ct"

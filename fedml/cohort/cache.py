@@ -14,31 +14,40 @@ spooled first (``spool.py``), in segments that shrink as the table grows, so bot
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.entries import (
+    SMALL,
+    Say,
+    Unwritable,
+    clean,
+    content_digests,
+    evict,
+    file_sha256,
+    locked,
+    publish,
+    sha256_of,
+    stamp_of,
+    writing,
+)
 from fedml.cohort.packed import MISSING, Packed, width
 from fedml.cohort.spool import Spool
 from fedml.cohort.variants import Selection, Source, Variant, from_text, to_text
 from fedml.errors import InputError
 
 FORMAT = 1  # raise it when the layout changes, or what a reader makes of the same file
-KEPT = 2  # entries of one source; the one used longest ago goes first
-SMALL = 256 * 2**20  # bytes: a table up to here may be made in memory, and is checked by its SHA-256 at every start
-SETTLED = 2.0  # seconds: a file changed later than this before it was read may change again without another time stamp
 _EVERY = 2.0  # seconds between lines of progress
-Say = Callable[[str], None]
 
 
 class Cached(NamedTuple):
@@ -71,14 +80,6 @@ class _Job(NamedTuple):
         return len(self.samples) + self.blank
 
 
-class _Unwritable(Exception):
-    """The cache's folder cannot be written, after ``size`` bytes of table had been read."""
-
-    def __init__(self, error: OSError, size: int) -> None:
-        super().__init__(error.strerror or str(error))
-        self.size = size
-
-
 def cached(
     folder: Path, source: Source, persons: Sequence[str], selection: Selection, memory_mb: int, say: Say = lambda line: None
 ) -> Cached:
@@ -105,7 +106,7 @@ def cached(
     job = _Job(source, samples, len(samples) < len(persons), selection, memory_mb, say)
     try:
         entry = _entry(folder, persons, job)
-    except _Unwritable as error:
+    except Unwritable as error:
         entry = _in_memory(folder, job, error)
     table = Packed(entry.table, len(entry.keys))
     if job.blank:
@@ -117,20 +118,20 @@ def cached(
 
 
 def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
-    with _writing():
+    with writing():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _clean(folder)
+    clean(folder)
     path = job.source.path.resolve()
     digests = content_digests(folder, _files(path), job.say)
     key = _key(digests, persons, job)
-    place = folder / f"{_sha256(str(path))[:12]}-{key[:32]}"
+    place = folder / f"{sha256_of(str(path))[:12]}-{key[:32]}"
     entry = _open(place, key)
     if entry is None:
-        with _lock(place.with_suffix(".lock"), job.say):
+        with locked(place.with_suffix(".lock"), job.say):
             entry = _open(place, key)  # another process may have made it meanwhile
             if entry is None:
                 entry = _make(place, key, digests, job)
-                _evict(folder, place)
+                evict(folder, place)
     with suppress(OSError):
         os.utime(place / "meta.json")  # when it was last used
     return entry
@@ -139,7 +140,7 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
     selection = [list(job.selection.regions), sorted(job.selection.listed)]
-    return _sha256(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons)]))
+    return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons)]))
 
 
 def _open(place: Path, key: str) -> _Entry | None:
@@ -150,9 +151,9 @@ def _open(place: Path, key: str) -> _Entry | None:
         rows, variants, notes = int(meta["rows"]), int(meta["variants"]), {str(k): int(n) for k, n in meta["notes"].items()}
         shape = rows, width(variants)
         size = (place / "table.bin").stat().st_size
-        if meta["key"] != key or _sha256(text) != meta["keys_sha256"] or size != shape[0] * shape[1]:
+        if meta["key"] != key or sha256_of(text) != meta["keys_sha256"] or size != shape[0] * shape[1]:
             return None
-        if size <= SMALL and _file_sha256(place / "table.bin") != meta["table_sha256"]:
+        if size <= SMALL and file_sha256(place / "table.bin") != meta["table_sha256"]:
             return None
         # As a plain array: a memmap costs a microsecond at every slice. A file without a byte cannot be mapped.
         mapped = np.asarray(np.memmap(place / "table.bin", np.uint8, "r", shape=shape)) if variants else np.zeros(shape, np.uint8)
@@ -166,7 +167,7 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
     """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
     partial = place.with_suffix(".partial")
     try:
-        with _writing():
+        with writing():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o700)
             spool = Spool(len(job.samples), job.memory_mb * 2**20 // 4, partial)
@@ -175,27 +176,27 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
         for keys, dosage in _read(job, notes):
             text = to_text(keys)
             keys_sha256.update(text)
-            with _writing(spool.size):
+            with writing(spool.size):
                 with (partial / "keys.tsv").open("ab") as file:  # closed each time: closing writes too, and may fail
                     file.write(text)
                 spool.add(dosage)
         for path, (_, stamp) in digests.items():
-            if not path.exists() or _stamp(path) != stamp:
+            if not path.exists() or stamp_of(path) != stamp:
                 raise InputError(f"{path}: changed while it was read; start again when it is whole.")
-        with _writing(spool.size):
+        with writing(spool.size):
             meta = {"key": key, "source": str(job.source.path.resolve()), "rows": job.rows, "variants": spool.variants, "notes": notes}
             meta |= {"keys_sha256": keys_sha256.hexdigest(), "table_sha256": _write_table(partial / "table.bin", spool, job)}
             (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-            _publish(partial, place)
+            publish(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     entry = _open(place, key)
     if entry is None:
-        raise _Unwritable(OSError("what was written reads back otherwise"), spool.size)
+        raise Unwritable(OSError("what was written reads back otherwise"), spool.size)
     return entry
 
 
-def _in_memory(folder: Path, job: _Job, why: _Unwritable) -> _Entry:
+def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
     """The table without a cache, if it is small.
 
     Raises:
@@ -218,22 +219,6 @@ def _in_memory(folder: Path, job: _Job, why: _Unwritable) -> _Entry:
     for begin, rows in spool.rows():
         table[begin : begin + len(rows)] = rows
     return _Entry(tuple(keys), table, notes)
-
-
-def _evict(folder: Path, newest: Path) -> None:
-    """Removes the source's entries beyond ``KEPT``. A process that has one mapped keeps it until it ends."""
-
-    def used(place: Path) -> int:
-        try:
-            return (place / "meta.json").stat().st_mtime_ns
-        except OSError:
-            return 0
-
-    others = [p for p in folder.glob(f"{newest.name.split('-')[0]}-*") if p != newest and not p.suffix]
-    for place in sorted(others, key=used, reverse=True)[KEPT - 1 :]:
-        with suppress(OSError):
-            (place / "meta.json").unlink()  # first: without it what is left is no entry
-        shutil.rmtree(place, ignore_errors=True)
 
 
 # --- reading the source into a table
@@ -274,138 +259,5 @@ def _write_table(path: Path, spool: Spool, job: _Job) -> str:
     return sha256.hexdigest()
 
 
-# --- what the source's files hold
-
-
 def _files(path: Path) -> list[Path]:
     return [path, path.with_suffix(".bim"), path.with_suffix(".fam")] if path.suffix == ".bed" else [path]
-
-
-def _stamp(path: Path) -> list[int]:
-    found = path.stat()
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-def content_digests(folder: Path, paths: Sequence[Path], say: Say) -> dict[Path, tuple[str, list[int]]]:
-    """SHA-256 and stamp (size, times of change, inode) of each file; ``digests.json`` in ``folder`` remembers what was read before.
-
-    Raises:
-        InputError: a file cannot be read, or changes while it is.
-    """
-    store = folder / "digests.json"
-    try:
-        known = {str(k): (str(v[0]), [int(n) for n in v[1]]) for k, v in json.loads(store.read_bytes()).items()}
-    except (OSError, ValueError, TypeError, AttributeError, LookupError):
-        known = {}
-    out, fresh = {}, False
-    for path in paths:
-        try:
-            stamp, began = _stamp(path), time.time()
-            sha256, before = known.get(str(path), ("", []))
-            if before != stamp:
-                if stamp[0] > 2**30:
-                    say(f"{path.name}: reading {stamp[0] / 2**30:.1f} GB to see whether it is in the cache")
-                sha256 = _file_sha256(path)
-                if _stamp(path) != stamp:
-                    raise InputError(f"{path}: changed while it was read; start again when it is whole.")
-                if began - max(stamp[1], stamp[2]) / 1e9 > SETTLED:
-                    known[str(path)], fresh = (sha256, stamp), True
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); correct data.variants in site.toml.") from error
-        out[path] = sha256, stamp
-    if fresh:
-        new = store.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            new.write_text(json.dumps({name: value for name, value in known.items() if Path(name).exists()}, indent=1))
-            os.replace(new, store)
-        with suppress(OSError):
-            new.unlink()  # if it could not be written or renamed
-    return out
-
-
-# --- files and locks
-
-
-def _sha256(data: str | bytes) -> str:
-    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def _writing(size: int = 0) -> Iterator[None]:
-    """Inside, an ``OSError`` is the folder's, not the source's."""
-    try:
-        yield
-    except OSError as error:
-        raise _Unwritable(error, size) from error
-
-
-def _settle(path: Path) -> None:
-    """What was written to a file or folder is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _publish(partial: Path, place: Path) -> None:
-    """What was made in the folder ``partial`` becomes the entry ``place``, on the disk and whole or not at all."""
-    for path in (*partial.iterdir(), partial):
-        _settle(path)
-    shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been used
-    os.replace(partial, place)
-    _settle(place.parent)
-
-
-def _take_lock(path: Path, say: Say | None) -> int | None:
-    """A descriptor that holds the lock; None if another holds it and ``say`` is None, else waits."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if say is None:
-                    os.close(descriptor)
-                    return None
-                say(f"{path.parent}: another process makes this table; waiting for it")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
-                return descriptor
-        except FileNotFoundError:
-            pass  # whoever held it took the file away: another may have made a new one
-        except BaseException:
-            os.close(descriptor)
-            raise
-        os.close(descriptor)
-
-
-@contextmanager
-def _lock(path: Path, say: Say) -> Iterator[None]:
-    with _writing():
-        descriptor = _take_lock(path, say)
-    assert descriptor is not None  # noqa: S101 - it waits
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()  # while it is held, so that nobody holds a lock on a file that is gone
-        os.close(descriptor)
-
-
-def _clean(folder: Path) -> None:
-    """Removes what processes left that died while they made an entry."""
-    with suppress(OSError):
-        for name in {p.stem for p in folder.iterdir() if p.suffix in (".partial", ".lock")}:
-            descriptor = _take_lock(folder / f"{name}.lock", None)
-            if descriptor is not None:
-                try:
-                    shutil.rmtree(folder / f"{name}.partial", ignore_errors=True)
-                    (folder / f"{name}.lock").unlink()
-                finally:
-                    os.close(descriptor)

@@ -1,6 +1,6 @@
 """DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with one or more series in any nesting; each series is one image.
 
-    for where, load in series_of(Path("images"), "p1", masks=None, classes=None, axes=None, deidentification="quarantine"):
+    for where, files, load in series_of(Path("images"), "p1", masks=None, classes=None, axes=None, deidentification="quarantine"):
         item = load()             # fedml.cohort.image.Raw, or ItemError
 
 A mask of ``<id>``: segmentations in ``masks/<id>.dcm`` or below ``masks/<id>/`` that were drawn on the series; else
@@ -42,8 +42,8 @@ class Series(NamedTuple):
 def series_of(
     folder: Path, person: str, *, masks: Path | None, classes: Sequence[Code] | None, axes: int | None,
     deidentification: Deidentification,
-) -> Iterator[tuple[Path, Callable[[], Series]]]:  # fmt: skip
-    """For each series of ``person``: a file that names it, and what reads it.
+) -> Iterator[tuple[Path, tuple[Path, ...], Callable[[], Series]]]:  # fmt: skip
+    """For each series of ``person``: a file that names it, all files that its reading may look at (masks too), and what reads it.
 
     ``axes``: of the study's images; None: a series of one slice is a picture. ``classes``: of masks; None: no mask is read.
     """
@@ -54,10 +54,20 @@ def series_of(
         found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or _pictured(files[0])}
     broken = found.pop("", [])
     if broken:  # one of them may be a missing slice of any series
-        yield broken[0], partial(_refuse, broken[0], len(broken))
+        yield broken[0], tuple(broken), partial(_refuse, broken[0], len(broken))
         return
+    drawn = [] if classes is None or masks is None else _drawn(masks, person, list(found))
     for files in found.values():
-        yield files[0], partial(_load, files, person, masks, classes, axes, deidentification, len(found) == 1)
+        yield files[0], (*files, *drawn), partial(_load, files, person, masks, classes, axes, deidentification, len(found) == 1)
+
+
+def _drawn(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
+    """All files that may hold a mask of ``person``."""
+    below = sorted(path for path in (masks / person).rglob("*") if path.is_file()) if (masks / person).is_dir() else []
+    single = [masks / f"{person}.dcm", *(mask_files.find(masks, f"{person}/{uid}") for uid in series)]
+    if len(series) == 1:
+        single.append(mask_files.find(masks, person))
+    return list(dict.fromkeys([*below, *(path for path in single if path is not None and path.is_file())]))
 
 
 def _refuse(path: Path, count: int) -> Series:

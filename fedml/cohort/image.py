@@ -12,39 +12,54 @@ An image that cannot be used is set aside and the others are read; too many of t
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort import masks as mask_files
 from fedml.cohort.deidentified import Deidentification
+from fedml.cohort.items import Item, Raw
+from fedml.cohort.mapped import Stored, mapped
 from fedml.cohort.nifti import open_nifti
 from fedml.cohort.pictures import open_picture
 from fedml.cohort.reasons import Aside, ItemError, Unusable
-from fedml.cohort.transforms import Preprocess, prepared
+from fedml.cohort.transforms import Preprocess, prepared, spacing_after, windowed
+from fedml.cohort.voxels import Counted, counted
 from fedml.errors import InputError
 from fedml.study import Code, ImageShape
 
+if TYPE_CHECKING:
+    from fedml.cohort.image_cache import ImageCache
+
 Affine = npt.NDArray[np.float64]
+READING = 1  # raise it when a reader makes something else of the same file
+_DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
+_IN_MEMORY = 2**30  # bytes of prepared images that are held in memory where they cannot be kept on disk
+log = logging.getLogger("fedml.site")
 
 
 @dataclass(frozen=True)
 class Images:
-    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending).
+    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images that a study
+    prepares are read from a cache when they are asked for (``fedml.cohort.mapped``), others are arrays.
 
     ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
     ``aside``: what could not be used.
     """
 
-    pixels: npt.NDArray[Any]
+    pixels: Stored
     person: npt.NDArray[np.int64]
-    masks: npt.NDArray[np.uint8] | None = None
+    masks: Stored | None = None
     spacing: npt.NDArray[np.float64] | None = None
     aside: tuple[Aside, ...] = ()
 
@@ -62,13 +77,14 @@ class TooManyAside(InputError):
         self.aside = aside
 
 
-class _Raw(NamedTuple):
-    image: npt.NDArray[Any]  # (channels, *size)
-    affine: Affine | None = None
-    mask: npt.NDArray[np.uint8] | None = None  # (1, *size)
+class _Found(NamedTuple):
+    """An image of the person in ``row``: ``where`` names it, ``load`` reads it, from ``files`` and according to ``part``."""
 
-
-_Item = tuple[int, Path, Callable[[], _Raw]]  # the person's row, the file, what reads it
+    row: int
+    where: Path
+    load: Callable[[], Raw]
+    files: tuple[Path, ...]
+    part: str = ""
 
 
 def _read_picture(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
@@ -102,6 +118,7 @@ FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], tuple[npt.NDArray[Any
 def read_images(
     path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, masks: Path | None = None,
     codes: Sequence[Code] | None = None, deidentification: Deidentification = "quarantine", max_quarantined: float = 0.1,
+    cache: Path | None = None, window: tuple[float, float] | None = None,
 ) -> Images:  # fmt: skip
     """The images of ``persons`` in the table's order; a person may have none or several.
 
@@ -113,13 +130,17 @@ def read_images(
         masks: the folder of masks. codes: the study's classes; None: no masks are read. With them an image without a mask is left out.
         deidentification: of DICOM files, the site's policy.
         max_quarantined: fraction of the persons with images of whom one may be set aside.
+        cache: folder where images that ``shape`` prepares are kept (``fedml.cohort.image_cache``) and read from when they are asked for;
+            None: they are held in memory. A folder that cannot be written is told to the log, and they are held in memory if they fit.
+        window: that the sites agreed on, where ``shape`` has percentiles; None: images are counted (``fedml.cohort.voxels``), which needs
+            ``cache``, and so do prepared images then.
 
     Raises:
         TooManyAside: more than that; the sentence names the first file.
         InputError: a folder or array is missing; nobody has an image; a file is not de-identified and the policy is to refuse.
     """
     row = {person: at for at, person in enumerate(persons)}
-    items = (
+    found = list(
         _npz(path, row, shape, codes)
         if kind == "npz"
         else _dicom(path, row, shape, masks, codes, deidentification)
@@ -127,10 +148,18 @@ def read_images(
         else _files(path, kind, row, shape, masks, codes)
     )
     spec = None if shape is None else shape.preprocess
-    read: list[tuple[int, Path, _Raw]] = []
+    if cache is not None and spec is not None and shape is not None and found:
+        if spec.percentiles and window is not None:
+            spec = windowed(spec, *window)
+        how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), deidentification]
+        kept = _kept(cache, path, kind, found, shape, spec, json.dumps([READING, how, [version(package) for package in _DECODERS]]))
+        if kept is not None:
+            one = (shape.channels, *shape.size)
+            return _from_cache(kept, path, kind, persons, found, one if spec.percentiles else None, codes is not None, max_quarantined)
+    read: list[tuple[int, Path, Raw]] = []
     aside: list[Aside] = []
     seen: set[int] = set()
-    for at, where, load in items:
+    for at, where, load, _, _ in found:
         seen.add(at)
         try:
             read.append((at, where, _prepared(load(), spec)))
@@ -145,12 +174,9 @@ def read_images(
             text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
             aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
-    _hold(aside, len(seen), max_quarantined)
+    hold(aside, len(seen), max_quarantined)
     if not read:
-        expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
-        expected = expected.format(FORMATS[kind][0][0]) if kind in FORMATS else expected
-        usable = "image with a mask that can be used" if codes is not None else "image that can be used" if aside else "image"
-        raise InputError(f"{path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
+        raise _nobody(path, kind, codes is not None, bool(aside))
     read.sort(key=lambda r: r[0])  # stable: a person's images keep their order
     raws = [raw for _, _, raw in read]
     drawn = [raw.mask for raw in raws if raw.mask is not None]
@@ -158,32 +184,89 @@ def read_images(
         np.stack([raw.image for raw in raws]),
         np.array([at for at, _, _ in read], dtype=np.int64),
         np.stack(drawn) if drawn else None,
-        np.stack([_spacing(raw, spec) for raw in raws]) if drawn and any(raw.affine is not None for raw in raws) else None,
+        np.stack([spacing_after(spec, r.affine, r.image.ndim - 1) for r in raws])
+        if drawn and any(raw.affine is not None for raw in raws)
+        else None,
         tuple(aside),
     )
 
 
-def _prepared(raw: _Raw, spec: Preprocess | None) -> _Raw:
+def _nobody(path: Path, kind: str, masked: bool, aside: bool) -> InputError:
+    expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
+    expected = expected.format(FORMATS[kind][0][0]) if kind in FORMATS else expected
+    usable = "image with a mask that can be used" if masked else "image that can be used" if aside else "image"
+    return InputError(f"{path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
+
+
+def _kept(
+    cache: Path, path: Path, kind: str, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str
+) -> ImageCache | None:
+    """The cache's entry of these images; None where it cannot be written and they fit into memory."""
+    from fedml.cohort.image_cache import CannotKeep, open_cache
+
+    by_item = {Item(str(one.where), one.files, one.part): one for one in found}
+
+    def read(item: Item) -> Raw:
+        one = by_item[item]
+        try:
+            return one.load()
+        except InputError:
+            raise
+        except Exception as error:  # a decoder raises whatever it likes on a broken file
+            raise ItemError(*_why(error, one.where, kind)) from error
+
+    try:
+        if spec.percentiles:
+            raw = spec.model_copy(update={"percentiles": None, "size": ()})
+            return open_cache(cache, path / "voxels", list(by_item), raw, read, f"{reader} counted", log.info, counted)
+        return open_cache(cache, path, list(by_item), spec, read, reader, log.info)
+    except CannotKeep as error:
+        if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
+            raise
+        log.warning("%s The images are read into memory, and will be again at the next start.", error)
+        return None
+
+
+def _from_cache(
+    cache: ImageCache,
+    path: Path,
+    kind: str,
+    persons: list[str],
+    found: Sequence[_Found],
+    one: tuple[int, ...] | None,
+    masked: bool,
+    max_quarantined: float,
+) -> Images:
+    """The images of ``found`` that are in the cache, as ``read_images`` gives them; ``one``: of the shape of one where it holds counts."""
+    aside = []
+    for at, reason in sorted(cache.left_out.items()):
+        where = found[at].where
+        reason, text = _why(ItemError(reason, cache.texts[at]), where, kind)
+        aside.append(Aside(persons[found[at].row], str(where), reason, text))
+    hold(aside, len({f.row for f in found}), max_quarantined)
+    if not len(cache):
+        raise _nobody(path, kind, masked, bool(aside))
+    rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
+    order = np.argsort(rows, kind="stable")  # a person's images keep their order
+    if one is not None:
+        return Images(Counted(tuple((cache, at) for at in order.tolist()), one), rows[order], aside=tuple(aside))
+    axes = len(cache.shapes[0]) - 1
+    spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
+    known = masked and bool(np.isfinite(spacing).any())
+    return Images(
+        mapped(cache, order),
+        rows[order],
+        mapped(cache, order, masks=True) if masked else None,
+        spacing if known else None,
+        tuple(aside),
+    )
+
+
+def _prepared(raw: Raw, spec: Preprocess | None) -> Raw:
     if spec is None:
         return raw
     image, mask = prepared(spec, raw.image, raw.affine, raw.mask)
-    return _Raw(image, raw.affine, mask)
-
-
-def _spacing(raw: _Raw, spec: Preprocess | None) -> npt.NDArray[np.float64]:
-    """Millimetres along each axis of an image as it is now."""
-    axes = raw.image.ndim - 1
-    if spec is not None and spec.spacing_mm:
-        return np.array(spec.spacing_mm)
-    if raw.affine is None:
-        return np.full(axes, np.nan)
-    own: npt.NDArray[np.float64] = np.linalg.norm(raw.affine[:3, :axes], axis=0)
-    if spec is None or not spec.orientation:
-        return own
-    from nibabel.orientations import axcodes2ornt, io_orientation
-
-    before, after = io_orientation(raw.affine)[:, 0], axcodes2ornt(spec.orientation)[:, 0]
-    return np.array([own[np.flatnonzero(before == direction)[0]] for direction in after])
+    return Raw(image, raw.affine, mask)
 
 
 def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
@@ -197,7 +280,7 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
 
 
-def _hold(aside: Sequence[Aside], persons: int, most: float) -> None:
+def hold(aside: Sequence[Aside], persons: int, most: float) -> None:
     """Raises ``TooManyAside`` above the fraction ``most`` of ``persons``; an image that nobody drew a mask for is no fault."""
     faults = [a for a in aside if a.reason is not Unusable.NO_MASK]
     hit = len({a.person for a in faults})
@@ -209,18 +292,19 @@ def _hold(aside: Sequence[Aside], persons: int, most: float) -> None:
 def _dicom(
     folder: Path, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None,
     deidentification: Deidentification,
-) -> Iterator[_Item]:  # fmt: skip
+) -> Iterator[_Found]:  # fmt: skip
     from fedml.cohort.dicom_images import Series, series_of
 
-    def load(read: Callable[[], Series], where: Path) -> _Raw:
+    def load(read: Callable[[], Series], where: Path) -> Raw:
         one = read()
-        return _Raw(channels_first(one.voxels, shape, where, volumes=not one.flat), one.affine, one.mask)
+        return Raw(channels_first(one.voxels, shape, where, volumes=not one.flat), one.affine, one.mask)
 
     _need_folder(folder)
     axes = None if shape is None else len(shape.size)
     for person, at in row.items():
-        for where, read in series_of(folder, person, masks=masks, classes=codes, axes=axes, deidentification=deidentification):
-            yield at, where, partial(load, read, where)
+        for where, files, read in series_of(folder, person, masks=masks, classes=codes, axes=axes, deidentification=deidentification):
+            # A file's name decides how it is read, and the person's id whether it is de-identified.
+            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
 
 
 def _need_folder(folder: Path) -> None:
@@ -230,18 +314,17 @@ def _need_folder(folder: Path) -> None:
 
 def _files(
     folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None
-) -> Iterator[_Item]:
+) -> Iterator[_Found]:
     endings, read = FORMATS[kind]
 
-    def load(path: Path, name: str) -> _Raw:
+    def load(path: Path, drawn: Path | None) -> Raw:
         raw, affine = read(path)
         image = channels_first(raw, shape, path, volumes=kind == "nifti")
         if codes is None:
-            return _Raw(image, affine)
-        drawn = None if masks is None else mask_files.find(masks, name)
+            return Raw(image, affine)
         if drawn is None:
             raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
-        return _Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
+        return Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
 
     _need_folder(folder)
     for person, at in row.items():
@@ -251,10 +334,12 @@ def _files(
             own += [(p, f"{person}/{p.name}", next(e for e in endings if p.name.endswith(e))) for p in inside]
         for path, name, ending in own:
             if path.exists():
-                yield at, path, partial(load, path, name.removesuffix(ending))
+                drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
+                files = (path,) if drawn is None else (path, drawn)
+                yield _Found(at, path, partial(load, path, drawn), files, json.dumps([file.name for file in files]))
 
 
-def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None) -> Iterator[_Item]:
+def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None) -> Iterator[_Found]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             ids, images = arrays["ids"].astype(str), arrays["images"]
@@ -270,18 +355,18 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     if codes is not None and (drawn is None or drawn.ndim < 3 or len(drawn) != len(ids)):
         raise InputError(f"{path}: has no array masks with one mask an image, as segmentation needs; add it.")
 
-    def load(k: int) -> _Raw:
+    def load(k: int) -> Raw:
         image = channels_first(images[k], shape, path)
         if codes is None or drawn is None:
-            return _Raw(image)
+            return Raw(image)
         if drawn[k].shape != image.shape[1:]:
             text = f"{path}: the mask of image {k} is {drawn[k].shape}, the image {image.shape[1:]}; make them alike."
             raise ItemError(Unusable.MASK_MISMATCH, text)
-        return _Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
+        return Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
 
     for k, person in enumerate(ids):
         if person in row:
-            yield row[person], path, partial(load, k)
+            yield _Found(row[person], path, partial(load, k), (path,), str(k))
 
 
 def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, *, volumes: bool = False) -> npt.NDArray[Any]:

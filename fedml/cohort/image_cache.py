@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -33,29 +34,14 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from fedml.cohort.cache import SMALL, Say, _clean, _evict, _lock, _publish, _stamp, _Unwritable, _writing, content_digests
+from fedml.cohort.entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
+from fedml.cohort.items import Item, Raw, Read
 from fedml.cohort.reasons import ItemError, Unusable
-from fedml.cohort.transforms import Preprocess, digest, prepared
+from fedml.cohort.transforms import Preprocess, digest, prepared, spacing_after
 from fedml.errors import InputError
 
-FORMAT = 1  # raise it when the layout changes
+FORMAT = 2  # raise it when the layout changes
 _EVERY = 2.0  # seconds between lines of progress
-
-
-class Item(NamedTuple):
-    """An image to be: ``files`` are all that it is read from, a mask's too; ``part`` says which of theirs, if they hold several."""
-
-    name: str
-    files: tuple[Path, ...]
-    part: str = ""
-
-
-class Raw(NamedTuple):
-    """What a reader makes of an item, as ``transforms.prepared`` takes it."""
-
-    image: npt.NDArray[Any]
-    affine: npt.NDArray[Any] | None = None
-    mask: npt.NDArray[Any] | None = None
 
 
 class _Kept(NamedTuple):
@@ -63,29 +49,33 @@ class _Kept(NamedTuple):
     shape: tuple[int, ...]
     mask: tuple[int, ...]  # () without one
     sha256: str
+    spacing: tuple[float, ...]  # mm along each axis; () where the file does not say
 
 
 class _LeftOut(NamedTuple):
     key: str
     reason: Unusable
+    text: str  # of the error; the k-th of the item's files stands as NUL k NUL, so that it names no file of another item
 
 
 _Index = tuple[_Kept | _LeftOut, ...]
-Read = Callable[[Item], Raw]
 
 
 @final
 class ImageCache:
-    """A whole entry. ``kept`` (n,) int64 are the numbers of the items it holds, in their order, ``left_out`` the others and why;
-    ``shapes`` are (channels, *size) of the kept, alike or not. Images and masks are asked for by place in ``kept``.
+    """A whole entry. ``kept`` (n,) int64 are the numbers of the items it holds, in their order, ``left_out`` the others and why in a code,
+    ``texts`` in words; ``shapes`` are (channels, *size) of the kept, alike or not, ``spacings`` mm along each axis, () where it is not
+    known. Images and masks are asked for by place in ``kept``.
     """
 
-    def __init__(self, place: Path, index: _Index) -> None:
+    def __init__(self, place: Path, index: _Index, texts: Mapping[int, str]) -> None:
         kept = [(at, entry) for at, entry in enumerate(index) if isinstance(entry, _Kept)]
         self.kept = np.array([at for at, _ in kept], dtype=np.int64)
         self.left_out = {at: entry.reason for at, entry in enumerate(index) if isinstance(entry, _LeftOut)}
+        self.texts = dict(texts)
         self.shapes = tuple(entry.shape for _, entry in kept)
         self.mask_shapes = tuple(entry.mask for _, entry in kept)
+        self.spacings = tuple(entry.spacing for _, entry in kept)
         self._place, self._index = place, index
         self._images = _mapped(place / "image.bin", torch.float16, self.shapes)
         self._masks = _mapped(place / "mask.bin", torch.uint8, self.mask_shapes)
@@ -94,7 +84,12 @@ class ImageCache:
         return len(self.kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageCache, (self._place, self._index)  # a worker maps the file itself
+        return ImageCache, (self._place, self._index, self.texts)  # a worker maps the file itself
+
+    def content(self, at: int) -> str:
+        """SHA-256, hexadecimal, of what is kept of item ``kept[at]``: image and mask."""
+        entry = self._index[int(self.kept[at])]
+        return entry.sha256 if isinstance(entry, _Kept) else ""
 
     def image(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor:
         """Item ``kept[at]``, or ``size`` voxels of it from ``start`` on: float32 (channels, *size) of its own, or written to ``out``.
@@ -164,47 +159,68 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         return found | {"item": torch.tensor(int(self.cache.kept[at]))}
 
 
+Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
+_Finish = Callable[[Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
+
+
+def _made(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+    return prepared(spec, raw.image, raw.affine, raw.mask)
+
+
+class CannotKeep(InputError):
+    """The cache's folder cannot be written, or does not give back what was written."""
+
+
 def open_cache(
-    folder: Path, source: Path, items: Sequence[Item], spec: Preprocess, read: Read, reader: str, say: Say = lambda line: None
+    folder: Path,
+    source: Path,
+    items: Sequence[Item],
+    spec: Preprocess,
+    read: Read,
+    reader: str,
+    say: Say = lambda line: None,
+    make: Make = _made,
 ) -> ImageCache:
     """The entry of these items, from ``folder``; made and kept there if it is not. Of two processes that want the same, one waits.
 
-    An item that cannot be used is left out with its reason, whatever is wrong with it: the text goes to ``say`` alone. That is remembered
-    with the item's bytes, so it is tried again when a file or ``reader`` has changed. Memory: one item at a time.
+    An item that cannot be used is left out with its reason, whatever is wrong with it, but for an ``InputError``, which ends the making.
+    That is remembered with the item's bytes, so it is tried again when a file or ``reader`` has changed. Memory: one item at a time.
 
     Args:
         folder: made if it is not there, for its owner alone: it holds what the images hold.
         source: what the items are of, such as the images' folder; the two entries of it that were used last are kept.
         spec: with its window settled.
         read: an item's raw image; raises ``ItemError`` with the reason.
-        reader: the name of ``read``, and whatever else its result depends on, such as versions of decoders.
+        make: what is kept of a raw image, as image and mask.
+        reader: the name of ``read`` (and of ``make``), and whatever else its result depends on, such as versions of decoders.
 
     Raises:
-        InputError: the folder cannot be written, or a file changes while it is read.
+        CannotKeep: the folder cannot be written.
+        InputError: a file changes while it is read.
         ValueError: ``percentiles`` of the spec are not settled.
     """
     if spec.percentiles:
         raise ValueError("percentiles are settled by the server: take windowed(spec, low, high)")
     try:
-        with _writing():
+        with writing():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _clean(folder)
+        clean(folder)
         digests = content_digests(folder, sorted({f.resolve() for item in items for f in item.files if _readable(f)}), say)
         keys = [_item_key(item, digests, spec, reader) for item in items]
         key = _sha256(keys)
         place = folder / f"{_sha256([str(source.resolve())])[:12]}-{key[:32]}"
-        cache = _open(place, key)
+        cache = _open(place, key, items)
         if cache is None:
-            with _lock(place.with_suffix(".lock"), say):
-                cache = _open(place, key)  # another process may have made it meanwhile
+            with locked(place.with_suffix(".lock"), say):
+                cache = _open(place, key, items)  # another process may have made it meanwhile
                 if cache is None:
-                    _make(place, key, source, _results(folder, place, items, keys, spec, read, say), digests)
-                    cache = _open(place, key)
-                    _evict(folder, place)
-    except _Unwritable as error:
-        raise InputError(f"{folder}: cannot be written ({error}); free space there, or name another cache folder.") from error
+                    _make(place, key, source, _results(folder, place, items, keys, partial(make, spec), spec, read, say), digests)
+                    cache = _open(place, key, items)
+                    evict(folder, place)
+    except Unwritable as error:
+        raise CannotKeep(f"{folder}: cannot be written ({error}); free space there, or name another cache folder.") from error
     if cache is None:
-        raise InputError(f"{folder}: what was written reads back otherwise; look at the disk, or name another cache folder.")
+        raise CannotKeep(f"{folder}: what was written reads back otherwise; look at the disk, or name another cache folder.")
     with suppress(OSError):
         os.utime(place / "meta.json")  # when it was last used
     return cache
@@ -274,23 +290,25 @@ def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:
         raise ValueError("items.json is damaged")
     index: list[_Kept | _LeftOut] = []
     for entry in json.loads(text):
-        if len(entry) == 2:
-            index.append(_LeftOut(str(entry[0]), Unusable(entry[1])))
+        if len(entry) == 3:
+            index.append(_LeftOut(str(entry[0]), Unusable(entry[1]), str(entry[2])))
         else:
-            index.append(_Kept(str(entry[0]), tuple(map(int, entry[1])), tuple(map(int, entry[2])), str(entry[3])))
+            key, shape, mask, sha256, spacing = entry
+            index.append(_Kept(str(key), tuple(map(int, shape)), tuple(map(int, mask)), str(sha256), tuple(map(float, spacing))))
     sizes = _sizes(index)
     if sizes != ((place / "image.bin").stat().st_size, (place / "mask.bin").stat().st_size):
         raise ValueError("image.bin or mask.bin has another length")
     return meta, tuple(index)
 
 
-def _open(place: Path, key: str) -> ImageCache | None:
+def _open(place: Path, key: str, items: Sequence[Item]) -> ImageCache | None:
     """The entry, or None if it is not there or is damaged; of a large one, lengths and lists are looked at, as of a genotype table."""
     try:
         meta, index = _read_index(place)
         if meta["key"] != key:
             return None
-        return ImageCache(place, index) if sum(_sizes(index)) > SMALL or _whole(place, index) else None
+        texts = {at: _named(entry.text, items[at]) for at, entry in enumerate(index) if isinstance(entry, _LeftOut)}
+        return ImageCache(place, index, texts) if sum(_sizes(index)) > SMALL or _whole(place, index) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
@@ -324,14 +342,14 @@ _Result = tuple[_Kept | _LeftOut, bytes, bytes]
 
 
 def _results(
-    folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], spec: Preprocess, read: Read, say: Say
+    folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], make: _Finish, spec: Preprocess, read: Read, say: Say
 ) -> Iterator[_Result]:
     """Each item in order: copied from an older entry, or read and prepared."""
     older = _Older(folder, place.name.split("-")[0], set(keys))
     said, copied = time.monotonic(), 0
     for at, (item, key) in enumerate(zip(items, keys, strict=True)):
         known = older.find(key)
-        yield known or _prepare(item, key, spec, read, say)
+        yield known or _prepare(item, key, make, spec, read, say)
         copied += known is not None
         if time.monotonic() - said >= _EVERY:
             say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache")
@@ -373,46 +391,62 @@ class _Older:
         return (entry, image, mask) if _content(image, mask) == entry.sha256 else None
 
 
-def _prepare(item: Item, key: str, spec: Preprocess, read: Read, say: Say) -> _Result:
+def _prepare(item: Item, key: str, make: _Finish, spec: Preprocess, read: Read, say: Say) -> _Result:
     try:
         raw = read(item)
-        image, mask = prepared(spec, raw.image, raw.affine, raw.mask)
+        image, mask = make(raw)
+        spacing = spacing_after(spec, raw.affine, raw.image.ndim - 1)
         with np.errstate(over="ignore"):
             half = image.astype(np.float16)
         if not np.isfinite(half).all():
             raise ItemError(Unusable.NON_FINITE, "holds numbers beyond half precision; give the study a window")
     except ItemError as error:
         say(f"{item.name}: left out as {error.reason} ({error})")
-        return _LeftOut(key, error.reason), b"", b""
+        return _LeftOut(key, error.reason, _unnamed(str(error), item)), b"", b""
+    except InputError:
+        raise
     except Exception as error:  # a decoder raises whatever it likes on a broken file
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
         say(f"{item.name}: left out as {reason} ({type(error).__name__}: {error})")
-        return _LeftOut(key, reason), b"", b""
+        return _LeftOut(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
+    known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = half.tobytes(), b"" if mask is None else mask.tobytes()
-    return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts)), *parts)
+    return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
+
+
+def _unnamed(text: str, item: Item) -> str:
+    for k, file in enumerate(item.files):
+        text = text.replace(str(file), f"\0{k}\0")
+    return text
+
+
+def _named(text: str, item: Item) -> str:
+    for k, file in enumerate(item.files):
+        text = text.replace(f"\0{k}\0", str(file))
+    return text
 
 
 def _make(place: Path, key: str, source: Path, results: Iterator[_Result], digests: Mapping[Path, tuple[str, list[int]]]) -> None:
     """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
-    partial = place.with_suffix(".partial")
+    beside = place.with_suffix(".partial")
     try:
-        with _writing():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(mode=0o700)
-            images, masks = (partial / "image.bin").open("wb"), (partial / "mask.bin").open("wb")
+        with writing():
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.mkdir(mode=0o700)
+            images, masks = (beside / "image.bin").open("wb"), (beside / "mask.bin").open("wb")
         index: list[_Kept | _LeftOut] = []
-        with _writing(), images, masks:
+        with writing(), images, masks:
             for entry, image, mask in results:  # an item's own OSError has become its reason
                 images.write(image)
                 masks.write(mask)
                 index.append(entry)
         for path, (_, stamp) in digests.items():
-            if not path.exists() or _stamp(path) != stamp:
+            if not path.exists() or stamp_of(path) != stamp:
                 raise InputError(f"{path}: changed while it was read; start again when it is whole.")
-        with _writing():
-            (partial / "items.json").write_text(json.dumps(index))
-            items_sha256 = hashlib.sha256((partial / "items.json").read_bytes()).hexdigest()
-            (partial / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
-            _publish(partial, place)
+        with writing():
+            (beside / "items.json").write_text(json.dumps(index))
+            items_sha256 = hashlib.sha256((beside / "items.json").read_bytes()).hexdigest()
+            (beside / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
+            publish(beside, place)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)

@@ -1,16 +1,19 @@
 """Persons who do not exist, as many as a site has, with the same inputs, parts and classes, and noise for values: what a rehearsal runs on.
 
-Of the real cohort only shapes and counts are looked at, where values are missing, and the variants' keys.
+Of the real cohort only shapes and counts are looked at, where values are missing, and the variants' keys. Slides are as many, of no pixels
+yet: ``fedml.cohort.files`` writes one of noise for all of them.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from fedml.cohort.image import Images
 from fedml.cohort.persons import Cohort
+from fedml.cohort.slides import Looked
 from fedml.cohort.variants import Dosages
 from fedml.study import Study
 
@@ -34,6 +37,9 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
         own_masks = cohort.images.masks
         masks = None if own_masks is None else random.integers(0, len(study.cohort.classes), own_masks.shape, dtype=np.uint8)
         made = replace(made, images=Images(pixels, cohort.images.person, masks, cohort.images.spacing))
+    if cohort.slides is not None:
+        nowhere = Looked(Path(), np.zeros((0, 2), np.int64), np.zeros((3, 3)), (0, 0))
+        made = replace(made, slides=replace(cohort.slides, slides=(nowhere,) * len(cohort.slides.slides), aside=()))
     if cohort.variants is not None:
         own, there = cohort.variants, slice(0, _VARIANTS)
         keys = own.keys[there]

@@ -16,12 +16,14 @@ import numpy.typing as npt
 
 from fedml.cohort.image import FORMATS, channels_first
 from fedml.cohort.reasons import ItemError
-from fedml.cohort.transforms import prepared
+from fedml.cohort.transforms import prepared, windowed
 from fedml.errors import InputError
 from fedml.study import ImageShape
 
+Window = tuple[float, float]
 
-def read_one(path: Path, shape: ImageShape | None) -> npt.NDArray[Any]:
+
+def read_one(path: Path, shape: ImageShape | None, window: Window | None = None) -> npt.NDArray[Any]:
     """The image in ``path``: a PNG, JPEG, NPY or NIfTI file, a DICOM file, or a folder with one DICOM series.
 
     Raises:
@@ -39,7 +41,7 @@ def read_one(path: Path, shape: ImageShape | None) -> npt.NDArray[Any]:
                 raise InputError(f"{path}: is no image by its ending; give {known}, .dcm or a folder with a DICOM series.")
             raw, affine = FORMATS[kind][1](path)
             volumes = kind == "nifti"
-        return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape)
+        return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
     except InputError:
         raise
     except ItemError as error:
@@ -49,14 +51,21 @@ def read_one(path: Path, shape: ImageShape | None) -> npt.NDArray[Any]:
         raise InputError(f"{path}: cannot be read as an image ({error}); give another file.") from error
 
 
-def prepare_one(image: npt.NDArray[Any], affine: npt.NDArray[Any] | None, shape: ImageShape | None) -> npt.NDArray[Any]:
+def prepare_one(
+    image: npt.NDArray[Any], affine: npt.NDArray[Any] | None, shape: ImageShape | None, window: Window | None = None
+) -> npt.NDArray[Any]:
     """Raw voxels (channels, *any size) through the study's preprocessing; as they are where it has none.
+
+    Args:
+        window: what the sites agreed on, where the study states percentiles (``fedml.runlog.saved_window``).
 
     Raises:
         ItemError: as ``fedml.cohort.transforms.prepared`` says.
     """
     spec = None if shape is None else shape.preprocess
-    return np.asarray(image, np.float32) if spec is None else prepared(spec, image, affine)[0]
+    if spec is None:
+        return np.asarray(image, np.float32)
+    return prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
 
 
 def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:

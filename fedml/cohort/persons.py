@@ -1,11 +1,12 @@
-"""The cohort of one site: its persons with all that a study reads of them, in memory, one row a person.
+"""The cohort of one site: its persons with all that a study reads of them, one row a person; genotypes and prepared images stay on disk.
 
 ``cohort[i]`` is a MONAI-style dictionary of tensors; ``cohort.batch(rows)`` the same for many persons at once. In both:
 
     label              class index (int64), or the number itself for regression (float32)
     clinical           (persons, columns) float32, NaN where missing; clinical_present (persons,) float32
     variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing; variants_present (persons,) float32
-    image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32
+    image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32;
+                       of slides a ``fedml.cohort.slides.Bag``, which reads its tiles when it is gone through
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import numpy.typing as npt
 from fedml.cohort.genotypes import shared_panel
 from fedml.cohort.genotypes import stack as stack_dosages
 from fedml.cohort.image import Images
+from fedml.cohort.mapped import Mapped, joined, taken
 from fedml.cohort.panel import align
+from fedml.cohort.slides import Slides, pool_slides
 from fedml.cohort.variants import Dosages, Variant, to_text
+from fedml.cohort.voxels import Counted
 from fedml.study import PARTS, PartName, Study
 
 if TYPE_CHECKING:
     import torch
 
 _FLOAT_BYTES = 2**30
-Batch = dict[str, "torch.Tensor"]
+Batch = dict[str, Any]  # of tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +50,7 @@ class Cohort:
     clinical_present: npt.NDArray[np.bool_] | None = None
     variants: Dosages | None = None
     images: Images | None = None
+    slides: Slides | None = None
     left_out: dict[str, int] = field(default_factory=dict)
     set_aside: dict[str, int] = field(default_factory=dict)
     groups: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
@@ -61,6 +66,12 @@ class Cohort:
         """Persons in ``part``."""
         return int((self.parts == PARTS.index(part)).sum())
 
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, *size) of an image or a tile; empty where there are none."""
+        found = self.images or self.slides
+        return () if found is None else found.shape
+
     def __getitem__(self, row: int) -> Batch:
         """One person: as a batch, without the axis over persons (the one over the person's images stays)."""
         batch = self.batch([row])
@@ -73,7 +84,7 @@ class Cohort:
         tables = (self.labels, self.parts, self.clinical, *self.groups.values())
         dosage = None if self.variants is None else self.variants.dosage
         images = () if self.images is None else (self.images.pixels, self.images.masks, self.images.person)
-        for values in (*tables, dosage, *images):
+        for values in (*tables, dosage, *images, self.slides):
             sha256.update(b"-" if values is None else _content(values))
         if self.variants is not None:
             sha256.update(to_text(self.variants.keys))
@@ -92,23 +103,29 @@ class Cohort:
         if self.images is not None:
             has = np.bincount(self.images.person, minlength=len(self)) > 0
             out["image_present"] = torch.from_numpy(has.astype(np.float32))
+        if self.slides is not None:
+            out["image_present"] = torch.from_numpy(np.isin(np.arange(len(self)), self.slides.person).astype(np.float32))
         return out
 
     @cached_property
-    def _pixels(self) -> tuple[torch.Tensor, npt.NDArray[np.int64] | None]:
-        """Images as one tensor, and where each person's begin (one more entry closes the last); None if each person has exactly one."""
+    def _pixels(self) -> tuple[torch.Tensor | Mapped | Counted, npt.NDArray[np.int64] | None]:
+        """Images as one tensor, or as a view of a cache, and where each person's begin (one more entry closes the last); None if each
+        person has exactly one."""
         import torch
 
         assert self.images is not None  # noqa: S101 - for the type checker; callers have asked
-        pixels = torch.from_numpy(self.images.pixels)
+        stored = self.images.pixels
+        pixels = torch.from_numpy(stored) if isinstance(stored, np.ndarray) else stored
         # As floats once instead of in every batch, unless that would be large.
-        pixels = pixels.float() if pixels.numel() * 4 <= _FLOAT_BYTES else pixels
+        if isinstance(pixels, torch.Tensor) and pixels.numel() * 4 <= _FLOAT_BYTES:
+            pixels = pixels.float()
         if np.array_equal(self.images.person, np.arange(len(self))):
             return pixels, None
         return pixels, np.searchsorted(self.images.person, np.arange(len(self) + 1))
 
-    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> Batch:
-        """The persons in ``rows``, in that order; see the module's text for keys and shapes."""
+    def batch(self, rows: Sequence[int] | npt.NDArray[np.int64], draw: torch.Generator | None = None) -> Batch:
+        """The persons in ``rows``, in that order; see the module's text for keys and shapes. With ``draw``, of each person's tiles no more
+        than the study has in a step of training."""
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)
@@ -121,16 +138,21 @@ class Cohort:
             pixels, begin = self._pixels
             images = chosen
             if begin is None:
-                out["image"], out["image_person"] = pixels[at].float(), torch.arange(len(at))
+                out["image_person"] = torch.arange(len(at))
             else:
                 count = begin[chosen + 1] - begin[chosen]
                 images = np.concatenate([np.arange(begin[r], begin[r + 1]) for r in chosen] or [np.zeros(0, np.int64)])
-                out["image"] = pixels[torch.from_numpy(images)].float()
                 out["image_person"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), count))
+            out["image"] = (
+                pixels[torch.from_numpy(images)].float() if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels[images])
+            )
             if self.images.masks is not None:
                 out["mask"] = torch.from_numpy(self.images.masks[images])
             if self.images.spacing is not None:
                 out["image_spacing"] = torch.from_numpy(self.images.spacing[images])
+        if self.slides is not None:
+            bag = self.slides.bag(chosen, draw)
+            out["image"], out["image_person"] = bag, torch.from_numpy(bag.person)
         return out
 
 
@@ -151,6 +173,8 @@ def keep(cohort: Cohort, study: Study) -> Cohort:
         has |= cohort.variants.present
     if cohort.images is not None:
         has |= np.bincount(cohort.images.person, minlength=len(cohort)) > 0
+    if cohort.slides is not None:
+        has |= np.isin(np.arange(len(cohort)), cohort.slides.person)
     labelled = ~np.isnan(cohort.labels)
     left_out = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
     return replace(select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
@@ -167,9 +191,9 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         kept = new_row[cohort.images.person] >= 0
         own_images = cohort.images
         images = Images(
-            own_images.pixels[kept],
+            taken(own_images.pixels, kept),
             new_row[own_images.person[kept]],
-            None if own_images.masks is None else own_images.masks[kept],
+            None if own_images.masks is None else taken(own_images.masks, kept),
             None if own_images.spacing is None else own_images.spacing[kept],
         )
     if cohort.variants is not None:
@@ -186,6 +210,7 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         variants=variants,
         images=images,
         groups={name: codes[rows] for name, codes in cohort.groups.items()},
+        slides=None if cohort.slides is None else cohort.slides.select(new_row),
     )
 
 
@@ -213,12 +238,17 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
     variants = images = None
     if own:
         variants = stack_dosages([(c.variants, len(c)) for c in cohorts], panel)
+    start = np.cumsum([0, *(len(c) for c in cohorts)])
+    slides = [(c.slides, int(s)) for c, s in zip(cohorts, start, strict=False) if c.slides is not None]
     if any(c.images for c in cohorts):
-        start = np.cumsum([0, *(len(c) for c in cohorts)])
         pairs = [(c.images, s) for c, s in zip(cohorts, start, strict=False) if c.images is not None]
-        both = [[getattr(i, name) for i, _ in pairs] for name in ("masks", "spacing")]
-        masks, spacing = (np.concatenate(v) if all(x is not None for x in v) else None for v in both)
-        images = Images(np.concatenate([i.pixels for i, _ in pairs]), np.concatenate([i.person + s for i, s in pairs]), masks, spacing)
+        masks, spacings = [i.masks for i, _ in pairs if i.masks is not None], [i.spacing for i, _ in pairs if i.spacing is not None]
+        images = Images(
+            joined([i.pixels for i, _ in pairs]),
+            np.concatenate([i.person + s for i, s in pairs]),
+            joined(masks) if len(masks) == len(pairs) else None,
+            np.concatenate(spacings) if len(spacings) == len(pairs) else None,
+        )
     return Cohort(
         site=site,
         ids=tuple(f"{c.site}/{i}" for c in cohorts for i in c.ids),
@@ -229,4 +259,5 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
         variants=variants,
         images=images,
         groups={name: np.concatenate([c.groups[name] for c in cohorts]) for name in cohorts[0].groups},
+        slides=pool_slides(slides) if slides else None,
     )

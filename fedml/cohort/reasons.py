@@ -28,6 +28,7 @@ class Unusable(StrEnum):
     MASK_MISMATCH = "mask-mismatch"
     OVERLAPPING_SEGMENTS = "overlapping-segments"
     NOT_DE_IDENTIFIED = "not-de-identified"
+    NO_TISSUE = "no-tissue"
     NO_MASK = "no-mask"  # not at fault: nobody drew one
 
 

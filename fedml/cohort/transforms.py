@@ -191,6 +191,25 @@ def prepared(
     return np.ascontiguousarray(out["image"].numpy(), np.float32), labels
 
 
+def spacing_after(spec: Preprocess | None, affine: npt.NDArray[Any] | None, axes: int) -> npt.NDArray[np.float64]:
+    """(axes,) millimetres from voxel to voxel of an image that went through ``deterministic``; NaN where its file does not say.
+
+    Args:
+        affine: of the raw image, as ``prepared`` takes it.
+    """
+    if spec is not None and spec.spacing_mm:
+        return np.array(spec.spacing_mm)
+    if affine is None:
+        return np.full(axes, np.nan)
+    own: npt.NDArray[np.float64] = np.linalg.norm(affine[:3, :axes], axis=0)
+    if spec is None or not spec.orientation:
+        return own
+    from nibabel.orientations import axcodes2ornt, io_orientation
+
+    before, after = io_orientation(affine)[:, 0], axcodes2ornt(spec.orientation)[:, 0]
+    return np.array([own[np.flatnonzero(before == direction)[0]] for direction in after])
+
+
 @lru_cache(maxsize=8)
 def _pipeline(spec: Preprocess, with_mask: bool) -> Any:
     return deterministic(spec, ("image", "mask") if with_mask else ("image",))

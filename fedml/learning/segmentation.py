@@ -21,20 +21,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fedml.errors import InputError
+from fedml.learning.device import autocast
 from fedml.learning.task import Counts, Task
+from fedml.study import Precision
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Floats = npt.NDArray[np.float64]
 
 # Of the histogram of HD95: place 0 holds distances of exactly 0, the last one persons whose class was missed, those between are equally
@@ -266,34 +265,6 @@ def _ratio(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
 
 
 # --- inference
-
-
-def pick_device(wanted: str = "auto") -> torch.device:
-    """``auto``: this machine's accelerator if it has one, else the CPU; or a device of torch's by its name, such as ``cpu`` or ``cuda:1``.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if wanted != "auto":
-        try:
-            return torch.empty(0, device=wanted).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f'device "{wanted}" is none that this machine has; take "auto" or "cpu".') from error
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Inside the block matrix products and convolutions are taken in ``precision``; weights and sums stay float32. ``float32``: nothing.
-
-    ``float16`` needs ``scaler`` in training: small gradients would become 0.
-    """
-    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
-
-
-def scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
-    """Scales the loss, and the gradients back, for ``float16``; for the others it is switched off and passes everything through."""
-    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def infer(

@@ -43,13 +43,14 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
         none, one, two, _ = genotype_counts(cohort.variants, rows)
         out["preprocess.variants"] = np.stack([none + one + two, one + 2 * two, one + 4 * two]).astype(np.float64)
     if cohort.images is not None:
-        pixels = cohort.images.pixels[np.isin(cohort.images.person, rows)]
-        channels = pixels.shape[1]
+        channels = cohort.images.shape[0]
         total = np.zeros((3, channels))
-        for image in pixels:  # one at a time: float64 of all would be eight times the cohort
-            flat = image.reshape(channels, -1).astype(np.float64)
+        for at in np.flatnonzero(np.isin(cohort.images.person, rows)):  # one at a time: float64 of all would be eight times the cohort
+            flat = cohort.images.pixels[int(at)].reshape(channels, -1).astype(np.float64)
             total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
         out["preprocess.image"] = total
+    if cohort.slides is not None:
+        out["preprocess.image"] = cohort.slides.sums(rows)
     if task == "regression":
         out["target"] = _sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}

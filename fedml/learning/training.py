@@ -15,13 +15,17 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort
+from fedml.learning.augment import augmentation
+from fedml.learning.device import autocast, on_device, scaler, to_device
 from fedml.learning.task import Counts, Task, add_counts
 from fedml.models.variants import shrink
 from fedml.seeds import torch_seed
-from fedml.study import PartName, Training
+from fedml.study import PartName, Precision, Training
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
+CPU = torch.device("cpu")
 EVALUATION_BATCH = 512  # persons; gradients are not kept
+SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may have 100,000 tiles
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,13 @@ def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, 
 
 def train(
     model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = (),
-    l1: Mapping[str, float] | None = None,
+    l1: Mapping[str, float] | None = None, device: torch.device = CPU,
 ) -> LocalResult:  # fmt: skip
-    """Trains ``model`` in place on the training persons of ``cohort``; bits depend on ``seed`` and ``plan.threads`` only.
+    """Trains ``model`` in place on the training persons of ``cohort``; on a CPU bits depend on ``seed`` and ``plan.threads`` only.
 
     Args:
         l1: parameter -> weight of the sum of its absolute values; taken by a proximal step after each step of the optimiser.
+        device: where it is done. ``model`` itself stays on the CPU.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -68,42 +73,60 @@ def train(
     if not plan.local_epochs or not len(rows):
         return LocalResult(0.0, 0, 0)
     torch.set_num_threads(plan.threads)
-    parameters = dict(model.named_parameters())
-    optimizer = make_optimizer(plan, list(parameters.values()))
     # Batch norm cannot learn from a single person.
     smallest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
     loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
-    model.train()
-    with torch_seed(seed) as generator:
-        for _ in range(plan.local_epochs):
+    scale = scaler(device, plan.precision)
+    change = augmentation(plan.augment, seed=seed)
+    with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed) as generator:
+        network.train()
+        parameters = dict(network.named_parameters())
+        optimizer = make_optimizer(plan, list(parameters.values()))
+        for epoch in range(plan.local_epochs):
             for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
-                batch = cohort.batch(chosen)
+                batch = cohort.batch(chosen, generator)
+                if change is not None:
+                    batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
+                batch = to_device(batch, device)
                 optimizer.zero_grad()
-                loss = task.loss(model(batch), task.truth(batch))
-                loss.backward()  # type: ignore[no-untyped-call]
+                with autocast(device, plan.precision):
+                    output = network(batch)
+                loss = task.loss(output.float(), task.truth(batch))
+                scale.scale(loss).backward()  # type: ignore[no-untyped-call]
+                if scale.is_enabled():
+                    scale.unscale_(optimizer)
                 for hook in hooks:
                     hook(parameters)
-                optimizer.step()
+                scale.step(optimizer)
+                scale.update()
                 if l1:
                     shrink(parameters, {name: plan.lr * amount for name, amount in l1.items()})
-                loss_sum += loss.detach() * len(chosen)
+                loss_sum += loss.detach().cpu() * len(chosen)
                 seen, steps = seen + len(chosen), steps + 1
-    if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in parameters.values())):
+    if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
         raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(float(loss_sum), seen, steps)
 
 
-def evaluate(model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, threads: int = 1) -> Counts:
-    """Counts of ``task`` over the persons in ``part``; empty if there are none."""
+def evaluate(
+    model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, threads: int = 1, device: torch.device = CPU,
+    precision: Precision = "float32",
+) -> Counts:  # fmt: skip
+    """Counts of ``task`` over the persons in ``part``; empty if there are none. Counted on the CPU, wherever the model is asked."""
     torch.set_num_threads(threads)
     model.eval()
-    with torch.inference_mode():
+    with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
         size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
+        size = size if cohort.slides is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return add_counts(_counts(model, cohort, chunk, task) for chunk in chunks)
+        return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 
 
-def _counts(model: nn.Module, cohort: Cohort, rows: npt.NDArray[np.int64], task: Task) -> Counts:
+def _counts(
+    model: nn.Module, cohort: Cohort, rows: npt.NDArray[np.int64], task: Task, device: torch.device, precision: Precision
+) -> Counts:
     batch = cohort.batch(rows)
-    return task.counts(model(batch), task.truth(batch))
+    with autocast(device, precision):
+        output = model(to_device(batch, device))
+    return task.counts(output.float().cpu(), task.truth(batch))

@@ -21,11 +21,14 @@ from fedml.cohort.genes import Interval, group
 from fedml.cohort.variants import from_text
 from fedml.learning.segmentation import infer
 from fedml.models.image import build_image_network
+from fedml.models.mil import GatedAttention, embed
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
 from fedml.models.segmentation import build_segmentation_network
 from fedml.models.variants import build_table_network, build_variant_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study import Study, TableNetwork
+
+TILE_WIDTH = 64  # numbers of an image or tile that attention pools
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,10 @@ class CohortModel(nn.Module):
         self.inputs = study.cohort.inputs
         self.segmentation = plan.task == "segmentation"
         self.window = plan.segmentation.window
+        windowed = study.cohort.image is not None and bool(study.cohort.image.percentiles)
         if self.segmentation:
             spec, classes = plan.segmentation, len(study.cohort.classes)
-            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape)})
+            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape, windowed=windowed)})
             network = build_segmentation_network(
                 spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
             )
@@ -74,10 +78,11 @@ class CohortModel(nn.Module):
         self.input_dropout = 0.0 if alone else plan.input_dropout
         self.preprocess = nn.ModuleDict()
         self.encoder = nn.ModuleDict()
+        self.pooling = GatedAttention(TILE_WIDTH, width) if "image" in self.inputs and plan.image.pooling == "attention" else None
         for name in self.inputs:
             if name == "image":
-                self.preprocess[name] = ImagePreprocess(layout.image_shape)
-                self.encoder[name] = build_image_network(plan.image, layout.image_shape, width)
+                self.preprocess[name] = ImagePreprocess(layout.image_shape, windowed=windowed)
+                self.encoder[name] = build_image_network(plan.image, layout.image_shape, width if self.pooling is None else TILE_WIDTH)
             elif name == "variants":
                 self.preprocess[name] = VariantPreprocess(layout.variants)
                 self.encoder[name] = build_variant_network(plan.variants, layout.variants, width, layout.groups)
@@ -96,24 +101,30 @@ class CohortModel(nn.Module):
     def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((persons, width) features, (persons, 1) presence) of one input, 0 where a person lacks it."""
         if name not in batch:
-            blank = torch.zeros(persons, self.width + 1)
+            blank = torch.zeros(persons, self.width + 1, device=self._device())
             return blank[:, 1:], blank[:, :1]
         present = batch[f"{name}_present"][:, None]
         if self.head is None and self.training and name != "image":  # the only input: whoever is in the cohort has it
             return self.encoder[name](self.preprocess[name](batch[name])), present
         if self.training and self.input_dropout:
-            present = present * (torch.rand(persons, 1) >= self.input_dropout)
+            present = present * (torch.rand(persons, 1) >= self.input_dropout).to(present.device)
         x = batch[name]
         if name != "image":
             return self.encoder[name](self.preprocess[name](x)) * present, present
         person = batch["image_person"]
-        if len(x) == persons and torch.equal(person, torch.arange(persons)):  # one image each
-            return self.encoder[name](self.preprocess[name](x)) * present, present
-        total = torch.zeros(persons, self.width)
-        if len(x):
-            count = torch.bincount(person, minlength=persons).clamp_min(1)[:, None]
-            total = total.index_add(0, person, self.encoder[name](self.preprocess[name](x))) / count
-        return total * present, present
+        total = torch.zeros(persons, self.width, device=person.device)
+        if not len(x):
+            return total, present
+        each = embed(lambda part: self.encoder[name](self.preprocess[name](part)), x)
+        if self.pooling is not None:
+            return self.pooling(each, person, persons) * present, present
+        if len(x) == persons and torch.equal(person, torch.arange(persons, device=person.device)):  # one image each
+            return each * present, present
+        count = torch.bincount(person, minlength=persons).clamp_min(1)[:, None]
+        return total.index_add(0, person, each.float()) / count * present, present
+
+    def _device(self) -> torch.device:
+        return next(self.parameters()).device
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self.segmentation:

@@ -56,7 +56,7 @@ class ClinicalPreprocess(_Standard):
         if self.indicate:
             parts.append(absent.to(x.dtype))
         for column, categories in self.categorical:
-            parts.append((x[:, column, None] == torch.arange(categories, dtype=x.dtype)).to(x.dtype))
+            parts.append((x[:, column, None] == torch.arange(categories, dtype=x.dtype, device=x.device)).to(x.dtype))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -72,10 +72,16 @@ class VariantPreprocess(_Standard):
 
 
 class ImagePreprocess(_Standard):
-    """(images, channels, *size) raw intensities -> (x - mean) / std, one mean and std a channel."""
+    """(images, channels, *size) raw or prepared intensities -> (x - mean) / std, one mean and std a channel.
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    With ``windowed`` it carries ``window`` (2,): the raw intensities that became 0 and 1 when the images were prepared, which all sites'
+    percentiles gave. Nothing is computed with it here.
+    """
+
+    def __init__(self, shape: Sequence[int], *, windowed: bool = False) -> None:
         super().__init__(shape[0])
+        if windowed:
+            self.register_buffer("window", torch.zeros(2))
         self.axes = (1, -1, *(1 for _ in shape[1:]))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,43 @@
+"""The random part of the images' preprocessing: a batch of training images, each turned and changed by a draw of its own.
+
+    change = augmentation(study.training.augment, seed=seed)       # of the site and round
+    batch = change(batch, ids, epoch)                              # image and mask; the rest as it is
+
+A draw follows from (seed, epoch, the person's id, which of the person's images) alone, so neither the order of persons nor the size of a
+batch changes it, and it is the same on every engine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from fedml.cohort.transforms import Augment, random
+from fedml.seeds import derive_seed
+
+Batch = Mapping[str, torch.Tensor]
+Change = Callable[[Batch, Sequence[str], int], dict[str, torch.Tensor]]
+
+
+def augmentation(spec: Augment, *, seed: int) -> Change | None:
+    """What changes a batch of the persons ``ids`` in an epoch; None where ``spec`` changes nothing."""
+    if spec == Augment():
+        return None
+    pipelines = {keys: random(spec, keys) for keys in (("image",), ("image", "mask"))}
+
+    def change(batch: Batch, ids: Sequence[str], epoch: int) -> dict[str, torch.Tensor]:
+        if "image" not in batch:
+            return dict(batch)
+        keys = ("image", "mask") if "mask" in batch else ("image",)
+        out, before = {key: torch.empty_like(batch[key]) for key in keys}, Counter[int]()
+        for at, row in enumerate(batch["image_person"].tolist()):
+            drawn = derive_seed("augment", seed, epoch, ids[row], before[row]) % 2**32
+            before[row] += 1
+            changed = pipelines[keys].set_random_state(drawn)({key: batch[key][at] for key in keys})
+            for key in keys:
+                out[key][at] = torch.as_tensor(changed[key]).to(out[key].dtype)
+        return {**batch, **out}
+
+    return change
