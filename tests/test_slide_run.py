@@ -355,7 +355,7 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
         import tifffile
 
         with tifffile.TiffFile(path) as file:
-            at = file.pages[0].dataoffsets[4]  # type: ignore[union-attr]
+            at = file.pages[0].dataoffsets[4]
         data[at : at + 200] = bytes(200)
         path.write_bytes(data)
     elif broken == "glass":
