@@ -70,7 +70,7 @@ def init(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from fedml.study import Name
+    from fedml.sections import Name
 
     try:
         TypeAdapter(Name).validate_python(name)
@@ -94,7 +94,8 @@ def check(
     from clients.site import check_roster, load_cohort, read_site
     from fedml.cohort.fingerprint import NOTES
     from fedml.cohort.genotypes import genotype_counts
-    from fedml.study import PARTS, read_study
+    from fedml.sections import PARTS
+    from fedml.study import read_study
 
     study, site = read_study(study_file), read_site(site_file)
     check_roster(site, study)

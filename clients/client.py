@@ -63,8 +63,9 @@ from fedml.records import (
     unpack,
     unpack_tensors,
 )
+from fedml.sections import PARTS, PartName
 from fedml.seeds import derive_seed
-from fedml.study import PARTS, PartName, Study, parse_study
+from fedml.study import Study, parse_study
 from strategies.fedprox import MU, proximal_hook
 
 log = logging.getLogger("fedml.site")

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 
 from clients.site import Connection, Site, check_roster, read_cohort
 from fedml.errors import InputError, SiteError
-from fedml.study import PARTS, Study
+from fedml.sections import PARTS
+from fedml.study import Study
 
 if TYPE_CHECKING:
     import pandas as pd

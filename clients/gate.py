@@ -53,7 +53,8 @@ from fedml.records import (
     Phase,
 )
 from fedml.replies import check_form, is_finite, read_arrays
-from fedml.study import PartName, Study
+from fedml.sections import PartName
+from fedml.study import Study
 
 log = logging.getLogger("fedml.site")
 _MEGABYTE = 1_000_000

@@ -17,7 +17,8 @@ from clients.site import Site, check_roster, read_cohort
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError
 from fedml.pictures import Tile, planes, sheet, spread
-from fedml.study import PARTS, Study, normal
+from fedml.sections import PARTS, normal
+from fedml.study import Study
 
 if TYPE_CHECKING:
     from fedml.cohort.persons import Batch

@@ -37,7 +37,8 @@ from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants import Selection, from_text
 from fedml.disclosure import DisclosedPolicy
 from fedml.errors import InputError, Reason, SiteError, nearest
-from fedml.study import Name, Study, validate
+from fedml.sections import Name
+from fedml.study import Study, validate
 
 
 class _Section(BaseModel):

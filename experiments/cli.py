@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -193,17 +193,26 @@ def gwas(
 
 @app.command()
 def track(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder; - reads it from standard input.", show_default=False)],
+    run_folder: Annotated[
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder; - reads it from standard input.", show_default=False)
+    ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="The run may still go on: record it until it ends.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="All runs in --runs that MLflow did not take when they were run.")] = False,
+    runs: Runs = Path("fedml-runs"),
 ) -> None:
-    """Record a run in MLflow from its folder, afterwards or while it goes on; prints MLflow's run id.
+    """Record a run in MLflow from its folder, afterwards or while it goes on; prints MLflow's run id. Done twice it is there once.
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
     from fedml.runlog import STUDY
     from fedml.study import parse_study
-    from fedml.tracking import deliver
+    from fedml.tracking import deliver, deliver_owed
 
+    if pending == (run_folder is not None):
+        raise InputError("give the folder of one run, or --pending for all that MLflow has not taken.")
+    if pending:
+        return deliver_owed(runs, print)
+    assert run_folder is not None  # noqa: S101 - just looked at
     parent, told = os.getppid(), str(run_folder) == "-"
     if told:
         from fedml import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
@@ -218,6 +227,33 @@ def track(
     # Whoever told the run by a pipe closes it when nothing more will be written.
     settle = sys.stdin.read if told and follow else lambda: ""
     print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
+
+
+@app.command()
+def promote(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    alias: Annotated[str, typer.Option("--as", help="challenger, or champion: the model in use.")] = "challenger",
+    margin: Annotated[float, typer.Option(help="How much of the metric a site may lose against the champion.")] = 0.02,
+) -> None:
+    """Register a run's model in MLflow under the study's name. Refused where a site would lose, or the run broke its study's promises.
+
+    Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
+    """
+    from experiments.promote import promote as register
+
+    made = register(run_folder, alias, margin)
+    print(f"{made.name} version {made.number} is the {alias}: models:/{made.name}@{alias}")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 5000) -> None:
+    """Open MLflow on the store that runs are recorded in, until stopped; prints a link a study.
+
+    Example: fedml ui --port 5001
+    """
+    from experiments.ui import serve
+
+    serve(port, print)
 
 
 @app.command()
@@ -286,7 +322,7 @@ def audit(
     keep(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
     if not noise_off:
-        _note(run_folder, record, console)
+        _note(run_folder, console)
     if as_json:
         print(json.dumps(record), flush=True)
     if not noise_off and record["epsilon"] > limit:
@@ -296,12 +332,12 @@ def audit(
         )
 
 
-def _note(run_folder: Path, record: dict[str, Any], console: Console) -> None:
+def _note(run_folder: Path, console: Console) -> None:
     """In MLflow as well, if the run is there; the folder has it whatever MLflow says."""
     from fedml.tracking import note_audit
 
     try:
-        if note_audit(run_folder, record):
+        if note_audit(run_folder):
             console.print("[dim]noted in MLflow beside the claim[/dim]")
     except Exception as error:
         console.print(f"MLflow did not take the audit ({error}); it is in {run_folder}/audit.json", soft_wrap=True)

@@ -19,7 +19,8 @@ from experiments.outputs import Outputs
 from fedml.learning.differences import Difference, Statistic, over_seeds, paired_bootstrap, unpaired
 from fedml.learning.intervals import Interval, interval
 from fedml.learning.task import make_task
-from fedml.study import Study, normal
+from fedml.sections import normal
+from fedml.study import Study
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -22,7 +22,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from experiments.archive import pack
 from experiments.evidence import (
-    CARD, CRATE, FORMAT, MANIFEST, REPORT, REQUIRED, SIGNATURE, TOML, VERSIONS, derived, read_sources, record_of, versions_file,
+    CARD,
+    CRATE,
+    FORMAT,
+    MANIFEST,
+    REPORT,
+    REQUIRED,
+    SIGNATURE,
+    TOML,
+    VERSIONS,
+    derived,
+    read_sources,
+    record_of,
+    versions_file,
 )  # fmt: skip
 from experiments.record import Record, read_record
 from experiments.signing import canonical, fingerprint, signature
@@ -81,6 +93,8 @@ def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[st
     _check_words(run, files, record)
     manifest = manifest_of(record.run_id, files)
     files |= {MANIFEST: manifest, SIGNATURE: signature(key, manifest, MANIFEST)}
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give a file with -o, such as {out / 'run.zip'}.")
     try:
         write_whole(out, pack(files))
     except (ValueError, OSError) as error:
@@ -110,7 +124,9 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     made = ROCrate(version=CRATE_VERSION)
     study, began, ended = record.study.study, _time(record.start), _time(record.end)
     made.name = f"Run {record.run_id}"
-    made.description = f"Federated study {study.name}: {study.question or 'no question is stated'} Purpose: {study.purpose or 'not stated'}."
+    made.description = (
+        f"Federated study {study.name}: {study.question or 'no question is stated'} Purpose: {study.purpose or 'not stated'}."
+    )
     made.datePublished = ended
     made.license = "Not stated in the run's record; ask whoever ran the study."
 
@@ -118,13 +134,21 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
         return made.add(ContextEntity(made, entity_id, properties={"@type": kind, **values}))
 
     made.root_dataset["conformsTo"] = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
-    entities = {name: made.add_file(None, name, properties=_entity(name, files.get(name))) for name in sorted({*files, MANIFEST, SIGNATURE})}
+    entities = {
+        name: made.add_file(None, name, properties=_entity(name, files.get(name))) for name in sorted({*files, MANIFEST, SIGNATURE})
+    }
     software = add(
-        "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts", softwareVersion=record.start["versions"].get("fedml-cohorts", "unknown"),
-        identifier=f"git:{record.start['git_commit']}",
+        "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
+        softwareVersion=record.start["versions"].get("fedml-cohorts", "unknown"), identifier=f"git:{record.start['git_commit']}",
     )  # fmt: skip
     needs = [
-        add(f"https://pypi.org/project/{name}/", "SoftwareApplication", name=name, softwareVersion=version, url=f"https://pypi.org/project/{name}/")
+        add(
+            f"https://pypi.org/project/{name}/",
+            "SoftwareApplication",
+            name=name,
+            softwareVersion=version,
+            url=f"https://pypi.org/project/{name}/",
+        )
         for name, version in record.start["versions"].items()
         if name != "fedml-cohorts"
     ]

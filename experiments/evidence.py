@@ -9,12 +9,10 @@ So a figure can be false in a bundle only if the sources say so too.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import platform
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import metadata
@@ -27,17 +25,15 @@ import numpy.typing as npt
 from experiments.checklists import checklists_json, checklists_markdown
 from experiments.model_card import model_card
 from experiments.record import Record, read_record
+from experiments.report import embedded, render, report_facts
 from experiments.signing import canonical
-from fedml.learning.intervals import interval
 from fedml.runlog import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
-from fedml.study import Study, normal
 
 FORMAT = "fedml-bundle/1"
 CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
 OPTIONAL = (TOML, AUDIT)
-LEVEL = 0.95
 _PACKAGES = ("fedml", "strategies", "clients", "experiments")
 _DISTRIBUTION = "fedml-cohorts"
 
@@ -91,7 +87,8 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every file that follows from the run's own, without the crate's description of them."""
-    files = {
+    page, more = render(record), report_facts(record)
+    return {
         "metrics.json": canonical(
             {
                 "final": {"metrics": record.final["metrics"], "groups": record.final["groups"]},
@@ -101,42 +98,12 @@ def derived(record: Record) -> dict[str, bytes]:
         "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
         "journals.json": canonical({s.name: journal_rows(record, s.name) or "not told" for s in record.sites}),
         "privacy.json": canonical({"asked": asked(record), **_without(record.privacy, "event", "time")}),
-        CARD: model_card(record).encode(),
-        "checklists.md": checklists_markdown(record).encode(),
-        "checklists.json": checklists_json(record).encode(),
+        REPORT: page.encode(),
+        CARD: model_card(record, more).encode(),
+        "checklists.md": checklists_markdown(record, more).encode(),
+        "checklists.json": checklists_json(record, more).encode(),
+        "figures.json": canonical({"figures": figures(record), "report": embedded(page)}),
     }
-    shown = report(record)
-    if shown is not None:
-        files[REPORT] = shown
-    files["figures.json"] = canonical({"figures": figures(record), "report": embedded(shown.decode()) if shown is not None else None})
-    return files
-
-
-def report(record: Record) -> bytes | None:
-    """The report as ``fedml report`` writes it."""
-    try:
-        from experiments.report import write_report
-    except ImportError:
-        return None
-    with tempfile.TemporaryDirectory(prefix="fedml-report-") as folder:
-        out = Path(folder) / REPORT
-        write_report(record, out)
-        return out.read_bytes()
-
-
-_EMBEDDED = re.compile(r'<script type="application/json" id="fedml-figures">(.*?)</script>', re.DOTALL)
-
-
-def embedded(html: str) -> Any:
-    """The figures that a report carries as JSON.
-
-    Raises:
-        ValueError: it does not carry them once, or they are no JSON.
-    """
-    found = _EMBEDDED.findall(html)
-    if len(found) != 1:
-        raise ValueError(f"carries its figures {len(found)} times instead of once")
-    return json.loads(found[0])
 
 
 def asked(record: Record) -> dict[str, int]:
@@ -167,33 +134,17 @@ def counts_by_site(record: Record) -> dict[str, dict[str, npt.NDArray[Any]]]:
 
 
 def figures(record: Record) -> dict[str, dict[str, Any]]:
-    """``PART/WHO/METRIC`` -> value, limits where counts give them, and the places in the bundle from which it was computed."""
+    """``PART/WHO/METRIC`` -> value, and the place in the bundle from which it was computed. Intervals are among the report's figures."""
     out: dict[str, dict[str, Any]] = {}
     groups = {f"test@{label}": own for label, own in record.final["groups"].items()}
     for part, scores in {**record.final["metrics"], **groups}.items():
-        by_site = {s: record.counts[part][s] for s in record.study.federation.sites if s in record.counts.get(part, {})}
-        for name, value in scores["all"].items():
-            out[f"{part}/all/{name}"] = _figure(record.study, list(by_site.values()), name, value, f"{COUNTS}#*/{part}")
-        for site, own in scores["sites"].items():
-            for name, value in own.items():
-                out[f"{part}/{site}/{name}"] = _figure(record.study, [by_site[site]], name, value, f"{COUNTS}#{site}/{part}")
+        for who, own in {"all": scores["all"], **scores["sites"]}.items():
+            where = f"{COUNTS}#{'*' if who == 'all' else who}/{part}"
+            out |= {f"{part}/{who}/{name}": {"value": value, "from": where} for name, value in own.items()}
     for site, claim in record.privacy.get("claims", {}).items():
         where = f"privacy.json#/claims/{site}/events_json"
         out[f"privacy/{site or 'site'}/epsilon"] = {"value": claim["epsilon"], "delta": claim["delta"], "from": where}
     return out
-
-
-def _figure(study: Study, parts: Sequence[Mapping[str, npt.NDArray[Any]]], name: str, value: float | None, where: str) -> dict[str, Any]:
-    out: dict[str, Any] = {"value": value, "from": where}
-    try:
-        found = interval(
-            list(parts), study.model.task, name, seed=study.study.seed, level=LEVEL, classes=[normal(c) for c in study.cohort.classes]
-        )
-    except ValueError:  # a number of persons has no interval
-        return out
-    if math.isfinite(found.low) and math.isfinite(found.high):
-        return {**out, "low": found.low, "high": found.high, "level": found.level, "method": found.method, "seed": study.study.seed}
-    return {**out, "method": found.method}
 
 
 def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def verify(bundle_file: BundleFile, key: SignedBy = None, fingerprint: Fingerpri
 
 def reproduce(
     bundle_file: BundleFile,
-    sites: Annotated[Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)],
+    sites: Annotated[
+        Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)
+    ],
     key: SignedBy = None,
     fingerprint: Fingerprint = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder where the new run is kept.")] = Path("fedml-runs"),
@@ -96,9 +98,8 @@ def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, cons
 
     found = check(bundle_file, _wanted(key, fingerprint))
     for c in found.checks:
-        line = Text(f"{'ok' if c.ok else 'FAILED':8}", style="" if c.ok else "bold red")
-        # Names and words of a stranger's file: nothing in them moves the cursor.
-        line.append("".join(ch if ch.isprintable() else "\N{REPLACEMENT CHARACTER}" for ch in f"{c.name:17} {c.file}: {c.text}"), style="not bold")
+        line = Text("ok      " if c.ok else "FAILED  ", style="" if c.ok else "bold red")
+        line.append(f"{c.name:17} {c.file}: {c.text}", style="not bold")
         console.print(line, soft_wrap=True)
     return found
 

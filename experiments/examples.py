@@ -19,7 +19,8 @@ from clients.site import Site, load_aligned
 from fedml.cohort.persons import Cohort
 from fedml.pictures import Tile, most_of, plane, sheet, spread
 from fedml.runlog import EXAMPLES, load_model, restore, saved_window, write_whole
-from fedml.study import Study, normal
+from fedml.sections import normal
+from fedml.study import Study
 
 if TYPE_CHECKING:
     from fedml.cohort.persons import Batch

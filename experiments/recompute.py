@@ -1,7 +1,8 @@
 """Is a text what it should be, and if not, where does it differ first? In one sentence for a reader.
 
-Numbers are compared as numbers, to 1e-9: another processor may round the last digit of a sum otherwise. All the rest is compared to the letter,
-as long as the same code made both; other code may say things in other words, and then every number of the text has to be among the fresh one's.
+Numbers are compared as numbers, to 1e-9: another processor may round the last digit of a sum otherwise. All the rest is compared to the
+letter, as long as the same code made both. Other code may use other words: then the numbers are compared, each in its place where there are
+as many, and else each has to be among the fresh ones.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 _TOLERANCE = 1e-9
 _NUMBER = re.compile(r"(?<![\w#])-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?(?!\w)", re.ASCII)
 _TABLE = re.compile(r"<table\b.*?</table>", re.DOTALL | re.IGNORECASE)
+_UNREAD = re.compile(r"<(style|script|svg)\b.*?</\1>", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 
 
@@ -32,19 +34,22 @@ def differs(name: str, told: bytes, fresh: bytes, same_code: bool) -> str | None
     if same_code:
         return text_differs(text, right)
     if name.endswith(".html"):
-        from experiments.evidence import embedded
+        from experiments.report import embedded
 
         try:
             found = value_differs(embedded(text), embedded(right), "", same_code)
         except (ValueError, RecursionError) as error:
             return str(error)
-        return found or numbers_differ(" ".join(_TABLE.findall(text)), " ".join(_TABLE.findall(right)))
+        if found or len(_NUMBER.findall(text)) == len(_NUMBER.findall(right)):
+            return found or numbers_differ(text, right)
+        tables = numbers_differ(" ".join(_TABLE.findall(text)), " ".join(_TABLE.findall(right)))
+        return tables or numbers_differ(_TAG.sub(" ", _UNREAD.sub(" ", text)), _TAG.sub(" ", _UNREAD.sub(" ", right)))
     return numbers_differ(text, right)
 
 
 def near(told: float, fresh: float, tolerance: float = _TOLERANCE) -> bool:
     """Are these the same number, within ``tolerance`` of the larger (or of 1, if both are smaller)?"""
-    return told == fresh or tolerance > 0 and math.isclose(told, fresh, rel_tol=tolerance, abs_tol=tolerance)
+    return told == fresh or (tolerance > 0 and math.isclose(told, fresh, rel_tol=tolerance, abs_tol=tolerance))
 
 
 def value_differs(told: Any, fresh: Any, where: str, whole: bool = True, tolerance: float = _TOLERANCE) -> str | None:
@@ -79,15 +84,21 @@ def text_differs(told: str, fresh: str) -> str | None:
         at, past = here.end(), right.end()
     if told[at:] == fresh[past:]:
         return None
-    same = next((i for i, (a, b) in enumerate(zip(told[at:], fresh[past:], strict=False)) if a != b), min(len(told) - at, len(fresh) - past))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(told[at:], fresh[past:], strict=False)) if a != b), min(len(told) - at, len(fresh) - past)
+    )
     told_now, fresh_now = told[at + same :][:40], fresh[past + same :][:40]
     return f"reads {told_now!r} where the run gives {fresh_now!r} ({_before(told, at + same)})"
 
 
 def numbers_differ(told: str, fresh: str) -> str | None:
-    """The first number of ``told`` that ``fresh`` has nowhere."""
+    """The first number of ``told`` that is not in its place in ``fresh``; where there are not as many, the first that it has nowhere."""
+    places, right = list(_NUMBER.finditer(told)), _NUMBER.findall(fresh)
+    if len(places) == len(right):
+        wrong = next(((m, other) for m, other in zip(places, right, strict=True) if not near(float(m[0]), float(other))), None)
+        return f"says {wrong[0][0]} where the run gives {wrong[1]} ({_before(told, wrong[0].start())})" if wrong else None
     known = sorted({float(m[0]) for m in _NUMBER.finditer(fresh)})
-    for found in _NUMBER.finditer(told):
+    for found in places:
         if not any(near(float(found[0]), value) for value in known):
             return f"says {found[0]}, which the run gives nowhere ({_before(told, found.start())})"
     return None

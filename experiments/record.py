@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from fedml.errors import InputError
 from fedml.runlog import STUDY, load_counts, read_events
-from fedml.study import PARTS, Study, parse_study
+from fedml.sections import PARTS
+from fedml.study import Study, parse_study
 
 Counts = dict[str, dict[str, dict[str, npt.NDArray[Any]]]]  # part or test@LABEL -> site -> counts by name
 Journal = tuple[str, int]  # head of the chain, entries

@@ -3,8 +3,9 @@
     found = reproduce(files, sites, runs, say)
     found.equal, [d.text for d in found.differences]
 
-The first difference is the one to look at: what was read, then software, then the first round, then arrays and counts. Noise of differential
-privacy is the operating system's and never the same twice; of a private study all that comes before the noise is compared, and the cost.
+The first difference is the one to look at: what was read, then software, then the first round, then arrays and counts. Noise of
+differential privacy is the operating system's and never the same twice; of a private study all that comes before the noise is compared,
+and the cost.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import numpy as np
 
 from clients.site import Site
 from experiments.evidence import counts_by_site, is_source, record_of
-from experiments.record import Record, read_record
 from experiments.recompute import value_differs
+from experiments.record import Record, read_record
 from experiments.run import new_run, read_all
 from experiments.run import run as run_study
 from fedml.errors import RunError
@@ -102,8 +103,8 @@ def _private_differences(told: Record, here: Record) -> Iterator[Difference]:
         if old["sites"].keys() != new["sites"].keys():
             yield Difference("round", f"{old['event']} {old['round']}: {_sites(old)} took part, here {_sites(new)}")
             break
-    cost = [{k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (told, here)]
-    if found := value_differs(*cost, "privacy"):
+    old_cost, new_cost = ({k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (told, here))
+    if found := value_differs(old_cost, new_cost, "privacy"):
         yield Difference("privacy", found)
     for part, scores in told.final["metrics"].items():
         if part in here.final["metrics"]:
@@ -125,11 +126,13 @@ def _before(told: Record, here: Record) -> Iterator[Difference]:
         old, new = (record.start["versions"].get(name, "absent") for record in (told, here))
         if old != new:
             yield Difference("software", f"{name} {old} in the bundle, {new} here", False)
-    if told.start["git_commit"] != here.start["git_commit"]:
+    if told.start["git_commit"] != here.start["git_commit"] and "none" not in (told.start["git_commit"], here.start["git_commit"]):
         commits = f"{told.start['git_commit'][:16]} in the bundle, {here.start['git_commit'][:16]} here"
         yield Difference("software", f"the working folder's commit is another: {commits}", False)
     if (told.run / PANEL).read_bytes() != (here.run / PANEL).read_bytes():
-        yield Difference("agreement", f"the sites share other variants: {told.agreed['variants']} in the bundle, {here.agreed['variants']} here")
+        yield Difference(
+            "agreement", f"the sites share other variants: {told.agreed['variants']} in the bundle, {here.agreed['variants']} here"
+        )
     for what in ("sites", "image_shape", "parameters"):
         if told.agreed[what] != here.agreed[what]:
             yield Difference("agreement", f"{what}: {told.agreed[what]} in the bundle, {here.agreed[what]} here")
@@ -138,8 +141,10 @@ def _before(told: Record, here: Record) -> Iterator[Difference]:
 def _round_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     if old["sites"].keys() != new["sites"].keys():
         return f"{_sites(old)} took part, here {_sites(new)}"
-    losses = [{site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new)]
-    return value_differs(old["metrics"], new["metrics"], "metrics", tolerance=0.0) or value_differs(*losses, "train_loss", tolerance=0.0)
+    mine, other = ({site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new))
+    return value_differs(old["metrics"], new["metrics"], "metrics", tolerance=0.0) or value_differs(
+        mine, other, "train_loss", tolerance=0.0
+    )
 
 
 def _arrays(told: Path, here: Path) -> str:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clients.site import Site, load_cohort
+from fedml import outbox
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runlog import EVENTS, STUDY, emit, read_events, write_whole
@@ -89,8 +90,9 @@ class Tracking:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     def begin(self, run: Path) -> None:
-        """Tells which run to follow."""
+        """Tells which run to follow; should MLflow not take it, the run's folder says that it is owed."""
         self.run = run
+        outbox.want(run)
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None  # noqa: S101 - it is a pipe
             self.process.stdin.write(f"{run}\n")
@@ -106,7 +108,7 @@ class Tracking:
         if self.process.returncode == 0 and told.strip():
             return told.split()[-1]
         why = (trouble.strip().splitlines() or ["no word from it"])[-1].removeprefix("error: ")
-        say(f"MLflow did not take the record ({why}); later: fedml track {self.run}")
+        say(f"MLflow did not take the record ({why}); later: fedml track --pending, or fedml track {self.run}")
         return None
 
 

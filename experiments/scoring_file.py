@@ -17,7 +17,8 @@ from fedml.cohort.scorefile import write_scoring
 from fedml.cohort.variants import Variant, from_text
 from fedml.errors import InputError
 from fedml.runlog import MODEL, PANEL, STUDY, read_events, restore
-from fedml.study import Study, normal, parse_study
+from fedml.sections import normal
+from fedml.study import Study, parse_study
 
 
 def export_score(run: Path, out: Path) -> str:

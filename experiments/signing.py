@@ -1,8 +1,8 @@
 """The coordinator's Ed25519 key (RFC 8032), and a signature as JSON.
 
-    key = private_key(None, print)                   # made at first use
-    text = signature(key, manifest)                  # bytes of signature.json
-    fingerprint = check_signature(text, manifest)    # ValueError if it does not fit
+key = private_key(None, print)                   # made at first use
+text = signature(key, manifest)                  # bytes of signature.json
+fingerprint = check_signature(text, manifest)    # ValueError if it does not fit
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def check_signature(text: bytes, data: bytes, file: str) -> str:
         told = json.loads(text)
         public, signed = base64.b64decode(told["public_key"], validate=True), base64.b64decode(told["signature"], validate=True)
         key = Ed25519PublicKey.from_public_bytes(public)
-        whole = told.keys() == _KEYS and canonical(told) == text and (_text(public), _text(signed)) == (told["public_key"], told["signature"])
+        whole = (
+            told.keys() == _KEYS and canonical(told) == text and (_text(public), _text(signed)) == (told["public_key"], told["signature"])
+        )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         raise ValueError("is no signature") from None
     if not whole or (told["algorithm"], told["file"]) != ("Ed25519", file) or told["fingerprint"] != fingerprint(key):

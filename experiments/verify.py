@@ -3,9 +3,9 @@
     found = verify(Path("run.zip"), fingerprint=None)
     all(check.ok for check in found)
 
-Nothing in a bundle is trusted: names and sizes are checked before anything is read, nothing is unpickled or run. Hashes and the signature say
-that nobody has changed it since; recomputation holds also against one who signs anew what was changed. ``docs/evidence.md`` says what
-neither can show.
+Nothing in a bundle is trusted: names and sizes are checked before anything is read, nothing is unpickled or run. Hashes and the signature
+say that nobody has changed it since; recomputation holds also against one who signs anew what was changed. ``docs/evidence.md`` says
+what neither can show.
 """
 
 from __future__ import annotations
@@ -15,29 +15,38 @@ import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from experiments.archive import BadArchive, unpack
 from experiments.crate import crate
 from experiments.evidence import (
-    AUDIT, CRATE, FORMAT, MANIFEST, REQUIRED, SIGNATURE, TOML, VERSIONS, asked, code_digest, counts_by_site, derived, is_source, record_of,
+    AUDIT,
+    CRATE,
+    FORMAT,
+    MANIFEST,
+    REQUIRED,
+    SIGNATURE,
+    TOML,
+    VERSIONS,
+    asked,
+    code_digest,
+    counts_by_site,
+    derived,
+    is_source,
+    record_of,
 )  # fmt: skip
-from experiments.record import Record
 from experiments.recompute import differs, near, value_differs
+from experiments.record import Record
 from experiments.signing import check_signature
-from fedml.errors import InputError, RunError
 from fedml.runlog import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 
 EXACT = 1e-12
 _ADDITIVE = ("accuracy", "brier", "log_loss", "mae", "bias")  # of all persons: the mean over sites, weighted by persons
 _ONCE = ("start", "agreed", "privacy", "final", "end")
 _MOST = 20  # problems of one check that are told
-# What reading something made to break its reader may raise.
-_HOSTILE = (
-    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError, OSError, AssertionError, InputError,
-    RunError,
-)  # fmt: skip
 
 Problem = tuple[str, str]  # file, what is wrong
 
@@ -67,7 +76,7 @@ class Verified:
 
 
 def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
-    """Every check of a bundle; one that fails does not keep the next from being made, where it can be.
+    """Every check of a bundle. What it says is looked at only if it is whole and signed.
 
     Args:
         fingerprint: of the key that must have signed it (SHA-256, hexadecimal).
@@ -83,11 +92,13 @@ def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
     signer, signed = _signature(files, fingerprint)
     found += [signed, *_check("hashes", MANIFEST, "every file is as it was when the manifest was signed", lambda: _hashes(files))]
     if missing := [name for name in (*REQUIRED, VERSIONS) if name not in files]:
-        return Verified((*found, Check("files", False, missing[0], "is missing from the bundle")), files, signer)
+        found.append(Check("files", False, missing[0], "is missing from the bundle"))
+    if not all(check.ok for check in found):  # what is not whole is not read any further: less for a hostile file to play with
+        return Verified(tuple(found), files, signer)
     try:
         with record_of({name: data for name, data in files.items() if is_source(name)}) as record:
             found += _of_record(files, record)
-    except _HOSTILE as error:
+    except Exception as error:  # what was made to break its reader may raise anything
         found.append(Check("record", False, EVENTS, f"no run can be read from {STUDY}, {EVENTS} and {COUNTS} ({type(error).__name__})"))
     return Verified(tuple(found), files, signer)
 
@@ -103,9 +114,14 @@ def _check(name: str, about: str, well: str, look: Callable[[], Iterable[Problem
     """The problems that ``look`` finds as failed checks, or one that passed."""
     try:
         wrong = list(look())
-    except _HOSTILE as error:
+    except Exception as error:  # what was made to break its reader may raise anything
         wrong = [(about, f"cannot be made sense of ({type(error).__name__})")]
-    return [Check(name, False, file, text) for file, text in wrong[:_MOST]] or [Check(name, True, about, well)]
+    return [Check(name, False, _shown(file), _shown(text)) for file, text in wrong[:_MOST]] or [Check(name, True, about, _shown(well))]
+
+
+def _shown(text: str) -> str:
+    """A stranger's words on a terminal: nothing in them moves the cursor."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:400]
 
 
 def _signature(files: Mapping[str, bytes], fingerprint: str | None) -> tuple[str, Check]:
@@ -156,12 +172,14 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     try:
         fresh = derived(record)
         fresh[CRATE] = crate(record, {k: v for k, v in files.items() if k not in (CRATE, MANIFEST, SIGNATURE)})
-    except _HOSTILE as error:
+    except Exception as error:  # what was made to break its reader may raise anything
         yield Check("recomputed", False, EVENTS, f"the bundle's other files cannot be made from it ({type(error).__name__})")
         return
-    how = "made anew from the run, and the same" if same else "every number is the run's; it was made by other code, so its words are not compared"
-    for name in sorted(fresh):
-        yield from _check("recomputed", name, how, lambda name=name: _same(files, name, fresh[name], same))  # type: ignore[misc]
+    for name, data in sorted(fresh.items()):
+        how = "made anew from the run, and the same"
+        if files.get(name) != data:
+            how += " but for last digits" if same else " in every number; other code made it, so its words are not compared"
+        yield from _check("recomputed", name, how, partial(_same, files, name, data, same))
     for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, TOML, AUDIT, *REQUIRED}):
         if not is_source(name):
             yield Check("files", False, name, "is no file of a bundle")
@@ -195,7 +213,7 @@ def _changes(files: Mapping[str, bytes], record: Record) -> str:
     """How the study as it was run differs from its author's file, in words; a file that cannot be read is said to be none."""
     try:
         written = _leaves(tomllib.loads(files[TOML].decode()))
-    except _HOSTILE:
+    except Exception:
         return f"cannot be read; {STUDY} is what was run"
     run = _leaves(json.loads(record.study.canonical))
     changed = [key for key, value in written.items() if key not in run or value_differs(value, run[key], "")]
@@ -249,7 +267,11 @@ def _averages(record: Record) -> Iterator[Problem]:
 
 def _journals_told(record: Record) -> str:
     told = [site.name for site in record.sites if site.journal]
-    return f"heads of {', '.join(told)}: entries rise, and the last is the record's" if told else "no site told of a journal (a run in one process)"
+    return (
+        f"heads of {', '.join(told)}: entries rise, and the last is the record's"
+        if told
+        else "no site told of a journal (a run in one process)"
+    )
 
 
 def _journals(record: Record) -> Iterator[Problem]:
@@ -258,7 +280,7 @@ def _journals(record: Record) -> Iterator[Problem]:
         if any(type(n) is not int or n < 1 or len(bytes.fromhex(head)) != 32 for head, n in rows):
             yield EVENTS, f"{site.name}: what it told of its journal is no head with a number of entries"
         # A reply is two entries, in and out, so between two replies the journal has grown by as many.
-        elif any(later[1] < earlier[1] + 2 or later[0] == earlier[0] for earlier, later in zip(rows, rows[1:], strict=False)):
+        elif any(later[1] < earlier[1] + 2 or later[0] == earlier[0] for earlier, later in pairwise(rows)):
             yield EVENTS, f"{site.name}: its journal does not grow from reply to reply"
 
 

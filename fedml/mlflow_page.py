@@ -13,7 +13,7 @@ from typing import Any
 from fedml.study import Study
 
 VIEW = "fedml"  # of the view's key
-_VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
+VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 
 def view_link(address: str, experiment: str) -> str:
@@ -23,9 +23,9 @@ def view_link(address: str, experiment: str) -> str:
 
 def columns(metric: str) -> list[str]:
     """The runs table's columns, as MLflow's view state names them."""
-    metrics = (f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"test/{metric}_worst_site", "privacy/epsilon")
-    names = [f"metrics.`{name}`" for name in metrics]
-    return ["tags.`fedml.study`", *names[:4], "tags.`fedml.worst_site`", names[4], "attributes.`Dataset`", "attributes.`Models`"]
+    metrics = (f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"test/{metric}_worst_site")
+    tags = ("fedml.study", "fedml.worst_site", "fedml.epsilon")
+    return [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)]
 
 
 def experiment_of(client: Any, study: Study) -> str:
@@ -39,13 +39,13 @@ def experiment_of(client: Any, study: Study) -> str:
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": f"test/{task.watched}",
         "mlflow.experiment.primaryMetric.greaterIsBetter": str(task.higher),
-        _VIEW_TAG: json.dumps(view),
+        VIEW_TAG: json.dumps(view),
     }
     found = client.get_experiment_by_name(about.name)
     number = found.experiment_id if found else client.create_experiment(about.name)
     for key, value in tags.items():
         # A description that somebody wrote in MLflow stays.
-        if (found is None or key not in found.tags) or (key == _VIEW_TAG and found.tags[key] != value):
+        if (found is None or key not in found.tags) or (key == VIEW_TAG and found.tags[key] != value):
             client.set_experiment_tag(number, key, value)
     return str(number)
 

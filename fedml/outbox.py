@@ -21,6 +21,10 @@ from fedml.store import store, store_key
 MARKER = "tracked.json"
 
 
+class Busy(RunError):
+    """Another process records this run now. Final."""
+
+
 def want(run: Path) -> None:
     """Notes that MLflow is to have this run."""
     if not (run / MARKER).exists():
@@ -57,11 +61,11 @@ def alone(run: Path) -> Iterator[None]:
     """Inside the block nobody else records this run.
 
     Raises:
-        RunError: somebody does already.
+        Busy: somebody does already.
     """
     with (run / EVENTS).open("ab") as file:  # opened for appending, for a lock over NFS needs that; nothing is written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"{run}: another process is recording it in MLflow; wait until that is done.") from error
+            raise Busy(f"{run}: another process is recording it in MLflow; wait until that is done.") from error
         yield

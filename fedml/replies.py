@@ -53,7 +53,8 @@ from fedml.records import (
     count_fields,
     unpack,
 )
-from fedml.study import PARTS, Study
+from fedml.sections import PARTS
+from fedml.study import Study
 
 Shapes = Mapping[str, tuple[int, ...]]
 _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may

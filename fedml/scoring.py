@@ -28,7 +28,8 @@ from mlflow.pyfunc import PythonModel
 from fedml.cohort.clinical import code_columns
 from fedml.errors import InputError
 from fedml.runlog import restore, saved_window
-from fedml.study import Study, normal
+from fedml.sections import normal
+from fedml.study import Study
 
 if TYPE_CHECKING:
     import torch

@@ -140,6 +140,7 @@ class Tracker:
             "fedml.question": about.question,
             "fedml.purpose": about.purpose,
             "fedml.privacy": self.privacy,
+            "fedml.epsilon": "none" if self.study.privacy.unit == "none" else "not counted yet",  # as text, for every run to have a cell
             "fedml.roster": ", ".join(self.study.federation.sites),
             "mlflow.note.content": description(self.study, event, "not there yet", self.privacy),
         }
@@ -191,6 +192,7 @@ class Tracker:
         step = self.study.federation.rounds
         self.privacy = event["sentence"] or self.privacy
         client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
+        client.set_tag(self.parent, "fedml.epsilon", f"{event['epsilon']:.4g}" if event["epsilon"] is not None else "unbounded")
         for site, told in event["claims"].items():
             run_id = self.children[site] if site else self.parent
             client.set_tag(run_id, "fedml.privacy", told["sentence"][:_TEXT])
@@ -223,14 +225,15 @@ class Tracker:
     def _round(self, event: dict[str, Any]) -> None:
         # A round's metrics are those of the model it began with.
         number, behind = event["round"], event["round"] - (event["event"] == "round")
+        watched = self._watched()
         for part, scores in event["metrics"].items():
-            for name, value in scores["all"].items():
-                self.put(self.parent, f"{part}/{name}", value, behind)
+            # MLflow's page that compares runs opens with the metric that came first.
+            for name in sorted(scores["all"], key=lambda n: n != watched):
+                self.put(self.parent, f"{part}/{name}", scores["all"][name], behind)
             for site, own in scores["sites"].items():
                 for name, value in own.items():
                     self.put(self.children[site], f"{part}/{name}", value, behind)
             if scores["worst"]:
-                watched = self._watched()
                 self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], behind)
         self.put(self.parent, "round/sites", len(event["sites"]), number)
         self.put(self.parent, "round/seconds", event["seconds"], number)
@@ -266,7 +269,7 @@ class Tracker:
         """Of the test persons: intervals of the metric that is watched, all and by site; subgroups; the answer in a sentence."""
         from fedml.learning.intervals import interval
         from fedml.learning.task import make_task
-        from fedml.study import normal
+        from fedml.sections import normal
 
         if "test" not in self.final.get("metrics", {}):
             return

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from fedml import outbox
-from fedml.errors import InputError
-from fedml.runlog import EVENTS, read_events
+from fedml.errors import InputError, RunError
+from fedml.runlog import EVENTS, STUDY, read_events
 from fedml.store import runs_of, store
-from fedml.study import Study
+from fedml.study import Study, parse_study
 from fedml.tracker import Tracker
 
 _TICK_SECONDS = 0.1  # between two looks at the events
@@ -88,3 +88,25 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
                 outbox.note(run, parent, at)
                 return parent
             time.sleep(_TICK_SECONDS)
+
+
+def deliver_owed(runs: Path, say: Callable[[str], object]) -> None:
+    """Delivers every run in a folder that is owed (``fedml.outbox``), and says each; one that is being recorded is left to that.
+
+    Raises:
+        InputError: there is no such folder. RunError: MLflow did not take one; those before it are there.
+    """
+    if not runs.is_dir():
+        raise InputError(f"--runs {runs}: is no folder; give the one in which runs are kept.")
+    found = outbox.owed(runs)
+    for done, run in enumerate(found):
+        try:
+            say(f"{run.name}: {deliver(run, parse_study((run / STUDY).read_text(encoding='utf-8')))}")
+        except outbox.Busy as error:
+            say(str(error))
+        except Exception as error:
+            raise RunError(
+                f"{run}: MLflow did not take it ({error}); {len(found) - done} run(s) are still owed, try again later."
+            ) from error
+    if not found:
+        say("MLflow has every run that it was to have")

@@ -43,7 +43,8 @@ from fedml.records import (
     unpack,
 )
 from fedml.replies import check_form
-from fedml.study import PARTS, Study
+from fedml.sections import PARTS
+from fedml.study import Study
 from strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 
 

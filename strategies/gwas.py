@@ -27,8 +27,9 @@ from fedml.cohort.variants import Variant
 from fedml.errors import RunError
 from fedml.records import Phase
 from fedml.runlog import GWAS_TABLE, emit
+from fedml.sections import Gwas
 from fedml.seeds import derive_seed
-from fedml.study import Gwas, Study
+from fedml.study import Study
 from strategies.agreement import Agreement, agree
 from strategies.rounds import told_to
 from strategies.steps import Traffic, take

@@ -25,7 +25,8 @@ from fedml.cohort.persons import Cohort, keep, pool, select
 from fedml.cohort.transforms import Augment
 from fedml.errors import InputError
 from fedml.learning.augment import augmentation
-from fedml.study import ImageShape, Study
+from fedml.sections import ImageShape
+from fedml.study import Study
 
 HALF = 2**-12  # half of the distance between neighbours just below 1
 SIZE = (8, 7, 6)

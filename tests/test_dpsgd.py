@@ -27,7 +27,7 @@ from fedml.models.image import NETWORKS, build_image_network
 from fedml.privacy.dpsgd import PrivateSteps, clipped_sum, noisy_mean, person_losses, poisson_rows, private_train
 from fedml.privacy.noise import GRID_BITS, add_gaussian, secure_gaussian
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
-from fedml.study import ImageNetwork
+from fedml.sections import ImageNetwork
 from strategies.fedprox import proximal_hook
 
 Sum = dict[str, torch.Tensor]

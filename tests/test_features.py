@@ -12,7 +12,7 @@ from conftest import federate, image_site, make_study
 from fedml.errors import InputError
 from fedml.models.fusion import Layout, build_model, learned
 from fedml.models.image import build_image_network
-from fedml.study import ImageNetwork
+from fedml.sections import ImageNetwork
 
 GABOR = ImageNetwork(net="gabor")
 

@@ -27,7 +27,8 @@ from fedml.cohort.variants import Dosages, Variant
 from fedml.errors import InputError, RunError
 from fedml.runlog import STUDY, load_model, read_events
 from fedml.scoring import restore
-from fedml.study import Study, Variants, validate
+from fedml.sections import Variants
+from fedml.study import Study, validate
 
 SITES = ("a", "b", "c")
 COMPLEMENT = str.maketrans("ACGT", "TGCA")

@@ -12,7 +12,8 @@ from conftest import write_csv, write_manifest, write_picture
 from clients.site import read_cohort, read_site
 from fedml.cohort.image import read_images
 from fedml.errors import InputError
-from fedml.study import ImageShape, Study, validate
+from fedml.sections import ImageShape
+from fedml.study import Study, validate
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 256, (3, 6, 9), dtype=np.uint8)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import image_site, to_toml
+from conftest import image_site, public_data, to_toml
 from sklearn.metrics import roc_auc_score
 
 from experiments.bench.image_parity import Held, compared, parity
+from experiments.prepare import prepare
 
 STUDIES = Path(__file__).resolve().parent.parent / "experiments"
 
@@ -68,3 +69,13 @@ def test_seeds_that_test_others_are_no_pairs(tmp_path: Path) -> None:
     study, sites = small(tmp_path)
     with pytest.raises(ValueError, match="split_key"):
         list(parity(study, sites, [0, 1], "test", tmp_path / "runs"))
+
+
+# --- the studies: minutes each
+
+
+def rows_of(name: str, seeds: list[int], tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """site (or all) -> a row of ``parity`` of the study ``name``."""
+    data = None if name == "lesions" else public_data("wbc_two_labs" if name == "wbc" else "medmnist").parent
+    prepare(name, tmp_path / name, data=data, say=lambda _: None)
+    return {row["who"]: row for row in parity(STUDIES / f"{name}.toml", tmp_path / name, seeds, "test", tmp_path / "runs")}

@@ -15,8 +15,8 @@ from torch import nn
 from fedml.learning.device import autocast
 from fedml.models.image import build_image_network
 from fedml.models.mil import GatedAttention
+from fedml.sections import ImageNetwork
 from fedml.seeds import torch_seed
-from fedml.study import ImageNetwork
 
 SMALL = ImageNetwork(channels=(4, 8))
 SHAPE = (2, 8, 8)

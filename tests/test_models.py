@@ -21,7 +21,7 @@ from fedml.learning.training import train
 from fedml.models.fusion import Layout, build_model, constants, digest, learned, load
 from fedml.models.image import NETWORKS, build_image_network
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
-from fedml.study import ClinicalColumns, ImageNetwork
+from fedml.sections import ClinicalColumns, ImageNetwork
 
 CLINICAL: dict[str, Any] = {"columns": ["age", "sex", "dose", "flat"], "categories": {"sex": ["f", "m", "x"]}}
 ALL = ("clinical", "variants", "image")

@@ -15,7 +15,7 @@ from fedml.analytics.frequency import genotype_counts
 from fedml.cohort.packed import Packed
 from fedml.cohort.panel import Match, align, draft_panel, place, quality, settle
 from fedml.cohort.variants import Dosages, Variant
-from fedml.study import Variants
+from fedml.sections import Variants
 
 PAIRS = [(r, a) for r in "ACGT" for a in "ACGT" if r != a]
 COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}

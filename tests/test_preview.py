@@ -98,7 +98,7 @@ def test_the_command_writes_for_this_account_alone_and_names_nobody_in_the_pictu
     assert done.exit_code == 0, done.output
     path = tmp_path / "a" / ".fedml" / "preview.png"
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
-    assert [p.name for p in path.parent.iterdir()] == ["preview.png"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["cache", "preview.png"]
     assert "sent nowhere" in done.output
     assert [line.strip() for line in done.output.splitlines() if line.startswith("  ")] == ["1: a0", "2: a2", "3: a4"]
     with Image.open(path) as picture:

@@ -21,7 +21,7 @@ from fedml.cohort.image import read_images
 from fedml.cohort.masks import as_classes
 from fedml.cohort.reasons import Unusable
 from fedml.errors import InputError
-from fedml.study import ImageShape
+from fedml.sections import ImageShape
 
 RNG = np.random.default_rng(5)
 PERSONS = 30

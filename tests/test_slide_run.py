@@ -27,7 +27,8 @@ from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
 from fedml.models.fusion import Layout, build_model, load
 from fedml.scoring import restore
-from fedml.study import Tiles, parse_study
+from fedml.sections import Tiles
+from fedml.study import parse_study
 
 GLASS, PINK, DARK = (243, 243, 243), (220, 130, 190), (90, 30, 110)
 SIDE = 32  # pixels of a tile
@@ -151,12 +152,11 @@ def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_
     done = command("fedml", "run", "study.toml", "--sites", "sites", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     last = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (
-        "2 images set aside" in done.stderr + done.stdout
-        or "1 images set aside (unreadable), 1 images set aside (no-tissue)" in done.stderr
-    )
+    said = " ".join(done.stderr.split())
+    assert "1 with an image set aside (truncated)" in said
+    assert "1 with an image set aside (no-tissue)" in said
     aside = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
-    assert aside == {"b005": "unreadable", "b007": "no-tissue"}
+    assert aside == {"b005": "truncated", "b007": "no-tissue"}
     seen = command("fedml-site", "check", "study.toml", "--site", "sites/b", cwd=tmp_path)
     assert "would use 20 persons" in seen.stdout
     assert "slides: 21 with " in seen.stdout
@@ -336,7 +336,7 @@ def test_a_slide_that_changes_between_rounds_ends_no_other_site(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("half", "unreadable"),
+        ("half", "truncated"),
         ("a hole", "unreadable"),
         ("glass", "no-tissue"),
         ("no scale", "geometry"),

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedml.errors import InputError
-from fedml.study import Privacy, Study, parse_study, read_study, validate
+from fedml.sections import Privacy
+from fedml.study import Study, parse_study, read_study, validate
 
 IMAGE_ONLY = """
 [study]

@@ -16,7 +16,7 @@ from clients.site import load_cohort, read_cohort, read_site
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.errors import InputError
-from fedml.study import ClinicalColumns, Cohort, Split
+from fedml.sections import ClinicalColumns, Cohort, Split
 
 SPLIT = Split(train=0.6, val=0.15, test=0.25)
 

@@ -573,7 +573,7 @@ def guide_blocks() -> list[tuple[str, str, str]]:
 def test_the_guide_names_every_key_with_its_default_and_every_step() -> None:
     from fedml.analytics import forms
     from fedml.cohort.fingerprint import NOTES
-    from fedml.study import Gwas, Variants
+    from fedml.sections import Gwas, Variants
 
     text = GUIDE.read_text(encoding="utf-8")
     for section in (Variants, Gwas):

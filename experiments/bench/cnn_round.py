@@ -22,8 +22,9 @@ from clients.client import app
 from clients.site import find_sites, load_cohort
 from experiments.bench.timing import machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
+from fedml.sections import PARTS
 from fedml.seeds import derive_seed
-from fedml.study import PARTS, Study, parse_study, validate
+from fedml.study import Study, parse_study, validate
 from strategies.rounds import run_study
 
 ROSTER = ["amber", "birch", "cedar"]

@@ -31,7 +31,8 @@ from experiments.run import outcome, run_nodes
 from fedml.learning.differences import Difference, Statistic, paired_bootstrap, statistic
 from fedml.learning.task import make_task
 from fedml.runlog import load_model, restore
-from fedml.study import PartName, Study, for_roster, read_study
+from fedml.sections import PartName
+from fedml.study import Study, for_roster, read_study
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1].parent / "shared" / "data"

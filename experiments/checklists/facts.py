@@ -21,7 +21,8 @@ from typing import Any
 from experiments.record import Record
 from fedml.errors import InputError
 from fedml.runlog import EVENTS, MODEL, read_events
-from fedml.study import PARTS, Study, normal
+from fedml.sections import PARTS, normal
+from fedml.study import Study
 
 _PART = {"train": "train", "val": "validation", "test": "test"}
 _MANY = "round"  # the one kind of event of which there are many

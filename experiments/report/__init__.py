@@ -5,8 +5,8 @@
     write_report(record, run / "report.html")
     fill_all(record, more=report_facts(record))       # checklists and model card point into the page
 
-The page is a function of the record: the same record gives the same bytes. It has no script; the figures lie in it as JSON
-(``<script type="application/json" id="fedml-figures">``), and a table's cell says by a JSON Pointer (``data-figure``) which of them it shows.
+The page is a function of the record: the same record gives the same bytes. It has no script; the figures lie in it as JSON, in
+``<script type="application/json" id="fedml-figures">``, and a table's cell says by a JSON Pointer, ``data-figure``, which of them it shows.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from experiments.report.numbers import resolve
 
-Kind = Literal["count", "measure", "estimate", "percent", "bytes", "sign", "epsilon"]
+Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons"]
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -27,6 +27,8 @@ Cell = str | Number
 
 def written(value: Any, kind: Kind = "measure") -> str:
     """A number as text; an estimate with its interval."""
+    if kind == "reasons":
+        return _reasons(value)
     if kind == "estimate":
         if value is None or value["value"] is None:
             return NOTHING if value is None else "not defined"
@@ -56,6 +58,13 @@ def between(estimate: Mapping[str, Any]) -> str:
     return f"{written(estimate['low'])} to {written(estimate['high'])}"
 
 
+def _reasons(counts: Mapping[str, int] | None) -> str:
+    """How many for which reason; a number below 0 is one that the site keeps to itself."""
+    if counts is None:
+        return "not told"
+    return "; ".join(f"{'a few' if n < 0 else f'{n:,}'}: {reason}" for reason, n in counts.items()) or "none"
+
+
 def _bytes(value: float) -> str:
     unit = 0
     while value >= 999.5 and unit < len(_UNITS) - 1:
@@ -65,7 +74,7 @@ def _bytes(value: float) -> str:
 
 def paragraph(*sentences: str, kind: str = "") -> str:
     """A paragraph of plain text."""
-    words = " ".join(s for s in sentences if s)
+    words = " ".join(s for s in sentences if s).replace(" %", "\u00a0%")  # a number and its unit stay on one line
     about = f' class="{kind}"' if kind else ""
     return f"<p{about}>{escape(words)}</p>" if words else ""
 

@@ -21,7 +21,7 @@ from experiments.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
 from fedml.learning.intervals import Interval, interval, noised
 from fedml.learning.task import Task, add_counts, make_task
-from fedml.study import PARTS, normal
+from fedml.sections import PARTS, normal
 
 Counts = dict[str, dict[str, npt.NDArray[Any]]]
 
@@ -98,7 +98,7 @@ def _roster(record: Record, part: str) -> Counts:
 
 
 def _scores(record: Record, task: Task, part: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    """"all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that nobody told of is null."""
+    """ "all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that nobody told of is null."""
     if not part:
         return {"all": None, "sites": {}, "groups": {}}
     counts, groups = _roster(record, part), {}
@@ -118,7 +118,7 @@ def _scores(record: Record, task: Task, part: str, told: Mapping[str, Any]) -> d
 
 
 def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    parts = [p for p in parts if float(p["persons"][0]) > 0]
+    parts = [p for p in parts if float(p["persons"][0])]  # a noised one may be below 0
     if not parts:
         if not logged or not logged.get("persons"):
             return None
@@ -127,6 +127,8 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
         return {"persons": logged["persons"], "classes": None, "metrics": measures}
     total, classes = add_counts(parts), [normal(c) for c in record.study.cohort.classes]
     values = task.metrics(total)
+    if len(values) == 1:
+        return None
     measures = {}
     for name, value in values.items():
         if name == "persons":
@@ -141,13 +143,11 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
 
 def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
     """The site that is worst by the measure that the run watched; none where fewer than two have one."""
-    value = {
-        site: row["metrics"][task.watched]["value"] for site, row in scores["sites"].items() if row and task.watched in row["metrics"]
-    }
+    value = {site: row["metrics"][task.watched]["value"] for site, row in scores["sites"].items() if row and task.watched in row["metrics"]}
     value = {site: v for site, v in value.items() if not math.isnan(v)}
     if len(value) < 2:
         return None
-    return (min if task.higher else max)(value, key=value.__getitem__)
+    return str((min if task.higher else max)(value, key=value.__getitem__))
 
 
 def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
@@ -161,7 +161,6 @@ def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
         "evaluated": site.name in record.final.get("sites", {}),
         "aside": site.quarantined,
         "policy": site.policy,
-        "epsilon": site.epsilon,
         "dataset": site.dataset,
         "journal": list(site.journal) if site.journal else None,
     }
@@ -217,12 +216,12 @@ def _privacy(record: Record) -> dict[str, Any]:
     told = record.privacy
     if not told or told.get("unit", "none") == "none" or not told.get("claims"):
         return {"unit": record.study.privacy.unit, "told": bool(told)}
-    worst = max(told["claims"].values(), key=lambda c: math.inf if c["epsilon"] is None else c["epsilon"])
-    epsilon = math.inf if worst["epsilon"] is None else worst["epsilon"]
+    worst = max(told["claims"].values(), key=lambda c: _inf(c["epsilon"]))
+    epsilon = _up(_inf(worst["epsilon"]))
     # Whoever guesses from even odds whether the unit was in is right so often at most (Kairouz, Oh and Viswanath 2015, IEEE Trans Inf
     # Theory 63:4037: false alarms and misses of (epsilon, delta) differential privacy).
     guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
-    return {"unit": told["unit"], "told": True, "adjacency": worst["adjacency"], "epsilon": _up(epsilon), "delta": worst["delta"],
+    return {"unit": told["unit"], "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
             "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
             "claims": {site: _up(_inf(c["epsilon"])) for site, c in told["claims"].items() if site}}  # fmt: skip
 

@@ -156,7 +156,9 @@ def curves(series: Sequence[Series], across: str, up: str, alt: str, *, least: f
     values = [y for s in series for y in s.y if y is not None]
     key, end = _key(series, 14)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
-    frame = _Frame((first, last) if last > first else (first - 0.5, last + 0.5), _limits(values, least), 52, end + 16, 410, end + 226)
+    span = _limits(values, least)
+    left = max(52.0, 30 + _LETTER * max(len(_tick(t)) for t in ticks(*span)))
+    frame = _Frame((first, last) if last > first else (first - 0.5, last + 0.5), span, left, end + 16, 410, end + 226)
     rounds = sorted({round(t) for t in ticks(first, last)} | {first})
     marks = [r for r in rounds if r == first or frame.px(r) - frame.px(first) > 24]
     parts = [*key, *_axes(frame, across, up, (marks, ticks(*frame.y))), *(_path(frame, s) for s in reversed(series))]
@@ -193,10 +195,12 @@ def forest(rows: Sequence[Row], across: str, alt: str, *, bounds: tuple[float, f
     """A row each: persons, a square with its interval. A dashed line at the value of all; ``at``: one more, such as that of a guess."""
     label = min(150.0, max(_LETTER * max(len(_short(r.name)) for r in rows) + 8, 60))
     values = [v for r in rows for v in (r.value, r.low, r.high) if v is not None] + ([at] if at is not None else [])
+    if bounds is not None:
+        values = [v for v in values if bounds[0] <= v <= bounds[1]]
     low, high = _limits(values or [0.0, 1.0])
     if bounds is not None:
         low, high = max(low, bounds[0]), min(high, bounds[1])
-    frame = _Frame((low, high), (0, 1), label + 42, 22, WIDTH - 12, 26 + 26 * len(rows))
+    frame = _Frame((low, high), (0, 1), label + 42, 22, WIDTH - 22, 26 + 26 * len(rows))
     parts = [_text(frame.left - 8, 14, "persons", anchor="end", colour=GREY)]
     for x in ticks(low, high, 4):
         parts += [_line(frame.px(x), frame.top, frame.px(x), frame.bottom, PALE)]
@@ -204,7 +208,7 @@ def forest(rows: Sequence[Row], across: str, alt: str, *, bounds: tuple[float, f
     if at is not None:
         parts += [_line(frame.px(at), frame.top, frame.px(at), frame.bottom, INK, 1)]
     whole = next((r.value for r in rows if r.total and r.value is not None), None)
-    if whole is not None:
+    if whole is not None and low <= whole <= high:
         parts += [_line(frame.px(whole), frame.top, frame.px(whole), frame.bottom, VERMILLION, 1.4, "5 3")]
     most = max(r.persons for r in rows) or 1
     for k, row in enumerate(rows):
@@ -216,6 +220,9 @@ def forest(rows: Sequence[Row], across: str, alt: str, *, bounds: tuple[float, f
             parts += [_line(frame.px(row.low), y, frame.px(row.high), y, colour, 2)]
         if row.value is None:
             parts += [_text(frame.left + 6, y + 4, "not defined", colour=GREY)]
+            continue
+        if not low <= row.value <= high:  # noised counts may give what no person could
+            parts += [_text(frame.left + 6, y + 4, f"{row.value:.2f}, off the scale", colour=GREY)]
             continue
         x, half = frame.px(row.value), 3 + 4 * math.sqrt(row.persons / most)
         diamond = f"{_n(x - 8)},{_n(y)} {_n(x)},{_n(y - 6)} {_n(x + 8)},{_n(y)} {_n(x)},{_n(y + 6)}"
@@ -248,8 +255,8 @@ def grid(sites: Mapping[str, Sequence[tuple[int, int, bool]]], columns: int, nam
                 left, right = frame.px(a - 0.5), frame.px(b + 0.5)
                 high = 18 if there else 8
                 parts.append(_rect(left, y + 10 - high / 2, max(right - left - gap, 0.6), high, BLUE if there else VERMILLION))
-    marks = [1, *(round(t) for t in ticks(1, columns - 1) if frame.px(t) - frame.px(1) > 26 and frame.px(columns) - frame.px(t) > 40)]
-    for r in marks:
-        parts.append(_text(frame.px(r), frame.bottom + 15, str(r), anchor="middle", colour=GREY))
+    marks = [r for r in sorted({1, *(round(t) for t in ticks(1, columns - 1))}) if r == 1 or frame.px(r) - frame.px(1) > 26]
+    marks = [r for r in marks if frame.px(columns) - frame.px(r) > 76 or r == 1 < columns]
+    parts += [_text(frame.px(r), frame.bottom + 15, str(r), anchor="middle", colour=GREY) for r in marks]
     parts.append(_text(frame.right, frame.bottom + 15, "evaluation", anchor="end", colour=GREY))
     return _svg(frame.bottom + 38, alt, [*parts, _text((frame.left + frame.right) / 2, frame.bottom + 32, "round", anchor="middle")])

@@ -40,6 +40,7 @@ MEANING = {
     "missed": "persons with the class in one mask only, the true or the outlined one",
 }
 
+SHORT = {"auroc": "AUROC", "dice_mean_person": "Dice", "mae": "mean absolute error"}  # on axes
 PARTS = {"test": "test", "val": "validation", "train": "training"}
 FEW_CASES = 100  # with and without: below, performance is too uncertain to be a validation (Collins et al. 2016, Stat Med 35:214)
 FEW_SITE = 10
@@ -77,12 +78,13 @@ def outcome(record: Record, found: Found, c: int = 1) -> str:
 def answer(record: Record, found: Found) -> list[str]:
     """The answer to the question, in a few sentences."""
     score, task = found["scores"]["all"], record.study.model.task
-    if record.status != "finished" or score is None:
-        why = f" ({record.end['reason']})" if record.end.get("reason") else ""
+    if score is None:
         done = f"after {found['run']['rounds']} of {count(found['run']['planned'], 'planned round')}"
-        if score is None:
-            state = "finished without persons to measure on" if record.status == "finished" else f"ended as: {record.status}{why}"
-            return [f"There is no answer: the run {state}, {done}."]
+        why = f"The log says: {record.end['reason']}" if record.end.get("reason") else ""
+        ended = {"finished": "had nobody to measure on", "failed": "failed", "stopped": "was stopped"}.get(
+            record.status, "has no end in its log"
+        )
+        return [f"There is no answer: the run {ended}, {done}.", *([why] if why else [])]
     sites = [s for s, row in found["scores"]["sites"].items() if row]
     held = f"{count(score['persons'], PARTS[found['part']] + ' person')} held out at {count(len(sites), 'site')}"
     measures = score["metrics"]
@@ -93,7 +95,11 @@ def answer(record: Record, found: Found) -> list[str]:
                 "(0: no overlap, 1: the same)."]  # fmt: skip
     if task == "regression":
         off = f"Of {held}, the predicted {record.study.cohort.target} is off by {headline} on average"
-        return [f"{off}; it explains {_share(measures, 'r2')} of the outcome's variance. {_higher(measures)}"]
+        r2 = measures["r2"]["value"]
+        better = (
+            f"it explains {_share(measures, 'r2')} of the outcome's variance" if r2 is None or r2 > 0 else "the mean of all would be closer"
+        )
+        return [f"{off}; {better} (R² {written(r2)}). {_higher(measures)}"]
     out = []
     if len(found["classes"]) == 2:
         cases = f", {score['classes'][1]:,} of them with {outcome(record, found)}" if score["classes"] else ""
@@ -102,9 +108,13 @@ def answer(record: Record, found: Found) -> list[str]:
                 f"{_share(measures, 'auroc')} of such pairs (50 % would be a guess)."]  # fmt: skip
     else:
         out = [f"Measured on {held}: AUROC {headline}, the mean over {len(found['classes'])} classes, each against the rest."]
+    main = measures["auroc"]
+    if main["low"] is not None and main["low"] <= 0.5 <= main["high"]:
+        out += ["The model is not shown to be better than a guess."]
     right = f"The class that it holds for most probable is the right one in {_share(measures, 'accuracy')} of persons"
     two = f" (it finds {_share(measures, 'sensitivity')} of those with, and {_share(measures, 'specificity')} of those without)"
-    return [*out, f"{right}{two if len(found['classes']) == 2 else ''}."]
+    noise = ["The counts behind these numbers were noised for privacy."] if found["noised"] else []
+    return [*out, f"{right}{two if len(found['classes']) == 2 else ''}.", *noise]
 
 
 def _share(measures: Mapping[str, Any], name: str) -> str:
@@ -137,7 +147,7 @@ def _row(record: Record, found: Found, row: Mapping[str, Any]) -> str:
     if row["classes"] and len(row["classes"]) == 2:
         negative, positive = row["classes"]
         text += f", {positive} with {outcome(record, found)} and {negative} without"
-    return text
+    return f"{text}: too few to know" if row["persons"] < FEW_SITE or min(row["classes"] or [FEW_SITE]) < FEW_SITE else text
 
 
 def calibrated(found: Found) -> str:
@@ -209,6 +219,9 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
         )
     out.append("One run with one seed: intervals are over persons, and say nothing of how much another seed would change the model.")
     out.append("The run holds no comparison with a model of the pooled data, of one site alone, or with another method.")
+    if record.start.get("engine") != "deployment":
+        where = f"The run was on one machine (engine {record.start.get('engine')})"
+        out.append(f"{where}: the sites' data were at hand there, and no site's approval was asked.")
     if str(record.start.get("git_commit", "")).endswith("+changes"):
         out.append("The study lay in a working tree with changes that are in no commit.")
     if found["curves"]["part"] == "train":
@@ -217,11 +230,12 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
 
 
 def _limits_of_persons(record: Record, found: Found) -> list[str]:
-    score, out = found["scores"]["all"], []
+    score, out = found["scores"]["all"], list[str]()
     if score is None:
         return out
     if found["noised"]:
-        out.append("Counts were noised for privacy: measures are off by that noise, and have no intervals, curves or calibration.")
+        out.append("Counts were noised for privacy: measures are off by that noise, even beyond what is possible, and have no "
+                   "intervals, curves or calibration.")  # fmt: skip
     elif all(e["low"] is None for e in score["metrics"].values()):
         out.append("The run kept no counts, so measures have no intervals.")
     if score["classes"] and min(score["classes"]) < FEW_CASES:
@@ -238,9 +252,10 @@ def _limits_of_persons(record: Record, found: Found) -> list[str]:
 
 def _limits_of_sites(record: Record, found: Found) -> list[str]:
     scores, out = found["scores"], []
-    few = [s for s, row in scores["sites"].items() if row and row["classes"] and min(row["classes"]) < FEW_SITE]
+    few = [s for s, row in scores["sites"].items() if row and min(row["classes"] or [row["persons"]]) < FEW_SITE]
     if few:
-        out.append(f"At {join(few)} a class has fewer than {FEW_SITE} persons to measure on: what holds there is hardly known.")
+        what = "a class has" if any(row and row["classes"] for row in scores["sites"].values()) else "there are"
+        out.append(f"At {join(few)} {what} fewer than {FEW_SITE} persons to measure on: what holds there is hardly known.")
     away = [s for s, row in found["sites"].items() if not row["agreed"]]
     if away and record.agreed:
         out.append(f"Did not take part at all: {join(away)}.")
@@ -264,7 +279,7 @@ def _limits_of_sites(record: Record, found: Found) -> list[str]:
 
 def _unknown(record: Record, found: Found) -> list[str]:
     out = ["The record does not say who the persons are, how they were chosen, how the outcome was established, or whether data are real."]
-    if record.study.model.task != "segmentation":
+    if record.study.model.task == "classification":
         out.append("It does not say at which risk somebody would be treated, so nothing here is about benefit or harm.")
     silent = [s for s, row in found["sites"].items() if row["agreed"] and row["policy"] is None]
     if silent:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedml.cohort.fingerprint import NOTES, UNSURE
 from fedml.cohort.panel import Panel, sides
 from fedml.cohort.variants import Variant
-from fedml.study import Variants
+from fedml.sections import Variants
 
 EVERYBODY = "all sites"
 _COMPARED = 50  # variants, of which frequencies that hardly go together say that alleles are mixed up

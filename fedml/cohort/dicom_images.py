@@ -25,7 +25,7 @@ from fedml.cohort.dicom_files import is_image, open_dataset, reading
 from fedml.cohort.dicom_seg import read_seg
 from fedml.cohort.reasons import ItemError, Unusable
 from fedml.errors import InputError
-from fedml.study import Code
+from fedml.sections import Code
 
 log = logging.getLogger("fedml.site")
 

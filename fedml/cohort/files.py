@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from fedml.cohort.persons import Cohort
-from fedml.study import PARTS, Study
+from fedml.sections import PARTS
+from fedml.study import Study
 
 _TIFF_TILE = 256  # pixels a side of what is stored together; a multiple of 16
 

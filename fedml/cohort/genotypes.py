@@ -21,7 +21,7 @@ from fedml.cohort.packed import Packed
 from fedml.cohort.panel import Panel, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants import Dosages, Selection, open_source
 from fedml.errors import InputError
-from fedml.study import Variants
+from fedml.sections import Variants
 
 MEMORY_MB = 512  # for reading a genotype file, whatever its size
 _CELLS = 1 << 25  # dosages unpacked at a time

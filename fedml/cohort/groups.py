@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import codes, column, numbers
-from fedml.study import Evaluation
+from fedml.sections import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -36,7 +36,7 @@ from fedml.cohort.reasons import Aside, ItemError, Unusable
 from fedml.cohort.transforms import Preprocess, prepared, spacing_after, windowed
 from fedml.cohort.voxels import Counted, counted
 from fedml.errors import InputError
-from fedml.study import Code, ImageShape
+from fedml.sections import Code, ImageShape
 
 if TYPE_CHECKING:
     from fedml.cohort.image_cache import ImageCache

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fedml.cohort.nifti import open_nifti
 from fedml.cohort.pictures import open_picture
 from fedml.cohort.reasons import ItemError, Unusable
-from fedml.study import Code
+from fedml.sections import Code
 
 ENDINGS = (".nii.gz", ".nii", ".png", ".npy")
 _OFF = 0.25  # voxels that the corners of mask and image may lie apart

@@ -18,7 +18,7 @@ from fedml.cohort.image import FORMATS, channels_first
 from fedml.cohort.reasons import ItemError
 from fedml.cohort.transforms import prepared, windowed
 from fedml.errors import InputError
-from fedml.study import ImageShape
+from fedml.sections import ImageShape
 
 Window = tuple[float, float]
 
@@ -65,7 +65,8 @@ def prepare_one(
     spec = None if shape is None else shape.preprocess
     if spec is None:
         return np.asarray(image, np.float32)
-    return prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
+    made = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
+    return made.astype(np.float16).astype(np.float32)  # as the network saw those of the sites: ``image_cache`` keeps half precision
 
 
 def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from fedml.cohort.fingerprint import COMPLEMENT, ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
 from fedml.cohort.packed import Packed
 from fedml.cohort.variants import MISSING, Dosages, Variant
-from fedml.study import Variants
+from fedml.sections import Variants
 
 Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]

@@ -28,7 +28,8 @@ from fedml.cohort.panel import align
 from fedml.cohort.slides import Slides, pool_slides
 from fedml.cohort.variants import Dosages, Variant, to_text
 from fedml.cohort.voxels import Counted
-from fedml.study import PARTS, PartName, Study
+from fedml.sections import PARTS, PartName
+from fedml.study import Study
 
 if TYPE_CHECKING:
     import torch

@@ -32,7 +32,7 @@ from fedml.cohort.image import hold
 from fedml.cohort.reasons import Aside, ItemError, Unusable
 from fedml.cohort.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
-from fedml.study import Tiles
+from fedml.sections import Tiles
 
 if TYPE_CHECKING:
     import torch

@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from fedml.learning.device import autocast
 from fedml.learning.task import Counts, Task
-from fedml.study import Precision
+from fedml.sections import Precision
 
 Floats = npt.NDArray[np.float64]
 

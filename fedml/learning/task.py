@@ -21,7 +21,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from fedml.study import Study, normal
+from fedml.sections import normal
+from fedml.study import Study
 
 BINS = 4096
 LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1

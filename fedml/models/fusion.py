@@ -25,8 +25,9 @@ from fedml.models.mil import GatedAttention, embed
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
 from fedml.models.segmentation import build_segmentation_network
 from fedml.models.variants import build_table_network, build_variant_network
+from fedml.sections import TableNetwork
 from fedml.seeds import derive_seed, torch_seed
-from fedml.study import Study, TableNetwork
+from fedml.study import Study
 
 TILE_WIDTH = 64  # numbers of an image or tile that attention pools
 

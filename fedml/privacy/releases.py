@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Literal
 
 from fedml.errors import InputError
 from fedml.records import Phase
-from fedml.study import PartName, Study
+from fedml.sections import PartName
+from fedml.study import Study
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -1,0 +1,157 @@
+"""What tracking costs: 50 sites x 20 metrics x 100 rounds in MLflow, ours (`deliver` of the run's folder: runs, figures, artifacts, model)
+against one ``log_metric`` call for each of the sites' figures, on the same kind of store (SQLite).
+
+The run is a real one: 50 made-up sites of 30 persons, three clinical columns, a linear model. Each site has 20 figures a round: eight of
+training and eight of validation persons, the loss, bytes both ways, whether it took part.
+
+The peer logs the figures of the first rounds (``ROUNDS``) and is scaled to all: its calls are alike. Both stores are then read and held
+against each other over those rounds. The peer's time begins once its runs are made; ours includes that, and MLflow's imports do not count.
+
+    .venv/bin/python experiments/bench/tracking.py [ROUNDS]
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.bench.timing import machine, table
+
+SITES, ROUNDS, PERSONS = 50, 100, 30
+
+
+def make_run(folder: Path) -> Path:
+    """Runs the study over the sites; the run's folder."""
+    from clients.site import find_sites
+    from experiments.run import new_run, run
+    from fedml.study import Study, validate
+
+    names, rng = [f"site-{k:02d}" for k in range(SITES)], np.random.default_rng(0)
+    for name in names:
+        (folder / "sites" / name).mkdir(parents=True)
+        x = rng.normal(size=(PERSONS, 3))
+        y = (x.sum(1) + rng.normal(size=PERSONS) > 0).astype(int)
+        ids = [f"{name}-{k}" for k in range(PERSONS)]
+        rows = zip(ids, x, strict=True)
+        (folder / "sites" / name / "clinical.csv").write_text("id,a,b,c\n" + "".join(f"{i},{r[0]},{r[1]},{r[2]}\n" for i, r in rows))
+        (folder / "sites" / name / "persons.csv").write_text("id,y\n" + "".join(f"{i},{v}\n" for i, v in zip(ids, y, strict=True)))
+        manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
+        (folder / "sites" / name / "site.toml").write_text(manifest)
+    plan = {
+        "study": {"name": "wide"},
+        "cohort": {"inputs": ["clinical"], "target": "y", "classes": [0, 1], "split": {"train": 0.5, "val": 0.25, "test": 0.25},
+                   "clinical": {"columns": ["a", "b", "c"]}},
+        "model": {"clinical": {"net": "linear"}},
+        "federation": {"sites": names, "rounds": ROUNDS},
+    }  # fmt: skip
+    study = validate(Study, plan, "the bench's study")
+    made = new_run(study, folder / "runs", None, engine="local", job="train")
+    ended = run(study, find_sites(folder / "sites", names)[0], engine="local", run=made, sites_folder=folder / "sites")
+    if ended.status != "finished":
+        raise SystemExit(ended.reason)
+    return made
+
+
+def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
+    """(site, name, value, milliseconds, step) of every figure of a site in a round."""
+    from fedml.runlog import read_events
+
+    out = []
+    for event in read_events(run)[0]:
+        if event["event"] != "round":
+            continue
+        stamp, number = int(event["time"] * 1000), event["round"]
+        for site, row in event["sites"].items():
+            for part, scores in event["metrics"].items():
+                out += [(site, f"{part}/{k}", v, stamp, number - 1) for k, v in scores["sites"][site].items() if v is not None]
+            out += [(site, f"round/{k}", float(row[k]), stamp, number) for k in ("train_loss", "bytes_out", "bytes_in")]
+            out.append((site, "round/took_part", 1.0, stamp, number))
+    return out
+
+
+def ours(run: Path, uri: str) -> float:
+    """Seconds to deliver the run's folder to a fresh store."""
+    from fedml.study import parse_study
+    from fedml.tracking import deliver
+
+    os.environ["MLFLOW_TRACKING_URI"] = uri
+    study = parse_study((run / "study.json").read_text())
+    began = time.perf_counter()
+    deliver(run, study)
+    return time.perf_counter() - began
+
+
+def peer(told: list[tuple[str, str, float, int, int]], uri: str) -> float:
+    """Seconds for one ``log_metric`` call a figure, to a store with a run a site."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    number = client.create_experiment("wide")
+    runs = {site: client.create_run(number, run_name=site).info.run_id for site in dict.fromkeys(row[0] for row in told)}
+    began = time.perf_counter()
+    for site, name, value, stamp, step in told:
+        client.log_metric(runs[site], name, value, stamp, step)
+    return time.perf_counter() - began
+
+
+def histories(uri: str, steps: int) -> dict[tuple[str, str], list[tuple[int, float, int]]]:
+    """(site, metric) -> (step, value, milliseconds) up to a step, of the figures that the peer has too."""
+    from mlflow import MlflowClient
+
+    client, out = MlflowClient(uri), {}
+    for run in client.search_runs([client.get_experiment_by_name("wide").experiment_id]):
+        site = run.info.run_name.rpartition("/")[2]
+        for name in run.data.metrics if site.startswith("site-") else ():
+            found: list[Any] = client.get_metric_history(run.info.run_id, name)
+            last = steps - (not name.startswith("round/"))
+            kept = sorted((m.step, m.value, m.timestamp) for m in found if m.step <= last)
+            if kept:
+                out[site, name] = kept
+    return out
+
+
+def main() -> None:
+    """Prints the machine and one table."""
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chdir(folder)
+        run = make_run(folder)
+        told = figures(run)
+        first = [row for row in told if row[4] + (not row[1].startswith("round/")) <= rounds]
+        from mlflow import MlflowClient
+
+        uris = {who: f"sqlite:///{folder / who}.db" for who in ("ours", "peer")}
+        for uri in uris.values():  # makes the tables: MLflow's own cost, of both
+            MlflowClient(uri).search_experiments()
+        from fedml import scoring  # noqa: F401 - torch and mlflow are imported before the clock runs
+
+        theirs = peer(first, uris["peer"])
+        mine = ours(run, uris["ours"])
+        whole = theirs * len(told) / len(first)
+        equal = histories(uris["ours"], rounds) == histories(uris["peer"], rounds)
+        load = os.getloadavg()[0]
+    print(machine())
+    table(
+        f"{len(told)} figures of {SITES} sites over {ROUNDS} rounds; load {load:.1f}",
+        ("", "s", "figures/s"),
+        [
+            ("ours, the whole record", f"{mine:.1f}", f"{len(told) / mine:.0f}"),
+            (f"one call each, {len(first)} figures measured", f"{theirs:.1f}", f"{len(first) / theirs:.0f}"),
+            ("one call each, scaled to all", f"{whole:.0f}", ""),
+            ("one call each / ours", f"{whole / mine:.1f}", ""),
+        ],
+    )
+    print(f"the same figures in both stores: {'yes' if equal else 'NO'}")
+    if not equal:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,244 @@
+"""The sections of results: by site, by subgroup, curves and calibration, learning. As ``experiments.report.sections``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.record import Record
+from experiments.report import plots, words
+from experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
+from experiments.report.numbers import COUNTED, pointer
+from experiments.report.words import PARTS, interval_of, join, named, outcome
+
+Found = Mapping[str, Any]
+ALL_SITES = "all sites"
+MOST_LINES = 6  # sites with a colour of their own
+
+
+def _lines(found: Found, curves: Mapping[str, Sequence[plots.Value]], x: Sequence[float]) -> list[plots.Series]:
+    """A line a site; of many sites only the worst has a colour."""
+    out = []
+    for k, (name, y) in enumerate(curves.items()):
+        few = len(curves) <= MOST_LINES
+        colour = plots.COLOURS[k] if few else plots.VERMILLION if name == found["worst"] else plots.GREY
+        dash = plots.DASHES[k] if few else ""
+        out.append(plots.Series(name, x, y, colour, dash, 1.8 if few or name == found["worst"] else 0.7))
+    return out
+
+
+def learning(record: Record, found: Found) -> str:
+    """The measure and the loss over rounds."""
+    curves, made = found["curves"], []
+    if not record.rounds:
+        return ""
+    measure = named(found["measure"])
+    if curves["rounds"] and any(y is not None for y in curves["all"]):
+        whole = plots.Series(ALL_SITES, curves["rounds"], curves["all"], plots.INK, "", 2.8)
+        kept = {s: y for s, y in curves["sites"].items() if any(v is not None for v in y)}
+        lines = [whole, *_lines(found, kept, curves["rounds"])]
+        shown = lines if len(kept) <= MOST_LINES else [line for line in lines if line.colour != plots.GREY]
+        first, last = (next(y for y in ys if y is not None) for ys in (curves["all"], curves["all"][::-1]))
+        alt = f"{measure} of {PARTS[curves['part']]} persons by round: all sites from {written(first)} to {written(last)}."
+        svg = plots.curves(shown, "round", words.SHORT[found["measure"]], alt, least=0.1)
+        made.append(picture(svg, f"{measure} by round", f"Of the model as it arrives in a round, on {PARTS[curves['part']]} persons."))
+    kept = {s: y for s, y in curves["loss"].items() if any(v is not None for v in y)}
+    if kept:
+        lines = _lines(found, kept, curves["loss_rounds"])
+        shown = lines if len(kept) <= MOST_LINES else [line for line in lines if line.colour != plots.GREY]
+        svg = plots.curves(shown or lines[:MOST_LINES], "round", "training loss (mean over persons)", "Training loss by round and site.")
+        made.append(picture(svg, "Training loss by round", "Mean over a site's training persons while it trains."))
+    if not made:
+        return section("learning", "Learning curves", paragraph("No measure and no loss was told in the rounds."))
+    at = [0, (len(curves["rounds"]) - 1) // 2, len(curves["rounds"]) - 1] if curves["rounds"] else []
+    at = sorted(set(at))
+    heads = ["site", *(f"round {curves['rounds'][k]}" for k in at)]
+    rows: list[list[Cell]] = [[ALL_SITES, *(Number(pointer("curves", "all", k)) for k in at)]]
+    rows += [[s, *(Number(pointer("curves", "sites", s, k)) for k in at)] for s in curves["sites"]]
+    numbers = table(found, f"{measure} of {PARTS.get(curves['part'], '')} persons by round", heads, rows) if at else ""
+    return section("learning", "Learning curves", f'<div class="plots">{"".join(made)}</div>', numbers)
+
+
+def _columns(found: Found, names: Sequence[str]) -> list[str]:
+    return ["", "persons", *(named(n) for n in names)]
+
+
+def _estimates(found: Found, where: tuple[str, ...], label: str, names: Sequence[str]) -> list[Cell]:
+    return [label, Number(pointer(*where, "persons"), "count"), *(Number(pointer(*where, "metrics", n), "estimate") for n in names)]
+
+
+def _whole(found: Found) -> list[str]:
+    """Measures of all classes together, the first one first."""
+    names = [n for n in found["scores"]["all"]["metrics"] if "/" not in n]
+    return sorted(names, key=lambda n: n != found["measure"])
+
+
+def _methods(found: Found) -> str:
+    """How each interval was made, and why some have none."""
+    by: dict[str, list[str]] = {}
+    for row in (found["scores"]["all"], *found["scores"]["sites"].values(), *found["scores"]["groups"].values()):
+        for name, e in row["metrics"].items() if row else ():
+            if e["method"] != "count" and (e["method"].startswith("none") or "degrees" not in e["method"]):
+                by.setdefault(e["method"], []).append(name)
+            elif e["method"] != "count":
+                by.setdefault("Student's t", []).append(name)
+    said = {m: f"{m.removeprefix('none: ')} ({', '.join(dict.fromkeys(named(n.partition('/')[0]) for n in ns))})" for m, ns in by.items()}
+    made = [text for m, text in said.items() if not m.startswith("none")]
+    none = [text for m, text in said.items() if m.startswith("none")]
+    first = f"Below a measure: its 95 % interval over persons such as these, by {'; '.join(made)}." if made else ""
+    return " ".join(filter(None, [first, f"No interval: {'; '.join(none)}." if none else ""]))
+
+
+def _bounds(found: Found) -> tuple[float, float] | None:
+    return None if found["measure"] == "mae" else (0.0, 1.0)
+
+
+def _forest(found: Found, rows: Mapping[str, Any], about: str) -> str:
+    """Values of the main measure by ``rows``, then of all."""
+    name = found["measure"]
+
+    def row(label: str, own: Any, total: bool = False) -> plots.Row:
+        e = own["metrics"][name]
+        return plots.Row(label, own["persons"], e["value"], e["low"], e["high"], total)
+
+    made = [*(row(label, own) for label, own in rows.items() if own), row(ALL_SITES, found["scores"]["all"], True)]
+    told = "; ".join(f"{label} {interval_of(own['metrics'][name])}" for label, own in rows.items() if own)
+    guess = 0.5 if name == "auroc" else None
+    alt = f"{named(name)} by {about}, with 95 % intervals: {told}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
+    svg = plots.forest(made, f"{named(name)}, with 95 % interval", alt, bounds=_bounds(found), at=guess if _crosses(made, 0.5) else None)
+    caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: all sites together."
+    return picture(svg, f"{named(name)} by {about}", caption + (" Black line: a guess." if guess and _crosses(made, 0.5) else ""))
+
+
+def _crosses(rows: Sequence[plots.Row], at: float) -> bool:
+    return any(r.low is not None and r.low < at + 0.1 for r in rows)
+
+
+def by_site(record: Record, found: Found) -> str:
+    """The measures of all and of each site, with intervals."""
+    score = found["scores"]["all"]
+    if score is None:
+        return ""
+    names = _whole(found)
+    rows = [_estimates(found, ("scores", "all"), ALL_SITES, names)]
+    for site, own in found["scores"]["sites"].items():
+        label = f"{site} (worst)" if site == found["worst"] else site
+        rows.append(_estimates(found, ("scores", "sites", site), label, names) if own else [site, "nobody", *[""] * len(names)])
+    kinds = dict.fromkeys(n.partition("/")[0] for n in (*names, *score["metrics"]))
+    kinds = dict.fromkeys("hd95" if n.startswith("hd95") else n for n in kinds)
+    meaning = [(named(n) if n != "hd95" else "HD95", words.MEANING[n]) for n in kinds if n in words.MEANING]
+    body = [_forest(found, found["scores"]["sites"], "site")]
+    body += [table(found, f"Measures on {PARTS[found['part']]} persons", _columns(found, names), rows, _methods(found))]
+    return section("by-site", "Results by site", *body, *_by_class(found), "<h3>What the measures mean</h3>", terms(meaning))
+
+
+def _by_class(found: Found) -> list[str]:
+    """Measures of a class, as those of segmentation are: a table of all sites, and one of sites by class."""
+    names = [n for n in found["scores"]["all"]["metrics"] if "/" in n]
+    kinds = list(dict.fromkeys(n.partition("/")[0] for n in names))
+    classes = list(dict.fromkeys(n.partition("/")[2] for n in names))
+    out = []
+    for c in classes:
+        rows: list[list[Cell]] = []
+        for label, where in ((ALL_SITES, ("all",)), *((s, ("sites", s)) for s, own in found["scores"]["sites"].items() if own)):
+            rows.append([label, *(Number(pointer("scores", *where, "metrics", f"{k}/{c}"), "estimate") for k in kinds)])
+        note = "Missed: persons with the class in one mask only; HD95 is not defined in them." if "missed" in kinds else ""
+        out.append(table(found, f"Class {c}", ["", *(words.NAMES.get(k, k) for k in kinds)], rows, note))
+    return out
+
+
+def subgroups(record: Record, found: Found) -> str:
+    """The measures by the groups that the study names; who is hidden is said."""
+    groups = found["scores"]["groups"]
+    if found["scores"]["all"] is None:
+        return ""
+    if not groups:
+        return section("subgroups", "Subgroups", paragraph("The study names none ([evaluation] in a study does)."))
+    names = [n for n in _whole(found) if n.partition("/")[0] not in COUNTED]
+    measured = [s for s, own in found["scores"]["sites"].items() if own]
+    rows: list[list[Cell]] = []
+    for label, own in groups.items():
+        if own is None:
+            rows.append([label, "hidden at every site, or nobody", *[""] * (len(names) + 1)])
+            continue
+        silent = [s for s in measured if s not in own["sites"]]
+        rows.append([*_estimates(found, ("scores", "groups", label), label, names), join(silent) or "none"])
+    note = (
+        "A site tells of a group only where enough persons are in it and outside it (its min_count, and the study's); persons of sites "
+        "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance."
+    )
+    heads = [*_columns(found, names), "not told by"]
+    shown = {label: own for label, own in groups.items() if own}
+    plot = _forest(found, shown, "subgroup") if shown else ""
+    return section("subgroups", "Subgroups", plot, table(found, f"Measures on {PARTS['test']} persons by subgroup", heads, rows, note))
+
+
+def discrimination(record: Record, found: Found) -> str:
+    """ROC and reliability curves, calibration, confusion."""
+    if "by_class" not in found:
+        return ""
+    if not found["by_class"]:
+        why = "The counts were noised for privacy: a curve or a calibration of them would be of the noise."
+        return section("calibration", "Discrimination and calibration", paragraph(why), _confusion(record, found))
+    two = len(found["classes"]) == 2
+    lines = []
+    for k, (c, own) in enumerate(found["by_class"].items()):
+        name = outcome(record, found, int(c))
+        colour, dash = plots.COLOURS[k % len(plots.COLOURS)], plots.DASHES[k % len(plots.DASHES)]
+        lines.append(plots.Series(name, own["roc"]["x"], own["roc"]["y"], colour, dash, 2.2))
+    auroc = interval_of(found["scores"]["all"]["metrics"]["auroc"])
+    alt = f"ROC curve of {PARTS[found['part']]} persons of all sites; area (AUROC) {auroc}."
+    caption = f"All sites together, AUROC {auroc}. Each point is a threshold on the risk."
+    made = [picture(plots.roc_plot(lines, alt), "ROC curve", caption)] if any(line.x for line in lines) else []
+    for c, own in found["by_class"].items():
+        rows = "; ".join(f"predicted {written(g['predicted'])}, observed {written(g['observed'])}" for g in own["groups"])
+        title = f"Reliability of the risk of {outcome(record, found, int(c))}"
+        caption = "Groups of about equally many persons; bars: 95 % intervals; dashed: perfect. Below it the model says too much risk, "
+        made.append(picture(plots.reliability_plot(own["groups"], f"{title}: {rows}."), title, f"{caption}above it too little."))
+    body = [paragraph(words.calibrated(found)), f'<div class="plots">{"".join(made)}</div>', _calibration(record, found)]
+    body += [_groups(record, found)] if two else []
+    return section("calibration", "Discrimination and calibration", *body, _confusion(record, found))
+
+
+_CALIBRATION = {
+    "slope": "slope", "intercept": "intercept", "in_the_large": "in the large", "expected_observed": "expected / observed"
+}  # fmt: skip
+
+
+def _calibration(record: Record, found: Found) -> str:
+    rows: list[list[Cell]] = []
+    two = len(found["classes"]) == 2
+    for c, own in found["by_class"].items():
+        label = ALL_SITES if two else f"class {found['classes'][int(c)]}"
+        places = [(label, ("all",)), *(((s, ("sites", s)) for s in own["sites"]) if two else ())]
+        for name, where in places:
+            at = ("by_class", c, *where)
+            cells: list[Cell] = [name, Number(pointer(*at, "persons"), "count"), Number(pointer(*at, "cases"), "count")]
+            cells += [Number(pointer(*at, key), "estimate") for key in _CALIBRATION]
+            rows.append([*cells, Number(pointer(*at, "error"))])
+    note = (
+        "Slope and intercept: of the outcome's log-odds on the model's, 1 and 0 if perfect; slope below 1: risks too extreme. In the "
+        "large: the intercept with slope 1; below 0 if risks are too high. Error: mean distance of predicted from observed in ten equally "
+        "wide groups of risk."
+    )
+    heads = ["", "persons", "with it", *_CALIBRATION.values(), "error"]
+    return table(found, f"Calibration on {PARTS[found['part']]} persons, with 95 % intervals", heads, rows, note)
+
+
+def _groups(record: Record, found: Found) -> str:
+    rows: list[list[Cell]] = []
+    for k in range(len(found["by_class"]["1"]["groups"])):
+        at = ("by_class", "1", "groups", k)
+        cells: list[Cell] = [str(k + 1), Number(pointer(*at, "persons"), "count")]
+        rows.append([*cells, *(Number(pointer(*at, key)) for key in ("predicted", "observed", "low", "high"))])
+    heads = ["group", "persons", "predicted risk", "observed share", "95 %, low", "95 %, high"]
+    return table(found, "Reliability curve, in numbers", heads, rows)
+
+
+def _confusion(record: Record, found: Found) -> str:
+    classes = found["classes"]
+    rows: list[list[Cell]] = [
+        [f"truly {c}", *(Number(pointer("confusion", k, j), "count") for j in range(len(classes)))] for k, c in enumerate(classes)
+    ]
+    caption = f"Persons by true and most probable class of {record.study.cohort.target}"
+    return table(found, caption, ["", *(f"held for {c}" for c in classes)], rows)
