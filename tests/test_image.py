@@ -240,3 +240,17 @@ def test_files_of_persons_who_are_not_in_the_table_are_not_read(tmp_path: Path) 
     put(tmp_path, ".png", GREY)
     (tmp_path / "stranger.png").write_bytes(b"broken")
     assert len(read_images(tmp_path, "png", IDS, None).person) == 3
+
+
+@pytest.mark.parametrize("member", ["images", "masks"])
+def test_an_npz_that_unpacks_to_far_more_than_it_is_is_refused_before_it_is(tmp_path: Path, member: str) -> None:
+    import tracemalloc
+
+    arrays = {"ids": np.array(["p1"] * 4), "images": np.zeros((4, 8, 8), np.uint8), "masks": np.zeros((4, 8, 8), np.uint8)}
+    arrays[member] = np.zeros((4, 5000, 5000), np.uint8)
+    np.savez_compressed(tmp_path / "bomb.npz", **arrays)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"bomb.npz: cannot be read as .npz .*(unpacks to|larger than its images)"):
+        read_images(tmp_path / "bomb.npz", "npz", ["p1"], None, codes=(0, 1))
+    assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    tracemalloc.stop()

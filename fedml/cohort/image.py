@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort import masks as mask_files
+from fedml.cohort.bounds import require_plausible
 from fedml.cohort.deidentified import Deidentification
 from fedml.cohort.items import Item, Raw
 from fedml.cohort.mapped import Stored, mapped
@@ -342,6 +343,11 @@ def _files(
 def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None) -> Iterator[_Found]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            sizes = {entry.filename: (entry.compress_size, entry.file_size) for entry in arrays.zip.infolist()}
+            for name in ("ids.npy", "images.npy"):  # masks are mostly nothing, and are held against the images
+                require_plausible(path, *sizes.get(name, (0, 0)))
+            if sizes.get("masks.npy", (0, 0))[1] > 8 * sizes.get("images.npy", (0, 0))[1] + 4096:
+                raise ValueError("its masks are larger than its images")
             ids, images = arrays["ids"].astype(str), arrays["images"]
             drawn = arrays["masks"] if codes is not None and "masks" in arrays else None
     except FileNotFoundError as error:
