@@ -167,7 +167,9 @@ def test_a_truncated_file_is_named(tmp_path: Path, ending: str, kind: str, pictu
     broken = tmp_path / f"p2{ending}"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: int(kept if kept in (0, 10) else kept * len(whole))])
-    told = str(pytest.raises(InputError, read_images, tmp_path, kind, IDS, None).value)
+    with pytest.raises(InputError) as raised:
+        read_images(tmp_path, kind, IDS, None)
+    told = str(raised.value)
     assert told.startswith(str(broken))
     assert any(words in told for words in (f"cannot be read as {kind}", "is cut short", "is empty"))
     assert "\n" not in told
