@@ -205,6 +205,7 @@ def track(
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
     from fedml.runlog import STUDY
+    from fedml.store import told_plainly
     from fedml.study import parse_study
     from fedml.tracking import deliver, deliver_owed
 
@@ -226,7 +227,8 @@ def track(
     study = parse_study((run_folder / STUDY).read_text())
     # Whoever told the run by a pipe closes it when nothing more will be written.
     settle = sys.stdin.read if told and follow else lambda: ""
-    print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
+    with told_plainly():
+        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
 
 
 @app.command()
@@ -240,8 +242,10 @@ def promote(
     Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
     """
     from experiments.promote import promote as register
+    from fedml.store import told_plainly
 
-    made = register(run_folder, alias, margin)
+    with told_plainly():
+        made = register(run_folder, alias, margin)
     print(f"{made.name} version {made.number} is the {alias}: models:/{made.name}@{alias}")
 
 

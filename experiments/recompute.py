@@ -68,6 +68,9 @@ def value_differs(told: Any, fresh: Any, where: str, whole: bool = True, toleran
             return f"{where} has {len(told)} values where the run gives {len(fresh)}"
         pairs = enumerate(zip(told, fresh, strict=True))
         return next((w for i, (a, b) in pairs if (w := value_differs(a, b, f"{where}/{i}", whole, tolerance))), None)
+    if isinstance(told, str) and isinstance(fresh, str) and " " in told and not whole:  # a sentence of other code
+        found = numbers_differ(told, fresh)
+        return found and f"{where} {found}"
     if _number(told) and _number(fresh):
         return None if near(told, fresh, tolerance) else f"{where} says {told!r} where the run gives {fresh!r}"
     return None if type(told) is type(fresh) and told == fresh else f"{where} says {_short(told)} where the run gives {_short(fresh)}"

@@ -35,6 +35,9 @@ class Version:
 def holder(client: Any, name: str, alias: str) -> Version | None:
     """The version that an alias points to; None where there is no such model or alias."""
     from mlflow.exceptions import MlflowException
+
+    if not client.search_registered_models(f"name = '{name}'"):  # a server with accounts forbids to ask of what is not there
+        return None
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
     try:

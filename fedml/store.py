@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from fedml.errors import RunError
 
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
@@ -16,6 +21,7 @@ _FILE = "sqlite:///"
 # A server that is down is given up on in seconds, not in MLflow's minutes: the run's folder has everything.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `fedml track` prints a run's id
 
 
 def store() -> str:
@@ -31,6 +37,18 @@ def store_key(uri: str) -> str:
         parts = urlsplit(uri)
         plain = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
     return hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Inside the block MLflow's own errors become a ``RunError`` of one sentence, without the store's password."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        shown = re.sub(r"//[^/@]*@", "//", f"{store()}: MLflow did not do it ({' '.join(str(error).split())[:600]})")
+        raise RunError(f"{shown}; the run's folder has everything, try again (docs/tracking.md).") from error
 
 
 def versions() -> dict[str, str]:

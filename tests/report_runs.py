@@ -95,7 +95,7 @@ def private(folder: Path, *, noised: bool = False) -> Record:
 def missing(folder: Path, quorum: int) -> Record:
     """Site b is not there: with a quorum of 1 the run goes on, with one of 2 it fails."""
     manifest = clinical_site(folder / "a", "a", 60, 1)
-    study = make_study(federation__quorum=quorum, federation__timeout=1, study__question=EVIL)
+    study = make_study(federation__quorum=quorum, federation__timeout=6 if quorum == 1 else 1, study__question=EVIL)
     run = new_run(study, folder / "runs", None, engine="local", job="train")
     try:
         run_nodes(study, [{"manifest": str(manifest)}], run)

@@ -79,3 +79,28 @@ def rows_of(name: str, seeds: list[int], tmp_path: Path) -> dict[str, dict[str, 
     data = None if name == "lesions" else public_data("wbc_two_labs" if name == "wbc" else "medmnist").parent
     prepare(name, tmp_path / name, data=data, say=lambda _: None)
     return {row["who"]: row for row in parity(STUDIES / f"{name}.toml", tmp_path / name, seeds, "test", tmp_path / "runs")}
+
+
+@pytest.mark.long
+def test_wbc_is_near_pooled_in_both_laboratories(tmp_path: Path) -> None:
+    rows = rows_of("wbc", [0], tmp_path)
+    for lab, least in {"tecom": 0.92, "cellavision": 0.89}.items():
+        assert np.mean(rows[lab]["federated"]) >= least, rows[lab]
+        assert rows[lab]["difference"].value >= -0.02, rows[lab]
+
+
+@pytest.mark.long
+def test_adrenal_is_near_pooled_over_three_seeds(tmp_path: Path) -> None:
+    row = rows_of("adrenal", [0, 1, 2], tmp_path)["all"]
+    assert row["persons"] == 298  # the official test glands, all of them
+    assert np.mean(row["pooled"]) >= 0.8
+    assert row["difference"].value >= -0.03, row
+    assert row["difference"].low < row["difference"].value < row["difference"].high
+
+
+@pytest.mark.long
+def test_lesions_are_found_on_every_scanner(tmp_path: Path) -> None:
+    rows = rows_of("lesions", [0], tmp_path)
+    assert np.mean(rows["all"]["federated"]) >= 0.72
+    assert rows["all"]["difference"].value >= -0.06, rows["all"]
+    assert min(np.mean(rows[site]["federated"]) for site in rows) >= 0.6

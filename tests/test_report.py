@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -22,7 +23,7 @@ from experiments.checklists import fill_all
 from experiments.checklists.facts import resolve as resolve_in_run
 from experiments.model_card import model_card
 from experiments.record import Record, read_record
-from experiments.report import NAME, embedded, figures, render, report_facts, write_report
+from experiments.report import NAME, embedded, figures, render, report_facts, words, write_report
 from experiments.report.numbers import resolve
 from experiments.report.plots import Row, Series, curves, forest, ticks
 from fedml.learning.calibration import calibration
@@ -217,6 +218,49 @@ def test_what_is_weak_or_hidden_is_said(pages: dict[str, Page]) -> None:
     assert "set aside" in pages["segmentation"].section("sites")
 
 
+def estimate(value: float, low: float, high: float) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "method": "Wald"}
+
+
+@pytest.mark.parametrize(
+    ("slope", "large", "said", "unsaid"),
+    [
+        (estimate(1.1, 0.8, 1.4), estimate(0.1, -0.2, 0.4), ["not shown to be wrong"], ["off", "extreme", "lower", "higher"]),
+        (estimate(0.5, 0.2, 0.8), estimate(0.1, -0.2, 0.4), ["extreme"], ["lower", "higher", "middle"]),
+        (estimate(1.9, 1.2, 2.6), estimate(0.1, -0.2, 0.4), ["close to the middle"], ["extreme", "on the whole"]),
+        (estimate(1.1, 0.8, 1.4), estimate(0.5, 0.2, 0.8), ["on the whole they are lower"], ["extreme", "higher"]),
+        (estimate(0.5, 0.2, 0.8), estimate(-0.5, -0.8, -0.2), ["on the whole they are higher", "extreme"], ["lower"]),
+    ],
+)
+def test_what_calibration_means_is_said(slope: dict[str, Any], large: dict[str, Any], said: list[str], unsaid: list[str]) -> None:
+    text = words.calibrated({"classes": ["0", "1"], "by_class": {"1": {"all": {"slope": slope, "in_the_large": large}}}})
+    assert all(phrase in text for phrase in said)
+    assert not any(phrase in text for phrase in unsaid)
+
+
+def test_the_weakest_are_named(records: dict[str, Record]) -> None:
+    record = records["two_classes"]
+    found = figures(record)
+    auroc = {label: row["metrics"]["auroc"]["value"] for label, row in found["scores"]["groups"].items() if row}
+    assert len(auroc) > 1
+    told = words.weak(record, found)
+    assert told[0].startswith(f"Weakest at {record.final['metrics']['test']['worst']}:")
+    assert told[1].startswith(f"Weakest of the subgroups told of, {min(auroc, key=auroc.__getitem__)}:")
+    errors = figures(records["regression"])
+    rmse = {site: row["metrics"]["rmse"]["value"] for site, row in errors["scores"]["sites"].items()}
+    assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final["metrics"]["test"]["worst"]
+
+
+def test_bytes_go_the_way_that_is_said(records: dict[str, Record]) -> None:
+    record = records["two_classes"]
+    flow = figures(record)["flow"]
+    rows = [e["sites"]["a"] for e in (*record.rounds, record.final)]
+    # The log is the server's: what went out of it went to the site.
+    assert flow["sites"]["a"]["to"]["total"] == sum(row["bytes_out"] for row in rows)
+    assert flow["sites"]["a"]["from"]["last"] == record.final["sites"]["a"]["bytes_in"]
+    assert flow["total"]["from"] > flow["total"]["to"], "replies carry counts beside the model"
+
+
 def test_missed_rounds_are_counted_by_reason(records: dict[str, Record], tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(records["two_classes"].run, run)
@@ -266,8 +310,8 @@ def test_the_command_writes_the_page_or_says_why_not(records: dict[str, Record],
     done = command("fedml", "report", run, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (run / NAME).read_text(encoding="utf-8") == render(read_record(run))
-    for words in ((tmp_path,), (run, "-o", tmp_path / "none" / "r.html")):
-        bad = command("fedml", "report", *words, cwd=tmp_path)
+    for line in ((tmp_path,), (run, "-o", tmp_path / "none" / "r.html")):
+        bad = command("fedml", "report", *line, cwd=tmp_path)
         assert bad.returncode == 2
         assert len(bad.stderr.strip().splitlines()) == 1
         assert "Traceback" not in bad.stderr

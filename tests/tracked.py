@@ -49,7 +49,8 @@ def free_port() -> int:
 @contextmanager
 def process(words: list[str], port: int, cwd: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A server as a process, from when it answers; it is ended with the block."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | environment
+    own = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | own | environment
     with (cwd / f"server-{port}.log").open("ab") as log:
         started = subprocess.Popen(words, cwd=cwd, env=env, stdout=log, stderr=log, start_new_session=True)
     try:

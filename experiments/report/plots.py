@@ -79,8 +79,9 @@ def _limits(values: Sequence[float], least: float = 0.0) -> tuple[float, float]:
     low, high = min(values), max(values)
     if high - low < least:
         low, high = (low + high - least) / 2, (low + high + least) / 2
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
+    size = max(abs(low), abs(high))
+    if high - low <= 1e-9 * max(size, 1e-3):  # one value, to rounding
+        low, high = low - (size if size > 1e-3 else 1) / 10, high + (size if size > 1e-3 else 1) / 10
     marks = ticks(low, high)
     step = marks[1] - marks[0] if len(marks) > 1 else (high - low) / 5
     return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
