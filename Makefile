@@ -38,11 +38,17 @@ check: install
 test: check
 	$(BIN)/python -m pytest -m "not long"
 
-test-all: check
-	$(BIN)/python -m pytest
+test-all: check .venv-validate/.installed
+	FEDML_ROCRATE_PYTHON=$(CURDIR)/.venv-validate/bin/python $(BIN)/python -m pytest
+
+# The RO-Crate validator wants another rich than Flower, so it has an environment of its own.
+.venv-validate/.installed:
+	test -x .venv-validate/bin/python || $(PYTHON) -m venv .venv-validate
+	.venv-validate/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0"
+	touch $@
 
 bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf $(VENV) out build *.egg-info
+	rm -rf $(VENV) .venv-validate out build *.egg-info
