@@ -101,7 +101,9 @@ def missing(folder: Path, quorum: int) -> Record:
         run_nodes(study, [{"manifest": str(manifest)}], run)
     except RunError:
         assert quorum == 2
-    return read_record(run)
+    record = read_record(run)
+    assert record.status == ("finished" if quorum == 1 else "failed")
+    return record
 
 
 KINDS: dict[str, Callable[[Path], Record]] = {
