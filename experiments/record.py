@@ -29,7 +29,7 @@ class SiteRecord:
     persons: part -> persons a class (empty under privacy of a patient, where nobody counts). rounds: those it took part in. missed: reason
     -> rounds. policy: what it disclosed, None if nothing. quarantined: reason -> persons (-1: a few). dataset: SHA-256 of what it read.
     metrics: part -> its own. epsilon: what its persons have borne, None without. journal: head and entries as last told. bytes_in,
-    bytes_out: to and from the site over the rounds and the last evaluation.
+    bytes_out: from and to the site (as the server sees them) over the rounds and the last evaluation.
     """
 
     name: str

@@ -46,7 +46,7 @@ def figures(record: Record) -> dict[str, Any]:
         "run": {
             "id": record.run_id, "status": record.status, "engine": start.get("engine"), "began": start.get("time"),
             "seconds": end["time"] - start["time"] if end else None, "rounds": len(record.rounds),
-            "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.study.sha256,
+            "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.start["study_sha256"],
             "weights_sha256": record.final.get("weights_sha256"), "parameters": record.agreed.get("parameters"),
         },
         "measure": MEASURE[task.name], "part": part, "higher": task.higher, "classes": classes, "scores": scores,

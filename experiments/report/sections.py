@@ -204,7 +204,12 @@ def check(record: Record, found: Found) -> str:
     )
     more = ["<h3>SHA-256 of the data that a site read</h3>", terms(data)] if data else []
     more += ["<h3>Last entry of a site's journal</h3>", terms(heads)] if heads else []
-    line = f"<p><code>fedml report {escape(record.run_id)} -o again.html &amp;&amp; sha256sum again.html report.html</code></p>"
+    lines = (
+        f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
+        "fedml verify run.zip    # of a bundle (fedml bundle): hashes, signature, every figure and epsilon anew, offline",
+        "fedml reproduce run.zip --sites FOLDER    # where the sites' data are: the same bits, or where they first differ",
+    )
+    line = "".join(f"<p><code>{escape(one)}</code></p>" for one in lines)
     return section("check", "How to check it", paragraph(how), line, terms(rows), *more)
 
 
