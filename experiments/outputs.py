@@ -25,7 +25,7 @@ _PERSONS = 64  # at a time
 @dataclass(frozen=True)
 class Outputs:
     """Of all sites' test persons, in one order: ``person`` (site/id), ``site`` (its name), ``truth`` (class or number) and ``output``:
-    (persons, classes) probabilities, (persons,) numbers, or (persons,) mean Dice over the classes that occur, NaN where none does."""
+    (persons, classes) probabilities, (persons,) numbers, or (persons, classes) Dice, NaN where a class neither is nor is said to be."""
 
     person: npt.NDArray[np.str_]
     site: npt.NDArray[np.str_]
@@ -35,7 +35,8 @@ class Outputs:
     def statistic(self, task: str, metric: str) -> Statistic:
         """The task's watched metric of persons drawn so often."""
         if task == "segmentation":
-            return statistic("mean", self.truth, self.output)
+            each = [statistic("mean", self.truth, dice) for dice in self.output.T]
+            return lambda drawn: np.nanmean([one(drawn) for one in each], axis=0)
         return statistic(metric, self.truth, self.output)
 
 
@@ -66,8 +67,7 @@ def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outp
             truth.append(cohort.labels[chosen])
             if task.name == "segmentation":
                 counts = task.counts(out, task.truth(batch))
-                scored = counts["scored"] > 0
-                output.append(np.array([counts["dice_sum"][scored].mean() if scored.any() else np.nan]))
+                output.append(np.where(counts["scored"] > 0, counts["dice_sum"], np.nan)[None])
             elif task.name == "regression":
                 output.append(out[:, 0].double().numpy())
             else:

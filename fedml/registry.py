@@ -62,7 +62,11 @@ def register(client: Any, name: str, parent: str, model: str, tags: Mapping[str,
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=about)
     there = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(RUN_TAG) == tags[RUN_TAG]]
-    found = there[0] if there else client.create_model_version(name, f"models:/{model}", run_id=parent, tags=dict(tags), model_id=model)
+    found = (
+        there[0]
+        if there
+        else client.create_model_version(name, f"models:/{model}", run_id=parent, tags=dict(tags), model_id=model, await_creation_for=0)
+    )
     made = _version(found)
     client.set_registered_model_alias(name, alias, str(made.number))
     other = holder(client, name, CHALLENGER)

@@ -12,6 +12,7 @@ from command import command
 from conftest import clinical_site, make_plan, make_study, to_toml
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
+from test_segmentation_run import disc_site
 
 from clients.site import Site, read_site
 from experiments.compare import compare, compare_runs
@@ -93,6 +94,22 @@ def test_regression_compares_by_rmse(tmp_path: Path) -> None:
     told = summarise(study[0], compare(study, sites, ["pooled"], None, tmp_path / "runs", QUIET))
     assert told[1]["watched"]["metric"] == "rmse"
     assert told[1]["difference"]["p"] is not None
+
+
+def test_segmentation_compares_by_the_mean_dice_of_a_person(tmp_path: Path) -> None:
+    for name, persons, seed in (("a", 16, 1), ("b", 12, 2)):
+        disc_site(tmp_path / "sites" / name, name, persons, seed)
+    sites = {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+    plan = {"cohort__classes": [0, 1, 2], "model__task": "segmentation", "model__segmentation": {"channels": [8, 16]}}
+    study = [make_study(("image",), study__name="toy", **plan, training__lr=0.02, federation__rounds=2)]
+    rows = compare(study, sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    told = summarise(study[0], rows)
+    assert told[1]["watched"]["metric"] == "dice_mean_person"
+    assert told[1]["difference"]["low"] <= told[1]["difference"]["value"] <= told[1]["difference"]["high"]
+    own = rows[0].outputs
+    assert own is not None
+    assert float(np.nanmean(own.output, axis=0).mean()) == pytest.approx(rows[0].metrics["dice_mean_person"], abs=1e-12)
+    assert told[1]["difference"]["value"] == pytest.approx(rows[1].metrics["dice_mean_person"] - rows[0].metrics["dice_mean_person"])
 
 
 def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[str, Site]) -> None:

@@ -191,7 +191,7 @@ def test_a_guide_holds_no_block_that_nothing_checks() -> None:
     assert {language for guide, language in kinds if guide == JOIN} == {"sh", "toml", "ini", "text", "nft"}
     assert {language for guide, language in kinds if guide == RUN} == {"sh", "ini", "text"}
     text = [line.split()[0] for guide in BLOCKS for b in BLOCKS[guide] if b.language == "text" for line in b.text.splitlines()]
-    outside = {"useradd", "python3.11", "/srv/fedml/env/bin/pip", "systemctl", "mlflow"}
+    outside = {"useradd", "python3.11", "/srv/fedml/env/bin/pip", "systemctl", "fedml"}
     assert set(text) == outside, "only what wants root, installs, or stays in the foreground is left to the reader"
 
 

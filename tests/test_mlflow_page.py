@@ -15,7 +15,7 @@ from tracked import finished, free_port, process
 from fedml.tracking import deliver
 
 CHROMIUM = Path("/usr/bin/chromium")
-PRIVATE = {
+PRIVATE: dict[str, Any] = {
     "privacy__unit": "patient", "privacy__epsilon": 5.0, "privacy__delta": 1e-3, "privacy__persons": {"bergen": 40, "lund": 40},
     "privacy__ranges": {"x1": [0, 6], "x2": [-7, 5], "x3": [0, 200]},
 }  # fmt: skip

@@ -18,7 +18,7 @@ from fedml.errors import InputError
 from fedml.runlog import EVENTS, read_events
 
 Change = Callable[[list[dict[str, Any]]], object]
-PRIVATE = {
+PRIVATE: dict[str, Any] = {
     "privacy__unit": "patient", "privacy__epsilon": 5.0, "privacy__delta": 1e-3, "privacy__persons": {"bergen": 40, "lund": 40},
     "privacy__ranges": {"x1": [0, 6], "x2": [-7, 5], "x3": [0, 200]}, "federation__rounds": 1,
 }  # fmt: skip

@@ -104,7 +104,12 @@ def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.chdir(folder)
     before, calls = MlflowClient.set_terminated, list[str]()
-    monkeypatch.setattr(MlflowClient, "set_terminated", lambda *words: calls.append("ended") or before(*words))
+
+    def watched(client: MlflowClient, run_id: str, *words: Any) -> None:
+        calls.append(run_id)
+        before(client, run_id, *words)
+
+    monkeypatch.setattr(MlflowClient, "set_terminated", watched)
     first = deliver(run, study)
     assert calls == []  # it is whole: nothing is written
     client = MlflowClient(uri)

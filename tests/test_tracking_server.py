@@ -94,6 +94,6 @@ def test_a_slow_server_gets_it_all(folder: Path) -> None:
     with mlflow_server(folder, port), proxy(port, lambda _: time.sleep(0.4)) as through:
         told = run_it(folder, through)
         there = content(f"http://127.0.0.1:{port}")[told["run_id"]]
-    assert told["mlflow_run_id"]
+    assert told["mlflow_run_id"], told["said"]
     assert there["status"] == "FINISHED"
     assert [step for step, _, _ in there["metrics"]["round/seconds"]] == [1, 2]

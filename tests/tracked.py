@@ -87,10 +87,10 @@ def proxy(port: int, before: Callable[[int], None]) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def forward(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            body = self.chunks() if self.headers.get("Transfer-Encoding") else self.rfile.read(int(self.headers.get("Content-Length") or 0))
             before(next(count))
             onward = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-            headers = {k: v for k, v in self.headers.items() if k.lower() != "connection"}
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in {"connection", "transfer-encoding", "content-length"}}
             headers["Host"] = f"127.0.0.1:{port}"
             onward.request(self.command, self.path, body, headers)
             reply = onward.getresponse()
@@ -102,6 +102,15 @@ def proxy(port: int, before: Callable[[int], None]) -> Iterator[str]:
             self.send_header("Content-Length", str(len(told)))
             self.end_headers()
             self.wfile.write(told)
+
+        def chunks(self) -> bytes:
+            """A body in chunks (RFC 9112, section 7.1), as an empty file is sent."""
+            parts = []
+            while size := int(self.rfile.readline(), 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(parts)
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward
 

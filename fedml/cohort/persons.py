@@ -80,7 +80,7 @@ class Cohort:
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of all that was read of the persons, 32 bytes: the same data give the same, nothing of them follows from it."""
+        """SHA-256 of all that was read of the persons, 32 bytes: the same data give the same; who has them can tell, nobody else."""
         sha256 = hashlib.sha256("\n".join(self.ids).encode())
         tables = (self.labels, self.parts, self.clinical, *self.groups.values())
         dosage = None if self.variants is None else self.variants.dosage
