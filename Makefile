@@ -27,7 +27,7 @@ demo: install
 	$(BIN)/fedml run experiments/demo.toml --sites out/demo-sites
 	$(BIN)/fedml compare experiments/demo.toml --sites out/demo-sites --baselines local --truth out/demo-sites/truth.json
 	@echo
-	@echo "Where to look: $(BIN)/mlflow ui --backend-store-uri $${MLFLOW_TRACKING_URI:-sqlite:///mlflow.db}, then open http://127.0.0.1:5000"
+	@echo "Where to look: $(BIN)/fedml ui, then the link that it prints"
 
 check: install
 	$(BIN)/ruff check .
