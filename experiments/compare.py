@@ -84,6 +84,11 @@ def compare(
     Raises:
         InputError: bad site data. RunError: a run failed.
     """
+    if kinds and any(study.privacy.unit == "site" for study in studies):
+        raise InputError(
+            '[privacy] unit = "site" hides one site among several: pooled data or one site alone has no like of it; give --baselines "" or '
+            "--set privacy.unit=none."
+        )
     planted = _read_truth(truth) if truth else None
     rows: list[Trained] = []
     for study in studies:

@@ -2,13 +2,15 @@
 
 *Interval over persons*: bootstrap of persons within their site (Efron and Tibshirani 1993). Where seeds split persons differently, a
 person is drawn once for all seeds, so one who is tested with two seeds counts as one person. *Over seeds*: Student's t of the differences
-between runs with the same seed. A difference is the row's less the first row's, on the same persons and seeds.
+between runs with the same seed. A difference is the row's less the first row's, on the same persons and seeds; of runs that test others
+``method`` says how many are shared. p values are of one comparison each, not adjusted for how many there are.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy.typing as npt
 from experiments.compare import Trained
 from experiments.outputs import Outputs
 from fedml.learning.differences import Difference, Statistic, over_seeds, paired_bootstrap, unpaired
-from fedml.learning.intervals import Interval, interval
+from fedml.learning.intervals import FEW, Interval, interval
 from fedml.learning.task import make_task
 from fedml.sections import normal
 from fedml.study import Study
@@ -82,10 +84,24 @@ def _over_persons(study: Study, first: Sequence[Trained], mine: Sequence[Trained
     statistics = [of(own) for own in outputs]
     theirs, ours = _mean_of(statistics[: len(first)]), _mean_of(statistics[len(first) :])
     difference = paired_bootstrap(ours, theirs, len(everybody), seed=seed, site=site)
+    both, each = ({p for r in rows if r.outputs for p in r.outputs.person.tolist()} for rows in (first, mine))
+    if both != each:
+        difference = replace(difference, method=f"bootstrap; {len(both & each)} of {len(everybody)} persons are in both tests")
+    few = task.name == "classification" and min(int((o.truth == c).sum()) for o in outputs for c in range(len(study.cohort.classes))) < FEW
+    if few:  # a bootstrap of so few is too sure of itself
+        why = f"none: a class has fewer than {FEW} test persons"
+        difference = replace(difference, low=math.nan, high=math.nan, p=math.nan, method=why)
     if counted is not None:
         return _limits(counted), difference
     found = paired_bootstrap(ours, lambda drawn: np.zeros(len(drawn)), len(everybody), seed=seed, site=site)
     mean = float(np.mean([r.metrics[task.watched] for r in mine]))
+    if few or found.low == found.high:
+        return {
+            "mean": _number(mean),
+            "low": None,
+            "high": None,
+            "method": "none: too few persons of a class, or no draw differs",
+        }, difference
     shift = mean - found.value  # a run tells its AUROC by a histogram, which is off by less than 0.001
     method = f"bootstrap over persons, mean of {len(mine)} seeds"
     return {"mean": mean, "low": found.low + shift, "high": found.high + shift, "method": method}, difference

@@ -7,6 +7,9 @@ The rules, each of which refuses by itself:
   has found more than is claimed;
 - no site loses more than ``margin`` of the watched metric on its test persons against the champion. That compares anything only where
   the persons are the same: the same question, split and target, and the same SHA-256 of each site's data.
+
+The loss is one of point estimates: at a site with few test persons much of it is chance (`fedml compare` has its interval), and it is
+against today's champion alone, so small losses can add up over promotions.
 """
 
 from __future__ import annotations
@@ -142,8 +145,8 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
             raise InputError(f"{record.run}: {site.name} tested the champion {who} and not this run; promote a run that it tested.")
         if site.dataset is None or record.site(site.name).dataset != site.dataset:
             raise InputError(
-                f"{record.run}: the data of {site.name} are not those on which the champion {who} was tested, so no loss can be told; "
-                "run the champion's study again on today's data."
+                f"{record.run}: {site.name} read or prepared other data than for the champion {who}, so no loss can be told; "
+                "if its files have changed run the champion's study again, if the study's inputs differ see `fedml compare`."
             )
         old, new = other_scores[site.name].get(task.watched), mine[site.name].get(task.watched)
         if old is None:
@@ -153,7 +156,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
             told = "undefined" if new is None else f"{new:.3f}"
             raise InputError(
                 f"{record.run}: {site.name} would lose {loss:.3f} {task.watched} (champion {who} {old:.3f}, this run {told}), "
-                f"more than the margin of {margin:g}; it cannot be promoted."
+                f"more than the margin of {margin:g}, in {mine[site.name]['persons']:.0f} test persons; it cannot be promoted."
             )
 
 

@@ -34,6 +34,7 @@ def export_score(run: Path, out: Path) -> str:
     if "variants" not in study.cohort.inputs:
         raise InputError(f"{run}: its study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
     from fedml.models.variants import linear_score
+
     _, model = restore(run)
     try:
         weight, intercept = linear_score(model)

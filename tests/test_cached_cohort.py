@@ -291,3 +291,19 @@ def test_what_cannot_be_changed_at_random_is_one_sentence(plan: dict[str, Any], 
 
 def test_a_stated_shape_alone_prepares_nothing() -> None:
     assert ImageShape(size=(8, 8)).preprocess is None
+
+
+@pytest.mark.parametrize("window", [{"window": [0.0, 200.0]}, {"percentiles": [1.0, 99.0]}])
+def test_the_digest_of_the_data_sees_a_mask_that_changes(tmp_path: Path, window: dict[str, list[float]]) -> None:
+    """Also where only histograms are read before the sites have agreed on a window."""
+    from test_segmentation_run import disc_site
+
+    image = {"size": [16, 16], "crop": True, **window}
+    study = make_study(("image",), sites=("a",), cohort__classes=[0, 1, 2], model__task="segmentation", cohort__image=image)
+    site = read_site(disc_site(tmp_path / "a", "a", 20, 1))
+    before = read_cohort(site, study).digest
+    assert read_cohort(site, study).digest == before
+    with np.load(tmp_path / "a" / "images.npz") as arrays:
+        changed = {**arrays, "masks": arrays["masks"][:, ::-1]}
+    np.savez(tmp_path / "a" / "images.npz", **changed)
+    assert read_cohort(site, study).digest != before

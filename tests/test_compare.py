@@ -85,6 +85,22 @@ def test_persons_of_several_seeds_are_drawn_once(tmp_path: Path, sites: dict[str
     assert [alone[k] for k in ("value", "low", "high", "p")] == pytest.approx([many[k] for k in ("value", "low", "high", "p")], abs=1e-12)
 
 
+def test_of_few_persons_no_certainty_is_claimed(tmp_path: Path) -> None:
+    for at, name in enumerate("ab"):
+        clinical_site(tmp_path / "sites" / name, name, 60, at, labels=[int(k in (3, 30)) for k in range(60)])
+    sites = {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+    told = summarise(studies(1)[0], compare(studies(2), sites, ["pooled"], None, tmp_path / "runs", QUIET))
+    assert told[1]["difference"]["p"] is None
+    assert told[1]["difference"]["method"].startswith("none: a class has fewer than 5")
+    assert told[0]["watched"]["low"] is None
+
+
+def test_no_baseline_of_privacy_of_a_site(tmp_path: Path, sites: dict[str, Site]) -> None:
+    private = studies(1, privacy={"unit": "site", "noise_multiplier": 1.0, "ranges": {f"x{k}": [-10, 200] for k in (1, 2, 3)}})
+    with pytest.raises(InputError, match="no like of it"):
+        compare(private, sites, ["pooled"], None, tmp_path / "runs", QUIET)
+
+
 def test_regression_compares_by_rmse(tmp_path: Path) -> None:
     for at, name in enumerate("ab"):
         folder = tmp_path / "sites" / name
@@ -119,7 +135,7 @@ def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[s
     unpaired = summarise(study, counted)[1]["difference"]
     assert unpaired["method"].startswith("unpaired")
     study, paired = compare_runs(runs, tmp_path / "sites", QUIET)
-    assert summarise(study, paired)[1]["difference"]["method"].startswith("paired")
+    assert summarise(study, paired)[1]["difference"]["method"].endswith("persons are in both tests")  # two seeds split them anew
     assert [r.metrics for r in paired] == [r.metrics for r in counted] == [r.metrics for r in rows]
     events = runs[1] / EVENTS
     events.write_text("".join(line for line in events.read_text().splitlines(keepends=True) if '"event": "end"' not in line))

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from clients.client import read_site_once
 from clients.site import load_cohort, read_cohort, read_site
-from fedml.cohort.groups import told
+from fedml.cohort.groups import shown, told
 from fedml.errors import InputError
 from fedml.learning.task import make_task
 from fedml.runlog import load_counts
+from fedml.sections import Evaluation
 from fedml.study import Study
 
 GROUPS = {"subgroups": {"sex": [0, 1]}, "bands": {"age": [50, 60]}}
@@ -52,6 +53,18 @@ def test_nobody_is_told_by_subtraction(sizes: list[int], in_none: int, min_count
     assert not shown or rest == 0 or rest >= min_count
     if in_none == 0 and all(size >= min_count for size in sizes):
         assert len(shown) == len(sizes)
+
+
+def test_a_group_within_another_does_not_tell_of_the_rest() -> None:
+    """Fifty women of whom one is pregnant, unknown for fifty men: the not pregnant would tell of her."""
+    plan = Evaluation(subgroups={"sex": (0, 1), "pregnant": (0, 1)})
+    sex = np.repeat([0, 1], 50).astype(np.int16)
+    pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
+    pregnant[99] = 1
+    labels = [label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)]
+    assert labels == ["sex:0", "sex:1"]
+    pregnant[80:] = 1
+    assert len(list(shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
 
 
 def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """What was prepared, without what a site keeps beside it once a study has read it."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".fedml" not in p.parts}
 
 
 # --- adrenal

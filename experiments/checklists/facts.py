@@ -137,12 +137,16 @@ def _method(record: Record) -> Iterator[Told]:
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
     text = (
         f"Strategy {strategy.name}{options}. At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
-        f"weight decay {plan.weight_decay:g}, {batch}, {_count(plan.local_epochs, 'epoch')} a round. "
+        f"weight decay {plan.weight_decay:g}, {batch}, {_count(plan.local_epochs, 'epoch')} a round, "
+        f"precision {plan.precision}. "
         f"{_count(study.federation.rounds, 'round')} planned."
     )
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"
-    text = "No image is turned, mirrored or otherwise varied in training." if "image" in study.cohort.inputs else ""
-    yield "augmentation", text, "study.json#/training"
+    changes = ", ".join(f"{name} {value}" for name, value in plan.augment.model_dump().items() if value)
+    text = (
+        f"Training images are changed at random: {changes}." if changes else "No image is turned, mirrored or otherwise varied in training."
+    )
+    yield "augmentation", text if "image" in study.cohort.inputs else "", "study.json#/training/augment"
     text = "At a site the loss weighs all training persons alike; none is drawn more often for its class."
     yield "balance", text if study.model.task == "classification" else "", "study.json#/training"
 
@@ -156,11 +160,20 @@ def _preprocessing(study: Study) -> Told:
     what = [*(kinds[name] for name in study.cohort.inputs), *(["the outcome"] if study.model.task == "regression" else [])]
     text = f"Standardised by mean and standard deviation, from {source}: {', '.join(what)}."
     pointers = ["study.json#/privacy/statistics"]
-    if image is not None and image.preprocess is not None:
+    if image is not None and image.tiles is not None:
+        cut, at = image.tiles, f" at {image.tiles.mpp:g} micrometres a pixel" if image.tiles.mpp else " of a slide's finest level"
+        text = (
+            f"Slides are cut into tiles of {cut.size_px} x {cut.size_px} pixels{at}, used where at least {cut.min_tissue:.0%} is tissue; "
+            f"a step of training draws {cut.per_step} of a person. {text}"
+        )
+        pointers.insert(0, "study.json#/cohort/image/tiles")
+    elif image is not None and image.preprocess is not None:
         size = " x ".join(map(str, image.size))
         steps = [f"turned to {image.orientation}"] if image.orientation else []
         steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
         steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} brought to 0 to 1"] if image.window else []
+        two = image.percentiles
+        steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels brought to 0 and 1"] if two else []
         text = f"Images are {', '.join([*steps, f'cropped and padded to {size}'])}. {text}"
         pointers.insert(0, "study.json#/cohort/image")
     elif image is not None:
@@ -195,7 +208,8 @@ def _network(study: Study) -> str:
         return f"Segmentation network {net.net} with channels {', '.join(map(str, net.channels))} and {net.norm} norm."
     hidden = {k: f" with hidden widths {', '.join(map(str, v))}" if v else "" for k, v in _widths(study).items()}
     encoders = {
-        "image": f"image: {model.image.net} with channels {', '.join(map(str, model.image.channels))} and {model.image.norm} norm",
+        "image": f"image: {model.image.net} with channels {', '.join(map(str, model.image.channels))} and {model.image.norm} norm"
+        + (", a person's images put together by learned attention" if model.image.pooling == "attention" else ""),
         "variants": f"variants: {model.variants.net}{hidden['variants']}",
         "clinical": f"clinical: {model.clinical.net}{hidden['clinical']}",
     }

@@ -142,8 +142,9 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
 
 
 def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
-    """The site that is worst by the measure that the run watched; none where fewer than two have one."""
-    value = {site: row["metrics"][task.watched]["value"] for site, row in scores["sites"].items() if row and task.watched in row["metrics"]}
+    """The site that is worst by the measure that the page shows; none where fewer than two have one."""
+    measure = MEASURE[task.name]
+    value = {site: row["metrics"][measure]["value"] for site, row in scores["sites"].items() if row and measure in row["metrics"]}
     value = {site: v for site, v in value.items() if not math.isnan(v)}
     if len(value) < 2:
         return None

@@ -109,8 +109,8 @@ def answer(record: Record, found: Found) -> list[str]:
     else:
         out = [f"Measured on {held}: AUROC {headline}, the mean over {len(found['classes'])} classes, each against the rest."]
     main = measures["auroc"]
-    if main["low"] is not None and main["low"] <= 0.5 <= main["high"]:
-        out += ["The model is not shown to be better than a guess."]
+    if main["low"] is not None and main["low"] <= 0.5:
+        out += ["It ranks worse than a guess would." if main["high"] < 0.5 else "The model is not shown to be better than a guess."]
     right = f"The class that it holds for most probable is the right one in {_share(measures, 'accuracy')} of persons"
     two = f" (it finds {_share(measures, 'sensitivity')} of those with, and {_share(measures, 'specificity')} of those without)"
     noise = ["The counts behind these numbers were noised for privacy."] if found["noised"] else []
@@ -270,7 +270,10 @@ def _limits_of_sites(record: Record, found: Found) -> list[str]:
         own = row["metrics"][found["measure"]] if row else None
         if own and own["low"] is not None and (own["high"] < whole if found["higher"] else own["low"] > whole):
             side = "below" if found["higher"] else "above"
-            out.append(f"At {site} the model does worse: its interval, {between(own)}, lies wholly {side} the value of all sites.")
+            out.append(
+                f"At {site} the model seems to do worse: its interval, {between(own)}, lies wholly {side} the value of all sites; of "
+                f"{sum(bool(r) for r in scores['sites'].values())} sites one may by chance."
+            )
     aside = [s for s, row in found["sites"].items() if row["aside"]]
     if aside:
         out.append(f"Persons whose images were unusable are in no measure ({join(aside)}): see the table of sites.")

@@ -3,8 +3,9 @@
     codes = read_groups(study.evaluation, [(persons, path), (clinical, path)])    # {"sex": [0, 1, -1, ...]}: place of the label, -1 unknown
     for label, rows in shown(codes, study.evaluation, rows, min_count=5): ...     # "sex:0", rows of its persons
 
-Small groups are hidden, and with them a larger one where the hidden persons could be had by subtraction (complementary suppression:
-Hundepool et al. 2012, "Statistical Disclosure Control", section 4.3).
+Small groups are hidden, and with them a larger one where the hidden persons could be had by subtraction: from all, or of a group of one
+variable that lies within a group of another (complementary suppression: Hundepool et al. 2012, "Statistical Disclosure Control", section
+4.3). What follows from sums of several groups of several variables is not looked for: name few variables.
 """
 
 from __future__ import annotations
@@ -50,11 +51,23 @@ def shown(
     groups: Mapping[str, npt.NDArray[np.int16]], plan: Evaluation, rows: npt.NDArray[np.int64], min_count: int
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     """(label, those of ``rows`` in it) of each group that may be told: nobody's numbers follow from it and those of all ``rows``."""
+    kept: list[npt.NDArray[np.bool_]] = []
     for name, labels in plan.labels().items():
         own = groups[name][rows]
         sizes = np.bincount(own[own >= 0], minlength=len(labels))
-        for place in told(sizes, len(rows), min_count):
+        places = told(sizes, len(rows), min_count)
+        while any(_within(own == place, other, min_count) for place in places for other in kept):
+            nested = next(p for p in places if any(_within(own == p, other, min_count) for other in kept))
+            sizes[nested] = 0
+            places = told(sizes, len(rows), min_count)  # without it, another may follow by subtraction
+        kept += [own == place for place in places]
+        for place in places:
             yield labels[place], rows[own == place]
+
+
+def _within(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_], min_count: int) -> bool:
+    """Is one group inside the other, but for some persons fewer than ``min_count``?"""
+    return any(not (b & ~a).any() and 0 < int((a & ~b).sum()) < min_count for a, b in ((one, other), (other, one)))
 
 
 def told(sizes: npt.NDArray[np.int64], persons: int, min_count: int) -> list[int]:

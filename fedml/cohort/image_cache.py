@@ -91,6 +91,10 @@ class ImageCache:
         entry = self._index[int(self.kept[at])]
         return entry.sha256 if isinstance(entry, _Kept) else ""
 
+    def source(self, at: int) -> str:
+        """Key of item ``kept[at]``, hexadecimal: of the bytes of its files (mask too), the preprocessing, the reader, versions."""
+        return self._index[int(self.kept[at])].key
+
     def image(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor:
         """Item ``kept[at]``, or ``size`` voxels of it from ``start`` on: float32 (channels, *size) of its own, or written to ``out``.
 

@@ -84,7 +84,7 @@ class Cohort:
         sha256 = hashlib.sha256("\n".join(self.ids).encode())
         tables = (self.labels, self.parts, self.clinical, *self.groups.values())
         dosage = None if self.variants is None else self.variants.dosage
-        images = () if self.images is None else (self.images.pixels, self.images.masks, self.images.person)
+        images = () if self.images is None else (self.images.pixels, self.images.masks, self.images.person, self.images.spacing)
         for values in (*tables, dosage, *images, self.slides):
             sha256.update(b"-" if values is None else _content(values))
         if self.variants is not None:

@@ -52,8 +52,8 @@ class Counted:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the images' histograms, 32 bytes."""
-        return hashlib.sha256("".join(cache.content(at) for cache, at in self.places).encode()).digest()
+        """SHA-256 of the images' own files, 32 bytes: histograms would miss masks, and where voxels lie."""
+        return hashlib.sha256("".join(cache.source(at) for cache, at in self.places).encode()).digest()
 
     def __len__(self) -> int:
         return len(self.places)

@@ -51,7 +51,7 @@ Parts = Sequence[Mapping[str, npt.NDArray[Any]]]
 
 STRATUM = 20  # a bootstrap sample of n has (n - 1) / n of the variance: at most 5 % is lost
 NOISED = "none: the counts are noised"
-_FEW = 5  # persons of a class: below, the bootstrap's spread of the AUROC is too small
+FEW = 5  # persons of a class: below, the bootstrap's spread of the AUROC is too small
 _CELLS = 1 << 21  # numbers in memory at a time
 
 # The log-odds that a bin stands for. The first and the last one hold all beyond them too.
@@ -211,7 +211,7 @@ def _auroc_of(tables: Sequence[npt.NDArray[Any]], total: npt.NDArray[Any], value
     few = min(negative, positive)
     if few < 2:
         return _none(value, level, "a class has one person")
-    if few < _FEW or value in (0.0, 1.0):
+    if few < FEW or value in (0.0, 1.0):
         return Interval(value, *_newcombe(value, negative, positive, level), level, "Newcombe's score")
     bins = np.flatnonzero(total.sum(0))
     drawn = []
