@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients import genomics
 from clients.approvals import is_approved
 from clients.client import Request, execute, model_for, read_request, reason_of, refusal
-from clients.journal import Direction, Journal, RecordNote, seen
+from clients.journal import Direction, Journal, RecordNote, runs_of, seen
 from clients.ledger import Ledger
 from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.analytics import forms
@@ -91,7 +91,9 @@ class Gate:
         self.journal = Journal(state / "journal.jsonl")
         self._seen = seen(state / "journal.jsonl")
         self.ledger = Ledger(state / "ledger.db")
+        self._runs = runs_of(state / "journal.jsonl")
         self._designs: dict[str, str] = {}  # of each run's analysis
+        self._agreed: dict[tuple[str, str], str] = {}  # (run, array) -> SHA-256 of what was agreed on
 
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
@@ -137,10 +139,13 @@ class Gate:
         if policy.purposes is not None and study.study.purpose not in policy.purposes:
             raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not among those allowed')
         allowed = limits(policy, study)
-        most = policy.max_steps if asked.phase in ANALYSES else study.federation.rounds
-        if study.federation.rounds > allowed.max_rounds or not 0 <= asked.round <= most:
+        fewest, most = _numbers(asked.phase, study.federation.rounds, policy.max_steps)
+        if study.federation.rounds > allowed.max_rounds or not fewest <= asked.round <= most:
             raise SiteError(Reason.ROUNDS, f"round {asked.round} of {most}, the policy allows {allowed.max_rounds} rounds")
+        check_planned(study, asked.phase)
         check_request(asked, message.content)
+        if told["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
+            raise SiteError(Reason.REPLAYED, f"the study was run {policy.max_runs} times here, which is what the policy allows (max_runs)")
         key = (told["run"], told["phase"], asked.round)
         if key in self._seen:
             raise SiteError(Reason.REPLAYED, f"this request was answered before: {key}")
@@ -153,8 +158,19 @@ class Gate:
             design = genomics.design_digest(asked, message.content)
             if design and self._designs.setdefault(told["run"], design) != design:
                 raise SiteError(Reason.REPLAYED, "the analysis goes on with other covariates or components than it began with")
+        self._pin(asked, message.content, told["run"])
         self._seen.add(key)
+        self._runs[study.sha256].add(told["run"])
         return asked
+
+    def _pin(self, asked: Request, content: RecordDict, run: str) -> None:
+        """A run goes on with the agreement that it began with: neither a window nor constants may change from message to message."""
+        if asked.phase in ANALYSES or AGREEMENT not in content:
+            return
+        for name, value in read_arrays(content, AGREEMENT).items():
+            mark = hashlib.sha256(value.tobytes()).hexdigest()
+            if self._agreed.setdefault((run, name), mark) != mark:
+                raise SiteError(Reason.REPLAYED, "the run goes on with another agreement than it began with")
 
     def _charge(self, asked: Request, run: str) -> None:
         """Writes what the answer will release into the ledger, before it is made. Raises ``SiteError`` if the budget would be passed."""
@@ -206,6 +222,20 @@ def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
             size += len(data)
         notes.append(RecordNote(name if name in known else "undeclared", size, digest.hexdigest()))
     return tuple(notes[:64])
+
+
+def _numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
+    """The first and the last number that a message of ``phase`` may have: test persons are looked at once, after the last round."""
+    if phase in ANALYSES:
+        return 0, steps
+    return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (rounds, rounds)}.get(phase, (0, 0))
+
+
+def check_planned(study: Study, phase: Phase) -> None:
+    """Raises ``SiteError`` where a private study does not plan ``phase``: its figures count what is planned and nothing else."""
+    plan = study.privacy
+    if plan.unit != "none" and (phase in (*ANALYSES, Phase.VOXELS) or (phase is Phase.STATISTICS and plan.statistics == "stated")):
+        raise SiteError(Reason.UNDECLARED, f"a study with privacy of one {plan.unit} plans no {phase}")
 
 
 def check_request(asked: Request, content: RecordDict) -> None:

@@ -357,3 +357,16 @@ def seen(path: Path) -> set[tuple[str, str, int]]:
         InputError: a line that is not the last is no entry.
     """
     return {(e.run, e.phase, e.round) for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}
+
+
+def runs_of(path: Path) -> dict[str, set[str]]:
+    """Study (SHA-256) -> the runs of it of which a message was accepted.
+
+    Raises:
+        InputError: a line that is not the last is no entry.
+    """
+    found: dict[str, set[str]] = {}
+    for entry in entries(path):
+        if entry.direction == "in" and entry.verdict == "accepted":
+            found.setdefault(entry.study, set()).add(entry.run)
+    return found

@@ -91,22 +91,24 @@ class Policy(_Section):
     with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
     ``min_count`` holds for the persons behind a sum and, in analyses of genotypes, for every group of persons with the same genotype (also
     among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of
-    step of such an analysis. ``deidentification``: what to do with a DICOM file that is not (``fedml.cohort.deidentified``).
+    step of such an analysis, ``max_runs`` how often one approved study is run. ``deidentification``: what to do with a DICOM file that is
+    not (``fedml.cohort.deidentified``).
     ``max_quarantined``: the fraction of persons with images of whom one may be unusable and set aside; above it the site refuses.
     ``disclose``: these limits are told to whoever runs a study, as evidence of what was in force.
     """
 
     studies: Literal["approved"] = "approved"
     purposes: tuple[str, ...] | None = None
-    max_rounds: Annotated[int, Field(ge=1)] = 1000
+    max_rounds: Annotated[int, Field(ge=1, le=2**53)] = 1000
     max_steps: Annotated[int, Field(ge=1)] = 2_000
+    max_runs: Annotated[int, Field(ge=1)] = 20
     max_request_mb: Annotated[int, Field(ge=1)] = 512
-    min_persons: Annotated[int, Field(ge=1)] = 20
+    min_persons: Annotated[int, Field(ge=1, le=2**53)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     allow_unprotected: bool = False
     max_reply_mb: Annotated[int, Field(ge=1)] = 512
-    min_count: Annotated[int, Field(ge=1)] = 5
+    min_count: Annotated[int, Field(ge=1, le=2**53)] = 5
     deidentification: Deidentification = "quarantine"
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
     disclose: bool = True

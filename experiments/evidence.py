@@ -40,7 +40,7 @@ _DISTRIBUTION = "fedml-cohorts"
 
 def is_source(name: str) -> bool:
     """Is a file of this name from the run's folder, and not made of others?"""
-    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or name.startswith(f"{EXAMPLES}/")
+    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or (name.startswith(f"{EXAMPLES}/") and name.endswith(".png"))
 
 
 def read_sources(run: Path) -> dict[str, bytes]:

@@ -23,8 +23,9 @@ from experiments.recompute import value_differs
 from experiments.record import Record, read_record
 from experiments.run import new_run, read_all
 from experiments.run import run as run_study
-from fedml.errors import RunError
+from fedml.errors import InputError, RunError
 from fedml.runlog import MODEL, PANEL
+from strategies.registry import STRATEGIES
 
 PRIVATE = (
     "the study's noise is drawn from the operating system, so its bits cannot come out again; what comes before the noise, and the "
@@ -71,6 +72,10 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
     """
     with record_of({name: data for name, data in files.items() if is_source(name)}) as record:
         study = record.study
+        if study.strategy.name not in STRATEGIES and not study.strategy.name.startswith("flwr."):
+            raise InputError(
+                f"the bundle's study names code of its own, {study.strategy.name}; run it with `fedml run` if you trust that code."
+            )
         read_all(study, sites, say)
         folder = new_run(study, runs, None, engine="local", job="train")
         outcome = run_study(study, sites, engine="local", run=folder, sites_folder=Path())

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedml.cohort.reasons import Unusable
 
 HIDDEN = -1  # in place of a count from 1 to min_count - 1
 _LARGEST = 4096  # bytes
+Number = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class DisclosedPolicy(BaseModel):
@@ -24,14 +25,14 @@ class DisclosedPolicy(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    min_persons: int
-    min_count: int
-    max_rounds: int
-    max_epsilon: float
-    delta: float
+    min_persons: Number
+    min_count: Number
+    max_rounds: Number
+    max_epsilon: Annotated[float, Field(ge=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
     allow_unprotected: bool
     deidentification: Literal["refuse", "quarantine", "warn"]
-    max_quarantined: float
+    max_quarantined: Annotated[float, Field(ge=0, le=1)]
 
 
 def policy_bytes(policy: DisclosedPolicy) -> npt.NDArray[np.uint8]:

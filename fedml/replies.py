@@ -57,6 +57,7 @@ from fedml.sections import PARTS
 from fedml.study import Study
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MOST_VOXELS = 2.0**44
 _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
     Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
     Phase.VOXELS: ({VOXELS}, set()),
@@ -111,7 +112,10 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
     values = read_arrays(reply, DESCRIBED)
     classes = 1 if study.model.task != "classification" else len(study.cohort.classes)
     if study.privacy.unit != "patient":  # there nobody is counted
-        _shaped(values.pop(PERSONS, None), "int64", (len(PARTS), classes), PERSONS)
+        persons = values.pop(PERSONS, None)
+        _shaped(persons, "int64", (len(PARTS), classes), PERSONS)
+        if persons is not None and (persons < 0).any():
+            raise SiteError(Reason.UNDECLARED, "persons hold a count below 0")
     for key, value in values.items():
         if key == IMAGE_SHAPE:
             _shaped(value, "int64", (None,), key)
@@ -164,6 +168,8 @@ def _check_voxels(study: Study, reply: RecordDict) -> None:
         _shaped(values[key], "int64", (size,), key)
         if (values[key] < 0).any():
             raise SiteError(Reason.NON_FINITE, f"{key} holds a count below 0")
+    if float(values[HISTOGRAM].sum(dtype=np.float64)) > _MOST_VOXELS:  # so that no roster's sum leaves 64 bits
+        raise SiteError(Reason.NON_FINITE, "more voxels than a site can have")
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:

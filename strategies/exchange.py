@@ -152,7 +152,7 @@ def _journal(content: RecordDict) -> tuple[str, int] | None:
     """Head and length of the site's journal, if the reply carries them in their own form."""
     record = dict(content.config_records[JOURNAL]) if JOURNAL in content.config_records else {}
     head, count = record.get("head"), record.get("count")
-    well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and isinstance(count, int)
+    well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and type(count) is int and 0 < count < 2**53
     return (str(head), int(str(count))) if well_formed else None
 
 

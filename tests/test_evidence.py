@@ -140,7 +140,7 @@ def test_an_edited_figure_of_the_report_is_caught_whoever_signs(bundle: Made, tm
     assert len(numbers) > 50
     for number in numbers:
         edited, higher = raised(report, number)
-        found = differs("report.html", edited.encode(), report.encode(), same_code=True)
+        found = differs("report.html", edited.encode(), report.encode())
         assert found is not None, report[number.start() - 80 : number.end()]
         assert higher in found
     edited, higher = raised(report, numbers[0])
@@ -162,24 +162,32 @@ def test_an_edited_number_elsewhere_is_caught_whoever_signs(name: str, heart_bun
     assert wrong <= {name, "ro-crate-metadata.json"}, "which tells of each file's size"
 
 
-def test_other_code_does_not_excuse_a_number(heart_bundle: Made, tmp_path: Path) -> None:
-    """A bundle that says it was made by other software is held to its numbers all the same, and it is told what was not compared."""
+def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
+    """A bundle that says it was made by other software passes where that made the same, and fails where it did not, and it says so."""
     files = heart_bundle.files
     told = json.loads(files["versions.json"])
     told["bundle"]["code_sha256"] = "0" * 64
     other = files | {"versions.json": json.dumps(told).encode()}
-    for name in ("report.html", "model_card.md"):
-        text = files[name].decode()
-        cell = re.search(r"(?<=>)0\.\d\d+(?= |<)" if name == "report.html" else r"(?<=\| )0\.\d{3}(?= )", text)
-        assert cell is not None
-        edited = text[: cell.start()] + "0.987" + text[cell.end() :]
-        found = verify(signed(other | {name: edited.encode()}, tmp_path / "run.zip"))
-        assert name in failed(found), name
-    words = files["model_card.md"].decode().replace("Model details", "Model facts")
-    found = verify(signed(other | {"model_card.md": words.encode()}, tmp_path / "run.zip"))
-    assert "its words are not compared" in next(c.text for c in found.checks if c.file == "model_card.md")
-    found = verify(signed(files | {"model_card.md": words.encode()}, tmp_path / "run.zip"))
-    assert "model_card.md" in failed(found), "with the same code, words are"
+    found = verify(signed(other, tmp_path / "run.zip"))
+    assert failed(found) <= {"ro-crate-metadata.json"}, "which tells of each file's size"
+    page, card = files["report.html"].decode(), files["model_card.md"].decode()
+    edits = {
+        "a number": ("report.html", re.sub(r"(?<=>)0\.\d\d+(?= |<)", "0.987", page, count=1)),
+        "a number in other letters": ("report.html", re.sub(r"(?<=>)0\.\d\d+(?= |<)", "&#48;&#46;&#57;", page, count=1)),
+        "a style": ("report.html", page.replace("</style>", "td::after{content:'\\30'}</style>")),
+        "a script": ("report.html", page.replace("</body>", "<script>document.title='x'</script></body>")),
+        "a sentence": ("report.html", page.replace("</main>", "<p>This model is approved for clinical use.</p></main>")),
+        "words": ("model_card.md", card.replace("Model details", "Model facts")),
+        "nothing left": ("policies.json", "{}"),
+    }
+    for what, (name, text) in edits.items():
+        assert text.encode() != files[name], what
+        for base in (other, files):
+            found = verify(signed(base | {name: text.encode()}, tmp_path / "run.zip"))
+            assert name in failed(found), what
+    assert "another version of this software made it" in next(
+        c.text for c in verify(signed(other | {"policies.json": b"{}"}, tmp_path / "run.zip")).checks if c.file == "policies.json"
+    )
 
 
 def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:

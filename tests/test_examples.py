@@ -55,7 +55,7 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
     assert names(folder / "examples") == ["a.png"]
     with Image.open(folder / "examples" / "a.png") as picture:
         assert picture.size[0] > 400
-    client = MlflowClient()
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")  # whatever another test told MLflow
     experiment = client.get_experiment_by_name("toy")
     parent = next(r for r in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in r.data.tags)
     assert [a.path for a in client.list_artifacts(parent.info.run_id, "examples")] == ["examples/a.png"]
