@@ -49,6 +49,7 @@ persons = "persons.csv" # columns: id, then what studies predict; one row a pers
 # max_quarantined = 0.1 # fraction of the persons with images of whom one may be set aside as unusable
 # max_rounds = 1000
 # max_steps = 2000 # of each kind of step in an association study
+# max_runs = 20 # of one approved study
 # max_request_mb = 512
 # max_reply_mb = 512
 
