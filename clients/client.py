@@ -28,7 +28,7 @@ from fedml.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.device import pick_device
 from fedml.learning.statistics import cohort_sums, private_sums
-from fedml.learning.task import Task, make_task
+from fedml.learning.task import Task, coarse, make_task
 from fedml.learning.training import GradientHook, evaluate, train
 from fedml.models.fusion import CohortModel, Layout, build_model, constants, learned, load, make_layout
 from fedml.privacy.counts import noised
@@ -387,7 +387,7 @@ def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     if cohort.groups:
         for label, rows in shown(cohort.groups, asked.study.evaluation, cohort.rows("test"), _smallest(asked)):
             own = _counts(["test"], loaded.model, select(cohort, rows), loaded.task, asked)
-            counts |= {f"test@{label}/{key.removeprefix('test/')}": value for key, value in own.items()}
+            counts |= {f"test@{label}/{key}": v for key, v in coarse({k.removeprefix("test/"): v for k, v in own.items()}).items()}
     return RecordDict({COUNTS: pack(counts)})
 
 

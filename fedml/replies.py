@@ -25,6 +25,7 @@ from fedml.cohort.reasons import Unusable
 from fedml.cohort.voxels import BINS
 from fedml.disclosure import read_policy
 from fedml.errors import Reason, SiteError
+from fedml.learning.task import coarse
 from fedml.records import (
     ANALYSES,
     ANALYSIS,
@@ -216,6 +217,8 @@ def _check_counts(study: Study, reply: RecordDict) -> None:
         _shaped(value, dtype, shape, name)
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
+        if label and name == "histogram" and (value != coarse({name: value})[name]).any():
+            raise SiteError(Reason.UNDECLARED, "a subgroup's histogram is finer than it may be")
 
 
 def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import federate, make_study, write_csv
+from flwr.app import RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.client import read_site_once
 from clients.site import load_cohort, read_cohort, read_site
 from fedml.cohort.groups import shown, told
-from fedml.errors import InputError
-from fedml.learning.task import make_task
+from fedml.errors import InputError, SiteError
+from fedml.learning.task import coarse, make_task
+from fedml.records import COUNTS, Phase, pack
+from fedml.replies import check_form
 from fedml.runlog import load_counts
 from fedml.sections import Evaluation
 from fedml.study import Study
@@ -78,9 +81,25 @@ def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> 
     assert bands == final["metrics"]["test"]["all"]["persons"]
     counts = load_counts(tmp_path / "run")
     total = sum(counts[f"test@age:{g}"][s]["histogram"] for s in "ab" for g in ("under-50", "50-to-60", "60-plus"))
-    assert (total == sum(counts["test"][s]["histogram"] for s in "ab")).all()
+    whole = sum(counts["test"][s]["histogram"] for s in "ab")
+    assert (total == coarse({"histogram": whole})["histogram"]).all()
+    assert np.count_nonzero(total) < np.count_nonzero(whole), "single persons are not told apart"
     again = make_task(study).metrics(counts["test@sex:1"]["a"])
     assert again == final["groups"]["sex:1"]["sites"]["a"]
+
+
+def test_a_finer_histogram_of_a_group_is_refused(tmp_path: Path) -> None:
+    study = study_of()
+    federate(study, sites(tmp_path).values(), tmp_path / "run")
+    told_of = load_counts(tmp_path / "run")
+    counts = {f"test/{k}": v for k, v in told_of["test"]["a"].items()} | {
+        f"test@sex:1/{k}": v for k, v in told_of["test@sex:1"]["a"].items()
+    }
+    check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack(counts)}), None)
+    fine = counts["test@sex:1/histogram"].copy()
+    fine[..., 5] = 1
+    with pytest.raises(SiteError, match="finer"):
+        check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack({**counts, "test@sex:1/histogram": fine})}), None)
 
 
 def test_a_small_group_and_the_one_that_would_tell_it_are_hidden(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def subgroups(record: Record, found: Found) -> str:
         rows.append([*_estimates(found, ("scores", "groups", label), label, names), join(silent) or "none"])
     note = (
         "A site tells of a group only where enough persons are in it and outside it (its min_count, and the study's); persons of sites "
-        "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance."
+        "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance. "
+        "Scores of a group are told in steps of half a unit of log-odds, so its AUROC is a little less exact than that of all."
     )
     heads = [*_columns(found, names), "not told by"]
     shown = {label: own for label, own in groups.items() if own}

@@ -25,6 +25,7 @@ from fedml.sections import normal
 from fedml.study import Study
 
 BINS = 4096
+COARSE = 64  # bins: half a unit of log-odds
 LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
 
 Counts = dict[str, npt.NDArray[Any]]
@@ -50,6 +51,17 @@ def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
         for key, value in counts.items():
             total[key] = total[key] + value if key in total else value.copy()
     return total
+
+
+def coarse(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
+    """``counts`` with their histogram in ``COARSE`` bins at a time, each told at its middle: what is told of a subgroup. With all bins the
+    groups of several variables could be joined into rows of single persons by the bin that only one person is in."""
+    if "histogram" not in counts:
+        return dict(counts)
+    fine = counts["histogram"]
+    out = np.zeros_like(fine)
+    out[..., COARSE // 2 :: COARSE] = fine.reshape(*fine.shape[:-1], -1, COARSE).sum(-1)
+    return {**counts, "histogram": out}
 
 
 def make_task(study: Study) -> Task:
