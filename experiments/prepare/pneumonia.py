@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.prepare.source import Dataset, Say, Source, write_manifest, write_table
+from experiments.prepare.source import Dataset, Say, Source, write_image_site
 from fedml.errors import InputError
 from fedml.seeds import derive_seed
 
@@ -134,18 +134,9 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
         chosen = [(part, row) for part in PARTS for row in sites[part][index]]
         ids = [f"pneumonia-{part}-{row:05d}" for part, row in chosen]
         labels = [int(parts[part][1][row]) for part, row in chosen]
-        folder = out / site
-        folder.mkdir()
-        write_table(folder / "persons.csv", ("id", "pneumonia"), zip(ids, labels, strict=True))
-        write_table(folder / "split.csv", ("id", "part"), zip(ids, (part for part, _ in chosen), strict=True))
         images = np.concatenate([parts[part][0][sites[part][index]] for part in PARTS])
-        np.savez_compressed(folder / "images.npz", ids=np.array(ids), images=images)
-        write_manifest(
-            folder,
-            f"PneumoniaMNIST, a made-up hospital (partition seed {seed}), CC BY 4.0",
-            'image = { path = "images.npz", format = "npz" }',
-            'split = "split.csv"',
-        )
+        told = f"PneumoniaMNIST, a made-up hospital (partition seed {seed}), CC BY 4.0"
+        write_image_site(out / site, ids, [part for part, _ in chosen], labels, images, "pneumonia", told)
         counts = "/".join(str(len(sites[part][index])) for part in PARTS)
         say(f"{site}: {len(ids)} persons (train/val/test {counts}), {sum(labels) / len(ids):.0%} with pneumonia")
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from fedml.errors import InputError
 
@@ -204,3 +204,16 @@ def write_manifest(folder: Path, about: str, *data: str) -> None:
 def remove(folder: Path) -> None:
     """Deletes a temporary folder, whatever is in it."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_image_site(
+    folder: Path, ids: Sequence[str], parts: Sequence[str], labels: Sequence[int], images: Any, target: str, about: str
+) -> None:
+    """A site of one image a person, ``images`` (persons, *size), whose part is fixed: tables, one ``.npz`` and the manifest."""
+    import numpy as np
+
+    folder.mkdir()
+    write_table(folder / "persons.csv", ("id", target), zip(ids, labels, strict=True))
+    write_table(folder / "split.csv", ("id", "part"), zip(ids, parts, strict=True))
+    np.savez_compressed(folder / "images.npz", ids=np.array(ids), images=images)
+    write_manifest(folder, about, 'image = { path = "images.npz", format = "npz" }', 'split = "split.csv"')
