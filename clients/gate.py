@@ -20,7 +20,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from clients import genomics
 from clients.approvals import is_approved
 from clients.client import Request, execute, model_for, read_request, reason_of, refusal
-from clients.journal import Direction, Journal, RecordNote, runs_of, seen
+from clients.journal import Direction, Journal, RecordNote, asked_for, columns_of, runs_of, seen
 from clients.ledger import Ledger
 from clients.site import Policy, Site, check_roster, load_cohort
 from fedml.analytics import forms
@@ -92,6 +92,7 @@ class Gate:
         self._seen = seen(state / "journal.jsonl")
         self.ledger = Ledger(state / "ledger.db")
         self._runs = runs_of(state / "journal.jsonl")
+        self._columns = columns_of(state / "journal.jsonl", Phase.SUBSPACE)
         self._designs: dict[str, str] = {}  # of each run's analysis
         self._agreed: dict[tuple[str, str], str] = {}  # (run, array) -> SHA-256 of what was agreed on
 
@@ -154,7 +155,9 @@ class Gate:
             raise SiteError(Reason.TOO_FEW, f"{cohort.count('train')} training persons, the policy wants {allowed.min_persons}")
         if asked.phase in ANALYSES:
             before = max((step for run, phase, step in self._seen if (run, phase) == key[:2]), default=0)
-            genomics.check_persons(asked, message.content, allowed.min_persons, before)
+            persons = genomics.check_persons(asked, message.content, allowed.min_persons, before)
+            if asked.phase is Phase.SUBSPACE:
+                self._count_columns(study, told["records"], asked.round - before, persons)
             design = genomics.design_digest(asked, message.content)
             if design and self._designs.setdefault(told["run"], design) != design:
                 raise SiteError(Reason.REPLAYED, "the analysis goes on with other covariates or components than it began with")
@@ -162,6 +165,18 @@ class Gate:
         self._seen.add(key)
         self._runs[study.sha256].add(told["run"])
         return asked
+
+    def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:
+        """Products of genotypes are counted over all runs of a study: with as many as persons, genotypes could be solved for. What was
+        asked before in the same words tells nothing new, so an honest run may be repeated."""
+        known = self._columns.setdefault(study.sha256, {})
+        asked = asked_for(records)
+        if asked not in known and sum(known.values()) + columns > persons:
+            raise SiteError(
+                Reason.TOO_FEW,
+                f"{sum(known.values())} columns of {persons} persons were asked in other runs of the study, {columns} more would be",
+            )
+        known.setdefault(asked, columns)
 
     def _pin(self, asked: Request, content: RecordDict, run: str) -> None:
         """A run goes on with the agreement that it began with: neither a window nor constants may change from message to message."""

@@ -82,8 +82,8 @@ def persons(asked: Request) -> list[str]:
     return [cohort.ids[row] for row in analysed(asked.manifests, asked.study).rows]
 
 
-def check_persons(asked: Request, content: RecordDict, fewest: int, columns_before: int) -> None:
-    """Raises ``SiteError`` where too few persons are behind an analysis, or components would take more columns than there are persons.
+def check_persons(asked: Request, content: RecordDict, fewest: int, columns_before: int) -> int:
+    """How many persons are analysed. Raises ``SiteError`` where they are too few, or components would take more columns than persons.
 
     With as many products of its genotypes as it has persons, a site's genotypes could be solved for. The step's number is how many columns
     have been asked with it, so those asked before can be told from the journal.
@@ -97,6 +97,7 @@ def check_persons(asked: Request, content: RecordDict, fewest: int, columns_befo
         columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
         if not columns_before + columns <= asked.round <= here:
             raise SiteError(Reason.TOO_FEW, f"components would take {asked.round} columns of {here} persons; ask for fewer components")
+    return here
 
 
 def design_digest(asked: Request, content: RecordDict) -> str:

@@ -370,3 +370,24 @@ def runs_of(path: Path) -> dict[str, set[str]]:
         if entry.direction == "in" and entry.verdict == "accepted":
             found.setdefault(entry.study, set()).add(entry.run)
     return found
+
+
+def asked_for(records: Sequence[RecordNote]) -> str:
+    """What a message asks for, apart from its config: names and digests of its other records."""
+    return " ".join(sorted(f"{note.name}:{note.sha256}" for note in records if note.name != "config"))
+
+
+def columns_of(path: Path, phase: str) -> dict[str, dict[str, int]]:
+    """Study (SHA-256) -> what was asked of it in ``phase`` (``asked_for``) -> how many columns that was: by how much the message's number
+    is above the one before it in its run.
+
+    Raises:
+        InputError: a line that is not the last is no entry.
+    """
+    found: dict[str, dict[str, int]] = {}
+    last: dict[str, int] = {}
+    for entry in entries(path):
+        if entry.direction == "in" and entry.verdict == "accepted" and entry.phase == phase:
+            found.setdefault(entry.study, {}).setdefault(asked_for(entry.records), entry.round - last.get(entry.run, 0))
+            last[entry.run] = max(entry.round, last.get(entry.run, 0))
+    return found

@@ -393,6 +393,24 @@ def test_more_columns_than_persons_are_refused(small: Path, tmp_path: Path) -> N
     assert 44 <= max(asked) <= 87, "what fits is answered, the column too many is not"
 
 
+def test_columns_are_counted_over_all_runs_of_a_study(small: Path) -> None:
+    """40 columns a run of 87 persons: two runs may ask, a third not, whoever runs it; the same once more tells nothing new."""
+    names = ("gujarat", "finland")
+    study = for_roster(read_study(STUDIES / "height.toml", overrides={"cohort.variants.listed": ["rs4970383", "rs3748592"]}), names)
+    rng, bases = np.random.default_rng(1), []
+    for number in (1, 2, 3, 4):
+        grid, agreement = agreed(study, small, number)
+        given = given_for(Phase.SUBSPACE, study, agreement)
+        if number < 4:
+            bases.append(rng.normal(size=(agreement.variants, 40)).astype(given["basis"].dtype))
+        given["basis"] = bases[0 if number == 4 else number - 1]
+        if number == 3:
+            with pytest.raises(RunError, match=Reason.TOO_FEW):
+                take(study, grid, agreement, Phase.SUBSPACE, 40, given)
+        else:
+            assert set(take(study, grid, agreement, Phase.SUBSPACE, 40, given)) == set(names)
+
+
 def given_for(phase: Phase, study: Study, agreement: Agreement) -> dict[str, Any]:
     """Ones of the shapes that a step declares."""
     size = sizes(study, agreement.variants, 2)
