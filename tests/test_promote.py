@@ -39,9 +39,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def in_folder(work: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store of these runs."""
+    """The store of these runs, by its whole path: MLflow keeps a store that it once opened by a relative one."""
     monkeypatch.chdir(work["folder"])
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{work['folder'] / 'mlflow.db'}")
 
 
 def changed(run: Path, to: Path, change: Change) -> Path:
@@ -112,7 +112,7 @@ def test_only_the_same_test_persons_are_compared(work: dict[str, Path], tmp_path
     with pytest.raises(InputError, match="lund read or prepared other data than for the champion"):
         check_sites(read_record(data), good, 0.02)
     silent = changed(work["good"], tmp_path / "silent", lambda e: of(e, "agreed")["told"]["lund"].update(dataset=None))
-    with pytest.raises(InputError, match="the data of lund"):
+    with pytest.raises(InputError, match="lund read or prepared other data"):
         check_sites(read_record(silent), read_record(silent), 0.02)
     gone = changed(work["good"], tmp_path / "gone", lambda e: of(e, "final")["metrics"]["test"]["sites"].pop("lund"))
     with pytest.raises(InputError, match="lund tested the champion"):
