@@ -39,6 +39,7 @@ def test_heart_is_near_pooled_over_five_seeds(work: Path) -> None:
     assert mean["federated", "accuracy"] >= 0.79
 
 
+@pytest.mark.long
 def test_pneumonia_under_label_skew(work: Path) -> None:
     told = run_json(STUDIES / "pneumonia.toml", "--sites", "pneumonia", "--no-track", cwd=work)
     assert told["rounds"] <= 15
