@@ -24,8 +24,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	rm -rf out/demo-sites
 	$(BIN)/fedml synth out/demo-sites --sites 3 --persons 300 --seed 1
-	$(BIN)/fedml run experiments/demo.toml --sites out/demo-sites
-	$(BIN)/fedml compare experiments/demo.toml --sites out/demo-sites --baselines local --truth out/demo-sites/truth.json
+	$(BIN)/fedml run experiments/studies/demo.toml --sites out/demo-sites
+	$(BIN)/fedml compare experiments/studies/demo.toml --sites out/demo-sites --baselines local --truth out/demo-sites/truth.json
 	@echo
 	@echo "Where to look: $(BIN)/fedml ui, then the link that it prints"
 

@@ -11,7 +11,7 @@ from fedml.cli import guarded
 from fedml.errors import InputError
 
 if TYPE_CHECKING:
-    from clients.site import Site
+    from fedml.clients.site.manifest import Site
 
 app = typer.Typer(
     name="fedml-site",
@@ -71,7 +71,7 @@ def init(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from fedml.sections import Name
+    from fedml.study.sections import Name
 
     try:
         TypeAdapter(Name).validate_python(name)
@@ -92,11 +92,12 @@ def check(
 
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
-    from clients.site import check_roster, load_cohort, read_site
-    from fedml.cohort.fingerprint import NOTES
-    from fedml.cohort.genotypes import genotype_counts
-    from fedml.sections import PARTS
-    from fedml.study import read_study
+    from fedml.clients.site.manifest import check_roster, read_site
+    from fedml.clients.site.read import load_cohort
+    from fedml.cohort.variants.genotypes import genotype_counts
+    from fedml.cohort.variants.normalise import NOTES
+    from fedml.study.read import read_study
+    from fedml.study.sections import PARTS
 
     study, site = read_study(study_file), read_site(site_file)
     check_roster(site, study)
@@ -139,7 +140,7 @@ def data(site_file: SiteFile = Path("site.toml")) -> None:
 
     Example: fedml-site data --site /srv/fedml/site.toml
     """
-    from clients.quarantine import read, show
+    from fedml.clients.site.quarantine import read, show
 
     site = _site(site_file)
     print(show(site.name, read(site.state)))
@@ -156,15 +157,15 @@ def preview(
 
     Example: fedml-site preview wbc.toml --site /srv/fedml/site.toml --persons 24
     """
-    from clients.preview import preview as draw
-    from fedml.study import read_study
+    from fedml.clients.desk.preview import preview as draw
+    from fedml.study.read import read_study
 
     path = draw(_site(site_file), read_study(study_file), persons=persons, out=out)
     print(f"{path}: look at it here; it shows patients, is readable by this account alone (mode 0600) and is sent nowhere")
 
 
 def _site(path: Path) -> Site:
-    from clients.site import read_site
+    from fedml.clients.site.manifest import read_site
 
     return read_site(path)
 
@@ -200,12 +201,12 @@ def approve(
 
     Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
     """
-    from clients import approvals
-    from clients.journal import Journal
-    from clients.site import check_roster
-    from clients.start import prepare_state
-    from fedml.plan import describe
-    from fedml.study import read_study
+    from fedml.clients.gate import approvals
+    from fedml.clients.gate.journal import Journal
+    from fedml.clients.service import prepare_state
+    from fedml.clients.site.manifest import check_roster
+    from fedml.study.describe import describe
+    from fedml.study.read import read_study
 
     study, site = read_study(study_file), _site(site_file)
     check_roster(site, study)
@@ -232,8 +233,8 @@ def revoke(
 
     Example: fedml-site revoke heart --site /srv/fedml/site.toml
     """
-    from clients import approvals
-    from clients.journal import Journal
+    from fedml.clients.gate import approvals
+    from fedml.clients.gate.journal import Journal
 
     site = _site(site_file)
     for ended in approvals.revoke(site.state, study, _who(by)):
@@ -255,9 +256,9 @@ def start(
 
     Example: fedml-site start --site /srv/fedml/site.toml
     """
-    from clients.rehearsal import rehearse, show, studies_of
-    from clients.start import run_site
-    from fedml.study import read_study
+    from fedml.clients.desk.rehearsal import rehearse, show, studies_of
+    from fedml.clients.service import run_site
+    from fedml.study.read import read_study
 
     site = _site(site_file)
     if study_file is not None and not dry_run:
@@ -278,8 +279,8 @@ def doctor(
 
     Example: fedml-site doctor --site /srv/fedml/site.toml --study heart.toml
     """
-    from clients.doctor import examine, show, worst
-    from fedml.study import read_study
+    from fedml.clients.desk.doctor import examine, show, worst
+    from fedml.study.read import read_study
 
     findings = examine(_site(site_file), read_study(study_file) if study_file else None)
     print(show(findings))
@@ -292,9 +293,9 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
 
     Example: fedml-site status --site /srv/fedml/site.toml
     """
-    from clients.approvals import read_approvals
-    from clients.journal import entries, show
-    from clients.start import running
+    from fedml.clients.gate.approvals import read_approvals
+    from fedml.clients.gate.journal import entries, show
+    from fedml.clients.service import running
 
     site = _site(site_file)
     process = running(site.state)
@@ -322,7 +323,7 @@ def score(
 
     Example: fedml-site score PGS000018_hmPOS_GRCh38.txt.gz --site /srv/fedml/site.toml --out scores.csv
     """
-    from clients.score import score_site, show, write_scores
+    from fedml.clients.desk.score import score_site, show, write_scores
 
     scored = score_site(_site(site_file), scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
     write_scores(out, scored)
@@ -346,7 +347,7 @@ def journal_show(
 
     Example: fedml-site journal show --site /srv/fedml/site.toml --last 20
     """
-    from clients.journal import entries, show, to_json
+    from fedml.clients.gate.journal import entries, show, to_json
 
     path = _journal(site_file)
     if as_json:
@@ -365,7 +366,7 @@ def journal_verify(
 
     Example: fedml-site journal verify --site /srv/fedml/site.toml --head 9f2c...
     """
-    from clients.journal import Journal, verify
+    from fedml.clients.gate.journal import Journal, verify
     from fedml.errors import RunError
 
     path = _journal(site_file)
@@ -389,7 +390,7 @@ def ledger_show(
 
     Example: fedml-site ledger show --site /srv/fedml/site.toml
     """
-    from clients.ledger_view import show, to_json
+    from fedml.clients.gate.ledger_view import show, to_json
 
     site = _site(site_file)
     path, policy = site.state / "ledger.db", site.manifest.policy

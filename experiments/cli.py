@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from experiments import evidence_cli
-from experiments.launch import Where, closing_line, find, judge, launch, load_study, make_console
 from fedml.cli import guarded
 from fedml.errors import InputError, RunError
+from fedml.experiments.evidence import commands as evidence_cli
+from fedml.experiments.runs.launch import Where, closing_line, find, judge, launch, load_study, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog="Example: fedml synth out/sites && fedml run experiments/demo.toml --sites out/sites",
+    epilog="Example: fedml synth out/sites && fedml run experiments/studies/demo.toml --sites out/sites",
 )
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
@@ -54,7 +54,7 @@ def synth(
 
     Example: fedml synth out/sites --sites 3 --persons 120 --seed 1
     """
-    from fedml.cohort.synthetic import write_synthetic
+    from fedml.synthetic.synthetic import write_synthetic
 
     truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, image=image, progress=lambda line: print(line, flush=True))
     print(f"{out}: {sites} sites of {persons} persons; with the planted risk itself, AUROC would be {truth['oracle']['auroc']:.3f}")
@@ -71,7 +71,7 @@ def prepare(
 
     Example: fedml prepare heart --out out/heart
     """
-    from experiments.prepare import prepare as make
+    from fedml.experiments.prepare import prepare as make
 
     for site in make(name, out, data=data, seed=seed):
         print(site)
@@ -81,10 +81,10 @@ def prepare(
 def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -> None:
     """Print the plan as a person would want to read it before agreeing to it.
 
-    Example: fedml check experiments/heart.toml
+    Example: fedml check experiments/studies/heart.toml
     """
-    from fedml.plan import describe
-    from strategies.registry import make_strategy
+    from fedml.strategies.algorithms.registry import make_strategy
+    from fedml.study.describe import describe
 
     study = load_study(study_file, changes, seed)
     make_strategy(study)
@@ -110,9 +110,9 @@ def run(
 ) -> None:
     """Run a study over the sites in a folder and record it.
 
-    Example: fedml run experiments/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
+    Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
-    from experiments.show import final_table, privacy_of, summary
+    from fedml.experiments.runs.show import final_table, privacy_of, summary
 
     console = make_console(as_json)
     study = load_study(study_file, changes, seed)
@@ -140,9 +140,9 @@ def preflight(
 ) -> None:
     """Only see whether the sites' data mean the same: a matrix of site x check, with the mend where one fails. Nothing is trained.
 
-    Example: fedml preflight experiments/ancestry.toml --sites out/ancestry
+    Example: fedml preflight experiments/studies/ancestry.toml --sites out/ancestry
     """
-    from experiments.genomics import preflight_summary
+    from fedml.experiments.runs.association import preflight_summary
 
     console = make_console(as_json)
     study = load_study(study_file, changes, None)
@@ -172,9 +172,9 @@ def gwas(
 
     Writes summary statistics (GWAS-SSF, bgzipped, indexed), a Manhattan plot and a QQ plot into the run's folder and MLflow.
 
-    Example: fedml gwas experiments/height.toml --sites out/height --set gwas.components=6
+    Example: fedml gwas experiments/studies/height.toml --sites out/height --set gwas.components=6
     """
-    from experiments.genomics import gwas_summary, meta_table, require, show_result
+    from fedml.experiments.runs.association import gwas_summary, meta_table, require, show_result
 
     console = make_console(as_json)
     study = require(load_study(study_file, changes, seed), study_file)
@@ -204,10 +204,10 @@ def track(
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
-    from fedml.runlog import STUDY
-    from fedml.store import told_plainly
-    from fedml.study import parse_study
-    from fedml.tracking import deliver, deliver_owed
+    from fedml.runs.log import STUDY
+    from fedml.study.study import parse_study
+    from fedml.tracking.deliver import deliver, deliver_owed
+    from fedml.tracking.store import told_plainly
 
     if pending == (run_folder is not None):
         raise InputError("give the folder of one run, or --pending for all that MLflow has not taken.")
@@ -216,7 +216,7 @@ def track(
     assert run_folder is not None  # noqa: S101 - just looked at
     parent, told = os.getppid(), str(run_folder) == "-"
     if told:
-        from fedml import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
+        from fedml.tracking import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
 
         line = sys.stdin.readline().strip()
         if not line:  # the run was not begun
@@ -241,8 +241,8 @@ def promote(
 
     Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
     """
-    from experiments.promote import promote as register
-    from fedml.store import told_plainly
+    from fedml.experiments.models.promote import promote as register
+    from fedml.tracking.store import told_plainly
 
     with told_plainly():
         made = register(run_folder, alias, margin)
@@ -255,7 +255,7 @@ def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 12
 
     Example: fedml ui --port 5001
     """
-    from experiments.ui import serve
+    from fedml.experiments.models.ui import serve
 
     serve(port, print)
 
@@ -275,11 +275,11 @@ def compare(
 
     Of a study what is missing is run, what was trained before is taken from --runs. Of runs --sites allows a paired comparison.
 
-    Example: fedml compare experiments/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
+    Example: fedml compare experiments/studies/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
-    from experiments.compare import compare as make
-    from experiments.compare import compare_runs, parse_baselines, parse_seeds
-    from experiments.comparison import main_table, plain_rows, summarise, where_table
+    from fedml.experiments.compare.tables import main_table, plain_rows, summarise, where_table
+    from fedml.experiments.compare.train import compare as make
+    from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds
 
     console = make_console(as_json)
     if all((path / "study.json").exists() for path in what):
@@ -311,8 +311,8 @@ def audit(
 
     Example: fedml audit fedml-runs/heart-private-20260131-101500-3fa2b1 --sites out/heart
     """
-    from experiments.audit import audit as attack
-    from experiments.audit import claimed, keep, read_run, sentence, without_noise
+    from fedml.experiments.privacy_audit import audit as attack
+    from fedml.experiments.privacy_audit import claimed, keep, read_run, sentence, without_noise
 
     console = make_console(as_json)
     study, told = read_run(run_folder)
@@ -338,7 +338,7 @@ def audit(
 
 def _note(run_folder: Path, console: Console) -> None:
     """In MLflow as well, if the run is there; the folder has it whatever MLflow says."""
-    from fedml.tracking import note_audit
+    from fedml.tracking.deliver import note_audit
 
     try:
         if note_audit(run_folder):
@@ -356,8 +356,8 @@ def report(
 
     Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
     """
-    from experiments.record import read_record
-    from experiments.report import NAME, write_report
+    from fedml.experiments.report import NAME, write_report
+    from fedml.experiments.runs.record import read_record
 
     path = out or run_folder / NAME
     write_report(read_record(run_folder), path)
@@ -373,7 +373,7 @@ def export_score(
 
     Example: fedml export-score fedml-runs/risk-20260131-101500-3fa2b1 --out risk.txt.gz
     """
-    from experiments.scoring_file import export_score as export
+    from fedml.experiments.models.export_score import export_score as export
 
     print(export(run_folder, out))
 
@@ -404,7 +404,7 @@ def federation_init(
 
     Example: fedml federation init --home /srv/fedml/centre --host federation.example.org
     """
-    from experiments.centre import fingerprint, make_centre
+    from fedml.experiments.federation.centre import fingerprint, make_centre
 
     own = (certificate, key, ca)
     if any(own) and not all(own):
@@ -423,7 +423,7 @@ def federation_start(
 
     Example: fedml federation start --home /srv/fedml/centre
     """
-    from experiments.centre import start
+    from fedml.experiments.federation.centre import start
 
     start(home, listen)
 
@@ -438,7 +438,7 @@ def federation_register(
 
     Example: fedml federation register oslo oslo.pub --home /srv/fedml/centre
     """
-    from experiments.centre import register
+    from fedml.experiments.federation.centre import register
 
     print(f"{name} may join with the key {register(home, name, public_key)}")
 
@@ -449,7 +449,7 @@ def federation_list(home: Home) -> None:
 
     Example: fedml federation list --home /srv/fedml/centre
     """
-    from experiments.centre import registered, show
+    from fedml.experiments.federation.centre import registered, show
 
     print(show(registered(home)))
 
@@ -460,7 +460,7 @@ def federation_remove(name: Annotated[str, typer.Argument(help="The site's name.
 
     Example: fedml federation remove oslo --home /srv/fedml/centre
     """
-    from experiments.centre import remove
+    from fedml.experiments.federation.centre import remove
 
     remove(home, name)
     print(f"{name} may not join any more")
@@ -472,7 +472,7 @@ def federation_up(sites: Sites) -> None:
 
     Example: fedml federation up --sites out/sites
     """
-    from experiments.federation import up
+    from fedml.experiments.federation.local import up
 
     up(sites, print)
     print(f"each site has to approve a study: fedml-site approve STUDY --site {sites}/SITE")
@@ -485,7 +485,7 @@ def federation_down(sites: Sites) -> None:
 
     Example: fedml federation down --sites out/sites
     """
-    from experiments.federation import down
+    from fedml.experiments.federation.local import down
 
     down(sites, print)
 
@@ -496,7 +496,7 @@ def federation_status(sites: Sites) -> None:
 
     Example: fedml federation status --sites out/sites
     """
-    from experiments.federation import status
+    from fedml.experiments.federation.local import status
 
     print(status(sites))
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedml.bundle import bundle, unbundle
 from fedml.errors import Reason, RunError, SiteError
 from fedml.flower.grid import NOT_THERE, InProcessGrid
-from fedml.records import CONFIG, JOURNAL, Phase, size_bytes
-from fedml.study import Study
+from fedml.study.study import Study
+from fedml.wire.packing import bundle, unbundle
+from fedml.wire.records import CONFIG, JOURNAL, Phase, size_bytes
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a reply
 

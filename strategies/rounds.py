@@ -14,17 +14,19 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedml.contract.replies import Shapes, check_form
 from fedml.errors import RunError
-from fedml.learning.task import Counts, add_counts, make_task
+from fedml.learning.task import Counts, add_counts
+from fedml.learning.tasks import make_task
 from fedml.models.fusion import build_model, digest, learned
-from fedml.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
-from fedml.replies import Shapes, check_form
-from fedml.runlog import emit, save_counts, save_model
-from fedml.study import Study
-from strategies.agreement import Agreement, Tell, agree
-from strategies.averaging import Averaging, StepState
-from strategies.exchange import Answer, Participation, answers, ask, config_with, request
-from strategies.registry import make_strategy
+from fedml.runs.log import emit, save_counts, save_model
+from fedml.strategies.agreement.agree import agree
+from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.algorithms.averaging import Averaging, StepState
+from fedml.strategies.algorithms.registry import make_strategy
+from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
+from fedml.study.study import Study
+from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class RunState:
 
 
 def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None = None, arrays: ArrayRecord | None = None) -> RunState:
-    """Runs the whole study over ``grid`` and writes the record into ``run`` (``fedml.runlog``).
+    """Runs the whole study over ``grid`` and writes the record into ``run`` (``fedml.runs.log``).
 
     Args:
         agreement, arrays: given, no statistics are taken and training goes on from these.

@@ -13,15 +13,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedml.errors import InputError, RunError
 from fedml.flower.grid import ask_for_parts_sooner
-from fedml.runlog import emit
-from fedml.study import Study, parse_study
-from strategies.rounds import preflight, run_study
+from fedml.runs.log import emit
+from fedml.strategies.rounds import preflight, run_study
+from fedml.study.study import Study, parse_study
 
 app = ServerApp()
 
 
 def _associate(study: Study, grid: Grid, run: Path) -> object:
-    from strategies.gwas import associate  # its libraries take a while, and only it needs them
+    from fedml.strategies.gwas.run import associate  # its libraries take a while, and only it needs them
 
     return associate(study, grid, run)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-STUDIES = ROOT / "experiments"
+STUDIES = ROOT / "experiments" / "studies"
 
 
 def command(name: str, *words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -14,9 +14,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from experiments.run import run_nodes
-from fedml.runlog import load_model, read_events
-from fedml.study import Study, validate
+from fedml.experiments.runs.run import run_nodes
+from fedml.runs.log import load_model, read_events
+from fedml.study.study import Study, validate
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 

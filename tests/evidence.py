@@ -7,23 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command import STUDIES
-from conftest import clinical_site, make_plan, public_data
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from flwr.app import Context, RecordDict
 
-from clients import approvals
-from clients.gate import Gate
-from clients.site import Site, find_sites, read_site
-from clients.start import prepare_state
-from experiments.archive import pack
-from experiments.crate import files_of, manifest_of
-from experiments.evidence import MANIFEST, SIGNATURE, is_source
-from experiments.run import new_run, run
-from experiments.signing import signature
+from fedml.clients.gate import approvals
+from fedml.clients.gate.gate import Gate
+from fedml.clients.service import prepare_state
+from fedml.clients.site.manifest import Site, find_sites, read_site
+from fedml.experiments.evidence.archive import pack
+from fedml.experiments.evidence.bundle import files_of, manifest_of
+from fedml.experiments.evidence.contents import MANIFEST, SIGNATURE, is_source
+from fedml.experiments.evidence.signing import signature
+from fedml.experiments.runs.run import new_run, run
 from fedml.flower.grid import InProcessGrid
-from fedml.study import Study, read_study, validate
-from strategies.server import app as server_app
+from fedml.strategies.server import app as server_app
+from fedml.study.read import read_study
+from fedml.study.study import Study, validate
+from tests.command import STUDIES
+from tests.conftest import clinical_site, make_plan, public_data
 
 KEY, OTHER = Ed25519PrivateKey.from_private_bytes(b"coordinator".ljust(32)), Ed25519PrivateKey.from_private_bytes(b"forger".ljust(32))
 SITES = ("a", "b")
@@ -32,7 +33,7 @@ RANGES = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}
 
 def demo(folder: Path) -> tuple[Path, Path]:
     """(run, sites) of the demo study, short: images, variants and clinical columns at three synthetic sites."""
-    from fedml.cohort.synthetic import write_synthetic
+    from fedml.synthetic.synthetic import write_synthetic
 
     write_synthetic(folder / "sites", sites=3, persons=60, seed=1)
     changes = {"federation.rounds": 2, "training.threads": 1}
@@ -41,7 +42,7 @@ def demo(folder: Path) -> tuple[Path, Path]:
 
 def heart(folder: Path) -> tuple[Path, Path]:
     """(run, sites) of the study of heart disease, with fewer rounds."""
-    from experiments.prepare import prepare
+    from fedml.experiments.prepare import prepare
 
     prepare("heart", folder / "sites", data=public_data("uci_heart"), say=lambda _: None)
     return finished(

@@ -1,4 +1,4 @@
-"""A site that fails as it is told to: the real ``clients.start.run_site`` with persons' data made anew for each message, and a fault in it.
+"""A site that fails on purpose: the real ``fedml.clients.service.run_site`` with new data for each message, and a fault in it.
 
     python tests/faulty_site.py SITE PLAN OUTCOMES [leaky]
 
@@ -33,7 +33,7 @@ from unittest.mock import patch
 import numpy as np
 from flwr.app import Context, Error, Message
 
-from clients.gate import Gate
+from fedml.clients.gate.gate import Gate
 from fedml.errors import InputError, Reason, SiteError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,22 +47,22 @@ ALL, WITH_MODEL = ("describe", "statistics", "round", "evaluate"), ("round", "ev
 AGREED, TRAINED, COUNTED = ("statistics", *WITH_MODEL), ("round",), WITH_MODEL
 # name -> (owner, attribute, phases that pass there, at which call at the latest)
 PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
-    "read_request": ("clients.gate", "read_request", ALL, 1),
-    "is_approved": ("clients.gate", "is_approved", ALL, 1),
-    "check_roster": ("clients.gate", "check_roster", ALL, 1),
-    "check_request": ("clients.gate", "check_request", ALL, 1),
-    "load_cohort": ("clients.gate", "load_cohort", ALL, 1),
-    "execute": ("clients.gate", "execute", ALL, 1),
-    "check_reply": ("clients.gate", "check_reply", ALL, 1),
-    "journal": ("clients.journal:Journal", "append", ALL, 2),
-    "read_site": ("clients.site", "read_site", ALL, 1),
-    "read_table": ("clients.site", "read_table", ALL, 2),
-    "read_labels": ("clients.site", "read_labels", ALL, 1),
-    "part_of": ("clients.site", "part_of", ALL, PERSONS),
-    "code_columns": ("clients.site", "code_columns", ALL, 1),
-    "read_variants": ("clients.site", "read_variants", ALL, 1),
-    "read_images": ("clients.site", "read_images", ALL, 1),
-    "keep": ("clients.site", "keep", ALL, 1),
+    "read_request": ("fedml.clients.gate.gate", "read_request", ALL, 1),
+    "is_approved": ("fedml.clients.gate.gate", "is_approved", ALL, 1),
+    "check_roster": ("fedml.clients.gate.gate", "check_roster", ALL, 1),
+    "check_request": ("fedml.clients.gate.gate", "check_request", ALL, 1),
+    "load_cohort": ("fedml.clients.gate.gate", "load_cohort", ALL, 1),
+    "execute": ("fedml.clients.gate.gate", "execute", ALL, 1),
+    "check_reply": ("fedml.clients.gate.gate", "check_reply", ALL, 1),
+    "journal": ("fedml.clients.gate.journal:Journal", "append", ALL, 2),
+    "read_site": ("fedml.clients.site.manifest", "read_site", ALL, 1),
+    "read_table": ("fedml.clients.site.manifest", "read_table", ALL, 2),
+    "read_labels": ("fedml.clients.site.manifest", "read_labels", ALL, 1),
+    "part_of": ("fedml.clients.site.manifest", "part_of", ALL, PERSONS),
+    "code_columns": ("fedml.clients.site.manifest", "code_columns", ALL, 1),
+    "read_variants": ("fedml.clients.site.manifest", "read_variants", ALL, 1),
+    "read_images": ("fedml.clients.site.manifest", "read_images", ALL, 1),
+    "keep": ("fedml.clients.site.manifest", "keep", ALL, 1),
     "pandas.read_csv": ("pandas", "read_csv", ALL, 2),
     "pandas.to_numeric": ("pandas", "to_numeric", ALL, 1),
     "pysam.VariantFile": ("pysam", "VariantFile", ALL, 1),
@@ -70,29 +70,29 @@ PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "Path.open": ("pathlib:Path", "open", ALL, 1),
     "Cohort.count": ("fedml.cohort.persons:Cohort", "count", ALL, 2),
     "Cohort.rows": ("fedml.cohort.persons:Cohort", "rows", ALL, 1),
-    "to_text": ("clients.client", "to_text", ("describe",), 1),
-    "pack": ("clients.client", "pack", ALL, 1),
-    "load_aligned": ("clients.client", "load_aligned", AGREED, 1),
-    "from_text": ("clients.site", "from_text", AGREED, 1),
-    "aligned": ("clients.site", "aligned", AGREED, 1),
+    "to_text": ("fedml.clients.work.client", "to_text", ("describe",), 1),
+    "pack": ("fedml.clients.work.client", "pack", ALL, 1),
+    "load_aligned": ("fedml.clients.work.client", "load_aligned", AGREED, 1),
+    "from_text": ("fedml.clients.site.manifest", "from_text", AGREED, 1),
+    "aligned": ("fedml.clients.site.manifest", "aligned", AGREED, 1),
     "align": ("fedml.cohort.persons", "align", AGREED, 1),
-    "cohort_sums": ("clients.client", "cohort_sums", ("statistics",), 1),
-    "build_model": ("clients.client", "build_model", WITH_MODEL, 1),
-    "make_task": ("clients.client", "make_task", WITH_MODEL, 1),
-    "load": ("clients.client", "load", WITH_MODEL, 2),
+    "cohort_sums": ("fedml.clients.work.client", "cohort_sums", ("statistics",), 1),
+    "build_model": ("fedml.clients.work.client", "build_model", WITH_MODEL, 1),
+    "make_task": ("fedml.clients.work.client", "make_task", WITH_MODEL, 1),
+    "load": ("fedml.clients.work.client", "load", WITH_MODEL, 2),
     "Cohort.batch": ("fedml.cohort.persons:Cohort", "batch", WITH_MODEL, 2),
     "CohortModel.forward": ("fedml.models.fusion:CohortModel", "forward", WITH_MODEL, 2),
     "torch.conv2d": ("torch.nn.functional", "conv2d", WITH_MODEL, 2),
     "torch.linear": ("torch.nn.functional", "linear", WITH_MODEL, 4),
-    "evaluate": ("clients.client", "evaluate", COUNTED, 1),
+    "evaluate": ("fedml.clients.work.client", "evaluate", COUNTED, 1),
     "task.counts": ("fedml.learning.task", "_class_counts", COUNTED, 1),
     "add_counts": ("fedml.learning.training", "add_counts", COUNTED, 1),
-    "train": ("clients.client", "train", TRAINED, 1),
-    "derive_seed": ("clients.client", "derive_seed", TRAINED, 1),
+    "train": ("fedml.clients.work.client", "train", TRAINED, 1),
+    "derive_seed": ("fedml.clients.work.client", "derive_seed", TRAINED, 1),
     "make_optimizer": ("fedml.learning.training", "make_optimizer", TRAINED, 1),
     "task.loss": ("torch.nn.functional", "cross_entropy", TRAINED, 3),
     "backward": ("torch:Tensor", "backward", TRAINED, 3),
-    "hook": ("clients.client", "proximal_hook", TRAINED, 3),
+    "hook": ("fedml.clients.work.client", "proximal_hook", TRAINED, 3),
     "optimizer.step": ("torch.optim:Adam", "step", TRAINED, 3),
 }
 BAD_DATA: dict[str, tuple[str, ...]] = {
@@ -332,7 +332,7 @@ def broken_journal(error: BaseException, met: list[str]) -> Any:
         met.append("journal#all")
         raise error
 
-    return patch("clients.journal.Journal.append", fail)
+    return patch("fedml.clients.gate.journal.Journal.append", fail)
 
 
 def fault(case: Case, lines: Lines, met: list[str]) -> Any:
@@ -378,7 +378,7 @@ def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], 
 
 def leak() -> None:
     """What must not be: the gate answers with the exception's text. The search has to find it."""
-    from clients import gate
+    from fedml.clients.gate import gate
 
     last: list[Exception] = []
     reason_of = gate.reason_of
@@ -395,8 +395,8 @@ def leak() -> None:
 
 def main(site: Path, plan: Path, outcomes: Path, *words: str) -> None:
     """Runs the site until it is stopped."""
-    from clients.site import read_site
-    from clients.start import run_site
+    from fedml.clients.service import run_site
+    from fedml.clients.site.manifest import read_site
 
     told = read_site(site)
     planned = json.loads(plan.read_text(encoding="utf-8"))

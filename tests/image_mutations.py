@@ -168,9 +168,9 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
     """(reasons, sentences) of what was set aside, and the arrays that were read."""
-    from fedml.cohort.image import TooManyAside, read_images
+    from fedml.cohort.read_images import TooManyAside, read_images
     from fedml.errors import InputError
-    from fedml.sections import ImageShape
+    from fedml.study.sections import ImageShape
 
     how = KINDS[kind]
     if how.format == "slide":
@@ -190,8 +190,8 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
 
 
 def _read_slide(path: Path) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
-    from fedml.cohort.reasons import ItemError
-    from fedml.cohort.slide import open_slide, tissue_tiles
+    from fedml.cohort.images.reasons import ItemError
+    from fedml.cohort.slides.slide import open_slide, tissue_tiles
 
     try:
         slide = open_slide(path)
@@ -256,9 +256,9 @@ def main(data: Path, start: int, end: int) -> None:
 
 
 def _cases() -> list[Case]:
-    from image_mutations_dicom import TABLE as dicom
-    from image_mutations_files import TABLE as files
-    from image_mutations_seg import TABLE as masks
+    from tests.image_mutations_dicom import TABLE as dicom
+    from tests.image_mutations_files import TABLE as files
+    from tests.image_mutations_seg import TABLE as masks
 
     rows = [
         (kind, name, verdict, reasons, how) for kind, name, count, verdict, reasons, how in (*dicom, *masks, *files) for _ in range(count)

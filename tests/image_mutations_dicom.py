@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from image_mutations import PERSON, Bench, Mutation
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
+
+from tests.image_mutations import PERSON, Bench, Mutation
 
 Change = Callable[[Dataset, random.Random], None]
 PIXELS = struct.pack("<HH", 0x7FE0, 0x0010)

@@ -12,9 +12,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from image_mutations import PERSON, Bench, Mutation
-from image_mutations_dicom import ANYTHING, zeros
 from PIL import Image, PngImagePlugin
+
+from tests.image_mutations import PERSON, Bench, Mutation
+from tests.image_mutations_dicom import ANYTHING, zeros
 
 Bytes = Callable[[bytes, random.Random], bytes]
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pydicom
-from image_mutations import PERSON, Bench, Mutation
-from image_mutations_dicom import ANYTHING, CUT, Change, put
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
+
+from tests.image_mutations import PERSON, Bench, Mutation
+from tests.image_mutations_dicom import ANYTHING, CUT, Change, put
 
 
 def seg(change: Callable[[Dataset, random.Random], None]) -> Mutation:

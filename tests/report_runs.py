@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import clinical_site, make_study, write_csv, write_manifest
 
-from experiments.record import Record, read_record
-from experiments.run import new_run, run_nodes
 from fedml.errors import RunError
-from fedml.study import Study
+from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.run import new_run, run_nodes
+from fedml.study.study import Study
+from tests.conftest import clinical_site, make_study, write_csv, write_manifest
 
 EVIL = '<script>alert("q")</script> & <img src="http://example.org/x.png" onerror=alert(1)>?'
 EVIL_CLASS = "</script><b>ill"

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from command import ROOT
+
+from tests.command import ROOT
 
 pytestmark = pytest.mark.long
 Patch = tuple[str, str, str]  # file, what stands there, what the mistake writes
@@ -19,19 +20,19 @@ PATIENT_NOISE = "add_gaussian(value, std, entropy=entropy)"
 MUTANTS: dict[str, tuple[list[Patch], str]] = {
     "noise left out (patient)": (
         [("fedml/privacy/dpsgd.py", PATIENT_NOISE, "value.clone()")],
-        "test_dpsgd.py::test_noise_at_the_release_has_the_promised_standard_deviation",
+        "fedml/privacy/test_dpsgd.py::test_noise_at_the_release_has_the_promised_standard_deviation",
     ),
     "noise left out (site)": (
-        [("strategies/private.py", SITE_NOISE, "value.float()")],
-        "test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
+        [("strategies/algorithms/private.py", SITE_NOISE, "value.float()")],
+        "fedml/privacy/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
     ),
     "noise divided by 10 (patient)": (
         [("fedml/privacy/dpsgd.py", PATIENT_NOISE, "add_gaussian(value, std / 10, entropy=entropy)")],
-        "test_dpsgd.py::test_noise_at_the_release_has_the_promised_standard_deviation",
+        "fedml/privacy/test_dpsgd.py::test_noise_at_the_release_has_the_promised_standard_deviation",
     ),
     "noise divided by 10 (site)": (
-        [("strategies/private.py", SITE_NOISE, "add_gaussian(value, self.z * self.norm / 10)")],
-        "test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
+        [("strategies/algorithms/private.py", SITE_NOISE, "add_gaussian(value, self.z * self.norm / 10)")],
+        "fedml/privacy/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
     ),
     "each image clipped instead of each person": (
         [
@@ -42,7 +43,7 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
                 "max(1, len(batch.get('image', [])) // max(1, len(chosen))), rows_of=rows_of)",
             )
         ],
-        "test_dpsgd.py::test_one_person_more_changes_the_sum_by_at_most_the_clipping_norm",
+        "fedml/privacy/test_dpsgd.py::test_one_person_more_changes_the_sum_by_at_most_the_clipping_norm",
     ),
     "divided by the drawn batch": (
         [
@@ -53,28 +54,28 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
                 "noisy_mean(total, replace(privacy, expected_batch=max(len(drawn), 1)), entropy=entropy)",
             ),
         ],
-        "test_dpsgd.py::test_the_divisor_is_the_expected_batch_whoever_was_drawn",
+        "fedml/privacy/test_dpsgd.py::test_the_divisor_is_the_expected_batch_whoever_was_drawn",
     ),
     "weighted mean": (
         [
-            ("strategies/averaging.py", 'weight = 1.0 if self.weighting == "equal" else float(', "weight = float("),
-            ("strategies/private.py", "alpha=factor)", "alpha=factor * weight)"),
+            ("strategies/algorithms/averaging.py", 'weight = 1.0 if self.weighting == "equal" else float(', "weight = float("),
+            ("strategies/algorithms/private.py", "alpha=factor)", "alpha=factor * weight)"),
         ],
-        "test_private.py::test_the_mean_is_over_the_roster_and_the_sizes_do_not_count",
+        "fedml/privacy/test_private.py::test_the_mean_is_over_the_roster_and_the_sizes_do_not_count",
     ),
     "buffers not clipped (site)": (
         [
             (
-                "strategies/private.py",
+                "strategies/algorithms/private.py",
                 "sum(float((u * u).sum()) for u in update.values())",
                 "sum(float((u * u).sum()) for k, u in update.items() if 'running' not in k)",
             )
         ],
-        "test_private.py::test_a_buffer_is_clipped_like_any_array",
+        "fedml/privacy/test_private.py::test_a_buffer_is_clipped_like_any_array",
     ),
     "buffers released as they are (patient)": (
         [("fedml/privacy/dpsgd.py", "    refuse_shared_statistics(model)\n", "")],
-        "test_dpsgd.py::test_batch_norm_is_refused_with_the_mend",
+        "fedml/privacy/test_dpsgd.py::test_batch_norm_is_refused_with_the_mend",
     ),
     "batches of a fixed size, counted as Poisson's": (
         [
@@ -84,21 +85,21 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
                 "return rows[np.argsort(uniform_words(len(rows), entropy))[: max(1, round(rate * len(rows)))]] if threshold else rows",
             )
         ],
-        "test_dpsgd.py::test_batch_sizes_are_binomial_and_persons_independent",
+        "fedml/privacy/test_dpsgd.py::test_batch_sizes_are_binomial_and_persons_independent",
     ),
     "noise with a constant seed (patient)": (
         [("fedml/privacy/noise.py", "entropy: Entropy = os.urandom", "entropy: Entropy = lambda n: np.random.default_rng(7).bytes(n)"),
          ("fedml/privacy/dpsgd.py", "entropy: Entropy = os.urandom", "entropy: Entropy = lambda n: np.random.default_rng(7).bytes(n)")],
-        "test_dpsgd.py::test_two_runs_differ_whatever_the_study_s_seed_and_torchs",
+        "fedml/privacy/test_dpsgd.py::test_two_runs_differ_whatever_the_study_s_seed_and_torchs",
     ),
     "noise with a constant seed (site)": (
         [("fedml/privacy/noise.py", "entropy: Entropy = os.urandom", "entropy: Entropy = lambda n: np.random.default_rng(7).bytes(n)")],
-        "test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
+        "fedml/privacy/test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
     ),
     "the ledger written after the reply": (
-        [("clients/gate.py", '            self._charge(asked, told["run"])\n            content = execute(asked, message.content)\n',
+        [("clients/gate/gate.py", '            self._charge(asked, told["run"])\n            content = execute(asked, message.content)\n',
           '            content = execute(asked, message.content)\n            self._charge(asked, told["run"])\n')],
-        "test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
+        "fedml/privacy/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
     ),
 }  # fmt: skip
 
@@ -107,7 +108,7 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
 def test_a_named_test_finds_it(name: str, tmp_path: Path) -> None:
     patches, test = MUTANTS[name]
     for part in ("fedml", "strategies", "clients", "experiments", "tests"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"), symlinks=True)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     assert run(tmp_path, test) == 0, "the test must pass before the mistake is made"
     for file, old, new in patches:

@@ -17,11 +17,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from conftest import clinical_site, make_study
-
-from clients.site import find_sites
-from experiments.run import new_run, run
-from fedml.study import Study
+from fedml.clients.site.manifest import find_sites
+from fedml.experiments.runs.run import new_run, run
+from fedml.study.study import Study
+from tests.conftest import clinical_site, make_study
 
 SITES = ("bergen", "lund")
 

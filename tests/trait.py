@@ -14,21 +14,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from command import STUDIES
 from flwr.app import Context, Message, RecordDict
 
-from clients import approvals
-from clients.client import app as client_app
-from clients.gate import Gate
-from clients.site import find_sites
-from clients.start import prepare_state
-from experiments.genomics import read_table
+from fedml.clients.gate import approvals
+from fedml.clients.gate.gate import Gate
+from fedml.clients.service import prepare_state
+from fedml.clients.site.manifest import find_sites
+from fedml.clients.work.client import app as client_app
+from fedml.experiments.runs.association import read_table
 from fedml.flower.grid import InProcessGrid
-from fedml.records import AGREEMENT, ANALYSIS, CONFIG, FLIPS, PANEL, Phase, unpack
-from fedml.runlog import read_events
-from fedml.study import Study, for_roster, read_study
-from strategies.agreement import Agreement, agree
-from strategies.server import app as server_app
+from fedml.runs.log import read_events
+from fedml.strategies.agreement.agree import agree
+from fedml.strategies.agreement.agreement import Agreement
+from fedml.strategies.server import app as server_app
+from fedml.study.read import read_study
+from fedml.study.study import Study, for_roster
+from fedml.wire.records import AGREEMENT, ANALYSIS, CONFIG, FLIPS, PANEL, Phase, unpack
+from tests.command import STUDIES
 
 SITES = ("hapmap3", "kg1")
 

@@ -21,10 +21,11 @@ import numpy.typing as npt
 import torch
 from bed_reader import open_bed
 
-from experiments.bench.timing import Pairs, machine, paired, seconds, table
-from fedml.cohort.cache import cached
-from fedml.cohort.packed import Packed
-from fedml.cohort.variants import Selection, open_source
+from fedml.cohort.variants.cache import cached
+from fedml.cohort.variants.model import Selection
+from fedml.cohort.variants.open import open_source
+from fedml.cohort.variants.packed import Packed
+from fedml.experiments.bench.timing import Pairs, machine, paired, seconds, table
 
 BATCH = 64
 BATCHES = 4  # a measurement, so that none is shorter than the clock's noise

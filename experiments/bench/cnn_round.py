@@ -18,14 +18,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from clients.client import app
-from clients.site import find_sites, load_cohort
-from experiments.bench.timing import machine, paired, seconds, table
+from fedml.clients.site.manifest import find_sites
+from fedml.clients.site.read import load_cohort
+from fedml.clients.work.client import app
+from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
-from fedml.sections import PARTS
 from fedml.seeds import derive_seed
-from fedml.study import Study, parse_study, validate
-from strategies.rounds import run_study
+from fedml.strategies.rounds import run_study
+from fedml.study.sections import PARTS
+from fedml.study.study import Study, parse_study, validate
 
 ROSTER = ["amber", "birch", "cedar"]
 PERSONS, SIZE, ROUNDS = 600, 28, 4

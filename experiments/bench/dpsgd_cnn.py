@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
-from experiments.bench.dpsgd_wide import PERSONS, TOLERANCE, WAYS, apart, loop, make_step, report
-from experiments.bench.timing import machine
-from fedml.models.fusion import CohortModel, Layout, build_model
-from fedml.study import Study, validate
+from fedml.experiments.bench.dpsgd_wide import PERSONS, TOLERANCE, WAYS, apart, loop, make_step, report
+from fedml.experiments.bench.timing import machine
+from fedml.models.fusion import CohortModel, build_model
+from fedml.models.layout import Layout
+from fedml.study.study import Study, validate
 
 SHAPE = (1, 28, 28)
 

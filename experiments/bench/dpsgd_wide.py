@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.timing import machine, table
+from fedml.experiments.bench.timing import machine, table
 
 PERSONS, VARIANTS, HIDDEN, CLIP = 64, 20_000, 64, 1.0
 WAYS = ("ours", "hooks", "ghost")
@@ -29,7 +29,7 @@ TOLERANCE = 1e-4
 
 def make_study() -> Any:
     """The variants alone."""
-    from fedml.study import Study, validate
+    from fedml.study.study import Study, validate
 
     plan = {
         "study": {"name": "wide"},
@@ -54,7 +54,8 @@ def make_model() -> Any:
     """The study's model with constants as they would be."""
     import torch
 
-    from fedml.models.fusion import Layout, build_model
+    from fedml.models.fusion import build_model
+    from fedml.models.layout import Layout
 
     model = build_model(make_study(), Layout(variants=VARIANTS)).train()
     model.get_buffer("preprocess.variants.mean").fill_(0.9)
@@ -72,7 +73,7 @@ def make_step(way: str, model: Any, batch: dict[str, Any]) -> Callable[[], dict[
 
 def ours(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The clipped sum as ``fedml.privacy.dpsgd`` has it."""
-    from fedml.learning.task import make_task
+    from fedml.learning.tasks import make_task
     from fedml.privacy.dpsgd import person_losses
     from fedml.privacy.persongrad import clipped_gradient_sum
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from clients.site import find_sites
-from experiments.bench.timing import Pairs, machine, table
-from experiments.run import Engine, new_run, run
-from fedml.study import Study, parse_study, validate
+from fedml.clients.site.manifest import find_sites
+from fedml.experiments.bench.timing import Pairs, machine, table
+from fedml.experiments.runs.run import Engine, new_run, run
+from fedml.study.study import Study, parse_study, validate
 
 SITES, COLUMNS, PERSONS, ROUNDS = 10, 499, 30, 20  # 499 columns and a constant, for two classes: 1,000 parameters
 ROSTER = [f"site-{i}" for i in range(SITES)]

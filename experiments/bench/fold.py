@@ -22,10 +22,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 
-from experiments.bench.timing import PeakMemory, machine, paired, seconds, table
+from fedml.experiments.bench.timing import PeakMemory, machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
-from fedml.records import ARRAYS, METRICS, NUM_EXAMPLES, pack, unpack
-from strategies.averaging import Averaging
+from fedml.strategies.algorithms.averaging import Averaging
+from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, pack, unpack
 
 SITES = 20
 TOLERANCE = 1e-6

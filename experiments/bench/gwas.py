@@ -1,6 +1,6 @@
 """A federated association study beside PLINK 2 on pooled data, results equal; and what a meta-analysis of six sites loses.
 
-    python -m experiments.bench.gwas --data DIR [--repeats 5]
+    python -m fedml.experiments.bench.gwas --data DIR [--repeats 5]
 
 Genotypes of HapMap3 and 1000 Genomes phase 1 with a planted height (``fedml prepare trait``). Ours: two sites in this process, from the
 first message to the written table and plots; the stages' times are those of the run's own record. PLINK (``plink2`` on the path; without
@@ -26,16 +26,17 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from experiments.bench.timing import Pairs, machine, run_process, table
-from experiments.genomics import HIT, combine, read_table
-from experiments.prepare import prepare
-from experiments.run import run_nodes
 from fedml.analytics.sumstats import genomic_inflation
 from fedml.errors import RunError
-from fedml.runlog import read_events
-from fedml.study import Study, for_roster, read_study
+from fedml.experiments.bench.timing import Pairs, machine, run_process, table
+from fedml.experiments.prepare import prepare
+from fedml.experiments.runs.association import HIT, combine, read_table
+from fedml.experiments.runs.run import run_nodes
+from fedml.runs.log import read_events
+from fedml.study.read import read_study
+from fedml.study.study import Study, for_roster
 
-STUDIES = Path(__file__).parent.parent
+STUDIES = Path(__file__).parents[1] / "studies"
 SITES = ("hapmap3", "kg1")
 # Site -> where its persons are from: of one study, by population; none smaller than the columns that components take of it.
 PIECES = {

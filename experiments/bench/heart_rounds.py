@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from experiments.bench.timing import Ended, Pairs, machine, run_process, table
-from experiments.prepare import prepare
 from fedml.errors import InputError
+from fedml.experiments.bench.timing import Ended, Pairs, machine, run_process, table
+from fedml.experiments.prepare import prepare
 
 HERE = Path(__file__).resolve().parent
 PLAN = HERE / "heart_mlp.toml"

@@ -26,10 +26,11 @@ import torch
 from monai.data import PersistentDataset
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from experiments.bench.timing import machine, paired, seconds, table
-from fedml.cohort.image_cache import Crops, ImageCache, open_cache
-from fedml.cohort.items import Item, Raw
-from fedml.cohort.transforms import Preprocess, deterministic
+from fedml.cohort.images.cache import Crops, ImageCache, open_cache
+from fedml.cohort.images.items import Item, Raw
+from fedml.cohort.images.transforms import deterministic
+from fedml.experiments.bench.timing import machine, paired, seconds, table
+from fedml.study.imaging import Preprocess
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nifti" / "spleen_ct"
 SPEC = Preprocess(orientation="RAS", window=(-57.0, 164.0), size=(128, 128, 128))

@@ -23,16 +23,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from clients.site import Site, find_sites, load_aligned
-from experiments.bench.timing import machine
-from experiments.compare import parse_seeds
-from experiments.prepare import prepare
-from experiments.run import outcome, run_nodes
+from fedml.clients.site.manifest import Site, find_sites
+from fedml.clients.site.read import load_aligned
+from fedml.experiments.bench.timing import machine
+from fedml.experiments.compare.train import parse_seeds
+from fedml.experiments.prepare import prepare
+from fedml.experiments.runs.run import outcome, run_nodes
 from fedml.learning.differences import Difference, Statistic, paired_bootstrap, statistic
-from fedml.learning.task import make_task
-from fedml.runlog import load_model, restore
-from fedml.sections import PartName
-from fedml.study import Study, for_roster, read_study
+from fedml.learning.tasks import make_task
+from fedml.runs.log import load_model
+from fedml.runs.restore import restore
+from fedml.study.read import read_study
+from fedml.study.sections import PartName
+from fedml.study.study import Study, for_roster
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1].parent / "shared" / "data"
@@ -155,7 +158,7 @@ def main() -> None:
         for name in asked.studies.split(","):
             sites = Path(folder) / name
             prepare(name, sites, data=DATA, say=lambda _: None)
-            for row in parity(HERE.parent / f"{name}.toml", sites, parse_seeds(asked.seeds, 0), part, Path(folder) / "runs"):
+            for row in parity(HERE.parent / "studies" / f"{name}.toml", sites, parse_seeds(asked.seeds, 0), part, Path(folder) / "runs"):
                 print(told(row), flush=True)
                 kept.append({**row, "difference": vars(row["difference"])})
     if asked.json:

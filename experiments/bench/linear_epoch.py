@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from experiments.bench.cached_batches import everybody, write_cohort
-from experiments.bench.timing import Pairs, machine, seconds, table
-from fedml.cohort.cache import cached
-from fedml.cohort.variants import Selection, open_source
+from fedml.cohort.variants.cache import cached
+from fedml.cohort.variants.model import Selection
+from fedml.cohort.variants.open import open_source
+from fedml.experiments.bench.cached_batches import everybody, write_cohort
+from fedml.experiments.bench.timing import Pairs, machine, seconds, table
 from fedml.learning.training import batches
 from fedml.models.fusion import digest
 from fedml.models.preprocess import VariantPreprocess

@@ -23,13 +23,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clients.site import read_site
-from experiments.bench.timing import machine
-from experiments.compare import parse_seeds
-from experiments.prepare import prepare
-from experiments.run import outcome, run_nodes
+from fedml.clients.site.manifest import read_site
+from fedml.experiments.bench.timing import machine
+from fedml.experiments.compare.train import parse_seeds
+from fedml.experiments.prepare import prepare
+from fedml.experiments.runs.run import outcome, run_nodes
 from fedml.privacy.accounting import rounded_up
-from fedml.study import Study, read_study, validate
+from fedml.study.read import read_study
+from fedml.study.study import Study, validate
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1].parent / "shared" / "data"
@@ -56,7 +57,9 @@ class Run:
 
 def plan_of(name: str, way: str, epsilon: float | None, rate: float, seed: int) -> Study:
     """The study file's plan with this epsilon, learning rate and seed, for its own sites or for one that holds all persons."""
-    study = read_study(HERE.parent / f"{name}_private.toml", overrides={"training.lr": rate, "training.evaluate_every": 0}, seed=seed)
+    study = read_study(
+        HERE.parent / "studies" / f"{name}_private.toml", overrides={"training.lr": rate, "training.evaluate_every": 0}, seed=seed
+    )
     plan: dict[str, Any] = study.model_dump(mode="json")
     if way == "pooled":
         plan["federation"]["sites"] = ["pooled"]

@@ -32,16 +32,17 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from clients.approvals import approve
-from clients.site import Site, find_sites
-from experiments.bench.timing import machine, table
-from experiments.centre import register, registered
-from experiments.federation import down, home_of, read_running, up
-from experiments.run import new_run, run
+from fedml.clients.gate.approvals import approve
+from fedml.clients.site.manifest import Site, find_sites
+from fedml.experiments.bench.timing import machine, table
+from fedml.experiments.federation.centre import register, registered
+from fedml.experiments.federation.local import down, home_of, read_running, up
+from fedml.experiments.runs.run import new_run, run
 from fedml.flower.keys import write_node_key
 from fedml.flower.superlink import command_path, environment, free_ports, stop_group, submit
-from fedml.models.fusion import Layout, build_model, learned
-from fedml.study import Study, parse_study, validate
+from fedml.models.fusion import build_model, learned
+from fedml.models.layout import Layout
+from fedml.study.study import Study, parse_study, validate
 
 ROSTER, COLUMNS, PERSONS = ("oslo", "porto", "utrecht"), 499, 200  # 499 columns and a constant, for two classes: 1,000 parameters
 NAMES = [f"c{i}" for i in range(COLUMNS)]

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from experiments.run import git_commit
+from fedml.experiments.runs.run import git_commit
 
 Measure = Callable[[], float]
 

@@ -23,17 +23,17 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.timing import machine, table
+from fedml.experiments.bench.timing import machine, table
 
 SITES, ROUNDS, PERSONS = 50, 100, 30
 
 
 def make_run(folder: Path) -> Path:
     """Runs the study over the sites; the run's folder."""
-    from clients.site import find_sites
-    from experiments.run import new_run, run
-    from fedml.runlog import EVENTS
-    from fedml.study import Study, validate
+    from fedml.clients.site.manifest import find_sites
+    from fedml.experiments.runs.run import new_run, run
+    from fedml.runs.log import EVENTS
+    from fedml.study.study import Study, validate
 
     names, rng = [f"site-{k:02d}" for k in range(SITES)], np.random.default_rng(0)
     for name in names:
@@ -67,7 +67,7 @@ def make_run(folder: Path) -> Path:
 
 def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
     """(site, name, value, milliseconds, step) of every figure of a site in a round."""
-    from fedml.runlog import read_events
+    from fedml.runs.log import read_events
 
     out = []
     for event in read_events(run)[0]:
@@ -84,8 +84,8 @@ def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
 
 def ours(run: Path, uri: str) -> float:
     """Seconds to deliver the run's folder to a fresh store."""
-    from fedml.study import parse_study
-    from fedml.tracking import deliver
+    from fedml.study.study import parse_study
+    from fedml.tracking.deliver import deliver
 
     os.environ["MLFLOW_TRACKING_URI"] = uri
     study = parse_study((run / "study.json").read_text())
@@ -137,7 +137,7 @@ def main() -> None:
         uris = {who: f"sqlite:///{folder / who}.db" for who in ("ours", "peer")}
         for uri in uris.values():  # makes the tables: MLflow's own cost, of both
             MlflowClient(uri).search_experiments()
-        from fedml import scoring  # noqa: F401 - torch and mlflow are imported before the clock runs
+        from fedml.tracking import scoring  # noqa: F401 - torch and mlflow are imported before the clock runs
 
         theirs = peer(first, uris["peer"])
         mine = ours(run, uris["ours"])

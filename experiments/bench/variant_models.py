@@ -4,7 +4,7 @@ Genes: one pass and its gradients through the layer that has weights of its own 
 masked (the same function, genes x width x variants numbers). Scores: reading a bed file and a scoring file, matching and scoring, against
 ``plink2 --score`` on one thread, both to sums a person.
 
-    .venv/bin/python -m experiments.bench.variant_models [REPEATS]
+    .venv/bin/python -m fedml.experiments.bench.variant_models [REPEATS]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench.timing import machine, paired, seconds, table
+from fedml.experiments.bench.timing import machine, paired, seconds, table
 
 PERSONS, VARIANTS, GENES, WIDTH = 64, 20_000, 1_500, 4
 COHORT, MARKERS = 2_000, 100_000
@@ -66,9 +66,9 @@ def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     """Ours and PLINK's scores of one cohort on disk."""
     from bed_reader import open_bed, to_bed
 
-    from fedml.cohort.scorefile import read_scoring, write_scoring
-    from fedml.cohort.scores import match, score
-    from fedml.cohort.variants import Variant
+    from fedml.cohort.scores.scores import match, score
+    from fedml.cohort.scores.scoring_file import read_scoring, write_scoring
+    from fedml.cohort.variants.model import Variant
 
     random = np.random.default_rng(1)
     frequency = random.uniform(0.05, 0.95, MARKERS)

@@ -1,6 +1,6 @@
 """Reading a VCF into ALT dosages: ours against pysam's records and cyvcf2, one file, one run, results equal.
 
-    python -m experiments.bench.vcf_read [--records 4000] [--samples 2504] [--repeats 7]
+    python -m fedml.experiments.bench.vcf_read [--records 4000] [--samples 2504] [--repeats 7]
 
 Two files of the same made persons: FORMAT ``GT`` alone as in 1000 Genomes, and ``GT:AD:DP:GQ`` as a caller writes. Allele frequencies are
 those of a neutral population (as many variants of k copies as 1/k says, Fu 1995), so most variants are rare. Everybody opens the file
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.bench.timing import machine, paired, seconds, table
-from fedml.cohort.variants import Selection, open_source
+from fedml.cohort.variants.model import Selection
+from fedml.cohort.variants.open import open_source
+from fedml.experiments.bench.timing import machine, paired, seconds, table
 
 Dosage = npt.NDArray[np.int8]
 _HEADER = "##fileformat=VCFv4.2\n##contig=<ID=22,length=51304566>\n" + "".join(

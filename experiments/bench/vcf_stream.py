@@ -1,6 +1,6 @@
 """Memory while a VCF of many gigabytes is read as a stream: it stays under the budget, whatever the file's size.
 
-    python -m experiments.bench.vcf_stream [--gigabytes 20] [--memory-mb 64] [--format GT]
+    python -m fedml.experiments.bench.vcf_stream [--gigabytes 20] [--memory-mb 64] [--format GT]
 
 The file is a header and one run of bgzip blocks, repeated: 20 GB of text are some hundred MB on disk (``--format GT:AD:DP:GQ``: some GB). A
 row of the table is one reading of a whole file, of growing size; what is read is counted and held against what was written. The peak is
@@ -19,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.bench.timing import PeakMemory, machine, table
-from experiments.bench.vcf_read import write_vcf
-from fedml.cohort.bgzf import inflated
-from fedml.cohort.variants import Selection, open_source
+from fedml.cohort.variants.bgzf import inflated
+from fedml.cohort.variants.model import Selection
+from fedml.cohort.variants.open import open_source
+from fedml.experiments.bench.timing import PeakMemory, machine, table
+from fedml.experiments.bench.vcf_read import write_vcf
 
 
 def repeat(path: Path, size: int, samples: int, rich: bool) -> tuple[int, int, int]:
@@ -68,7 +69,8 @@ def read(path: Path, memory_mb: int) -> dict[str, float]:
 
 def read_alone(path: Path, memory_mb: int) -> dict[str, float]:
     """``read`` in a process of its own, which has read a small file before: what is imported is no part of a file's cost."""
-    code = "import json, sys; from pathlib import Path; from experiments.bench.vcf_stream import read; a = sys.argv; read(Path(a[1]), 1); "
+    code = "import json, sys; from pathlib import Path; from fedml.experiments.bench.vcf_stream import read; a = sys.argv; "
+    code += "read(Path(a[1]), 1); "
     code += "print(json.dumps(read(Path(a[2]), int(a[3]))))"
     small = path.with_name("small.vcf.gz")
     write_vcf(small, 3, 3, False)

@@ -18,11 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.record import Record
 from fedml.errors import InputError
-from fedml.runlog import EVENTS, MODEL, read_events
-from fedml.sections import PARTS, normal
-from fedml.study import Study
+from fedml.experiments.runs.record import Record
+from fedml.runs.log import EVENTS, MODEL, read_events
+from fedml.study.sections import PARTS, normal
+from fedml.study.study import Study
 
 _PART = {"train": "train", "val": "validation", "test": "test"}
 _MANY = "round"  # the one kind of event of which there are many

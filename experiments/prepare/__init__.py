@@ -6,9 +6,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from experiments.prepare import adrenal, ancestry, heart, lesions, pneumonia, trait, wbc
-from experiments.prepare.source import Dataset, Say, gather, remove
 from fedml.errors import InputError, RunError, nearest
+from fedml.experiments.prepare import adrenal, ancestry, heart, lesions, pneumonia, trait, wbc
+from fedml.experiments.prepare.source import Dataset, Say, gather, remove
 
 DATASETS: dict[str, Dataset] = {m.DATASET.name: m.DATASET for m in (heart, pneumonia, adrenal, ancestry, trait, wbc, lesions)}
 

@@ -13,8 +13,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.prepare.source import Dataset, Say, Source, text_lines, write_manifest, write_table
 from fedml.errors import InputError
+from fedml.experiments.prepare.source import Dataset, Say, Source, text_lines, write_manifest, write_table
 
 CONTINENT = {
     **dict.fromkeys(("ASW", "LWK", "MKK", "YRI"), "AFR"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from experiments.prepare.source import Dataset, Say, Source, text_lines, write_manifest, write_table
 from fedml.errors import InputError
+from fedml.experiments.prepare.source import Dataset, Say, Source, text_lines, write_manifest, write_table
 
 COLUMNS = (
     *("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg"),

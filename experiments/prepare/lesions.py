@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.prepare.source import Dataset, Say, write_manifest, write_table
+from fedml.experiments.prepare.source import Dataset, Say, write_manifest, write_table
 from fedml.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.prepare.source import Dataset, Say, Source, write_image_site
 from fedml.errors import InputError
+from fedml.experiments.prepare.source import Dataset, Say, Source, write_image_site
 from fedml.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -19,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from experiments.prepare import ancestry
-from experiments.prepare.source import Dataset, Say, write_manifest, write_table
-from fedml.cohort.variants import MISSING, Selection, Variant, open_source
+from fedml.cohort.variants.model import MISSING, Selection, Variant
+from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError
+from fedml.experiments.prepare import ancestry
+from fedml.experiments.prepare.source import Dataset, Say, write_manifest, write_table
 from fedml.seeds import derive_seed
 
 Floats = npt.NDArray[np.float64]

@@ -16,8 +16,8 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.prepare.source import Dataset, Say, Source, write_manifest, write_table
 from fedml.errors import InputError
+from fedml.experiments.prepare.source import Dataset, Say, Source, write_manifest, write_table
 
 if TYPE_CHECKING:
     import numpy as np

@@ -18,13 +18,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from experiments.checklists.facts import Fact
-from experiments.record import Record
-from experiments.report import sections, words
-from experiments.report.markup import paragraph
-from experiments.report.numbers import figures
 from fedml.errors import InputError
-from fedml.runlog import write_whole
+from fedml.experiments.checklists.facts import Fact
+from fedml.experiments.report import sections, words
+from fedml.experiments.report.markup import paragraph
+from fedml.experiments.report.numbers import figures
+from fedml.experiments.runs.record import Record
+from fedml.runs.log import write_whole
 
 __all__ = ["NAME", "embedded", "figures", "render", "report_facts", "write_report"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
-from experiments.report.numbers import resolve
+from fedml.experiments.report.numbers import resolve
 
 Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons"]
 NOTHING = "–"

@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from experiments.checklists.facts import held_out
-from experiments.record import Record, SiteRecord
+from fedml.experiments.checklists.facts import held_out
+from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
 from fedml.learning.intervals import Interval, interval, noised
-from fedml.learning.task import Task, add_counts, make_task
-from fedml.sections import PARTS, normal
+from fedml.learning.task import Task, add_counts
+from fedml.learning.tasks import make_task
+from fedml.study.sections import PARTS, normal
 
 Counts = dict[str, dict[str, npt.NDArray[Any]]]
 
@@ -34,7 +35,7 @@ COUNTED = ("persons", "missed")  # measures that are counts of persons
 
 
 def figures(record: Record) -> dict[str, Any]:
-    """All numbers of the report by name; ``experiments.report`` shows no other."""
+    """All numbers of the report by name; ``fedml.experiments.report`` shows no other."""
     task = make_task(record.study)
     part, told = held_out(record)
     counts = _roster(record, part)

@@ -1,15 +1,15 @@
-"""The sections of results: by site, by subgroup, curves and calibration, learning. As ``experiments.report.sections``."""
+"""The sections of results: by site, by subgroup, curves and calibration, learning. As ``fedml.experiments.report.sections``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.record import Record
-from experiments.report import plots, words
-from experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
-from experiments.report.numbers import COUNTED, pointer
-from experiments.report.words import PARTS, interval_of, join, named, outcome
+from fedml.experiments.report import plots, words
+from fedml.experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
+from fedml.experiments.report.numbers import COUNTED, pointer
+from fedml.experiments.report.words import PARTS, interval_of, join, named, outcome
+from fedml.experiments.runs.record import Record
 
 Found = Mapping[str, Any]
 ALL_SITES = "all sites"

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.record import Record
-from experiments.report.markup import between, written
+from fedml.experiments.report.markup import between, written
+from fedml.experiments.runs.record import Record
 
 Found = Mapping[str, Any]
 

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedml.errors import Reason, SiteError
-from fedml.records import Phase
-from fedml.study import Study
+from fedml.study.study import Study
+from fedml.wire.records import Phase
 
 Shape = tuple[int | str, ...]
 DESIGN: dict[str, tuple[str, Shape]] = {

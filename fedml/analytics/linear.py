@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.analytics.frequency import Array, Dosage, centred, chunks
+from fedml.cohort.variants.frequency import Array, Dosage, centred, chunks
 
 DEPENDENT = 1e-11  # a column of which the others leave no more than this share of its squares is taken as their combination
 

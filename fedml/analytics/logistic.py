@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.analytics.frequency import Array, Dosage, centred, chunks
 from fedml.analytics.linear import DEPENDENT, Association, invert, normal_log10_p, patterns
+from fedml.cohort.variants.frequency import Array, Dosage, centred, chunks
 
 Index = npt.NDArray[np.int64]
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedml.analytics.frequency import Array, Dosage, centred
+from fedml.cohort.variants.frequency import Array, Dosage, centred
 
 _WORKING = 1 << 22  # elements of a standardised chunk (32 MB)
 

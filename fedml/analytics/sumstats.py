@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.analytics.frequency import Array
-from fedml.cohort.variants import Variant, canonical_contig
+from fedml.cohort.variants.frequency import Array
+from fedml.cohort.variants.model import Variant
+from fedml.study.contigs import canonical_contig
 
 NA = "#NA"
 MANDATORY = (

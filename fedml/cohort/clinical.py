@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import NO_LABEL, codes, column, numbers
-from fedml.sections import ClinicalColumns, normal
+from fedml.study.sections import ClinicalColumns, normal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import codes, column, numbers
-from fedml.sections import Evaluation
+from fedml.study.sections import Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.image import FORMATS, channels_first
-from fedml.cohort.reasons import ItemError
-from fedml.cohort.transforms import prepared, windowed
+from fedml.cohort.images.reasons import ItemError
+from fedml.cohort.images.transforms import prepared, windowed
+from fedml.cohort.read_images import FORMATS, channels_first
 from fedml.errors import InputError
-from fedml.sections import ImageShape
+from fedml.study.sections import ImageShape
 
 Window = tuple[float, float]
 
@@ -57,10 +57,10 @@ def prepare_one(
     """Raw voxels (channels, *any size) through the study's preprocessing; as they are where it has none.
 
     Args:
-        window: what the sites agreed on, where the study states percentiles (``fedml.runlog.saved_window``).
+        window: what the sites agreed on, where the study states percentiles (``fedml.runs.log.saved_window``).
 
     Raises:
-        ItemError: as ``fedml.cohort.transforms.prepared`` says.
+        ItemError: as ``fedml.cohort.images.transforms.prepared`` says.
     """
     spec = None if shape is None else shape.preprocess
     if spec is None:
@@ -71,7 +71,7 @@ def prepare_one(
 
 def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
     """(voxels, affine, are they a volume) of one series; a series of one slice is a picture unless the study has volumes."""
-    from fedml.cohort.dicom import group_series, read_series
+    from fedml.cohort.dicom.series import group_series, read_series
 
     found = group_series(path) if path.is_dir() else {"": [path]}
     if len(found) != 1:

@@ -6,7 +6,7 @@
     clinical           (persons, columns) float32, NaN where missing; clinical_present (persons,) float32
     variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing; variants_present (persons,) float32
     image              (images, channels, *size), image_person (images,) the row in the batch; image_present (persons,) float32;
-                       of slides a ``fedml.cohort.slides.Bag``, which reads its tiles when it is gone through
+                       of slides a ``fedml.cohort.slides.cohort.Bag``, which reads its tiles when it is gone through
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.genotypes import shared_panel
-from fedml.cohort.genotypes import stack as stack_dosages
-from fedml.cohort.image import Images
-from fedml.cohort.mapped import Mapped, joined, taken
-from fedml.cohort.panel import align
-from fedml.cohort.slides import Slides, pool_slides
-from fedml.cohort.variants import Dosages, Variant, to_text
-from fedml.cohort.voxels import Counted
-from fedml.sections import PARTS, PartName
-from fedml.study import Study
+from fedml.cohort.images.histograms import Counted
+from fedml.cohort.images.mapped import Mapped, joined, taken
+from fedml.cohort.read_images import Images
+from fedml.cohort.slides.cohort import Slides, pool_slides
+from fedml.cohort.variants.genotypes import shared_panel
+from fedml.cohort.variants.genotypes import stack as stack_dosages
+from fedml.cohort.variants.harmonise import align
+from fedml.cohort.variants.model import Dosages, Variant, to_text
+from fedml.study.sections import PARTS, PartName
+from fedml.study.study import Study
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,8 @@ Batch = dict[str, Any]  # of tensors
 @dataclass(frozen=True, eq=False)
 class Cohort:
     """Persons of one site who have a label and at least one of the study's inputs. ``left_out`` counts the others by reason,
-    ``set_aside`` persons with an image that could not be used (``fedml.cohort.reasons``). ``groups``: see ``fedml.cohort.groups``."""
+    ``set_aside`` persons with an image that could not be used (``fedml.cohort.images.reasons``). ``groups``: see
+    ``fedml.cohort.groups``."""
 
     site: str
     ids: tuple[str, ...]

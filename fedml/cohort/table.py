@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import InputError, nearest
-from fedml.sections import PARTS, Cohort, Split, normal
+from fedml.study.sections import PARTS, Cohort, Split, normal
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -80,7 +80,7 @@ def superlink_command(home: Path, port: int, arguments: Sequence[str], public: S
 
     ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes of other machines may reach.
     """
-    begin = [sys.executable, "-m", "fedml.flower.front", *public] if public else [command_path("flower-superlink")]
+    begin = [sys.executable, "-P", "-m", "fedml.flower.front", *public] if public else [command_path("flower-superlink")]
     begin += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess", "--database", str(home / "state.db")]
     return [*begin, "--disable-runtime-dependency-installation", *arguments]
 

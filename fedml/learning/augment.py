@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from fedml.cohort.transforms import Augment, random
+from fedml.cohort.images.transforms import random
 from fedml.seeds import derive_seed
+from fedml.study.imaging import Augment
 
 Batch = Mapping[str, torch.Tensor]
 Change = Callable[[Batch, Sequence[str], int], dict[str, torch.Tensor]]

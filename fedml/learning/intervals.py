@@ -23,7 +23,7 @@ are taken together: a sample of few has too little spread).
 **Choice of method.** Over simulated cohorts of 60 to 600 persons, AUROC 0.6 to 0.95, 10 to 80 % cases, the percentile interval had a
 coverage of 94.2 %, but 9 % of them were wholly above the truth where a class had fewer than 20 persons; BCa 95.2 %, there 91 %; the
 logit interval with the bootstrap's standard deviation 96.1 %, there 94 %, and missed on both sides alike. For Brier (3 to 90 % cases):
-percentile 93.4 %, BCa 94.5 %, log scale 95.0 %. ``tests/test_intervals.py`` measures the coverage of what is here.
+percentile 93.4 %, BCa 94.5 %, log scale 95.0 %. ``tests/fedml/learning/test_intervals.py`` measures the coverage of what is here.
 
 **Several classes.** Each class has its own histogram, and how the classes hang together in a person is not in them: intervals of the
 mean (AUROC, Dice) or the sum (Brier) are the mean or the sum of the classes' limits, too wide rather than too narrow.
@@ -43,7 +43,9 @@ from scipy.special import expit, logit
 from scipy.stats import binom, norm
 from scipy.stats import t as student
 
-from fedml.learning.task import BINS, LOGIT_RANGE, add_counts, class_metrics, histogram_auroc, regression_metrics
+from fedml.learning.classification import BINS, LOGIT_RANGE, class_metrics, histogram_auroc
+from fedml.learning.regression import regression_metrics
+from fedml.learning.task import add_counts
 from fedml.seeds import derive_seed
 
 Floats = npt.NDArray[np.float64]

@@ -16,11 +16,11 @@ from torch import nn
 
 from fedml.cohort.persons import Cohort
 from fedml.learning.augment import augmentation
-from fedml.learning.device import autocast, on_device, scaler, to_device
 from fedml.learning.task import Counts, Task, add_counts
+from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.models.variants import shrink
-from fedml.sections import PartName, Precision, Training
 from fedml.seeds import torch_seed
+from fedml.study.sections import PartName, Precision, Training
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 CPU = torch.device("cpu")

@@ -11,44 +11,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import nn
 
-from fedml.cohort.genes import Interval, group
-from fedml.cohort.variants import from_text
-from fedml.learning.segmentation import infer
 from fedml.models.image import build_image_network
+from fedml.models.inference import infer
+from fedml.models.layout import Layout
 from fedml.models.mil import GatedAttention, embed
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
 from fedml.models.segmentation import build_segmentation_network
 from fedml.models.variants import build_table_network, build_variant_network
-from fedml.sections import TableNetwork
 from fedml.seeds import derive_seed, torch_seed
-from fedml.study import Study
+from fedml.study.sections import TableNetwork
+from fedml.study.study import Study
 
 TILE_WIDTH = 64  # numbers of an image or tile that attention pools
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What the study leaves to the data: (channels, *size) of an image, how many variants the shared panel has, and for ``net = "genes"``
-    the gene of each (``fedml.cohort.genes.group``)."""
-
-    image_shape: tuple[int, ...] = ()
-    variants: int = 0
-    groups: tuple[int, ...] = ()
-
-
-@lru_cache(maxsize=8)
-def make_layout(study: Study, image_shape: tuple[int, ...], panel: bytes) -> Layout:
-    """The layout for a panel as it crosses the wire (``fedml.cohort.variants.to_text``)."""
-    groups: tuple[int, ...] = ()
-    if study.model.variants.net == "genes":
-        groups = tuple(group(from_text(panel), [Interval(*i) for i in study.model.variants.intervals])[1].tolist())
-    return Layout(image_shape, panel.count(b"\n"), groups)
 
 
 class CohortModel(nn.Module):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError, nearest
-from fedml.sections import ImageNetwork
+from fedml.study.sections import ImageNetwork
 
 
 def _norm(kind: str, channels: int, dims: int) -> nn.Module:

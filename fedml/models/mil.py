@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedml.cohort.slides import Bag
+from fedml.cohort.slides.cohort import Bag
 
 
 def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | Bag) -> torch.Tensor:

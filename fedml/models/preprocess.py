@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fedml.sections import ClinicalColumns
+from fedml.study.sections import ClinicalColumns
 
 
 class _Standard(nn.Module):

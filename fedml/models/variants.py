@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional
@@ -23,13 +22,13 @@ from torch.nn import functional
 from fedml.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from fedml.models.fusion import CohortModel
+    pass
 
 NETWORKS = ("linear", "mlp", "genes")
 
 
 class TableSpec(Protocol):
-    """What a network on a table is made from: ``fedml.study.TableNetwork``."""
+    """What a network on a table is made from: ``fedml.study.study.TableNetwork``."""
 
     @property
     def net(self) -> str: ...
@@ -127,7 +126,7 @@ def build_variant_network(spec: VariantSpec, variants: int, outputs: int, groups
     """The network on variants that ``spec.net`` names, (persons, variants) -> (persons, outputs).
 
     Args:
-        groups: for ``genes``, (variants,) the gene of each panel variant, from 0 (``fedml.cohort.genes.group``).
+        groups: for ``genes``, (variants,) the gene of each panel variant, from 0 (``fedml.cohort.scores.genes.group``).
 
     Raises:
         InputError: the name is not known, or ``genes`` has no groups.
@@ -165,24 +164,3 @@ def shrink(parameters: Mapping[str, nn.Parameter], amounts: Mapping[str, float])
             if name not in parameters or not (math.isfinite(amount) and amount >= 0):
                 raise ValueError(f"cannot bring {name} towards 0 by {amount}")
             parameters[name].copy_(functional.softshrink(parameters[name], amount))
-
-
-def linear_score(model: CohortModel) -> tuple[npt.NDArray[np.float64], float]:
-    """((variants,) weights on standardised dosages, intercept) of a linear model on variants alone: what ``write_scoring`` takes.
-
-    They give a regression's output in the target's unit, and of two classes the log-odds of the second.
-
-    Raises:
-        InputError: the model has other inputs, hidden layers, or more than two classes.
-    """
-    layer = model.encoder["variants"] if tuple(model.inputs) == ("variants",) else None
-    if not isinstance(layer, nn.Linear) or layer.out_features > 2:
-        raise InputError(
-            "the study's model is no score: a scoring file holds one weight a variant, so it needs [cohort] inputs = "
-            '["variants"], [model.variants] net = "linear", and a number or two classes to predict.'
-        )
-    weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
-    if model.target is not None:
-        std, mean = float(model.target.std), float(model.target.mean)
-        return weight[0] * std, float(bias[0]) * std + mean
-    return weight[1] - weight[0], float(bias[1] - bias[0])

@@ -30,14 +30,16 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedml.cohort.image import Images
 from fedml.cohort.persons import Cohort, select
-from fedml.cohort.variants import Dosages
-from fedml.learning.statistics import stated_ranges
-from fedml.learning.task import Task, make_task
-from fedml.models.fusion import Layout, build_model, load
+from fedml.cohort.read_images import Images
+from fedml.cohort.variants.model import Dosages
+from fedml.learning.task import Task
+from fedml.learning.tasks import make_task
+from fedml.models.fusion import build_model, load
+from fedml.models.layout import Layout
 from fedml.privacy.dpsgd import clipped_sum
-from fedml.study import Study
+from fedml.privacy.statistics import stated_ranges
+from fedml.study.study import Study
 
 Vector = npt.NDArray[np.float64]
 CONFIDENCE = 0.95

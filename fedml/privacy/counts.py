@@ -17,7 +17,7 @@ import torch
 
 from fedml.privacy.noise import add_gaussian
 from fedml.privacy.releases import metrics_multiplier
-from fedml.study import Study
+from fedml.study.study import Study
 
 COARSE_BINS = 32
 _BRIER_BOUND = 2.0

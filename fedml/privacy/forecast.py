@@ -6,7 +6,7 @@ import math
 
 from fedml.privacy.accounting import rounded_up
 from fedml.privacy.releases import claims, metrics_multiplier, noise_multiplier, sampling
-from fedml.study import Study
+from fedml.study.study import Study
 
 
 def forecast(study: Study) -> str:

@@ -19,9 +19,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from fedml.errors import InputError
-from fedml.records import Phase
-from fedml.sections import PartName
-from fedml.study import Study
+from fedml.study.sections import PartName
+from fedml.study.study import Study
+from fedml.wire.records import Phase
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent

@@ -1,0 +1,1 @@
+"""For a person at the site: doctor, preview, rehearsal, scores. Sends nothing."""

@@ -1,0 +1,1 @@
+"""The site's manifest and its cohort."""

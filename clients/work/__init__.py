@@ -1,0 +1,1 @@
+"""Answers to messages: the ClientApp. Decides nothing."""

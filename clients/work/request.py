@@ -1,0 +1,75 @@
+"""What a message asks of a site, after it was checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedml.clients.site.manifest import read_site
+from fedml.errors import InputError, Reason, SiteError
+from fedml.study.study import Study, parse_study
+from fedml.wire.records import (
+    ANALYSES,
+    CONFIG,
+    Phase,
+)
+
+_parse = lru_cache(maxsize=8)(parse_study)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a message asks, after it was checked."""
+
+    study: Study
+    phase: Phase
+    round: int
+    config: dict[str, Any]
+    name: str
+    manifests: tuple[str, ...]
+
+
+def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
+    config = dict(content.config_records.get(CONFIG, {}))
+    try:
+        return _parse(str(config["study"])), config
+    except (KeyError, ValueError, InputError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the message carries no study: {error}") from error
+
+
+def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | None) -> Request:
+    """What a message asks of the site with these ``manifests``; ``name`` stands for the site's own where several are pooled.
+
+    Raises:
+        SiteError: the message is not one of ours.
+    """
+    study, config = _study_of(content)
+    try:
+        phase, number = Phase(str(config["phase"])), int(str(config["round"]))
+    except (KeyError, ValueError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"the message has no phase or round: {error}") from error
+    if number < 0 or (number > study.federation.rounds and phase not in ANALYSES):  # of an analysis the gate bounds the steps
+        raise SiteError(Reason.ROUNDS, f"round {number} is none of the study's {study.federation.rounds}")
+    return Request(study, phase, number, config, name or read_site_once(manifests[0]).name, manifests)
+
+
+read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
+
+
+def text_array(text: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Text as it stands in an array record."""
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def own_flips(asked: Request, flips: np.ndarray[Any, Any]) -> bytes:
+    """This site's row of the panel's orientation, which the server sends for all sites of the roster in its order."""
+    sites = asked.study.federation.sites
+    if asked.name not in sites or len(flips) % len(sites):
+        raise SiteError(Reason.BAD_MESSAGE, "the panel's orientation does not fit the roster")
+    rows = flips.reshape(len(sites), -1)
+    return bytes(rows[sites.index(asked.name)].tobytes())

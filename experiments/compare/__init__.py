@@ -1,0 +1,1 @@
+"""Comparison: federated, pooled, each site alone; existing runs."""

@@ -1,0 +1,241 @@
+"""Federated against pooled data and against each site alone: same study, same seeds, same test persons, in one process.
+
+*Pooled* is the study on one node that holds all persons: the same model, optimiser and number of passes over the data. *Local* trains at
+one site only (its own preprocessing constants too) and is then tested on every site's test persons. What was trained before with the same
+study, data and versions is taken from its folder, and only what is missing is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedml.clients.site.manifest import Site
+from fedml.clients.site.read import load_cohort
+from fedml.cohort.variants.harmonise import panel_of
+from fedml.cohort.variants.model import from_text
+from fedml.errors import InputError, RunError, nearest
+from fedml.experiments.compare.outputs import Outputs, test_outputs
+from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.run import outcome, read_all, run_nodes
+from fedml.learning.task import Counts
+from fedml.learning.tasks import make_task
+from fedml.runs.log import STUDY, emit, load_model, write_whole
+from fedml.study.study import Study, for_roster
+from fedml.tracking.store import versions
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BASELINES = ("pooled", "local")
+FEDERATED, POOLED = "federated", "pooled"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One way to train, with one seed: test metrics of all persons, of each site and subgroup, the sites' counts, each person's output."""
+
+    who: str
+    seed: int
+    run: Path
+    metrics: dict[str, float]
+    sites: dict[str, dict[str, float]]
+    groups: dict[str, dict[str, Any]]
+    counts: dict[str, Counts]
+    outputs: Outputs | None
+    recovery: float | None = None
+    seconds: float | None = field(default=None, compare=False)  # None: it was there already
+
+
+def parse_baselines(text: str) -> list[str]:
+    """``pooled,local`` as a list; ``InputError`` for another word."""
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    for word in words:
+        if word not in BASELINES:
+            raise InputError(f'--baselines "{word}" is not known{nearest(word, BASELINES)}; it is pooled, local or both.')
+    return words
+
+
+def parse_seeds(text: str, default: int) -> list[int]:
+    """``0-4`` or ``0,1,5`` as a list; the study's own seed if empty."""
+    try:
+        if "-" in text:
+            first, last = (int(t) for t in text.split("-"))
+            return list(range(first, last + 1))
+        return [int(t) for t in text.split(",")] if text else [default]
+    except ValueError as error:
+        raise InputError(f'--seeds "{text}" is neither a range such as 0-4 nor a list such as 0,1,5.') from error
+
+
+def compare(
+    studies: Sequence[Study], sites: Mapping[str, Site], kinds: Sequence[str], truth: Path | None, runs: Path, console: Console
+) -> list[Trained]:
+    """One row for each way to train and each seed, the federated first; ``recovery`` if truth is given.
+
+    Args:
+        runs: folder of runs; what is trained here is kept in ``compare`` below it, and taken from there next time.
+
+    Raises:
+        InputError: bad site data. RunError: a run failed.
+    """
+    if kinds and any(study.privacy.unit == "site" for study in studies):
+        raise InputError(
+            '[privacy] unit = "site" hides one site among several: pooled data or one site alone has no like of it; give --baselines "" or '
+            "--set privacy.unit=none."
+        )
+    planted = _read_truth(truth) if truth else None
+    rows: list[Trained] = []
+    for study in studies:
+        read_all(study, sites)
+        plans: list[tuple[str, list[str]]] = [(FEDERATED, list(sites))]
+        plans += [(POOLED, [POOLED])] if "pooled" in kinds else []
+        plans += [(f"{site} alone", [site]) for site in sites if "local" in kinds and len(sites) > 1]
+        for who, roster in plans:
+            run, seconds = _trained(study, sites, who, roster, runs)
+            final, counts = _test_everywhere(study, sites, run)
+            test = {site: {k[5:]: v for k, v in c.items() if k.startswith("test/")} for site, c in counts.items()}
+            outputs = test_outputs(study, sites, run)
+            row = Trained(
+                who, study.study.seed, run, final["metrics"]["test"]["all"], final["metrics"]["test"]["sites"], final["groups"], test,
+                outputs, None if planted is None else _recovery(outputs, planted), seconds,
+            )  # fmt: skip
+            rows.append(row)
+            watched = make_task(study).watched
+            took = f"{seconds:.1f} s" if seconds is not None else f"trained before, {run}"
+            console.print(f"seed {study.study.seed}, {who}: test {watched} {row.metrics[watched]:.3f} ({took})", soft_wrap=True)
+    return rows
+
+
+def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> tuple[Study, list[Trained]]:
+    """Finished runs as they are recorded, a row a run; says in what they differ.
+
+    Args:
+        sites: the folder of their sites: then the models are asked again, so that differences are paired by person.
+
+    Raises:
+        InputError: one is not finished, or they do not predict the same.
+    """
+    from fedml.experiments.runs.launch import find
+
+    records = [read_record(run) for run in runs]
+    rows, first = [], records[0]
+    for record in records:
+        if record.status != "finished" or not record.counts:
+            raise InputError(f"{record.run}: is no finished run with its counts ({record.status}); give one that ended well.")
+        for key in ("task", "target", "classes"):
+            own, wanted = (getattr(r.study.model if key == "task" else r.study.cohort, key) for r in (record, first))
+            if own != wanted:
+                raise InputError(f"{record.run}: its {key} is {own}, that of {first.run.name} is {wanted}; compare runs of one question.")
+        found = None if sites is None else find(sites, record.study, console.print)
+        if found is not None:
+            for name, site in found.items():
+                if load_cohort((str(site.file),), record.study).digest.hex() != record.site(name).dataset:
+                    raise InputError(f"{site.file}: holds other data than run {record.run_id} read; leave --sites out to compare counts.")
+        test = record.final["metrics"]["test"]
+        outputs = None if found is None else test_outputs(record.study, found, record.run)
+        groups, counts = record.final["groups"], record.counts["test"]
+        rows.append(Trained(record.run_id, record.study.study.seed, record.run, test["all"], test["sites"], groups, counts, outputs))
+    for record in records[1:]:
+        for line in _differences(first, record):
+            console.print(f"{record.run_id}: {line}", markup=False, soft_wrap=True)
+    return first.study, rows
+
+
+def _differences(first: Record, other: Record) -> list[str]:
+    """In what another run differs from the first: keys of the study, versions, data."""
+    ours, theirs = (_flat("", r.study.model_dump(mode="json")) for r in (first, other))
+    lines = [f"{key} = {theirs.get(key)}, not {ours.get(key)}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+    old, new = (r.start.get("versions", {}) for r in (first, other))
+    lines += [f"{name} {new.get(name)}, not {old.get(name)}" for name in sorted(old | new) if old.get(name) != new.get(name)]
+    data = {site.name: site.dataset for site in first.sites}
+    return lines + [f"other data at {site.name}" for site in other.sites if data.get(site.name) != site.dataset]
+
+
+def _flat(section: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
+    return {section: value}
+
+
+def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str], runs: Path) -> tuple[Path, float | None]:
+    """The folder of a finished run of ``study`` on ``roster``, and the seconds that it took; None if it was there."""
+    data = {name: load_cohort((str(site.file),), study).digest.hex() for name, site in sites.items()}
+    if who == FEDERATED and (there := _recorded(study, data, runs)) is not None:
+        return there, None
+    plan = for_roster(study, roster)
+    own = data if who == POOLED else {name: data[name] for name in roster}
+    key = hashlib.sha256(json.dumps([plan.canonical, own, versions()], sort_keys=True).encode()).hexdigest()[:16]
+    run = runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
+    if run.exists() and outcome(run, 0.0).status == "finished":
+        return run, None
+    shutil.rmtree(run, ignore_errors=True)  # of a comparison that was stopped
+    run.mkdir(parents=True)
+    write_whole(run / STUDY, plan.canonical.encode())
+    emit(run, "start", run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
+         versions=versions(), engine="local", job="train")  # fmt: skip
+    if who == POOLED:
+        nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": POOLED}]
+    else:
+        nodes = [{"manifest": str(sites[name].file.resolve())} for name in roster]
+    began = time.monotonic()
+    try:
+        run_nodes(plan, nodes, run)
+    except (RunError, InputError) as error:
+        raise RunError(f"{who}: {error}") from error
+    return run, time.monotonic() - began
+
+
+def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
+    """The newest finished run of this very study on these very data in which every site took part in every round."""
+    for run in sorted(runs.glob(f"{study.study.name}-*"), reverse=True):
+        try:
+            record = read_record(run)
+        except (InputError, LookupError, TypeError):  # none of training, or of another version of ours
+            continue
+        same = record.study.sha256 == study.sha256 and record.start.get("versions") == versions()
+        whole = record.status == "finished" and not any(s.missed for s in record.sites)
+        if same and whole and {s.name: s.dataset for s in record.sites} == data:
+            return run
+    return None
+
+
+def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[dict[str, Any], dict[str, Counts]]:
+    """Test metrics and counts of a trained run's model over all sites: an evaluation with the arrays and constants of that run."""
+    from fedml.clients.work.client import app
+    from fedml.flower.grid import InProcessGrid
+    from fedml.strategies.agreement.agreement import Agreement
+    from fedml.strategies.rounds import RunState, evaluate
+
+    arrays, image_shape, panel = load_model(trained)
+    constants = {k: v for k, v in arrays.items() if k.startswith(("preprocess.", "target."))}
+    names = dict(enumerate(sites, start=1))
+    keys = from_text(panel)
+    read = {name: load_cohort((str(s.file.resolve()),), study).variants for name, s in sites.items()} if keys else {}
+    shared = panel_of(keys, {name: own.keys for name, own in read.items() if own is not None}, study.cohort.variants.match)
+    agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
+    grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])
+    state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
+    return evaluate(study, grid, agreement, state)
+
+
+def _read_truth(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        log_odds: dict[str, dict[str, float]] = json.loads(path.read_text())["log_odds"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: is no truth.json of `fedml synth` ({error}).") from error
+    return log_odds
+
+
+def _recovery(outputs: Outputs, planted: dict[str, dict[str, float]]) -> float:
+    """Correlation (Pearson) of predicted with planted log-odds over all sites' test persons."""
+    said = np.log(outputs.output[:, 1]) - np.log(outputs.output[:, 0])
+    true = [planted[site][person.removeprefix(f"{site}/")] for site, person in zip(outputs.site, outputs.person, strict=True)]
+    return float(np.corrcoef(said, true)[0, 1])

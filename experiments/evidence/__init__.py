@@ -1,0 +1,1 @@
+"""A run's bundle: what it holds, its signature, verification, reproduction."""

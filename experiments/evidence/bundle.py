@@ -1,0 +1,197 @@
+"""``fedml bundle``: a finished run as a signed RO-Crate, with everything that is needed to check it.
+
+RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) by the Process Run Crate profile 0.5 (https://w3id.org/ro/wfrun/process/0.5): the study is the
+action's object, this software its instrument, the other files its results. ``docs/evidence.md`` names the files.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from fedml.errors import InputError
+from fedml.experiments.evidence.archive import pack
+from fedml.experiments.evidence.contents import (  # fmt: skip
+    CARD,
+    CRATE,
+    FORMAT,
+    MANIFEST,
+    REPORT,
+    REQUIRED,
+    SIGNATURE,
+    TOML,
+    VERSIONS,
+    derived,
+    read_sources,
+    record_of,
+    versions_file,
+)
+from fedml.experiments.evidence.signing import canonical, fingerprint, signature
+from fedml.experiments.runs.record import Record, read_record
+from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
+
+CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
+# A path of somebody's machine. After letters, dots, slashes and # it is part of an address, or a pointer into a file of the bundle.
+_PATHS = re.compile(
+    r"(?<![\w./#<])(?:/(?:home|Users|root|srv|mnt|media|data|tmp|var|opt|work|scratch|private|etc|usr)/\w[^\s\"'<>]*|[A-Za-z]:\\{1,2}\w[^\s\"'<>]*)"
+)
+_ABOUT = {
+    STUDY: "The study as it was run: canonical JSON, whose SHA-256 is the study's identity",
+    TOML: "The study file as its author wrote it, before changes on the command line",
+    EVENTS: "Everything that happened, an event a line: agreement, rounds by site, privacy, last evaluation",
+    MODEL: "The trained model: learned arrays and preprocessing constants",
+    PANEL: "The variants that all sites share",
+    LAYOUT: "Image shape and number of variants for which the model is built",
+    COUNTS: "The counts of the last evaluation as each site told them, from which its metrics follow",
+    VERSIONS: "Versions of packages, interpreter and platform",
+    "audit.json": "What an attack with canaries proved about epsilon",
+    "metrics.json": "Metrics of each round and of the last evaluation",
+    "policies.json": "The sites' policies in force, as they disclosed them",
+    "journals.json": "Head and length of each site's journal, as told with each reply, in a chain",
+    "privacy.json": "What was released as events, and what epsilon they amount to",
+    "figures.json": "Every figure, with its interval and the place from which it was computed",
+    REPORT: "The report for a reader",
+    CARD: "Model card",
+    "checklists.md": "Reporting checklists TRIPOD+AI, CLAIM 2024 and FUTURE-AI, filled from the run",
+    "checklists.json": "The same checklists for a machine",
+    MANIFEST: "SHA-256 and size of every file",
+    SIGNATURE: "The coordinator's signature of manifest.json",
+}
+_FORMATS = {
+    ".json": "application/json", ".jsonl": "application/jsonl", ".toml": "application/toml", ".tsv": "text/tab-separated-values",
+    ".html": "text/html", ".md": "text/markdown", ".safetensors": "application/octet-stream", ".png": "image/png",
+}  # fmt: skip
+
+
+def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[str], None] = lambda _: None) -> str:
+    """Writes the bundle of a finished run, whole or not at all; the same run, key and software give the same bytes.
+
+    Returns:
+        the SHA-256 of the manifest, which names this bundle among all others.
+
+    Raises:
+        InputError: the run did not finish, lacks a file, names this machine, or is too large.
+    """
+    record = read_record(run)
+    if record.status != "finished":
+        raise InputError(f"{run}: the run's status is {record.status}; a bundle is made of a finished run.")
+    sources = read_sources(run)
+    if lacking := [name for name in REQUIRED if name not in sources]:
+        raise InputError(f"{run}: has no {lacking[0]}; run the study again to have one.")
+    files = files_of(sources | {VERSIONS: versions_file(record.start["versions"])})
+    _check_words(run, files, record)
+    manifest = manifest_of(record.run_id, files)
+    files |= {MANIFEST: manifest, SIGNATURE: signature(key, manifest, MANIFEST)}
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give a file with -o, such as {out / 'run.zip'}.")
+    try:
+        write_whole(out, pack(files))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{out}: cannot be written ({getattr(error, 'strerror', None) or error}); give another file with -o.") from error
+    say(f"signed by {fingerprint(key.public_key())}")
+    return hashlib.sha256(manifest).hexdigest()
+
+
+def files_of(sources: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The sources, and all that follows from them, without manifest and signature."""
+    with record_of(sources) as record:
+        files = {**sources, **derived(record)}
+        return {**files, CRATE: crate(record, files)}
+
+
+def manifest_of(run_id: str, files: Mapping[str, bytes]) -> bytes:
+    """manifest.json: format, run, and SHA-256 and size in bytes of every file."""
+    rows = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    return canonical({"format": FORMAT, "run": run_id, "files": rows})
+
+
+def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
+    """ro-crate-metadata.json."""
+    from rocrate.model import ContextEntity
+    from rocrate.rocrate import ROCrate
+
+    made = ROCrate(version=CRATE_VERSION)
+    study, began, ended = record.study.study, _time(record.start), _time(record.end)
+    made.name = f"Run {record.run_id}"
+    made.description = (
+        f"Federated study {study.name}: {study.question or 'no question is stated'} Purpose: {study.purpose or 'not stated'}."
+    )
+    made.datePublished = ended
+    made.license = "Not stated in the run's record; ask whoever ran the study."
+
+    def add(entity_id: str, kind: str, **values: Any) -> Any:
+        return made.add(ContextEntity(made, entity_id, properties={"@type": kind, **values}))
+
+    made.root_dataset["conformsTo"] = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
+    entities = {
+        name: made.add_file(None, name, properties=_entity(name, files.get(name))) for name in sorted({*files, MANIFEST, SIGNATURE})
+    }
+    software = add(
+        "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
+        softwareVersion=record.start["versions"].get("fedml-cohorts", "unknown"), identifier=f"git:{record.start['git_commit']}",
+    )  # fmt: skip
+    needs = [
+        add(
+            f"https://pypi.org/project/{name}/",
+            "SoftwareApplication",
+            name=name,
+            softwareVersion=version,
+            url=f"https://pypi.org/project/{name}/",
+        )
+        for name, version in record.start["versions"].items()
+        if name != "fedml-cohorts"
+    ]
+    software["softwareRequirements"] = needs
+    sites = [add(f"#site-{site.name}", "Organization", name=site.name) for site in record.sites]
+    data = [
+        add(f"#data-{s.name}", "PropertyValue", name=f"SHA-256 of what {s.name} read", propertyID="SHA-256", value=s.dataset)
+        for s in record.sites
+        if s.dataset
+    ]
+    action = add(
+        f"#{record.run_id}", "CreateAction", name=f"fedml run {study.name}", startTime=began, endTime=ended,
+        actionStatus="http://schema.org/CompletedActionStatus",
+        description=f"{len(record.rounds)} rounds over {len(record.agreed['sites'])} sites, engine {record.start.get('engine', 'local')}",
+    )  # fmt: skip
+    action["instrument"], action["object"], action["participant"] = software, [entities[STUDY], *data], sites
+    action["agent"] = add("#coordinating-centre", "Organization", name="The coordinating centre")
+    action["result"] = [entity for name, entity in entities.items() if name not in (STUDY, TOML)]
+    made.root_dataset["mentions"] = action
+    return json.dumps(made.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _entity(name: str, data: bytes | None) -> dict[str, Any]:
+    about = _ABOUT.get(name, "Predictions on images that their site declares public")
+    size = {} if data is None else {"contentSize": str(len(data))}
+    return {"name": name, "description": about, "encodingFormat": _FORMATS[Path(name).suffix], **size}
+
+
+def _time(event: Mapping[str, Any]) -> str:
+    return datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="seconds")
+
+
+def _check_words(run: Path, files: Mapping[str, bytes], record: Record) -> None:
+    """A bundle goes to strangers: nothing in it names a folder, a person or a computer here."""
+    own = {os.path.expanduser("~"), socket.gethostname()}
+    with suppress(OSError, KeyError, ImportError):
+        own.add(getpass.getuser())
+    # A short or common word is no name, and what the study itself says is meant to be read.
+    own = {word for word in own if len(word) > 4 and word not in record.study.canonical}
+    for name, data in files.items():
+        with suppress(UnicodeDecodeError):
+            for number, line in enumerate(data.decode().splitlines(), 1):
+                found = _PATHS.search(line)
+                word = found[0] if found else next((w for w in own if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", line)), None)
+                if word:
+                    raise InputError(f"{run}: {name}, line {number} has {word!r}, which names this machine; take it out there.")

@@ -1,0 +1,135 @@
+"""The commands about a run's evidence: ``fedml bundle``, ``fedml verify``, ``fedml reproduce``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedml.errors import InputError, RunError
+from fedml.experiments.runs.launch import find, make_console
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedml.experiments.evidence.verify import Verified
+
+BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that `fedml bundle` wrote.", show_default=False)]
+SignedBy = Annotated[Path | None, typer.Option("--key", help="The coordinator's public key (PEM): the bundle must be signed by it.")]
+Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="The same, by the SHA-256 fingerprint of that key.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+
+
+def bundle(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("run.zip"),
+    key: Annotated[Path | None, typer.Option("--key", help="The coordinator's Ed25519 key (PEM); left out, one is made and kept.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Put a run and its evidence into one signed file that anybody can check with `fedml verify`.
+
+    Example: fedml bundle fedml-runs/heart-20260131-101500-3fa2b1 -o heart.zip
+    """
+    from fedml.experiments.evidence.bundle import write_bundle
+    from fedml.experiments.evidence.signing import fingerprint, private_key
+
+    console = make_console(as_json)
+    signer = private_key(key, _plain(console))
+    manifest = write_bundle(run_folder, out, signer)
+    mark = fingerprint(signer.public_key())
+    _plain(console)(f"{out}: signed by {mark}; to check it: fedml verify {out} --fingerprint {mark}")
+    if as_json:
+        print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": mark}), flush=True)
+
+
+def verify(bundle_file: BundleFile, key: SignedBy = None, fingerprint: Fingerprint = None, as_json: Json = False) -> None:
+    """Check a bundle, offline: hashes, signature, and every figure anew from the sites' counts and what was released.
+
+    Example: fedml verify heart.zip --key coordinator.pub
+    """
+    found = _verified(bundle_file, key, fingerprint, make_console(as_json))
+    if as_json:
+        print(json.dumps(_told(found)), flush=True)
+    _judge(bundle_file, found)
+
+
+def reproduce(
+    bundle_file: BundleFile,
+    sites: Annotated[
+        Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)
+    ],
+    key: SignedBy = None,
+    fingerprint: Fingerprint = None,
+    runs: Annotated[Path, typer.Option("--runs", help="Folder where the new run is kept.")] = Path("fedml-runs"),
+    as_json: Json = False,
+) -> None:
+    """Run a bundle's study once more on the sites' data: does every bit come out again, and if not, where does it differ first?
+
+    Example: fedml reproduce heart.zip --sites out/heart
+    """
+    from fedml.experiments.evidence.reproduce import reproduce as rerun
+    from fedml.runs.log import STUDY
+    from fedml.study.study import parse_study
+
+    console = make_console(as_json)
+    say = _plain(console)
+    checked = _verified(bundle_file, key, fingerprint, console)
+    _judge(bundle_file, checked)
+    found = rerun(checked.files, find(sites, parse_study(checked.files[STUDY].decode()), say), runs, say)
+    for difference in found.differences:
+        say(f"{'differs' if difference.decides else 'note':8} {difference.where:10} {difference.text}")
+    say(f"{found.sentence()} (new run: {found.run})")
+    if as_json:
+        told = {"equal": found.equal, "private": found.private, "weights_sha256": found.weights_sha256, "run": str(found.run)}
+        print(json.dumps({**told, "differences": [asdict(d) for d in found.differences], "verified": _told(checked)}), flush=True)
+    if not found.equal:
+        raise RunError(f"{bundle_file}: does not come out again; {found.sentence()}.")
+
+
+def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, console: Console) -> Verified:
+    from rich.text import Text
+
+    from fedml.experiments.evidence.verify import verify as check
+
+    found = check(bundle_file, _wanted(key, fingerprint))
+    for c in found.checks:
+        line = Text("ok      " if c.ok else "FAILED  ", style="" if c.ok else "bold red")
+        line.append(f"{c.name:17} {c.file}: {c.text}", style="not bold")
+        console.print(line, soft_wrap=True)
+    return found
+
+
+def _wanted(key: Path | None, fingerprint: str | None) -> str | None:
+    """The fingerprint of the key that must have signed."""
+    from fedml.experiments.evidence.signing import fingerprint as mark
+    from fedml.experiments.evidence.signing import public_key
+
+    told = None if fingerprint is None else fingerprint.strip().lower().replace(":", "")
+    if told is not None and not re.fullmatch("[0-9a-f]{64}", told):
+        raise InputError(f"--fingerprint {fingerprint}: is no SHA-256; give the 64 hexadecimal digits that `fedml bundle` printed.")
+    if key is None:
+        return told
+    own = mark(public_key(key))
+    if told not in (None, own):
+        raise InputError(f"--fingerprint {fingerprint}: is not the fingerprint of --key {key}, which is {own}; give one of the two.")
+    return own
+
+
+def _judge(bundle_file: Path, found: Verified) -> None:
+    from fedml.experiments.evidence.verify import summary
+
+    if not found.ok:
+        raise RunError(f"{bundle_file}: is not to be trusted: {summary(found)}")
+
+
+def _told(found: Verified) -> dict[str, Any]:
+    return {"ok": found.ok, "fingerprint": found.fingerprint, "checks": [asdict(c) for c in found.checks]}
+
+
+def _plain(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, markup=False, soft_wrap=True)

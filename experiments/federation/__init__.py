@@ -1,0 +1,1 @@
+"""A coordinating centre, and a whole federation on one machine."""

@@ -1,0 +1,1 @@
+"""Trained models after the run: registry, scoring files, MLflow's pages."""

@@ -1,0 +1,50 @@
+"""`fedml ui`: MLflow's pages on the store that runs are recorded in, on this machine alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from fedml.errors import InputError
+from fedml.tracking.pages import VIEW_TAG, view_link
+from fedml.tracking.store import store
+
+HOST = "127.0.0.1"
+
+
+def serve(port: int, say: Callable[[str], None]) -> None:
+    """Says where the studies' pages are, then is MLflow's server until stopped. A store that is a server has its own pages.
+
+    Raises:
+        InputError: the port is taken, or the store cannot be read.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = store()
+    remote = uri.startswith(("http://", "https://"))
+    address = uri.rstrip("/") if remote else f"http://{HOST}:{port}"
+    if not remote:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError as error:
+                raise InputError(f"--port {port}: cannot be listened on ({error.strerror}); give another.") from error
+    try:
+        found = [e for e in MlflowClient(uri).search_experiments() if VIEW_TAG in e.tags]
+    except MlflowException as error:
+        raise InputError(f"MLFLOW_TRACKING_URI: the store cannot be read ({error}); see docs/tracking.md.") from error
+    for experiment in sorted(found, key=lambda e: str(e.name)):
+        say(f"{experiment.name}: {view_link(address, experiment.experiment_id)}")
+    if not found:
+        say(f"{address} (no study is recorded here yet)")
+    if remote:
+        return
+    words = ["-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    sys.stdout.flush()
+    # The store may hold a password, which has no place among a process's words. Jobs are MLflow's for language models.
+    environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    os.execve(sys.executable, [sys.executable, *words], environment)  # noqa: S606 - no shell

@@ -1,0 +1,182 @@
+"""What `fedml preflight` and `fedml gwas` show, and a meta-analysis of each site alone beside the federated result."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from fedml.errors import InputError
+from fedml.experiments.runs.launch import Launched
+from fedml.runs.log import GWAS_TABLE
+from fedml.study.study import Study, for_roster
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:381)
+
+
+def require(study: Study, file: Path) -> Study:
+    """``study``, which has to have a [gwas] section.
+
+    Raises:
+        InputError: it has none.
+    """
+    if study.gwas is None:
+        raise InputError(f'{file}: has no [gwas] section; add one, such as [gwas] covariates = ["age", "sex"] and components = 4.')
+    return study
+
+
+def _event(launched: Launched, kind: str) -> dict[str, Any]:
+    return next((e for e in reversed(launched.outcome.events) if e["event"] == kind), {})
+
+
+def preflight_summary(launched: Launched) -> dict[str, Any]:
+    """The object of ``fedml preflight --json``."""
+    outcome = launched.outcome
+    return {
+        "run_id": outcome.run.name, "status": outcome.status, "reason": outcome.reason, "study_sha256": launched.study.sha256,
+        "variants": _event(launched, "agreed").get("variants"), "checks": _event(launched, "checks").get("checks", []),
+        "seconds": outcome.seconds, "folder": str(outcome.run),
+    }  # fmt: skip
+
+
+def gwas_summary(launched: Launched) -> dict[str, Any]:
+    """The object of ``fedml gwas --json``."""
+    found = {k: v for k, v in _event(launched, "gwas").items() if k not in ("event", "time", "seconds", "sites")}
+    rows = _event(launched, "gwas").get("sites", {})
+    size = {way: sum(row[f"bytes_{way}"] for row in rows.values()) for way in ("out", "in")}
+    return {**preflight_summary(launched), "mlflow_run_id": launched.mlflow_run, "metrics": found, "bytes": size, "sites": list(rows)}
+
+
+def show_result(launched: Launched, console: Console) -> None:
+    """The strongest associations, and the figures of the whole scan; nothing if the run did not come so far."""
+    from rich.table import Table
+
+    found = _event(launched, "gwas")
+    if not found:
+        return
+    table = Table(title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left")
+    for name in ("variant", "rsid", "effect", "beta", "standard error", "p", "frequency", "n", "method"):
+        table.add_column(name, justify="left" if name in ("variant", "rsid", "effect", "method") else "right")
+    for row in found["top"]:
+        table.add_row(
+            f"{row['chromosome']}:{row['position']}", row["rsid"], row["effect_allele"], f"{row['beta']:.4g}",
+            f"{row['standard_error']:.3g}", row["p_value"], f"{row['frequency']:.3f}", str(row["n"]), row["method"],
+        )  # fmt: skip
+    persons = ", ".join(f"{site} {n}" for site, n in found["persons"].items())
+    lines = [
+        f"persons: {persons}; lambda {found['lambda']:.3f}; below {HIT:g}: {found['hits']}; left out at some site: {found['partly_told']}",
+        f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
+    ]
+    console.print(table)
+    for line in lines:
+        console.print(line, soft_wrap=True)
+
+
+def read_table(run: Path) -> pd.DataFrame:
+    """``gwas.tsv.gz`` of a run, with numbers where the standard writes ``#NA``."""
+    text = {"chromosome": str, "p_value": str, "rsid": str, "variant_id": str}
+    table = pd.read_csv(run / GWAS_TABLE, sep="\t", compression="gzip", na_values=["#NA"], keep_default_na=False, dtype=text)
+    parts = table.p_value.str.extract(r"^([\d.]+)(?:e([+-]\d+))?$").astype(float)
+    with np.errstate(divide="ignore"):
+        return table.assign(neg_log10_p=-(np.log10(parts[0]) + parts[1].fillna(0)))
+
+
+def meta_table(launched: Launched, sites: Path, console: Console) -> dict[str, Any]:
+    """Each site alone (its own components, its own model), combined by inverse variance: what is lost beside the federated result.
+
+    Fixed effects (Borenstein et al. 2009, Introduction to Meta-Analysis, chapter 11).
+    """
+    from fedml.clients.site.manifest import find_sites
+    from fedml.errors import RunError
+    from fedml.experiments.runs.run import outcome, run_nodes
+
+    study = launched.study
+    found, _ = find_sites(sites, study.federation.sites)
+    tables = {}
+    with tempfile.TemporaryDirectory(prefix="fedml-meta-") as name:
+        for site, there in found.items():
+            folder = Path(name) / site
+            folder.mkdir()
+            try:
+                run_nodes(for_roster(study, [site]), [{"manifest": str(there.file.resolve())}], folder, "gwas")
+                tables[site] = read_table(folder)
+            except RunError as error:
+                console.print(f"{site} alone: {error}", soft_wrap=True)
+            outcome(folder, 0.0)
+    federated = read_table(launched.outcome.run)
+    combined = combine({site: _to_reference(table, federated) for site, table in tables.items()})
+    beside = federated.join(combined, rsuffix="_meta")
+    both = beside.dropna(subset=["beta", "beta_meta"])
+    told = {
+        "sites": list(tables), "variants_federated": int(federated.beta.notna().sum()), "variants_meta": int(combined.beta.notna().sum()),
+        "correlation_of_betas": float(np.corrcoef(both.beta, both.beta_meta)[0, 1]) if len(both) > 2 else None,
+        "median_standard_error_ratio": float((both.standard_error_meta / both.standard_error).median()),
+        "hits_federated": _hits(federated), "hits_meta": _hits(combined),
+        "lambda_federated": _inflation(federated.neg_log10_p), "lambda_meta": _inflation(combined.neg_log10_p),
+    }  # fmt: skip
+    (launched.outcome.run / "meta.json").write_text(json.dumps(told, indent=1))
+    console.print(_meta_shown(told))
+    return told
+
+
+def _to_reference(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
+    """A site's table by the federated one's variants, its effect allele that one's."""
+    own = table.set_index("rsid" if table.rsid.notna().all() and table.rsid.is_unique else "variant_id")
+    by = reference.rsid if own.index.name == "rsid" else reference.variant_id
+    own = own.reindex(by)
+    own.index = reference.index
+    turned = own.effect_allele == reference.other_allele
+    return own.assign(beta=np.where(turned, -own.beta, own.beta))
+
+
+def combine(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Inverse-variance weighted mean of the sites' betas, one row a variant; a site without a result gives none."""
+    from fedml.analytics.linear import normal_log10_p
+
+    beta = np.stack([t.beta.to_numpy(float) for t in tables.values()])
+    weight = np.nan_to_num(1 / np.stack([t.standard_error.to_numpy(float) for t in tables.values()]) ** 2, posinf=0.0)
+    weight = np.where(np.isfinite(beta), weight, 0.0)
+    total = weight.sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean, error = np.where(total > 0, (weight * np.nan_to_num(beta)).sum(0) / total, np.nan), np.where(total > 0, total**-0.5, np.nan)
+        log10_p = normal_log10_p(mean / error)
+    index = next(iter(tables.values())).index
+    return pd.DataFrame({"beta": mean, "standard_error": error, "neg_log10_p": -log10_p}, index=index)
+
+
+def _hits(table: pd.DataFrame) -> int:
+    return int((table.neg_log10_p > -np.log10(HIT)).sum())
+
+
+def _inflation(neg_log10_p: pd.Series) -> float:
+    from fedml.analytics.sumstats import genomic_inflation
+
+    return float(genomic_inflation(10.0 ** -neg_log10_p.dropna().to_numpy()))
+
+
+def _meta_shown(told: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title="beside it: each site alone, combined by inverse variance (meta-analysis)", title_justify="left", caption_justify="left"
+    )
+    for name in ("", "federated", "meta-analysis"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, key in (("variants with a result", "variants"), ("below 5e-8", "hits"), ("lambda", "lambda")):
+        cells = [told[f"{key}_federated"], told[f"{key}_meta"]]
+        table.add_row(name, *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+    r, ratio = told["correlation_of_betas"], told["median_standard_error_ratio"]
+    table.caption = (
+        f"betas correlate by {r:.4f}; the meta-analysis' standard errors are {ratio:.3f} x the federated ones (median)"
+        if r is not None
+        else "too few variants in both to compare"
+    )
+    return table

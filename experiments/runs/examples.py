@@ -1,0 +1,118 @@
+"""Pictures of what a trained model says of test persons, for sites that declare their images public (``[data] public = true``).
+
+They are drawn where the data are, by the process that has just run the study beside them: no picture crosses the federation, and there is
+no such process in a deployment.
+
+    write_examples(run, study, sites, print)      # RUN/examples/<site>.png, which fedml.tracking.deliver puts into MLflow
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.clients.site.manifest import Site
+from fedml.clients.site.read import load_aligned
+from fedml.cohort.persons import Cohort
+from fedml.pictures import Tile, most_of, plane, sheet, spread
+from fedml.runs.log import EXAMPLES, load_model, saved_window, write_whole
+from fedml.runs.restore import restore
+from fedml.study.sections import normal
+from fedml.study.study import Study
+
+if TYPE_CHECKING:
+    from fedml.cohort.persons import Batch
+    from fedml.models.fusion import CohortModel
+
+PERSONS = 6  # of a site, at most
+_NOTE = "The site declares these images public. They are examples, evenly over its test persons, not chosen by how well they did."
+
+
+def write_examples(run: Path, study: Study, sites: Mapping[str, Site], say: Callable[[str], None]) -> list[Path]:
+    """Draws up to six test persons of each site that declares its images public; returns the files, none where nobody does."""
+    if "image" not in study.cohort.inputs:
+        return []
+    public = {name: site for name, site in sites.items() if site.manifest.data.public}
+    if not public:
+        return []
+    model, (arrays, _, panel), written = restore(run)[1], load_model(run), list[Path]()
+    for name, site in public.items():
+        cohort = load_aligned((str(site.file),), study, panel, window=saved_window(arrays))
+        if cohort.images is None:
+            continue
+        has = np.bincount(cohort.images.person, minlength=len(cohort)) > 0
+        rows = spread(np.array([r for r in cohort.rows("test") if has[r]], dtype=np.int64), PERSONS)
+        if not len(rows):
+            continue
+        draw = _masks if study.model.task == "segmentation" else _answers
+        data = draw(study, model, cohort, name, rows)
+        (run / EXAMPLES).mkdir(exist_ok=True)
+        written.append(run / EXAMPLES / f"{name}.png")
+        write_whole(written[-1], data)
+    if written:
+        say(f"examples: predictions for public test images of {', '.join(p.stem for p in written)} are drawn in {run / EXAMPLES}")
+    return written
+
+
+def _orientation(study: Study) -> str:
+    shape = study.cohort.image
+    return "" if shape is None or shape.preprocess is None else shape.orientation
+
+
+def _spacing(study: Study, batch: Batch) -> list[float] | None:
+    if "image_spacing" in batch:
+        return [float(v) for v in batch["image_spacing"][0]]
+    return list(study.cohort.image.spacing_mm) or None if study.cohort.image is not None else None
+
+
+def _predict(model: CohortModel, batch: Batch) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return model(batch)
+
+
+def _masks(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: npt.NDArray[np.int64]) -> bytes:
+    """A row a person: the first image, its true mask, the predicted one with the Dice of each class."""
+    names = [normal(c) for c in study.cohort.classes]
+    tiles: list[Tile] = []
+    for number, row in enumerate(rows, start=1):
+        batch = cohort.batch([int(row)])
+        image, true = batch["image"][0].numpy(), batch["mask"][0, 0].numpy()
+        guess = _predict(model, {**batch, "image": batch["image"][:1]})[0].argmax(0).numpy().astype(np.uint8)
+        told = ", ".join(f"{name} {_dice(true == k, guess == k)}" for k, name in enumerate(names[1:4], start=1))
+        at = most_of(true, 2) if true.ndim == 3 else 0
+        for mask, caption in ((None, f"{number}"), (true, "true"), (guess, f"predicted; Dice {told}")):
+            tiles.append(plane(image, mask, caption, at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
+    return sheet(tiles, columns=3, title=_title(study, site), classes=names[1:], note=_NOTE)
+
+
+def _answers(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: npt.NDArray[np.int64]) -> bytes:
+    """A tile a person: the first image, what is true, and the probability of that (or the predicted number)."""
+    tiles: list[Tile] = []
+    target = study.cohort.target
+    for number, row in enumerate(rows, start=1):
+        batch = cohort.batch([int(row)])
+        image, answer, label = batch["image"][0].numpy(), _predict(model, batch)[0].double(), cohort.labels[row]
+        if study.model.task == "regression":
+            told = f"{target} {label:.4g}, predicted {float(answer[0]):.4g}"
+        else:
+            p, names = answer.softmax(0).tolist(), [normal(c) for c in study.cohort.classes]
+            best = int(np.argmax(p))
+            told = f"{target} {names[int(label)]}, predicted {names[best]} ({p[best]:.2f})"
+        at = image.shape[-1] // 2 if image.ndim == 4 else 0
+        tiles.append(plane(image, None, f"{number}  {told}", at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
+    return sheet(tiles, columns=3, title=_title(study, site), note=_NOTE)
+
+
+def _title(study: Study, site: str) -> str:
+    return f'study "{study.study.name}", site {site}: predictions for test persons'
+
+
+def _dice(true: npt.NDArray[np.bool_], guess: npt.NDArray[np.bool_]) -> str:
+    total = int(true.sum() + guess.sum())
+    return f"{2 * int((true & guess).sum()) / total:.2f}" if total else "-"

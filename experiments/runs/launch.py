@@ -1,0 +1,133 @@
+"""What every command that runs a study does: read it, find the sites, start MLflow's process, run, show, end with the right code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedml.cli import is_debug, parse_overrides
+from fedml.errors import InputError, RunError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedml.experiments.runs.run import Job, Outcome
+    from fedml.study.study import Study
+
+ENGINES = ("local", "simulation", "deployment")
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what a study runs: the folder of the sites and an engine, or a SuperLink; where runs are kept; whether MLflow is told."""
+
+    sites: Path | None
+    engine: str
+    superlink: str | None
+    runs: Path
+    track: bool
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A run that has ended: the study, how it ended, MLflow's run id."""
+
+    study: Study
+    outcome: Outcome
+    mlflow_run: str | None
+
+
+def make_console(as_json: bool) -> Console:
+    """Standard output, or standard error where the output is for a machine."""
+    from rich.console import Console
+
+    stream = sys.stderr if as_json else sys.stdout
+    # Where there is no terminal a table may be as wide as it needs.
+    return Console(stderr=as_json, highlight=False, width=None if stream.isatty() else 140)
+
+
+def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study:
+    """The study with ``--set`` and ``--seed``."""
+    from fedml.study.read import read_study
+
+    return read_study(path, overrides=parse_overrides(changes or []), seed=seed)
+
+
+def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, Any]:
+    """The roster's sites in ``folder``; says which others are there."""
+    from fedml.clients.site.manifest import find_sites
+
+    found, others = find_sites(folder, study.federation.sites)
+    if others:
+        say(f"not in the roster, left out: {', '.join(others)}")
+    return found
+
+
+def launch(study_file: Path, study: Study, where: Where, console: Console, job: Job = "train") -> Launched:
+    """Runs the study and shows it while it goes on; a failed run is an outcome too.
+
+    Raises:
+        InputError: options that do not go together, or data that cannot be used.
+    """
+    if where.engine not in ENGINES:
+        raise InputError(f'--engine "{where.engine}" is not known{nearest(where.engine, ENGINES)}; it is local, simulation or deployment.')
+    deployed = where.engine == "deployment"
+    if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
+        raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
+    from fedml.experiments.runs.run import Tracking, new_run, read_all, run
+    from fedml.experiments.runs.show import Progress
+
+    home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
+    found = find(where.sites, study, console.print) if where.sites is not None else {}
+    tracker = Tracking() if where.track else None
+    if where.superlink is None:
+        read_all(study, found, console.print, job)
+    folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
+    if tracker:
+        tracker.begin(folder)
+    progress = Progress(study, console, job)
+    outcome = run(
+        study, found, engine=where.engine, run=folder, sites_folder=where.sites or Path(), listeners=[progress], debug=is_debug(),  # type: ignore[arg-type]
+        flower_home=home, connection=connection, job=job,
+    )  # fmt: skip
+    progress.close()
+    if job == "train" and found and outcome.status == "finished":
+        _draw_examples(folder, study, found, console)
+    mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
+    return Launched(study, outcome, mlflow_run)
+
+
+def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:
+    """Pictures of predictions of sites that declare their images public; if they cannot be drawn the run is none the worse."""
+    from fedml.experiments.runs.examples import write_examples
+
+    try:
+        write_examples(run, study, sites, lambda line: console.print(line, markup=False, soft_wrap=True))
+    except Exception as error:
+        console.print(f"examples could not be drawn ({error})", markup=False, soft_wrap=True)
+
+
+def _connection(superlink: str) -> tuple[Path | None, str]:
+    """Flower's folder and the connection's name in it: of a centre on this machine, or the user's own."""
+    from fedml.experiments.federation.centre import find_home
+    from fedml.flower.superlink import CONNECTION
+
+    home = find_home(Path(superlink))
+    if home is None and Path(superlink).is_dir():
+        raise InputError(f"--superlink {superlink}: is no centre's folder; make one with `fedml federation init`, or `up` for trying.")
+    return (home, CONNECTION) if home else (None, superlink)
+
+
+def closing_line(launched: Launched, console: Console) -> None:
+    """How the run ended and where its record is."""
+    outcome = launched.outcome
+    console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}[/dim]", soft_wrap=True)
+
+
+def judge(launched: Launched) -> None:
+    """Raises ``RunError`` with its reason if the run failed."""
+    if launched.outcome.status != "finished":
+        raise RunError(launched.outcome.reason)

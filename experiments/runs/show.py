@@ -1,0 +1,176 @@
+"""What a person sees of a run: progress while it goes on, a table at its end, one JSON object for a machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fedml.cohort.variants.checks import EVERYBODY
+from fedml.learning.tasks import make_task
+from fedml.study.study import Study
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+    from rich.table import Table
+
+    from fedml.experiments.runs.run import Outcome
+
+
+class Progress:
+    """A bar over the rounds with the watched metric, sites and time left; plain lines, a few, where there is no terminal."""
+
+    def __init__(self, study: Study, console: Console, job: str = "train") -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self.study, self.console = study, console
+        self.watched = make_task(study).watched
+        columns = (
+            TextColumn("round" if job == "train" else "step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+        )
+        self.bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.row = self.bar.add_task("starting", total=study.federation.rounds if job == "train" else None)
+        self.bar.start()
+        self.every = max(1, study.federation.rounds // 10)
+
+    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+        """Shows the newest of ``events``."""
+        for event in events:
+            if event["event"] == "checks":
+                show_checks(event["checks"], self.console)
+            if event["event"] == "step":
+                self.bar.update(self.row, completed=event["done"], total=event["total"], description=event["doing"])
+                if not self.console.is_terminal and event["told"]:
+                    self.console.print(event["doing"])
+            if event["event"] == "agreed":
+                shared = f", {event['variants']} shared variants" if event["variants"] else ""
+                model = f"; model of {event['parameters']} parameters" if event["parameters"] else ""
+                self.console.print(f"{len(event['sites'])} sites agreed{model}{shared}")
+            if event["event"] != "round":
+                continue
+            number, told = event["round"], self._told(event)
+            self.bar.update(self.row, completed=number, description=told)
+            if not self.console.is_terminal and (number % self.every == 0 or number == 1):
+                self.console.print(f"round {number}/{self.study.federation.rounds}: {told}")
+
+    def _told(self, event: dict[str, Any]) -> str:
+        part = next((p for p in ("val", "train") if p in event["metrics"]), None)
+        value = event["metrics"][part]["all"].get(self.watched) if part else None
+        score = f"{part} {self.watched} {value:.3f}, " if value is not None else ""
+        missing = f", missing: {', '.join(event['refused'])}" if event["refused"] else ""
+        return f"{score}{len(event['sites'])} sites, {event['seconds']:.2f} s{missing}"
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        self.bar.stop()
+
+
+def _number(value: Any) -> str:
+    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
+
+
+def show_checks(checks: Sequence[dict[str, str]], console: Console) -> None:
+    """Site x check: what each site's variants are and what was done to them; below, what is wrong and how to mend it."""
+    from rich.table import Table
+
+    sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != EVERYBODY))
+    table = Table(title="do the sites' variants mean the same?", title_justify="left")
+    table.add_column("check")
+    for site in sites:
+        table.add_column(site, justify="right")
+    mark = {"ok": "", "warn": " (!)", "fail": " FAILS"}
+    cells = {(c["check"], c["site"]): c["value"] + mark[c["verdict"]] for c in checks}
+    for name in dict.fromkeys(c["check"] for c in checks if c["site"] != EVERYBODY):
+        table.add_row(name, *(cells.get((name, site), "-") for site in sites))
+    mends = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
+    common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == EVERYBODY]
+    console.print(table)
+    for line in (*common, *mends):
+        console.print(line, markup=False, soft_wrap=True)  # not markup: a mend names sections, such as [cohort.variants]
+
+
+def final_table(study: Study, final: dict[str, Any]) -> Group:
+    """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test).
+
+    Metrics of a class (``dice/spleen``) have a table of their own below, a row a class, of all persons, and one of the worst site:
+    beside the others they would be wider than a terminal.
+    """
+    from rich.console import Group
+
+    part = "test" if "test" in final["metrics"] else "val"
+    scores = final["metrics"][part]
+    names = [n for n in scores["all"] if n not in ("persons", "log_loss", "bias") and "/" not in n]
+    table = _table(f"{study.study.name}: {part} persons, after {final['round']} rounds", "site", ("persons", *names))
+    worst = scores["worst"] if len(scores["sites"]) > 1 else None
+    for site, own in scores["sites"].items():
+        table.add_row(site + " (worst)" * (site == worst), str(int(own["persons"])), *(_number(own.get(n)) for n in names))
+    table.add_section()
+    table.add_row("all, merged", str(int(scores["all"]["persons"])), *(_number(scores["all"].get(n)) for n in names))
+    by_class = [n.split("/", 1) for n in scores["all"] if "/" in n]
+    if not by_class:
+        return Group(table)
+    columns = list(dict.fromkeys(name for name, _ in by_class))
+    below = []
+    for where, own in [("all, merged", scores["all"]), *([(f"{worst} (worst)", scores["sites"][worst])] if worst else [])]:
+        below.append(_table(f"by class: {where}", "class", columns))
+        for label in dict.fromkeys(label for _, label in by_class):
+            cells = ((name, own.get(f"{name}/{label}")) for name in columns)
+            below[-1].add_row(label, *(_count(v) if name in _COUNTS else _number(v) for name, v in cells))
+    return Group(table, *below)
+
+
+# A head is broken at its underscores where that is needed, and then anywhere: nothing is cut off.
+_HEADS = {"balanced_accuracy": "balanced"}
+_COUNTS = ("persons", "missed")
+
+
+def _table(title: str, first: str, columns: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(_HEADS.get(name, name).replace("_", " "), justify="right", min_width=6, overflow="fold")
+    return table
+
+
+def _count(value: Any) -> str:
+    return "-" if value is None or value != value else str(int(value))
+
+
+def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays, out of and in to the server."""
+    rounds = [e for e in outcome.events if e["event"] == "round"]
+    scores = outcome.final.get("metrics", {})
+    rows = [row for e in [*rounds, outcome.final] if e for row in e["sites"].values()]
+    took_part = {site: sum(site in e["sites"] for e in rounds) for site in study.federation.sites}
+    return {
+        "run_id": outcome.run.name,
+        "mlflow_run_id": mlflow_run,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "rounds": len(rounds),
+        "metrics": {part: s["all"] for part, s in scores.items()},
+        "sites": {
+            site: {"rounds": took_part[site], **{part: s["sites"].get(site, {}) for part, s in scores.items()}}
+            for site in study.federation.sites
+        },
+        "worst_site": {part: s["worst"] for part, s in scores.items()},
+        "privacy": privacy_of(outcome.events) or {"unit": study.privacy.unit},
+        "bytes": {"out": sum(r["bytes_out"] for r in rows), "in": sum(r["bytes_in"] for r in rows)},
+        "seconds": outcome.seconds,
+        "study_sha256": study.sha256,
+        "weights_sha256": outcome.final.get("weights_sha256"),
+        "folder": str(outcome.run),
+    }
+
+
+def privacy_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the run's record says of its privacy: the last word, without the event's own fields; empty if it never came so far."""
+    told: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "privacy"), {})
+    return {k: v for k, v in told.items() if k not in ("event", "time")}

@@ -1,0 +1,1 @@
+"""DICOM files to series, masks and persons."""

@@ -1,0 +1,397 @@
+"""Is a DICOM file de-identified? It is looked at, never rewritten: taking identity away is the hospital's own, approved tool's work.
+
+    for finding in findings(path, identifiers=["Doe^Jane", "4711-0815"], pseudonym="site-a-0001"):
+        print(finding.severity, finding.where, finding.why)      # no value is told, a log may hold it
+    require_de_identified(path)                                  # ItemError(not-de-identified) where one says "refuse"
+
+The measure is the Basic Application Level Confidentiality Profile (DICOM PS3.15 2026c, annex E, table E.1-1): whatever the profile removes,
+empties or replaces is a finding where it still has a value. ``refuse``: it tells who the person is, or may (names, other ids, addresses,
+dates that nobody says were moved, what was searched for). ``review``: it may identify (descriptions, comments, institutions, serial
+numbers, private text); somebody has to know what the site writes there. UIDs are exempt. What is drawn into the pixels, and a face in a
+head scan, no header can rule out.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from fedml.cohort.dicom.files import MAX_MB, open_dataset, printable, reading
+from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.errors import InputError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+# Table E.1-1 without options: action -> group: elements. X remove, Z empty, D dummy. Without the UIDs (U), without the repeating groups
+# (curves, overlays: see _repeating) and without the versions of context groups, which date a list of codes.
+_TABLE = {
+    "X": (
+        "0000: 1000 0008: 0015 0024 0025 0034 0035 0054 0055 0081 0092 0094 0096 009d 0201 1000 1030 103e 1040 1041 1048 1049 1050 "
+        "1052 1060 1062 1080 1084 1088 1120 1301 1302 1303 1304 2111 4000 0010: 0011 0012 0013 0014 0015 0016 0021 0032 0041 0042 "
+        "0043 0044 0045 0046 0047 0050 0101 0102 1000 1001 1002 1005 1010 1020 1030 1040 1050 1060 1080 1081 1090 1100 2000 2110 "
+        "2150 2152 2154 2155 2160 2161 2162 2180 21a0 21b0 21c0 21d0 21f0 2297 2299 4000 0012: 0022 0023 0032 0041 0043 0051 0055 "
+        "0071 0072 0073 0082 0086 0087 0014: 407c 407e 0016: 002b 004b 004d 004e 004f 0050 0051 0070 0071 0072 0073 0074 0075 0076 "
+        "0077 0078 0079 007a 007b 007c 007d 007e 007f 0080 0081 0082 0083 0084 0085 0086 0087 0088 0089 008a 008b 008c 008d 008e "
+        "0018: 0027 0035 1004 1005 1007 1008 1009 100a 1010 1011 1012 1014 1042 1043 1072 1073 1078 1079 1200 1201 1202 1204 1205 "
+        "4000 5011 9185 9373 937b 937f 9424 9937 a002 a003 0020: 0027 3401 3403 3405 3406 4000 9158 0028: 4000 0032: 0012 0032 "
+        "0033 0034 0035 1000 1001 1010 1011 1020 1021 1030 1032 1033 1040 1041 1050 1051 1066 1067 1070 4000 0038: 0004 0010 0011 "
+        "0014 001a 001b 001c 001d 001e 0020 0021 0030 0032 0040 0050 0060 0061 0062 0064 0300 0400 0500 4000 003a: 0020 0203 020c "
+        "0329 032b 0040: 0001 0002 0003 0004 0005 0006 0007 0009 000b 0010 0011 0012 0241 0242 0243 0244 0245 0250 0251 0253 0254 "
+        "0275 0280 0310 050a 051a 0556 0600 0602 06fa 1001 1002 1004 1005 100a 1010 1011 1102 1103 1104 1400 2001 2004 2005 2008 "
+        "2009 2010 2011 2400 3001 4005 4008 4010 4011 4025 4027 4028 4030 4034 4035 4036 4037 4050 4051 4052 a023 a024 a033 a034 "
+        "a035 a078 a07a a07c a110 a112 a192 a193 a307 a352 a353 a354 a358 b034 b036 b03b b03f db06 db07 e004 e012 0044: 0004 000b "
+        "0010 0105 0050: 001b 0020 0021 006a: 0006 0070: 0082 0083 0086 0074: 1234 1236 0088: 0200 0904 0906 0910 0912 0100: 0420 "
+        "0400: 0310 0402 0403 0404 0550 0551 0552 0561 0600 2030: 0020 2100: 0040 0050 0070 3002: 0121 0123 3006: 0004 0006 0028 "
+        "002d 002e 0038 004d 004e 0085 0088 300a: 0003 0004 000b 000e 0016 0072 00c3 00dd 0196 01a6 01b2 0216 02eb 0676 078e 0792 "
+        "0794 079a 300c: 0113 3010: 0036 0037 0061 0085 4000: 0010 4000 4008: 0040 0042 0100 0101 0102 0108 0109 010a 010b 010c "
+        "0111 0112 0113 0114 0115 0118 0119 011a 0200 0202 0300 4000 fffa: fffa fffc: fffc"
+    ),
+    "D": (
+        "0012: 0010 0020 0040 0042 0081 0018: 11bb 9074 9151 9367 9369 936a 9371 9623 9701 9804 0034: 0001 0002 0005 0007 003a: "
+        "0314 0040: 0512 0551 1101 a027 a030 a073 a075 a120 a121 a122 a123 a13a a730 0042: 0011 0044: 0104 0068: 6226 6270 006a: "
+        "0003 0005 0070: 0001 0006 0072: 000a 005e 005f 0061 0063 0065 0066 0068 006a 006b 006c 006d 006e 0070 0071 0400: 0105 "
+        "0115 0562 0563 0565 2100: 0140 3006: 0002 3008: 0024 0025 0162 0164 0166 0168 300a: 0002 022c 022e 0608 0619 0623 062a "
+        "067c 0734 0736 073a 0741 0742 0760 0783 300c: 0127 3010: 002d 0033 0034 0035 0038 0054"
+    ),
+    "Z": (
+        "0008: 0020 0030 0050 0090 009c 0010: 0010 0030 0040 0012: 0021 0030 0031 0050 0060 0018: 1203 0020: 0010 0040: 0513 0562 "
+        "0610 2016 2017 a082 a088 0400: 0564 3006: 0008 0009 0026 00a6 300a: 0611 0615 067d 300e: 0004 0005 3010: 000f 0017 001b "
+        "0043 005a 005c 007a 007b 007f 0081"
+    ),
+    "Z/D": "0008: 0023 0033 0010: 0020 0018: 0010 9919 0070: 0084",
+    "X/Z": "0008: 0022 0032 1110 0010: 2203 0032: 1060 0040: 0555 2200: 0002 0005 3008: 0105 300a: 00b2 300e: 0008",
+    "X/D": (
+        "0008: 0012 0021 0031 1072 0018: 1030 1400 700a 700c 700e 9516 9517 0040: a032 b020 3008: 0054 0056 0250 0251 300a: 0006 "
+        "0007 3010: 004c 004d 0056 0077"
+    ),
+    "X/Z/D": "0008: 0013 002a 0080 0082 1010 1070 1111 0018: 1000",
+}
+
+
+def _spelled(text: str) -> Iterator[int]:
+    group = 0
+    for word in text.split():
+        if word.endswith(":"):
+            group = int(word[:-1], 16) << 16
+        else:
+            yield group | int(word, 16)
+
+
+ACTIONS: dict[int, str] = {tag: action for action, text in _TABLE.items() for tag in _spelled(text)}
+# Of them and beside them: what tells or reaches a person. Names are known by their VR.
+_DIRECT = frozenset(
+    _spelled(
+        "0008: 0092 0094 0010: 0011 0012 0013 0014 0015 0016 0033 0034 1000 1040 1050 1090 2154 2155 0038: 0010 0060 "
+        "0040: 1102 1103 1104 2010 a353 a354 0042: 0011"
+    )
+)
+_NAME, _ID, _BIRTH, _AGE = 0x00100010, 0x00100020, 0x00100030, 0x00101010
+_TRIAL = tuple(_spelled("0012: 0010 0020 0021 0030 0031"))  # what a trial's pseudonym is made of
+_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_DATES, _NUMBERS = ("DA", "DT"), ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "AT", "TM")
+_DUMMIES = frozenset(
+    ["anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "pseudonymized", "pseudonymised", "removed", "withheld",
+     "none", "null", "na", "nn", "unknown", "noname", "notavailable", "notapplicable", "patient", "test", "phantom",
+     "x", "xx", "xxx", "xxxx", "0", "00", "000", "0000"]
+)  # fmt: skip
+_DATES_MOVED = ("113107",)  # codes of PS3.16 CID 7050 in (0012,0064): the option Retain Longitudinal Temporal Information Modified Dates
+_SAFE_PRIVATE = ("CTP",)  # written by the de-identifying tool itself: collection and site code
+_CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalities that draw text into the picture
+_DEEP, _MANY = 32, 200_000  # levels of sequences, and items and elements, that are looked at
+_WIDE = 20_000  # elements of one item
+_TOO_MANY = "has too many elements to be looked at"
+_SHORT = 2**16  # bytes; in longer ones only ASCII is looked for
+_ITEM = b"\xfe\xff\x00\xe0"
+
+
+Deidentification = Literal["refuse", "quarantine", "warn"]  # of a file that is not: end the reading, set the file aside, tell the log
+
+
+class Severity(StrEnum):
+    """Must the file not be used, or has a person to look at it?"""
+
+    REFUSE = "refuse"
+    REVIEW = "review"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One place: ``where`` is the way through the sequences, ``why`` never quotes the value; ``tag`` is 0 for file name and preamble."""
+
+    tag: int
+    keyword: str
+    where: str
+    why: str
+    severity: Severity
+
+
+@dataclass
+class _Look:
+    search: list[tuple[str, list[str]]]  # an identifier without its spaces, and its words
+    codes: set[str]  # what a name may be: pseudonym, patient id, what the trial says
+    pseudonym: str | None
+    moved: bool  # dates are said to be moved or removed
+    safe_private: Collection[str]
+    found: list[Finding] = field(default_factory=list)
+    seen: int = 0  # elements
+
+    def add(self, tag: int, keyword: str, where: str, why: str, severity: Severity) -> None:
+        self.found.append(Finding(tag, keyword, where, why, severity))
+
+
+def findings(
+    source: Path | Dataset,
+    *,
+    identifiers: Sequence[str] = (),
+    pseudonym: str | None = None,
+    path: Path | None = None,
+    safe_private: Collection[str] = (),
+    max_mb: int = MAX_MB,
+) -> list[Finding]:
+    """What may tell who the person is, in the file's order; empty is good.
+
+    Args:
+        source: a file, or what pydicom read of it.
+        identifiers: what to search for everywhere, file name, private blocks and preamble included: names, numbers, dates, as the hospital
+            writes them; case, accents, punctuation and the order of words do not matter.
+        pseudonym: the id under which the site's table has this person; the file's Patient ID has to be it.
+        path: where a ``Dataset`` came from, for its name.
+        safe_private: private creators whose text the site has looked through.
+        max_mb: limit of the file in MB of 2**20 bytes.
+
+    Raises:
+        ItemError: the file is no DICOM, unreadable or too large.
+        InputError: an identifier has fewer than two letters or digits and would be found everywhere.
+    """
+    for identifier in identifiers:
+        if len(_squeezed(identifier)) < 2:
+            raise InputError("an identifier to search for has fewer than two letters or digits; leave it out.")
+    path = source if isinstance(source, Path) else path
+    name = path or Path("dataset")
+    with reading(name):
+        dataset = open_dataset(source, max_mb=max_mb) if isinstance(source, Path) else source
+        own = [str(dataset.get(tag).value) for tag in (_ID, *_TRIAL) if tag in dataset]
+        look = _Look(
+            search=[(_squeezed(i), _plain(i).split()) for i in identifiers],
+            codes={_squeezed(v) for v in (*own, pseudonym or "")} - {""},
+            pseudonym=pseudonym,
+            moved=str(dataset.get("LongitudinalTemporalInformationModified") or "") in ("MODIFIED", "REMOVED")
+            or any(str(c.get("CodeValue")) in _DATES_MOVED for c in dataset.get("DeidentificationMethodCodeSequence") or []),
+            safe_private=(*_SAFE_PRIVATE, *safe_private),
+        )
+        if path is not None and _hit(look, str(path)):
+            look.add(0, "", "file name", "contains what was searched for", Severity.REFUSE)
+        _preamble(getattr(dataset, "preamble", None) or b"", look)
+        if hasattr(dataset, "file_meta"):
+            _walk(dataset.file_meta, "", 0, look)
+        _statements(dataset, look)
+        _walk(dataset, "", 0, look)
+        return look.found
+
+
+def require_de_identified(
+    source: Path, *, identifiers: Sequence[str] = (), pseudonym: str | None = None, safe_private: Collection[str] = ()
+) -> list[Finding]:
+    """The findings that remain to be reviewed.
+
+    Raises:
+        ItemError: a finding refuses the file (not-de-identified), or as ``findings``.
+    """
+    found = findings(source, identifiers=identifiers, pseudonym=pseudonym, safe_private=safe_private)
+    if worst := [f for f in found if f.severity is Severity.REFUSE]:
+        raise ItemError(
+            Unusable.NOT_DE_IDENTIFIED,
+            f"{source}: is not de-identified in {len(worst)} places, the first is {worst[0].where}: {worst[0].why}.",
+        )
+    return found
+
+
+def _statements(dataset: Dataset, look: _Look) -> None:
+    """What the file says about its own de-identification (PS3.3 section C.12.1 and C.7.6.1)."""
+    removed = str(dataset.get("PatientIdentityRemoved") or "")
+    if removed != "YES":
+        why, severity = ("says that it is not", Severity.REFUSE) if removed == "NO" else ("does not say that it is", Severity.REVIEW)
+        look.add(0x00120062, "PatientIdentityRemoved", "PatientIdentityRemoved", f"{why} de-identified", severity)
+    elif not dataset.get("DeidentificationMethod") and not dataset.get("DeidentificationMethodCodeSequence"):
+        look.add(0x00120063, "DeidentificationMethod", "DeidentificationMethod", "does not say how it was de-identified", Severity.REVIEW)
+    burned = str(dataset.get("BurnedInAnnotation") or "")
+    drawn = str(dataset.get("Modality") or "") in _CAMERA or bool(dataset.get("ConversionType"))
+    if burned == "YES" or (not burned and drawn):
+        why, severity = ("text is drawn", Severity.REFUSE) if burned else ("text may be drawn", Severity.REVIEW)
+        look.add(0x00280301, "BurnedInAnnotation", "BurnedInAnnotation", f"{why} into the pixels", severity)
+    if str(dataset.get("RecognizableVisualFeatures") or "") == "YES":
+        keyword = "RecognizableVisualFeatures"
+        look.add(0x00280302, keyword, keyword, "the person may be recognised by the image", Severity.REVIEW)
+
+
+def _preamble(preamble: bytes, look: _Look) -> None:
+    if text := printable(preamble):
+        hit = _hit(look, text)
+        why, severity = ("contains what was searched for", Severity.REFUSE) if hit else ("holds text", Severity.REVIEW)
+        look.add(0, "", "preamble", why, severity)
+
+
+def _walk(dataset: Dataset, where: str, depth: int, look: _Look) -> bool:
+    """Looks at every element; does one of them, UIDs left out, have a value?"""
+    from pydicom.datadict import keyword_for_tag
+
+    filled = False
+    look.seen += len(dataset)
+    if len(dataset) > _WIDE or look.seen > _MANY:
+        if not look.found or look.found[-1].why != _TOO_MANY:
+            look.add(0, "", where.rstrip(".") or "dataset", _TOO_MANY, Severity.REFUSE)
+        return True
+    for tag in sorted(dataset.keys()):
+        number, raw = int(tag), cast(Any, dataset.get_item(tag))
+        keyword = keyword_for_tag(tag)
+        here = where + (keyword or f"({number >> 16:04X},{number & 0xFFFF:04X})")
+        if number in _PIXELS:
+            continue
+        if isinstance(raw.value, bytes) and raw.value.count(_ITEM) > _MANY:
+            look.add(number, keyword, here, "has too many items to be looked at", Severity.REFUSE)
+            continue
+        try:
+            element = dataset[tag]
+            vr, value = str(element.VR), element.value
+        except Exception:  # a value that is not of its VR: its bytes are looked at
+            vr, value = "UN", raw.value
+        if vr == "SQ":
+            if depth >= _DEEP:
+                look.add(number, keyword, here, "lies too deep to be looked at", Severity.REFUSE)
+                continue
+            inner = [_walk(item, f"{here}[{n}].", depth + 1, look) for n, item in enumerate(value or [])]
+            if any(inner) and number in ACTIONS:
+                look.add(number, keyword, here, "the profile removes it, and it is not empty", Severity.REVIEW)
+            filled = filled or any(inner)
+            continue
+        data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
+        text = _text(value) if data is None else _readable(data)
+        if data and not text and any(data) and (_repeating(number) or number in ACTIONS or number in _DIRECT):
+            text = "bytes"
+        judged = _judge(number, vr, text, dataset, look) if text else None
+        if _hit(look, text if data is None else f"{text} {_decodings(data)}"):
+            judged = "contains what was searched for", Severity.REFUSE
+        if judged is not None:
+            look.add(number, keyword, here, *judged)
+        filled = filled or (bool(text) and vr != "UI")
+    return filled
+
+
+def _judge(tag: int, vr: str, text: str, dataset: Dataset, look: _Look) -> tuple[str, Severity] | None:
+    group, known = tag >> 16, tag in ACTIONS
+    if vr == "UI" or (group == 2 and tag != 0x00020102):
+        return None
+    if vr == "PN":
+        if not _coded(text, look):
+            return "a name that is no pseudonym", Severity.REFUSE
+        return ("a person's code", Severity.REVIEW) if tag != _NAME and not _dummy(text) else None
+    if tag == _ID:
+        return _patient_id(text, look)
+    if tag in _DIRECT:
+        return None if _dummy(text) or text == look.pseudonym else ("reaches or tells a person", Severity.REFUSE)
+    if vr in _DATES:
+        return _date(tag, text, look)
+    if vr == "TM":
+        return None if look.moved or not known or not text.strip("0.") else ("the profile removes times", Severity.REVIEW)
+    if tag == _AGE and re.fullmatch(r"0?(9\d|1\d\d)Y", text):
+        return "an age of 90 or more", Severity.REFUSE
+    if group % 2:
+        return _private(tag, vr, text, dataset, look)
+    if _repeating(tag) or known or tag == 0x00020102:
+        return None if _dummy(text) else ("the profile removes it, it may identify", Severity.REVIEW)
+    return ("an attribute unknown to the standard, with text", Severity.REVIEW) if vr == "UN" else None
+
+
+def _repeating(tag: int) -> bool:
+    group, element = tag >> 16, tag & 0xFFFF
+    return group & 0xFF01 == 0x5000 or (group & 0xFF01 == 0x6000 and element in (0x3000, 0x4000))
+
+
+def _patient_id(text: str, look: _Look) -> tuple[str, Severity] | None:
+    if _dummy(text) or text == look.pseudonym:
+        return None
+    if look.pseudonym is not None:
+        return "is not the id that the site's table has for this person", Severity.REFUSE
+    if not any(c.isdigit() for c in text):
+        return "reads like a name", Severity.REFUSE
+    return "may be the hospital's own number: no pseudonym was given to hold it against", Severity.REVIEW
+
+
+def _date(tag: int, text: str, look: _Look) -> tuple[str, Severity] | None:
+    days = [d for d in text.split("\\") if d[4:8] not in ("", "0101", "0000")]  # the first of January stands for a year
+    if not days:
+        return None
+    if tag == _BIRTH:
+        return "a date of birth" + (", said to be moved" if look.moved else ""), Severity.REVIEW if look.moved else Severity.REFUSE
+    if look.moved:
+        return None
+    return "a date, and the file does not say that dates were moved or removed", Severity.REFUSE if tag in ACTIONS else Severity.REVIEW
+
+
+def _private(tag: int, vr: str, text: str, dataset: Dataset, look: _Look) -> tuple[str, Severity] | None:
+    if 0x10 <= tag & 0xFFFF <= 0xFF or vr in _NUMBERS:  # the name of a block's owner
+        return None
+    owner = dataset.get((tag >> 16, (tag & 0xFFFF) >> 8))
+    if owner is not None and str(owner.value).strip() in look.safe_private:
+        return None
+    return None if _dummy(text) or not any(c.isalpha() for c in text) else ("private text", Severity.REVIEW)
+
+
+def _text(value: Any) -> str:
+    """The value as text, parts joined by a backslash; "" where it is empty."""
+    if value is None:
+        return ""
+    parts = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
+    return "\\".join(str(v) for v in parts).replace("\0", "").strip(" ^=\\\r\n\t")
+
+
+def _readable(data: bytes) -> str:
+    """What a person could read in bytes: UTF-8 that is text throughout, or else the runs of ASCII."""
+    if not data.isascii() and len(data) <= _SHORT:
+        with suppress(UnicodeDecodeError):
+            whole = data.decode("utf-8")
+            if sum(c.isalpha() for c in whole) > 1:
+                return whole
+    return printable(data)
+
+
+def _decodings(data: bytes) -> str:
+    """Bytes in every usual encoding, to search in."""
+    if data.isascii() or len(data) > _SHORT:
+        return ""
+    return " ".join([data.decode("utf-8", "ignore"), data.replace(b"\0", b"").decode("latin-1"), data.decode("utf-16-le", "ignore")])
+
+
+def _plain(text: str) -> str:
+    folded = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
+    return "".join(c if c.isalnum() else " " for c in folded)
+
+
+def _squeezed(text: str) -> str:
+    return _plain(text).replace(" ", "")
+
+
+def _hit(look: _Look, text: str) -> bool:
+    """Is one of the identifiers in ``text``: all its words, or its letters in a row where they are five or more?"""
+    if not look.search:
+        return False
+    plain = _plain(text)
+    words, row = set(plain.split()), plain.replace(" ", "")
+    return any((len(joined) >= 5 and joined in row) or words.issuperset(parts) for joined, parts in look.search)
+
+
+def _dummy(text: str) -> bool:
+    return all(_squeezed(part) in _DUMMIES or not _squeezed(part) for part in re.split(r"[\\^=]", text))
+
+
+def _coded(text: str, look: _Look) -> bool:
+    """Is every component of a name a dummy, a code (it has a digit), or what the trial or the table calls the person?"""
+    parts = [p for p in re.split(r"[\\^=]", text) if _squeezed(p)]
+    return _squeezed(text) in look.codes or all(_dummy(p) or any(c.isdigit() for c in p) or _squeezed(p) in look.codes for p in parts)

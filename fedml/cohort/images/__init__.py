@@ -1,0 +1,1 @@
+"""One image file to voxels, and the cache of prepared images."""

@@ -1,0 +1,71 @@
+"""How far what a file unpacks to may be from its own size: a small file that fills the memory is no image.
+
+    require_plausible(path, path.stat().st_size, rows * columns * 3)      # ItemError(too-large)
+
+Deflate packs at most 1,032 to 1 (zlib's manual), and only constant bytes come near. The largest ratio of a public image set that we know is
+220 (binary shapes of 64 x 64 x 64 voxels); photographs and scans stay below 20.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+
+from fedml.cohort.images.reasons import ItemError, Unusable
+
+RATIO = 500
+SMALL = 64 * 2**20  # bytes; what unpacks to no more than that does no harm
+_BLOCK, _PIECE = 2**20, 2**14
+_PADDING = 512  # bytes; zeros up to here may follow the end
+
+
+def require_plausible(path: Path, packed: int, unpacked: int) -> None:
+    """Raises ``ItemError`` (too-large) where ``packed`` bytes that unpack to ``unpacked`` are a bomb."""
+    if unpacked > SMALL and unpacked > RATIO * packed:
+        raise ItemError(Unusable.TOO_LARGE, f"{path}: unpacks to {unpacked >> 20} MB, {unpacked // max(packed, 1)} times its own size.")
+
+
+def inflated(data: bytes, wbits: int, most: int) -> tuple[int, bool, int]:
+    """(bytes that ``data`` inflates to, whether the stream ends, bytes behind its end); nothing is kept, above ``most`` it stops.
+
+    Raises:
+        zlib.error: damaged; the stream's own checksum too.
+    """
+    inflate, length, at, view = zlib.decompressobj(wbits), 0, 0, memoryview(data)
+    while at < len(data) and not inflate.eof and length <= most:
+        rest: bytes | memoryview = view[at : at + _PIECE]
+        at += len(rest)
+        while rest and not inflate.eof and length <= most:
+            length += len(inflate.decompress(rest, _BLOCK))
+            rest = inflate.unconsumed_tail
+    return length, inflate.eof, len(inflate.unused_data) + len(data) - at
+
+
+def require_length(path: Path, expected: int) -> None:
+    """Holds a file's length, and the checksum of a ``.gz``, against what its header declares, without keeping what is read.
+
+    Raises:
+        ItemError: truncated, wrong-length, or unreadable (the checksum differs).
+    """
+    length, rest = 0, b""
+    try:
+        if path.name.endswith(".gz"):
+            with gzip.open(path) as file:
+                while length <= expected + _PADDING and (block := file.read(_BLOCK)):
+                    rest += block[max(0, expected - length) :]
+                    length += len(block)
+        else:
+            length = path.stat().st_size
+            if expected < length <= expected + _PADDING:
+                with path.open("rb") as file:
+                    file.seek(expected)
+                    rest = file.read()
+    except EOFError as error:
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short.") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise ItemError(Unusable.UNREADABLE, f"{path}: its compressed data are damaged.") from error
+    if length < expected:
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, {length} of {expected} bytes are there.")
+    if length > expected + _PADDING or any(rest):
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: holds more than the {expected} bytes that its header declares.")

@@ -1,0 +1,107 @@
+"""Images or masks of a cohort that stay on disk: an array as far as a cohort needs one, read from image caches row by row.
+
+pixels = mapped(cache, np.arange(len(cache)))         # .shape, .dtype, len()
+pixels[rows]                                          # float32 (rows, channels, *size): these are read
+taken(pixels, rows), joined([pixels, others])         # views still: nothing is read
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.images.histograms import Counted
+
+if TYPE_CHECKING:
+    from fedml.cohort.images.cache import ImageCache
+
+Rows = npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """Rows of image caches, each (channels, *size) ``one``: row r is place ``at[r]`` in ``caches[which[r]]``; its mask if ``masks``."""
+
+    caches: tuple[ImageCache, ...]
+    which: npt.NDArray[np.int64]
+    at: npt.NDArray[np.int64]
+    one: tuple[int, ...]
+    masks: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what is read: float32, masks uint8."""
+        return np.dtype(np.uint8 if self.masks else np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(rows, channels, *size)."""
+        return (len(self.at), *self.one)
+
+    @property
+    def digest(self) -> bytes:
+        """SHA-256 of the images and their masks, 32 bytes, from those that the cache keeps."""
+        content = [self.caches[cache].content(at) for cache, at in zip(self.which.tolist(), self.at.tolist(), strict=True)]
+        return hashlib.sha256("".join(content).encode()).digest()
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        return (self[at] for at in range(len(self)))
+
+    def __getitem__(self, rows: int | Rows) -> npt.NDArray[Any]:
+        """The rows, read into new memory; of a single number without the axis over rows."""
+        import torch
+
+        chosen = np.arange(len(self))[rows]
+        out = torch.empty((chosen.size, *self.one), dtype=torch.uint8 if self.masks else torch.float32)
+        for into, row in zip(out, chosen.ravel().tolist(), strict=True):
+            cache = self.caches[self.which[row]]
+            (cache.mask if self.masks else cache.image)(int(self.at[row]), out=into)
+        values: npt.NDArray[Any] = out.numpy()
+        return values if chosen.ndim else values[0]
+
+
+Stored = npt.NDArray[Any] | Mapped | Counted
+
+
+def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False) -> Mapped:
+    """The places ``at`` in ``cache.kept`` as rows, in that order.
+
+    Raises:
+        ValueError: there are none, or they are not of one shape.
+    """
+    shapes = {(cache.mask_shapes if masks else cache.shapes)[k] for k in at.tolist()}
+    if len(shapes) != 1:
+        raise ValueError(f"images of the shapes {sorted(shapes)} are no array")
+    return Mapped((cache,), np.zeros(len(at), np.int64), at, shapes.pop(), masks)
+
+
+def taken(values: Stored, rows: Rows) -> Stored:
+    """``values[rows]``, of a view a view."""
+    if isinstance(values, Counted):
+        return values.take(rows)
+    return replace(values, which=values.which[rows], at=values.at[rows]) if isinstance(values, Mapped) else values[rows]
+
+
+def joined(many: Sequence[Stored]) -> Stored:
+    """``np.concatenate`` along the first axis; of views alone a view.
+
+    Raises:
+        ValueError: they are not of one shape, or there are none.
+    """
+    if counted := [values for values in many if isinstance(values, Counted)]:
+        return Counted(tuple(place for one in counted for place in one.places), counted[0].one)
+    views = [values for values in many if isinstance(values, Mapped)]
+    if not views or len(views) < len(many) or len({view.one for view in views}) != 1:
+        return np.concatenate([values[:] for values in many])
+    begin = np.cumsum([0, *(len(view.caches) for view in views)])
+    which = np.concatenate([view.which + k for view, k in zip(views, begin, strict=False)])
+    caches = tuple(cache for view in views for cache in view.caches)
+    return replace(views[0], caches=caches, which=which, at=np.concatenate([view.at for view in views]))

@@ -1,0 +1,179 @@
+"""The study's preprocessing of images as MONAI transforms: the part that is the same at every reading, and the random part after it.
+
+    spec = Preprocess(orientation="RAS", spacing_mm=(1.5, 1.5, 2.0), window=(-57, 164), size=(96, 96, 96))    # CT: the window is in HU
+    image, mask = prepared(spec, voxels, affine, mask)             # float32 (channels, 96, 96, 96) in 0..1; uint8 of the same size
+    deterministic(spec, keys=("image", "mask"))                    # the same as a monai Compose, for a pipeline of one's own
+    random(Augment(rotate_degrees=10), keys=("image", "mask"), seed=7)
+    digest(spec)                                                   # SHA-256, part of a cache's key
+
+Axes: an image is (channels, *size) with ``affine`` (4, 4), voxel indices to millimetres in RAS+ (nibabel's convention, not DICOM's LPS).
+Order: orientation, spacing, window, size. Intensity is interpolated linearly, without smoothing before; masks by the nearest voxel.
+A ``percentiles`` window is two numbers of all sites' voxels: the server counts them, ``windowed(spec, low, high)`` is the spec then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.study.imaging import Augment, Preprocess
+
+FORMAT = 1  # raise it when the same spec gives other voxels
+LARGEST = 2**29  # voxels of an image, before or after resampling: 2 GB as float32
+
+
+def windowed(spec: Preprocess, low: float, high: float) -> Preprocess:
+    """``spec`` with its percentiles settled: ``low`` and ``high`` in raw units, as the server supplies them."""
+    return Preprocess(**{**dict(spec), "percentiles": None, "window": (float(low), float(high))})
+
+
+def digest(spec: Preprocess) -> str:
+    """SHA-256, as hex, of what decides the voxels that come out of the same voxels. Libraries' versions are not in it."""
+    text = json.dumps([FORMAT, spec.model_dump(mode="json")], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Collection[str] = ("mask",)) -> Any:
+    """The part that is the same at each reading: ``monai.transforms.Compose`` over dictionaries of ``MetaTensor`` (channels, *size).
+
+    Args:
+        spec: with its window settled.
+        keys: what is transformed; all have the same affine.
+        masks: those of ``keys`` that hold labels: nearest voxel, no window, padded with 0 (as is the image, with the window's low end).
+
+    Raises:
+        ValueError: ``percentiles`` are not settled.
+    """
+    import monai.transforms as mt
+
+    if spec.percentiles:
+        raise ValueError("percentiles are settled by the server: take windowed(spec, low, high)")
+    images = [key for key in keys if key not in masks]
+    steps: list[Any] = []
+    if spec.orientation:
+        # Written out, since the default is going to change with MONAI's versions.
+        steps.append(mt.Orientationd(keys, axcodes=spec.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
+    if spec.spacing_mm:
+        mode = ["nearest" if key in masks else "bilinear" for key in keys]
+        steps.append(mt.Spacingd(keys, pixdim=spec.spacing_mm, mode=mode, padding_mode="border"))
+    if spec.window and images:
+        low, high = spec.window
+        steps.append(mt.ScaleIntensityRanged(images, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True))
+    if spec.size:
+        steps.append(mt.ResizeWithPadOrCropd(keys, spatial_size=spec.size, mode="constant"))
+    return mt.Compose(steps)
+
+
+def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks: Collection[str] = ("mask",)) -> Any:
+    """The random part: ``monai.transforms.Compose`` over dictionaries of tensors (channels, *size).
+
+    ``compose.set_random_state(seed)`` begins anew: with a seed of (run, epoch, image) a draw does not depend on the order of images, nor on
+    how many processes read them. Masks turn with their image, by the nearest voxel; their values stay.
+    """
+    import monai.transforms as mt
+
+    images = [key for key in keys if key not in masks]
+    steps: list[Any] = [mt.RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in spec.flip]
+    if spec.rotate_degrees:
+        most = math.radians(spec.rotate_degrees)
+        mode = ["nearest" if key in masks else "bilinear" for key in keys]
+        steps.append(mt.RandRotated(keys, range_x=most, range_y=most, range_z=most, prob=1.0, mode=mode, padding_mode="border"))
+    if spec.scale and images:
+        steps.append(mt.RandScaleIntensityd(images, factors=spec.scale, prob=1.0))
+    if spec.shift and images:
+        steps.append(mt.RandShiftIntensityd(images, offsets=spec.shift, prob=1.0))
+    if spec.noise and images:
+        steps.append(mt.RandGaussianNoised(images, prob=1.0, std=spec.noise))
+    return mt.Compose(steps).set_random_state(seed)
+
+
+def prepared(
+    spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] | None = None, mask: npt.NDArray[Any] | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+    """One image through ``deterministic``.
+
+    Args:
+        spec: with its window settled.
+        image: numbers (channels, *size), raw intensities.
+        affine: (4, 4), voxel to millimetres in RAS+; None where the file has none.
+        mask: whole numbers 0 to 255, (channels of its own, *size) with the size of ``image``.
+
+    Returns:
+        float32 (channels, *size); uint8 (channels of the mask, *size), or None without a mask.
+
+    Raises:
+        ItemError: intensities or affine are not finite numbers; the spec needs an affine and there is none; the image has other axes
+            than the study's; its mask has another size, or labels that are not 0 to 255; it would have more than ``LARGEST`` voxels.
+        ValueError: ``percentiles`` are not settled.
+    """
+    from monai.data import MetaTensor
+
+    _check(spec, image, affine, mask)
+    where = None if affine is None else np.asarray(affine, np.float64)
+    item = {"image": MetaTensor(np.ascontiguousarray(image, np.float32), affine=where)}
+    if mask is not None:
+        # As float: MONAI resamples floats; 0 to 255 are exact.
+        item["mask"] = MetaTensor(np.ascontiguousarray(mask, np.float32), affine=where)
+    out = _pipeline(spec, mask is not None)(item)
+    labels = None if mask is None else np.ascontiguousarray(out["mask"].numpy().round().astype(np.uint8))
+    return np.ascontiguousarray(out["image"].numpy(), np.float32), labels
+
+
+def spacing_after(spec: Preprocess | None, affine: npt.NDArray[Any] | None, axes: int) -> npt.NDArray[np.float64]:
+    """(axes,) millimetres from voxel to voxel of an image that went through ``deterministic``; NaN where its file does not say.
+
+    Args:
+        affine: of the raw image, as ``prepared`` takes it.
+    """
+    if spec is not None and spec.spacing_mm:
+        return np.array(spec.spacing_mm)
+    if affine is None:
+        return np.full(axes, np.nan)
+    own: npt.NDArray[np.float64] = np.linalg.norm(affine[:3, :axes], axis=0)
+    if spec is None or not spec.orientation:
+        return own
+    from nibabel.orientations import axcodes2ornt, io_orientation
+
+    before, after = io_orientation(affine)[:, 0], axcodes2ornt(spec.orientation)[:, 0]
+    return np.array([own[np.flatnonzero(before == direction)[0]] for direction in after])
+
+
+@lru_cache(maxsize=8)
+def _pipeline(spec: Preprocess, with_mask: bool) -> Any:
+    return deterministic(spec, ("image", "mask") if with_mask else ("image",))
+
+
+def _check(spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] | None, mask: npt.NDArray[Any] | None) -> None:
+    axes = image.ndim - 1
+    if axes not in (2, 3) or (spec.axes or axes) != axes:
+        raise ItemError(Unusable.GEOMETRY, f"is {image.shape} (channels, *size), the study has images of {spec.axes or '2 or 3'} axes")
+    if image.dtype.kind not in "buif":
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"holds {image.dtype}, not plain numbers")
+    if not image.size or image.size > LARGEST:
+        raise ItemError(Unusable.TOO_LARGE if image.size else Unusable.NOT_AN_IMAGE, f"has {image.size} voxels")
+    if not np.isfinite(image).all():
+        raise ItemError(Unusable.NON_FINITE, "holds voxels that are not finite numbers")
+    if mask is not None:
+        if mask.shape[1:] != image.shape[1:]:
+            raise ItemError(Unusable.MASK_MISMATCH, f"the mask is {mask.shape[1:]}, the image {image.shape[1:]}")
+        if mask.dtype.kind not in "buif" or not ((mask >= 0) & (mask <= 255) & (mask == np.rint(mask))).all():
+            raise ItemError(Unusable.MASK_MISMATCH, "the mask holds labels that are not whole numbers from 0 to 255")
+    if not spec.needs_geometry:
+        return
+    if affine is None:
+        raise ItemError(Unusable.GEOMETRY, "does not say where its voxels are, which orientation and spacing_mm need")
+    matrix = np.asarray(affine, np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
+        raise ItemError(Unusable.GEOMETRY, "has an affine that places no voxel")
+    own = float(np.prod(np.linalg.norm(matrix[:3, :axes], axis=0)))
+    after = math.prod(image.shape) * own / (math.prod(spec.spacing_mm) if spec.spacing_mm else own)
+    if after > LARGEST:
+        raise ItemError(Unusable.TOO_LARGE, f"would have {after:.3g} voxels at the study's spacing")

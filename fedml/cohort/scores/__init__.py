@@ -1,0 +1,1 @@
+"""Polygenic scores and genes."""

@@ -1,0 +1,234 @@
+"""Scoring files of the PGS Catalog: read, and written from a linear model.
+
+    scoring = read_scoring(Path("PGS000018_hmPOS_GRCh38.txt.gz"))
+    write_scoring(path, keys, weight, mean, std, intercept=b, name="cad", build="GRCh38")
+
+The format is 2.0 of the PGS Catalog (pgscatalog.org/downloads; Lambert et al. 2021, Nature Genetics 53:420). Of a harmonised file the
+places are the harmonised ones (``hm_chr``, ``hm_pos``). What cannot be scored from single variants by one weight is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.variants.model import Variant
+from fedml.errors import InputError, nearest
+from fedml.study.contigs import canonical_contig
+from fedml.text import numbered_lines
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+ADDITIVE, DOMINANT, RECESSIVE = 0, 1, 2
+_BUILDS = {"hg18": "NCBI36", "ncbi36": "NCBI36", "grch36": "NCBI36", "hg19": "GRCh37", "b37": "GRCh37", "grch37": "GRCh37"}
+_BUILDS |= {"hg38": "GRCh38", "b38": "GRCh38", "grch38": "GRCh38"}
+_UNKNOWN = frozenset({"", ".", "NA", "NR", "nan", "NaN", "None"})
+_TRUE, _FALSE = frozenset({"true", "1", "1.0", "t", "yes"}), frozenset({"false", "0", "0.0", "f", "no", ""})
+_REFUSED = {"is_interaction": "an interaction of variants", "is_haplotype": "a haplotype", "is_diplotype": "a diplotype"}
+_PLACES = ({"rsID"}, {"hm_rsID"}, {"chr_name", "chr_position"}, {"hm_chr", "hm_pos"})
+_BY_GENOTYPE = ("dosage_0_weight", "dosage_1_weight", "dosage_2_weight")
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """A scoring file, a row a weight. ``contig`` is canonical; "" and position 0 are unknown, so is a ``frequency`` (of the effect allele)
+    that is NaN. ``build`` is "" where the file does not say. ``intercept`` is our own header line, 0 elsewhere."""
+
+    name: str
+    build: str
+    rsid: tuple[str, ...]
+    contig: tuple[str, ...]
+    position: Integers
+    effect: tuple[str, ...]
+    other: tuple[str, ...]
+    weight: Floats
+    frequency: Floats
+    model: npt.NDArray[np.int8]
+    intercept: float = 0.0
+    header: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.effect)
+
+
+def known_build(text: str) -> str:
+    """``hg19`` and ``GRCh37`` are one build; "" where the text names none ("NR")."""
+    bare = text.strip().split(".")[0]
+    return _BUILDS.get(bare.lower(), "" if bare in _UNKNOWN else bare)
+
+
+def read_scoring(path: Path) -> Scoring:
+    """A PGS Catalog scoring file, plain or gzip.
+
+    Raises:
+        InputError: the file cannot be read, lacks a column, a cell is no number, or a row is for more than one variant.
+    """
+    header: dict[str, str] = {}
+    rows: _Rows | None = None
+    for number, line in numbered_lines(path):
+        if rows is not None:
+            if line:
+                rows.add(number, line.split("\t"))
+        elif line.startswith("#"):
+            key, equals, value = line.lstrip("#").partition("=")
+            if equals:
+                header[key.strip()] = value.strip()
+        else:
+            rows = _Rows(path, number, line)
+    if rows is None or not rows.effect:
+        raise InputError(f"{path}: holds no weight; give a PGS Catalog scoring file (format 2.0).")
+    build = header.get("HmPOS_build", header.get("HmVAR_build", "")) if "hm_pos" in rows.columns else header.get("genome_build", "")
+    intercept = _number(header.get("intercept", "0"))
+    if intercept is None:
+        raise InputError(f'{path}: the header\'s intercept is "{header["intercept"]}", not a number; correct it.')
+    return Scoring(
+        name=header.get("pgs_id") or header.get("pgs_name") or path.name.split(".")[0],
+        build=known_build(build),
+        rsid=tuple(rows.rsid),
+        contig=tuple(rows.contig),
+        position=np.array(rows.position, dtype=np.int64),
+        effect=tuple(rows.effect),
+        other=tuple(rows.other),
+        weight=np.array(rows.weight, dtype=np.float64),
+        frequency=np.array(rows.frequency, dtype=np.float64),
+        model=np.array(rows.model, dtype=np.int8),
+        intercept=intercept,
+        header=header,
+    )
+
+
+def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float | None:
+    """A finite number within the limits, or None."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) and low <= value <= high else None
+
+
+@final
+class _Rows:
+    """The rows of a scoring file while it is read; a line may end early where only empty cells are left."""
+
+    def __init__(self, path: Path, number: int, head: str) -> None:
+        self.path = path
+        self.columns = {name.strip(): at for at, name in enumerate(head.split("\t"))}
+        for name in ("effect_allele", "effect_weight"):
+            if name not in self.columns:
+                near = nearest(name, self.columns)
+                raise InputError(f"{path}, line {number}: lacks the column {name}{near}; give a PGS Catalog scoring file (format 2.0).")
+        if not any(self.columns.keys() >= place for place in _PLACES):
+            raise InputError(f"{path}, line {number}: has neither rsID nor chr_name and chr_position; a weight needs a place.")
+        self.rsid, self.contig, self.effect, self.other = list[str](), list[str](), list[str](), list[str]()
+        self.position, self.model = list[int](), list[int]()
+        self.weight, self.frequency = list[float](), list[float]()
+        at = self.columns.get
+        moved = "hm_pos" in self.columns
+        self._place = (at("hm_chr" if moved else "chr_name"), at("hm_pos" if moved else "chr_position"))
+        self._rsid, self._other = (at("hm_rsID"), at("rsID")), (at("other_allele"), at("hm_inferOtherAllele"))
+        self._effect, self._weight, self._frequency = at("effect_allele"), at("effect_weight"), at("allelefrequency_effect")
+        self._flags = [(name, at(name)) for name in (*_REFUSED, "is_dominant", "is_recessive") if name in self.columns]
+        self._genotype = [at(name) for name in _BY_GENOTYPE if name in self.columns]
+        self._contigs: dict[str, str] = {}
+
+    def add(self, number: int, cells: Sequence[str]) -> None:
+        """One line's cells."""
+
+        def cell(at: int | None) -> str:
+            text = cells[at].strip() if at is not None and at < len(cells) else ""
+            return "" if text in _UNKNOWN else text
+
+        def wrong(what: str) -> InputError:
+            return InputError(f"{self.path}, line {number}: {what}.")
+
+        model = self._model([(name, cell(at).lower()) for name, at in self._flags], wrong) if self._flags else ADDITIVE
+        if any(map(cell, self._genotype)):
+            raise wrong("has a weight a genotype (dosage_0_weight ...), where only effect_weight can be used; take the row out")
+        effect, weight = cell(self._effect).upper(), _number(cell(self._weight))
+        if not effect:
+            raise wrong("names no effect allele; correct the row or take it out")
+        if weight is None:
+            raise wrong(f'effect_weight is "{cell(self._weight)}", not a finite number; correct it')
+        contig, position = map(cell, self._place)
+        if position and not position.isdecimal():
+            raise wrong(f'the position is "{position}", not a whole number; correct it')
+        stated = cell(self._frequency)
+        frequency = _number(stated, 0, 1) if stated else math.nan
+        if frequency is None:
+            raise wrong(f'allelefrequency_effect is "{stated}", not a number from 0 to 1; correct it')
+        if contig not in self._contigs:
+            self._contigs[contig] = canonical_contig(contig)
+        other = (cell(self._other[0]) or cell(self._other[1])).upper()
+        self.effect.append(effect)
+        self.other.append(other if other.isalpha() else "")  # "C/T": one of several, so not known
+        self.weight.append(weight)
+        self.frequency.append(frequency)
+        self.model.append(model)
+        self.contig.append(self._contigs[contig])
+        self.position.append(int(position or 0) if contig else 0)
+        self.rsid.append(cell(self._rsid[0]) or cell(self._rsid[1]))
+
+    def _model(self, flags: Sequence[tuple[str, str]], wrong: Callable[[str], InputError]) -> int:
+        known = {text: text in _TRUE for text in (*_TRUE, *_FALSE)}
+        said = {}
+        for name, text in flags:
+            if text not in known:
+                raise wrong(f'{name} is "{text}", neither True nor False; correct it')
+            said[name] = known[text]
+        for name, kind in _REFUSED.items():
+            if said.get(name):
+                raise wrong(f"is {kind}, which cannot be scored from single variants; take the row out")
+        if said.get("is_dominant") and said.get("is_recessive"):
+            raise wrong("is dominant and recessive at once; correct one of the two")
+        return DOMINANT if said.get("is_dominant") else RECESSIVE if said.get("is_recessive") else ADDITIVE
+
+
+def write_scoring(
+    path: Path,
+    keys: Sequence[Variant],
+    weight: Floats,
+    mean: Floats,
+    std: Floats,
+    *,
+    intercept: float = 0.0,
+    name: str,
+    build: str = "",
+    header: Mapping[str, str] | None = None,
+) -> None:
+    """A linear model on standardised dosages as a scoring file; gzip where ``path`` ends with .gz.
+
+    The model gives intercept + sum of weight x (dosage - mean) / std, all (variants,), a missing dosage being ``mean``. In the file the
+    effect allele is ALT, its weight ``weight / std`` (0 where std is 0, as in the model) and its frequency ``mean / 2``; the constant that
+    is left is the header's ``#intercept=``, which other programs pass over: their scores differ from the model's by it. ``score`` with
+    ``matched.alt_frequency`` gives the model's output again.
+
+    Args:
+        header: more lines ``#key=value``, such as ``weight_type`` or ``trait_reported``.
+
+    Raises:
+        ValueError: a number is not finite, or a header line would break.
+    """
+    scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 0)
+    each = weight * scale
+    constant = float(intercept - (each * mean).sum())
+    finite = all(np.isfinite(values).all() for values in (each, mean, constant))
+    if not (len(keys) == len(weight) == len(mean) == len(std) and finite):
+        raise ValueError("weights, means and standard deviations must be finite, one a variant")
+    told = {"format_version": "2.0", "pgs_id": name, "pgs_name": name, "weight_type": "beta", "genome_build": known_build(build) or "NR"}
+    told |= {"variants_number": str(len(keys)), **(header or {}), "intercept": repr(constant)}
+    if any(not text.isprintable() or "=" in key for key, value in told.items() for text in (key, value)):
+        raise ValueError("a header line must be printable and its key without =")
+    lines = ["###PGS CATALOG SCORING FILE", *(f"#{key}={value}" for key, value in told.items())]
+    lines.append("rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect")
+    for key, w, m in zip(keys, each.tolist(), mean.tolist(), strict=True):
+        id_, frequency = "" if key.id == "." else key.id, repr(m / 2) if 0 <= m <= 2 else ""
+        lines.append(f"{id_}\t{canonical_contig(key.contig)}\t{key.position}\t{key.alt}\t{key.ref}\t{w!r}\t{frequency}")
+    content = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(content, 6, mtime=0) if path.suffix == ".gz" else content)  # no time: equal scores are equal bytes

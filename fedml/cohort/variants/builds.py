@@ -1,0 +1,47 @@
+"""Genome builds by the lengths of their chromosomes: what a header's contig lines say about where its positions are counted.
+
+Lengths: the assembly reports of NCBI36 (hg18), GRCh37 (hg19), GRCh38 (hg38) and T2T-CHM13v2.0, chromosomes 1 to 22, X, Y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from fedml.study.contigs import canonical_contig
+
+Build = Literal["NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"]
+BUILDS: tuple[Build, ...] = get_args(Build)
+_NAMES = (*map(str, range(1, 23)), "X", "Y")
+_LENGTHS: dict[Build, tuple[int, ...]] = {
+    "NCBI36": (
+        247249719, 242951149, 199501827, 191273063, 180857866, 170899992, 158821424, 146274826, 140273252, 135374737, 134452384, 132349534,
+        114142980, 106368585, 100338915, 88827254, 78774742, 76117153, 63811651, 62435964, 46944323, 49691432, 154913754, 57772954,
+    ),
+    "GRCh37": (
+        249250621, 243199373, 198022430, 191154276, 180915260, 171115067, 159138663, 146364022, 141213431, 135534747, 135006516, 133851895,
+        115169878, 107349540, 102531392, 90354753, 81195210, 78077248, 59128983, 63025520, 48129895, 51304566, 155270560, 59373566,
+    ),
+    "GRCh38": (
+        248956422, 242193529, 198295559, 190214555, 181538259, 170805979, 159345973, 145138636, 138394717, 133797422, 135086622, 133275309,
+        114364328, 107043718, 101991189, 90338345, 83257441, 80373285, 58617616, 64444167, 46709983, 50818468, 156040895, 57227415,
+    ),
+    "T2T-CHM13": (
+        248387328, 242696752, 201105948, 193574945, 182045439, 172126628, 160567428, 146259331, 150617247, 134758134, 135127769, 133324548,
+        113566686, 101161492, 99753195, 96330374, 84276897, 80542538, 61707364, 66210255, 45090682, 51324926, 154259566, 62460029,
+    ),
+}  # fmt: skip
+LENGTHS: dict[Build, dict[str, int]] = {build: dict(zip(_NAMES, lengths, strict=True)) for build, lengths in _LENGTHS.items()}
+
+
+def build_of(contigs: Mapping[str, int | None]) -> Build | None:
+    """The build whose lengths all of the header's known contigs have; None where the header gives no length, or those of no build."""
+    told = {canonical_contig(name): length for name, length in contigs.items() if length is not None}
+    known = {name: length for name, length in told.items() if name in _NAMES}
+    fits = [build for build in BUILDS if all(LENGTHS[build][name] == length for name, length in known.items())]
+    return fits[0] if known and len(fits) == 1 else None
+
+
+def beyond_end(contig: str, position: int, build: Build) -> bool:
+    """Does a position lie after the end of its chromosome in that build? Then it is counted in another one."""
+    return position > LENGTHS[build].get(contig, position)

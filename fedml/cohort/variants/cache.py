@@ -1,0 +1,263 @@
+"""A genotype file's dosages as a packed table on disk, made once and mapped into memory at every later start.
+
+    keys, table, present, notes = cached(Path("cache"), open_source(path), persons, selection, memory_mb=512, say=print)
+    table.floats(rows)                                # fedml.cohort.variants.packed.Packed over a read-only map
+
+An entry is a folder named by the source's path and by the SHA-256 of everything that its content depends on: the bytes of the source's
+files, the selection, the persons in their order. It holds ``table.bin`` (persons' rows one after another), ``keys.tsv`` and ``meta.json``,
+and appears by one rename when it is whole. While it is made, a folder ``.partial`` stands beside it, and a ``.lock`` that the kernel opens
+when its process dies; what the dead leave is removed at the next start.
+
+Space: the table takes persons x variants / 4 bytes (100,000 x 1,000,000: 25 GB). A table that does not fit a quarter of ``memory_mb`` is
+spooled first (``spool.py``), in segments that shrink as the table grows, so both take no more than the table and one stretch of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cache_entries import (
+    SMALL,
+    Say,
+    Unwritable,
+    clean,
+    content_digests,
+    evict,
+    file_sha256,
+    locked,
+    publish,
+    sha256_of,
+    stamp_of,
+    writing,
+)
+from fedml.cohort.variants.model import Selection, Source, Variant, from_text, to_text
+from fedml.cohort.variants.packed import MISSING, Packed, width
+from fedml.cohort.variants.transpose import Spool
+from fedml.errors import InputError
+
+FORMAT = 1  # raise it when the layout changes, or what a reader makes of the same file
+_EVERY = 2.0  # seconds between lines of progress
+
+
+class Cached(NamedTuple):
+    """``keys`` (variants,), ``table`` of persons x variants, ``present`` (persons,) bool, ``notes``: variants left out, by reason."""
+
+    keys: tuple[Variant, ...]
+    table: Packed
+    present: npt.NDArray[np.bool_]
+    notes: dict[str, int]
+
+
+class _Entry(NamedTuple):
+    keys: tuple[Variant, ...]
+    table: npt.NDArray[np.uint8]
+    notes: dict[str, int]
+
+
+class _Job(NamedTuple):
+    """What is to be read: ``samples`` are the source's indices of the persons it has; with ``blank``, one row of missing comes after."""
+
+    source: Source
+    samples: list[int]
+    blank: bool
+    selection: Selection
+    memory_mb: int
+    say: Say
+
+    @property
+    def rows(self) -> int:
+        return len(self.samples) + self.blank
+
+
+def cached(
+    folder: Path, source: Source, persons: Sequence[str], selection: Selection, memory_mb: int, say: Say = lambda line: None
+) -> Cached:
+    """The wanted dosages of ``persons``, in their order, from the cache in ``folder``; read from the source and kept there if they are not.
+
+    Variants with a dosage above 2 do not fit a table and are left out (``notes["ploidy above 2"]``). A person who is not in the source is
+    not ``present``, and missing everywhere. Where ``folder`` cannot be written, a table below 256 MB is made in memory. Of two processes
+    that want the same entry, the second waits for the first.
+
+    Args:
+        folder: made if it is not there, for its owner alone: it holds what the source holds.
+        memory_mb: about how much memory making the table may take; half of it is the source's.
+        say: gets a line about every two seconds of long work.
+
+    Raises:
+        InputError: the source is bad or changes while it is read, has none of the persons, or the folder cannot be written and the table
+            is too large for memory.
+    """
+    index = {sample: at for at, sample in enumerate(source.samples)}
+    samples = [index[p] for p in persons if p in index]
+    if not samples:
+        raise InputError(f"{source.path}: none of its samples is in the persons table; use the same ids in both.")
+    present = np.array([p in index for p in persons], dtype=bool)
+    job = _Job(source, samples, len(samples) < len(persons), selection, memory_mb, say)
+    try:
+        entry = _entry(folder, persons, job)
+    except Unwritable as error:
+        entry = _in_memory(folder, job, error)
+    table = Packed(entry.table, len(entry.keys))
+    if job.blank:
+        table = table.take(np.where(present, np.cumsum(present) - 1, len(samples)))
+    return Cached(entry.keys, table, present, entry.notes)
+
+
+# --- entries
+
+
+def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
+    with writing():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clean(folder)
+    path = job.source.path.resolve()
+    digests = content_digests(folder, _files(path), job.say)
+    key = _key(digests, persons, job)
+    place = folder / f"{sha256_of(str(path))[:12]}-{key[:32]}"
+    entry = _open(place, key)
+    if entry is None:
+        with locked(place.with_suffix(".lock"), job.say):
+            entry = _open(place, key)  # another process may have made it meanwhile
+            if entry is None:
+                entry = _make(place, key, digests, job)
+                evict(folder, place)
+    with suppress(OSError):
+        os.utime(place / "meta.json")  # when it was last used
+    return entry
+
+
+def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
+    content = [sha256 for sha256, _ in digests.values()]
+    selection = [list(job.selection.regions), sorted(job.selection.listed)]
+    return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons)]))
+
+
+def _open(place: Path, key: str) -> _Entry | None:
+    """The entry, or None if it is not there or is damaged."""
+    try:
+        meta = json.loads((place / "meta.json").read_bytes())
+        text = (place / "keys.tsv").read_bytes()
+        rows, variants, notes = int(meta["rows"]), int(meta["variants"]), {str(k): int(n) for k, n in meta["notes"].items()}
+        shape = rows, width(variants)
+        size = (place / "table.bin").stat().st_size
+        if meta["key"] != key or sha256_of(text) != meta["keys_sha256"] or size != shape[0] * shape[1]:
+            return None
+        if size <= SMALL and file_sha256(place / "table.bin") != meta["table_sha256"]:
+            return None
+        # As a plain array: a memmap costs a microsecond at every slice. A file without a byte cannot be mapped.
+        mapped = np.asarray(np.memmap(place / "table.bin", np.uint8, "r", shape=shape)) if variants else np.zeros(shape, np.uint8)
+        keys = from_text(text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return _Entry(keys, mapped, notes) if len(keys) == variants else None
+
+
+def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job: _Job) -> _Entry:
+    """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
+    partial = place.with_suffix(".partial")
+    try:
+        with writing():
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(mode=0o700)
+            spool = Spool(len(job.samples), job.memory_mb * 2**20 // 4, partial)
+            (partial / "keys.tsv").touch()
+        keys_sha256, notes = hashlib.sha256(), dict[str, int]()
+        for keys, dosage in _read(job, notes):
+            text = to_text(keys)
+            keys_sha256.update(text)
+            with writing(spool.size):
+                with (partial / "keys.tsv").open("ab") as file:  # closed each time: closing writes too, and may fail
+                    file.write(text)
+                spool.add(dosage)
+        for path, (_, stamp) in digests.items():
+            if not path.exists() or stamp_of(path) != stamp:
+                raise InputError(f"{path}: changed while it was read; start again when it is whole.")
+        with writing(spool.size):
+            meta = {"key": key, "source": str(job.source.path.resolve()), "rows": job.rows, "variants": spool.variants, "notes": notes}
+            meta |= {"keys_sha256": keys_sha256.hexdigest(), "table_sha256": _write_table(partial / "table.bin", spool, job)}
+            (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+            publish(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    entry = _open(place, key)
+    if entry is None:
+        raise Unwritable(OSError("what was written reads back otherwise"), spool.size)
+    return entry
+
+
+def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
+    """The table without a cache, if it is small.
+
+    Raises:
+        InputError: it is not.
+    """
+    refusal = InputError(
+        f"{folder}: cannot be written ({why}), and a table of more than {SMALL >> 20} MB is not held in memory; "
+        "free space there, or name another cache folder."
+    )
+    if why.size >= SMALL:
+        raise refusal from why
+    job.say(f"{folder}: cannot be written ({why}); {job.source.path.name} is read into memory and will be read again at the next start")
+    spool, keys, notes = Spool(len(job.samples), SMALL, None), list[Variant](), dict[str, int]()
+    for found, dosage in _read(job, notes):
+        if width(spool.variants + len(dosage)) * spool.persons > SMALL:
+            raise refusal from why
+        keys += found
+        spool.add(dosage)
+    table = np.full((job.rows, width(spool.variants)), 0xFF, np.uint8)
+    for begin, rows in spool.rows():
+        table[begin : begin + len(rows)] = rows
+    return _Entry(tuple(keys), table, notes)
+
+
+# --- reading the source into a table
+
+
+def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant], npt.NDArray[np.int8]]]:
+    """The source's blocks without variants of higher ploidy; ``notes`` is filled at the end."""
+    name, seen, higher, said = job.source.path.name, 0, 0, time.monotonic()
+    for keys, dosage in job.source.blocks(job.samples, job.selection, max(1, job.memory_mb // 2)):
+        if dosage.dtype != np.int8 or dosage.shape != (len(keys), len(job.samples)) or (dosage.size and dosage.min() < MISSING):
+            raise ValueError(f"a block of {name} is not int8 ({len(keys)}, {len(job.samples)}) of -1 and more")
+        fits = dosage.max(axis=1) <= 2
+        if not fits.all():
+            higher += int((~fits).sum())
+            keys, dosage = tuple(k for k, kept in zip(keys, fits, strict=True) if kept), dosage[fits]
+        yield keys, dosage
+        seen += len(fits)
+        if time.monotonic() - said >= _EVERY:
+            job.say(f"{name}: {seen:,} variants read")
+            said = time.monotonic()
+    notes.update({reason: count for reason, count in {**job.source.left_out, "ploidy above 2": higher}.items() if count})
+
+
+def _write_table(path: Path, spool: Spool, job: _Job) -> str:
+    """Writes ``table.bin``; its SHA-256."""
+    sha256, said = hashlib.sha256(), time.monotonic()
+    with path.open("wb") as file:
+        for begin, rows in spool.rows():
+            sha256.update(rows.data)
+            file.write(rows.data)
+            if time.monotonic() - said >= _EVERY:
+                job.say(f"{job.source.path.name}: {begin + len(rows):,} of {spool.persons:,} persons written")
+                said = time.monotonic()
+        if job.blank:
+            blank = b"\xff" * width(spool.variants)
+            sha256.update(blank)
+            file.write(blank)
+    return sha256.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, path.with_suffix(".bim"), path.with_suffix(".fam")] if path.suffix == ".bed" else [path]

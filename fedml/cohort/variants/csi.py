@@ -1,0 +1,85 @@
+"""Where in a BCF file a region begins: the CSI index (the samtools CSIv1 specification), read as far as that needs.
+
+read_csi(find_index(path, ".csi")).start(contig_number, begin, end)
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from fedml.cohort.variants.bgzf import inflated
+from fedml.errors import InputError
+
+
+class Bin(NamedTuple):
+    """The first record that overlaps the bin's stretch (virtual offset), and (begin, end) of the chunks with the bin's own records."""
+
+    first: int
+    chunks: tuple[tuple[int, int], ...]
+
+
+class Csi(NamedTuple):
+    """``contigs``: the bins of each contig by their number. Bins of the lowest level are 2**shift bases wide, those of a level
+    above 8 times as wide."""
+
+    shift: int
+    depth: int
+    contigs: list[dict[int, Bin]]
+
+    def start(self, contig: int, begin: int, end: int) -> int | None:
+        """The virtual offset from which on all records lie that overlap [begin, end), 0-based; None where there is none."""
+        bins = self.contigs[contig] if contig < len(self.contigs) else {}
+        last = min(end, 1 << (self.shift + 3 * self.depth)) - 1
+        reached = [b for number, b in bins.items() if self._overlaps(number, begin, last)]
+        floor = self._floor(bins, begin)
+        return min((max(chunk, floor) for b in reached for chunk, stop in b.chunks if stop > floor), default=None)
+
+    def _overlaps(self, number: int, begin: int, last: int) -> bool:
+        level, first = 0, 0
+        while number >= first + 8**level:
+            first += 8**level
+            level += 1
+            if level > self.depth:
+                return False  # the bin of metadata
+        width = self.shift + 3 * (self.depth - level)
+        return begin >> width <= number - first <= last >> width
+
+    def _floor(self, bins: dict[int, Bin], begin: int) -> int:
+        """No record that overlaps ``begin`` or what follows lies before this: of the nearest bin at or before ``begin``, level by level."""
+        number = (8**self.depth - 1) // 7 + (begin >> self.shift)
+        while number and number not in bins:
+            eldest = ((number - 1) >> 3 << 3) + 1
+            number = number - 1 if number > eldest else (number - 1) >> 3
+        return bins[number].first if number in bins else 0
+
+
+def read_csi(path: Path) -> Csi:
+    """The index at ``path``.
+
+    Raises:
+        InputError: it is no CSI index, or is damaged.
+    """
+    data = b"".join(inflated(path))
+    try:
+        magic, shift, depth, auxiliary = struct.unpack_from("<4siii", data)
+        if magic != b"CSI\1" or not (0 < shift < 32 and 0 <= depth < 11):
+            raise ValueError("no CSI index")
+        at = 16 + auxiliary
+        (count,) = struct.unpack_from("<i", data, at)
+        at += 4
+        contigs = []
+        for _ in range(count):
+            (bins,) = struct.unpack_from("<i", data, at)
+            at += 4
+            own: dict[int, Bin] = {}
+            for _ in range(bins):
+                number, first, chunks = struct.unpack_from("<IQi", data, at)
+                ends = struct.unpack_from(f"<{2 * chunks}Q", data, at + 16)
+                at += 16 + 16 * chunks
+                own[number] = Bin(first, tuple(zip(ends[::2], ends[1::2], strict=True)))
+            contigs.append(own)
+    except (struct.error, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as an index; make it anew (bcftools index -f).") from error
+    return Csi(shift, depth, contigs)

@@ -1,0 +1,163 @@
+"""VCF (bgzip or plain) and BCF files as a source of variants, in pieces, whatever their size.
+
+    source = open_vcf(Path("cohort.vcf.gz"))
+    for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256): ...
+
+Text goes through ``vcf_text.py``, BCF through ``bcf.py``; htslib (pysam) reads headers and finds regions of text by its index. A record
+belongs to a region if its POS lies within; one that begins before the region and reaches into it does not.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from fedml.cohort.variants import bcf, vcf_text
+from fedml.cohort.variants.bgzf import check_whole, find_index, inflated, whole_lines
+from fedml.cohort.variants.model import Block, Selection, Source
+from fedml.cohort.variants.regions import TO_THE_END, Inside, Spans, check_contigs, merged
+from fedml.errors import InputError
+from fedml.study.contigs import canonical_contig
+
+
+@final
+class VcfSource(Source):
+    """A VCF or BCF file whose header is ``header`` (pysam's). ``fast``: False reads every genotype of text call by call (for tests)."""
+
+    def __init__(self, path: Path, header: Any, binary: bool, bgzip: bool, lines: int) -> None:
+        self.path, self.header, self.binary, self.bgzip, self.lines = path, header, binary, bgzip, lines
+        self.samples = tuple(header.samples)
+        self.contigs = {name: header.contigs[name].length for name in header.contigs}
+        self.left_out: dict[str, int] = {}
+        self.fast = True
+
+    def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
+        """As ``Source.blocks``. Regions of a bgzip or BCF file need its index; a plain file is read through.
+
+        Raises:
+            InputError: as ``Source.blocks``, or a line is longer than an eighth of ``memory_mb``.
+        """
+        spans = merged(selection)
+        inside = Inside(spans)
+        if self.bgzip and spans:
+            check_contigs(spans, [*self.contigs, *self._index_contigs()], self.path)
+        left_out: Counter[str] = Counter()
+        self.left_out = left_out
+        chosen = np.fromiter(samples, dtype=np.intp, count=len(samples))
+        columns = None if np.array_equal(chosen, np.arange(len(self.samples))) else chosen
+        size = min(2**20, (memory_mb << 20) // 32)
+        wanted = vcf_text.Wanted(self.path, len(self.samples), columns, selection, inside if spans else None, left_out)
+        wanted.fast = self.fast
+        parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
+        yield from (block for block in parts if block is not None)
+        if spans and not self.bgzip:
+            check_contigs(spans, [*self.contigs, *inside.seen], self.path)
+
+    def _parts(self, wanted: vcf_text.Wanted, spans: Spans, size: int, longest: int) -> Iterator[Block | None]:
+        if self.binary:
+            yield from bcf.parse(self.path, self.header, wanted, spans, size, longest)
+        elif self.bgzip and spans:
+            for text in self._indexed_text(spans, size):
+                yield vcf_text.parse(text, wanted)
+        else:
+            header, wanted.line = self.lines, self.lines + 1
+            for text in whole_lines(inflated(self.path), self.path, size, longest):
+                at = 0
+                while header and at < len(text):
+                    at = text.find(b"\n", at) + 1 or len(text)
+                    header -= 1
+                yield vcf_text.parse(text[at:] if at else text, wanted)
+
+    def _index_contigs(self) -> list[str]:
+        """The contigs that the index knows, in the file's order."""
+        if self.binary:
+            find_index(self.path, ".csi")
+            return []  # they are all in the header
+        with _tabix(self.path) as index:
+            return list(index.contigs)
+
+    def _indexed_text(self, spans: Spans, size: int) -> Iterator[bytes]:
+        """Lines that overlap the spans, through the index, in runs of about ``size`` bytes."""
+        with _tabix(self.path) as index:
+            try:
+                held: list[bytes] = []
+                length = 0
+                for contig in index.contigs:
+                    for first, last in spans.get(canonical_contig(contig), ()):
+                        for line in index.fetch(contig, first - 1, None if last >= TO_THE_END else last):
+                            if not first <= int(line.split("\t", 2)[1]) <= last:
+                                continue  # it begins before the span and reaches into it: in another span it would come twice
+                            held.append(line.encode("latin-1"))
+                            length += len(line)
+                            if length >= size:
+                                yield b"\n".join([*held, b""])
+                                held, length = [], 0
+                if held:
+                    yield b"\n".join([*held, b""])
+            except (OSError, ValueError) as error:
+                raise InputError(f"{self.path}: is damaged, or its index is not its own ({error}); copy it anew and index it.") from error
+
+
+def open_vcf(path: Path) -> VcfSource:
+    """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; what it is is told from its content.
+
+    Raises:
+        InputError: it is cut short, is gzip but no bgzip, has no valid header, declares no GT, or names no sample or one twice.
+    """
+    import pysam
+
+    pysam.set_verbosity(0)  # htslib would write to stderr; our sentence says it once
+    bgzip = check_whole(path)
+    pieces = inflated(path)
+    start = next(pieces, b"")
+    binary = start[:3] == b"BCF"
+    text = bcf.header_text(start, pieces, path) if binary else _header_text(start, pieces, path)
+    names = text.rstrip(b"\r\n").rpartition(b"\n")[2].rstrip(b"\r")
+    if not text.startswith(b"##fileformat=VCF") or not names.startswith(b"#CHROM\t"):
+        raise InputError(f"{path}: has no valid VCF or BCF header; write it anew with one (bcftools view).")
+    samples = names.split(b"\t")[9:]
+    if not samples:
+        raise InputError(f"{path}: its header names no sample; genotypes are needed.")
+    twice = next((name for name, count in Counter(samples).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f'{path}: its header names the sample "{twice.decode(errors="replace")}" twice; name each person once.')
+    try:
+        with pysam.VariantFile(str(path)) as file:
+            header = file.header
+    except (OSError, ValueError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: has no valid VCF or BCF header; write it anew with one (bcftools view).") from error
+    if "GT" not in header.formats:
+        raise InputError(f"{path}: its header declares no FORMAT field GT; genotypes are needed.")
+    return VcfSource(path, header, binary, bgzip, len(text.splitlines()))
+
+
+def _header_text(start: bytes, pieces: Iterator[bytes], path: Path) -> bytes:
+    """The lines of a VCF that begin with ``#``."""
+    text, end = bytearray(), 0  # the end of the last whole line of them
+    for piece in itertools.chain([start], pieces):
+        text += piece
+        while text.startswith(b"#", end) and (stop := text.find(b"\n", end)) >= 0:
+            end = stop + 1
+        if not text.startswith(b"#", end) and end < len(text):
+            return bytes(text[:end])
+    return bytes(text)
+
+
+def _tabix(path: Path) -> Any:
+    """The index of a bgzipped VCF, opened; a context manager.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    import pysam
+
+    index = find_index(path, ".tbi", ".csi")
+    try:
+        return pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
+    except (OSError, ValueError) as error:
+        raise InputError(f"{index}: cannot be read as an index; make it anew (bcftools index -f {path}).") from error

@@ -1,0 +1,1 @@
+"""What may leave a site, checked alike at both ends."""

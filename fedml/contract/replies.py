@@ -1,0 +1,227 @@
+"""What a reply must look like, phase by phase. The site's gate holds its own replies against this before they leave, and the server holds
+every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
+
+    describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, persons set aside)
+    voxels      voxels (histogram of raw intensities of training persons' images, how many persons: ``fedml.cohort.images.histograms``)
+    statistics  sums (three a quantity, over training persons)
+    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
+    evaluate    counts (of the model as it arrived)
+    analyses    analysis (sums, step by step: ``fedml.analytics.forms``)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedml.analytics.forms import REPLY_TYPES
+from fedml.cohort.images.histograms import BINS
+from fedml.cohort.images.reasons import Unusable
+from fedml.cohort.variants.builds import BUILDS
+from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
+from fedml.contract.counts import count_fields
+from fedml.contract.disclosure import read_policy
+from fedml.errors import Reason, SiteError
+from fedml.learning.classification import coarse
+from fedml.study.sections import PARTS
+from fedml.study.study import Study
+from fedml.wire.records import (
+    ANALYSES,
+    ANALYSIS,
+    ARRAYS,
+    ASIDE,
+    BUILD,
+    CHECKED,
+    COUNTS,
+    DATASET,
+    DESCRIBED,
+    HISTOGRAM,
+    IMAGE_SHAPE,
+    JOURNAL,
+    METRICS,
+    NOTES,
+    NUM_EXAMPLES,
+    PANEL,
+    PERSONS,
+    POLICY,
+    PRIVATE_METRICS,
+    REPLY_METRICS,
+    SITE,
+    SUMS,
+    VOXELS,
+    Phase,
+    unpack,
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+_MOST_VOXELS = 2.0**44
+_RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
+    Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
+    Phase.VOXELS: ({VOXELS}, set()),
+    Phase.STATISTICS: ({SUMS}, set()),
+    Phase.ROUND: ({ARRAYS, METRICS}, {COUNTS}),
+    Phase.EVALUATE: ({COUNTS}, set()),
+    **{phase: ({ANALYSIS}, set()) for phase in ANALYSES},
+}
+_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
+
+
+def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None) -> None:
+    """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, of the declared types and shapes, and finite.
+
+    Args:
+        name: of the site that answers. weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums
+        (``reply_shapes``) for an analysis.
+    """
+    must, may = _RECORDS[phase]
+    if not must <= set(reply) <= must | may | {JOURNAL}:
+        raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
+    if phase is Phase.DESCRIBE:
+        _check_described(study, name, reply)
+    elif phase is Phase.VOXELS:
+        _check_voxels(study, reply)
+    elif phase is Phase.STATISTICS:
+        _check_sums(study, reply)
+    elif phase is Phase.ROUND:
+        _check_trained(study, name, reply, weights or {})
+    elif phase in ANALYSES:
+        _check_analysis(study, phase, reply, weights or {})
+    if COUNTS in reply:
+        _check_counts(study, reply)
+
+
+def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
+    """Record ``name`` as arrays; ``SiteError`` if it is not there or cannot be read."""
+    try:
+        return unpack(content.array_records[name])
+    except (KeyError, ValueError, TypeError) as error:
+        raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error
+
+
+def is_finite(value: Any) -> bool:
+    """Are all its numbers finite?"""
+    return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+def _check_described(study: Study, name: str, reply: RecordDict) -> None:
+    if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
+        raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
+    values = read_arrays(reply, DESCRIBED)
+    classes = 1 if study.model.task != "classification" else len(study.cohort.classes)
+    if study.privacy.unit != "patient":  # there nobody is counted
+        persons = values.pop(PERSONS, None)
+        _shaped(persons, "int64", (len(PARTS), classes), PERSONS)
+        if persons is not None and (persons < 0).any():
+            raise SiteError(Reason.UNDECLARED, "persons hold a count below 0")
+    for key, value in values.items():
+        if key == IMAGE_SHAPE:
+            _shaped(value, "int64", (None,), key)
+        elif key == PANEL:
+            _shaped(value, "uint8", (None,), key)
+            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").removesuffix("\n").split("\n")):
+                raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
+        elif key == BUILD:
+            _shaped(value, "uint8", (None,), key)
+            if value.tobytes().decode("ascii", "replace") not in BUILDS:
+                raise SiteError(Reason.UNDECLARED, "the build is none that is known")
+        elif key == NOTES:
+            _shaped(value, "int64", (len(VARIANT_NOTES),), key)
+        elif key == CHECKED:
+            _shaped(value, "uint8", (1,), key)
+        elif key == POLICY:
+            try:
+                read_policy(value)
+            except ValueError as error:
+                raise SiteError(Reason.UNDECLARED, str(error)) from error
+        elif key == DATASET and study.privacy.unit != "patient":
+            _shaped(value, "uint8", (32,), key)
+        elif key == ASIDE and study.privacy.unit != "patient":
+            _shaped(value, "int64", (len(Unusable),), key)
+        else:
+            raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
+    if (PANEL in values) != (BUILD in values) or (PANEL in values) != (NOTES in values) or (PANEL in values) != (CHECKED in values):
+        raise SiteError(Reason.UNDECLARED, "variants are told without their build, or a build without variants")
+
+
+def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:
+    if study.gwas is None and phase is not Phase.GENOTYPES:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
+    values = read_arrays(reply, ANALYSIS)
+    if values.keys() != shapes.keys():
+        raise SiteError(Reason.UNDECLARED, "the sums' names are not those of this step")
+    for key, value in values.items():
+        _shaped(value, REPLY_TYPES[key], shapes[key], key)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
+
+
+def _check_voxels(study: Study, reply: RecordDict) -> None:
+    if study.cohort.image is None or not study.cohort.image.percentiles:
+        raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
+    values = read_arrays(reply, VOXELS)
+    if values.keys() != {HISTOGRAM, PERSONS}:
+        raise SiteError(Reason.UNDECLARED, "voxels are a histogram and a number of persons")
+    for key, size in ((HISTOGRAM, BINS), (PERSONS, 1)):
+        _shaped(values[key], "int64", (size,), key)
+        if (values[key] < 0).any():
+            raise SiteError(Reason.NON_FINITE, f"{key} holds a count below 0")
+    if float(values[HISTOGRAM].sum(dtype=np.float64)) > _MOST_VOXELS:  # so that no roster's sum leaves 64 bits
+        raise SiteError(Reason.NON_FINITE, "more voxels than a site can have")
+
+
+def _check_sums(study: Study, reply: RecordDict) -> None:
+    declared = {f"preprocess.{name}" for name in study.cohort.inputs} | ({"target"} if study.model.task == "regression" else set())
+    for key, value in read_arrays(reply, SUMS).items():
+        if key not in declared:
+            raise SiteError(Reason.UNDECLARED, "sums hold a key that is not declared")
+        _shaped(value, "float64", (3, None), SUMS)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, "a sum is not finite")
+
+
+def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) -> None:
+    arrays = read_arrays(reply, ARRAYS)
+    if arrays.keys() != weights.keys():
+        raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
+    for key, value in arrays.items():
+        _shaped(value, "float32", weights[key], "an array")
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
+    metrics = dict(reply.metric_records[METRICS]) if METRICS in reply.metric_records else {}
+    private = study.privacy.unit == "patient"
+    declared = PRIVATE_METRICS if private else REPLY_METRICS
+    if metrics.keys() != declared.keys() or any(type(metrics[k]) is not kind for k, kind in declared.items()):
+        raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
+    if not np.isfinite([float(str(v)) for v in metrics.values()]).all() or int(str(metrics[NUM_EXAMPLES])) < 0:
+        raise SiteError(Reason.NON_FINITE, "a metric is not finite, or persons are fewer than none")
+    if private and metrics[NUM_EXAMPLES] != study.privacy.persons[name]:
+        raise SiteError(Reason.UNDECLARED, "another number of persons than the study states would leave")
+
+
+def _check_counts(study: Study, reply: RecordDict) -> None:
+    fields = count_fields(study)
+    private = study.privacy.unit == "patient"
+    labels = {label for group in study.evaluation.labels().values() for label in group}
+    for key, value in read_arrays(reply, COUNTS).items():
+        part, _, name = key.partition("/")
+        part, _, label = part.partition("@")  # "test@sex:1/histogram": of a subgroup
+        if label and (part != "test" or label not in labels):
+            raise SiteError(Reason.UNDECLARED, "counts hold a group that is not declared")
+        if part not in PARTS or name not in fields or (private and part == "train"):
+            raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
+        dtype, shape = fields[name]
+        _shaped(value, dtype, shape, name)
+        if not is_finite(value):
+            raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
+        if label and name == "histogram" and (value != coarse({name: value})[name]).any():
+            raise SiteError(Reason.UNDECLARED, "a subgroup's histogram is finer than it may be")
+
+
+def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:
+    fits = value is not None and str(value.dtype) == dtype and value.ndim == len(shape)
+    if not fits or any(want is not None and have != want for have, want in zip(value.shape, shape, strict=True)):
+        raise SiteError(Reason.UNDECLARED, f"{what} is not of the declared shape and type")

@@ -1,0 +1,76 @@
+"""Where the network is trained and asked, and how many bits its products have: the same code on this machine's accelerator and on a CPU.
+
+    device = pick_device("auto")
+    with on_device(model, device, back=True) as network, autocast(device, "bfloat16"):     # the model itself on a CPU, else a copy of it
+        output = network(to_device(batch, device))
+
+Weights, their sums and the optimiser's state are float32 in any case. On a CPU with float32 bits follow from the seed alone; those of an
+accelerator differ from them in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+from fedml.errors import InputError
+from fedml.study.sections import Precision
+
+
+def pick_device(wanted: str = "auto") -> torch.device:
+    """``auto``: this machine's accelerator if it has one, else the CPU; or a device of torch's by its name, such as ``cpu`` or ``cuda:1``.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if wanted != "auto":
+        try:
+            return torch.empty(0, device=wanted).device
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise InputError(f'device "{wanted}" is none that this machine has; take "auto" or "cpu".') from error
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Inside the block matrix products and convolutions are taken in ``precision``; weights and sums stay float32. ``float32``: nothing.
+
+    ``float16`` needs ``scaler`` in training: small gradients would become 0.
+    """
+    return nullcontext() if precision == "float32" else torch.autocast(device.type, getattr(torch, precision))
+
+
+def scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
+    """Scales the loss, and the gradients back, for ``float16``; for the others it is switched off and passes everything through."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+
+def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """``batch`` where ``device`` can use it; on a CPU the same tensors."""
+    return {key: value.to(device) for key, value in batch.items()}
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device, *, seed: int = 0, back: bool = False) -> Iterator[nn.Module]:
+    """The model on ``device``: itself where it is there already, else a copy, whose parameters and buffers are copied ``back`` at the end.
+
+    Convolutions on an accelerator are taken by deterministic algorithms, and with float32 in float32; what is random there (dropout) draws
+    from ``seed``, and the accelerator's generator is as before afterwards.
+    """
+    if device.type == "cpu":
+        yield model
+        return
+    network = deepcopy(model).to(device)
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with exact, torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
+        torch.get_device_module(device).manual_seed(seed)
+        yield network
+    if back:
+        with torch.no_grad():
+            for into, found in zip((*model.parameters(), *model.buffers()), (*network.parameters(), *network.buffers()), strict=True):
+                into.copy_(found)

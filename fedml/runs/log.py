@@ -1,0 +1,120 @@
+"""A run's own folder: everything that happened, as it happened, before and whatever else is told about it.
+
+    RUN/study.json          canonical JSON
+    RUN/events.jsonl        one JSON object a line: start, agreed, round, end
+    RUN/model.safetensors   learned arrays and preprocessing constants
+    RUN/counts.safetensors  the counts of the last evaluation as each site told them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
+    RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
+    RUN/layout.json         image shape and number of variants
+    RUN/examples/           pictures of predictions, of sites that declare their images public
+    RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
+
+Whoever shows progress, tracks in MLflow or writes a report reads this folder, so a run does not depend on any of them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+
+
+GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
+GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
+EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
+EXAMPLES = "examples"
+COUNTS = "counts.safetensors"
+
+
+def plain(value: Any) -> Any:
+    """JSON has no NaN: an undefined metric is null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+def emit(run: Path, kind: str, **fields: Any) -> None:
+    """Appends one event to the run's log, with the time (Unix seconds)."""
+    line = json.dumps({"event": kind, "time": time.time(), **plain(fields)}, allow_nan=False) + "\n"
+    with (run / EVENTS).open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Complete events from byte ``start`` on, and where the next one will begin."""
+    try:
+        with (run / EVENTS).open("rb") as file:
+            file.seek(start)
+            text = file.read()
+    except FileNotFoundError:
+        return [], start
+    whole = text[: text.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], start + len(whole)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def save_counts(run: Path, counts: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Saves site -> the counts that it told last, from which every metric of the run's end follows."""
+    from safetensors.numpy import save
+
+    write_whole(run / COUNTS, save({f"{site}/{key}": np.ascontiguousarray(v) for site, own in counts.items() for key, v in own.items()}))
+
+
+def load_counts(run: Path) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:
+    """part (or ``test@LABEL``) -> site -> counts by name; empty if the run saved none."""
+    from safetensors.numpy import load_file
+
+    out: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
+    for key, value in load_file(run / COUNTS).items() if (run / COUNTS).exists() else ():
+        site, part, name = key.split("/", 2)
+        out.setdefault(part, {}).setdefault(site, {})[name] = value
+    return out
+
+
+def save_model(
+    run: Path, learned: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor], image_shape: tuple[int, ...], panel: bytes
+) -> None:
+    """Saves what is needed to build and load the model again. ``panel`` is ``fedml.cohort.variants.model.to_text``."""
+    from safetensors.torch import save
+
+    variants = panel.count(b"\n")
+    write_whole(run / PANEL, panel)
+    write_whole(run / LAYOUT, json.dumps({"image_shape": list(image_shape), "variants": variants}).encode())
+    write_whole(run / MODEL, save({k: v.detach().contiguous() for k, v in {**learned, **constants}.items()}))
+
+
+def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], bytes]:
+    """(arrays, image shape, panel) of a saved run."""
+    from safetensors.torch import load_file
+
+    layout = json.loads((run / LAYOUT).read_text())
+    return load_file(run / MODEL), tuple(layout["image_shape"]), (run / PANEL).read_bytes()
+
+
+def saved_window(arrays: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The window of raw intensities that a run's sites agreed on, from its saved arrays; None where there was nothing to agree on."""
+    low, high = arrays.get("preprocess.image.window", (None, None))
+    return None if low is None or high is None else (float(low), float(high))

@@ -1,0 +1,24 @@
+"""The study and its trained model from a run's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedml.models.fusion import CohortModel
+    from fedml.study.study import Study
+from fedml.runs.log import STUDY, load_model
+
+
+def restore(run: Path) -> tuple[Study, CohortModel]:
+    """The study and its trained model from a run's folder, ready to predict."""
+    from fedml.models.fusion import build_model, load
+    from fedml.models.layout import make_layout
+    from fedml.study.study import parse_study
+
+    study = parse_study((run / STUDY).read_text())
+    arrays, image_shape, panel = load_model(run)
+    model = build_model(study, make_layout(study, image_shape, panel))
+    load({k: v for k, v in model.state_dict().items() if v.is_floating_point()}, arrays)
+    return study, model.eval()

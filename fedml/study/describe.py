@@ -1,0 +1,153 @@
+"""A study in plain words: what a person would want to read before agreeing to it."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from fedml.study.study import Study
+
+_COUNTS = {
+    "classification": "counts of right and wrong answers and of scores (a histogram)",
+    "regression": "sums of errors and of their squares",
+    "segmentation": "counts of voxels, sums of overlaps (Dice) and a histogram of distances",
+}
+
+
+def describe(study: Study) -> str:
+    """The plan as text."""
+    about, cohort, fed, work = study.study, study.cohort, study.federation, study.training
+    split = cohort.split
+    lines = [
+        f"Study       {about.name}",
+        f"Question    {about.question or '(none given)'}",
+        f"Purpose     {about.purpose or '(none given)'}",
+        f"Identity    {study.sha256}",
+        "",
+        f"Reads       {_inputs(study)}",
+        f"Predicts    {cohort.target}: "
+        + {
+            "classification": f"one of {', '.join(map(str, cohort.classes))}",
+            "regression": "a number",
+            "segmentation": f"of each voxel, one of {', '.join(map(str, cohort.classes))}",
+        }[study.model.task],
+        f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
+        " (unless a site's file fixes it)",
+        "",
+        f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
+        f"Each round  a site gets the model, measures it, trains it for {work.local_epochs} pass(es) over its training persons",
+        f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
+        f"            {fed.rounds} rounds",
+        f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
+        "",
+        "Leaves a site",
+        *(line for text in leaves(study) for line in _wrapped(text)),
+        *_association(study),
+        "Never       a person's id, image, genotype or row of a table",
+        *_privacy(study),
+    ]
+    return "\n".join(lines)
+
+
+def _inputs(study: Study) -> str:
+    told = []
+    for name in study.cohort.inputs:
+        if name == "clinical" and study.cohort.clinical is not None:
+            told.append(f"{len(study.cohort.clinical.columns)} clinical columns ({', '.join(study.cohort.clinical.columns)})")
+        elif name == "image":
+            told.append(_images(study))
+        else:
+            spec = study.cohort.variants
+            chosen = [*spec.regions, *([f"{len(spec.listed)} listed"] if spec.listed else [])]
+            which = f" ({', '.join(chosen)})" if chosen else ""
+            told.append(f"variants{which}, matched between sites by {spec.match}")
+    return "; ".join(told)
+
+
+def _images(study: Study) -> str:
+    shape = study.cohort.image
+    if shape is None or shape.tiles is None:
+        return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
+    spec, how = shape.tiles, study.model.image.pooling
+    scale = f"at {spec.mpp:g} micrometres a pixel" if spec.mpp is not None else "of a slide's finest level"
+    return (
+        f"slides, in tiles of {spec.size_px} x {spec.size_px} pixels {scale} with at least {spec.min_tissue:.0%} tissue "
+        f"({spec.per_step} of a person a step, all in evaluation; pooled by {how})"
+    )
+
+
+def _before(study: Study) -> str:
+    told = []
+    if "variants" in study.cohort.inputs:
+        told.append("which variants its file holds")
+    sums = {"clinical": "clinical column", "variants": "variant", "image": "image channel"}
+    told.append("count, sum and sum of squares of each " + " and ".join(sums[i] for i in study.cohort.inputs) + " over training persons")
+    return ", " + ", ".join(told)
+
+
+def leaves(study: Study) -> list[str]:
+    """What leaves a site, by when it does: a sentence each."""
+    patient = study.privacy.unit == "patient"
+    noised = ", with noise" if study.privacy.metrics == "private" else ""
+    if patient:
+        sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
+        return [
+            "before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
+            "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
+            f"{_COUNTS[study.model.task]} over its validation persons{noised}",
+            f"at the end: the same counts over its test persons{noised}",
+            "as evidence: the limits in its policy, unless it keeps them to itself",
+        ]
+    stated = study.privacy.unit == "site"
+    return [
+        "before: its site name, persons a part and class" + ("" if stated else _before(study)),
+        "each round: the trained model's numbers, how many trained it, the sum of their losses, and "
+        f"{_COUNTS[study.model.task]} over its validation persons",
+        "at the end: the same counts over its test persons" + _groups(study),
+        "as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits in its policy, "
+        "unless it keeps them to itself",
+    ]
+
+
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 132, initial_indent=" " * 12, subsequent_indent=" " * 12, break_long_words=False, break_on_hyphens=False)
+
+
+def _groups(study: Study) -> str:
+    names = list(study.evaluation.labels())
+    return f", and over those of each group large enough, by {', '.join(names)}" if names else ""
+
+
+def _association(study: Study) -> list[str]:
+    """What checks of genotypes and an association study send."""
+    spec, plan = study.cohort.variants, study.gwas
+    if "variants" not in study.cohort.inputs or (plan is None and not spec.counted):
+        return []
+    lines = ["            of genotypes: how many persons have 0, 1, 2 copies of each variant or no call"]
+    if plan is not None:
+        adjusted = [*plan.covariates, *([f"{plan.components} principal components of the genotypes"] if plan.components else [])]
+        kind = "cases and controls" if study.model.task == "classification" else study.cohort.target
+        products = "; products" if plan.components else ""
+        lines += [
+            f"            association (`fedml gwas`) of each variant with {kind}, adjusted for {', '.join(adjusted) or 'nothing'}:",
+            "            sums and products of covariates, outcome and genotypes over all persons with them (training, validation",
+            f"            and test alike){products}",
+            *(["            of the genotypes with the components' loadings, fewer than there are persons"] if plan.components else []),
+        ]
+    return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
+
+
+def _privacy(study: Study) -> list[str]:
+    plan = study.privacy
+    if plan.unit == "none":
+        return ["Privacy     unit: none. No noise is added: what is released can in principle reveal something about a person."]
+    kept = f"epsilon {plan.epsilon:g}" if plan.epsilon is not None else f"noise multiplier {plan.noise_multiplier:g}"
+    if plan.unit == "patient":
+        return [
+            f"Privacy     unit: one patient of a site; {kept}, delta {plan.delta:g}: each site clips every person's gradient to "
+            f"{plan.clipping_norm:g}",
+            "            and adds noise before anything leaves (DP-SGD); the site's own ledger counts what each person has borne",
+        ]
+    return [
+        f"Privacy     unit: one site; {kept}, delta {plan.delta:g}: the server clips each site's update to {plan.clipping_norm:g} and adds",
+        "            noise to their mean. It protects against who sees the models; the server itself receives each site's update as it is.",
+    ]

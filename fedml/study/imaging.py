@@ -1,0 +1,77 @@
+"""What a study says of images: preprocessing and augmentation, as frozen sections."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_CODES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Preprocess(_Section):
+    """What is done to every image before a network sees it. What is left out is not done."""
+
+    orientation: str = Field(default="", description="such as RAS: voxels run from left to Right, to Anterior, to Superior")
+    spacing_mm: tuple[Positive, ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
+    window: tuple[Finite, Finite] | None = Field(default=None, description="raw intensities (CT: HU) that become 0 and 1; clipped")
+    percentiles: tuple[Finite, Finite] | None = Field(default=None, description="the window, as percentiles of all sites' voxels")
+    size: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis, cropped and padded around the centre")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.orientation and sorted(_CODES.get(code, -1) for code in self.orientation) != [0, 1, 2]:
+            raise ValueError(f'orientation is one of R or L, one of A or P, one of S or I, such as RAS; not "{self.orientation}"')
+        if len(self.spacing_mm) not in (0, 2, 3):
+            raise ValueError(f"spacing_mm has 2 or 3 numbers, not {len(self.spacing_mm)}")
+        if len(self.size) not in (0, 2, 3):
+            raise ValueError(f"size has 2 or 3 numbers, not {len(self.size)}")
+        if self.size and self.spacing_mm and len(self.size) != len(self.spacing_mm):
+            raise ValueError("size and spacing_mm have as many numbers as an image has axes, both")
+        if self.orientation and 2 in (len(self.size), len(self.spacing_mm)):
+            raise ValueError("orientation is for images of three axes")
+        if self.window and self.percentiles:
+            raise ValueError("window and percentiles exclude each other")
+        if self.window and self.window[0] >= self.window[1]:
+            raise ValueError(f"window is (low, high), low below high, not {self.window[0]:g}, {self.window[1]:g}")
+        if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise ValueError("percentiles are two numbers from 0 to 100, the lower first")
+        return self
+
+    @property
+    def axes(self) -> int | None:
+        """Axes that an image must have; None if any."""
+        return len(self.size) or len(self.spacing_mm) or (3 if self.orientation else None)
+
+    @property
+    def needs_geometry(self) -> bool:
+        """Must the file say where its voxels are?"""
+        return bool(self.orientation or self.spacing_mm)
+
+
+class Augment(_Section):
+    """The random part, in training only; each is drawn anew for every image. All zeros: nothing.
+
+    ``flip`` names axes (0 is left-right in RAS: a flip there moves the heart to the right). ``rotate_degrees`` is the most about each axis.
+    ``scale`` and ``shift`` change intensity to ``x * (1 + s) + t`` with |s| and |t| up to them, ``noise`` is a standard deviation;
+    they are for intensities in 0..1.
+    """
+
+    flip: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
+    scale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    shift: Annotated[float, Field(ge=0, le=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=1)] = 0.0

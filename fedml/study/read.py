@@ -1,0 +1,53 @@
+"""Reads a study from TOML and applies overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedml.errors import InputError
+from fedml.study.study import Study, validate
+
+
+def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Study:
+    """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or is no valid study.
+    """
+    try:
+        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the path of a study file.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text; save the study as UTF-8.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: is not TOML: {error}.") from error
+    changes = dict(overrides or {})
+    if seed is not None:
+        changes["study.seed"] = seed
+    for key, value in changes.items():
+        _put(plan, key, value)
+    _expand_genes(plan, path)
+    return validate(Study, plan, str(path))
+
+
+def _expand_genes(plan: dict[str, Any], path: Path) -> None:
+    """``[model] variants genes = "FILE"`` as the intervals that the file holds; the file lies beside the study."""
+    network = plan.get("model", {}).get("variants") if isinstance(plan.get("model"), dict) else None
+    if isinstance(network, dict) and isinstance(network.get("genes"), str):
+        from fedml.study.genes import read_genes
+
+        network["intervals"] = [tuple(interval) for interval in read_genes(path.parent / network.pop("genes"))]
+
+
+def _put(plan: dict[str, Any], key: str, value: Any) -> None:
+    *sections, last = key.split(".")
+    at: Any = plan
+    for section in sections:
+        at = at.setdefault(section, {})
+        if not isinstance(at, dict):
+            raise InputError(f"--set {key}: {section} is not a section; write section.key=value, such as strategy.name=fedprox.")
+    at[last] = value

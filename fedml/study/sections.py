@@ -1,0 +1,449 @@
+"""The sections of a study file, one frozen pydantic model each: their keys, defaults, and what of them cannot go together.
+
+``fedml.study.study.Study`` is all of them, and holds what one asks of another.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fedml.errors import nearest
+from fedml.study.imaging import Augment, Preprocess
+
+InputName = Literal["image", "variants", "clinical"]
+PartName = Literal["train", "val", "test"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PARTS: tuple[PartName, ...] = ("train", "val", "test")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1, so that a canonical JSON has one spelling for each plan."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def normal(value: Any) -> str:
+    """One spelling for a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value).strip()
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+Code = Annotated[int | float | str, AfterValidator(_whole)]
+Option = Annotated[bool | int | float | str, AfterValidator(_whole)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class About(Section):
+    """``[study]``: what is asked, why it may be asked, and the seed of all that is random in the answer."""
+
+    name: Name
+    question: str = ""
+    purpose: str = Field(default="", description="Data Use Ontology term, such as DUO:0000042")
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+
+
+class Split(Section):
+    """Fractions of persons in each part. A person's part is a keyed hash of the id: see ``fedml.cohort.table``."""
+
+    train: Fraction = 0.7
+    val: Fraction = 0.1
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _sums_to_one(self) -> Self:
+        if abs(self.train + self.val + self.test - 1) > 1e-9:
+            raise ValueError(f"train + val + test must be 1, here {self.train + self.val + self.test:g}")
+        return self
+
+
+class ClinicalColumns(Section):
+    """``[cohort.clinical]``: the columns every site must have, in order; which are categorical; which values stand for missing."""
+
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    categories: dict[str, tuple[Code, ...]] = {}
+    missing: dict[str, tuple[Code, ...]] = {}
+    indicate: bool = True
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> Self:
+        if len(set(self.columns)) < len(self.columns):
+            raise ValueError("a column is listed twice in columns")
+        for key, table in (("categories", self.categories), ("missing", self.missing)):
+            for column in table:
+                if column not in self.columns:
+                    raise ValueError(f'{key} names "{column}", which is not in columns{nearest(column, self.columns)}')
+        return self
+
+
+class Tiles(Section):
+    """``[cohort.image] tiles``: each person's slides are cut into square tiles, of which those with tissue are used
+    (``fedml.cohort.slides.slide``)."""
+
+    size_px: Annotated[int, Field(ge=16, le=2048, description="pixels a side")] = 256
+    mpp: Annotated[float, Field(ge=0.05, le=50)] | None = Field(
+        default=None, description="micrometres a pixel, alike at every site; left out: a slide's finest level as it is"
+    )
+    min_tissue: Annotated[float, Field(gt=0, le=1, description="part of a tile that is tissue")] = 0.5
+    per_step: Annotated[int, Field(ge=1, le=65536)] = Field(
+        default=64, description="tiles of a person in a step of training, drawn anew each time; evaluation takes all"
+    )
+
+
+class ImageShape(Section):
+    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
+
+    With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
+    then cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and kept in half precision. ``tiles`` says that images
+    are whole slides; channels and size are then those of a tile.
+    """
+
+    channels: Annotated[int, Field(ge=1, le=64)] = 1
+    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)] = ()
+    orientation: str = Field(default="", description="such as RAS; for images of three axes")
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
+    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
+    crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
+    tiles: Tiles | None = Field(default=None, description="of whole slides; takes the place of all other keys")
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What is done to each image when it is read; None: nothing."""
+        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop):
+            return None
+        window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
+        two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
+        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if len(self.window) not in (0, 2):
+            raise ValueError(f"window has two numbers, (low, high), not {len(self.window)}")
+        if len(self.percentiles) not in (0, 2):
+            raise ValueError(f"percentiles has two numbers, such as [1, 99], not {len(self.percentiles)}")
+        if self.tiles is not None:
+            if self.preprocess is not None:
+                raise ValueError(
+                    "tiles of slides are taken as they are; take orientation, spacing_mm, window, percentiles and crop away (tiles has mpp)"
+                )
+            side = self.tiles.size_px
+            if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):
+                raise ValueError(f"tiles have three channels and {side} x {side} pixels; take channels and size away")
+            # Written out, so that nobody else has to know, and the study's hash is that of what it means.
+            object.__setattr__(self, "channels", 3)
+            object.__setattr__(self, "size", (side, side))
+        elif not self.size:
+            raise ValueError("size is missing; add it, or tiles for whole slides")
+        try:
+            _ = self.preprocess
+        except ValidationError as error:
+            raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from error
+        return self
+
+
+class Variants(Section):
+    """``[cohort.variants]``: which variants are read, how one at a site is recognised at another, and what is asked of those that are
+    shared.
+
+    The thresholds are held against counts pooled over sites; with all of them left at nothing no counts are asked for.
+    """
+
+    match: Literal["position", "rsid"] = "position"
+    build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(default="", description="the build that every site must have")
+    regions: tuple[str, ...] = Field(default=(), description="such as 22 or 22:17000000-18000000")
+    listed: tuple[str, ...] = Field(default=(), description="rsIDs, or contig:position:ref:alt")
+    min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the site that has fewest")
+    min_call_rate: Fraction = 0.0
+    min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def counted(self) -> bool:
+        """Does a threshold need counts of genotypes?"""
+        return bool(self.min_call_rate or self.min_maf or self.min_hwe_p)
+
+
+class Cohort(Section):
+    """``[cohort]``: who is in the study and what is read of each person."""
+
+    inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
+    target: str
+    classes: Annotated[tuple[Code, ...], Field(min_length=2)] = (0, 1)
+    split: Split = Split()
+    split_key: str = Field(default="", description="key of the hash that splits persons; empty: the study's seed")
+    clinical: ClinicalColumns | None = None
+    image: ImageShape | None = None
+    variants: Variants = Variants()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ValueError("an input is listed twice in inputs")
+        if len({normal(c) for c in self.classes}) < len(self.classes):
+            raise ValueError("a class is listed twice in classes")
+        if "clinical" in self.inputs and self.clinical is None:
+            raise ValueError('inputs lists "clinical", so a section [cohort.clinical] with columns = [...] is needed')
+        if "clinical" not in self.inputs and self.clinical is not None:
+            raise ValueError('[cohort.clinical] is given but inputs does not list "clinical"')
+        if "image" not in self.inputs and self.image is not None:
+            raise ValueError('[cohort.image] is given but inputs does not list "image"')
+        if self.clinical is not None and self.target in self.clinical.columns:
+            raise ValueError(f'the target "{self.target}" is also among the clinical columns: the model would be told the answer')
+        return self
+
+
+class ImageNetwork(Section):
+    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and what becomes of a person's several images or tiles:
+    their mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
+
+    net: str = "cnn"
+    norm: Literal["batch", "group", "instance"] = "group"
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
+    pooling: Literal["mean", "attention"] = "mean"
+
+
+class SegmentationNetwork(Section):
+    """``[model] segmentation``: a network by name (``fedml.models.segmentation``), its window, and whether HD95 is measured."""
+
+    net: str = "unet"
+    norm: Literal["batch", "group", "instance"] = "instance"
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
+    strides: tuple[Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
+        default=(), description="one between two levels, a number or one an axis; none: 2"
+    )
+    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels an axis; none: whole images")
+    distances: bool = True
+
+
+class TableNetwork(Section):
+    """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
+
+    net: Literal["linear", "mlp"] = "linear"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        if (self.net == "mlp") != bool(self.hidden):
+            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+        return self
+
+
+class VariantNetwork(Section):
+    """``[model] variants``: ``linear``; ``mlp`` with its hidden widths; ``genes`` with ``width`` numbers a gene, then hidden widths over
+    all.
+
+    In a file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` puts their intervals into the study itself, so
+    that every site groups variants alike and the study's hash covers it.
+    """
+
+    net: Literal["linear", "mlp", "genes"] = "linear"
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    width: Annotated[int, Field(ge=1, le=1024, description="numbers a gene")] = 4
+    l1: Annotated[float, Field(ge=0, description="net linear: weight of the sum of absolute weights")] = 0.0
+    intervals: tuple[tuple[str, int, int, str], ...] = Field(default=(), description="contig, start, end, name of each gene")
+
+    @model_validator(mode="after")
+    def _widths(self) -> Self:
+        if (self.net == "mlp" and not self.hidden) or (self.net == "linear" and self.hidden):
+            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+        if (self.net == "genes") != bool(self.intervals):
+            raise ValueError('net = "genes" needs genes = "FILE" (GFF3, GTF or BED), and no other net takes them')
+        if self.l1 and self.net != "linear":
+            raise ValueError('l1 goes with net = "linear"')
+        return self
+
+
+class Model(Section):
+    """``[model]``: the task, one encoder an input, and how their outputs are fused."""
+
+    task: Literal["classification", "regression", "segmentation"] = "classification"
+    image: ImageNetwork = ImageNetwork()
+    segmentation: SegmentationNetwork = SegmentationNetwork()
+    variants: VariantNetwork = VariantNetwork()
+    clinical: TableNetwork = TableNetwork()
+    width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
+    input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1, description="chance that training hides an input of a person, when there are several"
+    )
+
+
+class Gwas(Section):
+    """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a number, logistic for two classes.
+
+    ``covariates`` are clinical columns; ``components`` principal components of the genotypes, computed without moving them. Every variant
+    is tested by its score first; those below ``first_pass_p`` are fitted in full. Firth's penalty is used where a class or an allele is
+    rare.
+    """
+
+    covariates: tuple[str, ...] = ()
+    components: Annotated[int, Field(ge=0, le=50)] = 4
+    first_pass_p: Annotated[float, Field(gt=0, le=1)] = 0.05
+    firth: Literal["auto", "never"] = "auto"
+    block: Annotated[int, Field(ge=1, le=1_000_000, description="variants a message")] = 20_000
+    pca_spacing: Annotated[int, Field(ge=0, description="bases between two variants that components are made of")] = 0
+    pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
+    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="radians to the exact components")] = 1e-8
+
+
+class Training(Section):
+    """``[training]``: one site's work in one round."""
+
+    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    batch_size: Annotated[int, Field(ge=0, description="persons; 0 is all of them in one batch")] = 32
+    local_epochs: Annotated[int, Field(ge=0)] = 1
+    evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
+    threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+    precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
+    augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
+
+    @model_validator(mode="after")
+    def _momentum(self) -> Self:
+        if self.momentum and self.optimizer != "sgd":
+            raise ValueError('momentum goes with optimizer = "sgd"')
+        return self
+
+
+class Federation(Section):
+    """``[federation]``: the roster, in the order in which replies are added, and what a round waits for."""
+
+    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    rounds: Annotated[int, Field(ge=0, le=100_000)] = 10
+    quorum: Annotated[int, Field(ge=0, description="sites that must answer; 0 is all of them")] = 0
+    timeout: Annotated[int, Field(ge=1, description="seconds a round waits")] = 600
+
+    @model_validator(mode="after")
+    def _quorum(self) -> Self:
+        if len(set(self.sites)) < len(self.sites):
+            raise ValueError("a site is listed twice in sites")
+        if self.quorum > len(self.sites):
+            raise ValueError(f"quorum is {self.quorum} but sites lists only {len(self.sites)}")
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Sites that must answer each round."""
+        return self.quorum or len(self.sites)
+
+
+class Strategy(BaseModel):
+    """``[strategy]``: a name of ours or a Flower strategy's import path (``module:Class``); its options stand beside the name."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Option]
+
+    name: str = "fedavg"
+
+    @property
+    def options(self) -> dict[str, Option]:
+        """What stands beside the name; checked against the strategy's own parameters by ``fedml.strategies.algorithms.registry``."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Privacy(Section):
+    """``[privacy]``: differential privacy of one ``site`` (the server clips and noises updates) or of one ``patient`` (DP-SGD at the site).
+
+    Either ``noise_multiplier`` or ``epsilon`` is stated; with ``epsilon`` the multiplier is solved for. What is needed of the data before
+    training is stated too (``ranges``, ``image_range``: plausible values that everybody knows), or noised (``statistics = "private"``).
+    """
+
+    unit: Literal["none", "site", "patient"] = "none"
+    noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise over the clipping norm")
+    epsilon: Positive | None = None
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    clipping_norm: Positive = 1.0
+    clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive follows a quantile of the norms")
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    persons: dict[Name, Annotated[int, Field(ge=1)]] = Field(
+        default={}, description="unit patient: about how many training persons each site has; public, it sets the sampling rate"
+    )
+    statistics: Literal["stated", "private"] = "stated"
+    statistics_multiplier: Positive = 5.0
+    ranges: dict[str, tuple[float, float]] = Field(default={}, description="clinical column (or target): its plausible values")
+    image_range: tuple[float, float] = (0.0, 255.0)
+    metrics: Literal["exact", "private"] = Field(default="exact", description="private: counts of held-out persons are noised too")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.unit == "none":
+            given = sorted(self.model_fields_set - {"unit"} - {k for k, v in Privacy.model_fields.items() if getattr(self, k) == v.default})
+            if given:
+                raise ValueError(f'{given[0]} is given but unit is "none"; set unit = "site" or "patient", or take it away')
+            return self
+        if (self.noise_multiplier is None) == (self.epsilon is None):
+            raise ValueError("give either noise_multiplier or epsilon, not both and not neither")
+        if self.unit == "site" and self.statistics == "private":
+            raise ValueError('statistics = "private" goes with unit = "patient"; under unit = "site" state them (ranges, image_range)')
+        if self.unit == "site" and self.metrics == "private":
+            raise ValueError('metrics = "private" goes with unit = "patient"')
+        if self.unit == "patient" and self.clipping == "adaptive":
+            raise ValueError('clipping = "adaptive" goes with unit = "site"')
+        for name, (low, high) in {**self.ranges, "image_range": self.image_range}.items():
+            if not low < high:
+                raise ValueError(f"the range of {name} is from {low:g} to {high:g}; the first must be smaller")
+        return self
+
+
+Column = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+
+
+class Evaluation(Section):
+    """``[evaluation]``: subgroups of test persons whose metrics are told beside those of all; columns of the persons or clinical table.
+
+    ``subgroups = { sex = [0, 1] }`` is a group a value, ``bands = { age = [45, 60] }`` below 45, from 45 to below 60, 60 and above.
+    """
+
+    subgroups: dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]] = {}
+    bands: dict[Column, Annotated[tuple[float, ...], Field(min_length=1, max_length=19)]] = {}
+
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Variable -> its groups' labels, such as ``sex:1``, ``age:under-45``, ``age:45-to-60``, ``age:60-plus``."""
+        found = {name: tuple(f"{name}:{normal(value)}" for value in values) for name, values in self.subgroups.items()}
+        for name, edges in self.bands.items():
+            between = [f"{name}:{low:g}-to-{high:g}" for low, high in pairwise(edges)]
+            found[name] = (f"{name}:under-{edges[0]:g}", *between, f"{name}:{edges[-1]:g}-plus")
+        return found
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for name in self.subgroups.keys() & self.bands.keys():
+            raise ValueError(f'"{name}" is in subgroups and in bands; a column is one of them')
+        for name, edges in self.bands.items():
+            if any(low >= high for low, high in pairwise(edges)):
+                raise ValueError(f"the edges of {name} must rise")
+        for name, labels in self.labels().items():
+            strange = [label for label in labels if not re.fullmatch(r"[A-Za-z0-9_.:+-]{1,80}", label)]
+            if strange or len(set(labels)) < len(labels):
+                wrong = f'"{strange[0]}" is none' if strange else "one is there twice"
+                raise ValueError(f"a group's label has letters, digits, _ . + -, each once; of {name} {wrong}")
+        return self
+
+
+class Policy(Section):
+    """``[policy]``: limits that the study sets itself. A site has its own; the stricter of both holds."""
+
+    min_persons: Annotated[int, Field(ge=1, description="training persons that a site must have")] = 1
+    min_count: Annotated[int, Field(ge=1, description="persons behind any number that leaves")] = 1
+    max_reply_mb: Annotated[int, Field(ge=0, description="0: the site's")] = 0

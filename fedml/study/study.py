@@ -1,0 +1,266 @@
+"""The study: one declarative plan, read from TOML, validated, frozen, hashed. Everything a site is asked to do follows from it.
+
+    study = read_study(Path("heart.toml"), overrides={"strategy.name": "fedprox"}, seed=3)
+    study.sha256                      # its identity, everywhere
+
+A key that is not known, a value of the wrong type or a combination that cannot work raises ``InputError`` with the file, the key,
+what was expected and the nearest valid spelling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ValidationError, model_validator
+
+from fedml.errors import InputError, nearest
+from fedml.study.imaging import Augment
+from fedml.study.sections import About, Cohort, Evaluation, Federation, Gwas, Model, Policy, Privacy, Section, Strategy, Training, Variants
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+class Study(Section):
+    """A whole study, frozen. Build it with ``read_study`` or ``parse_study``."""
+
+    study: About
+    cohort: Cohort
+    model: Model = Model()
+    training: Training = Training()
+    federation: Federation
+    strategy: Strategy = Strategy()
+    privacy: Privacy = Privacy()
+    policy: Policy = Policy()
+    evaluation: Evaluation = Evaluation()
+    gwas: Gwas | None = None
+
+    @model_validator(mode="after")
+    def _association(self) -> Self:
+        """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
+        spec = self.cohort.clinical
+        if self.cohort.variants != Variants() and "variants" not in self.cohort.inputs:
+            raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
+        if self.privacy.unit != "none" and self.cohort.variants.counted:
+            raise ValueError(
+                "[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them"
+            )
+        if self.model.variants.l1 and (self.training.optimizer != "sgd" or self.training.momentum):
+            raise ValueError('[model] variants l1 goes with [training] optimizer = "sgd" without momentum: others reach another minimum')
+        if self.gwas is None:
+            return self
+        if "variants" not in self.cohort.inputs:
+            raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
+        if self.model.task == "segmentation":
+            raise ValueError('[gwas] has a number or two classes as target; set [model] task = "classification" or "regression"')
+        if self.privacy.unit != "none":
+            raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
+        if self.model.task == "classification" and len(self.cohort.classes) != 2:
+            raise ValueError(f"[gwas] compares two classes, [cohort] classes lists {len(self.cohort.classes)}")
+        columns = spec.columns if spec is not None else ()
+        for name in self.gwas.covariates:
+            if name not in columns:
+                raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+        return self
+
+    @model_validator(mode="after")
+    def _segmentation(self) -> Self:
+        """What masks need of the other sections."""
+        if self.model.task == "segmentation":
+            if self.cohort.inputs != ("image",):
+                raise ValueError('[model] task = "segmentation" is of images alone; set [cohort] inputs = ["image"]')
+            if self.privacy.unit == "patient":
+                raise ValueError('[model] task = "segmentation" is not built for unit = "patient"; set [privacy] unit = "site" or "none"')
+            if self.privacy.unit == "site" and self.model.segmentation.norm == "batch":
+                raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
+        return self
+
+    @model_validator(mode="after")
+    def _bags(self) -> Self:
+        """What slides, and attention over a person's images, need of the other sections."""
+        network, patient = self.model.image, self.privacy.unit == "patient"
+        if network.pooling == "attention" and (patient or self.model.task == "segmentation"):
+            where = '[privacy] unit = "patient"' if patient else '[model] task = "segmentation"'
+            raise ValueError(f'[model] image pooling = "attention" is not built for {where}; set pooling = "mean"')
+        if self.cohort.image is None or self.cohort.image.tiles is None:
+            return self
+        if self.model.task == "segmentation":
+            raise ValueError('[cohort.image] tiles have no masks; set [model] task = "classification" or "regression"')
+        if patient:
+            raise ValueError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none"')
+        if network.norm == "batch":
+            raise ValueError('[model] image norm = "batch" would depend on how tiles are read together; set norm = "group"')
+        return self
+
+    @model_validator(mode="after")
+    def _augmented(self) -> Self:
+        """What ``[training.augment]`` needs of the other sections."""
+        augment, image = self.training.augment, self.cohort.image
+        if augment == Augment():
+            return self
+        if image is None:
+            raise ValueError("[training.augment] changes images of a stated size; give [cohort.image] size, or take it away")
+        if self.privacy.unit == "patient":
+            raise ValueError('[training.augment] is not built for unit = "patient"; take it away')
+        if image.tiles is not None:
+            raise ValueError("[training.augment] is not built for tiles of slides; take it away")
+        if max(augment.flip, default=0) >= len(image.size):
+            raise ValueError(f"[training.augment] flip names axis {max(augment.flip)}; the axes of {len(image.size)} start at 0")
+        if (augment.scale or augment.shift or augment.noise) and not (image.window or image.percentiles):
+            raise ValueError("[training.augment] scale, shift and noise are for intensities in 0..1; set [cohort.image] window")
+        return self
+
+    @model_validator(mode="after")
+    def _private_plan(self) -> Self:
+        """What differential privacy needs of the other sections."""
+        plan = self.privacy
+        if plan.unit == "none":
+            return self
+        if plan.unit == "patient" and self.evaluation != Evaluation():
+            raise ValueError('[evaluation] tells exact counts of small groups, which unit = "patient" does not release; leave it out')
+        if self.cohort.image is not None and self.cohort.image.percentiles:
+            raise ValueError(f'[cohort.image] percentiles count voxels exactly, which unit = "{plan.unit}" does not allow; state a window')
+        spec, columns = self.cohort.clinical, tuple[str, ...]()
+        if spec is not None:
+            columns = tuple(c for c in spec.columns if c not in spec.categories)
+        needed = [*columns, *([self.cohort.target] if self.model.task == "regression" else [])]
+        lacking = [c for c in needed if c not in plan.ranges]
+        if lacking:
+            raise ValueError(f"[privacy] ranges lacks {', '.join(lacking)}: state plausible values, such as ranges = {{ age = [18, 100] }}")
+        unknown = [c for c in plan.ranges if c not in needed]
+        if unknown:
+            raise ValueError(f"[privacy] ranges names {unknown[0]}, which is no numeric column of the study{nearest(unknown[0], needed)}")
+        if "image" in self.cohort.inputs and self.model.image.norm == "batch":
+            raise ValueError('[model] image norm = "batch" mixes persons, which no privacy of one allows; set norm = "group"')
+        if plan.unit == "site" and self.strategy.options.get("weighting") == "persons":
+            raise ValueError(
+                '[strategy] weighting = "persons" makes a site\'s influence grow with its size; with unit = "site" set weighting = "equal"'
+            )
+        if plan.unit == "patient" and self.training.precision != "float32":
+            raise ValueError('[training] precision is float32 under unit = "patient": a gradient is clipped exactly; take the key away')
+        if plan.unit == "patient" and set(plan.persons) != set(self.federation.sites):
+            wrong = sorted(set(plan.persons) ^ set(self.federation.sites))
+            raise ValueError(
+                f"[privacy] persons must name every site of the roster and no other (here: {wrong[0]}), "
+                "such as persons = { oslo = 800 }: about how many training persons it has"
+            )
+        if plan.metrics == "private" and self.model.task == "regression":
+            raise ValueError('[privacy] metrics = "private" is for classification; set metrics = "exact"')
+        if plan.unit == "site" and plan.persons:
+            raise ValueError('[privacy] persons goes with unit = "patient"')
+        return self
+
+    @cached_property
+    def canonical(self) -> str:
+        """Canonical JSON: every key with its value (defaults too), keys sorted, no spaces, ASCII."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the canonical JSON, hexadecimal: the study's identity."""
+        return hashlib.sha256(self.canonical.encode()).hexdigest()
+
+    @property
+    def split_key(self) -> str:
+        """Key of the hash that puts a person into a part."""
+        return self.cohort.split_key or f"seed-{self.study.seed}"
+
+    def __hash__(self) -> int:
+        return hash(self.canonical)
+
+
+def parse_study(text: str) -> Study:
+    """A study from canonical JSON, as a site receives it.
+
+    Raises:
+        InputError: the text is no valid study.
+    """
+    try:
+        plan = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"study: is not JSON: {error}.") from error
+    return validate(Study, plan, "study")
+
+
+def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
+    """The same study for other sites, of which all must answer; a site that it did not name (``pooled``) stands for all of its own.
+
+    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section.
+    """
+    plan = study.model_dump(mode="json")
+    plan["federation"] |= {"sites": list(sites), "quorum": 0, **federation}
+    stated = plan["privacy"]["persons"]
+    if stated:
+        plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites}
+    return parse_study(json.dumps(plan))
+
+
+def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
+    """``plan`` as a ``kind``; anything wrong becomes one sentence that names ``file`` and the key.
+
+    Raises:
+        InputError: as above; only the first mistake is told, with a count of the others.
+    """
+    try:
+        # By way of JSON: there an array may become a tuple and 1 a float, also where types are strict.
+        return kind.model_validate_json(json.dumps(plan, default=str))
+    except ValidationError as error:
+        # A misspelt key first: it also explains a key that is missing.
+        problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
+        more = f" ({len(problems) - 1} more after this one.)" if len(problems) > 1 else ""
+        raise InputError(f"{file}: {_sentence(kind, problems[0])}{more}") from None
+
+
+def _sentence(kind: type[BaseModel], problem: Any) -> str:
+    """One sentence for one of pydantic's errors: the key as it stands in TOML, what was expected, the nearest spelling."""
+    where = list(problem["loc"])
+    if problem["type"] != "extra_forbidden":  # there the last part is the user's own word, whatever it is
+        where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
+    items = [p for p in where if isinstance(p, int)]
+    *sections, last = [p for p in where if isinstance(p, str)] or [""]
+    key = f"[{'.'.join(sections)}] {last}" if sections else f"[{last}]" if last else "the file"
+    key += f", item {items[0] + 1}," if items else ""
+    match problem["type"]:
+        case "extra_forbidden":
+            known = _keys_at(kind, sections)
+            hint = nearest(str(last), known) or f" (known: {', '.join(known)})"
+            return f"{key} is not a known key{hint}."
+        case "missing":
+            return f"{key} is missing; add it."
+        case "value_error":
+            told = str(problem["ctx"]["error"])
+            return f"{told}." if key == "the file" and told.startswith("[") else f"{key}: {told}."
+        case "literal_error":
+            allowed = problem["ctx"]["expected"]
+            return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."
+        case _:
+            expected = problem["msg"].rstrip(".")
+            if expected.startswith("Input should be "):
+                expected = "should be " + expected.removeprefix("Input should be ")
+            else:
+                expected = "is not valid: " + expected[0].lower() + expected[1:]
+            return f"{key} {expected}, not {problem['input']!r}."
+
+
+_UNION_TAGS = {"int", "float", "str", "bool"}
+
+
+def _quoted(text: str) -> list[str]:
+    return text.replace(" or ", ", ").replace("'", "").split(", ")
+
+
+def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    """The keys that are valid below ``sections`` of model ``kind``."""
+    for section in sections:
+        field = kind.model_fields.get(section)
+        if field is None:
+            return []
+        choices = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        models = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not models:
+            return []
+        kind = models[0]
+    return list(kind.model_fields)

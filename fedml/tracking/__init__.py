@@ -1,0 +1,1 @@
+"""A run's folder into MLflow. The only folder that imports mlflow."""

@@ -1,0 +1,340 @@
+"""Writes a run's events into MLflow as they come: one parent run, one child a site. ``fedml.tracking.deliver`` reads the log and drives it.
+
+Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1``, limits ``test/auroc_low``, of the site that does worst
+``test/auroc_worst_site``; ``train/loss``, ``round/seconds``; a step is the round that the model has behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedml.contract.disclosure import HIDDEN
+from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
+from fedml.study.study import Study
+from fedml.tracking.pages import answer_of, description, experiment_of
+from fedml.tracking.registry import log_model
+from fedml.tracking.store import runs_of, store, versions
+
+_PAUSE_SECONDS = 1.0  # between two writes of metrics
+_METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # MLflow's limits: metrics and parameters a batch, and less than characters a tag
+_DIGEST = 36  # characters of a dataset's digest
+
+
+def _flat(section: str, value: Any) -> dict[str, str]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
+    return {_name(section): str(value)[:6000]}
+
+
+def _name(text: str) -> str:
+    """With the characters that MLflow has in names."""
+    return re.sub(r"[^\w.\-: /]", "_", text)
+
+
+def _unprotected(study: Study) -> str:
+    """What stands until the run has said more."""
+    return "none: no differential privacy" if study.privacy.unit == "none" else f"unit {study.privacy.unit}: not counted yet"
+
+
+def _spans(rounds: Sequence[int]) -> str:
+    """Round numbers with runs of them as a span: ``1-3, 7``."""
+    out: list[list[int]] = []
+    for number in rounds:
+        if out and number == out[-1][-1] + 1:
+            out[-1] = [out[-1][0], number]
+        elif not out or number != out[-1][-1]:
+            out.append([number])
+    return ", ".join("-".join(map(str, span)) for span in out)
+
+
+def _commit(told: str) -> dict[str, str]:
+    """MLflow's tags of a commit: ``HASH``, ``HASH+changes`` or ``none``."""
+    commit, _, changed = told.partition("+")
+    return {} if commit == "none" else {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changed)).lower()}
+
+
+class Tracker:
+    """Writes events into MLflow as they come. Raises what MLflow raises: the run itself is another process and does not notice."""
+
+    def __init__(self, run: Path, study: Study) -> None:
+        self.run, self.study = run, study
+        self.parent = ""
+        self.children: dict[str, str] = {}
+        self.status = "RUNNING"
+        self.refused: dict[str, dict[str, list[int]]] = {}  # site -> reason -> rounds
+        self.rounds: dict[str, list[int]] = {site: [] for site in study.federation.sites}  # that a site took part in
+        self.bytes: dict[str, dict[str, int]] = {site: {"bytes_in": 0, "bytes_out": 0} for site in study.federation.sites}
+        self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, as the last reply told
+        self.start: dict[str, Any] = {}
+        self.final: dict[str, Any] = {}
+        self.privacy, self.answer = _unprotected(study), ""
+        self._stamp = 0  # of the last event, milliseconds: a record delivered again has the same
+        self._rows: dict[str, list[Any]] = defaultdict(list)
+        self._written = 0.0
+
+    def put(self, run_id: str, name: str, value: Any, step: int) -> None:
+        """Keeps a metric until the next write; None is none."""
+        from mlflow.entities import Metric
+
+        if value is not None:
+            self._rows[run_id].append(Metric(_name(name), float(value), self._stamp, step))
+
+    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+        """Delivers ``events``: one batch for the parent and one for each site, however many rounds they span."""
+        from mlflow import MlflowClient
+
+        client = MlflowClient(store())
+        for event in events:
+            self._stamp = int(event["time"] * 1000)
+            match event["event"]:
+                case "start":
+                    self._open(client, event)
+                case "agreed":
+                    self._agreed(client, event)
+                case "round" | "final":
+                    self._round(event)
+                case "privacy":
+                    self._privacy(client, event)
+                case "checks":
+                    client.log_text(self.parent, json.dumps(event["checks"], indent=1), "record/checks.json")
+                case "gwas":
+                    self._gwas(client, event)
+                case "end":
+                    self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
+                    if event["reason"]:
+                        client.set_tag(self.parent, "fedml.reason", event["reason"][:_TEXT])
+        if self.status != "RUNNING" or time.monotonic() - self._written > _PAUSE_SECONDS:
+            self._write(client)
+
+    def _write(self, client: Any) -> None:
+        for run_id, metrics in self._rows.items():
+            for at in range(0, len(metrics), _METRICS):
+                client.log_batch(run_id, metrics=metrics[at : at + _METRICS])
+        self._rows.clear()
+        self._written = time.monotonic()
+
+    def _open(self, client: Any, event: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        about, self.start = self.study.study, event
+        number = experiment_of(client, self.study)
+        common = {
+            "fedml.run_id": event["run_id"],
+            "fedml.study.study": about.name,
+            "fedml.study_sha256": self.study.sha256,
+            "fedml.engine": event["engine"],
+            "fedml.job": event.get("job", "train"),
+            "fedml.git_commit": event["git_commit"],
+            "fedml.seed": str(event.get("seed", about.seed)),
+            "mlflow.source.name": "fedml",
+            "mlflow.source.type": "LOCAL",
+            **_commit(event["git_commit"]),
+        }
+        told = {
+            "fedml.question": about.question,
+            "fedml.purpose": about.purpose,
+            "fedml.privacy": self.privacy,
+            "fedml.epsilon": "none" if self.study.privacy.unit == "none" else "not counted yet",  # as text, for every run to have a cell
+            "fedml.roster": ", ".join(self.study.federation.sites),
+            "mlflow.note.content": description(self.study, event, "not there yet", self.privacy),
+        }
+        packages = {f"fedml.version.{k}": v for k, v in event.get("versions", versions()).items()}
+        there = {r.data.tags.get("fedml.site", ""): r.info for r in runs_of(client, number, event["run_id"])}
+
+        def make(site: str, name: str, tags: dict[str, str]) -> str:
+            if site in there:  # taken up again; what was said of it before is kept until it is said anew
+                client.update_run(there[site].run_id, status="RUNNING")
+                return str(there[site].run_id)
+            return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
+
+        self.parent = make("", event["run_id"], {**common, **told, **packages})
+        params = sorted(_flat("", self.study.model_dump(mode="json")).items())
+        for at in range(0, len(params), _PARAMS):
+            client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
+        for site in self.study.federation.sites:
+            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
+            self.children[site] = make(site, f"{event['run_id']}/{site}", tags)
+
+    def _agreed(self, client: Any, event: dict[str, Any]) -> None:
+        from mlflow.entities import Param, RunTag
+
+        datasets = []
+        for site, parts in event["persons"].items():
+            params = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
+            params += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
+            params += [Param(f"variants.{what}", str(n)) for what, n in event["matching"].get(site, {}).items()]
+            tags, told = {}, event.get("told", {}).get(site, {})
+            if (aside := told.get("quarantined")) is not None:
+                few = {reason: "a few" if n == HIDDEN else str(n) for reason, n in aside.items()}
+                tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in few.items()) or "none"
+            if told.get("policy") is not None:
+                tags["fedml.policy"] = json.dumps(told["policy"], sort_keys=True)
+            if told.get("dataset"):
+                tags["fedml.dataset_sha256"] = told["dataset"]
+                datasets.append(_dataset(site, told["dataset"], parts))
+                client.log_inputs(self.children[site], datasets=datasets[-1:])
+            client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
+        if datasets:
+            client.log_inputs(self.parent, datasets=datasets)
+        client.log_batch(
+            self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))]
+        )
+
+    def _privacy(self, client: Any, event: dict[str, Any]) -> None:
+        if event["unit"] == "none":
+            return
+        step = self.study.federation.rounds
+        self.privacy = event["sentence"] or self.privacy
+        client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
+        client.set_tag(self.parent, "fedml.epsilon", f"{event['epsilon']:.4g}" if event["epsilon"] is not None else "unbounded")
+        for site, told in event["claims"].items():
+            run_id = self.children[site] if site else self.parent
+            client.set_tag(run_id, "fedml.privacy", told["sentence"][:_TEXT])
+            client.set_tag(run_id, "fedml.privacy.events", told["events_json"][:_TEXT])
+            self.put(run_id, "privacy/epsilon", told["epsilon"], step)
+        if "" in event["claims"]:  # of one site among all: what holds of all holds of each
+            for child in self.children.values():
+                self.put(child, "privacy/epsilon", event["epsilon"], step)
+        self.put(self.parent, "privacy/epsilon", event["epsilon"], step)
+        self.put(self.parent, "privacy/delta", event["delta"], step)
+
+    def _gwas(self, client: Any, event: dict[str, Any]) -> None:
+        """Figures of an association study; its table and plots are artifacts of the run."""
+        for name in ("lambda", "hits", "tested", "variants", "partly_told", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds"):
+            self.put(self.parent, f"gwas/{name}", event.get(name), 0)
+        self.put(self.parent, "gwas/persons", sum(event["persons"].values()), 0)
+        for site, row in event["sites"].items():
+            self.put(self.children[site], "gwas/persons", event["persons"][site], 0)
+            if row.get("journal"):
+                self.heads[site] = row["journal"]
+        if event["top"]:
+            best = event["top"][0]
+            where = f"{best['chromosome']}:{best['position']} {best['rsid']} {best['effect_allele']}"
+            self.answer = f"strongest: {where} beta {best['beta']:.4g} p {best['p_value']}"
+            client.set_tag(self.parent, "fedml.gwas.strongest", self.answer.removeprefix("strongest: "))
+        for name in GWAS_FILES:
+            if (self.run / name).exists():
+                client.log_artifact(self.parent, str(self.run / name), "gwas")
+
+    def _round(self, event: dict[str, Any]) -> None:
+        # A round's metrics are those of the model it began with.
+        number, behind = event["round"], event["round"] - (event["event"] == "round")
+        watched = self._watched()
+        for part, scores in event["metrics"].items():
+            # MLflow's page that compares runs opens with the metric that came first.
+            for name in sorted(scores["all"], key=lambda n: n != watched):
+                self.put(self.parent, f"{part}/{name}", scores["all"][name], behind)
+            for site, own in scores["sites"].items():
+                for name, value in own.items():
+                    self.put(self.children[site], f"{part}/{name}", value, behind)
+            if scores["worst"]:
+                self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], behind)
+        self.put(self.parent, "round/sites", len(event["sites"]), number)
+        self.put(self.parent, "round/seconds", event["seconds"], number)
+        trained = [row for row in event["sites"].values() if row.get("seen")]
+        if trained:
+            loss = sum(row["train_loss"] * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
+            self.put(self.parent, "train/loss", loss, number)
+        for way in ("bytes_out", "bytes_in"):
+            self.put(self.parent, f"round/{way}", sum(row[way] for row in event["sites"].values()), number)
+        if event["event"] == "round":
+            for site, child in self.children.items():
+                self.put(child, "round/took_part", float(site in event["sites"]), number)
+        else:
+            self.final = event
+        for site, reason in event["refused"].items():
+            self.refused.setdefault(site, {}).setdefault(reason, []).append(number)
+        for site, row in event["sites"].items():
+            if row.get("journal"):
+                self.heads[site] = row["journal"]
+            if event["event"] == "round":
+                self.rounds[site].append(number)
+            for way, total in self.bytes[site].items():
+                self.bytes[site][way] = total + int(row.get(way) or 0)
+            for name in ("train_loss", "bytes_out", "bytes_in"):
+                self.put(self.children[site], f"round/{name}", row.get(name), number)
+
+    def _watched(self) -> str:
+        from fedml.learning.tasks import make_task
+
+        return make_task(self.study).watched
+
+    def _held_out(self) -> None:
+        """Of the test persons: intervals of the metric that is watched, all and by site; subgroups; the answer in a sentence."""
+        from fedml.learning.intervals import interval
+        from fedml.learning.tasks import make_task
+        from fedml.study.sections import normal
+
+        if "test" not in self.final.get("metrics", {}):
+            return
+        task, step, limits = make_task(self.study), self.final["round"], None
+        classes, scores = [normal(c) for c in self.study.cohort.classes], self.final["metrics"]["test"]
+        counts = load_counts(self.run).get("test", {})
+        told = [site for site in self.study.federation.sites if site in counts]
+        wanted = {self.parent: told, **{self.children[site]: [site] for site in told}} if told else {}
+        for run_id, sites in wanted.items():
+            found = interval([counts[s] for s in sites], task.name, task.watched, seed=self.study.study.seed, classes=classes)
+            if found.low == found.low:  # there is one
+                self.put(run_id, f"test/{task.watched}_low", found.low, step)
+                self.put(run_id, f"test/{task.watched}_high", found.high, step)
+                limits = (found.low, found.high) if run_id == self.parent else limits
+        for label, group in self.final.get("groups", {}).items():
+            for run_id, own in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
+                for name in (task.watched, "persons"):
+                    self.put(run_id, f"test/{name}/{label}", own.get(name), step)
+        self.answer = answer_of(self.study, scores, limits)
+
+    def close(self) -> str:
+        """Artifacts, the model if the run made one, and the status; returns the parent's run id."""
+        from mlflow import MlflowClient
+        from mlflow.entities import RunTag
+
+        client = MlflowClient(store())
+        finished = self.status == "FINISHED"
+        if finished:
+            self._held_out()
+        for site, ways in self.bytes.items():
+            for way, total in ways.items():
+                self.put(self.children[site], f"total/{way}", total, self.final.get("round", 0))
+        self._write(client)
+        for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
+            if (self.run / name).exists():
+                client.log_artifact(self.parent, str(self.run / name), "record")
+        if finished and (self.run / EXAMPLES).is_dir():
+            client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
+        if finished and (self.run / MODEL).exists():
+            log_model(self.run, self.study, self.parent)
+        for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
+            client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
+        for run_id in (*self.children.values(), self.parent):
+            client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED", self._stamp)
+        return self.parent
+
+    def _last_tags(self) -> dict[str, str]:
+        tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: the run did not get so far", self.privacy)}
+        if worst := self.final.get("metrics", {}).get("test", {}).get("worst"):
+            tags["fedml.worst_site"] = worst
+        return tags | ({"fedml.weights_sha256": self.final["weights_sha256"]} if "weights_sha256" in self.final else {})
+
+    def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
+        yield "fedml.took_part", _spans(self.rounds[site]) or "in no round"
+        if site in self.heads:
+            yield "fedml.journal_head", self.heads[site][0]
+            yield "fedml.journal_entries", str(self.heads[site][1])
+        if site in self.refused:
+            yield "fedml.missed", "; ".join(f"{reason}: round {_spans(rounds)}" for reason, rounds in self.refused[site].items())
+
+
+def _dataset(site: str, digest: str, persons: dict[str, list[int]]) -> Any:
+    """What a site read, as MLflow has it: its name and the start of its SHA-256. Where it lies is the site's own affair."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    profile = json.dumps({part: sum(n) for part, n in persons.items()})
+    data = Dataset(site, digest[:_DIGEST], "local", json.dumps({"sha256": digest}), profile=profile)
+    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])

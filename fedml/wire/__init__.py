@@ -1,0 +1,1 @@
+"""Bytes and names on the wire. Knows no task and no modality."""

@@ -1,0 +1,1 @@
+"""What all sites agree on before the first round."""

@@ -1,0 +1,108 @@
+"""Agreement on variants: which of them all sites have, how each site's are turned, and whether they are good enough to go on with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.serverapp import Grid
+
+from fedml.cohort.variants.checks import EVERYBODY, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
+from fedml.cohort.variants.model import from_text
+from fedml.errors import RunError
+from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.agreement.step import take
+from fedml.study.study import Study
+from fedml.wire.records import BUILD, CHECKED, NOTES, PANEL, Phase
+
+_BLOCK = 50_000  # variants a message
+Counts = dict[str, npt.NDArray[np.int64]]
+
+
+def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
+    """``agreed`` with the panel; the matrix of checks is told before it is judged.
+
+    Raises:
+        RunError: no site has variants, or a check fails: the message is the first one's mend.
+    """
+    files = {
+        site: SiteFile(from_text(d[PANEL].tobytes()), d[BUILD].tobytes().decode(), d[NOTES].tolist(), bool(d[CHECKED][0]))
+        for site, d in seen.items()
+        if PANEL in d
+    }
+    if not files:
+        raise RunError("no site has variants, but the study's inputs list them.")
+    spec = study.cohort.variants
+    keys, notes = {site: file.keys for site, file in files.items()}, {site: file.notes for site, file in files.items()}
+    draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes)
+    checks = keys_checks(files, draft, spec)
+    build = str(spec.build) or next(iter(files.values())).build
+    agreed = replace(agreed, shared=draft, build=build)
+    if _failed(checks):
+        tell(checks)
+        raise RunError(_sentence(checks))
+    doubts = any(mask.any() for mask in draft.doubtful.values())
+    exact = study.privacy.unit == "none"
+    counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubts or study.gwas is not None) else None
+    if counts is not None:
+        checks += doubts_checks(draft, draft := doubt(draft, counts))
+    settled, kept = settle(draft, counts)
+    failed: dict[str, int] = {}
+    if counts is not None:
+        counts = turned(counts, draft.flips, settled.flips, kept)
+        keep, failed = quality(np.sum([np.where(c < 0, 0, c) for c in counts.values()], axis=0), spec)
+        checks += counts_checks(counts, failed)
+        if spec.counted or study.gwas is not None:
+            settled = choose(settled, keep)
+            counts = {site: table[:, keep] for site, table in counts.items()}
+    else:
+        why = (
+            "a study with privacy releases no counts" if not exact else "set a threshold of [cohort.variants], such as min_call_rate = 0.9"
+        )
+        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be seen; {why}"))
+    more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
+    checks += [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in more.items()]
+    if not settled.keys:
+        checks.append(Check(EVERYBODY, "variants to work with", "0", "fail", "every shared variant was left out; see the checks above it"))
+    else:
+        checks.append(Check(EVERYBODY, "variants to work with", str(len(settled.keys))))
+    tell(checks)
+    if _failed(checks):
+        raise RunError(_sentence(checks))
+    return replace(agreed, shared=settled, counts=counts or {})
+
+
+def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
+    """Site -> (4, variants) persons with 0, 1, 2 ALT alleles of the panel, missing; -1 where the site lets nothing leave."""
+    sites = [site for site in agreed.nodes.values() if agreed.shared is not None and site in agreed.shared.flips]
+    asked = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
+    parts: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in sites}
+    for number, start in enumerate(range(0, agreed.variants, _BLOCK)):
+        for site, sums in take(study, grid, asked.part(slice(start, start + _BLOCK)), Phase.GENOTYPES, number, {}).items():
+            parts[site].append(sums["counts"])
+    return {site: np.concatenate(own, axis=1) for site, own in parts.items()}
+
+
+def turned(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
+    """Counts of the draft's variants as counts of the settled ones: where a site was turned meanwhile, 0 and 2 change places."""
+    out = {}
+    for site, table in counts.items():
+        own = table[:, kept].copy()
+        change = before[site][kept] != after[site]
+        own[:, change] = own[[2, 1, 0, 3]][:, change]
+        out[site] = own
+    return out
+
+
+def _failed(checks: list[Check]) -> list[Check]:
+    return [c for c in checks if c.verdict == "fail"]
+
+
+def _sentence(checks: list[Check]) -> str:
+    bad = _failed(checks)
+    more = f" ({len(bad) - 1} more checks fail.)" if len(bad) > 1 else ""
+    return f"{bad[0].site}: {bad[0].check} is {bad[0].value}; {bad[0].mend}.{more}"

@@ -1,0 +1,1 @@
+"""Algorithms by name, both halves of each in its file."""

@@ -1,0 +1,141 @@
+"""Averaging with a server step: the one Flower ``Strategy`` of ours, from which every named one is put together.
+
+    strategy = Averaging(step=adam_step(lr=0.1), client={"mu": 0.1})
+
+A strategy is a *server step*, a pure function (state, current, mean) -> (state, next), and what its client half is told. Replies are
+added as they arrive and forgotten: memory stays flat in the number of sites. FedAvg: McMahan et al. 2017, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, Protocol
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from fedml.wire.records import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, pack, unpack_tensors
+
+Arrays = dict[str, torch.Tensor]
+StepState = Mapping[str, Arrays]
+ServerStep = Callable[[StepState, Arrays, Arrays], tuple[StepState, Arrays]]
+Weighting = Literal["persons", "equal"]
+
+
+def keep_mean(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
+    """FedAvg's server step: the mean is the next model."""
+    return state, mean
+
+
+class Fold:
+    """A running weighted sum of array dictionaries; ``mean()`` divides it. Memory: one model, however many are added."""
+
+    def __init__(self) -> None:
+        self.total: Arrays = {}
+        self.weight = 0.0
+
+    def add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None:
+        """Adds ``weight`` times ``arrays``.
+
+        Raises:
+            ValueError: names or shapes differ from those added before.
+        """
+        with _one_thread():
+            self._add(arrays, weight)
+
+    def _add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None:
+        if not self.total:
+            self.total = {k: torch.mul(v, weight) for k, v in arrays.items()}
+        else:
+            if arrays.keys() != self.total.keys() or any(v.shape != self.total[k].shape for k, v in arrays.items()):
+                raise ValueError("a reply's arrays differ in name or shape from the others'")
+            for key, value in arrays.items():
+                self.total[key].add_(value, alpha=weight)
+        self.weight += weight
+
+    def mean(self) -> Arrays:
+        """The weighted mean; call once, after the last ``add``."""
+        with _one_thread():
+            return {k: v.div_(self.weight) for k, v in self.total.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Adding is bound by memory: more threads gain little, and wait for each other for seconds where a core is busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Collector(Protocol):
+    """What takes the sites' models one by one and gives their mean: ``Fold``, or the clipped and noised one of
+    ``fedml.strategies.algorithms.private``."""
+
+    weight: float
+
+    def add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None: ...
+
+    def mean(self) -> Arrays: ...
+
+
+class Averaging(Strategy):
+    """See the module's text. Final: a new algorithm is a new ``step`` or client half, not a subclass.
+
+    ``collect`` makes the collector of a round from the round's model and the state; what it says of itself in ``state`` is kept.
+    """
+
+    def __init__(
+        self, step: ServerStep = keep_mean, *, client: Mapping[str, float] | None = None, weighting: Weighting = "persons"
+    ) -> None:
+        self.step = step
+        self.client = dict(client or {})
+        self.weighting = weighting
+        self.state: StepState = {}
+        self.current: Arrays = {}
+        self.collect: Callable[[Arrays, StepState], Collector] = lambda current, state: Fold()
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """The same message to every node of the grid."""
+        self.current = unpack_tensors(arrays)
+        content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({**config, "server-round": server_round, **self.client})})
+        return [Message(content, node, "train") for node in grid.get_node_ids()]
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Folds ``replies`` (an iterator is read once, one reply at a time) and takes the server step."""
+        fold = self.collect(self.current, self.state)
+        for reply in replies:
+            if reply.has_error():
+                continue
+            weight = 1.0 if self.weighting == "equal" else float(_number(reply.content.metric_records[METRICS][NUM_EXAMPLES]))
+            if weight > 0:
+                fold.add(unpack_tensors(reply.content.array_records[ARRAYS]), weight)
+            del reply  # before the next one is made
+        if not fold.weight:
+            return None, None
+        mean = fold.mean()
+        self.state, following = self.step(self.state, self.current, mean)
+        self.state = {**self.state, **getattr(fold, "state", {})}
+        return pack(following), MetricRecord({NUM_EXAMPLES: fold.weight})
+
+    def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Nothing: the message that trains evaluates first."""
+        return []
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Nothing to add: see ``configure_evaluate``."""
+        return None
+
+    def summary(self) -> None:
+        """Flower logs this at the start of its own loop; ours prints the study's plan instead."""
+
+
+def _number(value: object) -> float:
+    if not isinstance(value, int | float):
+        raise ValueError(f"{NUM_EXAMPLES} is not a number")
+    return value

@@ -1,0 +1,74 @@
+"""Server optimisers: FedAdam, FedYogi, FedAdagrad and FedAvgM. The mean of the sites' models minus the current one is taken as a
+gradient step of the server. Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2; FedAvgM: Hsu et al. 2019.
+
+Batch norm's running statistics are no parameters: they are averaged, as in FedAvg.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from fedml.errors import InputError
+from fedml.strategies.algorithms.averaging import Arrays, Averaging, ServerStep, StepState, Weighting
+
+_SecondMoment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+_BUFFERS = ("running_mean", "running_var")
+
+
+def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> ServerStep:
+    """m = b1 m + (1 - b1) d;  v = second(v, d^2);  w + lr m / (sqrt(v) + tau). v starts at tau^2, as in the paper's algorithm 2."""
+
+    if not tau > 0:
+        raise InputError(f"[strategy] tau is {tau:g}; it must be more than 0.")
+
+    def step(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
+        m_before, v_before = state.get("m", {}), state.get("v", {})
+        m, v, following = dict[str, torch.Tensor](), dict[str, torch.Tensor](), dict(mean)
+        for key in current:
+            if key.endswith(_BUFFERS):
+                continue
+            delta = mean[key] - current[key]
+            m[key] = beta_1 * m_before.get(key, torch.zeros_like(delta)) + (1 - beta_1) * delta
+            v[key] = second(v_before.get(key, torch.full_like(delta, tau**2)), delta**2)
+            following[key] = current[key] + lr * m[key] / (v[key].sqrt() + tau)
+        return {"m": m, "v": v}, following
+
+    return step
+
+
+def fedadam(
+    server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
+) -> Averaging:
+    """Adam at the server."""
+    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: beta_2 * v + (1 - beta_2) * d2), weighting=weighting)
+
+
+def fedyogi(
+    server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
+) -> Averaging:
+    """Yogi at the server: the second moment moves by a bounded amount."""
+    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: v - (1 - beta_2) * d2 * torch.sign(v - d2)), weighting=weighting)
+
+
+def fedadagrad(server_lr: float = 0.01, beta_1: float = 0.0, tau: float = 1e-3, weighting: Weighting = "persons") -> Averaging:
+    """Adagrad at the server."""
+    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting=weighting)
+
+
+def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting = "persons") -> Averaging:
+    """Momentum at the server; momentum 0 and server_lr 1 is FedAvg."""
+
+    def step(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
+        before = state.get("velocity", {})
+        velocity, following = dict[str, torch.Tensor](), dict(mean)
+        for key in current:
+            if key.endswith(_BUFFERS):
+                continue
+            delta = mean[key] - current[key]
+            velocity[key] = momentum * before[key] + delta if key in before else delta
+            following[key] = current[key] + server_lr * velocity[key]
+        return {"velocity": velocity}, following
+
+    return Averaging(step, weighting=weighting)

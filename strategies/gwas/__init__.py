@@ -1,0 +1,1 @@
+"""Association studies: the server's half."""

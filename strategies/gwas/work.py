@@ -1,0 +1,54 @@
+"""What every step of one association analysis needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from flwr.serverapp import Grid
+
+from fedml.cohort.variants.model import Variant
+from fedml.strategies.agreement.agreement import Agreement
+from fedml.strategies.agreement.step import Traffic
+from fedml.strategies.agreement.variants import Counts
+from fedml.study.sections import Gwas
+from fedml.study.study import Study
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every step of one analysis needs: the study, the way to the sites, the panel, pooled counts, and what was sent."""
+
+    study: Study
+    grid: Grid
+    run: Path
+    agreement: Agreement
+    plan: Gwas
+    counts: Counts
+    traffic: Traffic
+
+    @property
+    def sites(self) -> list[str]:
+        """In the roster's order."""
+        return list(self.agreement.nodes.values())
+
+    @property
+    def keys(self) -> tuple[Variant, ...]:
+        """The panel's variants."""
+        return self.agreement.shared.keys if self.agreement.shared else ()
+
+    @cached_property
+    def pooled(self) -> npt.NDArray[np.int64]:
+        """(4, variants) over the sites that tell each variant."""
+        total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
+        return total
+
+    @cached_property
+    def told(self) -> npt.NDArray[np.bool_]:
+        """(sites, variants): who tells which variant."""
+        return np.stack([self.counts[site][0] >= 0 for site in self.sites])

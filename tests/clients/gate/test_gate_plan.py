@@ -1,0 +1,126 @@
+"""The gate answers what a study plans, in its own numbers, and no more: whoever sends it, in whatever run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+
+from fedml.clients.gate.approvals import approve
+from fedml.clients.gate.gate import Gate
+from fedml.clients.service import prepare_state
+from fedml.clients.site.manifest import read_site
+from fedml.contract.disclosure import DisclosedPolicy, policy_bytes, read_policy
+from fedml.contract.replies import check_form
+from fedml.errors import SiteError
+from fedml.flower.grid import InProcessGrid
+from fedml.models.fusion import build_model, learned
+from fedml.strategies.agreement.agree import agree
+from fedml.strategies.agreement.agreement import Agreement
+from fedml.study.study import Study
+from fedml.wire.records import HISTOGRAM, PERSONS, VOXELS, Phase, pack
+from tests.conftest import clinical_site, make_study
+
+PRIVATE = {"unit": "patient", "epsilon": 2.0, "persons": {"a": 80}, "ranges": {f"x{k}": [-10, 300] for k in (1, 2, 3)}}
+
+
+class Site:
+    """A site behind its gate, and what a server knows of it."""
+
+    def __init__(self, folder: Path, study: Study, policy: str = "") -> None:
+        clinical_site(folder, "a", 200, 1)
+        with (folder / "site.toml").open("a") as file:
+            file.write(f"[policy]\nmin_persons = 5\nmax_epsilon = 20\nallow_unprotected = true\n{policy}")
+        site = read_site(folder)
+        approve(prepare_state(site), study, "Dr. Test")
+        self.study, self.run = study, 1
+        self.gate = Gate(site, site.state)
+        self.grid = InProcessGrid(self._handle, [{}])
+        self.agreed: Agreement = agree(study, self.grid)
+        self.weights = pack(learned(build_model(study, self.agreed.layout(study))))
+
+    def _handle(self, message: Any, context: Context) -> Any:
+        message.metadata.__dict__["_run_id"] = self.run
+        return self.gate.handle(message, context)
+
+    def ask(self, phase: str, number: int, run: int = 2, agreed: Agreement | None = None) -> str:
+        """The code of the refusal; empty if it was answered."""
+        self.run = run
+        content = RecordDict({"config": ConfigRecord({"study": self.study.canonical, "phase": phase, "round": number})})
+        if phase != "describe":
+            content.update((agreed or self.agreed).record())
+        if phase in ("round", "evaluate"):
+            content["arrays"] = self.weights
+        kind = {"round": "train", "evaluate": "evaluate"}.get(phase, "query")
+        (sent,) = self.grid.push_messages([Message(content, next(iter(self.agreed.nodes)), kind)])
+        (reply,) = self.grid.pull_messages([sent])
+        return reply.error.reason if reply.has_error() else ""
+
+
+def test_test_persons_are_looked_at_once_a_run_at_its_end(tmp_path: Path) -> None:
+    site = Site(tmp_path / "a", make_study(sites=("a",), federation__rounds=3))
+    for number in (0, 1, 2):
+        assert site.ask("evaluate", number) == "rounds-beyond-policy"
+    assert site.ask("evaluate", 3) == ""
+    assert site.ask("evaluate", 3) == "replayed"
+    assert site.ask("round", 0) == "rounds-beyond-policy"
+    for number in (1, 2):
+        assert site.ask("statistics", number) == "rounds-beyond-policy"
+        assert site.ask("describe", number) == "rounds-beyond-policy"
+
+
+def test_a_private_study_gives_out_nothing_that_its_figure_does_not_count(tmp_path: Path) -> None:
+    site = Site(tmp_path / "a", make_study(sites=("a",), privacy=PRIVATE))
+    for run in range(2, 6):
+        for number in (0, 1):
+            assert site.ask("statistics", number, run) != ""
+    assert site.ask("statistics", 0, 9) == "undeclared-record"
+    assert site.ask("genotypes", 0, 9) == "undeclared-record"
+    assert site.ask("round", 1, 9) == ""
+
+
+def test_a_run_goes_on_with_what_was_agreed_on(tmp_path: Path) -> None:
+    site = Site(tmp_path / "a", make_study(sites=("a",), federation__rounds=3))
+    assert site.ask("round", 1) == ""
+    constants = {name: value + 1 for name, value in site.agreed.constants.items()}
+    other = replace(site.agreed, constants=constants)
+    assert site.ask("round", 2, agreed=other) == "replayed"
+    assert site.ask("round", 2) == ""
+    assert site.ask("round", 1, run=3, agreed=other) == "", "another run may agree on others"
+
+
+def test_a_study_is_run_as_often_as_the_policy_allows_also_after_a_restart(tmp_path: Path) -> None:
+    site = Site(tmp_path / "a", make_study(sites=("a",), federation__rounds=3), "max_runs = 3\n")
+    assert [site.ask("round", 1, run) for run in (2, 3)] == ["", ""]  # the first run was that which agreed
+    assert site.ask("round", 1, 4) == "replayed"
+    assert site.ask("round", 2, 3) == ""
+    site.gate = Gate(site.gate.site, site.gate.state)
+    assert site.ask("round", 1, 5) == "replayed"
+    assert site.ask("round", 3, 3) == ""
+
+
+@pytest.mark.parametrize("wrong", [{"min_persons": 10**400}, {"max_rounds": -1}, {"max_quarantined": 2.0}, {"delta": 0.0}])
+def test_a_policy_that_is_none_is_refused(wrong: dict[str, Any]) -> None:
+    sound: dict[str, Any] = {"min_persons": 20, "min_count": 5, "max_rounds": 10, "max_epsilon": 0.0, "delta": 1e-5}
+    sound |= {"allow_unprotected": False, "deidentification": "refuse", "max_quarantined": 0.1}
+    assert read_policy(policy_bytes(DisclosedPolicy(**sound))).min_count == 5
+    with pytest.raises(ValueError, match="exactly its keys"):
+        read_policy(policy_bytes(DisclosedPolicy.model_construct(**(sound | wrong))))
+
+
+def test_a_histogram_of_more_voxels_than_there_are_is_refused() -> None:
+    image = {"size": [8, 8], "percentiles": [1, 99]}
+    study = make_study(("image",), sites=("a",), cohort__image=image)
+    for count, fits in ((10, True), (2**45, False), (2**62, False), (-1, False)):
+        histogram = np.zeros(4096, np.int64)
+        histogram[[7, 9]] = count
+        reply = RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([30], np.int64)})})
+        if fits:
+            check_form(study, Phase.VOXELS, "a", reply, None)
+        else:
+            with pytest.raises(SiteError):
+                check_form(study, Phase.VOXELS, "a", reply, None)

@@ -1,0 +1,157 @@
+"""Comparison: what was trained is not trained again, differences are of the same persons, and existing runs compare with each other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from fedml.clients.site.manifest import Site, read_site
+from fedml.errors import InputError
+from fedml.experiments.compare.tables import main_table, summarise, where_table
+from fedml.experiments.compare.train import compare, compare_runs
+from fedml.runs.log import EVENTS
+from fedml.study.study import Study
+from tests.command import command
+from tests.conftest import clinical_site, make_plan, make_study, to_toml
+from tests.fedml.learning.test_segmentation_run import disc_site
+
+QUIET = Console(quiet=True)
+PLAN = {"federation__rounds": 2, "cohort__split": {"train": 0.5, "val": 0.0, "test": 0.5}, "training__lr": 0.05}
+
+
+def studies(count: int, **changes: object) -> list[Study]:
+    return [make_study(study__name="toy", study__seed=seed, **{**PLAN, **changes}) for seed in range(count)]
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> dict[str, Site]:
+    for at, name in enumerate("ab"):
+        clinical_site(tmp_path / "sites" / name, name, 120, at)
+    return {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+
+
+def test_only_what_is_missing_is_trained_and_all_is_told(tmp_path: Path, sites: dict[str, Site]) -> None:
+    first = compare(studies(2), sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    assert [(r.who, r.seed) for r in first] == [("federated", 0), ("pooled", 0), ("federated", 1), ("pooled", 1)]
+    assert all(r.seconds is not None for r in first)
+    again = compare(studies(3), sites, ["pooled", "local"], None, tmp_path / "runs", QUIET)
+    old = [r for r in again if r.seconds is None]
+    assert {(r.who, r.seed) for r in old} == {(r.who, r.seed) for r in first}
+    assert [r.metrics for r in old] == [r.metrics for r in first]
+    told = summarise(studies(1)[0], again)
+    assert [t["who"] for t in told] == ["federated", "pooled", "a alone", "b alone"]
+    assert told[0]["difference"] is None
+    for row in told[1:]:
+        gap = row["difference"]
+        assert gap["low"] <= gap["value"] <= gap["high"]
+        assert abs(gap["value"] - (row["watched"]["mean"] - told[0]["watched"]["mean"])) < 2e-3
+        assert set(row["sites"]) == {"a", "b"}
+        assert row["over_seeds"]["method"] == "paired t over 3 seeds"
+    text = Console(width=140, record=True, quiet=False, file=(tmp_path / "out.txt").open("w"))
+    text.print(main_table(studies(1)[0], told))
+    text.print(where_table(studies(1)[0], told))
+    printed = text.export_text()
+    assert "b alone" in printed
+    assert "worst site" in printed
+
+
+def test_changed_data_are_trained_anew(tmp_path: Path, sites: dict[str, Site]) -> None:
+    compare(studies(1), sites, [], None, tmp_path / "runs", QUIET)
+    clinical_site(tmp_path / "more" / "b", "b", 121, 1)
+    other = {"a": sites["a"], "b": read_site(tmp_path / "more" / "b")}
+    assert compare(studies(1), other, [], None, tmp_path / "runs", QUIET)[0].seconds is not None
+
+
+def test_outputs_are_those_of_the_counted_persons(tmp_path: Path, sites: dict[str, Site]) -> None:
+    row = compare(studies(1), sites, [], None, tmp_path / "runs", QUIET)[0]
+    assert row.outputs is not None
+    assert len(row.outputs.person) == row.metrics["persons"]
+    assert abs(roc_auc_score(row.outputs.truth, row.outputs.output[:, 1]) - row.metrics["auroc"]) < 1e-3
+    own = row.outputs.site == "b"
+    assert abs(roc_auc_score(row.outputs.truth[own], row.outputs.output[own, 1]) - row.sites["b"]["auroc"]) < 1e-3
+
+
+def test_persons_of_several_seeds_are_drawn_once(tmp_path: Path, sites: dict[str, Site]) -> None:
+    """The same runs under three seeds' names are no more evidence than one."""
+    one = compare(studies(1), sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    thrice = [replace(r, seed=seed) for seed in range(3) for r in one]
+    alone, many = (summarise(studies(1)[0], rows)[1]["difference"] for rows in (one, thrice))
+    assert [alone[k] for k in ("value", "low", "high", "p")] == pytest.approx([many[k] for k in ("value", "low", "high", "p")], abs=1e-12)
+
+
+def test_of_few_persons_no_certainty_is_claimed(tmp_path: Path) -> None:
+    for at, name in enumerate("ab"):
+        clinical_site(tmp_path / "sites" / name, name, 60, at, labels=[int(k in (3, 30)) for k in range(60)])
+    sites = {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+    told = summarise(studies(1)[0], compare(studies(2), sites, ["pooled"], None, tmp_path / "runs", QUIET))
+    assert told[1]["difference"]["p"] is None
+    assert told[1]["difference"]["method"].startswith("none: a class has fewer than 5")
+    assert told[0]["watched"]["low"] is None
+
+
+def test_no_baseline_of_privacy_of_a_site(tmp_path: Path, sites: dict[str, Site]) -> None:
+    private = studies(1, privacy={"unit": "site", "noise_multiplier": 1.0, "ranges": {f"x{k}": [-10, 200] for k in (1, 2, 3)}})
+    with pytest.raises(InputError, match="no like of it"):
+        compare(private, sites, ["pooled"], None, tmp_path / "runs", QUIET)
+
+
+def test_regression_compares_by_rmse(tmp_path: Path) -> None:
+    for at, name in enumerate("ab"):
+        folder = tmp_path / "sites" / name
+        clinical_site(folder, name, 80, at, labels=np.random.default_rng(at).normal(size=80).round(3))
+    sites = {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+    study = studies(1, model__task="regression")
+    told = summarise(study[0], compare(study, sites, ["pooled"], None, tmp_path / "runs", QUIET))
+    assert told[1]["watched"]["metric"] == "rmse"
+    assert told[1]["difference"]["p"] is not None
+
+
+def test_segmentation_compares_by_the_mean_dice_of_a_person(tmp_path: Path) -> None:
+    for name, persons, seed in (("a", 16, 1), ("b", 12, 2)):
+        disc_site(tmp_path / "sites" / name, name, persons, seed)
+    sites = {name: read_site(tmp_path / "sites" / name) for name in "ab"}
+    plan = {"cohort__classes": [0, 1, 2], "model__task": "segmentation", "model__segmentation": {"channels": [8, 16]}}
+    study = [make_study(("image",), study__name="toy", **plan, training__lr=0.02, federation__rounds=2)]
+    rows = compare(study, sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    told = summarise(study[0], rows)
+    assert told[1]["watched"]["metric"] == "dice_mean_person"
+    assert told[1]["difference"]["low"] <= told[1]["difference"]["value"] <= told[1]["difference"]["high"]
+    own = rows[0].outputs
+    assert own is not None
+    assert float(np.nanmean(own.output, axis=0).mean()) == pytest.approx(rows[0].metrics["dice_mean_person"], abs=1e-12)
+    assert told[1]["difference"]["value"] == pytest.approx(rows[1].metrics["dice_mean_person"] - rows[0].metrics["dice_mean_person"])
+
+
+def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[str, Site]) -> None:
+    rows = compare(studies(2), sites, [], None, tmp_path / "runs", QUIET)
+    runs = [r.run for r in rows]
+    study, counted = compare_runs(runs, None, QUIET)
+    unpaired = summarise(study, counted)[1]["difference"]
+    assert unpaired["method"].startswith("unpaired")
+    study, paired = compare_runs(runs, tmp_path / "sites", QUIET)
+    assert summarise(study, paired)[1]["difference"]["method"].endswith("persons are in both tests")  # two seeds split them anew
+    assert [r.metrics for r in paired] == [r.metrics for r in counted] == [r.metrics for r in rows]
+    events = runs[1] / EVENTS
+    events.write_text("".join(line for line in events.read_text().splitlines(keepends=True) if '"event": "end"' not in line))
+    with pytest.raises(InputError, match=r"is no finished run with its counts \(unfinished\)"):
+        compare_runs(runs, None, QUIET)
+
+
+def test_the_command_takes_a_study_or_runs(tmp_path: Path, sites: dict[str, Site]) -> None:
+    (tmp_path / "toy.toml").write_text(to_toml(make_plan(study__name="toy", **PLAN)))
+    done = command("fedml", "compare", "toy.toml", "--sites", "sites", "--baselines", "pooled", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    runs = [row["runs"][0] for row in told["summary"]]
+    again = command("fedml", "compare", *runs, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "federation.sites = ['pooled']" in again.stdout
+    wrong = command("fedml", "compare", "toy.toml", runs[0], cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert len(wrong.stderr.strip().splitlines()) == 1

@@ -1,0 +1,424 @@
+"""The image cache: what it holds, what it leaves out, and that a damaged or half-made one is made anew."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import BatchSampler, DataLoader
+
+from fedml.cohort.images.cache import Crops, ImageCache, open_cache
+from fedml.cohort.images.items import Item, Raw
+from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.images.transforms import prepared, random
+from fedml.errors import InputError
+from fedml.study.imaging import Augment, Preprocess
+from tests.command import ROOT
+
+SPEC = Preprocess(spacing_mm=(1.0, 1.0, 2.0), window=(0.0, 200.0))
+HALF = 2**-12  # half of the distance between neighbours just below 1
+
+
+class Cohort:
+    """``count`` volumes on disk, each of its own size, with masks for those whose number is even; counts what is read."""
+
+    def __init__(self, folder: Path, count: int = 5) -> None:
+        self.folder, self.read_names = folder / "images", list[str]()
+        self.folder.mkdir()
+        for k in range(count):
+            self.write(k)
+
+    def write(self, k: int, seed: int | None = None) -> None:
+        rng = np.random.default_rng(k if seed is None else seed)
+        shape = (8 + k, 10, 6 + k)
+        mask = {} if k % 2 else {"mask": rng.integers(0, 3, (1, *shape))}
+        np.savez(self.folder / f"p{k}.npz", image=rng.uniform(-50, 250, (1, *shape)), **mask)
+
+    @property
+    def items(self) -> list[Item]:
+        return [Item(path.stem, (path,)) for path in sorted(self.folder.glob("*.npz"))]
+
+    def read(self, item: Item) -> Raw:
+        self.read_names.append(item.name)
+        with np.load(item.files[0], allow_pickle=False) as arrays:
+            if "reason" in arrays:
+                raise ItemError(Unusable(str(arrays["reason"])), f"{item.files[0]}: as it says itself")
+            return Raw(arrays["image"], np.eye(4), arrays.get("mask"))
+
+    def open(self, folder: Path, spec: Preprocess = SPEC, **changes: Any) -> ImageCache:
+        self.read_names.clear()
+        return open_cache(folder, self.folder, **{"items": self.items, "read": self.read, "reader": "npz", **changes}, spec=spec)
+
+    def prepared(self, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+        raw = self.read(Item(name, (self.folder / f"{name}.npz",)))
+        return prepared(SPEC, raw.image, raw.affine, raw.mask)
+
+
+def entry_of(folder: Path) -> Path:
+    return next(path for path in folder.iterdir() if path.is_dir())
+
+
+def test_it_holds_what_the_transforms_give(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path)
+    cache = cohort.open(tmp_path / "cache")
+    assert list(cache.kept) == [0, 1, 2, 3, 4]
+    assert cache.left_out == {}
+    assert len(set(cache.shapes)) == 5
+    for at in range(5):
+        image, mask = cohort.prepared(f"p{at}")
+        mine, labels = cache.image(at), cache.mask(at)
+        assert mine.dtype == torch.float32
+        assert tuple(mine.shape) == cache.shapes[at] == image.shape
+        assert np.abs(mine.numpy() - image).max() <= HALF
+        assert (labels is None) == (mask is None)
+        if labels is not None and mask is not None:
+            assert labels.dtype == torch.uint8
+            np.testing.assert_array_equal(labels.numpy(), mask)
+    place = entry_of(tmp_path / "cache")
+    assert (place / "image.bin").stat().st_size == 2 * sum(int(np.prod(shape)) for shape in cache.shapes)
+    assert place.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_start_reads_no_image(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path)
+    first = cohort.open(tmp_path / "cache").image(2)
+    again = cohort.open(tmp_path / "cache")
+    assert cohort.read_names == []
+    assert torch.equal(again.image(2), first)
+
+
+@given(st.data())
+@settings(max_examples=40)
+def test_any_crop_is_that_of_the_whole(shared: tuple[Cohort, ImageCache], data: st.DataObject) -> None:
+    cache = shared[1]
+    at = data.draw(st.integers(0, len(cache) - 1))
+    start = [data.draw(st.integers(-4, side + 3)) for side in cache.shapes[at][1:]]
+    size = [data.draw(st.integers(1, side + 4)) for side in cache.shapes[at][1:]]
+    margin = 25
+    padded = np.pad(cache.image(at).numpy(), [(0, 0)] + [(margin, margin)] * 3)
+    wanted = padded[(slice(None), *(slice(s + margin, s + margin + n) for s, n in zip(start, size, strict=True)))]
+    np.testing.assert_array_equal(cache.image(at, start, size).numpy(), wanted)
+    whole = cache.mask(at)
+    if whole is not None:
+        padded = np.pad(whole.numpy(), [(0, 0)] + [(margin, margin)] * 3)
+        labels = cache.mask(at, start, size)
+        assert labels is not None
+        wanted = padded[(slice(None), *(slice(s + margin, s + margin + n) for s, n in zip(start, size, strict=True)))]
+        np.testing.assert_array_equal(labels.numpy(), wanted)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, ImageCache]:
+    folder = tmp_path_factory.mktemp("shared")
+    cohort = Cohort(folder)
+    return cohort, cohort.open(folder / "cache")
+
+
+def test_a_crop_is_new_memory(shared: tuple[Cohort, ImageCache]) -> None:
+    cache = shared[1]
+    before = cache.image(0)
+    cache.image(0).zero_()
+    assert torch.equal(cache.image(0), before)
+    with pytest.raises(ValueError, match="axes"):
+        cache.image(0, (0, 0), (2, 2))
+
+
+def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
+    cohort, said = Cohort(tmp_path), list[str]()
+    (cohort.folder / "p1.npz").write_bytes(b"no zip")
+    np.savez(cohort.folder / "p3.npz", reason="gap")
+    np.savez(cohort.folder / "p4.npz", image=np.full((1, 4, 4, 4), np.inf))
+    items = [*cohort.items, Item("gone", (cohort.folder / "gone.npz",))]
+    cache = cohort.open(tmp_path / "cache", items=items, say=said.append)
+    assert list(cache.kept) == [0, 2]
+    expected = {1: Unusable.UNREADABLE, 3: Unusable.GAP, 4: Unusable.NON_FINITE, 5: Unusable.UNREADABLE}
+    assert cache.left_out == expected
+    assert np.abs(cache.image(1).numpy() - cohort.prepared("p2")[0]).max() <= HALF
+    assert sum("left out as gap" in line and "as it says itself" in line for line in said) == 1
+    again = cohort.open(tmp_path / "cache", items=items)
+    assert again.left_out == expected
+    assert cohort.read_names == []
+    cohort.write(1)  # it is mended
+    assert list(cohort.open(tmp_path / "cache", items=items).kept) == [0, 1, 2]
+    assert cohort.read_names == ["p1"]
+
+
+def test_all_items_broken_is_an_empty_cache(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 1)
+    (cohort.folder / "p0.npz").write_bytes(b"")
+    cache = cohort.open(tmp_path / "cache")
+    assert len(cache) == 0
+    assert cache.left_out == {0: Unusable.UNREADABLE}
+
+
+def test_numbers_beyond_half_precision_need_a_window(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 1)
+    np.savez(cohort.folder / "p0.npz", image=np.full((1, 4, 4, 4), 70_000.0))
+    assert cohort.open(tmp_path / "cache", Preprocess()).left_out == {0: Unusable.NON_FINITE}
+    assert len(cohort.open(tmp_path / "cache", Preprocess(window=(0.0, 1e5)))) == 1
+
+
+def test_a_key_covers_bytes_spec_reader_and_order(tmp_path: Path) -> None:
+    cohort, folder = Cohort(tmp_path, 3), tmp_path / "cache"
+    cohort.open(folder)
+    cohort.open(folder, Preprocess(window=(0.0, 201.0)))
+    assert cohort.read_names == ["p0", "p1", "p2"]
+    cohort.open(folder, reader="npz 2")
+    assert cohort.read_names == ["p0", "p1", "p2"]
+    before = (cohort.folder / "p1.npz").stat()
+    cohort.write(1, seed=99)
+    os.utime(cohort.folder / "p1.npz", ns=(before.st_atime_ns, before.st_mtime_ns))
+    cache = cohort.open(folder, reader="npz 2")
+    assert cohort.read_names == ["p1"]
+    assert np.abs(cache.image(1).numpy() - cohort.prepared("p1")[0]).max() <= HALF
+    turned = cohort.open(folder, reader="npz 2", items=cohort.items[::-1])
+    assert cohort.read_names == []  # copied
+    assert torch.equal(turned.image(0), cache.image(2))
+    assert sum(path.is_dir() for path in folder.iterdir()) == 2  # the rest has been put away
+
+
+def test_a_person_more_costs_a_person(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 4)
+    before = cohort.open(tmp_path / "cache")
+    images = [before.image(k) for k in range(4)]
+    cohort.write(7)
+    cache = cohort.open(tmp_path / "cache")
+    assert cohort.read_names == ["p7"]
+    assert all(torch.equal(cache.image(k), images[k]) for k in range(4))
+    assert np.abs(cache.image(4).numpy() - cohort.prepared("p7")[0]).max() <= HALF
+
+
+def flip(name: str) -> Callable[[Path], None]:
+    def harm(place: Path) -> None:
+        data = bytearray((place / name).read_bytes())
+        data[len(data) // 2] ^= 1
+        (place / name).write_bytes(data)
+
+    return harm
+
+
+def cut(name: str) -> Callable[[Path], None]:
+    return lambda place: os.truncate(place / name, (place / name).stat().st_size - 1)
+
+
+def put(name: str, text: str) -> Callable[[Path], object]:
+    return lambda place: (place / name).write_text(text)
+
+
+HARMS = [flip(n) for n in ("image.bin", "mask.bin", "items.json")] + [cut(n) for n in ("image.bin", "mask.bin", "items.json", "meta.json")]
+HARMS += [lambda place, n=n: (place / n).unlink() for n in ("image.bin", "mask.bin", "items.json", "meta.json")]
+HARMS += [put("meta.json", text) for text in ("", "[]", "{}", "null", '{"key": 1, "items_sha256": 2}')]
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+    cohort = Cohort(tmp_path, 3)
+    before = cohort.open(tmp_path / "cache")
+    images, masks = [before.image(k) for k in range(3)], [before.mask(k) for k in range(3)]
+    del before
+    harm(entry_of(tmp_path / "cache"))
+    cache = cohort.open(tmp_path / "cache")
+    assert cohort.read_names, "the damage was not seen"
+    assert all(torch.equal(cache.image(k), images[k]) for k in range(3))
+    for at, mask in enumerate(masks):
+        mine = cache.mask(at)
+        assert (mine is None) == (mask is None)
+        assert mask is None or (mine is not None and torch.equal(mine, mask))
+    cohort.open(tmp_path / "cache")
+    assert cohort.read_names == []
+
+
+def test_one_damaged_item_is_read_and_the_others_copied(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 3)
+    cohort.open(tmp_path / "cache")
+    path = entry_of(tmp_path / "cache") / "image.bin"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    cohort.open(tmp_path / "cache")
+    assert cohort.read_names == ["p2"]
+
+
+def test_what_a_killed_process_leaves_is_no_cache(tmp_path: Path) -> None:
+    """Killed in the midst of its items; the next start removes what it left and makes the whole."""
+    cohort = Cohort(tmp_path, 3)
+    script = (
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tests.test_image_cache import *\n"
+        "cohort = Cohort.__new__(Cohort); cohort.folder, cohort.read_names = Path(sys.argv[1]), []\n"
+        "def read(item):\n"
+        "    if item.name == 'p2': os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return Cohort.read(cohort, item)\n"
+        "cohort.open(Path(sys.argv[2]), read=read)\n"
+    )
+    command = [sys.executable, "-c", script, str(cohort.folder), str(tmp_path / "cache")]
+    killed = subprocess.run(command, cwd=ROOT, check=False)
+    assert killed.returncode == -9
+    assert [path.suffix for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [".partial"]
+    assert len(cohort.open(tmp_path / "cache")) == 3
+    left = {path.name for path in (tmp_path / "cache").iterdir()}
+    assert left - {entry_of(tmp_path / "cache").name} <= {"digests.json"}
+
+
+def test_two_that_want_the_same_make_it_once(tmp_path: Path) -> None:
+    cohort, begun, said, opened = Cohort(tmp_path, 2), threading.Event(), list[str](), list[ImageCache]()
+
+    def read(item: Item) -> Raw:
+        begun.set()
+        while not any("waiting" in line for line in said):
+            time.sleep(0.01)
+        return cohort.read(item)
+
+    first = threading.Thread(target=lambda: opened.append(cohort.open(tmp_path / "cache", read=read)))
+    first.start()
+    assert begun.wait(60)
+    second = open_cache(tmp_path / "cache", cohort.folder, cohort.items, SPEC, cohort.read, "npz", said.append)
+    first.join()
+    assert cohort.read_names == ["p0", "p1"]
+    assert torch.equal(second.image(1), opened[0].image(1))
+
+
+def test_a_reader_that_is_interrupted_leaves_nothing(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 2)
+
+    def read(item: Item) -> Raw:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cohort.open(tmp_path / "cache", read=read)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.name != "digests.json"]
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 2)
+
+    def read(item: Item) -> Raw:
+        raw = cohort.read(item)
+        if item.name == "p1":
+            cohort.write(1, seed=77)
+        return raw
+
+    with pytest.raises(InputError, match=r"p1\.npz: changed while it was read"):
+        cohort.open(tmp_path / "cache", read=read)
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 1)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        cohort.open(tmp_path / "file")
+
+
+def test_percentiles_that_are_not_settled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="settled"):
+        Cohort(tmp_path, 1).open(tmp_path / "cache", Preprocess(percentiles=(1.0, 99.0)))
+
+
+def test_several_images_of_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "all.npz"
+    images = np.random.default_rng(0).integers(0, 256, (4, 1, 6, 6), dtype=np.uint8)
+    np.savez(path, images=images)
+
+    def read(item: Item) -> Raw:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Raw(arrays["images"][int(item.part)])
+
+    items = [Item("same", (path,), str(k)) for k in range(4)]
+    cache = open_cache(tmp_path / "cache", path, items, Preprocess(), read, "npz")
+    np.testing.assert_array_equal(np.stack([cache.image(k).numpy() for k in range(4)]), images)  # bytes are exact in half precision
+    turned = open_cache(tmp_path / "cache", path, items[::-1], Preprocess(), read, "npz")
+    np.testing.assert_array_equal(np.stack([turned.image(k).numpy() for k in range(4)]), images[::-1])
+
+
+def batches(cache: ImageCache, epoch: int, workers: int, **how: Any) -> list[dict[str, torch.Tensor]]:
+    crops = Crops(cache, (6, 6, 6), seed=1, random_part=random(Augment(rotate_degrees=5, noise=0.01), ("image", "mask")))
+    crops.set_epoch(epoch)
+    return list(DataLoader(crops, num_workers=workers, **how))
+
+
+def test_crops_follow_from_seed_epoch_and_item_alone(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path)
+    cache = cohort.open(tmp_path / "cache", items=cohort.items[::2])  # those with a mask
+    first = batches(cache, 0, 0, batch_size=3)[0]
+    assert first["image"].shape == (3, 1, 6, 6, 6)
+    assert (first["image"].dtype, first["mask"].dtype) == (torch.float32, torch.uint8)
+    assert first["item"].tolist() == [0, 1, 2]
+    turned = batches(cache, 0, 2, batch_size=1, sampler=[2, 1, 0])
+    for at, batch in enumerate(turned):
+        assert torch.equal(batch["image"][0], first["image"][2 - at])
+        assert torch.equal(batch["mask"][0], first["mask"][2 - at])
+    assert not torch.equal(batches(cache, 1, 0, batch_size=3)[0]["image"], first["image"])
+
+
+def test_crops_are_places_of_the_image_and_its_mask(tmp_path: Path) -> None:
+    cohort = Cohort(tmp_path, 1)
+    cache = cohort.open(tmp_path / "cache")
+    crops, corners = Crops(cache, (3, 3, 3), seed=2), set()
+    whole, mask = cache.image(0), cache.mask(0)
+    assert mask is not None
+    room = [side - 3 for side in cache.shapes[0][1:]]
+    places = [(x, y, z) for x in range(room[0] + 1) for y in range(room[1] + 1) for z in range(room[2] + 1)]
+    cuts = {place: whole[(slice(None), *(slice(p, p + 3) for p in place))] for place in places}
+    for epoch in range(60):
+        crops.set_epoch(epoch)
+        drawn = crops[0]
+        place = next(place for place, part in cuts.items() if torch.equal(part, drawn["image"]))
+        assert torch.equal(drawn["mask"], mask[(slice(None), *(slice(p, p + 3) for p in place))])
+        corners.add(place)
+    assert len(corners) > 20
+    assert {min(c[0] for c in corners), max(c[0] for c in corners)} == {0, room[0]}
+
+
+def test_whole_items_and_a_copy_for_a_worker(shared: tuple[Cohort, ImageCache]) -> None:
+    cache = shared[1]
+    assert torch.equal(Crops(cache)[3]["image"], cache.image(3))
+    other = copy.copy(cache)  # by the way that a spawned worker gets it
+    assert torch.equal(other.image(3), cache.image(3))
+    assert other.left_out == cache.left_out
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("size", [(6, 6, 6), (30, 2, 5)])
+def test_a_batch_in_one_piece_is_the_items(tmp_path: Path, size: tuple[int, int, int], augmented: bool) -> None:
+    cohort = Cohort(tmp_path)
+    cache = cohort.open(tmp_path / "cache", items=cohort.items[::2])
+    crops = Crops(cache, size, seed=3, random_part=random(Augment(flip=(0, 2), shift=0.1), ("image", "mask")) if augmented else None)
+    loader: Any = DataLoader(crops, batch_size=None, sampler=BatchSampler([2, 0, 1], 2, drop_last=False))
+    one, other = list(loader)
+    for at, row in (
+        (2, {k: v[0] for k, v in one.items()}),
+        (0, {k: v[1] for k, v in one.items()}),
+        (1, {k: v[0] for k, v in other.items()}),
+    ):
+        assert row.keys() == {"image", "mask", "item"}
+        for key, value in crops[at].items():
+            assert value.dtype == row[key].dtype
+            assert torch.equal(value, row[key])
+    with pytest.raises(ValueError, match="unlike"):
+        Crops(cache)[[0, 1]]
+
+
+def test_without_a_mask_for_all_there_is_none(shared: tuple[Cohort, ImageCache]) -> None:
+    crops = Crops(shared[1], (4, 4, 4))
+    assert set(crops[0]) == {"image", "item"}
+    assert set(crops[[0, 1]]) == {"image", "item"}
+
+
+def test_names_are_not_in_the_cache(tmp_path: Path) -> None:
+    """An entry is kept under the owner's eyes alone, and still says no more than it must."""
+    cohort = Cohort(tmp_path, 2)
+    cohort.open(tmp_path / "cache")
+    assert "p1" not in json.dumps(json.loads((entry_of(tmp_path / "cache") / "items.json").read_bytes()))

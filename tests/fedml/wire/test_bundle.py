@@ -1,0 +1,72 @@
+"""Records on the wire as one array each: nothing is changed, and what is malformed is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from fedml.errors import SiteError
+from fedml.wire.packing import bundle, is_bundled, unbundle
+from fedml.wire.records import pack, unpack
+
+arrays = npst.arrays(
+    st.sampled_from(["float32", "int8", "uint8", "int64", "float64"]), npst.array_shapes(min_dims=0, max_dims=3, min_side=0)
+)
+
+
+@given(values=st.dictionaries(st.text(max_size=8), arrays, max_size=5))
+def test_bundling_changes_nothing(values: dict[str, np.ndarray]) -> None:
+    content = RecordDict({"arrays": pack(values), "config": ConfigRecord({"round": 3})})
+    sent = bundle(content)
+    assert is_bundled(sent)
+    assert len(sent.array_records["arrays"]) == 1
+    back = unbundle(sent)
+    assert list(back) == list(content)
+    assert list(back.array_records["arrays"]) == list(values)
+    for key, value in unpack(back.array_records["arrays"]).items():
+        assert value.dtype == values[key].dtype
+        assert value.shape == values[key].shape
+        assert value.tobytes() == values[key].tobytes()
+    assert dict(back.config_records["config"]) == {"round": 3}
+
+
+def test_what_is_plain_stays_and_shared_records_stay_shared() -> None:
+    shared = pack({"w": np.ones(4, np.float32)})
+    assert unbundle(RecordDict({"arrays": shared}))["arrays"] is shared
+    made: dict[int, ArrayRecord] = {}
+    one, other = (bundle(RecordDict({"arrays": shared}), made) for _ in range(2))
+    assert one["arrays"] is other["arrays"]
+
+
+def broken(index: object, body: bytes = bytes(128), length: int | None = None) -> RecordDict:
+    told = json.dumps(index).encode() if not isinstance(index, bytes) else index
+    head = (len(told) if length is None else length).to_bytes(8, "little") + told
+    data = head + bytes(-len(head) % 64) + body
+    return RecordDict({"arrays": ArrayRecord({"bundle": Array("uint8", (len(data),), "fedml.wire.packing", data)})})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        broken([], length=10**12),
+        broken([], length=0),
+        broken(b"\x80\x04\x95"),
+        broken({"a": 1}),
+        broken([["w", "float32", [4], "numpy.ndarray", 0]]),
+        broken([["w", "float32", [4], "numpy.ndarray", 0, 10**10]]),
+        broken([["w", "float32", [4], "numpy.ndarray", -64, 64]]),
+        broken([["w", "float32", [-4], "numpy.ndarray", 0, 64]]),
+        broken([["w", "float32", [4], "numpy.ndarray", 0, 64], ["w", "float32", [4], "numpy.ndarray", 64, 64]]),
+        broken([["w", "float32", [4], "numpy.ndarray", 0, 64], ["v", "float32", [4], "numpy.ndarray", 0, 64]]),
+        broken(b"[" * 100_000),
+    ],
+)
+def test_a_malformed_bundle_is_refused(content: RecordDict) -> None:
+    with pytest.raises(SiteError, match="bundle"):
+        unbundle(content)
