@@ -213,7 +213,8 @@ def test_the_installation_installs_both_commands(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert {"fedml", "fedml-site"} <= {path.name for path in (tmp_path / "env" / "bin").iterdir()}
-    assert (tmp_path / "env" / "experiments" / "centre.py").exists()
+    assert (tmp_path / "env" / "fedml" / "experiments" / "federation" / "centre.py").exists()
+    assert not (tmp_path / "env" / "experiments").exists(), "the wheel has one public door"
 
 
 @pytest.mark.parametrize(("guide", "name"), [(JOIN, "fedml-site"), (RUN, "fedml-centre")])
