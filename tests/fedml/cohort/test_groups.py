@@ -72,6 +72,55 @@ def test_a_group_within_another_does_not_tell_of_the_rest() -> None:
     assert len(list(shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
 
 
+Persons = list[set[int]]
+
+
+def hidden_well(shown_groups: dict[str, Persons], everyone: set[int], min_count: int) -> bool:
+    """No shown group, nor those in none of a variable's shown groups, nor the difference of two nested groups is a few persons."""
+    for groups in shown_groups.values():
+        rest = everyone - set().union(*groups)
+        if groups and 0 < len(rest) < min_count:
+            return False
+    flat = [group for groups in shown_groups.values() for group in groups]
+    small = any(len(group) < min_count for group in flat)
+    return not small and not any(one < other and len(other - one) < min_count for one in flat for other in flat)
+
+
+@given(st.data(), st.integers(2, 4))
+def test_no_few_persons_follow_from_the_groups_that_are_shown(data: st.DataObject, min_count: int) -> None:
+    """By subtraction from all persons, or of nested groups of two variables: looked for with sets, in whichever order variables stand."""
+    persons = data.draw(st.integers(min_count, 14))
+    first = data.draw(st.lists(st.integers(-1, 1), min_size=persons, max_size=persons))
+    second = [data.draw(st.sampled_from([value, value, value, -1, 0, 1])) for value in first]  # mostly nested in the first variable's
+    codes = {"one": np.array(first, np.int16), "two": np.array(second, np.int16)}
+    names = data.draw(st.permutations(list(codes)))
+    plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, persons - 1), min_size=1))))
+    found: dict[str, Persons] = {"one": [], "two": []}
+    for label, own in shown(codes, plan, rows, min_count):
+        name, value = label.split(":")
+        assert set(own.tolist()) == {row for row in rows.tolist() if codes[name][row] == int(value)}
+        found[name].append(set(own.tolist()))
+    assert hidden_well(found, set(rows.tolist()), min_count)
+
+
+@pytest.mark.parametrize("names", [("sex", "pregnant"), ("pregnant", "sex")])
+def test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand(names: tuple[str, str]) -> None:
+    sex = np.repeat([0, 1], 50).astype(np.int16)
+    pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
+    pregnant[99] = 1  # alone among fifty women
+    plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
+    labels = {label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)}
+    assert len({"sex:1", "pregnant:0"} & labels) == 1
+
+
+def test_a_group_is_hidden_if_too_few_persons_are_in_no_group() -> None:
+    sex = np.repeat([0, 1, -1], [60, 35, 5]).astype(np.int16)  # five persons whose sex is not known
+    plan = Evaluation(subgroups={"sex": (0, 1)})
+    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(100), 10)] == ["sex:0"]
+    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(95), 10)] == ["sex:0", "sex:1"]
+
+
 def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> None:
     study, there = study_of(), sites(tmp_path)
     final = federate(study, there.values(), tmp_path / "run").final

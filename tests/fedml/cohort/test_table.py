@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,24 @@ def test_part_depends_on_id_and_key_alone(ids: list[str], key: str, random: Any)
     random.shuffle(ids)
     assert {i: part_of(i, key, SPLIT) for i in [*ids, "one more"] if i != "one more"} == {i: p for i, p in parts.items() if i != "one more"}
     assert set(parts.values()) <= {0, 1, 2}
+
+
+PARTS_OF_24 = "021200020102002002000200"  # of person-00 to person-23 under the key "seed-0", computed once with hashlib alone
+
+
+@pytest.mark.parametrize("key", ["", "seed-0", "a shared key"])
+def test_a_person_s_part_is_a_keyed_blake2b_read_as_a_big_endian_fraction(key: str) -> None:
+    """RFC 7693 with SHA-256 of the key as its key, 8 bytes, most significant first; against the cumulated fractions in whole numbers."""
+    for person in ["", "P1", "person 2", "Å", *(f"id{n}" for n in range(300))]:
+        digest = hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).hexdigest()
+        place = int(digest, 16) * 100  # hexadecimal text is big-endian
+        part = 0 if place < 60 << 64 else 1 if place < 75 << 64 else 2
+        assert part_of(person, key, Split(train=0.60, val=0.15, test=0.25)) == part, person
+
+
+def test_the_parts_of_known_persons_never_change() -> None:
+    found = [part_of(f"person-{k:02d}", "seed-0", Split(train=0.6, val=0.15, test=0.25)) for k in range(24)]
+    assert "".join(map(str, found)) == PARTS_OF_24
 
 
 def test_split_is_stable_as_a_cohort_grows_and_alike_at_two_sites(tmp_path: Path) -> None:

@@ -218,6 +218,22 @@ def test_hd95_of_a_real_mask_moved_by_known_millimetres() -> None:
         assert distance == pytest.approx(float(whole), rel=1e-6)  # cutting to the box changes nothing
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_hd95_of_a_plate_moved_along_one_axis_is_voxels_times_that_axiss_spacing(axis: int) -> None:
+    """A flat plate, one voxel thick, moved by three voxels along its normal: the distance is 3 * spacing[axis]."""
+    spacing = (0.5, 2.0, 7.0)
+    mask = np.zeros((9, 9, 9), dtype=bool)
+    np.moveaxis(mask, axis, 0)[2] = True
+    moved = np.roll(mask, 3, axis)
+    assert hd95(moved, mask, spacing) == pytest.approx(3 * spacing[axis], rel=1e-6)
+    assert hd95(moved, mask, None) == pytest.approx(3.0, rel=1e-6)
+    logits = torch.from_numpy(np.stack([~moved, moved])[None].astype(np.float32))
+    task = segmentation_task(["background", "plate"])
+    truth = Truth(torch.from_numpy(mask[None].astype(np.int64)), torch.tensor([0]), torch.tensor([spacing]))
+    assert task.counts(logits, truth)["hd95_sum"] == pytest.approx([3 * spacing[axis]], rel=1e-6)
+    assert task.metrics(task.counts(logits, truth))["hd95_mean_mm/plate"] == pytest.approx(3 * spacing[axis], rel=1e-6)
+
+
 # --- loss
 
 

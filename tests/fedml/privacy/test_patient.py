@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from fedml.clients.site.read import load_cohort
 from fedml.learning.statistics import constants_from
+from fedml.learning.tasks import make_task
 from fedml.models.layout import Layout
 from fedml.privacy.accounting import epsilon, events_from_json
 from fedml.privacy.counts import noised, sensitivity
@@ -141,16 +143,40 @@ def test_private_metrics_are_noised_and_counted(manifests: list[Path], tmp_path:
     counts |= {"brier_sum": np.array([0.0]), "log_loss_sum": np.array([0.0])}
     made = [noised(counts, study) for _ in range(1500)]
     cells = np.concatenate([m["histogram"][m["histogram"] != 0] for m in made])
-    expected = 1.5 * sensitivity(1)
+    expected = 1.5 * 6**0.5  # a cell of the confusion matrix, a bin of the histogram, at most 2 of the Brier sum: 1 + 1 + 2 * 2
     assert np.concatenate([m["confusion"].ravel() for m in made]).std() == pytest.approx(expected, rel=0.06)
     assert len(cells) > 10_000
     assert np.sqrt((cells.astype(float) ** 2).sum() / (1500 * 64)) == pytest.approx(expected, rel=0.02)
+    assert np.array([m["brier_sum"] for m in made]).std() == pytest.approx(expected, rel=0.06)
     assert all("log_loss_sum" not in m for m in made)
     run = federate(patient_study(privacy={"metrics": "private"}, federation__rounds=3), manifests, tmp_path / "run")
     told = next(e for e in run.events if e["event"] == "privacy")
     assert "the counts behind every metric" in told["sentence"]
     assert "log_loss" not in run.final["metrics"]["test"]["all"]
     assert evaluations(study) == 3
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_one_person_more_changes_the_noised_counts_by_at_most_the_sensitivity_and_by_that_much_at_worst(classes: int) -> None:
+    """The counts that noise is added to, of a task's own persons with and without one more; at worst that person is surely wrong."""
+    study = make_study(cohort__classes=list(range(classes)))
+    task = make_task(study)
+    logits = torch.randn(30, classes, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(30) % classes
+    histograms = 1 if classes == 2 else classes
+    bound = math.sqrt({1: 6, 3: 8, 5: 10}[histograms])
+    assert sensitivity(histograms) == pytest.approx(bound)
+    surely_wrong = torch.full((1, classes), -40.0)
+    surely_wrong[0, 0] = 40.0
+    changes = []
+    for output in (surely_wrong, torch.randn(1, classes, generator=torch.Generator().manual_seed(2))):
+        for label in range(classes):
+            more = task.counts(torch.cat([logits, output]), torch.cat([labels, torch.tensor([label])]))
+            fewer = task.counts(logits, labels)
+            assert fewer["histogram"].shape[0] == histograms
+            moved = [np.asarray(more[k] - fewer[k], dtype=np.float64).ravel() for k in ("confusion", "histogram", "brier_sum")]
+            changes.append(float(np.linalg.norm(np.concatenate(moved))))
+    assert max(changes) == pytest.approx(bound, rel=1e-6)
 
 
 def test_epsilon_is_kept_for_those_who_are_only_measured_too(manifests: list[Path]) -> None:

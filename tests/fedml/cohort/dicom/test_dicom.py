@@ -141,6 +141,16 @@ def test_monochrome1_is_turned_over_unless_it_is_in_units(tmp_path: Path) -> Non
     np.testing.assert_array_equal(in_units.voxels, CUBE.T - 1024.0)
 
 
+def test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range(tmp_path: Path) -> None:
+    """12 signed bits, slope 2 and intercept 10: values run from -4086 to 4104, so a stored value s becomes -4086 + 4104 - (2 s + 10)."""
+    stored = RNG.integers(-2048, 2048, (6, 4), dtype=np.int16)
+    stored[0, :2] = -2048, 2047
+    plain = {"photometric": "MONOCHROME1", "bits": 12, "Modality": "DX", "RescaleSlope": 2, "RescaleIntercept": 10, "RescaleType": "US"}
+    found = read_series([write_slice(tmp_path / "film", stored, None, **plain)]).picture
+    np.testing.assert_array_equal(found, 8.0 - 2.0 * stored)
+    assert found[0, :2].tolist() == [4104, -4086], "the least stored value is the brightest"
+
+
 def test_colours_are_rgb(tmp_path: Path) -> None:
     rgb = RNG.integers(0, 256, (6, 4, 3), dtype=np.uint8)
     plain = {"drop": ("RescaleSlope", "RescaleIntercept"), "Modality": "XC"}

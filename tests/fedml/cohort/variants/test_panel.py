@@ -125,6 +125,24 @@ def test_of_a_mixed_file_frequencies_tell_the_strand_or_the_palindrome_is_droppe
     assert len(settle(draft, None)[0].keys) == 30
 
 
+@pytest.mark.parametrize("match", ["position", "rsid"])
+@pytest.mark.parametrize("share", [1, 2, 3, 15, 27, 28, 29])
+def test_no_palindrome_of_a_file_that_is_flipped_in_part_is_kept_without_counts(share: int, match: Match) -> None:
+    """Of 30 plain SNPs ``share`` stand on the other strand: such a file says nothing about A/T and C/G."""
+    keys, _ = many(60, 0.2)
+    plain = [k for k in keys if not ambiguous(k)]
+    turned_keys = set(plain[:share])
+    palindromes = {k for k in keys if ambiguous(k)}
+    for other in (set[Variant](), palindromes):  # the palindromes themselves as they stand, or on the other strand
+        mixed = [flipped(k) if k in turned_keys | other else k for k in keys]
+        draft = draft_panel({"a": keys, "b": mixed, "c": keys}, match)
+        assert draft.doubtful["b"].tolist() == [ambiguous(k) for k in draft.keys]
+        panel, _ = settle(draft, None)
+        assert panel.keys == tuple(plain)
+        assert panel.dropped == {"A/T or C/G of unknown strand": 30}
+        assert not any(panel.flips[name].any() for name in "abc"), "the letters of plain SNPs tell their strand: no dosage is turned"
+
+
 @pytest.mark.parametrize(("ref", "alt"), [("A", "T"), ("T", "A"), ("C", "G"), ("G", "C")])
 def test_a_lone_palindrome_is_taken_by_rsid_only_as_it_stands(ref: str, alt: str) -> None:
     a, other = [Variant("1", 5, "rs1", ref, alt)], [Variant("1", 5, "rs1", alt, ref)]
