@@ -11,18 +11,19 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.clients.gate.approvals import approve
-from fedml.clients.gate.gate import Gate
+from fedml.clients.gate.gate import Gate, Limits, check_reply, limits
 from fedml.clients.service import prepare_state
-from fedml.clients.site.manifest import read_site
+from fedml.clients.site.manifest import Policy, read_site
+from fedml.clients.work.request import Request
 from fedml.contract.disclosure import DisclosedPolicy, policy_bytes, read_policy
 from fedml.contract.replies import check_form
-from fedml.errors import SiteError
+from fedml.errors import Reason, SiteError
 from fedml.flower.grid import InProcessGrid
 from fedml.models.fusion import build_model, learned
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.study.study import Study
-from fedml.wire.records import HISTOGRAM, PERSONS, VOXELS, Phase, pack
+from fedml.wire.records import COUNTS, HISTOGRAM, PERSONS, VOXELS, Phase, pack
 from tests.conftest import clinical_site, make_study
 
 PRIVATE = {"unit": "patient", "epsilon": 2.0, "persons": {"a": 80}, "ranges": {f"x{k}": [-10, 300] for k in (1, 2, 3)}}
@@ -124,3 +125,37 @@ def test_a_histogram_of_more_voxels_than_there_are_is_refused() -> None:
         else:
             with pytest.raises(SiteError):
                 check_form(study, Phase.VOXELS, "a", reply, None)
+
+
+@pytest.mark.parametrize(
+    ("test", "groups", "code"),
+    [
+        (100, {"sex:0": 60, "sex:1": 40}, ""),
+        (100, {"sex:0": 60}, ""),
+        (100, {"sex:0": 95}, Reason.TOO_FEW),  # the five others follow by subtraction
+        (100, {"sex:0": 55, "sex:1": 40}, Reason.TOO_FEW),
+        (100, {"sex:0": 91, "sex:1": 9}, Reason.TOO_FEW),
+        (9, {}, Reason.TOO_FEW),
+        (0, {}, ""),
+    ],
+)
+def test_no_metrics_of_few_persons_leave_neither_plainly_nor_by_subtraction(test: int, groups: dict[str, int], code: str) -> None:
+    study = make_study(sites=("a",), evaluation={"subgroups": {"sex": [0, 1]}})
+    persons = {"test/persons": test} | {f"test@{label}/persons": n for label, n in groups.items()}
+    reply = RecordDict({COUNTS: pack({key: np.array([float(n)]) for key, n in persons.items()})})
+    question = Request(study, Phase.EVALUATE, study.federation.rounds, {}, "a", ())
+    allowed = Limits(min_persons=1, min_count=10, max_rounds=10, max_request_mb=10, max_reply_mb=10)
+    if code:
+        with pytest.raises(SiteError) as caught:
+            check_reply(question, reply, RecordDict(), allowed)
+        assert caught.value.reason == code
+    else:
+        check_reply(question, reply, RecordDict(), allowed)
+
+
+def test_the_stricter_of_site_and_study_holds() -> None:
+    policy = Policy(min_persons=20, min_count=5, max_reply_mb=100)
+    strict = limits(policy, make_study(policy={"min_persons": 30, "min_count": 8, "max_reply_mb": 50}))
+    assert (strict.min_persons, strict.min_count, strict.max_reply_mb) == (30, 8, 50)
+    own = limits(policy, make_study(policy={"min_persons": 10, "min_count": 2, "max_reply_mb": 200}))
+    assert (own.min_persons, own.min_count, own.max_reply_mb) == (20, 5, 100)

@@ -1,0 +1,92 @@
+"""Mistakes in reading a site's data: tables, images, DICOM, slides, variants."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutants
+
+MUTANTS: Mutants = {
+    "subtraction of nested groups not looked for": (
+        [("fedml/cohort/groups.py", "        while any(", "        while False and any(")],
+        "fedml/cohort/test_groups.py::test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand",
+    ),
+    "subtraction from all persons forgets those in no group": (
+        [("fedml/cohort/groups.py", "len(rows), min_count)", "int(sizes.sum()), min_count)")],
+        "fedml/cohort/test_groups.py::test_a_group_is_hidden_if_too_few_persons_are_in_no_group",
+    ),
+    "a person's part by the other byte order": (
+        [("fedml/cohort/table.py", 'int.from_bytes(digest, "big")', 'int.from_bytes(digest, "little")')],
+        "fedml/cohort/test_table.py::test_the_parts_of_known_persons_never_change",
+    ),
+    "a person's part without the key": (
+        [("fedml/cohort/table.py", "key=hashlib.sha256(key.encode()).digest()", 'key=b""')],
+        "fedml/cohort/test_table.py::test_another_key_is_another_independent_split",
+    ),
+    "codes of missing values read as numbers": (
+        [("fedml/cohort/clinical.py", "if name in spec.missing:", "if False:")],
+        "fedml/cohort/test_table.py",
+    ),
+    "labels of a mask interpolated": (
+        [("fedml/cohort/images/transforms.py", "pixdim=spec.spacing_mm, mode=mode", 'pixdim=spec.spacing_mm, mode="bilinear"')],
+        "fedml/cohort/images/test_transforms.py::test_a_mask_s_labels_are_never_mixed",
+    ),
+    "spacing not turned with the axes": (
+        [("fedml/cohort/images/transforms.py", "for direction in after]", "for direction in before]")],
+        "fedml/cohort/images/test_quarantine.py::test_orientation_alone_turns_the_spacing_with_the_axes",
+    ),
+    "a percentile at the lower end of its bin": (
+        [("fedml/cohort/images/histograms.py", "(at + within) * (2 / BINS)", "at * (2 / BINS)")],
+        "fedml/cohort/images/test_percentiles.py::test_a_percentile_is_that_of_the_voxels_within_a_bin",
+    ),
+    "signed rescaled MONOCHROME1 films inverted over the unsigned range": (
+        [("fedml/cohort/dicom/series.py", "2.0 ** (bits - 1) - 1) if signed else", "2.0 ** (bits - 1) - 1) if False else")],
+        "fedml/cohort/dicom/test_dicom.py::test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range",
+    ),
+    "MONOCHROME1 inverted over stored values although rescaled": (
+        [("fedml/cohort/dicom/series.py", "        low, high = low * one.slope + one.intercept, high * one.slope + one.intercept\n", "")],
+        "fedml/cohort/dicom/test_dicom.py::test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range",
+    ),
+    "slices in the order of their files": (
+        [("fedml/cohort/dicom/series.py", 'order = np.argsort(along, kind="stable")', "order = np.arange(len(along))")],
+        "fedml/cohort/dicom/test_dicom.py::test_ct_is_in_hounsfield_units_and_slices_keep_their_own_rescale",
+    ),
+    "an affine in DICOM's axes": (
+        [("fedml/cohort/dicom/series.py", "RAS @ affine, (", "affine, (")],
+        "fedml/cohort/dicom/test_dicom.py::test_any_regular_grid_is_found_whatever_its_direction",
+    ),
+    "overlay bits read as pixels": (
+        [("fedml/cohort/dicom/files.py", "value &= (1 << stored) - 1", "value &= -1")],
+        "fedml/cohort/dicom/test_dicom.py::test_bits_outside_of_those_stored_are_cleared_and_the_sign_is_kept",
+    ),
+    "the coarsest level of a slide whatever its scale": (
+        [("fedml/cohort/slides/slide.py", "own * level.downsample <= mpp * 1.02", "own <= mpp * 1.02")],
+        "fedml/cohort/slides/test_slide.py::test_the_same_scale_from_unlike_scanners",
+    ),
+    "tiles with any tissue at all": (
+        [("fedml/cohort/slides/slide.py", "np.nonzero(share >= min_tissue)", "np.nonzero(share > 0)")],
+        "fedml/cohort/slides/test_slide.py::test_min_tissue_counts_the_share_of_a_tile",
+    ),
+    "a variant file flipped in part taken as flipped whole": (
+        [("fedml/cohort/variants/harmonise.py", "complemented == clear >= ENOUGH", "10 * complemented >= 9 * clear >= ENOUGH")],
+        "fedml/cohort/variants/test_panel.py::test_no_palindrome_of_a_file_that_is_flipped_in_part_is_kept_without_counts",
+    ),
+    "a missing call counted as no copy": (
+        [("fedml/cohort/variants/frequency.py", "    np.copyto(out, 0.0, where=dosage < 0)\n", "")],
+        "fedml/cohort/variants/test_frequency.py::test_centred_imputes_the_mean",
+    ),
+    "allele frequency among all persons, called or not": (
+        [("fedml/cohort/variants/frequency.py", "(2 * counts[:3].sum(0))", "(2 * counts.sum(0))")],
+        "fedml/cohort/variants/test_frequency.py::test_frequency_and_call_rate",
+    ),
+    "only single persons are small cells": (
+        [("fedml/cohort/variants/frequency.py", "(cells > 0) & (cells < min_count)", "(cells == 1)")],
+        "fedml/cohort/variants/test_frequency.py::test_small_cells_are_those_of_a_loop",
+    ),
+    "a view of a turned view is not turned back": (
+        [("fedml/cohort/variants/packed.py", "turned ^ self.flip[own]", "turned")],
+        "fedml/cohort/variants/test_packed.py::test_views_of_views_are_what_one_makes_by_hand",
+    ),
+    "PLINK's A1 read as REF": (
+        [("fedml/cohort/variants/plink.py", "Variant(contig, position, name, ref, alt)", "Variant(contig, position, name, alt, ref)")],
+        "fedml/cohort/variants/test_plink.py::test_the_dosages_that_were_written_are_read",
+    ),
+}

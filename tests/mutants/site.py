@@ -1,0 +1,96 @@
+"""Mistakes at a site's gate: approvals, limits, journal, ledger, and the contract that both ends check."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutants
+
+MUTANTS: Mutants = {
+    "a study that was not approved is answered": (
+        [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
+        "strategies/gwas/test_gwas.py::test_no_association_without_an_approved_plan_of_it",
+    ),
+    "a request is answered twice": (
+        [("clients/gate/gate.py", "if key in self._seen:", "if False:")],
+        "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
+    ),
+    "test persons looked at in every round": (
+        [("clients/gate/gate.py", "Phase.EVALUATE: (rounds, rounds)", "Phase.EVALUATE: (0, rounds)")],
+        "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
+    ),
+    "constants may change within a run": (
+        [("clients/gate/gate.py", "self._agreed.setdefault((run, name), mark) != mark", "False")],
+        "clients/gate/test_gate_plan.py::test_a_run_goes_on_with_what_was_agreed_on",
+    ),
+    "runs of a study are not counted": (
+        [("clients/gate/gate.py", ">= policy.max_runs", ">= 10**9")],
+        "clients/gate/test_gate_plan.py::test_a_study_is_run_as_often_as_the_policy_allows_also_after_a_restart",
+    ),
+    "columns of genotypes counted in one run only": (
+        [("clients/gate/gate.py", "sum(known.values()) + columns > persons", "columns > persons")],
+        "strategies/gwas/test_gwas.py::test_columns_are_counted_over_all_runs_of_a_study",
+    ),
+    "few persons may be told by subtraction": (
+        [("clients/gate/gate.py", "if _few(_rest(", "if False and _few(_rest(")],
+        "clients/gate/test_gate_plan.py::test_no_metrics_of_few_persons_leave_neither_plainly_nor_by_subtraction",
+    ),
+    "metrics of few persons leave a private study": (
+        [("clients/gate/gate.py", 'if any(key.endswith("/persons") and ', "if any(False and ")],
+        "fedml/privacy/test_budget.py::test_exact_metrics_of_too_few_do_not_leave_a_private_study_either",
+    ),
+    "the journal's digest does not cover the records": (
+        [("clients/gate/journal.py", 'if k != "digest"}', 'if k not in ("digest", "records")}')],
+        "clients/gate/test_journal.py::test_digest_is_of_the_canonical_rest",
+    ),
+    "an entry that was replaced is not missed": (
+        [("clients/gate/journal.py", "elif previous and entry.previous != previous:", "elif False:")],
+        "clients/gate/test_journal.py::test_every_harm_inside_the_file_is_found_without_a_digest_kept_elsewhere",
+    ),
+    "requests that were refused count as answered": (
+        [
+            (
+                "clients/gate/journal.py",
+                'for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}',
+                'for e in entries(path) if e.direction == "in"}',
+            )
+        ],
+        "clients/gate/test_journal.py::test_seen_is_what_was_accepted",
+    ),
+    "a budget may be passed once": (
+        [("clients/gate/ledger.py", "if not spent <= granted:", "if not spent <= 2 * granted:")],
+        "clients/gate/test_ledger.py::test_what_is_refused_is_what_would_pass_and_leaves_nothing",
+    ),
+    "persons in the ledger by a hash without a key": (
+        [("clients/gate/ledger.py", '_hash(self._key, b"person", person', '_hash(b"", b"person", person')],
+        "clients/gate/test_ledger.py::test_no_person_can_be_read_off_the_file",
+    ),
+    "a charge does not follow from the one before": (
+        [("clients/gate/ledger.py", "before + json.dumps(list(row)", "json.dumps(list(row)")],
+        "clients/gate/test_ledger.py::test_a_changed_ledger_refuses",
+    ),
+    "records that are not declared pass": (
+        [("fedml/contract/replies.py", "if not must <= set(reply) <= must | may | {JOURNAL}:", "if not must <= set(reply):")],
+        "fedml/contract/test_replies.py::test_a_record_that_is_not_declared_does_not_pass",
+    ),
+    "numbers that are not finite pass": (
+        [("fedml/contract/replies.py", 'return value.dtype.kind != "f" or bool(np.isfinite(value).all())', "return True")],
+        "clients/work/test_client.py::test_weights_that_are_no_numbers_do_not_leave",
+    ),
+    "a fine histogram of a subgroup passes": (
+        [("fedml/contract/replies.py", 'if label and name == "histogram" and', "if False and")],
+        "fedml/cohort/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
+    ),
+    "few set aside are told to the person": (
+        [("fedml/contract/disclosure.py", "(counts > 0) & (counts < min_count)", "(counts < 0)")],
+        "fedml/contract/test_replies.py::test_few_persons_without_an_image_are_not_counted",
+    ),
+    "the ledger written after the reply": (
+        [
+            (
+                "clients/gate/gate.py",
+                '            self._charge(asked, told["run"])\n            content = execute(asked, message.content)\n',
+                '            content = execute(asked, message.content)\n            self._charge(asked, told["run"])\n',
+            )
+        ],
+        "fedml/privacy/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
+    ),
+}
