@@ -12,7 +12,8 @@ import pysam
 import pytest
 
 from fedml.synthetic.synthetic import write_synthetic
-from tests.command import STUDIES, command
+from tests.command import STUDIES
+from tests.command import quick as command
 
 
 @pytest.fixture(scope="module")

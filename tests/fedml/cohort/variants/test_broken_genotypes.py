@@ -15,7 +15,7 @@ import numpy as np
 import pysam
 import pytest
 
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import make_plan, to_toml, write_bed, write_csv, write_manifest
 
 PERSONS, VARIANTS = 40, 60
