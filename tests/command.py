@@ -17,8 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 STUDIES = ROOT / "experiments" / "studies"
 _MAIN = {"fedml": "fedml.experiments.cli", "fedml-site": "fedml.clients.cli"}
 # What commands import, which takes them seconds each: the fork server imports it once.
-_WARM = ("torch", "pandas", "pysam", "scipy.stats", "flwr.app", "flwr.serverapp", "mlflow", "monai.transforms", "monai.data", "dp_accounting",
-         *_MAIN.values(), "fedml.experiments.runs.run", "fedml.experiments.runs.launch", "fedml.tracking.deliver")  # fmt: skip
+_WARM = (
+    "torch", "pandas", "pysam", "scipy.stats", "flwr.app", "flwr.serverapp", "mlflow", "monai.transforms", "monai.data", "dp_accounting",
+    *_MAIN.values(), "fedml.experiments.runs.run", "fedml.experiments.runs.launch", "fedml.tracking.deliver",
+)  # fmt: skip
 _SECONDS = 400
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,7 @@ from fedml.clients.site.manifest import find_sites
 from fedml.clients.site.read import load_aligned
 from fedml.cohort.variants.builds import LENGTHS, Build
 from fedml.cohort.variants.checks import counts_checks
-from fedml.cohort.variants.genotypes import shared_panel
+from fedml.cohort.variants.genotypes import read_variants, shared_panel
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.cohort.variants.normalise import NOTES, fingerprint, left_align
@@ -227,6 +228,36 @@ def without(files: dict[str, File], lost: set[tuple[int, frozenset[str]]]) -> di
     return {name: replace(file, keys=tuple(file.keys[at] for at in kept), dosage=file.dosage[kept]) for name, file in files.items()}
 
 
+Read = tuple[dict[tuple[int, frozenset[str]], npt.NDArray[np.int8]], dict[str, int]]
+
+
+def read_panel(folder: Path, clean: Clean, files: dict[str, File]) -> Read:
+    """What sites share of written files: (position, pair of alleles) -> dosage of the first allele in the alphabet of all persons, site by
+    site; and reason -> variants that are dropped. As a run reads and matches them, without the run."""
+    sites, own = write_sites(folder, clean, files), {}
+    for name, site in find_sites(sites, SITES)[0].items():
+        data = site.manifest.data.variants
+        assert data is not None
+        ids = [f"{name}{k:03d}" for k in range(files[name].dosage.shape[1])]
+        reference = None if data.reference is None else site.folder / data.reference
+        own[name] = read_variants(site.folder / data.path, ids, build=data.build, cache=site.state / "cache", reference=reference)
+    spec = Variants(min_call_rate=0.01)  # so that genotypes are counted
+    panel = shared_panel(own, spec)
+    dosage = np.vstack([np.asarray(align(own[name], panel.keys, panel.flips[name], spec.match).dosage) for name in SITES])
+    found = {}
+    for key, column in zip(panel.keys, dosage.T, strict=True):
+        first = np.where(column < 0, -1, 2 - column).astype(np.int8) if key.ref < key.alt else column
+        found[key.position, frozenset((key.ref, key.alt))] = first
+    assert len(found) == len(panel.keys)
+    return found, dict(panel.dropped)
+
+
+def assert_same_genotypes(harmed: Read, right: Read) -> None:
+    """Every variant that the harmed files share is the clean ones', person by person."""
+    for place, column in harmed[0].items():
+        np.testing.assert_array_equal(column, right[0][place], err_msg=str(place))
+
+
 def assert_same(harmed: Ended, expected: Ended, other_strand: bool = False) -> None:
     own, right = by_place(harmed.table, other_strand), by_place(expected.table)
     assert set(own) == set(right)
@@ -244,6 +275,14 @@ def right(clean: Clean, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     assert ended.left_out == 0
     assert len(ended.table) == len(clean.files["a"].keys)
     return ended
+
+
+@pytest.fixture(scope="module")
+def right_panel(clean: Clean, tmp_path_factory: pytest.TempPathFactory) -> Read:
+    found, dropped = read_panel(tmp_path_factory.mktemp("clean-panel") / "sites", clean, clean.files)
+    assert len(found) == len(clean.files["a"].keys)
+    assert not dropped
+    return found, dropped
 
 
 # --- harms: a clean file, harmed
@@ -358,15 +397,23 @@ HARMLESS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_changes_no_result(
-    harm: Callable[[File], File], at: str, clean: Clean, right: Ended, tmp_path: Path
-) -> None:  # fmt: skip
-    harmed = associate(tmp_path, clean, clean.files | {at: harm(clean.files[at])})
+def test_what_can_be_told_changes_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
+    harmed = associate(tmp_path, clean, clean.files | {"a": harm(clean.files["a"])})
     assert not harmed.refused
     assert harmed.left_out == 0
     assert_same(harmed, right)
+
+
+@pytest.mark.parametrize("at", ["a", "c"])
+@pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
+def test_what_can_be_told_changes_no_genotype(
+    harm: Callable[[File], File], at: str, clean: Clean, right_panel: Read, tmp_path: Path
+) -> None:  # fmt: skip
+    harmed = read_panel(tmp_path / "sites", clean, clean.files | {at: harm(clean.files[at])})
+    assert harmed[0].keys() == right_panel[0].keys()
+    assert not harmed[1]
+    assert_same_genotypes(harmed, right_panel)
 
 
 def lost_indels(before: File, after: File) -> set[int]:
@@ -397,17 +444,19 @@ LOSING = [
 ]
 
 
-@pytest.mark.parametrize("at", ["a", "c"])
+def expected_losses(clean: Clean, at: str, harm: Callable[[File], File], may_lose: Callable[[File, File], set[int]]) -> set[Any]:
+    keys = clean.files[at].keys
+    return {(keys[i].position, frozenset((keys[i].ref, keys[i].alt))) for i in may_lose(clean.files[at], harm(clean.files[at]))}
+
+
 @pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
 def test_what_cannot_be_told_is_missing_and_counted(
-    harm: Callable[[File], File], may_lose: Callable[[File, File], set[int]], why: str, at: str, clean: Clean, right: Ended, tmp_path: Path
+    harm: Callable[[File], File], may_lose: Callable[[File, File], set[int]], why: str, clean: Clean, right: Ended, tmp_path: Path
 ) -> None:
-    made = harm(clean.files[at])
-    harmed = associate(tmp_path / "harmed", clean, clean.files | {at: made})
+    harmed = associate(tmp_path / "harmed", clean, clean.files | {"a": harm(clean.files["a"])})
     assert not harmed.refused
     lost = set(by_place(right.table)) - set(by_place(harmed.table))
-    keys = clean.files[at].keys
-    expected = {(keys[i].position, frozenset((keys[i].ref, keys[i].alt))) for i in may_lose(clean.files[at], made)}
+    expected = expected_losses(clean, "a", harm, may_lose)
     if may_lose is no_clear_palindrome:
         assert lost < expected, "frequencies tell the strand of some"
     else:
@@ -416,6 +465,29 @@ def test_what_cannot_be_told_is_missing_and_counted(
     assert harmed.checks["all sites", f"left out: {why}"] == (str(len(lost)), "warn")
     assert harmed.left_out == len(lost)
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
+
+
+@pytest.mark.parametrize("at", ["a", "c"])
+@pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
+def test_what_cannot_be_told_is_in_no_panel_and_the_others_are_as_they_were(
+    harm: Callable[[File], File],
+    may_lose: Callable[[File, File], set[int]],
+    why: str,
+    at: str,
+    clean: Clean,
+    right_panel: Read,
+    tmp_path: Path,
+) -> None:
+    harmed = read_panel(tmp_path / "sites", clean, clean.files | {at: harm(clean.files[at])})
+    lost, expected = right_panel[0].keys() - harmed[0].keys(), expected_losses(clean, at, harm, may_lose)
+    if may_lose is no_clear_palindrome:
+        assert lost < expected, "frequencies tell the strand of some"
+    else:
+        assert lost == expected
+    assert lost
+    assert not harmed[0].keys() - right_panel[0].keys()
+    assert harmed[1] == {why: len(lost)}
+    assert_same_genotypes(harmed, right_panel)
 
 
 def honest_grch37(file: File) -> File:
@@ -588,13 +660,34 @@ def right_predictions(clean: Clean, tmp_path_factory: pytest.TempPathFactory) ->
     return made
 
 
+@pytest.mark.parametrize("harm", [swapped_snps, with_reference(shifted), as_bed(with_reference(flipped))], ids=lambda f: f.__name__)
+def test_a_model_trained_on_harmed_files_predicts_the_same(
+    harm: Callable[[File], File], clean: Clean, right_predictions: npt.NDArray[np.float64], tmp_path: Path
+) -> None:
+    """One of each kind; that the genotypes are the same whatever the harm is asserted above, for either site."""
+    made = predictions(tmp_path, clean, clean.files | {"c": harm(clean.files["c"])})
+    np.testing.assert_allclose(made, right_predictions, rtol=0, atol=1e-5)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_a_model_trained_on_harmed_files_predicts_the_same(
+def test_a_model_trained_on_any_harmed_file_predicts_the_same(
     harm: Callable[[File], File], at: str, clean: Clean, right_predictions: npt.NDArray[np.float64], tmp_path: Path
 ) -> None:
     made = predictions(tmp_path, clean, clean.files | {at: harm(clean.files[at])})
     np.testing.assert_allclose(made, right_predictions, rtol=0, atol=1e-5)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
+def test_what_can_be_told_of_the_last_site_changes_no_result(
+    harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path
+) -> None:  # fmt: skip
+    harmed = associate(tmp_path, clean, clean.files | {"c": harm(clean.files["c"])})
+    assert not harmed.refused
+    assert harmed.left_out == 0
+    assert_same(harmed, right)
 
 
 # --- any harms at any sites, without files
