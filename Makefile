@@ -35,11 +35,14 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two workers, a file to each at a time, in the order of tests/conftest.py; one thread each, so that two cores have no more to do.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: check
-	$(BIN)/python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
 
 test-all: check .venv-validate/.installed
-	FEDML_ROCRATE_PYTHON=$(CURDIR)/.venv-validate/bin/python $(BIN)/python -m pytest
+	FEDML_ROCRATE_PYTHON=$(CURDIR)/.venv-validate/bin/python $(PYTEST)
 
 # The RO-Crate validator wants another rich than Flower, so it has an environment of its own.
 .venv-validate/.installed:

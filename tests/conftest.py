@@ -24,6 +24,29 @@ settings.register_profile("core", deadline=None, max_examples=60, suppress_healt
 settings.load_profile("core")
 
 
+# Files that take longest, from the first: they begin first, so that no worker is left alone with one at the end.
+LONGEST = (
+    "strategies/gwas/test_gwas.py", "fedml/privacy/test_attack.py", "experiments/runs/test_end_to_end.py", "strategies/test_strategies.py",
+    "experiments/evidence/test_evidence.py", "fedml/cohort/variants/test_harm.py", "fedml/cohort/variants/test_broken_genotypes.py",
+    "fedml/tracking/test_mlflow_page.py", "fedml/cohort/test_bad_input.py", "fedml/cohort/variants/test_vcf.py",
+    "experiments/prepare/test_prepare.py", "experiments/report/test_report_page.py", "experiments/runs/test_real_data.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The order in which files are dealt to workers (``pytest -n 2 --dist loadfile --no-loadscope-reorder``); within a file it stays."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    here = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(here).as_posix(), len(places)))
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers of this session: what is made there once is made under a lock (``filelock``)."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(autouse=True)
 def mlflow_forgets() -> Iterator[None]:
     """MLflow keeps the store that it was told last, in this process and in its environment: none of it reaches the next test."""

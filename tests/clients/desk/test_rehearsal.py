@@ -11,7 +11,7 @@ import pytest
 from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.errors import RunError
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import clinical_site, image_site, make_plan, make_study, to_toml, write_bed, write_manifest
 
 

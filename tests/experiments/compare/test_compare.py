@@ -17,7 +17,7 @@ from fedml.experiments.compare.tables import main_table, summarise, where_table
 from fedml.experiments.compare.train import compare, compare_runs
 from fedml.runs.log import EVENTS
 from fedml.study.study import Study
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import clinical_site, make_plan, make_study, to_toml
 from tests.fedml.learning.test_segmentation_run import disc_site
 

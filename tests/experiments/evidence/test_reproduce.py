@@ -15,7 +15,7 @@ from fedml.experiments.evidence.reproduce import Reproduced, reproduce
 from fedml.experiments.evidence.verify import summary, verify
 from fedml.runs.log import STUDY
 from fedml.study.study import parse_study
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import clinical_site, make_study
 from tests.evidence import KEY, finished, private
 

@@ -14,7 +14,7 @@ from fedml.errors import InputError
 from fedml.experiments.models.promote import check_sites, check_sound, promote
 from fedml.experiments.runs.record import read_record
 from fedml.runs.log import EVENTS, read_events
-from tests.command import command
+from tests.command import quick as command
 from tests.tracked import finished
 
 Change = Callable[[list[dict[str, Any]]], object]

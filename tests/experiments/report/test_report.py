@@ -27,7 +27,8 @@ from fedml.experiments.runs.record import Record, read_record
 from fedml.learning.calibration import calibration
 from fedml.learning.intervals import interval
 from fedml.learning.task import add_counts
-from tests.command import command
+from tests import report_runs
+from tests.command import quick as command
 from tests.report_runs import EVIL, EVIL_CLASS, KINDS, Page, parsed
 
 NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
@@ -35,8 +36,8 @@ UNITS = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Record]:
-    return {kind: make(tmp_path_factory.mktemp(kind)) for kind, make in KINDS.items()}
+def records(shared_folder: Path) -> dict[str, Record]:
+    return report_runs.records(shared_folder)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fedml.experiments.report import render
-from tests.report_runs import EVIL, KINDS
+from tests.report_runs import EVIL, KINDS, records
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -61,12 +61,11 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(tmp_path_factory: pytest.TempPathFactory, shared_folder: Path) -> dict[str, Path]:
     out = {}
-    for kind in KINDS:
-        folder = tmp_path_factory.mktemp(kind)
-        out[kind] = folder / "report.html"
-        out[kind].write_text(render(KINDS[kind](folder)), encoding="utf-8")
+    for kind, record in records(shared_folder).items():
+        out[kind] = tmp_path_factory.mktemp(kind) / "report.html"
+        out[kind].write_text(render(record), encoding="utf-8")
     return out
 
 

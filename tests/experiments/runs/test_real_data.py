@@ -25,6 +25,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_heart_is_near_pooled_over_five_seeds(work: Path) -> None:
     words = ("--sites", "heart", "--baselines", "pooled", "--seeds", "0-4", "--json")
     done = command("fedml", "compare", STUDIES / "heart.toml", *words, cwd=work)

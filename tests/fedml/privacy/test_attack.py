@@ -179,7 +179,7 @@ def test_with_the_noise_off_the_audit_finds_much(unit: str, folder: Path) -> Non
     assert lower_bound(np.array(found["scores"]), np.array(found["included"], dtype=bool), 1e-5).epsilon == found["epsilon"]
 
 
-@pytest.mark.parametrize("epsilon", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("epsilon", [pytest.param(1.0, marks=pytest.mark.long), 3.0, pytest.param(8.0, marks=pytest.mark.long)])
 @pytest.mark.parametrize("unit", ["patient", "site"])
 def test_the_claim_holds(unit: str, epsilon: float, folder: Path) -> None:
     study, sites = studies(unit, folder, epsilon=epsilon)
@@ -188,7 +188,7 @@ def test_the_claim_holds(unit: str, epsilon: float, folder: Path) -> None:
     assert found["canaries"] == 100
 
 
-@pytest.mark.parametrize("unit", ["patient", "site"])
+@pytest.mark.parametrize("unit", [pytest.param("patient", marks=pytest.mark.long), "site"])
 def test_noise_that_is_forgotten_is_found_and_said(
     unit: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

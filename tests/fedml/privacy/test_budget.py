@@ -22,7 +22,7 @@ from fedml.privacy.accounting import epsilon, epsilon_gaussian
 from fedml.privacy.releases import training_events
 from fedml.strategies.server import app as server_app
 from fedml.study.study import Study, validate
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import Run, clinical_site, make_plan, to_toml
 
 RANGES = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}

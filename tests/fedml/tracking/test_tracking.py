@@ -17,7 +17,7 @@ from fedml.study.study import Study
 from fedml.tracking import outbox
 from fedml.tracking.deliver import deliver, deliver_owed
 from fedml.tracking.store import store_key
-from tests.command import command
+from tests.command import quick as command
 from tests.tracked import SITES, content, finished
 
 

@@ -36,6 +36,7 @@ def run_it(folder: Path, address: str) -> dict[str, Any]:
     return {**told, "said": done.stderr}
 
 
+@pytest.mark.long
 def test_a_server_that_is_down_gets_the_record_when_it_is_up(folder: Path) -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}"

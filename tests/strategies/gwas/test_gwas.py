@@ -30,7 +30,8 @@ from fedml.strategies.agreement.step import take
 from fedml.study.read import read_study
 from fedml.study.study import Study, for_roster, parse_study
 from fedml.wire.records import Phase
-from tests.command import STUDIES, command
+from tests.command import STUDIES
+from tests.command import quick as command
 from tests.conftest import DATA, write_bed
 from tests.trait import SITES, Pool, Ran, agreed, chosen, copy_site, firth, gates, read_pool, run, study_of, worst
 
@@ -74,7 +75,7 @@ def six(pieces: Path) -> Ran:
     return run(study_of("height", list(PIECES)), pieces, pieces.parent / "six")
 
 
-@pytest.fixture(scope="module", params=["two", "six"])
+@pytest.fixture(scope="module", params=["two", pytest.param("six", marks=pytest.mark.long)])
 def height(request: pytest.FixtureRequest) -> Ran:
     ran: Ran = request.getfixturevalue(request.param)
     return ran
@@ -124,6 +125,7 @@ def test_linear_is_statsmodels_on_pooled_data(height: Ran, pool: Pool, component
     assert set(height.table.method) == {"linear"}
 
 
+@pytest.mark.long
 def test_two_sites_and_six_give_one_table(two: Ran, six: Ran) -> None:
     numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p", "n", "call_rate", "hwe_p"]
     a, b = two.table, six.table.loc[two.table.index]
@@ -141,7 +143,7 @@ def some(pool: Pool) -> list[str]:
     return [pool.rsid[j] for j in (*order[:50], *np.random.default_rng(5).choice(order[50:], 150, replace=False))]
 
 
-@pytest.fixture(scope="module", params=["two", "six"])
+@pytest.fixture(scope="module", params=["two", pytest.param("six", marks=pytest.mark.long)])
 def tall(request: pytest.FixtureRequest, sites: Path, some: list[str]) -> Ran:
     """Tall or not, each of some variants fitted in full."""
     folder, roster = (sites, SITES) if request.param == "two" else (request.getfixturevalue("pieces"), tuple(PIECES))
@@ -366,6 +368,7 @@ def test_persons_without_a_covariate_are_nowhere_in_it(sites: Path, pool: Pool, 
 # --- gates and commands -------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_gates_change_no_byte(two: Ran, sites: Path, tmp_path: Path) -> None:
     study = study_of("height")
     with pytest.raises(RunError, match=Reason.NOT_APPROVED):

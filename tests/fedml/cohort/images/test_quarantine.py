@@ -20,7 +20,7 @@ from fedml.cohort.images.reasons import Unusable
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.sections import ImageShape
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import federate, make_plan, make_study, public_data, to_toml, write_csv, write_manifest, write_picture
 from tests.dicom_files import write_seg, write_series, write_slice
 
