@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.slides.slide import open_slide, otsu, tile_at, tissue_tiles, tissue_tiles_at
@@ -110,6 +111,16 @@ def test_the_same_scale_from_unlike_scanners(tmp_path: Path) -> None:
     assert unknown.mpp is None
     with pytest.raises(ItemError):
         tile_at(unknown, 0, 0, 32, mpp=0.5)
+
+
+def test_a_tile_is_of_the_coarsest_level_that_is_fine_enough(tmp_path: Path) -> None:
+    """Levels of 0.25, 0.5 and 1 micrometre a pixel, each with pixels of its own."""
+    levels = [np.random.default_rng(k).integers(0, 256, (256 >> k, 256 >> k, 3), dtype=np.uint8) for k in range(3)]
+    slide = open_slide(write_slide(tmp_path / "a.tif", levels, mpp=0.25))
+    for k, mpp in enumerate((0.25, 0.5, 1.0)):
+        np.testing.assert_array_equal(tile_at(slide, 0, 0, 32, mpp=mpp), np.moveaxis(levels[k][:32, :32], 2, 0))
+    between = Image.fromarray(levels[1][:48, :48]).resize((32, 32), Image.Resampling.BOX)  # 48 pixels of 0.5 are 32 of 0.75
+    np.testing.assert_array_equal(tile_at(slide, 0, 0, 32, mpp=0.75), np.moveaxis(np.asarray(between), 2, 0))
 
 
 def test_a_camera_s_resolution_is_no_scale(tmp_path: Path) -> None:
