@@ -26,11 +26,20 @@ settings.load_profile("core")
 
 # Files that take longest, from the first: they begin first, so that no worker is left alone with one at the end.
 LONGEST = (
-    "strategies/gwas/test_gwas.py", "fedml/privacy/test_attack.py", "experiments/runs/test_end_to_end.py", "strategies/test_strategies.py",
-    "experiments/evidence/test_evidence.py", "fedml/cohort/variants/test_harm.py", "fedml/cohort/variants/test_broken_genotypes.py",
-    "fedml/tracking/test_mlflow_page.py", "fedml/cohort/test_bad_input.py", "fedml/cohort/variants/test_vcf.py",
-    "experiments/prepare/test_prepare.py", "experiments/report/test_report_page.py", "experiments/runs/test_real_data.py",
-)  # fmt: skip
+    "strategies/gwas/test_gwas.py",
+    "experiments/studies/test_attack.py",
+    "experiments/runs/test_end_to_end.py",
+    "strategies/test_strategies.py",
+    "experiments/evidence/test_evidence.py",
+    "experiments/studies/test_harm.py",
+    "experiments/studies/test_broken_genotypes.py",
+    "experiments/studies/test_mlflow_page.py",
+    "experiments/studies/test_bad_input.py",
+    "fedml/cohort/variants/test_vcf.py",
+    "experiments/prepare/test_prepare.py",
+    "experiments/report/test_report_page.py",
+    "experiments/runs/test_real_data.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

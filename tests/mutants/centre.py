@@ -53,11 +53,11 @@ MUTANTS: Mutants = {
     ),
     "a run that is recorded in part is not owed": (
         [("fedml/tracking/outbox.py", '.get("events_bytes") != size', '.get("events_bytes") is None')],
-        "fedml/tracking/test_tracking.py::test_pending_delivers_what_was_to_be_recorded_and_nothing_else",
+        "experiments/studies/test_tracking.py::test_pending_delivers_what_was_to_be_recorded_and_nothing_else",
     ),
     "two processes record a run at a time": (
         [("fedml/tracking/outbox.py", "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_SH | fcntl.LOCK_NB")],
-        "fedml/tracking/test_tracking.py::test_a_run_is_recorded_by_one_process_at_a_time",
+        "experiments/studies/test_tracking.py::test_a_run_is_recorded_by_one_process_at_a_time",
     ),
     "the study's hash follows the order of its keys": (
         [

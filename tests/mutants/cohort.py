@@ -7,23 +7,23 @@ from tests.mutants.mutant import Mutants
 MUTANTS: Mutants = {
     "subtraction of nested groups not looked for": (
         [("fedml/cohort/groups.py", "        while any(", "        while False and any(")],
-        "fedml/cohort/test_groups.py::test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand",
+        "experiments/studies/test_groups.py::test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand",
     ),
     "subtraction from all persons forgets those in no group": (
         [("fedml/cohort/groups.py", "len(rows), min_count)", "int(sizes.sum()), min_count)")],
-        "fedml/cohort/test_groups.py::test_a_group_is_hidden_if_too_few_persons_are_in_no_group",
+        "experiments/studies/test_groups.py::test_a_group_is_hidden_if_too_few_persons_are_in_no_group",
     ),
     "a person's part by the other byte order": (
         [("fedml/cohort/table.py", 'int.from_bytes(digest, "big")', 'int.from_bytes(digest, "little")')],
-        "fedml/cohort/test_table.py::test_the_parts_of_known_persons_never_change",
+        "clients/site/test_table.py::test_the_parts_of_known_persons_never_change",
     ),
     "a person's part without the key": (
         [("fedml/cohort/table.py", "key=hashlib.sha256(key.encode()).digest()", 'key=b""')],
-        "fedml/cohort/test_table.py::test_another_key_is_another_independent_split",
+        "clients/site/test_table.py::test_another_key_is_another_independent_split",
     ),
     "codes of missing values read as numbers": (
         [("fedml/cohort/clinical.py", "if name in spec.missing:", "if False:")],
-        "fedml/cohort/test_table.py",
+        "clients/site/test_table.py",
     ),
     "labels of a mask interpolated": (
         [("fedml/cohort/images/transforms.py", "pixdim=spec.spacing_mm, mode=mode", 'pixdim=spec.spacing_mm, mode="bilinear"')],
@@ -31,11 +31,11 @@ MUTANTS: Mutants = {
     ),
     "spacing not turned with the axes": (
         [("fedml/cohort/images/transforms.py", "for direction in after]", "for direction in before]")],
-        "fedml/cohort/images/test_quarantine.py::test_orientation_alone_turns_the_spacing_with_the_axes",
+        "experiments/studies/test_quarantine.py::test_orientation_alone_turns_the_spacing_with_the_axes",
     ),
     "a percentile of too few voxels": (
         [("fedml/cohort/images/histograms.py", "percent / 100 * ", "percent / 110 * ")],
-        "fedml/cohort/images/test_percentiles.py::test_a_percentile_is_that_of_the_voxels_within_a_bin",
+        "experiments/studies/test_percentiles.py::test_a_percentile_is_that_of_the_voxels_within_a_bin",
     ),
     "signed rescaled MONOCHROME1 films inverted over the unsigned range": (
         [("fedml/cohort/dicom/series.py", "2.0 ** (bits - 1) - 1) if signed else", "2.0 ** (bits - 1) - 1) if False else")],

@@ -29,7 +29,7 @@ MUTANTS: Mutants = {
     ),
     "statistics of all parts": (
         [("fedml/learning/statistics.py", '    rows = cohort.rows("train")\n', "    rows = np.arange(len(cohort))\n")],
-        "fedml/models/test_models.py::test_sums_never_look_at_other_parts",
+        "fedml/learning/test_models.py::test_sums_never_look_at_other_parts",
     ),
     "a standard deviation by n - 1": (
         [
@@ -39,11 +39,11 @@ MUTANTS: Mutants = {
                 "(squares - count * mean**2) / np.maximum(count - 1, 1)",
             )
         ],
-        "fedml/models/test_models.py::test_sums_over_unequal_sites_give_the_moments_of_the_pooled_training_persons",
+        "fedml/learning/test_models.py::test_sums_over_unequal_sites_give_the_moments_of_the_pooled_training_persons",
     ),
     "Wilson's limits without their correction": (
         [("fedml/learning/intervals.py", "k * (n - k) / n + z2 / 4", "k * (n - k) / n")],
-        "fedml/learning/test_intervals.py::test_wilson_equals_statsmodels",
+        "fedml/privacy/test_intervals.py::test_wilson_equals_statsmodels",
     ),
     "a bootstrap over sites pooled": (
         [
@@ -53,7 +53,7 @@ MUTANTS: Mutants = {
                 "rng.poisson(table[cell], size=(rows, len(cell)))",
             )
         ],
-        "fedml/learning/test_intervals.py::test_every_draw_keeps_each_sites_number_and_only_what_was_seen",
+        "fedml/privacy/test_intervals.py::test_every_draw_keeps_each_sites_number_and_only_what_was_seen",
     ),
     "the other class of two not mirrored": (
         [("fedml/learning/calibration.py", "histogram[0][::-1, ::-1]", "histogram[0][::-1]")],
@@ -77,6 +77,6 @@ MUTANTS: Mutants = {
     ),
     "the mean of a person's images over all images": (
         [("fedml/models/fusion.py", "/ count * present", "/ count.max() * present")],
-        "fedml/models/test_models.py::test_a_person_with_several_images_has_the_mean_of_their_features",
+        "fedml/learning/test_models.py::test_a_person_with_several_images_has_the_mean_of_their_features",
     ),
 }

@@ -13,7 +13,7 @@ MUTANTS: Mutants = {
     ),
     "noise left out (site)": (
         [("strategies/algorithms/private.py", SITE_NOISE, "value.float()")],
-        "fedml/privacy/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
+        "strategies/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
     ),
     "noise divided by 10 (patient)": (
         [("fedml/privacy/dpsgd.py", PATIENT_NOISE, "add_gaussian(value, std / 10, entropy=entropy)")],
@@ -21,7 +21,7 @@ MUTANTS: Mutants = {
     ),
     "noise divided by 10 (site)": (
         [("strategies/algorithms/private.py", SITE_NOISE, "add_gaussian(value, self.z * self.norm / 10)")],
-        "fedml/privacy/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
+        "strategies/test_private.py::test_the_noise_on_the_released_mean_is_z_c_over_n",
     ),
     "each image clipped instead of each person": (
         [
@@ -50,7 +50,7 @@ MUTANTS: Mutants = {
             ("strategies/algorithms/averaging.py", 'weight = 1.0 if self.weighting == "equal" else float(', "weight = float("),
             ("strategies/algorithms/private.py", "alpha=factor)", "alpha=factor * weight)"),
         ],
-        "fedml/privacy/test_private.py::test_the_mean_is_over_the_roster_and_the_sizes_do_not_count",
+        "strategies/test_private.py::test_the_mean_is_over_the_roster_and_the_sizes_do_not_count",
     ),
     "buffers not clipped (site)": (
         [
@@ -60,7 +60,7 @@ MUTANTS: Mutants = {
                 "sum(float((u * u).sum()) for k, u in update.items() if 'running' not in k)",
             )
         ],
-        "fedml/privacy/test_private.py::test_a_buffer_is_clipped_like_any_array",
+        "strategies/test_private.py::test_a_buffer_is_clipped_like_any_array",
     ),
     "buffers released as they are (patient)": (
         [("fedml/privacy/dpsgd.py", "    refuse_shared_statistics(model)\n", "")],
@@ -85,15 +85,15 @@ MUTANTS: Mutants = {
     ),
     "noise with a constant seed (site)": (
         [("fedml/privacy/noise.py", "entropy: Entropy = os.urandom", "entropy: Entropy = lambda n: np.random.default_rng(7).bytes(n)")],
-        "fedml/privacy/test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
+        "strategies/test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
     ),
     "noise of private metrics 18 % too small": (
         [("fedml/privacy/counts.py", "_BRIER_BOUND**2", "_BRIER_BOUND")],
-        "fedml/privacy/test_patient.py::test_private_metrics_are_noised_and_counted",
+        "experiments/studies/test_patient.py::test_private_metrics_are_noised_and_counted",
     ),
     "noise of private metrics without their sensitivity": (
         [("fedml/privacy/counts.py", "metrics_multiplier(study) * sensitivity(classes)", "metrics_multiplier(study)")],
-        "fedml/privacy/test_patient.py::test_private_metrics_are_noised_and_counted",
+        "experiments/studies/test_patient.py::test_private_metrics_are_noised_and_counted",
     ),
     "noise on no grid": (
         [("fedml/privacy/noise.py", "(part / step).round_().mul_(step)", "part")],
@@ -101,7 +101,7 @@ MUTANTS: Mutants = {
     ),
     "a gradient that is not finite is summed": (
         [("fedml/privacy/persongrad.py", "else ~torch.isfinite(norms)", "else torch.zeros_like(norms, dtype=torch.bool)")],
-        "fedml/cohort/scores/test_genes.py::test_a_person_with_a_gradient_that_is_not_finite_adds_nothing",
+        "fedml/privacy/test_genes.py::test_a_person_with_a_gradient_that_is_not_finite_adds_nothing",
     ),
     "small gradients scaled up to the clipping norm": (
         [("fedml/privacy/persongrad.py", "norms.clamp_min(clipping_norm)", "norms.clamp_min(1e-12)")],
@@ -117,10 +117,10 @@ MUTANTS: Mutants = {
     ),
     "the last evaluation not counted": (
         [("fedml/privacy/releases.py", "EVALUATIONS_AT_END = 1", "EVALUATIONS_AT_END = 0")],
-        "fedml/privacy/test_patient.py::test_private_metrics_are_noised_and_counted",
+        "experiments/studies/test_patient.py::test_private_metrics_are_noised_and_counted",
     ),
     "the divisor is all persons": (
         [("fedml/privacy/releases.py", "Sampling(rate, float(expected),", "Sampling(rate, float(persons),")],
-        "fedml/privacy/test_patient.py::test_rate_and_divisor_follow_from_the_study_not_from_who_is_there",
+        "experiments/studies/test_patient.py::test_rate_and_divisor_follow_from_the_study_not_from_who_is_there",
     ),
 }

@@ -35,7 +35,7 @@ MUTANTS: Mutants = {
     ),
     "metrics of few persons leave a private study": (
         [("clients/gate/gate.py", 'if any(key.endswith("/persons") and ', "if any(False and ")],
-        "fedml/privacy/test_budget.py::test_exact_metrics_of_too_few_do_not_leave_a_private_study_either",
+        "experiments/studies/test_budget.py::test_exact_metrics_of_too_few_do_not_leave_a_private_study_either",
     ),
     "the journal's digest does not cover the records": (
         [("clients/gate/journal.py", 'if k != "digest"}', 'if k not in ("digest", "records")}')],
@@ -77,7 +77,7 @@ MUTANTS: Mutants = {
     ),
     "a fine histogram of a subgroup passes": (
         [("fedml/contract/replies.py", 'if label and name == "histogram" and', "if False and")],
-        "fedml/cohort/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
+        "experiments/studies/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
     ),
     "few set aside are told to the person": (
         [("fedml/contract/disclosure.py", "(counts > 0) & (counts < min_count)", "(counts < 0)")],
@@ -91,6 +91,6 @@ MUTANTS: Mutants = {
                 '            content = execute(asked, message.content)\n            self._charge(asked, told["run"])\n',
             )
         ],
-        "fedml/privacy/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
+        "experiments/studies/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
     ),
 }

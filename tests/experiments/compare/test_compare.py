@@ -19,7 +19,7 @@ from fedml.runs.log import EVENTS
 from fedml.study.study import Study
 from tests.command import quick as command
 from tests.conftest import clinical_site, make_plan, make_study, to_toml
-from tests.fedml.learning.test_segmentation_run import disc_site
+from tests.experiments.studies.test_segmentation_run import disc_site
 
 QUIET = Console(quiet=True)
 PLAN = {"federation__rounds": 2, "cohort__split": {"train": 0.5, "val": 0.0, "test": 0.5}, "training__lr": 0.05}

@@ -18,7 +18,7 @@ from fedml.pictures import COLOURS
 from fedml.study.study import Study
 from fedml.synthetic.synthetic import write_synthetic
 from tests.conftest import clinical_site, image_site, make_study, to_toml
-from tests.fedml.learning.test_segmentation_run import disc_site
+from tests.experiments.studies.test_segmentation_run import disc_site
 
 
 def declare(manifest: Path) -> None:

@@ -27,10 +27,9 @@ from fedml.models.layout import Layout
 from fedml.privacy.dpsgd import PrivateSteps, clipped_sum, noisy_mean, person_losses, poisson_rows, private_train
 from fedml.privacy.noise import GRID_BITS, add_gaussian, secure_gaussian
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
-from fedml.strategies.algorithms.fedprox import proximal_hook
 from fedml.study.sections import ImageNetwork
 from tests.conftest import make_study
-from tests.fedml.models.test_models import ALL, CLINICAL, LAYOUT
+from tests.fedml.learning.test_models import ALL, CLINICAL, LAYOUT
 
 Sum = dict[str, torch.Tensor]
 WITHIN = 1 + 1e-5
@@ -456,17 +455,6 @@ def test_torchs_generator_and_the_callers_seed_are_left_alone() -> None:
     state = torch.get_rng_state()
     private_train(model, cohort, study.training, make_task(study), steps(steps=2))
     assert torch.equal(torch.get_rng_state(), state)
-
-
-def test_the_proximal_term_is_added_after_the_noise() -> None:
-    model, cohort, study = wide(20, 3000)
-    quiet = steps(rate=1e-18, clipping_norm=1e-6, noise_multiplier=1e-3)
-    anchor = dict(build_model(study, Layout(variants=3000)).named_parameters())
-    for p in anchor.values():
-        p.data.zero_()
-    start = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
-    gone = released(model, cohort, study, quiet, hooks=[proximal_hook(0.5, anchor)])
-    np.testing.assert_allclose(gone, 0.5 * start, atol=1e-7)
 
 
 def test_weights_that_left_the_numbers_are_an_error() -> None:

@@ -264,7 +264,7 @@ def test_workers_and_closing(biopsy: Path) -> None:
 @pytest.mark.long
 def test_a_slide_of_ten_thousand_million_pixels_takes_little_memory(tmp_path: Path) -> None:
     """100,000 x 100,000 pixels, three levels, few tiles that are not empty: opened, looked over and read below 2 GB."""
-    from fedml.experiments.bench.timing import run_process
+    from tests.measured import run_process
 
     size = huge_slide(tmp_path / "a.tif")
     script = (

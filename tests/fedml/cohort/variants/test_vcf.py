@@ -564,7 +564,7 @@ def test_an_allele_that_a_bcf_record_lacks_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("rich", [False, True])
 def test_memory_stays_under_the_budget_whatever_the_size(tmp_path: Path, rich: bool) -> None:
-    from fedml.experiments.bench.vcf_stream import read_alone, repeat
+    from tests.measured import read_alone, repeat
 
     path = tmp_path / "c.vcf.gz"
     peaks = []

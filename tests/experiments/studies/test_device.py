@@ -21,7 +21,7 @@ from fedml.models.layout import make_layout
 from fedml.seeds import torch_seed
 from fedml.study.study import Study, validate
 from tests.conftest import clinical_site, federate, image_site, make_plan, make_study
-from tests.fedml.cohort.test_cached_cohort import segmentation, volume_site
+from tests.experiments.studies.test_cached_cohort import segmentation, volume_site
 
 CPU = torch.device("cpu")
 accelerator = pytest.mark.skipif(not torch.accelerator.is_available(), reason="this machine has no accelerator")

@@ -26,7 +26,7 @@ from fedml.errors import InputError, Reason, RunError, SiteError
 from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, CONFIG, FLIPS, HISTOGRAM, IMAGE_SHAPE, PANEL, PERSONS, VOXELS, WINDOW, Phase, pack
 from tests.conftest import federate, image_site, make_study, pooled
-from tests.fedml.cohort.test_cached_cohort import NETWORK, SIZE, reads, volume_site
+from tests.experiments.studies.test_cached_cohort import NETWORK, SIZE, reads, volume_site
 
 __all__ = ["reads"]
 SHAPE = {"size": list(SIZE), "orientation": "RAS", "percentiles": [2, 95]}

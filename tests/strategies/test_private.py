@@ -16,14 +16,18 @@ from scipy import stats
 
 from fedml.errors import InputError
 from fedml.flower.grid import InProcessGrid
+from fedml.models.fusion import build_model
+from fedml.models.layout import Layout
 from fedml.privacy.accounting import epsilon_gaussian
 from fedml.privacy.releases import claims
 from fedml.strategies.algorithms.averaging import Arrays, Averaging
+from fedml.strategies.algorithms.fedprox import proximal_hook
 from fedml.strategies.algorithms.private import CLIPPING, ClippedSum, quantile_noise
 from fedml.strategies.algorithms.registry import STRATEGIES, make_strategy
 from fedml.study.study import Study
 from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, pack
 from tests.conftest import clinical_site, federate, make_study
+from tests.fedml.privacy.test_dpsgd import released, steps, wide
 
 RANGES = {"x1": [-5, 10], "x2": [-8, 6], "x3": [0, 200]}
 
@@ -186,3 +190,14 @@ def test_a_buffer_is_clipped_like_any_array() -> None:
     made = ClippedSum(current, 3, 1.0, 1.0)
     made.add({"w": torch.full((3,), 0.1), "norm.running_mean": torch.full((3,), 500.0)}, 1.0)
     assert math.sqrt(sum(float((v**2).sum()) for v in made.total.values())) <= 1.0 + 1e-9
+
+
+def test_the_proximal_term_is_added_after_the_noise() -> None:
+    model, cohort, study = wide(20, 3000)
+    quiet = steps(rate=1e-18, clipping_norm=1e-6, noise_multiplier=1e-3)
+    anchor = dict(build_model(study, Layout(variants=3000)).named_parameters())
+    for p in anchor.values():
+        p.data.zero_()
+    start = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
+    gone = released(model, cohort, study, quiet, hooks=[proximal_hook(0.5, anchor)])
+    np.testing.assert_allclose(gone, 0.5 * start, atol=1e-7)

@@ -297,7 +297,7 @@ def test_a_stated_shape_alone_prepares_nothing() -> None:
 @pytest.mark.parametrize("window", [{"window": [0.0, 200.0]}, {"percentiles": [1.0, 99.0]}])
 def test_the_digest_of_the_data_sees_a_mask_that_changes(tmp_path: Path, window: dict[str, list[float]]) -> None:
     """Also where only histograms are read before the sites have agreed on a window."""
-    from tests.fedml.learning.test_segmentation_run import disc_site
+    from tests.experiments.studies.test_segmentation_run import disc_site
 
     image = {"size": [16, 16], "crop": True, **window}
     study = make_study(("image",), sites=("a",), cohort__classes=[0, 1, 2], model__task="segmentation", cohort__image=image)
