@@ -118,7 +118,7 @@ def test_voxels_that_are_all_alike_end_the_run_with_a_sentence(tmp_path: Path) -
     for path in tmp_path.glob("*/images/*/*.nii.gz"):
         volume = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(np.full(volume.shape, 1e9, np.float32), volume.affine), path)
-    with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*state a window"):
+    with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*set window = "):
         federate(counted_study(cohort__image={**SHAPE, "percentiles": [50, 50.0000001]}), manifests, tmp_path / "run")
 
 
