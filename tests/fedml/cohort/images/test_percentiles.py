@@ -97,7 +97,7 @@ def test_a_window_that_is_not_agreed_on_is_no_image(tmp_path: Path) -> None:
     cohort = read_cohort(site, study)
     assert cohort.images is not None
     assert (cohort.images.shape, len(cohort.images.pixels)) == ((1, *SIZE), 12)
-    with pytest.raises(ValueError, match="not agreed on"):
+    with pytest.raises(ValueError, match="not agreed yet"):
         cohort.batch([0])
     ready = read_cohort(site, study, (0.0, 100.0))
     assert (ready.ids, ready.parts.tolist()) == (cohort.ids, cohort.parts.tolist())
