@@ -489,7 +489,7 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_no_file(tmp_path: Path
     def said(file: Path, *words: object, out: str = "out.csv") -> subprocess.CompletedProcess[str]:
         return command("fedml-site", "score", file.name, "--out", out, *words, cwd=tmp_path)
 
-    refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "its positions are those of GRCh37")
+    refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "the positions are of GRCh37")
     refused(said(few, "--site", site), "few.txt: 1 of its 4 weights match a variant of ")
     refused(said(good, "--site", site, out="nowhere/out.csv"), "nowhere/out.csv: cannot be written (No such file or directory)")
     bare = write_manifest(tmp_path / "bare", "bare", clinical='{ path = "clinical.csv" }')
