@@ -89,8 +89,8 @@ def test_genes_of_one_biotype(tmp_path: Path) -> None:
         ("a.gtf", b"chr1 x gene 1 2 . + . .\n", "line 1: has 1 columns, GFF3 and GTF have nine"),
         ("a.gff3", b"1\tx\tgene\t9\t2\t.\t+\t.\tID=g\n", "line 1: .* is no interval"),
         ("a.gff3", b"1\tx\tgene\t1\t2\t.\t+\t.\tNote=g\n", "line 1: .* is no interval with a name"),
-        ("a.gtf.gz", gzip.compress(GTF.encode())[:-9], "is damaged or cut short"),
-        ("a.bed.gz", b"\x1f\x8bnothing", "is damaged or cut short"),
+        ("a.gtf.gz", gzip.compress(GTF.encode())[:-9], "is damaged or truncated"),
+        ("a.bed.gz", b"\x1f\x8bnothing", "is damaged or truncated"),
         ("a.bed", b"chr1\t5\t10\t\xff\n", "is not UTF-8 text"),
     ],
 )
