@@ -125,10 +125,10 @@ def test_a_column_that_nobody_has_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("evaluation", "told_so"),
     [
-        ({"bands": {"age": [60, 50]}}, "must rise"),
-        ({"subgroups": {"sex": [0, 0.0]}}, "one is there twice"),
+        ({"bands": {"age": [60, 50]}}, "must be ascending"),
+        ({"subgroups": {"sex": [0, 0.0]}}, "a label occurs twice"),
         ({"subgroups": {"sex": [0]}, "bands": {"sex": [1]}}, "in subgroups and in bands"),
-        ({"subgroups": {"town": ["São Paulo"]}}, "letters, digits"),
+        ({"subgroups": {"town": ["São Paulo"]}}, "has other characters"),
     ],
 )
 def test_impossible_groups_are_refused(evaluation: dict[str, object], told_so: str) -> None:

@@ -210,7 +210,7 @@ def test_genes_that_cannot_be_used_are_one_sentence(tmp_path: Path, bed: str | N
 def test_commands_refuse_bad_genes_in_one_sentence(tmp_path: Path) -> None:
     study_file(tmp_path, model__variants=GENES)
     (tmp_path / "genes.bed").write_text("chr21\t5\n")
-    sentence = "genes.bed, line 1: has 2 columns, a BED line at least three"
+    sentence = "genes.bed, line 1: has 2 columns, a BED line has at least three"
     refused(command("fedml", "check", "study.toml", cwd=tmp_path), sentence)
     refused(command("fedml-site", "approve", "study.toml", "--yes", cwd=tmp_path), sentence)
 
