@@ -171,8 +171,8 @@ def clipped_gradient_sum(
         dropped = None if bool(torch.isfinite(norms).all()) else ~torch.isfinite(norms)
         total: dict[str, torch.Tensor] = {}
         for name, flat, group in found.kept:
-            scale, gone = _share(group, factor, dropped)
-            part = scale.to(flat.dtype) @ (flat if gone is None else flat.masked_fill(gone[:, None], 0.0))
+            scale, excluded = _share(group, factor, dropped)
+            part = scale.to(flat.dtype) @ (flat if excluded is None else flat.masked_fill(excluded[:, None], 0.0))
             _put(total, name, part.view_as(trainable[name]))
         for item in found.later:
             _put(total, item.name, _weighted_sum(item, *_share(item.group, factor, dropped)))
@@ -387,12 +387,12 @@ def _share(group: _Group, factor: torch.Tensor, dropped: torch.Tensor | None) ->
     return factor[group.persons], None if dropped is None else dropped[group.persons]
 
 
-def _weighted_sum(item: _Later, scale: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
+def _weighted_sum(item: _Later, scale: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
     """The sum over rows of gradient x the person's ``scale``, in the weight's shape."""
     x, g, each = item.x, item.g, item.group.each
     scale = scale if each == 1 else scale.repeat_interleave(each)
-    if gone is not None:
-        rows = ~(gone if each == 1 else gone.repeat_interleave(each))
+    if excluded is not None:
+        rows = ~(excluded if each == 1 else excluded.repeat_interleave(each))
         x, g, scale = x[rows], g[rows], scale[rows]
     g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64, because a large gradient is multiplied by a small factor
     if isinstance(item.layer, GeneLayer):

@@ -23,7 +23,7 @@ _BLOCK = 50_000  # variants per message
 Counts = dict[str, npt.NDArray[np.int64]]
 
 
-def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
+def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
     """``agreed`` with the panel. Calls ``tell`` with the table of checks, also if a check fails.
 
     Raises:
@@ -31,7 +31,7 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     """
     files = {
         site: SiteFile(from_text(d[PANEL].tobytes()), d[BUILD].tobytes().decode(), d[NOTES].tolist(), bool(d[CHECKED][0]))
-        for site, d in seen.items()
+        for site, d in descriptions.items()
         if PANEL in d
     }
     if not files:
@@ -53,7 +53,7 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     settled, kept = settle(draft, counts)
     failed: dict[str, int] = {}
     if counts is not None:
-        counts = turned(counts, draft.flips, settled.flips, kept)
+        counts = reoriented(counts, draft.flips, settled.flips, kept)
         keep, failed = quality(np.sum([np.where(c < 0, 0, c) for c in counts.values()], axis=0), spec)
         checks += counts_checks(counts, failed)
         if spec.counted or study.gwas is not None:
@@ -87,7 +87,7 @@ def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
     return {site: np.concatenate(blocks, axis=1) for site, blocks in parts.items()}
 
 
-def turned(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
+def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
     """Counts of the draft's variants converted to the settled panel: where a site's orientation changed, rows 0 and 2 are exchanged."""
     out = {}
     for site, table in counts.items():

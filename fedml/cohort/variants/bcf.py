@@ -98,14 +98,14 @@ def _after(skip: int, start: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 def _frames(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Iterator[tuple[bytes, list[int]]]:
     """Runs of complete records, about ``size`` bytes each, and the offsets of the records in each run."""
-    held: list[bytes] = []
+    buffer: list[bytes] = []
     have, need, count = 0, size, 0
     for piece in itertools.chain(pieces, [b""]):
-        held.append(piece)
+        buffer.append(piece)
         have += len(piece)
         if piece and have < need:
             continue
-        data = b"".join(held)
+        data = b"".join(buffer)
         offsets: list[int] = []
         at, need = 0, size
         while at + 8 <= len(data):
@@ -123,8 +123,8 @@ def _frames(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Ite
         if offsets:
             count += len(offsets)
             yield data, offsets
-        held = [data[at:]]
-        have = len(held[0])
+        buffer = [data[at:]]
+        have = len(buffer[0])
     if have:
         raise InputError(f"{path}: is truncated within its last record; copy the file again.")
 

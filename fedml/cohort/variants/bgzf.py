@@ -54,19 +54,19 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
         return
     with path.open("rb") as file:
         file.seek(start >> 16)
-        held, at, end, skip = b"", 0, False, start & 0xFFFF
+        buffer, at, end, skip = b"", 0, False, start & 0xFFFF
         while True:
-            size = _block_size(held, at)
-            if size is None or at + size > len(held):
+            size = _block_size(buffer, at)
+            if size is None or at + size > len(buffer):
                 more = file.read(_READ)
                 if not more:
                     break
-                held, at = held[at:] + more, 0
+                buffer, at = buffer[at:] + more, 0
                 continue
-            if size <= _HEAD or held[at : at + 4] != _EMPTY[:4] or held[at + 12 : at + 14] != b"BC":
+            if size <= _HEAD or buffer[at : at + 4] != _EMPTY[:4] or buffer[at + 12 : at + 14] != b"BC":
                 raise InputError(f"{path}: is damaged, no bgzip block begins where the previous block ends; copy the file again.")
             try:
-                piece = zlib.decompress(held[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
+                piece = zlib.decompress(buffer[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
             except zlib.error as error:
                 what = "is damaged, a bgzip block does not decompress or fails its checksum"
                 raise InputError(f"{path}: {what}; copy the file again.") from error
@@ -74,13 +74,13 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
             if piece:
                 yield piece[skip:]
             skip = 0
-        if at != len(held) or not end:
+        if at != len(buffer) or not end:
             raise InputError(f"{path}: is truncated in the middle of a bgzip block; copy the file again.")
 
 
-def _block_size(held: bytes, at: int) -> int | None:
-    """Length in bytes of the block that begins at ``at``; None if ``held`` ends before the block's length field."""
-    return None if len(held) - at < _HEAD else int.from_bytes(held[at + 16 : at + 18], "little") + 1
+def _block_size(buffer: bytes, at: int) -> int | None:
+    """Length in bytes of the block that begins at ``at``; None if ``buffer`` ends before the block's length field."""
+    return None if len(buffer) - at < _HEAD else int.from_bytes(buffer[at + 16 : at + 18], "little") + 1
 
 
 def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Iterator[bytes]:

@@ -219,7 +219,7 @@ def _reference(path: Path) -> Callable[[str, int, int], str]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as FASTA with its index ({error}); rebuild the index (samtools faidx {path}).") from error
     names = {canonical_contig(name): name for name in fasta.references}
-    held: dict[str, str] = {}  # one contig at a time, because variant files are sorted by contig and the longest contig takes 250 MB
+    loaded: dict[str, str] = {}  # one contig at a time, because variant files are sorted by contig and the longest contig takes 250 MB
 
     def whole(name: str) -> str:
         try:
@@ -231,9 +231,9 @@ def _reference(path: Path) -> Callable[[str, int, int], str]:
         return letters
 
     def bases(contig: str, position: int, count: int) -> str:
-        if contig not in held:
-            held.clear()
-            held[contig] = whole(names[contig]) if contig in names else ""
-        return held[contig][position - 1 : position - 1 + count]
+        if contig not in loaded:
+            loaded.clear()
+            loaded[contig] = whole(names[contig]) if contig in names else ""
+        return loaded[contig][position - 1 : position - 1 + count]
 
     return bases

@@ -85,20 +85,20 @@ class VcfSource(Source):
         """Lines whose POS lies in the spans, found through the index, in runs of about ``size`` bytes."""
         with _tabix(self.path) as index:
             try:
-                held: list[bytes] = []
+                buffer: list[bytes] = []
                 length = 0
                 for contig in index.contigs:
                     for first, last in spans.get(canonical_contig(contig), ()):
                         for line in index.fetch(contig, first - 1, None if last >= TO_THE_END else last):
                             if not first <= int(line.split("\t", 2)[1]) <= last:
                                 continue  # begins before the span and overlaps it: it could be returned for two spans
-                            held.append(line.encode("latin-1"))
+                            buffer.append(line.encode("latin-1"))
                             length += len(line)
                             if length >= size:
-                                yield b"\n".join([*held, b""])
-                                held, length = [], 0
-                if held:
-                    yield b"\n".join([*held, b""])
+                                yield b"\n".join([*buffer, b""])
+                                buffer, length = [], 0
+                if buffer:
+                    yield b"\n".join([*buffer, b""])
             except (OSError, ValueError) as error:
                 what = f"is damaged, or its index belongs to another file ({error})"
                 raise InputError(f"{self.path}: {what}; copy the file again and index it (bcftools index).") from error
