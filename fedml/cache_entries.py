@@ -1,15 +1,16 @@
-"""Entries of a cache on disk: made beside their place under a lock, published by one rename, put away when they are old.
+"""Entries of a cache on disk: written to a temporary folder under a lock, published by one rename, evicted when old.
 
     with writing():
         folder.mkdir(parents=True, exist_ok=True)
-    clean(folder)                                     # what the dead left
+    clean(folder)                                     # removes partial entries of killed processes
     digests = content_digests(folder, files, print)   # part of an entry's key
     with locked(place.with_suffix(".lock"), print):
-        ...                                           # make the folder place.with_suffix(".partial")
+        ...                                           # write the folder place.with_suffix(".partial")
         publish(partial, place)
         evict(folder, place)
 
-An entry is a folder ``<source>-<key>`` with a ``meta.json``; genotypes (``cache.py``) and images (``image_cache.py``) are kept so.
+An entry is a folder ``<source>-<key>`` with a ``meta.json``. Used for genotypes (``cohort/variants/cache.py``) and images
+(``cohort/images/cache.py``).
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from pathlib import Path
 
 from fedml.errors import InputError
 
-KEPT = 2  # entries of one source; the one used longest ago goes first
-SMALL = 256 * 2**20  # bytes: an entry up to here is checked by its SHA-256 at every start
-SETTLED = 2.0  # seconds: a file changed later than this before it was read may change again without another time stamp
+KEPT = 2  # entries per source; the least recently used entry is removed first
+SMALL = 256 * 2**20  # bytes; the SHA-256 of an entry up to this size is checked at every start
+SETTLED = 2.0  # seconds; a file modified more recently than this may change again with the same time stamp
 Say = Callable[[str], None]
 
 
 class Unwritable(Exception):
-    """The cache's folder cannot be written, after ``size`` bytes of an entry had been read."""
+    """The cache folder cannot be written; ``size``: bytes of the entry so far."""
 
     def __init__(self, error: OSError, size: int = 0) -> None:
         super().__init__(error.strerror or str(error))
@@ -41,16 +42,16 @@ class Unwritable(Exception):
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Size, times of change and inode: equal as long as the file is the same."""
+    """Size, modification and change times and inode: equal as long as the file does not change."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def content_digests(folder: Path, paths: Sequence[Path], say: Say) -> dict[Path, tuple[str, list[int]]]:
-    """SHA-256 and stamp (size, times of change, inode) of each file; ``digests.json`` in ``folder`` remembers what was read before.
+    """SHA-256 and stamp (``stamp_of``) of each file; ``digests.json`` in ``folder`` caches the digests by stamp.
 
     Raises:
-        InputError: a file cannot be read, or changes while it is.
+        InputError: a file cannot be read, or changes while it is read.
     """
     store = folder / "digests.json"
     try:
@@ -64,14 +65,14 @@ def content_digests(folder: Path, paths: Sequence[Path], say: Say) -> dict[Path,
             sha256, before = known.get(str(path), ("", []))
             if before != stamp:
                 if stamp[0] > 2**30:
-                    say(f"{path.name}: reading {stamp[0] / 2**30:.1f} GB to see whether it is in the cache")
+                    say(f"{path.name}: reading {stamp[0] / 2**30:.1f} GB to check whether it is in the cache")
                 sha256 = file_sha256(path)
                 if stamp_of(path) != stamp:
-                    raise InputError(f"{path}: changed while it was read; start again when it is whole.")
+                    raise InputError(f"{path}: changed while it was read; start again when the file is complete.")
                 if began - max(stamp[1], stamp[2]) / 1e9 > SETTLED:
                     known[str(path)], fresh = (sha256, stamp), True
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); correct its path in site.toml.") from error
+            raise InputError(f"{path}: cannot be read ({error.strerror}); correct the path in site.toml.") from error
         out[path] = sha256, stamp
     if fresh:
         new = store.with_suffix(f".{os.getpid()}")
@@ -79,12 +80,12 @@ def content_digests(folder: Path, paths: Sequence[Path], say: Say) -> dict[Path,
             new.write_text(json.dumps({name: value for name, value in known.items() if Path(name).exists()}, indent=1))
             os.replace(new, store)
         with suppress(OSError):
-            new.unlink()  # if it could not be written or renamed
+            new.unlink()  # only present if writing or renaming failed
     return out
 
 
 def evict(folder: Path, newest: Path) -> None:
-    """Removes the source's entries beyond ``KEPT``. A process that has one mapped keeps it until it ends."""
+    """Removes the least recently used entries of a source beyond ``KEPT``. A process that has mapped an entry can read it until it ends."""
 
     def used(place: Path) -> int:
         try:
@@ -95,32 +96,32 @@ def evict(folder: Path, newest: Path) -> None:
     others = [p for p in folder.glob(f"{newest.name.split('-')[0]}-*") if p != newest and not p.suffix]
     for place in sorted(others, key=used, reverse=True)[KEPT - 1 :]:
         with suppress(OSError):
-            (place / "meta.json").unlink()  # first: without it what is left is no entry
+            (place / "meta.json").unlink()  # first, because a folder without it is not an entry
         shutil.rmtree(place, ignore_errors=True)
 
 
 def sha256_of(data: str | bytes) -> str:
-    """Hexadecimal; text as UTF-8."""
+    """SHA-256, hexadecimal; text is encoded as UTF-8."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def writing(size: int = 0) -> Iterator[None]:
-    """Inside, an ``OSError`` is the folder's, not the source's."""
+    """Within the block, an ``OSError`` is raised as ``Unwritable``: it concerns the cache folder, not the source."""
     try:
         yield
     except OSError as error:
         raise Unwritable(error, size) from error
 
 
-def _settle(path: Path) -> None:
-    """What was written to a file or folder is on the disk."""
+def _sync(path: Path) -> None:
+    """Flushes a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -129,16 +130,16 @@ def _settle(path: Path) -> None:
 
 
 def publish(partial: Path, place: Path) -> None:
-    """What was made in the folder ``partial`` becomes the entry ``place``, on the disk and whole or not at all."""
+    """Renames the folder ``partial`` to the entry ``place``, atomically and after flushing its files to the disk."""
     for path in (*partial.iterdir(), partial):
-        _settle(path)
-    shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been used
+        _sync(path)
+    shutil.rmtree(place, ignore_errors=True)  # an existing entry is damaged, otherwise it would have been used
     os.replace(partial, place)
-    _settle(place.parent)
+    _sync(place.parent)
 
 
 def _take_lock(path: Path, say: Say | None) -> int | None:
-    """A descriptor that holds the lock; None if another holds it and ``say`` is None, else waits."""
+    """A file descriptor that holds the lock. If another process holds it: None without ``say``, otherwise waits for the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -148,12 +149,12 @@ def _take_lock(path: Path, say: Say | None) -> int | None:
                 if say is None:
                     os.close(descriptor)
                     return None
-                say(f"{path.parent}: another process makes this entry; waiting for it")
+                say(f"{path.parent}: another process is writing this cache entry; waiting for it")
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.stat(path).st_ino == os.fstat(descriptor).st_ino:
                 return descriptor
         except FileNotFoundError:
-            pass  # whoever held it took the file away: another may have made a new one
+            pass  # the previous holder deleted the file, and another process may have created a new one
         except BaseException:
             os.close(descriptor)
             raise
@@ -162,20 +163,20 @@ def _take_lock(path: Path, say: Say | None) -> int | None:
 
 @contextmanager
 def locked(path: Path, say: Say) -> Iterator[None]:
-    """Inside, no other process holds ``path``; waits for one that does, and ``say`` is told so."""
+    """Holds an exclusive lock on ``path`` within the block; while it waits for another process, it calls ``say``."""
     with writing():
         descriptor = _take_lock(path, say)
-    assert descriptor is not None  # noqa: S101 - it waits
+    assert descriptor is not None  # noqa: S101 - with ``say`` it waits
     try:
         yield
     finally:
         with suppress(OSError):
-            path.unlink()  # while it is held, so that nobody holds a lock on a file that is gone
+            path.unlink()  # while the lock is held, so that no process holds a lock on a deleted file
         os.close(descriptor)
 
 
 def clean(folder: Path) -> None:
-    """Removes what processes left that died while they made an entry."""
+    """Removes partial entries and lock files of processes that were killed while writing an entry."""
     with suppress(OSError):
         for name in {p.stem for p in folder.iterdir() if p.suffix in (".partial", ".lock")}:
             descriptor = _take_lock(folder / f"{name}.lock", None)

@@ -1,4 +1,4 @@
-"""What both commands share: how an error ends, and the table of options."""
+"""Error handling and parsing of ``--set`` for both commands, ``fedml`` and ``fedml-site``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from fedml.errors import InputError, RunError, SiteError
 
 
 def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a typer app: 0 on success, 1 on a failed run, 2 on bad input; an error is one sentence, with ``--debug`` its traceback."""
+    """Runs a typer app and exits: 0 on success, 1 on a failed run, 2 on invalid input. Prints an error as one sentence, with ``--debug``
+    also its traceback."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
@@ -24,7 +25,7 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     if debug:
         os.environ["FEDML_DEBUG"] = "1"
     code = _run(app, words, debug)
-    # Taking torch down object by object takes a second; everything of ours is on disk by now.
+    # os._exit, because the normal shutdown of torch takes a second; all files are written at this point.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -37,24 +38,24 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except (InputError, SiteError) as error:
-        return _told(error, 2, debug)
+        return _report(error, 2, debug)
     except RunError as error:
-        return _told(error, 1, debug)
+        return _report(error, 1, debug)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read our output has left
+    except BrokenPipeError:  # the reader of the output has closed the pipe
         return 1
     except Exception as error:
         if debug:
             logging.exception("unexpected")
         text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
-        print(f"error: {text} (run again with --debug for the traceback, and report it)", file=sys.stderr)
+        print(f"error: {text} (run again with --debug for the traceback and report the error)", file=sys.stderr)
         return 1
     return 0
 
 
-def _told(error: Exception, code: int, debug: bool) -> int:
+def _report(error: Exception, code: int, debug: bool) -> int:
     if debug:
         logging.exception("%s", error)
     print(f"error: {error}", file=sys.stderr)
@@ -62,15 +63,15 @@ def _told(error: Exception, code: int, debug: bool) -> int:
 
 
 def is_debug() -> bool:
-    """Was ``--debug`` given?"""
+    """True if ``--debug`` was given."""
     return os.environ.get("FEDML_DEBUG") == "1"
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``section.key=value`` pairs; a value is read as TOML, and as text where it is none.
+    """``section.key=value`` pairs as key -> value; a value is parsed as TOML, or taken as text if it is not TOML.
 
     Raises:
-        InputError: no ``=``, or no section before the key.
+        InputError: a pair has no ``=``, or no section before the key.
     """
     out: dict[str, Any] = {}
     for pair in pairs:

@@ -1,6 +1,6 @@
-"""The two ways a command ends badly: the input was wrong (exit 2), or the run failed (exit 1).
+"""Exceptions of the commands: invalid input (exit code 2), or a failed run (exit code 1).
 
-Each message is one sentence for a person: which file, which key, and how to mend it.
+Each message is one sentence for the user: what is wrong, in which file and key, and what to do.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from enum import StrEnum
 
 
 class InputError(Exception):
-    """What the user gave cannot be used. ``str()`` names the file, the key and the mend; the command exits with 2."""
+    """The user's input is invalid. ``str()`` names the file, the key and the correction; the command exits with code 2."""
 
 
 class RunError(Exception):
-    """A run that was started did not finish. ``str()`` names the cause and what to do; the command exits with 1."""
+    """A run was started but did not finish. ``str()`` names the cause and what to do; the command exits with code 1."""
 
 
 class Reason(StrEnum):
-    """Why a site did not answer. The code is all that travels: the exception's text stays in the site's own log."""
+    """Why a site did not answer. Only this code leaves the site: the exception's text stays in the site's log."""
 
     NOT_IN_ROSTER = "not-in-roster"
     WRONG_NAME = "wrong-name"
@@ -40,7 +40,7 @@ class Reason(StrEnum):
 
 
 class SiteError(Exception):
-    """A site refuses or fails. ``reason`` may leave the site; ``str()`` never does."""
+    """A site refuses a request or fails. ``reason`` may leave the site; ``str()`` must not."""
 
     def __init__(self, reason: Reason, text: str) -> None:
         super().__init__(text)
@@ -48,7 +48,7 @@ class SiteError(Exception):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``' (did you mean "x"?)'`` for the nearest of ``known``, or ``''`` when none is near."""
+    """``' (did you mean "x"?)'`` with the most similar of ``known``, or ``''`` if none is similar."""
     spelled = {str(k).lower(): k for k in known}
     close = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
     return f' (did you mean "{spelled[close[0]]}"?)' if close else ""

@@ -1,9 +1,9 @@
-"""Pictures for a person to look at: planes of an image, contours of its classes, many of them as one PNG.
+"""Draws planes of images with contours of their classes, many pictures as one PNG.
 
     tiles = [tile for image, mask in zip(images, masks) for tile in planes(image, mask, "1")]
     data = sheet(tiles, columns=3, title="oslo", classes=["spleen"])          # bytes of a PNG
 
-Colours: Okabe and Ito (2008), which people with any colour vision tell apart.
+Colours: Okabe and Ito (2008), distinguishable with any colour vision.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-_FALLS = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
+_OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _TILE_INCHES, _DPI = 1.9, 120
-_LETTERS_AN_INCH = 17  # of the note's font
-_MOST_VALUES = 1_000_000  # voxels that scale and histogram are made of
+_LETTERS_PER_INCH = 17  # in the note's font
+_MAX_VALUES = 1_000_000  # voxels used for the grey scale and the histogram
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture: ``pixels`` (rows, columns) or (rows, columns, 3), ``labels`` (rows, columns) whole numbers of which 0 is not drawn.
+    """One picture: ``pixels`` (rows, columns) or (rows, columns, 3), ``labels`` (rows, columns) integers, where 0 is not drawn.
 
-    ``aspect``: height over width of a voxel. ``upwards``: row 0 is the lowest. ``across`` and ``along``: what stands at the axes.
+    ``aspect``: height divided by width of a voxel. ``upwards``: row 0 is at the bottom. ``across`` and ``along``: axis labels.
     """
 
     pixels: npt.NDArray[Any]
@@ -42,7 +42,7 @@ class Tile:
 
 
 def spread(rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most ``count`` of ``rows``, evenly from the first to the last."""
+    """At most ``count`` of ``rows``, evenly spaced from the first to the last."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(np.int64)]
@@ -52,20 +52,22 @@ def plane(
     image: npt.NDArray[Any], mask: npt.NDArray[Any] | None, caption: str, *,
     axis: int = 2, at: int = 0, spacing: Sequence[float] | None = None, orientation: str = "",
 ) -> Tile:  # fmt: skip
-    """An image (channels, *size) as it is, or of a volume the plane ``at`` across ``axis``.
+    """A 2D image (channels, *size), or the plane ``at`` of a volume across ``axis``.
 
-    Three channels are colours, of any other number the first is shown.
+    Three channels are colours; of any other number of channels the first is drawn.
 
     Args:
-        mask: (*size) whole numbers. spacing: mm an axis; None or NaN: square voxels. orientation: such as RAS, names the axes.
+        mask: (*size) integers.
+        spacing: mm per axis; None or NaN: square voxels.
+        orientation: axis codes such as RAS, for the axis labels.
     """
-    shown = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
+    drawn = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
     step = [1.0] * (image.ndim - 1) if spacing is None or not np.isfinite(spacing).all() else list(spacing)
     if image.ndim == 3:
-        return Tile(shown, mask, caption, step[0] / step[1])
+        return Tile(drawn, mask, caption, step[0] / step[1])
     first, second = (a for a in range(3) if a != axis)
-    names = [f"{_FALLS[orientation[a]]} - {orientation[a]}" if orientation else f"axis {a + 1}" for a in (first, second)]
-    pixels, labels = shown.take(at, axis).swapaxes(0, 1), None if mask is None else mask.take(at, axis).T
+    names = [f"{_OPPOSITE[orientation[a]]} - {orientation[a]}" if orientation else f"axis {a + 1}" for a in (first, second)]
+    pixels, labels = drawn.take(at, axis).swapaxes(0, 1), None if mask is None else mask.take(at, axis).T
     names[0] += f", slice {at + 1} of {image.shape[axis + 1]}"
     return Tile(pixels, labels, caption, step[second] / step[first], True, *names)
 
@@ -73,9 +75,9 @@ def plane(
 def planes(
     image: npt.NDArray[Any], mask: npt.NDArray[Any] | None, caption: str, *, spacing: Sequence[float] | None = None, orientation: str = ""
 ) -> list[Tile]:
-    """An image as it is, or a volume as three planes, one across each axis, the last axis first.
+    """A 2D image as one tile, or a volume as three planes, one across each axis, the last axis first.
 
-    Each is the plane that holds most of the mask; the middle one where there is no mask or nothing in it. Arguments: ``plane``.
+    Each plane is the one with the most mask voxels, or the middle plane without a mask or with an empty mask. Arguments: as ``plane``.
     """
     if image.ndim == 3:
         return [plane(image, mask, caption, spacing=spacing)]
@@ -84,18 +86,20 @@ def planes(
 
 
 def most_of(mask: npt.NDArray[Any], axis: int) -> int:
-    """The plane across ``axis`` that holds most voxels other than 0; the middle one if none does."""
-    held = (mask > 0).sum(tuple(a for a in range(mask.ndim) if a != axis))
-    return int(held.argmax()) if held.any() else mask.shape[axis] // 2
+    """Index of the plane across ``axis`` with the most voxels above 0; the middle plane if there are none."""
+    counts = (mask > 0).sum(tuple(a for a in range(mask.ndim) if a != axis))
+    return int(counts.argmax()) if counts.any() else mask.shape[axis] // 2
 
 
 def sheet(
     tiles: Sequence[Tile], *, columns: int, title: str, classes: Sequence[str] = (), histogram: bool = False, note: str = ""
 ) -> bytes:
-    """All tiles on one scale of grey, as a PNG; nothing of the machine or the time is in it.
+    """All tiles with one grey scale, as the bytes of a PNG without information about machine or time.
 
     Args:
-        classes: names of the labels 1, 2 and so on, for the legend. histogram: of the intensities shown, below. note: the last line.
+        classes: names of the labels 1, 2 and so on, for the legend.
+        histogram: also draw a histogram of the intensities below the tiles.
+        note: text below the tiles.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -107,7 +111,7 @@ def sheet(
     high = high if high > low else low + 1.0
     head = 0.35 + 0.2 * title.count("\n") + (0.25 if classes else 0.0)
     width = max(columns * _TILE_INCHES, 6.0)
-    lines = textwrap.wrap(note, int(width * _LETTERS_AN_INCH))
+    lines = textwrap.wrap(note, int(width * _LETTERS_PER_INCH))
     below = 0.13 * len(lines) + 0.1
     foot = below + (1.15 if histogram else 0.0)
     height = head + rows * (_TILE_INCHES + 0.2) + foot
@@ -136,8 +140,8 @@ def sheet(
 
 
 def _values(tiles: Sequence[Tile]) -> npt.NDArray[np.float32]:
-    shown = np.concatenate([np.asarray(t.pixels, np.float32).ravel() for t in tiles])
-    return shown[:: max(1, len(shown) // _MOST_VALUES)]
+    values = np.concatenate([np.asarray(t.pixels, np.float32).ravel() for t in tiles])
+    return values[:: max(1, len(values) // _MAX_VALUES)]
 
 
 def _colour(label: int) -> str:
@@ -151,7 +155,7 @@ def _draw(axes: Any, tile: Tile, low: float, high: float) -> None:
     if tile.labels is not None:
         for label in np.unique(tile.labels):
             if label > 0:
-                # A frame of nothing closes the contour of what touches the border.
+                # Padding with 0 closes contours of regions that touch the border.
                 inside = np.pad((tile.labels == label).astype(np.float32), 1)
                 grid = np.meshgrid(*(np.arange(-1, n + 1) for n in tile.labels.shape[::-1]))
                 axes.contour(*grid, inside, levels=[0.5], colors=[_colour(int(label))], linewidths=0.9)

@@ -1,6 +1,6 @@
 """Random numbers without global state: every seed is derived from (study seed, round, site) and a purpose.
 
-Privacy noise and keys never come from here: those come from the operating system.
+Not for privacy noise and keys, which come from the operating system.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def derive_seed(*parts: int | str) -> int:
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[torch.Generator]:
-    """Inside the block torch draws from ``seed``; yields a generator of the same seed; the caller's state comes back after it.
+    """Within the block torch's default generator starts from ``seed``; yields another generator with the same seed; restores the state.
 
-    Layers such as dropout take no generator, so torch's default one is borrowed and returned.
+    The default generator is needed because layers such as dropout do not take a generator.
     """
     import torch
 

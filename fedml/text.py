@@ -1,4 +1,4 @@
-"""Lines of a text file, plain or gzip, with their numbers: what tables of weights and of genes are read from."""
+"""Reads numbered lines of a text file, plain or gzip."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fedml.errors import InputError
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a UTF-8 text; gzip and bgzip are known by their first bytes, whatever the ending.
+    """(number from 1, line without line end) of a UTF-8 text file; gzip and bgzip are recognised by their first bytes.
 
     Raises:
-        InputError: the file cannot be read, is cut short, or is no text.
+        InputError: the file cannot be read, is truncated, or is not UTF-8 text.
     """
     try:
         with path.open("rb") as raw:
@@ -24,8 +24,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             for number, line in enumerate(lines, start=1):
                 yield number, line.decode().rstrip("\r\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: is damaged or cut short ({error}); copy it anew.") from error
+        raise InputError(f"{path}: is damaged or truncated ({error}); copy the file again.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; give a plain or gzip text file.") from error
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the path of a file that is there.") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the path of an existing file.") from error

@@ -1,1 +1,2 @@
-"""Sums that sites send instead of persons, and what a server makes of them: quality control, principal components, association."""
+"""Sums that sites send instead of personal data, and the server's estimates from them: quality control, principal components,
+association."""

@@ -1,7 +1,7 @@
-"""What the steps of an analysis of genotypes send and get, by name, type and shape: nothing else passes a gate or is read by the server.
+"""Names, types and shapes of the arrays in requests and replies of a genotype analysis. Gates and server refuse all other arrays.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
-first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants that components are made of, k components.
+first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components.
 
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons
@@ -11,7 +11,7 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
     fit          -> design, frequency, theta_fit,     used, gradient, information, log_likelihood, n
                     inverse, penalised
 
-``design``: centre and scale (R,) of covariates and outcome, and what a site needs to make its persons' components.
+``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DESIGN: dict[str, tuple[str, Shape]] = {
     "loadings": ("float64", ("M", "k")),
     "loading_values": ("float64", ("k",)),
     "loading_frequency": ("float64", ("M",)),
-    "loading_panel": ("uint8", (None,)),  # type: ignore[dict-item]  # text, of any length
+    "loading_panel": ("uint8", (None,)),  # type: ignore[dict-item]  # text of any length
     "loading_flips": ("uint8", (None,)),  # type: ignore[dict-item]
 }
 REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
@@ -63,12 +63,12 @@ REPLY_TYPES: dict[str, str] = {
 
 
 def kind(study: Study) -> str:
-    """``linear`` for a number, ``logistic`` for two classes."""
+    """``linear`` for a quantitative outcome, ``logistic`` for two classes."""
     return "linear" if study.model.task == "regression" else "logistic"
 
 
 def covariate_columns(study: Study) -> int:
-    """Columns that the covariates fill: one a number, one less than there are categories otherwise."""
+    """Number of covariate columns: one per numeric covariate, number of categories - 1 per categorical covariate."""
     spec = study.cohort.clinical
     if study.gwas is None or spec is None:
         return 0
@@ -76,7 +76,7 @@ def covariate_columns(study: Study) -> int:
 
 
 def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dict[str, int]:
-    """What the letters in shapes stand for."""
+    """The values of the letters in shapes."""
     components = study.gwas.components if study.gwas else 0
     columns = covariate_columns(study)
     known = 1 + columns + components
@@ -85,25 +85,29 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
 
 
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:
-    """Raises ``SiteError`` unless the arrays of a request's analysis record are those of its phase."""
+    """Checks that the arrays of a request's analysis record are those that its phase declares.
+
+    Raises:
+        SiteError: undeclared: a name, type or shape differs, or the study has no ``[gwas]``.
+    """
     if study.gwas is None and phase is not Phase.GENOTYPES:
         raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
     declared = REQUEST[phase]
     if given.keys() != declared.keys():
-        raise SiteError(Reason.UNDECLARED, "the analysis record holds other arrays than this step declares")
+        raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")
     loadings = given["loading_panel"].tobytes().count(b"\n") if "loading_panel" in given else 0
     basis = given["basis"].shape[1] if "basis" in given and given["basis"].ndim == 2 else 0
     size = sizes(study, variants, basis, loadings)
     for name, (dtype, shape) in declared.items():
         value = given[name]
-        wanted = [size[n] if isinstance(n, str) else n for n in shape]
-        fits = str(value.dtype) == dtype and value.ndim == len(wanted)
-        if not fits or any(want is not None and have != want for have, want in zip(value.shape, wanted, strict=True)):
-            raise SiteError(Reason.UNDECLARED, f"{name} is not of the declared shape and type")
+        expected = [size[n] if isinstance(n, str) else n for n in shape]
+        fits = str(value.dtype) == dtype and value.ndim == len(expected)
+        if not fits or any(want is not None and have != want for have, want in zip(value.shape, expected, strict=True)):
+            raise SiteError(Reason.UNDECLARED, f"{name} does not have the declared shape and type")
 
 
 def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the sums that a step's reply holds."""
+    """Name -> shape of the sums in a step's reply."""
     kinds = REPLY[phase]
     declared = kinds[""] if "" in kinds else kinds[kind(study)]
     size = sizes(study, variants, basis)

@@ -1,13 +1,13 @@
 """Linear regression of a quantitative trait on each variant in turn, with covariates: ordinary least squares from sums over sites.
 
-    scaling = scaling_from(sum of scaling_sums(X, y))               # once: so that no digits are lost to offsets and units
+    scaling = scaling_from(sum of scaling_sums(X, y))               # once; avoids loss of precision through offsets and units
     X, y = scaled(X, y, scaling)                                    # at each site
-    null, sums = null_sums(X, y), variant_sums(dosage, frequency, X, y)          # at each site; chunks of persons add up: a + b
-    solve([null of each site], contributes, sum of variant_sums)    # at the server: beta, standard error, t, p, n a variant
+    null, sums = null_sums(X, y), variant_sums(dosage, frequency, X, y)          # at each site; additive over chunks of persons: a + b
+    solve([null of each site], contributes, sum of variant_sums)    # at the server: beta, standard error, t, p, n per variant
 
-X is (persons, K) float64 with a column of ones; y (persons,). A missing dosage counts as 2 x the pooled frequency. A site that may not tell
-of a variant (small cells) is left out of it: its persons are not in the variant's n. The coefficient is that of what the covariates leave
-of trait and dosage (Frisch and Waugh 1933, Econometrica 1:387).
+X is (persons, K) float64 with a column of ones; y (persons,). A missing dosage counts as 2 x the pooled frequency. A site that withholds a
+variant (small cells) is excluded from it: its persons are not in the variant's n. The coefficient is computed from the residuals of trait
+and dosage after regression on the covariates (Frisch and Waugh 1933, Econometrica 1:387).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.frequency import Array, Dosage, centred, chunks
 
-DEPENDENT = 1e-11  # a column of which the others leave no more than this share of its squares is taken as their combination
+DEPENDENT = 1e-11  # a column is linearly dependent if the other columns leave at most this share of its sum of squares
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +39,7 @@ class NullSums:
 
 @dataclass(frozen=True, eq=False)
 class VariantSums:
-    """X'g (K, variants), g'g and g'y (variants,), g being the dosage less 2 x the pooled frequency (0 where missing)."""
+    """X'g (K, variants), g'g and g'y (variants,), where g is the dosage minus 2 x the pooled frequency (0 where missing)."""
 
     xg: Array
     gg: Array
@@ -50,8 +50,8 @@ class VariantSums:
 
 
 class Association(NamedTuple):
-    """A test a variant, each (variants,): ``statistic`` is t or z, ``p`` is 0 where below 1e-308 while ``log10_p`` (<= 0) still tells.
-    nan where the variant does not vary beside the covariates."""
+    """Tests of variants, each (variants,). ``statistic``: t or z; ``p``: 0 below 1e-308, where ``log10_p`` (<= 0) remains exact. nan where
+    the variant is constant or depends linearly on the covariates."""
 
     beta: Array
     standard_error: Array
@@ -62,14 +62,14 @@ class Association(NamedTuple):
 
 
 def scaling_sums(covariates: Array, trait: Array) -> Array:
-    """(3, K + 1): persons, sums and sums of squares of the covariates' columns and of the trait. Adds up over sites."""
+    """(3, K + 1): persons, sums and sums of squares of the covariates' columns and of the trait. Additive over sites."""
     both = np.column_stack([covariates, trait])
     return np.stack([np.full(both.shape[1], float(len(both))), both.sum(0), (both**2).sum(0)])
 
 
 def scaling_from(sums: Array) -> Array:
-    """(2, K + 1): centre and scale of each column, from pooled ``scaling_sums``. A constant column (the ones) keeps centre 0 and scale 1,
-    and the trait its scale, so coefficients of variants are in the trait's units."""
+    """(2, K + 1): centre and scale of each column, from pooled ``scaling_sums``. A constant column (the ones) has centre 0 and scale 1; the
+    trait has scale 1, so that coefficients of variants are in the trait's units."""
     mean = sums[1] / np.maximum(sums[0], 1)
     variance = sums[2] / np.maximum(sums[0], 1) - mean**2
     varies = variance > 1e-14 * mean**2
@@ -79,12 +79,12 @@ def scaling_from(sums: Array) -> Array:
 
 
 def scaled(covariates: Array, trait: Array, scaling: Array) -> tuple[Array, Array]:
-    """Covariates and trait, centred and scaled; variants' coefficients stay what they are as long as X holds the ones."""
+    """Covariates (persons, K) and trait (persons,), centred and scaled; variants' coefficients do not change if X has a column of ones."""
     return (covariates - scaling[0, :-1]) / scaling[1, :-1], (trait - scaling[0, -1]) / scaling[1, -1]
 
 
 def null_sums(covariates: Array, trait: Array) -> NullSums:
-    """A site's sums without any variant."""
+    """A site's sums of the null model (without a variant)."""
     return NullSums(covariates.T @ covariates, covariates.T @ trait, float(trait @ trait), len(trait))
 
 
@@ -101,12 +101,12 @@ def variant_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Arr
 def solve(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: VariantSums) -> Association:
     """Coefficient, standard error and two-sided t test of each variant.
 
-    Covariates that are combinations of others (in the sites that contribute) are left out, and the degrees of freedom counted so.
+    Covariates that depend linearly on others (in the contributing sites) are excluded, also from the degrees of freedom.
 
     Args:
-        null: one a site.
-        contributes: (sites, variants), whose sums are in ``sums``.
-        sums: added over the contributing sites.
+        null: the null model's sums, one per site.
+        contributes: (sites, variants) bool: the site's sums are in ``sums``.
+        sums: summed over the contributing sites.
     """
     variants = contributes.shape[1]
     beta, error, free, n = np.full(variants, np.nan), np.full(variants, np.nan), np.ones(variants), np.zeros(variants, np.int64)
@@ -132,7 +132,7 @@ def solve(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: Va
 
 
 def patterns(contributes: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """(sites, variants) as indices: the variants to which the same sites contribute, pattern by pattern; none for those without sites."""
+    """(sites, variants) as indices: groups of variants to which the same sites contribute; variants without sites are skipped."""
     if contributes.shape[1] == 0:
         return
     found, which = np.unique(np.packbits(contributes, axis=0), axis=1, return_inverse=True)
@@ -146,8 +146,8 @@ def patterns(contributes: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[n
 def invert(matrices: Array) -> tuple[Array, Array, npt.NDArray[np.int64]]:
     """Inverses (P, P, batch), log determinants (batch,) and ranks (batch,) of symmetric non-negative ``matrices`` (P, P, batch).
 
-    By the sweep operator (Goodnight 1979, Am Stat 33:149) after scaling to a unit diagonal. A row that depends on those before it is left
-    out: 0 in the inverse, 1 in the determinant.
+    By the sweep operator (Goodnight 1979, Am Stat 33:149) after scaling to a unit diagonal. A row that depends linearly on earlier rows is
+    excluded: 0 in the inverse, factor 1 in the determinant.
     """
     size = len(matrices)
     diagonal = np.maximum(matrices[np.arange(size), np.arange(size)], 0.0)
@@ -190,7 +190,7 @@ def t_log10_p(t: Array, degrees: Array) -> Array:
     a = degrees / 2
     with np.errstate(divide="ignore"):
         out: Array = np.log(betainc(a, 0.5, x))
-        if (tiny := out < -600).any():  # there the incomplete beta function by its continued fraction, in logarithms (DLMF 8.17.22)
+        if (tiny := out < -600).any():  # incomplete beta function by its continued fraction, in logarithms (DLMF 8.17.22)
             a, x = np.broadcast_to(a, t.shape)[tiny], x[tiny]
             out[tiny] = a * np.log(x) + 0.5 * np.log1p(-x) - np.log(a) - betaln(a, 0.5) + np.log(_continued_fraction(a, x))
     low: Array = np.minimum(out / np.log(10.0), 0.0)

@@ -1,27 +1,27 @@
-"""Logistic regression of a yes-or-no trait on each variant in turn, with covariates: from sums over sites, to the pooled solution.
+"""Logistic regression of a binary trait on each variant in turn, with covariates: the pooled solution from sums over sites.
 
-    state = start(null_theta(K))                                     # 1. covariates alone: one "variant" without a dosage
+    state = start(null_theta(K))                                     # 1. null model (covariates): one "variant" without a dosage
     while len(state.active):
         state = step(state, sum of likelihood_sums(None, None, X, y, state.theta))
     sums = sum of score_sums(dosage, frequency, X, y, theta)         # 2. score test of all variants: one exchange
     score_test([null sums of each site], contributes, sums)
-    state = start(with_variant(theta, variants))                     # 3. the full model of the variants that matter
+    state = start(with_variant(theta, variants))                     # 3. the full model of selected variants
     while len(state.active):                                         #    (dosage and frequency of state.active only)
         state = step(state, sum of likelihood_sums(dosage, frequency, X, y, state.ask))
     wald(state)
-    state = start(with_variant(theta, variants), firth=True)         # 4. where few carry the allele: Firth's penalised likelihood
+    state = start(with_variant(theta, variants), firth=True)         # 4. for rare alleles: Firth's penalised likelihood
         ... likelihood_sums(dosage, frequency, X, y, state.ask, state.inverse)
 
-X is (persons, K) float64 with a column of ones (covariates by ``fedml.analytics.linear.scaled`` first; y stays 0 and 1), y (persons,),
-theta (K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices travel as their upper
-triangle, row after row. All sums add up over sites and over chunks of persons. A site with small cells adds nothing to the variant. Take
-some thousands of variants at a time: the server's state holds P x P numbers of each.
+X is (persons, K) float64 with a column of ones (covariates first scaled by ``fedml.analytics.linear.scaled``; y stays 0 and 1), y
+(persons,), theta (K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices are sent as
+their upper triangle, row by row. All sums are additive over sites and over chunks of persons. A site with small cells contributes 0 to the
+variant. Use some thousands of variants at a time: the server's state has P x P numbers per variant.
 
 Firth's likelihood (1993, Biometrika 80:27; Heinze and Schemper 2002, Stat Med 21:2409) needs each person's leverage, which needs the pooled
-information at the same theta. So the server sends an inverse information with theta: that of the theta before, one exchange an iteration,
-as long as this goes well, and where it stands still both are the same theta's. Variants that it makes worse, or that are not done after ten
-exchanges (some carriers, all of them cases), take two: the information at a theta, then the gradient there with it. Either way the solution
-is the exact one.
+information at the same theta. Therefore the server sends an inverse information with theta: normally that of the previous theta, with one
+exchange per iteration; at convergence both belong to the same theta. Variants whose likelihood decreases with it, or that have not
+converged after ten exchanges (for instance, all carriers are cases), need two exchanges per iteration: the information at a theta, then the
+gradient with it. Both ways give the exact solution.
 """
 
 from __future__ import annotations
@@ -38,18 +38,19 @@ from fedml.cohort.variants.frequency import Array, Dosage, centred, chunks
 
 Index = npt.NDArray[np.int64]
 
-ITERATIONS = 25  # Newton needs fewer than 10; a separated variant's step shrinks by 1/e an iteration and never gets as small as _STILL
+ITERATIONS = 25  # Newton needs fewer than 10; with separation, steps shrink by 1/e per iteration and do not reach _CONVERGED
 FIRTH_ITERATIONS = 60
-_LAGGING = 10  # exchanges in which Firth's leverages may be those of the theta before
-_STILL = 1e-7  # a step of so many standard errors is the last
+_LAGGING = 10  # exchanges in which Firth's leverages may come from the previous theta
+_CONVERGED = 1e-7  # standard errors; a variant has converged when its step is smaller
 _HALVINGS = 12
-_CELLS = 1 << 17  # persons x variants worked on together: what fits in the processor's cache
+_CELLS = 1 << 17  # persons x variants processed together, sized for the processor's cache
 _PERSONS = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class LikelihoodSums:
-    """At the theta asked: gradient (P, variants), information (P(P + 1)/2, variants), log likelihood (variants,) and persons."""
+    """At the requested theta: gradient (P, variants), information (P(P + 1)/2, variants), log likelihood (variants,), persons
+    (variants,)."""
 
     gradient: Array
     information: Array
@@ -79,37 +80,38 @@ class ScoreSums:
 
 @dataclass(frozen=True, eq=False)
 class LogisticState:
-    """Newton iterations of many variants at once. ``active`` are the variants to ask about: send ``ask`` (and ``inverse`` for Firth)."""
+    """Newton iterations of many variants at once. ``active``: the variants of the next request, which sends ``ask`` (Firth: and
+    ``inverse``)."""
 
-    theta: Array  # (P, variants): to be tried next; of variants that are done, the solution
-    covariance: Array  # (P, P, variants): inverse information, at the last theta that was looked at
-    log_likelihood: Array  # (variants,), penalised for Firth, of the last theta that was accepted
+    theta: Array  # (P, variants): the next theta to evaluate; of converged variants, the solution
+    covariance: Array  # (P, P, variants): inverse information at the last accepted theta
+    log_likelihood: Array  # (variants,), penalised for Firth, at the last accepted theta
     active: Index
     converged: npt.NDArray[np.bool_]
     n: Index
     firth: bool
     iteration: int
-    accepted: Array  # (P, variants): the last theta that was better than the one before
+    accepted: Array  # (P, variants): the last theta that increased the likelihood
     direction: Array  # (P, variants): from ``accepted``
     halvings: Index
     rank: Index  # (variants,): of the information at the first theta
-    fresh: npt.NDArray[np.bool_]  # Firth: ``inverse`` is that of the theta asked
-    exact: npt.NDArray[np.bool_]  # Firth: steps are taken with fresh leverages only
+    fresh: npt.NDArray[np.bool_]  # Firth: ``inverse`` belongs to the requested theta
+    exact: npt.NDArray[np.bool_]  # Firth: only steps with fresh leverages are taken
 
     @property
     def ask(self) -> Array:
-        """(P, active): where the sums of the active variants are wanted."""
+        """(P, active): the theta at which the sums of the active variants are requested."""
         return self.theta[:, self.active]
 
     @property
     def inverse(self) -> Array:
-        """(P(P + 1)/2, active): inverse pooled information for the leverages; 0 before the first answer, which then has none."""
+        """(P(P + 1)/2, active): inverse pooled information for the leverages; 0 before the first reply, so that its leverages are 0."""
         rows, columns = np.triu_indices(len(self.theta))
         return self.covariance[rows, columns][:, self.active]
 
 
 def null_theta(covariates: int) -> Array:
-    """(K, 1) of zeros: where the model of the covariates alone begins."""
+    """(K, 1) zeros: the starting point of the null model."""
     return np.zeros((covariates, 1))
 
 
@@ -141,10 +143,10 @@ def start(theta: Array, *, firth: bool = False) -> LogisticState:
 
 
 def step(state: LogisticState, sums: LikelihoodSums) -> LogisticState:
-    """The state after the pooled ``sums`` at ``state.ask`` have come in: Newton's next theta, or half the last step if that made it worse.
+    """The next state from the pooled ``sums`` at ``state.ask``: Newton's next theta, or half the last step if the likelihood decreased.
 
-    A variant is done when Newton's step is below 1e-7 standard errors (that step is still taken; where Firth's leverages lag behind, the
-    one before must have been as small), or unconverged after ``ITERATIONS`` (``FIRTH_ITERATIONS``) exchanges.
+    A variant has converged when Newton's step is below 1e-7 standard errors (this step is still taken; with lagging Firth leverages the
+    previous step must be below too). After ``ITERATIONS`` (``FIRTH_ITERATIONS``) exchanges it counts as not converged.
     """
     size, at, firth = len(state.theta), state.active, state.firth
     rows, columns = np.triu_indices(size)
@@ -154,17 +156,17 @@ def step(state: LogisticState, sums: LikelihoodSums) -> LogisticState:
     value = sums.log_likelihood + (0.5 * log_determinant if firth else 0.0)
     here, before = state.theta[:, at], state.accepted[:, at]
     better = np.isfinite(value) & ((value >= state.log_likelihood[at] - 1e-9 * np.abs(value)) | (state.halvings[at] >= _HALVINGS))
-    whole = rank >= state.rank[at]  # not so far out that weights vanish, and with them the determinant
+    full_rank = rank >= state.rank[at]  # at extreme theta the weights vanish, and with them the determinant
     if firth:
-        better &= whole
+        better &= full_rank
     newton = np.einsum("ijv,jv->iv", inverse, sums.gradient)
-    still = better & whole & (np.einsum("iv,iv->v", newton, sums.gradient) < _STILL**2)
+    converged = better & full_rank & (np.einsum("iv,iv->v", newton, sums.gradient) < _CONVERGED**2)
     again = np.zeros(len(at), np.bool_)
     fresh, exact = state.fresh[at], state.exact[at]
     if firth:
         last = np.einsum("iv,ijv,jv->v", here - before, information, here - before)
-        still &= fresh | (~exact & (last < _STILL**2))
-        again = ~fresh & np.where(better, exact, ~exact)  # the same theta once more, with the leverages of that theta
+        converged &= fresh | (~exact & (last < _CONVERGED**2))
+        again = ~fresh & np.where(better, exact, ~exact)  # request the same theta again, with its own leverages
         exact = exact | again | (state.iteration + 1 >= _LAGGING)
         exact &= state.iteration > 0
     theta, accepted, direction = state.theta.copy(), state.accepted.copy(), state.direction.copy()
@@ -179,8 +181,8 @@ def step(state: LogisticState, sums: LikelihoodSums) -> LogisticState:
         theta=theta,
         covariance=covariance,
         log_likelihood=_put(state.log_likelihood, at, np.where(better, value, state.log_likelihood[at])),
-        active=at[:0] if over else at[~still],
-        converged=_put(state.converged, at, still),
+        active=at[:0] if over else at[~converged],
+        converged=_put(state.converged, at, converged),
         n=_put(state.n, at, sums.n),
         iteration=state.iteration + 1,
         accepted=accepted,
@@ -201,11 +203,11 @@ def _put(values: npt.NDArray[Any], at: Index, new: npt.NDArray[Any]) -> npt.NDAr
 def likelihood_sums(
     dosage: Dosage | None, frequency: Array | None, covariates: Array, trait: Array, theta: Array, inverse: Array | None = None
 ) -> LikelihoodSums:
-    """A site's sums at ``theta`` (P, variants), each variant at its own; without ``dosage``, of the covariates alone, P = K.
+    """A site's sums at ``theta`` (P, variants), one theta per variant; without ``dosage``, of the null model, P = K.
 
     Args:
-        dosage: (persons, variants) of the variants asked about, with their pooled ``frequency`` (variants,).
-        inverse: (P(P + 1)/2, variants): with it the gradient is Firth's, (y - mu + h(1/2 - mu)) x, h being a person's leverage.
+        dosage: (persons, variants) of the requested variants, with their pooled ``frequency`` (variants,).
+        inverse: (P(P + 1)/2, variants): if given, the gradient is Firth's, (y - mu + h(1/2 - mu)) x, where h is a person's leverage.
     """
     size, variants = theta.shape
     k = covariates.shape[1]
@@ -242,18 +244,18 @@ def likelihood_sums(
 
 
 def _leverage(inverse: Array, inner: npt.NDArray[np.bool_], pair: tuple[Index, Index], products: Array, x: Array, g: Array | None) -> Array:
-    """(persons, variants): x' C x of each person, C being the inverse information; times the weight, the diagonal of the hat matrix."""
+    """(persons, variants): x' C x of each person, where C is the inverse information. Times the weight it is the hat matrix's diagonal."""
     twice = np.where(pair[0] == pair[1], 1.0, 2.0)[:, None]
     out: Array = products @ (inverse[inner] * twice)
     if g is not None:
-        own = inverse[~inner]  # of the variant: with each covariate, with itself
-        out += g * (2 * (x @ own[:-1]) + g * own[-1])
+        variant = inverse[~inner]  # the variant's row of C: with each covariate, then with itself
+        out += g * (2 * (x @ variant[:-1]) + g * variant[-1])
     return out
 
 
 def wald(state: LogisticState) -> Association:
-    """Coefficient, standard error and two-sided Wald test of each variant; nan where the iteration did not converge or the variant
-    depends on the covariates. Standard errors are from the information, for Firth too."""
+    """Coefficient, standard error and two-sided Wald test of each variant; nan where the iteration did not converge or the variant depends
+    linearly on the covariates. Standard errors come from the unpenalised information, for Firth too."""
     variance = state.covariance[-1, -1]
     good = state.converged & (variance > 0)
     beta = np.where(good, state.theta[-1], np.nan)
@@ -278,12 +280,12 @@ def score_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array
 def score_test(null: Sequence[LikelihoodSums], contributes: npt.NDArray[np.bool_], sums: ScoreSums) -> Association:
     """Score test of each variant, with one-step estimates: beta = U / V, standard error 1 / sqrt(V), z = U / sqrt(V).
 
-    The null model is that of all sites. Where some do not contribute its gradient over the others is not 0, and is taken out of U
-    (Neyman's C(alpha) test, 1959).
+    The null model is that of all sites. If some sites do not contribute to a variant, its gradient over the others is not 0 and is
+    projected out of U (Neyman's C(alpha) test, 1959).
 
     Args:
-        null: one a site, ``likelihood_sums`` of the covariates alone, at the theta of ``sums``.
-        contributes: (sites, variants), whose sums are in ``sums``.
+        null: ``likelihood_sums`` of the null model at the theta of ``sums``, one per site.
+        contributes: (sites, variants) bool: the site's sums are in ``sums``.
     """
     variants = contributes.shape[1]
     u, v, n = np.full(variants, np.nan), np.full(variants, np.nan), np.zeros(variants, np.int64)
@@ -306,9 +308,9 @@ def _by_normal(beta: Array, error: Array, n: Index) -> Association:
 
 
 def needs_firth(frequency: Array, cases: npt.ArrayLike, controls: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """(variants,): is the plain likelihood unreliable? Where the smaller class is expected to hold fewer than 20 minor alleles, or is
-    below a tenth of all. Variants that do not converge need it too (``~state.converged``)."""
-    fewer, all_of_them = np.minimum(cases, controls), np.add(cases, controls)
-    minor = 2 * fewer * np.minimum(frequency, 1 - frequency)
-    out: npt.NDArray[np.bool_] = (minor < 20) | (fewer < 0.1 * all_of_them)
+    """(variants,): True where the plain likelihood is unreliable: fewer than 20 minor alleles are expected in the smaller class, or the
+    smaller class has less than a tenth of all persons. Variants that do not converge need Firth too (``~state.converged``)."""
+    smaller, total = np.minimum(cases, controls), np.add(cases, controls)
+    minor = 2 * smaller * np.minimum(frequency, 1 - frequency)
+    out: npt.NDArray[np.bool_] = (minor < 20) | (smaller < 0.1 * total)
     return out

@@ -1,17 +1,17 @@
-"""Principal components of the pooled genotypes: sites multiply, the server iterates until the components stand still.
+"""Principal components of the pooled genotypes: sites compute products, the server iterates until the components converge.
 
     state = start(variants, k=10, seed=0)
     while not state.done:                                            # at the server
-        total = sum of site_product(blocks, frequency, state.basis)  # at each site, on its own persons
+        total = sum of site_product(blocks, frequency, state.basis)  # at each site, over its persons
         state = step(state, total)
-    scores(dosage, frequency, state.loadings, state.eigenvalues)     # at a site: its own persons' components
+    scores(dosage, frequency, state.loadings, state.eigenvalues)     # at a site: its persons' components
 
 Genotypes are standardised as by Patterson, Price and Reich (2006, PLoS Genet 2:e190): Z = (dosage - 2p) / sqrt(2p(1 - p)) with the pooled
-frequency p; missing calls and monomorphic variants are 0. The loadings are eigenvectors of Z'Z, which is a sum over persons, so of sites.
+frequency p; missing calls and monomorphic variants are 0. The loadings are eigenvectors of Z'Z, a sum over persons and hence over sites.
 
-Every product tells the server something about a small site. So few are asked: the best approximation is taken from the span of all earlier
-columns (Rayleigh-Ritz on a block Krylov space; Knyazev 2001, SIAM J Sci Comput 23:517 for the idea of residuals as new directions), only
-directions of components that still move are asked for, and ``columns_asked`` counts them, so that a site can set a limit.
+Every product discloses something about a small site, so the number of requested columns is kept low: the best approximation is taken from
+the span of all earlier columns (Rayleigh-Ritz on a block Krylov space; Knyazev 2001, SIAM J Sci Comput 23:517 for residuals as new
+directions), and only directions of components that have not converged are requested. ``columns_asked`` counts them; a site can limit it.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _WORKING = 1 << 22  # elements of a standardised chunk (32 MB)
 
 @dataclass(frozen=True, eq=False)
 class PcaState:
-    """Where the iteration stands. ``basis`` (variants, columns) is what to send next; its product is what ``step`` takes."""
+    """State of the iteration. ``basis`` (variants, columns): the next request; ``step`` takes its product."""
 
     basis: Array
-    space: Array  # (variants, m) orthonormal: all columns asked so far, or their best combinations
+    space: Array  # (variants, m) orthonormal: all columns requested so far, or their best combinations
     image: Array  # (variants, m): Z'Z times space
     loadings: Array  # (variants, k) orthonormal, largest component first; the largest entry of each is positive
-    eigenvalues: Array  # (k,) of Z'Z; over the number of polymorphic variants they are those of the relationship matrix
+    eigenvalues: Array  # (k,) of Z'Z; divided by the number of polymorphic variants, those of the relationship matrix
     k: int
     oversample: int
     tolerance: float
     steps: int = 0
     columns_asked: int = 0
     moved: float = np.inf  # largest principal angle between the last two approximations, radians
-    angle: float = np.inf  # bound of the largest principal angle to the exact components, radians
+    angle: float = np.inf  # upper bound of the largest principal angle to the exact components, radians
     residual: float = np.inf  # largest of |Z'Z v - lambda v| / lambda
     done: bool = False
 
@@ -50,24 +50,24 @@ def start(variants: int, k: int, oversample: int = 4, seed: int = 0, tolerance: 
     """The first state: ``k`` + ``oversample`` random orthonormal columns.
 
     Args:
-        tolerance: the iteration is done when ``moved``, ``angle`` and ``residual`` are all below.
+        tolerance: the iteration ends when ``moved``, ``angle`` and ``residual`` are all below it.
 
     Raises:
-        ValueError: there are not more variants than components.
+        ValueError: ``k`` is not between 1 and ``variants`` - 1.
     """
     if not 0 < k < variants:
         raise ValueError(f"{k} components of {variants} variants: there must be more variants than components")
     columns = min(k + max(1, oversample), variants)
     basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((variants, columns)))[0]
-    nothing = np.zeros((variants, 0))
-    return PcaState(basis, nothing, nothing, basis[:, :k], np.zeros(k), k, columns - k, tolerance)
+    empty = np.zeros((variants, 0))
+    return PcaState(basis, empty, empty, basis[:, :k], np.zeros(k), k, columns - k, tolerance)
 
 
 def step(state: PcaState, product: Array) -> PcaState:
-    """The state after the sites' summed ``product`` (variants, columns) of ``state.basis`` has come in.
+    """The next state from the sites' summed ``product`` (variants, columns) of ``state.basis``.
 
-    The bound of the angle is that of Davis and Kahan (1970): the residual over the distance of the component to the first that is left out.
-    Memory is at most 12 (k + oversample) columns: of a longer history the best 2 (k + oversample) combinations are kept.
+    The bound of the angle is that of Davis and Kahan (1970): the residual divided by the eigenvalue gap to the first component beyond k.
+    Memory is at most 12 (k + oversample) columns: a longer history is reduced to the best 2 (k + oversample) combinations.
     """
     k, block = state.k, state.k + state.oversample
     space, image = np.hstack([state.space, state.basis]), np.hstack([state.image, product])
@@ -77,18 +77,18 @@ def step(state: PcaState, product: Array) -> PcaState:
     ritz = space @ vectors[:, :k]
     rest = image @ vectors[:, :k] - ritz * values[:k]
     size = np.linalg.norm(rest, axis=0)
-    floor = 1e-13 * max(float(values[0]), 1e-300)  # below it a residual is rounding
+    floor = 1e-13 * max(float(values[0]), 1e-300)  # a residual below it is rounding error
     rest, size = np.where(size > floor, rest, 0.0), np.where(size > floor, size, 0.0)
     gap = np.maximum(values[:k] - values[k], floor)
     angle = float(np.linalg.norm(rest / gap, 2))
     residual = float((size / np.maximum(values[:k], floor)).max())
     outside: Array = ritz - state.loadings @ (state.loadings.T @ ritz)
     moved = float(np.arcsin(min(1.0, float(np.linalg.norm(outside, 2)))))
-    asked = state.columns_asked + state.basis.shape[1]
+    columns_asked = state.columns_asked + state.basis.shape[1]
     signs = np.where(ritz[np.abs(ritz).argmax(0), np.arange(k)] < 0, -1.0, 1.0)
-    known = replace(state, loadings=ritz * signs, eigenvalues=values[:k], steps=state.steps + 1, columns_asked=asked)
+    known = replace(state, loadings=ritz * signs, eigenvalues=values[:k], steps=state.steps + 1, columns_asked=columns_asked)
     known = replace(known, moved=moved, angle=angle, residual=residual)
-    # A residual is a new direction that this component lacks. Components that stand still need none.
+    # A residual is a new direction for its component; components that have converged need none.
     moving = size / gap > state.tolerance / np.sqrt(k)
     basis = _new_directions(rest[:, moving] / size[moving], space)
     if basis.shape[1] == 0 or (state.steps > 0 and max(moved, angle, residual) < state.tolerance):
@@ -100,7 +100,7 @@ def step(state: PcaState, product: Array) -> PcaState:
 
 
 def _new_directions(columns: Array, space: Array) -> Array:
-    """Orthonormal columns that span ``columns`` outside of ``space``; fewer where they depend on each other."""
+    """Orthonormal columns that span the part of ``columns`` outside ``space``; fewer if the columns are linearly dependent."""
     for _ in range(2):  # twice is enough (Parlett 1998, section 6.9)
         columns = columns - space @ (space.T @ columns)
     if columns.shape[1] == 0:
@@ -113,34 +113,35 @@ def _new_directions(columns: Array, space: Array) -> Array:
 
 
 def inverse_deviation(frequency: Array) -> Array:
-    """(variants,): 1 / sqrt(2p(1 - p)); 0 where the variant is monomorphic or nobody is called."""
+    """(variants,): 1 / sqrt(2p(1 - p)); 0 where the variant is monomorphic or has no call."""
     variance = 2 * frequency * (1 - frequency)
     usable = np.nan_to_num(variance) > 0
     return np.where(usable, 1 / np.sqrt(np.where(usable, variance, 1.0)), 0.0)
 
 
 def site_product(blocks: Iterable[Dosage], frequency: Array, basis: Array) -> Array:
-    """This site's part of Z'Z ``basis``: (variants, columns). Never forms more of Z than some 32 MB.
+    """This site's summand of Z'Z ``basis``: (variants, columns). Computes Z in chunks of about 32 MB.
 
     Args:
         blocks: dosages (persons, variants) of some persons each, all variants.
         frequency: (variants,) pooled.
-        basis: (variants, columns), as the server sent it.
+        basis: (variants, columns), from the server.
     """
     inverse = inverse_deviation(frequency)[:, None]
     weighted, out = basis * inverse, np.zeros_like(basis)
     rows = max(1, _WORKING // max(1, len(frequency)))
     for dosage in blocks:
         for at in range(0, len(dosage), rows):
-            own = centred(dosage[at : at + rows], frequency)
-            out += own.T @ (own @ weighted)
+            z = centred(dosage[at : at + rows], frequency)
+            out += z.T @ (z @ weighted)
     return out * inverse
 
 
 def scores(dosage: Dosage, frequency: Array, loadings: Array, eigenvalues: Array) -> Array:
-    """(persons, k): the persons' components, Z v / sqrt(lambda). A component's squares add up to 1 over the persons of all sites, as in
-    PLINK's ``.eigenvec``; it is 0 where the eigenvalue is."""
-    real = eigenvalues > 1e-12 * eigenvalues.max()
-    weighted = loadings * inverse_deviation(frequency)[:, None] * np.where(real, 1 / np.sqrt(np.where(real, eigenvalues, 1.0)), 0.0)
+    """(persons, k): the persons' components, Z v / sqrt(lambda). The sum of a component's squares over the persons of all sites is 1, as in
+    PLINK's ``.eigenvec``; a component is 0 if its eigenvalue is 0."""
+    positive = eigenvalues > 1e-12 * eigenvalues.max()
+    inverse_root = np.where(positive, 1 / np.sqrt(np.where(positive, eigenvalues, 1.0)), 0.0)
+    weighted = loadings * inverse_deviation(frequency)[:, None] * inverse_root
     rows = max(1, _WORKING // max(1, len(frequency)))
     return np.vstack([centred(dosage[at : at + rows], frequency) @ weighted for at in range(0, max(1, len(dosage)), rows)])

@@ -1,11 +1,11 @@
-"""Summary statistics as files: GWAS-SSF v1.0, the GWAS Catalog's format (Hayhurst et al. 2022, bioRxiv 2022.07.15.500230), and pictures.
+"""Writes summary statistics as GWAS-SSF v1.0, the GWAS Catalog's format (Hayhurst et al. 2022, bioRxiv 2022.07.15.500230), and plots.
 
     left_out = write(Path("disease.tsv.gz"), results, Meta(trait="disease", build="GRCh38", samples=2100, ...))
-    # tabix disease.tsv.gz 22:1-51000000 ; disease.tsv.gz-meta.yaml and disease.tsv.gz.tbi lie beside it
+    # also writes disease.tsv.gz-meta.yaml and the index disease.tsv.gz.tbi (tabix disease.tsv.gz 22:1-51000000)
     manhattan(Path("manhattan.svg"), contig, position, log10_p)
     quantile_quantile(Path("qq.svg"), log10_p, genomic_inflation(p))
 
-The effect allele is ALT. Values that are not there are ``#NA``; a row that lacks a mandatory value is left out and counted.
+The effect allele is ALT. Missing values are ``#NA``; a row without a mandatory value is excluded and counted.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ ENCOURAGED = ("variant_id", "rsid", "ref_allele", "n")
 GENOME_WIDE = 5e-8
 _NUMBERS = {str(n): n for n in range(1, 23)} | {"X": 23, "PAR": 23, "Y": 24, "MT": 25}
 _NAMES = {23: "X", 24: "Y", 25: "MT"}
-_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # not to stand as it is in YAML
+_UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # must be escaped in YAML
 _MEDIAN_CHI2 = 0.454936423119572  # of one degree of freedom
-_BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): told apart by colour-blind readers
+_BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): distinguishable by colour-blind readers
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """One row a variant; all (variants,). ``own``: further columns by name (numbers or text), such as call_rate, hwe_p, sites, method."""
+    """One row per variant; all (variants,). ``own``: further columns by name (numbers or text), such as call_rate, hwe_p, sites, method."""
 
     keys: Sequence[Variant]
     beta: Array
@@ -61,7 +61,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Meta:
-    """What stands in the file beside. ``cases`` and ``controls`` where the trait is yes or no; ``more``: further fields by name."""
+    """Contents of the metadata file. ``cases`` and ``controls``: of a binary trait; ``more``: further fields by name."""
 
     trait: str
     build: str
@@ -79,7 +79,7 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
     """Writes ``path`` (``.tsv.gz``, bgzip), its tabix index and ``-meta.yaml``; rows by chromosome and position.
 
     Returns:
-        How many variants were left out, by reason: the format knows chromosomes 1 to 22, X (23), Y (24) and MT (25), and alleles of ACGT.
+        reason -> number of excluded variants. The format has chromosomes 1 to 22, X (23), Y (24) and MT (25), and alleles of ACGT.
     """
     import pysam
 
@@ -96,7 +96,7 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
         kept &= ~fails
     order = np.flatnonzero(kept)
     order = order[np.lexsort((position[order], number[order]))]
-    own = [_texts(np.asarray(column)[order]) for column in results.own.values()]
+    extra = [_texts(np.asarray(column)[order]) for column in results.own.values()]
     columns = [
         _texts(results.beta[order]),
         _texts(results.standard_error[order]),
@@ -111,7 +111,7 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
             ref, alt = key.ref.upper(), key.alt.upper()
             name = key.id if rsid.fullmatch(key.id) else NA
             row = [str(chromosome), str(key.position), alt, ref, *(c[at] for c in columns)]
-            row += [f"{chromosome}_{key.position}_{ref}_{alt}", name, "OA", str(results.n[i]), *(c[at] for c in own)]
+            row += [f"{chromosome}_{key.position}_{ref}_{alt}", name, "OA", str(results.n[i]), *(c[at] for c in extra)]
             lines.append("\t".join(row))
             if len(lines) == 10_000 or at == len(order) - 1:
                 out.write(("\n".join(lines) + "\n").encode())
@@ -122,7 +122,7 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
 
 
 def p_text(log10_p: float) -> str:
-    """A p value of 7 digits from its log10, however small: ``4.321000e-400``; ``0`` only where log10 is minus infinity."""
+    """A p value with 7 digits from its log10, of any size: ``4.321000e-400``; ``0`` only if log10 is minus infinity."""
     if not np.isfinite(log10_p):
         return "0" if log10_p < 0 else NA
     exponent = int(np.floor(log10_p))
@@ -133,8 +133,8 @@ def p_text(log10_p: float) -> str:
 
 
 def genomic_inflation(p: Array) -> float:
-    """Lambda: the median chi-squared of the tests over that of no association, 0.4549 (Devlin and Roeder 1999, Biometrics 55:997); nan
-    without tests."""
+    """Lambda: the median chi-squared of the tests divided by the median without association, 0.4549 (Devlin and Roeder 1999, Biometrics
+    55:997); nan without tests."""
     from scipy.special import chdtri
 
     known = p[np.isfinite(p)]
@@ -142,7 +142,7 @@ def genomic_inflation(p: Array) -> float:
 
 
 def _texts(values: npt.NDArray[Any]) -> list[str]:
-    """A column as text: 9 digits of a number, ``#NA`` for nan, None and the empty text, whose tabs and line ends become spaces."""
+    """A column as text: numbers with 9 digits; ``#NA`` for nan, None and empty text; tabs and line ends in text become spaces."""
     if np.issubdtype(values.dtype, np.floating):
         return [f"{x:.9g}" if np.isfinite(x) else NA for x in values.tolist()]
     return [NA if x is None or x == "" else re.sub(r"\s", " ", str(x)) for x in values.tolist()]
@@ -174,7 +174,7 @@ def _described(path: Path, meta: Meta) -> dict[str, Any]:
 
 
 def _yaml(value: Any, indent: str = "") -> str:
-    """Mappings and lists as YAML blocks, scalars quoted as JSON, of which YAML is a superset; a date as it is."""
+    """Mappings and lists as YAML blocks, scalars in JSON syntax, which YAML includes; dates unquoted."""
     if isinstance(value, Mapping):
         return "".join(f"{indent}{key}:{_inside(inner, indent)}" for key, inner in value.items())
     return "".join(f"{indent}-{_inside(inner, indent)}" for inner in value)
@@ -187,32 +187,32 @@ def _inside(value: Any, indent: str) -> str:
         return f" {value.isoformat()}\n"
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, float):
-        text = re.sub(r"^(-?\d+)e", r"\1.0e", text)  # YAML 1.1 takes 1e-05 for text
+        text = re.sub(r"^(-?\d+)e", r"\1.0e", text)  # YAML 1.1 reads 1e-05 as text
     return " " + _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def manhattan(path: Path, contig: Sequence[str], position: npt.NDArray[np.int64], log10_p: Array, title: str = "") -> None:
-    """-log10 p along the genome, as SVG (or by ``path``'s ending). Contigs alternate in colour; variants below 5e-8 stand out."""
+    """Plots -log10 p along the genome, as SVG (or by ``path``'s extension). Contigs alternate in colour; variants below 5e-8 are red."""
     y = -log10_p
-    told = np.isfinite(y)
+    tested = np.isfinite(y)
     number = np.array([_NUMBERS.get(canonical_contig(c), 26) for c in contig], np.int64)
-    found = np.unique(number[told])
+    found = np.unique(number[tested])
     figure, axes = _figure((10.0, 4.2))
     begin, ticks = 0.0, list[float]()
     scale = 1e-6 if len(found) == 1 else 1.0
     for k, which in enumerate(found.tolist()):
-        own = told & (number == which)
-        first = 0.0 if len(found) == 1 else float(position[own].min())
-        x = (begin + position[own] - first) * scale
-        hit = y[own] >= -np.log10(GENOME_WIDE)
+        on_contig = tested & (number == which)
+        first = 0.0 if len(found) == 1 else float(position[on_contig].min())
+        x = (begin + position[on_contig] - first) * scale
+        hit = y[on_contig] >= -np.log10(GENOME_WIDE)
         for chosen, colour, size in ((~hit, (_BLUE, _SKY)[k % 2], 5.0), (hit, _RED, 14.0)):
-            axes.scatter(x[chosen], y[own][chosen], s=size, c=colour, linewidths=0, rasterized=True)
+            axes.scatter(x[chosen], y[on_contig][chosen], s=size, c=colour, linewidths=0, rasterized=True)
         ticks.append(float(x.min() + x.max()) / 2)
-        begin += float(position[own].max()) - first + 2e7
+        begin += float(position[on_contig].max()) - first + 2e7
     axes.axhline(-np.log10(GENOME_WIDE), color=_GREY, linewidth=1, linestyle="--")
     at_line = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     axes.annotate("p = 5 × 10⁻⁸", (1, -np.log10(GENOME_WIDE)), (-4, 3), **at_line)
-    axes.set_ylim(0, max(9.0, 1.06 * float(y[told].max(initial=0))))
+    axes.set_ylim(0, max(9.0, 1.06 * float(y[tested].max(initial=0))))
     axes.margins(x=0.01)
     if len(found) == 1:
         axes.set_xlabel(f"Position on chromosome {_name(found[0])} (Mb)")
@@ -226,7 +226,7 @@ def manhattan(path: Path, contig: Sequence[str], position: npt.NDArray[np.int64]
 
 
 def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "") -> None:
-    """Observed against expected -log10 p, with the band that holds 95 % of each quantile if nothing is associated (independent tests)."""
+    """Plots observed against expected -log10 p, with the 95 % band of each quantile under no association (independent tests)."""
     from scipy.special import betaincinv
 
     y = np.sort(-log10_p[np.isfinite(log10_p)])[::-1]
@@ -237,7 +237,7 @@ def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str =
     figure, axes = _figure((5.0, 5.0))
     if len(y):
         band = [-np.log10(betaincinv(shown, len(y) + 1 - shown, q)) for q in (0.025, 0.975)]
-        axes.fill_between(x, *band, color="#D9D9D9", linewidth=0, label="95 % if nothing is associated")
+        axes.fill_between(x, *band, color="#D9D9D9", linewidth=0, label="95 % under no association")
         axes.plot([0, x[0]], [0, x[0]], color=_GREY, linewidth=1)
         axes.scatter(x, y[shown - 1], s=10, c=_BLUE, linewidths=0, rasterized=True)
         axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.87), frameon=False)
@@ -255,7 +255,7 @@ def _name(number: int) -> str:
 
 
 def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure and its axes without pyplot, whose list of figures is global."""
+    """A figure and its axes, without pyplot, which keeps a global list of figures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=150, layout="constrained")
@@ -265,7 +265,7 @@ def _figure(size: tuple[float, float]) -> tuple[Any, Any]:
 
 
 def _save(figure: Any, path: Path) -> None:
-    """The same numbers give the same bytes: no date, identifiers by a fixed salt."""
+    """Saves the figure so that equal numbers give equal bytes: no date, and a fixed salt for identifiers."""
     from matplotlib import rc_context
 
     vector = path.suffix == ".svg"

@@ -1,6 +1,6 @@
-"""Clinical columns: raw values coded as numbers. Imputation and standardisation are the model's (``fedml.models.preprocess``).
+"""Codes clinical columns as numbers. The model imputes and standardises them (``fedml.models.preprocess``).
 
-A numeric column keeps its number; a categorical one becomes the position in its declared categories; missing is NaN in both.
+A numeric value stays a number; a categorical value becomes the index in its declared categories; missing values are NaN.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def code_columns(table: pd.DataFrame, spec: ClinicalColumns, path: Path) -> npt.NDArray[np.float64]:
-    """The study's columns of ``table`` in the study's order, shape (persons, columns), NaN where missing.
+    """(persons, columns): the study's columns of ``table`` in the study's order, NaN where missing.
 
     Raises:
-        InputError: a column is absent, a number is none, or a category was not declared.
+        InputError: a column is missing, a cell is not a number, or a category is not declared.
     """
     out = np.full((len(table), len(spec.columns)), np.nan)
     for at, name in enumerate(spec.columns):

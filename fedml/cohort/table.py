@@ -1,7 +1,7 @@
-"""The persons table: one row a person, their label, and the part (train, val, test) each is in.
+"""The persons table: one row per person, with label and part (train, val, test).
 
-A person's part is ``part_of(id, key, split)``: a keyed hash of the id, so nobody changes side as the cohort grows, and one person
-who is known by the same id at two sites is on the same side at both. A file (columns ``id,part``) may fix the parts instead.
+A person's part is ``part_of(id, key, split)``, a keyed hash of the id: no person changes part as the cohort grows, and a person with the
+same id at two sites is in the same part at both. A file (columns ``id,part``) may fix the parts instead.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def read_table(path: Path) -> pd.DataFrame:
             table = pd.read_parquet(path)
         else:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row of more fields than the header: never shift them
+                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header would shift its values
                 table = pd.read_csv(
                     path, dtype={"id": str}, index_col=False, na_values=list(MISSING_WORDS), keep_default_na=False, encoding="utf-8"
                 )
@@ -46,12 +46,12 @@ def read_table(path: Path) -> pd.DataFrame:
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' and pyarrow's parse errors are ValueErrors
         raise InputError(f"{path}: cannot be read as a table ({_first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
     if "id" not in table.columns:
-        raise InputError(f'{path}: has no column "id"{nearest("id", table.columns)}; give each person\'s id in a column of that name.')
+        raise InputError(f'{path}: has no column "id"{nearest("id", table.columns)}; add a column "id" with each person\'s id.')
     absent = table["id"].isna().to_numpy(copy=True)
     table["id"] = table["id"].astype(str).str.strip()
     absent |= (table["id"] == "").to_numpy()
     if absent.any():
-        raise InputError(f"{path}: line {int(np.flatnonzero(absent)[0]) + 2} has no id; every row is one person.")
+        raise InputError(f"{path}: line {int(np.flatnonzero(absent)[0]) + 2} has no id; give every row a person's id.")
     twice = table["id"][table["id"].duplicated()]
     if len(twice):
         raise InputError(f'{path}: person "{twice.iloc[0]}" has {int((table["id"] == twice.iloc[0]).sum())} rows; keep one row a person.')
@@ -59,22 +59,27 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def column(table: pd.DataFrame, name: str, path: Path, asked_by: str) -> pd.Series[Any]:
-    """Column ``name``; ``InputError`` names the file, who asked for the column, and the nearest one there is."""
+    """Column ``name`` of the table.
+
+    Raises:
+        InputError: the table has no such column; the message names the file, the study's key ``asked_by`` and the nearest column name.
+    """
     if name not in table.columns:
-        raise InputError(f'{path}: has no column "{name}"{nearest(name, table.columns)}; {asked_by} asks for it.')
+        raise InputError(f'{path}: has no column "{name}"{nearest(name, table.columns)}; {asked_by} needs it.')
     return table[name]
 
 
 def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path) -> npt.NDArray[np.int64]:
-    """Position of each value in ``known``, ``NO_LABEL`` where it is missing.
+    """(persons,) index of each value in ``known``, ``NO_LABEL`` where the value is missing.
 
     Raises:
-        InputError: a value that is not among ``known``; the sentence starts with ``path`` and names ``what``.
+        InputError: a value is not among ``known``; the message starts with ``path`` and names ``what``.
     """
     index = {normal(k): i for i, k in enumerate(known)}
     named = {k.lower(): k for k in index}
 
-    def spelling(value: Any) -> str:  # pandas reads True, TRUE and true as booleans: by name if the study names them, else 1 and 0
+    # pandas reads True, TRUE and true as booleans: a boolean matches the study's "true" or "false" by name, or else 1 or 0.
+    def spelling(value: Any) -> str:
         return named.get(str(value).lower(), normal(value)) if isinstance(value, bool | np.bool_) else normal(value)
 
     texts = values.map(spelling, na_action="ignore")
@@ -87,10 +92,10 @@ def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path)
 
 
 def read_labels(table: pd.DataFrame, path: Path, cohort: Cohort, task: str) -> npt.NDArray[np.float64]:
-    """The target of each person: class index, or the number itself for regression; NaN where it is missing. Shape (persons,).
+    """(persons,) target of each person: class index, or for regression the number itself; NaN where missing.
 
     Raises:
-        InputError: no such column, a label outside the declared classes, or text where a number is expected.
+        InputError: the column does not exist, a label is not a declared class, or a cell has text where a number is expected.
     """
     values = column(table, cohort.target, path, "[cohort] target")
     if task == "classification":
@@ -101,31 +106,35 @@ def read_labels(table: pd.DataFrame, path: Path, cohort: Cohort, task: str) -> n
 
 
 def numbers(values: pd.Series[Any], path: Path) -> npt.NDArray[np.float64]:
-    """Numbers of a column, NaN where missing; ``InputError`` where a cell holds something else."""
+    """(persons,) numbers of a column, NaN where missing.
+
+    Raises:
+        InputError: a cell contains something other than a finite number.
+    """
     import pandas as pd
 
     out = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
     wrong = (np.isnan(out) & values.notna().to_numpy()) | np.isinf(out)
     if wrong.any():
         raise InputError(
-            f'{path}: column "{values.name}" holds no finite number for {int(wrong.sum())} person(s); '
+            f'{path}: column "{values.name}" has no finite number for {int(wrong.sum())} person(s); '
             "correct the cell, leave it empty, or declare the column under [cohort.clinical] categories."
         )
     return out
 
 
 def part_of(person: str, key: str, split: Split) -> int:
-    """0 train, 1 val, 2 test: BLAKE2b of the id under ``key``, as a fraction of its range, against the cumulated fractions."""
+    """0 train, 1 val, 2 test: the keyed BLAKE2b hash of the id, as a fraction in [0, 1), compared with the cumulative split fractions."""
     digest = hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).digest()
     at = int.from_bytes(digest, "big") / 2**64
     return 0 if at < split.train else 1 if at < split.train + split.val else 2
 
 
 def read_parts(path: Path, persons: pd.Index[str]) -> npt.NDArray[np.int8]:
-    """The parts that a file fixes, in the order of ``persons``.
+    """(persons,) parts from a file, 0 train, 1 val, 2 test, in the order of ``persons``.
 
     Raises:
-        InputError: a person without a part, or a part that is not train, val or test.
+        InputError: a person has no part, or a part is not train, val or test.
     """
     table = read_table(path)
     parts = column(table, "part", path, "data.split of site.toml")

@@ -1,1 +1,1 @@
-"""The only place that touches Flower's non-public API."""
+"""The only package that uses Flower's non-public API."""

@@ -1,6 +1,6 @@
-"""A SuperLink's list of nodes, through its Control API: which keys may join, under which name, and who is there.
+"""A SuperLink's list of nodes, through its Control API: registered keys, their names, and which nodes are online.
 
-Uses Flower's non-public ``ControlHttpClient``, for its command line registers a node's name but does not list it; flwr 1.41.
+Uses Flower's non-public ``ControlHttpClient``, because its command line registers a node's name but does not list it; flwr 1.41.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 from fedml.errors import RunError
 from fedml.flower.superlink import CONNECTION
 
-_PATIENCE = 2  # heartbeats that a node may miss before it counts as offline: Flower's HEARTBEAT_PATIENCE
+_MISSED_HEARTBEATS = 2  # heartbeats that a node may miss before it counts as offline: Flower's HEARTBEAT_PATIENCE
 
 
 @dataclass(frozen=True)
 class Node:
-    """A registered key. ``state`` is Flower's: registered (never seen), online, offline or unregistered (removed). Times are UTC."""
+    """A registered key. ``state``: Flower's registered (never connected), online, offline or unregistered (removed). Times are UTC."""
 
     node_id: int
     name: str
@@ -36,26 +36,32 @@ def _client(home: Path) -> Iterator[Any]:
     from flwr.supercore.control import ControlHttpClient
     from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-    told = tomllib.loads((home / "config.toml").read_text())["superlink"][CONNECTION]
+    connection = tomllib.loads((home / "config.toml").read_text())["superlink"][CONNECTION]
     client = ControlHttpClient.from_server_address(
-        server_address=told["address"],
+        server_address=connection["address"],
         insecure=False,
-        root_certificates=told["root-certificates"],
+        root_certificates=connection["root-certificates"],
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
     )
     try:
         yield client
-    except Exception as error:  # httpx's and Flower's own share no base
+    except Exception as error:  # exceptions of httpx and Flower have no common base class
         answer = getattr(error, "response", None)
         if answer is not None:
-            raise RunError(f"the SuperLink refused ({answer.status_code}: {answer.text[:200]}); see its log.") from error
-        raise RunError(f"the SuperLink at {told['address']} does not answer ({type(error).__name__}); is it started?") from error
+            text = f"the SuperLink refused the request ({answer.status_code}: {answer.text[:200]})"
+            raise RunError(f"{text}; see its log {home / 'superlink.log'}.") from error
+        text = f"the SuperLink at {connection['address']} does not answer ({type(error).__name__})"
+        raise RunError(f"{text}; start it first.") from error
     finally:
         client.close()
 
 
 def nodes(home: Path) -> list[Node]:
-    """All that were ever registered at the SuperLink of ``home``, by name. Raises ``RunError`` if it does not answer."""
+    """All nodes that were ever registered at the SuperLink of ``home``, sorted by name.
+
+    Raises:
+        RunError: the SuperLink does not answer.
+    """
     from flwr.proto.control_pb2 import ListNodesRequest
 
     with _client(home) as client:
@@ -65,7 +71,7 @@ def nodes(home: Path) -> list[Node]:
 def _node(info: Any) -> Node:
     seen = _time(info.last_deactivated_at)
     if info.status == "online":
-        seen = datetime.fromtimestamp(info.online_until - _PATIENCE * info.heartbeat_interval, UTC)
+        seen = datetime.fromtimestamp(info.online_until - _MISSED_HEARTBEATS * info.heartbeat_interval, UTC)
     return Node(info.node_id, info.name, info.public_key, info.status, datetime.fromisoformat(info.registered_at), seen)
 
 
@@ -74,7 +80,11 @@ def _time(text: str) -> datetime | None:
 
 
 def register_node(home: Path, name: str, public_key: bytes) -> None:
-    """Lets the key (PEM) join under ``name``. Raises ``RunError`` if the SuperLink refuses it."""
+    """Registers the key (PEM) with the name ``name``, so that its node may join.
+
+    Raises:
+        RunError: the SuperLink refuses the key or does not answer.
+    """
     from flwr.proto.control_pb2 import RegisterNodeRequest
 
     with _client(home) as client:
@@ -82,7 +92,11 @@ def register_node(home: Path, name: str, public_key: bytes) -> None:
 
 
 def unregister_node(home: Path, node_id: int) -> None:
-    """Its key may not join any more, and its process is not answered any more. Raises ``RunError`` if there is no such node."""
+    """Removes the node: its key may no longer join, and the SuperLink no longer answers its process.
+
+    Raises:
+        RunError: the node does not exist, or the SuperLink does not answer.
+    """
     from flwr.proto.control_pb2 import UnregisterNodeRequest
 
     with _client(home) as client:

@@ -1,7 +1,7 @@
-"""The site executor's loop: takes tasks from a SuperNode started with ``--isolation process`` and answers them itself.
+"""The site executor's loop: takes tasks from a SuperNode started with ``--isolation process`` and answers them in this process.
 
-The FAB that the SuperNode hands over is dropped unread: it is never unpacked, put on ``sys.path`` or imported. Only the message, which is
-data, reaches ``handle``. Uses Flower's Runtime API as flwr 1.41 has it.
+The app bundle (FAB) from the SuperNode is discarded: it is never unpacked, put on ``sys.path`` or imported. Only the message, which is
+data, reaches ``handle``. Uses the Runtime API of flwr 1.41.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 
 log = logging.getLogger("fedml.site")
 Handle = Callable[[Message, Context], Message]
-_NAP, _LONGEST_NAP = 0.05, 1.0  # seconds: between two questions for a task, each of which our SuperNode holds; after repeated failures
-_FIRST_HEARTBEAT = 5.0  # seconds; a SuperNode gives a claimed task 30
+# Seconds between requests for a task (``fedml.flower.supernode`` delays its reply until there is one), and the longest pause after
+# failures.
+_POLL_SECONDS, _MAX_POLL_SECONDS = 0.05, 1.0
+_FIRST_HEARTBEAT_SECONDS = 5.0  # a SuperNode drops a claimed task after 30 without a heartbeat
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
 def _client(address: str, tries: int, *interceptors: Any) -> RuntimeHttpClient:
-    """``tries``: Flower's own retries wait longer and longer, up to minutes, in which a SuperNode that is back would not be noticed."""
+    """A client of the SuperNode. ``tries`` limits Flower's retries, whose pauses grow to minutes and would delay a reconnection."""
     retries = make_simple_http_retry_invoker()
     retries.max_tries = tries
     return RuntimeHttpClient.from_server_address(
@@ -50,37 +52,37 @@ def serve(address: str, secret: bytes, handle: Handle, stop: threading.Event) ->
 
     Args:
         secret: shared with the SuperNode, so that no other user of this machine can take a task.
-        handle: must not raise; what it returns is sent.
+        handle: returns the reply to a message; must not raise.
     """
     runtime = _client(address, 1, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE))
-    nap = _NAP
+    pause = _POLL_SECONDS
     try:
         while not stop.is_set():
             try:
                 answer = runtime.AcquireTask(AcquireTaskRequest(supported_task_types={TaskType.CLIENT_APP}))
                 if answer.HasField("task") and answer.token:
-                    _one_task(address, answer.token, handle)
-                    nap = _NAP
+                    _answer_task(address, answer.token, handle)
+                    pause = _POLL_SECONDS
                     continue
-                nap = _NAP
-            except Exception as error:  # the SuperNode restarts, the network blinks: the site stays
+                pause = _POLL_SECONDS
+            except Exception as error:  # the SuperNode may restart or the network fail for a moment; the site keeps running
                 if stop.is_set():
                     return
-                if nap == _NAP:  # once, not with every try
-                    log.warning("no answer from the SuperNode, trying again until there is one: %s: %s", type(error).__name__, error)
-                nap = min(max(2 * nap, 0.2), _LONGEST_NAP)
-            stop.wait(nap)
+                if pause == _POLL_SECONDS:  # log once, not with every retry
+                    log.warning("no answer from the SuperNode, retrying until it answers: %s: %s", type(error).__name__, error)
+                pause = min(max(2 * pause, 0.2), _MAX_POLL_SECONDS)
+            stop.wait(pause)
     finally:
         runtime.close()
 
 
-def _one_task(address: str, token: str, handle: Handle) -> None:
+def _answer_task(address: str, token: str, handle: Handle) -> None:
     task = _client(address, 5, RuntimeTokenHttpInterceptor(token))
     heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(task))
-    later = threading.Timer(_FIRST_HEARTBEAT, heartbeat.start)  # most messages are answered before one is due
+    later = threading.Timer(_FIRST_HEARTBEAT_SECONDS, heartbeat.start)  # most messages are answered earlier
     later.start()
     try:
-        message, context, _, _ = pull_task_input(task)  # the run and the FAB are not looked at
+        message, context, _, _ = pull_task_input(task)  # ignores the run and the FAB
         push_message(task, handle(message, context), context)
         push_task_output(client=task, context=context, sub_status=SubStatus.COMPLETED, details="")
     finally:

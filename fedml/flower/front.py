@@ -1,8 +1,8 @@
-"""``flower-superlink`` with two doors: ``python -m fedml.flower.front --public HOST:PORT --public-certificate F --public-key F ARGUMENTS``.
+"""``flower-superlink`` with two ports: ``python -m fedml.flower.front --public HOST:PORT --public-certificate F --public-key F ARGUMENTS``.
 
-The SuperLink of flwr 1.41 serves everything at one port, and only what nodes send is authenticated: whoever reaches that port may also
-register nodes, submit a ServerApp (which then runs on the server) or take one's task. Here Flower's own port, ``--host`` and ``--port`` of
-ARGUMENTS, is for this machine; the public one is served by the same process and knows the Fleet API and ``/health``, nothing else.
+The SuperLink of flwr 1.41 serves all its APIs at one port and authenticates only nodes: every client that reaches the port could register
+nodes, submit a ServerApp (which then runs on the server) or take a ServerApp's task. Here Flower's own port (``--host`` and ``--port`` of
+ARGUMENTS) is for this machine only; the same process serves a public port with the Fleet API and ``/health`` only.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from flwr.superlink.routers.fleet.router import router
 import fedml  # noqa: F401 - switches telemetry off
 
 App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
-# Whole paths, so that nothing hangs on how a prefix is read.
+# Complete paths, so that access does not depend on how prefixes are matched.
 OPEN = frozenset({"/health", *(str(getattr(route, "path", "")) for route in router.routes)})
-_TICK = 0.1  # seconds between two looks at whether Flower's own server ends
+_POLL_SECONDS = 0.1  # between checks whether Flower's server has ended
 
 
 def only_fleet(app: App) -> App:
-    """``app`` with the paths of ``OPEN``; any other is 404, as if there were no such thing. HTTP only."""
+    """``app`` restricted to the paths in ``OPEN``; other paths answer 404. HTTP only."""
 
     async def guarded(
         scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
@@ -45,17 +45,17 @@ def only_fleet(app: App) -> App:
 
 
 async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
-    """Serves at both until the inner one ends, which is the one that signals reach."""
-    sockets = [outer.config.bind_socket()]  # before anything starts: a port that is taken ends the command here
+    """Runs both servers until the inner server ends; signals go to the inner server."""
+    sockets = [outer.config.bind_socket()]  # before anything starts, so that an occupied port ends the command here
 
     async def public() -> None:
         while not inner.started:
             if inner.should_exit:
                 return
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_POLL_SECONDS)
         serving = asyncio.create_task(outer._serve(sockets))
         while not inner.should_exit:
-            await asyncio.sleep(_TICK)
+            await asyncio.sleep(_POLL_SECONDS)
         outer.should_exit = True
         await serving
 
@@ -63,17 +63,17 @@ async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
 
 
 def main() -> None:
-    """Runs Flower's command with its server and ours side by side."""
+    """Runs Flower's command with its server and the public server in one process."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     for name in ("--public", "--public-certificate", "--public-key"):
         parser.add_argument(name, required=True)
-    ours, rest = parser.parse_known_args()
-    host, _, port = ours.public.rpartition(":")
+    options, rest = parser.parse_known_args()
+    host, _, port = options.public.rpartition(":")
 
-    def run(app: App, **options: Any) -> None:
-        inner = uvicorn.Server(uvicorn.Config(app, **{**options, "proxy_headers": False}))
+    def run(app: App, **settings: Any) -> None:
+        inner = uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False}))
         outer = uvicorn.Config(
-            only_fleet(app), host=host.strip("[]"), port=int(port), ssl_certfile=ours.public_certificate, ssl_keyfile=ours.public_key,
+            only_fleet(app), host=host.strip("[]"), port=int(port), ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
             lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
         )  # fmt: skip
         asyncio.run(_both(inner, uvicorn.Server(outer)))

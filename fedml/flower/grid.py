@@ -1,4 +1,4 @@
-"""The local engine's ``Grid``: the ClientApp runs in this process when its reply is asked for. No Ray, sockets or subprocesses.
+"""The local engine's ``Grid``: the ClientApp runs in this process when its reply is pulled, without Ray, sockets or subprocesses.
 
 Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and message ids; written for flwr 1.41.
 """
@@ -17,21 +17,21 @@ from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-# Codes with which Flower itself answers in place of a node that is not there.
+# Error codes with which Flower answers for a node that is not connected.
 NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 NodeConfig = dict[str, bool | int | float | str]
-App = Callable[[Message, Context], Message]  # a ClientApp is one, a site's gate another
+App = Callable[[Message, Context], Message]  # a ClientApp, or a site's gate
 
 
 def ask_for_parts_sooner() -> None:
-    """At a SuperLink: asks again after a twentieth of a second for a part of a reply that is not there yet, not after a second."""
+    """At a SuperLink: retries a missing part of a reply after 0.05 s instead of Flower's 1 s."""
     from flwr.superlink.grid import http_grid
 
     vars(http_grid)["pull_objects"] = partial(pull_objects, initial_backoff=0.05, backoff_cap=2.0)
 
 
 class InProcessGrid(Grid):
-    """Nodes 1, 2, ... with the given configurations. Messages wait here; pulling a reply runs the app for that node."""
+    """Nodes 1, 2, ... with the given configurations. Messages are queued; pulling a reply runs the app for its node."""
 
     def __init__(self, app: App, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
@@ -54,19 +54,19 @@ class InProcessGrid(Grid):
         return self._run
 
     def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
-        """Flower's older way to make a message."""
+        """Flower's older interface to create a message."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """1, 2, ... in the order given."""
+        """1, 2, ... in the order of the configurations."""
         return list(self._contexts)
 
     def get_nodes(self) -> list[NodeInfo]:
-        """The nodes; none has a registered name."""
+        """The nodes, without registered names."""
         return [NodeInfo(node_id=node) for node in self._contexts]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Keeps the messages; nothing runs yet."""
+        """Queues the messages and returns their ids; the app does not run yet."""
         ids = []
         for message in messages:
             message_id = f"local-{next(self._number)}"
@@ -77,7 +77,7 @@ class InProcessGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Runs the ClientApp for each message that waits and gives the replies."""
+        """Runs the app for each queued message and returns the replies."""
         replies = []
         for message_id in message_ids:
             message = self._waiting.pop(message_id, None)
@@ -86,5 +86,5 @@ class InProcessGrid(Grid):
         return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """``push_messages`` and ``pull_messages`` at once; nothing is waited for, so ``timeout`` has no use."""
+        """``push_messages`` followed by ``pull_messages``; ``timeout`` is ignored, because nothing is awaited."""
         return self.pull_messages(self.push_messages(messages))

@@ -1,4 +1,4 @@
-"""Keys and certificates of a federation: node keys as Flower wants them, an own authority, and a look at somebody else's certificate."""
+"""Keys and certificates of a federation: node keys in Flower's format, a certificate authority, and checks of existing certificates."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ from fedml.errors import InputError
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """Writes a file that only this user can read; never over one that is there."""
+    """Writes a new file that only this user can read.
+
+    Raises:
+        InputError: the file exists.
+    """
     try:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             file.write(data)
     except FileExistsError as error:
-        raise InputError(f"{path}: is there already; a key is never written over, take it away first if you mean to.") from error
+        raise InputError(f"{path}: already exists, and a key is never overwritten; delete the file first to replace the key.") from error
 
 
 def write_node_key(path: Path) -> Path:
-    """A node key (EC P-384, OpenSSH form) at ``path`` and its public half at ``path.pub``, which is returned.
+    """Writes a node key (EC P-384, OpenSSH format) to ``path`` and its public key to ``path.pub``; returns the latter path.
 
     Raises:
-        InputError: there is a key already.
+        InputError: the file exists.
     """
     key = ec.generate_private_key(ec.SECP384R1())
     form = serialization.PrivateFormat.OpenSSH
@@ -45,10 +49,10 @@ def write_node_key(path: Path) -> Path:
 
 
 def read_public_key(path: Path) -> bytes:
-    """A node key's public half (OpenSSH form, what ``write_node_key`` writes) as PEM, the form that Flower keeps.
+    """A node's public key (OpenSSH format, written by ``write_node_key``) as PEM, Flower's format.
 
     Raises:
-        InputError: no such file, a private key, or not a key of a NIST elliptic curve.
+        InputError: the file cannot be read, is not a public key, or is not a key of a NIST elliptic curve.
     """
     try:
         key = serialization.load_ssh_public_key(path.read_bytes())
@@ -62,7 +66,7 @@ def read_public_key(path: Path) -> bytes:
 
 
 def key_fingerprint(pem: bytes) -> str:
-    """What ``ssh-keygen -l`` shows of a public key (PEM): ``SHA256:...``; empty if it is none."""
+    """Fingerprint of a public key (PEM) as shown by ``ssh-keygen -l``: ``SHA256:...``; empty if ``pem`` is not a public key."""
     with suppress(ValueError, TypeError, UnsupportedAlgorithm):
         key = serialization.load_pem_public_key(pem)
         line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
@@ -71,55 +75,58 @@ def key_fingerprint(pem: bytes) -> str:
 
 
 def certificate_fingerprint(path: Path) -> str:
-    """What ``openssl x509 -noout -fingerprint -sha256`` shows of the first certificate in ``path``: hex with colons."""
+    """SHA-256 fingerprint of the first certificate in ``path`` as shown by ``openssl x509 -noout -fingerprint``: hex with colons."""
     return x509.load_pem_x509_certificates(path.read_bytes())[0].fingerprint(hashes.SHA256()).hex(":").upper()
 
 
 def check_certificate(host: str, certificate: Path, key: Path, authority: Path) -> None:
-    """Does a client that trusts ``authority`` accept ``certificate`` as that of ``host``? A handshake in memory, as a site will make it.
+    """Checks that a client that trusts ``authority`` accepts ``certificate`` for ``host``, by a TLS handshake in memory.
 
     Raises:
-        InputError: a file is missing or is none, the key is another's, or the certificate is not trusted, not for ``host``, or expired.
+        InputError: a file is missing or invalid, the key does not belong to the certificate, or the certificate is not trusted, not for
+            ``host``, or expired.
     """
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         client.load_verify_locations(cafile=authority)
     except (OSError, ValueError) as error:
-        raise InputError(f"{authority}: holds no certificate (PEM); give that of the authority that sites will trust.") from error
+        raise InputError(f"{authority}: has no certificate (PEM); give the certificate of the authority that sites will trust.") from error
     try:
         server.load_cert_chain(certificate, key, password=lambda: "none")
     except (OSError, ValueError) as error:
-        raise InputError(f"{certificate}, {key}: are no certificate and its key; give PEM files, the key without a password.") from error
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = client.wrap_bio(back, there, server_hostname=host), server.wrap_bio(there, back, server_side=True)
+        text = f"{certificate}, {key}: are not a certificate and its key"
+        raise InputError(f"{text}; give PEM files, the key without a password.") from error
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = client.wrap_bio(to_client, to_server, server_hostname=host), server.wrap_bio(to_server, to_client, server_side=True)
     try:
-        for _ in range(6):  # more than a handshake has turns
+        for _ in range(6):  # more than the turns of a handshake
             for end in ends:
                 with suppress(ssl.SSLWantReadError):
                     end.do_handshake()
     except ssl.SSLError as error:
         why = getattr(error, "verify_message", "") or error.reason or str(error)
         raise InputError(
-            f"{certificate}: a site that trusts {authority} would not accept it for {host} ({why}); give a fitting one."
+            f"{certificate}: a site that trusts {authority} would not accept the certificate for {host} ({why}); give one that it accepts."
         ) from error
 
 
 def write_authority(folder: Path, hosts: Sequence[str] = ("localhost", "127.0.0.1"), *, days: int = 365) -> None:
-    """An own certificate authority (``ca.pem``) and a server certificate for ``hosts`` (``server.pem``, ``server.key``) in ``folder``.
+    """Writes a new certificate authority (``ca.pem``) and a server certificate for ``hosts`` (``server.pem``, ``server.key``) to
+    ``folder``.
 
-    The authority's private key is not kept: nobody can issue a second certificate.
+    The authority's private key is not saved, so it cannot issue a second certificate.
 
     Raises:
-        InputError: there is a server.key already.
+        InputError: ``server.key`` exists.
     """
     now = datetime.datetime.now(datetime.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fedml {hosts[0]}"[:64])])
 
     def builder(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-        made = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
-        made = made.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(minutes=5))
-        return made.not_valid_after(now + datetime.timedelta(days=days))
+        draft = x509.CertificateBuilder().subject_name(subject).issuer_name(ca_name).public_key(public)
+        draft = draft.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(minutes=5))
+        return draft.not_valid_after(now + datetime.timedelta(days=days))
 
     ca = (
         builder(ca_name, ca_key.public_key())
@@ -152,7 +159,7 @@ def _general_name(host: str) -> x509.GeneralName:
 
 
 def _usage(*, sign: bool) -> x509.KeyUsage:
-    """An authority signs certificates; a server signs handshakes."""
+    """Key usage of an authority (``sign``: signs certificates) or of a server (signs handshakes)."""
     return x509.KeyUsage(
         digital_signature=not sign,
         key_cert_sign=sign,

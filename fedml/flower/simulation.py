@@ -1,6 +1,6 @@
-"""The simulation engine: the same two apps through ``flwr run`` in Flower's simulation runtime on Ray.
+"""The simulation engine: runs the two apps with ``flwr run`` in Flower's simulation runtime on Ray.
 
-A SuperLink of our own on loopback, with its own folder for Flower's files, lives as long as the run.
+A separate SuperLink on loopback, with a temporary folder for Flower's files, runs for the duration of the run.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from fedml.flower.superlink import free_ports, log_tail, log_text, start_superli
 def run_simulation(
     apps: Mapping[str, str], config: Mapping[str, str], nodes: int, *, cpus_per_node: int, finished: Callable[[], bool], debug: bool = False
 ) -> None:
-    """Runs the apps in Flower's simulation and returns when ``finished()`` says so.
+    """Runs the apps in Flower's simulation and returns when ``finished()`` is true.
 
     Args:
         apps: import paths (``module:name``) of ``server`` and ``client``.
         config: the run's configuration.
         nodes: simulated SuperNodes.
-        cpus_per_node: CPUs that Ray sets aside for each.
-        finished: asked a few times a second, true once the run has left its last event.
-        debug: keep Flower's files and say where they are.
+        cpus_per_node: CPUs that Ray reserves for each node.
+        finished: called a few times a second; true once the run's log has its "end" event.
+        debug: keep Flower's files and print their folder.
 
     Raises:
-        RunError: Flower could not be started, or ended without the run's last event.
+        RunError: Flower could not be started, or ended before the run's log had its "end" event.
     """
     home = Path(tempfile.mkdtemp(prefix="fedml-simulation-"))
     try:
@@ -43,11 +43,11 @@ def run_simulation(
             submit(home, home / "app", ["--federation-config", federation], alive=lambda: superlink.poll() is None)
             while not finished():
                 if superlink.poll() is not None:
-                    raise RunError(f"Flower's SuperLink ended by itself: {log_tail(home)}")
+                    raise RunError(f"Flower's SuperLink ended unexpectedly: {log_tail(home)}")
                 if "raised an exception" in log_text(home):
-                    time.sleep(2)  # its last event may still be on its way to the disk
+                    time.sleep(2)  # the "end" event may not be on the disk yet
                     if not finished():
-                        raise RunError(f"Flower's simulation ended before the study did: {log_tail(home)}")
+                        raise RunError(f"Flower's simulation ended before the run: {log_tail(home)}")
                 time.sleep(0.2)
         finally:
             stop_group(superlink.pid)

@@ -1,6 +1,7 @@
-"""A SuperLink's process, connection file and submitted app: what the simulation and the deployment engine share.
+"""A SuperLink's process, connection file and submitted app, used by the simulation and the deployment engine.
 
-Uses the layout of Flower's connection file (``$FLWR_HOME/config.toml``), of an app's ``pyproject.toml`` and its commands; flwr 1.41.
+Depends on the layout of Flower's connection file (``$FLWR_HOME/config.toml``) and of an app's ``pyproject.toml``, and on its commands; flwr
+1.41.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ clientapp = "fedml_apps:client"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on now."""
+    """``count`` ports on loopback that are free at the time of the call."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for s in sockets:
@@ -54,31 +55,35 @@ def free_ports(count: int) -> list[int]:
 
 
 def command_path(name: str) -> str:
-    """A command beside this Python, or on the path. Raises ``RunError`` if there is none."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    """The path of a command, in this Python's folder or on PATH.
+
+    Raises:
+        RunError: the command is not installed.
+    """
+    local = Path(sys.executable).parent / name
+    found = str(local) if local.exists() else shutil.which(name)
     if not found:
-        raise RunError(f"{name} is not installed beside {sys.executable}; install flwr[simulation].")
+        raise RunError(f"{name} is not installed in {local.parent} or on PATH; install flwr[simulation].")
     return found
 
 
 def environment(home: Path) -> dict[str, str]:
-    """This process's environment with Flower's folder at ``home`` and our packages and commands in reach."""
+    """This process's environment with Flower's folder at ``home``, and with this Python's commands and packages on its paths."""
     paths = os.pathsep.join(p for p in [str(Path(sys.executable).parent), os.environ.get("PATH", "")] if p)
     return {**os.environ, "FLWR_HOME": str(home), "PATH": paths, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def write_connection(home: Path, address: str, root_certificate: Path | None) -> None:
-    """The connection ``own`` of Flower's command line; without a certificate it is not encrypted."""
+    """Writes the connection file for Flower's command line; without a certificate the connection is not encrypted."""
     trust = "insecure = true" if root_certificate is None else f"root-certificates = {json.dumps(str(root_certificate))}"
     text = f'[superlink]\ndefault = "{CONNECTION}"\n[superlink.{CONNECTION}]\naddress = "{address}"\n{trust}\n'
     (home / "config.toml").write_text(text)
 
 
 def superlink_command(home: Path, port: int, arguments: Sequence[str], public: Sequence[str] = ()) -> list[str]:
-    """The SuperLink's command line: at ``port`` of loopback alone, its database in ``home``.
+    """The SuperLink's command line: listens on ``port`` of loopback only, with its database in ``home``.
 
-    ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes of other machines may reach.
+    ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes on other machines can reach.
     """
     begin = [sys.executable, "-P", "-m", "fedml.flower.front", *public] if public else [command_path("flower-superlink")]
     begin += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess", "--database", str(home / "state.db")]
@@ -86,23 +91,23 @@ def superlink_command(home: Path, port: int, arguments: Sequence[str], public: S
 
 
 def start_superlink(home: Path, port: int, arguments: Sequence[str], public: Sequence[str] = ()) -> subprocess.Popen[bytes]:
-    """``superlink_command`` in a process group of its own, its log in ``home``."""
+    """Starts ``superlink_command`` in a new process group, with its log in ``home``."""
     command = superlink_command(home, port, arguments, public)
     with (home / "superlink.log").open("ab") as log:
         return subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True, cwd=home)
 
 
 def stop_group(process_id: int, seconds: float = 15) -> None:
-    """Ends a process group that we started: asked first, then made to. Already gone is fine."""
-    for sign, patience in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
+    """Ends a process group that this program started: SIGTERM, then SIGKILL after ``seconds``. A group that has ended is no error."""
+    for sign, wait_seconds in ((signal.SIGTERM, seconds), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process_id, sign)
         except (ProcessLookupError, PermissionError):
             return
-        until = time.monotonic() + patience
+        until = time.monotonic() + wait_seconds
         while time.monotonic() < until:
             with suppress(ChildProcessError):
-                os.waitpid(process_id, os.WNOHANG)  # reap it if it is our child
+                os.waitpid(process_id, os.WNOHANG)  # reap the process if it is a child of this one
             try:
                 os.killpg(process_id, 0)
             except (ProcessLookupError, PermissionError):
@@ -111,11 +116,11 @@ def stop_group(process_id: int, seconds: float = 15) -> None:
 
 
 def write_app(app: Path, apps: Mapping[str, str], config: Mapping[str, str]) -> None:
-    """A Flower app in folder ``app`` that only points at installed code: ``apps`` are import paths of ``server`` and ``client``."""
+    """Writes a Flower app to folder ``app`` that imports installed code: ``apps`` are import paths of ``server`` and ``client``."""
     app.mkdir(parents=True, exist_ok=True)
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in config.items())  # a JSON string is a TOML string
     (app / "pyproject.toml").write_text(_APP.format(config=lines))
-    # Flower looks for an assignment to the name in the module's text, so an import alone would not do.
+    # Flower searches the module's text for an assignment to the name, so an import alone is not enough.
     lines = "".join(f"import {path.partition(':')[0]}\n{name} = {path.replace(':', '.')}\n" for name, path in apps.items())
     (app / "fedml_apps.py").write_text(lines)
 
@@ -123,10 +128,10 @@ def write_app(app: Path, apps: Mapping[str, str], config: Mapping[str, str]) -> 
 def submit(
     home: Path, app: Path, options: Sequence[str] = (), *, alive: Callable[[], bool] = lambda: True, connection: str = CONNECTION
 ) -> None:
-    """``flwr run``, repeated while the SuperLink is still starting.
+    """Runs ``flwr run``, with retries while the SuperLink is starting.
 
     Raises:
-        RunError: Flower refuses the app, or the SuperLink is not there.
+        RunError: Flower refuses the app, or the SuperLink does not answer within 60 s.
     """
     command = [command_path("flwr"), "run", str(app), connection, *options]
     deadline = time.monotonic() + _SUBMIT_SECONDS
@@ -140,16 +145,16 @@ def submit(
 
 
 def _plain(text: str) -> str:
-    """Flower's boxed message as one line."""
+    """Flower's message in a box as one line of at most 500 characters."""
     return " ".join("".join(c for c in text if c not in "╭╮╰╯│─").split())[-500:]
 
 
 def log_text(home: Path) -> str:
-    """All that the SuperLink and its processes wrote."""
+    """The log of the SuperLink and its processes."""
     return (home / "superlink.log").read_text(errors="replace")
 
 
 def log_tail(home: Path) -> str:
-    """Its last lines, for a message."""
+    """The last lines of the log, for an error message."""
     lines = [line for line in log_text(home).splitlines() if line.strip()]
     return " / ".join(lines[-3:])[-600:]

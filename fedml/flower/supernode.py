@@ -1,9 +1,9 @@
-"""``flower-supernode`` that waits less: ``python -m fedml.flower.supernode ARGUMENTS``; its arguments are Flower's.
+"""``flower-supernode`` with shorter waiting times: ``python -m fedml.flower.supernode ARGUMENTS``, with Flower's arguments.
 
-With warm sites most of a round's time would be waiting. The SuperNode of flwr 1.41 sleeps 3 s whenever the SuperLink has nothing for it,
-half a second between two looks for its own site's reply, and a second or more when it asks for a message's parts before the sender has
-brought them all, which a quick node always does. Here these are shorter, and an executor that asks for a task is answered when there is
-one, whole, so that it need not ask many times a second nor for parts that are not there. Nothing else is changed.
+With running sites most of a round's time would be waiting. The SuperNode of flwr 1.41 sleeps 3 s whenever the SuperLink has no message,
+half a second between checks for its site's reply, and a second or more when it requests parts of a message that the sender has not uploaded
+yet, which is usual for a fast node. Here these times are shorter, and the reply to an executor's request for a task is delayed until a
+complete task is available, so that the executor need not poll often or request missing parts. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 
 import fedml  # noqa: F401 - switches telemetry off
 
-# Seconds: between two questions to the SuperLink, each a signed request on an open connection; between two looks into the SuperNode's own
-# memory; before a part of a message is asked for again, at first (it doubles) and at most; how long an executor's question is held.
+# Seconds: between requests to the SuperLink (each is a signed request on an open connection); between checks of the SuperNode's memory;
+# before a missing part of a message is requested again, first (it doubles) and at most; how long the reply to an executor's request is
+# delayed.
 ASK_NAP, LOOK_NAP = 0.2, 0.02
 PART_NAP, LONGEST_PART_NAP = 0.05, 2.0
 HOLD = 1.0
@@ -33,12 +34,13 @@ _receiving, _received = threading.Lock(), threading.Event()
 
 
 def nap(seconds: float) -> None:
-    """Sleeps ``seconds`` at most, and no longer than what is waited for deserves: Flower looks into memory every half second."""
+    """Sleeps ``ASK_NAP`` in place of Flower's pause between requests (above 1 s), ``LOOK_NAP`` in place of its pause between memory
+    checks."""
     time.sleep(min(seconds, ASK_NAP if seconds > 1 else LOOK_NAP))
 
 
 def receive(**how: Any) -> int | None:
-    """Flower's own, during which no task is given away: it makes the task before the message is whole."""
+    """Flower's function under a lock that blocks ``acquire``, because Flower creates the task before the message is complete."""
     with _receiving:
         run = _receive(**how)
     if run is not None:
@@ -47,7 +49,7 @@ def receive(**how: Any) -> int | None:
 
 
 def acquire(request: AcquireTaskRequest, state: Any) -> AcquireTaskResponse:
-    """Flower's own, once a message has been received or after ``HOLD``."""
+    """Flower's function, called after a message has been received or after ``HOLD`` seconds."""
     _received.wait(HOLD)
     _received.clear()
     if not _receiving.acquire(timeout=HOLD):  # the SuperLink does not answer
@@ -59,7 +61,7 @@ def acquire(request: AcquireTaskRequest, state: Any) -> AcquireTaskResponse:
 
 
 def main() -> None:
-    """Runs Flower's command with these functions in the place of its own."""
+    """Runs Flower's command with these functions in place of Flower's."""
     parts = partial(pull_objects, initial_backoff=PART_NAP, backoff_cap=LONGEST_PART_NAP, max_tries_per_object=None)
     clock = SimpleNamespace(**{**vars(time), "sleep": nap})
     vars(start_client_internal).update(time=clock, pull_objects=parts, _pull_and_store_message=receive)

@@ -1,1 +1,1 @@
-"""Differential privacy: what was released, and what that says about a person or a site."""
+"""Differential privacy: mechanisms, accounting of releases, and audits."""

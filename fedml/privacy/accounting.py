@@ -1,22 +1,22 @@
-"""What was released, as events, and what they amount to together: epsilon at a study's delta.
+"""The privacy accountant: releases as events, and the epsilon of their composition at a study's delta.
 
-A mechanism says what it released as frozen events of ``dp_accounting``; the accountant only reads them:
+A mechanism describes its releases as frozen events of ``dp_accounting``; the accountant reads only these events:
 
     gaussian(z), sampled_gaussian(q, z, steps)       events: one noisy sum; noisy sums over Poisson samples
-    events_to_json, events_from_json                 canonical text, for ledgers, records and bundles: anyone can count again
-    epsilon(events, delta)                           the figure: privacy loss distributions (PLD), a lone Gaussian in closed form
-    epsilon_rdp(events, delta)                       the cross-check: Rényi, never below the figure
+    events_to_json, events_from_json                 canonical text, for ledgers, records and bundles, from which anyone can recompute
+    epsilon(events, delta)                           the figure: privacy loss distributions (PLD); Gaussians alone in closed form
+    epsilon_rdp(events, delta)                       the cross-check by Rényi differential privacy, a looser bound
     solve_noise_multiplier(epsilon, delta, events_of)
-    claim(...) -> Claim                              the figure with its unit, adjacency and what it covers: never print it alone
+    claim(...) -> Claim                              the figure with its unit, adjacency and scope: do not print the figure alone
 
 The noise multiplier z is the noise's standard deviation / the L2 sensitivity under **add-or-remove-one**: the largest change of the
-released sum when one unit (a person, or a site) is added or removed. That is the clipping norm C for a sum of vectors clipped to C, not
-2C. A sampling rate q is that of Poisson sampling: each unit is in with probability q, by its own coin, at every step. Batches of fixed
-size, and epochs over shuffled persons, are other mechanisms, and these events must not be used for them.
+released sum when one unit (a person, or a site) is added or removed. For a sum of vectors clipped to C the sensitivity is C, not 2C. A
+sampling rate q is that of Poisson sampling: each unit is included with probability q, independently, at every step. Batches of fixed size,
+and epochs over shuffled persons, are other mechanisms, for which these events must not be used.
 
-An epsilon here is an upper bound. Losses are put on a grid by Connect the Dots (Doroshenko et al. 2022), which only ever raises delta;
-what the grid cuts off counts as an infinite loss. Of the two neighbours, the one with the unit added and the one with it removed, the
-worse counts. The grid's interval follows the spread of the losses, so the figure stays within about 0.2 % of the truth.
+An epsilon here is an upper bound. Losses are discretised by Connect the Dots (Doroshenko et al. 2022), which never lowers delta; the
+truncated tail counts as an infinite loss. Of the two directions, a unit added or a unit removed, the worse counts. The grid's interval
+follows the spread of the losses, so the figure stays within about 0.2 % of the exact value.
 """
 
 from __future__ import annotations
@@ -30,39 +30,43 @@ from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Literal
 
-if TYPE_CHECKING:  # a second to import: paid by whoever counts, not by --help
+if TYPE_CHECKING:  # importing takes a second, so functions import it when they need it
     from dp_accounting import DpEvent
 
 ADJACENCY = "add-or-remove-one"
-SMALLEST_DELTA = 1e-10  # below it, the error of a Fourier transform in float64 is no longer nothing
+SMALLEST_DELTA = 1e-10  # below it, the error of a Fourier transform in float64 is no longer negligible
 MOST_STEPS = 10**6
 _FINE = 0.05  # the grid's interval, in standard deviations of a step's loss
-_POINTS = 100_000  # of one step's grid, at most
-_TAIL = 10.0  # standard deviations; beyond them lies e**-52
-_ALLOWANCE = 1e-15  # of delta, a step: the Fourier transform was measured at up to 3e-17
+_POINTS = 100_000  # largest number of grid points of one step
+_TAIL = 10.0  # standard deviations; the probability beyond is e**-52
+_ALLOWANCE = 1e-15  # of delta per step, for the error of the Fourier transform, measured at up to 3e-17
 _ORDERS = (
     *range(2, 64),
     128,
     256,
     512,
     1024,
-)  # whole: a finite sum each (Mironov et al. 2019, section 3.3); others need a series that can fail
+)  # integers, for which the bound is a finite sum (Mironov et al. 2019, section 3.3); other orders need a series that can fail
 
 Term = tuple[float, float]  # (sampling rate, noise multiplier)
 
 
 def gaussian(noise_multiplier: float) -> list[DpEvent]:
-    """One release of a sum with Gaussian noise of ``noise_multiplier`` (standard deviation / L2 sensitivity). ValueError: below 0."""
+    """One release of a sum with Gaussian noise of ``noise_multiplier`` (standard deviation / L2 sensitivity).
+
+    Raises:
+        ValueError: the multiplier is out of range.
+    """
     return sampled_gaussian(1.0, noise_multiplier, 1)
 
 
 def sampled_gaussian(sampling_rate: float, noise_multiplier: float, steps: int) -> list[DpEvent]:
     """``steps`` noisy sums, each over a new Poisson sample of rate ``sampling_rate`` in (0, 1].
 
-    The sensitivity in ``noise_multiplier`` is that of the sum over a sample, not of a mean by the sample's size. No steps, no event.
+    The sensitivity in ``noise_multiplier`` is that of the sum over a sample, not of a mean over the sample. 0 steps give no event.
 
     Raises:
-        ValueError: rate, multiplier or steps out of range.
+        ValueError: rate, multiplier or steps are out of range.
     """
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
@@ -75,23 +79,23 @@ def sampled_gaussian(sampling_rate: float, noise_multiplier: float, steps: int) 
 
 
 def events_to_json(events: Iterable[DpEvent]) -> str:
-    """Canonical JSON of the events in their order: sorted keys, no spaces, shortest decimals that read back exactly.
+    """Canonical JSON of the events in their order: sorted keys, no spaces, shortest decimals that are read back exactly.
 
     Raises:
-        ValueError: an event is of a type, or has a value, that the accountant does not know.
+        ValueError: an event has a type or a value that the accountant does not support.
     """
     return json.dumps([_plain(e) for e in events], sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def events_from_json(text: str) -> list[DpEvent]:
-    """The inverse of ``events_to_json``. Reads the four known types and canonical text only, so one list of events has one text.
+    """The inverse of ``events_to_json``. Accepts only the four supported types and canonical text, so each list of events has one text.
 
     Raises:
-        ValueError: the text is anything else; the message says what.
+        ValueError: the text is invalid; the message gives the reason.
     """
     try:
-        made = json.loads(text)
-        events = [_event(e) for e in made] if isinstance(made, list) else None
+        parsed = json.loads(text)
+        events = [_event(e) for e in parsed] if isinstance(parsed, list) else None
         same = events is not None and events_to_json(events) == text
     except (ValueError, RecursionError) as error:
         raise ValueError(f"privacy events cannot be read: {error}") from error
@@ -101,20 +105,20 @@ def events_from_json(text: str) -> list[DpEvent]:
 
 
 def epsilon(events: Iterable[DpEvent], delta: float) -> float:
-    """Smallest epsilon found at which all ``events`` together are (epsilon, ``delta``)-private, add-or-remove-one; never below the truth.
+    """An upper bound of the smallest epsilon at which the composition of ``events`` is (epsilon, ``delta``)-DP, add-or-remove-one.
 
-    Plain Gaussians alone are exact (``epsilon_gaussian``); anything sampled goes by privacy loss distributions. Infinite where a
-    release had no noise; 0 for no events. Order does not matter, and equal events are counted together, however they were recorded.
+    Gaussians without sampling are exact (``epsilon_gaussian``); sampled ones use privacy loss distributions. Infinite if a release had no
+    noise; 0 without events. The result does not depend on the order or grouping of the events.
 
     Raises:
-        ValueError: an unknown event, more than ``MOST_STEPS`` releases, or delta outside [``SMALLEST_DELTA``, 1).
+        ValueError: an unsupported event, more than ``MOST_STEPS`` releases, or delta outside [``SMALLEST_DELTA``, 1).
     """
     _delta(delta)
     return _epsilon(_sorted_terms(events), delta)
 
 
 def epsilon_rdp(events: Iterable[DpEvent], delta: float) -> float:
-    """The same by Rényi differential privacy (Mironov 2017; Mironov, Talwar and Zhang 2019): a looser bound by another road.
+    """The same by Rényi differential privacy (Mironov 2017; Mironov, Talwar and Zhang 2019): a looser bound, computed independently.
 
     Raises:
         ValueError: as ``epsilon``.
@@ -129,10 +133,13 @@ def epsilon_rdp(events: Iterable[DpEvent], delta: float) -> float:
 
 
 def delta_gaussian(noise_multiplier: float, epsilon: float) -> float:
-    """Delta of one Gaussian release at ``epsilon`` >= 0, exactly: Balle and Wang 2018, theorem 8 (equation 6).
+    """The exact delta of one Gaussian release at ``epsilon`` >= 0: Balle and Wang 2018, theorem 8 (equation 6); 1 without noise.
 
-    ``Phi(1/2z - epsilon z) - e**epsilon Phi(-1/2z - epsilon z)``, written with the scaled complementary error function so that neither
-    ``e**epsilon`` overflows nor two tails cancel. 1 without noise.
+    ``Phi(1/2z - epsilon z) - e**epsilon Phi(-1/2z - epsilon z)``, computed with the scaled complementary error function, which avoids
+    overflow of ``e**epsilon`` and cancellation of the two tails.
+
+    Raises:
+        ValueError: ``noise_multiplier`` or ``epsilon`` is out of range.
     """
     from scipy.special import erfcx
 
@@ -149,7 +156,11 @@ def delta_gaussian(noise_multiplier: float, epsilon: float) -> float:
 
 
 def epsilon_gaussian(noise_multiplier: float, delta: float) -> float:
-    """Smallest epsilon of one Gaussian release at ``delta``: the inverse of ``delta_gaussian`` by bisection, from above."""
+    """Smallest epsilon of one Gaussian release at ``delta``: the inverse of ``delta_gaussian`` by bisection, rounded up.
+
+    Raises:
+        ValueError: ``noise_multiplier`` or ``delta`` is out of range.
+    """
     z = noise_multiplier
     if not (0 <= z < math.inf and 0 < delta < 1):
         raise ValueError(f"noise multiplier {z} is not a number from 0, or delta {delta} is not between 0 and 1")
@@ -166,9 +177,10 @@ def epsilon_gaussian(noise_multiplier: float, delta: float) -> float:
 
 
 def solve_noise_multiplier(epsilon: float, delta: float, events_of: Callable[[float], list[DpEvent]]) -> float:
-    """The smallest multiplier z of four digits (``d.ddd`` times a power of ten) at which ``events_of(z)`` spend at most ``epsilon``.
+    """The smallest multiplier z of four digits (``d.ddd`` times a power of ten), from 0.001, with which ``events_of(z)`` cost at most
+    ``epsilon``.
 
-    ``events_of`` gives the whole plan's events for a multiplier; what they spend must fall as it grows. Nothing below 0.001 is returned.
+    ``events_of`` returns all events of a plan for a multiplier; their epsilon must decrease as the multiplier increases.
 
     Raises:
         ValueError: no multiplier up to 10,000 is enough, or epsilon is not above 0.
@@ -180,7 +192,7 @@ def solve_noise_multiplier(epsilon: float, delta: float, events_of: Callable[[fl
     def enough(step: int) -> bool:
         return _epsilon(_sorted_terms(events_of(_candidate(step))), delta) <= epsilon
 
-    quarter, low, high = 2250, -1, _ONE  # low is not enough, high is, once the two loops have passed
+    quarter, low, high = 2250, -1, _ONE  # after the two loops: ``low`` is too small, ``high`` is enough
     while not enough(high):
         if high == _LAST:
             raise ValueError(f"no noise multiplier up to {_candidate(_LAST):g} gives epsilon {epsilon:g} at delta {delta:g}")
@@ -196,9 +208,9 @@ def solve_noise_multiplier(epsilon: float, delta: float, events_of: Callable[[fl
 
 @dataclass(frozen=True)
 class Claim:
-    """An epsilon with everything it means nothing without. ``claim`` makes one.
+    """An epsilon with the information that it needs to be meaningful. Create it with ``claim``.
 
-    ``events_json`` is what was released: ``epsilon(events_from_json(events_json), delta)`` gives the figure again.
+    ``events_json``: the releases; ``epsilon(events_from_json(events_json), delta)`` recomputes the figure.
     """
 
     unit: Literal["person", "site"]
@@ -214,35 +226,39 @@ class Claim:
         if self.unit not in _UNIT or self.adjacency != ADJACENCY:
             raise ValueError(f"a claim is for one person or one site, {ADJACENCY}; not {self.unit!r}, {self.adjacency!r}")
         if not self.covers or not self.epsilon >= 0 or not 0 < self.delta < 1:
-            raise ValueError("a claim has an epsilon from 0, a delta between 0 and 1, and says what it covers")
+            raise ValueError("a claim needs an epsilon of at least 0, a delta between 0 and 1, and a scope (covers)")
 
     def sentence(self) -> str:
-        """The claim for a reader who sees nothing else. Epsilon is rounded up, never down."""
-        one, neighbours = _UNIT[self.unit]
+        """The claim as one self-contained sentence. Epsilon is rounded up."""
+        unit, neighbours = _UNIT[self.unit]
         spent, cross = rounded_up(self.epsilon), rounded_up(self.epsilon_rdp)
         scope = f"covers: {'; '.join(self.covers)}; not covered: {'; '.join(self.not_covered) or 'nothing named'}"
         if math.isinf(self.epsilon):
-            return f"No differential privacy for {one} at delta = {self.delta!r} ({scope})."
+            return f"No differential privacy for {unit} at delta = {self.delta!r} ({scope})."
         return (
-            f"(epsilon = {spent}, delta = {self.delta!r}) differential privacy for {one}; neighbours differ by {neighbours}; {scope}. "
-            f"Counted with privacy loss distributions (Rényi cross-check: epsilon = {cross})."
+            f"(epsilon = {spent}, delta = {self.delta!r}) differential privacy for {unit}; neighbours differ by {neighbours}; {scope}. "
+            f"Computed with privacy loss distributions (Rényi cross-check: epsilon = {cross})."
         )
 
 
 def claim(
     unit: Literal["person", "site"], events: Iterable[DpEvent], delta: float, covers: Iterable[str], not_covered: Iterable[str]
 ) -> Claim:
-    """The claim that ``events`` support. ``covers`` and ``not_covered`` are short phrases in plain words. ValueError as ``epsilon``."""
+    """The claim that ``events`` support. ``covers`` and ``not_covered``: short phrases in plain English.
+
+    Raises:
+        ValueError: as ``epsilon``.
+    """
     events = list(events)
     spent, cross = epsilon(events, delta), epsilon_rdp(events, delta)
     return Claim(unit, ADJACENCY, spent, delta, tuple(covers), tuple(not_covered), events_to_json(events), cross)
 
 
 def rounded_up(epsilon: float) -> str:
-    """Two decimals (below 0.1, two digits), always upwards: what is printed is still a bound. ``infinity`` for an infinite one."""
+    """Epsilon with two decimals (below 0.1, two digits), rounded up so that the text is still an upper bound; or ``infinity``."""
     if math.isinf(epsilon):
         return "infinity"
-    exact = Decimal(repr(epsilon))  # 0.1 is 0.1, not the float a hair above it
+    exact = Decimal(repr(epsilon))  # decimal 0.1, not the binary float slightly above it
     places = 2 if exact == 0 or exact >= Decimal("0.1") else 1 - exact.adjusted()
     return f"{exact.quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING):f}"
 
@@ -251,17 +267,17 @@ _UNIT = {
     "person": ("one person of a site", "adding or removing that person"),
     "site": ("one site of the federation", "adding or removing that site with all its persons"),
 }
-_ONE, _LAST = 27_000, 63_000  # candidates 1 and 10,000
+_ONE, _LAST = 27_000, 63_000  # steps of the candidates 1 and 10,000
 
 
 def _candidate(step: int) -> float:
-    """0, 1, 2, ... as 0.001, 0.001001, ..., 0.009999, 0.01, 0.01001, ...: four digits, 9,000 to a power of ten."""
+    """Steps 0, 1, 2, ... as 0.001, 0.001001, ..., 0.009999, 0.01, 0.01001, ...: four digits, 9,000 candidates per power of ten."""
     return float(f"{1000 + step % 9000}e{step // 9000 - 6}")
 
 
 @lru_cache(maxsize=4096)
 def _epsilon(terms: tuple[tuple[Term, int], ...], delta: float) -> float:
-    """Epsilon of merged, sorted terms. The plain Gaussians among them are one: 1/z**2 adds up."""
+    """Epsilon of merged, sorted terms. Gaussians without sampling are combined into one, because 1/z**2 is additive."""
     if any(z == 0 for (_, z), _ in terms):
         return math.inf
     sampled = [(q, z, count) for (q, z), count in terms if q < 1]
@@ -273,11 +289,11 @@ def _epsilon(terms: tuple[tuple[Term, int], ...], delta: float) -> float:
 
     steps = sum(count for _, _, count in sampled)
     if (allowance := _ALLOWANCE * steps) > delta / 2:
-        raise ValueError(f"delta {delta:g} is too small for {steps} releases: take at least {2 * allowance:.1g}")
+        raise ValueError(f"delta {delta:g} is too small for {steps} releases; set at least {2 * allowance:.1g}")
     spreads, widths = zip(*(_losses(q, z) for q, z, _ in sampled), strict=True)
     variance = math.fsum(count * spread**2 for (_, _, count), spread in zip(sampled, spreads, strict=True))
     interval = max(_FINE * math.sqrt(variance / steps), max(widths) / _POINTS)
-    total = reduce(lambda one, other: one.compose(other), (_distribution(q, z, interval).self_compose(n) for q, z, n in sampled))
+    total = reduce(lambda first, second: first.compose(second), (_distribution(q, z, interval).self_compose(n) for q, z, n in sampled))
     return float(total.get_epsilon_for_delta(delta - allowance))
 
 
@@ -289,10 +305,10 @@ def _distribution(q: float, z: float, interval: float) -> Any:
 
 
 def _losses(q: float, z: float) -> tuple[float, float]:
-    """One step's privacy loss ``log(1 - q + q N(1, z) / N(0, z))``: standard deviation if the unit is absent; range to hold."""
+    """One step's privacy loss ``log(1 - q + q N(1, z) / N(0, z))``: its standard deviation if the unit is absent, and its range."""
     import numpy as np
 
-    x = np.linspace(-_TAIL, _TAIL + 1 / z, 4001)  # output / z, from below the unit's absence to above its presence
+    x = np.linspace(-_TAIL, _TAIL + 1 / z, 4001)  # output / z, from 10 below the mean without the unit to 10 above the mean with it
     loss = x / z - 0.5 / z**2
     if q < 1:
         loss = np.logaddexp(math.log1p(-q), math.log(q) + loss)
@@ -302,12 +318,16 @@ def _losses(q: float, z: float) -> tuple[float, float]:
 
 
 def _sorted_terms(events: Iterable[DpEvent]) -> tuple[tuple[Term, int], ...]:
-    """How often each (sampling rate, noise multiplier) was released; a rate of 1 is a plain Gaussian. ValueError: an unknown event."""
+    """((sampling rate, noise multiplier), number of releases), sorted; a rate of 1 is a Gaussian without sampling.
+
+    Raises:
+        ValueError: an event is not supported, or there are too many releases.
+    """
     terms: Counter[Term] = Counter()
     for event in events:
         _add(terms, _plain(event), 1)
     if terms.total() > MOST_STEPS:
-        raise ValueError(f"{terms.total()} releases are more than the {MOST_STEPS} that can be counted")
+        raise ValueError(f"{terms.total()} releases exceed the limit of {MOST_STEPS}")
     return tuple(sorted(terms.items()))
 
 
@@ -325,7 +345,11 @@ def _add(terms: Counter[Term], plain: Mapping[str, Any], times: int) -> None:
 
 
 def _plain(event: DpEvent) -> dict[str, Any]:
-    """An event as its JSON object: ``type`` is the name in ``dp_accounting``, the rest its fields. ValueError: not one of the four."""
+    """An event as its JSON object: ``type`` is the class name in ``dp_accounting``, the other keys are its fields.
+
+    Raises:
+        ValueError: the event is not of the four supported types.
+    """
     import dp_accounting as dp
 
     kind = type(event).__name__
@@ -337,28 +361,32 @@ def _plain(event: DpEvent) -> dict[str, Any]:
         return {"type": kind, "event": _plain(event.event), "count": _count(event.count)}
     if isinstance(event, dp.ComposedDpEvent):
         return {"type": kind, "events": [_plain(e) for e in event.events]}
-    raise ValueError(f"the accountant does not know the privacy event {event!r:.100}")
+    raise ValueError(f"the accountant does not support the privacy event {event!r:.100}")
 
 
-def _event(made: object) -> DpEvent:
-    """The event of a JSON value; its fields' values are looked at when it is written back. ValueError: not one of the four types."""
+def _event(parsed: object) -> DpEvent:
+    """The event of a JSON value; values of its fields are checked when the event is serialised again.
+
+    Raises:
+        ValueError: the event is not of the four supported types.
+    """
     import dp_accounting as dp
 
-    match made:
+    match parsed:
         case {"type": "GaussianDpEvent", "noise_multiplier": float(z)}:
             return dp.GaussianDpEvent(z)
-        case {"type": "PoissonSampledDpEvent", "sampling_probability": float(q), "event": one}:
-            return dp.PoissonSampledDpEvent(q, _event(one))
-        case {"type": "SelfComposedDpEvent", "count": int(times), "event": one}:
-            return dp.SelfComposedDpEvent(_event(one), times)
+        case {"type": "PoissonSampledDpEvent", "sampling_probability": float(q), "event": inner}:
+            return dp.PoissonSampledDpEvent(q, _event(inner))
+        case {"type": "SelfComposedDpEvent", "count": int(times), "event": inner}:
+            return dp.SelfComposedDpEvent(_event(inner), times)
         case {"type": "ComposedDpEvent", "events": list(several)}:
             return dp.ComposedDpEvent([_event(e) for e in several])
-    raise ValueError(f"the accountant does not know the privacy event {made!r:.100}")
+    raise ValueError(f"the accountant does not support the privacy event {parsed!r:.100}")
 
 
 def _multiplier(value: float) -> float:
     z = float(value)
-    if z != 0 and not 1e-6 <= z <= 1e6:  # where squares and their inverses are far from the ends of float64
+    if z != 0 and not 1e-6 <= z <= 1e6:  # squares and their inverses stay far from the limits of float64
         raise ValueError(f"noise multiplier {z} is neither 0 nor between 1e-6 and 1e6")
     return abs(z)
 
@@ -371,7 +399,7 @@ def _rate(value: float) -> float:
 
 def _count(value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{value!r:.60} is not a number of releases (a whole number from 1)")
+        raise ValueError(f"{value!r:.60} is not a number of releases (an integer from 1)")
     return value
 
 

@@ -1,21 +1,21 @@
-"""How much a study really tells about who was in it: a lower bound on epsilon from one run with canaries.
+"""Privacy audit: a lower bound on epsilon from one run with canaries.
 
-A canary is a person (or, for unit ``site``, a site's update) made to be noticed; a fair coin decides whether it takes part. Whoever sees
-what the claim's adversary sees guesses the coins; privacy with a small epsilon allows only so many right guesses.
+A canary is an artificial person (or, for unit ``site``, a site's update) that is easy to detect; a fair coin decides whether it takes part.
+The attack guesses the coins from the information that the claim's adversary has; a small epsilon limits the number of correct guesses.
 
     coins = toss(100, seed)                                 # True: takes part
     canaries = canary_persons(cohort, study, layout, 25, random)
-    evidence = Evidence(25)                                 # round by round: what was seen, what each canary would have added
+    evidence = Evidence(25)                                 # per round: the observed update, and each canary's expected effect
     evidence.add(seen, known, effects, Noise(variance, parts))
-    lower_bound(evidence.scores(), coins, delta)            # Finding: epsilon is at least so much, at 95 % confidence
+    lower_bound(evidence.scores(), coins, delta)            # Finding: a lower bound of epsilon at 95 % confidence
 
 The bound: Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run" (arXiv:2305.08846), theorem 5.2 and corollary
-5.4. Coins are independent; a guess is made where scores are furthest from the boundary between in and out; on how many canaries is fixed
-beforehand, and where several numbers are tried, each is tested at its share of the error (Bonferroni).
+5.4. Coins are independent; guesses are made for the canaries whose scores are furthest from the boundary between included and excluded; the
+number of guesses is fixed beforehand, and if several numbers are tried, each is tested at its share of the error (Bonferroni).
 
-Scores: what was seen is regressed on what each canary would have added, weighted by the noise. With much noise that is the inner product
-of the canary's gradient with the updates (Nasr et al. 2023, arXiv:2302.07956; Andrew et al. 2023, arXiv:2302.03098); with little it keeps
-canaries apart that point the same way. However scores are made, the bound holds.
+Scores: the observations are regressed on the canaries' expected effects, weighted by the noise. With much noise this is the inner product
+of the canary's gradient with the updates (Nasr et al. 2023, arXiv:2302.07956; Andrew et al. 2023, arXiv:2302.03098); with little noise it
+also separates canaries of similar direction. The bound holds for any scores.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from fedml.study.study import Study
 
 Vector = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
-SHARES = (1.0, 0.5, 0.2)  # of the canaries: on how many a guess is made
-COORDINATES = 2**19  # of a model that are looked at; of a larger one, so many
-_POOL = 4  # candidates for each canary
+SHARES = (1.0, 0.5, 0.2)  # shares of the canaries for which a guess is made
+COORDINATES = 2**19  # largest number of a model's parameters that the audit uses
+_POOL = 4  # candidates per canary
 _TRAIN = 0  # the part of a canary person
 _EPSILON_LIMIT = 100.0
 
@@ -54,8 +54,8 @@ _EPSILON_LIMIT = 100.0
 class Finding:
     """Epsilon is at least ``epsilon`` with ``confidence``: ``correct`` of ``guesses`` were right, on ``canaries`` canaries.
 
-    ``estimate`` is no bound: the epsilon of the Gaussian mechanism whose scores would lie as far apart (Andrew et al. 2023, section 3);
-    None where scores of neither side, or of one only, are there.
+    ``estimate`` is not a bound: the epsilon of a Gaussian mechanism with scores of the same separation (Andrew et al. 2023, section 3);
+    None if fewer than two canaries are included, or fewer than two are not.
     """
 
     epsilon: float
@@ -67,15 +67,15 @@ class Finding:
 
 
 def toss(count: int, seed: int | None = None) -> npt.NDArray[np.bool_]:
-    """(count,) fair coins; without a seed from the operating system."""
+    """(count,) fair coins, from ``seed`` or else from the operating system."""
     return np.random.default_rng(secrets.randbits(128) if seed is None else [seed, 1]).random(count) < 0.5
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """At most how likely so many right guesses are for a mechanism with (epsilon, delta): corollary 5.4 of Steinke et al. 2023.
+    """Upper bound of the probability of so many correct guesses for an (epsilon, delta) mechanism: corollary 5.4 of Steinke et al. 2023.
 
     ``P[B >= v] + 2 m delta max_i P[v > B >= v - i] / i`` with B ~ Binomial(r, e**epsilon / (1 + e**epsilon)), m canaries, r guesses, v of
-    them right.
+    them correct.
 
     Raises:
         ValueError: not 0 <= correct <= guesses <= canaries, epsilon below 0, or delta outside [0, 1].
@@ -83,7 +83,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
     from scipy.stats import binom
 
     if not (0 <= correct <= guesses <= canaries and epsilon >= 0 and 0 <= delta <= 1):
-        raise ValueError(f"{correct} of {guesses} guesses on {canaries} canaries, epsilon {epsilon}, delta {delta} do not go together")
+        raise ValueError(f"{correct} of {guesses} guesses on {canaries} canaries, epsilon {epsilon}, delta {delta} are inconsistent")
     right = 1 / (1 + math.exp(-epsilon))
     beyond = float(binom.sf(correct - 1, guesses, right))
     below = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, right))  # P[v > B >= v - i] for i = 1, 2, ...
@@ -92,7 +92,7 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 
 
 def epsilon_at_least(canaries: int, guesses: int, correct: int, delta: float, confidence: float = CONFIDENCE) -> float:
-    """The largest epsilon that so many right guesses rule out at ``confidence``, by bisection from below; 0 if they rule out none.
+    """The largest epsilon that so many correct guesses reject at ``confidence``, by bisection, rounded down; 0 if they reject none.
 
     Raises:
         ValueError: as ``p_value``.
@@ -110,28 +110,28 @@ def lower_bound(
     scores: Sequence[float] | Vector, included: npt.NDArray[np.bool_], delta: float, *, confidence: float = CONFIDENCE,
     shares: Sequence[float] = SHARES,
 ) -> Finding:  # fmt: skip
-    """What ``scores`` (higher: rather in) prove about epsilon, given who really was ``included``; both (canaries,).
+    """The lower bound of epsilon from ``scores`` (higher: rather included) and the coins ``included``; both (canaries,).
 
-    A canary is guessed to be in if its score lies in the upper of the two groups into which they fall. For each of ``shares``, fixed
-    beforehand, so many canaries are guessed on, those furthest from the groups' boundary; each number is tested at
-    ``(1 - confidence) / len(shares)``, and the best counts.
+    A canary is guessed to be included if its score is in the upper of two clusters. For each of ``shares``, fixed beforehand, guesses are
+    made for that share of the canaries, those furthest from the clusters' boundary; each number is tested at
+    ``(1 - confidence) / len(shares)``, and the best bound counts.
     """
     scores = np.nan_to_num(np.asarray(scores, dtype=np.float64), nan=0.0)
-    away = scores - _middle(scores)
-    right = (away > 0) == included
-    order = np.argsort(-np.abs(away), kind="stable")
+    distance = scores - _boundary(scores)
+    right = (distance > 0) == included
+    order = np.argsort(-np.abs(distance), kind="stable")
     found = []
     for share in shares:
         guesses = max(1, round(share * len(scores)))
         correct = int(right[order[:guesses]].sum())
-        alone = 1 - (1 - confidence) / len(shares)
-        found.append((epsilon_at_least(len(scores), guesses, correct, delta, alone), guesses, correct))
+        adjusted = 1 - (1 - confidence) / len(shares)
+        found.append((epsilon_at_least(len(scores), guesses, correct, delta, adjusted), guesses, correct))
     epsilon, guesses, correct = max(found)
     return Finding(epsilon, confidence, len(scores), guesses, correct, _estimate(scores, included, delta))
 
 
-def _middle(scores: Vector) -> float:
-    """Between the two groups of ``scores``: the split with the least variance within (k-means of two, exactly)."""
+def _boundary(scores: Vector) -> float:
+    """The boundary between two clusters of ``scores``: the split with the least variance within clusters (exact 2-means)."""
     ordered = np.sort(scores)
     if len(ordered) < 2 or ordered[0] == ordered[-1]:
         return float(ordered.mean()) if len(ordered) else 0.0
@@ -149,16 +149,16 @@ def _estimate(scores: Vector, included: npt.NDArray[np.bool_], delta: float) -> 
     if min(len(inside), len(outside)) < 2:
         return None
     spread = math.sqrt((inside.var(ddof=1) + outside.var(ddof=1)) / 2)
-    apart = float(inside.mean() - outside.mean())
-    return epsilon_gaussian(spread / apart, delta) if apart > 0 and spread > 0 else 0.0
+    difference = float(inside.mean() - outside.mean())
+    return epsilon_gaussian(spread / difference, delta) if difference > 0 and spread > 0 else 0.0
 
 
 class Evidence:
-    """Sums over rounds from which each canary's score follows; memory is (canaries, canaries). Final.
+    """Sums over rounds from which each canary's score is computed; memory is (canaries, canaries). Final.
 
-    Seen = known x a + effects x e + noise, where a is free and e, a half for who is in and minus a half for who is out, is what the coins
-    decide: the best linear estimate of e (generalised least squares, prior variance 1/4), so a canary about which little is known stays
-    near 0, where no guess is made on it.
+    Model: seen = known x a + effects x e + noise, where a is free, and e is +1/2 for an included canary and -1/2 otherwise. The scores are
+    the best linear estimate of e (generalised least squares, prior variance 1/4); a canary with little information has a score near 0 and
+    is among the last to be guessed.
     """
 
     def __init__(self, canaries: int) -> None:
@@ -166,12 +166,13 @@ class Evidence:
         self.seen = np.zeros(canaries + 1)
 
     def add(self, seen: Vector, known: Vector, effects: Vector, noise: Noise) -> None:
-        """One more round.
+        """Adds a round.
 
         Args:
-            seen: (coordinates,) what was released.
-            known: (coordinates,) what is expected of it, each canary counting a half.
-            effects: (canaries, coordinates) what more is expected if a canary is in than if it is out.
+            seen: (coordinates,) the released update.
+            known: (coordinates,) the expected update with half of each canary's effect.
+            effects: (canaries, coordinates) expected update with the canary minus expected update without it.
+            noise: covariance of the released update.
         """
         columns = np.vstack([known[None], effects])
         weighted = noise.whiten(columns)
@@ -187,7 +188,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Noise:
-    """Covariance of what is seen: ``variance`` in each coordinate, and ``parts`` (k, coordinates), each with a chance sign."""
+    """Covariance of a released update: ``variance`` in each coordinate, plus ``parts`` (k, coordinates), each with a random sign."""
 
     variance: float
     parts: Vector
@@ -202,13 +203,13 @@ class Noise:
 
 
 class Gradients:
-    """Clipped gradients of persons at given weights, as vectors, by the code that trains. Final.
+    """Clipped gradients of persons at given weights, as vectors, computed by the training code. Final.
 
-    Of a model with more than ``COORDINATES`` parameters, so many drawn by ``random`` are looked at.
+    Of a model with more than ``COORDINATES`` parameters, a random subset of that size is used.
     """
 
     def __init__(self, study: Study, layout: Layout, random: np.random.Generator) -> None:
-        self.model: nn.Module = build_model(study, layout).eval()  # without dropout: its mean
+        self.model: nn.Module = build_model(study, layout).eval()  # without dropout, which gives the mean
         self.task: Task = make_task(study)
         self.norm = study.privacy.clipping_norm
         self.names = [name for name, p in self.model.named_parameters() if p.requires_grad]
@@ -217,18 +218,18 @@ class Gradients:
         self.kept = None if count <= COORDINATES else np.sort(random.choice(count, COORDINATES, replace=False))
 
     def load(self, weights: dict[str, torch.Tensor]) -> None:
-        """Sets all state of the model by name (learned and constants)."""
+        """Sets the model's state by name (parameters and constants)."""
         state = self.model.state_dict()
         load({k: state[k] for k in weights}, weights)
 
     def vector(self, values: dict[str, torch.Tensor]) -> Vector:
-        """(coordinates,) of arrays by parameter."""
+        """(coordinates,): the vector of tensors by parameter name."""
         flat = torch.cat([values[name].flatten() for name in self.names]).double().numpy()
         return flat if self.kept is None else flat[self.kept]
 
     def sum(self, cohort: Cohort, rows: npt.NDArray[np.int64]) -> Vector:
-        """(coordinates,): the clipped gradients of the persons in ``rows``, summed."""
-        sizes = np.zeros(len(cohort)) if len(rows) == 1 else None  # one person is one batch: no need to measure
+        """(coordinates,): the sum of the clipped gradients of the persons in ``rows``."""
+        sizes = np.zeros(len(cohort)) if len(rows) == 1 else None  # one person is one batch, so sizes are not needed
         return self.vector(clipped_sum(self.model, cohort, rows, self.task, self.norm, sizes=sizes))
 
     def each(self, cohort: Cohort) -> Vector:
@@ -239,23 +240,23 @@ class Gradients:
 def canary_persons(
     cohort: Cohort, study: Study, layout: Layout, count: int, random: np.random.Generator, gradients: Gradients, noise: Noise
 ) -> Cohort:
-    """``count`` training persons with the inputs that ``cohort`` has, whose ``gradients`` are as easily told apart as found.
+    """``count`` artificial training persons with the inputs of ``cohort``, chosen so that their ``gradients`` are easy to detect.
 
-    Candidates are persons whom nobody resembles: a few clinical values far out and the others in the middle, images of stripes, random
-    genotypes, random labels. Of them one is taken after the other, always the one that stands out most from ``noise`` across those taken.
+    Candidates are atypical persons: a few clinical values far out and the others in the middle, images of stripes, random genotypes, random
+    labels. They are chosen greedily: each next canary has the largest gradient, relative to ``noise``, orthogonal to those chosen before.
     """
     pool = _candidates(cohort, study, layout, _POOL * count, random)
     vectors = gradients.each(pool)
     gram = noise.whiten(vectors) @ vectors.T
-    taken: list[int] = []
+    chosen: list[int] = []
     for _ in range(count):
-        left = gram.diagonal().copy()
-        left[taken] = -1.0
-        best = int(left.argmax())
-        taken.append(best)
-        if left[best] > 0:
-            gram = gram - np.outer(gram[:, best], gram[best]) / (left[best] + 1e-9)
-    return select(pool, np.sort(np.array(taken, dtype=np.int64)))
+        remaining = gram.diagonal().copy()
+        remaining[chosen] = -1.0
+        best = int(remaining.argmax())
+        chosen.append(best)
+        if remaining[best] > 0:
+            gram = gram - np.outer(gram[:, best], gram[best]) / (remaining[best] + 1e-9)
+    return select(pool, np.sort(np.array(chosen, dtype=np.int64)))
 
 
 def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random: np.random.Generator) -> Cohort:
@@ -273,7 +274,7 @@ def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random
         numeric = [at for at, name in enumerate(spec.columns) if name not in spec.categories]
         coded = [(at, len(spec.categories[name])) for at, name in enumerate(spec.columns) if name in spec.categories]
         clinical[:, [at for at, _ in coded]] = np.nan
-        for person in clinical:  # one to three columns: a number far out, a number that is missing, or a category
+        for person in clinical:  # one to three columns: an extreme number, a missing number, or a category
             for at in random.choice(len(spec.columns), min(len(spec.columns), int(random.integers(1, 4))), replace=False):
                 far = random.choice([-1, 1]) * random.uniform(0.5, 1.5) * (high[at] - low[at])
                 person[at] = (np.nan if random.random() < 0.3 else person[at] + far) if at in numeric else random.integers(dict(coded)[at])
@@ -289,7 +290,7 @@ def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random
 
 
 def _stripes(shape: Sequence[int], values: tuple[float, float], random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """(channels, *size): stripes of a random direction and width within a random ball, in the darkest and the brightest value."""
+    """(channels, *size): stripes of random direction and width within a random ball, in the lowest and the highest value."""
     places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[1:]), indexing="ij"))
     out = np.empty(shape, dtype=np.float32)
     for channel in out:
@@ -300,9 +301,9 @@ def _stripes(shape: Sequence[int], values: tuple[float, float], random: np.rando
 
 
 def direction(seed: int, canary: int, number: int, size: int) -> Vector:
-    """(size,) the unit vector along which a canary of unit ``site`` moves in round ``number``, uniform on the sphere.
+    """(size,): the unit vector that a canary of unit ``site`` adds in round ``number``, uniform on the sphere.
 
-    A new one each round: in a small model more canaries than parameters stay apart that way.
+    It differs in each round, so that canaries can be distinguished even if there are more of them than parameters.
     """
     drawn = np.random.default_rng([seed, 2, canary, number]).normal(size=size)
     out: Vector = drawn / np.linalg.norm(drawn)

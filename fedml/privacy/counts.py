@@ -1,8 +1,8 @@
-"""Noised counts of held-out persons, for ``[privacy] metrics = "private"``: metrics are made of these, and each person is in them once.
+"""Counts of held-out persons with noise, for ``[privacy] metrics = "private"``; metrics are computed from these counts.
 
-A person adds 1 to one cell of the confusion matrix, 1 to one bin of each histogram (here of 32 wide bins: noise in 4,096 narrow ones would
-drown the curve), and at most 2 to the sum of Brier scores. So one person changes the vector by at most sqrt(1 + histograms + 4).
-The sum of log-losses has no bound and is left out.
+A person adds 1 to one cell of the confusion matrix, 1 to one bin of each histogram (of 32 wide bins, because noise in 4,096 narrow bins
+would hide the curve), and at most 2 to the sum of Brier scores. So one person changes the vector by at most sqrt(1 + histograms + 4) in L2
+norm. The sum of log-losses is unbounded and is excluded.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _BRIER_BOUND = 2.0
 
 
 def sensitivity(histograms: int) -> float:
-    """L2 sensitivity of one evaluation's counts under adding or removing a person."""
+    """L2 sensitivity of one evaluation's counts when a person is added or removed."""
     return math.sqrt(1 + histograms + _BRIER_BOUND**2)
 
 
 def noised(counts: Mapping[str, npt.NDArray[Any]], study: Study) -> dict[str, npt.NDArray[Any]]:
-    """Counts of one part at one site, as ``fedml.learning.task`` made them for classification, with noise; types and shapes stay.
+    """The classification counts of one part at one site (``fedml.learning.task``) with noise; types and shapes do not change.
 
-    Numbers may become negative: they are summed over sites before a metric is made of them, and cutting them off would bias that sum.
+    Counts may become negative. They are not clipped, because clipping would bias their sum over sites.
     """
     histogram = counts["histogram"]
     classes, sides, bins = histogram.shape

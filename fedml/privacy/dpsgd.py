@@ -1,18 +1,18 @@
-"""DP-SGD at a site, where the unit is the person (Abadi et al. 2016; Poisson sampling as in Mironov et al. 2019).
+"""DP-SGD at a site with the person as the unit (Abadi et al. 2016; Poisson sampling as in Mironov et al. 2019).
 
     privacy = PrivateSteps(clipping_norm=1.0, noise_multiplier=1.1, rate=0.02, expected_batch=0.02 * 4000, steps=50)
     private_train(model, cohort, study.training, task, privacy)
 
-A step: every training person is drawn with probability ``rate``, independently of the others; the drawn persons' gradients, each over
-all of a person's images and records and clipped to ``clipping_norm`` over all parameters together, are summed; N(0, (noise_multiplier x
-clipping_norm)^2) is added to each coordinate of the sum, also of a parameter that nobody drawn has an input for, also when nobody was
-drawn; the sum is divided by ``expected_batch``; then the strategies' hooks and the study's optimiser, which see no person's data.
+A step: every training person is sampled with probability ``rate``, independently; the sampled persons' gradients, each over all of a
+person's images and records and clipped to ``clipping_norm`` over all parameters together, are summed; N(0, (noise_multiplier x
+clipping_norm)^2) is added to each coordinate of the sum, also of parameters without input from the sampled persons, and also if no person
+was sampled; the sum is divided by ``expected_batch``; then the strategy's hooks and the study's optimiser run on the noisy mean.
 
-The accountant may count ``steps`` Poisson-subsampled Gaussian mechanisms a round with this rate and multiplier (neighbours: one person
-more or less), since nothing else that depends on a person leaves: the number of steps and the divisor are the study's, buffers do not
-move, and neither the loss nor the number drawn is returned. Sampling, noise and dropout come from the operating system, never from the
-study's seed, so no two runs are equal. Dropout too: with a known seed a person who joins would shift the others' masks, and so change
-their gradients; masks that nobody knows are independent of who is there.
+The accountant may count ``steps`` Poisson-subsampled Gaussian mechanisms per round with this rate and multiplier (neighbours: one person
+more or less), because no other value that depends on a person leaves the site: the number of steps and the divisor come from the study,
+buffers do not change, and neither the loss nor the number of sampled persons is returned. Sampling, noise and dropout use random numbers of
+the operating system, not the study's seed, so two runs differ. This includes dropout: with a known seed, an added person would shift the
+masks of the others and so change their gradients; with a secret seed, masks are independent of the set of persons.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statist
 from fedml.seeds import torch_seed
 from fedml.study.sections import Training
 
-MEMORY = 2**30  # bytes that the gradients of one physical batch may take, by a rough upper estimate
-IMAGES = "encoder.image"  # layers below it run over images; all others over persons
+MEMORY = 2**30  # bytes; limit of the gradients of one physical batch, by a rough upper estimate
+IMAGES = "encoder.image"  # layers below this name run over images, all others over persons
 
 
 @dataclass(frozen=True)
 class PrivateSteps:
-    """What one round of DP-SGD at a site is told, none of it drawn from the site's data in the round.
+    """Parameters of one round of DP-SGD at a site, none of which depends on the site's data in the round.
 
-    ``expected_batch`` is the divisor, in persons: ``rate`` x the number of training persons that the site has made known, or another
-    constant. A site that keeps its number private gives a constant of the study.
+    ``expected_batch``: the divisor, in persons: ``rate`` x the public number of training persons, or another constant. For a site with a
+    private number of persons it is a constant of the study.
     """
 
     clipping_norm: float
@@ -62,7 +62,7 @@ class PrivateSteps:
 
 
 def poisson_rows(rows: npt.NDArray[np.int64], rate: float, *, entropy: Entropy = os.urandom) -> npt.NDArray[np.int64]:
-    """Those of ``rows`` that are drawn, each with probability ``rate`` (to 2^-64), independently; possibly none."""
+    """A Poisson sample of ``rows``: each is included with probability ``rate`` (to 2^-64), independently; may be empty."""
     threshold = int(rate * 2**64)
     return rows if threshold >= 2**64 else rows[uniform_words(len(rows), entropy) < np.uint64(threshold)]
 
@@ -71,14 +71,14 @@ def noisy_mean(total: Mapping[str, torch.Tensor], privacy: PrivateSteps, *, entr
     """(``total`` + N(0, (noise_multiplier x clipping_norm)^2)) / expected_batch in every coordinate.
 
     Raises:
-        ValueError: a number of ``total`` is not finite.
+        ValueError: a value of ``total`` is not finite.
     """
     std = privacy.noise_multiplier * privacy.clipping_norm
     return {name: add_gaussian(value, std, entropy=entropy).div_(privacy.expected_batch) for name, value in total.items()}
 
 
 def person_losses(task: Task, output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """(persons,): the task's loss, a mean over persons, for each person alone."""
+    """(persons,): the task's loss of each person; the task defines the loss as a mean over persons."""
     losses: torch.Tensor = torch.func.vmap(lambda o, y: task.loss(o[None], y[None]))(output, label)
     return losses
 
@@ -93,10 +93,13 @@ def clipped_sum(
     sizes: npt.NDArray[np.float64] | None = None,
     memory: float = MEMORY,
 ) -> dict[str, torch.Tensor]:
-    """The clipped gradients of the persons in ``rows``, summed, by parameter.
+    """Parameter name -> sum of the clipped gradients of the persons in ``rows``.
 
-    Adding or taking away a person changes it by at most ``clipping_norm`` (L2 over all parameters), to float rounding. ``sizes`` are
-    those of ``person_bytes``; physical batches stay within ``memory`` bytes of them, but have at least one person.
+    Adding or removing a person changes the sum by at most ``clipping_norm`` (L2 over all parameters), up to float rounding.
+
+    Args:
+        sizes: (persons,) bytes, from ``person_bytes``.
+        memory: limit of the sizes in a physical batch, in bytes; a batch has at least one person.
     """
     sizes = person_bytes(model, cohort) if sizes is None else sizes
     total = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -126,11 +129,11 @@ def private_train(
 ) -> int:
     """Trains ``model`` in place by ``privacy.steps`` private steps on the training persons of ``cohort``; returns their number.
 
-    Of ``plan``, batch size and epochs have no say: rate and steps take their place. ``entropy`` is for tests.
+    Rate and steps of ``privacy`` replace batch size and epochs of ``plan``. ``entropy`` is a parameter for tests.
 
     Raises:
         InputError: the model has batch norm.
-        FloatingPointError: a weight is no longer a finite number.
+        FloatingPointError: a weight is not finite after training.
     """
     refuse_shared_statistics(model)
     rows = cohort.rows("train")
@@ -139,10 +142,10 @@ def private_train(
     optimizer = make_optimizer(plan, list(parameters.values()))
     model.train()
     sizes = person_bytes(model, cohort)
-    with torch_seed(secrets.randbits(62)):  # dropout: see the module's text
+    with torch_seed(secrets.randbits(62)):  # for dropout: see the module's docstring
         for _ in range(privacy.steps):
-            drawn = poisson_rows(rows, privacy.rate, entropy=entropy)
-            total = clipped_sum(model, cohort, drawn, task, privacy.clipping_norm, sizes=sizes, memory=memory)
+            sampled = poisson_rows(rows, privacy.rate, entropy=entropy)
+            total = clipped_sum(model, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=memory)
             for name, gradient in noisy_mean(total, privacy, entropy=entropy).items():
                 parameters[name].grad = gradient
             for hook in hooks:
@@ -155,8 +158,8 @@ def private_train(
 
 
 def person_bytes(model: nn.Module, cohort: Cohort) -> npt.NDArray[np.float64]:
-    """(persons,): a rough upper estimate of the bytes that each person's gradients take while they are computed."""
-    sizes = np.full(len(cohort), float(sum(p.numel() * 4 for m in model.modules() for p in _kept(m))))
+    """(persons,): a rough upper estimate of the bytes of memory needed to compute each person's gradients."""
+    sizes = np.full(len(cohort), float(sum(p.numel() * 4 for m in model.modules() for p in _materialised(m))))
     if cohort.images is not None:
         images = np.bincount(cohort.images.person, minlength=len(cohort))
         sizes += images * _image_bytes(model.get_submodule(IMAGES), cohort.images.pixels.shape[1:])
@@ -164,7 +167,7 @@ def person_bytes(model: nn.Module, cohort: Cohort) -> npt.NDArray[np.float64]:
 
 
 def _physical(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.float64], memory: float) -> Iterator[npt.NDArray[np.int64]]:
-    """``rows`` in runs whose ``sizes`` sum to at most ``memory``; none is empty, so a larger person is alone."""
+    """``rows`` in runs whose ``sizes`` sum to at most ``memory``; a person with a larger size forms a run alone."""
     begin, used = 0, 0.0
     for at, size in enumerate(sizes):
         if at > begin and used + size > memory:
@@ -175,13 +178,13 @@ def _physical(rows: npt.NDArray[np.int64], sizes: npt.NDArray[np.float64], memor
         yield rows[begin:]
 
 
-def _kept(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters of a layer of which every person's gradient may be kept."""
+def _materialised(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of a layer for which every person's gradient may be held in memory."""
     return (p for p in module.parameters(recurse=False) if not (isinstance(module, nn.Linear | GeneLayer) and p is module.weight))
 
 
 def _image_bytes(encoder: nn.Module, shape: Sequence[int]) -> int:
-    """Bytes of one image's way through ``encoder``: what its layers put out, its convolutions' unfolded inputs, and the gradients."""
+    """Bytes of one image in ``encoder``: outputs of its layers, unfolded inputs of its convolutions, and their gradients."""
     numbers = [math.prod(shape)]
 
     def count(module: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

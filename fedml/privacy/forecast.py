@@ -1,4 +1,4 @@
-"""What a private plan costs, before it is run: epsilon, noise multiplier, noise against signal, what would help. For ``fedml check``."""
+"""Forecast of a private study for ``fedml check``: epsilon, noise multiplier, noise relative to the signal, and advice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedml.study.study import Study
 
 
 def forecast(study: Study) -> str:
-    """The forecast as text; for unit none there is none."""
+    """The forecast as text, for unit ``site`` or ``patient``."""
     return "\n".join(_site(study) if study.privacy.unit == "site" else _patient(study))
 
 
@@ -22,33 +22,33 @@ def _site(study: Study) -> list[str]:
         f"Cost        {claims(study)[''].sentence()}",
         f"            noise multiplier z = {z:.4g} for {rounds} rounds of {sites} sites",
         f"            noise in each coordinate of the mean update: z C / n = {share * plan.clipping_norm:.3g} (C = {plan.clipping_norm:g})",
-        f"            for 1,000 parameters its length is {share * math.sqrt(1000):.2g} times C, the mean update's own at most C",
+        f"            for 1,000 parameters the noise has length {share * math.sqrt(1000):.2g} C, the mean update at most C",
     ]
-    if share * math.sqrt(100) > 1:  # a hundred coordinates are fewer than almost any model has
+    if share * math.sqrt(100) > 1:  # almost every model has more than 100 parameters
         lines += [
-            "            No model survives this. What would help: more sites, for the noise falls as 1 / n",
-            f"            ({_enough(z)} sites bring it down to a tenth of C for 100 parameters); fewer rounds; a larger epsilon;",
-            '            or [privacy] unit = "patient", whose noise falls with the number of persons.',
+            "            A model cannot learn with this noise. Use more sites, because the noise decreases as 1 / n",
+            f"            ({_enough(z)} sites reduce it to a tenth of C for 100 parameters), fewer rounds, a larger epsilon,",
+            '            or [privacy] unit = "patient", whose noise decreases with the number of persons.',
         ]
     return lines
 
 
 def _enough(z: float) -> int:
-    """Sites for which the noise's length over 100 coordinates is a tenth of the clipping norm."""
+    """Number of sites with which the noise over 100 coordinates has a tenth of the length of the clipping norm."""
     return math.ceil(z * math.sqrt(100) / 0.1)
 
 
 def _patient(study: Study) -> list[str]:
     plan, lines = study.privacy, []
-    made = claims(study)
-    for site, claim in made.items():
-        drawn, z = sampling(study, site), noise_multiplier(study, site)
+    by_site = claims(study)
+    for site, claim in by_site.items():
+        sampled, z = sampling(study, site), noise_multiplier(study, site)
         lines.append(
-            f"            {site}: epsilon {rounded_up(claim.epsilon)}, noise multiplier {z:.4g}, sampling rate {drawn.rate:.3g} "
-            f"({drawn.divisor:g} of about {plan.persons[site]} persons), {drawn.steps * study.federation.rounds} steps; noise in every "
-            f"coordinate of a step's mean gradient: {z * plan.clipping_norm / drawn.divisor:.3g} (clipping norm {plan.clipping_norm:g})"
+            f"            {site}: epsilon {rounded_up(claim.epsilon)}, noise multiplier {z:.4g}, sampling rate {sampled.rate:.3g} "
+            f"({sampled.divisor:g} of about {plan.persons[site]} persons), {sampled.steps * study.federation.rounds} steps; noise in every "
+            f"coordinate of a step's mean gradient: {z * plan.clipping_norm / sampled.divisor:.3g} (clipping norm {plan.clipping_norm:g})"
         )
-    worst = max(made.values(), key=lambda c: c.epsilon)
+    worst = max(by_site.values(), key=lambda c: c.epsilon)
     lines.insert(0, f"Cost        {worst.sentence()}")
     if plan.metrics == "private":
         lines.append(f"            noise multiplier of the counts behind each metric: {metrics_multiplier(study):.4g}")

@@ -1,14 +1,14 @@
-"""Gaussian noise that privacy may rest on: from the operating system's randomness, never from a study's seed.
+"""Gaussian noise for differential privacy, from the operating system's random numbers, never from a study's seed.
 
     released = add_gaussian(total, std=noise_multiplier * clipping_norm)      # float32, of total's shape
 
-Uniform numbers are bytes of ``os.urandom``: the first of a pair with 64 bits, so that the tail reaches 9.4 standard deviations (what is
-cut off there has a chance below 1e-19 a number), the second with 53. Box and Muller (1958) make two normal numbers of them in float64.
+Uniform numbers are bytes of ``os.urandom``: the first of a pair with 64 bits, so that the tail reaches 9.4 standard deviations (a number is
+beyond with probability below 1e-19), the second with 53. The Box-Muller transform (1958) gives two normal numbers in float64.
 
-Floating point: a sum of a value and noise that are both floats shows in its last bits what the value was (Mironov 2012, for Laplace;
-Haney et al. 2022, for every additive mechanism). ``add_gaussian`` therefore adds in float64 and rounds the sum to a grid of about a
-millionth of the standard deviation: the grid depends on ``std`` alone, each of its points can be reached from every value in very many
-ways, and rounding is post-processing. Prefer it to adding ``secure_gaussian`` to something in float32.
+Floating point: the last bits of a sum of a float value and float noise can reveal the value (Mironov 2012, for Laplace; Haney et al. 2022,
+for every additive mechanism). Therefore ``add_gaussian`` adds in float64 and rounds the sum to a grid of about a millionth of the standard
+deviation: the grid depends on ``std`` only, every grid point can be reached from every value in very many ways, and rounding is
+post-processing. Use it instead of adding ``secure_gaussian`` to a value in float32.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-Entropy = Callable[[int], bytes]  # so many random bytes; anything but os.urandom is for tests
+Entropy = Callable[[int], bytes]  # number of bytes -> random bytes; functions other than os.urandom are for tests
 GRID_BITS = 20  # the grid's step is std / 2**20, rounded down to a power of two
-_BLOCK = 2**17  # pairs at a time: they stay in the cache
+_BLOCK = 2**17  # pairs at a time, sized for the processor's cache
 
 
 def add_gaussian(values: torch.Tensor, std: float, *, entropy: Entropy = os.urandom) -> torch.Tensor:
-    """``values`` + N(0, std^2), independent in each place, on the grid; float32 of the shape of ``values``, which stays as it is.
+    """``values`` + N(0, std^2), independent in each element, on the grid: a new float32 tensor of the shape of ``values``.
 
     Raises:
-        ValueError: ``std`` is not a positive finite number, or a value is not finite (noise would not hide it).
+        ValueError: ``std`` is not positive and finite, or a value is not finite (noise would not hide it).
     """
     if not (math.isfinite(std) and std > 0):
         raise ValueError(f"the noise needs a positive, finite standard deviation, not {std}")
     if not bool(torch.isfinite(values).all()):
-        raise ValueError("a value that noise is to hide is not finite")
+        raise ValueError("a value to which noise is added is not finite")
     step = 2.0 ** math.floor(math.log2(std) - GRID_BITS)
     out = torch.empty(values.shape, dtype=torch.float32)
     flat, source = out.view(-1), values.detach().reshape(-1)
@@ -46,10 +46,10 @@ def add_gaussian(values: torch.Tensor, std: float, *, entropy: Entropy = os.uran
 
 
 def secure_gaussian(shape: Sequence[int], std: float, *, entropy: Entropy = os.urandom) -> torch.Tensor:
-    """N(0, std^2) alone, float32 on the grid (each is exactly a multiple of the step).
+    """N(0, std^2), float32 on the grid (each number is an exact multiple of the step).
 
     Raises:
-        ValueError: ``std`` is not a positive finite number.
+        ValueError: ``std`` is not positive and finite.
     """
     return add_gaussian(torch.zeros(tuple(shape)), std, entropy=entropy)
 
@@ -60,7 +60,7 @@ def uniform_words(count: int, entropy: Entropy = os.urandom) -> np.ndarray[tuple
 
 
 def _standard_normal(count: int, entropy: Entropy) -> torch.Tensor:
-    """``count`` independent N(0, 1), float64 (Box and Muller 1958)."""
+    """(count,) independent N(0, 1), float64 (Box and Muller 1958)."""
     pairs = (count + 1) // 2
     words = uniform_words(2 * pairs, entropy)
     open_unit = (words[:pairs].astype(np.float64) + 0.5) * 2.0**-64  # never 0

@@ -1,24 +1,24 @@
-"""The sum of every person's own gradient, each clipped to a norm over all parameters together: what DP-SGD adds noise to.
+"""The sum of per-person gradients, each clipped to a norm over all parameters together, to which DP-SGD adds noise.
 
     found = clipped_gradient_sum(model, losses, clipping_norm=1.0, rows_of={"encoder.image": batch["image_person"]})
     found.total["head.weight"], found.norms             # the sum by parameter; every person's norm before clipping
 
-A person's gradient is that of the person's own loss; a layer that runs over images sees several rows of one person, whose gradients are
-summed before the norm is taken. One forward pass and one backward pass to the layers' outputs, which leaves out the weights' gradients.
-From a layer's inputs A and its outputs' gradients G of one person (a column a place, and a row or image more columns), exactly:
+A person's gradient is the gradient of that person's loss. A layer that runs over images has several rows per person, whose gradients are
+summed before the norm is computed. There is one forward pass, and one backward pass to the layers' outputs, without the weights' gradients.
+From a layer's inputs A and its outputs' gradients G of one person (one column per output position of each row or image), exactly:
 
-    one column      norm |a| |g|; the clipped sum is one product over all persons                    linear layers, one row a person
+    one column      norm |a| |g|; the clipped sum is one product over all persons                    linear layers, one row per person
     few columns     norm from the products of columns, (A'A) * (G'G); the sum by one weighted pass   deep convolutions, small maps
-    many columns    the person's gradient G A' itself, kept; the sum is one product                  other layers
-    a gene a block  norm from each gene's |a|^2 |g|^2; the sum by one weighted pass                  genes of variants
-    other modules   the person's gradient by autograd, a person at a time
+    many columns    the person's gradient G A' itself, stored; the sum is one product                other layers
+    block per gene  norm from each gene's |a|^2 |g|^2; the sum by one weighted pass                  genes of variants
+    other modules   the person's gradient by autograd, one person at a time
 
-(Goodfellow 2015, arXiv:1510.01799; Rochette et al. 2019, arXiv:1912.06015; Bu et al. 2022, arXiv:2205.10683, choose between the last two
-by size as well.) So nothing of size persons x outputs x inputs exists for a wide layer. What lets persons see each other, batch norm,
-must be refused first (``refuse_shared_statistics``).
+(Goodfellow 2015, arXiv:1510.01799; Rochette et al. 2019, arXiv:1912.06015; Bu et al. 2022, arXiv:2205.10683, also choose between the second
+and the third by size.) So a wide layer needs no array of size persons x outputs x inputs. Batch norm, which mixes persons, must be refused
+first (``refuse_shared_statistics``).
 
-A person whose gradient is not finite adds nothing. Where a norm comes from products, columns that cancel could leave rounding errors
-larger than the exact norm: the norm is taken a little larger by CANCEL x |A| |G|, which is below 1e-6 of it unless they cancel.
+A person whose gradient is not finite contributes 0. If a norm is computed from products, cancelling columns could leave rounding errors
+larger than the exact norm; therefore the norm is increased by CANCEL x |A| |G|, which is below 1e-6 of it unless columns cancel.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from fedml.errors import InputError
 from fedml.models.variants import GeneLayer
 
 CANCEL = 2e-5
-_UNFOLDED = 2**19  # numbers of one image's unfolded input beyond which a convolution's own backward, person by person, is cheaper
+_MAX_UNFOLDED = 2**19  # elements of one image's unfolded input; above it the convolution's backward pass, person by person, is faster
 _PIECE = 128
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
@@ -45,7 +45,7 @@ _INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """``total``: by parameter, float32; ``norms`` (persons,) float64 before clipping, not finite where a person was left out."""
+    """``total``: by parameter, float32; ``norms``: (persons,) float64 before clipping, not finite for an excluded person."""
 
     total: dict[str, torch.Tensor]
     norms: torch.Tensor
@@ -53,7 +53,7 @@ class ClippedSum:
 
 @dataclass(frozen=True)
 class _Use:
-    """One call of a layer: its input, how often that had been written to, the place of the output in the graph."""
+    """One call of a layer: its input, the input's version counter, and the output's edge in autograd's graph."""
 
     x: torch.Tensor
     version: int
@@ -62,7 +62,7 @@ class _Use:
 
 @dataclass(frozen=True)
 class _Group:
-    """Persons (n,) who have ``each`` rows of a layer's batch, and those rows (n * each,); both None: all persons, one row each."""
+    """Persons (n,) with ``each`` rows in a layer's batch, and those rows (n * each,); both None: all persons, one row each."""
 
     persons: torch.Tensor | None
     rows: torch.Tensor | None
@@ -79,7 +79,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Later:
-    """A weight whose clipped sum is made at the end, from its layer's input and its output's gradient in the rows of a group."""
+    """A weight whose clipped sum is computed at the end, from its layer's input and its output's gradient in the rows of a group."""
 
     name: str
     layer: Any
@@ -90,7 +90,8 @@ class _Later:
 
 @dataclass
 class _Found:
-    """The persons' squared norms so far, (persons,) float64; their kept gradients, (n, numel) by name and group; what comes later."""
+    """``squares``: squared norms so far, (persons,) float64; ``kept``: stored gradients, (n, numel) by name and group; ``later``: weights
+    whose sum is computed at the end."""
 
     squares: torch.Tensor
     kept: list[tuple[str, torch.Tensor, _Group]] = field(default_factory=list)
@@ -108,20 +109,20 @@ class _Found:
             self.squares.index_add_(0, group.persons, squares)
 
 
-_EVERYBODY = _Group(None, None, 1)
+_ALL_PERSONS = _Group(None, None, 1)
 
 
 def refuse_shared_statistics(model: nn.Module) -> None:
-    """Refuses layers through which one person's data reach another's gradient, or a buffer that would be sent without noise.
+    """Checks that no layer lets a person's data affect another person's gradient, or a buffer that would be sent without noise.
 
     Raises:
-        InputError: batch norm, or a norm that keeps running statistics.
+        InputError: the model has batch norm, or a norm with running statistics.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or getattr(module, "track_running_stats", False):
             raise InputError(
-                f'[model.image] norm: layer "{name}" ({type(module).__name__}) mixes persons, so that no person\'s share of it could be '
-                'bounded; write [model.image] norm = "group".'
+                f'[model.image] norm: layer "{name}" ({type(module).__name__}) mixes persons, so that the influence of one person cannot '
+                'be bounded; set [model.image] norm = "group".'
             )
 
 
@@ -134,12 +135,12 @@ def clipped_gradient_sum(
 ) -> ClippedSum:
     """Sum over persons of gradient x min(1, clipping_norm / norm), the norm over all trainable parameters together.
 
-    ``losses_of`` runs the model once and returns (persons,) losses, each of which depends on that person alone. A layer whose name is
-    or begins with a key of ``rows_of`` runs over rows, row i being of person ``rows_of[key][i]``; any other has one row a person, in
-    order. No gradient is stored in the parameters.
+    ``losses_of`` runs the model once and returns (persons,) losses, each of which depends on one person only. A layer whose name equals or
+    begins with a key of ``rows_of`` runs over rows, where row i belongs to person ``rows_of[key][i]``; other layers have one row per
+    person, in order. No gradient is stored in the parameters.
 
     Raises:
-        ValueError: the clipping norm is not positive and finite, or a layer ran over another number of rows than said.
+        ValueError: the clipping norm is not positive and finite, or a layer ran over another number of rows than declared.
     """
     if not (math.isfinite(clipping_norm) and clipping_norm > 0):
         raise ValueError(f"the clipping norm must be positive and finite, not {clipping_norm}")
@@ -151,7 +152,7 @@ def clipped_gradient_sum(
     layers, others = _sorted_out(model, trainable, uses, losses)
     _by_autograd(losses, trainable, others, found)
     if layers:
-        groups = {"": [_EVERYBODY], **{key: _groups(person, persons) for key, person in (rows_of or {}).items()}}
+        groups = {"": [_ALL_PERSONS], **{key: _groups(person, persons) for key, person in (rows_of or {}).items()}}
         rows = {"": persons, **{key: len(person) for key, person in (rows_of or {}).items()}}
         gradients = torch.autograd.grad(losses, [use.edge for _, _, use in layers], torch.ones_like(losses))
         with torch.no_grad():
@@ -160,17 +161,18 @@ def clipped_gradient_sum(
                 if not len(use.x) == len(g) == rows[key]:
                     raise ValueError(f"layer {name} ran over {len(use.x)} rows, not {rows[key]}")
                 if use.x._version != use.version:
-                    raise ValueError(f"the input of layer {name} was written to after the layer had read it")
+                    raise ValueError(f"the input of layer {name} was modified after the layer had read it")
                 _layer(f"{name}." if name else "", layer, use.x, g, groups[key], found)
     with torch.no_grad():
         norms = found.squares.sqrt()
-        # A norm of 1e300 is a factor of almost 0; one that is not finite leaves the person out, rows and all: 0 x NaN is NaN.
+        # A norm of 1e300 gives a factor of almost 0. A person with a norm that is not finite is excluded with all rows, because 0 x NaN is
+        # NaN.
         factor = torch.where(torch.isfinite(norms), clipping_norm / norms.clamp_min(clipping_norm), 0.0)
         dropped = None if bool(torch.isfinite(norms).all()) else ~torch.isfinite(norms)
         total: dict[str, torch.Tensor] = {}
         for name, flat, group in found.kept:
-            scale, gone = _share(group, factor, dropped)
-            part = scale.to(flat.dtype) @ (flat if gone is None else flat.masked_fill(gone[:, None], 0.0))
+            scale, excluded = _share(group, factor, dropped)
+            part = scale.to(flat.dtype) @ (flat if excluded is None else flat.masked_fill(excluded[:, None], 0.0))
             _put(total, name, part.view_as(trainable[name]))
         for item in found.later:
             _put(total, item.name, _weighted_sum(item, *_share(item.group, factor, dropped)))
@@ -180,20 +182,20 @@ def clipped_gradient_sum(
 
 @contextmanager
 def _recording(model: nn.Module) -> Iterator[dict[str, list[_Use]]]:
-    """Inside the block every call of a layer that has a rule here is written down, by the layer's name."""
+    """Within the block, records every call of a layer for which this module has a rule, by the layer's name."""
     uses: dict[str, list[_Use]] = {}
 
     def watch(name: str) -> Any:
-        def seen(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        def record(_: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not output.requires_grad:
                 return None
             x = arguments[0]
-            # The edge, not the output: an activation that works in place would take the output's place in the graph. In a view it
-            # would rewrite the graph, edge and all, so a view is copied.
+            # The edge, not the output: an in-place activation would replace the output in the graph. In a view it would rewrite the graph
+            # including the edge, so a view is copied.
             uses.setdefault(name, []).append(_Use(x.detach(), x._version, torch.autograd.graph.get_gradient_edge(output)))
             return output.clone() if output._is_view() else None
 
-        return seen
+        return record
 
     handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if _has_rule(m)]
     try:
@@ -212,20 +214,20 @@ def _has_rule(module: nn.Module) -> bool:
 def _sorted_out(
     model: nn.Module, trainable: Mapping[str, nn.Parameter], uses: Mapping[str, Sequence[_Use]], losses: torch.Tensor
 ) -> tuple[list[tuple[str, Any, _Use]], list[str]]:
-    """Layers with a rule, called once, all their parameters used for ``losses`` there and nowhere else; then the names of all other
-    parameters on which the losses depend."""
+    """The layers with a rule that are called once and whose parameters affect ``losses`` only there; and the names of all other parameters
+    that affect the losses."""
     nodes, users = _graph(losses)
     layers, covered = [], set()
     for name, module in model.named_modules():
-        own, calls = list(module.parameters(recurse=False)), uses.get(name, ())
-        if own and len(calls) == 1 and calls[0].edge.node in nodes and all(users.get(id(p)) == 1 for p in own):
+        parameters, calls = list(module.parameters(recurse=False)), uses.get(name, ())
+        if parameters and len(calls) == 1 and calls[0].edge.node in nodes and all(users.get(id(p)) == 1 for p in parameters):
             layers.append((name, module, calls[0]))
-            covered |= {id(p) for p in own}
+            covered |= {id(p) for p in parameters}
     return layers, [name for name, p in trainable.items() if id(p) in users and id(p) not in covered]
 
 
 def _graph(losses: torch.Tensor) -> tuple[set[Any], dict[int, int]]:
-    """The nodes of autograd's graph behind ``losses``, and how many of them use each leaf, by the leaf's ``id``."""
+    """The nodes of autograd's graph of ``losses``, and the number of nodes that use each leaf, by the leaf's ``id``."""
     nodes: set[Any] = set()
     users: dict[int, int] = {}
     ahead = [losses.grad_fn] if losses.grad_fn is not None else []
@@ -245,31 +247,31 @@ def _graph(losses: torch.Tensor) -> tuple[set[Any], dict[int, int]]:
 
 
 def _by_autograd(losses: torch.Tensor, trainable: Mapping[str, nn.Parameter], names: Sequence[str], found: _Found) -> None:
-    """Gradients of the parameters ``names`` one person at a time: exact for whatever a model may hold, and slow."""
+    """Gradients of the parameters ``names``, one person at a time: exact for every kind of module, but slow."""
     if names:
         wanted = [trainable[n] for n in names]
         each = [torch.autograd.grad(loss, wanted, retain_graph=True, materialize_grads=True) for loss in losses]
         for name, gradients in zip(names, zip(*each, strict=True), strict=True):
-            found.keep(name, torch.stack(gradients), _EVERYBODY)
+            found.keep(name, torch.stack(gradients), _ALL_PERSONS)
 
 
 def _groups(person: torch.Tensor, persons: int) -> list[_Group]:
-    """Persons by how many rows they have; those without any are in no group."""
+    """Groups of persons with equal numbers of rows; persons without rows are in no group."""
     if len(person) == persons and torch.equal(person, torch.arange(persons)):
-        return [_EVERYBODY]
+        return [_ALL_PERSONS]
     order = torch.argsort(person, stable=True)
     count = torch.bincount(person, minlength=persons)
     begin = count.cumsum(0) - count
     out = []
     for each in torch.unique(count).tolist():
         if each:
-            who = torch.nonzero(count == each)[:, 0]
-            out.append(_Group(who, order[(begin[who, None] + torch.arange(each)).flatten()], each))
+            members = torch.nonzero(count == each)[:, 0]
+            out.append(_Group(members, order[(begin[members, None] + torch.arange(each)).flatten()], each))
     return out
 
 
 def _layer(prefix: str, layer: Any, x: torch.Tensor, g: torch.Tensor, groups: Sequence[_Group], found: _Found) -> None:
-    """Adds to ``found`` what one layer's parameters contribute. ``x`` is its input, ``g`` its output's gradient, both (rows, ...)."""
+    """Adds the contribution of a layer's parameters to ``found``. ``x``: its input, ``g``: its output's gradient, both (rows, ...)."""
     if isinstance(layer, nn.Linear):
         g = g[:, :, None] if g.dim() == 2 else g.flatten(1, -2).transpose(1, 2)
     elif isinstance(layer, _CONVOLUTIONS):
@@ -302,10 +304,10 @@ def _normalised(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Group, found: _Found) -> None:
-    """The weight of a linear layer or a convolution, for the rows of one group: see the module's text for the ways."""
+    """Adds the weight of a linear layer or a convolution, for the rows of a group; methods: see the module's docstring."""
     outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
     columns = group.each * g.shape[2]
-    # The products are in float64, and the weighted pass is as much work as one person's gradient each: they must be much fewer.
+    # Products are in float64, and the weighted pass costs as much as one gradient per person: worthwhile only with much fewer columns.
     if 4 * columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
         a, b = group.gather(_unfolded(layer, x)), group.gather(g)
         a2, b2 = _squares(a.flatten(1)), _squares(b.flatten(1))
@@ -316,15 +318,15 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
         else:
             found.add(a2 * b2, group)
         found.later.append(_Later(name, layer, x, g, group))
-    elif isinstance(layer, nn.Linear) or inputs * g.shape[2] <= _UNFOLDED:
+    elif isinstance(layer, nn.Linear) or inputs * g.shape[2] <= _MAX_UNFOLDED:
         found.keep(name, torch.bmm(group.gather(g), group.gather(_unfolded(layer, x)).transpose(1, 2)), group)
     else:
         pairs = zip(torch.split(x, group.each), torch.split(g, group.each), strict=True)
-        found.keep(name, torch.stack([_convolution_weight(layer, one, its) for one, its in pairs]), group)
+        found.keep(name, torch.stack([_convolution_weight(layer, inputs_, outputs_) for inputs_, outputs_ in pairs]), group)
 
 
 def _genes(name: str, layer: GeneLayer, x: torch.Tensor, g: torch.Tensor, group: _Group, found: _Found) -> None:
-    """The weight of a layer of genes, for the rows of one group: several rows of a person may cancel, so their gradients are made."""
+    """Adds the weight of a gene layer, for the rows of a group. Gradients of several rows of a person may cancel, so they are computed."""
     if group.each == 1:
         found.add(layer.squared_norms(x, g), group)
         found.later.append(_Later(name, layer, x, g[:, :, None], group))
@@ -334,18 +336,18 @@ def _genes(name: str, layer: GeneLayer, x: torch.Tensor, g: torch.Tensor, group:
 
 
 def _squares(flat: torch.Tensor) -> torch.Tensor:
-    """(n, numel) -> (n,) float64: squared norms, from float32 norms of short pieces where nothing is near the ends of float32."""
+    """(n, numel) -> (n,) float64: squared norms, from float32 norms of short pieces unless values are near the limits of float32."""
     whole = flat.shape[1] // _PIECE * _PIECE
     pieces = flat[:, :whole].reshape(len(flat), -1, _PIECE)
     norms = torch.cat([torch.linalg.vector_norm(pieces, dim=2), torch.linalg.vector_norm(flat[:, whole:], dim=1, keepdim=True)], dim=1)
     norm: torch.Tensor = torch.linalg.vector_norm(norms, dim=1, dtype=torch.float64)
-    if not bool(((norm > 1e-9) & (norm < 1e15)).all()):  # squares may have run out of float32
+    if not bool(((norm > 1e-9) & (norm < 1e15)).all()):  # squares may have exceeded the range of float32
         norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     return norm.square()
 
 
 def _unfolded(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What each output place sees: (rows, inputs, places)."""
+    """The inputs of each output position: (rows, inputs, positions)."""
     if isinstance(layer, nn.Linear):
         return x[:, :, None] if x.dim() == 2 else x.flatten(1, -2).transpose(1, 2)
     dims = x.dim() - 2
@@ -360,7 +362,7 @@ def _unfolded(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _convolution_weight(layer: Any, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """The ordinary gradient of a convolution's weight, summed over rows; ``g`` (rows, outputs, places)."""
+    """The gradient of a convolution's weight, summed over rows; ``g`` (rows, outputs, positions)."""
     size = [
         (n + 2 * pad - dilation * (k - 1) - 1) // stride + 1
         for n, pad, dilation, k, stride in zip(x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
@@ -374,25 +376,25 @@ def _convolution_weight(layer: Any, x: torch.Tensor, g: torch.Tensor) -> torch.T
 
 
 def _put(total: dict[str, torch.Tensor], name: str, part: torch.Tensor) -> None:
-    """Adds ``part``, which is nobody else's."""
+    """Adds ``part``, which no other code uses, in place."""
     total[name] = total[name].add_(part) if name in total else part
 
 
 def _share(group: _Group, factor: torch.Tensor, dropped: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The factors of a group's persons, and who of them is left out (None: nobody)."""
+    """The factors of a group's persons, and a mask of the excluded persons (None: no person is excluded)."""
     if group.persons is None:
         return factor, dropped
     return factor[group.persons], None if dropped is None else dropped[group.persons]
 
 
-def _weighted_sum(item: _Later, scale: torch.Tensor, gone: torch.Tensor | None) -> torch.Tensor:
-    """Sum of the rows' gradients times their persons' ``scale``, in the weight's shape."""
+def _weighted_sum(item: _Later, scale: torch.Tensor, excluded: torch.Tensor | None) -> torch.Tensor:
+    """The sum over rows of gradient x the person's ``scale``, in the weight's shape."""
     x, g, each = item.x, item.g, item.group.each
     scale = scale if each == 1 else scale.repeat_interleave(each)
-    if gone is not None:
-        rows = ~(gone if each == 1 else gone.repeat_interleave(each))
+    if excluded is not None:
+        rows = ~(excluded if each == 1 else excluded.repeat_interleave(each))
         x, g, scale = x[rows], g[rows], scale[rows]
-    g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64: a large gradient times a small factor
+    g = (g.double() * scale[:, None, None]).to(x.dtype)  # in float64, because a large gradient is multiplied by a small factor
     if isinstance(item.layer, GeneLayer):
         return item.layer.weight_gradient(x, g[:, :, 0])
     if not isinstance(item.layer, nn.Linear):

@@ -1,13 +1,13 @@
-"""What a study releases of a person or of a site, as events, before anything is run: every figure comes from here and the accountant.
+"""The privacy events that a study will release about a person or a site; with the accountant, the source of every privacy figure.
 
-Unit ``patient``: a training person of a site is in each of the site's DP-SGD steps with the site's sampling rate, and in its noised
-statistics once; a held-out person is in the noised counts of each evaluation, if ``metrics = "private"``. A person is in one part only, so
-parts compose in parallel and the worst part counts. Unit ``site``: a site's update is in each round's noised mean.
+Unit ``patient``: a training person of a site is in each of the site's DP-SGD steps with the site's sampling rate, and once in its noisy
+statistics; a held-out person is in the noisy counts of each evaluation, if ``metrics = "private"``. A person is in one part only, so parts
+compose in parallel and the worst part counts. Unit ``site``: a site's update is in each round's noisy mean.
 
-    plan = sampling(study, "oslo")              # rate, divisor, steps a round
-    z = noise_multiplier(study, "oslo")         # stated, or solved for the stated epsilon
-    events = training_events(study, "oslo")     # of the whole study, or of so many rounds
-    claims(study)                               # what may be said of it: {site: Claim}, or {"": Claim} for unit site
+    plan = sampling(study, "oslo")              # rate, divisor, steps per round
+    z = noise_multiplier(study, "oslo")         # as stated, or computed from the stated epsilon
+    events = training_events(study, "oslo")     # of the whole study, or of a number of rounds
+    claims(study)                               # privacy claims: {site: Claim}, or {"": Claim} for unit site
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ EVALUATIONS_AT_END = 1
 
 @dataclass(frozen=True)
 class Sampling:
-    """One site's DP-SGD: each person is in a step with probability ``rate``; the noisy sum is divided by ``divisor`` (persons)."""
+    """DP-SGD at a site: each person is in a step with probability ``rate``; the noisy sum is divided by ``divisor`` (persons)."""
 
     rate: float
     divisor: float
-    steps: int  # a round
+    steps: int  # per round
 
 
 def sampling(study: Study, site: str) -> Sampling:
-    """From the study alone: the stated number of persons stands for the real one, which is not released."""
+    """The sampling at ``site``, computed from the study's stated number of persons; the actual number is not released."""
     persons = study.privacy.persons[site]
     expected = min(study.training.batch_size or persons, persons)
     rate = expected / persons
@@ -49,7 +49,7 @@ def sampling(study: Study, site: str) -> Sampling:
 
 
 def statistics_events(study: Study) -> list[DpEvent]:
-    """The noised sums before training, once a run."""
+    """Events of the noisy sums before training, once per run."""
     from fedml.privacy.accounting import gaussian
 
     if study.privacy.unit != "patient" or study.privacy.statistics != "private":
@@ -58,7 +58,7 @@ def statistics_events(study: Study) -> list[DpEvent]:
 
 
 def round_events(study: Study, site: str, rounds: int, multiplier: float | None = None) -> list[DpEvent]:
-    """``rounds`` rounds of training at ``site``, about a person there (unit patient) or about the site."""
+    """Events of ``rounds`` training rounds at ``site``, about one of its persons (unit patient) or about the site."""
     from fedml.privacy.accounting import sampled_gaussian
 
     z = noise_multiplier(study, site) if multiplier is None else multiplier
@@ -69,27 +69,28 @@ def round_events(study: Study, site: str, rounds: int, multiplier: float | None 
 
 
 def training_events(study: Study, site: str, rounds: int | None = None, multiplier: float | None = None) -> list[DpEvent]:
-    """All that is released of one training person of ``site``, or of ``site``, in so many rounds (the study's own if left out)."""
+    """All events about a training person of ``site``, or about ``site``, in ``rounds`` rounds (None: the study's number of rounds)."""
     rounds = study.federation.rounds if rounds is None else rounds
     return [*statistics_events(study), *round_events(study, site, rounds, multiplier)]
 
 
 def evaluations(study: Study) -> int:
-    """How often validation persons are counted in a whole study."""
+    """Number of evaluations of validation persons in a whole study."""
     every = study.training.evaluate_every
     return (math.ceil(study.federation.rounds / every) if every else 0) + EVALUATIONS_AT_END
 
 
 @lru_cache(maxsize=256)
 def metrics_multiplier(study: Study) -> float:
-    """Noise multiplier of each noised count: as stated for training, or what keeps all evaluations together at the stated epsilon."""
+    """Noise multiplier of each noisy count: as stated for training, or the one with which all evaluations together have the stated
+    epsilon."""
     from fedml.privacy.accounting import sampled_gaussian
 
     return _solved(study, "metrics", lambda z: sampled_gaussian(1.0, z, evaluations(study)))
 
 
 def evaluation_events(study: Study, times: int | None = None) -> list[DpEvent]:
-    """All that is released of one validation person when counts are noised; nothing otherwise (then they are not covered)."""
+    """All events about a validation person if counts are noisy; otherwise none (the counts are then not covered by the claim)."""
     from fedml.privacy.accounting import sampled_gaussian
 
     if study.privacy.unit != "patient" or study.privacy.metrics != "private":
@@ -98,7 +99,7 @@ def evaluation_events(study: Study, times: int | None = None) -> list[DpEvent]:
 
 
 def message_events(study: Study, site: str, phase: Phase, number: int) -> dict[PartName, list[DpEvent]]:
-    """What the answer to one message releases of a person, by the part in which the person is. A site's ledger is charged with it."""
+    """Part of a person -> events of the reply to one message, with which a site charges its ledger."""
     if study.privacy.unit != "patient":
         return {}
     if phase is Phase.STATISTICS:
@@ -108,7 +109,7 @@ def message_events(study: Study, site: str, phase: Phase, number: int) -> dict[P
 
 
 def counted_parts(study: Study, phase: Phase, number: int) -> tuple[PartName, ...]:
-    """Whose counts the answer to one message holds, under unit patient: nobody's who trains."""
+    """The parts whose counts are in the reply to one message, for unit patient; never the training part."""
     every = study.training.evaluate_every
     if phase is Phase.ROUND:
         return ("val",) if every and (number - 1) % every == 0 else ()
@@ -117,10 +118,10 @@ def counted_parts(study: Study, phase: Phase, number: int) -> tuple[PartName, ..
 
 @lru_cache(maxsize=256)
 def noise_multiplier(study: Study, site: str) -> float:
-    """The study's own, or the smallest with which the whole study stays within its epsilon at ``site``.
+    """The stated multiplier, or the smallest with which the whole study stays within its epsilon at ``site``.
 
     Raises:
-        InputError: no noise is enough.
+        InputError: no multiplier is large enough.
     """
     return _solved(study, site, lambda z: training_events(study, site, multiplier=z))
 
@@ -136,13 +137,13 @@ def _solved(study: Study, what: str, events_of: Callable[[float], list[DpEvent]]
         return solve_noise_multiplier(plan.epsilon, plan.delta, events_of)
     except ValueError as error:
         raise InputError(
-            f"[privacy] epsilon {plan.epsilon:g} cannot be kept ({what}: {error}); raise it, plan fewer rounds, or raise "
+            f"[privacy] epsilon {plan.epsilon:g} cannot be reached ({what}: {error}); raise epsilon, set fewer rounds, or raise "
             "statistics_multiplier if statistics are private."
         ) from error
 
 
 def events_by_site(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, list[DpEvent]]:
-    """A whole study's events by site; ``rounds`` are those in which a site was asked. Unit site: one entry, named ``""``."""
+    """Site -> events of a whole study; ``rounds``: number of rounds in which the site took part. Unit site: one entry, named ``""``."""
     if study.privacy.unit == "none":
         return {}
     if study.privacy.unit == "site":
@@ -153,7 +154,7 @@ def events_by_site(study: Study, rounds: Mapping[str, int] | None = None) -> dic
 
 
 def claims(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, Claim]:
-    """What may be said about the study's privacy, by site (unit patient) or once, under ``""`` (unit site)."""
+    """The study's privacy claims, by site (unit patient) or one, under ``""`` (unit site)."""
     from fedml.privacy.accounting import claim
 
     out = {}
@@ -171,29 +172,29 @@ def _epsilon(study: Study, events: list[DpEvent]) -> float:
 
 
 def covered(study: Study) -> tuple[str, ...]:
-    """What the figure is about."""
+    """The releases that the claim covers."""
     plan = study.privacy
     if plan.unit == "site":
-        return ("the models of every round and the final model, for whoever sees them",)
-    told = ["each trained model that leaves a site, and so every model made of them"]
+        return ("the models of every round and the final model, for every recipient of these models",)
+    releases = ["each trained model that leaves a site, and every model computed from them"]
     if plan.statistics == "private":
-        told.append("the sums from which inputs are standardised")
+        releases.append("the sums from which inputs are standardised")
     if plan.metrics == "private":
-        told.append("the counts behind every metric")
-    return tuple(told)
+        releases.append("the counts behind every metric")
+    return tuple(releases)
 
 
 def not_covered(study: Study) -> tuple[str, ...]:
-    """What is released besides, and who has to be trusted."""
-    plan, told = study.privacy, list[str]()
+    """The releases that the claim does not cover."""
+    plan, releases = study.privacy, list[str]()
     if plan.unit == "site":
-        told.append("what the server itself receives: each site's own update")
-        told.append("the counts behind the metrics, and how many persons each site has")
+        releases.append("each site's update, which the server receives")
+        releases.append("the counts behind the metrics, and the number of persons at each site")
     elif plan.metrics == "exact":
-        told.append("the counts behind the metrics, about persons who are not trained on")
+        releases.append("the counts behind the metrics, about persons not used for training")
     if "variants" in study.cohort.inputs:
-        told.append("which variants a site's file holds")
+        releases.append("which variants a site's file contains")
     if "image" in study.cohort.inputs and study.cohort.image is None:
-        told.append("the size of the images")
-    told.append("that a site took part, or refused and by which code")
-    return tuple(told)
+        releases.append("the size of the images")
+    releases.append("that a site took part, or that it refused and its reason code")
+    return tuple(releases)

@@ -1,4 +1,4 @@
-"""Preprocessing constants under privacy: stated ranges, or noised sums."""
+"""Preprocessing constants under differential privacy: from stated ranges, or from noisy sums."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from fedml.study.study import Study
 
 
 def stated_ranges(study: Study, layout: Layout) -> dict[str, Array]:
-    """(2, columns) lowest and highest plausible value by preprocessing module, from the study alone.
+    """Preprocessing module -> (2, columns) lowest and highest plausible value, from the study only.
 
-    A categorical column is not standardised (-1..1 leaves it as it is); nor is a dosage, whose missing values become 0, two REF alleles.
+    Categorical columns and dosages are not standardised: the range -2..2 gives mean 0 and standard deviation 1. A missing dosage becomes 0,
+    two REF alleles.
     """
     plan, out = study.privacy, dict[str, Array]()
     spec = study.cohort.clinical
@@ -33,7 +34,7 @@ def stated_ranges(study: Study, layout: Layout) -> dict[str, Array]:
 
 
 def stated_constants(study: Study, layout: Layout) -> dict[str, torch.Tensor]:
-    """Constants by buffer name: the middle of each range as mean, a quarter of its width as standard deviation."""
+    """Buffer name -> constant: the middle of each range as mean, a quarter of its width as standard deviation."""
     out: dict[str, torch.Tensor] = {}
     for name, (low, high) in stated_ranges(study, layout).items():
         out[f"{name}.mean"] = torch.from_numpy(((low + high) / 2).astype(np.float32))
@@ -42,13 +43,13 @@ def stated_constants(study: Study, layout: Layout) -> dict[str, torch.Tensor]:
 
 
 def private_sums(cohort: Cohort, study: Study, layout: Layout) -> dict[str, Array]:
-    """``cohort_sums`` with noise: of values brought into the stated ranges, a person's images counting as one.
+    """``cohort_sums`` with noise, over values clipped to the stated ranges; a person's images count as one image.
 
     The noise's standard deviation is ``statistics_multiplier`` x the L2 sensitivity, the square root of the number of released sums.
     """
     ranges = stated_ranges(study, layout)
     scaled = {name: _unit_sums(cohort, name, low, high) for name, (low, high) in ranges.items()}
-    # Each person adds to each of a column's three sums a number from -1 to 1.
+    # Each person adds a number from -1 to 1 to each of a column's three sums.
     sensitivity = float(np.sqrt(sum(v.size for v in scaled.values())))
     out = {}
     for name, (low, high) in ranges.items():
@@ -60,7 +61,7 @@ def private_sums(cohort: Cohort, study: Study, layout: Layout) -> dict[str, Arra
 
 
 def _unit_sums(cohort: Cohort, name: str, low: Array, high: Array) -> Array:
-    """(3, columns): persons who have a value, sums of their values brought to -1..1, and of the squares; of an image, its mean of both."""
+    """(3, columns): persons with a value, sum of values scaled to -1..1, sum of their squares; for images, means over a person's voxels."""
     rows, blank = cohort.rows("train"), np.zeros((3, len(low)))
 
     def unit(values: Array) -> Array:
@@ -75,18 +76,19 @@ def _unit_sums(cohort: Cohort, name: str, low: Array, high: Array) -> Array:
         return _sums(unit(cohort.labels[rows, None]))
     for row in rows if cohort.images is not None else ():
         assert cohort.images is not None  # noqa: S101 - the loop is empty otherwise
-        own = cohort.images.pixels[cohort.images.person == row].astype(np.float64)
-        if len(own):
-            flat = unit(np.moveaxis(own, 1, -1).reshape(-1, len(low)))  # (voxels of all images, channels)
+        images = cohort.images.pixels[cohort.images.person == row].astype(np.float64)
+        if len(images):
+            flat = unit(np.moveaxis(images, 1, -1).reshape(-1, len(low)))  # (voxels of all images, channels)
             blank += np.stack([np.ones(len(low)), flat.mean(0), (flat**2).mean(0)])
     return blank
 
 
 def constants_or_stated(sums: Mapping[str, Array], study: Study, layout: Layout) -> dict[str, torch.Tensor]:
-    """``constants_from`` noised sums; where noise left no usable variance or count, what the study states."""
-    made, stated = constants_from(sums), stated_constants(study, layout)
+    """``constants_from`` noisy sums; where noise left no positive variance or count, the constants from stated ranges."""
+    computed, stated = constants_from(sums), stated_constants(study, layout)
     for name, (count, _, _) in sums.items():
         mean, std = f"{name}.mean", f"{name}.std"
-        usable = (made[std] > 0) & torch.from_numpy(count > 0)
-        made[mean], made[std] = torch.where(usable, made[mean], stated[mean]), torch.where(usable, made[std], stated[std])
-    return made
+        usable = (computed[std] > 0) & torch.from_numpy(count > 0)
+        computed[mean] = torch.where(usable, computed[mean], stated[mean])
+        computed[std] = torch.where(usable, computed[std], stated[std])
+    return computed

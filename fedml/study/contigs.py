@@ -1,4 +1,4 @@
-"""One spelling for each contig."""
+"""Canonical names of contigs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     pass
 
 
-_CONTIGS = {"23": "X", "24": "Y", "25": "PAR", "26": "MT", "M": "MT", "XY": "PAR"}  # PLINK's numbers, UCSC's M
+_CONTIGS = {"23": "X", "24": "Y", "25": "PAR", "26": "MT", "M": "MT", "XY": "PAR"}  # numbers of PLINK, M of UCSC
 
 
 def canonical_contig(name: str) -> str:
-    """``chr22`` and ``22`` are one contig, so are ``chrM``, ``MT`` and PLINK's ``26``."""
+    """The canonical name of a contig: ``22`` for ``chr22``; ``MT`` for ``chrM`` and for PLINK's ``26``."""
     bare = name[3:] if name[:3].lower() == "chr" else name
     return _CONTIGS.get(bare.upper(), bare.upper() if len(bare) < 3 else bare)

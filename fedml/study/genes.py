@@ -1,7 +1,7 @@
-"""Genes as intervals, from GFF3, GTF or BED.
+"""Reads genes as intervals from GFF3, GTF or BED files.
 
-GFF3: github.com/The-Sequence-Ontology/Specifications, version 1.26. GTF: version 2.2 as Ensembl and GENCODE write it. BED: GA4GH BED v1.0,
-whose starts count from 0. Any of them may be gzip or bgzip. The build must be that of the variants: such a file does not say which it is.
+GFF3: github.com/The-Sequence-Ontology/Specifications, version 1.26. GTF: version 2.2 as written by Ensembl and GENCODE. BED: GA4GH BED
+v1.0, with 0-based starts. Files may be gzip or bgzip. The genome build must be that of the variants; the files do not state their build.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ BETWEEN = "between genes"
 _PAIR = re.compile(r'\s*([\w.-]+)\s+(?:"([^"]*)"|([^\s;"]+))\s*(?:;|$)')
 
 
-_NAMES = ("Name", "gene_name", "gene", "gene_id", "ID")  # the first that a gene has is its name
+_NAMES = ("Name", "gene_name", "gene", "gene_id", "ID")  # the first attribute that is present is the gene's name
 
 
 _BIOTYPES = ("gene_biotype", "gene_type", "biotype")
 
 
-_GENES = frozenset({"gene", "ncRNA_gene", "pseudogene"})  # the Sequence Ontology's terms for whole genes that Ensembl and NCBI use
+_GENES = frozenset({"gene", "ncRNA_gene", "pseudogene"})  # Sequence Ontology terms for genes, as used by Ensembl and NCBI
 
 
 _REFSEQ = re.compile(r"NC_0000(\d\d)\.\d+")
@@ -50,55 +50,57 @@ class Interval(NamedTuple):
 
 
 def read_genes(path: Path, biotype: str = "") -> tuple[Interval, ...]:
-    """The genes of a GFF3, GTF or BED file, by contig, start and end.
+    """The genes of a GFF3, GTF or BED file, sorted by contig, start and end.
 
-    GFF3 and GTF: features that are genes; where a GTF has none (UCSC), what its other features of one gene_id span on a contig together.
-    BED: every line, named by its fourth column.
+    GFF3 and GTF: gene features; in a GTF without gene features (UCSC), the span of all features with one gene_id on a contig. BED: every
+    line, named by its fourth column.
 
     Args:
-        biotype: take only genes of this biotype (``protein_coding``); "" takes all.
+        biotype: only genes of this biotype (``protein_coding``); "": all genes.
 
     Raises:
-        InputError: the file cannot be read, its ending is not known, a line is not of its format, or it has no such gene.
+        InputError: the file cannot be read, its extension is unknown, a line is invalid, or the file has no such gene.
     """
     ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     readers: dict[str, Callable[[Path, str], Iterable[Interval]]] = {"gff3": _gff3, "gff": _gff3, "gtf": _gtf, "bed": _bed}
     if ending not in readers:
-        raise InputError(f"{path}: genes are read from .gff3, .gtf or .bed, plain or .gz; name the file by its format.")
+        raise InputError(f"{path}: unknown extension; genes are read from .gff3, .gtf or .bed, plain or .gz: rename or convert the file.")
     genes = tuple(sorted(readers[ending](path, biotype)))
     if not genes:
-        raise InputError(f"{path}: holds no gene{f' of the biotype {biotype}' if biotype else ''}; give an annotation of genes.")
+        raise InputError(f"{path}: has no gene{f' of the biotype {biotype}' if biotype else ''}; give a gene annotation.")
     return genes
 
 
 def _contig(name: str) -> str:
-    """Canonical, also of NCBI's accessions of the chromosomes."""
+    """The canonical contig, also for NCBI's accessions of chromosomes."""
     accession = _REFSEQ.fullmatch(name)
     return canonical_contig(str(int(accession[1])) if accession else "MT" if name.startswith(_MITOCHONDRION) else name)
 
 
 def _interval(path: Path, number: int, contig: str, start: str, end: str, name: str, shift: int = 0) -> Interval:
-    """One line's interval; ``shift`` is what its start lacks to be 1-based."""
+    """The interval of a line; ``shift``: added to its start to make it 1-based."""
     if not (start.isdecimal() and end.isdecimal() and 1 <= int(start) + shift <= int(end) < 2**_SHIFT and contig and name):
-        raise InputError(f'{path}, line {number}: "{contig} {start} {end} {name}" is no interval with a name; correct or remove the line.')
+        raise InputError(
+            f'{path}, line {number}: "{contig} {start} {end} {name}" is not a valid interval with a name; correct or delete the line.'
+        )
     return Interval(_contig(contig), int(start) + shift, int(end), name)
 
 
 def _bed(path: Path, biotype: str) -> Iterable[Interval]:
     if biotype:
-        raise InputError(f"{path}: a BED file does not say the genes' biotypes; take genes of one biotype from GFF3 or GTF.")
+        raise InputError(f"{path}: a BED file does not state biotypes; give a GFF3 or GTF file to select genes by biotype.")
     for number, line in numbered_lines(path):
         if not line.strip() or line.startswith(("#", "track", "browser")):
             continue
         cells = line.split("\t") if "\t" in line else line.split()
         if len(cells) < 3:
-            raise InputError(f"{path}, line {number}: has {len(cells)} columns, a BED line at least three; correct or remove it.")
+            raise InputError(f"{path}, line {number}: has {len(cells)} columns, a BED line has at least three; correct or delete the line.")
         contig, start, end = cells[:3]
         yield _interval(path, number, contig, start, end, cells[3].strip() if len(cells) > 3 else f"{contig}:{start}-{end}", 1)
 
 
 def _features(path: Path) -> Iterable[tuple[int, list[str]]]:
-    """(line number, the nine columns) of a GFF3 or GTF; a FASTA part ends it."""
+    """(line number, the nine columns) of each line of a GFF3 or GTF, up to a FASTA section."""
     for number, line in numbered_lines(path):
         if line.startswith("##FASTA"):
             return
@@ -106,7 +108,9 @@ def _features(path: Path) -> Iterable[tuple[int, list[str]]]:
             continue
         cells = line.split("\t")
         if len(cells) != 9:
-            raise InputError(f"{path}, line {number}: has {len(cells)} columns, GFF3 and GTF have nine, parted by tabs; correct the line.")
+            raise InputError(
+                f"{path}, line {number}: has {len(cells)} columns, GFF3 and GTF have nine, separated by tabs; correct the line."
+            )
         yield number, cells
 
 

@@ -1,4 +1,4 @@
-"""What a study says of images: preprocessing and augmentation, as frozen sections."""
+"""A study's sections about images: preprocessing and augmentation, as frozen pydantic models."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Section(BaseModel):
 
 
 class Preprocess(_Section):
-    """What is done to every image before a network sees it. What is left out is not done."""
+    """Preprocessing of every image before the network. A step whose key is not set is skipped."""
 
     orientation: str = Field(default="", description="such as RAS: voxels run from left to Right, to Anterior, to Superior")
     spacing_mm: tuple[Positive, ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
@@ -40,9 +40,9 @@ class Preprocess(_Section):
         if len(self.size) not in (0, 2, 3):
             raise ValueError(f"size has 2 or 3 numbers, not {len(self.size)}")
         if self.size and self.spacing_mm and len(self.size) != len(self.spacing_mm):
-            raise ValueError("size and spacing_mm have as many numbers as an image has axes, both")
+            raise ValueError("size and spacing_mm must have the same number of values, one per axis")
         if self.orientation and 2 in (len(self.size), len(self.spacing_mm)):
-            raise ValueError("orientation is for images of three axes")
+            raise ValueError("orientation needs images of three axes")
         if self.window and self.percentiles:
             raise ValueError("window and percentiles exclude each other")
         if self.window and self.window[0] >= self.window[1]:
@@ -53,21 +53,21 @@ class Preprocess(_Section):
 
     @property
     def axes(self) -> int | None:
-        """Axes that an image must have; None if any."""
+        """Number of axes that an image must have; None: any number."""
         return len(self.size) or len(self.spacing_mm) or (3 if self.orientation else None)
 
     @property
     def needs_geometry(self) -> bool:
-        """Must the file say where its voxels are?"""
+        """True if the image file must have an affine."""
         return bool(self.orientation or self.spacing_mm)
 
 
 class Augment(_Section):
-    """The random part, in training only; each is drawn anew for every image. All zeros: nothing.
+    """Random augmentation in training, drawn separately for every image. The defaults change nothing.
 
-    ``flip`` names axes (0 is left-right in RAS: a flip there moves the heart to the right). ``rotate_degrees`` is the most about each axis.
-    ``scale`` and ``shift`` change intensity to ``x * (1 + s) + t`` with |s| and |t| up to them, ``noise`` is a standard deviation;
-    they are for intensities in 0..1.
+    ``flip``: axes (0 is left-right in RAS: such a flip moves the heart to the right). ``rotate_degrees``: largest angle about each axis.
+    ``scale`` and ``shift``: intensities become ``x * (1 + s) + t`` with |s| and |t| up to these values; ``noise``: standard deviation.
+    Intended for intensities in 0..1.
     """
 
     flip: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()

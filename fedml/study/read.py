@@ -15,7 +15,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
     """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.
 
     Raises:
-        InputError: the file cannot be read, is not TOML, or is no valid study.
+        InputError: the file cannot be read, is not TOML, or is not a valid study.
     """
     try:
         plan = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -24,7 +24,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; save the study as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: is not TOML: {error}.") from error
+        raise InputError(f"{path}: is not valid TOML: {error}; correct the line.") from error
     changes = dict(overrides or {})
     if seed is not None:
         changes["study.seed"] = seed
@@ -35,7 +35,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
 
 
 def _expand_genes(plan: dict[str, Any], path: Path) -> None:
-    """``[model] variants genes = "FILE"`` as the intervals that the file holds; the file lies beside the study."""
+    """Replaces ``[model] variants genes = "FILE"`` by the file's intervals; the path is relative to the study file."""
     network = plan.get("model", {}).get("variants") if isinstance(plan.get("model"), dict) else None
     if isinstance(network, dict) and isinstance(network.get("genes"), str):
         from fedml.study.genes import read_genes

@@ -1,6 +1,6 @@
-"""The sections of a study file, one frozen pydantic model each: their keys, defaults, and what of them cannot go together.
+"""The sections of a study file, one frozen pydantic model each: keys, defaults, and rules within a section.
 
-``fedml.study.study.Study`` is all of them, and holds what one asks of another.
+``fedml.study.study.Study`` combines the sections and has the rules between them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def _whole(value: Any) -> Any:
-    """1.0 as 1, so that a canonical JSON has one spelling for each plan."""
+    """1.0 as 1, so that equal studies have equal canonical JSON."""
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def normal(value: Any) -> str:
-    """One spelling for a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    """The canonical text of a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -48,7 +48,7 @@ class Section(BaseModel):
 
 
 class About(Section):
-    """``[study]``: what is asked, why it may be asked, and the seed of all that is random in the answer."""
+    """``[study]``: name, research question, permitted purpose, and the seed of all random numbers that are not for privacy."""
 
     name: Name
     question: str = ""
@@ -57,7 +57,7 @@ class About(Section):
 
 
 class Split(Section):
-    """Fractions of persons in each part. A person's part is a keyed hash of the id: see ``fedml.cohort.table``."""
+    """Fractions of persons in each part. A person's part follows from a keyed hash of the id (``fedml.cohort.table``)."""
 
     train: Fraction = 0.7
     val: Fraction = 0.1
@@ -66,12 +66,13 @@ class Split(Section):
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
         if abs(self.train + self.val + self.test - 1) > 1e-9:
-            raise ValueError(f"train + val + test must be 1, here {self.train + self.val + self.test:g}")
+            raise ValueError(f"train + val + test must be 1, not {self.train + self.val + self.test:g}")
         return self
 
 
 class ClinicalColumns(Section):
-    """``[cohort.clinical]``: the columns every site must have, in order; which are categorical; which values stand for missing."""
+    """``[cohort.clinical]``: the columns that every site must have, in order; categories of categorical columns; codes of missing
+    values."""
 
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
     categories: dict[str, tuple[Code, ...]] = {}
@@ -90,39 +91,39 @@ class ClinicalColumns(Section):
 
 
 class Tiles(Section):
-    """``[cohort.image] tiles``: each person's slides are cut into square tiles, of which those with tissue are used
+    """``[cohort.image] tiles``: each person's slides are cut into square tiles, and the tiles with tissue are used
     (``fedml.cohort.slides.slide``)."""
 
-    size_px: Annotated[int, Field(ge=16, le=2048, description="pixels a side")] = 256
+    size_px: Annotated[int, Field(ge=16, le=2048, description="pixels per side")] = 256
     mpp: Annotated[float, Field(ge=0.05, le=50)] | None = Field(
-        default=None, description="micrometres a pixel, alike at every site; left out: a slide's finest level as it is"
+        default=None, description="micrometres per pixel, equal at every site; default: a slide's finest level, not resampled"
     )
-    min_tissue: Annotated[float, Field(gt=0, le=1, description="part of a tile that is tissue")] = 0.5
+    min_tissue: Annotated[float, Field(gt=0, le=1, description="least share of a tile that is tissue")] = 0.5
     per_step: Annotated[int, Field(ge=1, le=65536)] = Field(
-        default=64, description="tiles of a person in a step of training, drawn anew each time; evaluation takes all"
+        default=64, description="tiles of a person in a training step, drawn again for each step; evaluation uses all tiles"
     )
 
 
 class ImageShape(Section):
-    """``[cohort.image]``: channels and voxels of every image. Left out, the sites' own shape is taken if all sites agree.
+    """``[cohort.image]``: channels and voxels of every image. Without the section, the sites' image shape is used if all sites agree.
 
-    With none of the other keys an image of another size is refused. With one of them every image is turned, resampled, windowed, and
-    then cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and kept in half precision. ``tiles`` says that images
-    are whole slides; channels and size are then those of a tile.
+    Without further keys, an image of another size is refused. With one of them, every image is reoriented, resampled, windowed, then
+    cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached in half precision. With ``tiles``, images are whole
+    slides, and channels and size are those of a tile.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
     size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)] = ()
     orientation: str = Field(default="", description="such as RAS; for images of three axes")
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
-    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1, what is beyond is clipped")
+    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1; values beyond are clipped")
     percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
-    crop: bool = Field(default=False, description="crop and pad to size around the centre, with nothing else done")
-    tiles: Tiles | None = Field(default=None, description="of whole slides; takes the place of all other keys")
+    crop: bool = Field(default=False, description="crop and pad to size around the centre, without other preprocessing")
+    tiles: Tiles | None = Field(default=None, description="tiles of whole slides; replaces all other keys")
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """What is done to each image when it is read; None: nothing."""
+        """Preprocessing of each image when it is read; None: no preprocessing."""
         if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
@@ -138,16 +139,16 @@ class ImageShape(Section):
         if self.tiles is not None:
             if self.preprocess is not None:
                 raise ValueError(
-                    "tiles of slides are taken as they are; take orientation, spacing_mm, window, percentiles and crop away (tiles has mpp)"
+                    "tiles of slides have no further preprocessing; remove orientation, spacing_mm, window, percentiles and crop (use mpp)"
                 )
             side = self.tiles.size_px
             if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):
-                raise ValueError(f"tiles have three channels and {side} x {side} pixels; take channels and size away")
-            # Written out, so that nobody else has to know, and the study's hash is that of what it means.
+                raise ValueError(f"tiles have three channels and {side} x {side} pixels; remove channels and size")
+            # Set explicitly, so that other code reads the actual shape and the study's hash covers it.
             object.__setattr__(self, "channels", 3)
             object.__setattr__(self, "size", (side, side))
         elif not self.size:
-            raise ValueError("size is missing; add it, or tiles for whole slides")
+            raise ValueError("size is missing; add size, or tiles for whole slides")
         try:
             _ = self.preprocess
         except ValidationError as error:
@@ -156,35 +157,34 @@ class ImageShape(Section):
 
 
 class Variants(Section):
-    """``[cohort.variants]``: which variants are read, how one at a site is recognised at another, and what is asked of those that are
-    shared.
+    """``[cohort.variants]``: which variants are read, how they are matched between sites, and quality thresholds of the shared variants.
 
-    The thresholds are held against counts pooled over sites; with all of them left at nothing no counts are asked for.
+    The thresholds apply to genotype counts pooled over sites; if all thresholds are 0, no counts are requested.
     """
 
     match: Literal["position", "rsid"] = "position"
     build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(default="", description="the build that every site must have")
     regions: tuple[str, ...] = Field(default=(), description="such as 22 or 22:17000000-18000000")
     listed: tuple[str, ...] = Field(default=(), description="rsIDs, or contig:position:ref:alt")
-    min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the site that has fewest")
+    min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the variants of the site with the fewest")
     min_call_rate: Fraction = 0.0
     min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @property
     def counted(self) -> bool:
-        """Does a threshold need counts of genotypes?"""
+        """True if a threshold needs genotype counts."""
         return bool(self.min_call_rate or self.min_maf or self.min_hwe_p)
 
 
 class Cohort(Section):
-    """``[cohort]``: who is in the study and what is read of each person."""
+    """``[cohort]``: the inputs and the target of each person, and the split into parts."""
 
     inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
     target: str
     classes: Annotated[tuple[Code, ...], Field(min_length=2)] = (0, 1)
     split: Split = Split()
-    split_key: str = Field(default="", description="key of the hash that splits persons; empty: the study's seed")
+    split_key: str = Field(default="", description="key of the hash that assigns persons to parts; empty: the study's seed")
     clinical: ClinicalColumns | None = None
     image: ImageShape | None = None
     variants: Variants = Variants()
@@ -196,19 +196,19 @@ class Cohort(Section):
         if len({normal(c) for c in self.classes}) < len(self.classes):
             raise ValueError("a class is listed twice in classes")
         if "clinical" in self.inputs and self.clinical is None:
-            raise ValueError('inputs lists "clinical", so a section [cohort.clinical] with columns = [...] is needed')
+            raise ValueError('inputs lists "clinical" but [cohort.clinical] is missing; add it with columns = [...]')
         if "clinical" not in self.inputs and self.clinical is not None:
             raise ValueError('[cohort.clinical] is given but inputs does not list "clinical"')
         if "image" not in self.inputs and self.image is not None:
             raise ValueError('[cohort.image] is given but inputs does not list "image"')
         if self.clinical is not None and self.target in self.clinical.columns:
-            raise ValueError(f'the target "{self.target}" is also among the clinical columns: the model would be told the answer')
+            raise ValueError(f'the target "{self.target}" is also among the clinical columns, which would reveal it to the model')
         return self
 
 
 class ImageNetwork(Section):
-    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and what becomes of a person's several images or tiles:
-    their mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
+    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and the pooling over a person's images or tiles: the
+    mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
@@ -223,9 +223,9 @@ class SegmentationNetwork(Section):
     norm: Literal["batch", "group", "instance"] = "instance"
     channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
     strides: tuple[Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
-        default=(), description="one between two levels, a number or one an axis; none: 2"
+        default=(), description="one stride between two levels, a number or one number per axis; default: 2"
     )
-    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels an axis; none: whole images")
+    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels per axis; default: whole images")
     distances: bool = True
 
 
@@ -239,67 +239,67 @@ class TableNetwork(Section):
     @model_validator(mode="after")
     def _widths(self) -> Self:
         if (self.net == "mlp") != bool(self.hidden):
-            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+            raise ValueError('net = "mlp" needs hidden = [widths], and net = "linear" must not have it')
         return self
 
 
 class VariantNetwork(Section):
-    """``[model] variants``: ``linear``; ``mlp`` with its hidden widths; ``genes`` with ``width`` numbers a gene, then hidden widths over
-    all.
+    """``[model] variants``: ``linear``; ``mlp`` with hidden widths; ``genes`` with ``width`` features per gene, then hidden widths over all
+    genes.
 
-    In a file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` puts their intervals into the study itself, so
-    that every site groups variants alike and the study's hash covers it.
+    In a study file ``genes = "genes.gff3.gz"`` (GFF3, GTF or BED) names the genes; ``read_study`` replaces it by the intervals, so that all
+    sites group variants equally and the study's hash covers the intervals.
     """
 
     net: Literal["linear", "mlp", "genes"] = "linear"
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    width: Annotated[int, Field(ge=1, le=1024, description="numbers a gene")] = 4
+    width: Annotated[int, Field(ge=1, le=1024, description="features per gene")] = 4
     l1: Annotated[float, Field(ge=0, description="net linear: weight of the sum of absolute weights")] = 0.0
     intervals: tuple[tuple[str, int, int, str], ...] = Field(default=(), description="contig, start, end, name of each gene")
 
     @model_validator(mode="after")
     def _widths(self) -> Self:
         if (self.net == "mlp" and not self.hidden) or (self.net == "linear" and self.hidden):
-            raise ValueError('net = "mlp" needs hidden = [widths]; net = "linear" takes none')
+            raise ValueError('net = "mlp" needs hidden = [widths], and net = "linear" must not have it')
         if (self.net == "genes") != bool(self.intervals):
-            raise ValueError('net = "genes" needs genes = "FILE" (GFF3, GTF or BED), and no other net takes them')
+            raise ValueError('net = "genes" needs genes = "FILE" (GFF3, GTF or BED), and other networks must not have it')
         if self.l1 and self.net != "linear":
-            raise ValueError('l1 goes with net = "linear"')
+            raise ValueError('l1 needs net = "linear"')
         return self
 
 
 class Model(Section):
-    """``[model]``: the task, one encoder an input, and how their outputs are fused."""
+    """``[model]``: the task, one encoder per input, and the fusion of their outputs."""
 
     task: Literal["classification", "regression", "segmentation"] = "classification"
     image: ImageNetwork = ImageNetwork()
     segmentation: SegmentationNetwork = SegmentationNetwork()
     variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
-    width: Annotated[int, Field(ge=1, description="numbers each input gives to the fusion")] = 16
+    width: Annotated[int, Field(ge=1, description="features of each input in the fusion")] = 16
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.1, description="chance that training hides an input of a person, when there are several"
+        default=0.1, description="probability that training hides an input of a person, if the study has several inputs"
     )
 
 
 class Gwas(Section):
-    """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a number, logistic for two classes.
+    """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a quantitative target, logistic for two classes.
 
-    ``covariates`` are clinical columns; ``components`` principal components of the genotypes, computed without moving them. Every variant
-    is tested by its score first; those below ``first_pass_p`` are fitted in full. Firth's penalty is used where a class or an allele is
-    rare.
+    ``covariates``: clinical columns; ``components``: number of principal components of the genotypes, computed from sums of the sites.
+    Every binary target is first tested by the score test; variants with p up to ``first_pass_p`` are fitted in full. Firth's penalty is
+    used where a class or an allele is rare.
     """
 
     covariates: tuple[str, ...] = ()
     components: Annotated[int, Field(ge=0, le=50)] = 4
     first_pass_p: Annotated[float, Field(gt=0, le=1)] = 0.05
     firth: Literal["auto", "never"] = "auto"
-    block: Annotated[int, Field(ge=1, le=1_000_000, description="variants a message")] = 20_000
-    pca_spacing: Annotated[int, Field(ge=0, description="bases between two variants that components are made of")] = 0
+    block: Annotated[int, Field(ge=1, le=1_000_000, description="variants per message")] = 20_000
+    pca_spacing: Annotated[int, Field(ge=0, description="least distance in bases between two variants used for components")] = 0
     pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="radians to the exact components")] = 1e-8
+    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="largest angle to the exact components, radians")] = 1e-8
 
 
 class Training(Section):
@@ -309,27 +309,27 @@ class Training(Section):
     lr: Annotated[float, Field(gt=0)] = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Annotated[int, Field(ge=0, description="persons; 0 is all of them in one batch")] = 32
+    batch_size: Annotated[int, Field(ge=0, description="persons; 0: all persons in one batch")] = 32
     local_epochs: Annotated[int, Field(ge=0)] = 1
-    evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0 is at the end only")] = 1
-    threads: Annotated[int, Field(ge=1, le=64, description="torch threads: part of what makes bits equal")] = 1
+    evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0: at the end only")] = 1
+    threads: Annotated[int, Field(ge=1, le=64, description="torch threads; results are bit-equal only for equal numbers")] = 1
     precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
     augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
 
     @model_validator(mode="after")
     def _momentum(self) -> Self:
         if self.momentum and self.optimizer != "sgd":
-            raise ValueError('momentum goes with optimizer = "sgd"')
+            raise ValueError('momentum needs optimizer = "sgd"')
         return self
 
 
 class Federation(Section):
-    """``[federation]``: the roster, in the order in which replies are added, and what a round waits for."""
+    """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round."""
 
     sites: Annotated[tuple[Name, ...], Field(min_length=1)]
     rounds: Annotated[int, Field(ge=0, le=100_000)] = 10
-    quorum: Annotated[int, Field(ge=0, description="sites that must answer; 0 is all of them")] = 0
-    timeout: Annotated[int, Field(ge=1, description="seconds a round waits")] = 600
+    quorum: Annotated[int, Field(ge=0, description="sites that must answer; 0: all sites")] = 0
+    timeout: Annotated[int, Field(ge=1, description="seconds that a round waits")] = 600
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
@@ -341,12 +341,12 @@ class Federation(Section):
 
     @property
     def needed(self) -> int:
-        """Sites that must answer each round."""
+        """Number of sites that must answer each round."""
         return self.quorum or len(self.sites)
 
 
 class Strategy(BaseModel):
-    """``[strategy]``: a name of ours or a Flower strategy's import path (``module:Class``); its options stand beside the name."""
+    """``[strategy]``: a built-in name or the import path of a Flower strategy (``module:Class``); its options are further keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Option]
@@ -355,7 +355,7 @@ class Strategy(BaseModel):
 
     @property
     def options(self) -> dict[str, Option]:
-        """What stands beside the name; checked against the strategy's own parameters by ``fedml.strategies.algorithms.registry``."""
+        """The keys other than the name; ``fedml.strategies.algorithms.registry`` checks them against the strategy's parameters."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -363,43 +363,45 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class Privacy(Section):
-    """``[privacy]``: differential privacy of one ``site`` (the server clips and noises updates) or of one ``patient`` (DP-SGD at the site).
+    """``[privacy]``: differential privacy of a ``site`` (the server clips updates and adds noise) or of a ``patient`` (DP-SGD at the site).
 
-    Either ``noise_multiplier`` or ``epsilon`` is stated; with ``epsilon`` the multiplier is solved for. What is needed of the data before
-    training is stated too (``ranges``, ``image_range``: plausible values that everybody knows), or noised (``statistics = "private"``).
+    Either ``noise_multiplier`` or ``epsilon`` is given; from ``epsilon`` the multiplier is computed. Statistics needed before training are
+    stated (``ranges``, ``image_range``: public knowledge about plausible values) or released with noise (``statistics = "private"``).
     """
 
     unit: Literal["none", "site", "patient"] = "none"
-    noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise over the clipping norm")
+    noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise divided by the clipping norm")
     epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     clipping_norm: Positive = 1.0
-    clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive follows a quantile of the norms")
+    clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive tracks a quantile of the norms")
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
     persons: dict[Name, Annotated[int, Field(ge=1)]] = Field(
-        default={}, description="unit patient: about how many training persons each site has; public, it sets the sampling rate"
+        default={}, description="unit patient: approximate number of training persons of each site; public, sets the sampling rate"
     )
     statistics: Literal["stated", "private"] = "stated"
     statistics_multiplier: Positive = 5.0
-    ranges: dict[str, tuple[float, float]] = Field(default={}, description="clinical column (or target): its plausible values")
+    ranges: dict[str, tuple[float, float]] = Field(
+        default={}, description="clinical column (or target): lowest and highest plausible value"
+    )
     image_range: tuple[float, float] = (0.0, 255.0)
-    metrics: Literal["exact", "private"] = Field(default="exact", description="private: counts of held-out persons are noised too")
+    metrics: Literal["exact", "private"] = Field(default="exact", description="private: counts of held-out persons have noise too")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
         if self.unit == "none":
             given = sorted(self.model_fields_set - {"unit"} - {k for k, v in Privacy.model_fields.items() if getattr(self, k) == v.default})
             if given:
-                raise ValueError(f'{given[0]} is given but unit is "none"; set unit = "site" or "patient", or take it away')
+                raise ValueError(f'{given[0]} is given but unit is "none"; set unit = "site" or "patient", or remove {given[0]}')
             return self
         if (self.noise_multiplier is None) == (self.epsilon is None):
-            raise ValueError("give either noise_multiplier or epsilon, not both and not neither")
+            raise ValueError("give exactly one of noise_multiplier and epsilon")
         if self.unit == "site" and self.statistics == "private":
-            raise ValueError('statistics = "private" goes with unit = "patient"; under unit = "site" state them (ranges, image_range)')
+            raise ValueError('statistics = "private" needs unit = "patient"; with unit = "site" set ranges and image_range')
         if self.unit == "site" and self.metrics == "private":
-            raise ValueError('metrics = "private" goes with unit = "patient"')
+            raise ValueError('metrics = "private" needs unit = "patient"')
         if self.unit == "patient" and self.clipping == "adaptive":
-            raise ValueError('clipping = "adaptive" goes with unit = "site"')
+            raise ValueError('clipping = "adaptive" needs unit = "site"')
         for name, (low, high) in {**self.ranges, "image_range": self.image_range}.items():
             if not low < high:
                 raise ValueError(f"the range of {name} is from {low:g} to {high:g}; the first must be smaller")
@@ -410,9 +412,9 @@ Column = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
 
 
 class Evaluation(Section):
-    """``[evaluation]``: subgroups of test persons whose metrics are told beside those of all; columns of the persons or clinical table.
+    """``[evaluation]``: subgroups of test persons with metrics of their own in the report; columns of the persons or clinical table.
 
-    ``subgroups = { sex = [0, 1] }`` is a group a value, ``bands = { age = [45, 60] }`` below 45, from 45 to below 60, 60 and above.
+    ``subgroups = { sex = [0, 1] }``: one group per value; ``bands = { age = [45, 60] }``: below 45, from 45 to below 60, 60 and above.
     """
 
     subgroups: dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]] = {}
@@ -429,21 +431,21 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for name in self.subgroups.keys() & self.bands.keys():
-            raise ValueError(f'"{name}" is in subgroups and in bands; a column is one of them')
+            raise ValueError(f'"{name}" is in subgroups and in bands; remove it from one of the two')
         for name, edges in self.bands.items():
             if any(low >= high for low, high in pairwise(edges)):
-                raise ValueError(f"the edges of {name} must rise")
+                raise ValueError(f"the edges of {name} must be ascending")
         for name, labels in self.labels().items():
             strange = [label for label in labels if not re.fullmatch(r"[A-Za-z0-9_.:+-]{1,80}", label)]
             if strange or len(set(labels)) < len(labels):
-                wrong = f'"{strange[0]}" is none' if strange else "one is there twice"
-                raise ValueError(f"a group's label has letters, digits, _ . + -, each once; of {name} {wrong}")
+                wrong = f'the label "{strange[0]}" has other characters' if strange else "a label occurs twice"
+                raise ValueError(f"labels of groups are distinct and have letters, digits and _ . + - only; of {name}, {wrong}")
         return self
 
 
 class Policy(Section):
-    """``[policy]``: limits that the study sets itself. A site has its own; the stricter of both holds."""
+    """``[policy]``: the study's limits. A site has limits too; the stricter one applies."""
 
     min_persons: Annotated[int, Field(ge=1, description="training persons that a site must have")] = 1
-    min_count: Annotated[int, Field(ge=1, description="persons behind any number that leaves")] = 1
-    max_reply_mb: Annotated[int, Field(ge=0, description="0: the site's")] = 0
+    min_count: Annotated[int, Field(ge=1, description="least number of persons behind a number that leaves the site")] = 1
+    max_reply_mb: Annotated[int, Field(ge=0, description="0: the site's limit")] = 0

@@ -1,1 +1,1 @@
-"""Bytes and names on the wire. Knows no task and no modality."""
+"""Records and encodings of messages on the wire; independent of tasks and modalities."""

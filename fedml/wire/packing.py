@@ -1,10 +1,10 @@
-"""One object a record on the wire: the arrays of a record as one array of bytes, and back.
+"""Packs the arrays of a record into one byte array for the wire, and unpacks them.
 
-Flower sends, stores and asks for every array of a message by itself, twice over (the array and its chunks): sixty weights are a hundred and
-twenty requests a site, whatever their size. A bundled record is one. Inside a process nothing is bundled, and Flower's own strategies see
-plain records. A bundle is an index and the arrays' own bytes, each from a multiple of 64, as ``.npy`` data wants to lie.
+Flower sends, stores and requests every array of a message separately, with two requests per array (the array and its chunks): sixty weights
+take 120 requests per site, independent of their size. A packed record takes one. Within a process nothing is packed, and Flower's own
+strategies get plain records. A packed record is an index followed by the arrays' bytes, each aligned to 64 bytes, as in ``.npy`` files.
 
-    bundle(content), unbundle(content)      the inverse of each other; what is no bundle passes as it is
+    bundle(content), unbundle(content)      inverse of each other; records that are not packed pass unchanged
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from fedml.errors import Reason, SiteError
 
 _NAME, _STYPE = "bundle", "fedml.wire.packing"
 _ALIGN = 64
-_LENGTH = 8  # bytes that say how long the index is
-_MOST = 16_000_000  # bytes of an index
+_LENGTH = 8  # bytes that give the length of the index
+_MAX_INDEX_BYTES = 16_000_000
 
 
 def bundle(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> RecordDict:
-    """``content`` with each of its array records in one array. ``made`` keeps records that several messages share: pass one dictionary."""
+    """``content`` with each of its array records packed into one array. ``made``: a cache for records that several messages share; pass the
+    same dictionary for all of them."""
     kept = {} if made is None else made
     out = RecordDict()
     for name, record in content.items():
@@ -37,15 +38,15 @@ def bundle(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> R
 
 
 def is_bundled(content: RecordDict) -> bool:
-    """Does any of its records come as a bundle?"""
+    """True if any record of ``content`` is packed."""
     return any(_single(record) is not None for record in content.array_records.values())
 
 
 def unbundle(content: RecordDict) -> RecordDict:
-    """``content`` with plain array records.
+    """``content`` with its packed records unpacked.
 
     Raises:
-        SiteError: a bundle is not well formed.
+        SiteError: bad-message: a packed record is not well formed.
     """
     try:
         return _unbundled(content)
@@ -73,9 +74,9 @@ def _bundled(record: ArrayRecord) -> Array:
     for key, array in record.items():
         index.append([key, array.dtype, list(array.shape), array.stype, at, len(array.data)])
         at += -(-len(array.data) // _ALIGN) * _ALIGN
-    told = json.dumps(index).encode()
-    head = _LENGTH + len(told)
-    pieces = [len(told).to_bytes(_LENGTH, "little"), told, bytes(-head % _ALIGN)]
+    text = json.dumps(index).encode()
+    head = _LENGTH + len(text)
+    pieces = [len(text).to_bytes(_LENGTH, "little"), text, bytes(-head % _ALIGN)]
     for array in record.values():
         pieces += [array.data, bytes(-len(array.data) % _ALIGN)]
     data = b"".join(pieces)
@@ -84,24 +85,24 @@ def _bundled(record: ArrayRecord) -> Array:
 
 def _parts(data: bytes) -> Iterator[tuple[str, Array]]:
     length = int.from_bytes(data[:_LENGTH], "little")
-    if not 0 < length <= min(len(data) - _LENGTH, _MOST):
-        raise ValueError("a bundle's index is longer than the bundle")
+    if not 0 < length <= min(len(data) - _LENGTH, _MAX_INDEX_BYTES):
+        raise ValueError("the index of a packed record is longer than the record")
     try:
         index = json.loads(data[_LENGTH : _LENGTH + length])
     except (ValueError, RecursionError) as error:
-        raise ValueError("a bundle's index cannot be read") from error
+        raise ValueError("the index of a packed record cannot be read") from error
     start = -(-(_LENGTH + length) // _ALIGN) * _ALIGN
     end = 0
     names = set[str]()
     if not isinstance(index, list):
-        raise ValueError("a bundle's index is no list")
+        raise ValueError("the index of a packed record is not a list")
     for row in index:
         if not (isinstance(row, list) and len(row) == 6 and all(map(isinstance, row, (str, str, list, str, int, int)))):
-            raise ValueError("a bundle's index is not well formed")
+            raise ValueError("the index of a packed record is not well formed")
         key, dtype, shape, stype, at, size = row
-        # In order and apart: no two arrays share a byte, so what is counted once is there once.
+        # In order and disjoint: no two arrays share a byte, so an array's bytes cannot be counted twice.
         if key in names or not end <= at or size < 0 or start + at + size > len(data) or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError("a bundle's index does not fit its bytes")
+            raise ValueError("the index of a packed record does not match its bytes")
         names.add(key)
         end = at + size
         yield key, Array(dtype, tuple(shape), stype, data[start + at : start + end])

@@ -1,10 +1,9 @@
-"""Every record that may cross the wire, and how arrays are packed: NumPy's ``.npy`` bytes, never a pickle.
+"""The records of all messages, and the encoding of arrays: NumPy's ``.npy`` bytes, never a pickle.
 
-To a site go ``arrays`` (what was learned so far), ``agreement`` (what the sites agreed on: panel and its orientation at each site, image
-shape, preprocessing constants), ``analysis`` (what an analysis of genotypes has found so far) and ``config`` (study, phase, round). What
-comes from a site, by phase: ``fedml.contract.replies``.
+A request to a site may have ``arrays`` (the model), ``agreement`` (panel and its orientation at each site, image shape, preprocessing
+constants), ``analysis`` (state of a genotype analysis) and ``config`` (study, phase, round). Replies by phase: ``fedml.contract.replies``.
 
-With each reply of a site that keeps a journal goes ``journal``: the head of its chain and how many entries it has.
+A site that keeps a journal adds ``journal`` to each reply: the hash of its last entry and its number of entries.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from flwr.app import Array, ArrayRecord, RecordDict
 if TYPE_CHECKING:
     pass
 
-# torch warns that memory of a message cannot be written to; nothing writes to it.
+# torch warns that a message's memory is read-only, which is safe because nothing writes to it.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
 
 ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS = "arrays", "agreement", "config", "metrics", "counts"
@@ -34,17 +33,17 @@ VOXELS, HISTOGRAM, WINDOW = (
     "voxels",
     "histogram",
     "preprocess.image.window",
-)  # raw intensities; what all sites' gave
-FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, genome build, what was done to the file
-POLICY, DATASET, ASIDE = "policy", "dataset", "aside"  # what a site says of itself: ``fedml.contract.disclosure``
-ANALYSIS = "analysis"  # what the sums of one step of an analysis are taken with, and those sums
+)  # histogram of raw intensities; the window computed from all sites' histograms
+FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, build, normalisation counts, REF checked
+POLICY, DATASET, ASIDE = "policy", "dataset", "aside"  # a site's policy, data set digest, excluded persons: ``fedml.contract.disclosure``
+ANALYSIS = "analysis"  # arrays of a request in one step of an analysis, and the sums in its reply
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
 _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
 
 
 class Phase(StrEnum):
-    """What a message asks of a site."""
+    """The kind of request to a site."""
 
     DESCRIBE = "describe"
     VOXELS = "voxels"
@@ -59,11 +58,11 @@ class Phase(StrEnum):
     FIT = "fit"
 
 
-# Steps of an analysis of genotypes: sums go up, nothing is trained (``fedml.analytics.forms``).
+# Phases of a genotype analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
 ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT})
 
 
-# What a message to a site may hold: its records by phase, its config's keys and their types. Nothing else is read.
+# Permitted contents of a request: its records by phase, its config's keys and their types. A site reads nothing else.
 REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.DESCRIBE: {CONFIG},
     Phase.VOXELS: {CONFIG, AGREEMENT},
@@ -74,7 +73,7 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
 }
 REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
-# Under privacy of one patient: the number that the study states, and nothing of the training.
+# Under patient-level privacy: the number of persons that the study states, and no training metric.
 PRIVATE_METRICS: dict[str, type] = {NUM_EXAMPLES: int}
 
 
@@ -87,23 +86,31 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _read_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Type and shape of a ``.npy`` header of version 1; ``ValueError`` for anything a record does not hold."""
+    """Type and shape from a ``.npy`` header of version 1.
+
+    Raises:
+        ValueError: the header is invalid, or its type or memory order is not permitted in a record.
+    """
     file = io.BytesIO(header)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("array header is not version 1.0")
     try:
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-    except Exception as error:  # NumPy lets out what its parser meets: TypeError, IndexError, TokenError, RecursionError
+    except Exception as error:  # NumPy's parser raises TypeError, IndexError, TokenError, RecursionError and others
         raise ValueError(f"array header cannot be read: {type(error).__name__}") from error
     if any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError("array header has no plain shape")
+        raise ValueError("array header has an invalid shape")
     if dtype.kind not in _KINDS or fortran:
         raise ValueError(f"array of type {dtype} is not a plain number array")
     return dtype, shape
 
 
 def pack_array(values: npt.NDArray[Any]) -> Array:
-    """One array as Flower's ``Array``, with one copy of its memory."""
+    """An array as Flower's ``Array``; copies the memory once.
+
+    Raises:
+        ValueError: the type is not integer, float or boolean.
+    """
     values = np.asarray(values, order="C")
     if values.dtype.kind not in _KINDS:
         raise ValueError(f"array of type {values.dtype} is not a plain number array")
@@ -115,7 +122,7 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
     """A read-only view of the array's bytes.
 
     Raises:
-        ValueError: the bytes are not a plain number array of exactly the length that their header says.
+        ValueError: the bytes are not a numeric array of exactly the length that their header gives.
     """
     data = array.data
     if array.stype != _STYPE or len(data) < 12:
@@ -124,7 +131,7 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
     dtype, shape = _read_header(bytes(data[:start]))
     count = math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
-        raise ValueError(f"array holds {len(data) - start} bytes, its header says {count * dtype.itemsize}")
+        raise ValueError(f"array has {len(data) - start} bytes, its header says {count * dtype.itemsize}")
     return np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
 
 
@@ -140,12 +147,12 @@ def unpack(record: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
 
 
 def unpack_tensors(record: Mapping[str, Array]) -> dict[str, Any]:
-    """The record as torch tensors that share the message's memory: read them, do not write."""
+    """The record as torch tensors that share the message's memory; do not write to them."""
     import torch
 
     return {k: torch.from_numpy(v) for k, v in unpack(record).items()}
 
 
 def size_bytes(content: RecordDict) -> int:
-    """Bytes of the arrays in a message: what counts of its size on the wire."""
+    """Bytes of all arrays in a message, which is nearly its size on the wire."""
     return sum(len(a.data) for record in content.array_records.values() for a in record.values())

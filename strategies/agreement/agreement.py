@@ -1,4 +1,4 @@
-"""Before the first round: who is there, what the sites' data have in common, and the preprocessing constants from their sums."""
+"""The agreement of the sites before the first round: participants, shared data format, and preprocessing constants."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from fedml.wire.records import (
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all sites go by. ``nodes`` maps node id to site, in the roster's order; ``persons`` is site -> part -> persons a class.
+    """The values that all sites use. ``nodes`` maps node id to site, in the roster's order; ``persons``: site -> part -> persons per class.
 
-    ``shared``: the variants that all sites have and how each site's are turned; ``roster``: the order in which sites are told that.
-    ``counts``: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy lets nothing leave), if they
-    were asked for.
+    ``shared``: the panel of variants and the orientation of each site's dosages; ``roster``: the order of the sites in ``flips()``.
+    ``counts``: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy withholds them); empty unless
+    the study needs them.
     """
 
     nodes: dict[int, str]
@@ -45,34 +45,34 @@ class Agreement:
     roster: tuple[str, ...] = ()
     build: str = ""
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # site -> policy, dataset, quarantined: what it says of itself
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
 
     def absent(self, study: Study) -> dict[str, str]:
-        """Sites of the roster that did not agree, with the reason: they take no part in this run."""
-        there = self.nodes.values()
-        return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in study.federation.sites if site not in there}
+        """Sites of the roster that take no part in this run, with the reason."""
+        present = self.nodes.values()
+        return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in study.federation.sites if site not in present}
 
     @property
     def variants(self) -> int:
-        """How many variants the panel has."""
+        """Number of variants in the panel."""
         return len(self.shared.keys) if self.shared else 0
 
     @cached_property
     def panel(self) -> bytes:
-        """The panel as it crosses the wire (``fedml.cohort.variants.model.to_text``)."""
+        """The panel in wire format (``fedml.cohort.variants.model.to_text``)."""
         return to_text(self.shared.keys) if self.shared else b""
 
     @property
     def matching(self) -> dict[str, dict[str, int]]:
-        """Site -> what was done to match its variants -> how many."""
+        """Site -> kind of match -> number of variants."""
         return self.shared.matching if self.shared else {}
 
     def layout(self, study: Study) -> Layout:
-        """What the study's model is built for."""
+        """The layout of the study's model: its inputs and their shapes."""
         return make_layout(study, self.image_shape, self.panel)
 
     def part(self, chosen: Any) -> Agreement:
-        """The same agreement about fewer variants: those ``chosen`` (as ``fedml.cohort.variants.harmonise.choose`` has it)."""
+        """The same agreement for the ``chosen`` variants only (an argument of ``fedml.cohort.variants.harmonise.choose``)."""
         return self if self.shared is None else replace(self, shared=choose(self.shared, chosen))
 
     def flips(self) -> npt.NDArray[np.uint8]:
@@ -81,7 +81,7 @@ class Agreement:
         return np.concatenate([np.zeros(self.variants, np.uint8) if row is None else row for row in rows] or [np.zeros(0, np.uint8)])
 
     def record(self) -> RecordDict:
-        """As it is sent along with every message after it was made."""
+        """The record that the server sends with every later message."""
         values: dict[str, Any] = dict(self.constants)
         values[PANEL] = np.frombuffer(self.panel, dtype=np.uint8)
         values[FLIPS] = self.flips()

@@ -1,6 +1,6 @@
-"""One step of an analysis: every site that agreed is asked for its sums, and all of them have to answer.
+"""One step of an analysis: the server requests sums from every site of the agreement, and every site must answer.
 
-A round of training may go on without a site; a sum may not, for what was computed before it holds that site's persons.
+A training round can continue without a site. An analysis cannot, because the results of earlier steps include that site's persons.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedml.study.study import Study
 from fedml.wire.records import ANALYSIS, CONFIG, Phase, pack, unpack
 
 Arrays = dict[str, Any]
-Traffic = dict[str, dict[str, Any]]  # site -> bytes_out, bytes_in, and head and length of its journal as last told
+Traffic = dict[str, dict[str, Any]]  # site -> bytes_out, bytes_in, and head and length of its journal as last reported
 
 
 def take(
@@ -29,13 +29,13 @@ def take(
     """Site -> its sums, in the roster's order.
 
     Args:
-        agreement: with the panel that this step is about (``Agreement.part``).
-        number: of this step among those of its phase.
-        given: what the step's request holds (``fedml.analytics.forms``).
-        traffic: what was sent and received is added to it.
+        agreement: with the panel of this step (``Agreement.part``).
+        number: index of this step within its phase.
+        given: arrays of the step's request (``fedml.analytics.forms``).
+        traffic: bytes sent and received are added to it.
 
     Raises:
-        RunError: a site did not answer; the message names it and its reason.
+        RunError: a site did not answer; the message names the site and the reason.
     """
     basis = given["basis"].shape[1] if "basis" in given else 0
     shapes = reply_shapes(study, phase, agreement.variants, basis)
@@ -47,8 +47,8 @@ def take(
     ):
         if answer.reason is not None:
             raise RunError(
-                f"{phase}, step {number}: {answer.site} did not answer ({answer.reason}); an analysis needs every site to its end: "
-                "mend that site, or run again without it. The site's own log tells the reason behind its code."
+                f"{phase}, step {number}: {answer.site} did not answer ({answer.reason}), and an analysis needs every site until its end; "
+                "repair the site or run again without it (the site's log gives the details)."
             )
         out[answer.site] = unpack(answer.message.content.array_records[ANALYSIS])
         if traffic is not None:

@@ -1,4 +1,4 @@
-"""Agreement on variants: which of them all sites have, how each site's are turned, and whether they are good enough to go on with."""
+"""Agreement on variants: the panel that all sites share, the orientation of each site's dosages, and the checks before the analysis."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fedml.strategies.agreement.step import take
 from fedml.study.study import Study
 from fedml.wire.records import BUILD, CHECKED, NOTES, PANEL, Phase
 
-_BLOCK = 50_000  # variants a message
+_BLOCK = 50_000  # variants per message
 Counts = dict[str, npt.NDArray[np.int64]]
 
 
-def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
-    """``agreed`` with the panel; the matrix of checks is told before it is judged.
+def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
+    """``agreed`` with the panel. Calls ``tell`` with the table of checks, also if a check fails.
 
     Raises:
-        RunError: no site has variants, or a check fails: the message is the first one's mend.
+        RunError: no site has variants, or a check fails; the message gives the first failed check and its advice.
     """
     files = {
         site: SiteFile(from_text(d[PANEL].tobytes()), d[BUILD].tobytes().decode(), d[NOTES].tolist(), bool(d[CHECKED][0]))
-        for site, d in seen.items()
+        for site, d in descriptions.items()
         if PANEL in d
     }
     if not files:
@@ -45,15 +45,15 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
     if _failed(checks):
         tell(checks)
         raise RunError(_sentence(checks))
-    doubts = any(mask.any() for mask in draft.doubtful.values())
+    doubtful = any(mask.any() for mask in draft.doubtful.values())
     exact = study.privacy.unit == "none"
-    counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubts or study.gwas is not None) else None
+    counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubtful or study.gwas is not None) else None
     if counts is not None:
         checks += doubts_checks(draft, draft := doubt(draft, counts))
     settled, kept = settle(draft, counts)
     failed: dict[str, int] = {}
     if counts is not None:
-        counts = turned(counts, draft.flips, settled.flips, kept)
+        counts = reoriented(counts, draft.flips, settled.flips, kept)
         keep, failed = quality(np.sum([np.where(c < 0, 0, c) for c in counts.values()], axis=0), spec)
         checks += counts_checks(counts, failed)
         if spec.counted or study.gwas is not None:
@@ -61,13 +61,13 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
             counts = {site: table[:, keep] for site, table in counts.items()}
     else:
         why = (
-            "a study with privacy releases no counts" if not exact else "set a threshold of [cohort.variants], such as min_call_rate = 0.9"
+            "a study with privacy releases no counts" if not exact else "set a threshold in [cohort.variants], such as min_call_rate = 0.9"
         )
-        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be seen; {why}"))
+        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
-    checks += [Check(EVERYBODY, f"left out: {why}", str(n), "warn") for why, n in more.items()]
+    checks += [Check(EVERYBODY, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
     if not settled.keys:
-        checks.append(Check(EVERYBODY, "variants to work with", "0", "fail", "every shared variant was left out; see the checks above it"))
+        checks.append(Check(EVERYBODY, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:
         checks.append(Check(EVERYBODY, "variants to work with", str(len(settled.keys))))
     tell(checks)
@@ -77,24 +77,24 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, seen: Mapping[st
 
 
 def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
-    """Site -> (4, variants) persons with 0, 1, 2 ALT alleles of the panel, missing; -1 where the site lets nothing leave."""
+    """Site -> (4, variants) persons with 0, 1, 2 ALT alleles of the panel, missing; -1 where the site withholds the counts."""
     sites = [site for site in agreed.nodes.values() if agreed.shared is not None and site in agreed.shared.flips]
-    asked = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
+    agreement = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
     parts: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in sites}
     for number, start in enumerate(range(0, agreed.variants, _BLOCK)):
-        for site, sums in take(study, grid, asked.part(slice(start, start + _BLOCK)), Phase.GENOTYPES, number, {}).items():
+        for site, sums in take(study, grid, agreement.part(slice(start, start + _BLOCK)), Phase.GENOTYPES, number, {}).items():
             parts[site].append(sums["counts"])
-    return {site: np.concatenate(own, axis=1) for site, own in parts.items()}
+    return {site: np.concatenate(blocks, axis=1) for site, blocks in parts.items()}
 
 
-def turned(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
-    """Counts of the draft's variants as counts of the settled ones: where a site was turned meanwhile, 0 and 2 change places."""
+def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
+    """Counts of the draft's variants converted to the settled panel: where a site's orientation changed, rows 0 and 2 are exchanged."""
     out = {}
     for site, table in counts.items():
-        own = table[:, kept].copy()
+        converted = table[:, kept].copy()
         change = before[site][kept] != after[site]
-        own[:, change] = own[[2, 1, 0, 3]][:, change]
-        out[site] = own
+        converted[:, change] = converted[[2, 1, 0, 3]][:, change]
+        out[site] = converted
     return out
 
 
@@ -103,6 +103,6 @@ def _failed(checks: list[Check]) -> list[Check]:
 
 
 def _sentence(checks: list[Check]) -> str:
-    bad = _failed(checks)
-    more = f" ({len(bad) - 1} more checks fail.)" if len(bad) > 1 else ""
-    return f"{bad[0].site}: {bad[0].check} is {bad[0].value}; {bad[0].mend}.{more}"
+    failed = _failed(checks)
+    more = f" ({len(failed) - 1} more checks fail.)" if len(failed) > 1 else ""
+    return f"{failed[0].site}: {failed[0].check} is {failed[0].value}; {failed[0].mend}.{more}"

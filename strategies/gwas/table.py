@@ -1,4 +1,4 @@
-"""What an association study leaves in its run's folder: ``gwas.tsv.gz`` (GWAS-SSF, bgzipped, indexed), its metadata, and two plots."""
+"""Writes the results of an association study to the run's folder: ``gwas.tsv.gz`` (GWAS-SSF, bgzipped, indexed), metadata, two plots."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:38
 _TOP = 10
 
 
-def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], told: dict[str, Any]) -> dict[str, Any]:
-    """Writes table and plots; returns what the run's record says of them."""
-    study, pooled, contributes = work.study, work.pooled, work.told
+def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes table and plots; returns their summary for the run's record, ``facts`` included.
+
+    Args:
+        method: (variants,) name of the test of each variant.
+        facts: ``persons`` (site -> number), ``cases`` and ``controls`` of a binary outcome, and facts about the components.
+    """
+    study, pooled, reported = work.study, work.pooled, work.reported
     frequency, hwe = allele_frequency(pooled), hardy_weinberg_p(pooled[0], pooled[1], pooled[2])
-    own = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": contributes.sum(0), "method": method}
-    plan, persons = work.plan, told["persons"]
+    extra = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": reported.sum(0), "method": method}
+    plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
         trait=study.study.question or study.cohort.target, build=work.agreement.build, samples=sum(persons.values()),
-        cases=told.get("cases"), controls=told.get("controls"), smallest_frequency=study.cohort.variants.min_maf or None,
+        cases=facts.get("cases"), controls=facts.get("controls"), smallest_frequency=study.cohort.variants.min_maf or None,
         covariates=(*plan.covariates, *(f"PC{k + 1}" for k in range(plan.components))),
         more={"study_name": study.study.name, "study_sha256": study.sha256, "sites": list(persons)},
     )  # fmt: skip
-    results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, own)
+    results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, extra)
     left_out = sumstats.write(work.run / GWAS_TABLE, results, meta)
     tested = np.isfinite(result.log10_p)
     inflation = sumstats.genomic_inflation(result.p)
@@ -56,7 +61,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         for i in best
     ]
     return {
-        **told, "tested": int(tested.sum()), "variants": len(work.keys), "lambda": inflation, "left_out": left_out, "top": top,
-        "hits": int((result.log10_p[tested] < np.log10(HIT)).sum()), "partly_told": int((~contributes.all(0)).sum()),
+        **facts, "tested": int(tested.sum()), "variants": len(work.keys), "lambda": inflation, "left_out": left_out, "top": top,
+        "hits": int((result.log10_p[tested] < np.log10(HIT)).sum()), "partly_told": int((~reported.all(0)).sum()),
         "methods": {name: int((method == name).sum()) for name in np.unique(method).tolist()},
     }  # fmt: skip

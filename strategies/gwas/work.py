@@ -1,4 +1,4 @@
-"""What every step of one association analysis needs."""
+"""The state that every step of an association analysis uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Work:
-    """What every step of one analysis needs: the study, the way to the sites, the panel, pooled counts, and what was sent."""
+    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic."""
 
     study: Study
     grid: Grid
@@ -34,7 +34,7 @@ class Work:
 
     @property
     def sites(self) -> list[str]:
-        """In the roster's order."""
+        """The participating sites, in the roster's order."""
         return list(self.agreement.nodes.values())
 
     @property
@@ -44,11 +44,11 @@ class Work:
 
     @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
-        """(4, variants) over the sites that tell each variant."""
+        """(4, variants): genotype counts summed over the sites that report the variant."""
         total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
         return total
 
     @cached_property
-    def told(self) -> npt.NDArray[np.bool_]:
-        """(sites, variants): who tells which variant."""
+    def reported(self) -> npt.NDArray[np.bool_]:
+        """(sites, variants): True where the site reports the variant, False where it withholds the variant's counts."""
         return np.stack([self.counts[site][0] >= 0 for site in self.sites])

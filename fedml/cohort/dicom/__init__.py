@@ -1,1 +1,1 @@
-"""DICOM files to series, masks and persons."""
+"""Reads DICOM files as series, masks and images of persons."""

@@ -1,14 +1,14 @@
-"""Is a DICOM file de-identified? It is looked at, never rewritten: taking identity away is the hospital's own, approved tool's work.
+"""Checks whether a DICOM file is de-identified. The file is never rewritten: de-identification is the task of the hospital's approved tool.
 
     for finding in findings(path, identifiers=["Doe^Jane", "4711-0815"], pseudonym="site-a-0001"):
-        print(finding.severity, finding.where, finding.why)      # no value is told, a log may hold it
-    require_de_identified(path)                                  # ItemError(not-de-identified) where one says "refuse"
+        print(finding.severity, finding.where, finding.why)      # contains no value of the file, so it may be logged
+    require_de_identified(path)                                  # ItemError(not-de-identified) if a finding has severity "refuse"
 
-The measure is the Basic Application Level Confidentiality Profile (DICOM PS3.15 2026c, annex E, table E.1-1): whatever the profile removes,
-empties or replaces is a finding where it still has a value. ``refuse``: it tells who the person is, or may (names, other ids, addresses,
-dates that nobody says were moved, what was searched for). ``review``: it may identify (descriptions, comments, institutions, serial
-numbers, private text); somebody has to know what the site writes there. UIDs are exempt. What is drawn into the pixels, and a face in a
-head scan, no header can rule out.
+The criterion is the Basic Application Level Confidentiality Profile (DICOM PS3.15 2026c, annex E, table E.1-1): an attribute that the
+profile removes, empties or replaces is a finding if it still has a value. ``refuse``: the attribute identifies the person, or may identify
+them (names, other ids, addresses, dates that are not declared as shifted, identifiers that were searched for). ``review``: the attribute
+may identify the person, depending on what the site writes there (descriptions, comments, institutions, serial numbers, private text). UIDs
+are exempt. A header cannot exclude text drawn into the pixels or a face in a head scan.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fedml.errors import InputError
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-# Table E.1-1 without options: action -> group: elements. X remove, Z empty, D dummy. Without the UIDs (U), without the repeating groups
-# (curves, overlays: see _repeating) and without the versions of context groups, which date a list of codes.
+# Table E.1-1 without options: action -> group: elements. X remove, Z empty, D dummy. Not included: UIDs (U), repeating groups (curves,
+# overlays: see _repeating) and versions of context groups, which date a list of codes.
 _TABLE = {
     "X": (
         "0000: 1000 0008: 0015 0024 0025 0034 0035 0054 0055 0081 0092 0094 0096 009d 0201 1000 1030 103e 1040 1041 1048 1049 1050 "
@@ -75,7 +75,7 @@ _TABLE = {
 }
 
 
-def _spelled(text: str) -> Iterator[int]:
+def _parse_tags(text: str) -> Iterator[int]:
     group = 0
     for word in text.split():
         if word.endswith(":"):
@@ -84,16 +84,16 @@ def _spelled(text: str) -> Iterator[int]:
             yield group | int(word, 16)
 
 
-ACTIONS: dict[int, str] = {tag: action for action, text in _TABLE.items() for tag in _spelled(text)}
-# Of them and beside them: what tells or reaches a person. Names are known by their VR.
+ACTIONS: dict[int, str] = {tag: action for action, text in _TABLE.items() for tag in _parse_tags(text)}
+# Attributes, in the table or not, that identify a person or give a contact. Names are recognised by their VR.
 _DIRECT = frozenset(
-    _spelled(
+    _parse_tags(
         "0008: 0092 0094 0010: 0011 0012 0013 0014 0015 0016 0033 0034 1000 1040 1050 1090 2154 2155 0038: 0010 0060 "
         "0040: 1102 1103 1104 2010 a353 a354 0042: 0011"
     )
 )
 _NAME, _ID, _BIRTH, _AGE = 0x00100010, 0x00100020, 0x00100030, 0x00101010
-_TRIAL = tuple(_spelled("0012: 0010 0020 0021 0030 0031"))  # what a trial's pseudonym is made of
+_TRIAL = tuple(_parse_tags("0012: 0010 0020 0021 0030 0031"))  # attributes of a clinical trial that may contain the pseudonym
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _DATES, _NUMBERS = ("DA", "DT"), ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "AT", "TM")
 _DUMMIES = frozenset(
@@ -103,19 +103,19 @@ _DUMMIES = frozenset(
 )  # fmt: skip
 _DATES_MOVED = ("113107",)  # codes of PS3.16 CID 7050 in (0012,0064): the option Retain Longitudinal Temporal Information Modified Dates
 _SAFE_PRIVATE = ("CTP",)  # written by the de-identifying tool itself: collection and site code
-_CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalities that draw text into the picture
-_DEEP, _MANY = 32, 200_000  # levels of sequences, and items and elements, that are looked at
-_WIDE = 20_000  # elements of one item
-_TOO_MANY = "has too many elements to be looked at"
-_SHORT = 2**16  # bytes; in longer ones only ASCII is looked for
+_CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalities whose devices draw text into the pixels
+_MAX_DEPTH, _MAX_ELEMENTS = 32, 200_000  # nested sequences; items and elements in all
+_MAX_ITEM_ELEMENTS = 20_000  # elements of one item
+_TOO_MANY = "has too many elements to be checked"
+_MAX_DECODED = 2**16  # bytes; longer values are searched for ASCII text only
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
-Deidentification = Literal["refuse", "quarantine", "warn"]  # of a file that is not: end the reading, set the file aside, tell the log
+Deidentification = Literal["refuse", "quarantine", "warn"]  # for a file that is not: stop reading, exclude the file, log a warning
 
 
 class Severity(StrEnum):
-    """Must the file not be used, or has a person to look at it?"""
+    """``refuse``: the file must not be used; ``review``: a person has to check it."""
 
     REFUSE = "refuse"
     REVIEW = "review"
@@ -123,7 +123,7 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One place: ``where`` is the way through the sequences, ``why`` never quotes the value; ``tag`` is 0 for file name and preamble."""
+    """One finding. ``where``: path through the sequences; ``why``: never quotes the value; ``tag``: 0 for file name and preamble."""
 
     tag: int
     keyword: str
@@ -133,14 +133,14 @@ class Finding:
 
 
 @dataclass
-class _Look:
-    search: list[tuple[str, list[str]]]  # an identifier without its spaces, and its words
-    codes: set[str]  # what a name may be: pseudonym, patient id, what the trial says
+class _Check:
+    search: list[tuple[str, list[str]]]  # an identifier without spaces, and its words
+    codes: set[str]  # allowed values of a name: pseudonym, patient id, values of the trial attributes
     pseudonym: str | None
-    moved: bool  # dates are said to be moved or removed
+    shifted: bool  # the file declares that dates were shifted or removed
     safe_private: Collection[str]
     found: list[Finding] = field(default_factory=list)
-    seen: int = 0  # elements
+    elements: int = 0  # checked so far
 
     def add(self, tag: int, keyword: str, where: str, why: str, severity: Severity) -> None:
         self.found.append(Finding(tag, keyword, where, why, severity))
@@ -155,98 +155,98 @@ def findings(
     safe_private: Collection[str] = (),
     max_mb: int = MAX_MB,
 ) -> list[Finding]:
-    """What may tell who the person is, in the file's order; empty is good.
+    """The findings in file order; an empty list means that the file is de-identified as far as its header shows.
 
     Args:
-        source: a file, or what pydicom read of it.
-        identifiers: what to search for everywhere, file name, private blocks and preamble included: names, numbers, dates, as the hospital
-            writes them; case, accents, punctuation and the order of words do not matter.
-        pseudonym: the id under which the site's table has this person; the file's Patient ID has to be it.
-        path: where a ``Dataset`` came from, for its name.
-        safe_private: private creators whose text the site has looked through.
-        max_mb: limit of the file in MB of 2**20 bytes.
+        source: a file, or the ``Dataset`` that pydicom read from it.
+        identifiers: names, numbers and dates of the person, as the hospital writes them. They are searched for everywhere, file name,
+            private blocks and preamble included; case, accents, punctuation and the order of words do not matter.
+        pseudonym: the person's id in the site's table; the file's Patient ID must equal it.
+        path: the file of a ``Dataset``, for its name.
+        safe_private: private creators whose text the site has reviewed.
+        max_mb: size limit of the file in MB of 2**20 bytes.
 
     Raises:
-        ItemError: the file is no DICOM, unreadable or too large.
+        ItemError: the file is not DICOM, unreadable or too large.
         InputError: an identifier has fewer than two letters or digits and would be found everywhere.
     """
     for identifier in identifiers:
         if len(_squeezed(identifier)) < 2:
-            raise InputError("an identifier to search for has fewer than two letters or digits; leave it out.")
+            raise InputError("an identifier to search for has fewer than two letters or digits; remove it.")
     path = source if isinstance(source, Path) else path
     name = path or Path("dataset")
     with reading(name):
         dataset = open_dataset(source, max_mb=max_mb) if isinstance(source, Path) else source
-        own = [str(dataset.get(tag).value) for tag in (_ID, *_TRIAL) if tag in dataset]
-        look = _Look(
+        stated = [str(dataset.get(tag).value) for tag in (_ID, *_TRIAL) if tag in dataset]
+        check = _Check(
             search=[(_squeezed(i), _plain(i).split()) for i in identifiers],
-            codes={_squeezed(v) for v in (*own, pseudonym or "")} - {""},
+            codes={_squeezed(v) for v in (*stated, pseudonym or "")} - {""},
             pseudonym=pseudonym,
-            moved=str(dataset.get("LongitudinalTemporalInformationModified") or "") in ("MODIFIED", "REMOVED")
+            shifted=str(dataset.get("LongitudinalTemporalInformationModified") or "") in ("MODIFIED", "REMOVED")
             or any(str(c.get("CodeValue")) in _DATES_MOVED for c in dataset.get("DeidentificationMethodCodeSequence") or []),
             safe_private=(*_SAFE_PRIVATE, *safe_private),
         )
-        if path is not None and _hit(look, str(path)):
-            look.add(0, "", "file name", "contains what was searched for", Severity.REFUSE)
-        _preamble(getattr(dataset, "preamble", None) or b"", look)
+        if path is not None and _hit(check, str(path)):
+            check.add(0, "", "file name", "contains an identifier that was searched for", Severity.REFUSE)
+        _preamble(getattr(dataset, "preamble", None) or b"", check)
         if hasattr(dataset, "file_meta"):
-            _walk(dataset.file_meta, "", 0, look)
-        _statements(dataset, look)
-        _walk(dataset, "", 0, look)
-        return look.found
+            _walk(dataset.file_meta, "", 0, check)
+        _statements(dataset, check)
+        _walk(dataset, "", 0, check)
+        return check.found
 
 
 def require_de_identified(
     source: Path, *, identifiers: Sequence[str] = (), pseudonym: str | None = None, safe_private: Collection[str] = ()
 ) -> list[Finding]:
-    """The findings that remain to be reviewed.
+    """The findings of severity ``review``.
 
     Raises:
-        ItemError: a finding refuses the file (not-de-identified), or as ``findings``.
+        ItemError: not-de-identified: a finding has severity ``refuse``; or as ``findings``.
     """
     found = findings(source, identifiers=identifiers, pseudonym=pseudonym, safe_private=safe_private)
     if worst := [f for f in found if f.severity is Severity.REFUSE]:
         raise ItemError(
             Unusable.NOT_DE_IDENTIFIED,
-            f"{source}: is not de-identified in {len(worst)} places, the first is {worst[0].where}: {worst[0].why}.",
+            f"{source}: is not de-identified, {len(worst)} findings, the first in {worst[0].where}: {worst[0].why}.",
         )
     return found
 
 
-def _statements(dataset: Dataset, look: _Look) -> None:
-    """What the file says about its own de-identification (PS3.3 section C.12.1 and C.7.6.1)."""
+def _statements(dataset: Dataset, check: _Check) -> None:
+    """Checks what the file declares about its de-identification (PS3.3 sections C.12.1 and C.7.6.1)."""
     removed = str(dataset.get("PatientIdentityRemoved") or "")
     if removed != "YES":
         why, severity = ("says that it is not", Severity.REFUSE) if removed == "NO" else ("does not say that it is", Severity.REVIEW)
-        look.add(0x00120062, "PatientIdentityRemoved", "PatientIdentityRemoved", f"{why} de-identified", severity)
+        check.add(0x00120062, "PatientIdentityRemoved", "PatientIdentityRemoved", f"{why} de-identified", severity)
     elif not dataset.get("DeidentificationMethod") and not dataset.get("DeidentificationMethodCodeSequence"):
-        look.add(0x00120063, "DeidentificationMethod", "DeidentificationMethod", "does not say how it was de-identified", Severity.REVIEW)
+        check.add(0x00120063, "DeidentificationMethod", "DeidentificationMethod", "does not say how it was de-identified", Severity.REVIEW)
     burned = str(dataset.get("BurnedInAnnotation") or "")
     drawn = str(dataset.get("Modality") or "") in _CAMERA or bool(dataset.get("ConversionType"))
     if burned == "YES" or (not burned and drawn):
         why, severity = ("text is drawn", Severity.REFUSE) if burned else ("text may be drawn", Severity.REVIEW)
-        look.add(0x00280301, "BurnedInAnnotation", "BurnedInAnnotation", f"{why} into the pixels", severity)
+        check.add(0x00280301, "BurnedInAnnotation", "BurnedInAnnotation", f"{why} into the pixels", severity)
     if str(dataset.get("RecognizableVisualFeatures") or "") == "YES":
         keyword = "RecognizableVisualFeatures"
-        look.add(0x00280302, keyword, keyword, "the person may be recognised by the image", Severity.REVIEW)
+        check.add(0x00280302, keyword, keyword, "the person may be recognised by the image", Severity.REVIEW)
 
 
-def _preamble(preamble: bytes, look: _Look) -> None:
+def _preamble(preamble: bytes, check: _Check) -> None:
     if text := printable(preamble):
-        hit = _hit(look, text)
-        why, severity = ("contains what was searched for", Severity.REFUSE) if hit else ("holds text", Severity.REVIEW)
-        look.add(0, "", "preamble", why, severity)
+        hit = _hit(check, text)
+        why, severity = ("contains an identifier that was searched for", Severity.REFUSE) if hit else ("contains text", Severity.REVIEW)
+        check.add(0, "", "preamble", why, severity)
 
 
-def _walk(dataset: Dataset, where: str, depth: int, look: _Look) -> bool:
-    """Looks at every element; does one of them, UIDs left out, have a value?"""
+def _walk(dataset: Dataset, where: str, depth: int, check: _Check) -> bool:
+    """Checks every element; True if an element other than a UID has a value."""
     from pydicom.datadict import keyword_for_tag
 
     filled = False
-    look.seen += len(dataset)
-    if len(dataset) > _WIDE or look.seen > _MANY:
-        if not look.found or look.found[-1].why != _TOO_MANY:
-            look.add(0, "", where.rstrip(".") or "dataset", _TOO_MANY, Severity.REFUSE)
+    check.elements += len(dataset)
+    if len(dataset) > _MAX_ITEM_ELEMENTS or check.elements > _MAX_ELEMENTS:
+        if not check.found or check.found[-1].why != _TOO_MANY:
+            check.add(0, "", where.rstrip(".") or "dataset", _TOO_MANY, Severity.REFUSE)
         return True
     for tag in sorted(dataset.keys()):
         number, raw = int(tag), cast(Any, dataset.get_item(tag))
@@ -254,59 +254,59 @@ def _walk(dataset: Dataset, where: str, depth: int, look: _Look) -> bool:
         here = where + (keyword or f"({number >> 16:04X},{number & 0xFFFF:04X})")
         if number in _PIXELS:
             continue
-        if isinstance(raw.value, bytes) and raw.value.count(_ITEM) > _MANY:
-            look.add(number, keyword, here, "has too many items to be looked at", Severity.REFUSE)
+        if isinstance(raw.value, bytes) and raw.value.count(_ITEM) > _MAX_ELEMENTS:
+            check.add(number, keyword, here, "has too many items to be checked", Severity.REFUSE)
             continue
         try:
             element = dataset[tag]
             vr, value = str(element.VR), element.value
-        except Exception:  # a value that is not of its VR: its bytes are looked at
+        except Exception:  # the value is not valid for its VR: check its bytes
             vr, value = "UN", raw.value
         if vr == "SQ":
-            if depth >= _DEEP:
-                look.add(number, keyword, here, "lies too deep to be looked at", Severity.REFUSE)
+            if depth >= _MAX_DEPTH:
+                check.add(number, keyword, here, "is nested too deeply to be checked", Severity.REFUSE)
                 continue
-            inner = [_walk(item, f"{here}[{n}].", depth + 1, look) for n, item in enumerate(value or [])]
+            inner = [_walk(item, f"{here}[{n}].", depth + 1, check) for n, item in enumerate(value or [])]
             if any(inner) and number in ACTIONS:
-                look.add(number, keyword, here, "the profile removes it, and it is not empty", Severity.REVIEW)
+                check.add(number, keyword, here, "the profile removes this sequence, and it is not empty", Severity.REVIEW)
             filled = filled or any(inner)
             continue
         data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
         text = _text(value) if data is None else _readable(data)
         if data and not text and any(data) and (_repeating(number) or number in ACTIONS or number in _DIRECT):
             text = "bytes"
-        judged = _judge(number, vr, text, dataset, look) if text else None
-        if _hit(look, text if data is None else f"{text} {_decodings(data)}"):
-            judged = "contains what was searched for", Severity.REFUSE
+        judged = _judge(number, vr, text, dataset, check) if text else None
+        if _hit(check, text if data is None else f"{text} {_decodings(data)}"):
+            judged = "contains an identifier that was searched for", Severity.REFUSE
         if judged is not None:
-            look.add(number, keyword, here, *judged)
+            check.add(number, keyword, here, *judged)
         filled = filled or (bool(text) and vr != "UI")
     return filled
 
 
-def _judge(tag: int, vr: str, text: str, dataset: Dataset, look: _Look) -> tuple[str, Severity] | None:
+def _judge(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tuple[str, Severity] | None:
     group, known = tag >> 16, tag in ACTIONS
     if vr == "UI" or (group == 2 and tag != 0x00020102):
         return None
     if vr == "PN":
-        if not _coded(text, look):
-            return "a name that is no pseudonym", Severity.REFUSE
+        if not _coded(text, check):
+            return "a name that is not a pseudonym", Severity.REFUSE
         return ("a person's code", Severity.REVIEW) if tag != _NAME and not _dummy(text) else None
     if tag == _ID:
-        return _patient_id(text, look)
+        return _patient_id(text, check)
     if tag in _DIRECT:
-        return None if _dummy(text) or text == look.pseudonym else ("reaches or tells a person", Severity.REFUSE)
+        return None if _dummy(text) or text == check.pseudonym else ("identifies a person or gives a contact", Severity.REFUSE)
     if vr in _DATES:
-        return _date(tag, text, look)
+        return _date(tag, text, check)
     if vr == "TM":
-        return None if look.moved or not known or not text.strip("0.") else ("the profile removes times", Severity.REVIEW)
+        return None if check.shifted or not known or not text.strip("0.") else ("the profile removes times", Severity.REVIEW)
     if tag == _AGE and re.fullmatch(r"0?(9\d|1\d\d)Y", text):
         return "an age of 90 or more", Severity.REFUSE
     if group % 2:
-        return _private(tag, vr, text, dataset, look)
+        return _private(tag, vr, text, dataset, check)
     if _repeating(tag) or known or tag == 0x00020102:
-        return None if _dummy(text) else ("the profile removes it, it may identify", Severity.REVIEW)
-    return ("an attribute unknown to the standard, with text", Severity.REVIEW) if vr == "UN" else None
+        return None if _dummy(text) else ("the profile removes this attribute, it may identify the person", Severity.REVIEW)
+    return ("an attribute that is not in the standard, with text", Severity.REVIEW) if vr == "UN" else None
 
 
 def _repeating(tag: int) -> bool:
@@ -314,38 +314,41 @@ def _repeating(tag: int) -> bool:
     return group & 0xFF01 == 0x5000 or (group & 0xFF01 == 0x6000 and element in (0x3000, 0x4000))
 
 
-def _patient_id(text: str, look: _Look) -> tuple[str, Severity] | None:
-    if _dummy(text) or text == look.pseudonym:
+def _patient_id(text: str, check: _Check) -> tuple[str, Severity] | None:
+    if _dummy(text) or text == check.pseudonym:
         return None
-    if look.pseudonym is not None:
-        return "is not the id that the site's table has for this person", Severity.REFUSE
+    if check.pseudonym is not None:
+        return "is not the person's id in the site's table", Severity.REFUSE
     if not any(c.isdigit() for c in text):
         return "reads like a name", Severity.REFUSE
-    return "may be the hospital's own number: no pseudonym was given to hold it against", Severity.REVIEW
+    return "may be the hospital's patient number: no pseudonym was given to compare it with", Severity.REVIEW
 
 
-def _date(tag: int, text: str, look: _Look) -> tuple[str, Severity] | None:
-    days = [d for d in text.split("\\") if d[4:8] not in ("", "0101", "0000")]  # the first of January stands for a year
+def _date(tag: int, text: str, check: _Check) -> tuple[str, Severity] | None:
+    days = [d for d in text.split("\\") if d[4:8] not in ("", "0101", "0000")]  # 1 January usually stands for a year alone
     if not days:
         return None
     if tag == _BIRTH:
-        return "a date of birth" + (", said to be moved" if look.moved else ""), Severity.REVIEW if look.moved else Severity.REFUSE
-    if look.moved:
+        return "a date of birth" + (", declared as shifted" if check.shifted else ""), Severity.REVIEW if check.shifted else Severity.REFUSE
+    if check.shifted:
         return None
-    return "a date, and the file does not say that dates were moved or removed", Severity.REFUSE if tag in ACTIONS else Severity.REVIEW
+    return (
+        "a date, and the file does not declare that dates were shifted or removed",
+        Severity.REFUSE if tag in ACTIONS else Severity.REVIEW,
+    )
 
 
-def _private(tag: int, vr: str, text: str, dataset: Dataset, look: _Look) -> tuple[str, Severity] | None:
-    if 0x10 <= tag & 0xFFFF <= 0xFF or vr in _NUMBERS:  # the name of a block's owner
+def _private(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tuple[str, Severity] | None:
+    if 0x10 <= tag & 0xFFFF <= 0xFF or vr in _NUMBERS:  # a private creator, or a number
         return None
     owner = dataset.get((tag >> 16, (tag & 0xFFFF) >> 8))
-    if owner is not None and str(owner.value).strip() in look.safe_private:
+    if owner is not None and str(owner.value).strip() in check.safe_private:
         return None
     return None if _dummy(text) or not any(c.isalpha() for c in text) else ("private text", Severity.REVIEW)
 
 
 def _text(value: Any) -> str:
-    """The value as text, parts joined by a backslash; "" where it is empty."""
+    """The value as text, parts joined by a backslash; "" if it is empty."""
     if value is None:
         return ""
     parts = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
@@ -353,8 +356,8 @@ def _text(value: Any) -> str:
 
 
 def _readable(data: bytes) -> str:
-    """What a person could read in bytes: UTF-8 that is text throughout, or else the runs of ASCII."""
-    if not data.isascii() and len(data) <= _SHORT:
+    """The readable text in bytes: the whole value if it is UTF-8 text, else the runs of ASCII."""
+    if not data.isascii() and len(data) <= _MAX_DECODED:
         with suppress(UnicodeDecodeError):
             whole = data.decode("utf-8")
             if sum(c.isalpha() for c in whole) > 1:
@@ -363,8 +366,8 @@ def _readable(data: bytes) -> str:
 
 
 def _decodings(data: bytes) -> str:
-    """Bytes in every usual encoding, to search in."""
-    if data.isascii() or len(data) > _SHORT:
+    """The bytes decoded in every usual encoding, for the search."""
+    if data.isascii() or len(data) > _MAX_DECODED:
         return ""
     return " ".join([data.decode("utf-8", "ignore"), data.replace(b"\0", b"").decode("latin-1"), data.decode("utf-16-le", "ignore")])
 
@@ -378,20 +381,20 @@ def _squeezed(text: str) -> str:
     return _plain(text).replace(" ", "")
 
 
-def _hit(look: _Look, text: str) -> bool:
-    """Is one of the identifiers in ``text``: all its words, or its letters in a row where they are five or more?"""
-    if not look.search:
+def _hit(check: _Check, text: str) -> bool:
+    """True if ``text`` contains an identifier: all its words, or, from five letters on, its letters in sequence."""
+    if not check.search:
         return False
     plain = _plain(text)
     words, row = set(plain.split()), plain.replace(" ", "")
-    return any((len(joined) >= 5 and joined in row) or words.issuperset(parts) for joined, parts in look.search)
+    return any((len(joined) >= 5 and joined in row) or words.issuperset(parts) for joined, parts in check.search)
 
 
 def _dummy(text: str) -> bool:
     return all(_squeezed(part) in _DUMMIES or not _squeezed(part) for part in re.split(r"[\\^=]", text))
 
 
-def _coded(text: str, look: _Look) -> bool:
-    """Is every component of a name a dummy, a code (it has a digit), or what the trial or the table calls the person?"""
+def _coded(text: str, check: _Check) -> bool:
+    """True if every component of a name is a dummy, a code (with a digit), or one of ``check.codes``."""
     parts = [p for p in re.split(r"[\\^=]", text) if _squeezed(p)]
-    return _squeezed(text) in look.codes or all(_dummy(p) or any(c.isdigit() for c in p) or _squeezed(p) in look.codes for p in parts)
+    return _squeezed(text) in check.codes or all(_dummy(p) or any(c.isdigit() for c in p) or _squeezed(p) in check.codes for p in parts)

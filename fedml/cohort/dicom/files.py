@@ -1,10 +1,10 @@
-"""A DICOM file, opened with bounds, and its frames decoded: what ``dicom``, ``dicom_seg`` and ``deidentified`` stand on.
+"""Opens DICOM files with limits and decodes their frames; used by ``series``, ``segmentation`` and ``deidentified``.
 
     header = open_dataset(path, pixels=False)
     for frame in frames(open_dataset(path), path): ...    # (rows, columns) or (rows, columns, 3), stored values
 
-A hospital's file may lie: every declared size is held against the bytes that are there before anything is allocated. JPEG, JPEG-LS and
-JPEG 2000 are decoded by imagecodecs, never by a plug-in of pydicom: GDCM ends the process on some damaged streams.
+A file's header may be wrong: every declared size is compared with the bytes in the file before memory is allocated. imagecodecs decodes
+JPEG, JPEG-LS and JPEG 2000, not a plug-in of pydicom, because GDCM terminates the process on some damaged streams.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_MB = 2048  # of a file, and of a volume in float32
-_HEADER_MB = 32  # an enhanced image of 10,000 frames has some 20
-_HEADER_READS = 2_000_000  # an element is two or three reads
-_ELEMENTS = 20_000  # outside of sequences; a scanner writes some hundreds
+_HEADER_MB = 32  # the header of an enhanced image of 10,000 frames has about 20
+_HEADER_READS = 2_000_000  # an element takes two or three reads
+_ELEMENTS = 20_000  # outside sequences; a scanner writes some hundreds
 _INFLATED_MB = 512  # of a deflated file
 _SNIFF = 132
 _EXPLICIT, _DEFLATED, _RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 _NATIVE = ("1.2.840.10008.1.2", _EXPLICIT, "1.2.840.10008.1.2.2", _DEFLATED)
 _JPEG = "1.2.840.10008.1.2.4."
 _LOSSY_JPEG = (_JPEG + "50", _JPEG + "51")
-# transfer syntax (PS3.6 table A-1) -> function of imagecodecs. High-throughput JPEG 2000 goes to OpenJPEG too: imagecodecs drops the errors
-# of OpenJPH and gives what it has.
+# Transfer syntax (PS3.6 table A-1) -> codec of imagecodecs. OpenJPEG also decodes High-Throughput JPEG 2000, because imagecodecs ignores
+# errors of OpenJPH and returns incomplete images.
 _CODECS = {
     _JPEG + "50": "jpeg8", _JPEG + "51": "jpeg8", _JPEG + "57": "jpeg8", _JPEG + "70": "jpeg8",
     _JPEG + "80": "jpegls", _JPEG + "81": "jpegls",
     _JPEG + "90": "jpeg2k", _JPEG + "91": "jpeg2k", _JPEG + "201": "jpeg2k", _JPEG + "202": "jpeg2k", _JPEG + "203": "jpeg2k",
 }  # fmt: skip
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values of the file
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
 
 
 class _Bounded:
-    """A file that may be read only so often: a header of millions of tiny elements would fill the memory."""
+    """A file with a limited number of reads: a header of millions of small elements would fill the memory."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self._file, self._path, self._reads = file, path, 0
@@ -63,25 +63,25 @@ class _Bounded:
     def read(self, size: int = -1, /) -> bytes:
         self._reads += 1
         if self._reads > _HEADER_READS:
-            raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than an image needs.")
+            raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than the limit for an image.")
         return self._file.read(size)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Whatever pydicom raises on what it reads lazily becomes ``ItemError(unreadable)``; its warnings, which quote values, are dropped."""
+    """Converts every exception of pydicom, which parses lazily, to ``ItemError(unreadable)``; drops its warnings, which quote values."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except ItemError:
         raise
-    except Exception as error:  # pydicom and the decoders raise whatever they like, RecursionError and MemoryError too
+    except Exception as error:  # pydicom and the decoders raise exceptions of any class, RecursionError and MemoryError included
         raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as DICOM ({type(error).__name__}).") from error
 
 
 def looks_dicom(path: Path) -> bool:
-    """Does the file begin as DICOM does: ``DICM`` after 128 bytes (PS3.10 section 7.1), or at once an element of group 2 or 8?"""
+    """True if the file begins like DICOM: ``DICM`` after 128 bytes (PS3.10 section 7.1), or with an element of group 2 or 8."""
     with path.open("rb") as file:
         start = file.read(_SNIFF)
     return start[128:] == b"DICM" or _bare(start)
@@ -99,12 +99,12 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
 
     Args:
         path: the file.
-        pixels: False stops before the pixels; what follows them in the file is then absent too. An image's file that ends there is cut.
+        pixels: if False, reading stops before the pixel data; later elements are then absent. An image file that ends there is truncated.
         tags: keywords to keep; None keeps all.
-        max_mb: largest file, before and after its inflation where it is deflated, in MB of 2**20 bytes.
+        max_mb: size limit of the file, also after decompression of a deflated file, in MB of 2**20 bytes.
 
     Raises:
-        ItemError: unreadable, truncated, too large, or no DICOM.
+        ItemError: unreadable, truncated, too large, or not DICOM.
     """
     with reading(path):
         size, limit = path.stat().st_size, max_mb * 2**20
@@ -118,7 +118,7 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
         with path.open("rb") as file:
             meta = read_file_meta_info(path) if file.read(_SNIFF)[128:] == b"DICM" else None
             if meta is not None and meta.get("TransferSyntaxUID") == _DEFLATED:
-                # pydicom inflates without a bound; the data set begins after the preamble, DICM, and the group whose length is given
+                # pydicom decompresses without a limit. The data set begins after the preamble, DICM, and the file meta group.
                 file.seek(_SNIFF + 12 + int(meta.FileMetaInformationGroupLength))
                 plain = _inflated(file.read(), min(limit, _INFLATED_MB * 2**20), path)
                 source, size = _Bounded(io.BytesIO(plain), path), len(plain)
@@ -132,12 +132,12 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
             if not pixels and source.tell() > _HEADER_MB * 2**20:
                 raise ItemError(Unusable.TOO_LARGE, f"{path}: its header has more than {_HEADER_MB} MB.")
             if not pixels and source.tell() >= size and is_image(dataset):
-                raise ItemError(Unusable.TRUNCATED, f"{path}: ends before its pixels.")
+                raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated before the pixel data.")
         return dataset
 
 
 class _Stop:
-    """pydicom asks it at each element outside of sequences: is this the end? At the pixels, where they are not wanted."""
+    """Called by pydicom for each element outside sequences; True stops reading, at the pixel data if they are not needed."""
 
     def __init__(self, path: Path, pixels: bool) -> None:
         self._path, self._pixels, self._elements = path, pixels, 0
@@ -145,12 +145,12 @@ class _Stop:
     def __call__(self, tag: int, vr: str | None, length: int) -> bool:
         self._elements += 1
         if self._elements > _ELEMENTS:
-            raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than an image needs.")
+            raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than the limit for an image.")
         return not self._pixels and int(tag) in _PIXEL_TAGS
 
 
 def is_image(dataset: Dataset) -> bool:
-    """Does the file say that it is an image, not a report, a plan or a segmentation?"""
+    """True if the file declares an image, not a report, a plan or a segmentation."""
     return "Image Storage" in getattr(dataset.file_meta.get("MediaStorageSOPClassUID"), "name", "")
 
 
@@ -161,25 +161,25 @@ def _tag_list(tags: Sequence[str] | None) -> Any:
 
 
 def _inflated(data: bytes, limit: int, path: Path) -> bytes:
-    length, ended, _ = inflated(data, -zlib.MAX_WBITS, limit)  # a first time without keeping it
+    length, ended, _ = inflated(data, -zlib.MAX_WBITS, limit)  # first pass: only measures the length
     if length > limit:
-        raise ItemError(Unusable.TOO_LARGE, f"{path}: inflates to more than {limit >> 20} MB.")
+        raise ItemError(Unusable.TOO_LARGE, f"{path}: decompresses to more than {limit >> 20} MB.")
     if not ended:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: its deflated data are cut short.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: the deflated data are truncated.")
     require_plausible(path, len(data), length)
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data)
 
 
 def declared(dataset: Dataset, path: Path, *, max_mb: int = MAX_MB) -> tuple[int, int, int, int]:
-    """(frames, rows, columns, samples per pixel), all at least 1, of an image that fits ``max_mb`` in float32.
+    """(frames, rows, columns, samples per pixel), all at least 1, of an image that takes at most ``max_mb`` MB as float32.
 
     Raises:
-        ItemError: no image, or too large.
+        ItemError: the file is not an image, or too large.
     """
     if "Rows" not in dataset or "Columns" not in dataset:
         if is_image(dataset):
-            raise ItemError(Unusable.TRUNCATED, f"{path}: ends before it says how large its image is.")
-        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: holds no image ({dataset.get('Modality', 'no modality')}).")
+            raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated before Rows and Columns.")
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: contains no image ({dataset.get('Modality', 'no modality')}).")
     count = int(dataset.get("NumberOfFrames") or 1)
     shape = (count, int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
     if min(shape) < 1 or shape[3] not in (1, 3):
@@ -190,17 +190,17 @@ def declared(dataset: Dataset, path: Path, *, max_mb: int = MAX_MB) -> tuple[int
 
 
 def frames(dataset: Dataset, path: Path, *, max_mb: int = MAX_MB) -> Iterator[npt.NDArray[Any]]:
-    """Every frame in the file's order: (rows, columns) stored values, or (rows, columns, 3) as RGB; before any rescale.
+    """Every frame in file order: (rows, columns) stored values, or (rows, columns, 3) as RGB; before rescaling.
 
-    Bits outside Bits Stored (old overlays) are cleared and the sign is restored, whatever the decoder left there.
+    Bits outside Bits Stored (old overlays) are cleared and the sign is restored, independent of the decoder.
 
     Raises:
-        ItemError: the pixels are cut, of another length than declared, or compressed in a way that cannot be decoded here.
+        ItemError: the pixel data are truncated, differ in length from the header, or have a compression without a decoder.
     """
     with reading(path):
         source = _decoded(dataset, path, declared(dataset, path, max_mb=max_mb))
     while True:
-        with reading(path):  # not around the yield: it would hold the caller's warnings back
+        with reading(path):  # not around the yield, which would suppress the caller's warnings
             frame = next(source, None)
         if frame is None:
             return
@@ -212,7 +212,7 @@ def _decoded(dataset: Dataset, path: Path, shape: tuple[int, int, int, int]) -> 
     from pydicom.uid import UID
 
     if "BitsAllocated" not in dataset:
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: does not say how many bits a pixel has.")
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has no BitsAllocated.")
     allocated = int(dataset.BitsAllocated)
     stored = int(dataset.get("BitsStored") or allocated)
     high = stored - 1 if dataset.get("HighBit") is None else int(dataset.HighBit)
@@ -220,11 +220,11 @@ def _decoded(dataset: Dataset, path: Path, shape: tuple[int, int, int, int]) -> 
         raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {stored} bits up to bit {high} in {allocated}.")
     present = [name for name in _PIXELS if name in dataset]
     if not present:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: has an image's header but no pixels.")
-    raw = cast(Any, dataset.get_item(present[0]))  # as it was read, its declared length kept
+        raise ItemError(Unusable.TRUNCATED, f"{path}: has an image header but no pixel data.")
+    raw = cast(Any, dataset.get_item(present[0]))  # the raw element, with its declared length
     value = cast(bytes, raw.value) or b""
     if getattr(raw, "length", 0xFFFFFFFF) != 0xFFFFFFFF and len(value) < raw.length:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, {len(value)} of {raw.length} bytes of pixels are there.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated, {len(value)} of {raw.length} bytes of pixel data are present.")
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if syntax in _CODECS:
         for coded in _codec(value, syntax, dataset, path, shape):
@@ -235,8 +235,8 @@ def _decoded(dataset: Dataset, path: Path, shape: tuple[int, int, int, int]) -> 
     elif syntax in _NATIVE or not syntax:
         _check_native(len(value), dataset, path, shape)
     else:
-        raise ItemError(Unusable.COMPRESSED, f"{path}: its transfer syntax {syntax} is not decoded here.")
-    if int(dataset.BitsAllocated) == 1 and syntax != _RLE:  # pydicom gives no frames one by one that end within a byte
+        raise ItemError(Unusable.COMPRESSED, f"{path}: no decoder for the transfer syntax {syntax}.")
+    if int(dataset.BitsAllocated) == 1 and syntax != _RLE:  # pydicom cannot iterate over frames that end within a byte
         bits = np.unpackbits(np.frombuffer(value, dtype=np.uint8), count=math.prod(shape), bitorder="little")
         yield from bits.reshape(shape[:3])
         return
@@ -252,10 +252,10 @@ def _bare_syntax(dataset: Dataset) -> str:
 def _check_native(length: int, dataset: Dataset, path: Path, shape: tuple[int, int, int, int]) -> None:
     bits = int(dataset.BitsAllocated) * shape[0] * shape[1] * shape[2] * shape[3]
     if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
-        bits = bits // 3 * 2  # two pixels share their colour (PS3.3 section C.7.6.3.1.2)
+        bits = bits // 3 * 2  # two pixels share chrominance (PS3.3 section C.7.6.3.1.2)
     expected = -(-bits // 8)
     if length not in (expected, expected + expected % 2):
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has {length} bytes of pixels where {shape} needs {expected}.")
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has {length} bytes of pixel data where {shape} needs {expected}.")
 
 
 def _encapsulated(value: bytes, count: int, path: Path) -> Iterator[bytes]:
@@ -267,11 +267,11 @@ def _encapsulated(value: bytes, count: int, path: Path) -> Iterator[bytes]:
             break
         yield frame
     if found != count:
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {count} frames and holds another number.")
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {count} frames and contains another number.")
 
 
 def _check_rle(value: bytes, count: int, size: int, path: Path) -> None:
-    # A run's two bytes can become 128: an honest frame is hardly longer than its pixels, so the longest is bounded as well.
+    # Two bytes can expand to 128. A valid frame is hardly longer than its pixels, so a maximum length is enforced too.
     if any(len(frame) > 2 * size + 1024 for frame in _encapsulated(value, count, path)):
         raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a run-length coded frame is longer than its pixels.")
 
@@ -280,29 +280,29 @@ def _codec(value: bytes, syntax: str, dataset: Dataset, path: Path, shape: tuple
     try:
         import imagecodecs
     except ImportError as error:
-        raise ItemError(Unusable.COMPRESSED, f"{path}: is compressed ({syntax}) and imagecodecs is not installed.") from error
+        raise ItemError(Unusable.COMPRESSED, f"{path}: is compressed ({syntax}); install imagecodecs to read it.") from error
     photometric = str(dataset.get("PhotometricInterpretation", ""))
     name = _CODECS[syntax]
-    # A lossy JPEG of colours is in YCbCr and comes out as RGB; of any other the colours stay what the header calls them.
-    turned = (syntax in _LOSSY_JPEG and photometric != "RGB") or photometric in ("YBR_RCT", "YBR_ICT")
-    options = {"colorspace": "RGB", "outcolorspace": "RGB"} if name == "jpeg8" and shape[3] == 3 and not turned else {}
+    # The decoder converts lossy colour JPEG from YCbCr to RGB; other streams keep the colour space that the header names.
+    converted = (syntax in _LOSSY_JPEG and photometric != "RGB") or photometric in ("YBR_RCT", "YBR_ICT")
+    options = {"colorspace": "RGB", "outcolorspace": "RGB"} if name == "jpeg8" and shape[3] == 3 and not converted else {}
     for stream in _encapsulated(value, shape[0], path):
         if _codestream_size(stream) != shape[1:]:
-            raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a compressed frame is not of the size that the header declares.")
-        if name != "jpeg2k" and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg makes the missing rows up
-            raise ItemError(Unusable.TRUNCATED, f"{path}: a compressed frame is cut short.")
+            raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a compressed frame does not have the size that the header declares.")
+        if name != "jpeg2k" and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg invents missing rows
+            raise ItemError(Unusable.TRUNCATED, f"{path}: a compressed frame is truncated.")
         require_plausible(path, len(stream), math.prod(shape[1:]) * int(dataset.BitsAllocated) // 8)
         try:
             frame = np.asarray(getattr(imagecodecs, f"{name}_decode")(stream, **options))
-        except Exception as error:  # each codec has its own
+        except Exception as error:  # each codec raises its own class
             raise ItemError(Unusable.COMPRESSED, f"{path}: a compressed frame cannot be decoded ({type(error).__name__}).") from error
         if frame.shape != shape[1:] and frame.shape != shape[1:3]:
             raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a compressed frame decodes to {frame.shape}.")
-        yield frame.reshape(shape[1:3]) if shape[3] == 1 else frame if turned else _rgb(frame, photometric, dataset)
+        yield frame.reshape(shape[1:3]) if shape[3] == 1 else frame if converted else _rgb(frame, photometric, dataset)
 
 
 def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
-    """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream declares: a decoder would allocate by them."""
+    """(rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 stream declares, from which a decoder allocates memory."""
     at = stream.find(_SIZ, 0, 4096)
     if at >= 0 and len(stream) >= at + 42:
         right, bottom, left, top = struct.unpack(">4I", stream[at + 8 : at + 24])
@@ -310,7 +310,7 @@ def _codestream_size(stream: bytes) -> tuple[int, int, int] | None:
     at = 2
     while stream[:2] == b"\xff\xd8" and at + 10 <= len(stream) and stream[at] == 0xFF:
         marker = stream[at + 1]
-        if marker == 0xFF or marker == 0xD8:  # a fill byte; a second start (SPIFF)
+        if marker == 0xFF or marker == 0xD8:  # a fill byte; a second start marker (SPIFF)
             at += 1 if marker == 0xFF else 2
         elif marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
             rows, columns, parts = struct.unpack(">HHB", stream[at + 5 : at + 10])
@@ -327,7 +327,7 @@ def _stored(frame: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[Any]:
     if frame.dtype.kind == "f" or frame.ndim == 3 or as_is or not 0 < stored <= allocated <= 32:
         return frame
     value = frame.astype(np.int64)
-    if str(dataset.file_meta.get("TransferSyntaxUID", "")) not in _CODECS:  # a codec has no high bit
+    if str(dataset.file_meta.get("TransferSyntaxUID", "")) not in _CODECS:  # codecs ignore High Bit
         value >>= max(int(dataset.get("HighBit", stored - 1)) + 1 - stored, 0)
     value &= (1 << stored) - 1
     if signed:
@@ -347,5 +347,5 @@ def _rgb(frame: npt.NDArray[Any], photometric: str, dataset: Dataset) -> npt.NDA
 
 
 def printable(data: bytes) -> str:
-    """The runs of at least four printable ASCII characters in ``data``, one- or two-byte ones, joined by spaces."""
+    """The runs of at least four printable ASCII characters in ``data``, of one or two bytes each, joined by spaces."""
     return " ".join(run.decode("ascii") for text in (data, data.replace(b"\0", b"")) for run in re.findall(rb"[\x20-\x7e]{4,}", text))

@@ -1,10 +1,10 @@
-"""DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with one or more series in any nesting; each series is one image.
+"""DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with one or more series in nested folders; each series is one image.
 
     for where, files, load in series_of(Path("images"), "p1", masks=None, classes=None, axes=None, deidentification="quarantine"):
         item = load()             # fedml.cohort.read_images.Raw, or ItemError
 
-A mask of ``<id>``: segmentations in ``masks/<id>.dcm`` or below ``masks/<id>/`` that were drawn on the series; else
-``masks/<id>/<series UID>.<ending>``, or ``masks/<id>.<ending>`` where there is one series (``fedml.cohort.images.masks``).
+The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
+``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series (``fedml.cohort.images.masks``).
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ log = logging.getLogger("fedml.site")
 
 
 class Series(NamedTuple):
-    """What was read: ``voxels`` (columns, rows, slices[, 3]), or (rows, columns[, 3]) where ``flat``; ``mask`` without colours."""
+    """A series that was read: ``voxels`` (columns, rows, slices[, 3]), or (rows, columns[, 3]) if ``flat``; ``mask`` without colour
+    axis."""
 
     voxels: npt.NDArray[Any]
     affine: npt.NDArray[np.float64] | None
@@ -43,26 +44,27 @@ def series_of(
     folder: Path, person: str, *, masks: Path | None, classes: Sequence[Code] | None, axes: int | None,
     deidentification: Deidentification,
 ) -> Iterator[tuple[Path, tuple[Path, ...], Callable[[], Series]]]:  # fmt: skip
-    """For each series of ``person``: a file that names it, all files that its reading may look at (masks too), and what reads it.
+    """For each series of ``person``: a file for messages, all files that reading may open (masks included), and a function that reads it.
 
-    ``axes``: of the study's images; None: a series of one slice is a picture. ``classes``: of masks; None: no mask is read.
+    ``axes``: number of axes of the study's images; None: a series of one slice is a 2D picture. ``classes``: of masks; None: no mask is
+        read.
     """
     found: dict[str, list[Path]] = {}
     if (folder / f"{person}.dcm").exists():
         found[f"{person}.dcm"] = [folder / f"{person}.dcm"]
     if (folder / person).is_dir():
-        found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or _pictured(files[0])}
+        found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or _is_image_file(files[0])}
     broken = found.pop("", [])
-    if broken:  # one of them may be a missing slice of any series
+    if broken:  # an unreadable file may be a missing slice of any series
         yield broken[0], tuple(broken), partial(_refuse, broken[0], len(broken))
         return
-    drawn = [] if classes is None or masks is None else _drawn(masks, person, list(found))
+    drawn = [] if classes is None or masks is None else _mask_files(masks, person, list(found))
     for files in found.values():
         yield files[0], (*files, *drawn), partial(_load, files, person, masks, classes, axes, deidentification, len(found) == 1)
 
 
-def _drawn(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
-    """All files that may hold a mask of ``person``."""
+def _mask_files(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
+    """All files that may contain a mask of ``person``."""
     below = sorted(path for path in (masks / person).rglob("*") if path.is_file()) if (masks / person).is_dir() else []
     single = [masks / f"{person}.dcm", *(mask_files.find(masks, f"{person}/{uid}") for uid in series)]
     if len(series) == 1:
@@ -71,8 +73,8 @@ def _drawn(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
 
 
 def _refuse(path: Path, count: int) -> Series:
-    open_dataset(path, pixels=False)  # says why, mostly
-    raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as dicom ({count} such files of one person); replace it.")
+    open_dataset(path, pixels=False)  # usually raises the specific error
+    raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as DICOM ({count} such files of one person); replace the file.")
 
 
 def _load(
@@ -80,7 +82,7 @@ def _load(
     deidentification: Deidentification, alone: bool,
 ) -> Series:  # fmt: skip
     for path in files:
-        _hold(path, person, deidentification)
+        _check_deidentified(path, person, deidentification)
     volume = read_series(files)
     flat = volume.voxels.shape[2] == 1 and axes != 3
     mask = None
@@ -92,8 +94,13 @@ def _load(
     return Series(volume.picture, np.diag([down, across, 1.0, 1.0]) if volume.placed else None, mask, flat)
 
 
-def _hold(path: Path, person: str, deidentification: Deidentification) -> None:
-    """Raises as the site's policy says if the file is not de-identified or is another person's."""
+def _check_deidentified(path: Path, person: str, deidentification: Deidentification) -> None:
+    """Applies the site's policy to a file that is not de-identified or belongs to another person.
+
+    Raises:
+        ItemError: the policy is to exclude the file.
+        InputError: the policy is to stop.
+    """
     try:
         require_de_identified(path, pseudonym=person)
     except ItemError as error:
@@ -101,11 +108,11 @@ def _hold(path: Path, person: str, deidentification: Deidentification) -> None:
             raise
         if deidentification == "refuse":
             raise InputError(f'{str(error).rstrip(".")}; de-identify it ([policy] deidentification = "refuse").') from error
-        log.warning("used all the same: %s", error)
+        log.warning("used although not de-identified: %s", error)
 
 
-def _pictured(path: Path) -> bool:
-    """Is it an image? Reports, plans and segmentations lie in the same folders."""
+def _is_image_file(path: Path) -> bool:
+    """True if the file is an image; the same folders contain reports, plans and segmentations."""
     with reading(path):
         header = open_dataset(path, pixels=False, tags=["Modality", "Rows"])
         return str(header.get("Modality")) != "SEG" and ("Rows" in header or is_image(header))
@@ -124,23 +131,23 @@ def _mask(
     where: Path, flat: bool,
 ) -> npt.NDArray[np.uint8]:  # fmt: skip
     if masks is None:
-        raise ItemError(Unusable.NO_MASK, f"{where}: has no mask, for data.image names no masks.")
+        raise ItemError(Unusable.NO_MASK, f"{where}: has no mask; set data.image masks in site.toml.")
     drawn = [masks / f"{person}.dcm"] if (masks / f"{person}.dcm").exists() else []
     if (masks / person).is_dir():
         drawn += [p for files in group_series(masks / person).values() for p in files if _is_segmentation(p)]
-    drawn = [path for path in drawn if _drawn_on(path, volume.series_uid)]
+    drawn = [path for path in drawn if _refers_to(path, volume.series_uid)]
     if len(drawn) > 1:
-        raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; leave one.")
+        raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; keep one.")
     if drawn:
-        _hold(drawn[0], person, deidentification)
+        _check_deidentified(drawn[0], person, deidentification)
         values, path = read_seg(drawn[0], volume)[0], drawn[0]
         values = np.ascontiguousarray(values[:, :, 0].T) if flat else values
     else:
         found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if alone else None)
         if found is None:
-            raise ItemError(Unusable.NO_MASK, f"{where}: its series has no mask in {masks}.")
+            raise ItemError(Unusable.NO_MASK, f"{where}: the series has no mask in {masks}.")
         size = volume.voxels.shape[1::-1] if flat else volume.voxels.shape[:3]
-        if flat and found.name.endswith((".nii", ".nii.gz")):  # NIfTI's axes are columns, rows
+        if flat and found.name.endswith((".nii", ".nii.gz")):  # axes of NIfTI: columns, rows
             values = mask_files.read(found, None, volume.voxels.shape[:2]).T
         else:
             values = mask_files.read(found, volume.affine if volume.placed and not flat else None, size)
@@ -148,8 +155,8 @@ def _mask(
     return mask_files.as_classes(values, classes, path)
 
 
-def _drawn_on(path: Path, series: str) -> bool:
-    """Is that what the segmentation says? One that names no series is held against the image's place alone."""
+def _refers_to(path: Path, series: str) -> bool:
+    """True if the segmentation refers to the series, or to no series; its position is then checked by ``read_seg``."""
     with reading(path):
         named = open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []
         return not named or series in {str(s.get("SeriesInstanceUID") or "") for s in named}

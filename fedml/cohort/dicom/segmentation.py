@@ -1,11 +1,11 @@
-"""A DICOM segmentation as a mask on the voxels of its image.
+"""Reads a DICOM segmentation as a mask on the voxel grid of its image.
 
     volume = read_series(files)
     mask, labels = read_seg(path, volume)              # uint8 (columns, rows, slices); {1: "tumour"}
-    tumour, _ = read_seg(path, volume, segments=[1])   # others are not read
+    tumour, _ = read_seg(path, volume, segments=[1])   # only segment 1
 
-Frames stand where their position says (PS3.3 sections A.51 and C.8.20), not in the file's order: a segmentation may hold fewer frames than
-its image has slices, cropped or flipped ones, several segments at one place. A mask that does not belong to the image is refused.
+Frames are placed by their position (PS3.3 sections A.51 and C.8.20), not by their order in the file: a segmentation may have fewer frames
+than its image has slices, cropped or flipped frames, or several segments in one slice. A mask that does not belong to the image is refused.
 """
 
 from __future__ import annotations
@@ -24,37 +24,38 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-_DRIFT = 0.25  # voxels that rows or columns of mask and image may part over a whole frame
-_HALF = 0.5 + 1e-3  # in the plane: the corner of a pixel written for its centre is half a pixel
-_HALF_SLICE = 0.49  # along the normal: at just half a slice both neighbours are as near
-_CROPPED = 0.3  # a cropped frame has no edge of the image to be held against
+# Largest offsets between mask and image, in voxels.
+_MAX_DRIFT = 0.25  # between rows or columns over a whole frame
+_MAX_IN_PLANE = 0.5 + 1e-3  # in the plane: some files give the corner of a pixel instead of its centre
+_MAX_NORMAL = 0.49  # along the normal: at half a slice both neighbours would be equally near
+_MAX_CROPPED = 0.3  # of a cropped frame, which has no edge in common with the image
 
 
 def read_seg(
     path: Path, volume: Volume, *, segments: Sequence[int] | None = None, max_mb: int = MAX_MB
 ) -> tuple[npt.NDArray[np.uint8], dict[int, str]]:
-    """The mask, 0 where no segment is, and the label of each segment that was asked for.
+    """The mask, uint8 (columns, rows, slices), 0 outside all segments, and the label of each requested segment.
 
-    A voxel of a fractional segmentation belongs to the segment from half of the maximum fractional value on.
+    A voxel of a fractional segmentation belongs to the segment from half the maximum fractional value.
 
     Args:
         path: the segmentation (binary, fractional, or a label map).
-        volume: its image, as ``read_series`` gives it.
-        segments: numbers to read; where two overlap, the one named later wins. None reads all and refuses an overlap.
-        max_mb: limit of the file and of its frames, in MB of 2**20 bytes.
+        volume: its image, a result of ``read_series``.
+        segments: numbers of the segments to read; in an overlap the later one wins. None: all segments, and an overlap is refused.
+        max_mb: size limit of the file and of its frames, in MB of 2**20 bytes.
 
     Raises:
-        ItemError: mask-mismatch (another frame of reference, another series, another grid, more than half a voxel off, outside of the
-            image), overlapping-segments, duplicate-slices (one segment twice in one slice), or a reason of ``read_series``.
+        ItemError: mask-mismatch (another frame of reference, series or grid, an offset of more than half a voxel, voxels outside the
+            image), overlapping-segments, duplicate-slices (a segment twice in one slice), or a reason of ``read_series``.
     """
     with reading(path):
         dataset = open_dataset(path, max_mb=max_mb)
         if str(dataset.get("Modality")) != "SEG" or "SegmentSequence" not in dataset:
-            raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is no segmentation.")
+            raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is not a DICOM segmentation.")
         labels = {int(s.SegmentNumber): str(s.get("SegmentLabel") or "") for s in dataset.SegmentSequence}
         wanted = sorted(labels) if segments is None else [int(n) for n in segments]
         if missing := [n for n in wanted if n not in labels]:
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: has no segment {missing[0]}, it has {sorted(labels)}.")
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: has no segment {missing[0]}, only {sorted(labels)}.")
         if not wanted or not all(0 < n < 256 for n in wanted):
             raise ItemError(Unusable.TOO_LARGE, f"{path}: has no segment, or one above 255.")
         _same_image(dataset, volume, path)
@@ -67,29 +68,29 @@ def read_seg(
         shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
 
     mask = np.zeros(volume.voxels.shape[:3], dtype=np.uint8)
-    seen: set[tuple[int, tuple[int, ...]]] = set()
-    rank = np.zeros(256, dtype=np.int64)  # of a segment among those wanted; 0: none
+    positions: set[tuple[int, tuple[int, ...]]] = set()
+    rank = np.zeros(256, dtype=np.int64)  # segment number -> its rank in ``wanted``, 0 if it is not wanted
     rank[wanted] = np.arange(1, len(wanted) + 1)
-    for frame, own in zip(frames(dataset, path, max_mb=max_mb), groups, strict=True):
+    for frame, group in zip(frames(dataset, path, max_mb=max_mb), groups, strict=True):
         with reading(path):
-            places = [g for g in (own, shared) if g is not None]
+            places = [g for g in (group, shared) if g is not None]
             start, right, down = _place(places, frame.shape, volume, path)
-            _same_slice(own, start, right, down, volume, path)
+            _same_slice(group, start, right, down, volume, path)
             number = None if kind == "LABELMAP" else int(macro(places, "SegmentIdentificationSequence", "ReferencedSegmentNumber") or 0)
         if number is not None and number not in labels:
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame is of segment {number}, which it does not describe.")
-        if (key := (number or 0, tuple(start))) in seen:
-            raise ItemError(Unusable.DUPLICATE_SLICES, f"{path}: shows segment {number} twice at one place.")
-        seen.add(key)
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame is of segment {number}, which the file does not describe.")
+        if (key := (number or 0, tuple(start))) in positions:
+            raise ItemError(Unusable.DUPLICATE_SLICES, f"{path}: has segment {number} twice at one position.")
+        positions.add(key)
         for segment in wanted if number is None else [number] if number in wanted else []:
             found = np.nonzero(frame == segment if number is None else frame >= least)
             at = start + found[1][:, None] * right + found[0][:, None] * down
             if len(at) and (at.min() < 0 or (at >= mask.shape).any()):
-                raise ItemError(Unusable.MASK_MISMATCH, f"{path}: marks voxels outside of its image.")
+                raise ItemError(Unusable.MASK_MISMATCH, f"{path}: marks voxels outside its image.")
             index = tuple(at.T)
             before = rank[mask[index]]
             if segments is None and before.any():
-                raise ItemError(Unusable.OVERLAPPING_SEGMENTS, f"{path}: its segments overlap; name those to read.")
+                raise ItemError(Unusable.OVERLAPPING_SEGMENTS, f"{path}: the segments overlap; name the segments to read.")
             mask[index] = np.where(before > rank[segment], mask[index], segment)
     return mask, {n: labels[n] for n in wanted}
 
@@ -99,48 +100,48 @@ def _same_image(dataset: Dataset, volume: Volume, path: Path) -> None:
         raise ItemError(Unusable.MASK_MISMATCH, f"{path}: has another frame of reference than its image.")
     series = [str(s.get("SeriesInstanceUID") or "") for s in dataset.get("ReferencedSeriesSequence") or []]
     if series and volume.series_uid not in series:
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: was drawn on another series.")
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: refers to another series.")
 
 
 def _place(
     groups: Sequence[Dataset], shape: tuple[int, ...], volume: Volume, path: Path
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Voxel of the frame's first pixel, and the steps (-1, 0 or 1 along each axis) to the pixel on its right and to the one below."""
+    """Voxel index of the frame's first pixel, and the steps (-1, 0 or 1 along each axis) to the next pixel in the row and in the column."""
     position = numbers(macro(groups, "PlanePositionSequence", "ImagePositionPatient"), 3)
     axes = orthonormal(macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient"), path)
     pixel = numbers(macro(groups, "PixelMeasuresSequence", "PixelSpacing"), 2)
     if position is None or axes is None or pixel is None:
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame says no position, orientation or spacing.")
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame has no position, orientation or spacing.")
     voxel = np.linalg.inv(RAS @ volume.affine)
     exact = voxel[:3, :3] @ position + voxel[:3, 3]
     steps = voxel[:3, :3] @ (axes * [[pixel[1]], [pixel[0]]]).T
     whole = np.rint(steps)
     drift = np.abs(steps - whole) * [shape[1], shape[0]]
-    if drift.max() > _DRIFT or (np.abs(whole).sum(0) != 1).any() or (np.abs(whole).sum(1) > 1).any():
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: its pixels are not those of its image in size or direction.")
+    if drift.max() > _MAX_DRIFT or (np.abs(whole).sum(0) != 1).any() or (np.abs(whole).sum(1) > 1).any():
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: its pixels differ from those of its image in size or direction.")
     start = np.rint(exact)
     for axis in range(3):
         along = np.flatnonzero(whole[axis])
         if not len(along):
-            allowed = _HALF_SLICE
-        elif shape[1 - along[0]] == volume.voxels.shape[axis]:  # as wide as the image: it begins at an edge
+            allowed = _MAX_NORMAL
+        elif shape[1 - along[0]] == volume.voxels.shape[axis]:  # as large as the image along this axis: the frame begins at an edge
             start[axis] = 0 if whole[axis, along[0]] > 0 else volume.voxels.shape[axis] - 1
-            allowed = _HALF
+            allowed = _MAX_IN_PLANE
         else:
-            allowed = _CROPPED
+            allowed = _MAX_CROPPED
         if abs(exact[axis] - start[axis]) > allowed:
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame lies {abs(exact[axis] - start[axis]):.2f} voxels off its image.")
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame is {abs(exact[axis] - start[axis]):.2f} voxels off the image grid.")
     return start.astype(np.int64), whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64)
 
 
 def _same_slice(
     group: Dataset, start: npt.NDArray[np.int64], right: npt.NDArray[np.int64], down: npt.NDArray[np.int64], volume: Volume, path: Path
 ) -> None:
-    """A frame that names the slice it was drawn on must lie there: a shift by whole slices shows nowhere else."""
+    """Checks that a frame is in the slice that it refers to; a shift by whole slices cannot be detected in any other way."""
     if right[2] or down[2]:
         return
     for derived in group.get("DerivationImageSequence") or []:
         named = {str(s.get("ReferencedSOPInstanceUID") or "") for s in derived.get("SourceImageSequence") or []}
         slices = [k for k, uid in enumerate(volume.instances) if uid in named]
         if slices and start[2] not in slices:
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame lies in another slice than the one it was drawn on.")
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame is in another slice than the slice that it refers to.")

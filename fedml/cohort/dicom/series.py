@@ -1,12 +1,12 @@
-"""One DICOM series as one volume, placed in the patient; what a hospital's archive exports, whatever its files are called.
+"""Reads a DICOM series as one volume with its position in the patient; file names do not matter.
 
     series = group_series(folder)                    # series UID -> files, over any nesting of folders
     volume = read_series(series[uid])
     nibabel.Nifti1Image(volume.voxels, volume.affine)            # the axes and the affine are those of NIfTI:
     monai.data.MetaTensor(volume.voxels[None], volume.affine)    # voxels[column, row, slice], millimetres, RAS+
 
-Slices stand by their position along the normal (PS3.3 section C.7.6.2.1.1), never by number or name. A series that is no regular grid of
-slices is refused with a reason: a slice lacks or is there twice, orientations or sizes are mixed, a localizer lies among them.
+Slices are ordered by position along the normal (PS3.3 section C.7.6.2.1.1), never by number or name. A series that is not a regular grid of
+slices is refused with a reason: a slice is missing or present twice, orientations or sizes are mixed, or a localizer is among the slices.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's LPS to RAS and back
-_COSINES = 1e-3  # orientation: scanners write five or six digits
-_OFF_GRID = 0.2  # of a step: thin slices with positions rounded to 0.1 mm lie within it, a missing one puts some off by half a step
+_COSINES = 1e-3  # tolerance of orientations: scanners write five or six digits
+# Tolerance of positions, as a share of the slice distance: rounding to 0.1 mm stays below it, a missing slice shifts others by half a step.
+_OFF_GRID = 0.2
 _DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
 _ENDINGS = (".dcm", ".dicom", ".ima")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
@@ -37,13 +38,13 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COL
 
 @dataclass(frozen=True)
 class Volume:
-    """An image and where it lies.
+    """An image and its position.
 
-    ``voxels``: float32, (columns, rows, slices), or (columns, rows, slices, 3) as RGB in the stored range, mostly 0..255.
-    ``affine``: voxel index -> mm in RAS+, float64 (4, 4). ``spacing_mm``: between neighbours along the three axes.
-    ``unit``: HU, what a PET or an enhanced image says of itself, or empty. ``instances``: SOP instance UID of each slice.
-    ``placed`` is False for a picture that says no position (X-ray, photograph): its affine only scales, by 1 mm where the spacing of its
-    pixels is unknown. Without a slice thickness a single slice counts as 1 mm thick.
+    ``voxels``: float32, (columns, rows, slices), or (columns, rows, slices, 3) as RGB in the stored range, usually 0..255.
+    ``affine``: voxel index -> mm in RAS+, float64 (4, 4). ``spacing_mm``: voxel spacing along the three axes.
+    ``unit``: HU, the unit that a PET or an enhanced image states, or empty. ``instances``: SOP instance UID of each slice.
+    ``placed`` is False for a picture without a position (X-ray, photograph): its affine only scales, by 1 mm if the pixel spacing is
+    unknown. A single slice without a slice thickness is taken as 1 mm thick.
     """
 
     voxels: npt.NDArray[np.float32]
@@ -58,7 +59,7 @@ class Volume:
 
     @property
     def picture(self) -> npt.NDArray[np.float32]:
-        """The only slice as a photograph is read: (rows, columns) or (rows, columns, 3)."""
+        """The only slice in the axis order of a picture: (rows, columns) or (rows, columns, 3)."""
         if self.voxels.shape[2] != 1:
             raise ItemError(Unusable.GEOMETRY, f"series {self.series_uid}: has {self.voxels.shape[2]} slices, not one.")
         return np.ascontiguousarray(self.voxels[:, :, 0].swapaxes(0, 1))
@@ -68,28 +69,28 @@ class Volume:
 class _Slice:
     path: Path
     frame: int
-    series: tuple[str, ...]  # what all slices of a volume share
+    series: tuple[str, ...]  # attributes that must be equal in all slices of a volume
     instance: str
     shape: tuple[int, int]
     position: npt.NDArray[np.float64] | None
-    axes: npt.NDArray[np.float64] | None  # (2, 3): direction of growing columns, of growing rows
+    axes: npt.NDArray[np.float64] | None  # (2, 3): unit vectors in the direction of increasing column index, of increasing row index
     spacing: tuple[float, float] | None  # of columns, of rows; mm
     thickness: float
-    location: float | None  # Slice Location: mm along the normal, from anywhere and in either direction
+    location: float | None  # Slice Location: mm along the normal, with any origin and sign
     slope: float
     intercept: float
-    rescale: str | None  # its type, "" where it says none; None: no rescale
+    rescale: str | None  # rescale type, "" if the file states none; None: no rescale
     unit: str
 
 
 def group_series(folder: Path) -> dict[str, list[Path]]:
-    """Series instance UID -> its files below ``folder``, sorted; what is no DICOM and DICOMDIR are left out.
+    """Series instance UID -> its files below ``folder``, sorted; without files that are not DICOM, and without DICOMDIR.
 
-    Under the key ``""`` stand files that begin as DICOM but cannot be read or name no series, and those that begin otherwise though their
-    name ends in ``.dcm``, or that are empty and have no other ending: one of them may be a missing slice.
+    The key ``""`` has the files that may be a missing slice: files that begin like DICOM but cannot be read or name no series, files named
+    ``.dcm`` that do not begin like DICOM, and empty files without another extension.
     """
     series: dict[str, list[Path]] = {}
-    for where, _, names in os.walk(folder):  # links to folders are not followed: they may run in circles
+    for where, _, names in os.walk(folder):  # links to folders are not followed, because they may form a cycle
         for path in (Path(where, name) for name in names):
             try:
                 if not path.is_file():
@@ -117,41 +118,41 @@ def _named_dicom(path: Path) -> bool:
 def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
     """The files of one series, in any order, as one volume.
 
-    Rescale slope and intercept are applied slice by slice, MONOCHROME1 is turned over where the values have no unit, the frames of an
-    enhanced image are slices. A picture without positions is one slice. Overlays and padding values are left as they are.
+    Rescale slope and intercept are applied slice by slice, MONOCHROME1 is inverted if the values have no unit, the frames of an enhanced
+    image are slices. A picture without positions is one slice. Overlays and padding values are not changed.
 
     Args:
         files: all files of the series.
-        max_mb: limit of a file and of the volume, in MB of 2**20 bytes.
+        max_mb: size limit of a file and of the volume, in MB of 2**20 bytes.
 
     Raises:
-        ItemError: by the reason: not-an-image, unreadable, truncated, wrong-length, too-large, compressed; mixed-series, geometry, gap,
-            duplicate-slices, rescale, non-finite.
+        ItemError: with the reason not-an-image, unreadable, truncated, wrong-length, too-large, compressed, mixed-series, geometry, gap,
+            duplicate-slices, rescale or non-finite.
     """
     slices = [s for path in dict.fromkeys(files) for s in _slices(path, max_mb)]
     if not slices:
-        raise ItemError(Unusable.NOT_AN_IMAGE, "a series without files.")
+        raise ItemError(Unusable.NOT_AN_IMAGE, "the series has no files.")
     if slices[0].series[1] == "SEG":
-        raise ItemError(Unusable.NOT_AN_IMAGE, f"{slices[0].path}: is a segmentation, no image; dicom_seg reads it.")
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"{slices[0].path}: is a segmentation, not an image; move it to the folder of masks.")
     _alike(slices)
     first, colour = slices[0], slices[0].series[3] in _COLOUR
     order, affine, spacing = _grid(slices)
     shape = (first.shape[1], first.shape[0], len(slices), *((3,) if colour else ()))
     if 4 * math.prod(shape) > max_mb * 2**20:
-        raise ItemError(Unusable.TOO_LARGE, f"{first.path}: its series needs more than {max_mb} MB.")
+        raise ItemError(Unusable.TOO_LARGE, f"{first.path}: the series needs more than {max_mb} MB.")
     voxels = np.empty(shape, dtype=np.float32)
-    stands = {(slices[k].path, slices[k].frame): (n, slices[k]) for n, k in enumerate(order)}
+    by_frame = {(slices[k].path, slices[k].frame): (n, slices[k]) for n, k in enumerate(order)}
     for path in dict.fromkeys(files):
         dataset = open_dataset(path, max_mb=max_mb)
         for number, stored in enumerate(frames(dataset, path, max_mb=max_mb)):
-            at, one = stands[path, number]
+            at, slice_ = by_frame[path, number]
             with reading(path):
-                values = _values(stored, dataset, one)
-                if values.shape[:2] != one.shape:
-                    raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a frame is {values.shape}, its header says {one.shape}.")
+                values = _values(stored, dataset, slice_)
+                if values.shape[:2] != slice_.shape:
+                    raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a frame is {values.shape}, its header says {slice_.shape}.")
                 voxels[:, :, at] = values.swapaxes(0, 1)
             if not np.isfinite(voxels[:, :, at]).all():
-                raise ItemError(Unusable.NON_FINITE, f"{path}: holds values that are not finite in float32.")
+                raise ItemError(Unusable.NON_FINITE, f"{path}: contains values that are not finite in float32.")
     return Volume(
         voxels=voxels, affine=affine, spacing_mm=spacing, unit=first.unit, modality=first.series[1], series_uid=first.series[0],
         frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
@@ -171,18 +172,18 @@ def _slices(path: Path, max_mb: int) -> list[_Slice]:
         if groups is not None and len(groups) != count:
             raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {count} frames and describes {len(groups)}.")
         if groups is None and count > 1:
-            raise ItemError(Unusable.GEOMETRY, f"{path}: holds {count} frames without a position each; they are no volume.")
+            raise ItemError(Unusable.GEOMETRY, f"{path}: has {count} frames without positions, which are not a volume.")
         shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
         found = []
         for number in range(count):
-            # (where an attribute may stand, the most particular first)
-            own = [g for g in (groups[number] if groups is not None else None, shared) if g is not None]
-            found.append(_slice(path, number, header, own, series, (rows, columns)))
+            # The functional groups that may contain an attribute, the most specific first.
+            places = [g for g in (groups[number] if groups is not None else None, shared) if g is not None]
+            found.append(_slice(path, number, header, places, series, (rows, columns)))
         return found
 
 
 def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset | None = None) -> Any:
-    """An attribute of a functional group (PS3.3 section C.7.6.16), or of ``plain`` where no group has it; None where nobody has."""
+    """An attribute of the first functional group that has it (PS3.3 section C.7.6.16), else of ``plain``, else None."""
     for place in places:
         items = place.get(sequence)
         if items and items[0].get(keyword) is not None:
@@ -191,31 +192,31 @@ def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset
 
 
 def numbers(value: Any, count: int) -> npt.NDArray[np.float64] | None:
-    """``count`` finite numbers, or None where the attribute is empty.
+    """(count,) finite numbers, or None if the attribute is empty.
 
     Raises:
-        ItemError: other than that; the reason is geometry.
+        ItemError: geometry: another count, or a number that is not finite.
     """
     if value is None or value == "" or not np.size(value):
         return None
     found = np.atleast_1d(np.asarray(value, dtype=np.float64))
     if found.shape != (count,) or not np.isfinite(found).all():
-        raise ItemError(Unusable.GEOMETRY, f"holds {found.size} numbers where {count} finite ones are expected.")
+        raise ItemError(Unusable.GEOMETRY, f"has {found.size} numbers where {count} finite numbers are expected.")
     return found
 
 
 def orthonormal(value: Any, path: Path) -> npt.NDArray[np.float64] | None:
-    """Image Orientation (Patient) as (2, 3) unit vectors: along growing columns, along growing rows; None where it is empty.
+    """Image Orientation (Patient) as (2, 3) unit vectors: along increasing column index, along increasing row index; None if it is empty.
 
     Raises:
-        ItemError: they are no unit vectors at a right angle; the reason is geometry.
+        ItemError: geometry: the vectors are not orthonormal.
     """
     found = numbers(value, 6)
     if found is None:
         return None
     axes = found.reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _COSINES:
-        raise ItemError(Unusable.GEOMETRY, f"{path}: its orientation is not two unit vectors at a right angle.")
+        raise ItemError(Unusable.GEOMETRY, f"{path}: the orientation is not two orthogonal unit vectors.")
     along = axes[0] / np.linalg.norm(axes[0])
     down = axes[1] - (axes[1] @ along) * along
     return np.stack([along, down / np.linalg.norm(down)])
@@ -250,13 +251,13 @@ def _rescale(path: Path, header: Dataset, groups: Sequence[Dataset]) -> tuple[fl
         return 1.0, 0.0, None
     slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
     if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
-        raise ItemError(Unusable.RESCALE, f"{path}: its rescale slope and intercept give no values.")
+        raise ItemError(Unusable.RESCALE, f"{path}: the rescale slope is 0, or slope or intercept is not finite.")
     return slope, intercept, str(kind or "")
 
 
 def _unit(header: Dataset, rescale: str | None, localizer: str) -> str:
     modality = str(header.get("Modality") or "")
-    if modality == "CT":  # in Hounsfield units unless it says otherwise (PS3.3 section C.8.2.1.1.2)
+    if modality == "CT":  # in Hounsfield units unless the file states another unit (PS3.3 section C.8.2.1.1.2)
         return "HU" if rescale in ("", "HU") and not localizer else "" if rescale in (None, "US", "") else str(rescale)
     if modality == "PT":
         return str(header.get("Units") or "")
@@ -265,30 +266,30 @@ def _unit(header: Dataset, rescale: str | None, localizer: str) -> str:
 
 def _alike(slices: Sequence[_Slice]) -> None:
     first = slices[0]
-    for one in slices:
-        if one.series[0] != first.series[0]:
-            raise ItemError(Unusable.MIXED_SERIES, f"{one.path}: is of another series than {first.path}.")
-        if one.series != first.series or one.shape != first.shape or (one.axes is None) != (first.axes is None):
-            raise ItemError(Unusable.MIXED_SERIES, f"{one.path}: differs from {first.path} in kind or size (a localizer?).")
-        if one.axes is not None and first.axes is not None and np.abs(one.axes - first.axes).max() > _COSINES:
-            raise ItemError(Unusable.MIXED_SERIES, f"{one.path}: is oriented otherwise than {first.path}.")
-        if (one.spacing is None) != (first.spacing is None) or not np.allclose(one.spacing or 0, first.spacing or 0, rtol=1e-3):
-            raise ItemError(Unusable.MIXED_SERIES, f"{one.path}: has another pixel spacing than {first.path}.")
-        if one.rescale != first.rescale or one.unit != first.unit:
-            raise ItemError(Unusable.RESCALE, f"{one.path}: is rescaled otherwise than {first.path}.")
+    for other in slices:
+        if other.series[0] != first.series[0]:
+            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: is of another series than {first.path}.")
+        if other.series != first.series or other.shape != first.shape or (other.axes is None) != (first.axes is None):
+            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: differs from {first.path} in kind or size (a localizer?).")
+        if other.axes is not None and first.axes is not None and np.abs(other.axes - first.axes).max() > _COSINES:
+            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: has another orientation than {first.path}.")
+        if (other.spacing is None) != (first.spacing is None) or not np.allclose(other.spacing or 0, first.spacing or 0, rtol=1e-3):
+            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: has another pixel spacing than {first.path}.")
+        if other.rescale != first.rescale or other.unit != first.unit:
+            raise ItemError(Unusable.RESCALE, f"{other.path}: has another rescale type or unit than {first.path}.")
 
 
 def _grid(slices: Sequence[_Slice]) -> tuple[list[int], npt.NDArray[np.float64], tuple[float, float, float]]:
-    """The slices' order along the normal, the affine (RAS) and the spacing.
+    """The slices' order along the normal, the affine (RAS+) and the spacing in mm.
 
-    A tilted gantry moves each slice in its plane by the same step: that is kept, as a shear.
+    A tilted gantry shifts each slice in its plane by the same step; the affine contains this shear.
     """
     first = slices[0]
     across, down = first.spacing or (1.0, 1.0)
     affine = np.eye(4)
     if first.position is None or first.axes is None:
         if len(slices) > 1:
-            raise ItemError(Unusable.GEOMETRY, f"{first.path}: several frames or files that say no position are not a volume.")
+            raise ItemError(Unusable.GEOMETRY, f"{first.path}: several frames or files without positions are not a volume.")
         thick = first.thickness if first.thickness > 0 else 1.0
         affine[:3, :3] = np.diag([across, down, thick])
         return [0], affine, (across, down, thick)
@@ -314,7 +315,7 @@ def _check_grid(
     usual = float(np.median(steps))
     twice = np.flatnonzero(steps <= max(_OFF_GRID * usual, 1e-4))
     if len(twice):
-        raise ItemError(Unusable.DUPLICATE_SLICES, f"{slices[order[twice[0] + 1]].path}: lies where another slice of its series lies.")
+        raise ItemError(Unusable.DUPLICATE_SLICES, f"{slices[order[twice[0] + 1]].path}: has the position of another slice of its series.")
     distance = float(step @ normal)
     if np.abs(along[order] - along[order[0]] - distance * np.arange(len(order))).max() > _OFF_GRID * min(distance, usual):
         raise ItemError(Unusable.GAP, f"{first.path}: the slices of its series are not evenly spaced (one is missing?).")
@@ -324,11 +325,11 @@ def _check_grid(
         raise ItemError(Unusable.GEOMETRY, f"{first.path}: the slices of its series are shifted against each other.")
     located = [slices[k].location for k in order]
     steps = np.diff([where for where in located if where is not None])
-    if len(steps) == len(order) - 1 and (steps > 0).any() and (steps < 0).any():  # swapped positions show nowhere else
+    if len(steps) == len(order) - 1 and (steps > 0).any() and (steps < 0).any():  # swapped positions cannot be detected in any other way
         raise ItemError(Unusable.GEOMETRY, f"{first.path}: positions and slice locations of its series are in different orders.")
 
 
-def _values(stored: npt.NDArray[Any], dataset: Dataset, one: _Slice) -> npt.NDArray[Any]:
+def _values(stored: npt.NDArray[Any], dataset: Dataset, slice_: _Slice) -> npt.NDArray[Any]:
     if stored.ndim == 3:
         return stored
     table = dataset.get("ModalityLUTSequence")
@@ -336,12 +337,12 @@ def _values(stored: npt.NDArray[Any], dataset: Dataset, one: _Slice) -> npt.NDAr
         from pydicom.pixels.processing import apply_modality_lut
 
         values = np.asarray(apply_modality_lut(stored, dataset), dtype=np.float64)
-        low, high = float(values.min()), float(values.max())  # a table has no range of its own to turn over
+        low, high = float(values.min()), float(values.max())  # a lookup table declares no range for the inversion
     else:
         bits, signed = int(dataset.get("BitsStored") or 0), int(dataset.get("PixelRepresentation", 0))
         low, high = (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
-        low, high = low * one.slope + one.intercept, high * one.slope + one.intercept
-        values = stored * np.float64(one.slope) + one.intercept
-    if one.series[3] == "MONOCHROME1" and not one.unit:
+        low, high = low * slice_.slope + slice_.intercept, high * slice_.slope + slice_.intercept
+        values = stored * np.float64(slice_.slope) + slice_.intercept
+    if slice_.series[3] == "MONOCHROME1" and not slice_.unit:
         values = low + high - values
     return values

@@ -1,8 +1,8 @@
-"""How far what a file unpacks to may be from its own size: a small file that fills the memory is no image.
+"""Limits on decompressed size: refuses decompression bombs, small files that decompress to more than the memory.
 
     require_plausible(path, path.stat().st_size, rows * columns * 3)      # ItemError(too-large)
 
-Deflate packs at most 1,032 to 1 (zlib's manual), and only constant bytes come near. The largest ratio of a public image set that we know is
+Deflate compresses at most 1,032 to 1 (zlib's manual), and only constant bytes come near. The largest ratio known for a public image set is
 220 (binary shapes of 64 x 64 x 64 voxels); photographs and scans stay below 20.
 """
 
@@ -15,22 +15,26 @@ from pathlib import Path
 from fedml.cohort.images.reasons import ItemError, Unusable
 
 RATIO = 500
-SMALL = 64 * 2**20  # bytes; what unpacks to no more than that does no harm
+SMALL = 64 * 2**20  # bytes; a decompressed size up to this limit is always accepted
 _BLOCK, _PIECE = 2**20, 2**14
-_PADDING = 512  # bytes; zeros up to here may follow the end
+_PADDING = 512  # bytes; at most this many zeros may follow the data
 
 
 def require_plausible(path: Path, packed: int, unpacked: int) -> None:
-    """Raises ``ItemError`` (too-large) where ``packed`` bytes that unpack to ``unpacked`` are a bomb."""
+    """Checks the ratio of ``unpacked`` to ``packed`` bytes.
+
+    Raises:
+        ItemError: too-large: the file is a decompression bomb.
+    """
     if unpacked > SMALL and unpacked > RATIO * packed:
-        raise ItemError(Unusable.TOO_LARGE, f"{path}: unpacks to {unpacked >> 20} MB, {unpacked // max(packed, 1)} times its own size.")
+        raise ItemError(Unusable.TOO_LARGE, f"{path}: decompresses to {unpacked >> 20} MB, {unpacked // max(packed, 1)} times its size.")
 
 
 def inflated(data: bytes, wbits: int, most: int) -> tuple[int, bool, int]:
-    """(bytes that ``data`` inflates to, whether the stream ends, bytes behind its end); nothing is kept, above ``most`` it stops.
+    """(decompressed bytes of ``data``, whether the stream ends, bytes after its end). Discards the output; stops above ``most`` bytes.
 
     Raises:
-        zlib.error: damaged; the stream's own checksum too.
+        zlib.error: the stream is damaged, or its checksum is wrong.
     """
     inflate, length, at, view = zlib.decompressobj(wbits), 0, 0, memoryview(data)
     while at < len(data) and not inflate.eof and length <= most:
@@ -43,7 +47,7 @@ def inflated(data: bytes, wbits: int, most: int) -> tuple[int, bool, int]:
 
 
 def require_length(path: Path, expected: int) -> None:
-    """Holds a file's length, and the checksum of a ``.gz``, against what its header declares, without keeping what is read.
+    """Checks that a file's length is the ``expected`` bytes, and the checksum of a ``.gz``, in bounded memory.
 
     Raises:
         ItemError: truncated, wrong-length, or unreadable (the checksum differs).
@@ -62,10 +66,10 @@ def require_length(path: Path, expected: int) -> None:
                     file.seek(expected)
                     rest = file.read()
     except EOFError as error:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short.") from error
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated.") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         raise ItemError(Unusable.UNREADABLE, f"{path}: its compressed data are damaged.") from error
     if length < expected:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, {length} of {expected} bytes are there.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated, {length} of {expected} bytes are present.")
     if length > expected + _PADDING or any(rest):
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: holds more than the {expected} bytes that its header declares.")
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: contains more than the {expected} bytes that its header declares.")

@@ -1,16 +1,18 @@
-"""A cohort's images after the deterministic part of their preprocessing, in half precision in one file that is mapped into memory.
+"""Caches a cohort's images after deterministic preprocessing, in half precision in one memory-mapped file.
 
     cache = open_cache(Path("cache"), Path("images"), items, spec, read, reader="nifti", say=print)
-    cache.kept, cache.left_out                                   # which of items are in it; why the others are not
+    cache.kept, cache.left_out                                   # indices of the cached items; reasons why others are excluded
     cache.image(0, start=(10, 20, 5), size=(96, 96, 96))         # float32 (channels, 96, 96, 96): only the crop is read from the disk
     DataLoader(Crops(cache, (96, 96, 96), seed=7, random_part=random(augment, ("image", "mask"))), batch_size=4)
 
-An entry is a folder: ``image.bin`` (float16, one item after another), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
-SHA-256, or the reason why it is left out) and ``meta.json``. An item's key is the SHA-256 over the bytes of its files, the spec, the
-reader and the libraries' versions; the entry's is that of all of them in order. It appears by one rename when it is whole; one that is
-partial or damaged is made anew. Items that an older entry holds are copied, so a person more costs a person.
+A cache entry is a folder: ``image.bin`` (float16, items in order), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
+SHA-256, or the reason of its exclusion) and ``meta.json``. An item's key is the SHA-256 over the bytes of its files, the spec, the reader
+and the libraries' versions; the entry's key is the SHA-256 over all item keys in order. An entry is published by one rename when it is
+complete; a partial or damaged entry is rebuilt. Items are copied from older entries, so adding a person costs the preprocessing of one
+person.
 
-Intensities in 0..1 keep an error of at most 2^-12. Without a window raw numbers are kept to 11 binary digits: whole numbers to 2,048.
+In 0..1 the rounding error of half precision is at most 2^-12. Without a window raw values have 11 binary digits: integers are exact up to
+2,048.
 """
 
 from __future__ import annotations
@@ -41,22 +43,22 @@ from fedml.cohort.images.transforms import digest, prepared, spacing_after
 from fedml.errors import InputError
 from fedml.study.imaging import Preprocess
 
-FORMAT = 2  # raise it when the layout changes
-_EVERY = 2.0  # seconds between lines of progress
+FORMAT = 2  # increment when the layout changes
+_LOG_EVERY_SECONDS = 2.0
 
 
 class _Kept(NamedTuple):
     key: str
     shape: tuple[int, ...]
-    mask: tuple[int, ...]  # () without one
+    mask: tuple[int, ...]  # shape of the mask, () without a mask
     sha256: str
-    spacing: tuple[float, ...]  # mm along each axis; () where the file does not say
+    spacing: tuple[float, ...]  # mm along each axis; () if unknown
 
 
 class _LeftOut(NamedTuple):
     key: str
     reason: Unusable
-    text: str  # of the error; the k-th of the item's files stands as NUL k NUL, so that it names no file of another item
+    text: str  # of the error; NUL k NUL stands for the path of the item's k-th file, because an identical item may have other paths
 
 
 _Index = tuple[_Kept | _LeftOut, ...]
@@ -64,9 +66,9 @@ _Index = tuple[_Kept | _LeftOut, ...]
 
 @final
 class ImageCache:
-    """A whole entry. ``kept`` (n,) int64 are the numbers of the items it holds, in their order, ``left_out`` the others and why in a code,
-    ``texts`` in words; ``shapes`` are (channels, *size) of the kept, alike or not, ``spacings`` mm along each axis, () where it is not
-    known. Images and masks are asked for by place in ``kept``.
+    """A complete cache entry. ``kept`` (n,) int64: indices of the cached items, in order; ``left_out``: index of an excluded item -> reason
+    code; ``texts``: index -> error text. ``shapes``: (channels, *size) of each cached item; ``spacings``: mm along each axis, () if
+    unknown. ``image`` and ``mask`` take an index into ``kept``.
     """
 
     def __init__(self, place: Path, index: _Index, texts: Mapping[int, str]) -> None:
@@ -85,38 +87,39 @@ class ImageCache:
         return len(self.kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageCache, (self._place, self._index, self.texts)  # a worker maps the file itself
+        return ImageCache, (self._place, self._index, self.texts)  # each worker process maps the file itself
 
     def content(self, at: int) -> str:
-        """SHA-256, hexadecimal, of what is kept of item ``kept[at]``: image and mask."""
+        """SHA-256, hexadecimal, of the cached image and mask of item ``kept[at]``."""
         entry = self._index[int(self.kept[at])]
         return entry.sha256 if isinstance(entry, _Kept) else ""
 
     def source(self, at: int) -> str:
-        """Key of item ``kept[at]``, hexadecimal: of the bytes of its files (mask too), the preprocessing, the reader, versions."""
+        """Key of item ``kept[at]``, hexadecimal: depends on the bytes of its files (mask included), the preprocessing, reader and
+        versions."""
         return self._index[int(self.kept[at])].key
 
     def image(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor:
-        """Item ``kept[at]``, or ``size`` voxels of it from ``start`` on: float32 (channels, *size) of its own, or written to ``out``.
+        """Item ``kept[at]``, or a crop of ``size`` voxels from ``start``: float32 (channels, *size), a new tensor or written to ``out``.
 
-        What lies outside of the image is 0, the low end of the window. Left out, ``start`` is the first voxel and ``size`` the whole.
+        Voxels outside the image are 0, the low end of the window. Defaults: ``start`` at the first voxel, ``size`` the whole image.
         """
         return _crop(self._images[at], start, size, torch.float32, out)
 
     def mask(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The mask of the same place: uint8 (channels of the mask, *size), 0 outside; None where the item has none."""
+        """The mask of the same crop: uint8 (mask channels, *size), 0 outside the image; None if the item has no mask."""
         return _crop(self._masks[at], start, size, torch.uint8, out) if self.mask_shapes[at] else None
 
 
 @final
 class Crops(Dataset[dict[str, torch.Tensor]]):
-    """Crops at random places for a ``DataLoader``: ``image`` float32 (channels, *size), ``mask`` uint8 if all items have one, ``item``.
+    """Random crops for a ``DataLoader``: ``image`` float32 (channels, *size), ``mask`` uint8 if all items have a mask, ``item`` (index).
 
-    A place and the random part follow from (seed, epoch, item) alone: neither the order nor the number of workers changes them.
-    ``crops[[3, 1]]`` is a batch, written in one piece: ``DataLoader(crops, batch_size=None, sampler=BatchSampler(...))`` copies once less.
+    The crop position and the random transform depend on (seed, epoch, item) only, not on the order or the number of workers.
+    ``crops[[3, 1]]`` is a batch in one tensor: ``DataLoader(crops, batch_size=None, sampler=BatchSampler(...))`` saves one copy.
 
     Args:
-        size: voxels of the crop along each axis; empty: whole items. A shorter item is padded with 0.
+        size: voxels of the crop along each axis; empty: whole items. A smaller item is padded with 0.
         random_part: a MONAI transform with ``set_random_state``, of dictionaries with ``image`` and ``mask``; see ``transforms.random``.
     """
 
@@ -125,7 +128,7 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
         self._random, self._masks = random_part, all(cache.mask_shapes)
 
     def set_epoch(self, epoch: int) -> None:
-        """Before a pass over the loader. Workers that are kept between passes (``persistent_workers``) would not hear of it."""
+        """Call before each pass over the loader. Has no effect on workers that persist between passes (``persistent_workers``)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -133,22 +136,22 @@ class Crops(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, at: int | Sequence[int]) -> dict[str, torch.Tensor]:
         if not isinstance(at, Sequence):
-            return self._one(at, None)
+            return self._item(at, None)
         shapes, masks = ({kind[k][:1] + (self.size or kind[k][1:]) for k in at} for kind in (self.cache.shapes, self.cache.mask_shapes))
         if len(shapes) != 1 or (self._masks and len(masks) != 1):
-            raise ValueError("items of unlike shape are no batch; give Crops a size")
+            raise ValueError("items of different shapes cannot be a batch; give Crops a size")
         out = {"image": torch.empty((len(at), *shapes.pop())), "item": torch.empty(len(at), dtype=torch.int64)}
         if self._masks:
             out["mask"] = torch.empty((len(at), *masks.pop()), dtype=torch.uint8)
         for row, k in enumerate(at):
             into = {key: values[row] for key, values in out.items()}
-            for key, value in self._one(k, into).items():
+            for key, value in self._item(k, into).items():
                 if value is not into[key]:
                     into[key].copy_(value)
         return out
 
-    def _one(self, at: int, out: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Item ``at``, written to ``out`` as far as it can be."""
+    def _item(self, at: int, out: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+        """Item ``at``; image and mask are written to ``out`` unless a random transform follows."""
         generator, into = np.random.default_rng((self.seed, self.epoch, at)), out or {}
         start: Sequence[int] = ()
         if self.size:
@@ -168,12 +171,12 @@ Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np
 _Finish = Callable[[Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
 
 
-def _made(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
+def _prepared(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
     return prepared(spec, raw.image, raw.affine, raw.mask)
 
 
 class CannotKeep(InputError):
-    """The cache's folder cannot be written, or does not give back what was written."""
+    """The cache folder cannot be written, or the data read back differ from the data written."""
 
 
 def open_cache(
@@ -184,28 +187,28 @@ def open_cache(
     read: Read,
     reader: str,
     say: Say = lambda line: None,
-    make: Make = _made,
+    make: Make = _prepared,
 ) -> ImageCache:
-    """The entry of these items, from ``folder``; made and kept there if it is not. Of two processes that want the same, one waits.
+    """The cache entry of these items in ``folder``; a missing entry is built. If two processes need the same entry, one waits.
 
-    An item that cannot be used is left out with its reason, whatever is wrong with it, but for an ``InputError``, which ends the making.
-    That is remembered with the item's bytes, so it is tried again when a file or ``reader`` has changed. Memory: one item at a time.
+    An unusable item is excluded with its reason; only an ``InputError`` stops the build. The exclusion is cached under the item's key, so
+    the item is read again when a file or ``reader`` changes. Memory: one item at a time.
 
     Args:
-        folder: made if it is not there, for its owner alone: it holds what the images hold.
-        source: what the items are of, such as the images' folder; the two entries of it that were used last are kept.
-        spec: with its window settled.
-        read: an item's raw image; raises ``ItemError`` with the reason.
-        make: what is kept of a raw image, as image and mask.
-        reader: the name of ``read`` (and of ``make``), and whatever else its result depends on, such as versions of decoders.
+        folder: created with mode 0700 if it does not exist, because it contains the same personal data as the images.
+        source: the items' origin, such as the images' folder; the two most recently used entries of a source are kept.
+        spec: with a window instead of percentiles.
+        read: returns an item's raw image; raises ``ItemError`` with the reason.
+        make: computes the cached image and mask from a raw image.
+        reader: the name of ``read`` (and of ``make``) and every other dependency of its result, such as versions of decoders.
 
     Raises:
         CannotKeep: the folder cannot be written.
         InputError: a file changes while it is read.
-        ValueError: ``percentiles`` of the spec are not settled.
+        ValueError: the spec still has ``percentiles``.
     """
     if spec.percentiles:
-        raise ValueError("percentiles are settled by the server: take windowed(spec, low, high)")
+        raise ValueError("the server computes the window of percentiles: use windowed(spec, low, high)")
     try:
         with writing():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -217,17 +220,17 @@ def open_cache(
         cache = _open(place, key, items)
         if cache is None:
             with locked(place.with_suffix(".lock"), say):
-                cache = _open(place, key, items)  # another process may have made it meanwhile
+                cache = _open(place, key, items)  # another process may have built it before this one got the lock
                 if cache is None:
                     _make(place, key, source, _results(folder, place, items, keys, partial(make, spec), spec, read, say), digests)
                     cache = _open(place, key, items)
                     evict(folder, place)
     except Unwritable as error:
-        raise CannotKeep(f"{folder}: cannot be written ({error}); free space there, or name another cache folder.") from error
+        raise CannotKeep(f"{folder}: cannot be written ({error}); free disk space or set another cache folder.") from error
     if cache is None:
-        raise CannotKeep(f"{folder}: what was written reads back otherwise; look at the disk, or name another cache folder.")
+        raise CannotKeep(f"{folder}: the data read back differ from the data written; check the disk or set another cache folder.")
     with suppress(OSError):
-        os.utime(place / "meta.json")  # when it was last used
+        os.utime(place / "meta.json")  # records the time of last use
     return cache
 
 
@@ -255,23 +258,23 @@ def _item_key(item: Item, digests: Mapping[Path, tuple[str, list[int]]], spec: P
 
 
 def _mapped(path: Path, kind: torch.dtype, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-    """The file's items as tensors; none of it is read. An item without a shape is an empty tensor."""
+    """The file's items as memory-mapped tensors. An item without a shape is an empty tensor."""
     counts = [math.prod(shape) if shape else 0 for shape in shapes]
     if not sum(counts):
         return [torch.empty(0, dtype=kind) for _ in shapes]
     values = np.asarray(np.memmap(path, np.float16 if kind is torch.float16 else np.uint8, "r", shape=(sum(counts),)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is read-only: crops are copies
+        warnings.simplefilter("ignore")  # torch warns that the map is read-only, which is safe because crops are copies
         whole = torch.from_numpy(values)
     return [part.view(shape or (0,)) for part, shape in zip(torch.split(whole, counts), shapes, strict=True)]
 
 
 def _crop(whole: torch.Tensor, start: Sequence[int], size: Sequence[int], kind: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
-    """``size`` voxels from ``start`` on as type ``kind``, in ``out`` or in new memory; 0 where ``whole`` has none."""
+    """``size`` voxels from ``start`` as type ``kind``, written to ``out`` or a new tensor; 0 outside ``whole``."""
     have = whole.shape[1:]
     start, size = tuple(start) or (0,) * len(have), tuple(size) or tuple(have)
     if not len(start) == len(size) == len(have):
-        raise ValueError(f"a crop of {len(size)} axes from {len(start)} coordinates, of an image of {len(have)} axes")
+        raise ValueError(f"crop has {len(size)} axes and {len(start)} start coordinates, the image has {len(have)} axes")
     inside = [slice(max(0, s), max(0, min(h, s + n))) for s, n, h in zip(start, size, have, strict=True)]
     part = whole[(slice(None), *inside)]
     out = torch.empty((whole.shape[0], *size), dtype=kind) if out is None else out
@@ -284,10 +287,10 @@ def _crop(whole: torch.Tensor, start: Sequence[int], size: Sequence[int], kind: 
 
 
 def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:
-    """What ``meta.json`` and ``items.json`` say.
+    """The contents of ``meta.json`` and ``items.json``.
 
     Raises:
-        OSError, ValueError, LookupError, TypeError: they are not there or damaged.
+        OSError, ValueError, LookupError, TypeError: a file is missing or damaged.
     """
     meta = json.loads((place / "meta.json").read_bytes())
     text = (place / "items.json").read_bytes()
@@ -302,12 +305,12 @@ def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:
             index.append(_Kept(str(key), tuple(map(int, shape)), tuple(map(int, mask)), str(sha256), tuple(map(float, spacing))))
     sizes = _sizes(index)
     if sizes != ((place / "image.bin").stat().st_size, (place / "mask.bin").stat().st_size):
-        raise ValueError("image.bin or mask.bin has another length")
+        raise ValueError("image.bin or mask.bin does not have the length that items.json gives")
     return meta, tuple(index)
 
 
 def _open(place: Path, key: str, items: Sequence[Item]) -> ImageCache | None:
-    """The entry, or None if it is not there or is damaged; of a large one, lengths and lists are looked at, as of a genotype table."""
+    """The entry, or None if it is missing or damaged. Checksums are verified for entries up to ``SMALL`` bytes, lengths for all."""
     try:
         meta, index = _read_index(place)
         if meta["key"] != key:
@@ -325,7 +328,7 @@ def _sizes(index: Sequence[_Kept | _LeftOut]) -> tuple[int, int]:
 
 
 def _whole(place: Path, index: _Index) -> bool:
-    """Are all bytes those that were written?"""
+    """True if the SHA-256 of every item equals the recorded one."""
     with (place / "image.bin").open("rb") as images, (place / "mask.bin").open("rb") as masks:
         for entry in index:
             if isinstance(entry, _Kept):
@@ -349,20 +352,20 @@ _Result = tuple[_Kept | _LeftOut, bytes, bytes]
 def _results(
     folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], make: _Finish, spec: Preprocess, read: Read, say: Say
 ) -> Iterator[_Result]:
-    """Each item in order: copied from an older entry, or read and prepared."""
+    """Each item in order, copied from an older entry or read and preprocessed."""
     older = _Older(folder, place.name.split("-")[0], set(keys))
-    said, copied = time.monotonic(), 0
+    logged, copied = time.monotonic(), 0
     for at, (item, key) in enumerate(zip(items, keys, strict=True)):
         known = older.find(key)
         yield known or _prepare(item, key, make, spec, read, say)
         copied += known is not None
-        if time.monotonic() - said >= _EVERY:
-            say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache")
-            said = time.monotonic()
+        if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
+            say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache entry")
+            logged = time.monotonic()
 
 
 class _Older:
-    """Items of the entries that are there of a source, by key; a damaged item is as if it were not there."""
+    """Items in the existing entries of a source, by key; damaged items are ignored."""
 
     def __init__(self, folder: Path, source: str, wanted: set[str]) -> None:
         self._found: dict[str, tuple[Path, _Kept | _LeftOut, int, int]] = {}
@@ -404,15 +407,15 @@ def _prepare(item: Item, key: str, make: _Finish, spec: Preprocess, read: Read, 
         with np.errstate(over="ignore"):
             half = image.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ItemError(Unusable.NON_FINITE, "holds numbers beyond half precision; give the study a window")
+            raise ItemError(Unusable.NON_FINITE, "contains values outside the range of half precision; set a window in the study")
     except ItemError as error:
-        say(f"{item.name}: left out as {error.reason} ({error})")
+        say(f"{item.name}: excluded as {error.reason} ({error})")
         return _LeftOut(key, error.reason, _unnamed(str(error), item)), b"", b""
     except InputError:
         raise
-    except Exception as error:  # a decoder raises whatever it likes on a broken file
+    except Exception as error:  # decoders raise exceptions of any class on damaged files
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
-        say(f"{item.name}: left out as {reason} ({type(error).__name__}: {error})")
+        say(f"{item.name}: excluded as {reason} ({type(error).__name__}: {error})")
         return _LeftOut(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = half.tobytes(), b"" if mask is None else mask.tobytes()
@@ -432,26 +435,26 @@ def _named(text: str, item: Item) -> str:
 
 
 def _make(place: Path, key: str, source: Path, results: Iterator[_Result], digests: Mapping[Path, tuple[str, list[int]]]) -> None:
-    """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
-    beside = place.with_suffix(".partial")
+    """Writes the entry in a ``.partial`` folder and renames it; removes the partial folder if writing fails."""
+    temporary = place.with_suffix(".partial")
     try:
         with writing():
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(mode=0o700)
-            images, masks = (beside / "image.bin").open("wb"), (beside / "mask.bin").open("wb")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(mode=0o700)
+            images, masks = (temporary / "image.bin").open("wb"), (temporary / "mask.bin").open("wb")
         index: list[_Kept | _LeftOut] = []
         with writing(), images, masks:
-            for entry, image, mask in results:  # an item's own OSError has become its reason
+            for entry, image, mask in results:  # an OSError of an item's files was already converted to its reason
                 images.write(image)
                 masks.write(mask)
                 index.append(entry)
         for path, (_, stamp) in digests.items():
             if not path.exists() or stamp_of(path) != stamp:
-                raise InputError(f"{path}: changed while it was read; start again when it is whole.")
+                raise InputError(f"{path}: changed while it was read; start again when the file is complete.")
         with writing():
-            (beside / "items.json").write_text(json.dumps(index))
-            items_sha256 = hashlib.sha256((beside / "items.json").read_bytes()).hexdigest()
-            (beside / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
-            publish(beside, place)
+            (temporary / "items.json").write_text(json.dumps(index))
+            items_sha256 = hashlib.sha256((temporary / "items.json").read_bytes()).hexdigest()
+            (temporary / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
+            publish(temporary, place)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

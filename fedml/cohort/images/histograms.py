@@ -1,12 +1,13 @@
-"""Histograms of raw intensities that add over images and sites, and percentiles of them: a window that is all sites' together.
+"""Histograms of raw intensities, additive over images and sites, and percentiles of them, from which all sites share one intensity window.
 
     total = add_counts([site, other])                          # (BINS,) int64 each
     low, high = window_from(total, (1, 99))
 
-The grid is fixed and symmetric: linear around 0, logarithmic beyond ``LINEAR`` (log1p(|x| / LINEAR) of either sign). So no round is needed
-to agree on a range, and a percentile is within 0.9 % of |x| + 0.01 of that of the voxels themselves; what lies beyond 10^6 counts as 10^6.
+The bins are fixed and symmetric: linear around 0, logarithmic beyond ``LINEAR`` (log1p(|x| / LINEAR) of either sign). Therefore no round is
+needed to agree on a range, and a percentile is within 0.9 % of |x| + 0.01 of the percentile of the voxels; larger values count as 10^6.
 
-An image is counted whole, as oriented and resampled, in raw units, all channels together, before anything is cropped or padded.
+The histogram of an image includes all its voxels after orientation and resampling, in raw units, all channels together, before cropping or
+padding.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Images whose window the sites have yet to agree on: each (channels, *size) ``one`` as it will be, and where its histogram is kept.
+    """Images whose intensity window is not agreed yet: their later shape ``one`` (channels, *size), and the cache rows of their histograms.
 
-    Its voxels cannot be read: without the window there are none.
+    Voxels cannot be read, because they depend on the window.
     """
 
     places: tuple[tuple[ImageCache, int], ...]
@@ -43,7 +44,7 @@ class Counted:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what they will be: float32."""
+        """float32, the type of the later images."""
         return np.dtype(np.float32)
 
     @property
@@ -53,21 +54,21 @@ class Counted:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the images' own files, 32 bytes: histograms would miss masks, and where voxels lie."""
+        """SHA-256 of the images' source files, 32 bytes; a hash of histograms would not cover masks and positions of voxels."""
         return hashlib.sha256("".join(cache.source(at) for cache, at in self.places).encode()).digest()
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, rows: object) -> NoReturn:
-        raise ValueError("the window of these images is not agreed on yet: they have no voxels, only histograms")
+        raise ValueError("the window of these images is not agreed yet: only histograms can be read, not voxels")
 
     def take(self, rows: Any) -> Counted:
-        """Those in ``rows``, whatever an array takes."""
+        """The images in ``rows``, any index of a NumPy axis."""
         return Counted(tuple(self.places[k] for k in np.arange(len(self))[rows]), self.one)
 
     def histogram(self) -> Counts:
-        """(BINS,) voxels of all of them."""
+        """(BINS,) number of voxels in each bin, over all images."""
         total = np.zeros(BINS, np.int64)
         for cache, at in self.places:
             packed = cache.mask(at)
@@ -77,7 +78,7 @@ class Counted:
 
 
 def counted(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """No image, and in the place of the mask its histogram: what ``image_cache`` keeps of an image that is to be counted.
+    """An empty image, and its histogram in place of the mask: the cache item of an image whose window is not agreed yet.
 
     Raises:
         ItemError: as ``transforms.prepared``.
@@ -87,7 +88,7 @@ def counted(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.ND
 
 
 def voxel_histogram(values: npt.NDArray[Any]) -> Counts:
-    """(BINS,) of finite numbers of any shape."""
+    """(BINS,) histogram of finite numbers of any shape."""
     flat = np.asarray(values, np.float64).ravel()
     scaled = np.copysign(np.log1p(np.abs(flat) / LINEAR), flat) / _SCALE
     place = np.clip((scaled + 1) * (BINS / 2), 0, BINS - 1).astype(np.int64)
@@ -95,21 +96,21 @@ def voxel_histogram(values: npt.NDArray[Any]) -> Counts:
 
 
 def percentile(histogram: Counts, percent: float) -> float:
-    """The value below which ``percent`` of 100 of the counted voxels lie, as if those of a bin were spread evenly on the grid's scale."""
+    """The value below which ``percent`` % of the counted voxels are, with the voxels of a bin spread evenly on the bins' scale."""
     upto = np.cumsum(histogram)
     wanted = percent / 100 * int(upto[-1])
     at = min(int(np.searchsorted(upto, wanted, side="left")), BINS - 1)
-    at = at if histogram[at] else int(np.flatnonzero(histogram)[0])  # the 0th percentile lies in the first bin that has any
+    at = at if histogram[at] else int(np.flatnonzero(histogram)[0])  # the 0th percentile is in the first non-empty bin
     within = (wanted - (upto[at] - histogram[at])) / histogram[at]
     scaled = (at + within) * (2 / BINS) - 1
     return float(np.copysign(np.expm1(abs(scaled) * _SCALE) * LINEAR, scaled))
 
 
 def window_from(histogram: Counts, percentiles: tuple[float, float]) -> tuple[float, float]:
-    """(low, high) as float32 has them, so that a saved model says exactly what was done.
+    """(low, high), rounded to float32 so that a saved model contains the exact values that were used.
 
     Raises:
-        ValueError: there are no voxels, or too few values to tell the two apart.
+        ValueError: there are no voxels, or the two percentiles are equal.
     """
     if not histogram.sum():
         raise ValueError("no site has a voxel to count")
@@ -120,7 +121,7 @@ def window_from(histogram: Counts, percentiles: tuple[float, float]) -> tuple[fl
 
 
 def _packed(histogram: Counts) -> npt.NDArray[np.uint8]:
-    """(bins in use, 6) bytes: number and count of each bin that has any, little-endian."""
+    """(non-empty bins, 6) bytes: index and count of each non-empty bin, little-endian."""
     used = np.flatnonzero(histogram)
     number, count = used.astype("<u2").view(np.uint8).reshape(-1, 2), histogram[used].astype("<u4").view(np.uint8).reshape(-1, 4)
     return np.concatenate([number, count], axis=1)

@@ -1,4 +1,4 @@
-"""An image to be read (``Item``) and what its reader makes of it (``Raw``): what readers and the image cache speak of."""
+"""The interface between image readers and the image cache: an image to be read (``Item``) and the reader's result (``Raw``)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 
 class Item(NamedTuple):
-    """An image to be: ``files`` are all that it is read from, a mask's too; ``part`` is what else its reading depends on: which of the
-    images in the files, whose."""
+    """An image to be read. ``files``: all files that it is read from, the mask's included; ``part``: other dependencies of its reading,
+    such as the index of the image in a file, or the person."""
 
     name: str
     files: tuple[Path, ...]
@@ -20,7 +20,7 @@ class Item(NamedTuple):
 
 
 class Raw(NamedTuple):
-    """``image`` (channels, *size) and ``mask`` (channels of the mask, *size), as ``fedml.cohort.images.transforms.prepared`` takes them."""
+    """``image`` (channels, *size), ``affine`` (4, 4) and ``mask`` (mask channels, *size): arguments of ``transforms.prepared``."""
 
     image: npt.NDArray[Any]
     affine: npt.NDArray[np.float64] | None = None

@@ -1,8 +1,8 @@
-"""Images or masks of a cohort that stay on disk: an array as far as a cohort needs one, read from image caches row by row.
+"""Images or masks of a cohort that stay on disk: array-like views of image caches, read row by row.
 
 pixels = mapped(cache, np.arange(len(cache)))         # .shape, .dtype, len()
-pixels[rows]                                          # float32 (rows, channels, *size): these are read
-taken(pixels, rows), joined([pixels, others])         # views still: nothing is read
+pixels[rows]                                          # float32 (rows, channels, *size), read from the cache
+taken(pixels, rows), joined([pixels, others])         # views, not read
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Rows = npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Rows of image caches, each (channels, *size) ``one``: row r is place ``at[r]`` in ``caches[which[r]]``; its mask if ``masks``."""
+    """Rows of image caches, each of shape ``one`` (channels, *size): row r is item ``at[r]`` of ``caches[which[r]]``, or its mask."""
 
     caches: tuple[ImageCache, ...]
     which: npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ class Mapped:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what is read: float32, masks uint8."""
+        """Type of the rows: float32, of masks uint8."""
         return np.dtype(np.uint8 if self.masks else np.float32)
 
     @property
@@ -45,7 +45,7 @@ class Mapped:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the images and their masks, 32 bytes, from those that the cache keeps."""
+        """SHA-256 over the caches' SHA-256 of the images and masks; 32 bytes."""
         content = [self.caches[cache].content(at) for cache, at in zip(self.which.tolist(), self.at.tolist(), strict=True)]
         return hashlib.sha256("".join(content).encode()).digest()
 
@@ -56,7 +56,7 @@ class Mapped:
         return (self[at] for at in range(len(self)))
 
     def __getitem__(self, rows: int | Rows) -> npt.NDArray[Any]:
-        """The rows, read into new memory; of a single number without the axis over rows."""
+        """The rows, read into a new array; a single index drops the axis over rows."""
         import torch
 
         chosen = np.arange(len(self))[rows]
@@ -72,32 +72,32 @@ Stored = npt.NDArray[Any] | Mapped | Counted
 
 
 def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False) -> Mapped:
-    """The places ``at`` in ``cache.kept`` as rows, in that order.
+    """The items with indices ``at`` into ``cache.kept`` as rows, in that order.
 
     Raises:
-        ValueError: there are none, or they are not of one shape.
+        ValueError: ``at`` is empty, or the items differ in shape.
     """
     shapes = {(cache.mask_shapes if masks else cache.shapes)[k] for k in at.tolist()}
     if len(shapes) != 1:
-        raise ValueError(f"images of the shapes {sorted(shapes)} are no array")
+        raise ValueError(f"images of different shapes {sorted(shapes)} cannot be one array")
     return Mapped((cache,), np.zeros(len(at), np.int64), at, shapes.pop(), masks)
 
 
 def taken(values: Stored, rows: Rows) -> Stored:
-    """``values[rows]``, of a view a view."""
+    """``values[rows]``; a view of a view is a view."""
     if isinstance(values, Counted):
         return values.take(rows)
     return replace(values, which=values.which[rows], at=values.at[rows]) if isinstance(values, Mapped) else values[rows]
 
 
 def joined(many: Sequence[Stored]) -> Stored:
-    """``np.concatenate`` along the first axis; of views alone a view.
+    """``np.concatenate`` along the first axis; a view if all of ``many`` are views.
 
     Raises:
-        ValueError: they are not of one shape, or there are none.
+        ValueError: ``many`` is empty, or the shapes differ.
     """
     if counted := [values for values in many if isinstance(values, Counted)]:
-        return Counted(tuple(place for one in counted for place in one.places), counted[0].one)
+        return Counted(tuple(place for values in counted for place in values.places), counted[0].one)
     views = [values for values in many if isinstance(values, Mapped)]
     if not views or len(views) < len(many) or len({view.one for view in views}) != 1:
         return np.concatenate([values[:] for values in many])

@@ -1,9 +1,9 @@
-"""The mask of an image: a file of the same name in the folder of masks, on the same voxels.
+"""Reads the mask of an image: a file with the image's name in the folder of masks, on the same voxel grid.
 
     file = find(Path("masks"), "p1/left")                     # masks/p1/left.nii.gz | .nii | .png | .npy, or None
     mask = as_classes(read(file, affine), (0, 128, 255), file)  # uint8: 0, 1, 2
 
-Classes that are whole numbers are the values in the file; where they are names, value k means the k-th.
+If the study's classes are integers, they are the values in the file; if they are names, value k is the k-th class.
 """
 
 from __future__ import annotations
@@ -22,48 +22,48 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.study.sections import Code
 
 ENDINGS = (".nii.gz", ".nii", ".png", ".npy")
-_OFF = 0.25  # voxels that the corners of mask and image may lie apart
+_MAX_OFFSET_VOXELS = 0.25  # largest distance between corresponding corners of mask and image
 
 
 def find(folder: Path, name: str) -> Path | None:
-    """The mask of the image ``name`` (``<id>`` or ``<id>/<name>``, without ending)."""
+    """The mask file of the image ``name`` (``<id>`` or ``<id>/<name>``, without extension), or None."""
     return next((path for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()), None)
 
 
 def read(path: Path, affine: npt.NDArray[np.float64] | None, size: Sequence[int]) -> npt.NDArray[Any]:
-    """The values on ``size`` voxels. ``affine``: the image's, voxel to mm in RAS+, or None where it has none.
+    """The mask's values, (*size). ``affine``: of the image, voxel indices to mm in RAS+, or None if the image has no affine.
 
     Raises:
-        ItemError: unreadable, or mask-mismatch: another size, or voxels that lie elsewhere.
+        ItemError: unreadable; mask-mismatch: the mask has another size than the image, or its voxels have other positions.
     """
-    own: npt.NDArray[np.float64] | None = None
+    mask_affine: npt.NDArray[np.float64] | None = None
     try:
         if path.suffix == ".png":
             with open_picture(path, size) as picture:
-                values = np.asarray(picture)  # of a palette the numbers, not the colours
+                values = np.asarray(picture)  # palette indices, not colours
         elif path.suffix == ".npy":
             values = np.asarray(np.load(path, allow_pickle=False))
         else:
             volume = open_nifti(path, size)
-            values, own = np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+            values, mask_affine = np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
     except ItemError:
         raise
-    except Exception as error:  # a decoder raises whatever it likes on a broken file
-        raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as a mask; replace the file or take it away.") from error
+    except Exception as error:  # decoders raise exceptions of any class on damaged files
+        raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as a mask; replace or delete the file.") from error
     if values.ndim == len(size) + 1 and values.shape[-1] == 1:
         values = values[..., 0]
     if values.shape != tuple(size):
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: is {values.shape}, its image {tuple(size)}; export both anew.")
-    if own is not None and affine is not None and _apart(own, affine, size) > _OFF:
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: its voxels lie elsewhere than those of its image; resample it onto the image.")
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the mask is {values.shape}, its image {tuple(size)}; export both again.")
+    if mask_affine is not None and affine is not None and _corner_distance(mask_affine, affine, size) > _MAX_OFFSET_VOXELS:
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the voxel positions of mask and image differ; resample the mask onto the image.")
     return values
 
 
 def as_classes(values: npt.NDArray[Any], classes: Sequence[Code], path: Path) -> npt.NDArray[np.uint8]:
-    """(1, *size) uint8, the place of each value among ``classes``.
+    """(1, *size) uint8, the index of each value in ``classes``.
 
     Raises:
-        ItemError: mask-mismatch: a value that is no class.
+        ItemError: mask-mismatch: a value is not a class.
     """
     whole = not any(isinstance(c, str) for c in classes)
     out = np.zeros(values.shape, np.uint8)
@@ -74,13 +74,13 @@ def as_classes(values: npt.NDArray[Any], classes: Sequence[Code], path: Path) ->
         known |= here
     if not known.all():
         other = values[~known].flat[0]
-        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: its mask holds {other}, which is none of the study's classes; correct the mask.")
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the mask contains {other}, which is not a class of the study; correct the mask.")
     return out[None]
 
 
-def _apart(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:
-    """The most that a corner lies off, in voxels."""
-    if min(abs(np.linalg.det(a)) if np.isfinite(a).all() else 0.0 for a in (one, other)) < 1e-12:
+def _corner_distance(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:
+    """Largest offset of a corner's coordinate between two affines, in voxels; infinite if an affine is singular or not finite."""
+    if min(abs(np.linalg.det(a)) if np.isfinite(a).all() else 0.0 for a in (affine, other)) < 1e-12:
         return np.inf
     corners = np.array([[*c, *(0,) * (3 - len(c)), 1.0] for c in product(*((0, n - 1) for n in size))]).T
-    return float(np.abs(np.linalg.inv(other) @ one @ corners - corners).max())
+    return float(np.abs(np.linalg.inv(other) @ affine @ corners - corners).max())

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP, held against their own checksums and sizes first: a decoder alone fills in what lacks and stops where it has enough.
+"""Opens PNG, JPEG and BMP files and checks checksums and lengths first; a decoder alone fills in missing data and ignores surplus data.
 
 with open_picture(path) as picture:       # Pillow's image
     np.asarray(picture)
@@ -17,9 +17,9 @@ from typing import Any
 from fedml.cohort.images.bounds import inflated, require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
 
-LARGEST = 2**28  # pixels, as Pillow's own limit; its samples are bytes or two
+LARGEST = 2**28  # pixels, near Pillow's own limit; a sample has one or two bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
-_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples a pixel (PNG, section 11.2.1)
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> samples per pixel (PNG, section 11.2.1)
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x, y, steps (section 8.2)
 _BLOCK = 2**20
@@ -27,15 +27,15 @@ _BLOCK = 2**20
 
 @contextmanager
 def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]:
-    """The picture as Pillow opens it, no pixel decoded yet.
+    """The picture opened by Pillow; pixels are not decoded yet.
 
     Args:
         path: the file.
-        size: of a mask, the (rows, columns) of its image: any other size is refused before it is decoded.
+        size: for a mask, (rows, columns) of its image; a mask of another size is refused before it is decoded.
 
     Raises:
         ItemError: truncated, wrong-length, too-large, unreadable, mask-mismatch.
-        Exception: whatever Pillow raises.
+        Exception: any exception of Pillow.
     """
     from PIL import Image
 
@@ -46,13 +46,13 @@ def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(path)
     except Image.DecompressionBombError as error:
-        raise ItemError(Unusable.TOO_LARGE, f"{path}: declares more pixels than an image has.") from error
+        raise ItemError(Unusable.TOO_LARGE, f"{path}: declares more pixels than the limit of the decoder.") from error
     with picture:
         width, height = picture.size
         if size is not None and (height, width) != tuple(size):
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: is {(height, width)}, its image {tuple(size)}; export both anew.")
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the mask is {(height, width)}, its image {tuple(size)}; export both again.")
         if width * height > LARGEST:
-            raise ItemError(Unusable.TOO_LARGE, f"{path}: declares {width} x {height} pixels.")
+            raise ItemError(Unusable.TOO_LARGE, f"{path}: declares {width} x {height} pixels, the limit is {LARGEST}.")
         if size is None and picture.format != "BMP":
             require_plausible(path, path.stat().st_size, width * height * len(picture.getbands()))
         if picture.format == "PNG":
@@ -63,18 +63,19 @@ def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]
 
 
 def _check_png(path: Path) -> None:
-    """Every chunk's CRC, an end, and image data of just the length that the header asks for (PNG, sections 5, 7 and 10)."""
+    """Checks every chunk's CRC, the IEND chunk, and that the image data have the length that the header implies (PNG, sections 5, 7,
+    10)."""
     data, at, ended = path.read_bytes(), len(_PNG), False
     parts: list[bytes] = []
     while not ended:
         if at + 12 > len(data):
-            raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, it has no end.")
+            raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated, the IEND chunk is missing.")
         (length,) = struct.unpack(">I", data[at : at + 4])
         name, content = data[at + 4 : at + 8], memoryview(data)[at + 8 : at + 8 + length]
         if at + 12 + length > len(data):
-            raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short within a part.")
+            raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated within a chunk.")
         if struct.pack(">I", zlib.crc32(content, zlib.crc32(name))) != data[at + 8 + length : at + 12 + length]:
-            raise ItemError(Unusable.UNREADABLE, f"{path}: a part of it is damaged, its checksum differs.")
+            raise ItemError(Unusable.UNREADABLE, f"{path}: a chunk is damaged, its checksum differs.")
         if name == b"IDAT":
             parts.append(bytes(content))
         at, ended = at + 12 + length, name == b"IEND"
@@ -84,12 +85,12 @@ def _check_png(path: Path) -> None:
 def _png_length(path: Path, header: bytes) -> int:
     width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
     if depth not in _DEPTHS.get(colour, ()) or interlace > 1:
-        raise ItemError(Unusable.UNREADABLE, f"{path}: its header names no kind of PNG.")
+        raise ItemError(Unusable.UNREADABLE, f"{path}: has an invalid PNG colour type, bit depth or interlace method.")
     bits, length = depth * _SAMPLES[colour], 0
     for x, y, across, down in _ADAM7 if interlace else ((0, 0, 1, 1),):
         columns, rows = -(-(width - x) // across), -(-(height - y) // down)
         if columns > 0 and rows > 0:
-            length += rows * (1 + -(-columns * bits // 8))  # a filter's number before each row
+            length += rows * (1 + -(-columns * bits // 8))  # one byte for the filter type before each row
     return length
 
 
@@ -97,27 +98,27 @@ def _check_image_data(path: Path, parts: Sequence[bytes], expected: int) -> None
     try:
         length, ended, behind = inflated(b"".join(parts), zlib.MAX_WBITS, expected)
     except zlib.error as error:
-        raise ItemError(Unusable.UNREADABLE, f"{path}: its image data are damaged.") from error
+        raise ItemError(Unusable.UNREADABLE, f"{path}: the image data are damaged.") from error
     if length > expected or (ended and behind):
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: holds more image data than its header declares.")
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: contains more image data than its header declares.")
     if length < expected or not ended:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: its image data are cut short, {length} of {expected} bytes are there.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: the image data are truncated, {length} of {expected} bytes are present.")
 
 
 def _check_bmp(path: Path) -> None:
-    """An uncompressed bitmap's rows, padded to four bytes, fill the file from its offset on."""
+    """Checks that the rows of an uncompressed bitmap, padded to four bytes, fill the file from the pixel offset to the end."""
     with path.open("rb") as file:
         head = file.read(54)
     if len(head) < 54:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated.")
     offset, kind = struct.unpack("<I", head[10:14])[0], struct.unpack("<I", head[14:18])[0]
     if kind < 40:
         return
     width, height, _, bits, packed = struct.unpack("<iiHHI", head[18:34])
-    if packed not in (0, 3):  # run lengths
+    if packed not in (0, 3):  # run-length encoded
         return
     expected, length = offset + abs(height) * (-(-abs(width) * bits // 32) * 4), path.stat().st_size
     if length < expected:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, {length} of {expected} bytes are there.")
-    if length > expected + _BLOCK or (kind < 124 and length > expected + 4):  # version 5 may hold a colour profile behind the pixels
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: holds more than the {expected} bytes that its header declares.")
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated, {length} of {expected} bytes are present.")
+    if length > expected + _BLOCK or (kind < 124 and length > expected + 4):  # version 5 may store a colour profile after the pixels
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: contains more than the {expected} bytes that its header declares.")

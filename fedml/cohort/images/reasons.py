@@ -1,7 +1,7 @@
-"""Why one item of a person (an image, a mask) is set aside while the run goes on.
+"""Reasons to exclude an item of a person (an image, a mask) while the run continues.
 
 try: volume = read_series(files)
-except ItemError as error: aside[error.reason] += 1  # the text stays at the site
+except ItemError as error: excluded[error.reason] += 1  # the text stays at the site
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from enum import StrEnum
 
 
 class Unusable(StrEnum):
-    """The code is what may be counted and told; it names no person and no file."""
+    """Reason codes. Counts by code may leave the site; a code names no person and no file."""
 
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"
     NOT_AN_IMAGE = "not-an-image"
-    COMPRESSED = "compressed"  # no decoder for it here, or the decoder refuses the data
+    COMPRESSED = "compressed"  # no decoder is installed, or the decoder refuses the data
     GAP = "gap"
     DUPLICATE_SLICES = "duplicate-slices"
     MIXED_SERIES = "mixed-series"
@@ -29,11 +29,11 @@ class Unusable(StrEnum):
     OVERLAPPING_SEGMENTS = "overlapping-segments"
     NOT_DE_IDENTIFIED = "not-de-identified"
     NO_TISSUE = "no-tissue"
-    NO_MASK = "no-mask"  # not at fault: nobody drew one
+    NO_MASK = "no-mask"  # not an error: the image has no mask file
 
 
 class ItemError(Exception):
-    """One item cannot be used. ``reason`` may leave the site; ``str()``, which names the file, never does."""
+    """An item cannot be used. ``reason`` may leave the site; ``str(error)``, which names the file, does not."""
 
     def __init__(self, reason: Unusable, text: str) -> None:
         super().__init__(text)
@@ -42,7 +42,7 @@ class ItemError(Exception):
 
 @dataclass(frozen=True)
 class Aside:
-    """An item that was set aside: whose it is, which file, why in a code and in words. Kept at the site."""
+    """An excluded item: person, file, reason code and error text. Stays at the site."""
 
     person: str
     file: str

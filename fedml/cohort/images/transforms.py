@@ -1,14 +1,14 @@
-"""The study's preprocessing of images as MONAI transforms: the part that is the same at every reading, and the random part after it.
+"""The study's preprocessing of images as MONAI transforms: a deterministic part and a random part (augmentation).
 
     spec = Preprocess(orientation="RAS", spacing_mm=(1.5, 1.5, 2.0), window=(-57, 164), size=(96, 96, 96))    # CT: the window is in HU
     image, mask = prepared(spec, voxels, affine, mask)             # float32 (channels, 96, 96, 96) in 0..1; uint8 of the same size
-    deterministic(spec, keys=("image", "mask"))                    # the same as a monai Compose, for a pipeline of one's own
+    deterministic(spec, keys=("image", "mask"))                    # the same as a monai Compose, for use in another pipeline
     random(Augment(rotate_degrees=10), keys=("image", "mask"), seed=7)
     digest(spec)                                                   # SHA-256, part of a cache's key
 
 Axes: an image is (channels, *size) with ``affine`` (4, 4), voxel indices to millimetres in RAS+ (nibabel's convention, not DICOM's LPS).
-Order: orientation, spacing, window, size. Intensity is interpolated linearly, without smoothing before; masks by the nearest voxel.
-A ``percentiles`` window is two numbers of all sites' voxels: the server counts them, ``windowed(spec, low, high)`` is the spec then.
+Order: orientation, spacing, window, size. Intensities are interpolated linearly without previous smoothing; masks by nearest neighbour.
+A window of ``percentiles`` depends on the voxels of all sites: the server computes it, and ``windowed(spec, low, high)`` is the new spec.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ import numpy.typing as npt
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.study.imaging import Augment, Preprocess
 
-FORMAT = 1  # raise it when the same spec gives other voxels
+FORMAT = 1  # increment when the same spec gives other voxels
 LARGEST = 2**29  # voxels of an image, before or after resampling: 2 GB as float32
 
 
 def windowed(spec: Preprocess, low: float, high: float) -> Preprocess:
-    """``spec`` with its percentiles settled: ``low`` and ``high`` in raw units, as the server supplies them."""
+    """``spec`` with the window (``low``, ``high``) in raw units, computed by the server, instead of percentiles."""
     return Preprocess(**{**dict(spec), "percentiles": None, "window": (float(low), float(high))})
 
 
 def digest(spec: Preprocess) -> str:
-    """SHA-256, as hex, of what decides the voxels that come out of the same voxels. Libraries' versions are not in it."""
+    """SHA-256, hexadecimal, of the preprocessing parameters. Versions of libraries are not included."""
     text = json.dumps([FORMAT, spec.model_dump(mode="json")], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Collection[str] = ("mask",)) -> Any:
-    """The part that is the same at each reading: ``monai.transforms.Compose`` over dictionaries of ``MetaTensor`` (channels, *size).
+    """The deterministic part: ``monai.transforms.Compose`` over dictionaries of ``MetaTensor`` (channels, *size).
 
     Args:
-        spec: with its window settled.
-        keys: what is transformed; all have the same affine.
-        masks: those of ``keys`` that hold labels: nearest voxel, no window, padded with 0 (as is the image, with the window's low end).
+        spec: with a window instead of percentiles.
+        keys: dictionary keys to transform; all have the same affine.
+        masks: the ``keys`` of label maps: nearest neighbour, no window, padded with 0 (images too, which is the window's low end).
 
     Raises:
-        ValueError: ``percentiles`` are not settled.
+        ValueError: the spec still has ``percentiles``.
     """
     import monai.transforms as mt
 
     if spec.percentiles:
-        raise ValueError("percentiles are settled by the server: take windowed(spec, low, high)")
+        raise ValueError("the server computes the window of percentiles: use windowed(spec, low, high)")
     images = [key for key in keys if key not in masks]
     steps: list[Any] = []
     if spec.orientation:
-        # Written out, since the default is going to change with MONAI's versions.
+        # Stated explicitly, because the default will change in a later MONAI version.
         steps.append(mt.Orientationd(keys, axcodes=spec.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S"))))
     if spec.spacing_mm:
         mode = ["nearest" if key in masks else "bilinear" for key in keys]
@@ -75,8 +75,8 @@ def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Col
 def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks: Collection[str] = ("mask",)) -> Any:
     """The random part: ``monai.transforms.Compose`` over dictionaries of tensors (channels, *size).
 
-    ``compose.set_random_state(seed)`` begins anew: with a seed of (run, epoch, image) a draw does not depend on the order of images, nor on
-    how many processes read them. Masks turn with their image, by the nearest voxel; their values stay.
+    ``compose.set_random_state(seed)`` restarts the random sequence: with a seed from (run, epoch, image) a draw does not depend on the
+    order of images or the number of processes. Masks are transformed with their image, by nearest neighbour; their values do not change.
     """
     import monai.transforms as mt
 
@@ -98,21 +98,21 @@ def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks
 def prepared(
     spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] | None = None, mask: npt.NDArray[Any] | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
-    """One image through ``deterministic``.
+    """One image, and its mask, after ``deterministic``.
 
     Args:
-        spec: with its window settled.
-        image: numbers (channels, *size), raw intensities.
-        affine: (4, 4), voxel to millimetres in RAS+; None where the file has none.
-        mask: whole numbers 0 to 255, (channels of its own, *size) with the size of ``image``.
+        spec: with a window instead of percentiles.
+        image: raw intensities (channels, *size).
+        affine: (4, 4), voxel indices to millimetres in RAS+; None if the file has no affine.
+        mask: integers 0 to 255, (mask channels, *size) with the size of ``image``.
 
     Returns:
-        float32 (channels, *size); uint8 (channels of the mask, *size), or None without a mask.
+        float32 (channels, *size); uint8 (mask channels, *size), or None without a mask.
 
     Raises:
-        ItemError: intensities or affine are not finite numbers; the spec needs an affine and there is none; the image has other axes
-            than the study's; its mask has another size, or labels that are not 0 to 255; it would have more than ``LARGEST`` voxels.
-        ValueError: ``percentiles`` are not settled.
+        ItemError: intensities or affine are not finite; the spec needs an affine and the file has none; the image has another number of
+            axes than the study; the mask has another size, or labels outside 0 to 255; the result would have more than ``LARGEST`` voxels.
+        ValueError: the spec still has ``percentiles``.
     """
     from monai.data import MetaTensor
 
@@ -120,7 +120,7 @@ def prepared(
     where = None if affine is None else np.asarray(affine, np.float64)
     item = {"image": MetaTensor(np.ascontiguousarray(image, np.float32), affine=where)}
     if mask is not None:
-        # As float: MONAI resamples floats; 0 to 255 are exact.
+        # As float32, because MONAI resamples floats; integers from 0 to 255 are exact.
         item["mask"] = MetaTensor(np.ascontiguousarray(mask, np.float32), affine=where)
     out = _pipeline(spec, mask is not None)(item)
     labels = None if mask is None else np.ascontiguousarray(out["mask"].numpy().round().astype(np.uint8))
@@ -128,22 +128,22 @@ def prepared(
 
 
 def spacing_after(spec: Preprocess | None, affine: npt.NDArray[Any] | None, axes: int) -> npt.NDArray[np.float64]:
-    """(axes,) millimetres from voxel to voxel of an image that went through ``deterministic``; NaN where its file does not say.
+    """(axes,) voxel spacing in millimetres of an image after ``deterministic``; NaN if unknown.
 
     Args:
-        affine: of the raw image, as ``prepared`` takes it.
+        affine: of the raw image, as in ``prepared``.
     """
     if spec is not None and spec.spacing_mm:
         return np.array(spec.spacing_mm)
     if affine is None:
         return np.full(axes, np.nan)
-    own: npt.NDArray[np.float64] = np.linalg.norm(affine[:3, :axes], axis=0)
+    spacing: npt.NDArray[np.float64] = np.linalg.norm(affine[:3, :axes], axis=0)
     if spec is None or not spec.orientation:
-        return own
+        return spacing
     from nibabel.orientations import axcodes2ornt, io_orientation
 
     before, after = io_orientation(affine)[:, 0], axcodes2ornt(spec.orientation)[:, 0]
-    return np.array([own[np.flatnonzero(before == direction)[0]] for direction in after])
+    return np.array([spacing[np.flatnonzero(before == direction)[0]] for direction in after])
 
 
 @lru_cache(maxsize=8)
@@ -156,24 +156,24 @@ def _check(spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] |
     if axes not in (2, 3) or (spec.axes or axes) != axes:
         raise ItemError(Unusable.GEOMETRY, f"is {image.shape} (channels, *size), the study has images of {spec.axes or '2 or 3'} axes")
     if image.dtype.kind not in "buif":
-        raise ItemError(Unusable.NOT_AN_IMAGE, f"holds {image.dtype}, not plain numbers")
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"contains {image.dtype}, not numbers")
     if not image.size or image.size > LARGEST:
         raise ItemError(Unusable.TOO_LARGE if image.size else Unusable.NOT_AN_IMAGE, f"has {image.size} voxels")
     if not np.isfinite(image).all():
-        raise ItemError(Unusable.NON_FINITE, "holds voxels that are not finite numbers")
+        raise ItemError(Unusable.NON_FINITE, "contains voxels that are not finite")
     if mask is not None:
         if mask.shape[1:] != image.shape[1:]:
             raise ItemError(Unusable.MASK_MISMATCH, f"the mask is {mask.shape[1:]}, the image {image.shape[1:]}")
         if mask.dtype.kind not in "buif" or not ((mask >= 0) & (mask <= 255) & (mask == np.rint(mask))).all():
-            raise ItemError(Unusable.MASK_MISMATCH, "the mask holds labels that are not whole numbers from 0 to 255")
+            raise ItemError(Unusable.MASK_MISMATCH, "the mask contains labels that are not integers from 0 to 255")
     if not spec.needs_geometry:
         return
     if affine is None:
-        raise ItemError(Unusable.GEOMETRY, "does not say where its voxels are, which orientation and spacing_mm need")
+        raise ItemError(Unusable.GEOMETRY, "has no affine, which orientation and spacing_mm need")
     matrix = np.asarray(affine, np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
-        raise ItemError(Unusable.GEOMETRY, "has an affine that places no voxel")
-    own = float(np.prod(np.linalg.norm(matrix[:3, :axes], axis=0)))
-    after = math.prod(image.shape) * own / (math.prod(spec.spacing_mm) if spec.spacing_mm else own)
+        raise ItemError(Unusable.GEOMETRY, "has an affine that is singular or not finite")
+    volume = float(np.prod(np.linalg.norm(matrix[:3, :axes], axis=0)))  # of a voxel, in mm (2 axes: mm²)
+    after = math.prod(image.shape) * volume / (math.prod(spec.spacing_mm) if spec.spacing_mm else volume)
     if after > LARGEST:
         raise ItemError(Unusable.TOO_LARGE, f"would have {after:.3g} voxels at the study's spacing")

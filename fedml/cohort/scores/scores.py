@@ -1,13 +1,13 @@
-"""Polygenic scores: which panel variant each weight of a scoring file goes to, and the score of each person.
+"""Polygenic scores: assigns the weights of a scoring file to panel variants and computes each person's score.
 
     scoring = read_scoring(Path("PGS000018_hmPOS_GRCh38.txt.gz"))    # fedml.cohort.scores.scoring_file
-    matched = match(scoring, dosages.keys, build="GRCh38")           # matched.counts says what became of every weight
+    matched = match(scoring, dosages.keys, build="GRCh38")           # matched.counts: number of weights by result
     score(dosages.dosage, matched).total                             # (persons,) float64: sum of weight x copies of the effect allele
 
-A missing genotype counts as the mean number of copies, and PLINK's rules hold for dominant and recessive weights: the sums are those of
-``plink2 --score``. Every person is taken as diploid: the copies of REF are 2 - dosage.
+A missing genotype counts as the mean number of copies, and dominant and recessive weights follow PLINK's rules: the sums equal those of
+``plink2 --score``. Every person is treated as diploid: the number of REF copies is 2 - dosage.
 
-Of a packed table (``fedml.cohort.variants.packed``) no more than 64 MB of genotypes are unpacked at once, so it may be larger than memory.
+At most 64 MB of a packed table (``fedml.cohort.variants.packed``) are unpacked at once, so the table may be larger than memory.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 _COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
-_TABLE = 2**26  # genotypes that are unpacked at once
-_CELLS = 2**17  # and that are floats at once: they stay in the processor's cache
+_TABLE = 2**26  # genotypes unpacked at once
+_CELLS = 2**17  # genotypes converted to float at once, sized for the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
 class Matched:
-    """Weights that found their variant, all (matched,) in the panel's order: ``row`` of the scoring file, ``at`` in the panel, ``swapped``
-    where the effect allele is REF. ``counts`` of all rows: ``matched`` (of these ``swapped`` and, on the other ``strand``), ``ambiguous``,
-    ``differ`` (other alleles), ``duplicate``, ``absent``.
+    """The weights that match a panel variant, all (matched,), in the panel's order: ``row`` in the scoring file, index ``at`` in the panel,
+    ``swapped`` where the effect allele is REF. ``counts`` of all rows: ``matched`` (of these ``swapped`` and, on the other strand,
+    ``strand``), ``ambiguous``, ``differ`` (other alleles), ``duplicate``, ``absent``.
     """
 
     row: Integers
@@ -47,7 +47,7 @@ class Matched:
     counts: dict[str, int]
 
     def alt_frequency(self, variants: int) -> Floats:
-        """(variants,) frequencies of ALT as the scoring file states them, NaN where it does not."""
+        """(variants,) ALT frequencies from the scoring file, NaN where the file states none."""
         out = np.full(variants, np.nan)
         out[self.at] = np.where(self.swapped, 1 - self.frequency, self.frequency)
         return out
@@ -63,26 +63,25 @@ class Scores(NamedTuple):
 def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, by: Literal["position", "rsid"] = "position") -> Matched:
     """The panel variant of each weight, and whether its effect allele is ALT or REF there.
 
-    Alleles may be on the other strand (single letters) where that can be seen. In A/T and C/G it cannot: such a variant is left out as
-    ambiguous, unless it is matched by position and both sides name the same ``build``, whose forward strand then is meant by both. A weight
-    without other allele is matched by its effect allele, on the same strand alone. Of two variants or two weights that are the same, the
-    first is taken.
+    Single-letter alleles may be on the other strand. For A/T and C/G the strand cannot be recognised: such a variant is excluded as
+    ambiguous unless it is matched by position and both sides state the same ``build``, whose forward strand both then use. A weight without
+    an other allele is matched by its effect allele, on the same strand only. Of duplicate variants or weights the first is taken.
 
     Raises:
-        InputError: by position, the builds differ or the file has no positions; by rsID, it has no rsIDs.
+        InputError: by position, the builds differ or the file has no positions; by rsID, the file has no rsIDs.
     """
     same_build = known_build(build or "")
     if by == "position" and scoring.build and same_build and scoring.build != same_build:
         raise InputError(
-            f"scoring file {scoring.name}: its positions are those of {scoring.build}, the cohort's of {same_build}; "
-            f"take the file harmonised to {same_build}, or match by rsid."
+            f"scoring file {scoring.name}: the positions are of {scoring.build}, the cohort's of {same_build}; "
+            f"use the file harmonised to {same_build}, or match by rsid."
         )
     if not (scoring.position.any() if by == "position" else any(scoring.rsid)):
         have, lack = ("rsID", "positions") if by == "position" else ("positions", "rsIDs")
         raise InputError(f"scoring file {scoring.name}: has no {lack}; match by {have.lower().removesuffix('s')}.")
     forward = by == "position" and bool(same_build) and scoring.build == same_build
     places = _places(scoring, keys, by)
-    found: dict[tuple[int, bool, int], int] = {}  # (panel variant, is the effect allele REF, model) -> row
+    found: dict[tuple[int, bool, int], int] = {}  # (panel variant, effect allele is REF, model) -> row
     counts = dict.fromkeys(("matched", "swapped", "strand", "ambiguous", "differ", "duplicate", "absent"), 0)
     for row, (place, model) in enumerate(zip(_wanted(scoring, by), scoring.model.tolist(), strict=True)):
         here = places.get(place, ()) if place else ()
@@ -98,7 +97,7 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
             counts["matched"] += 1
             counts["swapped"] += fit.endswith("ref")
             counts["strand"] += fit.startswith("strand")
-    ordered = sorted(found, key=lambda key: key[0])  # as the panel lies in memory
+    ordered = sorted(found, key=lambda key: key[0])  # in the panel's memory order
     rows = np.array([found[key] for key in ordered], dtype=np.int64)
     return Matched(
         row=rows,
@@ -113,14 +112,14 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
 
 
 def _wanted(scoring: Scoring, by: str) -> list[str | tuple[str, int] | None]:
-    """Each row's place, None where it has none."""
+    """The place of each row (rsID, or contig and position), None if the row has none."""
     if by == "rsid":
         return [rsid or None for rsid in scoring.rsid]
     return [(contig, at) if at else None for contig, at in zip(scoring.contig, scoring.position.tolist(), strict=True)]
 
 
 def _places(scoring: Scoring, keys: Sequence[Variant], by: str) -> dict[str | tuple[str, int], list[int]]:
-    """Panel variants by place, those only that the scoring file has a weight for."""
+    """Place -> indices of the panel variants there, for the places in the scoring file."""
     out: dict[str | tuple[str, int], list[int]] = {place: [] for place in _wanted(scoring, by) if place is not None}
     contigs: dict[str, str] = {}
     for at, key in enumerate(keys):
@@ -137,15 +136,15 @@ def _places(scoring: Scoring, keys: Sequence[Variant], by: str) -> dict[str | tu
 
 
 def _fit(effect: str, other: str, key: Variant, forward: bool, here: int) -> str:
-    """``same alt``, ``same ref``, ``strand alt``, ``strand ref``, ``x ambiguous`` or ``y differ``: which allele has the effect; the first
-    in the alphabet is the best of several. ``here``: how many variants the panel has at the place."""
+    """The effect allele: ``same alt``, ``same ref``, ``strand alt``, ``strand ref``, ``x ambiguous`` or ``y differ``; of several, the first
+    in alphabetical order is best. ``here``: number of panel variants at the place."""
     ref, alt = key.ref.upper(), key.alt.upper()
-    # Without an other allele, REF beside several ALTs is not taken: its copies are not 2 minus those of one of them.
+    # Without an other allele, REF at a multi-allelic site does not match: its copies are not 2 minus the copies of one ALT.
     side = _side(effect, other, ref, alt) if other else "alt" if effect == alt else "ref" if effect == ref and here == 1 else ""
     if side:
         return f"same {side}" if forward or _COMPLEMENT.get(ref) != alt else "x ambiguous"
-    turned = _side(_COMPLEMENT.get(effect), _COMPLEMENT.get(other), ref, alt)
-    return f"strand {turned}" if turned else "y differ"
+    complemented = _side(_COMPLEMENT.get(effect), _COMPLEMENT.get(other), ref, alt)
+    return f"strand {complemented}" if complemented else "y differ"
 
 
 def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
@@ -153,14 +152,14 @@ def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
 
 
 def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Floats | None = None) -> Scores:
-    """Each person's score: the intercept, and weight x copies of the effect allele over all matched weights.
+    """Each person's score: the intercept plus the sum of weight x copies of the effect allele over all matched weights.
 
-    A dominant weight counts once for any copy, a recessive one only for two. A missing genotype counts as 2 x the effect allele's
-    frequency, under a dominant or recessive weight as 1 x, as in PLINK 2; where the frequency is not known either, it adds nothing.
+    A dominant weight counts once for one or two copies, a recessive weight once for two copies. A missing genotype counts as 2 x the effect
+    allele's frequency, with a dominant or recessive weight as 1 x, as in PLINK 2; if the frequency is unknown too, it adds nothing.
 
     Args:
         dosage: (persons, variants) in the order of the matched panel, -1 where missing.
-        frequency: (variants,) of ALT; where it is NaN or not given, that of the persons in ``dosage``.
+        frequency: (variants,) of ALT; where it is NaN or not given, the frequency among the persons in ``dosage`` is used.
 
     Raises:
         InputError: a genotype has more than two ALT alleles.
@@ -176,17 +175,18 @@ def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Fl
 
 
 def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None) -> None:
-    """Adds what the matched weights from ``begin`` on give, of which ``copies`` (persons, weights) are the ALT alleles."""
+    """Adds the contribution of the matched weights from ``begin`` on to ``total`` and ``used``; ``copies`` (persons, weights): ALT
+    alleles."""
     persons, part = len(copies), slice(begin, begin + copies.shape[1])
     at, swapped, weight, model = matched.at[part], matched.swapped[part], matched.weight[part], matched.model[part]
     if copies.size and copies.max() > 2:
         which = at[copies.max(0).argmax()]
-        raise InputError(f"variant {which + 1} of the panel: a genotype has more than two ALT alleles; leave it out.")
-    number = copies.astype(np.float64)  # -1 where missing: put right below
-    # Whatever the model, a weight is a constant, a slope, and a rest for two copies of ALT: sums of products, no table of persons.
-    none, one, two = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))
-    slope, rest = one - none, two - 2 * one + none
-    total += none.sum() + number @ slope
+        raise InputError(f"variant {which + 1} of the panel: a genotype has more than two ALT alleles; exclude the variant.")
+    number = copies.astype(np.float64)  # -1 where missing, corrected below
+    # For every model, a weight is a constant, a slope, and a remainder for two copies of ALT: matrix products without a temporary table.
+    zero, single, double = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))
+    slope, rest = single - zero, double - 2 * single + zero
+    total += zero.sum() + number @ slope
     if rest.any():
         total += (copies == 2) @ rest
     used += len(at)
@@ -194,10 +194,10 @@ def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: M
     if len(person):
         lacking = np.bincount(variant, minlength=len(at))
         with np.errstate(invalid="ignore"):
-            own = (np.ones(persons) @ number + lacking) / (persons - lacking) / 2
-        alt = own if frequency is None else np.where(np.isnan(frequency[at]), own, frequency[at])
+            observed = (np.ones(persons) @ number + lacking) / (persons - lacking) / 2
+        alt = observed if frequency is None else np.where(np.isnan(frequency[at]), observed, frequency[at])
         mean = weight * np.where(swapped, 1 - alt, alt) * np.where(model == ADDITIVE, 2, 1)
-        correction = np.where(np.isnan(mean), 0.0, mean) - none + slope
+        correction = np.where(np.isnan(mean), 0.0, mean) - zero + slope
         total += np.bincount(person, correction[variant], persons)
         used -= np.bincount(person, minlength=persons)
 
@@ -212,7 +212,7 @@ def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray
 
 
 def _missing(copies: npt.NDArray[np.int8]) -> tuple[Integers, Integers]:
-    """(person, variant) of each missing genotype, looked for along the memory."""
+    """(person, variant) indices of each missing genotype, searched in memory order."""
     by_variant = copies.flags.f_contiguous
     flat = np.flatnonzero((copies.T if by_variant else copies).ravel() < 0)
     first, second = np.divmod(flat, len(copies) if by_variant else copies.shape[1])
@@ -220,6 +220,6 @@ def _missing(copies: npt.NDArray[np.int8]) -> tuple[Integers, Integers]:
 
 
 def _counted(copies: Floats, model: npt.NDArray[np.int8]) -> Floats:
-    """Copies of the effect allele as the weight's model counts them."""
+    """Copies of the effect allele, counted by the weight's model (additive, dominant or recessive)."""
     capped: Floats = np.where(model == DOMINANT, np.minimum(copies, 1.0), copies)
     return np.where(model == RECESSIVE, np.maximum(copies - 1.0, 0.0), capped)

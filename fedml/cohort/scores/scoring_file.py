@@ -1,10 +1,10 @@
-"""Scoring files of the PGS Catalog: read, and written from a linear model.
+"""Reads scoring files of the PGS Catalog, and writes them from a linear model.
 
     scoring = read_scoring(Path("PGS000018_hmPOS_GRCh38.txt.gz"))
     write_scoring(path, keys, weight, mean, std, intercept=b, name="cad", build="GRCh38")
 
-The format is 2.0 of the PGS Catalog (pgscatalog.org/downloads; Lambert et al. 2021, Nature Genetics 53:420). Of a harmonised file the
-places are the harmonised ones (``hm_chr``, ``hm_pos``). What cannot be scored from single variants by one weight is refused.
+The format is version 2.0 of the PGS Catalog (pgscatalog.org/downloads; Lambert et al. 2021, Nature Genetics 53:420). Positions of a
+harmonised file are read from ``hm_chr`` and ``hm_pos``. Rows that need several variants or several weights are refused.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _BY_GENOTYPE = ("dosage_0_weight", "dosage_1_weight", "dosage_2_weight")
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """A scoring file, a row a weight. ``contig`` is canonical; "" and position 0 are unknown, so is a ``frequency`` (of the effect allele)
-    that is NaN. ``build`` is "" where the file does not say. ``intercept`` is our own header line, 0 elsewhere."""
+    """A scoring file, one row per weight. ``contig`` is canonical; "", position 0 and a ``frequency`` (of the effect allele) of NaN mean
+    unknown. ``build`` is "" if the file states none. ``intercept``: a header line of files that ``write_scoring`` wrote, else 0."""
 
     name: str
     build: str
@@ -59,7 +59,7 @@ class Scoring:
 
 
 def known_build(text: str) -> str:
-    """``hg19`` and ``GRCh37`` are one build; "" where the text names none ("NR")."""
+    """The canonical name of a genome build (``hg19`` -> ``GRCh37``); "" if the text names none ("NR")."""
     bare = text.strip().split(".")[0]
     return _BUILDS.get(bare.lower(), "" if bare in _UNKNOWN else bare)
 
@@ -68,7 +68,7 @@ def read_scoring(path: Path) -> Scoring:
     """A PGS Catalog scoring file, plain or gzip.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, a cell is no number, or a row is for more than one variant.
+        InputError: the file cannot be read, a column is missing, a cell is not a number, or a row is for more than one variant.
     """
     header: dict[str, str] = {}
     rows: _Rows | None = None
@@ -83,7 +83,7 @@ def read_scoring(path: Path) -> Scoring:
         else:
             rows = _Rows(path, number, line)
     if rows is None or not rows.effect:
-        raise InputError(f"{path}: holds no weight; give a PGS Catalog scoring file (format 2.0).")
+        raise InputError(f"{path}: has no weight; give a PGS Catalog scoring file (format 2.0).")
     build = header.get("HmPOS_build", header.get("HmVAR_build", "")) if "hm_pos" in rows.columns else header.get("genome_build", "")
     intercept = _number(header.get("intercept", "0"))
     if intercept is None:
@@ -115,7 +115,7 @@ def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float 
 
 @final
 class _Rows:
-    """The rows of a scoring file while it is read; a line may end early where only empty cells are left."""
+    """Collects the rows of a scoring file; a line may omit empty cells at its end."""
 
     def __init__(self, path: Path, number: int, head: str) -> None:
         self.path = path
@@ -123,15 +123,15 @@ class _Rows:
         for name in ("effect_allele", "effect_weight"):
             if name not in self.columns:
                 near = nearest(name, self.columns)
-                raise InputError(f"{path}, line {number}: lacks the column {name}{near}; give a PGS Catalog scoring file (format 2.0).")
+                raise InputError(f"{path}, line {number}: has no column {name}{near}; give a PGS Catalog scoring file (format 2.0).")
         if not any(self.columns.keys() >= place for place in _PLACES):
-            raise InputError(f"{path}, line {number}: has neither rsID nor chr_name and chr_position; a weight needs a place.")
+            raise InputError(f"{path}, line {number}: has neither rsID nor chr_name and chr_position; add the columns.")
         self.rsid, self.contig, self.effect, self.other = list[str](), list[str](), list[str](), list[str]()
         self.position, self.model = list[int](), list[int]()
         self.weight, self.frequency = list[float](), list[float]()
         at = self.columns.get
-        moved = "hm_pos" in self.columns
-        self._place = (at("hm_chr" if moved else "chr_name"), at("hm_pos" if moved else "chr_position"))
+        harmonised = "hm_pos" in self.columns
+        self._place = (at("hm_chr" if harmonised else "chr_name"), at("hm_pos" if harmonised else "chr_position"))
         self._rsid, self._other = (at("hm_rsID"), at("rsID")), (at("other_allele"), at("hm_inferOtherAllele"))
         self._effect, self._weight, self._frequency = at("effect_allele"), at("effect_weight"), at("allelefrequency_effect")
         self._flags = [(name, at(name)) for name in (*_REFUSED, "is_dominant", "is_recessive") if name in self.columns]
@@ -139,7 +139,11 @@ class _Rows:
         self._contigs: dict[str, str] = {}
 
     def add(self, number: int, cells: Sequence[str]) -> None:
-        """One line's cells."""
+        """Adds the cells of a line.
+
+        Raises:
+            InputError: a cell is invalid, or the row cannot be scored; the message names the line.
+        """
 
         def cell(at: int | None) -> str:
             text = cells[at].strip() if at is not None and at < len(cells) else ""
@@ -150,15 +154,15 @@ class _Rows:
 
         model = self._model([(name, cell(at).lower()) for name, at in self._flags], wrong) if self._flags else ADDITIVE
         if any(map(cell, self._genotype)):
-            raise wrong("has a weight a genotype (dosage_0_weight ...), where only effect_weight can be used; take the row out")
+            raise wrong("has one weight per genotype (dosage_0_weight ...), but only effect_weight is supported; delete the row")
         effect, weight = cell(self._effect).upper(), _number(cell(self._weight))
         if not effect:
-            raise wrong("names no effect allele; correct the row or take it out")
+            raise wrong("names no effect allele; correct or delete the row")
         if weight is None:
             raise wrong(f'effect_weight is "{cell(self._weight)}", not a finite number; correct it')
         contig, position = map(cell, self._place)
         if position and not position.isdecimal():
-            raise wrong(f'the position is "{position}", not a whole number; correct it')
+            raise wrong(f'the position is "{position}", not an integer; correct it')
         stated = cell(self._frequency)
         frequency = _number(stated, 0, 1) if stated else math.nan
         if frequency is None:
@@ -167,7 +171,7 @@ class _Rows:
             self._contigs[contig] = canonical_contig(contig)
         other = (cell(self._other[0]) or cell(self._other[1])).upper()
         self.effect.append(effect)
-        self.other.append(other if other.isalpha() else "")  # "C/T": one of several, so not known
+        self.other.append(other if other.isalpha() else "")  # "C/T" lists several alleles, so the other allele is unknown
         self.weight.append(weight)
         self.frequency.append(frequency)
         self.model.append(model)
@@ -177,17 +181,17 @@ class _Rows:
 
     def _model(self, flags: Sequence[tuple[str, str]], wrong: Callable[[str], InputError]) -> int:
         known = {text: text in _TRUE for text in (*_TRUE, *_FALSE)}
-        said = {}
+        flag = {}
         for name, text in flags:
             if text not in known:
                 raise wrong(f'{name} is "{text}", neither True nor False; correct it')
-            said[name] = known[text]
+            flag[name] = known[text]
         for name, kind in _REFUSED.items():
-            if said.get(name):
-                raise wrong(f"is {kind}, which cannot be scored from single variants; take the row out")
-        if said.get("is_dominant") and said.get("is_recessive"):
-            raise wrong("is dominant and recessive at once; correct one of the two")
-        return DOMINANT if said.get("is_dominant") else RECESSIVE if said.get("is_recessive") else ADDITIVE
+            if flag.get(name):
+                raise wrong(f"is {kind}, which cannot be scored from single variants; delete the row")
+        if flag.get("is_dominant") and flag.get("is_recessive"):
+            raise wrong("is both dominant and recessive; correct is_dominant or is_recessive")
+        return DOMINANT if flag.get("is_dominant") else RECESSIVE if flag.get("is_recessive") else ADDITIVE
 
 
 def write_scoring(
@@ -202,30 +206,30 @@ def write_scoring(
     build: str = "",
     header: Mapping[str, str] | None = None,
 ) -> None:
-    """A linear model on standardised dosages as a scoring file; gzip where ``path`` ends with .gz.
+    """Writes a linear model on standardised dosages as a scoring file; gzip if ``path`` ends with .gz.
 
-    The model gives intercept + sum of weight x (dosage - mean) / std, all (variants,), a missing dosage being ``mean``. In the file the
-    effect allele is ALT, its weight ``weight / std`` (0 where std is 0, as in the model) and its frequency ``mean / 2``; the constant that
-    is left is the header's ``#intercept=``, which other programs pass over: their scores differ from the model's by it. ``score`` with
-    ``matched.alt_frequency`` gives the model's output again.
+    The model computes intercept + sum of weight x (dosage - mean) / std, all (variants,), with ``mean`` for a missing dosage. In the file
+    the effect allele is ALT, its weight ``weight / std`` (0 where std is 0, as in the model) and its frequency ``mean / 2``. The remaining
+    constant is the header line ``#intercept=``, which other programs ignore: their scores differ from the model's by this constant.
+    ``score`` with ``matched.alt_frequency`` reproduces the model's output.
 
     Args:
-        header: more lines ``#key=value``, such as ``weight_type`` or ``trait_reported``.
+        header: further lines ``#key=value``, such as ``weight_type`` or ``trait_reported``.
 
     Raises:
-        ValueError: a number is not finite, or a header line would break.
+        ValueError: a number is not finite, or a header line contains a character that is not printable or a key with "=".
     """
     scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 0)
     each = weight * scale
     constant = float(intercept - (each * mean).sum())
     finite = all(np.isfinite(values).all() for values in (each, mean, constant))
     if not (len(keys) == len(weight) == len(mean) == len(std) and finite):
-        raise ValueError("weights, means and standard deviations must be finite, one a variant")
-    told = {"format_version": "2.0", "pgs_id": name, "pgs_name": name, "weight_type": "beta", "genome_build": known_build(build) or "NR"}
-    told |= {"variants_number": str(len(keys)), **(header or {}), "intercept": repr(constant)}
-    if any(not text.isprintable() or "=" in key for key, value in told.items() for text in (key, value)):
-        raise ValueError("a header line must be printable and its key without =")
-    lines = ["###PGS CATALOG SCORING FILE", *(f"#{key}={value}" for key, value in told.items())]
+        raise ValueError("weights, means and standard deviations must be finite, one per variant")
+    fields = {"format_version": "2.0", "pgs_id": name, "pgs_name": name, "weight_type": "beta", "genome_build": known_build(build) or "NR"}
+    fields |= {"variants_number": str(len(keys)), **(header or {}), "intercept": repr(constant)}
+    if any(not text.isprintable() or "=" in key for key, value in fields.items() for text in (key, value)):
+        raise ValueError("a header line must be printable, and its key must not contain =")
+    lines = ["###PGS CATALOG SCORING FILE", *(f"#{key}={value}" for key, value in fields.items())]
     lines.append("rsID\tchr_name\tchr_position\teffect_allele\tother_allele\teffect_weight\tallelefrequency_effect")
     for key, w, m in zip(keys, each.tolist(), mean.tolist(), strict=True):
         id_, frequency = "" if key.id == "." else key.id, repr(m / 2) if 0 <= m <= 2 else ""

@@ -1,15 +1,16 @@
-"""The slides of a cohort: where the tiles with tissue are, never the tiles themselves; they are read when a batch is gone through.
+"""The slides of a cohort: positions of the tiles with tissue. The tiles themselves are read when a batch is iterated.
 
     slides = read_slides(Path("slides"), ids, study.cohort.image.tiles, cache=Path(".fedml/cache/slides"))
     bag = slides.bag(rows)                       # all tiles of those persons
-    bag = slides.bag(rows, generator)            # at most ``per_step`` of each, drawn
+    bag = slides.bag(rows, generator)            # at most ``per_step`` random tiles of each person
     for chunk in bag: ...                        # uint8 (tiles, 3, size, size), about a quarter of a million pixels each
 
-Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several; a person is all of their slides.
+Files: ``<id>.<extension>``, or ``<id>/<name>.<extension>`` if a person has several slides. A person's bag has the tiles of all their
+slides.
 
-When a slide is first seen its tissue is looked for and each tile with tissue is decoded once. So a broken slide is set aside before a run
-begins, and the sums of the channels that standardisation needs are of all those tiles. Corners and sums are kept, under the SHA-256 of the
-file's bytes and of what was asked. A slide that changes or breaks after that is the site's fault: it refuses to go on.
+The first reading of a slide finds its tissue and decodes each tile with tissue once. So a damaged slide is excluded before a run begins,
+and the channel sums for standardisation include all tiles. Corners and sums are cached under the SHA-256 of the file's bytes and of the
+tile parameters. If a slide changes or is damaged later, the site stops with an error.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ if TYPE_CHECKING:
     import torch
 
 ENDINGS = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".mrxs", ".svslide")  # OpenSlide's formats of one file, and MIRAX
-FORMAT = 1  # raise it when corners, sums or what a tile holds would be others for the same file
-CHUNK_PIXELS = 2**18  # of a chunk of tiles: 4 of 256 x 256; more at once is slower and takes more memory
+FORMAT = 1  # increment when corners, sums or tiles of the same file change
+CHUNK_PIXELS = 2**18  # pixels per chunk of tiles: 4 tiles of 256 x 256; larger chunks are slower and take more memory
 Ints = npt.NDArray[np.int64]
 
 
 class Looked(NamedTuple):
-    """What is kept of a slide: ``corners`` (tiles, 2) in pixels of level 0, ``sums`` (3, channels) of their pixels: count, sum, sum of
-    squares; ``stamp``: the file's size and time of change then."""
+    """The tiles with tissue of a slide: ``corners`` (tiles, 2) in pixels of level 0; ``sums`` (3, channels): count, sum and sum of squares
+    of the tiles' pixels; ``stamp``: the file's size and modification time at the first reading."""
 
     path: Path
     corners: Ints
@@ -55,7 +56,7 @@ class Looked(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Slides:
-    """All slides of a cohort, and for each the row of its person (ascending). ``aside``: what could not be used."""
+    """All slides of a cohort; ``person`` (slides,): row of each slide's person, ascending; ``aside``: excluded slides."""
 
     spec: Tiles
     slides: tuple[Looked, ...]
@@ -69,55 +70,55 @@ class Slides:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of where the tiles are and of the sums of their pixels, 32 bytes."""
+        """SHA-256 of the tiles' corners and pixel sums, 32 bytes."""
         sha256 = hashlib.sha256(self.person.tobytes())
-        for one in self.slides:
-            sha256.update(one.corners.tobytes() + one.sums.tobytes())
+        for slide in self.slides:
+            sha256.update(slide.corners.tobytes() + slide.sums.tobytes())
         return sha256.digest()
 
     @property
     def tiles(self) -> int:
-        """Tiles of all persons."""
-        return sum(len(one.corners) for one in self.slides)
+        """Number of tiles of all persons."""
+        return sum(len(slide.corners) for slide in self.slides)
 
     def select(self, new_row: Ints) -> Slides:
-        """The slides of the persons whose ``new_row`` (persons,) is not -1, under that row."""
+        """The slides of the persons whose ``new_row`` (persons,) is not -1, with ``new_row`` as the person's row."""
         kept = np.flatnonzero(new_row[self.person] >= 0)
         return replace(self, slides=tuple(self.slides[k] for k in kept), person=new_row[self.person[kept]])
 
     def bag(self, rows: Ints, draw: torch.Generator | None = None) -> Bag:
-        """The tiles of the persons in ``rows``, person by person; with ``draw`` at most ``per_step`` of each, without replacement."""
+        """The tiles of the persons in ``rows``, person by person; with ``draw`` at most ``per_step`` random tiles of each person."""
         pieces, owner = [], []
         for at, row in enumerate(rows):
-            own = range(*np.searchsorted(self.person, [row, row + 1]))
-            kept = _drawn(sum(len(self.slides[k].corners) for k in own), self.spec.per_step, draw)
+            of_person = range(*np.searchsorted(self.person, [row, row + 1]))
+            kept = _drawn(sum(len(self.slides[k].corners) for k in of_person), self.spec.per_step, draw)
             begin = 0
-            for k in own:
-                one = self.slides[k]
-                chosen = kept[(kept >= begin) & (kept < begin + len(one.corners))] - begin
-                begin += len(one.corners)
+            for k in of_person:
+                slide = self.slides[k]
+                chosen = kept[(kept >= begin) & (kept < begin + len(slide.corners))] - begin
+                begin += len(slide.corners)
                 if len(chosen):
-                    pieces.append(one._replace(corners=one.corners[chosen]))
+                    pieces.append(slide._replace(corners=slide.corners[chosen]))
             owner.append(np.full(len(kept), at, np.int64))
         return Bag(self.spec, tuple(pieces), np.concatenate(owner) if owner else np.zeros(0, np.int64))
 
     def sums(self, rows: Ints) -> npt.NDArray[np.float64]:
-        """(3, channels): count, sum and sum of squares over the pixels of all tiles of the persons in ``rows``; exact."""
+        """(3, channels): count, sum and sum of squares over the pixels of all tiles of the persons in ``rows``."""
         chosen = np.flatnonzero(np.isin(self.person, rows))
         return np.sum([self.slides[k].sums for k in chosen], axis=0) if len(chosen) else np.zeros((3, 3))
 
 
 @dataclass(frozen=True, eq=False)
 class Bag:
-    """Tiles of some persons; ``person`` (tiles,): the row of each in the batch. Going through it reads them, chunk by chunk."""
+    """Tiles of some persons; ``person`` (tiles,): the person's index in the batch. Iteration reads the tiles, chunk by chunk."""
 
     spec: Tiles
     pieces: tuple[Looked, ...]
     person: Ints
-    device: torch.device | None = None  # where its chunks go; None: they stay on the CPU
+    device: torch.device | None = None  # device of the chunks; None: CPU
 
     def to(self, device: torch.device) -> Bag:
-        """The same tiles, each chunk put on ``device`` as it is read."""
+        """The same tiles, with each chunk moved to ``device`` when it is read."""
         return replace(self, device=device)
 
     def __len__(self) -> int:
@@ -125,20 +126,20 @@ class Bag:
 
     @property
     def chunk(self) -> int:
-        """Tiles of a chunk."""
+        """Tiles per chunk."""
         return max(1, CHUNK_PIXELS // self.spec.size_px**2)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """uint8 (tiles, 3, size, size), at most ``chunk`` of them each time.
+        """Chunks uint8 (tiles, 3, size, size) of at most ``chunk`` tiles.
 
         Raises:
-            InputError: a slide is no longer what it was when it was looked at.
+            InputError: a slide has changed since its first reading, or can no longer be read.
         """
         import torch
 
         size, filled = self.spec.size_px, 0
         out = np.empty((self.chunk, 3, size, size), np.uint8)
-        for tile in self._each():
+        for tile in self._read_tiles():
             out[filled] = tile
             filled += 1
             if filled == len(out):
@@ -147,59 +148,59 @@ class Bag:
         if filled:
             yield torch.from_numpy(out[:filled]).to(self.device)
 
-    def _each(self) -> Iterator[npt.NDArray[np.uint8]]:
-        for one in self.pieces:
+    def _read_tiles(self) -> Iterator[npt.NDArray[np.uint8]]:
+        for piece in self.pieces:
             try:
-                if _stamp(one.path) != one.stamp:
-                    raise InputError(f"{one.path}: has changed since it was looked at; start again.")
-                slide = open_slide(one.path)
-                try:  # one slide is open at a time: each holds some 30 MB of what was decoded last
-                    for x, y in one.corners:
+                if _stamp(piece.path) != piece.stamp:
+                    raise InputError(f"{piece.path}: has changed since it was first read; start again.")
+                slide = open_slide(piece.path)
+                try:  # one slide is open at a time, because an open slide keeps about 30 MB of decoded pixels
+                    for x, y in piece.corners:
                         yield _tile(slide, int(x), int(y), self.spec)
                 finally:
                     slide.close()
             except (ItemError, OSError) as error:
-                raise InputError(f"{one.path}: can no longer be read ({error}); mend it or take it away, and start again.") from error
+                raise InputError(f"{piece.path}: can no longer be read ({error}); restore or delete the file and start again.") from error
 
 
 def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1) -> Slides:
-    """The slides of ``persons`` in the table's order; a person may have none or several.
+    """The slides of ``persons`` in the table's order; a person may have no slide or several.
 
-    A slide that is broken, does not say its scale where one is asked for, or has no tile with enough tissue is set aside.
+    A slide is excluded if it is damaged, has no tile with enough tissue, or does not state its scale although the study sets ``mpp``.
 
     Args:
-        persons: ids; slides of anybody else are not read.
-        cache: the folder in which corners and sums are kept; where it cannot be written to, slides are looked at anew each time.
-        max_quarantined: fraction of the persons with slides of whom one may be set aside.
+        persons: ids; slides of other persons are not read.
+        cache: folder of the cached corners and sums; if it cannot be written, slides are analysed again at each start.
+        max_quarantined: largest fraction of the persons with slides who may have an excluded slide.
 
     Raises:
-        TooManyAside: more than that; the sentence names the first file.
-        InputError: there is no such folder, or nobody has a slide.
+        TooManyAside: the fraction is exceeded; the message names the first file.
+        InputError: the folder does not exist, or no person has a usable slide.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; correct data.image in site.toml.")
-    found, rows, aside = list[Looked](), list[int](), list[Aside]()
-    seen = set[int]()
+    found, rows, excluded = list[Looked](), list[int](), list[Aside]()
+    with_slides = set[int]()
     for row, person in enumerate(persons):
         for path in _files(folder, person):
-            seen.add(row)
+            with_slides.add(row)
             try:
-                found.append(_looked(path, spec, cache))
+                found.append(_slide_tissue(path, spec, cache))
                 rows.append(row)
             except ItemError as error:
-                aside.append(Aside(person, str(path), error.reason, str(error)))
-    hold(aside, len(seen), max_quarantined)
+                excluded.append(Aside(person, str(path), error.reason, str(error)))
+    hold(excluded, len(with_slides), max_quarantined)
     if not found:
         endings = ", ".join(ENDINGS)
-        usable = "slide that can be used" if aside else "slide"
-        text = f"{folder}: holds no {usable} of a person in the persons table as <id>.<ending> or <id>/<name>.<ending> ({endings}); "
+        usable = "usable slide" if excluded else "slide"
+        text = f"{folder}: has no {usable} of a person in the persons table, as <id>.<extension> or <id>/<name>.<extension> ({endings}); "
         raise InputError(text + "correct data.image in site.toml.")
-    return Slides(spec, tuple(found), np.array(rows, np.int64), tuple(aside))
+    return Slides(spec, tuple(found), np.array(rows, np.int64), tuple(excluded))
 
 
 def pool_slides(parts: Sequence[tuple[Slides, int]]) -> Slides:
-    """The slides of several sites as one, each with the row at which its persons begin."""
-    slides, person = [one for part, _ in parts for one in part.slides], [part.person + start for part, start in parts]
+    """The slides of several sites concatenated; each site comes with the row of its first person."""
+    slides, person = [slide for part, _ in parts for slide in part.slides], [part.person + start for part, start in parts]
     return Slides(parts[0][0].spec, tuple(slides), np.concatenate(person))
 
 
@@ -207,15 +208,15 @@ def pool_slides(parts: Sequence[tuple[Slides, int]]) -> Slides:
 
 
 def _files(folder: Path, person: str) -> list[Path]:
-    """A person's slides, by name."""
-    own = [path for ending in ENDINGS if (path := folder / f"{person}{ending}").exists()]
+    """A person's slide files, sorted by name."""
+    files = [path for ending in ENDINGS if (path := folder / f"{person}{ending}").exists()]
     if (folder / person).is_dir():
-        own += sorted(path for path in (folder / person).iterdir() if path.name.endswith(ENDINGS))
-    return own
+        files += sorted(path for path in (folder / person).iterdir() if path.name.endswith(ENDINGS))
+    return files
 
 
 def _drawn(count: int, most: int, draw: torch.Generator | None) -> Ints:
-    """Ascending numbers below ``count``: all, or ``most`` of them."""
+    """Ascending indices below ``count``: all, or a random sample of ``most`` without replacement."""
     if draw is None or count <= most:
         return np.arange(count)
     import torch
@@ -232,33 +233,34 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _looked(path: Path, spec: Tiles, cache: Path) -> Looked:
-    """From the cache, or by looking.
+def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> Looked:
+    """The slide's tiles with tissue, from the cache or by reading the slide.
 
     Raises:
         ItemError: the slide cannot be used.
     """
     parts = [path]
-    if path.suffix == ".mrxs":  # an index; the pixels are in the folder of the same name
+    if path.suffix == ".mrxs":  # an index file; the pixels are in the folder of the same name
         parts += sorted(p for p in path.with_suffix("").glob("*") if p.is_file())
     try:
         with suppress(OSError):
             cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         stamp, digests = _stamp(path), content_digests(cache, parts, lambda _: None)
     except (InputError, OSError) as error:
-        raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read, or changes while it is; mend its rights or take it away.") from error
-    asked = spec.model_dump(mode="json", include={"size_px", "mpp", "min_tissue"})
-    key = hashlib.sha256(json.dumps([FORMAT, asked, [digests[p][0] for p in parts]], sort_keys=True).encode()).hexdigest()
+        text = f"{path}: cannot be read, or changes while it is read; correct its permissions or delete it."
+        raise ItemError(Unusable.UNREADABLE, text) from error
+    parameters = spec.model_dump(mode="json", include={"size_px", "mpp", "min_tissue"})
+    key = hashlib.sha256(json.dumps([FORMAT, parameters, [digests[p][0] for p in parts]], sort_keys=True).encode()).hexdigest()
     entry = cache / f"{key}.npz"
-    kept = _kept(entry)
-    if kept is None:
-        kept = _look(path, spec)
-        _keep(entry, *kept)
-    return Looked(path, *kept, stamp)
+    cached = _load_entry(entry)
+    if cached is None:
+        cached = _find_tissue(path, spec)
+        _save_entry(entry, *cached)
+    return Looked(path, *cached, stamp)
 
 
-def _look(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]]:
-    """Corners, and the sums of the pixels of all tiles there; each tile is decoded."""
+def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]]:
+    """Corners of the tiles with tissue (tiles, 2), and pixel sums (3, channels); decodes each tile."""
     slide = open_slide(path)
     try:
         if spec.mpp is None:
@@ -266,20 +268,20 @@ def _look(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]]:
         else:
             corners = tissue_tiles_at(slide, spec.size_px, spec.mpp, spec.min_tissue)
         if not len(corners):
-            text = f"{path}: has no tile of {spec.size_px} pixels with at least {spec.min_tissue:.0%} tissue; look at it."
+            text = f"{path}: has no tile of {spec.size_px} pixels with at least {spec.min_tissue:.0%} tissue; check the slide."
             raise ItemError(Unusable.NO_TISSUE, text)
         sums = np.zeros((3, 3))
         for x, y in corners:
             pixels = _tile(slide, int(x), int(y), spec).reshape(3, -1).astype(np.float64)
             sums += np.stack([np.full(3, pixels.shape[1]), pixels.sum(1), (pixels**2).sum(1)])
         return corners, sums
-    except ValueError as error:  # a scale at which a tile would be larger than what is read at once
+    except ValueError as error:  # at this scale a tile exceeds the largest region that can be read
         raise ItemError(Unusable.GEOMETRY, f"{path}: {error}") from error
     finally:
         slide.close()
 
 
-def _kept(entry: Path) -> tuple[Ints, npt.NDArray[np.float64]] | None:
+def _load_entry(entry: Path) -> tuple[Ints, npt.NDArray[np.float64]] | None:
     try:
         with np.load(entry, allow_pickle=False) as arrays:
             corners, sums = arrays["corners"], arrays["sums"]
@@ -289,9 +291,9 @@ def _kept(entry: Path) -> tuple[Ints, npt.NDArray[np.float64]] | None:
     return (corners, sums.astype(np.float64)) if whole else None
 
 
-def _keep(entry: Path, corners: Ints, sums: npt.NDArray[Any]) -> None:
+def _save_entry(entry: Path, corners: Ints, sums: npt.NDArray[Any]) -> None:
     partial = entry.with_suffix(f".{os.getpid()}.partial")
-    with suppress(OSError):  # a folder that cannot be written to: the next reading looks anew
+    with suppress(OSError):  # if the folder cannot be written, the next start analyses the slide again
         try:
             with partial.open("wb") as file:
                 np.savez(file, corners=corners, sums=sums)

@@ -1,15 +1,15 @@
-"""Whole-slide images: tiles on demand, and where the tissue is. Read by OpenSlide (SVS, NDPI, MRXS, SCN, generic tiled TIFF and others).
+"""Whole-slide images: reads tiles on demand and finds tissue. OpenSlide reads SVS, NDPI, MRXS, SCN, generic tiled TIFF and others.
 
     slide = open_slide(Path("biopsy.svs"))
     slide.size, slide.levels, slide.mpp, slide.magnification     # (2220, 2967), (Level(...),), (0.499, 0.499), 20.0
     slide.tile(1024, 512, 256, level=0)                          # uint8 (3, 256, 256)
     for x, y in tissue_tiles(slide, 256, level=0): ...           # int64 (n, 2), tiles with at least half tissue
-    tile_at(slide, x, y, 256, mpp=0.5)                           # the same number of micrometres a pixel at every site
+    tile_at(slide, x, y, 256, mpp=0.5)                           # the same number of micrometres per pixel at every site
 
-``x`` and ``y`` are pixels of level 0, the finest, whatever ``level`` is read (as in OpenSlide's ``read_region``). A label or a macro image
-may show a name: this module has no way to read one, and no other property of the file than those above leaves it.
+``x`` and ``y`` are pixels of level 0, the finest, for every ``level`` (as in OpenSlide's ``read_region``). Label and macro images may show
+a name: this module cannot read them, and returns no other property of the file than those above.
 
-A broken slide raises ``ItemError``. After a tile could not be decoded the whole slide is unusable: OpenSlide closes the file.
+A damaged slide raises ``ItemError``. After a failed tile the whole slide is unusable, because OpenSlide closes the file.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.slides.tiff import check_tiff
 
 Tile = npt.NDArray[np.uint8]
-LARGEST_TILE = 8192  # pixels a side: 256 MB of RGBA
-LARGEST_SIDE = 2**20  # pixels; scanners make up to some 2**18
-LARGEST_SCAN = 2**35  # pixels that are read for a tissue mask: some minutes
-PLAUSIBLE_MPP = 0.01, 50.0  # micrometres a pixel: a camera's 72 dots an inch are 353
-SATURATION = 0.05, 0.2  # Otsu's threshold is kept in here: glass alone has no tissue, tissue alone has no glass
-DARK = 0.1  # value of HSV: the black outside of a scan, where saturation is noise
+LARGEST_TILE = 8192  # pixels per side: 256 MB of RGBA
+LARGEST_SIDE = 2**20  # pixels; scanners write up to about 2**18
+LARGEST_SCAN = 2**35  # pixels read for a tissue mask, which takes some minutes
+PLAUSIBLE_MPP = 0.01, 50.0  # micrometres per pixel; a camera's default of 72 dots per inch would be 353
+SATURATION = 0.05, 0.2  # limits of Otsu's threshold: an image of glass alone, or of tissue alone, has no two classes
+DARK = 0.1  # HSV value below which pixels are black (outside the scan) and their saturation is noise
 CELLS = 8  # cells of the tissue mask along a tile
-LARGEST_MASK = 4096  # cells a side
-_BLOCK = 2048  # pixels a side that are read at once for the mask
+LARGEST_MASK = 4096  # cells per side
+_BLOCK = 2048  # pixels per side read at once for the mask
 
 
 class Level(NamedTuple):
-    """A level of the pyramid: its pixels, and how many pixels of level 0 one of them spans along a side."""
+    """A level of the pyramid: its size in pixels, and the width of one of its pixels in pixels of level 0."""
 
     width: int
     height: int
@@ -47,10 +47,10 @@ class Level(NamedTuple):
 
 @final
 class Slide:
-    """An open slide: ``size`` (width, height) of level 0 in pixels, ``levels`` from the finest, ``mpp`` (x, y) in micrometres a pixel of
-    level 0 and ``magnification`` of the objective, None where the file does not say.
+    """An open slide: ``size`` (width, height) of level 0 in pixels, ``levels`` from the finest, ``mpp`` (x, y) in micrometres per pixel of
+    level 0 and ``magnification`` of the objective, None if the file does not state them.
 
-    Each process that uses it opens the file for itself, so it may be handed to a DataLoader's workers.
+    Each process opens the file separately, so a slide may be passed to a DataLoader's workers.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,7 +66,9 @@ class Slide:
             raise _unreadable(path, error) from error
         self.size = self.levels[0].width, self.levels[0].height
         if max(self.size) > LARGEST_SIDE:
-            raise ItemError(Unusable.TOO_LARGE, f"{path}: says that it is {self.size[0]} x {self.size[1]} pixels")
+            raise ItemError(
+                Unusable.TOO_LARGE, f"{path}: declares {self.size[0]} x {self.size[1]} pixels, the limit is {LARGEST_SIDE} per side"
+            )
         mpp = tuple(_number(properties.get(f"openslide.mpp-{axis}"), *PLAUSIBLE_MPP) for axis in "xy")
         self.mpp = (mpp[0], mpp[1]) if mpp[0] is not None and mpp[1] is not None else None
         self.magnification = _number(properties.get("openslide.objective-power"), 0.1, 1000.0)
@@ -76,25 +78,25 @@ class Slide:
     def tile(self, x: int, y: int, size: int, level: int = 0) -> Tile:
         """``size`` x ``size`` pixels of ``level`` whose upper left corner is at (``x``, ``y``) of level 0: uint8 (3, size, size), RGB.
 
-        What was not scanned, and what lies beyond the right or lower edge, has the background's colour (white, where the file has none).
+        Regions that were not scanned, or are past the right or lower edge, have the file's background colour (default: white).
 
         Raises:
             ItemError: the pixels cannot be decoded.
-            ValueError: the corner is not on the slide, no such level, or more than ``LARGEST_TILE`` pixels a side.
+            ValueError: the corner is outside the slide, the level does not exist, or ``size`` exceeds ``LARGEST_TILE``.
         """
         return np.ascontiguousarray(np.moveaxis(self._region(x, y, size, size, level), 2, 0))
 
     def _region(self, x: int, y: int, width: int, height: int, level: int) -> Tile:
         """uint8 (height, width, 3)."""
         if not (0 <= x < self.size[0] and 0 <= y < self.size[1]):
-            raise ValueError(f"({x}, {y}) is not on a slide of {self.size[0]} x {self.size[1]} pixels")
+            raise ValueError(f"({x}, {y}) is outside a slide of {self.size[0]} x {self.size[1]} pixels")
         if not 0 <= level < len(self.levels):
             raise ValueError(f"no level {level}; the slide has {len(self.levels)}")
         if not (1 <= width <= LARGEST_TILE and 1 <= height <= LARGEST_TILE):
-            raise ValueError(f"a tile has 1 to {LARGEST_TILE} pixels a side, not {width} x {height}")
+            raise ValueError(f"a tile has 1 to {LARGEST_TILE} pixels per side, not {width} x {height}")
         try:
             pixels = np.asarray(self._handle().read_region((int(x), int(y)), level, (width, height)))
-        except Exception as error:  # OpenSlide's own, and Pillow's
+        except Exception as error:  # exceptions of OpenSlide and Pillow
             raise _unreadable(self.path, error) from error
         colours, alpha = pixels[..., :3], pixels[..., 3:]
         if alpha.min() == 255:
@@ -103,7 +105,7 @@ class Slide:
         return np.asarray(over // 255, np.uint8)
 
     def _handle(self) -> Any:
-        """OpenSlide's object, of this process: two that read through one file descriptor would move each other's place in the file."""
+        """OpenSlide's object of this process: two processes with one file descriptor would change each other's file position."""
         if self._process != os.getpid():
             import openslide
 
@@ -122,7 +124,7 @@ class Slide:
         return {**self.__dict__, "_process": -1, "_open": None}
 
     def close(self) -> None:
-        """Gives the file back; a later tile opens it anew."""
+        """Closes the file; reading a tile later opens it again."""
         if self._process == os.getpid():
             self._handle().close()
         self._process, self._open = -1, None
@@ -132,19 +134,19 @@ def open_slide(path: Path) -> Slide:
     """The slide at ``path``; no pixel is read yet.
 
     Raises:
-        ItemError: there is no such file, it is no slide that OpenSlide knows, it is damaged, or it says that it is absurdly large.
+        ItemError: the file does not exist, is not a slide that OpenSlide can read, is damaged, or declares an implausible size.
     """
     return Slide(path)
 
 
 def tile_at(slide: Slide, x: int, y: int, size: int, mpp: float) -> Tile:
-    """``size`` x ``size`` pixels of ``mpp`` micrometres a side, corner at (``x``, ``y``) of level 0: uint8 (3, size, size), RGB.
+    """``size`` x ``size`` pixels at ``mpp`` micrometres per pixel, corner at (``x``, ``y``) of level 0: uint8 (3, size, size), RGB.
 
-    From the coarsest level that is at least as fine (or 2 % coarser, as one scanner's 20x is from another's), averaged over areas. Sites
-    whose scanners differ get the same scale by this, not by a level's number.
+    Read from the coarsest level that is at least as fine as ``mpp`` (or up to 2 % coarser, the difference between scanners at 20x),
+    averaged over areas. Unlike a level number, this gives the same scale at sites with different scanners.
 
     Raises:
-        ItemError: the file does not say its scale, or its finest level is coarser than ``mpp``; and as ``Slide.tile``.
+        ItemError: the file does not state its scale, or its finest level is coarser than ``mpp``; and as ``Slide.tile``.
         ValueError: as ``Slide.tile``.
     """
     from PIL import Image
@@ -158,18 +160,18 @@ def tile_at(slide: Slide, x: int, y: int, size: int, mpp: float) -> Tile:
 
 
 def tissue_tiles(slide: Slide, size: int, level: int = 0, min_tissue: float = 0.5) -> npt.NDArray[np.int64]:
-    """Corners of the tiles of ``size`` pixels of ``level``, side by side and whole, of which at least ``min_tissue`` is tissue.
+    """Corners of the complete tiles of a grid of ``size`` pixels of ``level`` with a share of tissue of at least ``min_tissue``.
 
-    Tissue is what is more saturated than Otsu's threshold (Otsu 1979, doi:10.1109/TSMC.1979.4310076) on a thumbnail, whose pixel is about
-    an eighth of a tile. The threshold is kept between ``SATURATION``, and what is nearly black is no tissue. Needs a few hundred MB
-    whatever the slide's size; a slide without coarse levels is read as a whole, in blocks.
+    A cell is tissue if its saturation exceeds Otsu's threshold (Otsu 1979, doi:10.1109/TSMC.1979.4310076) on a thumbnail whose pixels are
+    about an eighth of a tile wide. The threshold is limited to ``SATURATION``; nearly black cells are not tissue. Memory is a few hundred
+    MB for any size of slide; a slide without coarse levels is read completely, in blocks.
 
     Returns:
         int64 (n, 2): (x, y) in pixels of level 0, row by row.
 
     Raises:
         ItemError: the pixels cannot be decoded.
-        ValueError: no such level, or ``size`` below 1.
+        ValueError: the level does not exist, or ``size`` is below 1.
     """
     if not 0 <= level < len(slide.levels):
         raise ValueError(f"no level {level}; the slide has {len(slide.levels)}")
@@ -188,7 +190,7 @@ def tissue_tiles_at(slide: Slide, size: int, mpp: float, min_tissue: float = 0.5
 
 
 def otsu(histogram: npt.NDArray[np.int64]) -> int:
-    """The bin that ends the lower class, where the variance between both classes is largest (Otsu 1979, equation 18); the first of equals.
+    """The last bin of the lower class, for which the between-class variance is largest (Otsu 1979, equation 18); the first at a tie.
 
     Args:
         histogram: int64 (bins,), counts.
@@ -207,12 +209,12 @@ def otsu(histogram: npt.NDArray[np.int64]) -> int:
 def _tissue(slide: Slide, span: float, min_tissue: float) -> npt.NDArray[np.int64]:
     """As ``tissue_tiles``; ``span`` is the side of a tile in pixels of level 0."""
     if span < 1:
-        raise ValueError("a tile has at least 1 pixel a side")
+        raise ValueError("a tile has at least 1 pixel per side")
     mask, cell = _tissue_mask(slide, max(span / CELLS, max(slide.size) / LARGEST_MASK))
     columns, rows = (math.floor(side / span + 1e-6) for side in slide.size)
     if not columns or not rows:
         return np.zeros((0, 2), np.int64)
-    area = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)  # of tissue, left of and above a corner of cells
+    area = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)  # number of tissue cells to the left of and above each corner
     area[1:, 1:] = mask.cumsum(0, dtype=np.int32).cumsum(1)
 
     def bounds(tiles: int, cells: int, each: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -228,17 +230,20 @@ def _tissue(slide: Slide, span: float, min_tissue: float) -> npt.NDArray[np.int6
 
 
 def _tissue_mask(slide: Slide, wanted: float) -> tuple[npt.NDArray[np.bool_], tuple[float, float]]:
-    """Is it tissue? bool (rows, columns) of cells of at most about ``wanted`` pixels of level 0, and the cell's (width, height) in them."""
+    """Tissue mask, bool (rows, columns), in cells of at most about ``wanted`` pixels of level 0, and a cell's (width, height) in pixels of
+    level 0."""
     fine = [k for k, found in enumerate(slide.levels) if found.downsample <= max(1.0, wanted)]
     level = max(fine, key=lambda k: slide.levels[k].downsample)
     width, height, down = slide.levels[level]
     if width * height > LARGEST_SCAN:
-        raise ItemError(Unusable.TOO_LARGE, f"{slide.path}: has no coarse level, and {width} x {height} pixels are too many to look at")
+        raise ItemError(
+            Unusable.TOO_LARGE, f"{slide.path}: has no coarse level, and {width} x {height} pixels exceed the limit of {LARGEST_SCAN}"
+        )
     factor = max(1, int(wanted / down))
     block = max(1, min(_BLOCK, LARGEST_TILE) // factor) * factor
     shape = -(-height // factor), -(-width // factor)
     saturation = np.zeros(shape, np.uint8)
-    across, tall = slide.size[0] / width, slide.size[1] / height  # a pixel in pixels of level 0; the two may differ a little
+    across, tall = slide.size[0] / width, slide.size[1] / height  # size of a pixel in pixels of level 0; the two may differ slightly
     for top in range(0, height, block):
         for left in range(0, width, block):
             wide, high = min(block, width - left), min(block, height - top)
@@ -251,7 +256,7 @@ def _tissue_mask(slide: Slide, wanted: float) -> tuple[npt.NDArray[np.bool_], tu
 
 
 def _means(pixels: Tile, factor: int) -> npt.NDArray[np.float32]:
-    """Means over squares of ``factor`` pixels; those at the right and lower edge may be smaller: float32 (rows, columns, 3)."""
+    """float32 (rows, columns, 3): means over squares of ``factor`` pixels; squares at the right and lower edge may be smaller."""
     if factor == 1:
         return pixels.astype(np.float32)
     sums: npt.NDArray[Any] = pixels.astype(np.float32)
@@ -263,24 +268,26 @@ def _means(pixels: Tile, factor: int) -> npt.NDArray[np.float32]:
 
 
 def _saturation(colours: npt.NDArray[np.float32]) -> Tile:
-    """HSV's saturation, 0 to 255; 0 where it is nearly black."""
+    """HSV saturation, 0 to 255; 0 for nearly black pixels."""
     largest, smallest = colours.max(axis=2), colours.min(axis=2)
     share = np.divide(largest - smallest, largest, out=np.zeros_like(largest), where=largest > 255 * DARK)
     return np.asarray(np.rint(255 * share), np.uint8)
 
 
 def _level_at(slide: Slide, mpp: float) -> tuple[int, float]:
-    """The level to read, and how many of its pixels a pixel of ``mpp`` micrometres spans."""
+    """The level to read, and the width of a pixel of ``mpp`` micrometres in pixels of that level."""
     if slide.mpp is None:
-        raise ItemError(Unusable.GEOMETRY, f"{slide.path}: does not say how many micrometres its pixels are")
+        raise ItemError(Unusable.GEOMETRY, f"{slide.path}: does not state its micrometres per pixel")
     if abs(slide.mpp[0] / slide.mpp[1] - 1) > 0.02:
         raise ItemError(Unusable.GEOMETRY, f"{slide.path}: has pixels of {slide.mpp[0]:g} x {slide.mpp[1]:g} micrometres, not square")
-    own = sum(slide.mpp) / 2
-    fine = [k for k, level in enumerate(slide.levels) if own * level.downsample <= mpp * 1.02]
+    finest = sum(slide.mpp) / 2
+    fine = [k for k, level in enumerate(slide.levels) if finest * level.downsample <= mpp * 1.02]
     if not fine:
-        raise ItemError(Unusable.GEOMETRY, f"{slide.path}: has {own:g} micrometres a pixel at its finest, {mpp:g} are asked")
+        raise ItemError(
+            Unusable.GEOMETRY, f"{slide.path}: has {finest:g} micrometres per pixel at its finest level, the study needs {mpp:g}"
+        )
     level = max(fine, key=lambda k: slide.levels[k].downsample)
-    ratio = mpp / (own * slide.levels[level].downsample)
+    ratio = mpp / (finest * slide.levels[level].downsample)
     return level, 1.0 if abs(ratio - 1) <= 0.02 else ratio
 
 

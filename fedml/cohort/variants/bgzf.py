@@ -1,10 +1,10 @@
-"""The bytes of a bgzip or plain file, piece by piece, every block checked.
+"""Reads the bytes of a bgzip or plain file in pieces and checks every bgzip block.
 
     for piece in inflated(path): ...                    # bytes, about 64 KB each
     for text in whole_lines(inflated(path), path, size=2**20, longest=2**24): ...
 
-Bgzip is a row of gzip members of at most 64 KB that say their own length and end with an empty one (SAM specification, section 4.1). zlib
-checks each member's CRC-32 and length.
+A bgzip file is a sequence of gzip members of at most 64 KB. Each member states its length, and the last member is empty (SAM specification,
+section 4.1). zlib checks each member's CRC-32 and length.
 """
 
 from __future__ import annotations
@@ -21,30 +21,31 @@ _READ = 2**18
 
 
 def check_whole(path: Path) -> bool:
-    """Is the file bgzip (or else plain)? A cheap look at both of its ends.
+    """True if the file is bgzip, False if it is not compressed; reads only the first and last bytes.
 
     Raises:
-        InputError: it is empty, is gzip but no bgzip, or lacks bgzip's last block: data are gone that htslib would not miss.
+        InputError: the file is empty, is gzip but not bgzip, or lacks bgzip's empty last block. A missing last block means that the file is
+            truncated, which htslib does not report as an error.
     """
     with path.open("rb") as file:
         start = file.read(_HEAD)
         if not start:
-            raise InputError(f"{path}: is empty, it has no header; copy it anew.")
+            raise InputError(f"{path}: is empty and has no header; copy the file again.")
         if start[:2] != _GZIP:
             return False
         if start[12:14] != b"BC":
-            raise InputError(f"{path}: is compressed by gzip, htslib reads bgzip; write it anew (gunzip -c, then bgzip).")
+            raise InputError(f"{path}: is compressed with gzip, not bgzip; compress it with bgzip (gunzip -c, then bgzip).")
         file.seek(-min(len(_EMPTY), path.stat().st_size), 2)
         if file.read() != _EMPTY:
-            raise InputError(f"{path}: is cut short, its last bgzip block is missing; copy it anew.")
+            raise InputError(f"{path}: is truncated, its last bgzip block is missing; copy the file again.")
     return True
 
 
 def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
-    """The file's content, a bgzip block (or 64 KB of a plain file) at a time; of a bgzip file from the virtual offset ``start`` on.
+    """The file's decompressed content, one bgzip block (or 64 KB of a plain file) at a time; ``start``: virtual offset in a bgzip file.
 
     Raises:
-        InputError: a block is damaged or cut, or bgzip's last block is missing.
+        InputError: a block is damaged or truncated, or bgzip's last block is missing.
     """
     if not check_whole(path):
         with path.open("rb") as file:
@@ -53,50 +54,51 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
         return
     with path.open("rb") as file:
         file.seek(start >> 16)
-        held, at, end, skip = b"", 0, False, start & 0xFFFF
+        buffer, at, end, skip = b"", 0, False, start & 0xFFFF
         while True:
-            size = _block_size(held, at)
-            if size is None or at + size > len(held):
+            size = _block_size(buffer, at)
+            if size is None or at + size > len(buffer):
                 more = file.read(_READ)
                 if not more:
                     break
-                held, at = held[at:] + more, 0
+                buffer, at = buffer[at:] + more, 0
                 continue
-            if size <= _HEAD or held[at : at + 4] != _EMPTY[:4] or held[at + 12 : at + 14] != b"BC":
-                raise InputError(f"{path}: is damaged, no bgzip block begins where the last one ends; copy it anew.")
+            if size <= _HEAD or buffer[at : at + 4] != _EMPTY[:4] or buffer[at + 12 : at + 14] != b"BC":
+                raise InputError(f"{path}: is damaged, no bgzip block begins where the previous block ends; copy the file again.")
             try:
-                piece = zlib.decompress(held[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
+                piece = zlib.decompress(buffer[at : at + size], 31, 2**16)  # 31: a gzip member, its CRC and length checked
             except zlib.error as error:
-                raise InputError(f"{path}: is damaged, a bgzip block does not decompress or fails its checksum; copy it anew.") from error
+                what = "is damaged, a bgzip block does not decompress or fails its checksum"
+                raise InputError(f"{path}: {what}; copy the file again.") from error
             at, end = at + size, not piece
             if piece:
                 yield piece[skip:]
             skip = 0
-        if at != len(held) or not end:
-            raise InputError(f"{path}: is cut short in the middle of a bgzip block; copy it anew.")
+        if at != len(buffer) or not end:
+            raise InputError(f"{path}: is truncated in the middle of a bgzip block; copy the file again.")
 
 
-def _block_size(held: bytes, at: int) -> int | None:
-    """Length of the block that begins at ``at``; None where too little is held to tell."""
-    return None if len(held) - at < _HEAD else int.from_bytes(held[at + 16 : at + 18], "little") + 1
+def _block_size(buffer: bytes, at: int) -> int | None:
+    """Length in bytes of the block that begins at ``at``; None if ``buffer`` ends before the block's length field."""
+    return None if len(buffer) - at < _HEAD else int.from_bytes(buffer[at + 16 : at + 18], "little") + 1
 
 
 def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Iterator[bytes]:
-    """The text in runs of whole lines, about ``size`` bytes each (one line where it is longer); only the last may lack its line end.
+    """The text in runs of complete lines, about ``size`` bytes each (one line if it is longer); only the last run may lack its line end.
 
     Raises:
         InputError: a line has more than ``longest`` bytes.
     """
-    lines: list[bytes | memoryview] = []  # whole lines
-    begun: list[bytes | memoryview] = []  # the beginning of the next one
+    lines: list[bytes | memoryview] = []  # complete lines
+    begun: list[bytes | memoryview] = []  # the beginning of the next line
     full, open_, given = 0, 0, 0
     for piece in pieces:
         first = piece.find(b"\n")
         if open_ + (len(piece) if first < 0 else first) > longest:
             number, length = 1 + _line_ends(path, given + full), open_ + _to_line_end(piece, pieces)
             raise InputError(
-                f"{path}: line {number} has {length:,} bytes, more than the {longest:,} for which there is "
-                "memory; raise data.variants.memory_mb in site.toml."
+                f"{path}: line {number} has {length:,} bytes, more than the memory limit of {longest:,} bytes; "
+                "raise data.variants.memory_mb in site.toml."
             )
         cut = piece.rfind(b"\n") + 1 if first >= 0 else 0
         view = memoryview(piece)
@@ -115,7 +117,7 @@ def whole_lines(pieces: Iterator[bytes], path: Path, size: int, longest: int) ->
 
 
 def _line_ends(path: Path, size: int) -> int:
-    """How many line ends there are in the first ``size`` bytes. Only an error asks, so nobody counts before."""
+    """Number of line ends in the first ``size`` bytes; counted only for an error message."""
     count = 0
     for piece in inflated(path):
         count += piece.count(b"\n", 0, size)
@@ -126,7 +128,7 @@ def _line_ends(path: Path, size: int) -> int:
 
 
 def _to_line_end(piece: bytes, pieces: Iterator[bytes]) -> int:
-    """How many bytes there are before the next line end."""
+    """Number of bytes before the next line end."""
     length = 0
     while (end := piece.find(b"\n")) < 0:
         length += len(piece)
@@ -135,13 +137,13 @@ def _to_line_end(piece: bytes, pieces: Iterator[bytes]) -> int:
 
 
 def find_index(path: Path, *endings: str) -> Path:
-    """The index beside ``path``.
+    """The index file of ``path``, in the same folder, with the first of ``endings`` that exists.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no index file.
     """
     for ending in endings:
         index = path.with_name(path.name + ending)
         if index.exists():
             return index
-    raise InputError(f"{path}: has no index ({' or '.join(endings)}), and a region is asked for; make one (bcftools index {path}).")
+    raise InputError(f"{path}: has no index ({' or '.join(endings)}), which regions need; create it (bcftools index {path}).")

@@ -1,4 +1,4 @@
-"""Genome builds by the lengths of their chromosomes: what a header's contig lines say about where its positions are counted.
+"""Recognises a file's genome build by the chromosome lengths in its header.
 
 Lengths: the assembly reports of NCBI36 (hg18), GRCh37 (hg19), GRCh38 (hg38) and T2T-CHM13v2.0, chromosomes 1 to 22, X, Y.
 """
@@ -35,13 +35,13 @@ LENGTHS: dict[Build, dict[str, int]] = {build: dict(zip(_NAMES, lengths, strict=
 
 
 def build_of(contigs: Mapping[str, int | None]) -> Build | None:
-    """The build whose lengths all of the header's known contigs have; None where the header gives no length, or those of no build."""
-    told = {canonical_contig(name): length for name, length in contigs.items() if length is not None}
-    known = {name: length for name, length in told.items() if name in _NAMES}
+    """The build whose chromosome lengths equal those in the header; None if the header gives no length, or no build has these lengths."""
+    lengths = {canonical_contig(name): length for name, length in contigs.items() if length is not None}
+    known = {name: length for name, length in lengths.items() if name in _NAMES}
     fits = [build for build in BUILDS if all(LENGTHS[build][name] == length for name, length in known.items())]
     return fits[0] if known and len(fits) == 1 else None
 
 
 def beyond_end(contig: str, position: int, build: Build) -> bool:
-    """Does a position lie after the end of its chromosome in that build? Then it is counted in another one."""
+    """True if a position is past the end of its chromosome in that build, so that the position must belong to another build."""
     return position > LENGTHS[build].get(contig, position)

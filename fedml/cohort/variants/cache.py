@@ -1,15 +1,15 @@
-"""A genotype file's dosages as a packed table on disk, made once and mapped into memory at every later start.
+"""Caches a genotype file's dosages as a packed table on disk, which is written once and memory-mapped at every later start.
 
     keys, table, present, notes = cached(Path("cache"), open_source(path), persons, selection, memory_mb=512, say=print)
     table.floats(rows)                                # fedml.cohort.variants.packed.Packed over a read-only map
 
-An entry is a folder named by the source's path and by the SHA-256 of everything that its content depends on: the bytes of the source's
-files, the selection, the persons in their order. It holds ``table.bin`` (persons' rows one after another), ``keys.tsv`` and ``meta.json``,
-and appears by one rename when it is whole. While it is made, a folder ``.partial`` stands beside it, and a ``.lock`` that the kernel opens
-when its process dies; what the dead leave is removed at the next start.
+A cache entry is a folder named by the source's path and by the SHA-256 of everything that its content depends on: the bytes of the
+source's files, the selection, the persons in their order. It contains ``table.bin`` (persons' rows in order), ``keys.tsv`` and
+``meta.json``, and is published by one rename when it is complete. While an entry is written, a ``.partial`` folder and a ``.lock`` file are
+in the same folder; the operating system releases the lock when its process ends. The next start removes what a killed process left.
 
-Space: the table takes persons x variants / 4 bytes (100,000 x 1,000,000: 25 GB). A table that does not fit a quarter of ``memory_mb`` is
-spooled first (``spool.py``), in segments that shrink as the table grows, so both take no more than the table and one stretch of rows.
+Space: the table takes persons x variants / 4 bytes (100,000 x 1,000,000: 25 GB). A table larger than a quarter of ``memory_mb`` is first
+written as segments (``transpose.py``) that shrink as the table grows, so that both together take the table's size and one run of rows.
 """
 
 from __future__ import annotations
@@ -46,12 +46,13 @@ from fedml.cohort.variants.packed import MISSING, Packed, width
 from fedml.cohort.variants.transpose import Spool
 from fedml.errors import InputError
 
-FORMAT = 1  # raise it when the layout changes, or what a reader makes of the same file
-_EVERY = 2.0  # seconds between lines of progress
+FORMAT = 1  # increment when the layout changes or a reader's output for the same file changes
+_LOG_EVERY_SECONDS = 2.0
 
 
 class Cached(NamedTuple):
-    """``keys`` (variants,), ``table`` of persons x variants, ``present`` (persons,) bool, ``notes``: variants left out, by reason."""
+    """``keys`` (variants,), ``table`` of persons x variants, ``present`` (persons,) bool, ``notes``: counts of excluded variants by
+    reason."""
 
     keys: tuple[Variant, ...]
     table: Packed
@@ -66,7 +67,7 @@ class _Entry(NamedTuple):
 
 
 class _Job(NamedTuple):
-    """What is to be read: ``samples`` are the source's indices of the persons it has; with ``blank``, one row of missing comes after."""
+    """A read request. ``samples``: the source's indices of the persons that it has; ``blank``: append one row of missing genotypes."""
 
     source: Source
     samples: list[int]
@@ -83,25 +84,26 @@ class _Job(NamedTuple):
 def cached(
     folder: Path, source: Source, persons: Sequence[str], selection: Selection, memory_mb: int, say: Say = lambda line: None
 ) -> Cached:
-    """The wanted dosages of ``persons``, in their order, from the cache in ``folder``; read from the source and kept there if they are not.
+    """The selected dosages of ``persons``, in their order, from the cache in ``folder``; a missing entry is read from the source and
+    cached.
 
-    Variants with a dosage above 2 do not fit a table and are left out (``notes["ploidy above 2"]``). A person who is not in the source is
-    not ``present``, and missing everywhere. Where ``folder`` cannot be written, a table below 256 MB is made in memory. Of two processes
-    that want the same entry, the second waits for the first.
+    Variants with a dosage above 2 do not fit in a table and are excluded (``notes["ploidy above 2"]``). A person who is not in the source
+    is not ``present``, and missing at every variant. If ``folder`` cannot be written, a table below 256 MB is built in memory. If two
+    processes need the same entry, the second waits for the first.
 
     Args:
-        folder: made if it is not there, for its owner alone: it holds what the source holds.
-        memory_mb: about how much memory making the table may take; half of it is the source's.
-        say: gets a line about every two seconds of long work.
+        folder: created with mode 0700 if it does not exist, because it contains the same personal data as the source.
+        memory_mb: approximate memory limit for building the table, in MB; the source uses half of it.
+        say: called with a progress line about every two seconds.
 
     Raises:
-        InputError: the source is bad or changes while it is read, has none of the persons, or the folder cannot be written and the table
-            is too large for memory.
+        InputError: the source is invalid or changes while it is read, has none of the persons, or the folder cannot be written and the
+            table is too large for memory.
     """
     index = {sample: at for at, sample in enumerate(source.samples)}
     samples = [index[p] for p in persons if p in index]
     if not samples:
-        raise InputError(f"{source.path}: none of its samples is in the persons table; use the same ids in both.")
+        raise InputError(f"{source.path}: none of its samples is in the persons table; use the same ids in both files.")
     present = np.array([p in index for p in persons], dtype=bool)
     job = _Job(source, samples, len(samples) < len(persons), selection, memory_mb, say)
     try:
@@ -128,12 +130,12 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
     entry = _open(place, key)
     if entry is None:
         with locked(place.with_suffix(".lock"), job.say):
-            entry = _open(place, key)  # another process may have made it meanwhile
+            entry = _open(place, key)  # another process may have written it before this one got the lock
             if entry is None:
                 entry = _make(place, key, digests, job)
                 evict(folder, place)
     with suppress(OSError):
-        os.utime(place / "meta.json")  # when it was last used
+        os.utime(place / "meta.json")  # records the time of last use
     return entry
 
 
@@ -144,7 +146,7 @@ def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job
 
 
 def _open(place: Path, key: str) -> _Entry | None:
-    """The entry, or None if it is not there or is damaged."""
+    """The entry, or None if it does not exist or is damaged."""
     try:
         meta = json.loads((place / "meta.json").read_bytes())
         text = (place / "keys.tsv").read_bytes()
@@ -155,7 +157,7 @@ def _open(place: Path, key: str) -> _Entry | None:
             return None
         if size <= SMALL and file_sha256(place / "table.bin") != meta["table_sha256"]:
             return None
-        # As a plain array: a memmap costs a microsecond at every slice. A file without a byte cannot be mapped.
+        # As a plain array, because slicing a memmap costs a microsecond. An empty file cannot be mapped.
         mapped = np.asarray(np.memmap(place / "table.bin", np.uint8, "r", shape=shape)) if variants else np.zeros(shape, np.uint8)
         keys = from_text(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -164,7 +166,7 @@ def _open(place: Path, key: str) -> _Entry | None:
 
 
 def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job: _Job) -> _Entry:
-    """Makes the entry in a folder beside its place and renames it; leaves nothing behind if it cannot."""
+    """Writes the entry in a ``.partial`` folder and renames it; removes the partial folder if writing fails."""
     partial = place.with_suffix(".partial")
     try:
         with writing():
@@ -177,12 +179,12 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
             text = to_text(keys)
             keys_sha256.update(text)
             with writing(spool.size):
-                with (partial / "keys.tsv").open("ab") as file:  # closed each time: closing writes too, and may fail
+                with (partial / "keys.tsv").open("ab") as file:  # closed after each block, because closing also writes and may fail
                     file.write(text)
                 spool.add(dosage)
         for path, (_, stamp) in digests.items():
             if not path.exists() or stamp_of(path) != stamp:
-                raise InputError(f"{path}: changed while it was read; start again when it is whole.")
+                raise InputError(f"{path}: changed while it was read; start again when the file is complete.")
         with writing(spool.size):
             meta = {"key": key, "source": str(job.source.path.resolve()), "rows": job.rows, "variants": spool.variants, "notes": notes}
             meta |= {"keys_sha256": keys_sha256.hexdigest(), "table_sha256": _write_table(partial / "table.bin", spool, job)}
@@ -192,23 +194,23 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
         shutil.rmtree(partial, ignore_errors=True)
     entry = _open(place, key)
     if entry is None:
-        raise Unwritable(OSError("what was written reads back otherwise"), spool.size)
+        raise Unwritable(OSError("the data read back differ from the data written"), spool.size)
     return entry
 
 
 def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
-    """The table without a cache, if it is small.
+    """The table in memory, without a cache entry.
 
     Raises:
-        InputError: it is not.
+        InputError: the table is larger than ``SMALL``.
     """
     refusal = InputError(
-        f"{folder}: cannot be written ({why}), and a table of more than {SMALL >> 20} MB is not held in memory; "
-        "free space there, or name another cache folder."
+        f"{folder}: cannot be written ({why}), and the table exceeds {SMALL >> 20} MB, the limit without a cache; "
+        "free disk space or set another cache folder."
     )
     if why.size >= SMALL:
         raise refusal from why
-    job.say(f"{folder}: cannot be written ({why}); {job.source.path.name} is read into memory and will be read again at the next start")
+    job.say(f"{folder}: cannot be written ({why}); {job.source.path.name} is read into memory, and again at the next start")
     spool, keys, notes = Spool(len(job.samples), SMALL, None), list[Variant](), dict[str, int]()
     for found, dosage in _read(job, notes):
         if width(spool.variants + len(dosage)) * spool.persons > SMALL:
@@ -225,33 +227,33 @@ def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
 
 
 def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant], npt.NDArray[np.int8]]]:
-    """The source's blocks without variants of higher ploidy; ``notes`` is filled at the end."""
-    name, seen, higher, said = job.source.path.name, 0, 0, time.monotonic()
+    """The source's blocks without variants with a dosage above 2; fills ``notes`` at the end."""
+    name, total, higher, logged = job.source.path.name, 0, 0, time.monotonic()
     for keys, dosage in job.source.blocks(job.samples, job.selection, max(1, job.memory_mb // 2)):
         if dosage.dtype != np.int8 or dosage.shape != (len(keys), len(job.samples)) or (dosage.size and dosage.min() < MISSING):
-            raise ValueError(f"a block of {name} is not int8 ({len(keys)}, {len(job.samples)}) of -1 and more")
+            raise ValueError(f"a block of {name} is not int8 ({len(keys)}, {len(job.samples)}) with values >= -1")
         fits = dosage.max(axis=1) <= 2
         if not fits.all():
             higher += int((~fits).sum())
             keys, dosage = tuple(k for k, kept in zip(keys, fits, strict=True) if kept), dosage[fits]
         yield keys, dosage
-        seen += len(fits)
-        if time.monotonic() - said >= _EVERY:
-            job.say(f"{name}: {seen:,} variants read")
-            said = time.monotonic()
+        total += len(fits)
+        if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
+            job.say(f"{name}: {total:,} variants read")
+            logged = time.monotonic()
     notes.update({reason: count for reason, count in {**job.source.left_out, "ploidy above 2": higher}.items() if count})
 
 
 def _write_table(path: Path, spool: Spool, job: _Job) -> str:
-    """Writes ``table.bin``; its SHA-256."""
-    sha256, said = hashlib.sha256(), time.monotonic()
+    """Writes ``table.bin`` and returns its SHA-256."""
+    sha256, logged = hashlib.sha256(), time.monotonic()
     with path.open("wb") as file:
         for begin, rows in spool.rows():
             sha256.update(rows.data)
             file.write(rows.data)
-            if time.monotonic() - said >= _EVERY:
+            if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
                 job.say(f"{job.source.path.name}: {begin + len(rows):,} of {spool.persons:,} persons written")
-                said = time.monotonic()
+                logged = time.monotonic()
         if job.blank:
             blank = b"\xff" * width(spool.variants)
             sha256.update(blank)

@@ -1,4 +1,4 @@
-"""Where in a BCF file a region begins: the CSI index (the samtools CSIv1 specification), read as far as that needs.
+"""Finds the offset of a region in a BCF file through its CSI index (samtools CSIv1 specification).
 
 read_csi(find_index(path, ".csi")).start(contig_number, begin, end)
 """
@@ -14,22 +14,22 @@ from fedml.errors import InputError
 
 
 class Bin(NamedTuple):
-    """The first record that overlaps the bin's stretch (virtual offset), and (begin, end) of the chunks with the bin's own records."""
+    """``first``: virtual offset of the first record that overlaps the bin; ``chunks``: (begin, end) offsets of the bin's records."""
 
     first: int
     chunks: tuple[tuple[int, int], ...]
 
 
 class Csi(NamedTuple):
-    """``contigs``: the bins of each contig by their number. Bins of the lowest level are 2**shift bases wide, those of a level
-    above 8 times as wide."""
+    """``contigs``: for each contig, bin number -> bin. Bins of the lowest level are 2**shift bases wide; bins of each level above are
+    8 times as wide."""
 
     shift: int
     depth: int
     contigs: list[dict[int, Bin]]
 
     def start(self, contig: int, begin: int, end: int) -> int | None:
-        """The virtual offset from which on all records lie that overlap [begin, end), 0-based; None where there is none."""
+        """The virtual offset at or before the first record that overlaps [begin, end), 0-based; None if no record overlaps it."""
         bins = self.contigs[contig] if contig < len(self.contigs) else {}
         last = min(end, 1 << (self.shift + 3 * self.depth)) - 1
         reached = [b for number, b in bins.items() if self._overlaps(number, begin, last)]
@@ -42,12 +42,12 @@ class Csi(NamedTuple):
             first += 8**level
             level += 1
             if level > self.depth:
-                return False  # the bin of metadata
+                return False  # the metadata bin
         width = self.shift + 3 * (self.depth - level)
         return begin >> width <= number - first <= last >> width
 
     def _floor(self, bins: dict[int, Bin], begin: int) -> int:
-        """No record that overlaps ``begin`` or what follows lies before this: of the nearest bin at or before ``begin``, level by level."""
+        """A virtual offset before which no record overlaps ``begin`` or later bases: that of the nearest bin at or before ``begin``."""
         number = (8**self.depth - 1) // 7 + (begin >> self.shift)
         while number and number not in bins:
             eldest = ((number - 1) >> 3 << 3) + 1
@@ -59,13 +59,13 @@ def read_csi(path: Path) -> Csi:
     """The index at ``path``.
 
     Raises:
-        InputError: it is no CSI index, or is damaged.
+        InputError: the file is not a CSI index, or is damaged.
     """
     data = b"".join(inflated(path))
     try:
         magic, shift, depth, auxiliary = struct.unpack_from("<4siii", data)
         if magic != b"CSI\1" or not (0 < shift < 32 and 0 <= depth < 11):
-            raise ValueError("no CSI index")
+            raise ValueError("not a CSI index")
         at = 16 + auxiliary
         (count,) = struct.unpack_from("<i", data, at)
         at += 4
@@ -73,13 +73,13 @@ def read_csi(path: Path) -> Csi:
         for _ in range(count):
             (bins,) = struct.unpack_from("<i", data, at)
             at += 4
-            own: dict[int, Bin] = {}
+            contig: dict[int, Bin] = {}
             for _ in range(bins):
                 number, first, chunks = struct.unpack_from("<IQi", data, at)
                 ends = struct.unpack_from(f"<{2 * chunks}Q", data, at + 16)
                 at += 16 + 16 * chunks
-                own[number] = Bin(first, tuple(zip(ends[::2], ends[1::2], strict=True)))
-            contigs.append(own)
+                contig[number] = Bin(first, tuple(zip(ends[::2], ends[1::2], strict=True)))
+            contigs.append(contig)
     except (struct.error, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as an index; make it anew (bcftools index -f).") from error
+        raise InputError(f"{path}: cannot be read as an index; rebuild it (bcftools index -f).") from error
     return Csi(shift, depth, contigs)

@@ -1,7 +1,7 @@
-"""Genotype counts: what a site may say of a variant, and allele frequency, call rate and Hardy-Weinberg test of the pooled counts.
+"""Genotype counts and the small-cell rule of a site, and allele frequency, call rate and Hardy-Weinberg test of pooled counts.
 
-    counts = genotype_counts(dosage)                     # at a site: (4, variants), adds up over sites and over chunks of persons
-    hidden = small_cells(dosage, groups, min_count=5)    # at the site: True where the variant's numbers do not leave it
+    counts = genotype_counts(dosage)                     # at a site: (4, variants), additive over sites and over chunks of persons
+    hidden = small_cells(dosage, groups, min_count=5)    # at the site: True where the site withholds the variant's counts
     frequency = allele_frequency(total)                  # at the server, on the sum of the sites' counts
     p = hardy_weinberg_p(*total[:3])
 
@@ -20,7 +20,7 @@ Counts = npt.NDArray[np.int64]
 Dosage = npt.NDArray[np.int8]
 
 _WORKING = 1 << 22  # elements of a temporary float array (32 MB in float64)
-_TOGETHER = 4096  # variants whose exact tests are computed together: what fits in the processor's cache
+_TOGETHER = 4096  # variants per batch of exact tests, sized for the processor's cache
 _SERIES = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)  # of Stirling's error, in 1/x, 1/x^3, ...
 
 
@@ -35,41 +35,41 @@ def genotype_counts(dosage: Dosage) -> Counts:
     persons, variants = dosage.shape
     out = np.empty((4, variants), np.int64)
     for part in chunks(persons, variants):
-        own = dosage[:, part]
+        block = dosage[:, part]
         for copies in range(3):
-            out[copies, part] = np.count_nonzero(own == copies, axis=0)
+            out[copies, part] = np.count_nonzero(block == copies, axis=0)
     out[3] = persons - out[:3].sum(0)
     return out
 
 
 def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
-    """(groups, 4, variants): ``genotype_counts`` within each of ``groups`` (groups, persons). Adds up over chunks of a site's persons."""
+    """(groups, 4, variants): ``genotype_counts`` within each of ``groups`` (groups, persons). Additive over chunks of a site's persons."""
     persons, variants = dosage.shape
     out = np.empty((len(groups), 4, variants), np.int64)
     members = [np.flatnonzero(group) for group in groups]
     for part in chunks(persons, variants, _WORKING // 4):
-        own = dosage[:, part]
+        block = dosage[:, part]
         for of_group, rows in zip(out, members, strict=True):
-            of_group[:, part] = genotype_counts(own if len(rows) == persons else np.take(own, rows, axis=0))
+            of_group[:, part] = genotype_counts(block if len(rows) == persons else np.take(block, rows, axis=0))
     return out
 
 
 def small_cells_of(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,): ``small_cells``, of a site's whole ``group_counts`` (groups, 4, variants)."""
+    """(variants,): ``small_cells``, from a site's complete ``group_counts`` (groups, 4, variants)."""
     cells = counts[:, :3]
     return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
 
 
 def small_cells(dosage: Dosage, groups: npt.NDArray[np.bool_], min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,): True where the variant's numbers do not leave the site.
+    """(variants,): True where the site withholds the variant's counts.
 
-    They do not where, within any group, any genotype (0, 1 or 2 ALT alleles) is carried by 1 to ``min_count`` - 1 persons: who knows who
-    is in the group would learn the genotype of each of them. Nobody (0 persons) is no small cell. Missing calls are not looked at:
-    whether the laboratory made a call is no trait of a person.
+    A site withholds them if, within any group, 1 to ``min_count`` - 1 persons have a genotype (0, 1 or 2 ALT alleles): a reader who knows
+    the group's members could learn the genotype of these persons. A count of 0 is not a small cell. Missing calls are not considered,
+    because whether a call was made depends on the laboratory, not on the person.
 
     Args:
-        groups: (groups, persons); the first is everybody, others for instance cases and controls, women and men.
-        min_count: 1 or less hides nothing.
+        groups: (groups, persons) bool; the first group is all persons, further groups are for instance cases and controls, women and men.
+        min_count: 1 or less withholds nothing.
     """
     if min_count <= 1:
         return np.zeros(dosage.shape[1], np.bool_)
@@ -77,41 +77,41 @@ def small_cells(dosage: Dosage, groups: npt.NDArray[np.bool_], min_count: int) -
 
 
 def centred(dosage: Dosage, frequency: Array) -> Array:
-    """(persons, variants): dosage less 2 x ``frequency``; 0 where missing, which is the same as imputing 2 x frequency before."""
+    """(persons, variants): dosage minus 2 x ``frequency``; 0 where missing, which equals imputing 2 x frequency."""
     out: Array = dosage - 2.0 * frequency
     np.copyto(out, 0.0, where=dosage < 0)
     return out
 
 
 def allele_frequency(counts: Counts) -> Array:
-    """(variants,): frequency of ALT among called alleles, from pooled counts (4, variants); nan where nobody is called."""
+    """(variants,): frequency of ALT among called alleles, from pooled counts (4, variants); nan where no genotype is called."""
     with np.errstate(invalid="ignore"):
         out: Array = (counts[1] + 2 * counts[2]) / (2 * counts[:3].sum(0))
     return out
 
 
 def minor_allele_frequency(counts: Counts) -> Array:
-    """(variants,): frequency of the rarer allele; nan where nobody is called."""
+    """(variants,): frequency of the minor allele; nan where no genotype is called."""
     frequency = allele_frequency(counts)
     return np.minimum(frequency, 1 - frequency)
 
 
 def call_rate(counts: Counts) -> Array:
-    """(variants,): share of persons who are called; nan without persons."""
+    """(variants,): share of persons with a called genotype; nan without persons."""
     with np.errstate(invalid="ignore"):
         out: Array = counts[:3].sum(0) / counts.sum(0)
     return out
 
 
 def hardy_weinberg_p(n_hom_ref: npt.ArrayLike, n_het: npt.ArrayLike, n_hom_alt: npt.ArrayLike, *, mid_p: bool = False) -> Array:
-    """(variants,): p value of the exact test of Hardy-Weinberg equilibrium; nan where nobody is called.
+    """(variants,): p value of the exact test of Hardy-Weinberg equilibrium; nan where no genotype is called.
 
-    The sum of the probabilities, given the allele counts, of all numbers of heterozygotes that are at most as likely as the observed one
-    (Wigginton, Cutler and Abecasis 2005, Am J Hum Genet 76:887). ``mid_p``: those exactly as likely count half (Graffelman and Moreno 2013,
-    Stat Appl Genet Mol Biol 12:433). Women alone should be counted on X.
+    The p value is the sum of the probabilities, given the allele counts, of all numbers of heterozygotes that are at most as likely as the
+    observed number (Wigginton, Cutler and Abecasis 2005, Am J Hum Genet 76:887). ``mid_p``: numbers exactly as likely count half
+    (Graffelman and Moreno 2013, Stat Appl Genet Mol Biol 12:433). On chromosome X, count women only.
 
-    The observed number's probability comes from the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
-    probabilities"), its neighbours' from ratios. So hundreds of thousands of persons cost little and lose no digits.
+    The probability of the observed number is computed in the saddle-point form of Loader (2000, "Fast and accurate computation of binomial
+    probabilities"), those of neighbouring numbers from ratios, which is fast and accurate for hundreds of thousands of persons.
     """
     hom_ref, het, hom_alt = (np.atleast_1d(np.asarray(n, np.int64)) for n in (n_hom_ref, n_het, n_hom_alt))
     out = np.full(het.shape, np.nan)
@@ -124,12 +124,13 @@ def hardy_weinberg_p(n_hom_ref: npt.ArrayLike, n_het: npt.ArrayLike, n_hom_alt: 
 
 def _exact_test(hom_ref: Counts, het: Counts, hom_alt: Counts, mid_p: bool) -> Array:
     persons, alleles = hom_ref + het + hom_alt, np.stack([2 * hom_ref + het, 2 * hom_alt + het])
-    # Probability falls from h to h + 2 heterozygotes where 4 x (homozygotes' product) < (h + 1)(h + 2); the first such h is the mode.
+    # The probability decreases from h to h + 2 heterozygotes where 4 x (homozygotes' product) < (h + 1)(h + 2); the first such h is the
+    # mode.
     mode = (alleles[0] * alleles[1] - 2) // (2 * persons + 3) + 1
     mode += (mode - het) & 1
     upper = np.where(het >= mode, 1, -1)
-    own = _log_probability(het, persons, alleles)
-    # The other tail begins at the first number beyond the mode that is at most as likely as the observed one; found by halving.
+    observed = _log_probability(het, persons, alleles)
+    # The other tail begins at the first number past the mode that is at most as likely as the observed number; found by bisection.
     begin = np.where(upper > 0, mode - 2, mode)
     most = alleles.min(0)
     low, high = np.zeros_like(het), np.where(upper > 0, (mode - (het & 1)) // 2, (most - mode) // 2 + 1)
@@ -137,10 +138,10 @@ def _exact_test(hom_ref: Counts, het: Counts, hom_alt: Counts, mid_p: bool) -> A
     while np.any(low < high):
         middle = (low + high) // 2
         inside = np.clip(begin - 2 * upper * middle, het & 1, most)
-        rare = _log_probability(inside, persons, alleles) <= own + 1e-10
+        rare = _log_probability(inside, persons, alleles) <= observed + 1e-10
         high, low = np.where(rare, middle, high), np.where(rare, low, np.minimum(middle + 1, high))
     first = np.clip(begin - 2 * upper * low, het & 1, most)
-    probability = np.exp(own)
+    probability = np.exp(observed)
     other = np.where(low < beyond, np.exp(_log_probability(first, persons, alleles)), 0.0)
     total = probability * _tail(het, alleles, upper) + other * _tail(first, alleles, -upper)
     if mid_p:
@@ -156,19 +157,19 @@ def _tail(het: Counts, alleles: Counts, direction: Counts) -> Array:
     first, second = homozygotes
     step = 2.0 * direction
     while len(rows):
-        with np.errstate(divide="ignore", invalid="ignore"):  # the direction not taken, past the ends
+        with np.errstate(divide="ignore", invalid="ignore"):  # the branch that np.where discards may divide by zero
             ratio = np.where(up, 4 * first * second / ((h + 1) * (h + 2)), h * (h - 1) / (4 * (first + 1) * (second + 1)))
         term = term * ratio
         out[rows] += term
         h, first, second = h + step, first - step / 2, second - step / 2
         going = term > 1e-18 * out[rows]
-        if np.count_nonzero(going) < 0.8 * len(rows):  # rows that ended are dropped now and then, not at every step
+        if np.count_nonzero(going) < 0.8 * len(rows):  # finished rows are removed only occasionally, because removal costs a copy
             rows, term, h, up, first, second, step = (x[going] for x in (rows, term, h, up, first, second, step))
     return out
 
 
 def _log_probability(het: Counts, persons: Counts, alleles: Counts) -> Array:
-    """Log probability of ``het`` heterozygotes given allele counts (2, variants): a multinomial over a binomial, as Loader writes both."""
+    """Log probability of ``het`` heterozygotes given allele counts (2, variants): a multinomial over a binomial, both in Loader's form."""
     both: Array = alleles.astype(np.float64)
     first, second = both
     expected = np.stack([first**2, 2 * first * second, second**2]) / (4.0 * persons)
@@ -180,7 +181,7 @@ def _log_probability(het: Counts, persons: Counts, alleles: Counts) -> Array:
 
 
 def _half(x: Array) -> Array:
-    """log x! - (x log x - x): small numbers whose differences keep their digits; 0 at 0."""
+    """log x! - (x log x - x), 0 at 0. The result is small, so that differences of such terms keep their digits."""
     from scipy.special import gammaln
 
     safe = np.maximum(x, 1.0)
@@ -191,13 +192,13 @@ def _half(x: Array) -> Array:
         series = series * square + coefficient
     large = 0.5 * np.log(2 * np.pi * safe) + series * inverse
     if (small := safe < 16).any():
-        few = safe[small]
-        large[small] = gammaln(few + 1) - few * np.log(few) + few
+        low = safe[small]
+        large[small] = gammaln(low + 1) - low * np.log(low) + low
     return np.where(x > 0, large, 0.0)
 
 
 def _deviance(x: Array, mean: Array) -> Array:
-    """x log(x / mean) + mean - x, without cancellation where they are near."""
+    """x log(x / mean) + mean - x, without cancellation where x is close to mean."""
     from scipy.special import xlogy
 
     v = (x - mean) / np.maximum(x + mean, 1e-100)

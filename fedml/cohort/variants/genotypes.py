@@ -1,9 +1,9 @@
-"""A site's genotypes as a study reads them: selected, in canonical spelling, packed in a cache, one row a person.
+"""Reads a site's genotypes for a study: selected, normalised, packed in a cache, one row per person.
 
     own = read_variants(Path("cohort.vcf.gz"), persons, build="GRCh38", cache=Path(".fedml/cache"))
     own.keys, own.dosage[rows], own.present
 
-and what sites share of them, where several sites' cohorts are in one process (``shared_panel``).
+``shared_panel`` computes the panel of variants that sites share, where the cohorts of several sites are in one process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
 from fedml.study.sections import Variants
 
-MEMORY_MB = 512  # for reading a genotype file, whatever its size
+MEMORY_MB = 512  # memory limit for reading a genotype file of any size
 _CELLS = 1 << 25  # dosages unpacked at a time
 
 
@@ -42,57 +42,58 @@ def read_variants(
     """ALT dosages of ``persons``, in their order; a person who is not in the file is not ``present``.
 
     Args:
-        build: of the file's positions, as the site states it.
-        cache: folder where the packed table is kept for the next time.
-        reference: FASTA of that build, with its index.
+        build: genome build of the file's positions, as the site states it.
+        cache: folder of the packed tables.
+        reference: FASTA file of that build, with its index (``.fai``).
 
     Raises:
-        InputError: the file is missing, damaged, of another build, names none of the persons, or holds none of the selected variants; the
-            cache's folder cannot be written and the table is too large for memory.
+        InputError: the file is missing, damaged, of another build, names none of the persons, or has none of the selected variants; or the
+            cache folder cannot be written and the table is too large for memory.
     """
     try:
         source = open_source(path)
-    except OSError as error:  # a folder, or no right to read it
+    except OSError as error:  # the path is a folder, or the process may not read it
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
-        wanted = "none of the study's variants" if selection else "no variant"
-        raise InputError(f"{path}: holds {wanted}; correct data.variants in site.toml{', or ask for others' if selection else ''}.")
-    own = fingerprint(keys, source.contigs, build, where=str(path), reference=reference, left_out=notes)
-    if not own.keys:
-        raise InputError(f"{path}: none of its {len(keys)} variants fits the reference; correct data.variants in site.toml.")
-    told = np.array([own.notes[name] for name in NOTES], dtype=np.int64)
-    return Dosages(own.keys, table.aligned(own.columns, own.flip), present, told, own.build, reference is not None)
+        found = "none of the study's variants" if selection else "no variant"
+        advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
+        raise InputError(f"{path}: has {found}; {advice}.")
+    normal = fingerprint(keys, source.contigs, build, where=str(path), reference=reference, left_out=notes)
+    if not normal.keys:
+        raise InputError(f"{path}: none of its {len(keys)} variants matches the reference; correct data.variants in site.toml.")
+    counts = np.array([normal.notes[name] for name in NOTES], dtype=np.int64)
+    return Dosages(normal.keys, table.aligned(normal.columns, normal.flip), present, counts, normal.build, reference is not None)
 
 
 def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
-    """(4, variants) persons with 0, 1, 2 ALT alleles and with none called, among those of ``rows`` who have genotypes; bounded in
-    memory."""
+    """(4, variants): persons with 0, 1, 2 ALT alleles and with a missing call, among the persons ``rows`` (None: all) that have genotypes.
+    Memory is bounded."""
     from fedml.cohort.variants.frequency import genotype_counts as count
 
-    there = np.flatnonzero(own.present) if rows is None else rows[own.present[rows]]
+    present = np.flatnonzero(own.present) if rows is None else rows[own.present[rows]]
     total = np.zeros((4, len(own.keys)), dtype=np.int64)
-    for chunk in person_chunks(there, len(own.keys)):
+    for chunk in person_chunks(present, len(own.keys)):
         total += count(own.dosage[chunk])
     return total
 
 
 def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArray[np.int64]]:
-    """``rows`` in pieces, each of which fills about 32 MB when its dosages are unpacked."""
+    """``rows`` in chunks whose unpacked dosages take about 32 MB each."""
     size = max(1, _CELLS // max(variants, 1))
     return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool = True) -> Panel:
-    """The variants that all ``sites`` share, oriented and of the quality that the study asks for: what the server finds from counts, or
-    without them (``counted`` false), as in a private study, which releases none."""
+    """The panel: the variants that all ``sites`` share, oriented, and above the study's quality thresholds. Equals the server's result from
+    genotype counts, or without counts (``counted`` False) as in a private study, which releases none."""
     keys = {name: own.keys for name, own in sites.items()}
     notes = {name: own.notes for name, own in sites.items() if own.notes is not None}
     draft = draft_panel(keys, spec.match, [n for n, own in sites.items() if own.checked], notes)
-    doubts = any(mask.any() for mask in draft.doubtful.values())
+    doubtful = any(mask.any() for mask in draft.doubtful.values())
     if not counted:
         return settle(draft, None)[0]
-    if not (spec.counted or doubts):
+    if not (spec.counted or doubtful):
         return draft
     counts = {name: genotype_counts(aligned(own, draft, name, spec)) for name, own in sites.items()}
     settled, _ = settle(doubt(draft, counts), counts)
@@ -104,20 +105,21 @@ def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool 
 
 
 def aligned(own: Dosages, panel: Panel, name: str, spec: Variants) -> Dosages:
-    """Site ``name``'s dosages as ``panel`` has them."""
+    """The dosages of site ``name`` in the order and orientation of ``panel``."""
     from fedml.cohort.variants.harmonise import align
 
     return align(own, panel.keys, panel.flips[name], spec.match)
 
 
 def stack(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
-    """Several sites' dosages, aligned before, one under the other; a site without any gives as many persons with nothing."""
+    """Aligned dosages of several sites, concatenated over persons; None with a number of persons adds that many persons without
+    genotypes."""
     tables = [
         Packed.of(np.full((persons, len(panel.keys)), -1, np.int8)) if own is None else
         own.dosage if isinstance(own.dosage, Packed) else Packed.of(own.dosage)
         for own, persons in parts
     ]  # fmt: skip
     present = np.concatenate([np.zeros(persons, bool) if own is None else own.present for own, persons in parts])
-    from fedml.cohort.variants.packed import stack as pile
+    from fedml.cohort.variants.packed import stack as concatenate
 
-    return Dosages(panel.keys, pile(tables), present)
+    return Dosages(panel.keys, concatenate(tables), present)

@@ -1,11 +1,12 @@
-"""Variants of persons, whatever file they are in: one interface, a format a file (``vcf.py``, ``plink.py``).
+"""Genotypes of persons, independent of the file format: one interface (``Source``), one file per format (``vcf.py``, ``plink.py``).
 
     source = open_source(Path("cohort.vcf.gz"))          # header only: samples, contigs
     for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256):
         block.keys, block.dosage                         # (variants,), (variants, 100) int8
 
-A dosage is the number of ALT alleles that a person carries (0, 1, 2; a haploid call 0 or 1; more only where ploidy is above 2), -1 where
-any of the person's alleles is missing. In PLINK files A1 is taken as ALT. A record with several ALT alleles becomes as many variants.
+A dosage is the number of ALT alleles that a person carries (0, 1, 2; a haploid call 0 or 1; more only where ploidy is above 2), or -1 where
+any of the person's alleles is missing. In PLINK files A1 is taken as ALT. A record with several ALT alleles is split into one variant per
+ALT allele.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from fedml.cohort.variants.packed import Packed
 
 MISSING = -1
-LONGEST_ALLELE = 1000  # letters; a longer REF or ALT is left out and counted: it cannot be compared between sites in a key
+LONGEST_ALLELE = 1000  # letters; variants with a longer REF or ALT are excluded and counted: their keys would be too long to exchange
 
 
 class Variant(NamedTuple):
-    """One ALT allele at one place. ``position`` is 1-based; ``contig`` as in the file, or canonical (``canonical_contig``)."""
+    """One ALT allele at one position. ``position`` is 1-based; ``contig`` as in the file, or canonical (``canonical_contig``)."""
 
     contig: str
     position: int
@@ -42,7 +43,7 @@ class Variant(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Neighbouring variants of a file: ``keys`` (variants,) and ``dosage`` (variants, samples) int8, variant after variant in memory."""
+    """Consecutive variants of a file: ``keys`` (variants,) and ``dosage`` (variants, samples) int8, C-contiguous (variant-major)."""
 
     keys: tuple[Variant, ...]
     dosage: npt.NDArray[np.int8]
@@ -50,7 +51,7 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which variants are wanted: all of them, those in ``regions``, those ``listed``; with both, those that are in both.
+    """Selects all variants, the variants in ``regions``, or the ``listed`` variants; with both, the intersection.
 
     ``regions``: ``22`` or ``22:17000000-18000000``, 1-based, both ends included, contigs by their canonical name. ``listed``: an rsID, or
     ``contig:position:ref:alt`` with the canonical contig.
@@ -63,10 +64,10 @@ class Selection:
         return bool(self.regions or self.listed)
 
     def spans(self) -> list[tuple[str, int, int]]:
-        """(canonical contig, first, last) of each region; last is 2**31 - 1 where none is given.
+        """(canonical contig, first, last) of each region; last is 2**31 - 1 where the region gives no end.
 
         Raises:
-            InputError: a region is not of that form.
+            InputError: a region is not of the form ``22`` or ``22:17000000-18000000``, or ends before it begins.
         """
         out = []
         for text in self.regions:
@@ -81,40 +82,40 @@ class Selection:
         return out
 
     def wants(self, key: Variant) -> bool:
-        """Is ``key`` among those listed (or is nothing listed)? Regions are the reader's work."""
+        """True if ``key`` is listed, or if nothing is listed. The readers apply ``regions``."""
         if not self.listed:
             return True
         return key.id in self.listed or f"{canonical_contig(key.contig)}:{key.position}:{key.ref}:{key.alt}" in self.listed
 
 
 class Source(ABC):
-    """A genotype file, opened: its header is read, its genotypes are not. ``left_out`` counts variants that were passed over, by reason,
-    once ``blocks`` has been read."""
+    """An opened genotype file: the header has been read, the genotypes have not. ``left_out`` counts excluded variants by reason; it is
+    complete once ``blocks`` has been read to the end."""
 
     path: Path
     samples: tuple[str, ...]
-    contigs: dict[str, int | None]  # as the header names them, with their length where it says so
+    contigs: dict[str, int | None]  # name in the header -> length in bases, None where the header gives no length
     left_out: dict[str, int]
 
     @abstractmethod
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
-        """The wanted variants of the samples with these indices, in that order, block by block in the file's order.
+        """The selected variants of the samples with these indices, in that order, as blocks in file order.
 
         Args:
-            memory_mb: about how much memory reading may take, whatever the file's size.
+            memory_mb: approximate memory limit for reading, in MB, independent of the file's size.
 
         Raises:
-            InputError: the file is damaged, has no index where a region is asked for, or lacks a region's contig.
+            InputError: the file is damaged, has no index although a region is selected, or lacks a region's contig.
         """
 
 
 @dataclass(frozen=True)
 class Dosages:
-    """``dosage`` (persons, variants) int8, an array or a packed table, with ``keys`` (variants); ``present`` (persons,): has the person any
-    genotype row?
+    """``dosage`` (persons, variants) int8, an array or a packed table, with ``keys`` (variants,); ``present`` (persons,) is True where the
+    person has a genotype row.
 
-    ``notes``: what was done to the file's variants (``fedml.cohort.variants.normalise.NOTES``); ``build`` of the positions; ``checked``:
-    their REF was held against a reference.
+    ``notes``: counts of variants by what normalisation did to them (``fedml.cohort.variants.normalise.NOTES``); ``build``: genome build of
+    the positions; ``checked``: REF was compared with a reference sequence.
     """
 
     keys: tuple[Variant, ...]
@@ -123,11 +124,11 @@ class Dosages:
     notes: npt.NDArray[np.int64] | None = None
     build: str = ""
     checked: bool = False
-    places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # kept by ``panel.align``
+    places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # cache of ``harmonise.align``
 
 
 def to_text(keys: Sequence[Variant]) -> bytes:
-    """Keys as tab-separated lines, as they cross the wire and stand beside a saved model."""
+    """Keys as tab-separated lines, the format on the wire and in a saved model's folder."""
     return "".join(f"{k.contig}\t{k.position}\t{k.id}\t{k.ref}\t{k.alt}\n" for k in keys).encode()
 
 
@@ -135,8 +136,8 @@ def from_text(text: bytes) -> tuple[Variant, ...]:
     """The inverse of ``to_text``.
 
     Raises:
-        ValueError: a line does not have the five fields, or the position is no number.
+        ValueError: a line does not have five fields, or its position is not a number.
     """
-    lines = text.decode().removesuffix("\n").split("\n") if text else []  # not splitlines: an id may hold what it takes for a line's end
+    lines = text.decode().removesuffix("\n").split("\n") if text else []  # not splitlines: an id may contain other line separators
     fields = (line.split("\t") for line in lines)
     return tuple(Variant(intern(contig), int(position), id_, ref, alt) for contig, position, id_, ref, alt in fields)

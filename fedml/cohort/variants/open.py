@@ -1,4 +1,4 @@
-"""Opens a file of variants by its ending."""
+"""Opens a genotype file; the file extension selects the reader."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fedml.cohort.variants.model import Source
 
 
 def open_source(path: Path) -> Source:
-    """The file's source by its ending: ``.bed`` is PLINK 1, anything else VCF or BCF.
+    """The source for ``path``: ``.bed`` is read as PLINK 1, any other file as VCF or BCF.
 
     Raises:
-        InputError: there is no such file, or its header cannot be read.
+        InputError: the file does not exist, or its header cannot be read.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; correct data.variants in site.toml.")

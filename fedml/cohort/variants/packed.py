@@ -1,12 +1,12 @@
-"""ALT dosages at two bits each: a table of persons x variants, in memory or mapped from a file, unpacked only as far as it is read.
+"""ALT dosages at two bits each: a table of persons x variants, in memory or memory-mapped; only the entries that are read are unpacked.
 
     table = Packed.of(dosage)                      # int8 (persons, variants) of -1, 0, 1, 2
     table[rows], table.floats(rows)                # some persons: int8, or float32 with -1.0 where missing
     table.block(0, 4096)                           # a range of variants of all persons, for a pass over variants
     table.aligned(columns, flip).take(persons)     # another order of variants and persons: a view, nothing is unpacked
 
-A person's row is ceil(variants / 4) bytes that lie together; variant j stands in byte j // 4 at bits 2 * (j % 4), as 0, 1, 2 copies of ALT
-or 3 for missing (in that order of bits, not in the codes, as PLINK 1 packs persons). So a batch of persons reads their rows and no others.
+A person's row is ceil(variants / 4) consecutive bytes. Variant j is in byte j // 4 at bits 2 * (j % 4), as 0, 1, 2 copies of ALT or 3 for
+missing. The bit order is that of PLINK 1, the codes are not. A batch of persons reads only the rows of those persons.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ import numpy.typing as npt
 MISSING = -1
 _DIGEST_ROWS = 256  # persons at a time
 _CHUNK = 1 << 22  # bytes of int8 dosages at a time while packing
-_GATHER = 1 << 16  # columns at a time while gathering, which bounds what is in between
-_KINDS = 9  # how a byte answers: 4 places in it, as they are or flipped, and absent
+_GATHER = 1 << 16  # columns at a time while gathering, which bounds temporary memory
+_KINDS = 9  # decodings of a byte: 4 positions, each plain or flipped, and absent
 Rows = npt.NDArray[Any] | Sequence[int] | slice
 Int8s = npt.NDArray[np.int8]
 
 
-def _answers() -> Int8s:
-    """(kinds, 256) int8: what a byte says under each kind; kind = place + 4 if flipped, 8 absent."""
+def _decodings() -> Int8s:
+    """(kinds, 256) int8: dosage of each byte under each kind; kind = position in the byte, + 4 if flipped, or 8 for an absent variant."""
     codes = (np.arange(256)[None, :] >> (2 * np.arange(4)[:, None])) & 3
     plain = np.array([0, 1, 2, MISSING], np.int8)[codes]
     return np.concatenate([plain, np.where(plain == MISSING, plain, 2 - plain), np.full((1, 256), MISSING)]).astype(np.int8)
 
 
-_ANSWERS = _answers()
-_ONE = {t: np.ascontiguousarray(_ANSWERS.ravel(), t) for t in (np.dtype(np.int8), np.dtype(np.float32))}  # [kind * 256 + byte]
-# [byte]: its four answers as one opaque value, so that NumPy copies 4 or 16 bytes a look-up; void needs no alignment of the target.
-_FOUR = {t: np.ascontiguousarray(_ANSWERS[:4].T, t).view(f"V{4 * t.itemsize}").ravel() for t in _ONE}
+_DECODINGS = _decodings()
+_ONE = {t: np.ascontiguousarray(_DECODINGS.ravel(), t) for t in (np.dtype(np.int8), np.dtype(np.float32))}  # [kind * 256 + byte]
+# [byte]: its four dosages as one void value, so that NumPy copies 4 or 16 bytes per look-up; void needs no alignment of the target.
+_FOUR = {t: np.ascontiguousarray(_DECODINGS[:4].T, t).view(f"V{4 * t.itemsize}").ravel() for t in _ONE}
 
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
 class Packed:
-    """Dosages of persons x variants. ``table`` uint8 (stored persons, ceil(stored / 4)) holds ``stored`` variants; ``rows`` and
-    ``columns`` say which of them this view shows, None for all as they stand; column -1 is missing for everybody, ``flip`` turns d into
-    2 - d. Make one with ``Packed.of``, ``stack`` or over a table that is packed already: ``Packed(table, variants)``."""
+    """Dosages of persons x variants. ``table`` uint8 (stored persons, ceil(stored / 4)) has ``stored`` variants; ``rows`` and ``columns``
+    select the persons and variants of this view, None for all in stored order; column -1 is missing for every person; ``flip`` replaces d
+    by 2 - d. Construct with ``Packed.of``, with ``stack``, or from an existing packed table with ``Packed(table, variants)``."""
 
     table: npt.NDArray[np.uint8]
     stored: int
@@ -57,14 +57,14 @@ class Packed:
 
     def __post_init__(self) -> None:
         if self.table.dtype != np.uint8 or self.table.ndim != 2 or self.table.shape[1] != width(self.stored):
-            raise ValueError(f"a table of {self.stored} variants is uint8 (persons, {width(self.stored)}), not {self.table.shape}")
+            raise ValueError(f"table is {self.table.dtype} {self.table.shape}, expected uint8 (persons, {width(self.stored)})")
 
     @staticmethod
     def of(dosage: npt.NDArray[np.int8]) -> Packed:
         """Packs int8 (persons, variants) of -1, 0, 1, 2, block by block.
 
         Raises:
-            ValueError: another value, another type, or not two axes.
+            ValueError: a value is not -1, 0, 1 or 2, the type is not int8, or the array does not have two axes.
         """
         if dosage.ndim != 2 or dosage.dtype != np.int8:
             raise ValueError(f"dosages are int8 (persons, variants), not {dosage.dtype} {dosage.shape}")
@@ -75,7 +75,7 @@ class Packed:
 
     @property
     def digest(self) -> bytes:
-        """SHA-256 of the dosages that this view shows, by way of the table under it; 32 bytes."""
+        """SHA-256 over the table and the view's rows, columns and flips; 32 bytes."""
         sha256 = hashlib.sha256(f"{self.table.shape} {self.stored}".encode())
         for begin in range(0, len(self.table), _DIGEST_ROWS):
             sha256.update(np.ascontiguousarray(self.table[begin : begin + _DIGEST_ROWS]).data)
@@ -90,7 +90,7 @@ class Packed:
 
     @property
     def dtype(self) -> np.dtype[np.int8]:
-        """int8, what ``[rows]`` gives."""
+        """int8, the type of ``self[rows]``."""
         return np.dtype(np.int8)
 
     def __len__(self) -> int:
@@ -100,31 +100,32 @@ class Packed:
         return f"Packed{self.shape}"
 
     def __getitem__(self, rows: Rows | SupportsIndex) -> Int8s:
-        """int8 (persons in ``rows``, variants), -1 where missing; of one person (variants,).
+        """int8 (persons in ``rows``, variants), -1 where missing; (variants,) for a single index.
 
         Raises:
-            IndexError: a person that is not there, or an index that is not over persons.
+            IndexError: a person index is out of range, or the index has more than one axis.
         """
         if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
-            one: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
-            return one
+            row: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
+            return row
         return self.block(0, self.shape[1], rows)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """All of it unpacked, so that ``np.asarray(packed)`` works; for small tables."""
+        """The whole table unpacked, so that ``np.asarray(packed)`` works; for small tables."""
         if copy is False:
-            raise ValueError("packed dosages cannot be an array without a copy")
+            raise ValueError("packed dosages cannot be converted to an array without a copy")
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype)
 
     def floats(self, rows: Rows, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-        """float32 (persons in ``rows``, variants), -1.0 where missing: exactly ``packed[rows]`` as floats, without the int8 in between.
+        """float32 (persons in ``rows``, variants), -1.0 where missing: equal to ``packed[rows]`` as floats, without a temporary int8 array.
 
         Args:
-            out: where to write, C-contiguous and of that shape; memory used before is faster than fresh memory.
+            out: array to write to, C-contiguous float32 of that shape; reused memory is faster than newly allocated memory.
 
         Raises:
-            IndexError: a person that is not there.
+            IndexError: a person index is out of range.
+            ValueError: ``out`` has another type, shape or memory layout.
         """
         chosen, shape = self._persons(rows), self.shape
         if out is None:
@@ -137,10 +138,10 @@ class Packed:
     def block(self, start: int, stop: int, rows: Rows | None = None) -> Int8s:
         """Variants ``start`` to ``stop`` (not included) of all persons, or of those in ``rows``: int8 (persons, stop - start).
 
-        A mapped table is read in pages of 4,096 bytes, 16,384 variants of a person: narrower blocks read pages more than once.
+        A mapped table is read in pages of 4,096 bytes, 16,384 variants of a person; narrower blocks read pages more than once.
 
         Raises:
-            IndexError: the range reaches beyond the variants, or a person is not there.
+            IndexError: the range or a person index is out of range.
         """
         if not 0 <= start <= stop <= self.shape[1]:
             raise IndexError(f"variants {start} to {stop} of {self.shape[1]}")
@@ -150,42 +151,42 @@ class Packed:
         return out
 
     def aligned(self, columns: npt.NDArray[np.integer[Any]], flip: npt.NDArray[np.bool_]) -> Packed:
-        """A view whose variant j is this one's variant ``columns[j]``, 2 - d where ``flip[j]``; column -1: missing for everybody.
+        """A view whose variant j is this view's variant ``columns[j]``, 2 - d where ``flip[j]``; column -1: missing for every person.
 
-        Both are (panel,). The identity gives the table as it stands, at no cost in reading.
+        Both arguments are (panel,). The identity is stored as no reordering, so reading costs the same as before.
 
         Raises:
-            IndexError: a column that is not there.
-            ValueError: the two differ in length.
+            IndexError: a column is out of range.
+            ValueError: ``columns`` and ``flip`` are not vectors of the same length.
         """
         if columns.shape != flip.shape or columns.ndim != 1:
             raise ValueError(f"columns {columns.shape} and flip {flip.shape} are not both (panel,)")
         if len(columns) and not (columns.min() >= MISSING and columns.max() < self.shape[1]):
             raise IndexError(f"a column is not in -1 to {self.shape[1] - 1}")
-        own, turned = columns.astype(np.intp), flip.astype(bool)
+        stored, flipped = columns.astype(np.intp), flip.astype(bool)
         if self.columns is not None and self.flip is not None and self.shape[1]:
-            own, turned = np.where(own < 0, MISSING, self.columns[own]), turned ^ self.flip[own]
-        if len(own) == self.stored and not turned.any() and np.array_equal(own, np.arange(self.stored)):
+            stored, flipped = np.where(stored < 0, MISSING, self.columns[stored]), flipped ^ self.flip[stored]
+        if len(stored) == self.stored and not flipped.any() and np.array_equal(stored, np.arange(self.stored)):
             return replace(self, columns=None, flip=None)
-        return replace(self, columns=own, flip=turned)
+        return replace(self, columns=stored, flip=flipped)
 
     def take(self, rows: Rows) -> Packed:
         """A view of the persons in ``rows``, in that order.
 
         Raises:
-            IndexError: a person that is not there.
+            IndexError: a person index is out of range.
         """
         return replace(self, rows=self._persons(rows))
 
     def _persons(self, rows: Rows) -> npt.NDArray[np.intp]:
-        """Rows of ``table``."""
+        """Row indices in ``table`` of this view's persons ``rows``."""
         persons = len(self)
         if isinstance(rows, slice):
             chosen = np.arange(*rows.indices(persons), dtype=np.intp)
         else:
             index = np.asarray(rows)
             if index.ndim != 1 or not (index.dtype.kind in "iub" or index.size == 0):
-                raise IndexError("persons are chosen by a slice, by integers or by one bool a person, on one axis")
+                raise IndexError("index persons by a slice, by integers or by one bool per person, on one axis")
             if index.dtype == bool:
                 if len(index) != persons:
                     raise IndexError(f"{len(index)} bools for {persons} persons")
@@ -199,19 +200,19 @@ class Packed:
 
     @cached_property
     def _gather(self) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint16]]:
-        """Of each column, the byte it stands in and its kind * 256: a byte plus that is an index into ``_ONE``."""
-        assert self.columns is not None  # noqa: S101 - for the type checker; the caller has asked
+        """For each column, the index of its byte in a row, and its kind * 256; byte value + kind * 256 is an index into ``_ONE``."""
+        assert self.columns is not None  # noqa: S101 - for the type checker; the caller has checked
         assert self.flip is not None  # noqa: S101
         kind = np.where(self.columns < 0, _KINDS - 1, self.columns % 4 + 4 * self.flip)
         return np.maximum(self.columns, 0) // 4, (kind * 256).astype(np.uint16)
 
     def _unpack(self, rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> None:
-        """Variants ``start`` to ``stop`` of the table's ``rows`` into ``out``, int8 or float32."""
+        """Writes variants ``start`` to ``stop`` of the table's ``rows`` into ``out``, int8 or float32."""
         if not self.stored or self.columns is not None:
             self._pick(rows, start, stop, out)
             return
         four = _FOUR[out.dtype]
-        if start % 4:  # shifted against the bytes: by way of one whole row of the range
+        if start % 4:  # not aligned to bytes: unpack each row of the range into a scratch row first
             scratch = np.empty(width(stop) - start // 4, four.dtype)
             shifted = scratch.view(out.dtype)[start % 4 : start % 4 + stop - start]
             for at, row in enumerate(rows):
@@ -221,12 +222,12 @@ class Packed:
         begin, end, whole = start // 4, stop // 4, (stop - start) // 4 * 4
         for at, row in enumerate(rows):
             packed, target = self.table[row, begin : width(stop)], out[at]
-            np.take(four, packed[: end - begin], mode="clip", out=target[:whole].view(four.dtype))  # clip: unbuffered; no byte is beyond
+            np.take(four, packed[: end - begin], mode="clip", out=target[:whole].view(four.dtype))  # "clip" avoids buffering
             if stop % 4:
-                target[whole:] = _ANSWERS[: stop % 4, packed[-1]]
+                target[whole:] = _DECODINGS[: stop % 4, packed[-1]]
 
     def _pick(self, rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> None:
-        """The same through ``columns``: only bytes that hold a chosen variant are looked at."""
+        """The same through ``columns``: reads only bytes that contain a selected variant."""
         if not self.stored:
             out[...] = MISSING
             return
@@ -247,10 +248,10 @@ def pack(dosage: npt.NDArray[np.int8], out: npt.NDArray[np.uint8]) -> None:
     """Packs int8 (persons, variants) into ``out`` uint8 (persons, ceil(variants / 4)); unused bits of the last byte are 0.
 
     Raises:
-        ValueError: a value that is not -1, 0, 1 or 2.
+        ValueError: a value is not -1, 0, 1 or 2.
     """
     if dosage.size and not MISSING <= dosage.min() <= dosage.max() <= 2:
-        raise ValueError("dosages are -1, 0, 1 or 2")
+        raise ValueError("a dosage is not -1, 0, 1 or 2")
     persons, variants = dosage.shape
     padded = np.zeros((persons, 4 * width(variants)), np.uint8)
     np.bitwise_and(dosage.view(np.uint8), 3, out=padded[:, :variants])
@@ -259,10 +260,10 @@ def pack(dosage: npt.NDArray[np.int8], out: npt.NDArray[np.uint8]) -> None:
 
 
 def stack(pieces: Sequence[Packed]) -> Packed:
-    """The persons of ``pieces`` under one another as one table in memory; of one piece: the view written out, which reads faster.
+    """The persons of ``pieces`` concatenated as one table in memory. A single view becomes a table of its columns, which reads faster.
 
     Raises:
-        ValueError: no piece, or pieces of different variants.
+        ValueError: there is no piece, or the pieces differ in their number of variants.
     """
     if not pieces or len({piece.shape[1] for piece in pieces}) > 1:
         raise ValueError(f"pieces of {[piece.shape[1] for piece in pieces]} variants cannot be stacked")
@@ -282,5 +283,5 @@ def stack(pieces: Sequence[Packed]) -> Packed:
 
 def _spans(persons: int, variants: int) -> Iterable[tuple[int, int]]:
     """Ranges of persons whose dosages are about ``_CHUNK`` bytes."""
-    each = max(1, _CHUNK // max(1, variants))
-    return ((begin, min(begin + each, persons)) for begin in range(0, persons, each))
+    step = max(1, _CHUNK // max(1, variants))
+    return ((begin, min(begin + step, persons)) for begin in range(0, persons, step))

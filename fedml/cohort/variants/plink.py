@@ -3,8 +3,8 @@
     source = PlinkSource(Path("cohort.bed"))
     for block in source.blocks(range(100), Selection(regions=("22",)), memory_mb=256): ...
 
-A1 is taken as ALT and counted, A2 as REF (PLINK writes the minor allele as A1 unless told to keep the alleles). Samples are the individual
-ids of the ``.fam``. bed-reader reads the genotypes.
+A1 is taken as ALT and counted, A2 as REF (PLINK 1 writes the minor allele as A1 unless --keep-allele-order is given). Samples are the
+individual ids of the ``.fam``. bed-reader reads the genotypes.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from fedml.cohort.variants.model import LONGEST_ALLELE, MISSING, Block, Selectio
 from fedml.cohort.variants.regions import Inside, check_contigs, merged
 from fedml.errors import InputError
 
-_MAGIC = b"\x6c\x1b\x01"  # the third byte: variant after variant
+_MAGIC = b"\x6c\x1b\x01"  # third byte 1: variant-major
 
 
 @final
 class PlinkSource(Source):
-    """The ``.bed`` at ``path`` with its neighbours.
+    """The ``.bed`` at ``path`` with the ``.bim`` and ``.fam`` in the same folder.
 
     Raises:
-        InputError: a neighbour is not there, a line of theirs is not as it should be, an individual stands twice, or the ``.bed`` has not
-            the length that they ask for.
+        InputError: the ``.bim`` or ``.fam`` is missing or has an invalid line, the ``.fam`` names an individual twice, or the length of the
+            ``.bed`` does not match their numbers of lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +38,7 @@ class PlinkSource(Source):
         self.left_out: dict[str, int] = {}
         for ending in (".bim", ".fam"):
             if not path.with_suffix(ending).exists():
-                raise InputError(f"{path.with_suffix(ending)}: no such file; a .bed needs its .bim and .fam beside it.")
+                raise InputError(f"{path.with_suffix(ending)}: no such file; put the .bim and .fam of a .bed in the same folder.")
         self.samples = tuple(fields[1] for _, fields in _lines(path.with_suffix(".fam")))
         twice = next((name for name, count in Counter(self.samples).items() if count > 1), None)
         if twice is not None:
@@ -52,14 +52,14 @@ class PlinkSource(Source):
             start = file.read(3)
         size, expected = path.stat().st_size, 3 + self.variants * -(-len(self.samples) // 4)
         if start != _MAGIC:
-            raise InputError(f"{path}: cannot be read as PLINK bed, it does not begin as one; write it anew (plink2 --make-bed).")
+            raise InputError(f"{path}: is not a variant-major PLINK 1 .bed file; convert it (plink2 --make-bed).")
         if size != expected:
             counts = f"{len(self.samples):,} individuals and {self.variants:,} variants"
             what = f"it has {size:,} bytes where {counts} take {expected:,}"
-            raise InputError(f"{path}: cannot be read as PLINK bed, {what}; copy it anew with its own .bim and .fam.")
+            raise InputError(f"{path}: does not match its .bim and .fam, {what}; copy the three files again.")
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
-        """As ``Source.blocks``. Regions are found by reading through the ``.bim``."""
+        """As ``Source.blocks``. Regions are found by reading the whole ``.bim``."""
         from bed_reader import open_bed
 
         left_out: Counter[str] = Counter()
@@ -68,23 +68,23 @@ class PlinkSource(Source):
             return
         persons = np.fromiter(samples, dtype=np.intp, count=len(samples))
         which = slice(None) if np.array_equal(persons, np.arange(len(self.samples))) else persons
-        rows = max(1, min((memory_mb << 20) // 8, 2**23) // (len(self.samples) + 500))  # a key takes some hundred bytes
+        rows = max(1, min((memory_mb << 20) // 8, 2**23) // (len(self.samples) + 500))  # 500: bytes of a key in memory, approximately
         with open_bed(self.path, iid_count=len(self.samples), sid_count=self.variants, skip_format_check=True, num_threads=1) as bed:
             for places, keys in self._wanted(selection, left_out, rows):
                 yield Block(keys, self._read(bed, which, places))
 
     def _read(self, bed: Any, samples: npt.NDArray[np.intp] | slice, places: list[int]) -> npt.NDArray[np.int8]:
-        """(places, samples) dosages."""
+        """(places, samples) int8 dosages."""
         columns = slice(places[0], places[-1] + 1) if len(places) == places[-1] - places[0] + 1 else np.array(places)
         try:
             dosage = bed.read(index=(samples, columns), dtype="int8", order="F")  # counts A1; missing is -127
         except (OSError, ValueError) as error:
-            raise InputError(f"{self.path}: cannot be read as PLINK bed ({error}); copy it anew.") from error
+            raise InputError(f"{self.path}: cannot be read as a PLINK .bed file ({error}); copy the file again.") from error
         dosage[dosage < 0] = MISSING
         return np.ascontiguousarray(dosage.T)
 
     def _wanted(self, selection: Selection, left_out: Counter[str], rows: int) -> Iterator[tuple[list[int], tuple[Variant, ...]]]:
-        """Places in the file and keys of the wanted variants, at most ``rows`` at a time."""
+        """Indices in the file and keys of the selected variants, at most ``rows`` at a time."""
         spans = merged(selection)
         check_contigs(spans, self.contigs, self.path)
         inside = Inside(spans)
@@ -93,7 +93,7 @@ class PlinkSource(Source):
         path = self.path.with_suffix(".bim")
         for number, (contig, name, _, position_, alt, ref) in _lines(path):
             if not position_.lstrip("-").isdecimal():
-                raise InputError(f'{path}: line {number} has the position "{position_[:20]}", which is none; correct it.')
+                raise InputError(f'{path}: line {number} has the invalid position "{position_[:20]}"; correct column 4.')
             position = int(position_)
             if spans and not inside(contig, position):
                 continue
@@ -114,26 +114,27 @@ class PlinkSource(Source):
 
 
 def _flaw(key: Variant) -> str:
-    """Why the variant has no place in a cohort; empty where it has."""
+    """The reason to exclude the variant, or an empty string."""
     if key.alt in ("0", ".") or key.ref in ("0", "."):
-        return "allele unknown"  # nobody carries the other one, so PLINK was never told it
+        return "allele unknown"  # PLINK writes 0 for an allele that no genotype in the file has
     if key.position < 0:
         return "no position"
     return "allele too long" if max(len(key.ref), len(key.alt)) > LONGEST_ALLELE else ""
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and the six fields of a ``.bim`` or ``.fam``.
+    """Line number and the six fields of each line of a ``.bim`` or ``.fam``.
 
     Raises:
-        InputError: a line has not six fields, or is not UTF-8.
+        InputError: a line does not have six fields, or is not UTF-8.
     """
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.split()
                 if len(fields) != 6:
-                    raise InputError(f"{path}: line {number} has {len(fields)} fields where a {path.suffix} has six; copy it anew.")
+                    what = f"line {number} has {len(fields)} fields where a {path.suffix} file has six"
+                    raise InputError(f"{path}: {what}; copy the file again.")
                 yield number, fields
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8; write it anew in it.") from error
+        raise InputError(f"{path}: is not UTF-8; save it as UTF-8.") from error

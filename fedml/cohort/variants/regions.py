@@ -1,8 +1,9 @@
-"""Is a variant within the regions that a selection names? Shared by the readers of each format.
+"""Tests whether a variant lies in the regions of a selection; used by the readers of every format.
 
-spans = merged(selection)                           # canonical contig -> stretches
-inside = Inside(path, spans)
-inside("chr22", 17_000_000); inside.check(contigs)
+spans = merged(selection)                           # canonical contig -> ranges of positions
+check_contigs(spans, source.contigs, path)
+inside = Inside(spans)
+inside("chr22", 17_000_000)
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 TO_THE_END = 2**31 - 1
-Spans = dict[str, list[tuple[int, int]]]  # canonical contig -> (first, last), both included, apart and ascending
+Spans = dict[str, list[tuple[int, int]]]  # canonical contig -> (first, last), both included, disjoint and ascending
 
 
 def merged(selection: Selection) -> Spans:
-    """The selection's regions; those that overlap or touch are one."""
+    """The selection's regions by contig; regions that overlap or touch are merged into one."""
     out: Spans = {}
     for contig, first, last in sorted(selection.spans()):
         spans = out.setdefault(contig, [])
@@ -35,7 +36,7 @@ def merged(selection: Selection) -> Spans:
 
 @final
 class Inside:
-    """Called with a contig as written and a position: is that within ``spans``? ``seen`` are the contigs that were asked about."""
+    """A predicate: called with a contig as written and a position, True if ``spans`` contain it. ``seen``: the contigs of all calls."""
 
     def __init__(self, spans: Spans) -> None:
         self.spans = spans
@@ -44,19 +45,19 @@ class Inside:
     def __call__(self, contig: str, position: int) -> bool:
         bounds = self.seen.get(contig)
         if bounds is None:
-            own = self.spans.get(canonical_contig(contig), [])
-            bounds = self.seen[contig] = list(itertools.chain.from_iterable((first, last + 1) for first, last in own))
+            spans = self.spans.get(canonical_contig(contig), [])
+            bounds = self.seen[contig] = list(itertools.chain.from_iterable((first, last + 1) for first, last in spans))
         return bisect.bisect_right(bounds, position) % 2 == 1
 
 
 def check_contigs(spans: Spans, contigs: Iterable[str], path: Path) -> None:
-    """Is each span's contig one of the file's ``contigs``?
+    """Checks that the file has the contig of every span.
 
     Raises:
-        InputError: one is not.
+        InputError: a span's contig is not among the file's ``contigs``.
     """
-    there = {canonical_contig(name): name for name in contigs}
+    present = list(dict.fromkeys(canonical_contig(name) for name in contigs))
     for contig in spans:
-        if contig not in there:
-            some = ", ".join(list(there)[:10]) + (", ..." if len(there) > 10 else "")
-            raise InputError(f"{path}: has no contig {contig}, only {some or 'none'}; correct [cohort.variants] regions.")
+        if contig not in present:
+            names = ", ".join(present[:10]) + (", ..." if len(present) > 10 else "")
+            raise InputError(f"{path}: has no contig {contig}, only {names or 'none'}; correct [cohort.variants] regions.")

@@ -1,10 +1,10 @@
-"""VCF (bgzip or plain) and BCF files as a source of variants, in pieces, whatever their size.
+"""VCF (bgzip or plain text) and BCF files as a source of variants, read in blocks with bounded memory.
 
     source = open_vcf(Path("cohort.vcf.gz"))
     for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256): ...
 
-Text goes through ``vcf_text.py``, BCF through ``bcf.py``; htslib (pysam) reads headers and finds regions of text by its index. A record
-belongs to a region if its POS lies within; one that begins before the region and reaches into it does not.
+``vcf_text.py`` parses text, ``bcf.py`` parses BCF; htslib (pysam) reads headers and finds regions of text through the index. A record
+belongs to a region if its POS lies within the region; a record that begins before the region and overlaps it does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedml.study.contigs import canonical_contig
 
 @final
 class VcfSource(Source):
-    """A VCF or BCF file whose header is ``header`` (pysam's). ``fast``: False reads every genotype of text call by call (for tests)."""
+    """A VCF or BCF file whose header is ``header`` (pysam). ``fast``: if False, text genotypes are parsed call by call (for tests)."""
 
     def __init__(self, path: Path, header: Any, binary: bool, bgzip: bool, lines: int) -> None:
         self.path, self.header, self.binary, self.bgzip, self.lines = path, header, binary, bgzip, lines
@@ -37,7 +37,7 @@ class VcfSource(Source):
         self.fast = True
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
-        """As ``Source.blocks``. Regions of a bgzip or BCF file need its index; a plain file is read through.
+        """As ``Source.blocks``. Regions of a bgzip or BCF file need its index; a plain text file is read from start to end.
 
         Raises:
             InputError: as ``Source.blocks``, or a line is longer than an eighth of ``memory_mb``.
@@ -74,44 +74,45 @@ class VcfSource(Source):
                 yield vcf_text.parse(text[at:] if at else text, wanted)
 
     def _index_contigs(self) -> list[str]:
-        """The contigs that the index knows, in the file's order."""
+        """The contigs in the index, in file order."""
         if self.binary:
             find_index(self.path, ".csi")
-            return []  # they are all in the header
+            return []  # a BCF header lists every contig
         with _tabix(self.path) as index:
             return list(index.contigs)
 
     def _indexed_text(self, spans: Spans, size: int) -> Iterator[bytes]:
-        """Lines that overlap the spans, through the index, in runs of about ``size`` bytes."""
+        """Lines whose POS lies in the spans, found through the index, in runs of about ``size`` bytes."""
         with _tabix(self.path) as index:
             try:
-                held: list[bytes] = []
+                buffer: list[bytes] = []
                 length = 0
                 for contig in index.contigs:
                     for first, last in spans.get(canonical_contig(contig), ()):
                         for line in index.fetch(contig, first - 1, None if last >= TO_THE_END else last):
                             if not first <= int(line.split("\t", 2)[1]) <= last:
-                                continue  # it begins before the span and reaches into it: in another span it would come twice
-                            held.append(line.encode("latin-1"))
+                                continue  # begins before the span and overlaps it: it could be returned for two spans
+                            buffer.append(line.encode("latin-1"))
                             length += len(line)
                             if length >= size:
-                                yield b"\n".join([*held, b""])
-                                held, length = [], 0
-                if held:
-                    yield b"\n".join([*held, b""])
+                                yield b"\n".join([*buffer, b""])
+                                buffer, length = [], 0
+                if buffer:
+                    yield b"\n".join([*buffer, b""])
             except (OSError, ValueError) as error:
-                raise InputError(f"{self.path}: is damaged, or its index is not its own ({error}); copy it anew and index it.") from error
+                what = f"is damaged, or its index belongs to another file ({error})"
+                raise InputError(f"{self.path}: {what}; copy the file again and index it (bcftools index).") from error
 
 
 def open_vcf(path: Path) -> VcfSource:
-    """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; what it is is told from its content.
+    """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; the content decides which of them it is.
 
     Raises:
-        InputError: it is cut short, is gzip but no bgzip, has no valid header, declares no GT, or names no sample or one twice.
+        InputError: the file is truncated, is gzip but not bgzip, has no valid header, declares no GT, or names no sample or a sample twice.
     """
     import pysam
 
-    pysam.set_verbosity(0)  # htslib would write to stderr; our sentence says it once
+    pysam.set_verbosity(0)  # otherwise htslib writes to stderr what the InputError already says
     bgzip = check_whole(path)
     pieces = inflated(path)
     start = next(pieces, b"")
@@ -119,26 +120,26 @@ def open_vcf(path: Path) -> VcfSource:
     text = bcf.header_text(start, pieces, path) if binary else _header_text(start, pieces, path)
     names = text.rstrip(b"\r\n").rpartition(b"\n")[2].rstrip(b"\r")
     if not text.startswith(b"##fileformat=VCF") or not names.startswith(b"#CHROM\t"):
-        raise InputError(f"{path}: has no valid VCF or BCF header; write it anew with one (bcftools view).")
+        raise InputError(f"{path}: has no valid VCF or BCF header; rewrite the file with a header (bcftools view).")
     samples = names.split(b"\t")[9:]
     if not samples:
-        raise InputError(f"{path}: its header names no sample; genotypes are needed.")
+        raise InputError(f"{path}: the header names no sample; give a file with genotypes.")
     twice = next((name for name, count in Counter(samples).items() if count > 1), None)
     if twice is not None:
-        raise InputError(f'{path}: its header names the sample "{twice.decode(errors="replace")}" twice; name each person once.')
+        raise InputError(f'{path}: the header names the sample "{twice.decode(errors="replace")}" twice; name each person once.')
     try:
         with pysam.VariantFile(str(path)) as file:
             header = file.header
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: has no valid VCF or BCF header; write it anew with one (bcftools view).") from error
+        raise InputError(f"{path}: has no valid VCF or BCF header; rewrite the file with a header (bcftools view).") from error
     if "GT" not in header.formats:
-        raise InputError(f"{path}: its header declares no FORMAT field GT; genotypes are needed.")
+        raise InputError(f"{path}: the header declares no FORMAT field GT; give a file with genotypes.")
     return VcfSource(path, header, binary, bgzip, len(text.splitlines()))
 
 
 def _header_text(start: bytes, pieces: Iterator[bytes], path: Path) -> bytes:
-    """The lines of a VCF that begin with ``#``."""
-    text, end = bytearray(), 0  # the end of the last whole line of them
+    """The header lines of a VCF, which begin with ``#``."""
+    text, end = bytearray(), 0  # end: offset after the last complete header line
     for piece in itertools.chain([start], pieces):
         text += piece
         while text.startswith(b"#", end) and (stop := text.find(b"\n", end)) >= 0:
@@ -149,10 +150,10 @@ def _header_text(start: bytes, pieces: Iterator[bytes], path: Path) -> bytes:
 
 
 def _tabix(path: Path) -> Any:
-    """The index of a bgzipped VCF, opened; a context manager.
+    """The opened index of a bgzipped VCF; a context manager.
 
     Raises:
-        InputError: there is none, or it cannot be read.
+        InputError: the index is missing or cannot be read.
     """
     import pysam
 
@@ -160,4 +161,4 @@ def _tabix(path: Path) -> Any:
     try:
         return pysam.TabixFile(str(path), index=str(index), encoding="latin-1")
     except (OSError, ValueError) as error:
-        raise InputError(f"{index}: cannot be read as an index; make it anew (bcftools index -f {path}).") from error
+        raise InputError(f"{index}: cannot be read as an index; rebuild it (bcftools index -f {path}).") from error

@@ -1,10 +1,10 @@
-"""VCF text into dosages, many lines at a time.
+"""Parses VCF text into dosages, many lines at a time.
 
     for block in parse(text, Wanted(...)): ...
 
-A call such as ``0|1`` and the byte after it are one 32-bit word: at a fixed stride where a line holds nothing but three-letter calls, after
-each tab otherwise. The words are compared with the commonest call, homozygous reference; only those that differ are looked at more closely.
-A line with a call that is neither ``a/b``, ``a|b`` nor ``a`` with alleles of one digit is read call by call (VCF 4.5, section 1.6.2).
+A call such as ``0|1`` and the byte after it form one 32-bit word: at a fixed stride where a line contains only three-letter calls, after
+each tab otherwise. The words are compared with the most frequent call, homozygous reference; only words that differ are decoded. A line
+with a call other than ``a/b``, ``a|b`` or ``a`` with one-digit alleles is parsed call by call (VCF 4.5, section 1.6.2).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _HEAD = re.compile(rb"([^\t\n]++)\t(\d{1,10})\t([^\t\n]*+)\t([^\t\n]++)\t([^\t\n
 _CALL = re.compile(rb"[/|]?(?:\.|\d+)(?:[/|](?:\.|\d+))*")  # a separator before the first allele: VCF 4.4
 _WHOLE_END = re.compile(rb"\t[.\d][/|][.\d](?::[^\t\n]*)?\Z")
 _PAD = b"\t\0\0\0\0"
-_CELLS = 2**14  # columns that are split at a time
-_SLICE = 2**20  # bytes of calls that are looked at together: they stay in the processor's cache
-_NONE, _ODD, _HAPLOID, _NOBODY = 11, 15, 16, 255  # codes of an allele beside 0 to 9; 10 is a missing one
-_FIRST = np.full(2**16, _ODD, dtype=np.uint8)  # of an allele and the byte after it
-_SECOND = np.full(2**16, _ODD, dtype=np.uint8)
+_CELLS = 2**14  # columns split at a time
+_SLICE = 2**20  # bytes of calls decoded together, sized for the processor's cache
+_NO_ALLELE, _ODD, _HAPLOID, _UNUSED_CODE = 11, 15, 16, 255  # allele codes after 0 to 9 (the allele's number) and 10 (missing)
+_FIRST = np.full(2**16, _ODD, dtype=np.uint8)  # [allele letter + 256 * next letter]: code of a call's first allele
+_SECOND = np.full(2**16, _ODD, dtype=np.uint8)  # the same of its second allele
 for _code, _letter in enumerate(b"0123456789."):
     for _next in b"/|":
         _FIRST[_letter + 256 * _next] = _code
@@ -41,15 +41,15 @@ for _code, _letter in enumerate(b"0123456789."):
 
 @dataclass
 class Wanted:
-    """What is read of a file: its columns, which of them, which records; and what was passed over so far.
+    """The part of a file to read: which samples and which records, with counts of the variants excluded so far.
 
-    ``in_region``: is a record there wanted? Called with the contig as written, and the position. ``fast``: False reads every line call by
-    call; only tests ask for it. ``line``: the number of the line that is parsed next, None where it is not known.
+    ``in_region`` is called with the contig as written and the position, and returns True if the record is selected. ``fast``: if False,
+    every line is parsed call by call (for tests). ``line``: number of the next line to parse, None where it is not known.
     """
 
     path: Path
     columns: int  # samples in the file
-    samples: npt.NDArray[np.intp] | None  # None: all of them, in their order
+    samples: npt.NDArray[np.intp] | None  # None: all samples in file order
     selection: Selection
     in_region: Callable[[str, int], bool] | None
     left_out: Counter[str] = field(default_factory=Counter)
@@ -58,31 +58,30 @@ class Wanted:
 
 
 class _Record(NamedTuple):
-    """A record with wanted ALT alleles: the first of their rows in the block, their numbers, how many ALT alleles there are, where its
-    calls begin and end in the text, where the line begins."""
+    """A record with selected ALT alleles."""
 
-    row: int
-    numbers: tuple[int, ...]
-    alts: int
-    begin: int
-    end: int
-    at: int
-    gt: int  # GT's place in FORMAT, -1 where it is not there
+    row: int  # of its first selected ALT allele in the block
+    numbers: tuple[int, ...]  # of the selected ALT alleles
+    alts: int  # ALT alleles in the record
+    begin: int  # offset of its calls in the text
+    end: int  # offset after its calls
+    at: int  # offset of the line
+    gt: int  # index of GT in FORMAT, -1 if FORMAT lacks GT
 
 
 def parse(text: bytes, wanted: Wanted) -> Block | None:
-    """The wanted variants of these whole lines; ``wanted.line`` is then what follows them.
+    """The selected variants of these complete lines; advances ``wanted.line`` past them.
 
     Returns:
-        dosage (variants, wanted.samples); None where there is no wanted variant.
+        a block with dosage (variants, wanted.samples), or None if no variant is selected.
 
     Raises:
-        InputError: a line is no VCF record, has too few or too many columns, or a call that is none; the sentence names the line.
+        InputError: a line is not a VCF record, has too few or too many columns, or has an invalid genotype; the message names the line.
     """
     keys: list[Variant] = []
     records, lines = _records(text, wanted, keys)
     if not keys:
-        return _passed(None, lines, wanted)
+        return _advance(None, lines, wanted)
     out = np.empty((len(keys), wanted.columns), dtype=np.int8)
     groups: dict[tuple[tuple[int, ...], int, bool], list[_Record]] = {}
     for record in records:
@@ -92,21 +91,21 @@ def parse(text: bytes, wanted: Wanted) -> Block | None:
             fixed = record.end - record.begin == 4 * wanted.columns - 1
             groups.setdefault((record.numbers, record.alts, fixed), []).append(record)
     for (_, _, fixed), group in groups.items():
-        for some in _slices(group):
-            rest = some
+        for part in _slices(group):
+            rest = part
             for read in (_fixed, _after_tabs) if fixed else (_after_tabs,):
                 rest = read(rest, text, wanted, out) if rest and wanted.fast else rest
             _call_by_call(rest, text, wanted, out)
-    return _passed(Block(tuple(keys), chosen(out, wanted)), lines, wanted)
+    return _advance(Block(tuple(keys), chosen(out, wanted)), lines, wanted)
 
 
-def _passed(block: Block | None, lines: int, wanted: Wanted) -> Block | None:
+def _advance(block: Block | None, lines: int, wanted: Wanted) -> Block | None:
     wanted.line = None if wanted.line is None else wanted.line + lines
     return block
 
 
 def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Record], int]:
-    """The records of ``text`` that are wanted, and how many lines it has; their variants are appended to ``keys``."""
+    """The selected records of ``text``, and its number of lines; appends the records' variants to ``keys``."""
     records = []
     lines = 0
     contigs: dict[bytes, str] = {}
@@ -120,10 +119,10 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
         if end < 0:
             end = size
             if not _WHOLE_END.search(text, max(at, size - 2**16)):
-                raise _error(text, at, wanted, "has no line end after its last call", "if the file is cut short, copy it anew")
+                raise _error(text, at, wanted, "has no line end after its last call", "if the file is truncated, copy it again")
         start, at = at, end + 1
         if found is None:
-            raise _no_record(text, start, end, wanted)
+            raise _invalid_record(text, start, end, wanted)
         contig_, position_, id_, ref_, alt_, format_ = found.groups()
         position = int(position_)
         try:
@@ -139,7 +138,7 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
             if not numbers:
                 continue
         except UnicodeDecodeError as error:
-            raise _error(text, start, wanted, "has letters that are not UTF-8", "write it anew in UTF-8") from error
+            raise _error(text, start, wanted, "is not UTF-8", "save the file as UTF-8") from error
         if text[end - 1] == 13:
             end -= 1
         records.append(_Record(row, numbers, alts, found.end(), end, start, gt))
@@ -149,16 +148,16 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
 def take_alleles(
     contig: str, position: int, id_: bytes, ref: bytes, alts: Sequence[bytes], wanted: Wanted, keys: list[Variant]
 ) -> tuple[tuple[int, ...], int]:
-    """Appends a record's wanted variants to ``keys``; those without a key are counted as left out.
+    """Appends a record's selected variants to ``keys``; counts variants without a usable key in ``wanted.left_out``.
 
     Returns:
-        the numbers of the wanted ALT alleles, and how many the record has.
+        the numbers of the selected ALT alleles, and the record's number of ALT alleles.
 
     Raises:
         UnicodeDecodeError: a name is not UTF-8.
     """
     name, selection = id_.decode() or ".", wanted.selection
-    if len(alts) == 1 and len(ref) <= LONGEST_ALLELE and len(alts[0]) <= LONGEST_ALLELE:  # as nearly always
+    if len(alts) == 1 and len(ref) <= LONGEST_ALLELE and len(alts[0]) <= LONGEST_ALLELE:  # the usual case
         key = Variant(contig, position, name, ref.decode(), alts[0].decode())
         if selection.listed and not selection.wants(key):
             return (), 1
@@ -179,12 +178,12 @@ def take_alleles(
 
 
 def chosen(dosage: npt.NDArray[np.int8], wanted: Wanted) -> npt.NDArray[np.int8]:
-    """The columns of the wanted samples."""
+    """(variants, selected samples): the columns of ``dosage`` (variants, samples of the file) for the selected samples."""
     return dosage if wanted.samples is None else np.take(dosage, wanted.samples, axis=1)
 
 
 def put_rows(dosage: npt.NDArray[np.int8], rows: npt.NDArray[np.intp], out: npt.NDArray[np.int8]) -> None:
-    """``out[rows] = dosage``; faster where the ascending ``rows`` are neighbours, as nearly always."""
+    """``out[rows] = dosage``; faster where the ascending ``rows`` are consecutive, the usual case."""
     if len(rows) == rows[-1] - rows[0] + 1:
         out[rows[0] : rows[-1] + 1] = dosage
     else:
@@ -205,18 +204,18 @@ def _slices(group: list[_Record]) -> list[list[_Record]]:
 
 
 def _fixed(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> list[_Record]:
-    """Lines of nothing but three-letter calls: words at a stride of four bytes. Returns the records that turned out not to be so."""
+    """Decodes lines that contain only three-letter calls: words at a stride of four bytes. Returns the records with any other call."""
     view = memoryview(text)
     words = np.frombuffer(b"\t".join([*(view[r.begin : r.end] for r in records), b""]), dtype="<u4")
     at = np.flatnonzero(words != _plain(text[records[0].begin + 1], 9))
     found = words[at]
     letters = found.view(np.uint8)
-    odd = (letters[3::4] != 9) | (letters[1::4] == 9) | (letters[1::4] == 58)  # a tab too early or too late: not one column a word
+    odd = (letters[3::4] != 9) | (letters[1::4] == 9) | (letters[1::4] == 58)  # the tab is not the fourth byte: a word is not one column
     return _write(records, at, found, odd, wanted.columns, out)
 
 
 def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> list[_Record]:
-    """Lines whose calls stand first in each column: words after each tab. Returns the records with a call that is not of the common kind.
+    """Decodes lines with GT as the first FORMAT field: words after each tab. Returns the records with a call of another form.
 
     Raises:
         InputError: a line has too few or too many columns.
@@ -235,7 +234,7 @@ def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, out: npt.ND
 
 
 def _plain(separator: int, last: int) -> np.uint32:
-    """The word of a homozygous reference call."""
+    """The 32-bit word of a homozygous reference call followed by the byte ``last``."""
     return np.uint32(int.from_bytes(bytes((48, separator if separator in b"/|" else 47, 48, last)), "little"))
 
 
@@ -247,11 +246,12 @@ def _write(
     columns: int,
     out: npt.NDArray[np.int8],
 ) -> list[_Record]:
-    """Dosages of records with the same ALT alleles, from those words (``at`` in records x columns) that are not the plain call."""
+    """Writes dosages of records with equal ALT numbers, from the words that differ from the homozygous reference call (``at``: their flat
+    indices in records x columns). Returns the records with a word of another form."""
     halves = words.view("<u2")
     first, second = _FIRST.take(halves[0::2]), _SECOND.take(halves[1::2])
-    haploid = first >= _HAPLOID  # _ODD is not
-    second[haploid] = _NONE
+    haploid = first >= _HAPLOID  # _ODD is below _HAPLOID
+    second[haploid] = _NO_ALLELE
     first &= _HAPLOID - 1
     alts = records[0].alts
     for code in (first, second):
@@ -260,7 +260,7 @@ def _write(
     rows = np.array([record.row for record in records])
     dosage = np.zeros(len(records) * columns, dtype=np.int8)
     for k, allele in enumerate(records[0].numbers):
-        digit = allele if allele < 10 else _NOBODY  # above 9 begin the codes of what is no allele
+        digit = allele if allele < 10 else _UNUSED_CODE  # codes above 9 do not stand for alleles
         count = (first == digit).view(np.int8) + (second == digit).view(np.int8)
         count[missing] = MISSING
         dosage[at] = count
@@ -269,10 +269,10 @@ def _write(
 
 
 def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.int8]) -> None:
-    """Any record, by its letters: any ploidy, any allele number, GT anywhere or nowhere in FORMAT.
+    """Parses any record: any ploidy, any allele number, GT at any index of FORMAT or absent from FORMAT.
 
     Raises:
-        InputError: too few or too many columns, a call that is none, or one that names an ALT allele which the record lacks.
+        InputError: too few or too many columns, an invalid genotype, or a genotype with an allele number above the record's ALT alleles.
     """
     for record in records:
         rows = out[record.row : record.row + len(record.numbers)]
@@ -288,7 +288,7 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.
             counts = np.empty((len(cells), len(rows)), dtype=np.int8)
             for k, cell in enumerate(cells):
                 parts = cell.split(b":", place + 1)
-                call = parts[place] if len(parts) > place else b"."  # fields at the end may be dropped
+                call = parts[place] if len(parts) > place else b"."  # VCF allows trailing fields to be omitted
                 found = known.get(call)
                 if found is None:
                     found = known[call] = _counts(call, record, text, wanted)
@@ -298,17 +298,17 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.
 
 
 def _counts(call: bytes, record: _Record, text: bytes, wanted: Wanted) -> list[int]:
-    """Copies of each wanted ALT allele in one call."""
+    """Copies of each selected ALT allele in one call."""
     if not _CALL.fullmatch(call):
         shown = call[:20].decode(errors="replace")
-        raise _error(text, record.at, wanted, f'has a genotype "{shown}" that is none', "correct it, or leave the record out")
+        raise _error(text, record.at, wanted, f'has the invalid genotype "{shown}"', "correct the genotype or delete the record")
     alleles = re.findall(rb"[.\d]+", call)
     if b"." in alleles:
         return [MISSING] * len(record.numbers)
     numbers = [int(a[:10]) for a in alleles]
     if max(numbers) > record.alts:
         what = f"has allele {max(numbers)} in a genotype but {record.alts} in ALT"
-        raise _error(text, record.at, wanted, what, "correct it, or leave the record out")
+        raise _error(text, record.at, wanted, what, "correct the genotype or delete the record")
     return [min(numbers.count(k), 127) for k in record.numbers]
 
 
@@ -316,30 +316,30 @@ def _check_columns(record: _Record, text: bytes, wanted: Wanted) -> None:
     columns = 9 + text.count(b"\t", record.begin, record.end) + 1
     if columns != 9 + wanted.columns:
         what = f"has {columns} columns where the header has {9 + wanted.columns}"
-        raise _error(text, record.at, wanted, what, "if the file is cut short, copy it anew")
+        raise _error(text, record.at, wanted, what, "if the file is truncated, copy it again")
 
 
-def _no_record(text: bytes, start: int, end: int, wanted: Wanted) -> InputError:
-    """Why a line's first nine columns are not those of a record."""
+def _invalid_record(text: bytes, start: int, end: int, wanted: Wanted) -> InputError:
+    """The error that says why a line's first nine columns are not a VCF record."""
     fields = text[start : min(end, start + 10**6)].split(b"\t", 9)
     length = end - start
     if not length:
         return _error(text, start, wanted, "is empty", "delete it")
     if len(fields) > 1 and not (fields[1].isdigit() and len(fields[1]) < 11):
         shown = fields[1][:20].decode(errors="replace")
-        return _error(text, start, wanted, f'has POS "{shown}", which is no position', "correct it, or leave the record out")
+        return _error(text, start, wanted, f'has POS "{shown}", which is not a position', "correct POS or delete the record")
     if text.count(b"\t", start, end) < 9:
         columns = text.count(b"\t", start, end) + 1
         what = f"has {columns} columns in {length:,} bytes where the header has {9 + wanted.columns}"
-        return _error(text, start, wanted, what, "if the file is cut short, copy it anew")
-    return _error(text, start, wanted, "has an empty CHROM, REF, ALT or FORMAT", "correct it, or leave the record out")
+        return _error(text, start, wanted, what, "if the file is truncated, copy it again")
+    return _error(text, start, wanted, "has an empty CHROM, REF, ALT or FORMAT", "fill the field or delete the record")
 
 
-def _error(text: bytes, at: int, wanted: Wanted, what: str, mend: str) -> InputError:
-    """The sentence about the line that begins at ``at``."""
+def _error(text: bytes, at: int, wanted: Wanted, what: str, advice: str) -> InputError:
+    """An error about the line that begins at ``at``; names the line's number, or its contig and position."""
     if wanted.line is None:
         fields = text[at : at + 1000].split(b"\t", 2)
         where = "the record at " + ":".join(f[:30].decode(errors="replace") for f in fields[:2]).split("\n")[0]
     else:
         where = f"line {wanted.line + text.count(10, 0, at)}"
-    return InputError(f"{wanted.path}: {where} {what}; {mend}.")
+    return InputError(f"{wanted.path}: {where} {what}; {advice}.")

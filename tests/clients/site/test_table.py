@@ -218,12 +218,12 @@ def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: str, told
 def test_regression_labels_are_numbers(tmp_path: Path) -> None:
     assert labels_of(tmp_path, "id,y\na,1.5\nb,-3e2\n", task="regression") == [1.5, -300]
     for cell in ("tall", "inf", "1e400"):
-        with pytest.raises(InputError, match=r'column "y" holds no finite number for 1 person'):
+        with pytest.raises(InputError, match=r'column "y" has no finite number for 1 person'):
             labels_of(tmp_path, f"id,y\na,1\nb,{cell}\n", task="regression")
 
 
 def test_an_absent_target_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r'no column "y" \(did you mean "yy"\?\); \[cohort\] target asks for it'):
+    with pytest.raises(InputError, match=r'no column "y" \(did you mean "yy"\?\); \[cohort\] target needs it'):
         labels_of(tmp_path, "id,yy\na,1\n")
 
 
@@ -259,7 +259,7 @@ def test_numeric_categories_in_any_spelling(tmp_path: Path) -> None:
         ("id,x\na,3\nb,inf\n", {"columns": ("x",)}, ['column "x"', "no finite number for 1 person(s)"]),
         ("id,x\na,3\nb,-Infinity\n", {"columns": ("x",)}, ['column "x"']),
         ("id,x\na,f\nb,d\n", {"columns": ("x",), "categories": {"x": ("f", "m")}}, ['column "x"', '"d"', "not one of: f, m"]),
-        ("id,xx\na,3\n", {"columns": ("x",)}, ['no column "x"', "[cohort.clinical] columns asks for it"]),
+        ("id,xx\na,3\n", {"columns": ("x",)}, ['no column "x"', "[cohort.clinical] columns needs it"]),
         ("id,age\na,3\n", {"columns": ("Age",)}, ['no column "Age"', 'did you mean "age"?']),
     ],
 )

@@ -143,7 +143,7 @@ def test_a_certificate_is_tried_as_a_site_would(tmp_path: Path) -> None:
     check_certificate("federation.example.org", one / "server.pem", one / "server.key", one / "ca.pem")
     wrong = {
         "Hostname mismatch": ("federation.example.com", one / "server.pem", one / "server.key", one / "ca.pem"),
-        "no certificate and its key": ("federation.example.org", one / "server.pem", two / "server.key", one / "ca.pem"),
+        "are not a certificate and its key": ("federation.example.org", one / "server.pem", two / "server.key", one / "ca.pem"),
         "unable to get local issuer|self-signed|signature": (
             "federation.example.org",
             one / "server.pem",
@@ -151,13 +151,13 @@ def test_a_certificate_is_tried_as_a_site_would(tmp_path: Path) -> None:
             two / "ca.pem",
         ),
         "expired": ("federation.example.org", old / "server.pem", old / "server.key", old / "ca.pem"),
-        "holds no certificate": ("federation.example.org", one / "server.pem", one / "server.key", one / "server.key"),
+        "has no certificate": ("federation.example.org", one / "server.pem", one / "server.key", one / "server.key"),
     }
     for why, given in wrong.items():
         with pytest.raises(InputError, match=why):
             check_certificate(*given)
     home = tmp_path / "home"
-    with pytest.raises(InputError, match="would not accept it"):
+    with pytest.raises(InputError, match="would not accept the certificate"):
         make_centre(home, "elsewhere.example.org", certificate=(one / "server.pem", one / "server.key", one / "ca.pem"))
     assert not home.exists(), "nothing is left of a centre that cannot be made"
 

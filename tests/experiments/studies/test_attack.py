@@ -63,7 +63,7 @@ def test_more_right_guesses_prove_more_and_more_canaries_or_delta_less() -> None
     "wrong", [(10, 11, 5, 1.0, 0.0), (10, 5, 6, 1.0, 0.0), (10, 5, -1, 1.0, 0.0), (10, 5, 5, -1.0, 0.0), (10, 5, 5, 1.0, 2.0)]
 )
 def test_impossible_counts_are_refused(wrong: tuple[int, int, int, float, float]) -> None:
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="are inconsistent"):
         p_value(*wrong)
 
 

@@ -96,7 +96,7 @@ def truncated_images(study: Path, sites: Path) -> list[str]:
     images = sorted(p for p in (sites / "oslo" / "images").iterdir() if p.is_file())[:6]  # one alone would be set aside
     for image in images:
         image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
-    return [f"oslo/images/{images[0].name}", "is cut short", "6 of", "[policy] max_quarantined is 0.1"]
+    return [f"oslo/images/{images[0].name}", "is truncated", "6 of", "[policy] max_quarantined is 0.1"]
 
 
 def headerless_vcf(study: Path, sites: Path) -> list[str]:
@@ -110,7 +110,7 @@ def headerless_vcf(study: Path, sites: Path) -> list[str]:
 def truncated_vcf(study: Path, sites: Path) -> list[str]:
     vcf = sites / "porto" / "cohort.vcf.gz"
     vcf.write_bytes(vcf.read_bytes()[: vcf.stat().st_size // 2])
-    return ["porto/cohort.vcf.gz", "cut short"]
+    return ["porto/cohort.vcf.gz", "truncated"]
 
 
 def empty_test_part(study: Path, sites: Path) -> list[str]:

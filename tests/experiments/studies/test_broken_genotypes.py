@@ -102,7 +102,7 @@ def ask(place: Path, selection: str) -> None:
 def truncated(place: Path) -> list[str]:
     vcf = place / "sites/porto/cohort.vcf.gz"
     vcf.write_bytes(vcf.read_bytes()[: vcf.stat().st_size // 2])
-    return ["porto/cohort.vcf.gz", "cut short", "copy it anew"]
+    return ["porto/cohort.vcf.gz", "truncated", "copy the file again"]
 
 
 def no_index(place: Path) -> list[str]:
@@ -116,7 +116,7 @@ def headerless(place: Path) -> list[str]:
     _, records = read_lines(vcf)
     with pysam.BGZFile(str(vcf), "wb") as out:
         out.write("".join(f"{line}\n" for line in records).encode())
-    return ["porto/cohort.vcf.gz", "no valid VCF or BCF header", "write it anew"]
+    return ["porto/cohort.vcf.gz", "no valid VCF or BCF header", "rewrite the file with a header"]
 
 
 def no_such_contig(place: Path) -> list[str]:
@@ -138,18 +138,18 @@ def junk(place: Path) -> list[str]:
     header, records = read_lines(vcf)
     with pysam.BGZFile(str(vcf), "wb") as out:
         out.write("\n".join([*header, *records[:5], letters, *records[5:], ""]).encode())
-    return ["porto/cohort.vcf.gz", f"line {len(header) + 6} ", "5,000,000 bytes", "copy it anew"]
+    return ["porto/cohort.vcf.gz", f"line {len(header) + 6} ", "5,000,000 bytes", "copy it again"]
 
 
 def plain_gzip(place: Path) -> list[str]:
     vcf = place / "sites/porto/cohort.vcf.gz"
     vcf.write_bytes(gzip.compress(gzip.decompress(vcf.read_bytes())))
-    return ["porto/cohort.vcf.gz", "bgzip", "write it anew"]
+    return ["porto/cohort.vcf.gz", "not bgzip", "compress it with bgzip"]
 
 
 def empty(place: Path) -> list[str]:
     (place / "sites/porto/cohort.vcf.gz").write_bytes(b"")
-    return ["porto/cohort.vcf.gz", "is empty", "copy it anew"]
+    return ["porto/cohort.vcf.gz", "is empty and has no header", "copy the file again"]
 
 
 def a_folder(place: Path) -> list[str]:
@@ -195,14 +195,14 @@ def reference_without_index(place: Path) -> list[str]:
 
 def truncated_reference(place: Path) -> list[str]:
     (place / "ref.fa").write_text((place / "ref.fa").read_text()[:40_000])
-    return ["ref.fa", "contig 22", "copy the file anew"]
+    return ["ref.fa", "contig 22", "copy the file and its index again"]
 
 
 def other_reference(place: Path) -> list[str]:
     (place / "ref.fa").write_text(f">21\n{GENOME}\n")
     (place / "ref.fa.fai").unlink()
     pysam.faidx(str(place / "ref.fa"))
-    return ["oslo/cohort.vcf.gz", "60 of 60 variants do not fit", "correct data.variants reference or build"]
+    return ["oslo/cohort.vcf.gz", "60 of 60 variants do not match", "correct data.variants reference or build"]
 
 
 def _as_bed(place: Path) -> Path:
@@ -214,13 +214,13 @@ def _as_bed(place: Path) -> Path:
 
 def bed_without_bim(place: Path) -> list[str]:
     _as_bed(place).with_suffix(".bim").unlink()
-    return ["porto/cohort.bim", "no such file", "needs its .bim and .fam beside it"]
+    return ["porto/cohort.bim", "no such file", "put the .bim and .fam of a .bed in the same folder"]
 
 
 def short_bed(place: Path) -> list[str]:
     bed = _as_bed(place)
     bed.write_bytes(bed.read_bytes()[:-5])
-    return ["porto/cohort.bed", "cannot be read as PLINK bed", "copy it anew"]
+    return ["porto/cohort.bed", "does not match its .bim and .fam", "copy the three files again"]
 
 
 def no_region(place: Path) -> list[str]:
@@ -230,7 +230,7 @@ def no_region(place: Path) -> list[str]:
 
 def nobody_has_it(place: Path) -> list[str]:
     ask(place, 'listed = ["rs1"]')
-    return ["oslo/cohort.vcf.gz", "holds none of the study's variants", "ask for others"]
+    return ["oslo/cohort.vcf.gz", "has none of the study's variants", "or [cohort.variants] in the study"]
 
 
 def no_column(place: Path) -> list[str]:
@@ -283,7 +283,7 @@ def test_one_sentence_and_nothing_written(break_it: Callable[[Path], list[str]],
 
 
 GWAS: list[tuple[str, list[str], list[str]]] = [
-    ("truncated", ["--sites", "sites"], ["porto/cohort.vcf.gz", "cut short"]),
+    ("truncated", ["--sites", "sites"], ["porto/cohort.vcf.gz", "truncated"]),
     ("no_gwas", ["--sites", "sites"], ["study.toml", "has no [gwas] section", "add one"]),
     ("", ["--meta", "--superlink", "127.0.0.1:9", "--engine", "deployment"], ["--meta needs the sites' data", "give --sites"]),
     ("", ["--sites", "nowhere"], ["nowhere", "no such folder"]),
@@ -319,7 +319,7 @@ def test_a_variant_that_stands_twice_is_left_out_and_counted(place: Path) -> Non
     told = preflight(place)
     assert told["variants"] == VARIANTS - 1
     assert told["cells"]["porto", "matched: twice"] == "2"
-    assert told["cells"]["all sites", "left out: not at every site"] == "1"
+    assert told["cells"]["all sites", "excluded: not at every site"] == "1"
 
 
 def test_a_variant_that_is_missing_in_everybody_is_left_out_with_the_reason(place: Path) -> None:
@@ -330,8 +330,8 @@ def test_a_variant_that_is_missing_in_everybody_is_left_out_with_the_reason(plac
         )
     told = preflight(place)
     assert told["variants"] == VARIANTS - 1
-    assert told["cells"]["porto", "called in nobody"] == "1"
-    [count] = [v for (site, check), v in told["cells"].items() if site == "all sites" and check.startswith("left out: nothing told")]
+    assert told["cells"]["porto", "no genotype called"] == "1"
+    [count] = [v for (site, check), v in told["cells"].items() if site == "all sites" and check.startswith("excluded: no counts reported")]
     assert count == "1"
 
 

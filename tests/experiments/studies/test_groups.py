@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.clients.work.request import read_site_once
-from fedml.cohort.groups import shown, told
+from fedml.cohort.groups import reportable_indices, shown
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, SiteError
 from fedml.learning.classification import coarse
@@ -52,7 +52,7 @@ def study_of(names: tuple[str, ...] = ("a", "b"), **evaluation: object) -> Study
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(0, 12), st.integers(1, 10))
 def test_nobody_is_told_by_subtraction(sizes: list[int], in_none: int, min_count: int) -> None:
-    shown = told(np.array(sizes), sum(sizes) + in_none, min_count)
+    shown = reportable_indices(np.array(sizes), sum(sizes) + in_none, min_count)
     assert all(sizes[k] >= min_count for k in shown)
     rest = sum(sizes) + in_none - sum(sizes[k] for k in shown)
     assert not shown or rest == 0 or rest >= min_count
@@ -174,10 +174,10 @@ def test_a_column_that_nobody_has_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("evaluation", "told_so"),
     [
-        ({"bands": {"age": [60, 50]}}, "must rise"),
-        ({"subgroups": {"sex": [0, 0.0]}}, "one is there twice"),
+        ({"bands": {"age": [60, 50]}}, "must be ascending"),
+        ({"subgroups": {"sex": [0, 0.0]}}, "a label occurs twice"),
         ({"subgroups": {"sex": [0]}, "bands": {"sex": [1]}}, "in subgroups and in bands"),
-        ({"subgroups": {"town": ["São Paulo"]}}, "letters, digits"),
+        ({"subgroups": {"town": ["São Paulo"]}}, "has other characters"),
     ],
 )
 def test_impossible_groups_are_refused(evaluation: dict[str, object], told_so: str) -> None:

@@ -189,7 +189,7 @@ class Ended:
     @property
     def left_out(self) -> int:
         """Variants that the matrix says are missing for all sites."""
-        return sum(int(value) for (site, check), (value, _) in self.checks.items() if site == "all sites" and check.startswith("left out"))
+        return sum(int(value) for (site, check), (value, _) in self.checks.items() if site == "all sites" and check.startswith("excluded"))
 
 
 def associate(folder: Path, clean: Clean, files: dict[str, File]) -> Ended:
@@ -462,7 +462,7 @@ def test_what_cannot_be_told_is_missing_and_counted(
     else:
         assert lost == expected
     assert lost
-    assert harmed.checks["all sites", f"left out: {why}"] == (str(len(lost)), "warn")
+    assert harmed.checks["all sites", f"excluded: {why}"] == (str(len(lost)), "warn")
     assert harmed.left_out == len(lost)
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
 
@@ -529,7 +529,7 @@ REFUSED = [
     (silent_grch37, "compare builds"),
     (exchanged, "{site}: allele frequencies against the other sites is r = -"),
     (with_reference(exchanged), "{site}: allele frequencies against the other sites is r = -"),
-    (with_reference(another_genome), "do not fit {fasta}; one of the two is of another build"),
+    (with_reference(another_genome), "do not match {fasta}; the two files are of different builds"),
     (another_genome, "allele frequencies against the other sites"),
 ]
 
@@ -577,7 +577,7 @@ def test_alleles_exchanged_in_every_other_variant_are_refused_and_in_a_few_count
         harmed = counts | {"b": np.where(wrong, counts["b"][[2, 1, 0, 3]], counts["b"])}
         told = {(c.site, c.check): c for c in counts_checks(harmed, {})}
         assert told["b", "allele frequencies against the other sites"].verdict == verdict
-        few = int(told["b", "rare allele is the common one elsewhere"].value)
+        few = int(told["b", "minor allele is the major allele elsewhere"].value)
         assert 0 < few <= wrong.sum()
 
 
@@ -592,7 +592,7 @@ def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_count
     told = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
     [said] = [c for c in told if c["check"] == "allele frequencies"]
     assert said["value"] == "not compared"
-    assert "exchanged alleles would not be seen" in said["mend"]
+    assert "exchanged alleles would not be detected" in said["mend"]
 
 
 def test_all_harms_together_change_no_number(clean: Clean, right: Ended, tmp_path: Path) -> None:

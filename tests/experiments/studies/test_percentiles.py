@@ -97,7 +97,7 @@ def test_a_window_that_is_not_agreed_on_is_no_image(tmp_path: Path) -> None:
     cohort = read_cohort(site, study)
     assert cohort.images is not None
     assert (cohort.images.shape, len(cohort.images.pixels)) == ((1, *SIZE), 12)
-    with pytest.raises(ValueError, match="not agreed on"):
+    with pytest.raises(ValueError, match="not agreed yet"):
         cohort.batch([0])
     ready = read_cohort(site, study, (0.0, 100.0))
     assert (ready.ids, ready.parts.tolist()) == (cohort.ids, cohort.parts.tolist())
@@ -118,7 +118,7 @@ def test_voxels_that_are_all_alike_end_the_run_with_a_sentence(tmp_path: Path) -
     for path in tmp_path.glob("*/images/*/*.nii.gz"):
         volume = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(np.full(volume.shape, 1e9, np.float32), volume.affine), path)
-    with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*state a window"):
+    with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*set window = "):
         federate(counted_study(cohort__image={**SHAPE, "percentiles": [50, 50.0000001]}), manifests, tmp_path / "run")
 
 

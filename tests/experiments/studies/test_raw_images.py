@@ -128,8 +128,8 @@ def test_what_cannot_be_used_is_told_with_its_file_or_place(tmp_path: Path) -> N
         ([flat], "flat.nii.gz: is"),
         ([tmp_path / "cut.nii.gz"], "cut.nii.gz: cannot be read"),
         ([tmp_path / "empty"], "empty: holds 0 DICOM series"),
-        ([np.zeros((1, 5, 5, 5))], "image 1 of 1: does not say where its voxels are"),
-        ({"image": [np.full((1, 5, 5, 5), np.inf)], "affine": np.eye(4)}, "image 1 of 1: holds voxels that are not finite"),
+        ([np.zeros((1, 5, 5, 5))], "image 1 of 1: has no affine"),
+        ({"image": [np.full((1, 5, 5, 5), np.inf)], "affine": np.eye(4)}, "image 1 of 1: contains voxels that are not finite"),
     ):
         with pytest.raises(InputError, match=says):
             to_batch(study, given)

@@ -300,7 +300,7 @@ def test_what_was_looked_at_is_kept_and_a_damaged_or_other_entry_is_not_used(tmp
     def never(*_: Any) -> Any:
         raise AssertionError("the slide is read again")
 
-    monkeypatch.setattr("fedml.cohort.slides.cohort._look", never)
+    monkeypatch.setattr("fedml.cohort.slides.cohort._find_tissue", never)
     assert slides_of(tmp_path, SPEC, ["q"]).tiles == before.tiles
     with pytest.raises(AssertionError, match="again"):
         slides_of(tmp_path, {**SPEC, "size_px": 64}, ["q"])
@@ -317,7 +317,7 @@ def test_a_slide_that_changes_after_it_was_looked_at_is_told(tmp_path: Path) -> 
     bag = slides_of(tmp_path, SPEC, ["p"]).bag(np.array([0]))
     assert sum(len(part) for part in bag) == 30
     write_tiff(path, tissue(np.random.default_rng(1), True))
-    with pytest.raises(InputError, match=r"p\.tif: has changed since it was looked at"):
+    with pytest.raises(InputError, match=r"p\.tif: has changed since it was first read"):
         list(bag)
     path.unlink()
     with pytest.raises(InputError, match=r"p\.tif: can no longer be read"):
@@ -388,8 +388,8 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
             "tiles are not built for",
         ),
         ({"model__image": {"norm": "batch"}}, 'norm = "batch" would depend'),
-        ({"cohort__image": {"tiles": SPEC, "orientation": "RAS"}}, "take orientation"),
-        ({"cohort__image": {"tiles": SPEC, "spacing_mm": [1.0, 1.0]}}, "take orientation"),
+        ({"cohort__image": {"tiles": SPEC, "orientation": "RAS"}}, "remove orientation"),
+        ({"cohort__image": {"tiles": SPEC, "spacing_mm": [1.0, 1.0]}}, "remove orientation"),
         ({"cohort__image": {"tiles": SPEC, "channels": 4}}, "three channels"),
         ({"cohort__image": {"tiles": SPEC, "size": [64, 64]}}, "three channels"),
         ({"cohort__image": {"tiles": {"size_px": 8}}}, r"\[cohort.image.tiles\] size_px"),

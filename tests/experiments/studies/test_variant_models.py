@@ -210,7 +210,7 @@ def test_genes_that_cannot_be_used_are_one_sentence(tmp_path: Path, bed: str | N
 def test_commands_refuse_bad_genes_in_one_sentence(tmp_path: Path) -> None:
     study_file(tmp_path, model__variants=GENES)
     (tmp_path / "genes.bed").write_text("chr21\t5\n")
-    sentence = "genes.bed, line 1: has 2 columns, a BED line at least three"
+    sentence = "genes.bed, line 1: has 2 columns, a BED line has at least three"
     refused(command("fedml", "check", "study.toml", cwd=tmp_path), sentence)
     refused(command("fedml-site", "approve", "study.toml", "--yes", cwd=tmp_path), sentence)
 
@@ -489,7 +489,7 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_no_file(tmp_path: Path
     def said(file: Path, *words: object, out: str = "out.csv") -> subprocess.CompletedProcess[str]:
         return command("fedml-site", "score", file.name, "--out", out, *words, cwd=tmp_path)
 
-    refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "its positions are those of GRCh37")
+    refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "the positions are of GRCh37")
     refused(said(few, "--site", site), "few.txt: 1 of its 4 weights match a variant of ")
     refused(said(good, "--site", site, out="nowhere/out.csv"), "nowhere/out.csv: cannot be written (No such file or directory)")
     bare = write_manifest(tmp_path / "bare", "bare", clinical='{ path = "clinical.csv" }')

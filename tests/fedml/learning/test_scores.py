@@ -115,10 +115,10 @@ GOOD: Row = ("rs1", 1, 5, "A", "G", 1)
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "holds no weight"),
-        (scoring_text([]), "holds no weight"),
-        (scoring_text([], ["rsID", "effect_allele", "beta"]), "line 8: lacks the column effect_weight"),
-        (scoring_text([], ["rsID", "effect_alele", "effect_weight"]), r'lacks the column effect_allele \(did you mean "effect_alele"\?\)'),
+        ("", "has no weight"),
+        (scoring_text([]), "has no weight"),
+        (scoring_text([], ["rsID", "effect_allele", "beta"]), "line 8: has no column effect_weight"),
+        (scoring_text([], ["rsID", "effect_alele", "effect_weight"]), r'has no column effect_allele \(did you mean "effect_alele"\?\)'),
         (scoring_text([], ["chr_name", "effect_allele", "effect_weight"]), "has neither rsID nor chr_name and chr_position"),
         (scoring_text([GOOD, ("rs2", 1, 6, "A", "G", "x")]), 'line 10: effect_weight is "x", not a finite number'),
         (scoring_text([("rs2", 1, 6, "A", "G", "inf")]), 'line 9: effect_weight is "inf"'),
@@ -129,8 +129,8 @@ GOOD: Row = ("rs1", 1, 5, "A", "G", 1)
         (scoring_text([(*GOOD, "True")], FLAG), "line 9: is an interaction of variants, which cannot be scored from single variants"),
         (scoring_text([(*GOOD, "", "TRUE")], FLAG), "line 9: is a haplotype"),
         (scoring_text([(*GOOD, "maybe")], FLAG), 'line 9: is_interaction is "maybe", neither True nor False'),
-        (scoring_text([(*GOOD, "", "", "True", "True")], FLAG), "line 9: is dominant and recessive at once"),
-        (scoring_text([(*GOOD, "", "", "", "", 0.3)], FLAG), r"line 9: has a weight a genotype \(dosage_0_weight"),
+        (scoring_text([(*GOOD, "", "", "True", "True")], FLAG), "line 9: is both dominant and recessive"),
+        (scoring_text([(*GOOD, "", "", "", "", 0.3)], FLAG), r"line 9: has one weight per genotype \(dosage_0_weight"),
         (scoring_text([GOOD], more="#intercept=much\n"), 'intercept is "much", not a number'),
     ],
 )
@@ -412,9 +412,9 @@ def test_equal_scores_are_equal_bytes_and_bad_numbers_are_refused(tmp_path: Path
     for name in ("a.txt.gz", "b.txt.gz"):
         write_scoring(tmp_path / name, KEYS[:2], *numbers, name="toy")
     assert (tmp_path / "a.txt.gz").read_bytes() == (tmp_path / "b.txt.gz").read_bytes()
-    with pytest.raises(ValueError, match="finite, one a variant"):
+    with pytest.raises(ValueError, match="finite, one per variant"):
         write_scoring(tmp_path / "c.txt", KEYS[:2], numbers[0] * np.nan, *numbers[1:], name="toy")
-    with pytest.raises(ValueError, match="finite, one a variant"):
+    with pytest.raises(ValueError, match="finite, one per variant"):
         write_scoring(tmp_path / "c.txt", KEYS, *numbers, name="toy")
     with pytest.raises(ValueError, match="printable"):
         write_scoring(tmp_path / "c.txt", KEYS[:2], *numbers, name="toy\n#intercept=3")

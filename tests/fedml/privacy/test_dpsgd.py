@@ -412,7 +412,7 @@ def test_batch_norm_is_refused_with_the_mend(net: str) -> None:
     study = make_study(("image",), **{"model__image": {"net": net, "norm": "batch"}})
     model = build_model(study, Layout((1, 16, 16)))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(InputError, match=r'write \[model\.image\] norm = "group"'):
+    with pytest.raises(InputError, match=r'set \[model\.image\] norm = "group"'):
         private_train(model, replace(site(8, 9), clinical=None, variants=None), study.training, make_task(study), steps())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

@@ -73,24 +73,24 @@ def test_genes_of_one_biotype(tmp_path: Path) -> None:
     (tmp_path / "a.gtf").write_text(GTF)
     assert [g.name for g in read_genes(tmp_path / "a.gff3", "protein_coding")] == ["TWO,2", "XG"]
     assert [g.name for g in read_genes(tmp_path / "a.gtf", "Mt_rRNA")] == ["ENSG1"]
-    with pytest.raises(InputError, match="holds no gene of the biotype protein"):
+    with pytest.raises(InputError, match="has no gene of the biotype protein"):
         read_genes(tmp_path / "a.gtf", "protein")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("a.txt", b"", "name the file by its format"),
-        ("a.bed", b"", "holds no gene; give an annotation"),
-        ("a.gff3", b"##gff-version 3\n", "holds no gene"),
-        ("a.bed", b"chr1\t5\n", "line 1: has 2 columns, a BED line at least three"),
-        ("a.bed", b"chr1\t5\t10\tA\nchr1\t10\t10\tB\n", r'line 2: "chr1 10 10 B" is no interval'),
-        ("a.bed", b"chr1\t-1\t10\tA\n", "line 1: .* is no interval"),
+        ("a.txt", b"", "rename or convert the file"),
+        ("a.bed", b"", "has no gene; give a gene annotation"),
+        ("a.gff3", b"##gff-version 3\n", "has no gene"),
+        ("a.bed", b"chr1\t5\n", "line 1: has 2 columns, a BED line has at least three"),
+        ("a.bed", b"chr1\t5\t10\tA\nchr1\t10\t10\tB\n", r'line 2: "chr1 10 10 B" is not a valid interval'),
+        ("a.bed", b"chr1\t-1\t10\tA\n", "line 1: .* is not a valid interval"),
         ("a.gtf", b"chr1 x gene 1 2 . + . .\n", "line 1: has 1 columns, GFF3 and GTF have nine"),
-        ("a.gff3", b"1\tx\tgene\t9\t2\t.\t+\t.\tID=g\n", "line 1: .* is no interval"),
-        ("a.gff3", b"1\tx\tgene\t1\t2\t.\t+\t.\tNote=g\n", "line 1: .* is no interval with a name"),
-        ("a.gtf.gz", gzip.compress(GTF.encode())[:-9], "is damaged or cut short"),
-        ("a.bed.gz", b"\x1f\x8bnothing", "is damaged or cut short"),
+        ("a.gff3", b"1\tx\tgene\t9\t2\t.\t+\t.\tID=g\n", "line 1: .* is not a valid interval"),
+        ("a.gff3", b"1\tx\tgene\t1\t2\t.\t+\t.\tNote=g\n", "line 1: .* is not a valid interval with a name"),
+        ("a.gtf.gz", gzip.compress(GTF.encode())[:-9], "is damaged or truncated"),
+        ("a.bed.gz", b"\x1f\x8bnothing", "is damaged or truncated"),
         ("a.bed", b"chr1\t5\t10\t\xff\n", "is not UTF-8 text"),
     ],
 )

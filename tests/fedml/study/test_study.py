@@ -266,8 +266,8 @@ def test_hash_changes_with_any_part_of_a_privacy_plan(change: dict[str, Any]) ->
     ("change", "words"),
     [
         ({"unit": "none"}, ["noise_multiplier", "unit"]),
-        ({"epsilon": 3.0}, ["either noise_multiplier or epsilon"]),
-        ({"noise_multiplier": None}, ["either noise_multiplier or epsilon"]),
+        ({"epsilon": 3.0}, ["exactly one of noise_multiplier and epsilon"]),
+        ({"noise_multiplier": None}, ["exactly one of noise_multiplier and epsilon"]),
         ({"clipping": "adaptive"}, ['unit = "site"']),
         ({"unit": "site"}, ["statistics", "patient"]),
         ({"unit": "site", "statistics": "stated"}, ["persons goes with"]),
@@ -310,13 +310,13 @@ def test_what_mixes_persons_or_weighs_by_them_is_refused_under_privacy() -> None
         ({"training__optimizer": "sdg"}, ["[training] optimizer", "'sgd'", 'did you mean "sgd"?']),
         ({"study__name": "Heart Study"}, ["[study] name", "'Heart Study'"]),
         ({"study__seed": True}, ["[study] seed", "integer"]),
-        ({"cohort__split": {"train": 0.7, "val": 0.2, "test": 0.2}}, ["[cohort] split", "must be 1, here 1.1"]),
+        ({"cohort__split": {"train": 0.7, "val": 0.2, "test": 0.2}}, ["[cohort] split", "must be 1, not 1.1"]),
         ({"cohort__inputs": ["clinical", "imag"]}, ["[cohort] inputs", "item 2", 'did you mean "image"?']),
         ({"cohort__inputs": ["clinical", "clinical"]}, ["[cohort]", "listed twice"]),
         ({"cohort__inputs": ["image"]}, ["[cohort]", "[cohort.clinical] is given"]),
-        ({"cohort__inputs": ["clinical", "image"], "cohort__clinical": None}, ["[cohort]", "[cohort.clinical]", "is needed"]),
+        ({"cohort__inputs": ["clinical", "image"], "cohort__clinical": None}, ["[cohort]", "[cohort.clinical]", "is missing"]),
         ({"cohort__image": {"size": [8, 8]}}, ["[cohort]", "[cohort.image] is given"]),
-        ({"cohort__target": "x2"}, ["[cohort]", '"x2"', "told the answer"]),
+        ({"cohort__target": "x2"}, ["[cohort]", '"x2"', "reveal it to the model"]),
         ({"cohort__classes": [0]}, ["[cohort] classes", "2"]),
         ({"cohort__classes": ["a", "a"]}, ["[cohort]", "class is listed twice"]),
         ({"cohort__clinical__categories": {"x11": ["a"]}}, ["[cohort] clinical", '"x11"', 'did you mean "x1"?']),
@@ -377,7 +377,7 @@ def test_a_network_without_channels_is_refused(channels: list[int]) -> None:
 def test_files_that_are_no_study_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.toml: cannot be read"):
         read_study(tmp_path / "nowhere.toml")
-    with pytest.raises(InputError, match=r"study\.toml: is not TOML"):
+    with pytest.raises(InputError, match=r"study\.toml: is not valid TOML"):
         read_study(write(tmp_path, "[study\nname = 3"))
     (tmp_path / "latin.toml").write_bytes("name = 'Größe'".encode("latin-1"))
     with pytest.raises(InputError, match=r"latin\.toml: is not UTF-8"):

@@ -284,12 +284,12 @@ def test_overlays_documents_and_cameras_are_flagged() -> None:
 def test_what_cannot_be_looked_at_is_refused(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(real(REAL[2])[0])
     nested(*["ContentSequence"] * 40, "TextValue")(dataset, "deep")
-    assert any(f.why == "lies too deep to be looked at" for f in findings(dataset) if f.severity is Severity.REFUSE)
+    assert any(f.why == "is nested too deeply to be checked" for f in findings(dataset) if f.severity is Severity.REFUSE)
     head = real(REAL[2])[0].read_bytes()
     head = head[: head.index(struct.pack("<HH", 0x7FE0, 0x0010))]
     items = struct.pack("<HHI", 0xFFFE, 0xE000, 0) * 250_000
     (tmp_path / "many").write_bytes(head + struct.pack("<HH2sHI", 0x7FE1, 0x1010, b"SQ", 0, len(items)) + items)
-    assert any(f.why == "has too many items to be looked at" for f in findings(tmp_path / "many"))
+    assert any(f.why == "has too many items to be checked" for f in findings(tmp_path / "many"))
     (tmp_path / "text").write_text("nothing")
     with pytest.raises(ItemError):
         findings(tmp_path / "text")

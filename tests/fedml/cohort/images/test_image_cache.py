@@ -147,7 +147,7 @@ def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
     expected = {1: Unusable.UNREADABLE, 3: Unusable.GAP, 4: Unusable.NON_FINITE, 5: Unusable.UNREADABLE}
     assert cache.left_out == expected
     assert np.abs(cache.image(1).numpy() - cohort.prepared("p2")[0]).max() <= HALF
-    assert sum("left out as gap" in line and "as it says itself" in line for line in said) == 1
+    assert sum("excluded as gap" in line and "as it says itself" in line for line in said) == 1
     again = cohort.open(tmp_path / "cache", items=items)
     assert again.left_out == expected
     assert cohort.read_names == []
@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None
 
 
 def test_percentiles_that_are_not_settled(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="settled"):
+    with pytest.raises(ValueError, match="server computes the window"):
         Cohort(tmp_path, 1).open(tmp_path / "cache", Preprocess(percentiles=(1.0, 99.0)))
 
 
@@ -407,7 +407,7 @@ def test_a_batch_in_one_piece_is_the_items(tmp_path: Path, size: tuple[int, int,
         for key, value in crops[at].items():
             assert value.dtype == row[key].dtype
             assert torch.equal(value, row[key])
-    with pytest.raises(ValueError, match="unlike"):
+    with pytest.raises(ValueError, match="items of different shapes"):
         Crops(cache)[[0, 1]]
 
 

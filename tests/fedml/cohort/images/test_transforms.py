@@ -187,7 +187,7 @@ def test_specs_that_cannot_be(plan: dict[str, Any]) -> None:
 
 def test_percentiles_wait_for_the_server() -> None:
     spec = Preprocess(percentiles=(1.0, 99.0), size=(8, 8))
-    with pytest.raises(ValueError, match="settled"):
+    with pytest.raises(ValueError, match="server computes the window"):
         deterministic(spec)
     assert windowed(spec, 5, 250) == Preprocess(window=(5.0, 250.0), size=(8, 8))
     with pytest.raises(ValidationError):

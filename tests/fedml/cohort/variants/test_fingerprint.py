@@ -112,7 +112,7 @@ def test_ref_is_held_against_the_reference(fasta: Path) -> None:
     assert told == {
         "read": 6, "contig renamed": 1, "alleles swapped to the reference": 2, "strand turned to the reference": 2, "reference mismatch": 1,
     }  # fmt: skip
-    with pytest.raises(InputError, match="do not fit"):
+    with pytest.raises(InputError, match="do not match"):
         fingerprint([misfit, misfit, good], {}, "GRCh38", where="x.vcf", reference=fasta)
     with pytest.raises(InputError, match="no such file"):
         fingerprint([good], {}, "GRCh38", where="x.vcf", reference=fasta.with_name("none.fa"))

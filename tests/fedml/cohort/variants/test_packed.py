@@ -316,7 +316,7 @@ def test_none_of_the_persons_in_the_file(tmp_path: Path, source: ArraySource) ->
 
 def test_a_reader_that_breaks_its_word_is_refused(tmp_path: Path, source: ArraySource) -> None:
     source.dosage[7, 5] = -127
-    with pytest.raises(ValueError, match="-1 and more"):
+    with pytest.raises(ValueError, match="with values >= -1"):
         cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     assert not entries(tmp_path / "c")
 
@@ -464,7 +464,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, source: ArraySource, mo
     check(cached(tmp_path / "file" / "c", source, PERSONS, Selection(), 8, said.append), source)
     assert "cannot be written" in said[0]
     monkeypatch.setattr(cache, "SMALL", 150)
-    with pytest.raises(InputError, match=r"file/c: cannot be written \(Not a directory\).*name another cache folder"):
+    with pytest.raises(InputError, match=r"file/c: cannot be written \(Not a directory\).*set another cache folder"):
         cached(tmp_path / "file" / "c", source, PERSONS, Selection(), 8)
 
 
@@ -490,7 +490,7 @@ def test_a_full_disk(tmp_path: Path, source: ArraySource, small: int, monkeypatc
         if small > 1000:
             check(cached(tmp_path / "c", source, PERSONS, Selection(), 8), source)
         else:
-            with pytest.raises(InputError, match=r"cannot be written .*free space there"):
+            with pytest.raises(InputError, match=r"cannot be written .*free disk space"):
                 cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -499,7 +499,7 @@ def test_a_full_disk(tmp_path: Path, source: ArraySource, small: int, monkeypatc
 
 
 def test_long_work_says_how_far_it_is(tmp_path: Path, source: ArraySource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_EVERY", 0.0)
+    monkeypatch.setattr(cache, "_LOG_EVERY_SECONDS", 0.0)
     said: list[str] = []
     cached(tmp_path / "c", source, PERSONS, Selection(), 8, said.append)
     assert "cohort.vcf.gz: 104 variants read" in said

@@ -201,6 +201,7 @@ def test_quality_says_which_threshold_fails() -> None:
     keep, failed = quality(counts, Variants(min_call_rate=0.6, min_maf=0.05, min_hwe_p=1e-6))
     assert keep.tolist() == [True, False, False, False, False, False]
     assert failed == {
-        "nothing told (too few persons in a cell, or none called)": 2, "call rate below 0.6": 1, "minor allele frequency below 0.05": 2,
+        "no counts reported (too few persons in a cell, or none called)": 2,
+        "call rate below 0.6": 1, "minor allele frequency below 0.05": 2,
     }  # fmt: skip
     assert quality(counts, Variants(min_hwe_p=1e-6))[1]["Hardy-Weinberg p below 1e-06"] == 1

@@ -122,7 +122,7 @@ def test_another_build_than_stated_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"contig lengths are those of GRCh37, but site\.toml says GRCh38"):
         read(path)
     beyond = write_bed(tmp_path / "c.bed", SAMPLES, [Variant("22", 50_900_000, "rs1", "A", "G")], DOSAGE[:, :1])
-    with pytest.raises(InputError, match="beyond the end of that chromosome in GRCh38"):
+    with pytest.raises(InputError, match="past the end of that chromosome in GRCh38"):
         read(beyond)
 
 

@@ -450,7 +450,7 @@ def test_files_that_are_no_vcf_are_refused(tmp_path: Path) -> None:
     path.write_text(text.replace("\tFORMAT\ts1\ts2\ts3\ts4", ""))
     refused(path, "no sample")
     path.write_bytes(b"BCF\1\1" + bytes(100))
-    refused(path, "BCF 2")
+    refused(path, "BCF version 2")
     path.write_bytes(b"BCF\2\2" + bytes([255, 255, 0, 0]) + bytes(100))
     refused(path, "header")
 
