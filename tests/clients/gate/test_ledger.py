@@ -184,9 +184,9 @@ def test_a_study_of_exactly_the_budget_runs_to_its_end_and_no_further(tmp_path: 
 
 def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    assert "epsilon infinity" in refused(ledger, ["a"], gaussian(0.0), **told())
-    assert "cannot be counted" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **told())
-    assert "cannot be counted" in refused(ledger, ["a"], gaussian(3.0), **told(delta=1e-12))
+    assert "epsilon to infinity" in refused(ledger, ["a"], gaussian(0.0), **told())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **told())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], gaussian(3.0), **told(delta=1e-12))
     refused(ledger, ["a"], gaussian(3.0), **told(granted=0.0))
     refused(ledger, ["a"], gaussian(3.0), **told(granted=math.nan))
     for persons, events in (([], gaussian(3.0)), (["a"], [])):
@@ -573,7 +573,7 @@ def change(path: Path, *statements: str) -> None:
         ("UPDATE member SET person = zeroblob(16) WHERE person = (SELECT min(person) FROM member)", "in the persons of group"),
         ("UPDATE member SET person = 'text' WHERE person = (SELECT min(person) FROM member)", "damaged"),
         ("PRAGMA user_version = 2", "of version 2"),
-        ("PRAGMA application_id = 0", "is no privacy ledger"),
+        ("PRAGMA application_id = 0", "is not a privacy ledger"),
     ],
 )
 def test_a_changed_ledger_refuses(tmp_path: Path, statement: str, says: str) -> None:

@@ -329,7 +329,7 @@ def test_at_a_hospital_that_took_no_part_the_score_is_the_models(tmp_path: Path,
     complete[found.present] = (other.dosage[:, 5:] >= 0).all(1)
     assert complete.sum() > 5
     np.testing.assert_allclose((found.scores.total - plain.scores.total)[complete], found.expected[1], rtol=0, atol=1e-9)
-    assert "5 without a variant here count by their stated frequency" in show(found)
+    assert "5 without a variant at this site count by their stated frequency" in show(found)
 
 
 def test_where_the_files_are_of_several_builds_a_score_is_matched_by_rsid(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_letters_that_are_their_own_complement_are_believed_where_the_strand_is_
     assert (found.counts["strand"], found.counts["ambiguous"], found.counts["matched"]) == expected
     assert found.counts["swapped"] == 0
     assert found.doubtful is (which == "some")
-    assert ("no A/T or C/G is believed" in show(found)) is (which == "some")
+    assert ("A/T and C/G are excluded" in show(found)) is (which == "some")
     wanted = [(v, 1.0, False, None) for v in range(VARIANTS) if v % 6 < 4 or which != "some"]
     np.testing.assert_allclose(found.scores.total[found.present], by_hand(places["a"], wanted), atol=1e-12)
 
