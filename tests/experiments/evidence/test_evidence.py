@@ -264,7 +264,7 @@ def test_another_key_is_refused_where_the_right_one_is_known(heart_bundle: Made,
     out = signed(files, tmp_path / "run.zip", OTHER)
     open_ = verify(out)
     assert open_.ok
-    assert "not proven" in next(c.text for c in open_.checks if c.name == "signature")
+    assert "not verified" in next(c.text for c in open_.checks if c.name == "signature")
     assert failed(verify(out, fingerprint(KEY.public_key()))) == {SIGNATURE}
 
 

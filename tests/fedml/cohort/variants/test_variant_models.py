@@ -290,7 +290,7 @@ def number(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Place]) -
     folder = tmp_path_factory.mktemp("number")
     study = read_study(study_file(folder, cohort__target="z", model__task="regression", federation__rounds=4))
     trained(study, places, folder / "run")
-    assert export_score(folder / "run", folder / "z.txt.gz").endswith("(GRCh38); the score is z in its own unit")
+    assert export_score(folder / "run", folder / "z.txt.gz").endswith("(GRCh38); the score is z in its unit")
     return folder / "run", folder / "z.txt.gz"
 
 
@@ -370,9 +370,9 @@ def test_what_is_no_score_is_not_exported(tmp_path: Path, places: dict[str, Plac
     network = {"net": "mlp", "hidden": [3]}
     trained(read_study(study_file(tmp_path, model__variants=network, federation__rounds=1)), places, tmp_path / "mlp")
     cases = [
-        (tmp_path, "is no run's folder, it has no study.json"),
-        (finished(tmp_path / "failed", study, "failed"), "did not finish, so it left no model"),
-        (finished(tmp_path / "preflight", study), "holds no model, as a preflight or an association leaves none"),
+        (tmp_path, "is not a run's folder, it has no study.json"),
+        (finished(tmp_path / "failed", study, "failed"), "did not finish, so it has no model"),
+        (finished(tmp_path / "preflight", study), r"has no model \(a preflight or an association study has none\)"),
         (tmp_path / "mlp", r'needs \[cohort\] inputs = \["variants"\], \[model.variants\] net = "linear"'),
     ]
     for run, sentence in cases:
