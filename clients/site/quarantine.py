@@ -23,12 +23,12 @@ FILE = "quarantine.jsonl"
 Entry = dict[str, str]
 
 
-def write(state: Path, study: str, aside: Sequence[Aside]) -> None:
-    """Replaces the list by ``aside``, completely or not at all. If the folder cannot be written, logs a warning and the run continues."""
+def write(state: Path, study: str, excluded: Sequence[Aside]) -> None:
+    """Replaces the list by ``excluded``, completely or not at all. If the folder cannot be written, logs a warning and the run continues."""
     path = state / FILE
-    if not aside and not path.exists():
+    if not excluded and not path.exists():
         return
-    lines = [{"study": study, "person": a.person, "file": a.file, "reason": str(a.reason), "text": a.text} for a in aside]
+    lines = [{"study": study, "person": a.person, "file": a.file, "reason": str(a.reason), "text": a.text} for a in excluded]
     try:
         state.mkdir(mode=0o700, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=".quarantine-", dir=state)  # mode 0600; several processes may read one site
@@ -40,7 +40,7 @@ def write(state: Path, study: str, aside: Sequence[Aside]) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        log.warning("%s: cannot be written (%s); %d images are excluded", path, error.strerror or error, len(aside))
+        log.warning("%s: cannot be written (%s); %d images are excluded", path, error.strerror or error, len(excluded))
 
 
 def read(state: Path) -> list[Entry]:
