@@ -24,7 +24,7 @@ Entry = dict[str, str]
 
 
 def write(state: Path, study: str, excluded: Sequence[Aside]) -> None:
-    """Replaces the list by ``excluded``, completely or not at all. If the folder cannot be written, logs a warning and the run continues."""
+    """Replaces the list by ``excluded``, completely or not at all. If the folder cannot be written, logs a warning; the run continues."""
     path = state / FILE
     if not excluded and not path.exists():
         return
