@@ -31,7 +31,7 @@ app = typer.Typer(
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
 Sites = Annotated[Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed in place of the study's.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the study's.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
 SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.")]
 Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's engine on Ray. deployment: running sites.")]
@@ -312,7 +312,7 @@ def audit(
     Example: fedml audit fedml-runs/heart-private-20260131-101500-3fa2b1 --sites out/heart
     """
     from fedml.experiments.privacy_audit import audit as attack
-    from fedml.experiments.privacy_audit import claimed, keep, read_run, sentence, without_noise
+    from fedml.experiments.privacy_audit import claimed, read_run, save, sentence, without_noise
 
     console = make_console(as_json)
     study, privacy = read_run(run_folder)
@@ -323,7 +323,7 @@ def audit(
         console.print("The noise is off: the claim does not apply, and a working attack finds a large epsilon.", soft_wrap=True)
     record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
     record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": privacy["sentence"]}
-    keep(run_folder, "noise_off" if noise_off else "audit", record)
+    save(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
     if not noise_off:
         _note(run_folder, console)

@@ -116,7 +116,7 @@ def claimed(study: Study) -> float:
     return max(claim.epsilon for claim in claims(study).values())
 
 
-def keep(run: Path, kind: str, record: Mapping[str, Any]) -> None:
+def save(run: Path, kind: str, record: Mapping[str, Any]) -> None:
     """Writes ``record`` to RUN/audit.json under the key ``kind`` (``audit`` or ``noise_off``); the other key is kept."""
     path, before = run / AUDIT, dict[str, Any]()
     with suppress(FileNotFoundError, ValueError):
@@ -247,12 +247,12 @@ def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folde
     names = [f"canary-{n + 1:05d}" for n in range(len(coins))]
     plan = study.model_dump(mode="json")
     plan["federation"] |= {"sites": [*sites, *names], "quorum": study.federation.needed}
-    wide = validate(Study, plan, "study")
+    extended = validate(Study, plan, "study")
     first = str(next(iter(sites.values())).file.resolve())
     nodes = [{"manifest": str(site.file.resolve())} for site in sites.values()]
     nodes += [{"manifest": first, "name": name} for name in names]  # a canary site answers "describe" with the data of the first site
     say(f"{len(names)} canary sites, {int(coins.sum())} of them included")
-    z, norm, place = noise_multiplier(wide, ""), study.privacy.clipping_norm, {name: at for at, name in enumerate(names)}
+    z, norm, place = noise_multiplier(extended, ""), study.privacy.clipping_norm, {name: at for at, name in enumerate(names)}
     evidence, noise = Evidence(len(coins)), Noise(max(z, _DRIFT) ** 2, np.zeros((0, 0)))
     # The server step of FedAvgM adds earlier releases with known factors; the adversary subtracts them.
     options = study.strategy.options if study.strategy.name == "fedavgm" else {"momentum": 0.0}
@@ -276,7 +276,7 @@ def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folde
             effects = np.stack([direction(seed, c, number - 1, len(moved[0])) for c in range(len(coins))])
             step = (flat[moved[0]] - seen_models.pop(number - 1)) / lr
             released, last[0] = step - momentum * last[0], step
-            evidence.add(released * len(wide.federation.sites) / norm, effects.sum(0) / 2, effects, noise)
+            evidence.add(released * len(extended.federation.sites) / norm, effects.sum(0) / 2, effects, noise)
         seen_models[number] = flat[moved[0]]
 
     def watched(message: Message, context: Context) -> Message:
@@ -299,5 +299,5 @@ def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folde
         return Message(RecordDict({ARRAYS: pack(arrays), METRICS: metrics}), reply_to=message)
 
     (folder / "run").mkdir()
-    _run(wide, watched, nodes, folder / "run")
+    _run(extended, watched, nodes, folder / "run")
     return evidence.scores()

@@ -70,10 +70,10 @@ def ours_reused(packed: Packed) -> Read:
     return lambda rows: torch.from_numpy(packed.floats(rows, out))
 
 
-def check(mine: torch.Tensor, theirs: torch.Tensor) -> None:
+def check(our: torch.Tensor, theirs: torch.Tensor) -> None:
     """Asserts that two batches are equal after missing values are coded alike."""
     theirs = torch.where(torch.isnan(theirs) | (theirs < 0), torch.full_like(theirs, -1.0), theirs)
-    assert torch.equal(mine, theirs)
+    assert torch.equal(our, theirs)
 
 
 def main() -> None:
@@ -104,8 +104,8 @@ def main() -> None:
                 timed = {way: statistics.median(measure(read)() for _ in range(3)) for way, read in ways.items()}
                 best = min(timed, key=lambda way: timed[way])
                 peer = f"bed-reader {best[0]} {best[1]}, {threads or 'default'} thread(s)"
-                for what, mine in (("new memory", ours_fresh(packed)), ("memory of the last batch", ours_reused(packed))):
-                    pairs: Pairs = paired(measure(mine), measure(ways[best]), repeats)
+                for what, our in (("new memory", ours_fresh(packed)), ("memory of the last batch", ours_reused(packed))):
+                    pairs: Pairs = paired(measure(our), measure(ways[best]), repeats)
                     rows.append((*pairs.row(f"{what}, against {peer}", 1e3 / BATCHES), f"{1 / pairs.ratio:.1f}"))
     head = ("", "ours (ms)", "peer (ms)", "ratio", "range", "ours is x faster")
     table(f"a batch of {BATCH} persons x {variants:,} variants as float32, median of {repeats} x {BATCHES}", head, rows)

@@ -86,7 +86,7 @@ def evaluate(model: nn.Module, parts: list[tuple[torch.Tensor, torch.Tensor]]) -
     return float((z.argmax(1) == y).double().mean()), float(functional.cross_entropy(z.double(), y))
 
 
-def bare(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Tensors:
+def plain_loop(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Tensors:
     """The plain loop; ``data``: (images, labels, parts) of each site. Returns the final weights."""
     torch.set_num_threads(study.training.threads)
     training = torch.cat([x[parts == 0] for x, _, parts in data]).double()
@@ -119,13 +119,13 @@ def bare(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return weights
 
 
-def compare(mine: Tensors, theirs: Tensors) -> str:
+def compare(our: Tensors, theirs: Tensors) -> str:
     """Asserts that the final weights agree within ``TOLERANCE``; returns the difference as text."""
     named = {f"encoder.image.{k}": v for k, v in theirs.items()}
-    assert mine.keys() == named.keys(), (sorted(mine), sorted(named))
-    if all(torch.equal(mine[k], v) for k, v in named.items()):
+    assert our.keys() == named.keys(), (sorted(our), sorted(named))
+    if all(torch.equal(our[k], v) for k, v in named.items()):
         return "bitwise equal"
-    apart = max(float((mine[k] - v).abs().max() / v.abs().max()) for k, v in named.items())
+    apart = max(float((our[k] - v).abs().max() / v.abs().max()) for k, v in named.items())
     assert apart <= TOLERANCE, f"final weights differ by {apart:.1e} of the largest"
     return f"equal to {apart:.1e} of the largest weight"
 
@@ -147,8 +147,8 @@ def main() -> None:
                 assert cohort.images is not None
                 images, labels = torch.from_numpy(cohort.images.pixels), torch.from_numpy(cohort.labels.astype(np.int64))
                 data.append((images, labels, torch.from_numpy(cohort.parts)))
-            equal = compare(ours(study, work / "sites", work / "run"), bare(study, data))  # also the warm-up of both
-            pairs = paired(partial(timed, ours, study, work / "sites", work / "run"), partial(timed, bare, study, data), repeats)
+            equal = compare(ours(study, work / "sites", work / "run"), plain_loop(study, data))  # also the warm-up of both
+            pairs = paired(partial(timed, ours, study, work / "sites", work / "run"), partial(timed, plain_loop, study, data), repeats)
             rows.append(pairs.row(str(threads)))
             differences.append(f"{equal} with {threads} thread(s)")
     persons = ", ".join(f"{sum(c.count(part) for c in cohorts)} {part}" for part in PARTS)

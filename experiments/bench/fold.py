@@ -77,9 +77,9 @@ def flower(replies: Iterator[RecordDict]) -> ArrayRecord:
     return mean
 
 
-def apart(mine: ArrayRecord, theirs: ArrayRecord) -> float:
+def apart(our: ArrayRecord, theirs: ArrayRecord) -> float:
     """The largest difference of two means, relative to the largest number of the array."""
-    a, b = unpack(mine), {key: array.numpy() for key, array in theirs.items()}
+    a, b = unpack(our), {key: array.numpy() for key, array in theirs.items()}
     assert a.keys() == b.keys()
     return max(float(np.abs(a[key] - b[key]).max() / np.abs(b[key]).max()) for key in a)
 

@@ -71,9 +71,9 @@ def compare(work: Path) -> str:
     summary = json.loads((work / "output.log.ours").read_text().splitlines()[-1])
     assert summary["status"] == "finished", summary
     assert summary["mlflow_run_id"], "MLflow has no record of the run"
-    mine = safetensors.numpy.load_file(work / summary["folder"] / "model.safetensors")
+    our = safetensors.numpy.load_file(work / summary["folder"] / "model.safetensors")
     theirs = np.load(work / "weights.npz")
-    learned = {k: v for k, v in mine.items() if not k.startswith("preprocess.")}
+    learned = {k: v for k, v in our.items() if not k.startswith("preprocess.")}
     assert learned.keys() == set(theirs.files), (sorted(learned), theirs.files)
     apart = max(float(np.abs(v - theirs[k]).max() / np.abs(theirs[k]).max()) for k, v in learned.items())
     assert apart <= TOLERANCE, f"final weights differ by {apart:.1e} of the largest"
@@ -97,14 +97,14 @@ def main() -> None:
         pairs, equal = {"empty store": Pairs(), "existing store": Pairs()}, set()
         for at in range(repeats):
             for kind, times in pairs.items():
-                mine = ours(work / "sites", work, work / (f"fresh-{at}.db" if kind == "empty store" else "kept.db"))
+                our = ours(work / "sites", work, work / (f"fresh-{at}.db" if kind == "empty store" else "kept.db"))
                 shutil.move(work / "output.log", work / "output.log.ours")
-                bare = script(work / "sites", work)
+                peer = script(work / "sites", work)
                 equal.add(compare(work))
-                times.ours.append(mine.seconds)
-                times.peer.append(bare.seconds)
-                ends[kind].append(mine)
-                ends["script"].append(bare)
+                times.ours.append(our.seconds)
+                times.peer.append(peer.seconds)
+                ends[kind].append(our)
+                ends["script"].append(peer)
     head = ("MLflow store", "fedml run (s)", "script (s)", "ratio", "range")
     table(f"heart, 50 rounds, median of {repeats}", head, [times.row(kind) for kind, times in pairs.items()])
     rows = [

@@ -128,13 +128,13 @@ def main() -> None:
         assert len(cache) == count
         assert cache.shapes[0] == (1, 128, 128, 128)
         rows, disks = [], []
-        mine = on_disk(root / "ours")
+        our_bytes = on_disk(root / "ours")
         for small_mask in (False, True):
             folder, kind = root / f"peer{small_mask}", "uint8" if small_mask else "float32"
             whole = peer(data, folder, (128, 128, 128), small_mask)
             took = seconds(partial(list, map(whole.__getitem__, range(count))))
             theirs_mb = on_disk(folder)
-            disks.append((f"image and mask, the peer's mask {kind}", *megabytes(mine, theirs_mb), f"{first:.1f}", f"{took:.1f}"))
+            disks.append((f"image and mask, the peer's mask {kind}", *megabytes(our_bytes, theirs_mb), f"{first:.1f}", f"{took:.1f}"))
             for side in (64, 96):
                 crop = (side, side, side)
                 theirs, ours = peer(data, folder, crop, small_mask), Crops(cache, crop)

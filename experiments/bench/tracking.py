@@ -139,9 +139,9 @@ def main() -> None:
             MlflowClient(uri).search_experiments()
         from fedml.tracking import scoring  # noqa: F401 - imports torch and mlflow before the clock starts
 
-        theirs = peer(first, uris["peer"])
-        mine = ours(run, uris["ours"])
-        whole = theirs * len(all_figures) / len(first)
+        peer_seconds = peer(first, uris["peer"])
+        our_seconds = ours(run, uris["ours"])
+        whole = peer_seconds * len(all_figures) / len(first)
         equal = histories(uris["ours"], rounds) == histories(uris["peer"], rounds)
         load = os.getloadavg()[0]
     print(machine())
@@ -149,10 +149,10 @@ def main() -> None:
         f"{len(all_figures)} figures of {SITES} sites over {ROUNDS} rounds; load {load:.1f}",
         ("", "s", "figures/s"),
         [
-            ("ours, the complete record", f"{mine:.1f}", f"{len(all_figures) / mine:.0f}"),
-            (f"one call each, {len(first)} figures measured", f"{theirs:.1f}", f"{len(first) / theirs:.0f}"),
+            ("ours, the complete record", f"{our_seconds:.1f}", f"{len(all_figures) / our_seconds:.0f}"),
+            (f"one call each, {len(first)} figures measured", f"{peer_seconds:.1f}", f"{len(first) / peer_seconds:.0f}"),
             ("one call each, scaled to all", f"{whole:.0f}", ""),
-            ("one call each / ours", f"{whole / mine:.1f}", ""),
+            ("one call each / ours", f"{whole / our_seconds:.1f}", ""),
         ],
     )
     print(f"the same figures in both stores: {'yes' if equal else 'NO'}")

@@ -73,12 +73,12 @@ def unpack(path: Path) -> dict[str, bytes]:
     return files
 
 
-def _checked(info: zipfile.ZipInfo, seen: Mapping[str, bytes]) -> str:
+def _checked(info: zipfile.ZipInfo, earlier: Mapping[str, bytes]) -> str:
     """The name of an entry that passes the checks; else raises ``BadArchive``."""
     shown = ascii(info.orig_filename)[:80]
     if not NAME.fullmatch(info.orig_filename) or info.filename != info.orig_filename:
         raise BadArchive(shown, "is not a valid name of a file in a bundle")
-    if info.filename in seen:
+    if info.filename in earlier:
         raise BadArchive(info.filename, "is in the bundle twice")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits or info.file_size != info.compress_size:
         raise BadArchive(info.filename, "is compressed or encrypted; a bundle's files are stored uncompressed")

@@ -41,10 +41,10 @@ def bundle(
     console = make_console(as_json)
     signer = private_key(key, _plain(console))
     manifest = write_bundle(run_folder, out, signer)
-    mark = fingerprint(signer.public_key())
-    _plain(console)(f"{out}: signed by {mark}; to verify: fedml verify {out} --fingerprint {mark}")
+    digest = fingerprint(signer.public_key())
+    _plain(console)(f"{out}: signed by {digest}; to verify: fedml verify {out} --fingerprint {digest}")
     if as_json:
-        print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": mark}), flush=True)
+        print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": digest}), flush=True)
 
 
 def verify(bundle_file: BundleFile, key: SignedBy = None, fingerprint: Fingerprint = None, as_json: Json = False) -> None:
@@ -106,7 +106,7 @@ def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, cons
 
 def _wanted(key: Path | None, fingerprint: str | None) -> str | None:
     """The fingerprint of the key that must have signed; None if neither option is given."""
-    from fedml.experiments.evidence.signing import fingerprint as mark
+    from fedml.experiments.evidence.signing import fingerprint as fingerprint_of
     from fedml.experiments.evidence.signing import public_key
 
     given = None if fingerprint is None else fingerprint.strip().lower().replace(":", "")
@@ -114,7 +114,7 @@ def _wanted(key: Path | None, fingerprint: str | None) -> str | None:
         raise InputError(f"--fingerprint {fingerprint}: is not a SHA-256; give the 64 hexadecimal digits that `fedml bundle` printed.")
     if key is None:
         return given
-    of_key = mark(public_key(key))
+    of_key = fingerprint_of(public_key(key))
     if given not in (None, of_key):
         raise InputError(f"--fingerprint {fingerprint}: is not the fingerprint of --key {key}, which is {of_key}; give only one.")
     return of_key

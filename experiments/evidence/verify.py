@@ -88,7 +88,7 @@ def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
         files = unpack(bundle)
     except BadArchive as error:
         return Verified((Check("container", False, error.file, str(error)),), {}, "")
-    found = [Check("container", True, bundle.name, f"{len(files)} files, {sum(map(len, files.values())):,} bytes, and nothing else")]
+    found = [Check("container", True, bundle.name, f"{len(files)} files, {sum(map(len, files.values())):,} bytes, no other content")]
     signer, signed = _signature(files, fingerprint)
     found += [signed, *_check("hashes", MANIFEST, "every file is unchanged since the manifest was signed", lambda: _hashes(files))]
     if missing := [name for name in (*REQUIRED, VERSIONS) if name not in files]:

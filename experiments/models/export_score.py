@@ -44,13 +44,13 @@ def export_score(run: Path, out: Path) -> str:
     mean, std = (model.get_buffer(f"preprocess.variants.{name}").double().numpy() for name in ("mean", "std"))
     keys = np.empty(len(weight), dtype=object)
     keys[:] = from_text((run / PANEL).read_bytes())
-    kept = (weight != 0) & (std > 0)
-    if not kept.any():
+    nonzero = (weight != 0) & (std > 0)
+    if not nonzero.any():
         raise InputError(f"{run}: every weight of the model is 0, so there is no score to export; train longer, or with a smaller l1.")
-    build, chosen = _build(study, events), list(keys[kept])
+    build, chosen = _build(study, events), list(keys[nonzero])
     if study.cohort.variants.match == "rsid" and not build:
         chosen = [key._replace(contig="", position=0) for key in chosen]
-    _write(out, chosen, weight[kept], mean[kept], std[kept], intercept, study, build, _header(study, events))
+    _write(out, chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept, study, build, _header(study, events))
     where = build or "not of one build: match by rsid"
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 

@@ -87,14 +87,14 @@ def _check_privacy(record: Record) -> None:
         return
     claims = record.privacy.get("claims", {})
     for name in record.study.federation.sites if plan.unit == "patient" else ("",):
-        claim, whose = claims.get(name, {}), f"{name}'s persons" if name else "a site"
+        claim, protected = claims.get(name, {}), f"{name}'s persons" if name else "a site"
         epsilon, delta = claim.get("epsilon"), claim.get("delta")
         if epsilon is None or delta is None:
-            raise InputError(f"{run}: the study promises privacy, but the record has no claim for {whose}; the run cannot be promoted.")
+            raise InputError(f"{run}: the study promises privacy, but the record has no claim for {protected}; the run cannot be promoted.")
         limit = plan.epsilon if plan.epsilon is not None else math.inf
         if epsilon > limit * (1 + _SLACK) or delta > plan.delta * (1 + _SLACK):
             raise InputError(
-                f"{run}: epsilon {epsilon:.4g} (delta {delta:g}) for {whose} is above the study's {limit:.4g} (delta {plan.delta:g}); "
+                f"{run}: epsilon {epsilon:.4g} (delta {delta:g}) for {protected} is above the study's {limit:.4g} (delta {plan.delta:g}); "
                 "it cannot be promoted."
             )
     audit = _read_json(run / "audit.json").get("audit", {})
@@ -121,7 +121,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
     Raises:
         InputError: the loss at a site is larger, or the test persons are not the same.
     """
-    ours, theirs, who = record.study, champion.study, champion.run_id
+    ours, theirs, other_run = record.study, champion.study, champion.run_id
     wanted: dict[str, tuple[Any, Any]] = {
         "[study] question": (ours.study.question, theirs.study.question),
         "[model] task": (ours.model.task, theirs.model.task),
@@ -133,7 +133,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
     for key, (value, other) in wanted.items():
         if value != other:
             raise InputError(
-                f"{record.run}: {key} is {_plain(value)}, that of the champion {who} is {_plain(other)}, so they were not tested alike; "
+                f"{record.run}: {key} is {_plain(value)}, the champion {other_run} has {_plain(other)}, so they were not tested alike; "
                 "promote a run with the champion's question and split."
             )
     task = make_task(ours)
@@ -142,10 +142,12 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
         if site.name not in other_scores:
             continue
         if site.name not in scores:
-            raise InputError(f"{record.run}: {site.name} tested the champion {who} and not this run; promote a run that this site tested.")
+            raise InputError(
+                f"{record.run}: {site.name} tested the champion {other_run} and not this run; promote a run that this site tested."
+            )
         if site.dataset is None or record.site(site.name).dataset != site.dataset:
             raise InputError(
-                f"{record.run}: {site.name} read or prepared other data than for the champion {who}, so the loss is not defined; "
+                f"{record.run}: {site.name} read or prepared other data than for the champion {other_run}, so the loss is not defined; "
                 "if the site's files have changed, run the champion's study again; if the study's inputs differ, use `fedml compare`."
             )
         old, new = other_scores[site.name].get(task.watched), scores[site.name].get(task.watched)
@@ -155,7 +157,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
         if loss > margin:
             result = "undefined" if new is None else f"{new:.3f}"
             raise InputError(
-                f"{record.run}: {site.name} would lose {loss:.3f} {task.watched} (champion {who} {old:.3f}, this run {result}), "
+                f"{record.run}: {site.name} would lose {loss:.3f} {task.watched} (champion {other_run} {old:.3f}, this run {result}), "
                 f"more than the margin of {margin:g}, in {scores[site.name]['persons']:.0f} test persons; the run cannot be promoted."
             )
 

@@ -56,7 +56,7 @@ def read(path: Path) -> dict[str, Part]:
     return parts
 
 
-def keep(parts: dict[str, Part], say: Say) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+def without_repeats(parts: dict[str, Part], say: Say) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
     """The rows of each part without images that are in another part, and the hash of every row's image.
 
     The official test part is unchanged: an image of it is dropped from train and val; an image in train and val is dropped from val.
@@ -128,7 +128,7 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
     import numpy as np
 
     parts = read(files[FILE])
-    rows, hashes = keep(parts, say)
+    rows, hashes = without_repeats(parts, say)
     sites = partition(parts, rows, hashes, seed, say)
     for index, site in enumerate(SITES):
         chosen = [(part, row) for part in PARTS for row in sites[part][index]]

@@ -246,7 +246,7 @@ def test_more_l1_more_zeros_and_the_zeros_are_not_exported(tmp_path: Path, place
     assert VARIANTS == rows[0] > rows[1] > rows[2] > 0
     study = read_study(study_file(tmp_path, model__variants={"net": "linear", "l1": 50.0}, **changes))
     trained(study, places, tmp_path / "none")
-    with pytest.raises(InputError, match=r"every weight of its model is 0, .* with a smaller l1"):
+    with pytest.raises(InputError, match=r"every weight of the model is 0, .* with a smaller l1"):
         export_score(tmp_path / "none", tmp_path / "none.txt")
     assert not (tmp_path / "none.txt").exists()
 
@@ -490,7 +490,7 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_no_file(tmp_path: Path
         return command("fedml-site", "score", file.name, "--out", out, *words, cwd=tmp_path)
 
     refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "its positions are those of GRCh37")
-    refused(said(few, "--site", site), "few.txt: 1 of its 4 weights match a variant of ")
+    refused(said(few, "--site", site), "few.txt: 1 of 4 weights match a variant of ")
     refused(said(good, "--site", site, out="nowhere/out.csv"), "nowhere/out.csv: cannot be written (No such file or directory)")
     bare = write_manifest(tmp_path / "bare", "bare", clinical='{ path = "clinical.csv" }')
     refused(said(good, "--site", bare), "[data] has no variants")
@@ -530,9 +530,9 @@ def test_every_weight_lies_in_a_stretch_and_there_are_few(places: dict[str, Plac
     folder = places["b"].manifest.parent
     file = scoring_file(folder / "stretches.txt", [("", contig, position, "A", "C", 1.0, "") for contig, position in at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedml.clients.desk.score._GAP", gap)
-        patch.setattr("fedml.clients.desk.score._STRETCHES", most)
-        patch.setattr("fedml.clients.desk.score._REACH", 0)
+        patch.setattr("fedml.clients.desk.score._MAX_GAP", gap)
+        patch.setattr("fedml.clients.desk.score._MAX_REGIONS", most)
+        patch.setattr("fedml.clients.desk.score._MARGIN_BASES", 0)
         found = stretches(read_scoring(file), source)
     inside = Inside(merged(found))
     here = {place for place in at if place[0] in ("21", "22")}
@@ -547,8 +547,8 @@ def test_every_weight_lies_in_a_stretch_and_there_are_few(places: dict[str, Plac
 
 
 def test_a_score_by_regions_is_that_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedml.clients.desk.score._GAP", 100)
-    monkeypatch.setattr("fedml.clients.desk.score._REACH", 10)
+    monkeypatch.setattr("fedml.clients.desk.score._MAX_GAP", 100)
+    monkeypatch.setattr("fedml.clients.desk.score._MARGIN_BASES", 10)
     found = {}
     file = scoring_file(tmp_path / "s.txt", [row(v, float(v)) for v in (3, 4, 14, 22)])
     for name, index, bed in (("index", True, False), ("whole", False, False), ("bed", True, True)):
