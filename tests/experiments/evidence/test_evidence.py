@@ -185,7 +185,7 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
         for base in (other, files):
             found = verify(signed(base | {name: text.encode()}, tmp_path / "run.zip"))
             assert name in failed(found), what
-    assert "another version of this software made it" in next(
+    assert "another version of this software wrote it" in next(
         c.text for c in verify(signed(other | {"policies.json": b"{}"}, tmp_path / "run.zip")).checks if c.file == "policies.json"
     )
 

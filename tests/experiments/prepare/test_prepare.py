@@ -335,7 +335,7 @@ def test_unknown_name(tmp_path: Path) -> None:
 
 def test_missing_file_and_missing_folder(heart_data: Path, tmp_path: Path) -> None:
     (heart_data / "processed.va.data").unlink()
-    assert "processed.va.data is missing; get it from https://archive.ics.uci.edu/" in refusal("heart", tmp_path, heart_data)
+    assert "processed.va.data is missing; download it from https://archive.ics.uci.edu/" in refusal("heart", tmp_path, heart_data)
     assert "no such folder" in refusal("heart", tmp_path, tmp_path / "nowhere")
 
 
