@@ -97,7 +97,8 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
         "fedml/privacy/test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
     ),
     "the ledger written after the reply": (
-        [("clients/gate/gate.py", '            self._charge(request, note["run"])\n            content = execute(request, message.content)\n',
+        [("clients/gate/gate.py",
+          '            self._charge(request, note["run"])\n            content = execute(request, message.content)\n',
           '            content = execute(request, message.content)\n            self._charge(request, note["run"])\n')],
         "fedml/privacy/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
     ),
