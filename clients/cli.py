@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="fedml-site",
-    help="A hospital's side of a federation: describe your data, see what a study would read of it.",
+    help="Commands for a hospital in a federation: describe the data, check and approve studies, start the site.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -24,36 +24,36 @@ app = typer.Typer(
 )
 
 MANIFEST = """\
-# What this hospital lets a study read. Paths start from this file's folder.
+# The data that studies may read at this hospital. Paths are relative to this file's folder.
 [site]
-name = "{name}" # as the studies' rosters have it
+name = "{name}" # the name in the studies' rosters
 
 [data]
-persons = "persons.csv" # columns: id, then what studies predict; one row a person
-# image = {{ path = "images", format = "nifti" }} # png, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
+persons = "persons.csv" # columns: id, then the targets of studies; one row a person
+# image = {{ path = "images", format = "nifti" }} # png, bmp, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
 # image = {{ path = "images", format = "dicom" }} # <id>.dcm, or <id>/ with one or more series; for segmentation also: masks = "masks"
 # image = {{ path = "slides", format = "slide" }} # whole slides (.svs, .tif, .ndpi, .scn, .mrxs ..): <id>.<ending>, or <id>/<any>.<ending>
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
-# with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
+# more keys of variants: reference = "GRCh38.fa" (REF is checked against it, indels are left-aligned), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
-# split = "split.csv" # columns: id, part (train, val or test); left out, a keyed hash of the id decides
-# public = true # only where anybody may see these images, for they are published or synthetic: runs beside them then keep pictures
+# split = "split.csv" # columns: id, part (train, val or test); default: a keyed hash of the id decides
+# public = true # only if the images are published or synthetic: runs on the same machine may then store pictures of them
 
-# [policy] # the strictest holds where a key is left out; a study may be stricter still
-# purposes = ["DUO:0000042"] # left out: those of the studies that a person here approved
-# min_persons = 20 # training persons, or the site does not take part
-# min_count = 5 # persons behind any number that leaves; of a variant, also persons with each genotype
-# max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); left out, no study with privacy of a patient runs
-# allow_unprotected = false # with a budget: may a study without that privacy run all the same?
-# deidentification = "quarantine" # of a DICOM file that is not: refuse (the site takes no part), quarantine (it is set aside), warn
-# max_quarantined = 0.1 # fraction of the persons with images of whom one may be set aside as unusable
+# [policy] # values are the defaults, except purposes and max_epsilon; a study may set stricter limits
+# purposes = ["DUO:0000042"] # default: the purposes of the studies approved at this site
+# min_persons = 20 # fewest training persons with whom the site takes part
+# min_count = 5 # fewest persons in any count or sum that is sent; for a variant, also fewest persons with each genotype
+# max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); default 0: no study with privacy of a patient runs
+# allow_unprotected = false # with a budget: whether a study without privacy of a patient may run
+# deidentification = "quarantine" # a DICOM file that is not de-identified: refuse (the site takes no part), quarantine (exclude it), warn
+# max_quarantined = 0.1 # largest fraction of the persons with images whose image may be excluded as unusable
 # max_rounds = 1000
-# max_steps = 2000 # of each kind of step in an association study
+# max_steps = 2000 # for each kind of step of an association study
 # max_runs = 20 # of one approved study
 # max_request_mb = 512
 # max_reply_mb = 512
 
-# [connection] # from the coordinating centre; `fedml-site key` makes the key
+# [connection] # from the coordinating centre; `fedml-site key` creates the key
 # superlink = "federation.example.org:9092"
 # root_certificates = "ca.pem"
 # key = "node.key"
@@ -65,7 +65,7 @@ def init(
     name: Annotated[str, typer.Argument(help="The site's name in rosters.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("site.toml"),
 ) -> None:
-    """Write a commented manifest to fill in.
+    """Write a manifest with comments, to complete by hand.
 
     Example: fedml-site init oslo --out /srv/fedml/site.toml
     """
@@ -78,9 +78,9 @@ def init(
     except ValidationError as error:
         raise InputError(f'site name "{name}": use lower-case letters, digits, - and _, such as "oslo-2".') from error
     if out.exists():
-        raise InputError(f"{out}: is there already; give another --out, or take it away first.")
+        raise InputError(f"{out}: already exists; choose another --out or delete it.")
     out.write_text(MANIFEST.format(name=name), encoding="utf-8")
-    print(f"{out}: fill it in, then: fedml-site check STUDY.toml --site {out}")
+    print(f"{out}: complete it, then run: fedml-site check STUDY.toml --site {out}")
 
 
 @app.command()
@@ -88,7 +88,7 @@ def check(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
     site_file: Annotated[Path, typer.Option("--site", help="This site's manifest.")] = Path("site.toml"),
 ) -> None:
-    """Read this site's data as a study would, and say what it would use. Nothing leaves this machine.
+    """Read this site's data as a study would, and print which persons and values it would use. Nothing leaves this machine.
 
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
@@ -105,14 +105,14 @@ def check(
     print(f'{site.name}: study "{study.study.name}" would use {len(cohort)} persons')
     for part in PARTS:
         rows = cohort.rows(part)
-        told = ""
+        classes = ""
         if study.model.task == "classification":
-            told = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(study.cohort.classes))
-        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {told})" if told else ""))
+            classes = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(study.cohort.classes))
+        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {classes})" if classes else ""))
     for why, count in cohort.left_out.items():
-        print(f"  left out {count} persons: {why}")
+        print(f"  excluded {count} persons: {why}")
     for why, count in cohort.set_aside.items():
-        print(f"  an image set aside of {count} persons: {why} (fedml-site data lists them)")
+        print(f"  excluded an image of {count} persons: {why} (fedml-site data lists them)")
     if cohort.clinical is not None and study.cohort.clinical is not None:
         for name, missing in zip(study.cohort.clinical.columns, (cohort.clinical != cohort.clinical).mean(0), strict=True):
             print(f"  {name}: {missing:.0%} missing")
@@ -128,15 +128,15 @@ def check(
                 print(f"    {name}: {count}")
 
 
-SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or the folder it is in.")]
+SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or its folder.")]
 ScoreBy = Literal["position", "rsid"]
 ScoreMissing = Literal["stated", "own"]
-By = Annotated[str, typer.Option("--by", help="Who decides; left out, the name of this account.")]
+By = Annotated[str, typer.Option("--by", help="Name of the person who decides; default: the name of this account.")]
 
 
 @app.command()
 def data(site_file: SiteFile = Path("site.toml")) -> None:
-    """List the images that the last reading set aside, and why. Nothing leaves this machine.
+    """List the images that the last reading excluded, and the reasons. Nothing leaves this machine.
 
     Example: fedml-site data --site /srv/fedml/site.toml
     """
@@ -150,10 +150,10 @@ def data(site_file: SiteFile = Path("site.toml")) -> None:
 def preview(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
     site_file: SiteFile = Path("site.toml"),
-    out: Annotated[Path | None, typer.Option("--out", help="PNG to write; left out, preview.png in the site's .fedml.")] = None,
-    persons: Annotated[int, typer.Option("--persons", min=1, max=48, help="How many, evenly over the persons table.")] = 12,
+    out: Annotated[Path | None, typer.Option("--out", help="PNG file to write; default: preview.png in the site's .fedml.")] = None,
+    persons: Annotated[int, typer.Option("--persons", min=1, max=48, help="Number of persons, evenly over the persons table.")] = 12,
 ) -> None:
-    """Draw what a network will get of this site's images, masks as contours. Nothing leaves this machine.
+    """Draw this site's images as the network receives them, masks as contours. Nothing leaves this machine.
 
     Example: fedml-site preview wbc.toml --site /srv/fedml/site.toml --persons 24
     """
@@ -161,7 +161,7 @@ def preview(
     from fedml.study.read import read_study
 
     path = draw(_site(site_file), read_study(study_file), persons=persons, out=out)
-    print(f"{path}: look at it here; it shows patients, is readable by this account alone (mode 0600) and is sent nowhere")
+    print(f"{path}: shows patients; view it at the site only. Only this account can read it (mode 0600); it is not sent.")
 
 
 def _site(path: Path) -> Site:
@@ -178,16 +178,16 @@ def _who(by: str) -> str:
 
 @app.command()
 def key(
-    site_file: SiteFile = Path("site.toml"), out: Annotated[str, typer.Option(help="File name, beside the manifest.")] = "node.key"
+    site_file: SiteFile = Path("site.toml"), out: Annotated[str, typer.Option(help="File name, in the manifest's folder.")] = "node.key"
 ) -> None:
-    """Make this site's node key (EC P-384); the public half, .pub, goes to the coordinating centre.
+    """Create this site's node key (EC P-384). Send the public key, .pub, to the coordinating centre.
 
     Example: fedml-site key --site /srv/fedml/site.toml
     """
     from fedml.flower.keys import write_node_key
 
     public = write_node_key(_site(site_file).folder / out)
-    print(f"{public}: send this file to the coordinating centre; the private half stays here")
+    print(f"{public}: send this file to the coordinating centre; the private key stays at the site")
 
 
 @app.command()
@@ -195,9 +195,9 @@ def approve(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
     site_file: SiteFile = Path("site.toml"),
     by: By = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask; the plan is printed all the same.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; the plan is still printed.")] = False,
 ) -> None:
-    """Show a study's plan in plain words, ask, and record who approved it and when.
+    """Print a study's plan as text, ask for confirmation, and record who approved the study and when.
 
     Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
     """
@@ -216,11 +216,11 @@ def approve(
         print("not approved")
         return
     state = prepare_state(site)
-    made = approvals.approve(state, study, _who(by))
+    approval = approvals.approve(state, study, _who(by))
     Journal(state / "journal.jsonl").append(
         direction="site", study=study.sha256, study_name=study.study.name, verdict="noted", reason="approve"
     )
-    print(f"approved by {made.approved_by} at {made.approved_at}: {study.study.name} {study.sha256}")
+    print(f"approved by {approval.approved_by} at {approval.approved_at}: {study.study.name} {study.sha256}")
 
 
 @app.command()
@@ -229,7 +229,7 @@ def revoke(
     site_file: SiteFile = Path("site.toml"),
     by: By = "",
 ) -> None:
-    """Withdraw an approval; the next message of that study is refused.
+    """Withdraw an approval; the study's next request is refused.
 
     Example: fedml-site revoke heart --site /srv/fedml/site.toml
     """
@@ -237,22 +237,23 @@ def revoke(
     from fedml.clients.gate.journal import Journal
 
     site = _site(site_file)
-    for ended in approvals.revoke(site.state, study, _who(by)):
+    for approval in approvals.revoke(site.state, study, _who(by)):
         Journal(site.state / "journal.jsonl").append(
-            direction="site", study=ended.sha256, study_name=ended.name, verdict="noted", reason="revoke"
+            direction="site", study=approval.sha256, study_name=approval.name, verdict="noted", reason="revoke"
         )
-        print(f"revoked by {ended.revoked_by} at {ended.revoked_at}: {ended.name} {ended.sha256}")
+        print(f"revoked by {approval.revoked_by} at {approval.revoked_at}: {approval.name} {approval.sha256}")
 
 
 @app.command()
 def start(
     site_file: SiteFile = Path("site.toml"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Play one round on synthetic persons, contact nobody, and end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one round on placeholder persons, without a connection.")] = False,
     study_file: Annotated[Path | None, typer.Option("--study", help="With --dry-run: this study, approved or not.")] = None,
 ) -> None:
-    """Join the federation and stay: answer approved studies until stopped (SIGTERM or Ctrl-C).
+    """Join the federation: answer the requests of approved studies until stopped (SIGTERM or Ctrl-C).
 
-    With --dry-run, play one round of every approved study on synthetic persons shaped like the site's own, and show what would leave.
+    With --dry-run, run one round of every approved study on placeholder persons with the shapes of the site's data, and list the records
+    that a round would send.
 
     Example: fedml-site start --site /srv/fedml/site.toml
     """
@@ -262,7 +263,7 @@ def start(
 
     site = _site(site_file)
     if study_file is not None and not dry_run:
-        raise InputError("--study goes with --dry-run; a site that starts answers every study that is approved.")
+        raise InputError("--study is only valid with --dry-run; without --dry-run the site answers every approved study.")
     if not dry_run:
         run_site(site)
         return
@@ -275,7 +276,7 @@ def doctor(
     site_file: SiteFile = Path("site.toml"),
     study_file: Annotated[Path | None, typer.Option("--study", help="Also read the data as this study would.")] = None,
 ) -> None:
-    """Look at everything that a run needs, one line each with the mend: data, disk, key, TLS, clock, versions. Exit 1 if one fails.
+    """Check everything that a run needs: data, disk, key, TLS, clock, versions. One line a check, with what to do. Exit 1 if one fails.
 
     Example: fedml-site doctor --site /srv/fedml/site.toml --study heart.toml
     """
@@ -289,7 +290,7 @@ def doctor(
 
 @app.command()
 def status(site_file: SiteFile = Path("site.toml")) -> None:
-    """Is the site running, what is approved, what was decided last.
+    """Show whether the site is running, which studies are approved, and the last decisions of the gate.
 
     Example: fedml-site status --site /srv/fedml/site.toml
     """
@@ -313,13 +314,13 @@ def score(
     scoring_file: Annotated[Path, typer.Argument(metavar="SCORING", help="A PGS Catalog scoring file, plain or .gz.", show_default=False)],
     site_file: SiteFile = Path("site.toml"),
     out: Annotated[Path, typer.Option("--out", help="CSV to write: id, score, used.")] = Path("scores.csv"),
-    by: Annotated[ScoreBy, typer.Option("--by", help="How a weight finds its variant.")] = "position",
+    by: Annotated[ScoreBy, typer.Option("--by", help="How a weight is matched to a variant.")] = "position",
     missing: Annotated[
-        ScoreMissing, typer.Option(help="What is not known counts by the frequency that the file has stated, or by this site's own.")
+        ScoreMissing, typer.Option(help="A missing genotype counts by the allele frequency stated in the file, or by this site's own.")
     ] = "stated",
-    min_matched: Annotated[float, typer.Option(min=0, max=1, help="Share of the weights that must find their variant.")] = 0.5,
+    min_matched: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the weights that must match a variant.")] = 0.5,
 ) -> None:
-    """Give each person here a polygenic score. Nothing leaves this machine.
+    """Compute a polygenic score for each person of this site. Nothing leaves this machine.
 
     Example: fedml-site score PGS000018_hmPOS_GRCh38.txt.gz --site /srv/fedml/site.toml --out scores.csv
     """
@@ -332,7 +333,7 @@ def score(
 
 
 journal_app = typer.Typer(
-    name="journal", help="What came in, what went out, what was refused.", no_args_is_help=True, rich_markup_mode=None
+    name="journal", help="The decisions of the gate on requests and replies.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(journal_app)
 
@@ -340,10 +341,10 @@ app.add_typer(journal_app)
 @journal_app.command("show")
 def journal_show(
     site_file: SiteFile = Path("site.toml"),
-    last: Annotated[int, typer.Option(help="Show only the last so many entries; 0 is all.")] = 50,
+    last: Annotated[int, typer.Option(help="Number of last entries to show; 0: all.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Every decision of the gate, in words.
+    """Show the decisions of the gate.
 
     Example: fedml-site journal show --site /srv/fedml/site.toml --last 20
     """
@@ -360,9 +361,9 @@ def journal_show(
 @journal_app.command("verify")
 def journal_verify(
     site_file: SiteFile = Path("site.toml"),
-    head: Annotated[str | None, typer.Option(help="A head that travelled with a reply (in MLflow: fedml.journal_head).")] = None,
+    head: Annotated[str | None, typer.Option(help="A head that was sent with a reply (in MLflow: fedml.journal_head).")] = None,
 ) -> None:
-    """Find an entry that was edited, removed, moved or cut off. Exit 1 if there is one.
+    """Find entries that were edited, removed, moved or cut off. Exit 1 if there are any.
 
     Example: fedml-site journal verify --site /srv/fedml/site.toml --head 9f2c...
     """
@@ -373,11 +374,13 @@ def journal_verify(
     problems = verify(path, head)
     if problems:
         raise RunError(f"{path}: " + "; ".join(f"line {p.line}: {p.what}" for p in problems[:5]))
-    kept = Journal(path)
-    print(f"{path}: {kept.count} entries, each in its place; head {kept.head}")
+    journal = Journal(path)
+    print(f"{path}: {journal.count} entries, complete and unchanged; head {journal.head}")
 
 
-ledger_app = typer.Typer(name="ledger", help="What each person has borne, over all studies.", no_args_is_help=True, rich_markup_mode=None)
+ledger_app = typer.Typer(
+    name="ledger", help="The privacy budget that each person has spent, over all studies.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(ledger_app)
 
 
@@ -386,7 +389,7 @@ def ledger_show(
     site_file: SiteFile = Path("site.toml"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """What has been spent of the privacy budget, by which study, and what is left.
+    """Show the spent privacy budget, by study, and the remaining budget.
 
     Example: fedml-site ledger show --site /srv/fedml/site.toml
     """
@@ -400,7 +403,7 @@ def ledger_show(
 def _journal(site_file: Path) -> Path:
     path = _site(site_file).state / "journal.jsonl"
     if not path.exists():
-        raise InputError(f"{path}: no journal yet; it begins when the site starts or approves a study.")
+        raise InputError(f"{path}: no journal yet; fedml-site start and fedml-site approve create it.")
     return path
 
 

@@ -1,8 +1,8 @@
-"""The resident process of a site: keeps a SuperNode running and answers its tasks through the gate.
+"""The resident process of a site: keeps a SuperNode running and answers its requests through the gate.
 
-The SuperNode (``flower-supernode --isolation process``: TLS, the site's node key) only carries messages. What runs is the ClientApp
-installed here; cohort, model and caches stay warm between messages. It opens no port but one on loopback for the SuperNode, which a
-secret guards.
+The SuperNode (``flower-supernode --isolation process``: TLS, the site's node key) only transports messages. This process runs the installed
+ClientApp; cohort, model and caches stay in memory between messages. The only open port is on loopback, for the SuperNode, and is protected
+by a secret.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from fedml.clients.site.manifest import Connection, Site
 from fedml.errors import InputError
 
 log = logging.getLogger("fedml.site")
-# Seconds: back-off between restarts; after _STEADY it starts anew. A SuperLink turns a restarted node away until it has missed the old
-# one's heartbeats (up to a minute), so the longest wait is short.
-_FIRST_WAIT, _LONGEST_WAIT, _STEADY = 1.0, 8.0, 120.0
+# Back-off between restarts of the SuperNode, reset after _RESET_SECONDS of uptime. A SuperLink refuses a restarted node until the
+# heartbeats of the old node have timed out (up to a minute), so the longest wait is short.
+_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, _RESET_SECONDS = 1.0, 8.0, 120.0
 PID_FILE, LOG_FILE, NODE_LOG = "site.pid", "site.log", "supernode.log"
 
 
 def connection_of(site: Site) -> Connection:
-    """The manifest's ``[connection]``, with its files in place.
+    """The manifest's ``[connection]``, after a check that its files exist.
 
     Raises:
-        InputError: there is none, or a file it names is missing.
+        InputError: the manifest has no ``[connection]``, or one of its files is missing.
     """
     found = site.manifest.connection
     if found is None:
         raise InputError(
-            f"{site.file}: has no section [connection]; the coordinating centre gives superlink (host:port) and root_certificates, "
-            "and fedml-site key makes the key."
+            f"{site.file}: has no section [connection]; add it: the coordinating centre provides superlink (host:port) and "
+            "root_certificates, fedml-site key creates the key."
         )
     for key in ("root_certificates", "key"):
         path = site.folder / str(getattr(found, key))
         if not path.is_file():
-            raise InputError(f"{site.file}: [connection] {key} is {path}, which is not there; put the file there or correct the path.")
+            raise InputError(f"{site.file}: [connection] {key} is {path}, which does not exist; put the file there or correct the path.")
     return found
 
 
 def prepare_state(site: Site) -> Path:
-    """The state folder, readable by this user alone."""
+    """Creates the state folder, accessible to this account only, and returns it."""
     site.state.mkdir(mode=0o700, exist_ok=True)
     return site.state
 
 
 def run_site(site: Site) -> None:
-    """Runs until SIGTERM or SIGINT, then ends the SuperNode and returns.
+    """Runs the site until SIGTERM or SIGINT, then stops the SuperNode and returns.
 
     Raises:
-        InputError: no connection, or another process runs this site already.
+        InputError: the manifest has no connection, or another process already runs this site.
     """
     from fedml.flower.executor import serve
     from fedml.flower.superlink import free_ports
@@ -96,7 +96,7 @@ def run_site(site: Site) -> None:
 
 
 def running(state: Path) -> int | None:
-    """Process id of the site's resident process, None if there is none."""
+    """The process id of the site's resident process; None if it is not running."""
     try:
         number = int((state / PID_FILE).read_text())
         os.kill(number, 0)
@@ -108,7 +108,7 @@ def running(state: Path) -> int | None:
 def _claim(state: Path) -> None:
     other = running(state)
     if other is not None and other != os.getpid():
-        raise InputError(f"{state}: the site runs already (process {other}); stop it first.")
+        raise InputError(f"{state}: the site is already running (process {other}); stop that process first.")
     (state / PID_FILE).write_text(str(os.getpid()))
 
 
@@ -131,8 +131,8 @@ def _node_command(site: Site, connection: Connection, address: str, secret_file:
 
 
 def _keep_node(command: list[str], state: Path, stop: threading.Event) -> None:
-    """Starts the SuperNode, and again when it ends, waiting longer each time it ends soon."""
-    wait = _FIRST_WAIT
+    """Runs the SuperNode and restarts it when it ends; waits longer each time it ends early."""
+    wait = _FIRST_WAIT_SECONDS
     while not stop.is_set():
         began = time.monotonic()
         with (state / NODE_LOG).open("ab") as out:
@@ -146,6 +146,6 @@ def _keep_node(command: list[str], state: Path, stop: threading.Event) -> None:
             except subprocess.TimeoutExpired:
                 node.kill()
             return
-        wait = _FIRST_WAIT if time.monotonic() - began > _STEADY else min(2 * wait, _LONGEST_WAIT)
-        log.warning("the SuperNode ended (exit code %s, see %s); again in %.0f s", node.returncode, NODE_LOG, wait)
+        wait = _FIRST_WAIT_SECONDS if time.monotonic() - began > _RESET_SECONDS else min(2 * wait, _LONGEST_WAIT_SECONDS)
+        log.warning("the SuperNode ended (exit code %s, see %s); restart in %.0f s", node.returncode, NODE_LOG, wait)
         stop.wait(wait)

@@ -1,4 +1,4 @@
-"""The ``fedml`` command, for the researcher and the reviewer. Each command imports what it needs when it runs."""
+"""The ``fedml`` command, for researchers and reviewers. Each command imports its modules when it runs, so that --help is fast."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ app = typer.Typer(
 )
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
-Sites = Annotated[Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)]
+Sites = Annotated[Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed in place of the study's.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder where runs are kept.")]
-SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.")]
-Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's, on Ray. deployment: real sites.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the study's.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.")]
+Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's engine on Ray. deployment: running sites.")]
 SuperLink = Annotated[
-    str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection of Flower's config.toml.")
+    str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection in Flower's config.toml.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
@@ -44,30 +44,30 @@ Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run 
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
-    sites: Annotated[int, typer.Option(help="Hospitals.")] = 3,
-    persons: Annotated[int, typer.Option(help="Persons at each.")] = 120,
-    seed: Annotated[int, typer.Option(help="Same seed, same bytes.")] = 1,
-    image: Annotated[str, typer.Option("--image", help="Images as nifti, dicom (series of slices) or npz: the same voxels.")] = "nifti",
+    out: Annotated[Path, typer.Argument(help="Folder to create.", show_default=False)],
+    sites: Annotated[int, typer.Option(help="Number of hospitals.")] = 3,
+    persons: Annotated[int, typer.Option(help="Number of persons at each hospital.")] = 120,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
+    image: Annotated[str, typer.Option("--image", help="Format of the images: nifti, dicom (series of slices) or npz.")] = "nifti",
 ) -> None:
-    """Make synthetic hospitals: genotypes, images, clinical columns, and what was planted in them (truth.json).
+    """Create synthetic hospitals: genotypes, images, clinical columns, and the planted effects (truth.json).
 
     Example: fedml synth out/sites --sites 3 --persons 120 --seed 1
     """
     from fedml.synthetic.synthetic import write_synthetic
 
     truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, image=image, progress=lambda line: print(line, flush=True))
-    print(f"{out}: {sites} sites of {persons} persons; with the planted risk itself, AUROC would be {truth['oracle']['auroc']:.3f}")
+    print(f"{out}: {sites} sites of {persons} persons; the AUROC of the planted risk itself is {truth['oracle']['auroc']:.3f}")
 
 
 @app.command()
 def prepare(
     name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait, wbc, adrenal or lesions.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", help="Folder to make.", show_default=False)],
-    data: Annotated[Path | None, typer.Option("--data", help="Files that are already here; without it they are downloaded.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes how persons are dealt to made-up hospitals.")] = 1,
+    out: Annotated[Path, typer.Option("--out", help="Folder to create.", show_default=False)],
+    data: Annotated[Path | None, typer.Option("--data", help="Folder with the files; default: download them.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the assignment of persons to simulated hospitals.")] = 1,
 ) -> None:
-    """Turn public data into site folders: download (checksum verified), print the licence, write.
+    """Convert a public data set to site folders: download, verify checksums, print the licence, write.
 
     Example: fedml prepare heart --out out/heart
     """
@@ -79,7 +79,7 @@ def prepare(
 
 @app.command()
 def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -> None:
-    """Print the plan as a person would want to read it before agreeing to it.
+    """Check a study file and print its plan as text.
 
     Example: fedml check experiments/studies/heart.toml
     """
@@ -120,8 +120,8 @@ def run(
     outcome = launched.outcome
     if outcome.final:
         console.print(final_table(study, outcome.final))
-    if "sentence" in (told := privacy_of(outcome.events)):
-        console.print(f"Privacy: {told['sentence']}", soft_wrap=True)
+    if "sentence" in (privacy := privacy_of(outcome.events)):
+        console.print(f"Privacy: {privacy['sentence']}", soft_wrap=True)
     closing_line(launched, console)
     if as_json:
         print(json.dumps(summary(study, outcome, launched.mlflow_run)), flush=True)
@@ -138,7 +138,7 @@ def preflight(
     runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
 ) -> None:
-    """Only see whether the sites' data mean the same: a matrix of site x check, with the mend where one fails. Nothing is trained.
+    """Check that the sites' data are comparable: a table of sites and checks, with what to do if one fails. Nothing is trained.
 
     Example: fedml preflight experiments/studies/ancestry.toml --sites out/ancestry
     """
@@ -163,14 +163,14 @@ def gwas(
     seed: Seed = None,
     runs: Runs = Path("fedml-runs"),
     meta: Annotated[
-        bool, typer.Option("--meta", help="Also test each site alone and combine them: what a meta-analysis would lose.")
+        bool, typer.Option("--meta", help="Also test each site separately and combine the results, to compare with a meta-analysis.")
     ] = False,
     as_json: Json = False,
     track: Track = True,
 ) -> None:
-    """Test every variant for association with the target, as if all sites' persons were in one place ([gwas] in the study).
+    """Test every variant for association with the target over the persons of all sites ([gwas] in the study).
 
-    Writes summary statistics (GWAS-SSF, bgzipped, indexed), a Manhattan plot and a QQ plot into the run's folder and MLflow.
+    Writes summary statistics (GWAS-SSF, bgzipped, indexed), a Manhattan plot and a QQ plot to the run's folder and to MLflow.
 
     Example: fedml gwas experiments/studies/height.toml --sites out/height --set gwas.components=6
     """
@@ -180,27 +180,27 @@ def gwas(
     study = require(load_study(study_file, changes, seed), study_file)
     if meta and sites is None:
         raise InputError(
-            "--meta needs the sites' data at hand: give --sites; a site behind a SuperLink approves one study, not one of it alone."
+            "--meta needs the sites' data on this machine: give --sites; a site behind a SuperLink approves only the whole study."
         )
     launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console, "gwas")
     show_result(launched, console)
-    beside = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None
+    meta_rows = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None
     closing_line(launched, console)
     if as_json:
-        print(json.dumps({**gwas_summary(launched), **({"meta": beside} if beside else {})}), flush=True)
+        print(json.dumps({**gwas_summary(launched), **({"meta": meta_rows} if meta_rows else {})}), flush=True)
     judge(launched)
 
 
 @app.command()
 def track(
     run_folder: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run's folder; - reads it from standard input.", show_default=False)
+        Path | None, typer.Argument(metavar="RUN", help="A run's folder; - reads its path from standard input.", show_default=False)
     ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="The run may still go on: record it until it ends.")] = False,
-    pending: Annotated[bool, typer.Option("--pending", help="All runs in --runs that MLflow did not take when they were run.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="The run may still be running: record it until it ends.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Record all runs in --runs that were not yet delivered to MLflow.")] = False,
     runs: Runs = Path("fedml-runs"),
 ) -> None:
-    """Record a run in MLflow from its folder, afterwards or while it goes on; prints MLflow's run id. Done twice it is there once.
+    """Record a run in MLflow from its folder, during or after the run; print MLflow's run id. Repeating it adds nothing.
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
@@ -210,23 +210,23 @@ def track(
     from fedml.tracking.store import told_plainly
 
     if pending == (run_folder is not None):
-        raise InputError("give the folder of one run, or --pending for all that MLflow has not taken.")
+        raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
     if pending:
         return deliver_owed(runs, print)
-    assert run_folder is not None  # noqa: S101 - just looked at
-    parent, told = os.getppid(), str(run_folder) == "-"
-    if told:
-        from fedml.tracking import scoring  # noqa: F401 - its imports take seconds: now, while the run is being prepared
+    assert run_folder is not None  # noqa: S101 - checked above
+    parent, piped = os.getppid(), str(run_folder) == "-"
+    if piped:
+        from fedml.tracking import scoring  # noqa: F401 - imported early because it takes seconds, while the run is being prepared
 
         line = sys.stdin.readline().strip()
-        if not line:  # the run was not begun
+        if not line:  # the run did not begin
             return
         run_folder = Path(line)
     if not (run_folder / STUDY).exists():
-        raise InputError(f"{run_folder}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
+        raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study = parse_study((run_folder / STUDY).read_text())
-    # Whoever told the run by a pipe closes it when nothing more will be written.
-    settle = sys.stdin.read if told and follow else lambda: ""
+    # The parent process closes the pipe when it has written everything.
+    settle = sys.stdin.read if piped and follow else lambda: ""
     with told_plainly():
         print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
 
@@ -234,10 +234,10 @@ def track(
 @app.command()
 def promote(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
-    alias: Annotated[str, typer.Option("--as", help="challenger, or champion: the model in use.")] = "challenger",
-    margin: Annotated[float, typer.Option(help="How much of the metric a site may lose against the champion.")] = 0.02,
+    alias: Annotated[str, typer.Option("--as", help="challenger, or champion (the model in use).")] = "challenger",
+    margin: Annotated[float, typer.Option(help="Largest loss of the metric at a site, against the champion.")] = 0.02,
 ) -> None:
-    """Register a run's model in MLflow under the study's name. Refused where a site would lose, or the run broke its study's promises.
+    """Register a run's model in MLflow under the study's name. Refuses if a site would lose too much, or a promise of the study is broken.
 
     Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
     """
@@ -245,13 +245,13 @@ def promote(
     from fedml.tracking.store import told_plainly
 
     with told_plainly():
-        made = register(run_folder, alias, margin)
-    print(f"{made.name} version {made.number} is the {alias}: models:/{made.name}@{alias}")
+        version = register(run_folder, alias, margin)
+    print(f"{version.name} version {version.number} is the {alias}: models:/{version.name}@{alias}")
 
 
 @app.command()
-def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="On 127.0.0.1.")] = 5000) -> None:
-    """Open MLflow on the store that runs are recorded in, until stopped; prints a link a study.
+def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
+    """Serve MLflow's pages of the recorded runs until stopped; print a link for each study.
 
     Example: fedml ui --port 5001
     """
@@ -265,15 +265,15 @@ def compare(
     what: Annotated[list[Path], typer.Argument(metavar="STUDY | RUN RUN...", help="A study file, or folders of finished runs.")],
     sites: SitesOrNone = None,
     baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local",
-    seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; empty: the study's.")] = "",
+    seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; default: the study's seed.")] = "",
     changes: Overrides = None,
-    truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with what was planted.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with the planted effects.")] = None,
     runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
 ) -> None:
-    """Federated against pooled data and against each site alone, on the same test persons; or existing runs with each other.
+    """Compare federated training with training on pooled data and at each site alone, on the same test persons; or compare existing runs.
 
-    Of a study what is missing is run, what was trained before is taken from --runs. Of runs --sites allows a paired comparison.
+    For a study, models that were trained before are read from --runs; the others are trained. For runs, --sites allows a paired comparison.
 
     Example: fedml compare experiments/studies/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
@@ -291,39 +291,39 @@ def compare(
         study = load_study(what[0], changes, None)
         studies = [load_study(what[0], changes, s) for s in parse_seeds(seeds, study.study.seed)]
         rows = make(studies, find(sites, study, console.print), kinds, truth, runs, console)
-    told = summarise(study, rows)
-    console.print(main_table(study, told))
-    console.print(where_table(study, told))
+    described = summarise(study, rows)
+    console.print(main_table(study, described))
+    console.print(where_table(study, described))
     if as_json:
-        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": told}), flush=True)
+        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described}), flush=True)
 
 
 @app.command()
 def audit(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished private run.", show_default=False)],
     sites: Sites,
-    canaries: Annotated[int, typer.Option(help="Canaries: made-up persons (unit patient) or sites (unit site).")] = 100,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of coins and canaries; left out, from the operating system.")] = None,
-    noise_off: Annotated[bool, typer.Option("--noise-off", help="Try the attack itself: the same study with next to no noise.")] = False,
+    canaries: Annotated[int, typer.Option(help="Number of canaries: artificial persons (unit patient) or sites (unit site).")] = 100,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of coins and canaries; default: from the system.")] = None,
+    noise_off: Annotated[bool, typer.Option("--noise-off", help="Test the attack: run the study with almost no noise.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Attack a private run: what canaries prove about its epsilon, beside what it claims. Runs the study once more; writes RUN/audit.json.
+    """Attack a private run with canaries: a lower bound on epsilon, to compare with the claim. Runs the study again; writes RUN/audit.json.
 
     Example: fedml audit fedml-runs/heart-private-20260131-101500-3fa2b1 --sites out/heart
     """
     from fedml.experiments.privacy_audit import audit as attack
-    from fedml.experiments.privacy_audit import claimed, keep, read_run, sentence, without_noise
+    from fedml.experiments.privacy_audit import claimed, read_run, save, sentence, without_noise
 
     console = make_console(as_json)
-    study, told = read_run(run_folder)
+    study, privacy = read_run(run_folder)
     found = find(sites, study, console.print)
     limit = claimed(study)
-    console.print(f"Claim: {told['sentence']}", soft_wrap=True)
+    console.print(f"Claim: {privacy['sentence']}", soft_wrap=True)
     if noise_off:
-        console.print("The noise is off: nothing of that is claimed for what follows, and an attack that works finds much.", soft_wrap=True)
+        console.print("The noise is off: the claim does not apply, and a working attack finds a large epsilon.", soft_wrap=True)
     record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
-    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": told["sentence"]}
-    keep(run_folder, "noise_off" if noise_off else "audit", record)
+    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": privacy["sentence"]}
+    save(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
     if not noise_off:
         _note(run_folder, console)
@@ -331,28 +331,28 @@ def audit(
         print(json.dumps(record), flush=True)
     if not noise_off and record["epsilon"] > limit:
         raise RunError(
-            f"the audit finds epsilon at least {record['epsilon']:.3f} where {limit:.3f} is claimed: the claim does not hold "
-            f"(or this is one of the at most {1 - record['confidence']:.0%} of audits that err; repeat it)."
+            f"the audit finds epsilon at least {record['epsilon']:.3f}, the claim is {limit:.3f}: the claim does not hold "
+            f"(or this is one of the at most {1 - record['confidence']:.0%} of audits that are wrong; repeat the audit)."
         )
 
 
 def _note(run_folder: Path, console: Console) -> None:
-    """In MLflow as well, if the run is there; the folder has it whatever MLflow says."""
+    """Also records the audit in MLflow, if MLflow has the run. The run's folder already has the audit, so an error is only printed."""
     from fedml.tracking.deliver import note_audit
 
     try:
         if note_audit(run_folder):
-            console.print("[dim]noted in MLflow beside the claim[/dim]")
+            console.print("[dim]recorded in MLflow with the claim[/dim]")
     except Exception as error:
-        console.print(f"MLflow did not take the audit ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
+        console.print(f"the audit could not be recorded in MLflow ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 
 
 @app.command()
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; left out: report.html in the run's folder.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; default: report.html in the run's folder.")] = None,
 ) -> None:
-    """Write a run's report: one HTML page that needs nothing else, for a screen, a phone or paper.
+    """Write a run's report: one self-contained HTML page, for a screen, a phone or paper.
 
     Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
     """
@@ -383,7 +383,7 @@ for _command in (evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduc
 
 federation_app = typer.Typer(
     name="federation",
-    help="The coordinating centre: init, start, register, list, remove. A whole federation on this machine, for trying: up, down, status.",
+    help="The coordinating centre: init, start, register, list, remove. A federation on this machine, for trials: up, down, status.",
     no_args_is_help=True, rich_markup_mode=None,
 )  # fmt: skip
 app.add_typer(federation_app)
@@ -393,24 +393,24 @@ Home = Annotated[Path, typer.Option("--home", help="The centre's folder: certifi
 @federation_app.command("init")
 def federation_init(
     home: Home,
-    host: Annotated[str, typer.Option("--host", help="The name at which sites reach this centre.", show_default=False)],
-    port: Annotated[int, typer.Option("--port", help="The port that sites reach; commands use the next one, on loopback.")] = 9092,
-    certificate: Annotated[Path | None, typer.Option(help="Your own certificate with its chain (PEM); left out, one is made.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its key (PEM, no password).")] = None,
-    ca: Annotated[Path | None, typer.Option(help="The authority's certificate that sites will trust.")] = None,
-    days: Annotated[int, typer.Option(help="How long a certificate that is made here holds.")] = 730,
+    host: Annotated[str, typer.Option("--host", help="The host name at which sites reach this centre.", show_default=False)],
+    port: Annotated[int, typer.Option("--port", help="The port for sites; commands use the next port, on loopback.")] = 9092,
+    certificate: Annotated[Path | None, typer.Option(help="Your certificate with its chain (PEM); default: a new one.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The key of --certificate (PEM, no password).")] = None,
+    ca: Annotated[Path | None, typer.Option(help="The certificate of the authority that sites will trust.")] = None,
+    days: Annotated[int, typer.Option(help="Validity of a new certificate, in days.")] = 730,
 ) -> None:
-    """Make a coordinating centre's folder: certificates, and where sites find it.
+    """Create the folder of a coordinating centre: certificates, host and port.
 
     Example: fedml federation init --home /srv/fedml/centre --host federation.example.org
     """
     from fedml.experiments.federation.centre import fingerprint, make_centre
 
-    own = (certificate, key, ca)
-    if any(own) and not all(own):
-        raise InputError("--certificate, --key and --ca go together: give all three, or none to have them made.")
-    made = make_centre(home, host, port, certificate=(certificate, key, ca) if certificate and key and ca else None, days=days)
-    print(f"sites connect to {made.host}:{made.port}; send them {home / 'ca.pem'} and tell them its SHA-256 fingerprint by phone:")
+    given = (certificate, key, ca)
+    if any(given) and not all(given):
+        raise InputError("--certificate, --key and --ca go together: give all three, or none for new ones.")
+    centre = make_centre(home, host, port, certificate=(certificate, key, ca) if certificate and key and ca else None, days=days)
+    print(f"sites connect to {centre.host}:{centre.port}; send them {home / 'ca.pem'} and confirm its SHA-256 fingerprint by phone:")
     print(fingerprint(home))
     print(f"next: fedml federation start --home {home}")
 
@@ -419,7 +419,7 @@ def federation_init(
 def federation_start(
     home: Home, listen: Annotated[str, typer.Option("--listen", help="Address to listen on.")] = "0.0.0.0"  # noqa: S104
 ) -> None:  # fmt: skip
-    """Be the SuperLink until stopped (SIGTERM or Ctrl-C): TLS, registered node keys only; commands from this machine only.
+    """Run the SuperLink until stopped (SIGTERM or Ctrl-C): TLS, registered node keys only; commands from this machine only.
 
     Example: fedml federation start --home /srv/fedml/centre
     """
@@ -430,11 +430,11 @@ def federation_start(
 
 @federation_app.command("register")
 def federation_register(
-    name: Annotated[str, typer.Argument(help="The site's name, as in rosters.", show_default=False)],
-    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="What the site sent.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="The site's name in rosters.", show_default=False)],
+    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The public key that the site sent.", show_default=False)],
     home: Home,
 ) -> None:
-    """Let a site's key join, under the site's name only. The SuperLink has to be up.
+    """Register a site's key under the site's name. The SuperLink must be running.
 
     Example: fedml federation register oslo oslo.pub --home /srv/fedml/centre
     """
@@ -445,7 +445,7 @@ def federation_register(
 
 @federation_app.command("list")
 def federation_list(home: Home) -> None:
-    """Every site that may join: online or not, last seen, registered when, its key's fingerprint.
+    """List the registered sites: state, time last seen, time of registration, fingerprint of the key.
 
     Example: fedml federation list --home /srv/fedml/centre
     """
@@ -456,7 +456,7 @@ def federation_list(home: Home) -> None:
 
 @federation_app.command("remove")
 def federation_remove(name: Annotated[str, typer.Argument(help="The site's name.", show_default=False)], home: Home) -> None:
-    """End a site's right to join, at once. Its key is never taken again; its name may be registered with a new one.
+    """Remove a site at once. Its key cannot be registered again; its name can, with a new key.
 
     Example: fedml federation remove oslo --home /srv/fedml/centre
     """
@@ -468,20 +468,20 @@ def federation_remove(name: Annotated[str, typer.Argument(help="The site's name.
 
 @federation_app.command("up")
 def federation_up(sites: Sites) -> None:
-    """Start it for the sites in a folder; it goes on until `fedml federation down`.
+    """Start a federation of the sites in a folder; it runs until `fedml federation down`.
 
     Example: fedml federation up --sites out/sites
     """
     from fedml.experiments.federation.local import up
 
     up(sites, print)
-    print(f"each site has to approve a study: fedml-site approve STUDY --site {sites}/SITE")
+    print(f"each site must approve a study: fedml-site approve STUDY --site {sites}/SITE")
     print(f"then: fedml run STUDY --engine deployment --superlink {sites}")
 
 
 @federation_app.command("down")
 def federation_down(sites: Sites) -> None:
-    """Stop it. Keys, approvals, journals and the database stay.
+    """Stop the federation. Keys, approvals, journals and the database are kept.
 
     Example: fedml federation down --sites out/sites
     """
@@ -492,7 +492,7 @@ def federation_down(sites: Sites) -> None:
 
 @federation_app.command("status")
 def federation_status(sites: Sites) -> None:
-    """Say what is up.
+    """Show the running processes of the federation.
 
     Example: fedml federation status --sites out/sites
     """

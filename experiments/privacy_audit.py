@@ -1,10 +1,10 @@
-"""``fedml audit``: a finished private run's study once more, with canaries in it, and what the claim's adversary could tell of them.
+"""``fedml audit``: runs the study of a finished private run again with canaries, and measures how well an adversary can detect them.
 
-Unit ``patient``: canary persons stand among the training persons of every site; a copy of each site's files, theirs included, is read and
-trained on by the code that serves any study, and the adversary sees what the server sees: each round's model and each site's answer.
-Unit ``site``: canary sites join the roster and answer each round with an update far longer than the clipping norm; the adversary sees what
-everybody sees: the model of every round. Rates, noise, clipping and rounds are the study's own. The copies lie in a temporary folder that
-nobody else can read, and are taken away before the run, once the client's code has read them.
+Unit ``patient``: canary persons are added to the training persons of every site. A copy of each site's files with the canaries is read and
+trained on by the normal client code, and the adversary sees what the server sees: the model of each round and the reply of each site.
+Unit ``site``: canary sites join the roster and reply in each round with an update much longer than the clipping norm; the adversary sees
+the model of every round, which all participants see. Sampling rates, noise, clipping and rounds are those of the study. The copies are in a
+temporary folder that only this account can read, and are deleted before the run, after the client code has read them.
 
     record = audit(study, sites, canaries=100, seed=None, say=print)      # a dictionary, as in RUN/audit.json
 """
@@ -46,12 +46,12 @@ from fedml.synthetic.write_site import write_site
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
 
 AUDIT = "audit.json"
-NO_NOISE = 1e-3  # noise multiplier of --noise-off: a study cannot have none
+NO_NOISE = 1e-3  # noise multiplier of --noise-off: a private study cannot have 0
 FEWEST = 10
-_GROUPS = 48  # of known persons at a site, to see how their gradients spread
-_DRIFT = 0.05  # clipping norms a step by which gradients may be wrong
-_LENGTH = 10.0  # of a canary site's update, in clipping norms
-_MOVED = 20_000  # coordinates that canary sites move, at most; the noise is the same in each, so fewer lose nothing
+_GROUPS = 48  # groups of known persons at a site, to estimate the spread of their gradients
+_DRIFT = 0.05  # assumed error of the gradients at a step, in clipping norms
+_LENGTH = 10.0  # length of a canary site's update, in clipping norms
+_MOVED = 20_000  # largest number of coordinates that canary sites change; all have the same noise, so a subset loses no power
 Say = Callable[[str], None]
 
 
@@ -59,40 +59,40 @@ def read_run(run: Path) -> tuple[Study, dict[str, Any]]:
     """The study of a finished private run and its last privacy event.
 
     Raises:
-        InputError: no run's folder, a run without differential privacy, or one that did not finish.
+        InputError: ``run`` is not a run's folder, has no differential privacy, or did not finish.
     """
     if not (run / STUDY).is_file():
-        raise InputError(f"{run}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
+        raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study = parse_study((run / STUDY).read_text(encoding="utf-8"))
     if study.privacy.unit == "none":
-        raise InputError(f'{run}: its study claims no privacy ([privacy] unit is "none"), so there is nothing to audit.')
+        raise InputError(f'{run}: the study claims no privacy ([privacy] unit is "none"), so there is nothing to audit.')
     events, _ = read_events(run)
-    told = next((e for e in reversed(events) if e["event"] == "privacy"), None)
+    privacy = next((e for e in reversed(events) if e["event"] == "privacy"), None)
     ended = next((e["status"] for e in reversed(events) if e["event"] == "end"), "")
-    if told is None or ended != "finished":
-        raise InputError(f"{run}: the run did not finish, so it claims no epsilon for the whole study; audit one that did.")
-    return study, told
+    if privacy is None or ended != "finished":
+        raise InputError(f"{run}: the run did not finish, so it claims no epsilon for the whole study; give a finished run.")
+    return study, privacy
 
 
 def without_noise(study: Study) -> Study:
-    """The same study with next to no noise: what an attack that works must see through."""
+    """The same study with almost no noise, in which a working attack must detect the canaries."""
     plan = study.model_dump(mode="json")
     plan["privacy"] |= {"noise_multiplier": NO_NOISE, "epsilon": None}
     return validate(Study, plan, "study")
 
 
 def audit(study: Study, sites: Mapping[str, Site], *, canaries: int, seed: int | None = None, say: Say = lambda _: None) -> dict[str, Any]:
-    """Runs ``study`` with canaries and returns the finding with all from which it can be counted again (coins, scores, seed).
+    """Runs ``study`` with canaries and returns the result, with the coins, scores and seed from which it can be recomputed.
 
     Args:
-        seed: of coins and canaries; drawn from the operating system if None. Sampling and noise never follow it.
+        seed: of coins and canaries; None: from the operating system. Sampling and noise do not depend on it.
 
     Raises:
         InputError: too few canaries, or a site's data cannot be used.
         RunError: the run with canaries failed.
     """
     if canaries < FEWEST:
-        raise InputError(f"--canaries {canaries}: too few to tell anything; give at least {FEWEST}, better 100.")
+        raise InputError(f"--canaries {canaries}: too few for a result; give at least {FEWEST}, better 100.")
     began = time.monotonic()
     seed = secrets.randbits(62) if seed is None else seed
     coins = toss(canaries, seed)
@@ -112,12 +112,12 @@ def audit(study: Study, sites: Mapping[str, Site], *, canaries: int, seed: int |
 
 
 def claimed(study: Study) -> float:
-    """The epsilon claimed for the whole study: the worst site's, or that of a site."""
+    """The epsilon claimed for the whole study: for unit patient, the largest over sites."""
     return max(claim.epsilon for claim in claims(study).values())
 
 
-def keep(run: Path, kind: str, record: Mapping[str, Any]) -> None:
-    """Puts ``record`` into RUN/audit.json under ``kind`` (``audit``, or ``noise_off``), beside what is there of the other kind."""
+def save(run: Path, kind: str, record: Mapping[str, Any]) -> None:
+    """Writes ``record`` to RUN/audit.json under the key ``kind`` (``audit`` or ``noise_off``); the other key is kept."""
     path, before = run / AUDIT, dict[str, Any]()
     with suppress(FileNotFoundError, ValueError):
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -125,18 +125,18 @@ def keep(run: Path, kind: str, record: Mapping[str, Any]) -> None:
 
 
 def sentence(record: Mapping[str, Any]) -> str:
-    """The finding for a reader; the bound is rounded down, never up."""
+    """The result as a sentence; the bound is rounded down."""
     what = "persons" if record["unit"] == "patient" else "sites"
-    told = (
+    text = (
         f"epsilon is at least {math.floor(record['epsilon'] * 1000) / 1000:.3f} at delta = {record['delta']!r} "
         f"({record['confidence']:.0%} confidence; {record['correct']} of {record['guesses']} guesses right "
         f"on {record['canaries']} canary {what}, one run)"
     )
-    return told if record["estimate"] is None else f"{told}; estimated from the scores, no bound: {record['estimate']:.3g}"
+    return text if record["estimate"] is None else f"{text}; estimate from the scores (not a bound): {record['estimate']:.3g}"
 
 
 def _run(study: Study, app: App, nodes: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """The local engine with ``app`` at the nodes; its record goes into ``folder``."""
+    """Runs the study by the local engine with ``app`` at the nodes; writes the run's record to ``folder``."""
     from fedml.strategies.server import app as server_app
 
     config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(folder.resolve())}
@@ -146,20 +146,20 @@ def _run(study: Study, app: App, nodes: Sequence[Mapping[str, str]], folder: Pat
     )
 
 
-def _asked(message: Message) -> tuple[str, int]:
-    """(phase, round) of a message to a site."""
+def _phase_and_round(message: Message) -> tuple[str, int]:
+    """(phase, round) of a request to a site."""
     config = message.content.config_records[CONFIG]
     return str(config["phase"]), int(str(config["round"]))
 
 
-def _tell(say: Say, study: Study, number: int) -> None:
+def _report_round(say: Say, study: Study, number: int) -> None:
     rounds = study.federation.rounds
     if number == 1 or number % max(1, rounds // 10) == 0:
         say(f"round {number}/{rounds}")
 
 
 def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folder: Path, say: Say) -> Any:
-    """(canaries,) scores of canary persons, dealt to the sites in turn."""
+    """(canaries,) scores of canary persons, who are distributed to the sites in turn."""
     cohorts = {name: load_cohort((str(site.file.resolve()),), study) for name, site in sites.items()}
     read = {name: c.variants for name, c in cohorts.items() if c.variants is not None}
     panel = shared_panel(read, study.cohort.variants, counted=study.privacy.unit == "none") if read else None
@@ -167,30 +167,30 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
     layout = make_layout(study, next((c.images.shape for c in cohorts.values() if c.images is not None), ()), to_text(keys))
     random = np.random.default_rng([seed, 4])
     gradients = Gradients(study, layout, random)
-    own = {name: np.arange(at, len(coins), len(sites)) for at, name in enumerate(sites)}
+    assigned = {name: np.arange(at, len(coins), len(sites)) for at, name in enumerate(sites)}
     real, canaries, evidence, nodes = dict[str, Cohort](), dict[str, Cohort](), dict[str, Evidence](), []
     for name, cohort in cohorts.items():
-        there = real[name] = aligned(cohort, panel.keys, panel.flips[name], study) if panel and name in read else cohort
-        if count := len(own[name]):
+        persons = real[name] = aligned(cohort, panel.keys, panel.flips[name], study) if panel and name in read else cohort
+        if count := len(assigned[name]):
             gradients.load(stated_constants(study, layout))
-            _, noise = _of_others(study, name, there, gradients, random)
-            canaries[name] = canary_persons(there, study, layout, count, random, gradients, noise)
-            there = pool([there, select(canaries[name], np.flatnonzero(coins[own[name]]))], study, name)
+            _, noise = _of_others(study, name, persons, gradients, random)
+            canaries[name] = canary_persons(persons, study, layout, count, random, gradients, noise)
+            persons = pool([persons, select(canaries[name], np.flatnonzero(coins[assigned[name]]))], study, name)
             evidence[name] = Evidence(count)
-        manifest = write_site(folder / name, there, study)
-        load_cohort((str(manifest),), study)  # the client reads it once in this process: now, so that the copy can go before the run
+        manifest = write_site(folder / name, persons, study)
+        load_cohort((str(manifest),), study)  # cached for the client in this process, so that the copy can be deleted before the run
         for file in set((folder / name).iterdir()) - {manifest}:
             shutil.rmtree(file) if file.is_dir() else file.unlink()
         nodes.append({"manifest": str(manifest)})
-        say(f"{name}: {count} canary persons, {int(coins[own[name]].sum())} of them in")
+        say(f"{name}: {count} canary persons, {int(coins[assigned[name]].sum())} of them included")
 
     def watched(message: Message, context: Context) -> Message:
         reply = client_app(message, context)
-        phase, number = _asked(message)
+        phase, number = _phase_and_round(message)
         name = Path(str(context.node_config["manifest"])).parent.name
         if phase == Phase.ROUND and not reply.has_error():
             if name == study.federation.sites[-1]:
-                _tell(say, study, number)
+                _report_round(say, study, number)
             if name in canaries:
                 _look(message, reply, study, gradients, real[name], canaries[name], evidence[name], random)
         return reply
@@ -199,20 +199,20 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
     _run(study, watched, nodes, folder / "run")
     scores = np.zeros(len(coins))
     for name, found in evidence.items():
-        scores[own[name]] = found.scores()
+        scores[assigned[name]] = found.scores()
     return scores
 
 
 def _of_others(study: Study, site: str, real: Cohort, gradients: Gradients, random: np.random.Generator) -> tuple[Any, Noise]:
-    """What one round sums up of the known persons, (coordinates,), and how it varies: noise, and who is drawn.
+    """The expected sum of the known persons' clipped gradients in one round, (coordinates,), and its variation from noise and sampling.
 
-    Persons are looked at in random groups: the spread of the groups' sums is that of the persons.
+    The spread is estimated from the sums of random groups of persons.
     """
     drawn, rows = sampling(study, site), random.permutation(real.rows("train"))
     sums = np.stack([gradients.sum(real, group) for group in np.array_split(rows, min(_GROUPS, len(rows)))])
     times = drawn.rate * drawn.steps
     spread = np.vstack([sums - sums.mean(0), sums.sum(0) / math.sqrt(len(rows))])
-    floor = max(noise_multiplier(study, site), _DRIFT)  # gradients move within a round: no round is known more exactly
+    floor = max(noise_multiplier(study, site), _DRIFT)  # gradients change within a round, so the sum is not known more exactly
     noise = Noise(drawn.steps * (floor * gradients.norm) ** 2, spread * math.sqrt(times * (1 - drawn.rate)))
     return sums.sum(0) * times, noise
 
@@ -221,7 +221,7 @@ def _look(
     message: Message, reply: Message, study: Study, gradients: Gradients, real: Cohort, canaries: Cohort, evidence: Evidence,
     random: np.random.Generator,
 ) -> None:  # fmt: skip
-    """What the server learns in one round from one site. The adversary knows everybody but the coins, as in the definition."""
+    """Adds the evidence of one round from one site. The adversary knows all persons but not the coins, as in the definition of DP."""
     before = unpack_tensors(message.content.array_records[ARRAYS])
     after = unpack_tensors(reply.content.array_records[ARRAYS])
     constants = unpack_tensors(message.content.array_records[AGREEMENT])
@@ -229,35 +229,35 @@ def _look(
     drawn = sampling(study, real.site)
     others, noise = _of_others(study, real.site, real, gradients, random)
     effects = gradients.each(canaries)
-    own = effects * math.sqrt(drawn.rate * (1 - drawn.rate) * drawn.steps / 2)
+    sampled = effects * math.sqrt(drawn.rate * (1 - drawn.rate) * drawn.steps / 2)
     effects = effects * drawn.rate * drawn.steps
-    noise = Noise(noise.variance, np.vstack([noise.parts, own]))
-    seen = gradients.vector(before) - gradients.vector(after)
+    noise = Noise(noise.variance, np.vstack([noise.parts, sampled]))
+    observed = gradients.vector(before) - gradients.vector(after)
     if study.training.optimizer == "sgd":
-        seen = seen * drawn.divisor / study.training.lr
-    else:  # Adam moves each coordinate by its gradient over that one's usual size
+        observed = observed * drawn.divisor / study.training.lr
+    else:  # Adam divides the gradient of each coordinate by its root mean square
         known = (others + effects.sum(0) / 2) / drawn.steps
         size = np.sqrt(known**2 + (noise.variance + (noise.parts**2).sum(0)) / drawn.steps)
-        seen = seen * size / study.training.lr
-    evidence.add(seen, others + effects.sum(0) / 2, effects, noise)
+        observed = observed * size / study.training.lr
+    evidence.add(observed, others + effects.sum(0) / 2, effects, noise)
 
 
 def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folder: Path, say: Say) -> Any:
-    """(canaries,) scores of canary sites that stand in the roster beside the real ones."""
+    """(canaries,) scores of canary sites, which are added to the roster."""
     names = [f"canary-{n + 1:05d}" for n in range(len(coins))]
     plan = study.model_dump(mode="json")
     plan["federation"] |= {"sites": [*sites, *names], "quorum": study.federation.needed}
-    wide = validate(Study, plan, "study")
+    extended = validate(Study, plan, "study")
     first = str(next(iter(sites.values())).file.resolve())
     nodes = [{"manifest": str(site.file.resolve())} for site in sites.values()]
-    nodes += [{"manifest": first, "name": name} for name in names]  # they describe themselves as the first site does
-    say(f"{len(names)} canary sites, {int(coins.sum())} of them in")
-    z, norm, place = noise_multiplier(wide, ""), study.privacy.clipping_norm, {name: at for at, name in enumerate(names)}
+    nodes += [{"manifest": first, "name": name} for name in names]  # a canary site answers "describe" with the data of the first site
+    say(f"{len(names)} canary sites, {int(coins.sum())} of them included")
+    z, norm, place = noise_multiplier(extended, ""), study.privacy.clipping_norm, {name: at for at, name in enumerate(names)}
     evidence, noise = Evidence(len(coins)), Noise(max(z, _DRIFT) ** 2, np.zeros((0, 0)))
-    # FedAvgM's server step adds up what was released before, by numbers that everybody knows: it is taken back.
-    told = study.strategy.options if study.strategy.name == "fedavgm" else {"momentum": 0.0}
-    momentum, lr = float(told.get("momentum", 0.9)), float(told.get("server_lr", 1.0))
-    seen: dict[int, Any] = {}
+    # The server step of FedAvgM adds earlier releases with known factors; the adversary subtracts them.
+    options = study.strategy.options if study.strategy.name == "fedavgm" else {"momentum": 0.0}
+    momentum, lr = float(options.get("momentum", 0.9)), float(options.get("server_lr", 1.0))
+    seen_models: dict[int, Any] = {}
     moved: list[Any] = []
     last: list[Any] = [0.0]
 
@@ -268,27 +268,27 @@ def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folde
         return {k: (v + torch.from_numpy(p).view(v.shape)).float() for (k, v), p in zip(arrays.items(), parts, strict=True)}
 
     def look(number: int, arrays: Mapping[str, torch.Tensor]) -> None:
-        """The model that round ``number`` begins with: all that anybody but the server sees."""
+        """Adds the evidence of the model at the start of round ``number``, which all participants see."""
         flat = torch.cat([v.flatten() for v in arrays.values()]).double().numpy()
         if not moved:
             moved.append(np.sort(np.random.default_rng([seed, 3]).permutation(len(flat))[:_MOVED]))
-        if number - 1 in seen:
+        if number - 1 in seen_models:
             effects = np.stack([direction(seed, c, number - 1, len(moved[0])) for c in range(len(coins))])
-            step = (flat[moved[0]] - seen.pop(number - 1)) / lr
+            step = (flat[moved[0]] - seen_models.pop(number - 1)) / lr
             released, last[0] = step - momentum * last[0], step
-            evidence.add(released * len(wide.federation.sites) / norm, effects.sum(0) / 2, effects, noise)
-        seen[number] = flat[moved[0]]
+            evidence.add(released * len(extended.federation.sites) / norm, effects.sum(0) / 2, effects, noise)
+        seen_models[number] = flat[moved[0]]
 
     def watched(message: Message, context: Context) -> Message:
-        phase, number = _asked(message)
+        phase, number = _phase_and_round(message)
         canary = place.get(str(context.node_config.get("name", "")))
         if canary is None:
             if phase in (Phase.ROUND, Phase.EVALUATE):
                 number += phase == Phase.EVALUATE
-                if number not in seen:
+                if number not in seen_models:
                     look(number, unpack_tensors(message.content.array_records[ARRAYS]))
                     if phase == Phase.ROUND:
-                        _tell(say, study, number)
+                        _report_round(say, study, number)
             return client_app(message, context)
         if not coins[canary] or phase == Phase.EVALUATE:
             return refusal(message, Reason.NOT_APPROVED)
@@ -299,5 +299,5 @@ def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folde
         return Message(RecordDict({ARRAYS: pack(arrays), METRICS: metrics}), reply_to=message)
 
     (folder / "run").mkdir()
-    _run(wide, watched, nodes, folder / "run")
+    _run(extended, watched, nodes, folder / "run")
     return evidence.scores()

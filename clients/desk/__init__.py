@@ -1,1 +1,1 @@
-"""For a person at the site: doctor, preview, rehearsal, scores. Sends nothing."""
+"""Commands for a person at the site: doctor, preview, rehearsal, scores. They send nothing."""

@@ -1,7 +1,8 @@
-"""``fedml-site doctor``: is this site fit to join? Data, disk, state, TLS, clock, node key and versions, each with its mend.
+"""``fedml-site doctor``: whether the site is ready to join. Checks data, disk, state, TLS, clock, node key and versions; each finding that
+is not ok names an action.
 
-Every check runs in a thread of its own with a limit of time: one that breaks or hangs is a finding, too. No text holds a person's id or
-value, for it may be sent on. Errors from reading data are therefore never quoted: ``fedml-site check`` does that, for eyes at the site.
+Every check runs in a separate thread with a time limit: a check that raises or hangs is a finding. No text contains a person's id or value,
+because the output may be forwarded. Errors from reading data are therefore not quoted: ``fedml-site check`` prints them, for the site only.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _NETWORK_SECONDS, _CHECK_SECONDS, _DATA_SECONDS = 5.0, 30.0, 600.0
-_LOW_DISK, _NO_DISK = 5e9, 1e9
-_SOON = timedelta(days=30)
-_CLOCK_WARN, _CLOCK_FAIL = 60, 300  # seconds
+_WARN_FREE_BYTES, _FAIL_FREE_BYTES = 5e9, 1e9
+_EXPIRES_SOON = timedelta(days=30)
+_CLOCK_WARN_SECONDS, _CLOCK_FAIL_SECONDS = 60, 300
 _FLWR = "1.41."
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
-_TABLE_FAULTS = (  # what read_table's sentence holds, and the same told without the id or the name it quotes
+_TABLE_FAULTS = (  # a fragment of read_table's error; the same error without the quoted id or name; the action
     ("no such file", "no such file", "correct the path in site.toml"),
-    ("has no id", "a row has no id", "give every row its person's id"),
-    ("keep one row a person", "an id stands in more than one row", "keep one row a person"),
+    ("has no id", "a row has no id", "give every row the id of its person"),
+    ("keep one row a person", "an id is in more than one row", "keep one row a person"),
     ("has no column", 'has no column "id"', 'give each person\'s id in a column named "id"'),
     ("", "cannot be read as a table", "save it as CSV (UTF-8) or Parquet that this account may read"),
 )
@@ -45,28 +46,32 @@ _TABLE_FAULTS = (  # what read_table's sentence holds, and the same told without
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, how it is, and how to mend it (``""`` where nothing is to mend)."""
+    """The result of one check. ``action``: what to do; ``""`` if ``state`` is ok."""
 
     what: str
     state: Literal["ok", "warn", "fail"]
     text: str
-    mend: str = ""
+    action: str = ""
 
 
 def _ok(what: str, text: str) -> Finding:
     return Finding(what, "ok", text)
 
 
-def _warn(what: str, text: str, mend: str) -> Finding:
-    return Finding(what, "warn", text, mend)
+def _warn(what: str, text: str, action: str) -> Finding:
+    return Finding(what, "warn", text, action)
 
 
-def _fail(what: str, text: str, mend: str) -> Finding:
-    return Finding(what, "fail", text, mend)
+def _fail(what: str, text: str, action: str) -> Finding:
+    return Finding(what, "fail", text, action)
 
 
 def examine(site: Site, study: Study | None = None, *, now: datetime | None = None) -> list[Finding]:
-    """Every check; with a study also what it would read. ``now`` judges certificates and the server's clock; left out, this machine's."""
+    """The findings of every check; with ``study``, also of the data that the study reads.
+
+    Args:
+        now: the time (UTC) against which certificates and the server's clock are compared; None: this machine's time.
+    """
     checks: dict[str, Callable[[], Iterable[Finding]]] = {"manifest": partial(_manifest, site), "data": partial(_data, site)}
     if study is not None:
         checks["study"] = partial(_study, site, study)
@@ -80,13 +85,13 @@ def examine(site: Site, study: Study | None = None, *, now: datetime | None = No
 
 
 def show(findings: Sequence[Finding]) -> str:
-    """One line a finding: ``fail  TLS chain: ...; mend: ...``."""
-    lines = (f"{f.state:4}  {f.what}: {f.text}" + (f"; mend: {f.mend}" if f.mend else "") for f in findings)
+    """One line for each finding: ``fail  TLS chain: ...; to do: ...``."""
+    lines = (f"{f.state:4}  {f.what}: {f.text}" + (f"; to do: {f.action}" if f.action else "") for f in findings)
     return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
 def worst(findings: Sequence[Finding]) -> int:
-    """The exit code: 1 if anything fails, else 0."""
+    """The exit code: 1 if a check fails, else 0."""
     return int(any(f.state == "fail" for f in findings))
 
 
@@ -96,16 +101,16 @@ def _run(what: str, check: Callable[[], Iterable[Finding]], seconds: float) -> l
     def work() -> None:
         try:
             for finding in check():
-                found.append(finding)  # noqa: PERF402 - what was found before a check breaks or hangs is told
-        except BaseException as error:  # a Rust library's panic is no Exception; an error's text may hold a value
-            mend = "see that this account can read the files it is about; else report it"
-            found.append(_fail(what, f"this check broke ({type(error).__name__})", mend))
+                found.append(finding)  # noqa: PERF402 - one by one, so that findings before an error or a hang are shown
+        except BaseException as error:  # the panic of a Rust library is not an Exception; the error's text may contain a value
+            action = "check that this account can read the files of this check; if it can, report a bug"
+            found.append(_fail(what, f"this check raised {type(error).__name__}", action))
 
-    # A daemon: a name server or network disk that never answers must not keep the command from ending.
+    # A daemon thread, so that a name server or network disk that never answers does not block the end of the command.
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
-    late = [_fail(what, f"not done after {seconds:g} s", "see whether disk and network answer, then try again")]
+    late = [_fail(what, f"not done after {seconds:g} s", "check that disk and network respond, then try again")]
     return found[:] + (late if thread.is_alive() else [])
 
 
@@ -114,16 +119,15 @@ def _manifest(site: Site) -> Iterator[Finding]:
     if inputs := [name for name in ("image", "variants", "clinical") if getattr(data, name) is not None]:
         yield _ok("manifest", f"site {site.name}; persons and {', '.join(inputs)}")
     else:
-        yield _warn("manifest", "[data] has persons but no input", "add image, variants or clinical under [data]")
+        yield _warn("manifest", "[data] has persons but no input", "add image, variants or clinical to [data]")
     purposes = "those of approved studies" if policy.purposes is None else ", ".join(policy.purposes) or "none"
-    text = f"approved studies only; purposes: {purposes}; at least {policy.min_persons} training persons, {policy.min_count} behind any "
-    text += (
-        f"number that leaves; at most {policy.max_rounds} rounds, {policy.max_request_mb} MB a request, {policy.max_reply_mb} MB a reply"
-    )
+    text = f"approved studies only; purposes: {purposes}; at least {policy.min_persons} training persons, {policy.min_count} persons in "
+    text += f"every count that is sent; at most {policy.max_rounds} rounds, {policy.max_request_mb} MB a request, "
+    text += f"{policy.max_reply_mb} MB a reply"
     yield _ok("policy", f"{text}; privacy budget: {policy.max_epsilon or 'none'}")
     if connection is None:
-        mend = "the coordinating centre gives superlink and root_certificates; fedml-site key makes the key"
-        yield _warn("connection", "site.toml has no section [connection]: the site cannot join yet", mend)
+        action = "add it; the coordinating centre provides superlink and root_certificates, fedml-site key creates the key"
+        yield _warn("connection", "site.toml has no section [connection]: the site cannot join yet", action)
     else:
         yield _ok("connection", f"SuperLink {connection.superlink}")
 
@@ -134,8 +138,8 @@ def _table(what: str, path: Path) -> pd.DataFrame | Finding:
     try:
         return read_table(path)
     except InputError as error:
-        _, text, mend = next(fault for fault in _TABLE_FAULTS if fault[0] in str(error))
-        return _fail(what, f"{path}: {text}", mend)
+        _, text, action = next(fault for fault in _TABLE_FAULTS if fault[0] in str(error))
+        return _fail(what, f"{path}: {text}", action)
 
 
 def _data(site: Site) -> Iterator[Finding]:
@@ -144,7 +148,7 @@ def _data(site: Site) -> Iterator[Finding]:
     if isinstance(persons, Finding):
         yield persons
     elif len(persons) < least:
-        yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or look at [policy] min_persons")
+        yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or lower [policy] min_persons")
     else:
         yield _ok("persons table", f"{len(persons)} persons")
     paths = {name: part.path for name in ("image", "variants", "clinical") if (part := getattr(data, name)) is not None}
@@ -152,48 +156,49 @@ def _data(site: Site) -> Iterator[Finding]:
         path = site.folder / text
         needed = [path, *(path.with_suffix(e) for e in (".bim", ".fam") if path.suffix == ".bed")]
         if absent := [str(p) for p in needed if not p.exists()]:
-            yield _fail(name, f"{', '.join(absent)}: not there", "correct the path in site.toml, or put the file there")
+            yield _fail(name, f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file at this path")
         elif name == "clinical":
             yield _clinical(path, persons)
         elif name == "variants":
             yield _variants(site, path, persons)
         else:
-            yield _ok(name, f"{path} is there")
+            yield _ok(name, f"{path} exists")
 
 
 def _clinical(path: Path, persons: pd.DataFrame | Finding) -> Finding:
     table = _table("clinical", path)
     if isinstance(table, Finding):
         return table
-    if not isinstance(persons, Finding) and (strangers := int((~table.index.isin(persons.index)).sum())):
-        mend = "see whether both tables write ids alike (leading zeros, prefixes)"
-        return _warn("clinical", f"{strangers} of {len(table)} ids are not in the persons table and will not be used", mend)
+    if not isinstance(persons, Finding) and (unknown := int((~table.index.isin(persons.index)).sum())):
+        action = "check that both tables write ids alike (leading zeros, prefixes)"
+        return _warn("clinical", f"{unknown} of {len(table)} ids are not in the persons table and will not be used", action)
     return _ok("clinical", f"{len(table)} persons")
 
 
 def _variants(site: Site, path: Path, persons: pd.DataFrame | Finding) -> Finding:
-    """The header alone: samples, and whether its contigs' lengths are those of the stated build."""
+    """Reads only the header: samples, and whether the contigs' lengths are those of the stated build."""
     from fedml.cohort.variants.builds import build_of
     from fedml.cohort.variants.open import open_source
 
-    own = site.manifest.data.variants
+    stated = site.manifest.data.variants
     try:
         source = open_source(path)
     except InputError as error:
-        return _fail("variants", str(error), "write the file anew, or correct the path in site.toml")
+        return _fail("variants", str(error), "replace the file, or correct the path in site.toml")
     found = build_of(source.contigs)
-    if own is not None and found is not None and found != own.build:
-        return _fail("variants", f"{path}: its contigs are {found}, site.toml says {own.build}", "correct data.variants build in site.toml")
-    if own is not None and own.reference is not None and not (site.folder / own.reference).exists():
-        return _fail("variants", f"{site.folder / own.reference}: not there", "correct data.variants reference in site.toml")
-    told = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", build not told by the header")
+    if stated is not None and found is not None and found != stated.build:
+        text = f"{path}: the contigs are of {found}, site.toml states {stated.build}"
+        return _fail("variants", text, "correct data.variants build in site.toml")
+    if stated is not None and stated.reference is not None and not (site.folder / stated.reference).exists():
+        return _fail("variants", f"{site.folder / stated.reference}: does not exist", "correct data.variants reference in site.toml")
+    text = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", the header does not state the build")
     if not isinstance(persons, Finding):
         known = set(map(str, persons.index))
-        strangers = sum(sample not in known for sample in source.samples)
-        if strangers:
-            mend = "see whether sample names and ids are written alike; those samples will not be used"
-            return _warn("variants", f"{told}; {strangers} samples are not in the persons table", mend)
-    return _ok("variants", told)
+        unknown = sum(sample not in known for sample in source.samples)
+        if unknown:
+            action = "check that sample names and ids are written alike"
+            return _warn("variants", f"{text}; {unknown} samples are not in the persons table and will not be used", action)
+    return _ok("variants", text)
 
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:
@@ -203,12 +208,12 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
         check_roster(site, study)
     except SiteError:
         text = f'"{study.study.name}" does not list site {site.name}'
-        yield _fail("study", text, "correct [site] name, or the study's [federation] sites")
+        yield _fail("study", text, "correct [site] name in site.toml, or [federation] sites in the study")
     try:
         cohort = read_cohort(site, study)
     except InputError:
-        mend = "fedml-site check STUDY.toml, on this machine, says which file and row"
-        yield _fail("study", f'"{study.study.name}" cannot use this site\'s data', mend)
+        action = "run fedml-site check STUDY.toml on this machine; it names the file and the row"
+        yield _fail("study", f'"{study.study.name}" cannot use this site\'s data', action)
         return
     allowed = limits(site.manifest.policy, study)
     for part in PARTS:
@@ -217,8 +222,8 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
             counts = {str(c): int((cohort.labels[rows] == i).sum()) for i, c in enumerate(study.cohort.classes)}
         text = f"{len(rows)} persons" + (" (" + ", ".join(f"{c}: {n}" for c, n in counts.items()) + ")" if counts else "")
         if part == "train" and len(rows) < allowed.min_persons:
-            text += f", fewer than min_persons ({allowed.min_persons}): the site will not take part"
-            yield _warn(what, text, "add persons, or look at min_persons under [policy] here and in the study")
+            text += f", fewer than min_persons ({allowed.min_persons}): the gate will refuse"
+            yield _warn(what, text, "add persons, or lower [policy] min_persons in site.toml and in the study")
         elif len(rows) and min([len(rows), *counts.values()]) < allowed.min_count:
             text += f", a count below min_count ({allowed.min_count}): the gate may refuse"
             yield _warn(what, text, "add persons, or change the split")
@@ -228,12 +233,13 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
 
 def _disk(site: Site) -> Iterator[Finding]:
     free = shutil.disk_usage(site.state if site.state.exists() else site.folder).free
-    text, mend = f"{free / 1e9:.1f} GB free where the state folder is", "make room: the journal and logs are kept there"
-    yield _ok("disk", text) if free >= _LOW_DISK else (_fail if free < _NO_DISK else _warn)("disk", text, mend)
+    text = f"{free / 1e9:.1f} GB free on the disk of the state folder"
+    action = "make room: the journal, the logs and the image cache are stored on this disk"
+    yield _ok("disk", text) if free >= _WARN_FREE_BYTES else (_fail if free < _FAIL_FREE_BYTES else _warn)("disk", text, action)
 
 
 def _open_mode(path: Path) -> int:
-    """The path's mode if anybody but its owner may do anything with it, else 0."""
+    """The path's mode if group or others have any permission, else 0."""
     mode = path.stat().st_mode & 0o777
     return mode if mode & 0o077 else 0
 
@@ -242,24 +248,24 @@ def _state(site: Site) -> Iterator[Finding]:
     from fedml.clients.gate.journal import verify
 
     if not site.state.exists():
-        yield _ok("state folder", "not there yet; it is made when the site approves a study or starts")
+        yield _ok("state folder", "does not exist yet; fedml-site approve and fedml-site start create it")
         return
     if mode := _open_mode(site.state):
-        yield _warn("state folder", f"{site.state} is open to others (mode {mode:o})", f"chmod 700 {site.state}")
+        yield _warn("state folder", f"{site.state} is accessible to other accounts (mode {mode:o})", f"chmod 700 {site.state}")
     else:
-        yield _ok("state folder", "open to this account alone")
+        yield _ok("state folder", "accessible to this account only")
     if problems := verify(site.state / "journal.jsonl"):
-        text = f"{len(problems)} places are wrong, the first in line {problems[0].line}: {problems[0].what}"
-        yield _fail("journal", text, "keep the file as it is and tell the security officer; fedml-site journal verify shows more")
+        text = f"{len(problems)} errors, the first in line {problems[0].line}: {problems[0].what}"
+        yield _fail("journal", text, "keep the file unchanged and inform the security officer; fedml-site journal verify lists all errors")
     elif (site.state / "journal.jsonl").exists():
-        yield _ok("journal", "every entry in its place")
+        yield _ok("journal", "complete and unchanged")
 
 
-def _until(what: str, end: datetime, now: datetime, mend: str) -> Finding:
+def _until(what: str, end: datetime, now: datetime, action: str) -> Finding:
     if end < now:
-        return _fail(what, f"expired on {end:%Y-%m-%d}", mend)
+        return _fail(what, f"expired on {end:%Y-%m-%d}", action)
     text = f"valid until {end:%Y-%m-%d} ({(end - now).days} days left)"
-    return _warn(what, text, mend) if end - now < _SOON else _ok(what, text)
+    return _warn(what, text, action) if end - now < _EXPIRES_SOON else _ok(what, text)
 
 
 def _tls(site: Site, connection: Connection, now: datetime | None) -> Iterator[Finding]:
@@ -271,10 +277,10 @@ def _tls(site: Site, connection: Connection, now: datetime | None) -> Iterator[F
         roots = x509.load_pem_x509_certificates(path.read_bytes())
         context = ssl.create_default_context(cafile=str(path))
     except (OSError, ValueError):
-        text = "holds no certificate (PEM)" if path.is_file() else "not there"
+        text = "has no certificate (PEM)" if path.is_file() else "does not exist"
         yield _fail("root certificates", f"{path}: {text}", "ask the coordinating centre for this file")
         return
-    # The last of them to expire: an old root beside its successor does no harm, and the chain is tried below.
+    # The certificate that expires last: an expired root next to its successor is harmless, and the chain is verified below.
     last = max(root.not_valid_after_utc for root in roots)
     yield _until("root certificates", last, now, "ask the coordinating centre for its new root certificates")
     try:
@@ -283,19 +289,19 @@ def _tls(site: Site, connection: Connection, now: datetime | None) -> Iterator[F
                 with context.wrap_socket(plain, server_hostname=host) as secure:
                     version, sent = secure.version(), secure.getpeercert(binary_form=True)
             except ssl.SSLCertVerificationError as error:
-                mend = "ask the coordinating centre whether root_certificates is its own; a proxy here that opens TLS must let this pass"
-                yield _fail(what, f"{where}: the server's certificate is not trusted ({error.verify_message})", mend)
-            except OSError:  # no TLS record, silence, or a connection that was closed
-                mend = "see that the port in [connection] superlink is right, and ask the coordinating centre whether TLS is on there"
-                yield _fail(what, f"{where}: something listens there but does not speak TLS", mend)
+                action = "ask the coordinating centre whether root_certificates is right; exempt this address from TLS inspection"
+                yield _fail(what, f"{where}: the server's certificate is not trusted ({error.verify_message})", action)
+            except OSError:  # not a TLS record, no answer, or a closed connection
+                action = "check the port of [connection] superlink, and ask the coordinating centre whether TLS is on for that port"
+                yield _fail(what, f"{where}: the server at this address does not speak TLS", action)
             else:
                 yield _ok(what, f"{where}: verified ({version})")
                 end = x509.load_der_x509_certificate(sent or b"").not_valid_after_utc
-                yield _until("server certificate", end, now, "ask the coordinating centre to renew the server's certificate")
+                yield _until("server certificate", end, now, "ask the coordinating centre to renew the server certificate")
     except (OSError, OverflowError) as error:  # OverflowError: a port above 65535
         text = "connection refused" if isinstance(error, ConnectionRefusedError) else f"not reached ({type(error).__name__})"
-        mend = f"see that [connection] superlink is right and that the outbound firewall lets TCP to {host} port {port} pass"
-        yield _fail(what, f"{where}: {text}", mend)
+        action = f"check [connection] superlink, and that the outbound firewall allows TCP to {host} port {port}"
+        yield _fail(what, f"{where}: {text}", action)
 
 
 def _clock(site: Site, connection: Connection, now: datetime | None) -> Iterator[Finding]:
@@ -305,17 +311,17 @@ def _clock(site: Site, connection: Connection, now: datetime | None) -> Iterator
     host, _, port = connection.superlink.rpartition(":")
     try:
         context = ssl.create_default_context(cafile=str(site.folder / connection.root_certificates))
-        asked = http.client.HTTPSConnection(host, int(port), timeout=_NETWORK_SECONDS, context=context)
-        asked.request("GET", "/health")
-        there = parsedate_to_datetime(asked.getresponse().getheader("Date") or "")
-        asked.close()
+        server = http.client.HTTPSConnection(host, int(port), timeout=_NETWORK_SECONDS, context=context)
+        server.request("GET", "/health")
+        server_time = parsedate_to_datetime(server.getresponse().getheader("Date") or "")
+        server.close()
     except (OSError, OverflowError, ValueError, http.client.HTTPException):
-        text = "could not be compared: the server was not reached, or told no time"
-        yield _warn("clock", text, "see TLS chain, and that this machine's time is kept by NTP")
+        text = "could not be compared: the server was not reached, or its answer has no Date header"
+        yield _warn("clock", text, "see the finding TLS chain, and check that NTP sets this machine's clock")
         return
-    apart = abs(((now or datetime.now(UTC)) - there.replace(tzinfo=there.tzinfo or UTC)).total_seconds())
-    text, mend = f"{apart:.0f} s apart from the server's", "have this machine's time kept by NTP"
-    yield _ok("clock", text) if apart <= _CLOCK_WARN else (_fail if apart > _CLOCK_FAIL else _warn)("clock", text, mend)
+    apart = abs(((now or datetime.now(UTC)) - server_time.replace(tzinfo=server_time.tzinfo or UTC)).total_seconds())
+    text, action = f"{apart:.0f} s apart from the server's clock", "set this machine's clock by NTP"
+    yield _ok("clock", text) if apart <= _CLOCK_WARN_SECONDS else (_fail if apart > _CLOCK_FAIL_SECONDS else _warn)("clock", text, action)
 
 
 def _key(site: Site, connection: Connection) -> Iterator[Finding]:
@@ -323,38 +329,39 @@ def _key(site: Site, connection: Connection) -> Iterator[Finding]:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     path, what = site.folder / connection.key, "node key"
-    make = "make one with fedml-site key and send its .pub to the coordinating centre"
+    make = "create a key with fedml-site key and send its .pub file to the coordinating centre"
     if not path.is_file():
-        yield _fail(what, f"{path}: not there", make)
+        yield _fail(what, f"{path}: does not exist", make)
         return
     if mode := _open_mode(path):
-        yield _fail(what, f"{path} is open to others (mode {mode:o})", f"chmod 600 {path}; if others may have read it, {make}")
+        text = f"{path} is accessible to other accounts (mode {mode:o})"
+        yield _fail(what, text, f"chmod 600 {path}; if others may have read it, {make}")
     try:
         key = serialization.load_ssh_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError):  # TypeError: it wants a password
+    except (ValueError, TypeError):  # TypeError: the key has a password
         yield _fail(what, f"{path}: not an OpenSSH private key without a password", make)
         return
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name not in _CURVES:
-        yield _fail(what, f"{path}: not of a NIST elliptic curve", make)
+        yield _fail(what, f"{path}: not a key of a NIST elliptic curve ({', '.join(_CURVES)})", make)
         return
     public = path.with_name(path.name + ".pub")
     form = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    again = f"ssh-keygen -y -f {path} > {public}, and see that the coordinating centre has this one"
+    again = f"ssh-keygen -y -f {path} > {public}, and check that the coordinating centre has registered this public key"
     if not public.is_file():
-        yield _warn(what, f"{public}: the public half is not there", again)
+        yield _warn(what, f"{public}: the public key does not exist", again)
     elif public.read_bytes().split()[:2] != form.split():
-        yield _fail(what, f"{public} is not this key's public half", again)
+        yield _fail(what, f"{public} is not this key's public key", again)
     else:
-        yield _ok(what, f"{key.curve.name}, and the public half beside it fits")
+        yield _ok(what, f"{key.curve.name}, and {public.name} is its public key")
 
 
 def _registered(site: Site, connection: Connection) -> Iterator[Finding]:
-    """What the SuperNode's own log says of its last start; the server is not asked."""
+    """Reads the last start from the SuperNode's log. Does not contact the server."""
     from fedml.clients.service import NODE_LOG
 
     log, key, what, once = site.state / NODE_LOG, site.folder / connection.key, "registered", "run fedml-site start once to find out"
     if not log.is_file():
-        yield _warn(what, "not known: the site has not been started yet", once)
+        yield _warn(what, "not known: the site was not started yet", once)
         return
     known, code, why = False, "", ""
     with log.open(encoding="utf-8", errors="replace") as lines:
@@ -369,27 +376,28 @@ def _registered(site: Site, connection: Connection) -> Iterator[Finding]:
     elif known and not code:
         yield _ok(what, "the SuperLink knew this key at the last start")
     elif not code:
-        yield _warn(what, f"not known: {NODE_LOG} has no answer of the SuperLink to the last start", "wait a moment, or see TLS chain")
+        text = f"not known: {NODE_LOG} has no answer of the SuperLink to the last start"
+        yield _warn(what, text, "wait a moment, or see the finding TLS chain")
     elif code != "305":
-        yield _fail(what, f"the SuperNode ended with exit code {code}", f"the end of {log} says why")
-    elif "[code:" in why or "'401 " in why or "authentication" in why:  # 305 is for every failure to connect
-        mend = f"send {key}.pub to the coordinating centre to be registered"
-        yield _fail(what, "the SuperLink did not accept this key at the last start (305)", mend)
+        yield _fail(what, f"the SuperNode ended with exit code {code}", f"read the end of {log} for the cause")
+    elif "[code:" in why or "'401 " in why or "authentication" in why:  # 305 is the code of every failure to connect
+        action = f"send {key}.pub to the coordinating centre for registration"
+        yield _fail(what, "the SuperLink did not accept this key at the last start (305)", action)
     else:
-        yield _fail(what, "the SuperLink was not reached at the last start (305)", f"see TLS chain; then {once}")
+        yield _fail(what, "the SuperLink was not reached at the last start (305)", f"see the finding TLS chain; then {once}")
 
 
 def _versions() -> Iterator[Finding]:
     from importlib.metadata import PackageNotFoundError, version
 
-    told = ".".join(map(str, sys.version_info[:3]))
-    yield _ok("python", told) if sys.version_info >= (3, 11) else _fail("python", told, "install Python 3.11 or newer")
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield _ok("python", python) if sys.version_info >= (3, 11) else _fail("python", python, "install Python 3.11 or newer")
     for name in ("fedml-cohorts", "flwr", "torch"):
         try:
             found = version(name)
         except PackageNotFoundError:
-            yield _fail(name, "not installed", "install fedml-cohorts again, with what it needs")
+            yield _fail(name, "not installed", "install fedml-cohorts again, with its dependencies")
             continue
         wrong = name == "flwr" and not found.startswith(_FLWR)
         yield _fail(name, f"{found}, not {_FLWR}x", f'pip install "flwr=={_FLWR}*"') if wrong else _ok(name, found)
-    yield _ok("server versions", f"not compared: the server does not tell them; it has to run flwr {_FLWR}x as well")
+    yield _ok("server versions", f"not compared: the server does not report them; it must run flwr {_FLWR}x too")

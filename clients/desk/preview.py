@@ -1,6 +1,6 @@
-"""A contact sheet of what a network will get of this site's persons: after preprocessing, masks as contours. It stays at the site.
+"""A contact sheet of the site's images as the network receives them: after preprocessing, masks as contours. The sheet stays at the site.
 
-path = preview(site, study, persons=12)       # draws .fedml/preview.png, for this account alone
+path = preview(site, study, persons=12)       # writes .fedml/preview.png, readable by this account only
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _ACROSS = 6  # tiles in a row
 
 
 def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = None, say: Callable[[str], None] = print) -> Path:
-    """Draws ``persons`` persons, evenly from the first to the last of the persons table who have an image, and returns the PNG's path.
+    """Draws ``persons`` persons with an image, evenly spaced in the persons table, and returns the path of the PNG file.
 
     Args:
-        out: left out: ``preview.png`` in the site's ``.fedml``. Its mode is 0600 wherever it is.
+        out: the PNG file; None: ``preview.png`` in the site's ``.fedml``. Its mode is always 0600.
 
     Raises:
-        InputError: the study reads no images or this site has none; data that cannot be used; ``out`` cannot be written.
+        InputError: the study reads no images, the site has none, the data cannot be used, or ``out`` cannot be written.
     """
     check_roster(site, study)
     if "image" not in study.cohort.inputs:
         raise InputError(f'study "{study.study.name}" reads no images ([cohort] inputs is {", ".join(study.cohort.inputs)}).')
     if site.manifest.data.image is None:
-        raise InputError(f"{site.file}: [data] has no image, so there is nothing to look at; add it.")
+        raise InputError(f"{site.file}: [data] has no image, so a preview is not possible; add image to [data].")
     path = _place(site, out)
     say(f'{site.name}: reading the images as study "{study.study.name}" would')
     cohort = read_cohort(site, study)
     if cohort.images is None:
-        raise InputError(f"{site.file}: no person has an image that can be used; fedml-site data says why.")
+        raise InputError(f"{site.file}: no person has a usable image; fedml-site data lists the reasons.")
     for why, count in cohort.set_aside.items():
-        say(f"  set aside {count} images: {why} (fedml-site data lists them)")
+        say(f"  excluded {count} images: {why} (fedml-site data lists them)")
     rows = spread(np.flatnonzero(np.bincount(cohort.images.person, minlength=len(cohort))), persons)
     say(f"{site.name}: drawing {len(rows)} of {len(cohort)} persons")
     tiles: list[Tile] = []
@@ -64,25 +64,25 @@ def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = N
     columns = min(_ACROSS, len(tiles)) if flat else min(_ACROSS, 3 * len(rows))
     data = sheet(
         tiles, columns=columns, title=_title(site, study, batch), classes=_legend(study, voxels) if "mask" in batch else (),
-        histogram=True, note="Patient data: keep it at the site. Tiles are numbered; the command told which person each is.",
+        histogram=True, note="Patient data: keep it at the site. Tiles are numbered; the command printed the person of each number.",
     )  # fmt: skip
     _write(path, data)
     return path
 
 
 def _tiles(study: Study, cohort: Cohort, row: int, number: int, batch: Batch) -> list[Tile]:
-    told: str = PARTS[int(cohort.parts[row])]
+    caption: str = PARTS[int(cohort.parts[row])]
     if study.model.task == "classification":
-        told += f", {study.cohort.target} {study.cohort.classes[int(cohort.labels[row])]}"
+        caption += f", {study.cohort.target} {study.cohort.classes[int(cohort.labels[row])]}"
     elif study.model.task == "regression":
-        told += f", {study.cohort.target} {cohort.labels[row]:.4g}"
+        caption += f", {study.cohort.target} {cohort.labels[row]:.4g}"
     shape, images = study.cohort.image, batch["image"].numpy()
     out = []
     for k, image in enumerate(images):
         name = f"{number}" if len(images) == 1 else f"{number} image {k + 1} of {len(images)}"
         mask = batch["mask"][k, 0].numpy() if "mask" in batch else None
         out += planes(
-            image, mask, f"{name}  {told}", spacing=_spacing(study, batch, k),
+            image, mask, f"{name}  {caption}", spacing=_spacing(study, batch, k),
             orientation="" if shape is None or shape.preprocess is None else shape.orientation,
         )  # fmt: skip
     return out
@@ -99,11 +99,11 @@ def _title(site: Site, study: Study, batch: Batch) -> str:
     channels, *size = batch["image"].shape[1:]
     step = _spacing(study, batch, 0) if len(batch["image"]) else None
     known = step is not None and bool(np.isfinite(step).all())
-    told = " x ".join(f"{v:.3g}" for v in step) + " mm" if known and step is not None else "not stated"
+    spacing = " x ".join(f"{v:.3g}" for v in step) + " mm" if known and step is not None else "not stated"
     shown = "" if channels in (1, 3) else f", the first of {channels} channels"
     return (
-        f'site {site.name}, study "{study.study.name}": what the network gets, before standardisation\n'
-        f"{' x '.join(map(str, size))} voxels, spacing {told}{shown}"
+        f'site {site.name}, study "{study.study.name}": the network\'s input before standardisation\n'
+        f"{' x '.join(map(str, size))} voxels, spacing {spacing}{shown}"
     )
 
 
@@ -113,23 +113,24 @@ def _legend(study: Study, voxels: np.ndarray[tuple[int], np.dtype[np.int64]]) ->
 
 
 def _place(site: Site, out: Path | None) -> Path:
-    """Where the sheet goes; its folder is there."""
+    """The file to write; its folder exists."""
     if out is None:
         from fedml.clients.service import prepare_state
 
         try:
             return prepare_state(site) / FILE
         except OSError as error:
-            raise InputError(f"{site.state}: cannot be made ({error.strerror}); give --out a file in a folder of yours.") from error
+            raise InputError(f"{site.state}: cannot be created ({error.strerror}); give --out a file in a folder of yours.") from error
     if out.suffix.lower() != ".png":
-        raise InputError(f"--out {out}: is written as PNG; give a name that ends with .png.")
+        raise InputError(f"--out {out}: the preview is a PNG file; give a name that ends with .png.")
     if not out.parent.is_dir() or out.is_dir():
-        raise InputError(f"--out {out}: {'is a folder' if out.is_dir() else 'its folder is not there'}; name a file in a folder that is.")
+        problem = "is a folder" if out.is_dir() else "the file's folder does not exist"
+        raise InputError(f"--out {out}: {problem}; give a file in an existing folder.")
     return out
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, readable by this account alone."""
+    """Writes the file completely or not at all, readable by this account only."""
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)  # mode 0600
         try:

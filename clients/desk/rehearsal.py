@@ -1,7 +1,7 @@
-"""``fedml-site start --dry-run``: one round of a study through this site's own gate, on synthetic persons shaped like its own.
+"""``fedml-site start --dry-run``: one round of a study through the site's gate, on placeholder persons with the shapes of the site's data.
 
-Nobody is contacted and nothing of a real person is computed on: the real files are read for their shapes, and to find out whether they can
-be read. What would leave is what the gate journalled, in sizes and kinds.
+No other machine is contacted, and no value of a real person is used: the real files are read for their shapes and to check that they are
+readable. The rehearsal's journal lists the records that a real round would send, and their sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fedml.synthetic.write_site import write_site
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What one round would take and send: seconds of the training message, all entries of the rehearsal's journal, memory in MB."""
+    """Time and traffic of one round: seconds of the training request, all entries of the rehearsal's journal, peak memory in MB."""
 
     persons: int
     seconds: float
@@ -35,23 +35,23 @@ class Rehearsal:
 
 
 def studies_of(site: Site) -> list[Study]:
-    """The studies that a rehearsal without ``--study`` plays: those approved here.
+    """The studies of a rehearsal without ``--study``: those approved at this site.
 
     Raises:
-        InputError: none is.
+        InputError: no study is approved.
     """
     found = approvals.approved_studies(site.state)
     if not found:
-        raise InputError(f"{site.state}: no approved study to rehearse; approve one first, or name a file with --study.")
+        raise InputError(f"{site.state}: no approved study to rehearse; approve a study first, or give a file with --study.")
     return found
 
 
 def rehearse(site: Site, study: Study) -> Rehearsal:
-    """Plays one round of ``study`` in this process.
+    """Runs one round of ``study`` in this process, with the site's policy.
 
     Raises:
-        InputError, SiteError: the site's files cannot be used, or its roster lacks the site.
-        RunError: the gate refused one of its own replies; the message holds the code.
+        InputError, SiteError: the site's files cannot be used, or the study's roster lacks the site.
+        RunError: the gate refused a request or a reply; the message has the code.
     """
     from flwr.app import Context, RecordDict
 
@@ -60,7 +60,7 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
 
     check_roster(site, study)
     cohort = load_cohort((str(site.file.resolve()),), study)
-    alone = for_roster(study, [site.name], rounds=1)
+    single = for_roster(study, [site.name], rounds=1)
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
         run.mkdir()
@@ -69,33 +69,33 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
             policy = site.manifest.policy.model_dump(mode="json", exclude_none=True)
             file.write("\n[policy]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items()))
         copy = read_site(folder)
-        approvals.approve(copy.state, alone, "rehearsal")
+        approvals.approve(copy.state, single, "rehearsal")
         gate = Gate(copy, copy.state)
-        config: dict[str, bool | int | float | str] = {"study": alone.canonical, "run": str(run)}
+        config: dict[str, bool | int | float | str] = {"study": single.canonical, "run": str(run)}
         try:
             server_app(
                 InProcessGrid(gate.handle, [{}]), Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
             )
         except RunError as error:
             refused = [f"{e.direction} {e.phase}: {e.reason}" for e in entries(copy.state / "journal.jsonl") if e.verdict == "refused"]
-            raise RunError(f'study "{study.study.name}" would not run here: {"; ".join(refused) or error}.') from error
+            raise RunError(f'study "{study.study.name}" would not run at this site: {"; ".join(refused) or error}.') from error
         rounds = [e["seconds"] for e in read_events(run)[0] if e["event"] == "round"]
-        told = tuple(entries(copy.state / "journal.jsonl"))
-    return Rehearsal(len(cohort), rounds[0], told, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        journal = tuple(entries(copy.state / "journal.jsonl"))
+    return Rehearsal(len(cohort), rounds[0], journal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def show(site: Site, study: Study, played: Rehearsal) -> str:
-    """The rehearsal as text for a hospital."""
+    """The rehearsal as text."""
     lines = [
-        f'{site.name}: one round of study "{study.study.name}" on {played.persons} synthetic persons shaped like your own',
-        "(nobody was contacted; nothing of a real person was used or kept). What would leave this site:",
+        f'{site.name}: one round of study "{study.study.name}" on {played.persons} placeholder persons with the shapes of your data',
+        "(no machine was contacted; no value of a real person was used or stored). A round would send from this site:",
     ]
     for entry in played.entries:
         if entry.direction == "out":
             sizes = ", ".join(f"{r.name} {r.bytes / 1e3:.1f} kB" for r in entry.records)
             lines.append(f"  {entry.phase:10}  {sizes}")
     lines.append(
-        f"A round takes {played.seconds:.1f} s here, its largest memory was {played.memory_mb} MB; "
+        f"A round takes {played.seconds:.1f} s on this machine, the peak memory was {played.memory_mb} MB; "
         f"the study has {study.federation.rounds} rounds."
     )
     return "\n".join(lines)

@@ -1,11 +1,11 @@
-"""`fedml-site score`: a polygenic score of each of this site's persons, from a scoring file. Nothing leaves the machine.
+"""`fedml-site score`: a polygenic score of each person of the site, from a scoring file. Nothing is sent.
 
     scored = score_site(read_site(Path("site.toml")), Path("PGS000018_hmPOS_GRCh38.txt.gz"))
     write_scores(Path("scores.csv"), scored)
     print(show(scored))
 
-Genotypes come from the site's packed cache. By position, and where the genotype file has an index, only the stretches around the weights
-are read of it, so a score of few variants costs little in a file of many; else the file is read whole, once.
+Genotypes come from the site's packed cache. If variants are matched by position and the genotype file has an index, only the regions around
+the weights are read, so that a score of few variants is fast in a file of many; otherwise the whole file is read once.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from fedml.study.contigs import canonical_contig
 
 By = Literal["position", "rsid"]
 Missing = Literal["stated", "own"]
-_REACH = 1000  # bases around a weight that are read too: an indel may stand elsewhere before it is left-aligned
-_GAP, _STRETCHES = 10_000, 1000  # weights nearer than that are read together; at most so many stretches
-_APART = 33  # positions are below 2^33
-_FEW = 0.001  # of the matched, on the other strand: above it nobody believes A/T and C/G
+_MARGIN_BASES = 1000  # read on both sides of a weight: an indel may be at another position before it is left-aligned
+_MAX_GAP, _MAX_REGIONS = 10_000, 1000  # weights closer than _MAX_GAP bases are read as one region
+_POSITION_BITS = 33  # positions are below 2^33
+_MAX_OTHER_STRAND = 0.001  # fraction of matched weights on the other strand above which A/T and C/G are excluded
 
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """``ids`` (persons,) of the persons table; ``scores`` NaN for who is not ``present`` in the genotype file. ``expected``: weights
-    without a variant here that count by their frequency, and what they add to everybody's score. ``doubtful``: A/T and C/G are not
-    believed."""
+    """The scores of a site. ``ids`` (persons,) of the persons table; ``scores`` are NaN for persons not ``present`` in the genotype file.
+    ``expected``: the number of weights without a variant at the site that count by their stated frequency, and their sum, which is added to
+    every score. ``doubtful``: A/T and C/G weights are excluded because strands differ."""
 
     site: str
     scoring: Scoring
@@ -65,36 +65,36 @@ def score_site(
     min_matched: float = 0.5,
     say: Callable[[str], None] = lambda _: None,
 ) -> Scored:
-    """The score of each person of ``site``: the file's intercept and the sum of weight x copies of the effect allele.
+    """The score of each person of ``site``: the file's intercept plus the sum of weight x copies of the effect allele.
 
     Args:
-        missing: ``stated``: a genotype that is not known counts by the scoring file's frequency of the effect allele, and so does a weight
-            whose variant is not here; where the file states none, as under ``own``. ``own``: by the frequency in this site's persons, and a
-            weight whose variant is not here adds nothing, as in ``plink2 --score``.
-        min_matched: share of the weights that must find their variant.
+        missing: how a missing genotype counts. ``stated``: by the scoring file's frequency of the effect allele; a weight without a variant
+            at the site counts the same way; if the file states no frequency, as under ``own``. ``own``: by the frequency in this site's
+            persons; a weight without a variant at the site adds nothing, as in ``plink2 --score``.
+        min_matched: fraction of the weights that must match a variant.
 
     Raises:
-        InputError: a file cannot be used, the builds contradict, or too few weights find their variant.
+        InputError: a file cannot be used, the builds differ, or too few weights match a variant.
     """
     data = site.manifest.data
     if data.variants is None:
-        raise InputError(f"{site.file}: [data] has no variants, which a score is made of; add them.")
-    own, path = data.variants, site.folder / data.variants.path
+        raise InputError(f"{site.file}: [data] has no variants, which a score needs; add variants to [data].")
+    genotypes, path = data.variants, site.folder / data.variants.path
     scoring = read_scoring(scoring_file)
-    match(scoring, (), own.build, by)  # builds and places, before anything large is read
+    match(scoring, (), genotypes.build, by)  # checks build and positions before a large file is read
     ids = tuple(str(i) for i in read_table(site.folder / data.persons).index)
     dosages = read_variants(
-        path, ids, build=own.build, cache=site.state / "cache", memory_mb=own.memory_mb, say=say,
+        path, ids, build=genotypes.build, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
         selection=stretches(scoring, open_source(path)) if by == "position" else Selection(),
-        reference=None if own.reference is None else site.folder / own.reference,
+        reference=None if genotypes.reference is None else site.folder / genotypes.reference,
     )  # fmt: skip
     matched, build = _match(scoring, dosages, by)
     if matched.counts["matched"] < max(min_matched * len(scoring), 1):
         other = "rsid" if by == "position" else "position"
         raise InputError(
-            f"{scoring_file}: {matched.counts['matched']} of its {len(scoring)} weights match a variant of {path}, --min-matched asks for "
-            f"{min_matched:g}; see that both are of one build ({scoring.build or 'not stated'} and {dosages.build}), try --by {other}, "
-            "or lower it."
+            f"{scoring_file}: {matched.counts['matched']} of {len(scoring)} weights match a variant of {path}, --min-matched requires a "
+            f"fraction of {min_matched:g}; check that both files have one build ({scoring.build or 'not stated'} and {dosages.build}), try "
+            f"--by {other}, or lower --min-matched."
         )
     variants, stated = len(dosages.keys), missing == "stated"
     found = score(dosages.dosage, matched, matched.alt_frequency(variants) if stated else None)
@@ -105,8 +105,8 @@ def score_site(
 
 
 def _match(scoring: Scoring, dosages: Dosages, by: By) -> tuple[Matched, str | None]:
-    """The matched weights, and the site's build as it was taken: None where that would let A/T and C/G be believed, though not everything
-    is on one strand. Where all other SNPs (20 at least) are on the other strand, A/T and C/G are turned too, as between sites."""
+    """The matched weights and the build used for matching. The build is None if strands differ within the file: then A/T and C/G weights
+    are excluded. If all other SNPs (at least ``ENOUGH``) are on the other strand, A/T and C/G are flipped too, as between sites."""
     matched = match(scoring, dosages.keys, dosages.build, by)
     if by == "rsid":
         return matched, dosages.build
@@ -117,15 +117,15 @@ def _match(scoring: Scoring, dosages: Dosages, by: By) -> tuple[Matched, str | N
         swapped = matched.swapped ^ palindrome
         return replace(matched, swapped=swapped, counts=matched.counts | {"swapped": int(swapped.sum())}), dosages.build
     unsure = dosages.notes is not None and bool(dosages.notes[NOTES.index(UNSURE)])
-    if palindrome.any() and (unsure or matched.counts["strand"] > _FEW * len(matched.at)):
+    if palindrome.any() and (unsure or matched.counts["strand"] > _MAX_OTHER_STRAND * len(matched.at)):
         return match(scoring, dosages.keys, None, by), None
     return matched, dosages.build
 
 
 def stretches(scoring: Scoring, source: Source) -> Selection:
-    """The regions that hold the weights, where ``source`` can go to a region; everything where it cannot.
+    """The regions that contain the weights, if ``source`` can be read by region; else the selection of everything.
 
-    About 1,000 at most: weights that are nearer to each other are read with what lies between.
+    At most about 1,000 regions: close weights are joined into one region.
     """
     contigs = _contigs(source)
     if contigs is None:
@@ -133,22 +133,25 @@ def stretches(scoring: Scoring, source: Source) -> Selection:
     placed = [(c, p) for c, p in zip(scoring.contig, scoring.position.tolist(), strict=True) if p and c in contigs]
     if not placed:
         return Selection()
-    # Contig after contig on one line, so far apart that no stretch reaches from one into the next.
+    # All contigs on one axis, with an offset for each contig that no region can span.
     names = sorted({contig for contig, _ in placed})
-    number = {name: at << _APART for at, name in enumerate(names)}
+    number = {name: at << _POSITION_BITS for at, name in enumerate(names)}
     places = np.unique(np.array([number[contig] + position for contig, position in placed], dtype=np.int64))
     gaps = np.diff(places)
-    most = _GAP if len(gaps) < _STRETCHES else max(_GAP, int(np.partition(gaps, -_STRETCHES)[-_STRETCHES]))
-    cut = np.flatnonzero((gaps > most) | (np.diff(places >> _APART) > 0))
+    most = _MAX_GAP if len(gaps) < _MAX_REGIONS else max(_MAX_GAP, int(np.partition(gaps, -_MAX_REGIONS)[-_MAX_REGIONS]))
+    cut = np.flatnonzero((gaps > most) | (np.diff(places >> _POSITION_BITS) > 0))
     begin, end = places[np.concatenate([[0], cut + 1])].tolist(), places[np.concatenate([cut, [len(places) - 1]])].tolist()
-    here = (1 << _APART) - 1
+    mask = (1 << _POSITION_BITS) - 1
     return Selection(
-        tuple(f"{names[b >> _APART]}:{max((b & here) - _REACH, 1)}-{(e & here) + _REACH}" for b, e in zip(begin, end, strict=True))
+        tuple(
+            f"{names[b >> _POSITION_BITS]}:{max((b & mask) - _MARGIN_BASES, 1)}-{(e & mask) + _MARGIN_BASES}"
+            for b, e in zip(begin, end, strict=True)
+        )
     )
 
 
 def _contigs(source: Source) -> set[str] | None:
-    """Canonical names of the contigs that can be read by region; None where the file has no index."""
+    """Canonical names of the contigs that can be read by region; None if the file has no index."""
     import pysam
 
     from fedml.cohort.variants.bgzf import find_index
@@ -169,11 +172,12 @@ def _contigs(source: Source) -> set[str] | None:
 
 
 def _expected(scoring: Scoring, matched: Matched, dosages: Dosages, build: str | None, by: By) -> tuple[int, float]:
-    """How many weights have no variant here but a stated frequency, and what they add: as if that genotype were missing for everybody."""
+    """The number of weights with a stated frequency but no variant at the site, and their expected sum: the genotype counts as missing for
+    every person."""
     rest = np.ones(len(scoring), dtype=bool)
     rest[matched.row] = False
     repeated = matched.counts["duplicate"]
-    while repeated:  # a second weight of a matched variant is none that lacks its variant
+    while repeated:  # a second weight of a matched variant does not lack a variant
         rows = np.flatnonzero(rest)
         again = match(_rows(scoring, rows), dosages.keys, build, by)
         rest[rows[again.row]] = False
@@ -194,41 +198,40 @@ def _rows(scoring: Scoring, rows: npt.NDArray[np.int64]) -> Scoring:
 
 
 def write_scores(path: Path, scored: Scored) -> None:
-    """A CSV of ``id``, ``score`` and ``used`` (weights for which the person has a genotype), in the order of the persons table; the score
-    is empty for who has no genotypes. It is there whole or not at all.
+    """Writes a CSV file of ``id``, ``score`` and ``used`` (number of weights for which the person has a genotype), in the order of the
+    persons table. The score is empty for a person without genotypes. The file is written completely or not at all.
 
     Raises:
-        InputError: it cannot be written.
+        InputError: the file cannot be written.
     """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("id", "score", "used"))
     rows = zip(scored.ids, scored.scores.total.tolist(), scored.scores.used.tolist(), scored.present.tolist(), strict=True)
-    table.writerows((person, repr(total) if there else "", used) for person, total, used, there in rows)
+    table.writerows((person, repr(total) if present else "", used) for person, total, used, present in rows)
     try:
         write_whole(path, text.getvalue().encode())
     except OSError as error:
         path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); give another --out.") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error}); give --out another file.") from error
 
 
 def show(scored: Scored) -> str:
-    """What became of the weights and of the persons, in words."""
+    """A summary of the matched weights and the scored persons, as text."""
     n, counts = len(scored.scoring), scored.counts
     lines = [
         f"{scored.scoring.name} ({scored.scoring.build or 'build not stated'}): {n} weights",
         f"  matched    {counts['matched']} ({counts['matched'] / n:.1%}); of these swapped {counts['swapped']}, strand {counts['strand']}",
-        f"  ambiguous  {counts['ambiguous']}" + (" (A/T or C/G of unknown strand, left out)" if counts["ambiguous"] else ""),
+        f"  ambiguous  {counts['ambiguous']}" + (" (A/T or C/G of unknown strand, excluded)" if counts["ambiguous"] else ""),
         f"  absent     {counts['absent']}" + (f", and with other alleles {counts['differ']}" if counts["differ"] else ""),
     ]
     if counts["duplicate"]:
-        lines.append(f"  duplicate  {counts['duplicate']} (the first of each is taken)")
+        lines.append(f"  duplicate  {counts['duplicate']} (the first of each is used)")
     if scored.doubtful:
-        lines.append("  some SNPs are on the other strand, so no A/T or C/G is believed; give a file on the forward strand, or a reference")
+        lines.append("  some SNPs are on the other strand, so A/T and C/G are excluded; give a file on the forward strand, or a reference")
     if scored.expected[0]:
-        lines.append(
-            f"  {scored.expected[0]} without a variant here count by their stated frequency: {scored.expected[1]:+.6g} for everybody"
-        )
+        count, added = scored.expected
+        lines.append(f"  {count} without a variant at this site count by their stated frequency: {added:+.6g} for every person")
     without = int((~scored.present).sum())
     lines.append(f"{scored.site}: {len(scored.ids) - without} persons scored" + (f", {without} without genotypes" if without else ""))
     return "\n".join(lines)

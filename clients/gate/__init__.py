@@ -1,1 +1,1 @@
-"""What may come in and go out, and the record of it. Decides; computes nothing."""
+"""Decides which requests and replies are allowed and records each decision. Computes nothing."""

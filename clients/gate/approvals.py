@@ -1,7 +1,7 @@
-"""Which studies a person at this site approved, who and when: ``approvals.json`` in the site's state folder,
-and the studies themselves beside it.
+"""The studies approved at this site, by whom and when: ``approvals.json`` in the site's state folder. The approved studies are stored
+in the folder ``studies`` of the state folder.
 
-An approval is for one exact study: its SHA-256. A study that differs in a character is another study.
+An approval is for one exact study, identified by its SHA-256. A study that differs in one character is another study.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILE, STUDIES = "approvals.json", "studies"
 
 @dataclass(frozen=True)
 class Approval:
-    """One decision. ``revoked_at`` is empty while it stands. Times are ISO 8601, UTC."""
+    """One approval. ``revoked_at`` is empty while the approval is in force. Times are ISO 8601, UTC."""
 
     sha256: str
     name: str
@@ -32,7 +32,7 @@ class Approval:
 
     @property
     def stands(self) -> bool:
-        """Is it in force?"""
+        """Whether the approval is in force."""
         return not self.revoked_at
 
 
@@ -41,10 +41,10 @@ def _now() -> str:
 
 
 def read_approvals(state: Path) -> list[Approval]:
-    """All decisions, oldest first; none if the file is absent.
+    """All approvals, revoked ones included, oldest first; an empty list if the file does not exist.
 
     Raises:
-        InputError: the file was damaged: then nothing is approved.
+        InputError: the file is damaged; no study counts as approved.
     """
     path = state / FILE
     try:
@@ -52,7 +52,7 @@ def read_approvals(state: Path) -> list[Approval]:
     except FileNotFoundError:
         return []
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it, or take it away and approve the studies again.") from error
+        raise InputError(f"{path}: cannot be read ({error}); restore it, or delete it and approve the studies again.") from error
 
 
 def _write(state: Path, approvals: list[Approval]) -> None:
@@ -61,39 +61,45 @@ def _write(state: Path, approvals: list[Approval]) -> None:
 
 
 def approve(state: Path, study: Study, by: str) -> Approval:
-    """Approves ``study``; approving it again leaves the first decision as it is."""
+    """Approves ``study`` in the name of ``by``. Returns the existing approval if one is in force."""
     approvals = read_approvals(state)
     standing = next((a for a in approvals if a.sha256 == study.sha256 and a.stands), None)
     if standing is not None:
         return standing
     (state / STUDIES).mkdir(parents=True, exist_ok=True)
     write_whole(state / STUDIES / f"{study.sha256}.json", study.canonical.encode())
-    made = Approval(study.sha256, study.study.name, study.study.purpose, by, _now())
-    _write(state, [*approvals, made])
-    return made
+    approval = Approval(study.sha256, study.study.name, study.study.purpose, by, _now())
+    _write(state, [*approvals, approval])
+    return approval
 
 
 def revoke(state: Path, word: str, by: str) -> list[Approval]:
-    """Revokes the standing approvals of a study by its name, or by the first digits of its SHA-256.
+    """Revokes the approvals of a study and returns them.
+
+    Args:
+        word: the study's name, or at least six first digits of its SHA-256.
+        by: who revokes.
 
     Raises:
-        InputError: no standing approval is meant by ``word``.
+        InputError: no approval in force matches ``word``.
     """
     approvals = read_approvals(state)
-    meant = [a for a in approvals if a.stands and (a.name == word or (len(word) >= 6 and a.sha256.startswith(word)))]
-    if not meant:
+    matching = [a for a in approvals if a.stands and (a.name == word or (len(word) >= 6 and a.sha256.startswith(word)))]
+    if not matching:
         known = ", ".join(f"{a.name} ({a.sha256[:8]})" for a in approvals if a.stands) or "none"
-        raise InputError(f'no approval stands for "{word}"; standing: {known}. Give a study\'s name or six digits of its SHA-256.')
-    ended = [replace(a, revoked_by=by, revoked_at=_now()) for a in meant]
-    _write(state, [ended[meant.index(a)] if a in meant else a for a in approvals])
-    return ended
+        raise InputError(
+            f'no approval in force matches "{word}"; in force: {known}. Give a study\'s name or the first six digits of its SHA-256.'
+        )
+    revoked = [replace(a, revoked_by=by, revoked_at=_now()) for a in matching]
+    _write(state, [revoked[matching.index(a)] if a in matching else a for a in approvals])
+    return revoked
 
 
 def is_approved(state: Path, sha256: str) -> bool:
-    """Does an approval of exactly this study stand?"""
+    """Whether an approval of exactly this study is in force."""
     return any(a.stands and a.sha256 == sha256 for a in read_approvals(state))
 
 
 def approved_studies(state: Path) -> list[Study]:
-    """The studies whose approval stands, oldest first."""
+    """The studies whose approval is in force, oldest first."""
     return [parse_study((state / STUDIES / f"{a.sha256}.json").read_text(encoding="utf-8")) for a in read_approvals(state) if a.stands]

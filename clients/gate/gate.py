@@ -1,8 +1,9 @@
-"""The gate: what may come in, what may go out, and a journal entry for each decision. Nothing at the site runs or leaves but through it.
+"""The gate: checks every request and every reply of the site, and writes a journal entry for each decision.
 
-In: the study must be approved here, word for word; the site in its roster; rounds and sizes within policy; every record declared and of the
-declared type; and no request may come twice. Out: declared records only, of the declared shapes, finite, about enough persons, not too
-large. Site and study may each state limits: the stricter holds. A refusal sends a code of ``fedml.errors.Reason`` and no text.
+Request: the exact study must be approved at this site and must name the site in its roster; rounds and sizes must be within the site's
+policy; every record must be declared and of the declared type; the same request is not answered twice. Reply: only declared records, of
+the declared shapes, finite, about enough persons, and not too large. Site and study may both set a limit: the stricter one applies.
+A refusal sends a code of ``fedml.errors.Reason`` and no text.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ _MEGABYTE = 1_000_000
 
 @dataclass(frozen=True)
 class Limits:
-    """The stricter of site and study for each limit."""
+    """The limits in force: for each limit, the stricter of the site's and the study's."""
 
     min_persons: int
     min_count: int
@@ -74,132 +75,140 @@ class Limits:
 
 
 def limits(policy: Policy, study: Study) -> Limits:
-    """What holds for ``study`` at a site with ``policy``."""
-    asked = study.policy
+    """The limits for ``study`` at a site with ``policy``."""
+    stated = study.policy
     return Limits(
-        min_persons=max(policy.min_persons, asked.min_persons),
-        min_count=max(policy.min_count, asked.min_count),
+        min_persons=max(policy.min_persons, stated.min_persons),
+        min_count=max(policy.min_count, stated.min_count),
         max_rounds=policy.max_rounds,
         max_request_mb=policy.max_request_mb,
-        max_reply_mb=min(policy.max_reply_mb, asked.max_reply_mb or policy.max_reply_mb),
+        max_reply_mb=min(policy.max_reply_mb, stated.max_reply_mb or policy.max_reply_mb),
     )
 
 
 class Gate:
-    """The gate of one site. ``handle`` answers a message; it raises nothing but a wish to stop. Final."""
+    """The gate of one site. ``handle`` answers a message; it raises only KeyboardInterrupt and SystemExit. Final."""
 
     def __init__(self, site: Site, state: Path) -> None:
         self.site, self.state = site, state
         self.journal = Journal(state / "journal.jsonl")
-        self._seen = seen(state / "journal.jsonl")
+        self._accepted = seen(state / "journal.jsonl")  # (run, phase, round)
         self.ledger = Ledger(state / "ledger.db")
         self._runs = runs_of(state / "journal.jsonl")
         self._columns = columns_of(state / "journal.jsonl", Phase.SUBSPACE)
-        self._designs: dict[str, str] = {}  # of each run's analysis
-        self._agreed: dict[tuple[str, str], str] = {}  # (run, array) -> SHA-256 of what was agreed on
+        self._designs: dict[str, str] = {}  # run -> digest of the design of its analysis
+        self._agreed: dict[tuple[str, str], str] = {}  # (run, name of the array) -> SHA-256 of the agreed array
 
     def handle(self, message: Message, context: Context) -> Message:
-        """The reply to ``message``: content that passed the gate, or a refusal's code. Two journal entries."""
-        told: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
+        """The reply to ``message``: checked content, or the code of a refusal. Writes a journal entry for the request, and one for the
+        reply if the request was accepted."""
+        note: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
         direction: Direction = "in"
         try:
             bundled = is_bundled(message.content)
             message.content = unbundle(message.content)
-            told["records"] = _notes(message.content)
-            asked = self._admit(message, told)
-            self.journal.append(direction="in", verdict="accepted", reason="", **told)
-            direction, told["records"] = "out", ()
-            self._charge(asked, told["run"])
-            content = execute(asked, message.content)
-            told["records"] = _notes(content)
-            check_reply(asked, content, message.content, limits(self.site.manifest.policy, asked.study))
-            entry = self.journal.append(direction="out", verdict="accepted", reason="", **told)
+            note["records"] = _notes(message.content)
+            request = self._admit(message, note)
+            self.journal.append(direction="in", verdict="accepted", reason="", **note)
+            direction, note["records"] = "out", ()
+            self._charge(request, note["run"])
+            content = execute(request, message.content)
+            note["records"] = _notes(content)
+            check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study))
+            entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
             return Message(bundle(content) if bundled else content, reply_to=message)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # whatever it is (a panic of compiled code too), its text may name a person
+        except BaseException as error:  # a panic of compiled code too; the error's text may name a person, so it is not sent
             reason = reason_of(error)
-            with suppress(Exception):  # its text may fail to be made
+            with suppress(Exception):  # str(error) itself may raise
                 log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
             try:
-                self.journal.append(direction=direction, verdict="refused", reason=str(reason), **told)
+                self.journal.append(direction=direction, verdict="refused", reason=str(reason), **note)
             except Exception:
-                log.error("the journal cannot be written; nothing is answered but refusals until it can", exc_info=True)
+                log.error("the journal cannot be written; every request is refused until it can be written", exc_info=True)
             return refusal(message, reason)
 
-    def _admit(self, message: Message, told: dict[str, Any]) -> Request:
-        """The request, if everything about it is allowed; ``told`` is filled for the journal as far as it can be read."""
+    def _admit(self, message: Message, note: dict[str, Any]) -> Request:
+        """The request, if it is allowed. Fills ``note`` for the journal as far as the message can be read."""
         policy = self.site.manifest.policy
-        if sum(n.bytes for n in told["records"]) > policy.max_request_mb * _MEGABYTE:
+        if sum(n.bytes for n in note["records"]) > policy.max_request_mb * _MEGABYTE:
             raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
-        asked = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
-        study = asked.study
-        told |= {"study": study.sha256, "study_name": study.study.name, "phase": str(asked.phase), "round": asked.round}
+        request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
+        study = request.study
+        note |= {"study": study.sha256, "study_name": study.study.name, "phase": str(request.phase), "round": request.round}
         if not is_approved(self.state, study.sha256):
             raise SiteError(Reason.NOT_APPROVED, f"study {study.study.name} ({study.sha256}) is not approved at this site")
         check_roster(self.site, study)
         if policy.purposes is not None and study.study.purpose not in policy.purposes:
-            raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not among those allowed')
+            raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not allowed by [policy] purposes')
         allowed = limits(policy, study)
-        fewest, most = _numbers(asked.phase, study.federation.rounds, policy.max_steps)
-        if study.federation.rounds > allowed.max_rounds or not fewest <= asked.round <= most:
-            raise SiteError(Reason.ROUNDS, f"round {asked.round} of {most}, the policy allows {allowed.max_rounds} rounds")
-        check_planned(study, asked.phase)
-        check_request(asked, message.content)
-        if told["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
-            raise SiteError(Reason.REPLAYED, f"the study was run {policy.max_runs} times here, which is what the policy allows (max_runs)")
-        key = (told["run"], told["phase"], asked.round)
-        if key in self._seen:
-            raise SiteError(Reason.REPLAYED, f"this request was answered before: {key}")
-        cohort = load_cohort(asked.manifests, study)
+        fewest, most = _numbers(request.phase, study.federation.rounds, policy.max_steps)
+        if study.federation.rounds > allowed.max_rounds or not fewest <= request.round <= most:
+            raise SiteError(
+                Reason.ROUNDS,
+                f"round {request.round} is requested, {fewest} to {most} are possible; the study has {study.federation.rounds} rounds, "
+                f"[policy] max_rounds allows {allowed.max_rounds}",
+            )
+        check_planned(study, request.phase)
+        check_request(request, message.content)
+        if note["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
+            raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
+        key = (note["run"], note["phase"], request.round)
+        if key in self._accepted:
+            raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
+        cohort = load_cohort(request.manifests, study)
         if cohort.count("train") < allowed.min_persons:
-            raise SiteError(Reason.TOO_FEW, f"{cohort.count('train')} training persons, the policy wants {allowed.min_persons}")
-        if asked.phase in ANALYSES:
-            before = max((step for run, phase, step in self._seen if (run, phase) == key[:2]), default=0)
-            persons = genomics.check_persons(asked, message.content, allowed.min_persons, before)
-            if asked.phase is Phase.SUBSPACE:
-                self._count_columns(study, told["records"], asked.round - before, persons)
-            design = genomics.design_digest(asked, message.content)
-            if design and self._designs.setdefault(told["run"], design) != design:
-                raise SiteError(Reason.REPLAYED, "the analysis goes on with other covariates or components than it began with")
-        self._pin(asked, message.content, told["run"])
-        self._seen.add(key)
-        self._runs[study.sha256].add(told["run"])
-        return asked
+            raise SiteError(
+                Reason.TOO_FEW, f"{cohort.count('train')} training persons, [policy] min_persons requires {allowed.min_persons}"
+            )
+        if request.phase in ANALYSES:
+            before = max((step for run, phase, step in self._accepted if (run, phase) == key[:2]), default=0)
+            persons = genomics.check_persons(request, message.content, allowed.min_persons, before)
+            if request.phase is Phase.SUBSPACE:
+                self._count_columns(study, note["records"], request.round - before, persons)
+            design = genomics.design_digest(request, message.content)
+            if design and self._designs.setdefault(note["run"], design) != design:
+                raise SiteError(Reason.REPLAYED, "the covariates or components changed within the run of the analysis")
+        self._pin(request, message.content, note["run"])
+        self._accepted.add(key)
+        self._runs[study.sha256].add(note["run"])
+        return request
 
     def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:
-        """Products of genotypes are counted over all runs of a study: with as many as persons, genotypes could be solved for. What was
-        asked before in the same words tells nothing new, so an honest run may be repeated."""
+        """Counts the products of genotypes (columns) over all runs of a study: as many columns as persons would let the genotypes be
+        solved for. A request identical to an earlier one reveals nothing new and is not counted again, so a run may be repeated."""
         known = self._columns.setdefault(study.sha256, {})
-        asked = asked_for(records)
-        if asked not in known and sum(known.values()) + columns > persons:
+        requested = asked_for(records)
+        if requested not in known and sum(known.values()) + columns > persons:
             raise SiteError(
                 Reason.TOO_FEW,
-                f"{sum(known.values())} columns of {persons} persons were asked in other runs of the study, {columns} more would be",
+                f"other runs of the study requested {sum(known.values())} columns of {persons} persons; {columns} more columns would "
+                "exceed the number of persons",
             )
-        known.setdefault(asked, columns)
+        known.setdefault(requested, columns)
 
-    def _pin(self, asked: Request, content: RecordDict, run: str) -> None:
-        """A run goes on with the agreement that it began with: neither a window nor constants may change from message to message."""
-        if asked.phase in ANALYSES or AGREEMENT not in content:
+    def _pin(self, request: Request, content: RecordDict, run: str) -> None:
+        """Raises ``SiteError`` if the agreement differs from the one of the run's earlier messages: window and constants are fixed."""
+        if request.phase in ANALYSES or AGREEMENT not in content:
             return
         for name, value in read_arrays(content, AGREEMENT).items():
-            mark = hashlib.sha256(value.tobytes()).hexdigest()
-            if self._agreed.setdefault((run, name), mark) != mark:
-                raise SiteError(Reason.REPLAYED, "the run goes on with another agreement than it began with")
+            digest = hashlib.sha256(value.tobytes()).hexdigest()
+            if self._agreed.setdefault((run, name), digest) != digest:
+                raise SiteError(Reason.REPLAYED, f"the agreement changed within the run: array {name}")
 
-    def _charge(self, asked: Request, run: str) -> None:
-        """Writes what the answer will release into the ledger, before it is made. Raises ``SiteError`` if the budget would be passed."""
-        policy, study = self.site.manifest.policy, asked.study
-        cohort = load_cohort(asked.manifests, study)
+    def _charge(self, request: Request, run: str) -> None:
+        """Charges the reply's releases to the ledger before the reply is computed. Raises ``SiteError`` if a budget would be exceeded."""
+        policy, study = self.site.manifest.policy, request.study
+        cohort = load_cohort(request.manifests, study)
 
-        told: dict[str, Any] = {
+        note: dict[str, Any] = {
             "run": run,
             "study": study.sha256,
             "study_name": study.study.name,
-            "phase": asked.phase,
-            "round": asked.round,
+            "phase": request.phase,
+            "round": request.round,
         }
 
         def persons(part: PartName) -> list[str]:
@@ -207,26 +216,29 @@ class Gate:
 
         if study.privacy.unit != "patient":
             if policy.max_epsilon > 0 and not policy.allow_unprotected:
-                text = f'the policy grants epsilon {policy.max_epsilon:g}, but study "{study.study.name}" protects no patient'
+                text = (
+                    f"[policy] max_epsilon is {policy.max_epsilon:g} and allow_unprotected is false, but study "
+                    f'"{study.study.name}" has no privacy of a patient'
+                )
                 raise SiteError(Reason.BUDGET, text)
-            if asked.phase in ANALYSES:
-                self.ledger.note_unprotected(genomics.persons(asked), **told)
-            elif asked.phase is Phase.ROUND and (there := persons("train")):
-                self.ledger.note_unprotected(there, **told)
+            if request.phase in ANALYSES:
+                self.ledger.note_unprotected(genomics.persons(request), **note)
+            elif request.phase is Phase.ROUND and (trained := persons("train")):
+                self.ledger.note_unprotected(trained, **note)
             return
-        # Exact counts about persons who are held out have no epsilon: the plan says so, and the ledger.
-        bare = [row for part in counted_parts(study, asked.phase, asked.round) for row in persons(part)]
-        if bare and study.privacy.metrics == "exact":
-            self.ledger.note_unprotected(bare, **told)
-        released = message_events(study, asked.name, asked.phase, asked.round)
-        parts = [(there, events) for part, events in released.items() if events and (there := persons(part))]
+        # Exact counts about held-out persons have no epsilon: the plan states it, and the ledger lists them without one.
+        counted = [row for part in counted_parts(study, request.phase, request.round) for row in persons(part)]
+        if counted and study.privacy.metrics == "exact":
+            self.ledger.note_unprotected(counted, **note)
+        released = message_events(study, request.name, request.phase, request.round)
+        parts = [(ids, events) for part, events in released.items() if events and (ids := persons(part))]
         if parts:
-            ahead = study.federation.rounds - asked.round if asked.phase is Phase.ROUND else 0
-            self.ledger.charge_all(parts, **told, max_epsilon=policy.max_epsilon, delta=policy.delta, ahead=ahead)
+            ahead = study.federation.rounds - request.round if request.phase is Phase.ROUND else 0
+            self.ledger.charge_all(parts, **note, max_epsilon=policy.max_epsilon, delta=policy.delta, ahead=ahead)
 
 
 def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
-    """Each record's bytes and digest, arrays without a copy. Names that are none of ours are noted as such."""
+    """Size and digest of each record, arrays without a copy. A record name that no phase declares is noted as "undeclared"."""
     known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, VOXELS, JOURNAL}
     notes = []
     for name, record in content.items():
@@ -242,97 +254,97 @@ def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
 
 
 def _numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
-    """The first and the last number that a message of ``phase`` may have: test persons are looked at once, after the last round."""
+    """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round."""
     if phase in ANALYSES:
         return 0, steps
     return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (rounds, rounds)}.get(phase, (0, 0))
 
 
 def check_planned(study: Study, phase: Phase) -> None:
-    """Raises ``SiteError`` where a private study does not plan ``phase``: its figures count what is planned and nothing else."""
+    """Raises ``SiteError`` if a private study does not plan ``phase``: its epsilon covers planned phases only."""
     plan = study.privacy
     if plan.unit != "none" and (phase in (*ANALYSES, Phase.VOXELS) or (phase is Phase.STATISTICS and plan.statistics == "stated")):
-        raise SiteError(Reason.UNDECLARED, f"a study with privacy of one {plan.unit} plans no {phase}")
+        raise SiteError(Reason.UNDECLARED, f"a study with privacy of one {plan.unit} has no phase {phase}")
 
 
-def check_request(asked: Request, content: RecordDict) -> None:
+def check_request(request: Request, content: RecordDict) -> None:
     """Raises ``SiteError`` unless the message holds exactly what its phase declares (``fedml.wire.records``)."""
-    expected = REQUEST_RECORDS[asked.phase]
+    expected = REQUEST_RECORDS[request.phase]
     if set(content) != expected:
         raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
     for key, value in content.config_records[CONFIG].items():
         kind = REQUEST_CONFIG.get(key)
         if kind is None or isinstance(value, bool) or not isinstance(value, kind):
-            raise SiteError(Reason.UNDECLARED, "the config holds a key or type that is not declared")
+            raise SiteError(Reason.UNDECLARED, "the config record has a key or a type that is not declared")
     if AGREEMENT in expected:
         values = read_arrays(content, AGREEMENT)
-        fixed = {f"preprocess.{name}.{what}" for name in asked.study.cohort.inputs for what in ("mean", "std")} | {
+        fixed = {f"preprocess.{name}.{what}" for name in request.study.cohort.inputs for what in ("mean", "std")} | {
             "target.mean",
             "target.std",
         }
-        if asked.study.cohort.image is not None and asked.study.cohort.image.percentiles:
+        if request.study.cohort.image is not None and request.study.cohort.image.percentiles:
             fixed.add(WINDOW)
         for key, value in values.items():
             wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
             if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
-                raise SiteError(Reason.UNDECLARED, "the agreement holds an array that is not declared")
+                raise SiteError(Reason.UNDECLARED, "the agreement has an array that is not declared")
     if ANALYSIS in expected:
         step = read_arrays(content, ANALYSIS)
-        forms.check_request(asked.study, asked.phase, step, read_arrays(content, AGREEMENT)[PANEL].tobytes().count(b"\n"))
+        forms.check_request(request.study, request.phase, step, read_arrays(content, AGREEMENT)[PANEL].tobytes().count(b"\n"))
         if not all(is_finite(value) for value in step.values()):
-            raise SiteError(Reason.NON_FINITE, "a number of the step is not finite")
+            raise SiteError(Reason.NON_FINITE, "the request of the analysis step has a number that is not finite")
     if ARRAYS in expected and any(str(v.dtype) != "float32" or not is_finite(v) for v in read_arrays(content, ARRAYS).values()):
         raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
 
 
-def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed: Limits) -> None:
-    """Raises ``SiteError`` unless ``reply`` is what its phase declares (``fedml.contract.replies``), about enough persons, not too
-    large."""
+def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowed: Limits) -> None:
+    """Raises ``SiteError`` unless ``reply`` holds what its phase declares (``fedml.contract.replies``), is about enough persons and is
+    not too large."""
     if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
     weights = None
-    if asked.phase is Phase.ROUND:
-        weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(asked.study, request)).weights.items()}
-    elif asked.phase in ANALYSES:
-        weights = genomics.shapes_of_reply(asked, request)
-    check_form(asked.study, asked.phase, asked.name, reply, weights)
-    small = f"fewer than {allowed.min_count} persons would leave"
-    if asked.phase in ANALYSES:
-        genomics.check_small(asked, reply, request, allowed.min_count)
+    if request.phase is Phase.ROUND:
+        weights = {k: tuple(v.shape) for k, v in model_for(request.study, _layout(request.study, content)).weights.items()}
+    elif request.phase in ANALYSES:
+        weights = genomics.shapes_of_reply(request, content)
+    check_form(request.study, request.phase, request.name, reply, weights)
+    small = f"fewer than {allowed.min_count} persons (min_count) would be sent"
+    if request.phase in ANALYSES:
+        genomics.check_small(request, reply, content, allowed.min_count)
         return
-    plan = asked.study.privacy
+    plan = request.study.privacy
     if COUNTS in reply and plan.metrics == "exact":
         counts = read_arrays(reply, COUNTS)
-        if any(key.endswith("/persons") and _few(value, allowed.min_count) for key, value in counts.items()):
+        if any(key.endswith("/persons") and _too_few(value, allowed.min_count) for key, value in counts.items()):
             raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
-        if _few(_rest(asked.study, counts), allowed.min_count):
-            raise SiteError(Reason.TOO_FEW, f"by subtraction, metrics of {small}")
+        if _too_few(_rest(request.study, counts), allowed.min_count):
+            raise SiteError(Reason.TOO_FEW, f"metrics that subtraction would reveal, of {small}")
     if plan.unit == "patient":
-        return  # who trains is not counted, or with noise
+        return  # numbers of training persons are not sent, or have noise
     if DESCRIBED in reply:
-        told = read_arrays(reply, DESCRIBED)
-        if _few(told[PERSONS].sum(1), allowed.min_count) or (ASIDE in told and _few(told[ASIDE], allowed.min_count)):
-            raise SiteError(Reason.TOO_FEW, f"a part of {small}")
-    if VOXELS in reply and _few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
-        raise SiteError(Reason.TOO_FEW, f"voxels of {small}")
-    if SUMS in reply and any(_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
-        raise SiteError(Reason.TOO_FEW, f"a sum over {small}")
+        described = read_arrays(reply, DESCRIBED)
+        if _too_few(described[PERSONS].sum(1), allowed.min_count) or (ASIDE in described and _too_few(described[ASIDE], allowed.min_count)):
+            raise SiteError(Reason.TOO_FEW, f"a count of {small}")
+    if VOXELS in reply and _too_few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
+        raise SiteError(Reason.TOO_FEW, f"an intensity histogram of {small}")
+    if SUMS in reply and any(_too_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
+        raise SiteError(Reason.TOO_FEW, f"sums over {small}")
     if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
-        raise SiteError(Reason.TOO_FEW, "too few persons trained")
+        raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
 
 
 def _rest(study: Study, counts: dict[str, Any]) -> Any:
-    """Test persons who are in no group that is told, a number for each variable of which any group is."""
+    """(variables with a reported group,) test persons who are in none of the reported groups of the variable."""
     rest = []
     for labels in study.evaluation.labels().values():
-        told = [float(counts[key][0]) for label in labels if (key := f"test@{label}/persons") in counts]
-        if told:
-            rest.append(float(counts["test/persons"][0]) - sum(told))
+        reported = [float(counts[key][0]) for label in labels if (key := f"test@{label}/persons") in counts]
+        if reported:
+            rest.append(float(counts["test/persons"][0]) - sum(reported))
     return np.array(rest)
 
 
-def _few(persons: Any, smallest: int) -> bool:
-    """Is any number of persons more than none and fewer than ``smallest``?"""
+def _too_few(persons: Any, smallest: int) -> bool:
+    """Whether any number of ``persons`` is above 0 and below ``smallest``."""
     return bool(((persons > 0) & (persons < smallest)).any())
 
 

@@ -1,11 +1,12 @@
-"""A site's journal: every decision of its gate, in and out, one line each, each line holding the digest of the one before.
+"""A site's journal: one line for each decision of the gate, on requests and on replies. Each line contains the digest of the line before.
 
-An edited, removed, moved, copied or inserted line breaks the chain. Entries cut off at the end leave a whole chain, and so does a chain
-written anew from some line on: both are found by a digest that was kept elsewhere, such as with the server a reply went to. No chain can
-show that entries newer than any digest kept elsewhere came from the site: whoever may write the file may add to it.
+An edited, removed, moved, copied or inserted line breaks the chain of digests. A chain from which the last entries were removed, or that
+was rewritten from some line on, is still consistent: both are found by comparison with a digest stored elsewhere, such as at the server
+that received a reply. The chain does not prove that entries newer than every digest stored elsewhere were written by the site: an account
+with write permission can append entries. The journal contains no data of persons.
 
-S. Haber and W. S. Stornetta, "How to time-stamp a digital document", Journal of Cryptology 3 (1991); for logs that a machine keeps about
-itself, B. Schneier and J. Kelsey, "Secure audit logs to support computer forensics", ACM TISSEC 2 (1999). No person's data belong in it.
+S. Haber and W. S. Stornetta, "How to time-stamp a digital document", Journal of Cryptology 3 (1991); for logs that a machine writes about
+itself, B. Schneier and J. Kelsey, "Secure audit logs to support computer forensics", ACM TISSEC 2 (1999).
 """
 
 from __future__ import annotations
@@ -27,30 +28,30 @@ from fedml.errors import InputError
 
 Direction = Literal["in", "out", "site"]
 Verdict = Literal["accepted", "refused", "noted"]
-START = "0" * 64  # what the first entry follows
+START = "0" * 64  # ``previous`` of the first entry
 TORN = "torn-line"
-_NOTHING: dict[str, Any] = {"run": "", "study": "", "study_name": "", "phase": "", "round": 0, "records": (), "reason": ""}
+_DEFAULTS: dict[str, Any] = {"run": "", "study": "", "study_name": "", "phase": "", "round": 0, "records": (), "reason": ""}
 _HEX = "[0-9a-f]{64}"
 _TEXTS = {"run": ".{0,64}", "study": f"({_HEX})?", "study_name": ".{0,63}", "phase": ".{0,32}", "reason": ".{0,200}", "previous": _HEX}
 _TEXTS |= {"direction": "in|out|site", "verdict": "accepted|refused|noted", "digest": _HEX}
 _TEXTS |= {"time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}\+00:00"}
 _RECORD_TEXTS = {"name": ".{0,64}", "sha256": _HEX}
 _RECORDS = 64
-_LONGEST = 2**16  # bytes: more than any line of these lengths has
-_WORDS = {
-    TORN: "a line that a crash had cut short was set aside",
+_LONGEST = 2**16  # bytes; no line of fields of these lengths is longer
+_SENTENCES = {
+    TORN: "a line that a crash cut short was moved to another file",
     "not-in-roster": "the study does not name this site",
-    "bad-message": "the message is none that a study sends",
+    "bad-message": "the message is not a request of a study",
     "bad-data": "this site's data do not fit the study",
-    "empty-part": "this site has no persons for that part of the study",
-    "non-finite": "the numbers were not finite",
-    "internal": "an error at this site; its log says which",
+    "empty-part": "this site has no persons in that part of the study",
+    "non-finite": "a number was not finite",
+    "internal": "an error at this site; the site's log describes the error",
 }
 
 
 @dataclass(frozen=True)
 class RecordNote:
-    """A record that came or left: its name, its size and the SHA-256 of its bytes."""
+    """A record of a request or a reply: name, size in bytes, SHA-256 of the bytes."""
 
     name: str
     bytes: int
@@ -59,13 +60,13 @@ class RecordNote:
 
 @dataclass(frozen=True)
 class Entry:
-    """One decision. ``digest`` is the SHA-256 of the canonical JSON (sorted keys, no spaces, ASCII) of every other field."""
+    """One decision. ``digest`` is the SHA-256 of the canonical JSON (sorted keys, no spaces, ASCII) of all other fields."""
 
     seq: int  # from 1
     time: str  # ISO 8601, UTC, microseconds
-    direction: Direction  # "site": what concerns no message, such as start, stop, approve, revoke
+    direction: Direction  # "site": not about a message, such as start, stop, approve, revoke
     run: str
-    study: str  # the plan's SHA-256, or empty
+    study: str  # SHA-256 of the study, or empty
     study_name: str
     phase: str
     round: int
@@ -78,7 +79,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a journal, in plain words, and at which line (from 1; 0 where there is none)."""
+    """An error in a journal: the line (from 1; 0 if the journal is empty) and a sentence about the error."""
 
     line: int
     what: str
@@ -97,16 +98,16 @@ def _digest(fields: Mapping[str, Any]) -> str:
 
 
 def _check(fields: Mapping[str, Any], texts: Mapping[str, str] = _TEXTS, numbers: Sequence[str] = ("seq", "round")) -> None:
-    """Raises ``ValueError`` for what may not stand in a journal; the value itself is not told, for it may come from outside."""
+    """Raises ``ValueError`` for a value that a journal must not hold. The error omits the value, which may come from outside."""
     for name, pattern in texts.items():
         value = fields[name]
-        # isprintable: no line ends, no terminal escapes, no marks that turn the direction of writing, no lone surrogates.
+        # isprintable: no line ends, terminal escapes, marks that change the direction of writing, or lone surrogates.
         if not isinstance(value, str) or not value.isprintable() or not re.fullmatch(pattern, value, re.ASCII):
-            raise ValueError(f"{name}: a journal takes printable text of the form {pattern}, and this is none")
+            raise ValueError(f"{name}: a journal takes printable text that matches {pattern}")
     for name in numbers:
         least = 1 if name == "seq" else 0
         if type(fields[name]) is not int or not least <= fields[name] < 2**63:
-            raise ValueError(f"{name}: a journal takes whole numbers from {least}, and this is none")
+            raise ValueError(f"{name}: a journal takes whole numbers from {least}")
     records = fields.get("records", ())
     if len(records) > _RECORDS:
         raise ValueError(f"a journal takes at most {_RECORDS} records an entry")
@@ -115,16 +116,16 @@ def _check(fields: Mapping[str, Any], texts: Mapping[str, str] = _TEXTS, numbers
 
 
 def _entry(last: Entry | None, given: Mapping[str, Any]) -> Entry:
-    """The entry that follows ``last``; ``ValueError`` for a value that may not stand in a journal."""
+    """The entry that follows ``last``; ``ValueError`` for a value that a journal must not hold."""
     seq, previous = (last.seq + 1, last.digest) if last else (1, START)
-    fields = {**_NOTHING, **given, "seq": seq, "previous": previous, "time": datetime.now(UTC).isoformat(timespec="microseconds")}
+    fields = {**_DEFAULTS, **given, "seq": seq, "previous": previous, "time": datetime.now(UTC).isoformat(timespec="microseconds")}
     plain = fields | {"records": [vars(record) for record in fields["records"]], "digest": START}
     _check(plain)
     return Entry(**fields, digest=_digest(plain))
 
 
 def _parse(line: bytes) -> Entry | None:
-    """The entry of a whole line, or None; whether it was edited is another question."""
+    """The entry of a complete line, or None. Does not check the digest."""
     try:
         fields = json.loads(line)
         _check(fields)
@@ -139,7 +140,7 @@ def _private(name: str, flags: int) -> int:
 
 
 def _tail(fd: int, path: Path) -> tuple[Entry | None, int]:
-    """The last entry and where it ends; what follows, if anything, is one torn line. Reads the end of the file alone."""
+    """The last entry and the offset in bytes of its end; anything after that offset is one torn line. Reads only the end of the file."""
     size = end = os.fstat(fd).st_size
     begin = max(0, size - 2 * _LONGEST)
     data = os.pread(fd, size - begin, begin)
@@ -151,7 +152,10 @@ def _tail(fd: int, path: Path) -> tuple[Entry | None, int]:
         if entry is not None:
             return entry, end
         end = begin + start
-    raise InputError(f"{path}: the journal is damaged in more than its last line, as no crash leaves it; verify it and move it elsewhere.")
+    raise InputError(
+        f"{path}: the journal is damaged in more than its last line, which is not crash damage; verify the journal and move it to "
+        "another folder."
+    )
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -166,17 +170,17 @@ def _sync_folder(path: Path) -> None:
     os.close(fd)
 
 
-def _mend(fd: int, path: Path, last: Entry | None, end: int) -> Entry:
-    """Keeps what follows ``end`` in a file of its own beside the journal, and writes a note of it in its place."""
+def _repair(fd: int, path: Path, last: Entry | None, end: int) -> Entry:
+    """Copies the torn line after ``end`` to a file in the journal's folder, and replaces the torn line by an entry that notes it."""
     torn = os.pread(fd, os.fstat(fd).st_size - end, end)
     number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.torn-{n}").exists())
-    with open(path.with_name(f"{path.name}.torn-{number}"), "xb", 0, opener=_private) as aside:
-        _write(aside.fileno(), torn)
+    with open(path.with_name(f"{path.name}.torn-{number}"), "xb", 0, opener=_private) as copy:
+        _write(copy.fileno(), torn)
     _sync_folder(path)
     note = RecordNote(f"torn-{number}", len(torn), hashlib.sha256(torn).hexdigest())
     entry = _entry(last, {"direction": "site", "records": (note,), "verdict": "noted", "reason": TORN})
     line = _canonical(_fields(entry)) + b"\n"
-    # Over the torn bytes, and cut only then: a crash between the two leaves a torn line again, never a line gone without a note.
+    # Overwrite the torn bytes first, truncate afterwards: a crash between the two steps leaves a torn line, never a lost one.
     with path.open("r+b", 0) as file:
         file.seek(end)
         _write(file.fileno(), line)
@@ -186,7 +190,7 @@ def _mend(fd: int, path: Path, last: Entry | None, end: int) -> Entry:
 
 @final
 class Journal:
-    """A journal to append to. Nothing is kept in memory, so that any number of processes and threads may share the file."""
+    """A journal to append to. It keeps no state in memory, so that several processes and threads may share the file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -204,22 +208,23 @@ class Journal:
         records: Sequence[RecordNote] = (),
         reason: str = "",
     ) -> Entry:
-        """Writes one entry; when this returns, it is on the disk. A line that a crash cut short is set aside first, and noted.
+        """Appends one entry; it is on the disk when this returns. A last line that a crash cut short is first moved to another file, and
+        an entry notes the move.
 
         Raises:
-            ValueError: a value is too long, holds control characters or is of the wrong kind; nothing was written.
+            ValueError: a value is too long, has control characters or is of the wrong type; nothing was written.
             InputError: the journal is damaged in more than its last line.
-            OSError: the entry could not be written (a full disk, no permission): what it tells of must not happen.
+            OSError: the entry could not be written (full disk, no permission): the caller must not do what the entry describes.
         """
         given: dict[str, Any] = {"direction": direction, "verdict": verdict, "run": run, "study": study, "study_name": study_name}
         given |= {"phase": phase, "round": round, "records": tuple(records), "reason": reason}
-        _entry(None, given)  # bad values end here, before there is a file
+        _entry(None, given)  # refuses bad values before the file is created
         with open(self.path, "a+b", 0, opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             os.fchmod(file.fileno(), 0o600)
             last, end = _tail(file.fileno(), self.path)
             if end < os.fstat(file.fileno()).st_size:
-                last = _mend(file.fileno(), self.path, last, end)
+                last = _repair(file.fileno(), self.path, last, end)
             entry = _entry(last, given)
             _write(file.fileno(), _canonical(_fields(entry)) + b"\n")
             if last is None:
@@ -235,13 +240,13 @@ class Journal:
 
     @property
     def head(self) -> str:
-        """The digest of the last entry, or 64 zeros. ``Entry.digest`` says the same of an entry that was just appended."""
+        """The digest of the last entry, or 64 zeros. Equals ``digest`` of the entry that ``append`` returned last."""
         last = self._last()
         return last.digest if last else START
 
     @property
     def count(self) -> int:
-        """How many entries there are."""
+        """The number of entries."""
         last = self._last()
         return last.seq if last else 0
 
@@ -251,7 +256,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         return
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
-        left = os.fstat(file.fileno()).st_size  # whole lines as of now; a site that writes on is not held up
+        left = os.fstat(file.fileno()).st_size  # complete lines up to now; the lock is released, so the site can go on writing
         fcntl.flock(file, fcntl.LOCK_UN)
         while left > 0 and (line := file.readline(left)):
             left -= len(line)
@@ -259,15 +264,15 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def entries(path: Path) -> Iterator[Entry]:
-    """The journal's entries; none where there is no file. A torn last line, which the next append sets aside, is passed over.
+    """The journal's entries; none if the file does not exist. A torn last line, which the next append moves, is skipped.
 
     Raises:
-        InputError: another line is no entry.
+        InputError: another line is not an entry.
     """
     bad = 0
     for number, line in enumerate(_lines(path), 1):
         if bad:
-            raise InputError(f"{path}: line {bad} is no entry of a journal; verify the journal.")
+            raise InputError(f"{path}: line {bad} is not an entry of a journal; verify the journal.")
         entry = _parse(line)
         if entry is None:
             bad = number
@@ -276,65 +281,67 @@ def entries(path: Path) -> Iterator[Entry]:
 
 
 def verify(path: Path, head: str | None = None, count: int | None = None, *, reported: str = "") -> list[Problem]:
-    """What is wrong with a journal; an empty list where nothing is.
+    """The errors in a journal; an empty list if there are none.
 
     Args:
-        head: the digest of an entry, kept elsewhere; without one, entries cut off at the end cannot be missed.
-        count: how many entries there were when ``head`` was the last.
-        reported: when that was, for the sentence about it.
+        head: the digest of an entry, stored elsewhere; without it, removed entries at the end are not found.
+        count: the number of entries when ``head`` was the last.
+        reported: the time at which ``head`` was reported, for the sentence about it.
     """
     problems: list[Problem] = []
     places: dict[str | None, int] = {None: 0, START: 0}
-    expected, previous, number = 1, START, 0  # 0 and "": the line before cannot tell
+    expected, previous, number = 1, START, 0  # 0 and "": not known, because the line before is not an entry
     for number, line in enumerate(_lines(path), 1):
         entry, what = _parse(line), ""
         intact = entry is not None and _canonical(_fields(entry)) + b"\n" == line and _digest(_fields(entry)) == entry.digest
         if entry is None:
-            torn = "this line is cut short, as by a crash; the site's next entry sets it aside"
-            what = "this line is no entry of a journal" if line.endswith(b"\n") else torn
+            torn = "this line is cut short, as by a crash; the site moves it to another file when it appends its next entry"
+            what = "this line is not an entry of a journal" if line.endswith(b"\n") else torn
         elif not intact:
-            what = "this entry was edited: it does not fit its own digest"
+            what = "this entry was edited: its content does not match its digest"
         elif entry.digest in places:
             what = f"this entry is a copy of line {places[entry.digest]}"
         elif expected and entry.seq > expected:
-            what = f"entries are missing before this one: number {expected} should stand here, not {entry.seq}"
+            what = f"entries are missing before this one: entry {expected} is expected here, not entry {entry.seq}"
         elif expected and entry.seq < expected:
-            what = f"this entry is out of order or was inserted: number {expected} should stand here, not {entry.seq}"
+            what = f"this entry is out of order or was inserted: entry {expected} is expected here, not entry {entry.seq}"
         elif previous and entry.previous != previous:
-            what = "this entry does not follow from the one before it: one of the two was replaced or inserted"
+            what = "this entry does not follow from the entry before it: one of the two was replaced or inserted"
         if what:
             problems.append(Problem(number, what))
         if entry and intact:
             places.setdefault(entry.digest, number)
         expected, previous = (entry.seq + 1, entry.digest) if entry else (0, "")
     at, when = places.get(head), f" on {reported}" if reported else ""
-    many = f"{count} entries were reported, {number} are here" if count is not None else f"{number} are here"
+    many = f"{count} entries were reported, the file has {number}" if count is not None else f"the file has {number}"
     if at is None or number < (count or 0):
         either = "" if number < (count or 0) else ", or that entry was replaced"
         problems.append(Problem(number, f"the journal ends before the entry that was reported to the server{when}{either}: {many}"))
     elif at and count not in (None, at):
-        problems.append(Problem(at, f"this entry was reported to the server{when} as number {count}; others were put in or taken out"))
+        problems.append(
+            Problem(at, f"this entry was reported to the server{when} as entry {count}; other entries were inserted or removed")
+        )
     return problems
 
 
-def _told(entry: Entry) -> str:
-    # An Entry made by hand has not been checked, and this goes to a terminal.
+def _described(entry: Entry) -> str:
+    # An Entry that a caller built was not checked, so characters that a terminal would interpret are replaced.
     words = []
     if entry.study_name or entry.study:
         words.append(f"study {entry.study_name}" + (f" ({entry.study[:8]}…)" if entry.study else ""))
     words.append(f"round {entry.round}: {entry.phase}" if entry.round else entry.phase)
-    why = _WORDS.get(entry.reason, entry.reason if " " in entry.reason else entry.reason.replace("-", " "))
+    why = _SENTENCES.get(entry.reason, entry.reason if " " in entry.reason else entry.reason.replace("-", " "))
     sizes = ", ".join(f"{r.name} {r.bytes / 1e3:.1f} kB" if r.bytes < 1e6 else f"{r.name} {r.bytes / 1e6:.1f} MB" for r in entry.records)
     refused = entry.verdict == "refused"
     begin = f"{entry.time[:19].replace('T', ' ')}  {entry.direction:4}  {entry.verdict:8}  "
     lines = [begin + "  ".join(filter(None, [" ".join(filter(None, words)), "" if refused else why, sizes]))]
     if refused:
-        lines.append(" " * len(begin) + f"because: {why or 'no reason was noted'}")
+        lines.append(" " * len(begin) + f"because: {why or 'no reason was recorded'}")
     return "\n".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line).rstrip() for line in lines)
 
 
 def show(entries: Iterable[Entry], limit: int | None = None) -> str:
-    """A journal for a person to read, times in UTC: a line on the whole of it, then the last ``limit`` entries, or all of them."""
+    """The journal as text, times in UTC: a summary line, then the last ``limit`` entries, or all entries."""
     last: deque[Entry] = deque(maxlen=limit)
     count, refused, head = 0, 0, START
     for entry in entries:
@@ -342,28 +349,28 @@ def show(entries: Iterable[Entry], limit: int | None = None) -> str:
         count, refused, head = count + 1, refused + (entry.verdict == "refused"), entry.digest
     part = f"; the last {len(last)}:" if len(last) < count else ""
     begin = f"{count} {'entry' if count == 1 else 'entries'}, {refused} refused, head {head}{part}"
-    return "\n".join([begin, *map(_told, last)])
+    return "\n".join([begin, *map(_described, last)])
 
 
 def to_json(entries: Iterable[Entry]) -> Iterator[str]:
-    """One JSON object an entry, as the journal's lines are."""
+    """One JSON object for each entry, equal to the journal's lines."""
     return (_canonical(_fields(entry)).decode() for entry in entries)
 
 
 def seen(path: Path) -> set[tuple[str, str, int]]:
-    """(run, phase, round) of every message that was accepted, so that none is accepted again after a restart.
+    """(run, phase, round) of every request that was accepted, so that it is not accepted again after a restart.
 
     Raises:
-        InputError: a line that is not the last is no entry.
+        InputError: a line other than the last is not an entry.
     """
     return {(e.run, e.phase, e.round) for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}
 
 
 def runs_of(path: Path) -> dict[str, set[str]]:
-    """Study (SHA-256) -> the runs of it of which a message was accepted.
+    """Study (SHA-256) -> its runs of which a request was accepted.
 
     Raises:
-        InputError: a line that is not the last is no entry.
+        InputError: a line other than the last is not an entry.
     """
     found: dict[str, set[str]] = {}
     for entry in entries(path):
@@ -373,16 +380,16 @@ def runs_of(path: Path) -> dict[str, set[str]]:
 
 
 def asked_for(records: Sequence[RecordNote]) -> str:
-    """What a message asks for, apart from its config: names and digests of its other records."""
+    """Identifies the content of a request without its config record: names and digests of the other records."""
     return " ".join(sorted(f"{note.name}:{note.sha256}" for note in records if note.name != "config"))
 
 
 def columns_of(path: Path, phase: str) -> dict[str, dict[str, int]]:
-    """Study (SHA-256) -> what was asked of it in ``phase`` (``asked_for``) -> how many columns that was: by how much the message's number
-    is above the one before it in its run.
+    """Study (SHA-256) -> content of a request in ``phase`` (``asked_for``) -> its number of columns: the difference between the request's
+    round number and that of the run's request before it.
 
     Raises:
-        InputError: a line that is not the last is no entry.
+        InputError: a line other than the last is not an entry.
     """
     found: dict[str, dict[str, int]] = {}
     last: dict[str, int] = {}

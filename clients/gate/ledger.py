@@ -1,34 +1,35 @@
-"""The site's ledger: what every study has released of every person here, and the epsilon that each person has borne.
+"""The site's privacy ledger: the releases of every study about every person of the site, and the epsilon that each person has spent.
 
-    ledger = Ledger(state / "ledger.db")                     # made if there is none; verified; ``InputError`` if it cannot be relied on
-    ledger.charge(persons, events, run=..., ..., max_epsilon=8.0, delta=1e-5)   # before the answer is made; ``SiteError`` past the budget
-    ledger.charge_all([(training, events), (validation, counts)], run=..., ...) # one answer about several groups of persons: all or nothing
-    ledger.note_unprotected(persons, run=..., ...)           # released without differential privacy: noted, shown, never in a sum
+    ledger = Ledger(state / "ledger.db")                     # created if absent; verified; ``InputError`` if damaged or incomplete
+    ledger.charge(persons, events, run=..., ..., max_epsilon=8.0, delta=1e-5)   # before the reply is computed; ``SiteError``: over budget
+    ledger.charge_all([(training, events), (validation, counts)], run=..., ...) # one reply about several groups: all or nothing
+    ledger.note_unprotected(persons, run=..., ...)           # a release without differential privacy: listed, never summed
     ledger.spent(delta), ledger.spends(delta), show(path, max_epsilon, delta), to_json(path, max_epsilon, delta)
 
-A person carries the events of every study that could have drawn the person, whatever the study is called and whoever else it asks for.
-Persons are kept as keyed hashes of their ids, a set of persons ("group") once, under the digest of the set; a charge is a row that names a
-group and the events. A person's burden is all events of all groups that hold the person, and the site's spend is the largest epsilon over
-persons. A person is an id: who is given a new one is a new person to the ledger, with a new budget.
+A person is charged the events of every study that could have sampled the person, independent of the study's name and of the other persons
+in it. The ledger stores persons as keyed hashes of their ids, and each set of persons ("group") once, under the digest of the set. A charge
+is a row with a group and its events. A person's events are those of all groups that include the person; the site's spent epsilon is the
+largest over its persons. A person is an id: a person with a new id counts as a new person, with a new budget.
 
-**Never under-counted.** A charge is one transaction, on the disk before ``charge`` returns, hence before the answer is made: SQLite with a
-rollback journal and synchronous=EXTRA, which also syncs the folder once the rollback journal is gone (FULL does not: after a power loss an
-old rollback journal could undo a charge; a write-ahead log would keep charges in a second file that a copy of the ledger lacks). A site
-that is killed in between has a charge without an answer, never the reverse. Whatever is sent again is charged again: its noise is new.
-Charges exclude each other (BEGIN IMMEDIATE), so that two processes cannot both spend what is left. Rows are only added.
+**Never under-counted.** A charge is one transaction, on the disk before ``charge`` returns and therefore before the reply is computed:
+SQLite with a rollback journal and synchronous=EXTRA, which also syncs the folder after the rollback journal is deleted (FULL does not:
+after a power loss an old rollback journal could undo a charge; a write-ahead log would keep charges in a second file that a copy of the
+ledger lacks). A site that is killed between the two steps has a charge without a reply, never a reply without a charge. A reply that is
+computed again is charged again, because its noise is new. Charges exclude each other (BEGIN IMMEDIATE), so that two processes cannot both
+spend the remaining budget. Rows are only added.
 
-**Never begun anew in silence.** Rows form a chain of digests, as the journal's lines do, and groups must fit theirs: a flipped bit or a
-lost row is found. Every round of a private study that the site's journal says was answered, and its noised statistics, must have their
-charge: a ledger that is missing, or was replaced by an older copy, is found too. Then every charge is refused. Who may write both files
-can of course forge both.
+**Never reset unnoticed.** Rows form a chain of digests like the journal's lines, and each group must match its digest: a flipped bit or a
+lost row is found. Every round of a private study that the site's journal records as answered, and its noised statistics, must have a
+charge: a ledger that is missing or was replaced by an older copy is found too. In each of these cases every charge is refused. An account
+with write permission for both files can forge both.
 
-**Looking ahead.** The epsilon of a new multiset of sampled events costs up to a second. ``ahead`` says how many charges like this one the
-run has still to come: if they all fit, this one does, since more events never mean less epsilon; and the sum of what was charged and what
-is to come is the same multiset all through the run, so that its epsilon, which the accountant remembers, is worked out once. Only where
-the bound does not fit is the charge counted exactly. Nothing but what is released is written.
+**Looking ahead.** The epsilon of a new multiset of sampled events takes up to a second to compute. ``ahead`` is the number of equal charges
+still to come in the run. If all of them fit the budget, so does this one, since more events never mean less epsilon. Past and future
+charges together are the same multiset during the whole run, so its epsilon, which the accountant caches, is computed once. The charge is
+counted exactly only if this bound exceeds the budget. Only actual releases are written.
 
-Composition is that of ``fedml.privacy.accounting``: of events as if all had been fixed ahead, though a later study's plan may have been
-chosen after seeing an earlier study's model. Refusals depend on who is at the site; that one refused is not covered by an epsilon.
+Composition is that of ``fedml.privacy.accounting``: it treats all events as fixed in advance, although a later study may have been planned
+with knowledge of an earlier study's model. Refusals depend on the persons of the site; no epsilon covers the fact of a refusal.
 """
 
 from __future__ import annotations
@@ -60,14 +61,14 @@ if TYPE_CHECKING:
 APPLICATION, VERSION = 0x46654C67, 1
 _PRAGMAS = ("journal_mode = DELETE", "synchronous = EXTRA", "fullfsync = ON", "foreign_keys = ON", "temp_store = MEMORY")
 _KEY = 32  # bytes
-_WAIT = 60.0  # seconds that a charge waits for another process's
+_LOCK_TIMEOUT = 60.0  # seconds that a charge waits for the charge of another process
 _TABLES = {
     "secret": "key BLOB NOT NULL",
     "persons": "id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE",  # a group
     "member": "person BLOB NOT NULL, persons INTEGER NOT NULL REFERENCES persons, PRIMARY KEY (person, persons)",
     "charge": "id INTEGER PRIMARY KEY, time TEXT NOT NULL, persons INTEGER NOT NULL REFERENCES persons, events TEXT, run TEXT NOT NULL, "
     "study TEXT NOT NULL, study_name TEXT NOT NULL, phase TEXT NOT NULL, round INTEGER NOT NULL, digest BLOB NOT NULL",
-}  # events: canonical JSON; NULL where there is no differential privacy
+}  # events: canonical JSON; NULL for a release without differential privacy
 _COUNT = "SELECT count(DISTINCT person) FROM member WHERE persons IN (SELECT persons FROM charge"
 _SIGNATURES = (
     "SELECT DISTINCT held FROM (SELECT group_concat(persons) AS held FROM member WHERE person IN "
@@ -81,17 +82,18 @@ _SCHEMA += [
     for name in _TABLES
     for what in ("UPDATE", "DELETE")
 ]
-_MEND = (
-    "restore it from a backup; until then this site answers no study with privacy of a patient. Without a backup nobody knows what the "
-    "persons here have borne: a new budget then begins with a new state folder, by the decision of whoever answers for their data"
+_RESTORE = (
+    "restore it from a backup; until then this site refuses every study with privacy of a patient. Without a backup the epsilon that the "
+    "persons of this site have spent is unknown; the person responsible for their data decides whether a new state folder, with a new "
+    "budget, may be used"
 )
-_PASSING = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY")  # the ledger itself is whole
-_making = threading.Lock()
-Burden = Counter[str]  # how often each list of events (canonical JSON) was charged
+_TRANSIENT = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY")  # errors that leave the ledger itself intact
+_create_lock = threading.Lock()
+EventCounts = Counter[str]  # how often each list of events (canonical JSON) was charged
 
 
-class Told(TypedDict):
-    """What is told with a charge. No budget hangs on ``study`` (the plan's SHA-256) or its name: they only tell studies apart."""
+class ChargeInfo(TypedDict):
+    """The reply that a charge is for, and the limits. The budget does not depend on ``study`` (SHA-256) or its name; they only label."""
 
     run: str
     study: str
@@ -100,17 +102,17 @@ class Told(TypedDict):
     round: int
     max_epsilon: float
     delta: float
-    ahead: NotRequired[int]  # how many such charges this run has still to come after this one
+    ahead: NotRequired[int]  # equal charges still to come in this run, after this one
 
 
 @dataclass(frozen=True)
 class Spend:
-    """What one study has taken. ``epsilon`` is its own, as if there were no other: the largest over persons; infinite without privacy."""
+    """The charges of one study. ``epsilon`` is the largest over persons, from this study alone; infinite without differential privacy."""
 
     study_name: str
-    study: str  # SHA-256 of the plan
+    study: str  # SHA-256 of the study
     runs: int
-    messages: int  # answers about persons that were charged
+    messages: int  # replies that were charged or noted
     persons: int
     first: str  # ISO 8601, UTC
     last: str
@@ -119,23 +121,23 @@ class Spend:
 
 @final
 class Ledger:
-    """The ledger in a file. Verified when it is opened here, so open it once and keep it; processes and threads may share the file.
+    """The ledger in a file. The constructor verifies the whole file, so open it once; processes and threads may share the file.
 
     Raises:
-        InputError: the file cannot be read, is no ledger, was changed, or lacks a charge whose answer is in the journal beside it.
+        InputError: the file cannot be read, is not a ledger, was changed, or lacks a charge for an answer in the journal of its folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._key = b""  # the ledger's own, not known yet
-        self._last: tuple[int, bytes] = (0, b"")  # the newest charge that was seen here: it can never go again
+        self._key = b""  # read from the ledger later
+        self._last: tuple[int, bytes] = (0, b"")  # the newest charge that this object has read: it must stay in the file
         self._known: tuple[tuple[bytes, ...], dict[int | None, set[tuple[int, ...]]]] = ((), {})
-        answered = answered_rounds(path.parent)  # before the ledger is read: every answer there was has its charge by then
-        with _making:  # closing the file beside an open connection of this process would drop SQLite's locks
+        answered = answered_rounds(path.parent)  # before the ledger is read: each of these answers is already charged
+        with _create_lock:  # closing the file while this process has it open in another connection would drop SQLite's locks
             if not path.exists():
                 refuse_lost(path, answered)
-                _make_empty(path)
-            with suppress(OSError):  # a copy that was put back; not ours to mend if another account owns it
+                _create_empty(path)
+            with suppress(OSError):  # a restored copy may be readable by others; another account's file cannot be changed
                 path.chmod(0o600)
         with self._transaction() as db:
             if _empty(db):
@@ -146,51 +148,51 @@ class Ledger:
             self._recognise(db)
             _verify(db, path, self._key, answered)
 
-    def charge(self, persons: Sequence[str], events: Sequence[DpEvent], **told: Unpack[Told]) -> float:
-        """``charge_all`` of one group of persons."""
-        return self.charge_all([(persons, events)], **told)
+    def charge(self, persons: Sequence[str], events: Sequence[DpEvent], **info: Unpack[ChargeInfo]) -> float:
+        """``charge_all`` for one group of persons."""
+        return self.charge_all([(persons, events)], **info)
 
-    def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **told: Unpack[Told]) -> float:
-        """Writes what one answer is about to release: of each part's persons, the part's events. All of it or nothing.
+    def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **info: Unpack[ChargeInfo]) -> float:
+        """Charges what one reply will release: to the persons of each part, the events of that part. All charges are written, or none.
 
         Args:
-            parts: (ids of everybody who could be drawn, events) each; neither may be empty.
-            told: which answer it is, and what is granted.
+            parts: (ids of all persons who could be sampled, events) each; neither may be empty.
+            info: the reply, and the limits of the policy.
 
         Returns:
-            A bound on the epsilon that any of these persons has borne, with this and with what was looked ahead to.
+            An upper bound on the epsilon that any of these persons has spent, this charge and ``ahead`` equal ones included.
 
         Raises:
-            SiteError: somebody's epsilon would pass ``max_epsilon``, or the ledger cannot be relied on; nothing was written.
-            ValueError: no persons, or no events.
+            SiteError: a person's epsilon would exceed ``max_epsilon``, or the ledger is unusable; nothing was written.
+            ValueError: a part without persons or without events.
         """
         if not parts or not all(persons and events for persons, events in parts):
-            raise ValueError("a charge is of events, about persons")
-        texts, granted, ahead = [events_to_json(events) for _, events in parts], told["max_epsilon"], told.get("ahead", 0)
-        answer, spent = (told["run"], told["study"], told["study_name"], str(told["phase"]), int(told["round"])), 0.0
+            raise ValueError("a charge needs events and is about persons; a part has no persons or no events")
+        texts, granted, ahead = [events_to_json(events) for _, events in parts], info["max_epsilon"], info.get("ahead", 0)
+        answer, spent = (info["run"], info["study"], info["study_name"], str(info["phase"]), int(info["round"])), 0.0
         try:
             with self._transaction() as db:
                 groups = [self._group(db, persons) for persons, _ in parts]
                 for group, text in zip(groups, texts, strict=True):
                     self._append(db, group, text, answer)
                 for group, text in zip(groups, texts, strict=True):
-                    spent = max(spent, self._bound(db, group, Counter({text: ahead}), granted, told["delta"]))
+                    spent = max(spent, self._bound(db, group, Counter({text: ahead}), granted, info["delta"]))
                 if not spent <= granted:
-                    after = f"would bring a person to epsilon {rounded_up(spent)} at delta {told['delta']:g}"
-                    raise SiteError(Reason.BUDGET, f'study "{told["study_name"]}" {after}, the policy grants {granted:g}')
+                    after = f"would raise a person's epsilon to {rounded_up(spent)} at delta {info['delta']:g}"
+                    raise SiteError(Reason.BUDGET, f'study "{info["study_name"]}" {after}; the policy grants {granted:g} (max_epsilon)')
         except InputError as error:  # the ledger itself
             raise SiteError(Reason.BUDGET, str(error)) from error
         return spent
 
     def note_unprotected(self, persons: Sequence[str], *, run: str, study: str, study_name: str, phase: str, round: int) -> None:
-        """Notes a release about ``persons`` that no differential privacy covers: it has no epsilon, so it is shown and never summed.
+        """Records a release about ``persons`` without differential privacy: it has no epsilon, so it is listed and never summed.
 
         Raises:
-            SiteError: the ledger cannot be relied on.
-            ValueError: no persons.
+            SiteError: the ledger is unusable.
+            ValueError: ``persons`` is empty.
         """
         if not persons:
-            raise ValueError("a note is about persons")
+            raise ValueError("a note is about persons; persons is empty")
         try:
             with self._transaction() as db:
                 self._append(db, self._group(db, persons), None, (run, study, study_name, str(phase), int(round)))
@@ -198,37 +200,37 @@ class Ledger:
             raise SiteError(Reason.BUDGET, str(error)) from error
 
     def spent(self, delta: float) -> float:
-        """The largest epsilon at ``delta`` that any person here has borne, over all studies together; 0 if nothing was charged."""
+        """The largest epsilon at ``delta`` that any person of the site has spent, over all studies; 0 if nothing was charged."""
         with self._transaction("DEFERRED") as db:
-            burdens = self._burdens(db, None, _by_group(db))
-        return max((_epsilon(b, delta) for b in burdens), default=0.0)
+            largest = self._largest(db, None, _by_group(db))
+        return max((_epsilon(counts, delta) for counts in largest), default=0.0)
 
     def spends(self, delta: float) -> tuple[Spend, ...]:
-        """What each study has taken, in the order of their first charges."""
+        """The charges of each study, in the order of their first charges."""
         out = []
         with self._transaction("DEFERRED") as db:
             query = (
                 "SELECT study, events IS NULL, min(study_name), count(DISTINCT run), count(DISTINCT run || ' ' || phase || ' ' || round), "
                 "min(time), max(time) FROM charge GROUP BY 1, 2 ORDER BY min(id)"
             )
-            for study, bare, name, runs, messages, first, last in db.execute(query).fetchall():
-                persons = _one(db, f"{_COUNT} WHERE study = ? AND (events IS NULL) = ?)", study, bare)
-                burdens = self._burdens(db, None, _by_group(db, study))
-                alone = math.inf if bare else max(_epsilon(b, delta) for b in burdens)
-                out.append(Spend(name, study, runs, messages, persons, first, last, alone))
+            for study, unprotected, name, runs, messages, first, last in db.execute(query).fetchall():
+                persons = _first(db, f"{_COUNT} WHERE study = ? AND (events IS NULL) = ?)", study, unprotected)
+                largest = self._largest(db, None, _by_group(db, study))
+                worst = math.inf if unprotected else max(_epsilon(counts, delta) for counts in largest)
+                out.append(Spend(name, study, runs, messages, persons, first, last, worst))
         return tuple(out)
 
     def persons(self) -> int:
-        """How many persons have borne something that counts."""
+        """The number of persons with at least one charge."""
         with self._transaction("DEFERRED") as db:
-            return int(_one(db, f"{_COUNT} WHERE events IS NOT NULL)"))
+            return int(_first(db, f"{_COUNT} WHERE events IS NOT NULL)"))
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """One connection, one transaction: committed when the block ends well, else rolled back."""
+        """One connection with one transaction: committed if the block ends without an error, else rolled back."""
         db = None
         try:
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=_WAIT, isolation_level=None)
+            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=_LOCK_TIMEOUT, isolation_level=None)
             for pragma in _PRAGMAS:
                 db.execute(f"PRAGMA {pragma}")
             db.execute(f"BEGIN {kind}")
@@ -239,76 +241,80 @@ class Ledger:
             db.execute("COMMIT")
             self._last = newest
         except (sqlite3.Error, UnicodeDecodeError) as error:
-            passing = getattr(error, "sqlite_errorname", "").startswith(_PASSING)
-            mend = "nothing was written: look at the disk, and at who may write there" if passing else _MEND
-            raise InputError(f"{self.path}: the privacy ledger cannot be used ({error}); {mend}.") from error
+            transient = getattr(error, "sqlite_errorname", "").startswith(_TRANSIENT)
+            action = "nothing was written; check the free disk space and the write permissions of the folder" if transient else _RESTORE
+            raise InputError(f"{self.path}: the privacy ledger cannot be used ({error}); {action}.") from error
         finally:
             if db is not None:
                 db.close()  # rolls back what is not committed
 
     def _recognise(self, db: sqlite3.Connection) -> None:
-        """Raises ``InputError`` unless this is the ledger that was opened here, with all that was in it."""
-        made, version = _one(db, "PRAGMA application_id"), _one(db, "PRAGMA user_version")
-        if made != APPLICATION:
-            raise InputError(f"{self.path}: is no privacy ledger; {_MEND}.")
+        """Raises ``InputError`` unless the file is the ledger that this object opened, with every charge that it has read."""
+        application, version = _first(db, "PRAGMA application_id"), _first(db, "PRAGMA user_version")
+        if application != APPLICATION:
+            raise InputError(f"{self.path}: is not a privacy ledger; {_RESTORE}.")
         if version != VERSION:
-            raise InputError(f"{self.path}: is a privacy ledger of version {version}, this program's is {VERSION}; install that one.")
-        key, (number, digest) = _one(db, "SELECT key FROM secret"), self._last
-        gone = number and _one(db, "SELECT count(*) FROM charge WHERE id = ? AND digest = ?", number, digest) != 1
-        if gone:
-            raise InputError(f"{self.path}: the privacy ledger was replaced while it was in use; {_MEND}.")
+            raise InputError(
+                f"{self.path}: is a privacy ledger of version {version}, this program reads version {VERSION}; install the release of "
+                f"fedml that reads version {version}."
+            )
+        key, (number, digest) = _first(db, "SELECT key FROM secret"), self._last
+        if number and _first(db, "SELECT count(*) FROM charge WHERE id = ? AND digest = ?", number, digest) != 1:
+            raise InputError(f"{self.path}: the privacy ledger was replaced while it was in use; {_RESTORE}.")
         if not isinstance(key, bytes) or len(key) != _KEY:
-            raise InputError(f"{self.path}: the privacy ledger is damaged; {_MEND}.")
+            raise InputError(f"{self.path}: the privacy ledger is damaged; {_RESTORE}.")
         self._key = key
 
     def _group(self, db: sqlite3.Connection, persons: Iterable[str]) -> int:
-        """The number of this set of persons, written if it is new."""
+        """The id of this set of persons. Writes the set if it is new."""
         hashed = sorted({_hash(self._key, b"person", person.encode(), 16) for person in persons})
         digest = _hash(self._key, b"persons", b"".join(hashed))
         found = db.execute("SELECT id FROM persons WHERE digest = ?", [digest]).fetchone()
         if found:
             return int(found[0])
-        number = int(_one(db, "SELECT coalesce(max(id), 0) + 1 FROM persons"))
+        number = int(_first(db, "SELECT coalesce(max(id), 0) + 1 FROM persons"))
         db.execute("INSERT INTO persons VALUES (?, ?)", [number, digest])
         db.executemany("INSERT INTO member VALUES (?, ?)", ((person, number) for person in hashed))
         return number
 
-    def _append(self, db: sqlite3.Connection, group: int, events: str | None, told: tuple[str, str, str, str, int]) -> None:
+    def _append(self, db: sqlite3.Connection, group: int, events: str | None, info: tuple[str, str, str, str, int]) -> None:
         number, before = _last(db)
-        row = (number + 1, datetime.now(UTC).isoformat(timespec="seconds"), group, events, *told)
+        row = (number + 1, datetime.now(UTC).isoformat(timespec="seconds"), group, events, *info)
         db.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, _link(self._key, before, row)])
 
-    def _bound(self, db: sqlite3.Connection, group: int, ahead: Burden, granted: float, delta: float) -> float:
-        """A bound on the worst epsilon in the group: the first of three, each closer than the last, that fits what is granted."""
+    def _bound(self, db: sqlite3.Connection, group: int, ahead: EventCounts, granted: float, delta: float) -> float:
+        """An upper bound on the largest epsilon in the group. Of three bounds, each tighter and slower, the first that is within
+        ``granted``; else the tightest, which is exact."""
         charged = _by_group(db)
         planned = charged | {group: charged[group] + ahead}
         for guess in [planned, charged] if ahead.total() else [charged]:
-            with suppress(ValueError):  # as if one person had borne the most of every event: one epsilon instead of one a burden
-                if (bound := _epsilon(reduce(or_, self._burdens(db, group, guess)), delta)) <= granted:
+            with suppress(ValueError):  # as if one person had the maximum of every event: one epsilon to compute instead of many
+                if (bound := _epsilon(reduce(or_, self._largest(db, group, guess)), delta)) <= granted:
                     return bound
-        most = 0.0
+        worst = 0.0
         try:
-            for burden in self._burdens(db, group, charged):
-                if not (most := max(most, _epsilon(burden, delta))) <= granted:
+            for counts in self._largest(db, group, charged):
+                if not (worst := max(worst, _epsilon(counts, delta))) <= granted:
                     break
-        except ValueError as error:  # too many releases, or a delta too small to count at
-            raise SiteError(Reason.BUDGET, f"what this answer would release cannot be counted: {error}") from error
-        return most
+        except ValueError as error:  # too many releases, or a delta too small for the accountant
+            raise SiteError(Reason.BUDGET, f"the epsilon of this reply cannot be computed: {error}") from error
+        return worst
 
-    def _burdens(self, db: sqlite3.Connection, group: int | None, by_group: dict[int, Burden]) -> list[Burden]:
-        """The different burdens of the group's persons (None: of everybody), less those that another one exceeds in everything."""
-        found = {frozenset(sum((by_group.get(g, Burden()) for g in held), Burden()).items()) for held in self._signatures(db, group)}
-        largest: list[Burden] = []
-        for burden in sorted(map(Burden, map(dict, found)), key=Burden.total, reverse=True):
-            if burden and not any(burden <= other for other in largest):
-                largest.append(burden)
+    def _largest(self, db: sqlite3.Connection, group: int | None, by_group: dict[int, EventCounts]) -> list[EventCounts]:
+        """The distinct event counts of the group's persons (None: of all persons), without those that another dominates in every event."""
+        held_groups = self._signatures(db, group)
+        found = {frozenset(sum((by_group.get(g, EventCounts()) for g in held), EventCounts()).items()) for held in held_groups}
+        largest: list[EventCounts] = []
+        for counts in sorted(map(EventCounts, map(dict, found)), key=EventCounts.total, reverse=True):
+            if counts and not any(counts <= other for other in largest):
+                largest.append(counts)
         return largest
 
     def _signatures(self, db: sqlite3.Connection, group: int | None) -> set[tuple[int, ...]]:
-        """Which sets of groups the group's persons are in. Remembered until a group is added, by whatever process."""
+        """The distinct sets of groups that the group's persons are in. Cached until any process adds a group."""
         all_groups = tuple(digest for (digest,) in db.execute("SELECT digest FROM persons ORDER BY id"))
         known = self._known
-        if known[0] != all_groups:  # one assignment: a thread that reads meanwhile keeps what belongs to the groups it sees
+        if known[0] != all_groups:  # one assignment: a thread that reads meanwhile keeps a consistent pair
             known = self._known = (all_groups, {})
         if group not in known[1]:
             known[1][group] = {tuple(sorted(map(int, held.split(",")))) for (held,) in db.execute(_SIGNATURES, [group, group])}
@@ -323,7 +329,7 @@ def _link(key: bytes, before: bytes, row: Sequence[Any]) -> bytes:
     return _hash(key, b"charge", before + json.dumps(list(row), separators=(",", ":")).encode())
 
 
-def _one(db: sqlite3.Connection, query: str, *values: Any) -> Any:
+def _first(db: sqlite3.Connection, query: str, *values: Any) -> Any:
     found = db.execute(query, values).fetchone()
     return found[0] if found else None
 
@@ -333,12 +339,12 @@ def _last(db: sqlite3.Connection) -> tuple[int, bytes]:
     return (int(found[0]), bytes(found[1])) if found else (0, b"")
 
 
-def _by_group(db: sqlite3.Connection, study: str | None = None) -> dict[int, Burden]:
-    """What was charged to each group, by one study or by all."""
-    out: dict[int, Burden] = {}
+def _by_group(db: sqlite3.Connection, study: str | None = None) -> dict[int, EventCounts]:
+    """Group -> its charged events, of one study or of all."""
+    out: dict[int, EventCounts] = {}
     query = "SELECT persons, events, count(*) FROM charge WHERE events IS NOT NULL AND ? IN (study, '') GROUP BY persons, events"
     for group, events, times in db.execute(query, [study or ""]):
-        out.setdefault(group, Burden())[events] = times
+        out.setdefault(group, EventCounts())[events] = times
     return out
 
 
@@ -347,42 +353,44 @@ def _events(text: str) -> tuple[DpEvent, ...]:
     return tuple(events_from_json(text))
 
 
-def _epsilon(burden: Burden, delta: float) -> float:
+def _epsilon(counts: EventCounts, delta: float) -> float:
     from dp_accounting import ComposedDpEvent, SelfComposedDpEvent
 
-    return epsilon([SelfComposedDpEvent(ComposedDpEvent(list(_events(text))), times) for text, times in sorted(burden.items())], delta)
+    return epsilon([SelfComposedDpEvent(ComposedDpEvent(list(_events(text))), times) for text, times in sorted(counts.items())], delta)
 
 
 def _empty(db: sqlite3.Connection) -> bool:
-    """A file that never became a ledger: made a moment ago, or by a process that was killed then."""
-    return bool(_one(db, "PRAGMA application_id") == 0 and _one(db, "SELECT count(*) FROM sqlite_master") == 0)
+    """Whether the file has no ledger yet: it was just created, or its creator was killed before it wrote the tables."""
+    return bool(_first(db, "PRAGMA application_id") == 0 and _first(db, "SELECT count(*) FROM sqlite_master") == 0)
 
 
-def _make_empty(path: Path) -> None:
+def _create_empty(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     except FileExistsError:  # another process was faster
         pass
     except OSError as error:
-        raise InputError(f"{path}: the privacy ledger cannot be made ({error.strerror}); mend the folder or its permissions.") from error
+        raise InputError(
+            f"{path}: the privacy ledger cannot be created ({error.strerror}); check that the folder exists and is writable."
+        ) from error
 
 
 Answer = tuple[str, str, int]  # run, phase, round
 
 
 def answered_rounds(state: Path) -> set[Answer]:
-    """Every answer in the site's journal that released something which must have been charged.
+    """Every answer in the site's journal that must have a charge.
 
-    A round of a study with privacy of a patient always is; its statistics are if they are noised. A study whose plan is not kept in the
-    state folder counts as one of these: its approval put it there, so something was lost.
+    A round of a study with privacy of a patient must always have one; its statistics must if they are noised. A study that is missing in
+    the state folder is treated as private, because its approval stored it there and a file was lost.
     """
-    private: dict[str, tuple[str, ...]] = {}
+    phases: dict[str, tuple[str, ...]] = {}
     out = set()
     for entry in entries(state / "journal.jsonl"):
         if entry.direction == "out" and entry.verdict == "accepted" and entry.study:
-            if entry.study not in private:
-                private[entry.study] = _charged_phases(state / "studies" / f"{entry.study}.json")
-            if entry.phase in private[entry.study]:
+            if entry.study not in phases:
+                phases[entry.study] = _charged_phases(state / "studies" / f"{entry.study}.json")
+            if entry.phase in phases[entry.study]:
                 out.add((entry.run, entry.phase, entry.round))
     return out
 
@@ -399,19 +407,20 @@ def _charged_phases(plan: Path) -> tuple[str, ...]:
 
 
 def refuse_lost(path: Path, answered: set[Answer]) -> None:
+    """Raises ``InputError`` if ``answered`` is not empty, so that the ledger at ``path``, which does not exist, must have been lost."""
     if answered:
-        told = f"is missing, but the journal beside it holds {len(answered)} answers that were charged to it"
-        raise InputError(f"{path}: the privacy ledger {told}; {_MEND}.")
+        lost = f"is missing, but the journal in its folder holds {len(answered)} answers that were charged to it"
+        raise InputError(f"{path}: the privacy ledger {lost}; {_RESTORE}.")
 
 
 def _verify(db: sqlite3.Connection, path: Path, key: bytes, answered: set[Answer]) -> None:
-    """Raises ``InputError`` for a ledger in which anything is not as it was written, or which lacks a charge for an answer."""
+    """Raises ``InputError`` for a ledger that was changed or is damaged, or that lacks the charge for an answer."""
     try:
         wrong = _wrong(db, key, answered)
-    except (TypeError, ValueError):  # a value of another type than was written
+    except (TypeError, ValueError):  # a value whose type was changed
         wrong = "is damaged"
     if wrong:
-        raise InputError(f"{path}: the privacy ledger {wrong}; {_MEND}.")
+        raise InputError(f"{path}: the privacy ledger {wrong}; {_RESTORE}.")
 
 
 def _wrong(db: sqlite3.Connection, key: bytes, answered: set[Answer]) -> str:
@@ -420,7 +429,7 @@ def _wrong(db: sqlite3.Connection, key: bytes, answered: set[Answer]) -> str:
     before, charged = b"", set[Answer]()
     for number, (*row, digest) in enumerate(db.execute(f"SELECT {_ROW}, digest FROM charge ORDER BY id"), 1):  # noqa: S608
         if row[0] != number or _link(key, before, row) != digest:
-            return f"was changed at charge {number}, or has lost it"
+            return f"was changed at charge {number}, or that charge is lost"
         before = digest
         charged.add((row[4], row[7], row[8]))
     for number, digest in db.execute("SELECT id, digest FROM persons").fetchall():
@@ -430,5 +439,5 @@ def _wrong(db: sqlite3.Connection, key: bytes, answered: set[Answer]) -> str:
     if missing := sorted(answered - charged):
         run, phase, number = missing[0]
         first = f"the first: run {run}, {phase} {number}"
-        return f"lacks {len(missing)} charges whose answers are in the journal ({first}), as an older copy does"
+        return f"lacks {len(missing)} charges whose answers are in the journal ({first}); it may be an older copy"
     return ""

@@ -1,4 +1,4 @@
-"""The ledger for a reader: what has been spent of the privacy budget, by which study, what is left, and what that means."""
+"""The ledger as text and as JSON: the spent privacy budget by study, the remaining budget, and its meaning."""
 
 from __future__ import annotations
 
@@ -14,46 +14,47 @@ from fedml.privacy.accounting import rounded_up
 
 
 def show(path: Path, max_epsilon: float, delta: float) -> str:
-    """The ledger in plain words, for whoever answers for the data. Makes no file. ``InputError`` as ``Ledger``."""
+    """The ledger as text, for the person responsible for the data. Creates no file. Raises ``InputError`` as ``Ledger`` does."""
     spent, persons, rows = _account(path, delta)
-    counted, bare = [r for r in rows if r.epsilon < math.inf], [r for r in rows if r.epsilon == math.inf]
-    over = ": more was spent than is granted now" * (spent > max_epsilon)
+    counted, unprotected = [r for r in rows if r.epsilon < math.inf], [r for r in rows if r.epsilon == math.inf]
+    over = "; more was spent than the policy grants now" * (spent > max_epsilon)
     lines = [
         f"Privacy budget of the persons at this site, at delta = {delta:g} ({path})",
-        f"  granted  epsilon {max_epsilon:g} a person, for all studies of that privacy together" + ": none runs" * (not max_epsilon),
-        f"  spent    epsilon {rounded_up(spent)}, the most that any one person has borne; {_many(persons, 'person')} have borne something",
-        f"  left     epsilon {_rounded_down(_left(max_epsilon, spent))} for that person, more for whoever has borne less{over}",
+        f"  granted  epsilon {max_epsilon:g} a person, for all studies with privacy of a patient together"
+        + ": every such study is refused" * (not max_epsilon),
+        f"  spent    epsilon {rounded_up(spent)}, the most of any one person; {_many(persons, 'person')} with any epsilon spent",
+        f"  left     epsilon {_rounded_down(_left(max_epsilon, spent))} for that person, more for persons who have spent less{over}",
         "",
     ]
     if 0 < spent < math.inf:
         odds = f"{math.exp(spent):.3g}" if spent < 700 else "more than 1e300"
         lines += [
-            "What it means: whatever anybody believed of a person here before, what left this site changes the odds of it by a factor",
-            f"of at most about {odds}, but for a chance of about {delta:g}. No answer is given that brings anybody past the grant.",
-            "Several studies together usually cost less than the sum of their epsilons; every answer is counted with all that went before.",
+            "Meaning: the private replies of this site change the odds of any belief about a person by a factor",
+            f"of at most about {odds}, except with probability of about {delta:g}. A reply beyond the granted epsilon is refused.",
+            "Several studies together usually cost less than the sum of their epsilons; each reply is counted together with all before it.",
             "",
         ]
-    lines.append("By study, each as if it were the only one:" if counted else "No study has been charged.")
+    lines.append("By study, each counted alone:" if counted else "No study has been charged.")
     for row in counted:
         lines += [f"  {row.study_name} ({row.study[:8]}): epsilon {rounded_up(row.epsilon)}", f"    {_about(row)}"]
-    if bare:
-        lines += ["", "Without differential privacy: no epsilon bounds what these may tell about a person, and none is in the sum above:"]
-    for row in bare:
+    if unprotected:
+        lines += ["", "Without differential privacy: no epsilon limits what these replies reveal; they are not in the figures above:"]
+    for row in unprotected:
         lines += [f"  {row.study_name} ({row.study[:8]})", f"    {_about(row)}"]
     return "\n".join(lines)
 
 
 def to_json(path: Path, max_epsilon: float, delta: float) -> str:
-    """The same for a machine: one JSON object; what is infinite is null. ``InputError`` as ``Ledger``."""
+    """The ledger as one JSON object; infinite numbers are null. Raises ``InputError`` as ``Ledger`` does."""
     spent, persons, rows = _account(path, delta)
     numbers = {"max_epsilon": max_epsilon, "spent": spent, "left": _left(max_epsilon, spent)}
-    told: dict[str, Any] = {name: _finite(value) for name, value in numbers.items()}
-    told |= {"delta": delta, "persons": persons, "studies": [asdict(row) | {"epsilon": _finite(row.epsilon)} for row in rows]}
-    return json.dumps(told, sort_keys=True, allow_nan=False)
+    fields: dict[str, Any] = {name: _finite(value) for name, value in numbers.items()}
+    fields |= {"delta": delta, "persons": persons, "studies": [asdict(row) | {"epsilon": _finite(row.epsilon)} for row in rows]}
+    return json.dumps(fields, sort_keys=True, allow_nan=False)
 
 
 def _account(path: Path, delta: float) -> tuple[float, int, tuple[Spend, ...]]:
-    """Spent, persons who have borne something, and by study; nothing where there is no ledger and none is missed."""
+    """(spent epsilon, persons with a charge, charges by study); (0, 0, ()) if the ledger does not exist and was not lost."""
     if not path.exists():
         refuse_lost(path, answered_rounds(path.parent))
         return 0.0, 0, ()

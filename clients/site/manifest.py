@@ -1,14 +1,14 @@
-"""A site's manifest (``site.toml``) and the cohort that a study reads by it.
+"""A site's manifest (``site.toml``): where the data are, what the site allows, how it connects.
 
 [site]
 name = "oslo"
 [data]
-persons = "persons.csv"                                    # id and target columns, one row a person
+persons = "persons.csv"                                    # columns id and targets, one row a person
 image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 split = "split.csv"                                        # optional: id, part
-public = true                                              # only of published or synthetic persons
+public = true                                              # only for published or synthetic data
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class _Section(BaseModel):
 
 
 class ImageData(_Section):
-    """Where images are; ``format`` as in ``fedml.cohort.read_images`` and ``fedml.cohort.slides.cohort``, ``masks`` as in
+    """The image folder; ``format`` as in ``fedml.cohort.read_images`` and ``fedml.cohort.slides.cohort``, ``masks`` as in
     ``fedml.cohort.images.masks``."""
 
     path: str
@@ -42,8 +42,8 @@ class ImageData(_Section):
 
 
 class VariantData(_Section):
-    """Where genotypes are, the genome build of their positions, a FASTA of it (with its index) to hold REF against, and how much memory
-    reading may take."""
+    """The genotype file, the genome build of its positions, an indexed FASTA file of that build to check REF against, and the memory limit
+    for reading, in MB."""
 
     path: str
     build: Build
@@ -52,7 +52,7 @@ class VariantData(_Section):
 
 
 class ClinicalData(_Section):
-    """Where clinical columns are."""
+    """The table of clinical columns."""
 
     path: str
 
@@ -60,8 +60,8 @@ class ClinicalData(_Section):
 class Data(_Section):
     """``[data]``: paths are relative to the manifest.
 
-    ``public``: the site declares that anybody may see its images, for they are published or synthetic; a run beside them may then keep
-    pictures of predictions. Left out, no picture of a person leaves the site.
+    ``public``: the site declares that its images are published or synthetic; a run on the same machine may then store pictures of
+    predictions. Default: no picture of a person leaves the site.
     """
 
     persons: str
@@ -73,16 +73,16 @@ class Data(_Section):
 
 
 class Policy(_Section):
-    """``[policy]``: what the site allows; the gate (``fedml.clients.gate.gate``) holds it. An absent key is the strictest sensible value.
+    """``[policy]``: what the site allows; the gate (``fedml.clients.gate.gate``) enforces it. The defaults are strict.
 
-    ``purposes`` left out means: those of the studies that a person approved. ``max_epsilon`` 0 means: no budget is granted, so no study
-    with privacy of a patient runs; with a budget, a study without that privacy does not run either, unless ``allow_unprotected``.
-    ``min_count`` holds for the persons behind a sum and, in analyses of genotypes, for every group of persons with the same genotype (also
-    among cases, controls and each category of a covariate): a variant with a smaller group is left out. ``max_steps`` bounds each kind of
-    step of such an analysis, ``max_runs`` how often one approved study is run. ``deidentification``: what to do with a DICOM file that is
-    not (``fedml.cohort.dicom.deidentified``).
-    ``max_quarantined``: the fraction of persons with images of whom one may be unusable and set aside; above it the site refuses.
-    ``disclose``: these limits are told to whoever runs a study, as evidence of what was in force.
+    ``purposes``: DUO codes of allowed studies; default: those of the approved studies. ``max_epsilon``: the privacy budget of each person;
+    0: no study with privacy of a patient runs; above 0: a study without that privacy does not run either, unless ``allow_unprotected``.
+    ``min_count``: the smallest number of persons in a count or sum that is sent; in analyses of genotypes also the smallest group of
+    persons with the same genotype (also among cases, controls and each category of a covariate): a variant with a smaller group is
+    excluded. ``max_steps``: limit for each kind of step of such an analysis. ``max_runs``: how often one approved study may run.
+    ``deidentification``: what to do with a DICOM file that is not de-identified (``fedml.cohort.dicom.deidentified``).
+    ``max_quarantined``: the fraction of persons with images whose image may be unusable and excluded; above it the site refuses.
+    ``disclose``: whether these limits are sent to the researcher, as evidence of the policy in force.
     """
 
     studies: Literal["approved"] = "approved"
@@ -102,7 +102,7 @@ class Policy(_Section):
     disclose: bool = True
 
     def disclosed(self) -> DisclosedPolicy:
-        """What is told of it."""
+        """The part of the policy that is sent to the researcher."""
         return DisclosedPolicy(**self.model_dump(include=set(DisclosedPolicy.model_fields)))
 
 
@@ -113,7 +113,7 @@ class SiteName(_Section):
 
 
 class Connection(_Section):
-    """``[connection]``: how this site reaches its federation. The key's private half never leaves the site."""
+    """``[connection]``: how the site reaches its federation. The private key never leaves the site."""
 
     superlink: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+:\d{1,5}$", description="host:port")]
     root_certificates: str
@@ -121,7 +121,7 @@ class Connection(_Section):
 
 
 class Compute(_Section):
-    """``[compute]``: where this site computes. ``auto``: its accelerator if it has one; ``cpu`` keeps that for others."""
+    """``[compute]``: the device. ``auto``: the accelerator if there is one, else the CPU."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -138,7 +138,7 @@ class Manifest(_Section):
 
 @dataclass(frozen=True)
 class Site:
-    """A manifest and the folder its paths start from."""
+    """A manifest and the folder that its paths are relative to."""
 
     manifest: Manifest
     folder: Path
@@ -151,20 +151,20 @@ class Site:
 
     @property
     def file(self) -> Path:
-        """The manifest itself."""
+        """The path of the manifest."""
         return self.folder / self.filename
 
     @property
     def state(self) -> Path:
-        """Where the site keeps its approvals, journal and logs."""
+        """The state folder: approvals, journal, ledger, logs and caches."""
         return self.folder / ".fedml"
 
 
 def read_site(path: Path) -> Site:
-    """Reads a ``site.toml``, or the one in folder ``path``.
+    """Reads the manifest at ``path``: a ``site.toml``, or a folder with one.
 
     Raises:
-        InputError: missing, not TOML, an unknown key or a wrong type.
+        InputError: the file is missing or not TOML, or has an unknown key or a value of a wrong type.
     """
     path = path / "site.toml" if path.is_dir() else path
     try:
@@ -172,30 +172,33 @@ def read_site(path: Path) -> Site:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); a site is a folder with a site.toml.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not TOML: {error}.") from error
+        raise InputError(f"{path}: is not valid TOML: {error}.") from error
     return Site(validate(Manifest, plan, str(path)), path.parent, path.name)
 
 
 def find_sites(folder: Path, roster: tuple[str, ...]) -> tuple[dict[str, Site], list[str]]:
-    """The roster's sites among the folders of ``folder``, in the roster's order, and the names of those that are not in it.
+    """Finds the sites of a roster in the subfolders of ``folder``.
+
+    Returns:
+        Site name -> site, in the order of the roster; and the names of sites in ``folder`` that the roster lacks.
 
     Raises:
-        InputError: ``folder`` is none, a site of the roster is missing, or two folders bear one name.
+        InputError: ``folder`` does not exist, a site of the roster is missing, or two sites have one name.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; --sites takes the folder that holds one folder a site.")
+        raise InputError(f"{folder}: no such folder; --sites takes a folder with one subfolder for each site.")
     found: dict[str, Site] = {}
     for manifest in sorted(folder.glob("*/site.toml")):
         site = read_site(manifest)
         if site.name in found:
-            raise InputError(f'{manifest}: [site] name "{site.name}" is also that of {found[site.name].file}; give each site its own.')
+            raise InputError(f'{manifest}: [site] name "{site.name}" is also used by {found[site.name].file}; give each site its own name.')
         found[site.name] = site
     for name in roster:
         if name not in found:
-            there = ", ".join(found) or "none"
+            present = ", ".join(found) or "none"
             raise InputError(
                 f'{folder}: has no site "{name}", which [federation] sites lists{nearest(name, found)}; '
-                f"sites there: {there}; correct the roster or the site's [site] name."
+                f"sites in the folder: {present}; correct the roster or the site's [site] name."
             )
     return {name: found[name] for name in roster}, [name for name in found if name not in roster]
 

@@ -1,8 +1,9 @@
-"""Batches of 64 random persons as float32: from the packed cache, mapped from disk, against bed-reader reading the same persons from a
-PLINK file of the same cohort (2,000 persons x 200,000 variants, 100 MB either way, both in the page cache).
+"""Benchmark: batches of 64 random persons as float32 from the memory-mapped packed cache, against bed-reader on a PLINK file of the same
+cohort (2,000 persons x 200,000 variants, 100 MB in both formats, both in the page cache).
 
-bed-reader is taken in each of its ways (C or Fortran order; int8 made float32 by torch) with one thread and with its own choice, and the
-fastest is the peer. It marks missing by NaN (int8: -127), we by -1.0; with that said the batches must be equal. Ours runs on one thread.
+The peer is the fastest of bed-reader's options (C or Fortran order; float32, or int8 converted by torch), with one thread and with its
+default number of threads. bed-reader codes missing as NaN (int8: -127), fedml as -1.0; apart from this code the batches must be equal.
+fedml runs on one thread.
 
     .venv/bin/python experiments/bench/cached_batches.py [REPEATS] [PERSONS] [VARIANTS]
 """
@@ -28,13 +29,13 @@ from fedml.cohort.variants.packed import Packed
 from fedml.experiments.bench.timing import Pairs, machine, paired, seconds, table
 
 BATCH = 64
-BATCHES = 4  # a measurement, so that none is shorter than the clock's noise
+BATCHES = 4  # in each measurement, so that it is long compared with the noise of the clock
 Rows = npt.NDArray[np.int64]
 Read = Callable[[Rows], torch.Tensor]
 
 
 def write_cohort(path: Path, persons: int, variants: int) -> None:
-    """A PLINK file of every kind of byte: 0, 1, 2 and missing are equally likely. What dosages are costs neither reader anything."""
+    """Writes a PLINK file in which 0, 1, 2 and missing are equally likely. The values do not affect the time of either reader."""
     generator = np.random.default_rng(0)
     each = -(-persons // 4)
     with path.open("wb") as file:
@@ -49,7 +50,7 @@ def write_cohort(path: Path, persons: int, variants: int) -> None:
 
 
 def from_bed(bed: Any, threads: int | None, kind: str, order: str) -> Read:
-    """bed-reader's way to a batch."""
+    """A function that reads a batch by bed-reader with these options."""
 
     def read(rows: Rows) -> torch.Tensor:
         values = torch.from_numpy(bed.read(index=(rows, slice(None)), dtype=kind, order=order, num_threads=threads))
@@ -59,24 +60,24 @@ def from_bed(bed: Any, threads: int | None, kind: str, order: str) -> Read:
 
 
 def ours_fresh(packed: Packed) -> Read:
-    """Into new memory."""
+    """A function that reads a batch from the packed cache to new memory."""
     return lambda rows: torch.from_numpy(packed.floats(rows))
 
 
 def ours_reused(packed: Packed) -> Read:
-    """Into the memory of the batch before."""
+    """A function that reads a batch from the packed cache to the memory of the previous batch."""
     out = np.empty((BATCH, packed.shape[1]), np.float32)
     return lambda rows: torch.from_numpy(packed.floats(rows, out))
 
 
-def check(mine: torch.Tensor, theirs: torch.Tensor) -> None:
-    """Equal, whatever missing is called."""
+def check(our: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Asserts that two batches are equal after missing values are coded alike."""
     theirs = torch.where(torch.isnan(theirs) | (theirs < 0), torch.full_like(theirs, -1.0), theirs)
-    assert torch.equal(mine, theirs)
+    assert torch.equal(our, theirs)
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats, persons, variants = (*map(int, sys.argv[1:4]), *(7, 2000, 200_000)[len(sys.argv[1:4]) :])
     torch.set_num_threads(1)
     generator = np.random.default_rng(1)
@@ -84,11 +85,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="fedml-bench-") as name:
         path = Path(name) / "cohort.bed"
         write_cohort(path, persons, variants)
-        made: list[Any] = []
-        took = seconds(lambda: made.append(cached(Path(name) / "cache", open_source(path), everybody(persons), Selection(), 512)))
-        again = seconds(lambda: made.append(cached(Path(name) / "cache", open_source(path), everybody(persons), Selection(), 512)))
-        packed: Packed = made[-1].table
-        print(f"\ncache of {packed.shape[0]:,} persons x {packed.shape[1]:,} variants: made in {took:.2f} s, opened again in {again:.2f} s")
+        caches: list[Any] = []
+        took = seconds(lambda: caches.append(cached(Path(name) / "cache", open_source(path), all_ids(persons), Selection(), 512)))
+        again = seconds(lambda: caches.append(cached(Path(name) / "cache", open_source(path), all_ids(persons), Selection(), 512)))
+        packed: Packed = caches[-1].table
+        print(f"\ncache of {packed.shape[0]:,} persons x {packed.shape[1]:,} variants: built in {took:.2f} s, reopened in {again:.2f} s")
         batches = [generator.choice(persons, BATCH, replace=False) for _ in range(BATCHES)]
 
         def measure(read: Read) -> Callable[[], float]:
@@ -103,15 +104,15 @@ def main() -> None:
                 timed = {way: statistics.median(measure(read)() for _ in range(3)) for way, read in ways.items()}
                 best = min(timed, key=lambda way: timed[way])
                 peer = f"bed-reader {best[0]} {best[1]}, {threads or 'default'} thread(s)"
-                for what, mine in (("new memory", ours_fresh(packed)), ("memory of the last batch", ours_reused(packed))):
-                    pairs: Pairs = paired(measure(mine), measure(ways[best]), repeats)
+                for what, our in (("new memory", ours_fresh(packed)), ("memory of the last batch", ours_reused(packed))):
+                    pairs: Pairs = paired(measure(our), measure(ways[best]), repeats)
                     rows.append((*pairs.row(f"{what}, against {peer}", 1e3 / BATCHES), f"{1 / pairs.ratio:.1f}"))
     head = ("", "ours (ms)", "peer (ms)", "ratio", "range", "ours is x faster")
     table(f"a batch of {BATCH} persons x {variants:,} variants as float32, median of {repeats} x {BATCHES}", head, rows)
 
 
-def everybody(persons: int) -> list[str]:
-    """The ids in the file's order."""
+def all_ids(persons: int) -> list[str]:
+    """The ids in the order of the file."""
     return [f"p{i}" for i in range(persons)]
 
 

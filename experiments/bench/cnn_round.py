@@ -1,6 +1,6 @@
-"""A study with images: the whole of ``run_study`` on the local engine (agreement, statistics, rounds, evaluation, saved model) against a
-bare PyTorch loop that does the same federated averaging over the same batches. Three sites of 600 simulated 28 x 28 images, the "cnn"
-network, one and two threads. Both have the images in memory before they begin. Final weights must be equal.
+"""Benchmark: a study with images, all of ``run_study`` on the local engine (agreement, statistics, rounds, evaluation, saved model),
+against a plain PyTorch loop with the same federated averaging over the same batches. Three sites of 600 simulated 28 x 28 images, the
+"cnn" network, one and two threads. Both have the images in memory before they start. Final weights must be equal.
 
     .venv/bin/python experiments/bench/cnn_round.py [REPEATS]
 """
@@ -35,7 +35,7 @@ Tensors = dict[str, torch.Tensor]
 
 
 def make_study(threads: int) -> Study:
-    """Four rounds of one epoch."""
+    """A study of four rounds of one epoch."""
     plan = {
         "study": {"name": "cnn"},
         "cohort": {"inputs": ["image"], "target": "label", "image": {"channels": 1, "size": [SIZE, SIZE]}},
@@ -47,7 +47,7 @@ def make_study(threads: int) -> Study:
 
 
 def make_sites(out: Path) -> None:
-    """Noise with a brighter square where the label is 1."""
+    """Writes the sites: images of noise, with a brighter square if the label is 1."""
     generator = np.random.default_rng(0)
     for site in ROSTER:
         folder = out / site
@@ -63,7 +63,7 @@ def make_sites(out: Path) -> None:
 
 
 def ours(study: Study, sites: Path, run: Path) -> Tensors:
-    """The study, as ``fedml run`` has it run."""
+    """Runs the study as ``fedml run`` does; returns the final arrays."""
     run.mkdir(exist_ok=True)
     manifests = [str(site.file.resolve()) for site in find_sites(sites, study.federation.sites)[0].values()]
     config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(run)}
@@ -71,7 +71,7 @@ def ours(study: Study, sites: Path, run: Path) -> Tensors:
 
 
 def network() -> nn.Sequential:
-    """The same layers, written out."""
+    """The layers of the study's network, in plain PyTorch."""
     layers: list[nn.Module] = []
     for before, channels in ((1, 16), (16, 32), (32, 64)):
         layers += [nn.Conv2d(before, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.ReLU(), nn.MaxPool2d(2)]
@@ -79,15 +79,15 @@ def network() -> nn.Sequential:
 
 
 def evaluate(model: nn.Module, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
-    """Accuracy and log loss over all sites' persons."""
+    """Accuracy and log loss over the persons of all sites."""
     model.eval()
     with torch.inference_mode():
         z, y = torch.cat([model(x) for x, _ in parts]), torch.cat([y for _, y in parts])
     return float((z.argmax(1) == y).double().mean()), float(functional.cross_entropy(z.double(), y))
 
 
-def bare(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Tensors:
-    """The loop: ``data`` is (images, labels, parts) of each site."""
+def plain_loop(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> Tensors:
+    """The plain loop; ``data``: (images, labels, parts) of each site. Returns the final weights."""
     torch.set_num_threads(study.training.threads)
     training = torch.cat([x[parts == 0] for x, _, parts in data]).double()
     mean, variance = training.mean(), (training**2).mean() - training.mean() ** 2
@@ -119,22 +119,22 @@ def bare(study: Study, data: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor
     return weights
 
 
-def compare(mine: Tensors, theirs: Tensors) -> str:
-    """Asserts that the final weights agree; says how nearly."""
+def compare(our: Tensors, theirs: Tensors) -> str:
+    """Asserts that the final weights agree within ``TOLERANCE``; returns the difference as text."""
     named = {f"encoder.image.{k}": v for k, v in theirs.items()}
-    assert mine.keys() == named.keys(), (sorted(mine), sorted(named))
-    if all(torch.equal(mine[k], v) for k, v in named.items()):
+    assert our.keys() == named.keys(), (sorted(our), sorted(named))
+    if all(torch.equal(our[k], v) for k, v in named.items()):
         return "bitwise equal"
-    apart = max(float((mine[k] - v).abs().max() / v.abs().max()) for k, v in named.items())
+    apart = max(float((our[k] - v).abs().max() / v.abs().max()) for k, v in named.items())
     assert apart <= TOLERANCE, f"final weights differ by {apart:.1e} of the largest"
     return f"equal to {apart:.1e} of the largest weight"
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     print(machine())
-    rows, told = [], []
+    rows, differences = [], []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         make_sites(work / "sites")
@@ -147,14 +147,14 @@ def main() -> None:
                 assert cohort.images is not None
                 images, labels = torch.from_numpy(cohort.images.pixels), torch.from_numpy(cohort.labels.astype(np.int64))
                 data.append((images, labels, torch.from_numpy(cohort.parts)))
-            equal = compare(ours(study, work / "sites", work / "run"), bare(study, data))  # also warms both
-            pairs = paired(partial(timed, ours, study, work / "sites", work / "run"), partial(timed, bare, study, data), repeats)
+            equal = compare(ours(study, work / "sites", work / "run"), plain_loop(study, data))  # also the warm-up of both
+            pairs = paired(partial(timed, ours, study, work / "sites", work / "run"), partial(timed, plain_loop, study, data), repeats)
             rows.append(pairs.row(str(threads)))
-            told.append(f"{equal} with {threads} thread(s)")
+            differences.append(f"{equal} with {threads} thread(s)")
     persons = ", ".join(f"{sum(c.count(part) for c in cohorts)} {part}" for part in PARTS)
     head = ("threads", "run_study (s)", "bare loop (s)", "ratio", "range")
     table(f"cnn, {len(ROSTER)} sites, {persons} persons, {ROUNDS} rounds, median of {repeats}", head, rows)
-    print(f"\nfinal weights: {', '.join(told)}")
+    print(f"\nfinal weights: {', '.join(differences)}")
 
 
 def timed(work: Callable[..., object], *arguments: object) -> float:

@@ -1,5 +1,5 @@
-"""The clipped sum of 64 persons' gradients for the small image network (three convolutions with group norm, 28 x 28), one image a person:
-ours against Opacus' hooks and its ghost clipping. All begin with the same batch; each must be equal to a loop over persons.
+"""Benchmark: the clipped sum of 64 persons' gradients for the small image network (three convolutions with group norm, 28 x 28), one image
+a person: fedml against Opacus' hooks and its ghost clipping, on the same batch. Each result must equal that of a loop over persons.
 
     .venv/bin/python experiments/bench/dpsgd_cnn.py [REPEATS]
 """
@@ -22,7 +22,7 @@ SHAPE = (1, 28, 28)
 
 
 def make_model() -> CohortModel:
-    """The "cnn" network as a study with images alone has it."""
+    """The "cnn" network of a study whose only input is images."""
     plan = {
         "study": {"name": "cnn"},
         "cohort": {"inputs": ["image"], "target": "y"},
@@ -33,14 +33,14 @@ def make_model() -> CohortModel:
 
 
 def make_batch() -> dict[str, Any]:
-    """Noise."""
+    """A batch of noise."""
     generator = torch.Generator().manual_seed(0)
     images, label = torch.randn(PERSONS, *SHAPE, generator=generator), torch.randint(0, 2, (PERSONS,), generator=generator)
     return {"image": images, "image_person": torch.arange(PERSONS), "image_present": torch.ones(PERSONS), "label": label}
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     warnings.filterwarnings("ignore", message="Full backward hook")
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 15
     print(machine())

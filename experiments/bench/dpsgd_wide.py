@@ -1,9 +1,9 @@
-"""The clipped sum of 64 persons' gradients for a network on 20,000 variants (int8 dosages -> 64 -> 2), as DP-SGD needs it each step: ours
-against Opacus' hooks, which keep every person's gradient, and its ghost clipping, which makes two backward passes. All three begin with
-the same int8 batch and end with one clipped sum; each must be equal to a loop over persons.
+"""Benchmark: the clipped sum of 64 persons' gradients for a network on 20,000 variants (int8 dosages -> 64 -> 2), as in each step of
+DP-SGD: fedml against Opacus' hooks, which store every person's gradient, and its ghost clipping, which makes two backward passes. All three
+start with the same int8 batch and end with one clipped sum, which must equal that of a loop over persons.
 
-Noise is not in these times: the last table has it, ours from the operating system's randomness, Opacus' from torch's generator.
-Memory: each way in a process of its own, peak resident memory above that before its first step.
+These times exclude noise; the last table has it: fedml's from the operating system, Opacus' from torch's generator.
+Memory is measured in a separate process for each: peak resident memory above that before the first step.
 
     .venv/bin/python experiments/bench/dpsgd_wide.py [REPEATS]
 """
@@ -28,7 +28,7 @@ TOLERANCE = 1e-4
 
 
 def make_study() -> Any:
-    """The variants alone."""
+    """A study whose only input is variants."""
     from fedml.study.study import Study, validate
 
     plan = {
@@ -51,7 +51,7 @@ def make_batch() -> dict[str, Any]:
 
 
 def make_model() -> Any:
-    """The study's model with constants as they would be."""
+    """The study's model, with realistic preprocessing constants."""
     import torch
 
     from fedml.models.fusion import build_model
@@ -65,14 +65,14 @@ def make_model() -> Any:
 
 
 def make_step(way: str, model: Any, batch: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """One clipped sum by ``way``, by the parameters' names."""
+    """A function that computes one clipped sum by ``way``: parameter name -> gradient."""
     if way == "ours":
         return lambda: ours(model, batch)
     return opacus_step(model, batch, way)
 
 
 def ours(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """The clipped sum as ``fedml.privacy.dpsgd`` has it."""
+    """The clipped sum as ``fedml.privacy.dpsgd`` computes it."""
     from fedml.learning.tasks import make_task
     from fedml.privacy.dpsgd import person_losses
     from fedml.privacy.persongrad import clipped_gradient_sum
@@ -83,7 +83,7 @@ def ours(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def opacus_step(model: Any, batch: dict[str, Any], way: str) -> Callable[[], dict[str, Any]]:
-    """The same with Opacus on the bare network; the preprocessing, which has buffers, goes before it, in the time."""
+    """The clipped sum by Opacus. Opacus wraps the network only; the preprocessing, which has buffers, runs before it and is timed too."""
     import torch
     from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
     from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
@@ -113,7 +113,7 @@ def opacus_step(model: Any, batch: dict[str, Any], way: str) -> Callable[[], dic
 
 
 def loop(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """The reference: one person's loss after the other."""
+    """The reference: a loop over persons."""
     import torch
     from torch.nn import functional
 
@@ -129,7 +129,7 @@ def loop(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """The L2 distance of two sums, as a fraction of the second."""
+    """The L2 distance of two sums, relative to the norm of the second."""
     assert a.keys() == b.keys(), (sorted(a), sorted(b))
     size = sum(float(v.double().square().sum()) for v in b.values())
     return float((sum(float((a[k].double() - v.double()).square().sum()) for k, v in b.items()) / size) ** 0.5)
@@ -138,7 +138,7 @@ def apart(a: dict[str, Any], b: dict[str, Any]) -> float:
 def interleaved(
     steps: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each, in turn, ``repeats`` times after one that is not counted."""
+    """Seconds of each step, in turn, ``repeats`` times after one warm-up."""
     times: dict[str, list[float]] = {way: [] for way in steps}
     for at in range(repeats + 1):
         for way, step in steps.items():
@@ -150,13 +150,13 @@ def interleaved(
 
 
 def compared(times: dict[str, list[float]], persons: int) -> list[tuple[str, ...]]:
-    """Rows: way, median milliseconds, persons a second, how many times as fast as it ours is."""
+    """Rows: way, median milliseconds, persons a second, its time divided by ours."""
     middle = {way: statistics.median(each) for way, each in times.items()}
     return [(way, f"{1e3 * t:.2f}", f"{persons / t:,.0f}", f"{t / middle['ours']:.2f}") for way, t in middle.items()]
 
 
 def report(what: str, threads: int, steps: Mapping[str, Callable[[], object]], repeats: int) -> None:
-    """Wall time; with one thread CPU time too, which a busy machine stretches less."""
+    """Prints wall time; with one thread also CPU time, which depends less on other processes."""
     for name, clock in (("wall", time.perf_counter), ("CPU", time.process_time))[: 3 - threads]:
         rows = compared(interleaved(steps, repeats, clock), PERSONS)
         title = f"clipped sum, {PERSONS} persons, {what}, {threads} thread(s), {name} time, median of {repeats}"
@@ -164,17 +164,17 @@ def report(what: str, threads: int, steps: Mapping[str, Callable[[], object]], r
 
 
 def extra_memory(way: str) -> None:
-    """Prints the peak resident memory of three steps above that before them, in MB."""
+    """Prints the peak resident memory of three steps, minus that before them, in MB."""
     import torch
 
     torch.set_num_threads(1)
     model, batch = make_model(), make_batch()
-    small = torch.nn.Linear(4, 2)  # what a first backward pass allocates for good is nobody's
+    small = torch.nn.Linear(4, 2)  # the first backward pass allocates memory once, which is not counted
     small(torch.ones(1, 4)).sum().backward()
     if way == "ours":
-        pass  # imports are not the step's
+        pass
     else:
-        import opacus.optimizers  # noqa: F401
+        import opacus.optimizers  # noqa: F401 - imports are not counted
     step = make_step(way, model, batch)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(3):
@@ -183,19 +183,19 @@ def extra_memory(way: str) -> None:
 
 
 def in_a_process(way: str) -> float:
-    """``extra_memory`` in a fresh process, whose parent is small."""
+    """``extra_memory`` in a new process, whose parent has little memory."""
     command = [sys.executable, str(Path(__file__).resolve()), "--memory", way]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def main() -> None:
-    """Measures, compares, prints."""
-    warnings.filterwarnings("ignore", message="Full backward hook")  # Opacus' first layer has an input without a gradient
+    """Measures, compares and prints."""
+    warnings.filterwarnings("ignore", message="Full backward hook")  # the input of Opacus' first layer has no gradient
     if "--memory" in sys.argv:
         extra_memory(sys.argv[-1])
         return
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 7
-    memory = {way: in_a_process(way) for way in WAYS}  # first: this process has no torch yet
+    memory = {way: in_a_process(way) for way in WAYS}  # before this process imports torch
     import torch
 
     from fedml.privacy.noise import add_gaussian

@@ -1,8 +1,8 @@
-"""An empty round: 10 sites, 1,000 parameters, no epochs, no evaluation. What is left is what the federation itself costs: messages
-made, packed, read, checked, answered, folded. The local engine against the same two apps in Flower's own simulation on Ray.
+"""Benchmark: an empty round, 10 sites, 1,000 parameters, no epochs, no evaluation. It measures the cost of the federation itself: creating,
+packing, reading, checking, answering and averaging messages. The local engine against the same two apps in Flower's simulation on Ray.
 
-A round's seconds are those of the run's own events; a repetition is a run of 20 rounds and counts with its median. Final weights of
-both engines must be equal to the bit.
+The seconds of a round are from the run's events; a repetition is a run of 20 rounds and counts with its median. The final weights of both
+engines must be bitwise equal.
 
     .venv/bin/python experiments/bench/empty_round.py [REPEATS]
 """
@@ -27,7 +27,7 @@ NAMES = [f"c{i}" for i in range(COLUMNS)]
 
 
 def make_study() -> Study:
-    """A linear model that nobody trains."""
+    """A study with a linear model and zero epochs."""
     plan = {
         "study": {"name": "empty"},
         "cohort": {
@@ -43,7 +43,7 @@ def make_study() -> Study:
 
 
 def make_sites(out: Path) -> None:
-    """Simulated tables."""
+    """Writes the sites, with simulated tables."""
     generator = np.random.default_rng(0)
     for site in ROSTER:
         folder = out / site
@@ -70,7 +70,7 @@ def one_run(study: Study, engine: Engine, sites: Path, runs: Path) -> tuple[list
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     print(machine())
     study, pairs, first, digests = make_study(), Pairs(), Pairs(), set[str]()
@@ -87,7 +87,7 @@ def main() -> None:
     head = ("", "local (ms)", "simulation (ms)", "ratio", "range")
     rows = [pairs.row("a round", 1000), first.row("the first round of a run", 1000)]
     table(f"empty round, {SITES} sites, 1,000 parameters, median of {repeats} runs of {ROUNDS} rounds", head, rows)
-    print(f"\nfinal weights: equal to the bit on both engines in all {2 * repeats} runs")
+    print(f"\nfinal weights: bitwise equal on both engines in all {2 * repeats} runs")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Folding 20 replies of a ResNet-50's 161 arrays (25.6 million parameters): ``Averaging.aggregate_train``, which reads replies one at a
-time, against Flower's ``aggregate_arrayrecords``, which reads a list of all of them.
+"""Benchmark: averaging 20 replies of a ResNet-50's 161 arrays (25.6 million parameters): ``Averaging.aggregate_train``, which reads replies
+one at a time, against Flower's ``aggregate_arrayrecords``, which reads a list of all replies.
 
-Times: the replies share a few buffers, so that making them costs nothing. Memory, each in a process of its own: every reply has bytes of
-its own, made when it is read (ours) or when the list is built (Flower's), as they would arrive. The two means must agree. Flower adds with
-NumPy, on one thread; ours adds with torch, with the threads that the process has.
+For times, the replies share a few buffers, so that creating them takes no time. For memory, measured in a separate process for each, every
+reply has separate bytes, created when the reply is read (ours) or when the list is built (Flower), as in a real run. The two means must
+agree. Flower adds by NumPy on one thread; fedml adds by torch, with the threads of the process.
 
     .venv/bin/python experiments/bench/fold.py [REPEATS]
 """
@@ -33,7 +33,7 @@ Model = dict[str, npt.NDArray[np.float32]]
 
 
 def resnet50() -> list[tuple[int, ...]]:
-    """The shapes of a ResNet-50's parameters: convolutions, each with the two of its norm, and the last layer."""
+    """The shapes of a ResNet-50's parameters: convolutions, each with the two arrays of its norm, and the last layer."""
     convolutions, before = [(64, 3, 7, 7)], 64
     for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for block in range(blocks):
@@ -44,7 +44,7 @@ def resnet50() -> list[tuple[int, ...]]:
 
 
 def buffers(count: int) -> list[Model]:
-    """``count`` models' worth of numbers."""
+    """``count`` models of random numbers."""
     generator = np.random.default_rng(0)
     return [{f"array.{i}": generator.standard_normal(s, dtype=np.float32) for i, s in enumerate(resnet50())} for _ in range(count)]
 
@@ -60,26 +60,26 @@ def shared(records: list[ArrayRecord], sites: int) -> Iterator[RecordDict]:
 
 
 def fresh(models: list[Model], sites: int) -> Iterator[RecordDict]:
-    """Replies with bytes of their own, each made when it is asked for."""
+    """Replies with separate bytes, each created when it is read."""
     return (content(pack(models[site % len(models)]), site) for site in range(sites))
 
 
 def ours(replies: Iterator[RecordDict]) -> ArrayRecord:
-    """The mean by our strategy, streamed."""
+    """The mean by fedml's strategy, which reads the replies as a stream."""
     mean, _ = Averaging().aggregate_train(1, (Message(reply, 1, "train") for reply in replies))
     assert mean is not None
     return mean
 
 
 def flower(replies: Iterator[RecordDict]) -> ArrayRecord:
-    """The mean by Flower's function, which its strategies call with all replies in a list."""
+    """The mean by Flower's function, which takes a list of all replies."""
     mean: ArrayRecord = aggregate_arrayrecords(list(replies), NUM_EXAMPLES)
     return mean
 
 
-def apart(mine: ArrayRecord, theirs: ArrayRecord) -> float:
-    """The largest difference of two means, as a fraction of the largest number of its array."""
-    a, b = unpack(mine), {key: array.numpy() for key, array in theirs.items()}
+def apart(our: ArrayRecord, theirs: ArrayRecord) -> float:
+    """The largest difference of two means, relative to the largest number of the array."""
+    a, b = unpack(our), {key: array.numpy() for key, array in theirs.items()}
     assert a.keys() == b.keys()
     return max(float(np.abs(a[key] - b[key]).max() / np.abs(b[key]).max()) for key in a)
 
@@ -88,23 +88,23 @@ FOLDS: dict[str, Callable[[Iterator[RecordDict]], ArrayRecord]] = {"ours": ours,
 
 
 def extra_memory(which: str, sites: int) -> None:
-    """Prints the peak memory of one fold beyond the start, in MB."""
+    """Prints the peak memory of one aggregation, minus that at the start, in MB."""
     models = buffers(3)
-    FOLDS[which](fresh(buffers(1), 1))  # what the first fold imports and allocates for good is not the fold's
+    FOLDS[which](fresh(buffers(1), 1))  # warm-up: imports and one-time allocations are not counted
     with PeakMemory() as memory:
         FOLDS[which](fresh(models, sites))
     print(round(memory.extra_mb))
 
 
 def in_a_process(which: str, sites: int) -> str:
-    """``extra_memory`` in a fresh process: memory that an earlier fold gave back must not hide this one's."""
+    """``extra_memory`` in a new process, because memory freed by an earlier aggregation would hide the peak."""
     command = [sys.executable, str(Path(__file__).resolve()), which, str(sites)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
-    """Measures, compares, prints."""
-    InProcessGrid(ClientApp(), [])  # a Message asks for the run that it belongs to
+    """Measures, compares and prints."""
+    InProcessGrid(ClientApp(), [])  # sets the run that Flower's Message requires
     if len(sys.argv) == 3:
         extra_memory(sys.argv[1], int(sys.argv[2]))
         return
@@ -125,7 +125,7 @@ def main() -> None:
     head = ("torch threads", "ours (s)", "Flower (s)", "ratio", "range")
     table(f"{SITES} replies of {millions:.2f} million parameters, median of {repeats}", head, timed)
     rows = [(str(sites), in_a_process("ours", sites), in_a_process("flower", sites)) for sites in (5, 10, 20)]
-    table(f"peak memory beyond the start (MB); one reply is {millions * 4e6 / 2**20:.0f} MB", ("sites", "ours", "Flower"), rows)
+    table(f"peak memory above that at the start (MB); one reply is {millions * 4e6 / 2**20:.0f} MB", ("sites", "ours", "Flower"), rows)
     print(f"\nmeans agree: largest difference {difference:.1e} of the largest number")
 
 

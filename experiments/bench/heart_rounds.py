@@ -1,8 +1,9 @@
-"""A whole study as a process, 50 rounds of a 13-64-2 network at the four heart hospitals, from the command line to the finished MLflow
-record, against ``heart_script.py``: the same federated averaging over the same batches as a bare script, without any record.
+"""Benchmark: a complete study as a process, 50 rounds of a 13-64-2 network at the four heart hospitals, from the command line to the
+finished MLflow record, against ``heart_script.py``: the same federated averaging over the same batches as a plain script, without any
+record.
 
-Each pair is taken twice: with an empty MLflow store (which MLflow first has to make) and with one that was there before. The final
-weights and test metrics of both must agree.
+Each pair is measured twice: with an empty MLflow store (which MLflow must create first) and with an existing store. The final weights and
+test metrics of both must agree.
 
     .venv/bin/python experiments/bench/heart_rounds.py [REPEATS]
 """
@@ -31,10 +32,10 @@ TOLERANCE = 1e-6
 
 
 def make_sites(out: Path) -> str:
-    """The real hospitals where the files are at hand, simulated tables of the same shape otherwise; says which."""
+    """Writes the sites: the real hospitals if the files exist, else simulated tables of the same shape; returns which, as text."""
     try:
         prepare("heart", out, data=HERE.parents[1].parent / "shared" / "data", say=lambda _: None)
-        for manifest in out.glob("*/site.toml"):  # the script suppresses nothing, so the sites may not either
+        for manifest in out.glob("*/site.toml"):  # the script suppresses no small counts, so the sites must not either
             manifest.write_text(manifest.read_text() + "\n[policy]\nmin_count = 1\n")
         return "UCI heart disease"
     except InputError:
@@ -54,56 +55,56 @@ def make_sites(out: Path) -> str:
 
 
 def ours(sites: Path, work: Path, store: Path) -> Ended:
-    """``fedml run`` with the MLflow store ``store``; artifacts and runs go into ``work``."""
+    """Runs ``fedml run`` with the MLflow store ``store``; artifacts and runs are written to ``work``."""
     fedml = str(Path(sys.executable).with_name("fedml"))
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{store}", "FEDML_DEBUG": ""}
     return run_process([fedml, "run", str(PLAN), "--sites", str(sites), "--json"], work, environment)
 
 
 def script(sites: Path, work: Path) -> Ended:
-    """The bare script."""
+    """Runs the plain script."""
     return run_process([sys.executable, str(HERE / "heart_script.py"), str(PLAN), str(sites), str(work)], work)
 
 
 def compare(work: Path) -> str:
-    """Asserts that both came to the same model and metrics, and that MLflow has the record; says how near they are."""
-    told = json.loads((work / "output.log.ours").read_text().splitlines()[-1])
-    assert told["status"] == "finished", told
-    assert told["mlflow_run_id"], "MLflow has no record of the run"
-    mine = safetensors.numpy.load_file(work / told["folder"] / "model.safetensors")
+    """Asserts that both give the same model and metrics, and that MLflow has the record; returns the difference as text."""
+    summary = json.loads((work / "output.log.ours").read_text().splitlines()[-1])
+    assert summary["status"] == "finished", summary
+    assert summary["mlflow_run_id"], "MLflow has no record of the run"
+    our = safetensors.numpy.load_file(work / summary["folder"] / "model.safetensors")
     theirs = np.load(work / "weights.npz")
-    learned = {k: v for k, v in mine.items() if not k.startswith("preprocess.")}
+    learned = {k: v for k, v in our.items() if not k.startswith("preprocess.")}
     assert learned.keys() == set(theirs.files), (sorted(learned), theirs.files)
     apart = max(float(np.abs(v - theirs[k]).max() / np.abs(theirs[k]).max()) for k, v in learned.items())
     assert apart <= TOLERANCE, f"final weights differ by {apart:.1e} of the largest"
     test = json.loads((work / "metrics.json").read_text())["test"]
     for name, within in (("accuracy", 1e-12), ("brier", 1e-5), ("log_loss", 1e-5), ("auroc", 1e-3)):  # AUROC: ours is from 4,096 bins
-        assert abs(told["metrics"]["test"][name] - test[name]) <= within, (name, told["metrics"]["test"][name], test[name])
+        assert abs(summary["metrics"]["test"][name] - test[name]) <= within, (name, summary["metrics"]["test"][name], test[name])
     bits = all(np.array_equal(v, theirs[k]) for k, v in learned.items())
     return "bitwise equal" if bits else f"equal to {apart:.1e} of the largest weight"
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         print(f"data: {make_sites(work / 'sites')}")
-        script(work / "sites", work)  # warm: bytecode and disk cache
+        script(work / "sites", work)  # warm-up: bytecode and disk cache
         ours(work / "sites", work, work / "kept.db")
-        ends: dict[str, list[Ended]] = {"empty store": [], "store there": [], "script": []}
-        pairs, equal = {"empty store": Pairs(), "store there": Pairs()}, set()
+        ends: dict[str, list[Ended]] = {"empty store": [], "existing store": [], "script": []}
+        pairs, equal = {"empty store": Pairs(), "existing store": Pairs()}, set()
         for at in range(repeats):
             for kind, times in pairs.items():
-                mine = ours(work / "sites", work, work / (f"fresh-{at}.db" if kind == "empty store" else "kept.db"))
+                our = ours(work / "sites", work, work / (f"fresh-{at}.db" if kind == "empty store" else "kept.db"))
                 shutil.move(work / "output.log", work / "output.log.ours")
-                bare = script(work / "sites", work)
+                peer = script(work / "sites", work)
                 equal.add(compare(work))
-                times.ours.append(mine.seconds)
-                times.peer.append(bare.seconds)
-                ends[kind].append(mine)
-                ends["script"].append(bare)
+                times.ours.append(our.seconds)
+                times.peer.append(peer.seconds)
+                ends[kind].append(our)
+                ends["script"].append(peer)
     head = ("MLflow store", "fedml run (s)", "script (s)", "ratio", "range")
     table(f"heart, 50 rounds, median of {repeats}", head, [times.row(kind) for kind, times in pairs.items()])
     rows = [

@@ -1,7 +1,7 @@
-"""The peer of ``heart_rounds.py``: the same federated averaging as a researcher's own script. torch and numpy, nothing of fedml.
+"""The peer of ``heart_rounds.py``: the same federated averaging as a script by torch and numpy, without fedml.
 
-It reads the same tables and plan, draws the same batches from the same seeds, evaluates each round's model before training it, and
-ends with ``weights.npz`` and ``metrics.json``. What a script may do once it does once: features are standardised before the rounds.
+The script reads the same tables and plan, draws the same batches from the same seeds, evaluates the model of each round before training,
+and writes ``weights.npz`` and ``metrics.json``. Features are standardised once, before the rounds.
 
     python heart_script.py PLAN.toml SITES_FOLDER OUT_FOLDER
 """
@@ -27,19 +27,19 @@ MISSING = {"", "NA", "NaN", "nan", "?"}
 
 
 def derive_seed(*parts: int | str) -> int:
-    """fedml's own derivation, so that both draw the same numbers."""
+    """fedml's derivation of seeds, so that both draw the same numbers."""
     text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def in_train(person: str, key: str, fraction: float) -> bool:
-    """fedml's split: a keyed hash of the id. There is no validation part here."""
+    """fedml's split, a keyed hash of the id, without a validation part."""
     digest = hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).digest()
     return int.from_bytes(digest, "big") / 2**64 < fraction
 
 
 def read(folder: Path, plan: dict[str, Any]) -> tuple[Floats, npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Raw features (NaN where missing), labels, and who trains."""
+    """Raw features (persons, columns), NaN if missing; labels (persons,); mask of the training persons (persons,)."""
     clinical = plan["cohort"]["clinical"]
     with (folder / "clinical.csv").open() as file:
         rows = {row["id"]: row for row in csv.DictReader(file)}
@@ -57,7 +57,7 @@ def read(folder: Path, plan: dict[str, Any]) -> tuple[Floats, npt.NDArray[np.int
 
 
 def standardise(raw: list[Floats], training: list[npt.NDArray[np.bool_]]) -> list[torch.Tensor]:
-    """All sites' features by the training persons' mean and standard deviation, the mean where missing."""
+    """All sites' features, standardised by the training persons' mean and standard deviation; missing values are the mean."""
     sums = np.zeros((3, raw[0].shape[1]))
     for x, rows in zip(raw, training, strict=True):
         filled = np.nan_to_num(x[rows])
@@ -86,7 +86,7 @@ def metrics(z: Floats, y: npt.NDArray[np.int64]) -> dict[str, float]:
 
 
 def evaluate(model: nn.Module, xs: list[torch.Tensor], ys: list[torch.Tensor]) -> dict[str, float]:
-    """Metrics over all sites' persons together."""
+    """Metrics over the persons of all sites."""
     model.eval()
     with torch.inference_mode():
         z = np.concatenate([model(x).double().numpy() for x in xs])
@@ -94,7 +94,7 @@ def evaluate(model: nn.Module, xs: list[torch.Tensor], ys: list[torch.Tensor]) -
 
 
 def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, plan: dict[str, Any], seed: int) -> None:
-    """One site's epochs, with an optimiser of its own."""
+    """One site's epochs, with a new optimiser."""
     optimizer = torch.optim.Adam(model.parameters(), lr=plan["lr"], weight_decay=0.0, fused=True)
     generator = torch.Generator().manual_seed(seed)
     model.train()
@@ -107,7 +107,7 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, plan: dict[str, An
 
 
 def main() -> None:
-    """Rounds of federated averaging, then the weights and the last metrics."""
+    """Runs the rounds of federated averaging, then writes the weights and the metrics."""
     plan = tomllib.loads(Path(sys.argv[1]).read_text())
     torch.set_num_threads(1)
     seed, sites = plan["study"]["seed"], plan["federation"]["sites"]
@@ -125,11 +125,11 @@ def main() -> None:
         model.load_state_dict(weights)
         history.append(evaluate(model, train_x, train_y))
         total = {k: torch.zeros_like(v) for k, v in weights.items()}
-        for site, x, own in zip(sites, train_x, train_y, strict=True):
+        for site, x, labels_of_site in zip(sites, train_x, train_y, strict=True):
             model.load_state_dict(weights)
-            train(model, x, own, plan["training"], derive_seed("training", seed, number, site))
+            train(model, x, labels_of_site, plan["training"], derive_seed("training", seed, number, site))
             for key, value in model.state_dict().items():
-                total[key].add_(value, alpha=len(own))
+                total[key].add_(value, alpha=len(labels_of_site))
         weights = {k: v / persons for k, v in total.items()}
     model.load_state_dict(weights)
     out = Path(sys.argv[3])
@@ -141,4 +141,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 4:
         main()
     else:
-        print("The peer of heart_rounds.py, which runs it: python heart_script.py PLAN.toml SITES_FOLDER OUT_FOLDER")
+        print("The peer of heart_rounds.py, which runs this script. Usage: python heart_script.py PLAN.toml SITES_FOLDER OUT_FOLDER")

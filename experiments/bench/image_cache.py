@@ -1,10 +1,10 @@
-"""Epochs over a cohort of volumes through torch's ``DataLoader``: random crops from the image cache, against MONAI's ``PersistentDataset``
-of the same transforms, from the second epoch on (in the first each makes what it keeps).
+"""Benchmark: epochs over a cohort of volumes through torch's ``DataLoader``: random crops from the image cache, against MONAI's
+``PersistentDataset`` with the same transforms, from the second epoch on (in the first, both fill their caches).
 
-The volumes are a spleen CT (public data; a synthetic volume where it is not there) brought to 128 x 128 x 128 voxels with other noise
-each, with a mask. Both read from the page cache on one thread, in batches of 4: ``DataLoader(dataset, batch_size=4, shuffle=True)``, and
-ours also as ``batch_size=None`` over a batch sampler. MONAI's mask is kept as its tutorials have it (float32), or as uint8. Its crops,
-wherever they fall, must be ours at the same places within half precision. With workers an epoch as short as this is mostly their start.
+The volumes are a spleen CT (public data; a synthetic volume if it is missing) of 128 x 128 x 128 voxels with different noise in each, with
+a mask. Both read from the page cache on one thread, in batches of 4: ``DataLoader(dataset, batch_size=4, shuffle=True)``, and fedml also
+with ``batch_size=None`` over a batch sampler. MONAI's mask is stored as in its tutorials (float32), or as uint8. MONAI's crops must equal
+fedml's at the same positions within half precision. With workers, most of such a short epoch is the start of the workers.
 
     .venv/bin/python experiments/bench/image_cache.py [REPEATS] [VOLUMES]
 """
@@ -50,7 +50,7 @@ def scan() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
 
 
 def write_cohort(folder: Path, count: int) -> list[dict[str, str]]:
-    """NIfTI files; what MONAI takes as its data."""
+    """Writes NIfTI files; returns their paths in the form that MONAI takes."""
     image, mask = scan()
     for k in range(count):
         noise = np.random.default_rng(k).normal(0, 8, image.shape)
@@ -60,13 +60,13 @@ def write_cohort(folder: Path, count: int) -> list[dict[str, str]]:
 
 
 def read(item: Item) -> Raw:
-    """The image and its mask from NIfTI."""
+    """Reads the image and its mask from NIfTI files."""
     image, mask = (nibabel.load(path) for path in item.files)
     return Raw(np.asarray(image.dataobj, np.float32)[None], image.affine, np.asarray(mask.dataobj)[None])
 
 
 def peer(data: list[dict[str, str]], folder: Path, crop: Crop, small_mask: bool) -> PersistentDataset:
-    """MONAI's way: load, the same deterministic part, kept; then a random crop."""
+    """MONAI's dataset: load and deterministic transforms, cached; then a random crop."""
     keys = ("image", "mask")
     steps: list[Any] = [mt.LoadImaged(keys, ensure_channel_first=True), *deterministic(SPEC, keys).transforms]
     steps += [mt.CastToTyped("mask", dtype=torch.uint8)] if small_mask else []
@@ -75,7 +75,7 @@ def peer(data: list[dict[str, str]], folder: Path, crop: Crop, small_mask: bool)
 
 
 def check(theirs: PersistentDataset, cache: ImageCache, crop: Crop) -> None:
-    """The peer's crops are ours at the places it took."""
+    """Asserts that MONAI's crops equal the cache's at the same positions."""
     cropper = theirs.transform.transforms[-1].cropper
     for at in range(len(cache)):
         drawn = theirs[at]
@@ -93,7 +93,7 @@ def on_disk(folder: Path) -> int:
 
 
 def megabytes(ours: int, theirs: int) -> tuple[str, str, str]:
-    """Both, and ours of theirs."""
+    """Both sizes in MB, and ours relative to the peer's."""
     return f"{ours / 2**20:.0f}", f"{theirs / 2**20:.0f}", f"{100 * ours / theirs:.1f} %"
 
 
@@ -112,7 +112,7 @@ def epoch(dataset: Any, workers: int, own_batches: bool = False) -> Callable[[],
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats, count = (*map(int, sys.argv[1:3]), *(7, 24)[len(sys.argv[1:3]) :])
     torch.set_num_threads(1)
     print(machine())
@@ -121,20 +121,20 @@ def main() -> None:
         (root / "images").mkdir()
         data = write_cohort(root / "images", count)
         items = [Item(str(k), (Path(pair["image"]), Path(pair["mask"]))) for k, pair in enumerate(data)]
-        made: list[ImageCache] = []
-        first = seconds(lambda: made.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
-        again = seconds(lambda: made.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
-        cache = made[-1]
+        caches: list[ImageCache] = []
+        first = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
+        again = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
+        cache = caches[-1]
         assert len(cache) == count
         assert cache.shapes[0] == (1, 128, 128, 128)
         rows, disks = [], []
-        mine = on_disk(root / "ours")
+        our_bytes = on_disk(root / "ours")
         for small_mask in (False, True):
             folder, kind = root / f"peer{small_mask}", "uint8" if small_mask else "float32"
             whole = peer(data, folder, (128, 128, 128), small_mask)
             took = seconds(partial(list, map(whole.__getitem__, range(count))))
             theirs_mb = on_disk(folder)
-            disks.append((f"image and mask, the peer's mask {kind}", *megabytes(mine, theirs_mb), f"{first:.1f}", f"{took:.1f}"))
+            disks.append((f"image and mask, the peer's mask {kind}", *megabytes(our_bytes, theirs_mb), f"{first:.1f}", f"{took:.1f}"))
             for side in (64, 96):
                 crop = (side, side, side)
                 theirs, ours = peer(data, folder, crop, small_mask), Crops(cache, crop)
@@ -144,9 +144,10 @@ def main() -> None:
                     name = f"{side}^3, peer's mask {kind}, {workers} workers{', our batches' if own else ''}"
                     rows.append((*pairs.row(name, 1e3 / count), f"{1 / pairs.ratio:.1f}"))
         image_bytes = sum(path.stat().st_size for path in (root / "ours").rglob("image.bin"))
-        disks.append(("images alone, of the peer's float32 voxels", *megabytes(image_bytes, count * 128**3 * 4), "", ""))
-        table(f"disk for {count} volumes of 128^3", ("", "ours (MB)", "peer (MB)", "ours of peer", "ours made (s)", "peer made (s)"), disks)
-        print(f"  ours opened again, all bytes of the sources and of the cache checked where it is small: {again:.2f} s")
+        disks.append(("images only, against float32 voxels", *megabytes(image_bytes, count * 128**3 * 4), "", ""))
+        heads = ("", "ours (MB)", "peer (MB)", "ours / peer", "ours built (s)", "peer built (s)")
+        table(f"disk for {count} volumes of 128^3", heads, disks)
+        print(f"  ours reopened, with a check of all bytes of the sources and, if small, of the cache: {again:.2f} s")
         head = ("", "ours (ms)", "peer (ms)", "ratio", "range", "ours is x faster")
         table(f"a volume's crop in batches of 4, epoch 2 and later, median of {repeats} epochs of {count} volumes", head, rows)
 

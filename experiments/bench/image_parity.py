@@ -1,12 +1,12 @@
-"""Studies of images, federated against pooled: the same study, seeds and number of passes, the same test persons looked at once.
+"""Benchmark: studies of images, federated against pooled training: the same study, seeds, number of passes and test persons.
 
     .venv/bin/python experiments/bench/image_parity.py [--studies wbc,adrenal,lesions] [--seeds 0-2] [--validation]
 
-A classification's figure is AUROC, a segmentation's the mean over persons of the mean over classes of Dice. The interval of the difference
-is a paired bootstrap over the test persons within their sites, of the mean over seeds: persons are the chance in it, seeds are not; their
-spread stands beside. ``--validation`` looks at validation persons in the place of test persons: for choosing settings.
+The metric is AUROC for classification, and the mean over persons of the mean over classes of Dice for segmentation. The interval of the
+difference is a paired bootstrap over the test persons within their sites, of the mean over seeds: it includes the variation over persons
+but not over seeds, whose range is printed. ``--validation`` evaluates validation persons instead of test persons, to choose settings.
 
-Data: ``../shared/data``, by ``fedml prepare``. The table goes to standard output, each run to standard error.
+Data: ``../shared/data``, by ``fedml prepare``. The table is written to standard output, each run to standard error.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ WAYS = ("federated", "pooled")
 
 @dataclass(frozen=True)
 class Held:
-    """What one model says of the held-out persons: ``ids`` (site/person), ``site`` (persons,), ``truth`` (persons,) the class, and
-    ``output`` (persons,): the probability of the last class, or in segmentation the person's Dice (NaN where there is none)."""
+    """The outputs of one model on the held-out persons: ``ids`` (site/person), ``site`` (persons,), ``truth`` (persons,) the class, and
+    ``output`` (persons,): the probability of the last class, or for segmentation the person's Dice (NaN if undefined)."""
 
     ids: tuple[str, ...]
     site: npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ class Held:
 
 
 def train(study: Study, sites: Mapping[str, Site], way: str, run: Path) -> float:
-    """Trains into the folder ``run``; returns seconds from the first event to the last."""
+    """Trains a model in the folder ``run``; returns the seconds from the first event to the last."""
     files = [str(site.file.resolve()) for site in sites.values()]
     plan = for_roster(study, list(sites)) if way == "federated" else for_roster(study, ["pooled"])
     run.mkdir(parents=True)
@@ -68,7 +68,7 @@ def train(study: Study, sites: Mapping[str, Site], way: str, run: Path) -> float
 
 
 def held_out(study: Study, sites: Mapping[str, Site], run: Path, part: PartName) -> Held:
-    """The saved model on every site's persons in ``part``."""
+    """The outputs of the saved model on every site's persons in ``part``."""
     import torch
 
     _, model = restore(run)
@@ -95,13 +95,13 @@ def held_out(study: Study, sites: Mapping[str, Site], run: Path, part: PartName)
 
 
 def mean_over_seeds(metric: str, runs: Sequence[Held], chosen: npt.NDArray[np.bool_]) -> Statistic:
-    """Of the ``chosen`` persons, drawn so often, the mean over seeds of the metric."""
+    """The statistic for the bootstrap: the mean over seeds of the metric of the ``chosen`` persons."""
     each = [statistic(metric, run.truth[chosen], run.output[chosen]) for run in runs]
     return lambda drawn: np.mean([one(drawn) for one in each], axis=0)
 
 
 def compared(metric: str, found: Mapping[str, Sequence[Held]], chosen: npt.NDArray[np.bool_]) -> tuple[dict[str, list[float]], Difference]:
-    """The metric of each way and seed, and federated less pooled, of the ``chosen`` persons."""
+    """The metric of each way and seed on the ``chosen`` persons, and the difference federated minus pooled."""
     once = np.ones((1, int(chosen.sum())), dtype=np.int64)
     values = {way: [float(mean_over_seeds(metric, [run], chosen)(once)[0]) for run in found[way]] for way in WAYS}
     federated, pooled = (mean_over_seeds(metric, found[way], chosen) for way in WAYS)
@@ -112,10 +112,10 @@ def parity(study_file: Path, folder: Path, seeds: Sequence[int], part: PartName,
     """A row for all sites together and one for each: persons, the metric by way and seed, the difference with its interval.
 
     Args:
-        study_file: the study. folder: its sites. work: where runs are kept. changes: keys of the study, a dot as two underscores.
+        study_file: the study. folder: its sites. work: folder of the runs. changes: keys of the study, with two underscores for a dot.
 
     Raises:
-        ValueError: the seeds do not hold out the same persons; state ``[cohort] split_key``.
+        ValueError: the seeds hold out different persons; the study needs ``[cohort] split_key``.
     """
     overrides = {key.replace("__", "."): value for key, value in changes.items()}
     found: dict[str, list[Held]] = {way: [] for way in WAYS}
@@ -128,7 +128,7 @@ def parity(study_file: Path, folder: Path, seeds: Sequence[int], part: PartName,
             found[way].append(held_out(study, sites, run, part))
             print(f"{study.study.name}, {way}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
     if len({run.ids for runs in found.values() for run in runs}) > 1:
-        raise ValueError("the seeds hold out different persons: give the study a split_key")
+        raise ValueError("the seeds hold out different persons: set [cohort] split_key in the study")
     metric = "mean" if study.model.task == "segmentation" else "auroc"
     first = found[WAYS[0]][0]
     for name, chosen in [("all", first.site >= 0), *((s, first.site == k) for k, s in enumerate(sites))]:
@@ -136,7 +136,7 @@ def parity(study_file: Path, folder: Path, seeds: Sequence[int], part: PartName,
         yield {"study": study.study.name, "who": name, "persons": int(chosen.sum()), **values, "difference": difference}
 
 
-def told(row: Mapping[str, Any]) -> str:
+def line_of(row: Mapping[str, Any]) -> str:
     """A line of the table."""
     values = [f"{np.mean(row[way]):.3f} ({min(row[way]):.3f} to {max(row[way]):.3f})" for way in WAYS]
     d: Difference = row["difference"]
@@ -144,25 +144,25 @@ def told(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Prepares the sites, trains, prints a table in markdown."""
+    """Prepares the sites, trains the models and prints a table in Markdown."""
     parser = argparse.ArgumentParser(description="studies of images, federated against pooled")
     parser.add_argument("--studies", default=",".join(STUDIES))
     parser.add_argument("--seeds", default="0-2")
-    parser.add_argument("--validation", action="store_true", help="validation persons, to choose settings by")
-    parser.add_argument("--json", type=Path, help="a file for every run's figures")
-    asked = parser.parse_args()
-    part: PartName = "val" if asked.validation else "test"
+    parser.add_argument("--validation", action="store_true", help="evaluate validation persons, to choose settings")
+    parser.add_argument("--json", type=Path, help="file for the figures of every run")
+    options = parser.parse_args()
+    part: PartName = "val" if options.validation else "test"
     print(f"{machine()}\n\n| study | site | {part} persons | federated | pooled | difference, 95 % |\n|{'---|' * 6}", flush=True)
-    kept = []
+    rows = []
     with tempfile.TemporaryDirectory(prefix="fedml-parity-") as folder:
-        for name in asked.studies.split(","):
+        for name in options.studies.split(","):
             sites = Path(folder) / name
             prepare(name, sites, data=DATA, say=lambda _: None)
-            for row in parity(HERE.parent / "studies" / f"{name}.toml", sites, parse_seeds(asked.seeds, 0), part, Path(folder) / "runs"):
-                print(told(row), flush=True)
-                kept.append({**row, "difference": vars(row["difference"])})
-    if asked.json:
-        asked.json.write_text(json.dumps(kept, indent=1) + "\n")
+            for row in parity(HERE.parent / "studies" / f"{name}.toml", sites, parse_seeds(options.seeds, 0), part, Path(folder) / "runs"):
+                print(line_of(row), flush=True)
+                rows.append({**row, "difference": vars(row["difference"])})
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

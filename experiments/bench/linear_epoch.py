@@ -1,6 +1,6 @@
-"""An epoch of a linear model on variants (the project's preprocessing, a layer of 2 outputs, SGD, batches of 64) that reads its batches
-from the packed cache, mapped from disk, against the same epoch from memory: int8 (4 times the table) and float32 (16 times).
-1,000 persons x 200,000 variants; one torch thread. The final weights must be bitwise equal, whatever is read.
+"""Benchmark: an epoch of a linear model on variants (the project's preprocessing, a layer of 2 outputs, SGD, batches of 64) with batches
+from the memory-mapped packed cache, against the same epoch from memory: int8 (4 times the size of the cache) and float32 (16 times). 1,000
+persons x 200,000 variants; one torch thread. The final weights of all must be bitwise equal.
 
     .venv/bin/python experiments/bench/linear_epoch.py [REPEATS] [PERSONS] [VARIANTS]
 """
@@ -21,7 +21,7 @@ from torch import nn
 from fedml.cohort.variants.cache import cached
 from fedml.cohort.variants.model import Selection
 from fedml.cohort.variants.open import open_source
-from fedml.experiments.bench.cached_batches import everybody, write_cohort
+from fedml.experiments.bench.cached_batches import all_ids, write_cohort
 from fedml.experiments.bench.timing import Pairs, machine, seconds, table
 from fedml.learning.training import batches
 from fedml.models.fusion import digest
@@ -32,7 +32,7 @@ Read = Callable[[npt.NDArray[np.int64]], torch.Tensor]
 
 
 def make_model(mean: torch.Tensor, std: torch.Tensor) -> nn.Sequential:
-    """The same first weights each time."""
+    """The model, with the same initial weights each time."""
     first = VariantPreprocess(len(mean))
     first.mean.copy_(mean)
     first.std.copy_(std)
@@ -54,14 +54,14 @@ def epoch(model: nn.Module, read: Read, labels: torch.Tensor) -> None:
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     repeats, persons, variants = (*map(int, sys.argv[1:4]), *(5, 1000, 200_000)[len(sys.argv[1:4]) :])
     torch.set_num_threads(1)
     print(machine())
     with tempfile.TemporaryDirectory(prefix="fedml-bench-") as name:
         path = Path(name) / "cohort.bed"
         write_cohort(path, persons, variants)
-        packed = cached(Path(name) / "cache", open_source(path), everybody(persons), Selection(), 512).table
+        packed = cached(Path(name) / "cache", open_source(path), all_ids(persons), Selection(), 512).table
         small = torch.from_numpy(packed[:])
         large = small.float()
         called = (small >= 0).sum(0)
@@ -87,11 +87,11 @@ def main() -> None:
         cpu: list[tuple[str, ...]] = []
         for peer in ("memory, int8", "memory, float32"):
             for ours in ("cache, int8", "cache, float32"):
-                pairs = [(once(ways[ours]), once(ways[peer])) for _ in range(repeats + 1)][1:]  # the first warms up
+                pairs = [(once(ways[ours]), once(ways[peer])) for _ in range(repeats + 1)][1:]  # the first is the warm-up
                 for lines, which in ((wall, 0), (cpu, 1)):
                     lines.append(Pairs([a[which] for a, _ in pairs], [b[which] for _, b in pairs]).row(f"{ours}; {peer}"))
     assert len(set(found)) == 1, "the final weights differ"
-    for clock, lines in (("wall", wall), ("CPU", cpu)):  # a busy machine stretches CPU time less
+    for clock, lines in (("wall", wall), ("CPU", cpu)):  # CPU time depends less on other processes
         title = f"an epoch, {persons:,} persons x {variants:,} variants, batches of {BATCH}, {clock} time, median of {repeats}"
         table(title, ("ours; peer", "ours (s)", "peer (s)", "ratio", "range"), lines)
     print(f"\nfinal weights of all {len(found)} epochs are bitwise equal: SHA-256 {found[0][:16]}")

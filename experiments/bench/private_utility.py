@@ -1,15 +1,16 @@
-"""What differential privacy of one patient costs in AUROC: pneumonia and heart at epsilon 1, 3, 8 and without privacy, each with the
-sites' own noise and, against it, by the same DP-SGD on pooled data (one node, the sum of the stated persons, the same epsilon).
+"""Benchmark: the loss of AUROC under differential privacy of one patient: pneumonia and heart at epsilon 1, 3, 8 and without privacy, each
+with noise at the sites and, for comparison, with the same DP-SGD on pooled data (one node, the sum of the stated persons, the same
+epsilon).
 
-The study files say all but the learning rate, which is ``RATES``' for each epsilon: the best of a grid by AUROC of the validation persons,
-who are neither trained on nor tested on. It was chosen from many draws of the noise (6 for pneumonia, 60 for heart): one run says little
-at epsilon 1; ``--choose`` prints the grid for a few runs and looks at no test person. "None" is the same network and steps with unit
-"none": no clipping, no noise, constants from the sites' sums. The noise is the operating system's, so a seed stands for one more run
-(heart's first weights come from it); the split is the same in all.
+The study files define everything except the learning rate, which is in ``RATES`` for each epsilon: the best of a grid by AUROC of the
+validation persons, who are neither trained nor tested on. The rates were chosen from many draws of the noise (6 for pneumonia, 60 for
+heart), because one run is not informative at epsilon 1; ``--choose`` prints the grid for a few runs, without test persons. "None" is the
+same network and steps with unit "none": no clipping, no noise, constants from the sites' sums. The noise is from the operating system, so
+each seed is one more run (heart's initial weights depend on it); the split is the same for all.
 
     .venv/bin/python experiments/bench/private_utility.py [--seeds 0-2] [--studies heart,pneumonia] [--choose]
 
-Data as in ``heart_rounds``: ``../shared/data``. The table goes to standard output, each run to standard error.
+Data as in ``heart_rounds``: ``../shared/data``. The table is written to standard output, each run to standard error.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ GRIDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """One training: AUROC by part, the largest epsilon over the sites as the run itself claims it (None without privacy), seconds."""
+    """One training run: AUROC by part, the largest epsilon over the sites that the run claims (None without privacy), seconds."""
 
     auroc: dict[str, float]
     epsilon: float | None
@@ -56,7 +57,7 @@ class Run:
 
 
 def plan_of(name: str, way: str, epsilon: float | None, rate: float, seed: int) -> Study:
-    """The study file's plan with this epsilon, learning rate and seed, for its own sites or for one that holds all persons."""
+    """The study with this epsilon, learning rate and seed, for its sites or for one pooled site with all persons."""
     study = read_study(
         HERE.parent / "studies" / f"{name}_private.toml", overrides={"training.lr": rate, "training.evaluate_every": 0}, seed=seed
     )
@@ -69,7 +70,7 @@ def plan_of(name: str, way: str, epsilon: float | None, rate: float, seed: int) 
 
 
 def train(study: Study, sites: Path, folder: Path) -> Run:
-    """Runs ``study`` in this process; ``sites`` holds the site folders."""
+    """Runs ``study`` in this process; ``sites`` is the folder of the site folders."""
     files = {site.name: str(site.file) for site in map(read_site, sorted(sites.glob("*/site.toml")))}
     if study.federation.sites == ("pooled",):
         nodes = [{"manifest": "\n".join(files.values()), "name": "pooled"}]
@@ -87,18 +88,18 @@ def train(study: Study, sites: Path, folder: Path) -> Run:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and, of several, the smallest and the largest."""
+    """The mean; for several values, also the smallest and the largest."""
     mean = f"{statistics.mean(values):.3f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.3f} to {max(values):.3f})"
 
 
-def told(epsilon: float | None) -> str:
-    """An epsilon, rounded up."""
+def epsilon_text(epsilon: float | None) -> str:
+    """An epsilon as text, rounded up; "none" for None."""
     return "none" if epsilon is None else rounded_up(epsilon)
 
 
 def rows(name: str, sites: Path, seeds: Sequence[int], work: Path) -> Iterable[tuple[str, ...]]:
-    """Of one study, a row for each epsilon."""
+    """A row for each epsilon, for one study."""
     for epsilon in EPSILONS:
         found: dict[str, list[Run]] = {}
         for way in WAYS:
@@ -106,7 +107,7 @@ def rows(name: str, sites: Path, seeds: Sequence[int], work: Path) -> Iterable[t
             for seed in seeds:
                 run = train(plan_of(name, way, epsilon, rate, seed), sites, work / f"{name}-{way}-{epsilon}-{seed}")
                 found.setdefault(way, []).append(run)
-                say = f"{name}, epsilon {told(epsilon)}, {way}, lr {rate:g}, seed {seed}"
+                say = f"{name}, epsilon {epsilon_text(epsilon)}, {way}, lr {rate:g}, seed {seed}"
                 print(
                     f"{say}: test {run.auroc['test']:.4f}, validation {run.auroc['val']:.4f}, {run.seconds:.0f} s",
                     file=sys.stderr,
@@ -114,7 +115,7 @@ def rows(name: str, sites: Path, seeds: Sequence[int], work: Path) -> Iterable[t
                 )
         claims = [max((r.epsilon for r in found[way] if r.epsilon is not None), default=None) for way in WAYS]
         parts = (spread([r.auroc[part] for r in found[way]]) for part in ("test", "val") for way in WAYS)
-        yield (name, "none" if epsilon is None else f"{epsilon:g}", " / ".join(map(told, claims)), *parts)
+        yield (name, "none" if epsilon is None else f"{epsilon:g}", " / ".join(map(epsilon_text, claims)), *parts)
 
 
 def choices(name: str, sites: Path, seeds: Sequence[int], work: Path) -> Iterable[tuple[str, ...]]:
@@ -129,20 +130,20 @@ def choices(name: str, sites: Path, seeds: Sequence[int], work: Path) -> Iterabl
 
 
 def main() -> None:
-    """Prepares the sites, trains, prints a table in markdown."""
+    """Prepares the sites, trains the models and prints a table in Markdown."""
     parser = argparse.ArgumentParser(description="AUROC under differential privacy of one patient")
     parser.add_argument("--seeds", default="0-2")
     parser.add_argument("--studies", default="heart,pneumonia")
-    parser.add_argument("--choose", action="store_true", help="the learning rates' grid on validation persons")
-    asked = parser.parse_args()
-    seeds, make = parse_seeds(asked.seeds, 0), choices if asked.choose else rows
+    parser.add_argument("--choose", action="store_true", help="print the grid of learning rates on validation persons")
+    options = parser.parse_args()
+    seeds, make = parse_seeds(options.seeds, 0), choices if options.choose else rows
     heads = {
         True: ("study", "epsilon", "data", "learning rate (* in use)", "validation AUROC"),
         False: ("study", "epsilon", "claimed (largest site / pooled)", "test AUROC", "pooled", "validation AUROC", "pooled, validation"),
-    }[asked.choose]
+    }[options.choose]
     print(f"{machine()}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     with tempfile.TemporaryDirectory(prefix="fedml-utility-") as folder:
-        for name in asked.studies.split(","):
+        for name in options.studies.split(","):
             prepare(name, Path(folder) / name, data=DATA, say=lambda _: None)
             for row in make(name, Path(folder) / name, seeds, Path(folder) / "runs"):
                 print(f"| {' | '.join(row)} |", flush=True)

@@ -1,13 +1,14 @@
-"""An empty round over a real SuperLink: three sites, 1,000 parameters, no epochs, no evaluation. Ours against a Flower app as a
-tutorial would write it, one after the other at the same SuperLink (TLS, a registered key a node, all on loopback).
+"""Benchmark: an empty round over a real SuperLink: three sites, 1,000 parameters, no epochs, no evaluation. fedml against a Flower app in
+the style of a tutorial, one after the other at the same SuperLink (TLS, a registered key for each node, all on loopback).
 
-Ours is `fedml federation up` and `fedml run --engine deployment`: a round's seconds are those of its own events. The stock app is Flower's
-``FedAvg.start`` with its ``evaluate_fn`` as the clock, and a ClientApp that reads the site's table and returns the arrays untouched, at
-``flower-supernode`` with its defaults. It imports neither torch nor us, and keeps the table in a module's cache as Flower's examples do.
-Our sites are stopped before the stock nodes start, so that each has the machine for itself. The first round warms up and is left out.
+fedml: `fedml federation up` and `fedml run --engine deployment`; the seconds of a round are from the run's events. The stock app: Flower's
+``FedAvg.start`` with its ``evaluate_fn`` as the clock, and a ClientApp that reads the site's table and returns the arrays unchanged, on
+``flower-supernode`` with its defaults. The stock app imports neither torch nor fedml, and caches the table in a module variable as Flower's
+examples do. fedml's sites are stopped before the stock nodes start, so that the two do not compete for the machine. The first round is the
+warm-up and is not counted.
 
-Both begin with the same arrays and must end with them, but for a mean's rounding. How often a site's table was opened is what the kernel
-says (inotify), ours from before the sites start.
+Both start with the same arrays and must end with them, up to the rounding of a mean. The number of times that a site's table is opened is
+measured by the kernel (inotify), for fedml from before the sites start.
 
     .venv/bin/python experiments/bench/superlink_round.py [ROUNDS]
 """
@@ -46,8 +47,8 @@ from fedml.study.study import Study, parse_study, validate
 
 ROSTER, COLUMNS, PERSONS = ("oslo", "porto", "utrecht"), 499, 200  # 499 columns and a constant, for two classes: 1,000 parameters
 NAMES = [f"c{i}" for i in range(COLUMNS)]
-TOLERANCE = 1e-6  # of an array's largest value: three equal 32-bit floats, weighted and added, are not always the float again
-PATIENCE = 120  # seconds for nodes to come and go
+TOLERANCE = 1e-6  # relative to an array's largest value: the weighted mean of three equal 32-bit floats may differ by rounding
+NODE_SECONDS = 120  # timeout for nodes to connect or disconnect
 OPENED, CLOSED_UNWRITTEN = 0x20, 0x10  # inotify(7): IN_OPEN, IN_CLOSE_NOWRITE
 
 PROJECT = """\
@@ -58,7 +59,7 @@ description = ""
 license = "Apache-2.0"
 dependencies = []
 [tool.flwr.app]
-publisher = "nobody"
+publisher = "bench"
 [tool.flwr.app.components]
 serverapp = "stock_server:app"
 clientapp = "stock_client:app"
@@ -69,7 +70,7 @@ arrays = {arrays}
 out = {out}
 """
 SERVER = '''\
-"""Federated averaging by Flower's own strategy."""
+"""Federated averaging by Flower's strategy."""
 import json
 import os
 import time
@@ -100,7 +101,7 @@ def main(grid, context):
     os.replace(file.name, config["out"])
 '''
 CLIENT = '''\
-"""Reads the table, trains for no epoch, returns the arrays as they are."""
+"""Reads the table, trains for zero epochs, returns the arrays unchanged."""
 import numpy as np
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -123,32 +124,32 @@ def train(message, context):
 
 
 class Opens:
-    """Counts how often each of some files is opened from now on, by whomever: the kernel's own count. Final."""
+    """Counts how often files are opened by any process, from now on, by inotify. Final."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._inotify = self._libc.inotify_init1(os.O_NONBLOCK)
-        # Closing is watched too: the kernel merges a row of equal events into one, and this keeps two openings apart.
+        # Closing is watched too: the kernel merges consecutive equal events, and a closing event separates two openings.
         watch, events = self._libc.inotify_add_watch, OPENED | CLOSED_UNWRITTEN
         self._names = {watch(self._inotify, os.fsencode(path), events): name for name, path in files.items()}
         if self._inotify < 0 or min(self._names) < 0:
-            raise OSError(ctypes.get_errno(), "inotify does not watch")
+            raise OSError(ctypes.get_errno(), "inotify cannot watch the files")
 
     def take(self) -> Counter[str]:
-        """Openings of each file since the last time."""
+        """Openings of each file since the last call."""
         found: Counter[str] = Counter()
         with suppress(BlockingIOError):
             while data := os.read(self._inotify, 65536):
-                for at in range(0, len(data), 16):  # a watched file's event has no name: 16 bytes each
+                for at in range(0, len(data), 16):  # the event of a watched file has no name, so it has 16 bytes
                     which, kind, _, length = struct.unpack_from("iIII", data, at)
                     assert not length
-                    assert which in self._names, "the queue ran over"
+                    assert which in self._names, "the event queue overflowed"
                     found[self._names[which]] += bool(kind & OPENED)
         return found
 
 
 def make_study(rounds: int) -> Study:
-    """A linear model that nobody trains."""
+    """A study with a linear model and zero epochs."""
     plan = {
         "study": {"name": "empty"},
         "cohort": {"inputs": ["clinical"], "target": "label", "clinical": {"columns": NAMES, "indicate": False}},
@@ -159,7 +160,7 @@ def make_study(rounds: int) -> Study:
 
 
 def make_sites(out: Path) -> dict[str, Site]:
-    """Simulated tables."""
+    """Writes the sites, with simulated tables."""
     generator = np.random.default_rng(0)
     for name in ROSTER:
         folder = out / name
@@ -176,7 +177,7 @@ def make_sites(out: Path) -> dict[str, Site]:
 
 
 def our_rounds(study: Study, sites: Mapping[str, Site], work: Path) -> list[float]:
-    """Seconds of each round of ours, which must end with the arrays of ``arrays.npz``."""
+    """Seconds of each round of fedml. Asserts that the run ends with the arrays of ``arrays.npz``."""
     folder = new_run(study, work / "runs", None)
     outcome = run(study, sites, engine="deployment", run=folder, sites_folder=work / "sites", flower_home=home_of(work / "sites"))
     assert outcome.status == "finished", outcome.reason
@@ -185,14 +186,14 @@ def our_rounds(study: Study, sites: Mapping[str, Site], work: Path) -> list[floa
 
 
 def write_arrays(study: Study, work: Path) -> None:
-    """What both begin with, the study's untrained model, as ``arrays.npz``."""
+    """Writes the study's untrained model, with which both start, as ``arrays.npz``."""
     arrays = {name: tensor.numpy() for name, tensor in learned(build_model(study, Layout((), 0))).items()}
     assert sum(a.size for a in arrays.values()) == 1000
     np.savez(work / "arrays.npz", allow_pickle=False, **arrays)
 
 
 def check_unchanged(work: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
-    """Are ``arrays`` those of ``arrays.npz``, but for a mean's rounding? Our preprocessing's constants do not count."""
+    """Asserts that ``arrays`` are those of ``arrays.npz`` up to rounding. The constants of fedml's preprocessing are ignored."""
     first = np.load(work / "arrays.npz")
     last = {name: array for name, array in arrays.items() if not name.startswith("preprocess.")}
     assert set(first.files) == set(last), (first.files, list(last))
@@ -203,11 +204,11 @@ def check_unchanged(work: Path, arrays: Mapping[str, np.ndarray[Any, Any]]) -> N
 
 
 def stock_rounds(rounds: int, work: Path) -> list[float]:
-    """Seconds of each round of the stock app, whose nodes are up."""
+    """Seconds of each round of the stock app. Its nodes must be running."""
     app, out = work / "stock-app", work / "stock.json"
     app.mkdir()
-    told = {"arrays": str(work / "arrays.npz"), "out": str(out)}
-    (app / "pyproject.toml").write_text(PROJECT.format(rounds=rounds, nodes=len(ROSTER), **{k: json.dumps(v) for k, v in told.items()}))
+    config = {"arrays": str(work / "arrays.npz"), "out": str(out)}
+    (app / "pyproject.toml").write_text(PROJECT.format(rounds=rounds, nodes=len(ROSTER), **{k: json.dumps(v) for k, v in config.items()}))
     (app / "stock_server.py").write_text(SERVER)
     (app / "stock_client.py").write_text(CLIENT)
     submit(home_of(work / "sites"), app)
@@ -218,21 +219,22 @@ def stock_rounds(rounds: int, work: Path) -> list[float]:
 
 @contextmanager
 def stock_nodes(sites: Mapping[str, Site], work: Path) -> Iterator[None]:
-    """A ``flower-supernode`` a site with Flower's defaults, each with its own folder for Flower's files, as on its own machine."""
+    """Runs a ``flower-supernode`` with Flower's defaults for each site, each with a separate folder for Flower's files."""
     home, processes = home_of(work / "sites"), []
     port = read_running(work / "sites").port  # type: ignore[union-attr]
     try:
         for name, site in sites.items():
-            own = work / "stock" / name
-            own.mkdir(parents=True)
-            register(home, f"stock-{name}", write_node_key(own / "node.key"))
+            folder = work / "stock" / name
+            folder.mkdir(parents=True)
+            register(home, f"stock-{name}", write_node_key(folder / "node.key"))
             command = [
                 command_path("flower-supernode"), "--superlink", f"127.0.0.1:{port}", "--root-certificates", str(home / "ca.pem"),
-                "--auth-supernode-private-key", str(own / "node.key"), "--port", str(free_ports(1)[0]),
+                "--auth-supernode-private-key", str(folder / "node.key"), "--port", str(free_ports(1)[0]),
                 "--node-config", f'table="{site.folder / "clinical.csv"}"',
             ]  # fmt: skip
-            with (own / "log").open("wb") as log:
-                processes.append(subprocess.Popen(command, env=environment(own), stdout=log, stderr=log, start_new_session=True, cwd=own))
+            with (folder / "log").open("wb") as log:
+                env = environment(folder)
+                processes.append(subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True, cwd=folder))
         wait_until(lambda: online(home) == {f"stock-{name}" for name in sites}, "the stock nodes")
         yield
     finally:
@@ -241,12 +243,12 @@ def stock_nodes(sites: Mapping[str, Site], work: Path) -> Iterator[None]:
 
 
 def online(home: Path) -> set[str]:
-    """Names of the nodes that are there."""
+    """Names of the nodes that are online."""
     return {node.name for node in registered(home) if node.state == "online"}
 
 
-def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
-    """Raises ``TimeoutError`` if it takes longer."""
+def wait_until(ready: Callable[[], bool], what: str, seconds: float = NODE_SECONDS) -> None:
+    """Waits until ``ready`` returns True. Raises ``TimeoutError`` after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
@@ -255,7 +257,7 @@ def wait_until(ready: Callable[[], bool], what: str, seconds: float = PATIENCE) 
 
 
 def measure(work: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, Counter[str]]]:
-    """Seconds of each round and openings of each site's table, of ours and of the stock app."""
+    """Seconds of each round and openings of each site's table, for fedml and for the stock app."""
     sites, study = make_sites(work / "sites"), make_study(rounds)
     home, opens = home_of(work / "sites"), Opens({name: site.folder / "clinical.csv" for name, site in sites.items()})
     write_arrays(study, work)
@@ -278,9 +280,9 @@ def measure(work: Path, rounds: int) -> tuple[dict[str, list[float]], dict[str, 
 
 
 def main() -> None:
-    """Measures, compares, prints."""
+    """Measures, compares and prints."""
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 8
-    assert rounds >= 6, "the first is left out, and a median of fewer than five is none"
+    assert rounds >= 6, "the first round is not counted, and the median needs at least five"
     print(machine())
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -288,10 +290,10 @@ def main() -> None:
     assert all(len(each) == rounds for each in times.values()), times
     median = {kind: statistics.median(each[1:]) for kind, each in times.items()}
     rows = []
-    for kind, messages in (("ours", rounds + 3), ("stock", rounds)):  # describe, statistics and the last evaluation are ours alone
+    for kind, messages in (("ours", rounds + 3), ("stock", rounds)):  # fedml also sends describe, statistics and the last evaluation
         each = " ".join(f"{s:.2f}" for s in times[kind])
         rows.append((kind, f"{median[kind]:.2f}", each, str(messages), ", ".join(str(opened[kind][site]) for site in ROSTER)))
-    head = ("", "a round (s)", "each, the first left out", "messages a site", "its table opened")
+    head = ("", "a round (s)", "each, the first not counted", "messages a site", "openings of its table")
     table(f"empty round, real SuperLink, {len(ROSTER)} sites, 1,000 parameters, median of {rounds - 1}", head, rows)
     print(f"\nstock / ours: {median['stock'] / median['ours']:.1f}; arrays: unchanged by both, to {TOLERANCE:.0e} of the largest")
 

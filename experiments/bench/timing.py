@@ -1,6 +1,6 @@
-"""What the benchmarks share: paired medians, a child process's time and peak memory, this process's own peak, the machine's line.
+"""Shared parts of the benchmarks: paired medians, time and peak memory of a child process, peak memory of this process, the machine's line.
 
-Imports no torch: a child starts with its parent's peak memory as its own, so the parent of a measured process must be small.
+Does not import torch: the kernel counts the parent's peak memory as the child's, so the parent of a measured process must be small.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Measure = Callable[[], float]
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended well: wall seconds, CPU seconds, the largest resident memory of it or of a child, in MB."""
+    """A process that ended without an error: wall seconds, CPU seconds, and the peak resident memory of it or of a child, in MB."""
 
     seconds: float
     cpu_seconds: float
@@ -33,25 +33,25 @@ class Ended:
 
 @dataclass
 class Pairs:
-    """Times of ours and of the peer, taken in turn: ``ours[i]`` and ``peer[i]`` stood next to each other."""
+    """Times of ours and of the peer, measured in turn: ``peer[i]`` directly after ``ours[i]``."""
 
     ours: list[float] = field(default_factory=list)
     peer: list[float] = field(default_factory=list)
 
     @property
     def ratio(self) -> float:
-        """Median of ours / peer over the pairs: noise that lasts longer than a pair falls out."""
+        """Median of ours / peer over the pairs, in which noise that lasts longer than a pair cancels."""
         return statistics.median(a / b for a, b in zip(self.ours, self.peer, strict=True))
 
     def row(self, name: str, scale: float = 1.0, digits: int = 2) -> tuple[str, ...]:
-        """Name, both medians, ratio, the range of the ratios."""
+        """Name, both medians, the median ratio, the range of the ratios."""
         each = [a / b for a, b in zip(self.ours, self.peer, strict=True)]
         medians = (f"{statistics.median(times) * scale:.{digits}f}" for times in (self.ours, self.peer))
         return (name, *medians, f"{self.ratio:.2f}", f"{min(each):.2f} to {max(each):.2f}")
 
 
 def paired(ours: Measure, peer: Measure, repeats: int) -> Pairs:
-    """Both measured ``repeats`` times, A B A B."""
+    """Measures both ``repeats`` times in turn: A B A B."""
     pairs = Pairs()
     for _ in range(repeats):
         pairs.ours.append(ours())
@@ -67,10 +67,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def run_process(command: Sequence[str], cwd: Path, environment: Mapping[str, str] | None = None) -> Ended:
-    """Runs ``command`` to its end; its output is shown only if it fails.
+    """Runs ``command`` to its end.
 
     Raises:
-        RuntimeError: it ended with an error.
+        RuntimeError: the command failed; with the end of its output.
     """
     log = cwd / "output.log"
     with log.open("wb") as out:
@@ -85,7 +85,7 @@ def run_process(command: Sequence[str], cwd: Path, environment: Mapping[str, str
 
 
 class PeakMemory:
-    """Inside the block a thread samples this process's resident memory; ``extra_mb`` is the peak above that of the start."""
+    """In the block, a thread samples this process's resident memory; ``extra_mb`` is the peak minus that at the start, in MB."""
 
     def __init__(self, every: float = 0.001) -> None:
         self.every, self.extra_mb = every, 0.0
@@ -108,7 +108,7 @@ class PeakMemory:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process."""
+    """Resident memory of this process, in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 

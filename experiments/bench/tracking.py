@@ -1,12 +1,12 @@
-"""What tracking costs: 50 sites x 20 metrics x 100 rounds in MLflow, ours (`deliver` of the run's folder: runs, figures, artifacts, model)
-against one ``log_metric`` call for each of the sites' figures, on the same kind of store (SQLite).
+"""Benchmark: tracking 50 sites x 20 metrics x 100 rounds in MLflow: `deliver` of the run's folder (runs, figures, artifacts, model) against
+one ``log_metric`` call for each of the sites' figures, on the same kind of store (SQLite).
 
-The run is a real one: 50 made-up sites of 30 persons, three clinical columns, a linear model. Such a run has 12 figures a site and round:
-eight of validation persons, the loss, bytes both ways, whether it took part. For 20, each round's log is given the eight once more, as
-those of training persons.
+The run is real: 50 simulated sites of 30 persons, three clinical columns, a linear model. It has 12 figures for each site and round: eight
+of validation persons, the loss, bytes sent and received, participation. To reach 20, the eight are added to each round's log a second time,
+as those of training persons.
 
-The peer logs the figures of the first rounds (``ROUNDS``) and is scaled to all: its calls are alike. Both stores are then read and held
-against each other over those rounds. The peer's time begins once its runs are made; ours includes that, and MLflow's imports do not count.
+The peer logs the figures of the first rounds (the argument) and its time is scaled to all, because all calls are alike. Both stores are
+then compared over those rounds. The peer's time excludes the creation of its runs, ours includes it; imports of MLflow are not counted.
 
     .venv/bin/python experiments/bench/tracking.py [ROUNDS]
 """
@@ -29,7 +29,7 @@ SITES, ROUNDS, PERSONS = 50, 100, 30
 
 
 def make_run(folder: Path) -> Path:
-    """Runs the study over the sites; the run's folder."""
+    """Runs the study over the sites; returns the run's folder."""
     from fedml.clients.site.manifest import find_sites
     from fedml.experiments.runs.run import new_run, run
     from fedml.runs.log import EVENTS
@@ -54,19 +54,19 @@ def make_run(folder: Path) -> Path:
         "federation": {"sites": names, "rounds": ROUNDS},
     }  # fmt: skip
     study = validate(Study, plan, "the bench's study")
-    made = new_run(study, folder / "runs", None, engine="local", job="train")
-    ended = run(study, find_sites(folder / "sites", tuple(names))[0], engine="local", run=made, sites_folder=folder / "sites")
+    run_folder = new_run(study, folder / "runs", None, engine="local", job="train")
+    ended = run(study, find_sites(folder / "sites", tuple(names))[0], engine="local", run=run_folder, sites_folder=folder / "sites")
     if ended.status != "finished":
         raise SystemExit(ended.reason)
     for event in ended.events:
         if event["event"] == "round":
             event["metrics"]["train"] = event["metrics"]["val"]
-    (made / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in ended.events))
-    return made
+    (run_folder / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in ended.events))
+    return run_folder
 
 
 def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
-    """(site, name, value, milliseconds, step) of every figure of a site in a round."""
+    """(site, name, value, milliseconds, step) for every figure of a site in a round."""
     from fedml.runs.log import read_events
 
     out = []
@@ -83,7 +83,7 @@ def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
 
 
 def ours(run: Path, uri: str) -> float:
-    """Seconds to deliver the run's folder to a fresh store."""
+    """Seconds to deliver the run's folder to a new store."""
     from fedml.study.study import parse_study
     from fedml.tracking.deliver import deliver
 
@@ -94,21 +94,21 @@ def ours(run: Path, uri: str) -> float:
     return time.perf_counter() - began
 
 
-def peer(told: list[tuple[str, str, float, int, int]], uri: str) -> float:
-    """Seconds for one ``log_metric`` call a figure, to a store with a run a site."""
+def peer(all_figures: list[tuple[str, str, float, int, int]], uri: str) -> float:
+    """Seconds for one ``log_metric`` call for each figure, in a store with one run for each site."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     number = client.create_experiment("wide")
-    runs = {site: client.create_run(number, run_name=site).info.run_id for site in dict.fromkeys(row[0] for row in told)}
+    runs = {site: client.create_run(number, run_name=site).info.run_id for site in dict.fromkeys(row[0] for row in all_figures)}
     began = time.perf_counter()
-    for site, name, value, stamp, step in told:
+    for site, name, value, stamp, step in all_figures:
         client.log_metric(runs[site], name, value, stamp, step)
     return time.perf_counter() - began
 
 
 def histories(uri: str, steps: int) -> dict[tuple[str, str], list[tuple[int, float, int]]]:
-    """(site, metric) -> (step, value, milliseconds) up to a step, of the figures that the peer has too."""
+    """(site, metric) -> (step, value, milliseconds) up to ``steps``, of the figures that the peer has too."""
     from mlflow import MlflowClient
 
     client, out = MlflowClient(uri), {}
@@ -130,29 +130,29 @@ def main() -> None:
         folder = Path(name)
         os.chdir(folder)
         run = make_run(folder)
-        told = figures(run)
-        first = [row for row in told if row[4] + (not row[1].startswith("round/")) <= rounds]
+        all_figures = figures(run)
+        first = [row for row in all_figures if row[4] + (not row[1].startswith("round/")) <= rounds]
         from mlflow import MlflowClient
 
         uris = {who: f"sqlite:///{folder / who}.db" for who in ("ours", "peer")}
-        for uri in uris.values():  # makes the tables: MLflow's own cost, of both
+        for uri in uris.values():  # creates the tables, which takes the same time for both
             MlflowClient(uri).search_experiments()
-        from fedml.tracking import scoring  # noqa: F401 - torch and mlflow are imported before the clock runs
+        from fedml.tracking import scoring  # noqa: F401 - imports torch and mlflow before the clock starts
 
-        theirs = peer(first, uris["peer"])
-        mine = ours(run, uris["ours"])
-        whole = theirs * len(told) / len(first)
+        peer_seconds = peer(first, uris["peer"])
+        our_seconds = ours(run, uris["ours"])
+        whole = peer_seconds * len(all_figures) / len(first)
         equal = histories(uris["ours"], rounds) == histories(uris["peer"], rounds)
         load = os.getloadavg()[0]
     print(machine())
     table(
-        f"{len(told)} figures of {SITES} sites over {ROUNDS} rounds; load {load:.1f}",
+        f"{len(all_figures)} figures of {SITES} sites over {ROUNDS} rounds; load {load:.1f}",
         ("", "s", "figures/s"),
         [
-            ("ours, the whole record", f"{mine:.1f}", f"{len(told) / mine:.0f}"),
-            (f"one call each, {len(first)} figures measured", f"{theirs:.1f}", f"{len(first) / theirs:.0f}"),
+            ("ours, the complete record", f"{our_seconds:.1f}", f"{len(all_figures) / our_seconds:.0f}"),
+            (f"one call each, {len(first)} figures measured", f"{peer_seconds:.1f}", f"{len(first) / peer_seconds:.0f}"),
             ("one call each, scaled to all", f"{whole:.0f}", ""),
-            ("one call each / ours", f"{whole / mine:.1f}", ""),
+            ("one call each / ours", f"{whole / our_seconds:.1f}", ""),
         ],
     )
     print(f"the same figures in both stores: {'yes' if equal else 'NO'}")

@@ -1,8 +1,8 @@
-"""Models on variants beside what would be used instead, results checked equal first.
+"""Benchmark: models on variants against their alternatives, after a check that results are equal.
 
-Genes: one pass and its gradients through the layer that has weights of its own a gene, against a dense layer whose other weights are
-masked (the same function, genes x width x variants numbers). Scores: reading a bed file and a scoring file, matching and scoring, against
-``plink2 --score`` on one thread, both to sums a person.
+Genes: a forward and backward pass through the layer with separate weights for each gene, against a dense layer with a mask (the same
+function, with genes x width x variants weights). Scores: reading a bed file and a scoring file, matching and scoring, against
+``plink2 --score`` on one thread, both to one sum for each person.
 
     .venv/bin/python -m fedml.experiments.bench.variant_models [REPEATS]
 """
@@ -25,7 +25,7 @@ COHORT, MARKERS = 2_000, 100_000
 
 
 def gene_passes() -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Ours and the masked dense layer's pass with gradients, by the same weights and inputs."""
+    """Functions for the forward and backward pass of fedml's layer and of the masked dense layer, with the same weights and inputs."""
     import torch
     from torch.nn import functional
 
@@ -63,7 +63,7 @@ def gene_passes() -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
-    """Ours and PLINK's scores of one cohort on disk."""
+    """Functions for fedml's and PLINK's scores of one cohort on disk."""
     from bed_reader import open_bed, to_bed
 
     from fedml.cohort.scores.scores import match, score

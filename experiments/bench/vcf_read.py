@@ -1,11 +1,12 @@
-"""Reading a VCF into ALT dosages: ours against pysam's records and cyvcf2, one file, one run, results equal.
+"""Benchmark: reading ALT dosages from a VCF file: fedml against pysam's records and cyvcf2, with equal results.
 
     python -m fedml.experiments.bench.vcf_read [--records 4000] [--samples 2504] [--repeats 7]
 
-Two files of the same made persons: FORMAT ``GT`` alone as in 1000 Genomes, and ``GT:AD:DP:GQ`` as a caller writes. Allele frequencies are
-those of a neutral population (as many variants of k copies as 1/k says, Fu 1995), so most variants are rare. Everybody opens the file
-anew, reads all genotypes and ends with the same (variants, samples) int8 array, -1 for missing. cyvcf2 goes two ways, the faster one
-counts: ``gt_types`` (``gts012=True``) and ``genotype.array()``. Beside it BCF and PLINK files of the same genotypes. Each has one thread.
+Two files of the same simulated persons: FORMAT ``GT`` only, as in 1000 Genomes, and ``GT:AD:DP:GQ``, as a variant caller writes. Allele
+frequencies are those of a neutral population (the number of variants with k copies is proportional to 1/k, Fu 1995), so most variants are
+rare. Each reader opens the file, reads all genotypes and returns the same (variants, samples) int8 array, -1 for missing. cyvcf2 is
+measured with ``gt_types`` (``gts012=True``) and with ``genotype.array()``; the faster counts. BCF and PLINK files of the same genotypes are
+measured too. Each reader has one thread.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _HEADER = "##fileformat=VCFv4.2\n##contig=<ID=22,length=51304566>\n" + "".join(
 
 
 def write_vcf(path: Path, records: int, samples: int, rich: bool, seed: int = 0) -> Dosage:
-    """A bgzipped VCF; returns what it holds. One call in a thousand is missing in the rich file, none in the other."""
+    """Writes a bgzipped VCF file; returns its dosages (records, samples). One call in a thousand is missing in the rich file, none in the
+    other."""
     import pysam
 
     rng = np.random.default_rng(seed)
@@ -64,13 +66,13 @@ def write_vcf(path: Path, records: int, samples: int, rich: bool, seed: int = 0)
 
 
 def ours(path: Path) -> Dosage:
-    """All blocks in one array."""
+    """fedml: all blocks as one array."""
     source = open_source(path)
     return np.concatenate([block.dosage for block in source.blocks(range(len(source.samples)), Selection(), 512)])
 
 
 def by_pysam(path: Path) -> Dosage:
-    """The loop over records and samples that one writes with pysam."""
+    """pysam: the usual loop over records and samples."""
     import pysam
 
     rows = []
@@ -82,7 +84,7 @@ def by_pysam(path: Path) -> Dosage:
 
 
 def by_cyvcf2_types(path: Path) -> Dosage:
-    """``gt_types``: 0, 1, 2, and 3 where missing; the array must be copied at each record."""
+    """cyvcf2's ``gt_types``: 0, 1, 2, and 3 for missing; the array must be copied at each record."""
     import cyvcf2
 
     out = np.array([record.gt_types.astype(np.int8) for record in cyvcf2.VCF(str(path), gts012=True)])
@@ -91,7 +93,7 @@ def by_cyvcf2_types(path: Path) -> Dosage:
 
 
 def by_cyvcf2_array(path: Path) -> Dosage:
-    """``genotype.array()``: two alleles and a phase a person."""
+    """cyvcf2's ``genotype.array()``: two alleles and a phase for each person."""
     import cyvcf2
 
     rows = []
@@ -105,7 +107,7 @@ def by_cyvcf2_array(path: Path) -> Dosage:
 
 
 def by_bed_reader(path: Path) -> Dosage:
-    """The whole file at once."""
+    """bed-reader: the whole file at once."""
     from bed_reader import open_bed
 
     with open_bed(path, num_threads=1) as bed:
@@ -145,16 +147,16 @@ def main() -> None:
 
 
 def row(name: str, path: Path, read: Callable[[Path], Dosage], truth: Dosage, repeats: int) -> tuple[str, ...]:
-    """Both readers in turn, their results equal to what was written."""
+    """Times both readers in turn, after a check that their results equal the written genotypes."""
     for reader in (ours, read):
         np.testing.assert_array_equal(reader(path), truth)
     pairs = paired(lambda: seconds(lambda: read(path)), lambda: seconds(lambda: ours(path)), repeats)
-    label, peer, own, ratio, span = pairs.row(name, 1000, 0)
-    return label, own, peer, ratio, span
+    label, peer, our_time, ratio, span = pairs.row(name, 1000, 0)
+    return label, our_time, peer, ratio, span
 
 
 def write_bed(path: Path, dosage: Dosage) -> Path:
-    """The same genotypes as PLINK 1 files."""
+    """Writes the same genotypes as PLINK 1 files; returns the path of the .bed file."""
     from bed_reader import to_bed
 
     names = [f"rs{k}" for k in range(len(dosage))]

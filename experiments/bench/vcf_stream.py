@@ -1,10 +1,10 @@
-"""Memory while a VCF of many gigabytes is read as a stream: it stays under the budget, whatever the file's size.
+"""Benchmark: memory while a VCF file of many gigabytes is read as a stream: the peak stays below the budget for every file size.
 
     python -m fedml.experiments.bench.vcf_stream [--gigabytes 20] [--memory-mb 64] [--format GT]
 
-The file is a header and one run of bgzip blocks, repeated: 20 GB of text are some hundred MB on disk (``--format GT:AD:DP:GQ``: some GB). A
-row of the table is one reading of a whole file, of growing size; what is read is counted and held against what was written. The peak is
-resident memory above that before the file was opened. One thread.
+The file is a header and one sequence of bgzip blocks, repeated: 20 GB of text are some hundred MB on disk (``--format GT:AD:DP:GQ``: some
+GB). Each row of the table is one reading of a complete file, of growing size; the counts of variants and alleles must equal those written.
+The peak is the resident memory minus that before the file was opened. One thread.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fedml.experiments.bench.vcf_read import write_vcf
 
 
 def repeat(path: Path, size: int, samples: int, rich: bool) -> tuple[int, int, int]:
-    """Makes a bgzipped VCF of at least ``size`` bytes of text; returns its bytes of text, variants, and ALT alleles."""
+    """Writes a bgzipped VCF file of at least ``size`` bytes of text; returns its bytes of text, variants and ALT alleles."""
     records = 1000
     once = path.with_name("once.vcf.gz")
     truth = write_vcf(once, records, samples, rich)
@@ -47,7 +47,7 @@ def repeat(path: Path, size: int, samples: int, rich: bool) -> tuple[int, int, i
 
 
 def _blocks(path: Path) -> bytes:
-    """The file as bgzip, without the empty block at the end."""
+    """The bytes of the file as bgzip, without the empty block at the end."""
     import pysam
 
     out = path.with_suffix(".gz")
@@ -56,7 +56,7 @@ def _blocks(path: Path) -> bytes:
 
 
 def read(path: Path, memory_mb: int) -> dict[str, float]:
-    """Variants, the sum of the dosages, seconds, and the peak above what this process had before; no block is kept."""
+    """Number of variants, sum of the dosages, seconds, and the peak of memory minus that at the start in MB; no block is kept."""
     variants = total = 0
     began = time.perf_counter()
     with PeakMemory(every=0.005) as memory:
@@ -68,7 +68,7 @@ def read(path: Path, memory_mb: int) -> dict[str, float]:
 
 
 def read_alone(path: Path, memory_mb: int) -> dict[str, float]:
-    """``read`` in a process of its own, which has read a small file before: what is imported is no part of a file's cost."""
+    """``read`` in a separate process that first reads a small file, so that imports are not counted."""
     code = "import json, sys; from pathlib import Path; from fedml.experiments.bench.vcf_stream import read; a = sys.argv; "
     code += "read(Path(a[1]), 1); "
     code += "print(json.dumps(read(Path(a[2]), int(a[3]))))"
@@ -80,7 +80,7 @@ def read_alone(path: Path, memory_mb: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints one row a size."""
+    """Prints one row for each size."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, default=20)
     parser.add_argument("--memory-mb", type=int, default=64)

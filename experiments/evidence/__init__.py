@@ -1,1 +1,1 @@
-"""A run's bundle: what it holds, its signature, verification, reproduction."""
+"""The bundle of a run: contents, signature, verification, reproduction."""

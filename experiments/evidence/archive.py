@@ -1,7 +1,7 @@
-"""A bundle's container: a zip with one spelling. The same files give the same bytes, and other bytes are refused.
+"""A bundle's container: a zip file in canonical form. The same files give the same bytes; a zip file in another form is refused.
 
-Files are stored as they are, in the order of their names, with one time and one mode. So a bundle that is read can be held to the byte
-against what its files would be packed to: nothing hides between, before or behind them, and nothing is larger than it looks.
+Files are stored uncompressed, sorted by name, with a fixed time and mode. A bundle that is read can therefore be compared byte by byte
+with the result of packing its files again: no data can hide between, before or after the files, and no file expands to a larger size.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pathlib import Path
 
 from fedml.errors import InputError
 
-LARGEST = 1 << 30  # bytes of a whole bundle, which is read into memory
+LARGEST = 1 << 30  # bytes of a bundle, which is read into memory
 MOST = 512  # files
 NAME = re.compile(r"(examples/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 
 class BadArchive(ValueError):
-    """The container is damaged or not as a bundle's; ``file`` is where, ``str()`` what."""
+    """The container is damaged or not in canonical form. ``file``: the file at fault; ``str()``: the error."""
 
     def __init__(self, file: str, what: str) -> None:
         super().__init__(what)
@@ -30,9 +30,9 @@ class BadArchive(ValueError):
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:
-    """The zip of ``files``; ``ValueError`` for a name or size that ``unpack`` would refuse."""
+    """The bytes of the zip file of ``files``. Raises ``ValueError`` for a name or size that ``unpack`` would refuse."""
     if not all(NAME.fullmatch(name) for name in files) or len(files) > MOST or sum(map(len, files.values())) > LARGEST - (MOST << 9):
-        raise ValueError("a bundle takes at most 1 GiB in 512 files with plain names")
+        raise ValueError(f"a bundle takes at most 1 GiB in {MOST} files; names have letters, digits, dots, hyphens and underscores")
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(files):
@@ -43,11 +43,11 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def unpack(path: Path) -> dict[str, bytes]:
-    """The files of a bundle, by name, in memory: nothing is written.
+    """Name -> bytes of each file in a bundle. Nothing is written to disk.
 
     Raises:
-        InputError: there is no such file.
-        BadArchive: it is damaged, or was not written by ``pack``.
+        InputError: the file cannot be read.
+        BadArchive: the file is damaged or was not written by ``pack``.
     """
     try:
         with path.open("rb") as file:
@@ -61,29 +61,29 @@ def unpack(path: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             entries = archive.infolist()
             if len(entries) > MOST:
-                raise BadArchive(path.name, f"holds {len(entries)} files, more than a bundle may ({MOST})")
+                raise BadArchive(path.name, f"has {len(entries)} files, a bundle has at most {MOST}")
             for info in entries:
                 files[_checked(info, files)] = _read(archive, info)
     except BadArchive:
         raise
     except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, LookupError):
-        raise BadArchive(path.name, "is no zip, or a damaged one") from None
+        raise BadArchive(path.name, "is not a zip file, or is damaged") from None
     if sum(map(len, files.values())) > LARGEST - (MOST << 9) or pack(files) != raw:
-        raise BadArchive(path.name, "has bytes that belong to none of its files, or was packed by another program")
+        raise BadArchive(path.name, "has bytes outside its files, or was packed by another program")
     return files
 
 
-def _checked(info: zipfile.ZipInfo, seen: Mapping[str, bytes]) -> str:
-    """The entry's name, if it may be read."""
+def _checked(info: zipfile.ZipInfo, earlier: Mapping[str, bytes]) -> str:
+    """The name of an entry that passes the checks; else raises ``BadArchive``."""
     shown = ascii(info.orig_filename)[:80]
     if not NAME.fullmatch(info.orig_filename) or info.filename != info.orig_filename:
-        raise BadArchive(shown, "is a name that no file of a bundle has")
-    if info.filename in seen:
-        raise BadArchive(info.filename, "is there twice")
+        raise BadArchive(shown, "is not a valid name of a file in a bundle")
+    if info.filename in earlier:
+        raise BadArchive(info.filename, "is in the bundle twice")
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits or info.file_size != info.compress_size:
-        raise BadArchive(info.filename, "is compressed or encrypted; a bundle's files are stored as they are")
+        raise BadArchive(info.filename, "is compressed or encrypted; a bundle's files are stored uncompressed")
     if info.external_attr >> 16 != stat.S_IFREG | 0o644:
-        raise BadArchive(info.filename, "is no plain file")
+        raise BadArchive(info.filename, "is not a regular file")
     return info.filename
 
 
@@ -91,4 +91,4 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         return archive.read(info)
     except (zipfile.BadZipFile, EOFError, ValueError):
-        raise BadArchive(info.filename, "was changed: it does not fit its own checksum") from None
+        raise BadArchive(info.filename, "was changed: its checksum does not match") from None

@@ -1,7 +1,7 @@
-"""``fedml bundle``: a finished run as a signed RO-Crate, with everything that is needed to check it.
+"""``fedml bundle``: a finished run as a signed RO-Crate, with all files that a verification needs.
 
-RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) by the Process Run Crate profile 0.5 (https://w3id.org/ro/wfrun/process/0.5): the study is the
-action's object, this software its instrument, the other files its results. ``docs/evidence.md`` names the files.
+RO-Crate 1.1 (https://w3id.org/ro/crate/1.1) with the Process Run Crate profile 0.5 (https://w3id.org/ro/wfrun/process/0.5): the study is
+the action's object, this software its instrument, the other files its results. ``docs/evidence.md`` lists the files.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ from fedml.experiments.runs.record import Record, read_record
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
 
 CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
-# A path of somebody's machine. After letters, dots, slashes and # it is part of an address, or a pointer into a file of the bundle.
+# An absolute path on a machine. After letters, dots, slashes or # the match would be part of a URL or a pointer into a file of the bundle.
 _PATHS = re.compile(
     r"(?<![\w./#<])(?:/(?:home|Users|root|srv|mnt|media|data|tmp|var|opt|work|scratch|private|etc|usr)/\w[^\s\"'<>]*|[A-Za-z]:\\{1,2}\w[^\s\"'<>]*)"
 )
 _ABOUT = {
-    STUDY: "The study as it was run: canonical JSON, whose SHA-256 is the study's identity",
-    TOML: "The study file as its author wrote it, before changes on the command line",
-    EVENTS: "Everything that happened, an event a line: agreement, rounds by site, privacy, last evaluation",
+    STUDY: "The study as it was run: canonical JSON; its SHA-256 identifies the study",
+    TOML: "The study file as written by its author, before changes on the command line",
+    EVENTS: "The log of the run, one event a line: agreement, rounds by site, privacy, last evaluation",
     MODEL: "The trained model: learned arrays and preprocessing constants",
-    PANEL: "The variants that all sites share",
+    PANEL: "The variants that all sites have",
     LAYOUT: "Image shape and number of variants for which the model is built",
-    COUNTS: "The counts of the last evaluation as each site told them, from which its metrics follow",
+    COUNTS: "The counts of the last evaluation from each site, from which the metrics are computed",
     VERSIONS: "Versions of packages, interpreter and platform",
-    "audit.json": "What an attack with canaries proved about epsilon",
+    "audit.json": "The lower bound on epsilon that an attack with canaries measured",
     "metrics.json": "Metrics of each round and of the last evaluation",
-    "policies.json": "The sites' policies in force, as they disclosed them",
-    "journals.json": "Head and length of each site's journal, as told with each reply, in a chain",
-    "privacy.json": "What was released as events, and what epsilon they amount to",
-    "figures.json": "Every figure, with its interval and the place from which it was computed",
-    REPORT: "The report for a reader",
+    "policies.json": "The sites' policies in force, as disclosed by the sites",
+    "journals.json": "Head and length of each site's journal, as sent with each reply, in a chain",
+    "privacy.json": "The releases as privacy events, and their epsilon",
+    "figures.json": "Every figure, with its interval and its source in the bundle",
+    REPORT: "The report",
     CARD: "Model card",
     "checklists.md": "Reporting checklists TRIPOD+AI, CLAIM 2024 and FUTURE-AI, filled from the run",
-    "checklists.json": "The same checklists for a machine",
+    "checklists.json": "The same checklists as JSON",
     MANIFEST: "SHA-256 and size of every file",
-    SIGNATURE: "The coordinator's signature of manifest.json",
+    SIGNATURE: "The coordinator's signature on manifest.json",
 }
 _FORMATS = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".toml": "application/toml", ".tsv": "text/tab-separated-values",
@@ -75,20 +75,20 @@ _FORMATS = {
 
 
 def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[str], None] = lambda _: None) -> str:
-    """Writes the bundle of a finished run, whole or not at all; the same run, key and software give the same bytes.
+    """Writes the bundle of a finished run, completely or not at all; the same run, key and software give the same bytes.
 
     Returns:
-        the SHA-256 of the manifest, which names this bundle among all others.
+        The SHA-256 of the manifest, which identifies the bundle.
 
     Raises:
-        InputError: the run did not finish, lacks a file, names this machine, or is too large.
+        InputError: the run did not finish, lacks a file, contains a name of this machine, or is too large.
     """
     record = read_record(run)
     if record.status != "finished":
-        raise InputError(f"{run}: the run's status is {record.status}; a bundle is made of a finished run.")
+        raise InputError(f"{run}: the run's status is {record.status}; only a finished run can be bundled.")
     sources = read_sources(run)
-    if lacking := [name for name in REQUIRED if name not in sources]:
-        raise InputError(f"{run}: has no {lacking[0]}; run the study again to have one.")
+    if missing := [name for name in REQUIRED if name not in sources]:
+        raise InputError(f"{run}: has no {missing[0]}; run the study again to create it.")
     files = files_of(sources | {VERSIONS: versions_file(record.start["versions"])})
     _check_words(run, files, record)
     manifest = manifest_of(record.run_id, files)
@@ -104,7 +104,7 @@ def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[st
 
 
 def files_of(sources: Mapping[str, bytes]) -> dict[str, bytes]:
-    """The sources, and all that follows from them, without manifest and signature."""
+    """Name -> bytes of the sources and of all files derived from them, without manifest and signature."""
     with record_of(sources) as record:
         files = {**sources, **derived(record)}
         return {**files, CRATE: crate(record, files)}
@@ -117,25 +117,25 @@ def manifest_of(run_id: str, files: Mapping[str, bytes]) -> bytes:
 
 
 def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
-    """ro-crate-metadata.json."""
+    """The bytes of ro-crate-metadata.json."""
     from rocrate.model import ContextEntity
     from rocrate.rocrate import ROCrate
 
-    made = ROCrate(version=CRATE_VERSION)
+    package = ROCrate(version=CRATE_VERSION)
     study, began, ended = record.study.study, _time(record.start), _time(record.end)
-    made.name = f"Run {record.run_id}"
-    made.description = (
+    package.name = f"Run {record.run_id}"
+    package.description = (
         f"Federated study {study.name}: {study.question or 'no question is stated'} Purpose: {study.purpose or 'not stated'}."
     )
-    made.datePublished = ended
-    made.license = "Not stated in the run's record; ask whoever ran the study."
+    package.datePublished = ended
+    package.license = "Not stated in the run's record; ask the people who ran the study."
 
     def add(entity_id: str, kind: str, **values: Any) -> Any:
-        return made.add(ContextEntity(made, entity_id, properties={"@type": kind, **values}))
+        return package.add(ContextEntity(package, entity_id, properties={"@type": kind, **values}))
 
-    made.root_dataset["conformsTo"] = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
+    package.root_dataset["conformsTo"] = add(PROFILE, "CreativeWork", name="Process Run Crate", version="0.5")
     entities = {
-        name: made.add_file(None, name, properties=_entity(name, files.get(name))) for name in sorted({*files, MANIFEST, SIGNATURE})
+        name: package.add_file(None, name, properties=_entity(name, files.get(name))) for name in sorted({*files, MANIFEST, SIGNATURE})
     }
     software = add(
         "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
@@ -155,7 +155,7 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     software["softwareRequirements"] = needs
     sites = [add(f"#site-{site.name}", "Organization", name=site.name) for site in record.sites]
     data = [
-        add(f"#data-{s.name}", "PropertyValue", name=f"SHA-256 of what {s.name} read", propertyID="SHA-256", value=s.dataset)
+        add(f"#data-{s.name}", "PropertyValue", name=f"SHA-256 of the data that {s.name} read", propertyID="SHA-256", value=s.dataset)
         for s in record.sites
         if s.dataset
     ]
@@ -167,12 +167,12 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     action["instrument"], action["object"], action["participant"] = software, [entities[STUDY], *data], sites
     action["agent"] = add("#coordinating-centre", "Organization", name="The coordinating centre")
     action["result"] = [entity for name, entity in entities.items() if name not in (STUDY, TOML)]
-    made.root_dataset["mentions"] = action
-    return json.dumps(made.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+    package.root_dataset["mentions"] = action
+    return json.dumps(package.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
 def _entity(name: str, data: bytes | None) -> dict[str, Any]:
-    about = _ABOUT.get(name, "Predictions on images that their site declares public")
+    about = _ABOUT.get(name, "Predictions on images that the site declared public")
     size = {} if data is None else {"contentSize": str(len(data))}
     return {"name": name, "description": about, "encodingFormat": _FORMATS[Path(name).suffix], **size}
 
@@ -182,16 +182,16 @@ def _time(event: Mapping[str, Any]) -> str:
 
 
 def _check_words(run: Path, files: Mapping[str, bytes], record: Record) -> None:
-    """A bundle goes to strangers: nothing in it names a folder, a person or a computer here."""
-    own = {os.path.expanduser("~"), socket.gethostname()}
+    """Raises ``InputError`` if a file contains a folder, an account or the host name of this machine: bundles are published."""
+    local = {os.path.expanduser("~"), socket.gethostname()}
     with suppress(OSError, KeyError, ImportError):
-        own.add(getpass.getuser())
-    # A short or common word is no name, and what the study itself says is meant to be read.
-    own = {word for word in own if len(word) > 4 and word not in record.study.canonical}
+        local.add(getpass.getuser())
+    # Short words are too common to identify anything, and words of the study are meant to be published.
+    local = {word for word in local if len(word) > 4 and word not in record.study.canonical}
     for name, data in files.items():
         with suppress(UnicodeDecodeError):
             for number, line in enumerate(data.decode().splitlines(), 1):
                 found = _PATHS.search(line)
-                word = found[0] if found else next((w for w in own if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", line)), None)
+                word = found[0] if found else next((w for w in local if re.search(rf"(?<!\w){re.escape(w)}(?!\w)", line)), None)
                 if word:
-                    raise InputError(f"{run}: {name}, line {number} has {word!r}, which names this machine; take it out there.")
+                    raise InputError(f"{run}: {name}, line {number} has {word!r}, a name from this machine; remove it from that file.")

@@ -1,4 +1,4 @@
-"""The commands about a run's evidence: ``fedml bundle``, ``fedml verify``, ``fedml reproduce``."""
+"""The commands for the evidence of a run: ``fedml bundle``, ``fedml verify``, ``fedml reproduce``."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from fedml.experiments.evidence.verify import Verified
 
 BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that `fedml bundle` wrote.", show_default=False)]
-SignedBy = Annotated[Path | None, typer.Option("--key", help="The coordinator's public key (PEM): the bundle must be signed by it.")]
-Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="The same, by the SHA-256 fingerprint of that key.")]
+SignedBy = Annotated[Path | None, typer.Option("--key", help="The coordinator's public key (PEM), which must have signed the bundle.")]
+Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="The SHA-256 fingerprint of that key, instead of --key.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 
 
 def bundle(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("run.zip"),
-    key: Annotated[Path | None, typer.Option("--key", help="The coordinator's Ed25519 key (PEM); left out, one is made and kept.")] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="The coordinator's Ed25519 key (PEM); default: a stored key.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Put a run and its evidence into one signed file that anybody can check with `fedml verify`.
+    """Write a run and its evidence to one signed file, which `fedml verify` checks.
 
     Example: fedml bundle fedml-runs/heart-20260131-101500-3fa2b1 -o heart.zip
     """
@@ -41,34 +41,34 @@ def bundle(
     console = make_console(as_json)
     signer = private_key(key, _plain(console))
     manifest = write_bundle(run_folder, out, signer)
-    mark = fingerprint(signer.public_key())
-    _plain(console)(f"{out}: signed by {mark}; to check it: fedml verify {out} --fingerprint {mark}")
+    digest = fingerprint(signer.public_key())
+    _plain(console)(f"{out}: signed by {digest}; to verify: fedml verify {out} --fingerprint {digest}")
     if as_json:
-        print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": mark}), flush=True)
+        print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": digest}), flush=True)
 
 
 def verify(bundle_file: BundleFile, key: SignedBy = None, fingerprint: Fingerprint = None, as_json: Json = False) -> None:
-    """Check a bundle, offline: hashes, signature, and every figure anew from the sites' counts and what was released.
+    """Check a bundle offline: hashes, signature, and every figure, recomputed from the sites' counts and the privacy events.
 
     Example: fedml verify heart.zip --key coordinator.pub
     """
     found = _verified(bundle_file, key, fingerprint, make_console(as_json))
     if as_json:
-        print(json.dumps(_told(found)), flush=True)
+        print(json.dumps(_result(found)), flush=True)
     _judge(bundle_file, found)
 
 
 def reproduce(
     bundle_file: BundleFile,
     sites: Annotated[
-        Path, typer.Option("--sites", help="Folder that holds one folder a site, each with its site.toml.", show_default=False)
+        Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)
     ],
     key: SignedBy = None,
     fingerprint: Fingerprint = None,
-    runs: Annotated[Path, typer.Option("--runs", help="Folder where the new run is kept.")] = Path("fedml-runs"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder for the new run.")] = Path("fedml-runs"),
     as_json: Json = False,
 ) -> None:
-    """Run a bundle's study once more on the sites' data: does every bit come out again, and if not, where does it differ first?
+    """Run a bundle's study again on the sites' data and compare bit by bit; show the first difference if there is any.
 
     Example: fedml reproduce heart.zip --sites out/heart
     """
@@ -85,10 +85,10 @@ def reproduce(
         say(f"{'differs' if difference.decides else 'note':8} {difference.where:10} {difference.text}")
     say(f"{found.sentence()} (new run: {found.run})")
     if as_json:
-        told = {"equal": found.equal, "private": found.private, "weights_sha256": found.weights_sha256, "run": str(found.run)}
-        print(json.dumps({**told, "differences": [asdict(d) for d in found.differences], "verified": _told(checked)}), flush=True)
+        result = {"equal": found.equal, "private": found.private, "weights_sha256": found.weights_sha256, "run": str(found.run)}
+        print(json.dumps({**result, "differences": [asdict(d) for d in found.differences], "verified": _result(checked)}), flush=True)
     if not found.equal:
-        raise RunError(f"{bundle_file}: does not come out again; {found.sentence()}.")
+        raise RunError(f"{bundle_file}: was not reproduced; {found.sentence()}.")
 
 
 def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, console: Console) -> Verified:
@@ -105,29 +105,29 @@ def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, cons
 
 
 def _wanted(key: Path | None, fingerprint: str | None) -> str | None:
-    """The fingerprint of the key that must have signed."""
-    from fedml.experiments.evidence.signing import fingerprint as mark
+    """The fingerprint of the key that must have signed; None if neither option is given."""
+    from fedml.experiments.evidence.signing import fingerprint as fingerprint_of
     from fedml.experiments.evidence.signing import public_key
 
-    told = None if fingerprint is None else fingerprint.strip().lower().replace(":", "")
-    if told is not None and not re.fullmatch("[0-9a-f]{64}", told):
-        raise InputError(f"--fingerprint {fingerprint}: is no SHA-256; give the 64 hexadecimal digits that `fedml bundle` printed.")
+    given = None if fingerprint is None else fingerprint.strip().lower().replace(":", "")
+    if given is not None and not re.fullmatch("[0-9a-f]{64}", given):
+        raise InputError(f"--fingerprint {fingerprint}: is not a SHA-256; give the 64 hexadecimal digits that `fedml bundle` printed.")
     if key is None:
-        return told
-    own = mark(public_key(key))
-    if told not in (None, own):
-        raise InputError(f"--fingerprint {fingerprint}: is not the fingerprint of --key {key}, which is {own}; give one of the two.")
-    return own
+        return given
+    of_key = fingerprint_of(public_key(key))
+    if given not in (None, of_key):
+        raise InputError(f"--fingerprint {fingerprint}: is not the fingerprint of --key {key}, which is {of_key}; give only one.")
+    return of_key
 
 
 def _judge(bundle_file: Path, found: Verified) -> None:
     from fedml.experiments.evidence.verify import summary
 
     if not found.ok:
-        raise RunError(f"{bundle_file}: is not to be trusted: {summary(found)}")
+        raise RunError(f"{bundle_file}: failed verification: {summary(found)}")
 
 
-def _told(found: Verified) -> dict[str, Any]:
+def _result(found: Verified) -> dict[str, Any]:
     return {"ok": found.ok, "fingerprint": found.fingerprint, "checks": [asdict(c) for c in found.checks]}
 
 

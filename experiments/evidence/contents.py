@@ -1,9 +1,9 @@
-"""What a bundle holds: the sources of a run, and the files that follow from them.
+"""The contents of a bundle: the sources of a run, and the files derived from them.
 
-    SOURCES          the run's folder, byte for byte, and versions.json
-    derived(record)  everything else: made anew from the sources by whoever verifies, and held against what the bundle says
+    sources          the files of the run's folder, unchanged, and versions.json
+    derived(record)  all other files: the verifier derives them again from the sources and compares them with those of the bundle
 
-So a figure can be false in a bundle only if the sources say so too.
+A figure in a bundle can therefore be false only if the sources are false.
 """
 
 from __future__ import annotations
@@ -39,32 +39,32 @@ _DISTRIBUTION = "fedml-cohorts"
 
 
 def is_source(name: str) -> bool:
-    """Is a file of this name from the run's folder, and not made of others?"""
+    """Whether a file of this name is a source, as opposed to derived."""
     return name in (*REQUIRED, *OPTIONAL, VERSIONS) or (name.startswith(f"{EXAMPLES}/") and name.endswith(".png"))
 
 
 def read_sources(run: Path) -> dict[str, bytes]:
-    """The files of a run's folder that a bundle holds; those it may lack are left out where they are not there."""
+    """Name -> bytes of the source files in a run's folder. Files that do not exist are omitted."""
     found = [run / name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
     found += sorted(path for path in (run / EXAMPLES).glob("*.png") if path.is_file())
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
 
 
 def versions_file(run: Mapping[str, str]) -> bytes:
-    """versions.json: packages at the run as its log has them; interpreter, platform, packages and the code that made the bundle."""
+    """The bytes of versions.json: the packages of the run, from its log; the interpreter, platform, packages and code of the bundle."""
     named = {re.split(r"[\s\[<>=!~;(]", line)[0] for line in metadata.requires(_DISTRIBUTION) or () if "extra ==" not in line}
-    made = {name: metadata.version(name) for name in sorted({_DISTRIBUTION, *named})}
-    here = {"python": platform.python_version(), "implementation": platform.python_implementation()}
-    here |= {"system": platform.system(), "machine": platform.machine(), "code_sha256": code_digest()}
-    return canonical({"run": dict(run), "bundle": {**here, "packages": made}})
+    packages = {name: metadata.version(name) for name in sorted({_DISTRIBUTION, *named})}
+    machine = {"python": platform.python_version(), "implementation": platform.python_implementation()}
+    machine |= {"system": platform.system(), "machine": platform.machine(), "code_sha256": code_digest()}
+    return canonical({"run": dict(run), "bundle": {**machine, "packages": packages}})
 
 
 @lru_cache
 def code_digest() -> str:
-    """SHA-256 over this software's own files: with the same code and the same sources, derived files are the same to the letter."""
+    """SHA-256 of this software's files: the same code and sources give identical derived files."""
     out = hashlib.sha256()
     package = Path(fedml.__file__).parent
-    for at, folders, names in os.walk(package, followlinks=True):  # in a checkout some of its folders are links
+    for at, folders, names in os.walk(package, followlinks=True):  # in a checkout, some folders are symbolic links
         folders.sort()
         for path in (Path(at) / name for name in sorted(names) if name.endswith((".py", ".toml"))):
             data = path.read_bytes()
@@ -74,7 +74,7 @@ def code_digest() -> str:
 
 @contextmanager
 def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
-    """The record that ``sources`` make, in a folder of its own that is gone afterwards. Their names have been checked."""
+    """The record of ``sources``, written to a temporary folder that is removed afterwards. The caller must have checked the names."""
     with tempfile.TemporaryDirectory(prefix="fedml-evidence-") as folder:
         run = Path(folder) / "run"
         (run / EXAMPLES).mkdir(parents=True)
@@ -86,7 +86,7 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 
 def derived(record: Record) -> dict[str, bytes]:
-    """Name -> bytes of every file that follows from the run's own, without the crate's description of them."""
+    """Name -> bytes of every derived file, without ro-crate-metadata.json."""
     page, more = render(record), report_facts(record)
     return {
         "metrics.json": canonical(
@@ -96,8 +96,8 @@ def derived(record: Record) -> dict[str, bytes]:
             }
         ),
         "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
-        "journals.json": canonical({s.name: journal_rows(record, s.name) or "not told" for s in record.sites}),
-        "privacy.json": canonical({"asked": asked(record), **_without(record.privacy, "event", "time")}),
+        "journals.json": canonical({s.name: journal_rows(record, s.name) or "not reported" for s in record.sites}),
+        "privacy.json": canonical({"asked": rounds_requested(record), **_without(record.privacy, "event", "time")}),
         REPORT: page.encode(),
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
@@ -106,41 +106,41 @@ def derived(record: Record) -> dict[str, bytes]:
     }
 
 
-def asked(record: Record) -> dict[str, int]:
-    """Site -> the rounds it was asked for, which is what it may have released: all of those, for each that agreed."""
+def rounds_requested(record: Record) -> dict[str, int]:
+    """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed."""
     return {site: len(record.rounds) for site in record.agreed["sites"]}
 
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:
-    """What the site told of its own journal, reply by reply, each row chained to the one before it by SHA-256."""
+    """Head and length of the site's journal, as sent with each reply; each row is chained to the row before by SHA-256."""
     rows, chain = list[dict[str, Any]](), "0" * 64
     for event in [*record.rounds, record.final]:
-        told = event["sites"].get(site, {}).get("journal")
-        if told:
-            row = {"event": event["event"], "round": event["round"], "head": told[0], "entries": told[1]}
+        journal = event["sites"].get(site, {}).get("journal")
+        if journal:
+            row = {"event": event["event"], "round": event["round"], "head": journal[0], "entries": journal[1]}
             chain = hashlib.sha256(chain.encode() + canonical(row)).hexdigest()
             rows.append({**row, "chain": chain})
     return rows
 
 
 def counts_by_site(record: Record) -> dict[str, dict[str, npt.NDArray[Any]]]:
-    """Site -> ``PART/NAME`` -> counts, in the roster's order, as they came."""
+    """Site -> ``PART/NAME`` -> counts as received, sites in the order of the roster."""
     out: dict[str, dict[str, npt.NDArray[Any]]] = {}
     for site in record.study.federation.sites:
-        own = {f"{part}/{name}": v for part, by_site in record.counts.items() for name, v in by_site.get(site, {}).items()}
-        if own:
-            out[site] = own
+        counts = {f"{part}/{name}": v for part, by_site in record.counts.items() for name, v in by_site.get(site, {}).items()}
+        if counts:
+            out[site] = counts
     return out
 
 
 def figures(record: Record) -> dict[str, dict[str, Any]]:
-    """``PART/WHO/METRIC`` -> value, and the place in the bundle from which it was computed. Intervals are among the report's figures."""
+    """``PART/SITE/METRIC`` (SITE ``all``: all sites) -> value, and its source in the bundle. Intervals are with the report's figures."""
     out: dict[str, dict[str, Any]] = {}
-    groups = {f"test@{label}": own for label, own in record.final["groups"].items()}
+    groups = {f"test@{label}": scores for label, scores in record.final["groups"].items()}
     for part, scores in {**record.final["metrics"], **groups}.items():
-        for who, own in {"all": scores["all"], **scores["sites"]}.items():
-            where = f"{COUNTS}#{'*' if who == 'all' else who}/{part}"
-            out |= {f"{part}/{who}/{name}": {"value": value, "from": where} for name, value in own.items()}
+        for site_name, values in {"all": scores["all"], **scores["sites"]}.items():
+            where = f"{COUNTS}#{'*' if site_name == 'all' else site_name}/{part}"
+            out |= {f"{part}/{site_name}/{name}": {"value": value, "from": where} for name, value in values.items()}
     for site, claim in record.privacy.get("claims", {}).items():
         where = f"privacy.json#/claims/{site}/events_json"
         out[f"privacy/{site or 'site'}/epsilon"] = {"value": claim["epsilon"], "delta": claim["delta"], "from": where}

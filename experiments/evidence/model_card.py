@@ -1,9 +1,9 @@
-"""A model card in Markdown, from a run's record alone.
+"""A model card in Markdown, from the record of a run.
 
     text = model_card(read_record(run))
 
-Headings: Mitchell et al. 2019, "Model Cards for Model Reporting" (FAT* 2019), section 4. What the record does not know is marked as the
-author's; nothing else is written.
+Headings: Mitchell et al. 2019, "Model Cards for Model Reporting" (FAT* 2019), section 4. A line that the record cannot answer is marked
+for the author to complete.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fedml.experiments.checklists.facts import Fact, facts_of, held_out, shown
 from fedml.experiments.checklists.fill import AUTHOR, markdown
 from fedml.experiments.runs.record import Record
 
-# Heading -> its lines: what it is about, and the facts that answer it (none: only the author can).
+# Heading -> its lines: the topic, and the facts that answer it (none: the author must complete the line).
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "Model details": {
         "Identity": ("identity", "began", "ended"),
@@ -22,38 +22,38 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Training": ("training", "initialisation", "augmentation", "selection"),
         "File": ("file",),
         "Software": ("versions", "code"),
-        "Who made it": (),
+        "Developers": (),
         "Licence, citation, contact": (),
     },
     "Intended use": {
         "Question": ("question",),
         "Data": ("purpose",),
-        "Uses and users that are intended": (),
-        "Uses that are not": (),
+        "Intended uses and users": (),
+        "Out-of-scope uses": (),
     },
     "Factors": {
         "Hospitals": ("sites",),
         "Groups of persons": ("named_groups",),
-        "Devices and surroundings": (),
+        "Instrumentation and environment": (),
     },
     "Metrics": {
-        "What was measured": ("measures",),
-        "Thresholds for decisions, and why these measures": (),
+        "Measures": ("measures",),
+        "Decision thresholds, and reasons for the measures": (),
     },
     "Evaluation data": {
-        "What is predicted": ("outcome",),
-        "Who": ("persons", "events"),
-        "How they were held out": ("split", "disjoint"),
-        "Where they come from": ("external",),
-        "Why these data": (),
+        "Outcome": ("outcome",),
+        "Persons": ("persons", "events"),
+        "Held-out persons": ("split", "disjoint"),
+        "Source": ("external",),
+        "Reasons for these data": (),
     },
     "Training data": {
         "Hospitals and rounds": ("roster", "participation"),
-        "What is read": ("inputs", "columns"),
+        "Inputs": ("inputs", "columns"),
         "Preprocessing": ("preprocessing", "missing"),
-        "Checks, and what was set aside": ("checks", "quarantined"),
-        "Identity of the data": ("digests",),
-        "Who the persons are, and how they were chosen": (),
+        "Checks and excluded images": ("checks", "quarantined"),
+        "Digests of the data": ("digests",),
+        "Characteristics and selection of the persons": (),
     },
     "Quantitative analyses": {
         "Groups of persons": ("groups",),
@@ -67,26 +67,26 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Risks and harms": (),
     },
     "Caveats and recommendations": {
-        "Limits that a user must know": (),
+        "Limitations for users": (),
         "Recommendations": (),
     },
 }
 
 
 def model_card(record: Record, more: Mapping[str, Fact] | None = None) -> str:
-    """The card of the run's model.
+    """The model card of the run's model, as Markdown.
 
     Args:
-        more: facts beside those of the record, such as ``intervals`` and ``calibration``.
+        more: facts in addition to those of the record, such as ``intervals`` and ``calibration``.
 
     Raises:
-        InputError: the run's log lacks what every run writes.
+        InputError: the run's log lacks an event that every run writes.
     """
     facts = {**facts_of(record), **(more or {})}
     out = [f"# Model card: {record.study.study.name}", ""]
     if "file" not in facts:
-        out += [f"**This run holds no finished model: its status is {record.status}.**", ""]
-    out += ["Each line is from the record of the run, at the place named behind it, or it is the author's."]
+        out += [f"**This run has no finished model: its status is {record.status}.**", ""]
+    out += ["Each line is from the record of the run, with its source in parentheses, or must be completed by the author."]
     for heading, lines in SECTIONS.items():
         out += ["", f"## {heading}", "", *(_table(record) if heading == "Quantitative analyses" else ())]
         for about, names in lines.items():
@@ -98,14 +98,14 @@ def model_card(record: Record, more: Mapping[str, Fact] | None = None) -> str:
 
 
 def _table(record: Record) -> list[str]:
-    """Measures on held-out persons of all sites, of each site and of each subgroup; nothing where none were evaluated."""
+    """A table of the measures on held-out persons: all sites, each site, each subgroup. The author's mark if none were evaluated."""
     part, scores = held_out(record)
     if not scores:
         return [f"Performance: **{AUTHOR}**", ""]
     groups = record.final.get("groups", {})
-    rows = {"all sites": scores["all"], **scores["sites"], **{label: own["all"] for label, own in groups.items()}}
+    rows = {"all sites": scores["all"], **scores["sites"], **{label: group["all"] for label, group in groups.items()}}
     names = list(scores["all"])
-    cells = [[markdown(who), *(shown(name, own.get(name)) for name in names)] for who, own in rows.items()]
+    cells = [[markdown(title), *(shown(name, values.get(name)) for name in names)] for title, values in rows.items()]
     places = [f"events.jsonl#final/metrics/{part}", *(["events.jsonl#final/groups"] if groups else [])]
     return [
         f"| {' | '.join([part, *map(markdown, names)])} |", f"|---|{'---:|' * len(names)}",

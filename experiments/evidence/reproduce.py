@@ -1,11 +1,11 @@
-"""``fedml reproduce``: runs a bundle's study once more, on the data at hand, and says whether every bit came out again, or where it parts.
+"""``fedml reproduce``: runs a bundle's study again on local data and compares the two runs bit by bit.
 
     found = reproduce(files, sites, runs, say)
     found.equal, [d.text for d in found.differences]
 
-The first difference is the one to look at: what was read, then software, then the first round, then arrays and counts. Noise of
-differential privacy is the operating system's and never the same twice; of a private study all that comes before the noise is compared,
-and the cost.
+The differences are listed in the order of a run: data, software, agreement, the first differing round, model, counts, metrics; the first is
+usually the cause of the others. Noise of differential privacy is drawn from the operating system and cannot be repeated; of a private
+study, everything before the noise is compared, and the privacy events.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from fedml.runs.log import MODEL, PANEL
 from fedml.strategies.algorithms.registry import STRATEGIES
 
 PRIVATE = (
-    "the study's noise is drawn from the operating system, so its bits cannot come out again; what comes before the noise, and the "
-    "privacy it costs, are compared"
+    "the study's noise is drawn from the operating system, so its results cannot be reproduced bit by bit; the steps before the noise and "
+    "the epsilon are compared"
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``where``: data, software, agreement, privacy, round, model or counts. ``decides``: does it keep the two runs from being equal?"""
+    """``where``: data, software, agreement, privacy, round, model, counts or metrics. ``decides``: whether the runs count as unequal."""
 
     where: str
     text: str
@@ -44,7 +44,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Reproduced:
-    """How a second run compares with a bundle's. ``private``: bits could not be equal and were not asked for."""
+    """The comparison of a new run with a bundle's. ``private``: the study has noise, so results were not compared bit by bit."""
 
     run: Path
     private: bool
@@ -53,18 +53,18 @@ class Reproduced:
 
     @property
     def equal(self) -> bool:
-        """Is all that was compared the same?"""
+        """Whether everything that was compared is equal."""
         return not any(d.decides for d in self.differences)
 
     def sentence(self) -> str:
-        """The outcome in a line."""
+        """The outcome as one sentence."""
         if not self.equal:
             return f"different: {next(d.text for d in self.differences if d.decides)}"
-        return f"equal in all that can be: {PRIVATE}" if self.private else f"bitwise equal: model {self.weights_sha256}, metrics and counts"
+        return f"equal as far as possible: {PRIVATE}" if self.private else f"bitwise equal: model {self.weights_sha256}, metrics and counts"
 
 
 def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path, say: Callable[[str], None]) -> Reproduced:
-    """Runs the study of a verified bundle with the local engine; the run's folder stays under ``runs``.
+    """Runs the study of a verified bundle with the local engine; the run's folder is created in ``runs``.
 
     Raises:
         InputError: a site's data cannot be used.
@@ -74,91 +74,95 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
         study = record.study
         if study.strategy.name not in STRATEGIES and not study.strategy.name.startswith("flwr."):
             raise InputError(
-                f"the bundle's study names code of its own, {study.strategy.name}; run it with `fedml run` if you trust that code."
+                f"the bundle's study uses code outside fedml, [strategy] name {study.strategy.name}; run the study with `fedml run` if you "
+                "trust that code."
             )
         read_all(study, sites, say)
         folder = new_run(study, runs, None, engine="local", job="train")
         outcome = run_study(study, sites, engine="local", run=folder, sites_folder=Path())
         if outcome.status != "finished":
-            raise RunError(f"{folder}: the study did not finish here ({outcome.reason}).")
+            raise RunError(f"{folder}: the study did not finish ({outcome.reason}).")
         private = study.privacy.unit != "none"
         again = read_record(folder)
         found = tuple(_private_differences(record, again) if private else _differences(record, again))
         return Reproduced(folder, private, str(again.final["weights_sha256"]), found)
 
 
-def _differences(told: Record, here: Record) -> Iterator[Difference]:
-    yield from _before(told, here)
-    for old, new in zip(told.rounds, here.rounds, strict=False):
+def _differences(bundled: Record, repeated: Record) -> Iterator[Difference]:
+    yield from _before(bundled, repeated)
+    for old, new in zip(bundled.rounds, repeated.rounds, strict=False):
         if found := _round_differs(old, new):
             yield Difference("round", f"round {old['round']} is the first that differs: {found}")
             break
-    if told.final["weights_sha256"] != here.final["weights_sha256"]:
-        yield Difference("model", _arrays(told.run, here.run))
-    yield from _counts(told, here)
+    if bundled.final["weights_sha256"] != repeated.final["weights_sha256"]:
+        yield Difference("model", _arrays(bundled.run, repeated.run))
+    yield from _counts(bundled, repeated)
     for what in ("metrics", "groups"):
-        if found := value_differs(told.final[what], here.final[what], what, tolerance=0.0):
+        if found := value_differs(bundled.final[what], repeated.final[what], what, tolerance=0.0):
             yield Difference("metrics", f"last evaluation: {found}")
 
 
-def _private_differences(told: Record, here: Record) -> Iterator[Difference]:
-    """What no noise has touched: the data, the agreement, who took part, and what it costs."""
-    yield from _before(told, here)
-    for old, new in zip([*told.rounds, told.final], [*here.rounds, here.final], strict=False):
+def _private_differences(bundled: Record, repeated: Record) -> Iterator[Difference]:
+    """Compares everything without noise: the data, the agreement, the sites of each round, and the privacy events. Metrics are listed."""
+    yield from _before(bundled, repeated)
+    for old, new in zip([*bundled.rounds, bundled.final], [*repeated.rounds, repeated.final], strict=False):
         if old["sites"].keys() != new["sites"].keys():
-            yield Difference("round", f"{old['event']} {old['round']}: {_sites(old)} took part, here {_sites(new)}")
+            yield Difference("round", f"{old['event']} {old['round']}: sites in the bundle {_sites(old)}, in the new run {_sites(new)}")
             break
-    old_cost, new_cost = ({k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (told, here))
+    old_cost, new_cost = ({k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (bundled, repeated))
     if found := value_differs(old_cost, new_cost, "privacy"):
         yield Difference("privacy", found)
-    for part, scores in told.final["metrics"].items():
-        if part in here.final["metrics"]:
+    for part, scores in bundled.final["metrics"].items():
+        if part in repeated.final["metrics"]:
             for name, value in scores["all"].items():
-                other = here.final["metrics"][part]["all"].get(name)
-                yield Difference("metrics", f"{part} {name}: {_shown(value)}, here {_shown(other)}", False)
+                other = repeated.final["metrics"][part]["all"].get(name)
+                yield Difference("metrics", f"{part} {name}: {_shown(value)} in the bundle, {_shown(other)} in the new run", False)
 
 
-def _before(told: Record, here: Record) -> Iterator[Difference]:
-    """Data, software and agreement: what is settled before the first round."""
-    for old, new in zip(told.sites, here.sites, strict=True):
+def _before(bundled: Record, repeated: Record) -> Iterator[Difference]:
+    """Compares the data, the software and the agreement, which are fixed before the first round."""
+    for old, new in zip(bundled.sites, repeated.sites, strict=True):
         if old.dataset is None or new.dataset is None:
-            yield Difference("data", f"{old.name}: the digest of what it read is not told, so the data are not compared", False)
+            yield Difference("data", f"{old.name}: a run has no digest of this site's data, so the data are not compared", False)
         elif old.dataset != new.dataset:
-            yield Difference("data", f"{old.name} read other data: {old.dataset[:16]} in the bundle, {new.dataset[:16]} here")
+            yield Difference("data", f"{old.name} read other data: {old.dataset[:16]} in the bundle, {new.dataset[:16]} in the new run")
         if old.persons != new.persons:
-            yield Difference("data", f"{old.name}: {old.persons} persons by part and class, here {new.persons}")
-    for name in sorted(told.start["versions"].keys() | here.start["versions"].keys()):
-        old, new = (record.start["versions"].get(name, "absent") for record in (told, here))
+            text = f"{old.name}: persons by part and class are {old.persons} in the bundle, {new.persons} in the new run"
+            yield Difference("data", text)
+    for name in sorted(bundled.start["versions"].keys() | repeated.start["versions"].keys()):
+        old, new = (record.start["versions"].get(name, "absent") for record in (bundled, repeated))
         if old != new:
-            yield Difference("software", f"{name} {old} in the bundle, {new} here", False)
-    if told.start["git_commit"] != here.start["git_commit"] and "none" not in (told.start["git_commit"], here.start["git_commit"]):
-        commits = f"{told.start['git_commit'][:16]} in the bundle, {here.start['git_commit'][:16]} here"
-        yield Difference("software", f"the working folder's commit is another: {commits}", False)
-    if (told.run / PANEL).read_bytes() != (here.run / PANEL).read_bytes():
+            yield Difference("software", f"{name} {old} in the bundle, {new} in the new run", False)
+    old_commit, new_commit = bundled.start["git_commit"], repeated.start["git_commit"]
+    if old_commit != new_commit and "none" not in (old_commit, new_commit):
+        commits = f"{old_commit[:16]} in the bundle, {new_commit[:16]} in the new run"
+        yield Difference("software", f"the commit of the working folder differs: {commits}", False)
+    if (bundled.run / PANEL).read_bytes() != (repeated.run / PANEL).read_bytes():
         yield Difference(
-            "agreement", f"the sites share other variants: {told.agreed['variants']} in the bundle, {here.agreed['variants']} here"
+            "agreement",
+            f"the sites' common variants differ: {bundled.agreed['variants']} in the bundle, {repeated.agreed['variants']} in the new run",
         )
     for what in ("sites", "image_shape", "parameters"):
-        if told.agreed[what] != here.agreed[what]:
-            yield Difference("agreement", f"{what}: {told.agreed[what]} in the bundle, {here.agreed[what]} here")
+        if bundled.agreed[what] != repeated.agreed[what]:
+            yield Difference("agreement", f"{what}: {bundled.agreed[what]} in the bundle, {repeated.agreed[what]} in the new run")
 
 
 def _round_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     if old["sites"].keys() != new["sites"].keys():
-        return f"{_sites(old)} took part, here {_sites(new)}"
-    mine, other = ({site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new))
+        return f"sites in the bundle {_sites(old)}, in the new run {_sites(new)}"
+    first, other = ({site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new))
     return value_differs(old["metrics"], new["metrics"], "metrics", tolerance=0.0) or value_differs(
-        mine, other, "train_loss", tolerance=0.0
+        first, other, "train_loss", tolerance=0.0
     )
 
 
-def _arrays(told: Path, here: Path) -> str:
-    """Which arrays of two models differ, and by how much at most."""
+def _arrays(bundled: Path, repeated: Path) -> str:
+    """The arrays of two models that differ, and their largest absolute differences, as one sentence."""
     from safetensors.numpy import load_file
 
-    old, new = load_file(told / MODEL), load_file(here / MODEL)
+    old, new = load_file(bundled / MODEL), load_file(repeated / MODEL)
     if old.keys() != new.keys():
-        return f"the models have other arrays: {', '.join(sorted(old.keys() ^ new.keys())[:5])}"
+        return f"only one of the models has the arrays {', '.join(sorted(old.keys() ^ new.keys())[:5])}"
     rows = []
     for name in sorted(old):
         if old[name].shape != new[name].shape or old[name].dtype != new[name].dtype:
@@ -168,11 +172,11 @@ def _arrays(told: Path, here: Path) -> str:
     return f"{len(rows)} of {len(old)} arrays of the model differ: {'; '.join(rows[:5])}{'; ...' if len(rows) > 5 else ''}"
 
 
-def _counts(told: Record, here: Record) -> Iterator[Difference]:
-    old, new = counts_by_site(told), counts_by_site(here)
+def _counts(bundled: Record, repeated: Record) -> Iterator[Difference]:
+    old, new = counts_by_site(bundled), counts_by_site(repeated)
     for site in dict.fromkeys([*old, *new]):
-        mine, other = old.get(site, {}), new.get(site, {})
-        bad = [k for k in sorted(mine.keys() | other.keys()) if k not in mine or k not in other or not _same_bits(mine[k], other[k])]
+        first, other = old.get(site, {}), new.get(site, {})
+        bad = [k for k in sorted(first.keys() | other.keys()) if k not in first or k not in other or not _same_bits(first[k], other[k])]
         if bad:
             yield Difference("counts", f"{site}: counts differ in {', '.join(bad[:3])}")
 
@@ -182,7 +186,7 @@ def _same_bits(a: Any, b: Any) -> bool:
 
 
 def _sites(event: Mapping[str, Any]) -> str:
-    return ", ".join(event["sites"]) or "nobody"
+    return ", ".join(event["sites"]) or "none"
 
 
 def _shown(value: float | None) -> str:

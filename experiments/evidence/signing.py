@@ -1,8 +1,8 @@
 """The coordinator's Ed25519 key (RFC 8032), and a signature as JSON.
 
-key = private_key(None, print)                   # made at first use
-text = signature(key, manifest)                  # bytes of signature.json
-fingerprint = check_signature(text, manifest)    # ValueError if it does not fit
+key = private_key(None, print)                                    # created at first use
+text = signature(key, manifest, "manifest.json")                  # bytes of signature.json
+fingerprint = check_signature(text, manifest, "manifest.json")    # ValueError if it does not match
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from fedml.errors import InputError
 
 _KEYS = {"algorithm", "file", "fingerprint", "public_key", "signature"}
-_LARGEST = 1 << 16  # bytes of a key's file
+_LARGEST = 1 << 16  # bytes of a key file
 
 
 def canonical(value: Any) -> bytes:
-    """JSON with sorted keys, no spaces, ASCII, a line end: one value, one text."""
+    """Canonical JSON: sorted keys, no spaces, ASCII, a line end. Equal values give equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode() + b"\n"
 
 
@@ -37,26 +37,26 @@ def default_key() -> Path:
 
 
 def private_key(path: Path | None, say: Callable[[str], None]) -> Ed25519PrivateKey:
-    """The key in ``path`` (PEM, PKCS #8, no password), or the coordinator's own, which is made if it is not there yet.
+    """The key in ``path`` (PEM, PKCS #8, no password); if ``path`` is None, the key at ``default_key()``, created if it does not exist.
 
     Raises:
-        InputError: it cannot be read, is no Ed25519 key, or others than its owner may read it.
+        InputError: the file cannot be read, is not an Ed25519 key, or is readable by other accounts.
     """
-    own = path or default_key()
-    if path is None and not own.exists():
-        return _make(own, say)
+    place = path or default_key()
+    if path is None and not place.exists():
+        return _make(place, say)
     try:
-        with own.open("rb") as file:
+        with place.open("rb") as file:
             shared, text = os.fstat(file.fileno()).st_mode & 0o077, file.read(_LARGEST)
         key = serialization.load_pem_private_key(text, None)
     except OSError as error:
-        raise InputError(f"{own}: cannot be read ({error.strerror}); give the coordinator's private key with --key.") from error
+        raise InputError(f"{place}: cannot be read ({error.strerror}); give the coordinator's private key with --key.") from error
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise InputError(f"{own}: is no private key without a password; give an Ed25519 key as PEM (PKCS #8).") from None
+        raise InputError(f"{place}: is not a private key without a password; give an Ed25519 key as PEM (PKCS #8).") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise InputError(f"{own}: is no Ed25519 key; make one with `openssl genpkey -algorithm ed25519`, or leave --key out.")
+        raise InputError(f"{place}: is not an Ed25519 key; create one with `openssl genpkey -algorithm ed25519`, or omit --key.")
     if shared:
-        raise InputError(f"{own}: others than its owner may read this key; `chmod 600` it, and make a new one if somebody did.")
+        raise InputError(f"{place}: other accounts can read this key; run `chmod 600` on it; create a new key if it may have been read.")
     return key
 
 
@@ -72,23 +72,23 @@ def _make(path: Path, say: Callable[[str], None]) -> Ed25519PrivateKey:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(partial, path)  # unlike a rename, it never replaces a key that another process has just made
+            os.link(partial, path)  # unlike a rename, a link never replaces a key that another process has just created
         finally:
             partial.unlink()
         path.with_suffix(".pub").write_bytes(public)
     except FileExistsError:
         return private_key(path, say)
     except OSError as error:
-        raise InputError(f"{path}: the coordinator's key cannot be made ({error.strerror}); give one with --key.") from error
-    say(f"made the coordinator's key {path}: keep it secret, and give reviewers {path.with_suffix('.pub').name} or its fingerprint")
+        raise InputError(f"{path}: the coordinator's key cannot be created ({error.strerror}); give a key with --key.") from error
+    say(f"created the coordinator's key {path}: keep it secret, and give reviewers {path.with_suffix('.pub').name} or its fingerprint")
     return key
 
 
 def public_key(path: Path) -> Ed25519PublicKey:
-    """A reviewer's copy of the coordinator's public key (PEM).
+    """The coordinator's public key in ``path`` (PEM).
 
     Raises:
-        InputError: it is none.
+        InputError: the file cannot be read or is not an Ed25519 public key.
     """
     try:
         with path.open("rb") as file:
@@ -96,19 +96,19 @@ def public_key(path: Path) -> Ed25519PublicKey:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the coordinator's public key.") from error
     except (ValueError, UnsupportedAlgorithm):
-        raise InputError(f"{path}: is no public key; give the coordinator's as PEM (the file that ends with .pub).") from None
+        raise InputError(f"{path}: is not a public key; give the coordinator's as PEM (the file that ends with .pub).") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise InputError(f"{path}: is no Ed25519 key; give the coordinator's public key.")
+        raise InputError(f"{path}: is not an Ed25519 key; give the coordinator's public key.")
     return key
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
-    """SHA-256 of the key's 32 bytes, hexadecimal."""
+    """SHA-256 of the key's 32 bytes, in hexadecimal."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
 def signature(key: Ed25519PrivateKey, data: bytes, file: str) -> bytes:
-    """``data``, the bytes of ``file``, signed: the text of signature.json."""
+    """The bytes of signature.json: the signature on ``data``, the bytes of ``file``."""
     public = key.public_key()
     return canonical({
         "algorithm": "Ed25519", "file": file, "fingerprint": fingerprint(public), "signature": _text(key.sign(data)),
@@ -120,23 +120,22 @@ def check_signature(text: bytes, data: bytes, file: str) -> str:
     """The fingerprint of the key that signed ``data``.
 
     Raises:
-        ValueError: it says what is wrong; a text that is not to the byte what ``signature`` writes is refused too.
+        ValueError: the signature does not match, or ``text`` is not exactly in the form that ``signature`` writes.
     """
     try:
-        told = json.loads(text)
-        public, signed = base64.b64decode(told["public_key"], validate=True), base64.b64decode(told["signature"], validate=True)
+        fields = json.loads(text)
+        public, signed = base64.b64decode(fields["public_key"], validate=True), base64.b64decode(fields["signature"], validate=True)
         key = Ed25519PublicKey.from_public_bytes(public)
-        whole = (
-            told.keys() == _KEYS and canonical(told) == text and (_text(public), _text(signed)) == (told["public_key"], told["signature"])
-        )
+        same = (_text(public), _text(signed)) == (fields["public_key"], fields["signature"])
+        whole = fields.keys() == _KEYS and canonical(fields) == text and same
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise ValueError("is no signature") from None
-    if not whole or (told["algorithm"], told["file"]) != ("Ed25519", file) or told["fingerprint"] != fingerprint(key):
-        raise ValueError("is not as a signature is written")
+        raise ValueError("is not a signature") from None
+    if not whole or (fields["algorithm"], fields["file"]) != ("Ed25519", file) or fields["fingerprint"] != fingerprint(key):
+        raise ValueError("is not a signature in canonical form")
     try:
         key.verify(signed, data)
     except InvalidSignature:
-        raise ValueError(f"does not fit {file}: one of the two was changed") from None
+        raise ValueError(f"does not match {file}: one of the two was changed") from None
     return fingerprint(key)
 
 

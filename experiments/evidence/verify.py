@@ -1,11 +1,11 @@
-"""``fedml verify``: is a bundle whole, signed, and does every figure in it follow from the counts and events in it? Works offline.
+"""``fedml verify``: checks offline that a bundle is complete and signed, and that every figure in it follows from its counts and events.
 
     found = verify(Path("run.zip"), fingerprint=None)
     all(check.ok for check in found)
 
-Nothing in a bundle is trusted: names and sizes are checked before anything is read, nothing is unpickled or run. Hashes and the signature
-say that nobody has changed it since; recomputation holds also against one who signs anew what was changed. ``docs/evidence.md`` says
-what neither can show.
+A bundle is not trusted: names and sizes are checked before files are read, and nothing is unpickled or executed. Hashes and signature show
+that the bundle was not changed after signing; recomputation also finds changes that were signed with another key. ``docs/evidence.md``
+describes what verification cannot show.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
     SIGNATURE,
     TOML,
     VERSIONS,
-    asked,
     code_digest,
     counts_by_site,
     derived,
     is_source,
     record_of,
+    rounds_requested,
 )
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
@@ -44,16 +44,16 @@ from fedml.experiments.runs.record import Record
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 
 EXACT = 1e-12
-_ADDITIVE = ("accuracy", "brier", "log_loss", "mae", "bias")  # of all persons: the mean over sites, weighted by persons
+_ADDITIVE = ("accuracy", "brier", "log_loss", "mae", "bias")  # the metric over all persons is the mean over sites, weighted by persons
 _ONCE = ("start", "agreed", "privacy", "final", "end")
-_MOST = 20  # problems of one check that are told
+_MOST = 20  # problems listed for one check
 
-Problem = tuple[str, str]  # file, what is wrong
+Problem = tuple[str, str]  # file, description
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at. ``file``: where it is wrong, or what it is about. ``text``: what was found."""
+    """The result of one check. ``file``: the file at fault, or the file that was checked. ``text``: the finding."""
 
     name: str
     ok: bool
@@ -63,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verified:
-    """A bundle that was looked at: its checks, its files, and the fingerprint of the key that signed it (empty if none did)."""
+    """The result for a bundle: its checks, its files, and the fingerprint of the key that signed it (empty without a valid signature)."""
 
     checks: tuple[Check, ...]
     files: dict[str, bytes]
@@ -71,56 +71,56 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Did every check pass?"""
+        """Whether every check passed."""
         return all(check.ok for check in self.checks)
 
 
 def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
-    """Every check of a bundle. What it says is looked at only if it is whole and signed.
+    """Runs the checks of a bundle. The contents are checked only if the bundle is complete and signed.
 
     Args:
-        fingerprint: of the key that must have signed it (SHA-256, hexadecimal).
+        fingerprint: of the key that must have signed the bundle (SHA-256, hexadecimal); None: any key.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file cannot be read.
     """
     try:
         files = unpack(bundle)
     except BadArchive as error:
         return Verified((Check("container", False, error.file, str(error)),), {}, "")
-    found = [Check("container", True, bundle.name, f"{len(files)} files, {sum(map(len, files.values())):,} bytes, and nothing else")]
+    found = [Check("container", True, bundle.name, f"{len(files)} files, {sum(map(len, files.values())):,} bytes, no other content")]
     signer, signed = _signature(files, fingerprint)
-    found += [signed, *_check("hashes", MANIFEST, "every file is as it was when the manifest was signed", lambda: _hashes(files))]
+    found += [signed, *_check("hashes", MANIFEST, "every file is unchanged since the manifest was signed", lambda: _hashes(files))]
     if missing := [name for name in (*REQUIRED, VERSIONS) if name not in files]:
         found.append(Check("files", False, missing[0], "is missing from the bundle"))
-    if not all(check.ok for check in found):  # what is not whole is not read any further: less for a hostile file to play with
+    if not all(check.ok for check in found):  # an incomplete or changed bundle may be hostile and is not parsed further
         return Verified(tuple(found), files, signer)
     try:
         with record_of({name: data for name, data in files.items() if is_source(name)}) as record:
             found += _of_record(files, record)
-    except Exception as error:  # what was made to break its reader may raise anything
-        found.append(Check("record", False, EVENTS, f"no run can be read from {STUDY}, {EVENTS} and {COUNTS} ({type(error).__name__})"))
+    except Exception as error:  # a crafted file may raise any error
+        found.append(Check("record", False, EVENTS, f"{STUDY}, {EVENTS} and {COUNTS} cannot be read as a run ({type(error).__name__})"))
     return Verified(tuple(found), files, signer)
 
 
 def summary(found: Verified) -> str:
-    """One sentence: what failed first, and how much else did."""
+    """One sentence: the first failed check, and the number of the others."""
     wrong = [check for check in found.checks if not check.ok]
-    more = f" ({len(wrong) - 1} more after this one)" if len(wrong) > 1 else ""
+    more = f" ({len(wrong) - 1} more checks failed)" if len(wrong) > 1 else ""
     return f"{wrong[0].file}: {wrong[0].text}{more}." if wrong else "every check passed."
 
 
 def _check(name: str, about: str, well: str, look: Callable[[], Iterable[Problem]]) -> list[Check]:
-    """The problems that ``look`` finds as failed checks, or one that passed."""
+    """A failed check for each problem that ``look`` yields, or one passed check with the text ``well``."""
     try:
         wrong = list(look())
-    except Exception as error:  # what was made to break its reader may raise anything
-        wrong = [(about, f"cannot be made sense of ({type(error).__name__})")]
+    except Exception as error:  # a crafted file may raise any error
+        wrong = [(about, f"cannot be interpreted ({type(error).__name__})")]
     return [Check(name, False, _shown(file), _shown(text)) for file, text in wrong[:_MOST]] or [Check(name, True, about, _shown(well))]
 
 
 def _shown(text: str) -> str:
-    """A stranger's words on a terminal: nothing in them moves the cursor."""
+    """Untrusted text for a terminal: non-printable characters, such as cursor movements, are replaced."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)[:400]
 
 
@@ -132,65 +132,65 @@ def _signature(files: Mapping[str, bytes], fingerprint: str | None) -> tuple[str
     except ValueError as error:
         return "", Check("signature", False, SIGNATURE, str(error))
     if fingerprint is None:
-        text = f"signed by the key {signer}; whose it is, is not proven: compare it with the coordinator's, or give --key or --fingerprint"
+        text = f"signed by the key {signer}; its owner is not verified: compare it with the coordinator's, or give --key or --fingerprint"
         return signer, Check("signature", True, SIGNATURE, text)
     if signer != fingerprint:
-        return signer, Check("signature", False, SIGNATURE, f"is of another key: {signer} signed, {fingerprint} was to be expected")
-    return signer, Check("signature", True, SIGNATURE, f"signed by the key that was given, {signer}")
+        return signer, Check("signature", False, SIGNATURE, f"is by another key: {signer} signed, {fingerprint} is required")
+    return signer, Check("signature", True, SIGNATURE, f"signed by the given key, {signer}")
 
 
 def _hashes(files: Mapping[str, bytes]) -> Iterator[Problem]:
-    told = json.loads(files[MANIFEST])
-    if told["format"] != FORMAT:
-        yield MANIFEST, f"is of the format {told['format']!r}; this software reads {FORMAT}"
+    manifest = json.loads(files[MANIFEST])
+    if manifest["format"] != FORMAT:
+        yield MANIFEST, f"has the format {manifest['format']!r}; this software reads {FORMAT}"
     rows = {name: data for name, data in files.items() if name not in (MANIFEST, SIGNATURE)}
     for name, data in rows.items():
-        if name not in told["files"]:
+        if name not in manifest["files"]:
             yield name, "is not in the manifest"
-        elif told["files"][name] != {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}:
-            yield name, "was changed: its SHA-256 is not the manifest's"
-    for name in told["files"].keys() - rows.keys():
-        yield str(name)[:100], "is in the manifest and missing from the bundle"
-    if told.keys() != {"format", "run", "files"}:
-        yield MANIFEST, "is not as a manifest is written"
+        elif manifest["files"][name] != {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}:
+            yield name, "was changed: its SHA-256 or size differs from the manifest"
+    for name in manifest["files"].keys() - rows.keys():
+        yield str(name)[:100], "is in the manifest but missing from the bundle"
+    if manifest.keys() != {"format", "run", "files"}:
+        yield MANIFEST, "does not have the keys of a manifest"
 
 
 _OTHER_CODE = (
-    "another version of this software made it, so nothing can be said of it: verify with the version that versions.json names, or unpack "
-    "the bundle and make a report of your own with `fedml report`"
+    "another version of this software wrote it, so the difference proves nothing: verify with the version that versions.json names, or "
+    "unpack the bundle and write a new report with `fedml report`"
 )
 
 
 def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
-    """What follows from the sources."""
-    told = json.loads(files[VERSIONS])
-    same = told["bundle"]["code_sha256"] == code_digest()
+    """The checks of the contents against the sources."""
+    same = json.loads(files[VERSIONS])["bundle"]["code_sha256"] == code_digest()
     rounds = len(record.rounds)
     yield from _check(
         "study", STUDY, f"the study {record.study.study.name}, {record.start.get('study_sha256')}", lambda: _study(files, record)
     )
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
-    yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as the study says, each with its sites", lambda: _rounds(record))
-    yield from _check("averages", EVENTS, "the rounds' metrics of all persons fit those of the sites", lambda: _averages(record))
-    yield from _check("journals", EVENTS, _journals_told(record), lambda: _journals(record))
-    yield from _check("model", MODEL, f"its arrays are the run's last, {record.final.get('weights_sha256')}", lambda: _model(files, record))
+    yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
+    yield from _check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
+    yield from _check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
+    text = f"its arrays are those of the run's last model, {record.final.get('weights_sha256')}"
+    yield from _check("model", MODEL, text, lambda: _model(files, record))
     yield from _check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
-    yield from _check("epsilon", EVENTS, _epsilon_told(record), lambda: _epsilon(record))
+    yield from _check("epsilon", EVENTS, _epsilon_text(record), lambda: _epsilon(record))
     try:
         fresh = derived(record)
         fresh[CRATE] = crate(record, {k: v for k, v in files.items() if k not in (CRATE, MANIFEST, SIGNATURE)})
-    except Exception as error:  # what was made to break its reader may raise anything
-        yield Check("recomputed", False, EVENTS, f"the bundle's other files cannot be made from it ({type(error).__name__})")
+    except Exception as error:  # a crafted file may raise any error
+        yield Check("recomputed", False, EVENTS, f"the derived files cannot be recomputed ({type(error).__name__})")
         return
     for name, data in sorted(fresh.items()):
-        how = "made anew from the run, and the same"
+        how = "recomputed from the run: identical"
         if files.get(name) != data:
-            how += " but for last digits"
+            how += " except for last digits"
         yield from _check("recomputed", name, how, partial(_same, files, name, data, same))
     for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, TOML, AUDIT, *REQUIRED}):
         if not is_source(name):
-            yield Check("files", False, name, "is no file of a bundle")
+            yield Check("files", False, name, "does not belong in a bundle")
 
 
 def _same(files: Mapping[str, bytes], name: str, fresh: bytes, same: bool) -> Iterator[Problem]:
@@ -202,35 +202,35 @@ def _same(files: Mapping[str, bytes], name: str, fresh: bytes, same: bool) -> It
 
 def _study(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
     start = record.start
-    # A later version of this software knows more keys, which then have their defaults: what was run is told by the file's own bytes.
+    # A later version of this software has more keys, with defaults; so the file's bytes identify the study, not its parsed form.
     written = json.loads(files[STUDY])
     if canonical(written).rstrip(b"\n") != files[STUDY]:
         yield STUDY, "is not canonical JSON"
     if found := value_differs(written, json.loads(record.study.canonical), "", whole=False):
-        yield STUDY, f"{found}: this software reads it otherwise than it is written"
-    mark = hashlib.sha256(files[STUDY]).hexdigest()
-    if (start["study_sha256"], start["seed"], start["study"]) != (mark, record.study.study.seed, record.study.study.name):
-        yield STUDY, f"is not the study that was run: {EVENTS} names another hash, seed or name"
+        yield STUDY, f"{found}: this software's reading differs from the file"
+    digest = hashlib.sha256(files[STUDY]).hexdigest()
+    if (start["study_sha256"], start["seed"], start["study"]) != (digest, record.study.study.seed, record.study.study.name):
+        yield STUDY, f"is not the study that was run: {EVENTS} has another hash, seed or name"
     if json.loads(files[MANIFEST])["run"] != record.run_id:
-        yield MANIFEST, f"is of another run than {EVENTS}"
+        yield MANIFEST, f"names another run than {EVENTS}"
     if json.loads(files[VERSIONS])["run"] != start["versions"]:
-        yield VERSIONS, f"gives other versions than {EVENTS}"
+        yield VERSIONS, f"has other versions than {EVENTS}"
     layout = json.loads(files[LAYOUT])
     if layout != {"image_shape": record.agreed["image_shape"], "variants": record.agreed["variants"]}:
-        yield LAYOUT, f"gives another image shape or number of variants than {EVENTS}"
+        yield LAYOUT, f"has another image shape or number of variants than {EVENTS}"
     if files[PANEL].count(b"\n") != record.agreed["variants"]:
         yield PANEL, f"has another number of variants than {EVENTS}"
 
 
 def _changes(files: Mapping[str, bytes], record: Record) -> str:
-    """How the study as it was run differs from its author's file, in words; a file that cannot be read is said to be none."""
+    """The differences between the study that was run and the author's file, as text; also if that file cannot be read."""
     try:
         written = _leaves(tomllib.loads(files[TOML].decode()))
     except Exception:
-        return f"cannot be read; {STUDY} is what was run"
+        return f"cannot be read; {STUDY} is the study that was run"
     run = _leaves(json.loads(record.study.canonical))
     changed = [key for key, value in written.items() if key not in run or value_differs(value, run[key], "")]
-    return f"what was run, {STUDY}, differs from it in: {', '.join(changed)[:200]}" if changed else f"{STUDY} says the same"
+    return f"the study that was run, {STUDY}, differs from it in: {', '.join(changed)[:200]}" if changed else f"{STUDY} is equivalent"
 
 
 def _leaves(value: Any, where: str = "") -> dict[str, Any]:
@@ -248,51 +248,50 @@ def _rounds(record: Record) -> Iterator[Problem]:
     numbers = [e["round"] for e in record.rounds]
     if numbers != planned or record.final["round"] != len(planned):
         absent = sorted(set(planned) - set(numbers))
-        which = f"round {absent[0]} is missing" if absent else "their numbers are not in order"
-        yield EVENTS, f"the study plans rounds 1 to {len(planned)}, and {which}"
+        which = f"round {absent[0]} is missing" if absent else "the numbers of the rounds are not in order"
+        yield EVENTS, f"the study plans rounds 1 to {len(planned)}; {which}"
     agreed = list(record.agreed["sites"])
     if agreed != [site for site in study.federation.sites if site in agreed]:
-        yield EVENTS, "sites agreed that are not in the roster, or in another order"
+        yield EVENTS, "the sites of the agreement are not in the roster, or in another order"
     for event in [*record.rounds, record.final]:
-        there, refused = event["sites"].keys(), event["refused"].keys()
-        if there & refused or not there <= set(agreed) or there | refused != set(study.federation.sites):
-            yield EVENTS, f"{event['event']} {event['round']}: its sites are not those of the roster, each answering or refusing"
-        if len(there) < study.federation.needed:
+        answered, refused = event["sites"].keys(), event["refused"].keys()
+        if answered & refused or not answered <= set(agreed) or answered | refused != set(study.federation.sites):
+            yield EVENTS, f"{event['event']} {event['round']}: not every site of the roster either answered or refused"
+        if len(answered) < study.federation.needed:
             yield EVENTS, f"{event['event']} {event['round']}: fewer sites than the quorum"
     times = [e["time"] for e in events]
     if times != sorted(times):
-        yield EVENTS, "its times are not in order"
+        yield EVENTS, "the times of the events are not in order"
 
 
 def _averages(record: Record) -> Iterator[Problem]:
-    """A mean over persons of several sites is the sites' means, weighted by their persons: also where the counts were not kept."""
+    """Checks metrics that are means over persons: the value over all sites is the mean of the sites' values, weighted by persons. Works for
+    every round, although only the counts of the last evaluation are stored."""
     for event in [*record.rounds, record.final]:
         for part, scores in event["metrics"].items():
-            sites, everybody = scores["sites"], scores["all"]
-            weights = [own["persons"] for own in sites.values()]
-            if not near(everybody["persons"], sum(weights)):
-                yield EVENTS, f"{event['event']} {event['round']}, {part}: {everybody['persons']} persons, the sites have {sum(weights)}"
-            for name in (n for n in _ADDITIVE if min(weights) > 0 and everybody.get(n) is not None):
-                mean = sum(w * own[name] for w, own in zip(weights, sites.values(), strict=True)) / sum(weights)
-                if not near(everybody[name], mean):
-                    yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {everybody[name]!r}, the sites' give {mean!r}"
+            sites, total = scores["sites"], scores["all"]
+            weights = [values["persons"] for values in sites.values()]
+            if not near(total["persons"], sum(weights)):
+                yield EVENTS, f"{event['event']} {event['round']}, {part}: {total['persons']} persons, the sites have {sum(weights)}"
+            for name in (n for n in _ADDITIVE if min(weights) > 0 and total.get(n) is not None):
+                mean = sum(w * values[name] for w, values in zip(weights, sites.values(), strict=True)) / sum(weights)
+                if not near(total[name], mean):
+                    yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {total[name]!r}, the sites' values give {mean!r}"
 
 
-def _journals_told(record: Record) -> str:
-    told = [site.name for site in record.sites if site.journal]
-    return (
-        f"heads of {', '.join(told)}: entries rise, and the last is the record's"
-        if told
-        else "no site told of a journal (a run in one process)"
-    )
+def _journals_text(record: Record) -> str:
+    names = [site.name for site in record.sites if site.journal]
+    if not names:
+        return "no site reported a journal (a run in one process)"
+    return f"journals of {', '.join(names)}: each grows from reply to reply"
 
 
 def _journals(record: Record) -> Iterator[Problem]:
     for site in record.sites:
         rows = [e["sites"][site.name]["journal"] for e in [*record.rounds, record.final] if e["sites"].get(site.name, {}).get("journal")]
         if any(type(n) is not int or n < 1 or len(bytes.fromhex(head)) != 32 for head, n in rows):
-            yield EVENTS, f"{site.name}: what it told of its journal is no head with a number of entries"
-        # A reply is two entries, in and out, so between two replies the journal has grown by as many.
+            yield EVENTS, f"{site.name}: a reported journal is not a head and a number of entries"
+        # A reply has two entries, in and out, so between two replies the journal grows by at least two.
         elif any(later[1] < earlier[1] + 2 or later[0] == earlier[0] for earlier, later in pairwise(rows)):
             yield EVENTS, f"{site.name}: its journal does not grow from reply to reply"
 
@@ -303,7 +302,7 @@ def _model(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
     from fedml.models.fusion import digest
 
     if digest(load(files[MODEL])) != record.final["weights_sha256"]:
-        yield MODEL, f"is not the run's last model: {EVENTS} names another SHA-256 of its arrays"
+        yield MODEL, f"is not the run's last model: {EVENTS} has another SHA-256 of the arrays"
 
 
 def _metrics(record: Record) -> Iterator[Problem]:
@@ -312,22 +311,24 @@ def _metrics(record: Record) -> Iterator[Problem]:
     counts = counts_by_site(record)
     for what, fresh in {"metrics": metrics_of(record.study, counts), "groups": groups_of(record.study, counts)}.items():
         if found := value_differs(record.final[what], plain(fresh), what, tolerance=EXACT):
-            yield EVENTS, f"{found} by {COUNTS}"
+            yield EVENTS, f"{found} according to {COUNTS}"
     if any(site not in record.final["sites"] for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
 
 
-def _epsilon_told(record: Record) -> str:
-    told = record.privacy.get("epsilon")
+def _epsilon_text(record: Record) -> str:
+    value = record.privacy.get("epsilon")
     if record.study.privacy.unit == "none":
         return "the study claims no differential privacy"
-    return f"{told:.6g} for a {record.study.privacy.unit}, counted anew from what was released" if told is not None else "no finite epsilon"
+    if value is None:
+        return "no finite epsilon"
+    return f"{value:.6g} for a {record.study.privacy.unit}, recomputed from the privacy events"
 
 
 def _epsilon(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import privacy_record
 
-    fresh = plain(privacy_record(record.study, asked(record)))
-    told = {k: v for k, v in record.privacy.items() if k not in ("event", "time")}
-    if found := value_differs(told, fresh, "privacy"):
-        yield EVENTS, f"{found}, counted from the study and {len(record.rounds)} rounds"
+    fresh = plain(privacy_record(record.study, rounds_requested(record)))
+    recorded = {k: v for k, v in record.privacy.items() if k not in ("event", "time")}
+    if found := value_differs(recorded, fresh, "privacy"):
+        yield EVENTS, f"{found}, recomputed from the study and {len(record.rounds)} rounds"

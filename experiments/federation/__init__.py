@@ -1,1 +1,1 @@
-"""A coordinating centre, and a whole federation on one machine."""
+"""The coordinating centre, and a complete federation on one machine."""

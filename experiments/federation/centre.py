@@ -1,13 +1,13 @@
 """The coordinating centre: its folder, its SuperLink, and the sites whose keys may join.
 
-    HOME/ca.pem                     what sites trust (send it to them)
-    HOME/server.pem  server.key     the certificate that sites meet
-    HOME/control/                   authority and certificate of Flower's own port, which is on loopback only
+    HOME/ca.pem                     the root certificate; send it to the sites
+    HOME/server.pem  server.key     the server certificate and its key
+    HOME/control/                   authority and certificate of Flower's control port, which is on loopback only
     HOME/state.db                   Flower's database: registered keys, runs
     HOME/config.toml                Flower's connection "own"
     HOME/federation.json            host, port, control port
 
-The folder belongs to one account and is open to it alone. Whoever may log in to this machine can reach the control port.
+The folder is accessible to one account only. Every account on this machine can reach the control port.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from fedml.study.sections import Name
 
 SETTINGS, TRIAL = "federation.json", ".federation"
 _REMOVED = "unregistered"
-_CONTROL_DAYS = 3650  # nobody but this machine meets that certificate
+_CONTROL_DAYS = 3650  # long, because only this machine uses that certificate
 
 
 @dataclass(frozen=True)
 class Centre:
-    """Where sites find the SuperLink, and the port of loopback at which it is commanded."""
+    """The address of the SuperLink for sites, and its control port on loopback."""
 
     host: str
     port: int
@@ -43,16 +43,17 @@ class Centre:
 
 
 def find_home(path: Path) -> Path | None:
-    """The centre's folder at ``path``: itself, or that of ``fedml federation up`` in it; absolute, for Flower wants that."""
+    """The centre's folder at ``path``: ``path`` itself, or the folder that ``fedml federation up`` created in it; None if there is neither.
+    The result is absolute, as Flower requires."""
     return next((home.resolve() for home in (path, path / TRIAL) if (home / SETTINGS).is_file()), None)
 
 
 def read_centre(home: Path) -> Centre:
-    """The settings in ``home``. Raises ``InputError`` if there are none."""
+    """The settings in ``home``. Raises ``InputError`` if they do not exist or cannot be read."""
     try:
         return Centre(**json.loads((home / SETTINGS).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{home}: is no centre's folder; make one with `fedml federation init --home {home} --host NAME`.") from error
+        raise InputError(f"{home}: is not a centre's folder; create one with `fedml federation init --home {home} --host NAME`.") from error
 
 
 def make_centre(
@@ -64,19 +65,19 @@ def make_centre(
     certificate: tuple[Path, Path, Path] | None = None,
     days: int = 730,
 ) -> Centre:
-    """Makes the folder of a centre that sites reach at ``host:port``.
+    """Creates the folder of a centre that sites reach at ``host:port``.
 
     Args:
-        control: the port of loopback for commands; left out, the one after ``port``.
-        certificate: the centre's own: certificate (with its chain), key, and the authority's certificate. Left out, an own authority
-            makes one, valid for ``days``.
+        control: the control port on loopback; None: ``port`` + 1.
+        certificate: files of the server certificate (with its chain), its key, and the authority's certificate; None: a new authority
+            issues a server certificate that is valid for ``days``.
 
     Raises:
-        InputError: there is one already, or the certificate would not be accepted by a site.
+        InputError: the folder already has a centre, or a site would not accept the certificate.
     """
     home = home.resolve()
     if (home / SETTINGS).exists():
-        raise InputError(f"{home}: is a centre's folder already; give another --home.")
+        raise InputError(f"{home}: is already a centre's folder; give another --home.")
     if certificate is not None:
         check_certificate(host, *certificate)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,14 +89,14 @@ def make_centre(
     else:
         write_authority(home, (host,), days=days)
     write_authority(home / "control", ("127.0.0.1",), days=_CONTROL_DAYS)
-    made = Centre(host, port, control or port + 1)
-    write_connection(home, f"127.0.0.1:{made.control}", home / "control" / "ca.pem")
-    write_whole(home / SETTINGS, json.dumps(asdict(made)).encode())
-    return made
+    centre = Centre(host, port, control or port + 1)
+    write_connection(home, f"127.0.0.1:{centre.control}", home / "control" / "ca.pem")
+    write_whole(home / SETTINGS, json.dumps(asdict(centre)).encode())
+    return centre
 
 
 def fingerprint(home: Path) -> str:
-    """SHA-256 of ``ca.pem``, as ``openssl x509`` shows it."""
+    """SHA-256 of the certificate ``ca.pem``, in the form of ``openssl x509 -fingerprint``."""
     return certificate_fingerprint(home / "ca.pem")
 
 
@@ -103,7 +104,7 @@ def superlink_options(home: Path, listen: str = "0.0.0.0") -> tuple[int, list[st
     """Port, arguments and public options for ``fedml.flower.superlink``: TLS at both ports, node keys required.
 
     Raises:
-        InputError: no centre there, or a port is taken.
+        InputError: ``home`` is not a centre's folder, or a port is in use.
     """
     home, centre = home.resolve(), read_centre(home)
     for host, port in ((listen, centre.port), ("127.0.0.1", centre.control)):
@@ -127,14 +128,16 @@ def _check_free(host: str, port: int) -> None:
         try:
             tried.bind((host, port))
         except OSError as error:
-            raise InputError(f"{host}:{port}: cannot be listened on ({error.strerror}); is the SuperLink started already?") from error
+            raise InputError(
+                f"{host}:{port}: cannot listen on this port ({error.strerror}); if the SuperLink is already running, stop it first."
+            ) from error
 
 
 def start(home: Path, listen: str) -> None:
-    """Becomes the SuperLink: this process is replaced, so that whoever started it can stop it. Returns never.
+    """Replaces this process by the SuperLink, so that the SuperLink has this process's id and parent. Never returns.
 
     Raises:
-        InputError: no centre there, or a port is taken.
+        InputError: ``home`` is not a centre's folder, or a port is in use.
     """
     port, arguments, public = superlink_options(home, listen)
     command = superlink_command(home.resolve(), port, arguments, public)
@@ -143,10 +146,10 @@ def start(home: Path, listen: str) -> None:
 
 
 def register(home: Path, name: str, public_key: Path) -> str:
-    """Lets a site's key join under the site's name; returns its fingerprint.
+    """Registers a site's public key under the site's name; returns the key's fingerprint.
 
     Raises:
-        InputError: not a name or a key, or one of them is there already.
+        InputError: the name or the key is invalid or already registered.
         RunError: the SuperLink does not answer.
     """
     read_centre(home)
@@ -158,43 +161,43 @@ def register(home: Path, name: str, public_key: Path) -> str:
     for node in nodes(home):
         if node.public_key == pem:
             was = "was removed" if node.state == _REMOVED else "is registered"
-            raise InputError(f"{public_key}: this key {was} as {node.name}; have the site make a new one with fedml-site key.")
+            raise InputError(f"{public_key}: this key {was} as {node.name}; ask the site to create a new key with fedml-site key.")
         if node.name == name and node.state != _REMOVED:
-            raise InputError(f'"{name}" is registered with another key; if it is to be replaced: `fedml federation remove {name}` first.')
+            raise InputError(f'"{name}" is registered with another key; to replace that key, run `fedml federation remove {name}` first.')
     register_node(home, name, pem)
     return key_fingerprint(pem)
 
 
 def remove(home: Path, name: str) -> None:
-    """Ends a site's right to join. Its key can not be registered again, its name can, with another key.
+    """Removes a site. Its key cannot be registered again; its name can, with another key.
 
     Raises:
-        InputError: no such site.
+        InputError: no site of this name is registered.
         RunError: the SuperLink does not answer.
     """
     unregister_node(home, _named(home, name).node_id)
 
 
 def _named(home: Path, name: str) -> Node:
-    there = {node.name: node for node in registered(home)}
-    if name not in there:
-        raise InputError(f'no site "{name}" is registered{nearest(name, there)}; there are: {", ".join(there) or "none"}.')
-    return there[name]
+    known = {node.name: node for node in registered(home)}
+    if name not in known:
+        raise InputError(f'no site "{name}" is registered{nearest(name, known)}; registered sites: {", ".join(known) or "none"}.')
+    return known[name]
 
 
 def registered(home: Path) -> list[Node]:
-    """The sites that may join, by name."""
+    """The registered sites, without removed ones."""
     read_centre(home)
     return [node for node in nodes(home) if node.state != _REMOVED]
 
 
 def show(found: list[Node]) -> str:
-    """A line a site: name, online, offline or never seen, last seen, registered when, the key's fingerprint."""
+    """One line a site: name, state (online, offline or never seen), time last seen, time of registration, fingerprint of the key."""
     form = "%Y-%m-%d %H:%M:%S"
     rows = [("site", "state", "last seen (UTC)", "registered (UTC)", "key")]
     for node in found:
         state = "never seen" if node.state == "registered" else node.state
-        seen = node.seen.strftime(form) if node.seen else "-"
-        rows.append((node.name, state, seen, node.registered.strftime(form), key_fingerprint(node.public_key)))
-    wide = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, wide, strict=True)).rstrip() for row in rows)
+        last_seen = node.seen.strftime(form) if node.seen else "-"
+        rows.append((node.name, state, last_seen, node.registered.strftime(form), key_fingerprint(node.public_key)))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)

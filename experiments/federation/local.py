@@ -1,9 +1,8 @@
-"""A complete federation on this machine, for trying and testing: a coordinating centre
-(``fedml.experiments.federation.centre``) and one process a site.
-Everything is what a real federation has, on loopback.
+"""A complete federation on this machine, for trials and tests: a coordinating centre (``fedml.experiments.federation.centre``) and one
+process for each site. It has all parts of a real federation, on loopback.
 
-    DIR/.federation/    the centre's folder; superlink.log; running.json: what is up
-    DIR/<site>/         the site's own folder; its key, and its state in .fedml/
+    DIR/.federation/    the centre's folder; superlink.log; running.json: the running processes
+    DIR/<site>/         the site's folder, with its key; its state is in .fedml/
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _START_SECONDS, _STOP_SECONDS = 90, 30
 
 @dataclass(frozen=True)
 class Running:
-    """What is up: the SuperLink's process and port, each site's process."""
+    """The running federation: the SuperLink's process id and port, and each site's process id."""
 
     superlink: int
     port: int
@@ -44,28 +43,28 @@ class Running:
 
 
 def home_of(sites: Path) -> Path:
-    """The federation's folder beside its sites, as an absolute path: Flower wants one."""
+    """The centre's folder in the folder of the sites, as an absolute path, which Flower requires."""
     return sites.resolve() / TRIAL
 
 
 def all_sites(folder: Path) -> dict[str, Site]:
-    """Every site in ``folder``. Raises ``InputError`` if there is none."""
+    """Name -> site, for every site in ``folder``. Raises ``InputError`` if there is none."""
     found = {site.name: site for site in (read_site(m) for m in sorted(folder.glob("*/site.toml")))}
     if not found:
-        raise InputError(f"{folder}: holds no folder with a site.toml; make some with `fedml synth` or `fedml prepare`.")
+        raise InputError(f"{folder}: has no subfolder with a site.toml; create sites with `fedml synth` or `fedml prepare`.")
     return found
 
 
 def up(folder: Path, say: Callable[[str], None]) -> Running:
-    """Starts the federation of the sites in ``folder``; what was there before (keys, database, approvals) is kept.
+    """Starts the federation of the sites in ``folder``. Existing keys, database and approvals are kept.
 
     Raises:
-        InputError: no sites, or it is up already.
-        RunError: the SuperLink or a site did not come up; what was started is stopped again.
+        InputError: ``folder`` has no sites, or its federation is already running.
+        RunError: the SuperLink or a site did not start; all started processes are stopped again.
     """
     sites, home = all_sites(folder), home_of(folder)
     if read_running(folder) is not None:
-        raise InputError(f"{folder}: its federation is up already; stop it with `fedml federation down --sites {folder}`.")
+        raise InputError(f"{folder}: its federation is already running; stop it with `fedml federation down --sites {folder}`.")
     if find_home(home) is None:
         port, control = free_ports(2)
         make_centre(home, _HOST, port, control=control)
@@ -112,19 +111,19 @@ def _superlink(home: Path) -> subprocess.Popen[bytes]:
 
 
 def restart_superlink(folder: Path) -> None:
-    """Ends the SuperLink and starts it again on the same port and database: what a site has to survive."""
+    """Stops the SuperLink and starts it again on the same port and database, which sites have to survive."""
     home = home_of(folder)
     try:
-        state = Running(**json.loads((home / RECORD).read_text()))  # the SuperLink itself may be gone already
+        state = Running(**json.loads((home / RECORD).read_text()))  # the SuperLink itself may have ended already
     except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: no federation is up there.") from error
+        raise InputError(f"{folder}: no federation is running; start it with `fedml federation up --sites {folder}`.") from error
     stop_group(state.superlink)
     superlink = _superlink(home)
     write_whole(home / RECORD, json.dumps({**asdict(state), "superlink": superlink.pid}).encode())
 
 
 def _join(site: Site, home: Path, port: int) -> None:
-    """Gives the site its key, the authority's certificate and a ``[connection]``, as an administrator would by hand."""
+    """Creates the site's key and adds the root certificate and a ``[connection]``, as an administrator would do by hand."""
     if not (site.folder / "node.key").exists():
         write_node_key(site.folder / "node.key")
     shutil.copyfile(home / "ca.pem", site.folder / "ca.pem")
@@ -134,7 +133,7 @@ def _join(site: Site, home: Path, port: int) -> None:
 
 
 def start_site(site: Site) -> int:
-    """``fedml-site start`` as a process group of its own; returns its process id."""
+    """Starts ``fedml-site start`` in a separate process group; returns its process id."""
     site.state.mkdir(mode=0o700, exist_ok=True)
     with (site.state / "start.log").open("ab") as out:
         command = [sys.executable, "-P", "-m", "fedml.clients.cli", "start", "--site", str(site.file.resolve())]
@@ -142,7 +141,7 @@ def start_site(site: Site) -> int:
 
 
 def _wait_online(sites: dict[str, Site]) -> None:
-    """Until every site's SuperNode has its id from the SuperLink."""
+    """Waits until every site's SuperNode has received its id from the SuperLink. Raises ``RunError`` after ``_START_SECONDS``."""
     deadline = time.monotonic() + _START_SECONDS
     waiting = dict(sites)
     while waiting and time.monotonic() < deadline:
@@ -154,47 +153,47 @@ def _wait_online(sites: dict[str, Site]) -> None:
     if waiting:
         name, site = next(iter(waiting.items()))
         tail = (site.state / "start.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise RunError(f"{', '.join(waiting)} did not come up; {name} says: {' '.join(tail) or 'nothing yet'}")
+        raise RunError(f"{', '.join(waiting)} did not start; last line of {site.state / 'start.log'}: {' '.join(tail) or 'none'}")
 
 
 def read_running(folder: Path) -> Running | None:
-    """What is up in ``folder``, None if nothing is."""
+    """The running federation of ``folder``; None if it is not running."""
     try:
-        told = json.loads((home_of(folder) / RECORD).read_text())
-        os.kill(told["superlink"], 0)
-        return Running(told["superlink"], told["port"], told["sites"])
+        record = json.loads((home_of(folder) / RECORD).read_text())
+        os.kill(record["superlink"], 0)
+        return Running(record["superlink"], record["port"], record["sites"])
     except (OSError, ValueError, KeyError):
         return None
 
 
 def down(folder: Path, say: Callable[[str], None]) -> None:
-    """Stops sites first, then the SuperLink. Only processes that ``up`` started."""
+    """Stops the sites first, then the SuperLink; only processes that ``up`` started."""
     path = home_of(folder) / RECORD
     try:
-        told = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: no federation is up there.") from error
-    for process in told["sites"].values():  # all are asked before any is waited for
+        raise InputError(f"{folder}: no federation is running; start it with `fedml federation up --sites {folder}`.") from error
+    for process in record["sites"].values():  # signal all sites before waiting for the first to end
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process, signal.SIGTERM)
-    for name, process in told["sites"].items():
+    for name, process in record["sites"].items():
         stop_group(running(read_site_state(folder, name)) or process, _STOP_SECONDS)
         say(f"{name} is down")
-    stop_group(told["superlink"])
+    stop_group(record["superlink"])
     path.unlink(missing_ok=True)
     say("the SuperLink is down")
 
 
 def read_site_state(folder: Path, name: str) -> Path:
-    """The state folder of a site by its name."""
+    """The state folder of the site ``name``."""
     return all_sites(folder)[name].state
 
 
 def status(folder: Path) -> str:
-    """What is up, as text."""
+    """The running processes, as text."""
     state = read_running(folder)
     if state is None:
-        return f"{folder}: no federation is up"
+        return f"{folder}: no federation is running"
     lines = [f"SuperLink on 127.0.0.1:{state.port} (process {state.superlink})"]
     for name, site in all_sites(folder).items():
         process = running(site.state)

@@ -1,1 +1,1 @@
-"""Trained models after the run: registry, scoring files, MLflow's pages."""
+"""Trained models after a run: registry, scoring files, MLflow's pages."""

@@ -1,8 +1,8 @@
-"""`fedml export-score`: the linear model of a finished run as a scoring file of the PGS Catalog, for `fedml-site score` and other programs.
+"""`fedml export-score`: the linear model of a finished run as a scoring file in the PGS Catalog format, for `fedml-site score` and others.
 
     export_score(Path("fedml-runs/risk-20260131-101500-3fa2b1"), Path("risk.txt.gz"))
 
-The score is the log-odds of the second class against the first, or the target in its own unit: see ``write_scoring``.
+The score is the log-odds of the second class against the first, or the target in its unit: see ``write_scoring``.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fedml.study.study import Study, parse_study
 
 
 def export_score(run: Path, out: Path) -> str:
-    """Writes ``out`` (gzip where it ends with .gz), whole or not at all; returns a line that says what is in it.
+    """Writes ``out`` (gzip if the name ends with .gz), completely or not at all; returns a summary line.
 
-    Variants of weight 0 (the L1 penalty's, or of nobody's variation) are left out: they say nothing. Where the sites' files are of several
-    builds (``match = "rsid"``), the places are left out too, for the panel's would be of no one build; such a file is matched by rsID.
+    Variants of weight 0 (from the L1 penalty, or without variation) are omitted: they do not change the score. If the sites' files are of
+    several builds (``match = "rsid"``), positions are omitted too, because they would be of different builds; match such a file by rsID.
 
     Raises:
-        InputError: no folder of a finished run, a model that is no score, every weight is 0, or ``out`` cannot be written.
+        InputError: ``run`` is not the folder of a finished run, the model is not a score, every weight is 0, or ``out`` cannot be written.
     """
     study, events = _finished(run)
     if "variants" not in study.cohort.inputs:
-        raise InputError(f"{run}: its study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
+        raise InputError(f"{run}: the study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
     from fedml.models.linear_score import linear_score
 
     _, model = restore(run)
@@ -44,40 +44,40 @@ def export_score(run: Path, out: Path) -> str:
     mean, std = (model.get_buffer(f"preprocess.variants.{name}").double().numpy() for name in ("mean", "std"))
     keys = np.empty(len(weight), dtype=object)
     keys[:] = from_text((run / PANEL).read_bytes())
-    kept = (weight != 0) & (std > 0)
-    if not kept.any():
-        raise InputError(f"{run}: every weight of its model is 0, so there is no score to export; train it longer, or with a smaller l1.")
-    build, chosen = _build(study, events), list(keys[kept])
+    nonzero = (weight != 0) & (std > 0)
+    if not nonzero.any():
+        raise InputError(f"{run}: every weight of the model is 0, so there is no score to export; train longer, or with a smaller l1.")
+    build, chosen = _build(study, events), list(keys[nonzero])
     if study.cohort.variants.match == "rsid" and not build:
         chosen = [key._replace(contig="", position=0) for key in chosen]
-    _write(out, chosen, weight[kept], mean[kept], std[kept], intercept, study, build, _header(study, events))
+    _write(out, chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept, study, build, _header(study, events))
     where = build or "not of one build: match by rsid"
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 
 
 def _finished(run: Path) -> tuple[Study, list[dict[str, Any]]]:
-    """The study and the events of a finished run that left a model."""
+    """The study and the events of a finished run with a model. Raises ``InputError`` for another folder."""
     if not (run / STUDY).is_file():
-        raise InputError(f"{run}: is no run's folder, it has no {STUDY}; give one from fedml-runs.")
+        raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study, (events, _) = parse_study((run / STUDY).read_text(encoding="utf-8")), read_events(run)
     ended = next((e["status"] for e in reversed(events) if e["event"] == "end"), "")
     if ended != "finished":
-        raise InputError(f"{run}: the run did not finish, so it left no model; export one that did.")
+        raise InputError(f"{run}: the run did not finish, so it has no model; give a finished run.")
     if not (run / MODEL).is_file():
-        raise InputError(f"{run}: holds no model, as a preflight or an association leaves none; give the folder of a `fedml run`.")
+        raise InputError(f"{run}: has no model (a preflight or an association study has none); give the folder of a `fedml run`.")
     return study, events
 
 
 def _build(study: Study, events: Sequence[dict[str, Any]]) -> str:
-    """The build of the panel's places: the study's, or that of all sites' files; "" where these are several."""
+    """The build of the panel's positions: the study's, or that of all sites' files; "" if the sites' builds differ."""
     checks: list[dict[str, Any]] = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
-    told = {str(check["value"]).split(",")[0] for check in checks if check["check"] == "genome build"}
-    return str(study.cohort.variants.build) or (told.pop() if len(told) == 1 else "")
+    builds = {str(check["value"]).split(",")[0] for check in checks if check["check"] == "genome build"}
+    return str(study.cohort.variants.build) or (builds.pop() if len(builds) == 1 else "")
 
 
 def _meaning(study: Study) -> str:
     if study.model.task == "regression":
-        return f"{study.cohort.target} in its own unit"
+        return f"{study.cohort.target} in its unit"
     first, second = (normal(c) for c in study.cohort.classes)
     return f"the log-odds of {study.cohort.target} {second} against {first}"
 
@@ -85,7 +85,7 @@ def _meaning(study: Study) -> str:
 def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
     last = {e["event"]: e for e in events}
     start, final, private = (last.get(kind, {}) for kind in ("start", "final", "privacy"))
-    told = {
+    fields = {
         "trait_reported": study.study.question or study.cohort.target,
         "weight_type": "beta" if study.model.task == "regression" else "log(OR)",
         "score_meaning": _meaning(study),
@@ -96,16 +96,16 @@ def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
         "sites": ", ".join(study.federation.sites),
         "privacy": str(private.get("sentence", "")) or "none",
     }
-    return {key: "".join(c if c.isprintable() else " " for c in value) for key, value in told.items() if value}
+    return {key: "".join(c if c.isprintable() else " " for c in value) for key, value in fields.items() if value}
 
 
 def _write(
     out: Path, keys: Sequence[Variant], weight: Any, mean: Any, std: Any, intercept: float, study: Study, build: str, header: Any
 ) -> None:
-    partial = out.with_name(f".partial.{out.name}")  # with the ending by which it is compressed
+    partial = out.with_name(f".partial.{out.name}")  # the same ending, which decides about compression
     try:
         write_scoring(partial, keys, weight, mean, std, intercept=intercept, name=study.study.name, build=build, header=header)
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise InputError(f"{out}: cannot be written ({error.strerror or error}); give another --out.") from error
+        raise InputError(f"{out}: cannot be written ({error.strerror or error}); give --out another file.") from error

@@ -1,15 +1,15 @@
-"""`fedml promote`: a run's model becomes a version in MLflow's registry, as challenger or champion of its study.
+"""`fedml promote`: registers a run's model in MLflow's registry, as challenger or champion of its study.
 
-The rules, each of which refuses by itself:
+All of these rules must hold:
 
 - the run finished, and each round and the last evaluation had the study's quorum;
-- where the study promises privacy, every claim that it makes is in the record, none above the study's epsilon or delta, and no audit
-  has found more than is claimed;
-- no site loses more than ``margin`` of the watched metric on its test persons against the champion. That compares anything only where
-  the persons are the same: the same question, split and target, and the same SHA-256 of each site's data.
+- if the study promises privacy, the record has every claim, none above the study's epsilon or delta, and no audit found a larger epsilon
+  than claimed;
+- no site loses more than ``margin`` of the watched metric on its test persons against the champion. The comparison requires the same
+  persons: the same question, split and target, and the same SHA-256 of each site's data.
 
-The loss is one of point estimates: at a site with few test persons much of it is chance (`fedml compare` has its interval), and it is
-against today's champion alone, so small losses can add up over promotions.
+The loss is a difference of point estimates: at a site with few test persons it is mostly chance (`fedml compare` gives its interval). Only
+the current champion is compared, so small losses can add up over promotions.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from fedml.tracking.registry import CHALLENGER, CHAMPION, RUN_TAG, STUDY_TAG, WE
 from fedml.tracking.store import store
 
 ALIASES = (CHALLENGER, CHAMPION)
-_SLACK = 1e-9  # relative: an epsilon that was solved for may be a rounding above what was asked
+_SLACK = 1e-9  # relative: rounding of an epsilon whose noise multiplier was solved for
 
 
 def promote(run: Path, alias: str, margin: float) -> Version:
-    """Registers the run's model under the study's name and gives it ``alias``; a run that has a version keeps it.
+    """Registers the run's model under the study's name and gives it ``alias``; a run that is registered keeps its version.
 
     Raises:
-        InputError: a rule refuses, or the run, the alias or the margin cannot be used.
+        InputError: a rule is violated, or the run, the alias or the margin is invalid.
     """
     from mlflow import MlflowClient
 
     if alias not in ALIASES:
-        raise InputError(f'--as "{alias}" is not known; it is challenger or champion.')
+        raise InputError(f'--as "{alias}" is not known; give challenger or champion.')
     if not 0 <= margin < math.inf:
-        raise InputError(f"--margin {margin}: has to be 0 or more, in the unit of the metric.")
+        raise InputError(f"--margin {margin}: must be 0 or more, in the unit of the metric.")
     record = read_record(run)
     check_sound(record)
     client, name = MlflowClient(store()), record.study.study.name
@@ -52,7 +52,7 @@ def promote(run: Path, alias: str, margin: float) -> Version:
     if champion is not None and champion.run_id != record.run_id:
         check_sites(record, _champion_record(client, champion), margin)
     elif champion is not None and alias == CHALLENGER:
-        raise InputError(f"{run}: is the champion of {name} already (version {champion.number}); a challenger is another run.")
+        raise InputError(f"{run}: is already the champion of {name} (version {champion.number}); a challenger must be another run.")
     parent = deliver(run, record.study)
     model = log_model(run, record.study, parent)
     tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: str(record.final["weights_sha256"])}
@@ -60,10 +60,10 @@ def promote(run: Path, alias: str, margin: float) -> Version:
 
 
 def check_sound(record: Record) -> None:
-    """Did the run keep what its study promised?
+    """Checks that the run kept the promises of its study: status, rounds, quorum, privacy and model.
 
     Raises:
-        InputError: it did not; says where.
+        InputError: the first promise that is not kept.
     """
     study, run = record.study, record.run
     if record.status != "finished" or "test" not in record.final.get("metrics", {}):
@@ -71,14 +71,14 @@ def check_sound(record: Record) -> None:
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
     needed = study.federation.quorum or len(study.federation.sites)
     if [e["round"] for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
-        raise InputError(f"{run}: its log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
+        raise InputError(f"{run}: the log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
     for event in (*record.rounds, record.final):
         if len(event["sites"]) < needed:
             where = f"round {event['round']}" if event["event"] == "round" else "the last evaluation"
             raise InputError(f"{run}: {where} had {len(event['sites'])} site(s), below the quorum of {needed}; it cannot be promoted.")
     _check_privacy(record)
     if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final["weights_sha256"]:
-        raise InputError(f"{run / MODEL}: is not the model of which the log tells the SHA-256; promote the folder as the run left it.")
+        raise InputError(f"{run / MODEL}: is not the model whose SHA-256 is in the log; promote the unchanged folder of the run.")
 
 
 def _check_privacy(record: Record) -> None:
@@ -87,21 +87,21 @@ def _check_privacy(record: Record) -> None:
         return
     claims = record.privacy.get("claims", {})
     for name in record.study.federation.sites if plan.unit == "patient" else ("",):
-        claim, whose = claims.get(name, {}), f"{name}'s persons" if name else "a site"
+        claim, protected = claims.get(name, {}), f"{name}'s persons" if name else "a site"
         epsilon, delta = claim.get("epsilon"), claim.get("delta")
         if epsilon is None or delta is None:
-            raise InputError(f"{run}: the study promises privacy and the record has no claim for {whose}; it cannot be promoted.")
+            raise InputError(f"{run}: the study promises privacy, but the record has no claim for {protected}; the run cannot be promoted.")
         limit = plan.epsilon if plan.epsilon is not None else math.inf
         if epsilon > limit * (1 + _SLACK) or delta > plan.delta * (1 + _SLACK):
             raise InputError(
-                f"{run}: epsilon {epsilon:.4g} (delta {delta:g}) for {whose} is above the study's {limit:.4g} (delta {plan.delta:g}); "
+                f"{run}: epsilon {epsilon:.4g} (delta {delta:g}) for {protected} is above the study's {limit:.4g} (delta {plan.delta:g}); "
                 "it cannot be promoted."
             )
     audit = _read_json(run / "audit.json").get("audit", {})
     if audit.get("epsilon", 0) > (record.privacy.get("epsilon") or 0):
         raise InputError(
-            f"{run / 'audit.json'}: the audit proves epsilon at least {audit['epsilon']:.3f} where "
-            f"{record.privacy['epsilon']:.3f} is claimed; it cannot be promoted."
+            f"{run / 'audit.json'}: the audit proves epsilon at least {audit['epsilon']:.3f}, "
+            f"the claim is {record.privacy['epsilon']:.3f}; the run cannot be promoted."
         )
 
 
@@ -111,17 +111,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise InputError(f"{path}: is no JSON ({error}); run `fedml audit` again or remove it.") from error
+        raise InputError(f"{path}: is not JSON ({error}); run `fedml audit` again or delete the file.") from error
     return found if isinstance(found, dict) else {}
 
 
 def check_sites(record: Record, champion: Record, margin: float) -> None:
-    """Is the run at no site worse than the champion by more than ``margin``?
+    """Checks that the run is worse than the champion by at most ``margin`` at every site.
 
     Raises:
-        InputError: it is at one, or their test persons are not the same.
+        InputError: the loss at a site is larger, or the test persons are not the same.
     """
-    ours, theirs, who = record.study, champion.study, champion.run_id
+    ours, theirs, other_run = record.study, champion.study, champion.run_id
     wanted: dict[str, tuple[Any, Any]] = {
         "[study] question": (ours.study.question, theirs.study.question),
         "[model] task": (ours.model.task, theirs.model.task),
@@ -130,33 +130,35 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
         "[cohort] split": (ours.cohort.split, theirs.cohort.split),
         "[cohort] split_key (or the seed)": (ours.split_key, theirs.split_key),
     }
-    for key, (own, other) in wanted.items():
-        if own != other:
+    for key, (value, other) in wanted.items():
+        if value != other:
             raise InputError(
-                f"{record.run}: its {key} is {_plain(own)}, that of the champion {who} {_plain(other)}, so they were not tested alike; "
-                "promote a run of the champion's question and split."
+                f"{record.run}: {key} is {_plain(value)}, the champion {other_run} has {_plain(other)}, so they were not tested alike; "
+                "promote a run with the champion's question and split."
             )
     task = make_task(ours)
-    mine, other_scores = (r.final["metrics"]["test"]["sites"] for r in (record, champion))
+    scores, other_scores = (r.final["metrics"]["test"]["sites"] for r in (record, champion))
     for site in champion.sites:
         if site.name not in other_scores:
             continue
-        if site.name not in mine:
-            raise InputError(f"{record.run}: {site.name} tested the champion {who} and not this run; promote a run that it tested.")
+        if site.name not in scores:
+            raise InputError(
+                f"{record.run}: {site.name} tested the champion {other_run} and not this run; promote a run that this site tested."
+            )
         if site.dataset is None or record.site(site.name).dataset != site.dataset:
             raise InputError(
-                f"{record.run}: {site.name} read or prepared other data than for the champion {who}, so no loss can be told; "
-                "if its files have changed run the champion's study again, if the study's inputs differ see `fedml compare`."
+                f"{record.run}: {site.name} read or prepared other data than for the champion {other_run}, so the loss is not defined; "
+                "if the site's files have changed, run the champion's study again; if the study's inputs differ, use `fedml compare`."
             )
-        old, new = other_scores[site.name].get(task.watched), mine[site.name].get(task.watched)
+        old, new = other_scores[site.name].get(task.watched), scores[site.name].get(task.watched)
         if old is None:
             continue
         loss = math.inf if new is None else (old - new if task.higher else new - old)
         if loss > margin:
-            told = "undefined" if new is None else f"{new:.3f}"
+            result = "undefined" if new is None else f"{new:.3f}"
             raise InputError(
-                f"{record.run}: {site.name} would lose {loss:.3f} {task.watched} (champion {who} {old:.3f}, this run {told}), "
-                f"more than the margin of {margin:g}, in {mine[site.name]['persons']:.0f} test persons; it cannot be promoted."
+                f"{record.run}: {site.name} would lose {loss:.3f} {task.watched} (champion {other_run} {old:.3f}, this run {result}), "
+                f"more than the margin of {margin:g}, in {scores[site.name]['persons']:.0f} test persons; the run cannot be promoted."
             )
 
 
@@ -165,7 +167,7 @@ def _plain(value: Any) -> str:
 
 
 def _champion_record(client: Any, champion: Version) -> Record:
-    """The champion's record, as MLflow keeps it."""
+    """The champion's record, from MLflow."""
     from mlflow.exceptions import MlflowException
 
     with tempfile.TemporaryDirectory() as folder:
@@ -173,6 +175,6 @@ def _champion_record(client: Any, champion: Version) -> Record:
             return read_record(Path(client.download_artifacts(champion.mlflow_run, "record", folder)))
         except (MlflowException, OSError, InputError) as error:
             raise InputError(
-                f'the champion of "{champion.name}" is version {champion.number} (run {champion.run_id}), whose record MLflow does not '
-                f"give ({error}); deliver it again with `fedml track`, or take the alias away in MLflow."
+                f'the champion of "{champion.name}" is version {champion.number} (run {champion.run_id}), whose record cannot be read from '
+                f"MLflow ({error}); deliver that run again with `fedml track`, or remove the alias in MLflow."
             ) from error

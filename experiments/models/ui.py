@@ -1,4 +1,4 @@
-"""`fedml ui`: MLflow's pages on the store that runs are recorded in, on this machine alone."""
+"""`fedml ui`: MLflow's pages of the recorded runs, reachable from this machine only."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ HOST = "127.0.0.1"
 
 
 def serve(port: int, say: Callable[[str], None]) -> None:
-    """Says where the studies' pages are, then is MLflow's server until stopped. A store that is a server has its own pages.
+    """Prints the links of the studies' pages, then runs MLflow's server until stopped. If the store is a remote server, only prints links.
 
     Raises:
-        InputError: the port is taken, or the store cannot be read.
+        InputError: the port is in use, or the store cannot be read.
     """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
@@ -32,7 +32,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
             try:
                 probe.bind((HOST, port))
             except OSError as error:
-                raise InputError(f"--port {port}: cannot be listened on ({error.strerror}); give another.") from error
+                raise InputError(f"--port {port}: cannot listen on this port ({error.strerror}); give another port.") from error
     try:
         found = [e for e in MlflowClient(uri).search_experiments() if VIEW_TAG in e.tags]
     except MlflowException as error:
@@ -40,11 +40,11 @@ def serve(port: int, say: Callable[[str], None]) -> None:
     for experiment in sorted(found, key=lambda e: str(e.name)):
         say(f"{experiment.name}: {view_link(address, experiment.experiment_id)}")
     if not found:
-        say(f"{address} (no study is recorded here yet)")
+        say(f"{address} (no study is recorded yet)")
     if remote:
         return
     words = ["-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
     sys.stdout.flush()
-    # The store may hold a password, which has no place among a process's words. Jobs are MLflow's for language models.
+    # The store's address may contain a password, so it is not passed as an argument. MLflow's jobs are for language models: off.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execve(sys.executable, [sys.executable, *words], environment)  # noqa: S606 - no shell

@@ -1,4 +1,4 @@
-"""Public data turned into site folders, one file a study."""
+"""Conversion of public data sets to site folders, one file for each study."""
 
 from __future__ import annotations
 
@@ -14,29 +14,31 @@ DATASETS: dict[str, Dataset] = {m.DATASET.name: m.DATASET for m in (heart, pneum
 
 
 def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, say: Say = print) -> list[Path]:
-    """Writes the site folders of data set ``name`` into ``out`` and returns them: same input, same seed, same bytes.
+    """Writes the site folders of data set ``name`` to ``out`` and returns them. The same input and seed give the same bytes.
 
-    ``data`` is a folder that holds the data set's folder, or that folder itself; without it the files are downloaded.
-    ``seed`` fixes the partition where there is one to draw. ``out`` appears whole or not at all.
+    Args:
+        out: a new or empty folder; written completely or not at all.
+        data: the data set's folder, or its parent folder; None: the files are downloaded.
+        seed: of the partition, if the data set draws one.
 
     Raises:
-        InputError: an unknown name, ``out`` in use, or a file missing, malformed or (downloaded) of unknown checksum.
-        RunError: the disk refuses.
+        InputError: an unknown name; ``out`` is in use; a file is missing, malformed or (if downloaded) has an unknown checksum.
+        RunError: a file or folder cannot be read or written.
     """
     dataset = DATASETS.get(name)
     if dataset is None:
         raise InputError(f'"{name}": no such data set{nearest(name, DATASETS)}; choose one of {", ".join(DATASETS)}')
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise InputError(f"{out}: a file is in the way; name a new folder with --out")
+        raise InputError(f"{out}: is a file or a link; give --out a new folder")
     if out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out}: the folder is not empty; name a new one with --out")
+        raise InputError(f"{out}: the folder is not empty; give --out a new folder")
 
-    # In the nearest folder that exists: the last step is a rename on one disk, and a failure leaves no parents behind.
+    # Work in the nearest existing parent folder, so that the last step is a rename on one disk and a failure leaves no new folders.
     anchor = next(parent for parent in out.absolute().parents if parent.is_dir())
     try:
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=anchor))
     except OSError as error:
-        raise InputError(f"{anchor}: cannot be written to ({error.strerror}); name another folder with --out") from error
+        raise InputError(f"{anchor}: cannot be written to ({error.strerror}); give --out another folder") from error
     try:
         files, built = work / "files", work / "sites"
         files.mkdir()
@@ -46,7 +48,7 @@ def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, sa
         out.parent.mkdir(parents=True, exist_ok=True)
         os.replace(built, out)
     except OSError as error:
-        raise RunError(f"{error.filename or out}: {error.strerror or error}; see that it can be read, and {anchor} written to") from error
+        raise RunError(f"{error.filename or out}: {error.strerror or error}; check that it is readable and {anchor} writable") from error
     finally:
         remove(work)
     return [out / name for name in names]

@@ -1,12 +1,12 @@
-"""AdrenalMNIST3D: shapes of adrenal glands, normal or not, shared out over four hospitals unequal in size and in how many are not.
+"""AdrenalMNIST3D: shapes of adrenal glands, normal or abnormal, divided over four simulated hospitals of unequal size and prevalence.
 
 Source: Yang et al., MedMNIST v2, Scientific Data 10, 41 (2023), https://doi.org/10.1038/s41597-022-01721-8: 1,584 glands of 792 patients
 of Zhongshan Hospital, drawn on computed tomography, each in the middle of a cube of 64 mm with 64 voxels a side, 0 or 255. Licence: CC BY
-4.0, as stated by MedMNIST. The hospitals are made up: the source names one. It does not say which two glands are of one patient, so a gland
-counts as a person; the official parts are by patient.
+4.0, as stated by MedMNIST. The hospitals are simulated: the source names one. The source does not state which two glands are of one
+patient, so a gland counts as a person; the official parts are by patient.
 
-A hospital's size and the share of its glands that are not normal come from Dirichlet draws (label and quantity skew as in Li et al. 2022,
-https://arxiv.org/abs/2102.02079). Each gland is reduced to 16 voxels of 4 mm a side: the mean of 64, the share that is gland.
+A hospital's size and its share of abnormal glands come from Dirichlet draws (label and quantity skew as in Li et al. 2022,
+https://arxiv.org/abs/2102.02079). Each volume is downsampled to 16 voxels of 4 mm a side; each voxel is the mean of a block of 4 x 4 x 4.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ SITES = tuple(f"hospital-{i}" for i in range(1, 5))
 PARTS = ("train", "val", "test")
 SIDE = 64  # voxels, and millimetres
 REDUCED = 16
-SIZE_CONCENTRATION = 2.0  # of a hospital's share of all glands
-LABEL_CONCENTRATION = 1.0  # of its share of each class
-MIN_EACH = {"train": 20, "test": 3}  # glands of either class that every hospital has
+SIZE_CONCENTRATION = 2.0  # Dirichlet parameter of the hospitals' shares of all glands
+LABEL_CONCENTRATION = 1.0  # Dirichlet parameter of the hospitals' shares of each class
+MIN_EACH = {"train": 20, "test": 3}  # smallest number of glands of each class at every hospital
 MAX_DRAWS = 10_000
 
 Part = tuple["NDArray[np.uint8]", "NDArray[np.int64]"]  # images, labels
 
 
 def read(path: Path) -> dict[str, Part]:
-    """Shapes (n, 64, 64, 64) uint8 and labels (n,), 1 where the gland is not normal, of each official part.
+    """Images (n, 64, 64, 64) uint8 and labels (n,), 1 for an abnormal gland, of each official part.
 
     Raises:
-        InputError: not such a file.
+        InputError: the file is not AdrenalMNIST3D with 64 voxels a side.
     """
     import numpy as np
 
@@ -56,17 +56,17 @@ def read(path: Path) -> dict[str, Part]:
                     raise ValueError(f"{part}: a label other than 0 and 1")
                 parts[part] = images, labels[:, 0].astype(np.int64)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not the AdrenalMNIST3D file with 64 voxels a side ({error}); get the original again") from error
+        raise InputError(f"{path}: not the AdrenalMNIST3D file with 64 voxels a side ({error}); get the original file again") from error
     return parts
 
 
 def reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(n, 64, 64, 64) as (n, 16, 16, 16): the mean of each block of 64 voxels, rounded to the nearest whole number."""
+    """Downsamples (n, 64, 64, 64) to (n, 16, 16, 16): the mean of each block of 4 x 4 x 4 voxels, rounded to the nearest whole number."""
     import numpy as np
 
     step = SIDE // REDUCED
     out = np.empty((len(images), REDUCED, REDUCED, REDUCED), np.uint8)
-    for k, image in enumerate(images):  # one by one: the sums of all would take more memory than the images
+    for k, image in enumerate(images):  # one by one, because the sums of all images would need more memory than the images
         out[k] = np.rint(image.reshape(REDUCED, step, REDUCED, step, REDUCED, step).sum((1, 3, 5), dtype=np.uint16) / step**3)
     return out
 
@@ -84,17 +84,17 @@ def share_out(labels: dict[str, NDArray[np.int64]], draw_seed: int) -> dict[str,
         for label, share in enumerate(shares):
             rows = generator.permutation(np.flatnonzero(labels[part] == label))
             edges = np.round(np.cumsum(share / share.sum())[:-1] * len(rows)).astype(int)
-            for own, chosen in zip(dealt, np.split(rows, edges), strict=True):
-                own.append(chosen)
-        sites[part] = [np.sort(np.concatenate(own)) for own in dealt]
+            for rows_of_site, chosen in zip(dealt, np.split(rows, edges), strict=True):
+                rows_of_site.append(chosen)
+        sites[part] = [np.sort(np.concatenate(rows_of_site)) for rows_of_site in dealt]
     return sites
 
 
 def partition(labels: dict[str, NDArray[np.int64]], seed: int, say: Say) -> dict[str, list[NDArray[np.int64]]]:
-    """The first draw in which every hospital has enough glands of either class in train and in test (``MIN_EACH``).
+    """The first draw in which every hospital has enough glands of each class in train and in test (``MIN_EACH``).
 
     Raises:
-        InputError: none of 10,000 draws does: there are too few glands.
+        InputError: no such draw in ``MAX_DRAWS``: there are too few glands.
     """
     import numpy as np
 
@@ -104,18 +104,18 @@ def partition(labels: dict[str, NDArray[np.int64]], seed: int, say: Say) -> dict
         if all(fewest[part] >= n for part, n in MIN_EACH.items()):
             say(
                 f"partition: seed {seed}, Dirichlet({SIZE_CONCENTRATION:g}) for sizes, Dirichlet({LABEL_CONCENTRATION:g}) for each class; "
-                f"draw {draw + 1} is the first with {MIN_EACH['train']} glands of either class in train and {MIN_EACH['test']} in test "
+                f"draw {draw + 1} is the first with {MIN_EACH['train']} glands of each class in train and {MIN_EACH['test']} in test "
                 "at every hospital"
             )
             return sites
     raise InputError(
-        f"{FILE}: no partition into {len(SITES)} hospitals has {MIN_EACH['train']} glands of either class in train and "
+        f"{FILE}: no partition into {len(SITES)} hospitals has {MIN_EACH['train']} glands of each class in train and "
         f"{MIN_EACH['test']} in test at each; use the whole file or another seed"
     )
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a hospital; ``seed`` fixes which.
+    """Writes one folder for each hospital; ``seed`` determines the partition.
 
     Raises:
         InputError: from ``read`` and ``partition``.
@@ -129,15 +129,15 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
         ids = [f"adrenal-{part}-{row:04d}" for part, row in chosen]
         labels = [int(parts[part][1][row]) for part, row in chosen]
         images = np.concatenate([reduced(parts[part][0][sites[part][index]]) for part in PARTS])
-        told = f"AdrenalMNIST3D, a made-up hospital (partition seed {seed}), CC BY 4.0"
-        write_image_site(out / site, ids, [part for part, _ in chosen], labels, images, "abnormal", told)
+        about = f"AdrenalMNIST3D, a simulated hospital (partition seed {seed}), CC BY 4.0"
+        write_image_site(out / site, ids, [part for part, _ in chosen], labels, images, "abnormal", about)
         counts = "/".join(str(len(sites[part][index])) for part in PARTS)
-        say(f"{site}: {len(ids)} glands (train/val/test {counts}), {sum(labels) / len(ids):.0%} not normal")
+        say(f"{site}: {len(ids)} glands (train/val/test {counts}), {sum(labels) / len(ids):.0%} abnormal")
 
 
 DATASET = Dataset(
     name="adrenal",
-    about="AdrenalMNIST3D, shapes of adrenal glands, shared out over four made-up hospitals",
+    about="AdrenalMNIST3D, shapes of adrenal glands, divided over four simulated hospitals",
     homepage="https://zenodo.org/records/10519652",
     licence="CC BY 4.0 (cite https://doi.org/10.1038/s41597-022-01721-8)",
     sources=(
@@ -145,7 +145,7 @@ DATASET = Dataset(
             name=FILE,
             folder="medmnist",
             url=f"https://zenodo.org/records/10519652/files/{FILE}?download=1",
-            # of a copy that has the MD5 which MedMNIST publishes for the official file, 17721accfe9fb005146a47d33bc54b2f
+            # measured on a copy whose MD5 is that which MedMNIST publishes for the official file, 17721accfe9fb005146a47d33bc54b2f
             sha256=("124a53ea2c66c8ac1985a4c98ea6f34d1ab35bdab1dc50947f80d4a87e54057d",),
         ),
     ),

@@ -1,10 +1,10 @@
-"""HapMap3 and 1000 Genomes phase 1: two studies, the same 14,079 variants, and 564 people who are in both.
+"""HapMap3 and 1000 Genomes phase 1: two studies with the same 14,079 variants and 564 persons in common.
 
 Sources: HapMap3 release 2 (The International HapMap 3 Consortium, Nature 467, 2010) and 1000 Genomes phase 1 release 3
 (The 1000 Genomes Project Consortium, Nature 491, 2012), thinned to shared autosomal variants by the authors of flashpca
-(https://github.com/gabraham/flashpca, folder HapMap3, whose README says how). Licence: both projects publish these data
-openly; the thinned files state no licence of their own. The two count positions on different genome builds (HapMap3 on
-NCBI36, 1000 Genomes on GRCh37), so variants are to be matched by rsID.
+(https://github.com/gabraham/flashpca, folder HapMap3, described in its README). Licence: both projects publish these data
+openly; the thinned files state no licence. Positions are of different genome builds (HapMap3: NCBI36, 1000 Genomes:
+GRCh37), so variants must be matched by rsID.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ TITLES = {"hapmap3": "HapMap3", "kg1": "1000 Genomes phase 1"}
 
 
 def column(path: Path, *names: str) -> list[tuple[str, ...]]:
-    """Those columns of a tab-separated file with a header.
+    """The columns ``names`` of a tab-separated file with a header, as rows.
 
     Raises:
-        InputError: a column is missing, or a row is short.
+        InputError: a column is missing, or a row is too short.
     """
     lines = text_lines(path)
     header = lines[0].split("\t")
     absent = [name for name in names if name not in header]
     if absent:
-        raise InputError(f"{path}: the header has no column {absent[0]!r}; get the original again")
+        raise InputError(f"{path}: the header has no column {absent[0]!r}; get the original file again")
     where = [header.index(name) for name in names]
     rows = []
     for number, line in enumerate(lines[1:], start=2):
@@ -51,7 +51,7 @@ def column(path: Path, *names: str) -> list[tuple[str, ...]]:
         if not line.strip():
             continue
         if len(cells) <= max(where):
-            raise InputError(f"{path}: line {number} has {len(cells)} columns, too few; get the original again")
+            raise InputError(f"{path}: line {number} has {len(cells)} columns, too few; get the original file again")
         rows.append(tuple(cells[i].strip() for i in where))
     return rows
 
@@ -75,46 +75,46 @@ def panel_populations(path: Path) -> dict[str, tuple[str, str]]:
 
 
 def fam_ids(path: Path) -> list[str]:
-    """The persons of a PLINK ``.fam`` file, in the order of the genotypes: the second column.
+    """The ids of a PLINK ``.fam`` file (second column), in the order of the genotypes.
 
     Raises:
-        InputError: a row without six columns, or a person twice.
+        InputError: a row does not have six columns, or an id is in the file twice.
     """
     ids = []
     for number, line in enumerate(text_lines(path), start=1):
         cells = line.split()
         if len(cells) != 6:
-            raise InputError(f"{path}: line {number} has {len(cells)} columns, not 6; get the original again")
+            raise InputError(f"{path}: line {number} has {len(cells)} columns, not 6; get the original file again")
         ids.append(cells[1])
     if len(set(ids)) != len(ids):
         twice = next(i for i in ids if ids.count(i) > 1)
-        raise InputError(f"{path}: {twice} is there twice; get the original again")
+        raise InputError(f"{path}: {twice} is in the file twice; get the original file again")
     return ids
 
 
 def check_bed(bed: Path, persons: int, variants: int) -> None:
-    """Passes where the ``.bed`` file is variant-major and of the size that its ``.bim`` and ``.fam`` ask for.
+    """Checks that the ``.bed`` file is variant-major and has the size that its ``.bim`` and ``.fam`` imply.
 
     Raises:
-        InputError: it is not.
+        InputError: one of the two is not the case.
     """
     with bed.open("rb") as file:
         magic = file.read(3)
     if magic != b"\x6c\x1b\x01":
-        raise InputError(f"{bed}: not a variant-major PLINK .bed file; get the original again")
+        raise InputError(f"{bed}: not a variant-major PLINK .bed file; get the original file again")
     size = 3 + variants * ((persons + 3) // 4)
     if bed.stat().st_size != size:
         raise InputError(
-            f"{bed}: {bed.stat().st_size} bytes, where {variants} variants (.bim) and {persons} persons (.fam) "
-            f"ask for {size}; get the three from one place"
+            f"{bed}: has {bed.stat().st_size} bytes, {variants} variants (.bim) and {persons} persons (.fam) "
+            f"need {size}; get the three files from one source"
         )
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a study. Nothing is drawn: ``seed`` has no effect.
+    """Writes one folder for each study. ``seed`` has no effect.
 
     Raises:
-        InputError: a malformed file, or no person with a known population.
+        InputError: a file is malformed, or no person has a known population.
     """
     known = {"hapmap3": hapmap_populations(files[RELATIONSHIPS]), "kg1": panel_populations(files[PANEL])}
     genotyped: dict[str, set[str]] = {}
@@ -125,15 +125,15 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
         check_bed(bed, len(ids), variants)
         persons = [(person, *known[site][person]) for person in ids if person in known[site]]
         if not persons:
-            raise InputError(f"{fam}: no person has a known population; the file belongs to another study")
+            raise InputError(f"{fam}: no person has a known population; get the file of this study")
         _write(out / site, site, (bed, bim, fam), persons)
         genotyped[site] = set(ids)
-        say(f"{site}: {len(persons)} persons, {variants} variants; left out for want of a population: {len(ids) - len(persons)}")
+        say(f"{site}: {len(persons)} persons, {variants} variants; excluded without a known population: {len(ids) - len(persons)}")
     both = genotyped["hapmap3"] & genotyped["kg1"]
     labelled = sum(person in known["hapmap3"] and person in known["kg1"] for person in both)
     say(
-        f"the same person at both sites, under the same id: {len(both)} genotyped, {labelled} of them with a "
-        "population at both; the study's split is a keyed hash of the id, so each is on the same side at both"
+        f"persons at both sites, under the same id: {len(both)} genotyped, {labelled} of them with a population at both; "
+        "the study's split is a keyed hash of the id, so each is in the same part at both"
     )
 
 
@@ -149,8 +149,8 @@ def _write(folder: Path, site: str, plink: Sequence[Path], persons: list[tuple[s
     )
 
 
-# The commit whose README describes these files. Their SHA-256 were measured on copies, not yet on a fresh download: a
-# download that differs is refused.
+# The commit whose README describes these files. The SHA-256 were measured on copies, not on a download from this address; a download that
+# differs is refused.
 FLASHPCA = "https://raw.githubusercontent.com/gabraham/flashpca/00ff29106e9e67eabe473f2d15886fce2332e3c7/HapMap3"
 PLINK_SHA256 = {
     "HM3_thinned_autosomal_overlap.bed": "4e7cbb58b47c05026bce109db4e425f852382ac597735dc32ebfc29e7f84efb8",
@@ -170,7 +170,7 @@ DATASET = Dataset(
     name="ancestry",
     about="HapMap3 and 1000 Genomes phase 1, the same 14,079 variants, population and continental ancestry",
     homepage="https://github.com/gabraham/flashpca (genotypes), https://www.internationalgenome.org (panel)",
-    licence="public data of the HapMap and 1000 Genomes projects; the thinned files state no licence of their own",
+    licence="public data of the HapMap and 1000 Genomes projects; the thinned files state no licence",
     sources=(
         *(
             Source(name=name, folder="genotypes_hapmap3_1kg", url=f"{FLASHPCA}/{name}", sha256=(sha256,))
@@ -187,9 +187,9 @@ DATASET = Dataset(
             name=PANEL,
             folder="vcf_1kg_chr21",
             url=f"https://ftp.1000genomes.ebi.ac.uk/vol1/ftp/release/20130502/{PANEL}",
-            # Two panels go by this name. The first, measured, has 2,535 persons. The second has the 2,504 of the phase
-            # 3 call set: its checksum was taken of the first without the 31 others, and those bytes have the MD5 that
-            # is publicly stated for the official file (7ee5675553088230530a7fe88c22f201). It knows 14 fewer of phase 1.
+            # Two panels have this name. The first has 2,535 persons; its checksum was measured. The second has the 2,504 of the phase 3
+            # call set; its checksum was measured on the first without the other 31, whose MD5 is that publicly stated for the official
+            # file (7ee5675553088230530a7fe88c22f201). The second lists 14 fewer persons of phase 1.
             sha256=(
                 "f064a70d2d4eadad9d0b8e03ac6e490988c64f8b6f01b576c4d42207e1c5d4f2",
                 "b4023dc6ee2d62ee89c8d4d347db4d348e65518d66d346574cdae7a4bbd76858",

@@ -1,4 +1,4 @@
-"""UCI heart disease: four hospitals, 14 columns, is there narrowing of a coronary vessel?
+"""UCI heart disease: four hospitals, 13 clinical columns and the outcome: narrowing of a coronary vessel.
 
 Source: Janosi, Steinbrunn, Pfisterer and Detrano, Heart Disease, UCI Machine Learning Repository, 1989,
 https://doi.org/10.24432/C52P4X. Licence: CC BY 4.0, as stated there.
@@ -23,8 +23,8 @@ SITES = {
     "zurich-basel": "processed.switzerland.data",
     "long-beach": "processed.va.data",
 }
-# Two forms of each file are about: missing as "NaN", measured (the first checksum), and missing as "?". Putting "?" for
-# "NaN" into the first gives the second checksum, the one that several public projects state for UCI's own file.
+# Two forms of each file exist: with missing values as "NaN" (first checksum, measured) and as "?". Replacing "NaN" by "?" in the first
+# gives the second checksum, which several public projects state for UCI's file.
 SHA256 = {
     "processed.cleveland.data": (
         "0ad84ed1809abe7206420c0c45d77153fb82b85bbb20a2de3d34c6be1696915c",
@@ -46,13 +46,13 @@ SHA256 = {
 
 
 def read(path: Path) -> tuple[list[list[str]], list[int]]:
-    """The 13 clinical cells of every row, "" where missing, and 1 where the last column says disease (above 0).
+    """The 13 clinical cells of every row, "" if missing, and 1 if the last column is above 0 (disease), else 0.
 
-    Numbers are written one way: "1.0" at one hospital and "1" at another are the same level of a category. Values are
-    otherwise as in the file: a cholesterol of 0 stays, because what it means is for the study to declare.
+    Numbers are written uniformly: "1.0" at one hospital and "1" at another are the same level of a category. Other values are unchanged: a
+    cholesterol of 0 is kept, because the study declares its meaning.
 
     Raises:
-        InputError: a row without 14 columns, a cell that is no number, or no diagnosis.
+        InputError: a row does not have 14 columns, a cell is not a number, or the outcome is missing.
     """
     clinical, disease = [], []
     for number, line in enumerate(text_lines(path), start=1):
@@ -60,10 +60,10 @@ def read(path: Path) -> tuple[list[list[str]], list[int]]:
             continue
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != len(COLUMNS) + 1:
-            raise InputError(f"{path}: line {number} has {len(cells)} columns, not 14; get the original again")
+            raise InputError(f"{path}: line {number} has {len(cells)} columns, not 14; get the original file again")
         values = [_number(cell, path, number) for cell in cells]
         if values[-1] not in {"0", "1", "2", "3", "4"}:
-            raise InputError(f"{path}: line {number}: the last column must be 0 to 4, not {cells[-1]!r}; get the original again")
+            raise InputError(f"{path}: line {number}: the last column must be 0 to 4, not {cells[-1]!r}; get the original file again")
         clinical.append(values[:-1])
         disease.append(int(values[-1] != "0"))
     return clinical, disease
@@ -77,12 +77,12 @@ def _number(cell: str, path: Path, line: int) -> str:
     except ValueError:
         value = math.inf
     if not math.isfinite(value):
-        raise InputError(f"{path}: line {line}: {cell!r} is no number; get the original again")
+        raise InputError(f"{path}: line {line}: {cell!r} is not a number; get the original file again")
     return str(int(value)) if value.is_integer() else repr(value)
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a hospital. Nothing is drawn: ``seed`` has no effect.
+    """Writes one folder for each hospital. ``seed`` has no effect.
 
     Raises:
         InputError: from ``read``.

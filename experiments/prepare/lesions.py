@@ -1,9 +1,9 @@
-"""Synthetic computed tomography of an organ with lesions, from four scanners unlike each other: NIfTI volumes, and where the lesions are.
+"""Synthetic computed tomography of an organ with lesions, from four different scanners: NIfTI volumes and lesion masks.
 
-Nothing is downloaded and nobody in it is real. A person is an ellipsoid of fat, in it an ellipsoid of organ, in it vessels (brighter tubes)
-and one to four lesions (ellipsoids a little darker than the organ), all in millimetres of the body and somewhat different in everybody. A
-scanner samples that with spacing, orientation and extent of its own, adds an offset, a smooth shading (as of beam hardening) and noise, and
-rounds to whole Hounsfield units (HU). A mask is 1 where the middle of a voxel lies in a lesion, 0 elsewhere.
+Nothing is downloaded and no person is real. A person is an ellipsoid of fat that contains an ellipsoid of organ, which contains vessels
+(brighter tubes) and one to four lesions (ellipsoids slightly darker than the organ), in millimetres, with sizes that vary between persons.
+Each scanner samples the body with its spacing, orientation and extent, adds an offset, a smooth shading (as of beam hardening) and noise,
+and rounds to whole Hounsfield units (HU). A mask is 1 if the centre of a voxel is in a lesion, else 0.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float64]
 
-FIELD = 80.0  # mm that every scanner covers along each axis at least
+FIELD = 80.0  # mm, smallest extent of a scan along each axis
 AIR, FAT, ORGAN = -1000.0, -90.0, 105.0  # HU
-VESSEL = 60.0  # HU above the organ
-LESION, LESION_SD = -50.0, 12.0  # HU from the organ: mean, and standard deviation over lesions
+VESSEL = 60.0  # HU, difference to the organ
+LESION, LESION_SD = -50.0, 12.0  # HU, difference to the organ: mean and standard deviation over lesions
 RADII = (4.0, 10.0)  # mm, of a lesion's half-axes
 BODY, LIVER = (38.0, 34.0, 40.0), (26.0, 22.0, 28.0)  # mm, half-axes; each varies by VARIATION
 VARIATION = 0.1
-EDGE = 1.0  # mm over which one tissue passes into another
+EDGE = 1.0  # mm, width of the transition between tissues
 
 
 @dataclass(frozen=True)
 class Scanner:
-    """One site: how many persons it has, and how it sees them.
+    """One site: its number of persons and the properties of its scans.
 
-    ``orientation``: where voxels run to along each axis (nibabel's codes). ``spacing`` in mm along those axes. ``noise``, ``offset`` and
-    ``shading`` (from the middle to the edge of the field) in HU.
+    ``orientation``: direction of each voxel axis (nibabel's codes). ``spacing``: in mm along those axes. ``noise``, ``offset`` and
+    ``shading`` (from the centre to the edge of the field): in HU.
     """
 
     persons: int
@@ -57,14 +57,14 @@ SCANNERS = {
 
 @dataclass(frozen=True)
 class Ellipsoid:
-    """Middle (3,) and half-axes (3,) in mm, and the axes' directions as columns (3, 3)."""
+    """Centre (3,) and half-axes (3,) in mm, and the axes' directions as columns (3, 3)."""
 
     middle: Floats
     radii: Floats
     turn: Floats
 
     def depth(self, points: Floats) -> Floats:
-        """About how many mm each of ``points`` (..., 3) lies inside; negative outside."""
+        """(...) approximate distance in mm of ``points`` (..., 3) to the surface; positive inside, negative outside."""
         import numpy as np
 
         scaled = np.linalg.norm((points - self.middle) @ self.turn / self.radii, axis=-1)
@@ -74,7 +74,7 @@ class Ellipsoid:
 
 @dataclass(frozen=True)
 class Person:
-    """One body; ``vessels`` are (a point, a direction, a radius in mm), ``contrast`` a lesion's HU from the organ."""
+    """One body. ``vessels``: (point, direction, radius in mm) each. ``contrast``: each lesion's difference to the organ in HU."""
 
     body: Ellipsoid
     organ: Ellipsoid
@@ -84,14 +84,14 @@ class Person:
 
 
 def _turned(generator: np.random.Generator) -> Floats:
-    """A rotation (3, 3), any as likely as any other up to reflections, which an ellipsoid does not show."""
+    """A random rotation (3, 3), uniform up to reflections, which do not change an ellipsoid."""
     import numpy as np
 
     return np.asarray(np.linalg.qr(generator.normal(size=(3, 3)))[0])
 
 
 def draw(generator: np.random.Generator) -> Person:
-    """A person, in mm with the field's middle at 0."""
+    """A random person; coordinates in mm, with the centre of the field at 0."""
     import numpy as np
 
     def varied(radii: tuple[float, ...]) -> Floats:
@@ -106,7 +106,7 @@ def draw(generator: np.random.Generator) -> Person:
         vessels.append((point, direction / np.linalg.norm(direction), float(generator.uniform(1.2, 2.5))))
     lesions, contrast = [], []
     for _ in range(int(generator.integers(1, 5))):
-        # Within the organ: its middle in the organ shrunk to two thirds.
+        # The lesion's centre is in the organ scaled to two thirds, so that the lesion is within the organ.
         where = generator.normal(size=3)
         where *= generator.uniform() ** (1 / 3) / np.linalg.norm(where) * 2 / 3
         middle = organ.middle + organ.turn @ (where * organ.radii)
@@ -116,7 +116,8 @@ def draw(generator: np.random.Generator) -> Person:
 
 
 def geometry(scanner: Scanner, generator: np.random.Generator) -> tuple[tuple[int, ...], Floats]:
-    """Voxels along each axis, and the affine (4, 4) to millimetres in RAS+: the field covered, its middle within 3 mm of the body's."""
+    """Size in voxels along each axis, and the affine (4, 4) to millimetres in RAS+. The scan covers the field; its centre is within 3 mm of
+    the body's along each axis."""
     import numpy as np
     from nibabel.orientations import axcodes2ornt
 
@@ -132,7 +133,7 @@ def geometry(scanner: Scanner, generator: np.random.Generator) -> tuple[tuple[in
 def scan(
     person: Person, scanner: Scanner, size: tuple[int, ...], affine: Floats, generator: np.random.Generator
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """HU and mask, both of ``size``."""
+    """The volume in HU and the mask, both of shape ``size``."""
     import numpy as np
 
     index = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in size), indexing="ij"), axis=-1)
@@ -159,7 +160,7 @@ def scan(
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a scanner; ``seed`` decides everything."""
+    """Writes one folder for each scanner; all values follow from ``seed``."""
     import nibabel
     import numpy as np
 
@@ -187,18 +188,18 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
         )
         write_manifest(
             folder,
-            f"Synthetic CT with lesions, a made-up scanner (seed {seed}): nobody in it is a real person",
+            f"Synthetic CT with lesions, a simulated scanner (seed {seed}); no person is real",
             'image = { path = "images", format = "nifti", masks = "masks" }',
         )
-        seen_as = f"{scanner.orientation}, {' x '.join(f'{s:g}' for s in scanner.spacing)} mm, noise {scanner.noise:g} HU"
-        say(f"{site}: {len(ids)} persons, {seen_as}; {sum(counts)} lesions, {np.median(millilitres):.1f} ml in the median person")
+        scans = f"{scanner.orientation}, {' x '.join(f'{s:g}' for s in scanner.spacing)} mm, noise {scanner.noise:g} HU"
+        say(f"{site}: {len(ids)} persons, {scans}; {sum(counts)} lesions, median {np.median(millilitres):.1f} ml a person")
 
 
 DATASET = Dataset(
     name="lesions",
-    about="synthetic CT volumes with lesions from four made-up scanners, drawn from the seed",
+    about="synthetic CT volumes with lesions from four simulated scanners, drawn from the seed",
     homepage="none: nothing is downloaded",
-    licence="Apache-2.0, as this program; nobody in it is real",
+    licence="Apache-2.0, as this program; no person is real",
     sources=(),
     build=build,
 )

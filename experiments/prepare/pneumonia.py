@@ -1,9 +1,9 @@
-"""PneumoniaMNIST: chest films of children, 28 x 28, shared out over five hospitals with unequal shares of pneumonia.
+"""PneumoniaMNIST: chest X-rays of children, 28 x 28, divided over five simulated hospitals with unequal prevalence of pneumonia.
 
-Source: Yang et al., MedMNIST v2, Scientific Data 10, 41 (2023), https://doi.org/10.1038/s41597-022-01721-8, from films
-of Kermany et al., Cell 172 (2018). Licence: CC BY 4.0, as stated by MedMNIST. The hospitals are made up: the source
-names none. It names no child either, so a film counts as a person here, though a child may have several films. Label
-skew by a Dirichlet draw for each class is common practice (Yurochkin et al., 2019, https://arxiv.org/abs/1905.12022).
+Source: Yang et al., MedMNIST v2, Scientific Data 10, 41 (2023), https://doi.org/10.1038/s41597-022-01721-8, from images of Kermany et al.,
+Cell 172 (2018). Licence: CC BY 4.0, as stated by MedMNIST. The hospitals are simulated: the source names none. The source does not identify
+the children, so an image counts as a person, although a child may have several images. Label skew by a Dirichlet draw for each class is
+common practice (Yurochkin et al., 2019, https://arxiv.org/abs/1905.12022).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read(path: Path) -> dict[str, Part]:
     """Images (n, height, width[, channels]) uint8 and labels (n,) 0/1 of each official part.
 
     Raises:
-        InputError: not such a file.
+        InputError: the file is not PneumoniaMNIST.
     """
     import numpy as np
 
@@ -52,14 +52,14 @@ def read(path: Path) -> dict[str, Part]:
                     raise ValueError(f"{part}: a label other than 0 and 1")
                 parts[part] = images, labels[:, 0].astype(np.int64)
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not the PneumoniaMNIST file ({error}); get the original again") from error
+        raise InputError(f"{path}: not the PneumoniaMNIST file ({error}); get the original file again") from error
     return parts
 
 
-def keep(parts: dict[str, Part], say: Say) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
-    """The rows of each part that stay, so that no image is in two parts, and every row's image hash.
+def without_repeats(parts: dict[str, Part], say: Say) -> tuple[dict[str, list[int]], dict[str, list[str]]]:
+    """The rows of each part without images that are in another part, and the hash of every row's image.
 
-    The official test part is never touched: a copy leaves train or val, and a copy in train and val leaves val.
+    The official test part is unchanged: an image of it is dropped from train and val; an image in train and val is dropped from val.
     """
     hashes = {part: [hashlib.sha256(image.tobytes()).hexdigest() for image in parts[part][0]] for part in PARTS}
     test, train = set(hashes["test"]), set(hashes["train"])
@@ -84,25 +84,25 @@ def share_out(
     for label in (0, 1):
         edges = np.cumsum(generator.dirichlet([CONCENTRATION] * len(SITES)))[:-1]
         for part in PARTS:
-            # Identical images are dealt as one: a film that is twice in a part belongs to one hospital.
+            # Identical images are assigned together, so that an image that is twice in a part is at one hospital.
             groups: dict[str, list[int]] = {}
             for row in rows[part]:
                 if parts[part][1][row] == label:
                     groups.setdefault(hashes[part][row], []).append(row)
             order = generator.permutation(len(groups))
-            films = list(groups.values())
+            images = list(groups.values())
             for site, chosen in enumerate(np.split(order, np.round(edges * len(order)).astype(int))):
-                sites[part][site].extend(row for film in chosen for row in films[film])
+                sites[part][site].extend(row for image in chosen for row in images[image])
     return {part: [sorted(site) for site in sites[part]] for part in PARTS}
 
 
 def partition(
     parts: dict[str, Part], rows: dict[str, list[int]], hashes: dict[str, list[str]], seed: int, say: Say
 ) -> dict[str, list[list[int]]]:
-    """The first draw in which every hospital has 20 persons or more, and both classes, in train.
+    """The first draw in which every hospital has at least ``MIN_TRAIN`` persons and both classes in train.
 
     Raises:
-        InputError: none of 1,000 draws does: there are too few images.
+        InputError: no such draw in ``MAX_DRAWS``: there are too few images.
     """
     for draw in range(MAX_DRAWS):
         sites = share_out(parts, rows, hashes, derive_seed(seed, "prepare", "pneumonia", draw))
@@ -120,7 +120,7 @@ def partition(
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a hospital; ``seed`` fixes which.
+    """Writes one folder for each hospital; ``seed`` determines the partition.
 
     Raises:
         InputError: from ``read`` and ``partition``.
@@ -128,22 +128,22 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
     import numpy as np
 
     parts = read(files[FILE])
-    rows, hashes = keep(parts, say)
+    rows, hashes = without_repeats(parts, say)
     sites = partition(parts, rows, hashes, seed, say)
     for index, site in enumerate(SITES):
         chosen = [(part, row) for part in PARTS for row in sites[part][index]]
         ids = [f"pneumonia-{part}-{row:05d}" for part, row in chosen]
         labels = [int(parts[part][1][row]) for part, row in chosen]
         images = np.concatenate([parts[part][0][sites[part][index]] for part in PARTS])
-        told = f"PneumoniaMNIST, a made-up hospital (partition seed {seed}), CC BY 4.0"
-        write_image_site(out / site, ids, [part for part, _ in chosen], labels, images, "pneumonia", told)
+        about = f"PneumoniaMNIST, a simulated hospital (partition seed {seed}), CC BY 4.0"
+        write_image_site(out / site, ids, [part for part, _ in chosen], labels, images, "pneumonia", about)
         counts = "/".join(str(len(sites[part][index])) for part in PARTS)
         say(f"{site}: {len(ids)} persons (train/val/test {counts}), {sum(labels) / len(ids):.0%} with pneumonia")
 
 
 DATASET = Dataset(
     name="pneumonia",
-    about="PneumoniaMNIST, chest films of children, shared out over five made-up hospitals",
+    about="PneumoniaMNIST, chest X-rays of children, divided over five simulated hospitals",
     homepage="https://zenodo.org/records/10519652",
     licence="CC BY 4.0 (cite https://doi.org/10.1038/s41597-022-01721-8)",
     sources=(
@@ -151,8 +151,8 @@ DATASET = Dataset(
             name=FILE,
             folder="medmnist",
             url=f"https://zenodo.org/records/10519652/files/{FILE}?download=1",
-            # Measured on a copy whose archive differs from the official one. The official bytes could not be measured:
-            # for them there is the MD5 that MedMNIST publishes in its package.
+            # SHA-256 of a copy whose archive differs from the official file. The SHA-256 of the official file was not measured;
+            # the MD5 is that which MedMNIST publishes in its package.
             sha256=("ce8250bf5debc3c389b89affcc1d9feac579b26e875a848301e9f937bb0c2eee",),
             md5="28209eda62fecd6e6a2d98b1501bb15f",
         ),

@@ -1,7 +1,7 @@
-"""Public files from their official source: https only, a limit on the size, and a checksum before anything is read.
+"""Public files from their official source: https only, a size limit, and a checksum that is verified before a file is read.
 
-A download whose checksum is not a known one is refused. A file that a person hands over (``--data``) is used as it is,
-with a warning where its checksum is new: people have their own copies, and the readers check the form of what they get.
+A download with an unknown checksum is refused. A file given by the user (``--data``) with an unknown checksum is used, with a warning:
+other copies exist, and the readers check the format.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ TIMEOUT = 60.0  # seconds without a byte, not for the whole file
 
 @dataclass(frozen=True)
 class Source:
-    """One public file: its name, the folder it is kept in, its official address, and every checksum known as good."""
+    """One public file: its name, its folder, its official address, and all checksums known to be good."""
 
     name: str
     folder: str
     url: str
     sha256: tuple[str, ...]
-    md5: str | None = None  # only where the publisher states an MD5 and no SHA-256 of the official bytes is known
+    md5: str | None = None  # only if the publisher states an MD5 and the SHA-256 of the official bytes is not known
     max_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A public data set and how it becomes site folders.
+    """A public data set and its conversion to site folders.
 
-    ``build(files, out, seed, say)`` gets the files by name and writes one folder a site into ``out``.
+    ``build(files, out, seed, say)`` takes the files by name and writes one folder for each site to ``out``.
     """
 
     name: str
@@ -58,42 +58,42 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def verify(path: Path, sha256: Iterable[str], md5: str | None = None) -> None:
-    """Passes where the file's SHA-256 is one of ``sha256`` (or its MD5 is ``md5``).
+    """Checks that the file's SHA-256 is in ``sha256``, or that its MD5 is ``md5``.
 
     Raises:
-        InputError: it is neither.
+        InputError: neither is the case.
     """
     found = digest(path)
     if found in set(sha256) or (md5 is not None and digest(path, "md5") == md5):
         return
     raise InputError(
-        f"{path.name}: its SHA-256 {found} is not that of a copy this was tested with; fetch the file by hand, look at "
-        "it, and name its folder with --data"
+        f"{path.name}: its SHA-256 {found} is not that of a tested copy; download the file by hand, check it, and give its folder with "
+        "--data"
     )
 
 
 class HttpsOnly(urllib.request.HTTPRedirectHandler):
-    """Follows a redirect only to another https address: the standard handler would go on over plain http."""
+    """Follows a redirect only to an https address: the standard handler would also follow one to plain http."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
-        """The next request, or a refusal."""
+        """The request to the new address. Raises ``InputError`` if it is not https."""
         require_https(newurl)
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
 def require_https(url: str) -> None:
-    """Raises InputError for any address that is not https."""
+    """Raises ``InputError`` for an address that is not https."""
     if not url.startswith("https://"):
-        raise InputError(f"{url}: only https addresses are downloaded; fetch the file by hand and name its folder with --data")
+        raise InputError(f"{url}: only https addresses are downloaded; download the file by hand and give its folder with --data")
 
 
 def save(stream: IO[bytes], source: Source, path: Path) -> None:
-    """Writes what the stream gives to ``path`` and verifies it; ``path`` is gone when that fails.
+    """Writes the stream to ``path`` and verifies the file; deletes ``path`` on an error.
 
     Raises:
-        InputError: too large, or an unknown checksum.
+        InputError: the stream is too large, or the checksum is unknown.
     """
     try:
         with path.open("wb") as file:
@@ -102,8 +102,8 @@ def save(stream: IO[bytes], source: Source, path: Path) -> None:
                 size += len(chunk)
                 if size > source.max_bytes:
                     raise InputError(
-                        f"{source.url}: more than the {source.max_bytes} bytes expected; fetch the file by hand, look "
-                        "at it, and name its folder with --data"
+                        f"{source.url}: more than the {source.max_bytes} bytes expected; download the file by hand, check it, and give its "
+                        "folder with --data"
                     )
                 file.write(chunk)
         verify(path, source.sha256, source.md5)
@@ -113,10 +113,10 @@ def save(stream: IO[bytes], source: Source, path: Path) -> None:
 
 
 def download(source: Source, folder: Path, *, timeout: float = TIMEOUT) -> Path:
-    """The file at ``source.url``, verified, as ``folder/source.name``. Nothing is left there when it fails.
+    """Downloads ``source.url`` to ``folder/source.name``, verifies the file and returns its path. Leaves no file on an error.
 
     Raises:
-        InputError: not https, no network, too large, or an unknown checksum; each says what to do instead.
+        InputError: the address is not https, the network fails, the file is too large, or its checksum is unknown.
     """
     require_https(source.url)
     path = folder / source.name
@@ -127,33 +127,33 @@ def download(source: Source, folder: Path, *, timeout: float = TIMEOUT) -> Path:
     except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         why = error.reason if isinstance(error, urllib.error.URLError) else error
         raise InputError(
-            f"{source.url}: could not be downloaded ({why}); where there is no network, fetch the file elsewhere and "
-            "name its folder with --data"
+            f"{source.url}: could not be downloaded ({why}); without a network, download the file on another machine and give its folder "
+            "with --data"
         ) from error
     return path
 
 
 def locate(source: Source, data: Path, say: Say) -> Path:
-    """The file in ``data``: in its folder there, there itself, or in its folder beside ``data``.
+    """The path of the file: in its folder in ``data``, in ``data``, or in its folder in the parent of ``data``.
 
     Raises:
-        InputError: ``data`` is no folder, or the file is in none of those places.
+        InputError: ``data`` is not a folder, or the file is in none of these places.
     """
     if not data.is_dir():
-        raise InputError(f"{data}: no such folder; name with --data the folder that holds {source.folder}/{source.name}")
+        raise InputError(f"{data}: no such folder; give --data the folder that has {source.folder}/{source.name}")
     for folder in (data / source.folder, data, data.parent / source.folder):
         path = folder / source.name
         if path.is_file():
             try:
                 verify(path, source.sha256, source.md5)
             except InputError:
-                say(f"warning: {path} is another copy than the one this was tested with (SHA-256 {digest(path)})")
+                say(f"warning: {path} is not a tested copy of the file (SHA-256 {digest(path)})")
             return path
-    raise InputError(f"{data}: {source.name} is missing; get it from {source.url} and put it into {data / source.folder}")
+    raise InputError(f"{data}: {source.name} is missing; download it from {source.url} and put it into {data / source.folder}")
 
 
 def gather(dataset: Dataset, data: Path | None, folder: Path, say: Say) -> dict[str, Path]:
-    """Every file of the data set by name: from ``data`` where it is given, else downloaded into ``folder``.
+    """Name -> path of every file of the data set: from ``data`` if given, else downloaded to ``folder``.
 
     Raises:
         InputError: from ``locate`` or ``download``.
@@ -175,19 +175,19 @@ def text_lines(path: Path) -> list[str]:
     """The lines of a text file, without line ends.
 
     Raises:
-        InputError: it is not text, or it is empty.
+        InputError: the file is not UTF-8 text, or is empty.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not a text file; get the original again") from error
+        raise InputError(f"{path}: not a text file; get the original file again") from error
     if not any(line.strip() for line in lines):
-        raise InputError(f"{path}: the file is empty; get the original again")
+        raise InputError(f"{path}: the file is empty; get the original file again")
     return lines
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A CSV file in UTF-8 with ``\\n`` line ends, the same bytes on every system."""
+    """Writes a CSV file in UTF-8 with ``\\n`` line ends, the same bytes on every system."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
@@ -195,21 +195,21 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def write_manifest(folder: Path, about: str, *data: str) -> None:
-    """``site.toml`` of a site named like its folder; ``data`` are the lines of ``[data]`` after ``persons``. What is prepared
-    here is published, and the manifest says so."""
+    """Writes ``site.toml`` of a site with the name of its folder; ``data``: the lines of ``[data]`` after ``persons``. The manifest
+    declares the data public, because all prepared data are published or synthetic."""
     lines = [f"# {about}", "[site]", f'name = "{folder.name}"', "[data]", 'persons = "persons.csv"', "public = true", *data]
     (folder / "site.toml").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
 
 
 def remove(folder: Path) -> None:
-    """Deletes a temporary folder, whatever is in it."""
+    """Deletes a temporary folder with its contents."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_image_site(
     folder: Path, ids: Sequence[str], parts: Sequence[str], labels: Sequence[int], images: Any, target: str, about: str
 ) -> None:
-    """A site of one image a person, ``images`` (persons, *size), whose part is fixed: tables, one ``.npz`` and the manifest."""
+    """Writes a site with one image a person, ``images`` (persons, *size), and a given split: tables, one ``.npz`` file, the manifest."""
     import numpy as np
 
     folder.mkdir()

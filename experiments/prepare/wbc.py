@@ -1,12 +1,13 @@
-"""White blood cells of two laboratories: one photograph a cell, and where its nucleus and its cytoplasm are.
+"""White blood cells of two laboratories: one photograph of each cell, with a mask of nucleus and cytoplasm.
 
 Source: Zheng, Wang, Wang and Liu, Fast and robust segmentation of white blood cell images by self-supervised learning, Micron 107, 55-71
-(2018), https://doi.org/10.1016/j.micron.2018.01.010. Licence: the repository says GPL-3; nothing of it is part of this program. Acknowledge
+(2018), https://doi.org/10.1016/j.micron.2018.01.010. Licence: the repository states GPL-3; no part of it is in this program. Acknowledge
 Jiangxi Tecom Science Corporation for the first laboratory and the CellaVision blog for the second.
 
-A mask is 255 in the nucleus, 128 in the cytoplasm, 0 elsewhere, red cells included; in some of the second laboratory other greys stand at
-borders and go to the nearest of the three. Photographs are 88 to 120 pixels wide in the first laboratory and 300 in the second: each is
-padded to a square and resampled to 96 x 96, masks by the nearest pixel. A photograph counts as a person; the source names nobody.
+A mask is 255 in the nucleus, 128 in the cytoplasm, 0 elsewhere, red cells included. Some masks of the second laboratory have other grey
+values at borders, which are set to the nearest of the three. Photographs are 88 to 120 pixels wide in the first laboratory and 300 in the
+second: each is padded to a square and resampled to 96 x 96, masks by the nearest pixel. A photograph counts as a person; the source does
+not identify the persons.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ SHA256 = {
     1: "25bc0d0aca66a982866c74da4824f61c53aff89cea00af15ca2abdd8fa5d9aef",
     2: "e511533f00d46d2bca67c8ed5035e766083f96daf0230c4891cbe41ef456b0d6",
 }
-# over the name and the SHA-256 of every photograph and mask, in order
+# SHA-256 over the names and SHA-256 of all photographs and masks, in order
 PIXELS = "913174866526c3f6dd49554f217712229f5e6e55e725665d59e616c1789f1507"
 
 
@@ -41,8 +42,8 @@ def labels_file(number: int) -> str:
 
 
 def square(pixels: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
-    """(height, width[, 3]) as ``SIZE`` x ``SIZE``: a mask is padded with background and resampled to the nearest pixel, a photograph is
-    padded with its border and resampled linearly over the area (Pillow)."""
+    """Pads (height, width[, 3]) to a square and resamples it to (SIZE, SIZE[, 3]): a mask with background and by the nearest pixel, a
+    photograph with its border and by Pillow's bilinear filter."""
     import numpy as np
     from PIL import Image
 
@@ -55,7 +56,7 @@ def square(pixels: NDArray[np.uint8], *, mask: bool) -> NDArray[np.uint8]:
 
 
 def three_levels(mask: NDArray[Any]) -> tuple[NDArray[np.uint8], int]:
-    """The mask with each value at the nearest of ``LEVELS``, and how many pixels were not there already."""
+    """The mask with each value set to the nearest of ``LEVELS``, and the number of pixels that changed."""
     import numpy as np
 
     levels = np.array(LEVELS)
@@ -70,16 +71,16 @@ def _open(path: Path, mode: str) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             return np.asarray(picture.convert(mode))
-    except Exception as error:  # a decoder raises whatever it likes
-        told = f"get the repository ({HOMEPAGE}) and name with --data the folder that holds it as wbc_two_labs"
-        raise InputError(f"{path}: the photograph or mask is missing or broken; {told}") from error
+    except Exception as error:  # decoders raise many types of errors
+        action = f"download the repository ({HOMEPAGE}) as wbc_two_labs and give its parent folder with --data"
+        raise InputError(f"{path}: the photograph or mask is missing or broken; {action}") from error
 
 
 def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
-    """One folder a laboratory; ``seed`` decides nothing.
+    """Writes one folder for each laboratory. ``seed`` has no effect.
 
     Raises:
-        InputError: a photograph or mask is missing or broken, or a table has other columns.
+        InputError: a photograph or mask is missing or broken, or a table has other rows or columns.
     """
     from PIL import Image
 
@@ -89,7 +90,7 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
         with table.open(encoding="utf-8", newline="") as file:
             rows = list(csv.reader(file))[1:]
         if len(rows) != count or any(len(row) < 2 for row in rows):
-            raise InputError(f"{table}: has {len(rows)} rows where {count} cells with a class are expected; get the original again")
+            raise InputError(f"{table}: has {len(rows)} rows, {count} cells with a class are expected; get the original file again")
         folder, moved = out / site, 0
         (folder / "images").mkdir(parents=True)
         (folder / "masks").mkdir()
@@ -99,7 +100,9 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
             source = table.parent / f"Dataset {number}" / f"{cell:03d}"
             photograph, drawn = _open(source.with_suffix(".bmp"), "RGB"), _open(source.with_suffix(".png"), "L")
             if photograph.shape[:2] != drawn.shape:
-                raise InputError(f"{source}.png: the mask is {drawn.shape}, the photograph {photograph.shape[:2]}; get the original again")
+                raise InputError(
+                    f"{source}.png: the mask is {drawn.shape}, the photograph {photograph.shape[:2]}; get the original file again"
+                )
             for path in (source.with_suffix(".bmp"), source.with_suffix(".png")):
                 digest.update(f"{number}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
             mask, other = three_levels(drawn)
@@ -113,16 +116,16 @@ def build(files: dict[str, Path], out: Path, seed: int, say: Say) -> None:
             f"White blood cells, laboratory {number}; see {HOMEPAGE}",
             'image = { path = "images", format = "png", masks = "masks" }',
         )
-        say(f"{site}: {len(ids)} cells; {moved} pixels of masks were none of {', '.join(map(str, LEVELS))} and went to the nearest")
+        say(f"{site}: {len(ids)} cells; {moved} pixels of masks were not {', '.join(map(str, LEVELS))} and were set to the nearest")
     if digest.hexdigest() != PIXELS:
-        say("warning: the photographs and masks are another copy than the one this was tested with")
+        say("warning: the photographs and masks are not the tested copy")
 
 
 DATASET = Dataset(
     name="wbc",
     about="white blood cells of two laboratories, with masks of nucleus and cytoplasm (the photographs only by --data)",
     homepage=HOMEPAGE,
-    licence="GPL-3 as the repository says (cite https://doi.org/10.1016/j.micron.2018.01.010)",
+    licence="GPL-3, as the repository states (cite https://doi.org/10.1016/j.micron.2018.01.010)",
     sources=tuple(
         Source(
             name=labels_file(number),

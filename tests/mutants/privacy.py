@@ -40,7 +40,7 @@ MUTANTS: Mutants = {
             (
                 "fedml/privacy/dpsgd.py",
                 "noisy_mean(total, privacy, entropy=entropy)",
-                "noisy_mean(total, replace(privacy, expected_batch=max(len(drawn), 1)), entropy=entropy)",
+                "noisy_mean(total, replace(privacy, expected_batch=max(len(sampled), 1)), entropy=entropy)",
             ),
         ],
         "fedml/privacy/test_dpsgd.py::test_the_divisor_is_the_expected_batch_whoever_was_drawn",

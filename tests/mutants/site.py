@@ -87,8 +87,8 @@ MUTANTS: Mutants = {
         [
             (
                 "clients/gate/gate.py",
-                '            self._charge(asked, told["run"])\n            content = execute(asked, message.content)\n',
-                '            content = execute(asked, message.content)\n            self._charge(asked, told["run"])\n',
+                '            self._charge(request, note["run"])\n            content = execute(request, message.content)\n',
+                '            content = execute(request, message.content)\n            self._charge(request, note["run"])\n',
             )
         ],
         "experiments/studies/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",

@@ -1,4 +1,4 @@
-"""The doctor: a good site has nothing to mend, each break is found with its mend, and nothing it says holds a person's id."""
+"""The doctor: a good site needs no action, each fault is found with its action, and no text holds a person's id."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def look(folder: Path, study: Study | None = None, **more: Any) -> list[Finding]
     assert "hansen" not in told
     assert "Traceback" not in told
     assert len(told.splitlines()) == len(findings)
-    assert all(bool(f.mend) == (f.state != "ok") for f in findings), told
+    assert all(bool(f.action) == (f.state != "ok") for f in findings), told
     assert worst(findings) == any(line.startswith("fail  ") for line in told.splitlines())
     return findings
 
@@ -93,10 +93,10 @@ def one(findings: list[Finding], what: str, state: str = "") -> Finding:
     return found
 
 
-def expect(findings: list[Finding], what: str, state: str, text: str, mend: str) -> None:
+def expect(findings: list[Finding], what: str, state: str, text: str, action: str) -> None:
     found = one(findings, what, state)
     assert text in found.text
-    assert mend in found.mend
+    assert action in found.action
 
 
 @contextmanager
@@ -212,10 +212,10 @@ def bytes_of_another_kind(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("break_it", "what", "text", "mend"),
+    ("break_it", "what", "text", "action"),
     [
         (remove_persons, "persons table", "no such file", "correct the path"),
-        (remove_clinical, "clinical", "not there", "correct the path"),
+        (remove_clinical, "clinical", "does not exist", "correct the path"),
         (id_twice, "persons table", "more than one row", "one row a person"),
         (no_id, "persons table", "no id", "every row"),
         (no_header, "persons table", 'no column "id"', "named"),
@@ -223,10 +223,10 @@ def bytes_of_another_kind(folder: Path) -> None:
         (bytes_of_another_kind, "persons table", "cannot be read", "UTF-8"),
     ],
 )
-def test_broken_data(folder: Path, break_it: Callable[[Path], None], what: str, text: str, mend: str) -> None:
+def test_broken_data(folder: Path, break_it: Callable[[Path], None], what: str, text: str, action: str) -> None:
     break_it(folder)
     findings = look(folder, make_study(sites=("oslo", "porto")))
-    expect(findings, what, "fail", text, mend)
+    expect(findings, what, "fail", text, action)
     expect(findings, "study", "fail", "cannot use", "fedml-site check")
     assert worst(findings) == 1
 
@@ -282,7 +282,7 @@ def test_state_folder_and_journal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"), (None, "not there")]
+    ("content", "text"), [("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "no certificate"), (None, "does not exist")]
 )
 def test_a_root_certificate_that_is_none(folder: Path, authority: Path, content: str | None, text: str) -> None:
     connected(folder, authority, free_ports(1)[0])
@@ -332,7 +332,7 @@ def other_curve() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(b"no key", "not an OpenSSH"), (b"", "not an OpenSSH"), (other_curve(), "elliptic"), (None, "not there")]
+    ("content", "text"), [(b"no key", "not an OpenSSH"), (b"", "not an OpenSSH"), (other_curve(), "elliptic"), (None, "does not exist")]
 )
 def test_a_key_that_is_none(folder: Path, authority: Path, content: bytes | None, text: str) -> None:
     connected(folder, authority, free_ports(1)[0])
@@ -345,7 +345,7 @@ def test_the_public_half(folder: Path, authority: Path, tmp_path: Path) -> None:
     shutil.copyfile(write_node_key(tmp_path / "other.key"), folder / "node.key.pub")
     expect(look(folder), "node key", "fail", "not this key's", "ssh-keygen -y")
     (folder / "node.key.pub").unlink()
-    expect(look(folder), "node key", "warn", "not there", "ssh-keygen -y")
+    expect(look(folder), "node key", "warn", "does not exist", "ssh-keygen -y")
 
 
 START, KNOWN = "INFO :      Starting Flower SuperNode\n", "INFO :      SuperNode ID: 13606\n"
@@ -354,9 +354,9 @@ END = "The SuperNode could not establish a connection to the SuperLink.\n\nFor m
 
 
 @pytest.mark.parametrize(
-    ("log", "state", "text", "mend"),
+    ("log", "state", "text", "action"),
     [
-        (None, "warn", "not been started", "start once"),
+        (None, "warn", "was not started", "start once"),
         ("", "warn", "no answer", "TLS chain"),
         (START + KNOWN, "ok", "knew this key", ""),
         (START + KNOWN + START, "warn", "no answer", "TLS chain"),
@@ -368,15 +368,15 @@ END = "The SuperNode could not establish a connection to the SuperLink.\n\nFor m
             "coordinating centre",
         ),
         (START + REFUSED + "[Errno 111] Connection refused\n" + END, "fail", "not reached", "TLS chain"),
-        (START + "Exit Code: 302\n", "fail", "exit code 302", "says why"),
+        (START + "Exit Code: 302\n", "fail", "exit code 302", "read the end of"),
         (START + REFUSED + START + KNOWN, "ok", "knew this key", ""),
     ],
 )
-def test_registered(folder: Path, authority: Path, log: str | None, state: str, text: str, mend: str) -> None:
+def test_registered(folder: Path, authority: Path, log: str | None, state: str, text: str, action: str) -> None:
     connected(folder, authority, free_ports(1)[0])
     if log is not None:
         (state_of(folder) / "supernode.log").write_text(log)
-    expect(look(folder), "registered", state, text, mend)
+    expect(look(folder), "registered", state, text, action)
 
 
 def test_a_key_newer_than_the_log(folder: Path, authority: Path) -> None:
@@ -406,5 +406,5 @@ def test_a_check_that_breaks_or_hangs_is_a_finding(folder: Path, monkeypatch: py
     monkeypatch.setattr(doctor, "_CHECK_SECONDS", 0.3)
     findings = look(folder)
     assert one(findings, "first").state == "ok"
-    expect(findings, "disk", "fail", "broke (RuntimeError)", "report")
+    expect(findings, "disk", "fail", "raised RuntimeError", "report")
     expect(findings, "state folder", "fail", "not done after 0.3 s", "network")

@@ -100,7 +100,7 @@ def test_the_command_writes_for_this_account_alone_and_names_nobody_in_the_pictu
     path = tmp_path / "a" / ".fedml" / "preview.png"
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     assert sorted(p.name for p in path.parent.iterdir()) == ["cache", "preview.png"]
-    assert "sent nowhere" in done.output
+    assert "it is not sent" in done.output
     assert [line.strip() for line in done.output.splitlines() if line.startswith("  ")] == ["1: a0", "2: a2", "3: a4"]
     with Image.open(path) as picture:
         assert not {k for k in picture.info if k not in ("dpi",)}  # no text chunk: neither a name nor a program
@@ -108,7 +108,7 @@ def test_the_command_writes_for_this_account_alone_and_names_nobody_in_the_pictu
 
 
 @pytest.mark.parametrize(
-    ("out", "says"), [("nowhere/p.png", "its folder is not there"), ("p.jpg", "ends with .png"), ("d.png", "is a folder")]
+    ("out", "says"), [("nowhere/p.png", "folder does not exist"), ("p.jpg", "ends with .png"), ("d.png", "is a folder")]
 )
 def test_a_place_that_cannot_be_is_told_before_anything_is_read(tmp_path: Path, out: str, says: str) -> None:
     site = read_site(image_site(tmp_path / "a", "a", 4, 1))

@@ -21,7 +21,7 @@ def test_the_command_shows_what_would_leave_and_touches_nothing(tmp_path: Path) 
     before = sorted(p.name for p in (tmp_path / "a").rglob("*"))
     done = command("fedml-site", "start", "--dry-run", "--site", "a", "--study", "study.toml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "60 synthetic persons" in done.stdout
+    assert "60 placeholder persons" in done.stdout
     for phase, record in (("describe", "described"), ("statistics", "sums"), ("round", "arrays"), ("evaluate", "counts")):
         assert any(line.split()[0] == phase and record in line for line in done.stdout.splitlines() if line.startswith("  ")), phase
     assert sorted(p.name for p in (tmp_path / "a").rglob("*")) == before
@@ -32,7 +32,7 @@ def test_without_a_study_those_approved_are_rehearsed(tmp_path: Path) -> None:
     (tmp_path / "study.toml").write_text(to_toml(make_plan()))
     none = command("fedml-site", "start", "--dry-run", "--site", "a", cwd=tmp_path)
     assert none.returncode == 2
-    assert "approve one first" in none.stderr
+    assert "approve a study first" in none.stderr
     assert command("fedml-site", "approve", "study.toml", "--site", "a", "--yes", cwd=tmp_path).returncode == 0
     done = command("fedml-site", "start", "--dry-run", "--site", "a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -286,7 +286,7 @@ def test_truncation_in_plain_words(tmp_path: Path) -> None:
         assert verify(path) == verify(path, START, 0) == []
         path.touch()
     path.write_bytes(b"".join(lines))
-    assert "number 4" in verify(path, head, 4)[0].what
+    assert "as entry 4" in verify(path, head, 4)[0].what
 
 
 def test_one_harm_is_told_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]]) -> None:
@@ -297,7 +297,7 @@ def test_one_harm_is_told_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]])
         ([*lines[:9], lines[8], *lines[9:]], 10, "copy of line 9"),
         ([*lines[:9], lines[9].replace(b"r1", b"r9"), *lines[10:]], 10, "edited"),
         ([*lines[:9], line_of(json.loads(lines[9]) | {"run": "r9"}), *lines[10:]], 11, "does not follow"),
-        ([*lines[:9], b"\n", *lines[10:]], 10, "no entry"),
+        ([*lines[:9], b"\n", *lines[10:]], 10, "not an entry"),
         (lines[1:], 1, "missing"),
         ([*lines[:-1], lines[-1][:-1]], 60, "cut short"),
     ]:
@@ -462,7 +462,7 @@ def test_more_than_a_torn_line_stops_the_site(tmp_path: Path) -> None:
             Journal(path).append(direction="site", verdict="noted", reason="start")
         assert path.read_bytes() == b"".join(harmed)
     path.write_bytes(b"".join([lines[0], b"{}\n", *lines[2:]]))
-    with pytest.raises(InputError, match="line 2 is no entry"):
+    with pytest.raises(InputError, match="line 2 is not an entry"):
         seen(path)
 
 

@@ -184,9 +184,9 @@ def test_a_study_of_exactly_the_budget_runs_to_its_end_and_no_further(tmp_path: 
 
 def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    assert "epsilon infinity" in refused(ledger, ["a"], gaussian(0.0), **told())
-    assert "cannot be counted" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **told())
-    assert "cannot be counted" in refused(ledger, ["a"], gaussian(3.0), **told(delta=1e-12))
+    assert "epsilon to infinity" in refused(ledger, ["a"], gaussian(0.0), **told())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **told())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], gaussian(3.0), **told(delta=1e-12))
     refused(ledger, ["a"], gaussian(3.0), **told(granted=0.0))
     refused(ledger, ["a"], gaussian(3.0), **told(granted=math.nan))
     for persons, events in (([], gaussian(3.0)), (["a"], [])):
@@ -219,11 +219,11 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
     text, spent = show(path, 8.0, DELTA), ledger.spent(DELTA)
     assert f"spent    epsilon {math.ceil(100 * spent) / 100:.2f}, the most" in text
     assert f"left     epsilon {math.floor(100 * (8 - spent)) / 100:.2f} for that person" in text
-    assert "2 persons have borne something" in text
+    assert "2 persons with any epsilon spent" in text
     assert f"factor\nof at most about {math.exp(spent):.3g}," in text
     assert "2 persons, 4 answers in 2 runs" in text
     assert "1 person, 1 answer in 1 run" in text
-    assert "more was spent than is granted now" in show(path, 1.0, DELTA)
+    assert "more was spent than the policy grants now" in show(path, 1.0, DELTA)
     made = json.loads(to_json(path, 8.0, DELTA))
     assert (made["spent"], made["left"], made["persons"]) == (spent, 8.0 - spent, 2)
     assert {s["study_name"]: s["epsilon"] for s in made["studies"]} == {r.study_name: r.epsilon for r in ledger.spends(DELTA)}
@@ -438,7 +438,7 @@ def test_a_full_disk_refuses_and_loses_nothing(site: Site, tmp_path: Path) -> No
     said = site.close()
     assert "SiteError" in said
     assert "the privacy ledger cannot be used (" in said
-    assert "nothing was written: look at the disk" in said
+    assert "nothing was written; check the free disk space" in said
     assert "restore it" not in said
 
 
@@ -573,7 +573,7 @@ def change(path: Path, *statements: str) -> None:
         ("UPDATE member SET person = zeroblob(16) WHERE person = (SELECT min(person) FROM member)", "in the persons of group"),
         ("UPDATE member SET person = 'text' WHERE person = (SELECT min(person) FROM member)", "damaged"),
         ("PRAGMA user_version = 2", "of version 2"),
-        ("PRAGMA application_id = 0", "is no privacy ledger"),
+        ("PRAGMA application_id = 0", "is not a privacy ledger"),
     ],
 )
 def test_a_changed_ledger_refuses(tmp_path: Path, statement: str, says: str) -> None:
@@ -626,9 +626,9 @@ def test_a_file_of_another_kind_refuses(tmp_path: Path) -> None:
         db.execute("CREATE TABLE t (a)")
     (tmp_path / "folder.db").mkdir()
     for name in ("text.db", "other.db", "folder.db"):
-        with pytest.raises(InputError, match=f"{name}: (the privacy ledger cannot be used|is no privacy ledger)"):
+        with pytest.raises(InputError, match=f"{name}: (the privacy ledger cannot be used|is not a privacy ledger)"):
             Ledger(tmp_path / name)
-    with pytest.raises(InputError, match="cannot be made"):
+    with pytest.raises(InputError, match="cannot be created"):
         Ledger(tmp_path / "nowhere" / "ledger.db")
 
 
@@ -658,7 +658,7 @@ def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], 
     before = path.read_bytes() if path.exists() else None
     assert "restore it from a backup" in refused(ledger, ["a"], gaussian(3.0), **told(run="7", round=4))
     for look in (lambda: Ledger(path), lambda: show(path, 8.0, DELTA)):
-        with pytest.raises(InputError, match="is missing, but the journal beside it holds 3 answers"):
+        with pytest.raises(InputError, match="is missing, but the journal in its folder holds 3 answers"):
             look()
     assert (path.read_bytes() if path.exists() else None) == before
     shutil.rmtree(tmp_path / "studies")  # then nobody knows what the journal's studies were

@@ -213,7 +213,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[byte
     def put(case: Case) -> tuple[bytes, Case, str]:
         number = own.get(case["phase"], case["round"])
         cases[case["phase"], number] = case
-        gate._seen.clear()  # as if each case were of a run of its own
+        gate._accepted.clear()  # as if each case were of a run of its own
         (sent,) = grid.push_messages([message(case["phase"], number)])
         try:
             (reply,) = grid.pull_messages([sent])
@@ -223,7 +223,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[byte
         return data, outcomes[-1], reply.error.reason if reply.has_error() else ""
 
     for phase in PHASES:  # without a fault: where the faults may be is seen here
-        gate._seen.clear()
+        gate._accepted.clear()
         (sent,) = grid.push_messages([message(phase, own.get(phase, 1))])
         (reply,) = grid.pull_messages([sent])
         assert not reply.has_error(), phase

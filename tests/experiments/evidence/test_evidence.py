@@ -185,7 +185,7 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
         for base in (other, files):
             found = verify(signed(base | {name: text.encode()}, tmp_path / "run.zip"))
             assert name in failed(found), what
-    assert "another version of this software made it" in next(
+    assert "another version of this software wrote it" in next(
         c.text for c in verify(signed(other | {"policies.json": b"{}"}, tmp_path / "run.zip")).checks if c.file == "policies.json"
     )
 
@@ -264,7 +264,7 @@ def test_another_key_is_refused_where_the_right_one_is_known(heart_bundle: Made,
     out = signed(files, tmp_path / "run.zip", OTHER)
     open_ = verify(out)
     assert open_.ok
-    assert "not proven" in next(c.text for c in open_.checks if c.name == "signature")
+    assert "not verified" in next(c.text for c in open_.checks if c.name == "signature")
     assert failed(verify(out, fingerprint(KEY.public_key()))) == {SIGNATURE}
 
 

@@ -50,7 +50,7 @@ def test_each_line_has_places_in_the_folder_or_is_the_authors(record: Record) ->
         assert bool(places) != (answer == f"**{AUTHOR}**"), about
         for place in places:
             resolve(record.run, place)
-    for about in ("Who made it", "Licence, citation, contact", "Uses that are not", "Approval and consent", "Uncertainty"):
+    for about in ("Developers", "Licence, citation, contact", "Out-of-scope uses", "Approval and consent", "Uncertainty"):
         assert answers[about] == f"**{AUTHOR}**"
     assert '"Is y there?"' in answers["Question"]
 
@@ -75,9 +75,9 @@ def test_a_run_without_a_model_says_so(record: Record, tmp_path: Path) -> None:
     kept.append({"event": "end", "time": kept[-1]["time"], "status": "failed", "reason": "the quorum was missed"})
     (run / EVENTS).write_text("".join(json.dumps(e) + "\n" for e in kept))
     text = model_card(read_record(run))
-    assert "holds no finished model: its status is failed" in text
+    assert "has no finished model: its status is failed" in text
     assert f"Performance: **{AUTHOR}**" in text
-    assert "holds no finished model" not in model_card(record)
+    assert "has no finished model" not in model_card(record)
 
 
 def test_facts_of_a_report_take_the_authors_place(record: Record) -> None:

@@ -83,8 +83,8 @@ def test_of_a_private_run_all_but_the_noise_is_compared(tmp_path: Path) -> None:
     found = again(tmp_path / "run.zip", sites, tmp_path / "again")
     assert found.equal
     assert found.private
-    assert "bits cannot come out again" in found.sentence()
+    assert "cannot be reproduced bit by bit" in found.sentence()
     assert {d.where for d in found.differences} == {"data", "metrics"}, "both runs' metrics stand beside each other"
-    assert "a: the digest of what it read is not told" in found.differences[0].text, "under privacy of a patient no site tells one"
+    assert "a: a run has no digest of this site's data" in found.differences[0].text, "under privacy of a patient no site tells one"
     final = next(json.loads(line) for line in unpack(tmp_path / "run.zip")["events.jsonl"].splitlines() if b'"final"' in line)
     assert found.weights_sha256 != final["weights_sha256"], "the noise was drawn anew"

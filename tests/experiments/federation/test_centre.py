@@ -117,7 +117,7 @@ def test_a_name_and_a_key_are_registered_once(centre: Path, tmp_path: Path) -> N
 def test_a_second_superlink_is_told_that_the_port_is_taken(centre: Path, tmp_path: Path) -> None:
     done = command("fedml", "federation", "start", "--home", centre, cwd=tmp_path)
     assert done.returncode == 2
-    assert "is the SuperLink started already?" in done.stderr
+    assert "if the SuperLink is already running" in done.stderr
 
 
 @pytest.mark.parametrize("text", [b"", b"no key", b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGq0r7CTsmhXrZ5GK7bqAyVOPhQHZN0yLvv9rVqJ2wDF a\n"])
@@ -168,7 +168,7 @@ def test_a_centre_is_made_once_and_is_found(tmp_path: Path) -> None:
     assert (made.host, made.port, made.control) == ("federation.example.org", 9092, 9093)
     assert read_centre(home) == made
     assert home.stat().st_mode & 0o077 == 0
-    with pytest.raises(InputError, match="is a centre's folder already"):
+    with pytest.raises(InputError, match="is already a centre's folder"):
         make_centre(home, "federation.example.org")
     assert find_home(home) == home.resolve()
     assert find_home(tmp_path) is None
@@ -177,7 +177,7 @@ def test_a_centre_is_made_once_and_is_found(tmp_path: Path) -> None:
     assert "go together" in done.stderr
     for words in (("start",), ("list",), ("remove", "oslo")):
         done = command("fedml", "federation", *words, "--home", tmp_path / "none", cwd=tmp_path)
-        assert (done.returncode, "is no centre's folder" in done.stderr) == (2, True)
+        assert (done.returncode, "is not a centre's folder" in done.stderr) == (2, True)
     (tmp_path / "study.toml").write_text('[study]\nname = "s"\n[cohort]\ninputs = ["image"]\ntarget = "y"\n[federation]\nsites = ["a"]\n')
     run = command("fedml", "run", "study.toml", "--engine", "deployment", "--superlink", tmp_path, "--no-track", cwd=tmp_path)
     assert (run.returncode, "is no centre's folder" in run.stderr) == (2, True)

@@ -365,7 +365,7 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
         assert "fail" not in told
         told = hospital.follow(JOIN, "Approve a study")
         assert "approved by Dr. A. Hansen" in told
-        assert "synthetic persons" in told
+        assert "placeholder persons" in told
         before[hospital.name] = files(hospital.root)
         hospital.follow(JOIN, "Start")
     wait_online(centre, hospitals)
@@ -386,7 +386,7 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
         head, _ = final["sites"][hospital.name]["journal"]  # type: ignore[index]
         hospital.environment["HEAD"] = head
         told = hospital.follow(JOIN, "Every day")
-        assert "each in its place" in told
+        assert "complete and unchanged" in told
         assert files(hospital.root) == before[hospital.name], "the service wrote where its unit does not let it"
     centre.follow(RUN, "Back up")
     assert {"state.db", "server.key", "runs", "control"} <= {p.name for p in (centre.root / "backup").iterdir()}

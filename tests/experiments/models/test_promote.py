@@ -80,7 +80,7 @@ def test_champion_and_challenger_are_in_the_registry_with_their_lineage(work: di
     # Once more changes nothing; as a challenger of itself it makes no sense.
     assert promote(work["good"], "champion", 0.02).number == 1
     assert len(client.search_model_versions("name = 'toy'")) == 1
-    with pytest.raises(InputError, match="is the champion of toy already"):
+    with pytest.raises(InputError, match="is already the champion of toy"):
         promote(work["good"], "challenger", 0.02)
 
 

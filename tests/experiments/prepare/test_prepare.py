@@ -204,7 +204,7 @@ def test_ancestry_people_and_overlap(prepared: Prepared) -> None:
         assert (out / site / "genotypes.bed").stat().st_size == 3 + 14079 * ((len(fam) + 3) // 4)
     assert len(genotyped["hapmap3"] & genotyped["kg1"]) == 564
     assert "564 genotyped, 546 of them with a population at both" in said
-    assert "kg1: 1047 persons, 14079 variants; left out for want of a population: 45" in said
+    assert "kg1: 1047 persons, 14079 variants; excluded without a known population: 45" in said
     both = {row["id"]: row["ancestry"] for row in rows["hapmap3"]}
     shared = [(both[row["id"]], row["ancestry"]) for row in rows["kg1"] if row["id"] in both]
     assert len(shared) == 546
@@ -222,7 +222,7 @@ def test_trait_is_planted_as_the_truth_says(prepared: Prepared, tmp_path: Path) 
     persons = {site: pd.read_csv(out / site / "persons.csv").merge(pd.read_csv(out / site / "clinical.csv")) for site in ("hapmap3", "kg1")}
     assert {site: len(table) for site, table in persons.items()} == {"hapmap3": 957, "kg1": 501}
     assert not set(persons["hapmap3"].id) & set(persons["kg1"].id), "nobody is counted twice"
-    assert "left out of kg1: 546 people who are in hapmap3 too" in said
+    assert "excluded from kg1: 546 persons who are also in hapmap3" in said
     everybody = pd.concat(persons.values())
     assert everybody.tall.mean() == pytest.approx(0.25, abs=0.002)
     assert everybody.height[everybody.tall == 1].min() > everybody.height[everybody.tall == 0].max()
@@ -271,7 +271,7 @@ def test_ancestry_with_the_official_panel(prepared: Prepared, tmp_path: Path) ->
     (tmp_path / "genotypes_hapmap3_1kg").symlink_to(DATA / "genotypes_hapmap3_1kg")
     said: list[str] = []
     prepare("ancestry", tmp_path / "sites", data=tmp_path, say=said.append)
-    assert "kg1: 1033 persons, 14079 variants; left out for want of a population: 59" in said
+    assert "kg1: 1033 persons, 14079 variants; excluded without a known population: 59" in said
     assert read(tmp_path / "sites" / "hapmap3" / "persons.csv") == read(out / "hapmap3" / "persons.csv")
 
 
@@ -335,7 +335,7 @@ def test_unknown_name(tmp_path: Path) -> None:
 
 def test_missing_file_and_missing_folder(heart_data: Path, tmp_path: Path) -> None:
     (heart_data / "processed.va.data").unlink()
-    assert "processed.va.data is missing; get it from https://archive.ics.uci.edu/" in refusal("heart", tmp_path, heart_data)
+    assert "processed.va.data is missing; download it from https://archive.ics.uci.edu/" in refusal("heart", tmp_path, heart_data)
     assert "no such folder" in refusal("heart", tmp_path, tmp_path / "nowhere")
 
 
@@ -343,8 +343,8 @@ def test_missing_file_and_missing_folder(heart_data: Path, tmp_path: Path) -> No
     ("content", "what"),
     [
         ("63,1,1,145,233,1,2,150,0,2.3,3,0,6,0\n63,1,1\n", "line 2 has 3 columns, not 14"),
-        ("63,1,1,145,high,1,2,150,0,2.3,3,0,6,0\n", "'high' is no number"),
-        ("63,1,1,145,inf,1,2,150,0,2.3,3,0,6,0\n", "'inf' is no number"),
+        ("63,1,1,145,high,1,2,150,0,2.3,3,0,6,0\n", "'high' is not a number"),
+        ("63,1,1,145,inf,1,2,150,0,2.3,3,0,6,0\n", "'inf' is not a number"),
         ("63,1,1,145,233,1,2,150,0,2.3,3,0,6,?\n", "the last column must be 0 to 4"),
         ("\n", "the file is empty"),
     ],
@@ -420,9 +420,9 @@ def test_malformed_genotypes(tmp_path: Path) -> None:
         return message
 
     assert "not a variant-major PLINK .bed" in broken(bed, b"\x6c\x1b\x00" + bed.read_bytes()[3:])
-    assert "ask for 3378963" in broken(bed, bed.read_bytes()[:-1])
+    assert "need 3378963" in broken(bed, bed.read_bytes()[:-1])
     assert "line 2 has 2 columns, not 6" in broken(fam, b"1 A 0 0 1 2\n1 B\n")
-    assert "A is there twice" in broken(fam, b"1 A 0 0 1 2\n1 A 0 0 1 2\n")
+    assert "A is in the file twice" in broken(fam, b"1 A 0 0 1 2\n1 A 0 0 1 2\n")
     assert "no column 'super_pop'" in broken(panel, b"sample\tpop\nHG00096\tGBR\n")
     assert "line 2 has 1 columns" in broken(panel, b"sample\tpop\tsuper_pop\nHG00096\n")
     assert "no person has a known population" in broken(panel, b"sample\tpop\tsuper_pop\nX\tGBR\tEUR\n")
@@ -434,7 +434,7 @@ def test_out_in_use(heart_data: Path, tmp_path: Path) -> None:
     (out / "mine.txt").write_text("keep")
     with pytest.raises(InputError, match="not empty"):
         prepare("heart", out, data=heart_data, say=lambda _: None)
-    with pytest.raises(InputError, match="a file is in the way"):
+    with pytest.raises(InputError, match="is a file or a link"):
         prepare("heart", out / "mine.txt", data=heart_data, say=lambda _: None)
     assert [p.name for p in out.iterdir()] == ["mine.txt"]
 
@@ -461,7 +461,7 @@ def test_what_arrives_is_verified(tmp_path: Path) -> None:
     save(BytesIO(b"abc"), good, path)
     assert path.read_bytes() == b"abc"
     for content, file, what in (
-        (b"abd", good, "is not that of a copy this was tested with"),
+        (b"abd", good, "is not that of a tested copy"),
         (b"abc", dataclasses.replace(good, max_bytes=2), "more than the 2 bytes expected"),
     ):
         with pytest.raises(InputError, match=what):

@@ -221,7 +221,7 @@ def test_what_cannot_be_audited_is_said(folder: Path, tmp_path: Path, capsys: py
         assert _run(app, ["audit", str(run), "--sites", str(sites), *words], False) == 2
         return capsys.readouterr().err
 
-    assert "no run's folder" in refused(tmp_path)
+    assert "not a run's folder" in refused(tmp_path)
     run = tmp_path / "run"
     run.mkdir()
     (run / "study.json").write_text(study.canonical)

@@ -100,11 +100,11 @@ def test_too_many_are_one_sentence_and_still_listed(tmp_path: Path, broken: int,
 def test_the_commands_show_what_was_set_aside(tmp_path: Path) -> None:
     picture_site(tmp_path / "a")
     (tmp_path / "s.toml").write_text(to_toml(make_plan(("image",), sites=("a",))))
-    assert "nothing is set aside" in command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
+    assert "no images are excluded" in command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
     turn(tmp_path / "a" / "images" / "p02.png")
     checked = command("fedml-site", "check", tmp_path / "s.toml", "--site", tmp_path / "a", cwd=tmp_path)
     assert checked.returncode == 0, checked.stderr
-    assert "an image set aside of 1 persons: geometry" in checked.stdout
+    assert "excluded an image of 1 persons: geometry" in checked.stdout
     listed = command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
     assert "1 geometry" in listed
     assert "p02.png: is (1, 8, 9)" in listed

@@ -246,7 +246,7 @@ def test_more_l1_more_zeros_and_the_zeros_are_not_exported(tmp_path: Path, place
     assert VARIANTS == rows[0] > rows[1] > rows[2] > 0
     study = read_study(study_file(tmp_path, model__variants={"net": "linear", "l1": 50.0}, **changes))
     trained(study, places, tmp_path / "none")
-    with pytest.raises(InputError, match=r"every weight of its model is 0, .* with a smaller l1"):
+    with pytest.raises(InputError, match=r"every weight of the model is 0, .* with a smaller l1"):
         export_score(tmp_path / "none", tmp_path / "none.txt")
     assert not (tmp_path / "none.txt").exists()
 
@@ -290,7 +290,7 @@ def number(tmp_path_factory: pytest.TempPathFactory, places: dict[str, Place]) -
     folder = tmp_path_factory.mktemp("number")
     study = read_study(study_file(folder, cohort__target="z", model__task="regression", federation__rounds=4))
     trained(study, places, folder / "run")
-    assert export_score(folder / "run", folder / "z.txt.gz").endswith("(GRCh38); the score is z in its own unit")
+    assert export_score(folder / "run", folder / "z.txt.gz").endswith("(GRCh38); the score is z in its unit")
     return folder / "run", folder / "z.txt.gz"
 
 
@@ -329,7 +329,7 @@ def test_at_a_hospital_that_took_no_part_the_score_is_the_models(tmp_path: Path,
     complete[found.present] = (other.dosage[:, 5:] >= 0).all(1)
     assert complete.sum() > 5
     np.testing.assert_allclose((found.scores.total - plain.scores.total)[complete], found.expected[1], rtol=0, atol=1e-9)
-    assert "5 without a variant here count by their stated frequency" in show(found)
+    assert "5 without a variant at this site count by their stated frequency" in show(found)
 
 
 def test_where_the_files_are_of_several_builds_a_score_is_matched_by_rsid(tmp_path: Path) -> None:
@@ -370,9 +370,9 @@ def test_what_is_no_score_is_not_exported(tmp_path: Path, places: dict[str, Plac
     network = {"net": "mlp", "hidden": [3]}
     trained(read_study(study_file(tmp_path, model__variants=network, federation__rounds=1)), places, tmp_path / "mlp")
     cases = [
-        (tmp_path, "is no run's folder, it has no study.json"),
-        (finished(tmp_path / "failed", study, "failed"), "did not finish, so it left no model"),
-        (finished(tmp_path / "preflight", study), "holds no model, as a preflight or an association leaves none"),
+        (tmp_path, "is not a run's folder, it has no study.json"),
+        (finished(tmp_path / "failed", study, "failed"), "did not finish, so it has no model"),
+        (finished(tmp_path / "preflight", study), r"has no model \(a preflight or an association study has none\)"),
         (tmp_path / "mlp", r'needs \[cohort\] inputs = \["variants"\], \[model.variants\] net = "linear"'),
     ]
     for run, sentence in cases:
@@ -453,7 +453,7 @@ def test_letters_that_are_their_own_complement_are_believed_where_the_strand_is_
     assert (found.counts["strand"], found.counts["ambiguous"], found.counts["matched"]) == expected
     assert found.counts["swapped"] == 0
     assert found.doubtful is (which == "some")
-    assert ("no A/T or C/G is believed" in show(found)) is (which == "some")
+    assert ("A/T and C/G are excluded" in show(found)) is (which == "some")
     wanted = [(v, 1.0, False, None) for v in range(VARIANTS) if v % 6 < 4 or which != "some"]
     np.testing.assert_allclose(found.scores.total[found.present], by_hand(places["a"], wanted), atol=1e-12)
 
@@ -490,7 +490,7 @@ def test_what_cannot_be_scored_is_one_sentence_and_leaves_no_file(tmp_path: Path
         return command("fedml-site", "score", file.name, "--out", out, *words, cwd=tmp_path)
 
     refused(said(scoring_file(tmp_path / "b37.txt", [row(0, 1.0)], "hg19"), "--site", site), "the positions are of GRCh37")
-    refused(said(few, "--site", site), "few.txt: 1 of its 4 weights match a variant of ")
+    refused(said(few, "--site", site), "few.txt: 1 of 4 weights match a variant of ")
     refused(said(good, "--site", site, out="nowhere/out.csv"), "nowhere/out.csv: cannot be written (No such file or directory)")
     bare = write_manifest(tmp_path / "bare", "bare", clinical='{ path = "clinical.csv" }')
     refused(said(good, "--site", bare), "[data] has no variants")
@@ -530,9 +530,9 @@ def test_every_weight_lies_in_a_stretch_and_there_are_few(places: dict[str, Plac
     folder = places["b"].manifest.parent
     file = scoring_file(folder / "stretches.txt", [("", contig, position, "A", "C", 1.0, "") for contig, position in at])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedml.clients.desk.score._GAP", gap)
-        patch.setattr("fedml.clients.desk.score._STRETCHES", most)
-        patch.setattr("fedml.clients.desk.score._REACH", 0)
+        patch.setattr("fedml.clients.desk.score._MAX_GAP", gap)
+        patch.setattr("fedml.clients.desk.score._MAX_REGIONS", most)
+        patch.setattr("fedml.clients.desk.score._MARGIN_BASES", 0)
         found = stretches(read_scoring(file), source)
     inside = Inside(merged(found))
     here = {place for place in at if place[0] in ("21", "22")}
@@ -547,8 +547,8 @@ def test_every_weight_lies_in_a_stretch_and_there_are_few(places: dict[str, Plac
 
 
 def test_a_score_by_regions_is_that_of_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedml.clients.desk.score._GAP", 100)
-    monkeypatch.setattr("fedml.clients.desk.score._REACH", 10)
+    monkeypatch.setattr("fedml.clients.desk.score._MAX_GAP", 100)
+    monkeypatch.setattr("fedml.clients.desk.score._MARGIN_BASES", 10)
     found = {}
     file = scoring_file(tmp_path / "s.txt", [row(v, float(v)) for v in (3, 4, 14, 22)])
     for name, index, bed in (("index", True, False), ("whole", False, False), ("bed", True, True)):
