@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from fedml.clients.site.manifest import Policy, Site, check_roster
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import genomics
 from fedml.clients.work.client import execute, model_for, reason_of, refusal
+from fedml.clients.work.half import Memory, check_declared, site_algorithm
 from fedml.clients.work.request import Request, read_request
+from fedml.contract.extras import NO_EXTRAS
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
 from fedml.models.layout import Layout, make_layout
 from fedml.privacy.releases import counted_parts, message_events
+from fedml.strategies.algorithms.algorithm import returned
 from fedml.study.sections import PartName
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
@@ -49,7 +53,6 @@ from fedml.wire.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
-    REQUEST_CONFIG,
     REQUEST_RECORDS,
     SITE,
     SUMS,
@@ -110,8 +113,8 @@ class Gate:
             self.journal.append(direction="in", verdict="accepted", reason="", **told)
             direction, told["records"] = "out", ()
             self._charge(asked, told["run"])
-            content = execute(asked, message.content)
-            told["records"] = _notes(content)
+            content = execute(asked, message.content, Memory(context.state, told["run"]))
+            told["records"] = _named(_notes(content), content, site_algorithm(asked.study).returns)
             check_reply(asked, content, message.content, limits(self.site.manifest.policy, asked.study))
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **told)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
@@ -146,6 +149,7 @@ class Gate:
         if study.federation.rounds > allowed.max_rounds or not fewest <= asked.round <= most:
             raise SiteError(Reason.ROUNDS, f"round {asked.round} of {most}, the policy allows {allowed.max_rounds} rounds")
         check_planned(study, asked.phase)
+        told["records"] = _named(told["records"], message.content, site_algorithm(study).sends.records)
         check_request(asked, message.content)
         if told["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
             raise SiteError(Reason.REPLAYED, f"the study was run {policy.max_runs} times here, which is what the policy allows (max_runs)")
@@ -241,6 +245,11 @@ def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
     return tuple(notes[:64])
 
 
+def _named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:
+    """``notes`` of ``content`` with the names of the records that the study's algorithm declares."""
+    return tuple(replace(note, name=name) if name in declared else note for note, name in zip(notes, content, strict=False))
+
+
 def _numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
     """The first and the last number that a message of ``phase`` may have: test persons are looked at once, after the last round."""
     if phase in ANALYSES:
@@ -256,14 +265,10 @@ def check_planned(study: Study, phase: Phase) -> None:
 
 
 def check_request(asked: Request, content: RecordDict) -> None:
-    """Raises ``SiteError`` unless the message holds exactly what its phase declares (``fedml.wire.records``)."""
+    """Raises ``SiteError`` unless the message holds exactly what its phase declares (``fedml.wire.records``) and what the study's algorithm
+    does."""
+    check_declared(asked, content)
     expected = REQUEST_RECORDS[asked.phase]
-    if set(content) != expected:
-        raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
-    for key, value in content.config_records[CONFIG].items():
-        kind = REQUEST_CONFIG.get(key)
-        if kind is None or isinstance(value, bool) or not isinstance(value, kind):
-            raise SiteError(Reason.UNDECLARED, "the config holds a key or type that is not declared")
     if AGREEMENT in expected:
         values = read_arrays(content, AGREEMENT)
         fixed = {f"preprocess.{name}.{what}" for name in asked.study.cohort.inputs for what in ("mean", "std")} | {
@@ -290,12 +295,13 @@ def check_reply(asked: Request, reply: RecordDict, request: RecordDict, allowed:
     large."""
     if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
-    weights = None
+    weights, extras = None, NO_EXTRAS
     if asked.phase is Phase.ROUND:
         weights = {k: tuple(v.shape) for k, v in model_for(asked.study, _layout(asked.study, request)).weights.items()}
+        extras = returned(site_algorithm(asked.study), asked.phase, weights)
     elif asked.phase in ANALYSES:
         weights = genomics.shapes_of_reply(asked, request)
-    check_form(asked.study, asked.phase, asked.name, reply, weights)
+    check_form(asked.study, asked.phase, asked.name, reply, weights, extras)
     small = f"fewer than {allowed.min_count} persons would leave"
     if asked.phase in ANALYSES:
         genomics.check_small(asked, reply, request, allowed.min_count)

@@ -45,6 +45,7 @@ _WORDS = {
     "empty-part": "this site has no persons for that part of the study",
     "non-finite": "the numbers were not finite",
     "internal": "an error at this site; its log says which",
+    "state-lost": "what this site kept of the run's earlier rounds is gone, because it was restarted",
 }
 
 

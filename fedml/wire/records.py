@@ -63,7 +63,8 @@ class Phase(StrEnum):
 ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT})
 
 
-# What a message to a site may hold: its records by phase, its config's keys and their types. Nothing else is read.
+# What a message to a site may hold: its records by phase, its config's keys and their types. What a study's algorithm adds to a round is
+# declared by the algorithm (``fedml.contract.extras``). Nothing else is read.
 REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.DESCRIBE: {CONFIG},
     Phase.VOXELS: {CONFIG, AGREEMENT},
@@ -72,7 +73,8 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
     **{phase: {CONFIG, AGREEMENT, ANALYSIS} for phase in ANALYSES},
 }
-REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
+REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int}
+COUNTED_ROUND = "counted-round"  # where sites keep state: the last round in which the site's reply was counted, 0 for none
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
 # Under privacy of one patient: the number that the study states, and nothing of the training.
 PRIVATE_METRICS: dict[str, type] = {NUM_EXAMPLES: int}
