@@ -37,6 +37,7 @@ class Reason(StrEnum):
     TOO_LARGE = "too-large"
     TOO_FEW = "too-few-persons"
     BUDGET = "privacy-budget"
+    STATE_LOST = "state-lost"
 
 
 class SiteError(Exception):

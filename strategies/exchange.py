@@ -15,7 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedml.errors import Reason, RunError, SiteError
-from fedml.flower.grid import NOT_THERE, InProcessGrid
+from fedml.flower.grid import NOT_THERE, wants_packing
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, unbundle
 from fedml.wire.records import CONFIG, JOURNAL, Phase, size_bytes
@@ -98,10 +98,10 @@ def answers(
     """
     start = time.monotonic()
     outgoing = list(messages)
-    apart = not isinstance(grid, InProcessGrid)
+    packing = wants_packing(grid)
     sizes = [size_bytes(message.content) for message in outgoing]
     made: dict[int, ArrayRecord] = {}
-    for message in outgoing if apart else ():
+    for message in outgoing if packing else ():
         message.content = bundle(message.content, made)
     accepted = set(grid.push_messages(outgoing))  # at once: what they share travels once
     sent = [(m.metadata.dst_node_id, size, m.metadata.message_id) for m, size in zip(outgoing, sizes, strict=True)]

@@ -14,7 +14,8 @@ import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedml.contract.replies import Shapes, check_form
+from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
+from fedml.contract.replies import check_form
 from fedml.errors import RunError
 from fedml.learning.task import Counts, add_counts
 from fedml.learning.tasks import make_task
@@ -22,8 +23,9 @@ from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.log import emit, save_counts, save_model
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, Tell
-from fedml.strategies.algorithms.averaging import Averaging, StepState
-from fedml.strategies.algorithms.registry import make_strategy
+from fedml.strategies.algorithms.algorithm import StepState, returned
+from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
@@ -95,8 +97,9 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     config = request(study, Phase.ROUND, number)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
-    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.ROUND, shapes))
-    replies = _train_replies(incoming, who, counts)
+    extras = returned(algorithm_of(study), Phase.ROUND, shapes)
+    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.ROUND, shapes, extras))
+    replies = _train_replies(incoming, who, counts, extras)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
     if following is None:
@@ -133,8 +136,8 @@ def privacy_record(study: Study, asked: Mapping[str, int]) -> dict[str, Any]:
             "sentence": worst and worst.sentence()}  # fmt: skip
 
 
-def _form(study: Study, phase: Phase, shapes: Shapes | None) -> Callable[[str, RecordDict], None]:
-    return lambda site, reply: check_form(study, phase, site, reply, shapes)
+def _form(study: Study, phase: Phase, shapes: Shapes | None, extras: Extras = NO_EXTRAS) -> Callable[[str, RecordDict], None]:
+    return lambda site, reply: check_form(study, phase, site, reply, shapes, extras)
 
 
 def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -> Iterator[Message]:
@@ -149,14 +152,15 @@ def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -
             yield message
 
 
-def _train_replies(replies: Iterable[Answer], who: Participation, counts: dict[str, Counts]) -> Iterator[Message]:
-    """Passes on what a strategy adds up (arrays and metrics, as Flower's own expect), and keeps the counts."""
+def _train_replies(replies: Iterable[Answer], who: Participation, counts: dict[str, Counts], extras: Extras) -> Iterator[Message]:
+    """Passes on what a strategy adds up (arrays and metrics, as Flower's own expect, and ``extras``), and keeps the counts."""
     for answer in replies:
         read = _read_counts(answer, counts)
         if read.reason is None:
             content = read.message.content
             metrics = content.metric_records[METRICS]
-            yield _with_content(read.message, RecordDict({ARRAYS: content.array_records[ARRAYS], METRICS: metrics}))
+            own = {name: content.array_records[name] for name in (ARRAYS, *extras.records)}
+            yield _with_content(read.message, RecordDict({**own, METRICS: metrics}))
             # The strategy has read it: keep the numbers and let the arrays go, so that memory stays flat.
             read = replace(read, message=_with_content(read.message, RecordDict({METRICS: metrics})))
         who.add(read)

@@ -92,7 +92,7 @@ PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "make_optimizer": ("fedml.learning.training", "make_optimizer", TRAINED, 1),
     "task.loss": ("torch.nn.functional", "cross_entropy", TRAINED, 3),
     "backward": ("torch:Tensor", "backward", TRAINED, 3),
-    "hook": ("fedml.clients.work.client", "proximal_hook", TRAINED, 3),
+    "hook": ("fedml.strategies.algorithms.fedprox", "proximal_hook", TRAINED, 3),
     "optimizer.step": ("torch.optim:Adam", "step", TRAINED, 3),
 }
 BAD_DATA: dict[str, tuple[str, ...]] = {

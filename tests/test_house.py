@@ -1,4 +1,4 @@
-"""The import contracts in pyproject.toml hold, and they are broken by one arrow that points up or closes a circle, however it is written."""
+"""The import contracts in pyproject.toml hold, and one more arrow that points up or closes a circle breaks them, however it is written."""
 
 from __future__ import annotations
 
@@ -43,7 +43,11 @@ def test_the_contracts_are_kept(copy: Path) -> None:
         ("fedml/study/contigs.py", "from fedml.cohort.table import read_table as _up", "Imports point down"),
         ("fedml/wire/records.py", "def _up() -> None:\n    import fedml.strategies.rounds as _  # noqa", "Imports point down"),
         ("strategies/exchange.py", "if TYPE_CHECKING:\n    import fedml.clients.gate.gate as _up", "Imports point down"),
-        ("fedml/cohort/variants/regions.py", "def _up() -> None:\n    import fedml.cohort.variants.open as _  # noqa", "No folder has a circle"),
+        (
+            "fedml/cohort/variants/regions.py",
+            "def _up() -> None:\n    import fedml.cohort.variants.open as _  # noqa",
+            "No folder has a circle",
+        ),
         ("clients/site/manifest.py", "import fedml.clients.gate.gate as _up", "No folder has a circle"),
     ],
 )

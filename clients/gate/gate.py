@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from fedml.clients.site.manifest import Policy, Site, check_roster
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import genomics
 from fedml.clients.work.client import execute, model_for, reason_of, refusal
+from fedml.clients.work.half import Memory, check_declared, site_algorithm
 from fedml.clients.work.request import Request, read_request
+from fedml.contract.extras import NO_EXTRAS
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
 from fedml.models.layout import Layout, make_layout
 from fedml.privacy.releases import counted_parts, message_events
+from fedml.strategies.algorithms.algorithm import returned
 from fedml.study.sections import PartName
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
@@ -50,7 +54,6 @@ from fedml.wire.records import (
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
-    REQUEST_CONFIG,
     REQUEST_RECORDS,
     SITE,
     SUMS,
@@ -112,8 +115,8 @@ class Gate:
             self.journal.append(direction="in", verdict="accepted", reason="", **note)
             direction, note["records"] = "out", ()
             self._charge(request, note["run"])
-            content = execute(request, message.content)
-            note["records"] = _notes(content)
+            content = execute(request, message.content, Memory(context.state, note["run"]))
+            note["records"] = _named(_notes(content), content, site_algorithm(request.study).returns)
             check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study))
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
@@ -152,6 +155,7 @@ class Gate:
                 f"[policy] max_rounds allows {allowed.max_rounds}",
             )
         check_planned(study, request.phase)
+        note["records"] = _named(note["records"], message.content, site_algorithm(study).sends.records)
         check_request(request, message.content)
         if note["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
             raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
@@ -253,6 +257,11 @@ def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
     return tuple(notes[:64])
 
 
+def _named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:
+    """``notes`` of ``content`` with the names of the records that the study's algorithm declares."""
+    return tuple(replace(note, name=name) if name in declared else note for note, name in zip(notes, content, strict=False))
+
+
 def _numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
     """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round."""
     if phase in ANALYSES:
@@ -268,14 +277,9 @@ def check_planned(study: Study, phase: Phase) -> None:
 
 
 def check_request(request: Request, content: RecordDict) -> None:
-    """Raises ``SiteError`` unless the message holds exactly what its phase declares (``fedml.wire.records``)."""
+    """Raises ``SiteError`` unless the message holds exactly what its phase (``fedml.wire.records``) and the study's algorithm declare."""
+    check_declared(request, content)
     expected = REQUEST_RECORDS[request.phase]
-    if set(content) != expected:
-        raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
-    for key, value in content.config_records[CONFIG].items():
-        kind = REQUEST_CONFIG.get(key)
-        if kind is None or isinstance(value, bool) or not isinstance(value, kind):
-            raise SiteError(Reason.UNDECLARED, "the config record has a key or a type that is not declared")
     if AGREEMENT in expected:
         values = read_arrays(content, AGREEMENT)
         fixed = {f"preprocess.{name}.{what}" for name in request.study.cohort.inputs for what in ("mean", "std")} | {
@@ -302,12 +306,13 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
     not too large."""
     if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
-    weights = None
+    weights, extras = None, NO_EXTRAS
     if request.phase is Phase.ROUND:
         weights = {k: tuple(v.shape) for k, v in model_for(request.study, _layout(request.study, content)).weights.items()}
+        extras = returned(site_algorithm(request.study), request.phase, weights)
     elif request.phase in ANALYSES:
         weights = genomics.shapes_of_reply(request, content)
-    check_form(request.study, request.phase, request.name, reply, weights)
+    check_form(request.study, request.phase, request.name, reply, weights, extras)
     small = f"fewer than {allowed.min_count} persons (min_count) would be sent"
     if request.phase in ANALYSES:
         genomics.check_small(request, reply, content, allowed.min_count)

@@ -46,6 +46,7 @@ _SENTENCES = {
     "empty-part": "this site has no persons in that part of the study",
     "non-finite": "a number was not finite",
     "internal": "an error at this site; the site's log describes the error",
+    "state-lost": "the state that this site kept of earlier rounds of the run was lost in a restart",
 }
 
 

@@ -6,6 +6,7 @@ An exception becomes one of ``fedml.errors.Reason``; its text goes to the site's
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from flwr.clientapp import ClientApp
 
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.work.half import Memory, begin, end
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once, text_array
 from fedml.cohort.groups import shown
 from fedml.cohort.images.histograms import BINS, Counted
@@ -40,7 +42,6 @@ from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
-from fedml.strategies.algorithms.fedprox import MU, proximal_hook
 from fedml.study.sections import PARTS, PartName
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
@@ -104,7 +105,7 @@ def answer(message: Message, context: Context) -> Message:
         asked = read_request(message.content, _manifests(context, message), str(config["name"]) if "name" in config else None)
         if len(asked.manifests) == 1:
             check_roster(read_site_once(asked.manifests[0]), asked.study)
-        content = execute(asked, message.content)
+        content = execute(asked, message.content, Memory(context.state, str(message.metadata.run_id)))
         return Message(bundle(content) if bundled else content, reply_to=message)
     except Exception as error:  # whatever it is, its text may name a person
         reason = reason_of(error)
@@ -126,13 +127,13 @@ def refusal(message: Message, reason: Reason) -> Message:
     return Message(Error(ERROR_CODE, str(reason)), reply_to=message)
 
 
-def execute(asked: Request, content: RecordDict) -> RecordDict:
+def execute(asked: Request, content: RecordDict, memory: Memory) -> RecordDict:
     """Does what is asked and returns the reply's content. Raises whatever goes wrong: see ``reason_of``."""
     if asked.phase in ANALYSES:
         from fedml.clients.work.genomics import analyse
 
         return analyse(asked, content)
-    return _PHASES[asked.phase](asked, content)
+    return _round(asked, content, memory) if asked.phase is Phase.ROUND else _PHASES[asked.phase](asked, content)
 
 
 def _manifests(context: Context, message: Message) -> tuple[str, ...]:
@@ -277,9 +278,10 @@ def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Tas
     return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
 
 
-def _round(asked: Request, content: RecordDict) -> RecordDict:
+def _round(asked: Request, content: RecordDict, memory: Memory) -> RecordDict:
     study = asked.study
     loaded, cohort = _filled(asked, content)
+    work = begin(asked, content, memory)
     model, task = loaded.model, loaded.task
     reply = RecordDict()
     every = study.training.evaluate_every
@@ -291,14 +293,14 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
         if not (private and part == "train"):
             reply[COUNTS] = pack(_counts([part], model, cohort, task, asked))
     if private:
-        _train_private(asked, model, cohort, task)
+        _train_private(asked, model, cohort, task, work.hooks)
         reply[ARRAYS] = pack(loaded.weights)
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    hooks, penalty = _hooks(asked, model), _penalty(study)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, l1=penalty, device=_device(asked))
+    result = train(model, cohort, study.training, task, seed=seed, hooks=work.hooks, l1=_penalty(study), device=_device(asked))
     reply[ARRAYS] = pack(loaded.weights)
+    reply.update(end(asked, work, loaded.weights, result.steps, memory))
     reply[METRICS] = MetricRecord(
         {
             NUM_EXAMPLES: cohort.count("train"),
@@ -311,18 +313,12 @@ def _round(asked: Request, content: RecordDict) -> RecordDict:
     return reply
 
 
-def _train_private(asked: Request, model: CohortModel, cohort: Cohort, task: Task) -> None:
+def _train_private(asked: Request, model: CohortModel, cohort: Cohort, task: Task, hooks: Sequence[GradientHook]) -> None:
     """One round of DP-SGD, in place; rate, noise and steps follow from the study alone."""
     study = asked.study
     drawn = sampling(study, asked.name)
     privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, asked.name), drawn.rate, drawn.divisor, drawn.steps)
-    private_train(model, cohort, study.training, task, privacy, hooks=_hooks(asked, model))
-
-
-def _hooks(asked: Request, model: CohortModel) -> list[GradientHook]:
-    """The client halves of the strategies: what the message's config asks for."""
-    mu = float(asked.config.get(MU, 0.0))
-    return [proximal_hook(mu, dict(model.named_parameters()))] if mu else []
+    private_train(model, cohort, study.training, task, privacy, hooks=hooks)
 
 
 def _penalty(study: Study) -> dict[str, float]:
@@ -346,6 +342,5 @@ _PHASES = {
     Phase.DESCRIBE: _describe,
     Phase.VOXELS: _voxels,
     Phase.STATISTICS: _statistics,
-    Phase.ROUND: _round,
     Phase.EVALUATE: _evaluate,
 }

@@ -25,6 +25,7 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from fedml.experiments.bench.timing import PeakMemory, machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
 from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.fedavg import fedavg
 from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, pack, unpack
 
 SITES = 20
@@ -66,7 +67,7 @@ def fresh(models: list[Model], sites: int) -> Iterator[RecordDict]:
 
 def ours(replies: Iterator[RecordDict]) -> ArrayRecord:
     """The mean by fedml's strategy, which reads the replies as a stream."""
-    mean, _ = Averaging().aggregate_train(1, (Message(reply, 1, "train") for reply in replies))
+    mean, _ = Averaging(fedavg(), 1).aggregate_train(1, (Message(reply, 1, "train") for reply in replies))
     assert mean is not None
     return mean
 

@@ -21,6 +21,7 @@ from typing import Any
 from fedml.errors import InputError
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import EVENTS, MODEL, read_events
+from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.sections import PARTS, normal
 from fedml.study.study import Study
 
@@ -136,7 +137,8 @@ def _method(record: Record) -> Iterator[Told]:
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
     text = (
-        f"Strategy {strategy.name}{options}. At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
+        f"Strategy {strategy.name}{options}. {algorithm_of(study).words.report} "
+        f"At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
         f"weight decay {plan.weight_decay:g}, {batch}, {_count(plan.local_epochs, 'epoch')} a round, "
         f"precision {plan.precision}. "
         f"{_count(study.federation.rounds, 'round')} planned."

@@ -14,7 +14,7 @@ from fedml.experiments.report.numbers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
 from fedml.experiments.runs.record import Record
-from fedml.study.describe import leaves
+from fedml.strategies.describe import leaves
 
 Found = Mapping[str, Any]
 

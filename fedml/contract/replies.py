@@ -4,7 +4,8 @@ every reply against it before anything of it is used: a site that runs something
     describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, persons set aside)
     voxels      voxels (histogram of raw intensities of training persons' images, how many persons: ``fedml.cohort.images.histograms``)
     statistics  sums (three a quantity, over training persons)
-    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived)
+    round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived), and what
+                the study's algorithm returns (``fedml.contract.extras``)
     evaluate    counts (of the model as it arrived)
     analyses    analysis (sums, step by step: ``fedml.analytics.forms``)
 """
@@ -12,7 +13,6 @@ every reply against it before anything of it is used: a site that runs something
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from fedml.cohort.variants.builds import BUILDS
 from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
 from fedml.contract.counts import count_fields
 from fedml.contract.disclosure import read_policy
+from fedml.contract.extras import NO_EXTRAS, Extras, Shapes, check_records
 from fedml.errors import Reason, SiteError
 from fedml.learning.classification import coarse
 from fedml.study.sections import PARTS
@@ -57,7 +58,6 @@ from fedml.wire.records import (
     unpack,
 )
 
-Shapes = Mapping[str, tuple[int, ...]]
 _MOST_VOXELS = 2.0**44
 _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
     Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
@@ -70,14 +70,15 @@ _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, whi
 _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
 
 
-def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None) -> None:
+def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None, extras: Extras = NO_EXTRAS) -> None:
     """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, of the declared types and shapes, and finite.
 
     Args:
         name: of the site that answers. weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums
-        (``reply_shapes``) for an analysis.
+        (``reply_shapes``) for an analysis. extras: the records that the study's algorithm returns.
     """
     must, may = _RECORDS[phase]
+    must = must | extras.records.keys()
     if not must <= set(reply) <= must | may | {JOURNAL}:
         raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
     if phase is Phase.DESCRIBE:
@@ -88,6 +89,7 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
         _check_sums(study, reply)
     elif phase is Phase.ROUND:
         _check_trained(study, name, reply, weights or {})
+        check_records(reply, extras)
     elif phase in ANALYSES:
         _check_analysis(study, phase, reply, weights or {})
     if COUNTS in reply:

@@ -30,8 +30,15 @@ def ask_for_parts_sooner() -> None:
     vars(http_grid)["pull_objects"] = partial(pull_objects, initial_backoff=0.05, backoff_cap=2.0)
 
 
+def wants_packing(grid: Grid) -> bool:
+    """Should the arrays of a record travel as one array (``fedml.wire.packing``)? Yes, unless the grid says that nothing travels."""
+    return bool(getattr(grid, "wants_packing", True))
+
+
 class InProcessGrid(Grid):
     """Nodes 1, 2, ... with the given configurations. Messages are queued; pulling a reply runs the app for its node."""
+
+    wants_packing = False  # messages stay in this process
 
     def __init__(self, app: App, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1

@@ -62,7 +62,8 @@ class Phase(StrEnum):
 ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT})
 
 
-# Permitted contents of a request: its records by phase, its config's keys and their types. A site reads nothing else.
+# Permitted contents of a request: its records by phase, its config's keys and their types. The study's algorithm declares what it adds to a
+# round (``fedml.contract.extras``). A site reads nothing else.
 REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.DESCRIBE: {CONFIG},
     Phase.VOXELS: {CONFIG, AGREEMENT},
@@ -71,7 +72,8 @@ REQUEST_RECORDS: dict[Phase, set[str]] = {
     Phase.EVALUATE: {CONFIG, AGREEMENT, ARRAYS},
     **{phase: {CONFIG, AGREEMENT, ANALYSIS} for phase in ANALYSES},
 }
-REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int, "proximal-mu": float}
+REQUEST_CONFIG: dict[str, type] = {"study": str, "phase": str, "round": int, "server-round": int}
+COUNTED_ROUND = "counted-round"  # where sites keep state: the last round in which the site's reply was counted, 0 for none
 REPLY_METRICS: dict[str, type] = {NUM_EXAMPLES: int, "loss-sum": float, "seen": int, "steps": int, "train_loss": float}
 # Under patient-level privacy: the number of persons that the study states, and no training metric.
 PRIVATE_METRICS: dict[str, type] = {NUM_EXAMPLES: int}

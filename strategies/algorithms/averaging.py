@@ -1,33 +1,23 @@
-"""Averaging with a server step: the one Flower ``Strategy`` of ours, from which every named one is put together.
+"""Averaging with a server step: the one Flower ``Strategy`` of ours; it runs the server half of any ``Algorithm`` of ours.
 
-    strategy = Averaging(step=adam_step(lr=0.1), client={"mu": 0.1})
+    strategy = Averaging(fedadam(server_lr=0.1), sites=3)
 
-A strategy is a *server step*, a pure function (state, current, mean) -> (state, next), and what its client half is told. Replies are
-added as they arrive and forgotten: memory stays flat in the number of sites. FedAvg: McMahan et al. 2017, algorithm 1.
+Replies are added as they arrive and forgotten: memory stays flat in the number of sites. FedAvg: McMahan et al. 2017, algorithm 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedml.wire.records import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, pack, unpack_tensors
-
-Arrays = dict[str, torch.Tensor]
-StepState = Mapping[str, Arrays]
-ServerStep = Callable[[StepState, Arrays, Arrays], tuple[StepState, Arrays]]
-Weighting = Literal["persons", "equal"]
-
-
-def keep_mean(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
-    """FedAvg's server step: the mean is the next model."""
-    return state, mean
+from fedml.strategies.algorithms.algorithm import Algorithm, Arrays, Folded, StepState, sent
+from fedml.wire.records import ARRAYS, CONFIG, COUNTED_ROUND, METRICS, NUM_EXAMPLES, Phase, pack, unpack_tensors
 
 
 class Fold:
@@ -85,42 +75,65 @@ class Collector(Protocol):
 
 
 class Averaging(Strategy):
-    """See the module's text. Final: a new algorithm is a new ``step`` or client half, not a subclass.
+    """See the module's text. Final: a new algorithm is a new ``Algorithm``, not a subclass.
 
     ``collect`` makes the collector of a round from the round's model and the state; what it says of itself in ``state`` is kept.
+
+    Args:
+        algorithm: one with a server half of ours. sites: of the roster.
+
+    Raises:
+        ValueError: the algorithm has no server half.
     """
 
-    def __init__(
-        self, step: ServerStep = keep_mean, *, client: Mapping[str, float] | None = None, weighting: Weighting = "persons"
-    ) -> None:
-        self.step = step
-        self.client = dict(client or {})
-        self.weighting = weighting
+    def __init__(self, algorithm: Algorithm, sites: int) -> None:
+        if algorithm.server is None:
+            raise ValueError("the server half of this algorithm is a Flower strategy")
+        self.algorithm, self.sites = algorithm, sites
+        self.step, self.weighting, self.config = algorithm.server.step, algorithm.server.weighting, algorithm.server.config
         self.state: StepState = {}
         self.current: Arrays = {}
         self.collect: Callable[[Arrays, StepState], Collector] = lambda current, state: Fold()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The same message to every node of the grid."""
+        """The same message to every node of the grid; where sites keep state, also the last round in which the node's reply was counted."""
         self.current = unpack_tensors(arrays)
-        content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({**config, "server-round": server_round, **self.client})})
-        return [Message(content, node, "train") for node in grid.get_node_ids()]
+        shapes = {name: tuple(value.shape) for name, value in self.current.items()}
+        records = {
+            name: pack(self.state.get(name) or {key: torch.zeros(shape) for key, shape in own.items()})
+            for name, own in sent(self.algorithm, Phase.ROUND, shapes).records.items()
+        }
+        shared = {**config, "server-round": server_round, **self.config}
+        content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(shared), **records})
+        if not self.algorithm.keeps:
+            return [Message(content, node, "train") for node in grid.get_node_ids()]
+        counted = self.state.get(COUNTED_ROUND, {})
+        return [
+            Message(RecordDict({**content, CONFIG: ConfigRecord({**shared, COUNTED_ROUND: int(counted.get(str(node), 0))})}), node, "train")
+            for node in grid.get_node_ids()
+        ]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Folds ``replies`` (an iterator is read once, one reply at a time) and takes the server step."""
-        fold = self.collect(self.current, self.state)
+        fold, extra = self.collect(self.current, self.state), {name: Fold() for name in self.algorithm.returns}
+        counted = dict(self.state.get(COUNTED_ROUND, {}))
+        answered = 0
         for reply in replies:
             if reply.has_error():
                 continue
             weight = 1.0 if self.weighting == "equal" else float(_number(reply.content.metric_records[METRICS][NUM_EXAMPLES]))
             if weight > 0:
                 fold.add(unpack_tensors(reply.content.array_records[ARRAYS]), weight)
+                for name, total in extra.items():
+                    total.add(unpack_tensors(reply.content.array_records[name]), weight)
+                counted[str(reply.metadata.src_node_id)] = torch.tensor(server_round)
+                answered += 1
             del reply  # before the next one is made
         if not fold.weight:
             return None, None
-        mean = fold.mean()
-        self.state, following = self.step(self.state, self.current, mean)
-        self.state = {**self.state, **getattr(fold, "state", {})}
+        folded = Folded(self.current, fold.mean(), {name: total.mean() for name, total in extra.items()}, answered, self.sites)
+        self.state, following = self.step(self.state, folded)
+        self.state = {**self.state, **getattr(fold, "state", {}), **({COUNTED_ROUND: counted} if self.algorithm.keeps else {})}
         return pack(following), MetricRecord({NUM_EXAMPLES: fold.weight})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:

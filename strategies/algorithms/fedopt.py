@@ -11,10 +11,20 @@ from collections.abc import Callable
 import torch
 
 from fedml.errors import InputError
-from fedml.strategies.algorithms.averaging import Arrays, Averaging, ServerStep, StepState, Weighting
+from fedml.strategies.algorithms.algorithm import (
+    BUFFERS,
+    Algorithm,
+    Arrays,
+    Folded,
+    Server,
+    ServerStep,
+    StepState,
+    Weighting,
+    at_server,
+    by_weight,
+)
 
 _SecondMoment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-_BUFFERS = ("running_mean", "running_var")
 
 
 def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> ServerStep:
@@ -23,11 +33,12 @@ def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> Se
     if not tau > 0:
         raise InputError(f"[strategy] tau is {tau:g}; it must be more than 0.")
 
-    def step(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
+    def step(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
+        current, mean = folded.current, folded.mean
         m_before, v_before = state.get("m", {}), state.get("v", {})
         m, v, following = dict[str, torch.Tensor](), dict[str, torch.Tensor](), dict(mean)
         for key in current:
-            if key.endswith(_BUFFERS):
+            if key.endswith(BUFFERS):
                 continue
             delta = mean[key] - current[key]
             m[key] = beta_1 * m_before.get(key, torch.zeros_like(delta)) + (1 - beta_1) * delta
@@ -38,37 +49,43 @@ def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> Se
     return step
 
 
+def _made(name: str, step: ServerStep, weighting: Weighting) -> Algorithm:
+    report = f"The next model is a step of {name} from the current one towards the mean of the sites' models, {by_weight(weighting)}."
+    return at_server(Server(step, weighting, {}), report)
+
+
 def fedadam(
     server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
-) -> Averaging:
+) -> Algorithm:
     """Adam at the server."""
-    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: beta_2 * v + (1 - beta_2) * d2), weighting=weighting)
+    return _made("Adam", _adaptive(server_lr, beta_1, tau, lambda v, d2: beta_2 * v + (1 - beta_2) * d2), weighting)
 
 
 def fedyogi(
     server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
-) -> Averaging:
+) -> Algorithm:
     """Yogi at the server: the second moment moves by a bounded amount."""
-    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: v - (1 - beta_2) * d2 * torch.sign(v - d2)), weighting=weighting)
+    return _made("Yogi", _adaptive(server_lr, beta_1, tau, lambda v, d2: v - (1 - beta_2) * d2 * torch.sign(v - d2)), weighting)
 
 
-def fedadagrad(server_lr: float = 0.01, beta_1: float = 0.0, tau: float = 1e-3, weighting: Weighting = "persons") -> Averaging:
+def fedadagrad(server_lr: float = 0.01, beta_1: float = 0.0, tau: float = 1e-3, weighting: Weighting = "persons") -> Algorithm:
     """Adagrad at the server."""
-    return Averaging(_adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting=weighting)
+    return _made("Adagrad", _adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting)
 
 
-def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting = "persons") -> Averaging:
+def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting = "persons") -> Algorithm:
     """Momentum at the server; momentum 0 and server_lr 1 is FedAvg."""
 
-    def step(state: StepState, current: Arrays, mean: Arrays) -> tuple[StepState, Arrays]:
+    def step(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
+        current, mean = folded.current, folded.mean
         before = state.get("velocity", {})
         velocity, following = dict[str, torch.Tensor](), dict(mean)
         for key in current:
-            if key.endswith(_BUFFERS):
+            if key.endswith(BUFFERS):
                 continue
             delta = mean[key] - current[key]
             velocity[key] = momentum * before[key] + delta if key in before else delta
             following[key] = current[key] + server_lr * velocity[key]
         return {"velocity": velocity}, following
 
-    return Averaging(step, weighting=weighting)
+    return _made("momentum", step, weighting)

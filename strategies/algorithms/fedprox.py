@@ -1,5 +1,5 @@
 """FedProx: a proximal term mu/2 ||w - w_round||^2 in each site's loss. Li et al. 2020, "Federated Optimization in Heterogeneous
-Networks", equation 2. Both halves: the server tells mu, the client adds the term's gradient in the training loop's hook."""
+Networks", equation 2. The server sends mu, the site adds the term's gradient in the training loop's hook."""
 
 from __future__ import annotations
 
@@ -10,13 +10,25 @@ from torch import nn
 
 from fedml.errors import InputError
 from fedml.learning.training import GradientHook
-from fedml.strategies.algorithms.averaging import Averaging, Weighting
+from fedml.strategies.algorithms.algorithm import (
+    Algorithm,
+    Received,
+    Sends,
+    Server,
+    SiteWork,
+    Weighting,
+    Words,
+    by_weight,
+    keep_mean,
+    no_objection,
+    nothing_more,
+)
 
-# Flower's own FedProx tells its clients mu under this key, so either server works with our client half.
+# Flower's own FedProx sends mu under this key, so that either server works with this site half.
 MU = "proximal-mu"
 
 
-def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Averaging:
+def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Algorithm:
     """FedAvg whose sites stay near the round's model; mu = 0 is FedAvg.
 
     Raises:
@@ -24,10 +36,26 @@ def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Averaging:
     """
     if mu < 0:
         raise InputError(f"[strategy] mu is {mu:g}; it must be 0 or more.")
-    return Averaging(client={MU: mu}, weighting=weighting)
+    made = f"The next model is the mean of the sites' models, {by_weight(weighting)}"
+    return _proximal(Server(keep_mean, weighting, {MU: float(mu)}), made)
 
 
-def proximal_hook(mu: float, start: Mapping[str, nn.Parameter]) -> GradientHook:
+def flower_fedprox() -> Algorithm:
+    """The site half for ``flwr.serverapp.strategy:FedProx``, whose server half is Flower's."""
+    return _proximal(None, "The next model is made by Flower's FedProx")
+
+
+def _proximal(server: Server | None, made: str) -> Algorithm:
+    report = f"{made}; a proximal term holds each site's training near the round's model."
+    return Algorithm(server, _site, Sends({MU: float}, {}), {}, {}, no_objection, Words("", "", "", report))
+
+
+def _site(received: Received) -> SiteWork:
+    mu = float(received.config[MU])
+    return SiteWork((proximal_hook(mu, received.start),) if mu else (), nothing_more)
+
+
+def proximal_hook(mu: float, start: Mapping[str, torch.Tensor]) -> GradientHook:
     """Adds mu (w - w_round) to every gradient; ``start`` is copied."""
     anchor = {name: p.detach().clone() for name, p in start.items()}
 

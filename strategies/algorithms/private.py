@@ -1,6 +1,6 @@
 """Differential privacy of one site, at the server: clip each site's update, add them, add noise, divide by the roster's size.
 
-    strategy = private(fedavgm(), study)       # any strategy that averages; its server step comes after the noise
+    strategy = private(Averaging(fedavgm(), sites), study)       # any algorithm of ours; its server step comes after the noise
 
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", with a fixed denominator: a site that drops out counts as
 an update of zero, so adding or removing a site changes the sum by at most the clipping norm C and the released mean by C / n. The noise
@@ -22,7 +22,8 @@ import torch
 from fedml.errors import InputError
 from fedml.privacy.noise import add_gaussian
 from fedml.privacy.releases import noise_multiplier
-from fedml.strategies.algorithms.averaging import Arrays, Averaging, Collector, StepState
+from fedml.strategies.algorithms.algorithm import Arrays, StepState
+from fedml.strategies.algorithms.averaging import Averaging, Collector
 from fedml.study.study import Study
 
 _QUANTILE_LR = 0.2  # Andrew et al. 2021, section 3
@@ -33,8 +34,13 @@ def private(strategy: Averaging, study: Study) -> Averaging:
     """``strategy`` with the study's privacy of one site; the same object.
 
     Raises:
-        InputError: weighting by persons, or no noise keeps the study's epsilon.
+        InputError: weighting by persons, records beside the model, or no noise keeps the study's epsilon.
     """
+    if strategy.algorithm.returns or strategy.algorithm.keeps:
+        raise InputError(
+            f'[strategy] name = "{study.strategy.name}" returns or keeps more than the model, which is not clipped; with [privacy] unit = '
+            '"site" set name = "fedavg".'
+        )
     if strategy.weighting != "equal":
         raise InputError(
             '[strategy] weighting = "persons" lets a site\'s influence grow with its size; with [privacy] set weighting = "equal".'

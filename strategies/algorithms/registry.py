@@ -1,53 +1,98 @@
-"""Strategies by name. A new one is a file with a function, and a line here; its parameters are its keys in ``[strategy]``."""
+"""Algorithms by name. A new one is a file with a function, and a line here; its parameters are its keys in ``[strategy]``."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, get_args
 
 from flwr.serverapp.strategy import Strategy
 
 from fedml.errors import InputError, nearest
-from fedml.strategies.algorithms.averaging import Averaging, Weighting
+from fedml.strategies.algorithms.algorithm import Algorithm, Weighting, at_server
+from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.fedavg import fedavg
 from fedml.strategies.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
-from fedml.strategies.algorithms.fedprox import fedprox
+from fedml.strategies.algorithms.fedprox import fedprox, flower_fedprox
 from fedml.strategies.algorithms.private import private
+from fedml.strategies.algorithms.scaffold import scaffold
 from fedml.study.study import Study
 
-
-def fedavg(weighting: Weighting = "persons") -> Averaging:
-    """The mean of the sites' models, weighted by their training persons or equally."""
-    return Averaging(weighting=weighting)
-
-
-STRATEGIES: dict[str, Callable[..., Averaging]] = {
+STRATEGIES: dict[str, Callable[..., Algorithm]] = {
     "fedavg": fedavg,
     "fedprox": fedprox,
     "fedadam": fedadam,
     "fedyogi": fedyogi,
     "fedadagrad": fedadagrad,
     "fedavgm": fedavgm,
+    "scaffold": scaffold,
 }
 
+# Flower strategies with a site half of ours. With any other "module:Class" sites train plainly: it sends, returns and keeps nothing more.
+FLOWER: dict[str, Callable[[], Algorithm]] = {"flwr.serverapp.strategy:FedProx": flower_fedprox}
 
-def make_strategy(study: Study) -> Strategy:
-    """The study's strategy: ours by name, or any Flower ``Strategy`` by its import path (``module:Class``).
+
+@lru_cache(maxsize=8)
+def algorithm_of(study: Study) -> Algorithm:
+    """The study's algorithm: ours by name; for a Flower strategy (``module:Class``) what the sites do. Imports no foreign code.
 
     Raises:
-        InputError: no such strategy, or an option that it does not take.
+        InputError: no such name, an option that it does not take, or the algorithm refuses the study.
     """
     name, options = study.strategy.name, study.strategy.options
     if name in STRATEGIES:
-        make: Callable[..., Strategy] = STRATEGIES[name]
+        if study.privacy.unit == "site" and "weighting" in inspect.signature(STRATEGIES[name]).parameters:
+            options.setdefault("weighting", "equal")
+        _check_options(name, STRATEGIES[name], options)
+        try:
+            algorithm = STRATEGIES[name](**options)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
+    elif name in FLOWER:
+        algorithm = FLOWER[name]()
     elif ":" in name:
-        make = _imported(name)
+        algorithm = at_server(None, f"The next model is made by {name}.")
     else:
         raise InputError(
             f'[strategy] name "{name}" is not known{nearest(name, STRATEGIES)}; one of {", ".join(STRATEGIES)}, '
             'or a Flower strategy as "module:Class".'
         )
+    if sentence := algorithm.refuses(study):
+        raise InputError(f"{sentence}.")
+    if study.privacy.unit == "patient" and (algorithm.returns or algorithm.keeps):
+        raise InputError(
+            f'[strategy] name = "{name}" returns or keeps more than the model, which [privacy] unit = "patient" does not count; '
+            'set name = "fedavg".'
+        )
+    return algorithm
+
+
+def make_strategy(study: Study) -> Strategy:
+    """The study's server half: ours around the algorithm, or the Flower ``Strategy`` of that import path (``module:Class``).
+
+    Raises:
+        InputError: as ``algorithm_of``; or the path cannot be imported, or its class does not take an option.
+    """
+    name, algorithm, sites = study.strategy.name, algorithm_of(study), len(study.federation.sites)
+    if algorithm.server is not None:
+        made = Averaging(algorithm, sites)
+        return private(made, study) if study.privacy.unit == "site" else made
+    make, options = _imported(name), study.strategy.options
+    _check_options(name, make, options)
+    if study.privacy.unit == "site":
+        raise InputError(f'[privacy] unit = "site" needs a strategy of ours ({", ".join(STRATEGIES)}), not {name}.')
+    known = inspect.signature(make).parameters
+    # Flower's samplers wait for ever when fewer nodes are there than these, and the roster may have one site.
+    floors = {k: study.federation.needed for k in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes") if k in known}
+    try:
+        return make(**{**floors, **options})
+    except (TypeError, ValueError) as error:
+        raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
+
+
+def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any]) -> None:
     known = inspect.signature(make).parameters
     for key, value in options.items():
         if key not in known:
@@ -57,19 +102,6 @@ def make_strategy(study: Study) -> Strategy:
             raise InputError(f"[strategy] weighting must be one of {', '.join(get_args(Weighting))}, not {value!r}.")
         if name in STRATEGIES and key != "weighting" and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InputError(f"[strategy] {key} must be a number, not {value!r}.")
-    if name not in STRATEGIES:
-        # Flower's samplers wait for ever when fewer nodes are there than these, and the roster may have one site.
-        floors = {k: study.federation.needed for k in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes") if k in known}
-        options = {**floors, **options}
-    if study.privacy.unit == "site":
-        if name not in STRATEGIES:
-            raise InputError(f'[privacy] unit = "site" needs a strategy of ours ({", ".join(STRATEGIES)}), not {name}.')
-        options.setdefault("weighting", "equal")
-    try:
-        made = make(**options)
-        return private(made, study) if isinstance(made, Averaging) and study.privacy.unit == "site" else made
-    except (TypeError, ValueError) as error:
-        raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
 
 
 def _imported(path: str) -> Callable[..., Strategy]:

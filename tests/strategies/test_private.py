@@ -20,7 +20,8 @@ from fedml.models.fusion import build_model
 from fedml.models.layout import Layout
 from fedml.privacy.accounting import epsilon_gaussian
 from fedml.privacy.releases import claims
-from fedml.strategies.algorithms.averaging import Arrays, Averaging
+from fedml.strategies.algorithms.algorithm import Arrays, Folded
+from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.fedprox import proximal_hook
 from fedml.strategies.algorithms.private import CLIPPING, ClippedSum, quantile_noise
 from fedml.strategies.algorithms.registry import STRATEGIES, make_strategy
@@ -44,9 +45,9 @@ def one_step(strategy: Averaging, current: Arrays, models: list[Arrays], persons
     seen: list[Arrays] = []
     step = strategy.step
 
-    def spy(state: Any, before: Arrays, mean: Arrays) -> Any:
-        seen.append(mean)
-        return step(state, before, mean)
+    def spy(state: Any, folded: Folded) -> Any:
+        seen.append(folded.mean)
+        return step(state, folded)
 
     strategy.step = spy
     grid = InProcessGrid(lambda message, context: message, [{} for _ in models])
@@ -64,7 +65,7 @@ def vectors(rng: np.random.Generator, count: int, width: int, scale: float) -> l
 
 
 @pytest.mark.parametrize("sites", [2, 7, 50])
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"scaffold"}))  # which refuses: test_algorithms.py
 def test_the_noise_on_the_released_mean_is_z_c_over_n(name: str, sites: int) -> None:
     study = site_study(sites, strategy={"name": name})
     strategy = make_strategy(study)

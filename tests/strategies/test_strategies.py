@@ -19,7 +19,9 @@ from fedml.clients.work.client import app
 from fedml.errors import InputError, RunError
 from fedml.experiments.runs.run import run_nodes
 from fedml.flower.grid import InProcessGrid
+from fedml.strategies.algorithms.algorithm import Algorithm
 from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.fedavg import fedavg
 from fedml.strategies.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedml.strategies.algorithms.fedprox import fedprox
 from fedml.strategies.algorithms.registry import STRATEGIES, make_strategy
@@ -68,21 +70,21 @@ def test_fedavg_is_the_weighted_mean_and_flowers_fedavg(weights: list[int], seed
     rng = np.random.default_rng(seed)
     sites = [model(rng) for _ in weights]
     replies = [reply(k + 1, s, w) for k, (s, w) in enumerate(zip(sites, weights, strict=True))]
-    found = one_round(Averaging(), 1, sites[0], replies)
+    found = one_round(Averaging(fedavg(), 2), 1, sites[0], replies)
     equal(found, weighted_mean(sites, weights))
     equal(found, one_round(flower.FedAvg(min_train_nodes=1, min_available_nodes=1), 1, sites[0], replies))
     assert all(v.dtype == np.float32 for v in found.values())
-    same = one_round(Averaging(weighting="equal"), 1, sites[0], replies)
+    same = one_round(Averaging(fedavg("equal"), 2), 1, sites[0], replies)
     equal(same, weighted_mean(sites, [1] * len(sites)))
 
 
 def test_error_replies_and_sites_without_training_persons_are_skipped() -> None:
     rng = np.random.default_rng(0)
     a, b, c = (model(rng) for _ in range(3))
-    found = one_round(Averaging(), 1, a, [reply(1, None), reply(2, a, 3), reply(3, None), reply(1, b, 0), reply(2, c, 1)])
+    found = one_round(Averaging(fedavg(), 2), 1, a, [reply(1, None), reply(2, a, 3), reply(3, None), reply(1, b, 0), reply(2, c, 1)])
     equal(found, weighted_mean([a, c], [3, 1]))
-    assert Averaging().aggregate_train(1, [reply(1, None), reply(2, a, 0)]) == (None, None)
-    assert Averaging().aggregate_train(1, []) == (None, None)
+    assert Averaging(fedavg(), 2).aggregate_train(1, [reply(1, None), reply(2, a, 0)]) == (None, None)
+    assert Averaging(fedavg(), 2).aggregate_train(1, []) == (None, None)
 
 
 def test_replies_are_read_one_at_a_time() -> None:
@@ -96,7 +98,7 @@ def test_replies_are_read_one_at_a_time() -> None:
     stream = replies()
     assert next(stream).has_content()
     assert alive == [0]
-    Averaging().aggregate_train(1, stream)
+    Averaging(fedavg(), 2).aggregate_train(1, stream)
     assert alive == [0, 1, 2, 3, 4]
 
 
@@ -106,7 +108,7 @@ def test_replies_are_read_one_at_a_time() -> None:
 def test_replies_that_differ_in_names_or_shapes_are_refused(change: Callable[[Arrays], Arrays]) -> None:
     a = model(np.random.default_rng(0))
     with pytest.raises(ValueError, match="differ in name or shape"):
-        Averaging().aggregate_train(1, [reply(1, a), reply(2, change(a))])
+        Averaging(fedavg(), 2).aggregate_train(1, [reply(1, a), reply(2, change(a))])
 
 
 # --- server optimisers
@@ -151,10 +153,10 @@ def reference(rule: str, seed: int, lr: float, b1: float, b2: float, tau: float)
 
 @pytest.mark.parametrize(("rule", "make"), [("adam", fedadam), ("yogi", fedyogi), ("adagrad", fedadagrad)])
 @pytest.mark.parametrize("seed", range(3))
-def test_adaptive_optimisers_follow_algorithm_2(rule: str, make: Callable[..., Averaging], seed: int) -> None:
+def test_adaptive_optimisers_follow_algorithm_2(rule: str, make: Callable[..., Algorithm], seed: int) -> None:
     lr, b1, b2, tau = 0.1, 0.8, 0.95, 0.02
     options = {"server_lr": lr, "beta_1": b1, "tau": tau} | ({"beta_2": b2} if rule != "adagrad" else {})
-    for one, two in zip(trajectory(make(**options), seed), reference(rule, seed, lr, b1, b2, tau), strict=True):
+    for one, two in zip(trajectory(Averaging(make(**options), 2), seed), reference(rule, seed, lr, b1, b2, tau), strict=True):
         equal(one, two, rtol=1e-4, atol=2e-6)
 
 
@@ -182,9 +184,9 @@ def test_adaptive_optimisers_equal_flowers_once_v_starts_at_tau_squared() -> Non
     yogi = trajectory(flower.FedYogi(eta=lr, beta_1=b1, beta_2=b2, tau=tau, **nodes), 7, start_at_tau_squared)
     grad = trajectory(flower.FedAdagrad(eta=lr, tau=tau, **nodes), 7, start_at_tau_squared)
     ours = [
-        trajectory(fedadam(lr, b1, b2, tau), 7),
-        trajectory(fedyogi(lr, b1, b2, tau), 7),
-        trajectory(fedadagrad(lr, 0.0, tau), 7),
+        trajectory(Averaging(fedadam(lr, b1, b2, tau), 2), 7),
+        trajectory(Averaging(fedyogi(lr, b1, b2, tau), 2), 7),
+        trajectory(Averaging(fedadagrad(lr, 0.0, tau), 2), 7),
     ]
     for theirs, own in zip((adam, yogi, grad), ours, strict=True):
         for one, two in zip(own, theirs, strict=True):
@@ -194,17 +196,17 @@ def test_adaptive_optimisers_equal_flowers_once_v_starts_at_tau_squared() -> Non
 def test_fedavgm_equals_flowers_and_is_fedavg_without_momentum() -> None:
     nodes = {"min_train_nodes": 1, "min_available_nodes": 1}
     theirs = trajectory(flower.FedAvgM(server_learning_rate=0.7, server_momentum=0.6, **nodes), 5)
-    for one, two in zip(trajectory(fedavgm(0.7, 0.6), 5), theirs, strict=True):
+    for one, two in zip(trajectory(Averaging(fedavgm(0.7, 0.6), 2), 5), theirs, strict=True):
         equal(one, two, rtol=1e-5, atol=1e-6)
-    for one, two in zip(trajectory(fedavgm(1.0, 0.0), 5), trajectory(Averaging(), 5), strict=True):
+    for one, two in zip(trajectory(Averaging(fedavgm(1.0, 0.0), 2), 5), trajectory(Averaging(fedavg(), 2), 5), strict=True):
         equal(one, two, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [fedadam, fedyogi, fedadagrad, fedavgm])
-def test_batch_norms_running_statistics_are_averaged(make: Callable[..., Averaging]) -> None:
+def test_batch_norms_running_statistics_are_averaged(make: Callable[..., Algorithm]) -> None:
     names = ("n.running_mean", "n.running_var", "n.weight")
     a, b, c = ({k: np.full(2, x, np.float32) for k in names} for x in (1.0, 2.0, 6.0))
-    found = one_round(make(server_lr=0.01), 1, a, [reply(1, b, 3), reply(2, c, 1)])
+    found = one_round(Averaging(make(server_lr=0.01), 2), 1, a, [reply(1, b, 3), reply(2, c, 1)])
     for name in names[:2]:
         np.testing.assert_array_equal(found[name], [3, 3])
     assert (np.abs(found["n.weight"] - 1) < 0.2).all()
@@ -249,7 +251,7 @@ def test_a_wrong_strategy_is_told(strategy: dict[str, Any], words: list[str]) ->
 
 def test_every_name_makes_a_flower_strategy() -> None:
     for name in STRATEGIES:
-        assert isinstance(make_strategy(make_study(strategy={"name": name})), flower.Strategy)
+        assert isinstance(make_strategy(make_study(strategy={"name": name}, training__optimizer="sgd")), flower.Strategy)
 
 
 # --- whole studies
@@ -329,7 +331,8 @@ def test_every_strategy_of_ours_learns(tmp_path: Path, two_sites: list[Path], na
     strategy: dict[str, Any] = {"name": name}
     if name in ("fedadam", "fedyogi", "fedadagrad"):
         strategy["server_lr"] = 0.2
-    study = make_study(training={"lr": 0.05, "batch_size": 8}, federation__rounds=6, strategy=strategy)
+    training = {"lr": 0.05, "batch_size": 8} | ({"optimizer": "sgd"} if name == "scaffold" else {})
+    study = make_study(training=training, federation__rounds=6, strategy=strategy)
     run = federate(study, two_sites, tmp_path / "run")
     losses = [sum(s["train_loss"] * s["seen"] for s in r["sites"].values()) for r in run.rounds]
     assert losses[-1] < 0.95 * losses[0]
@@ -420,7 +423,7 @@ def test_a_site_that_fails_is_left_out_if_the_quorum_allows_it(tmp_path: Path, t
 
 def test_arrays_of_a_round_are_float32_on_the_wire() -> None:
     arrays = model(np.random.default_rng(0))
-    strategy = fedprox(mu=0.5)
+    strategy = Averaging(fedprox(mu=0.5), 3)
     (first, *others) = strategy.configure_train(3, pack(arrays), ConfigRecord({"phase": "round"}), GRID)
     assert len(others) == 2
     record = first.content.array_records["arrays"]

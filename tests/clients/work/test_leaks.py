@@ -51,6 +51,7 @@ from tests.wire import SENT, captured, decoded, find, forms, needles, recording,
 SITES = {"oslo": "png", "porto": "npy", "utrecht": "npz"}  # and the format of its images
 CASES, FIRST_ROUND, BATCH = 500, 100, 12
 ROUNDS = itertools.count(FIRST_ROUND)
+PROXIMAL = {"round": {"proximal-mu": 0.1}}  # what the study's algorithm adds to a message, by phase
 PHASES = {"describe": 4, "statistics": 3, "round": 3, "evaluate": 3}  # and how often
 ALPHABETS = (
     "abcdefghijklmnoprstuvyz",
@@ -74,6 +75,7 @@ def plan_of(sites: Sequence[str]) -> dict[str, Any]:
         },
         "model": {"image": {"net": "cnn", "channels": [4], "norm": "instance"}, "width": 4},
         "training": {"lr": 0.01, "batch_size": 16},
+        "strategy": {"name": "fedprox", "mu": 0.1},
         "federation": {"sites": list(sites), "rounds": 1000, "quorum": 1, "timeout": 60},
     }
 
@@ -204,7 +206,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[byte
     parts = {"describe": [], "statistics": ["agreement"], "round": list(model), "evaluate": list(model)}
 
     def message(phase: str, number: int) -> Message:
-        config = ConfigRecord({"study": study.canonical, "phase": phase, "round": number, "proximal-mu": 0.1})
+        config = ConfigRecord({"study": study.canonical, "phase": phase, "round": number} | PROXIMAL.get(phase, {}))
         kind = {"round": "train", "evaluate": "evaluate"}.get(phase, "query")
         return Message(RecordDict({"config": config, **{key: model[key] for key in parts[phase]}}), next(iter(agreed.nodes)), kind)
 
@@ -298,7 +300,7 @@ def drive(grid):
     for batch in asked["batches"]:
         messages = []
         for m in batch:
-            config = {{"study": asked["study"], "phase": m["phase"], "round": m["round"], "proximal-mu": 0.1}}
+            config = {{"study": asked["study"], "phase": m["phase"], "round": m["round"]}} | {proximal!r}.get(m["phase"], {{}})
             content = RecordDict({{"config": ConfigRecord(config), **{{k: shared[k] for k in wanted[m["phase"]]}}}})
             messages.append((m["number"], Message(content, nodes[m["site"]], KINDS[m["phase"]], ttl=600.0)))
         told |= send(grid, messages, asked["patience"])
@@ -397,7 +399,7 @@ class Federation:
         batches = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
         ask.write_text(json.dumps({"study": self.study.canonical, "batches": batches, "patience": patience}))
         (app / "pyproject.toml").write_text(APP)
-        (app / "driver.py").write_text(DRIVER.format(ask=str(ask), out=str(out)))
+        (app / "driver.py").write_text(DRIVER.format(ask=str(ask), out=str(out), proximal=PROXIMAL))
         line = [command_path("flwr"), "run", str(app), "own"]
         sent = subprocess.run(line, env=environment(self.home.resolve()), capture_output=True, text=True, timeout=120, check=False)
         assert sent.returncode == 0, sent.stderr + sent.stdout

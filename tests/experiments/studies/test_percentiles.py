@@ -19,6 +19,7 @@ from fedml.clients.gate.gate import check_request
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
 from fedml.clients.work.client import execute
+from fedml.clients.work.half import Memory
 from fedml.clients.work.request import read_request
 from fedml.cohort.images.histograms import BINS, LINEAR, percentile, voxel_histogram, window_from
 from fedml.contract.replies import check_form
@@ -140,7 +141,7 @@ def test_the_gate_lets_a_histogram_and_a_window_pass_and_nothing_else_of_the_kin
     for window in ([1, 0], [1], []):
         content = RecordDict({CONFIG: config, AGREEMENT: pack({**agreement, WINDOW: np.array(window, np.float32)})})
         with pytest.raises(SiteError, match="no window"):
-            execute(read_request(content, (str(site.file),), "a"), content)
+            execute(read_request(content, (str(site.file),), "a"), content, Memory(RecordDict(), "1"))
 
 
 @pytest.mark.parametrize(

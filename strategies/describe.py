@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
 
 _COUNTS = {
@@ -14,8 +15,13 @@ _COUNTS = {
 
 
 def describe(study: Study) -> str:
-    """The plan as text."""
+    """The plan as text.
+
+    Raises:
+        InputError: the study's algorithm is not known here, or refuses the study.
+    """
     about, cohort, fed, work = study.study, study.cohort, study.federation, study.training
+    words = algorithm_of(study).words
     split = cohort.split
     lines = [
         f"Study       {about.name}",
@@ -34,10 +40,11 @@ def describe(study: Study) -> str:
         " (unless a site's file fixes it)",
         "",
         f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
-        f"Each round  a site gets the model, measures it, trains it for {work.local_epochs} pass(es) over its training persons",
+        f"Each round  a site gets the model{words.gets}, measures it, trains it for {work.local_epochs} pass(es) over its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
+        *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
         "",
         "Leaves a site",
         *(line for text in leaves(study) for line in _wrapped(text)),
@@ -97,10 +104,10 @@ def leaves(study: Study) -> list[str]:
             f"at the end: the same counts over its test persons{noised}",
             "as evidence: the limits in its policy, unless it keeps them to itself",
         ]
-    stated = study.privacy.unit == "site"
+    stated, more = study.privacy.unit == "site", algorithm_of(study).words.leaves
     return [
         "before: its site name, persons a part and class" + ("" if stated else _before(study)),
-        "each round: the trained model's numbers, how many trained it, the sum of their losses, and "
+        f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
         f"{_COUNTS[study.model.task]} over its validation persons",
         "at the end: the same counts over its test persons" + _groups(study),
         "as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits in its policy, "

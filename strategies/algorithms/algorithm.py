@@ -1,0 +1,184 @@
+"""The value ``Algorithm``: both halves of a federated algorithm, what it adds to the messages, what a site keeps, and what it refuses.
+
+    algorithm = algorithm_of(study)                      # fedml.strategies.algorithms.registry
+    algorithm.server.step(state, folded)                 # server: (next state, next model)
+    algorithm.site(received).hooks                       # site: hooks of the training loop; finish() after it
+
+An algorithm is one file of this folder with a function that returns an ``Algorithm``, and one line in ``registry.py``. The gate, the
+contract, the plan, the round loop and the client read this value; none of them knows an algorithm by name. All fields are required, so
+that the type checker finds a gap before a hospital does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
+from fedml.learning.training import GradientHook
+from fedml.study.sections import Training
+from fedml.study.study import Study
+from fedml.wire.records import COUNTED_ROUND, Phase
+
+Arrays = dict[str, torch.Tensor]
+StepState = Mapping[str, Arrays]
+Weighting = Literal["persons", "equal"]
+ShapesOf = Callable[[Shapes], Shapes]  # the shapes of a record's arrays, from those of the model's arrays
+BUFFERS = ("running_mean", "running_var")  # batch norm's statistics: arrays of the model that are no parameters
+
+
+@dataclass(frozen=True)
+class Folded:
+    """One round as the server step gets it.
+
+    ``current``: the model that was sent. ``mean``: the mean of the sites' models. ``extra``: the mean of each record that the algorithm
+    ``returns``, with the same weights. ``answered``: sites in the means. ``sites``: of the roster.
+    """
+
+    current: Arrays
+    mean: Arrays
+    extra: Mapping[str, Arrays]
+    answered: int
+    sites: int
+
+
+ServerStep = Callable[[StepState, Folded], tuple[StepState, Arrays]]
+
+
+@dataclass(frozen=True)
+class Server:
+    """The server's half. ``step`` is pure: (state, folded) -> (next state, next model).
+
+    ``config``: values of the config keys that the algorithm ``sends``. A record that it sends is the state's entry of that name, zeros
+    before the first step.
+    """
+
+    step: ServerStep
+    weighting: Weighting
+    config: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a site's half starts a round with.
+
+    ``config``, ``records``: what the algorithm ``sends``. ``kept``: what this site kept of the last round of the run in which its reply was
+    counted; empty before the first. ``start``: the model's arrays as they arrived, read only.
+    """
+
+    config: Mapping[str, Any]
+    records: Mapping[str, Arrays]
+    kept: Mapping[str, Arrays]
+    start: Arrays
+    training: Training
+
+
+@dataclass(frozen=True)
+class SiteEnd:
+    """What a site's half ends a round with: the records that go to the server, and those that stay at the site."""
+
+    returns: Mapping[str, Arrays]
+    keeps: Mapping[str, Arrays]
+
+
+@dataclass(frozen=True)
+class SiteWork:
+    """One round at a site: ``hooks`` change gradients between backward and step; ``finish`` takes (trained arrays, steps taken).
+
+    Under privacy of one patient ``finish`` is not called: an algorithm that returns or keeps something is refused there.
+    """
+
+    hooks: Sequence[GradientHook]
+    finish: Callable[[Mapping[str, torch.Tensor], int], SiteEnd]
+
+
+@dataclass(frozen=True)
+class Sends:
+    """What goes to every site with the model: config keys with their types, and records of float32 arrays."""
+
+    config: Mapping[str, type]
+    records: Mapping[str, ShapesOf]
+
+
+@dataclass(frozen=True)
+class Words:
+    """What persons read. ``gets`` and ``leaves`` continue the plan's sentences of a round ("" for nothing), ``keeps`` says what stays at
+    the site between rounds ("" for nothing), ``report`` is one sentence on how the next model is made."""
+
+    gets: str
+    leaves: str
+    keeps: str
+    report: str
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """See the module's text.
+
+    ``server`` is None where the server's half is a Flower strategy that the study names by its path. ``returns``: records that come back
+    beside the model. ``keeps``: records that a site keeps between the rounds of one run. ``refuses``: takes the study; one sentence why
+    the algorithm is not built for it, "" if it is.
+    """
+
+    server: Server | None
+    site: Callable[[Received], SiteWork]
+    sends: Sends
+    returns: Mapping[str, ShapesOf]
+    keeps: Mapping[str, ShapesOf]
+    refuses: Callable[[Study], str]
+    words: Words
+
+
+def sent(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
+    """What a message of ``phase`` to a site holds for ``algorithm``, with a model of these shapes."""
+    if phase is not Phase.ROUND:
+        return NO_EXTRAS
+    counted: dict[str, type] = {COUNTED_ROUND: int} if algorithm.keeps else {}
+    return Extras({**algorithm.sends.config, **counted}, _resolved(algorithm.sends.records, model))
+
+
+def returned(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
+    """What a reply of ``phase`` holds for ``algorithm``, with a model of these shapes."""
+    return Extras({}, _resolved(algorithm.returns, model)) if phase is Phase.ROUND else NO_EXTRAS
+
+
+def _resolved(records: Mapping[str, ShapesOf], model: Shapes) -> dict[str, Shapes]:
+    return {name: shapes(model) for name, shapes in records.items()}
+
+
+def parameters(model: Shapes) -> Shapes:
+    """The shapes of a model's parameters: of all its arrays but batch norm's statistics."""
+    return {name: shape for name, shape in model.items() if not name.endswith(BUFFERS)}
+
+
+def keep_mean(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
+    """FedAvg's server step: the mean is the next model."""
+    return state, folded.mean
+
+
+def nothing_more(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
+    """The end of a site's half that returns the model alone and keeps nothing."""
+    return SiteEnd({}, {})
+
+
+def plain_site(received: Received) -> SiteWork:
+    """The site's half that trains and does nothing else."""
+    return SiteWork((), nothing_more)
+
+
+def no_objection(study: Study) -> str:
+    """``refuses`` of an algorithm that is built for every study."""
+    return ""
+
+
+def at_server(server: Server | None, report: str) -> Algorithm:
+    """An algorithm of which the server's half is all: sites train plainly, and nothing but the model crosses the wire."""
+    return Algorithm(server, plain_site, Sends({}, {}), {}, {}, no_objection, Words("", "", "", report))
+
+
+def by_weight(weighting: Weighting) -> str:
+    """The weights of a mean, in words."""
+    return "weighted by their training persons" if weighting == "persons" else "each site counting alike"

@@ -1,0 +1,11 @@
+"""FedAvg: the mean of the sites' models is the next model. McMahan et al. 2017, "Communication-Efficient Learning of Deep Networks from
+Decentralized Data", algorithm 1."""
+
+from __future__ import annotations
+
+from fedml.strategies.algorithms.algorithm import Algorithm, Server, Weighting, at_server, by_weight, keep_mean
+
+
+def fedavg(weighting: Weighting = "persons") -> Algorithm:
+    """The mean of the sites' models, weighted by their training persons or equally."""
+    return at_server(Server(keep_mean, weighting, {}), f"The next model is the mean of the sites' models, {by_weight(weighting)}.")
