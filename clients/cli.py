@@ -98,16 +98,16 @@ def check(
     from fedml.cohort.variants.normalise import NOTES
     from fedml.study.read import read_study
     from fedml.study.sections import PARTS
+    from fedml.tasks.registry import make_task
 
     study, site = read_study(study_file), read_site(site_file)
     check_roster(site, study)
     cohort = load_cohort((str(site.file if site_file.is_dir() else site_file),), study)
+    classes = make_task(study).person_classes
     print(f'{site.name}: study "{study.study.name}" would use {len(cohort)} persons')
     for part in PARTS:
         rows = cohort.rows(part)
-        told = ""
-        if study.model.task == "classification":
-            told = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(study.cohort.classes))
+        told = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(classes))
         print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {told})" if told else ""))
     for why, count in cohort.left_out.items():
         print(f"  left out {count} persons: {why}")
@@ -205,7 +205,7 @@ def approve(
     from fedml.clients.gate.journal import Journal
     from fedml.clients.service import prepare_state
     from fedml.clients.site.manifest import check_roster
-    from fedml.study.describe import describe
+    from fedml.strategies.describe import describe
     from fedml.study.read import read_study
 
     study, site = read_study(study_file), _site(site_file)

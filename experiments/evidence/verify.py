@@ -42,9 +42,9 @@ from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
+from fedml.tasks.registry import make_task
 
 EXACT = 1e-12
-_ADDITIVE = ("accuracy", "brier", "log_loss", "mae", "bias")  # of all persons: the mean over sites, weighted by persons
 _ONCE = ("start", "agreed", "privacy", "final", "end")
 _MOST = 20  # problems of one check that are told
 
@@ -266,13 +266,14 @@ def _rounds(record: Record) -> Iterator[Problem]:
 
 def _averages(record: Record) -> Iterator[Problem]:
     """A mean over persons of several sites is the sites' means, weighted by their persons: also where the counts were not kept."""
+    additive = [measure.name for measure in make_task(record.study).measures if measure.additive]
     for event in [*record.rounds, record.final]:
         for part, scores in event["metrics"].items():
             sites, everybody = scores["sites"], scores["all"]
             weights = [own["persons"] for own in sites.values()]
             if not near(everybody["persons"], sum(weights)):
                 yield EVENTS, f"{event['event']} {event['round']}, {part}: {everybody['persons']} persons, the sites have {sum(weights)}"
-            for name in (n for n in _ADDITIVE if min(weights) > 0 and everybody.get(n) is not None):
+            for name in (n for n in additive if min(weights) > 0 and everybody.get(n) is not None):
                 mean = sum(w * own[name] for w, own in zip(weights, sites.values(), strict=True)) / sum(weights)
                 if not near(everybody[name], mean):
                     yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {everybody[name]!r}, the sites' give {mean!r}"
