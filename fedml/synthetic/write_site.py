@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedml.cohort.images.masks import as_values
 from fedml.cohort.persons import Cohort
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
@@ -37,7 +38,9 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
         # Where the study states no shape, a reader takes the last axis of an image for its channels.
         stored = cohort.images.pixels[:]
         pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
-        np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels)
+        drawn = cohort.images.masks
+        masks = {} if drawn is None else {"masks": as_values(drawn[:][:, 0], study.cohort.classes)}
+        np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels, **masks)
         data.append('image = { path = "images.npz", format = "npz" }')
     if cohort.slides is not None:
         _slides(folder / "slides", cohort)

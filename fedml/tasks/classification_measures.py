@@ -382,6 +382,6 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         name="f1_macro", of="all", value=_f1_macro, interval=_of_persons(_f1_macro, _f1_macro_interval), printed="macro F1",
         axis="macro F1", meaning="F1 of each class against the rest, the mean over classes: 0 nobody is right, 1 is perfect",
-        bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=True,
+        bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=False,
     ),
 )  # fmt: skip
