@@ -98,17 +98,17 @@ def check(
     from fedml.cohort.variants.normalise import NOTES
     from fedml.study.read import read_study
     from fedml.study.sections import PARTS
+    from fedml.tasks.registry import make_task
 
     study, site = read_study(study_file), read_site(site_file)
     check_roster(site, study)
     cohort = load_cohort((str(site.file if site_file.is_dir() else site_file),), study)
+    classes = make_task(study).person_classes
     print(f'{site.name}: study "{study.study.name}" would use {len(cohort)} persons')
     for part in PARTS:
         rows = cohort.rows(part)
-        classes = ""
-        if study.model.task == "classification":
-            classes = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(study.cohort.classes))
-        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {classes})" if classes else ""))
+        described = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(classes))
+        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {described})" if described else ""))
     for why, count in cohort.left_out.items():
         print(f"  excluded {count} persons: {why}")
     for why, count in cohort.set_aside.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -16,6 +17,13 @@ class InputError(Exception):
 
 class RunError(Exception):
     """A run was started but did not finish. ``str()`` names the cause and what to do; the command exits with code 1."""
+
+
+@dataclass(frozen=True)
+class NotBuilt:
+    """Stands where a function would: there is none. ``reason`` is half a sentence for the user who needs it."""
+
+    reason: str
 
 
 class Reason(StrEnum):

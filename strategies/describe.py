@@ -6,12 +6,7 @@ from textwrap import wrap
 
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
-
-_COUNTS = {
-    "classification": "counts of right and wrong answers and of scores (a histogram)",
-    "regression": "sums of errors and of their squares",
-    "segmentation": "counts of voxels, sums of overlaps (Dice) and a histogram of distances",
-}
+from fedml.tasks.registry import make_task
 
 
 def describe(study: Study) -> str:
@@ -30,12 +25,7 @@ def describe(study: Study) -> str:
         f"Identity    {study.sha256}",
         "",
         f"Reads       {_inputs(study)}",
-        f"Predicts    {cohort.target}: "
-        + {
-            "classification": f"one of {', '.join(map(str, cohort.classes))}",
-            "regression": "a number",
-            "segmentation": f"of each voxel, one of {', '.join(map(str, cohort.classes))}",
-        }[study.model.task],
+        f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         " (unless a site's file fixes it)",
         "",
@@ -93,14 +83,14 @@ def _before(study: Study) -> str:
 
 def leaves(study: Study) -> list[str]:
     """What leaves a site, by when it does: a sentence each."""
-    patient = study.privacy.unit == "patient"
+    patient, counts = study.privacy.unit == "patient", make_task(study).words.counts
     noised = ", with noise" if study.privacy.metrics == "private" else ""
     if patient:
         sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
         return [
             "before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
             "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
-            f"{_COUNTS[study.model.task]} over its validation persons{noised}",
+            f"{counts} over its validation persons{noised}",
             f"at the end: the same counts over its test persons{noised}",
             "as evidence: the limits in its policy, unless it keeps them to itself",
         ]
@@ -108,7 +98,7 @@ def leaves(study: Study) -> list[str]:
     return [
         "before: its site name, persons a part and class" + ("" if stated else _before(study)),
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
-        f"{_COUNTS[study.model.task]} over its validation persons",
+        f"{counts} over its validation persons",
         "at the end: the same counts over its test persons" + _groups(study),
         "as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits in its policy, "
         "unless it keeps them to itself",
@@ -132,7 +122,7 @@ def _association(study: Study) -> list[str]:
     lines = ["            of genotypes: how many persons have 0, 1, 2 copies of each variant or no call"]
     if plan is not None:
         adjusted = [*plan.covariates, *([f"{plan.components} principal components of the genotypes"] if plan.components else [])]
-        kind = "cases and controls" if study.model.task == "classification" else study.cohort.target
+        kind = "cases and controls" if study.traits.gwas == "logistic" else study.cohort.target
         products = "; products" if plan.components else ""
         lines += [
             f"            association (`fedml gwas`) of each variant with {kind}, adjusted for {', '.join(adjusted) or 'nothing'}:",

@@ -17,8 +17,6 @@ from flwr.serverapp import Grid
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.replies import check_form
 from fedml.errors import RunError
-from fedml.learning.task import Counts, add_counts
-from fedml.learning.tasks import make_task
 from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.log import emit, save_counts, save_model
 from fedml.strategies.agreement.agree import agree
@@ -28,6 +26,8 @@ from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.study.study import Study
+from fedml.tasks.counts import Counts, add_counts
+from fedml.tasks.registry import make_task
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
 
 

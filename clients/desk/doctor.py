@@ -203,6 +203,7 @@ def _variants(site: Site, path: Path, persons: pd.DataFrame | Finding) -> Findin
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:
     from fedml.clients.gate.gate import limits
+    from fedml.tasks.registry import make_task
 
     try:
         check_roster(site, study)
@@ -215,11 +216,11 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
         action = "run fedml-site check STUDY.toml on this machine; it names the file and the row"
         yield _fail("study", f'"{study.study.name}" cannot use this site\'s data', action)
         return
-    allowed = limits(site.manifest.policy, study)
+    allowed, classes = limits(site.manifest.policy, study), make_task(study).person_classes
     for part in PARTS:
         rows, what, counts = cohort.rows(part), f"study {part}", dict[str, int]()
-        if study.model.task == "classification" and len(rows):
-            counts = {str(c): int((cohort.labels[rows] == i).sum()) for i, c in enumerate(study.cohort.classes)}
+        if len(rows):
+            counts = {c: int((cohort.labels[rows] == i).sum()) for i, c in enumerate(classes)}
         text = f"{len(rows)} persons" + (" (" + ", ".join(f"{c}: {n}" for c, n in counts.items()) + ")" if counts else "")
         if part == "train" and len(rows) < allowed.min_persons:
             text += f", fewer than min_persons ({allowed.min_persons}): the gate will refuse"

@@ -20,6 +20,7 @@ from fedml.errors import InputError
 from fedml.pictures import Tile, planes, sheet, spread
 from fedml.study.sections import PARTS, normal
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
     from fedml.cohort.persons import Batch
@@ -72,10 +73,8 @@ def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = N
 
 def _tiles(study: Study, cohort: Cohort, row: int, number: int, batch: Batch) -> list[Tile]:
     caption: str = PARTS[int(cohort.parts[row])]
-    if study.model.task == "classification":
-        caption += f", {study.cohort.target} {study.cohort.classes[int(cohort.labels[row])]}"
-    elif study.model.task == "regression":
-        caption += f", {study.cohort.target} {cohort.labels[row]:.4g}"
+    if label := make_task(study).labels.show(float(cohort.labels[row])):
+        caption += f", {study.cohort.target} {label}"
     shape, images = study.cohort.image, batch["image"].numpy()
     out = []
     for k, image in enumerate(images):

@@ -21,6 +21,7 @@ from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Selection, from_text
 from fedml.errors import InputError, Reason, SiteError
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 
 def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = None) -> Cohort:
@@ -36,8 +37,8 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     path = folder / data.persons
     table = read_table(path)
     ids = [str(i) for i in table.index]
-    masked = study.model.task == "segmentation"  # there the mask is the label
-    labels = np.zeros(len(ids)) if masked else read_labels(table, path, plan, study.model.task)
+    masked = study.traits.label == "mask"
+    labels = read_labels(table, path, make_task(study))
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index)
     else:

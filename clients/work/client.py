@@ -29,10 +29,7 @@ from fedml.cohort.variants.model import to_text
 from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
 from fedml.contract.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
-from fedml.learning.classification import coarse
 from fedml.learning.statistics import cohort_sums
-from fedml.learning.task import Task
-from fedml.learning.tasks import make_task
 from fedml.learning.training import GradientHook, evaluate, train
 from fedml.models.device import pick_device
 from fedml.models.fusion import CohortModel, build_model, constants, learned, load
@@ -44,6 +41,8 @@ from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
 from fedml.study.sections import PARTS, PartName
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Task
 from fedml.wire.packing import bundle, is_bundled, unbundle
 from fedml.wire.records import (
     AGREEMENT,
@@ -195,9 +194,9 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
 
 def _persons(cohort: Cohort, study: Study) -> np.ndarray[Any, np.dtype[np.int64]]:
     """(parts, classes) persons; one column where there are no classes of persons."""
-    if study.model.task != "classification":
+    classes = len(make_task(study).person_classes)
+    if not classes:
         return np.array([[cohort.count(part)] for part in PARTS], dtype=np.int64)
-    classes = len(study.cohort.classes)
     return np.stack([np.bincount(cohort.labels[cohort.rows(p)].astype(int), minlength=classes) for p in PARTS]).astype(np.int64)
 
 
@@ -334,7 +333,9 @@ def _evaluate(asked: Request, content: RecordDict) -> RecordDict:
     if cohort.groups:
         for label, rows in shown(cohort.groups, asked.study.evaluation, cohort.rows("test"), _smallest(asked)):
             own = _counts(["test"], loaded.model, select(cohort, rows), loaded.task, asked)
-            counts |= {f"test@{label}/{key}": v for key, v in coarse({k.removeprefix("test/"): v for k, v in own.items()}).items()}
+            counts |= {
+                f"test@{label}/{key}": v for key, v in loaded.task.coarse({k.removeprefix("test/"): v for k, v in own.items()}).items()
+            }
     return RecordDict({COUNTS: pack(counts)})
 
 

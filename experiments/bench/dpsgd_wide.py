@@ -73,9 +73,9 @@ def make_step(way: str, model: Any, batch: dict[str, Any]) -> Callable[[], dict[
 
 def ours(model: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """The clipped sum as ``fedml.privacy.dpsgd`` computes it."""
-    from fedml.learning.tasks import make_task
     from fedml.privacy.dpsgd import person_losses
     from fedml.privacy.persongrad import clipped_gradient_sum
+    from fedml.tasks.registry import make_task
 
     task, label = make_task(make_study()), batch["label"]
     rows_of = {"encoder.image": batch["image_person"]} if "image" in batch else None

@@ -29,13 +29,14 @@ from fedml.experiments.bench.timing import machine
 from fedml.experiments.compare.train import parse_seeds
 from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.run import outcome, run_nodes
-from fedml.learning.differences import Difference, Statistic, paired_bootstrap, statistic
-from fedml.learning.tasks import make_task
+from fedml.learning.differences import Difference, paired_bootstrap
 from fedml.runs.log import load_model
 from fedml.runs.restore import restore
 from fedml.study.read import read_study
 from fedml.study.sections import PartName
 from fedml.study.study import Study, for_roster
+from fedml.tasks.drawn import Statistic, statistic
+from fedml.tasks.registry import make_task
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1].parent / "shared" / "data"
@@ -83,7 +84,7 @@ def held_out(study: Study, sites: Mapping[str, Site], run: Path, part: PartName)
             batch = cohort.batch([row])
             with torch.inference_mode():
                 out = model(batch)
-                if task.name == "segmentation":
+                if task.traits.label == "mask":
                     value = task.metrics(task.counts(out, task.truth(batch)))["dice_mean_person"]
                 else:
                     value = float(out.double().softmax(1)[0, -1])
@@ -129,7 +130,7 @@ def parity(study_file: Path, folder: Path, seeds: Sequence[int], part: PartName,
             print(f"{study.study.name}, {way}, seed {seed}: {seconds:.0f} s", file=sys.stderr, flush=True)
     if len({run.ids for runs in found.values() for run in runs}) > 1:
         raise ValueError("the seeds hold out different persons: set [cohort] split_key in the study")
-    metric = "mean" if study.model.task == "segmentation" else "auroc"
+    metric = "mean" if study.traits.label == "mask" else "auroc"
     first = found[WAYS[0]][0]
     for name, chosen in [("all", first.site >= 0), *((s, first.site == k) for k, s in enumerate(sites))]:
         values, difference = compared(metric, found, chosen)

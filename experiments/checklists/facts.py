@@ -18,12 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fedml.errors import InputError
+from fedml.errors import InputError, NotBuilt
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import EVENTS, MODEL, read_events
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.sections import PARTS, normal
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Task
 
 _PART = {"train": "train", "val": "validation", "test": "test"}
 _MANY = "round"  # the one kind of event of which there are many
@@ -93,13 +95,7 @@ def _plan(study: Study) -> Iterator[Told]:
     yield "purpose", text, "study.json#/study/purpose"
     yield "seed", f"Seed of all that is random: {about.seed}.", "study.json#/study/seed"
     yield "task", f"Task: {model.task}.", "study.json#/model/task"
-    classes = ", ".join(normal(c) for c in cohort.classes)
-    target = {
-        "classification": f'The outcome is the column "{cohort.target}", with classes {classes}.',
-        "regression": f'The outcome is the column "{cohort.target}", a number.',
-        "segmentation": f"The outcome is a mask with classes {classes}, given with each image.",
-    }[model.task]
-    yield "outcome", target, "study.json#/cohort/target", "study.json#/cohort/classes", "study.json#/model/task"
+    yield "outcome", make_task(study).words.outcome, "study.json#/cohort/target", "study.json#/cohort/classes", "study.json#/model/task"
     yield "inputs", f"Inputs of a person: {', '.join(cohort.inputs)}.", "study.json#/cohort/inputs"
     if cohort.clinical is not None:
         kinds = cohort.clinical.categories
@@ -149,8 +145,8 @@ def _method(record: Record) -> Iterator[Told]:
         f"Training images are changed at random: {changes}." if changes else "No image is turned, mirrored or otherwise varied in training."
     )
     yield "augmentation", text if "image" in study.cohort.inputs else "", "study.json#/training/augment"
-    text = "At a site the loss weighs all training persons alike; none is drawn more often for its class."
-    yield "balance", text if study.model.task == "classification" else "", "study.json#/training"
+    balance = make_task(study).words.balance
+    yield "balance", "" if isinstance(balance, NotBuilt) else balance, "study.json#/training"
 
 
 def _preprocessing(study: Study) -> Told:
@@ -159,7 +155,7 @@ def _preprocessing(study: Study) -> Told:
     if study.privacy.unit != "none":
         source = "ranges that the study states" if study.privacy.statistics == "stated" else "noised sums over the training persons"
     kinds = {"clinical": "clinical numbers", "variants": "variants", "image": "image channels"}
-    what = [*(kinds[name] for name in study.cohort.inputs), *(["the outcome"] if study.model.task == "regression" else [])]
+    what = [*(kinds[name] for name in study.cohort.inputs), *(["the outcome"] if study.traits.standardised else [])]
     text = f"Standardised by mean and standard deviation, from {source}: {', '.join(what)}."
     pointers = ["study.json#/privacy/statistics"]
     if image is not None and image.tiles is not None:
@@ -205,7 +201,7 @@ def _missing(study: Study) -> Told:
 
 def _network(study: Study) -> str:
     model = study.model
-    if model.task == "segmentation":
+    if study.traits.label == "mask":
         net = model.segmentation
         return f"Segmentation network {net.net} with channels {', '.join(map(str, net.channels))} and {net.norm} norm."
     hidden = {k: f" with hidden widths {', '.join(map(str, v))}" if v else "" for k, v in _widths(study).items()}
@@ -219,13 +215,7 @@ def _network(study: Study) -> str:
 
 
 def _output(study: Study) -> Told:
-    classes = len(study.cohort.classes)
-    text = {
-        "classification": f"The model gives a probability for each of {classes} classes; the predicted class is the most probable one.",
-        "regression": "The model gives a number in the unit of the outcome.",
-        "segmentation": f"The model gives {classes} scores for each voxel; the predicted class is the one with the highest.",
-    }[study.model.task]
-    return (text, "study.json#/model/task", "study.json#/cohort/classes")
+    return (make_task(study).words.output, "study.json#/model/task", "study.json#/cohort/classes")
 
 
 def _widths(study: Study) -> dict[str, tuple[int, ...]]:
@@ -281,8 +271,8 @@ def _persons(record: Record) -> Iterator[Told]:
         text = f"{text} Training persons as the study states them, for their number is protected: {stated}.".strip()
         pointers.append("study.json#/privacy/persons")
     yield ("persons", text, *pointers)
-    if study.model.task == "classification" and shown:
-        names = [normal(c) for c in study.cohort.classes]
+    names = make_task(study).person_classes
+    if names and shown:
         sums = {p: [sum(column) for column in zip(*(s.persons[p] for s in here if s.count(p)), strict=True)] for p in shown}
         rows = [f"{_PART[p]} {', '.join(f'{n:,} of class {c}' for c, n in zip(names, own, strict=True))}" for p, own in sums.items()]
         text = f"Persons by outcome, all sites: {'; '.join(rows)}."
@@ -303,20 +293,20 @@ def _aside(counts: Mapping[str, int]) -> str:
 
 def _outcome(record: Record) -> Iterator[Told]:
     """What came out: metrics of all, of each site and subgroup; privacy; the model's file."""
-    final, privacy = record.final, record.privacy
+    final, privacy, task = record.final, record.privacy, make_task(record.study)
     part, scores = held_out(record)
     if scores:
         at, held = f"events.jsonl#final/metrics/{part}", _PART[part]
         text = f"Measures on {held} persons: {', '.join(k for k in scores['all'] if k != 'persons')}."
         yield "measures", text, f"{at}/all"
-        text = f"{held.capitalize()} persons of all sites: {_row(scores['all'])}."
+        text = f"{held.capitalize()} persons of all sites: {_row(task, scores['all'])}."
         yield "performance", text, f"{at}/all"
-        rows = "; ".join(f"{site} {_row(own)}" for site, own in scores["sites"].items())
+        rows = "; ".join(f"{site} {_row(task, own)}" for site, own in scores["sites"].items())
         worst = f" The worst is {scores['worst']}." if scores.get("worst") else ""
         yield "by_site", f"By site: {rows}.{worst}" if len(scores["sites"]) > 1 else "", f"{at}/sites", f"{at}/worst"
         text = "Test persons are of the same sites as training persons; no site outside the roster was tested."
         yield "external", text if part == "test" else "", "study.json#/federation/sites", f"{at}/sites"
-        groups = "; ".join(f"{label} {_row(own['all'])}" for label, own in final.get("groups", {}).items())
+        groups = "; ".join(f"{label} {_row(task, own['all'])}" for label, own in final.get("groups", {}).items())
         yield "groups", f"Test persons by subgroup: {groups}." if groups else "", "events.jsonl#final/groups"
     if final:
         text = f"The model after round {final['round']}, the last, is the result; none was chosen by its score on validation persons."
@@ -342,14 +332,14 @@ def held_out(record: Record) -> tuple[str, dict[str, Any]]:
     return next(((part, dict(metrics[part])) for part in ("test", "val") if part in metrics), ("", {}))
 
 
-def _row(metrics: Mapping[str, Any]) -> str:
-    values = [f"{name} {shown(name, value)}" for name, value in metrics.items() if name != "persons"]
+def _row(task: Task, metrics: Mapping[str, Any]) -> str:
+    values = [f"{name} {shown(task, name, value)}" for name, value in metrics.items() if name != "persons"]
     return f"{', '.join(values)} ({_count(int(metrics['persons']), 'person')})"
 
 
-def shown(name: str, value: float | None) -> str:
+def shown(task: Task, name: str, value: float | None) -> str:
     """A measure as it is printed: three decimals, counts of persons (of a class, such as ``missed/1``) as whole numbers."""
-    counts = name.partition("/")[0] in ("persons", "missed")
+    counts = name == "persons" or task.described(name).counted
     return "not defined" if value is None else f"{value:,.0f}" if counts else f"{value:.3f}"
 
 

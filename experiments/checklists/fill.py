@@ -33,22 +33,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fedml.experiments.checklists.facts import Fact, facts_of
 from fedml.experiments.runs.record import Record
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 NAMES = ("tripod_ai", "claim", "future_ai")
 AUTHOR = "The author must write this."
 State = Literal["filled", "partly", "author", "not applicable"]
 STATES: tuple[State, ...] = ("filled", "partly", "author", "not applicable")
 
-# Name -> does it hold of the study, where it does not: why, and where the study says so.
-CONDITIONS: dict[str, tuple[Callable[[Study], bool], str, str]] = {
-    "prediction": (
-        lambda s: s.model.task != "segmentation",
-        "The model outlines structures on images; it predicts no outcome of a person.",
-        "study.json#/model/task",
-    ),
-    "images": (lambda s: "image" in s.cohort.inputs, "The study reads no images.", "study.json#/cohort/inputs"),
-    "classes": (lambda s: s.model.task != "regression", "The outcome is a number and has no classes.", "study.json#/model/task"),
-    "clusters": (lambda s: len(s.federation.sites) > 1, "The roster has one site.", "study.json#/federation/sites"),
+# Name -> why it does not hold of the study ("": it holds), and where the study says so.
+CONDITIONS: dict[str, tuple[Callable[[Study], str], str]] = {
+    "prediction": (lambda s: make_task(s).words.no_prediction, "study.json#/model/task"),
+    "images": (lambda s: "" if "image" in s.cohort.inputs else "The study reads no images.", "study.json#/cohort/inputs"),
+    "classes": (lambda s: make_task(s).words.no_classes, "study.json#/model/task"),
+    "clusters": (lambda s: "" if len(s.federation.sites) > 1 else "The roster has one site.", "study.json#/federation/sites"),
 }
 Condition = Literal["prediction", "images", "classes", "clusters"]
 Text = Annotated[str, Field(min_length=1)]
@@ -121,8 +118,8 @@ def fill(items: Iterable[Item], facts: Mapping[str, Fact], study: Study, when: S
 def _filled(item: Item, facts: Mapping[str, Fact], study: Study, when: Sequence[Condition]) -> Filled:
     about = (item.id, item.section, item.subject, item.needs)
     for name in (*when, *item.when):
-        holds, reason, pointer = CONDITIONS[name]
-        if not holds(study):
+        why, pointer = CONDITIONS[name]
+        if reason := why(study):
             return Filled(*about, "not applicable", reason, pointers=(pointer,))
     if item.never:
         return Filled(*about, "not applicable", item.never)

@@ -18,16 +18,18 @@ import numpy.typing as npt
 
 from fedml.experiments.compare.outputs import Outputs
 from fedml.experiments.compare.train import Trained
-from fedml.learning.differences import Difference, Statistic, over_seeds, paired_bootstrap, unpaired
-from fedml.learning.intervals import FEW, Interval, interval
-from fedml.learning.tasks import make_task
-from fedml.study.sections import normal
+from fedml.learning.differences import Difference, over_seeds, paired_bootstrap, unpaired
 from fedml.study.study import Study
+from fedml.tasks.classification_measures import FEW
+from fedml.tasks.drawn import Statistic
+from fedml.tasks.interval_tools import Interval
+from fedml.tasks.intervals import interval
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import built
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEFT_OUT = ("persons", "log_loss", "bias")
 _WIDE = 3  # columns with limits that a terminal has room for
 
 
@@ -44,7 +46,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
     for who, mine in by_who.items():
         told, difference = _over_persons(study, first, mine)
         gaps = [a.metrics[task.watched] - b.metrics[task.watched] for a, b in zip(mine, first, strict=True)]
-        names = [n for n in mine[0].metrics if n not in LEFT_OUT]
+        names = [n for n in mine[0].metrics if n != "persons" and task.described(n).brief]
         sites = {s: _where(study, [(r.counts[s], r.sites[s]) for r in mine if s in r.counts]) for s in mine[0].counts}
         labels = list(dict.fromkeys(label for r in mine for label in r.groups))
         groups = {g: _plain([r.groups[g]["all"] for r in mine if g in r.groups], task.watched) for g in labels}
@@ -77,8 +79,10 @@ def _over_persons(study: Study, first: Sequence[Trained], mine: Sequence[Trained
     everybody, at = np.unique(np.concatenate([o.person for o in outputs]), return_index=True)
     site = np.concatenate([o.site for o in outputs])[at]
 
+    compared = built(task.compared, task.name, "a comparison of two models on the same persons")
+
     def of(own: Outputs) -> Statistic:
-        alone, places = own.statistic(task.name, task.watched), np.searchsorted(everybody, own.person)
+        alone, places = compared.statistic(own.truth, own.output), np.searchsorted(everybody, own.person)
         return lambda drawn: alone(drawn[:, places])
 
     statistics = [of(own) for own in outputs]
@@ -87,7 +91,7 @@ def _over_persons(study: Study, first: Sequence[Trained], mine: Sequence[Trained
     both, each = ({p for r in rows if r.outputs for p in r.outputs.person.tolist()} for rows in (first, mine))
     if both != each:
         difference = replace(difference, method=f"bootstrap; {len(both & each)} of {len(everybody)} persons are in both tests")
-    few = task.name == "classification" and min(int((o.truth == c).sum()) for o in outputs for c in range(len(study.cohort.classes))) < FEW
+    few = any(int((o.truth == c).sum()) < FEW for o in outputs for c in range(len(task.person_classes)))
     if few:  # a bootstrap of so few is too sure of itself
         why = f"none: a class has fewer than {FEW} test persons"
         difference = replace(difference, low=math.nan, high=math.nan, p=math.nan, method=why)
@@ -122,8 +126,8 @@ def plain_rows(rows: Sequence[Trained]) -> list[dict[str, Any]]:
 
 
 def _counted(study: Study, counts: Sequence[Mapping[str, Any]]) -> Interval:
-    task, classes = make_task(study), [normal(c) for c in study.cohort.classes]
-    return interval(counts, task.name, task.watched, seed=study.study.seed, classes=classes)
+    task = make_task(study)
+    return interval(counts, task, task.watched, seed=study.study.seed)
 
 
 def _limits(found: Interval) -> dict[str, Any]:

@@ -26,10 +26,10 @@ from fedml.errors import InputError, RunError, nearest
 from fedml.experiments.compare.outputs import Outputs, test_outputs
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import outcome, read_all, run_nodes
-from fedml.learning.task import Counts
-from fedml.learning.tasks import make_task
 from fedml.runs.log import STUDY, emit, load_model, write_whole
 from fedml.study.study import Study, for_roster
+from fedml.tasks.counts import Counts
+from fedml.tasks.registry import make_task
 from fedml.tracking.store import versions
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from fedml.experiments.checklists.facts import Fact, facts_of, held_out, shown
 from fedml.experiments.checklists.fill import AUTHOR, markdown
 from fedml.experiments.runs.record import Record
+from fedml.tasks.registry import make_task
 
 # Heading -> its lines: the topic, and the facts that answer it (none: the author must complete the line).
 SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -104,8 +105,8 @@ def _table(record: Record) -> list[str]:
         return [f"Performance: **{AUTHOR}**", ""]
     groups = record.final.get("groups", {})
     rows = {"all sites": scores["all"], **scores["sites"], **{label: group["all"] for label, group in groups.items()}}
-    names = list(scores["all"])
-    cells = [[markdown(title), *(shown(name, values.get(name)) for name in names)] for title, values in rows.items()]
+    names, task = list(scores["all"]), make_task(record.study)
+    cells = [[markdown(title), *(shown(task, name, values.get(name)) for name in names)] for title, values in rows.items()]
     places = [f"events.jsonl#final/metrics/{part}", *(["events.jsonl#final/groups"] if groups else [])]
     return [
         f"| {' | '.join([part, *map(markdown, names)])} |", f"|---|{'---:|' * len(names)}",

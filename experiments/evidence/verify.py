@@ -42,9 +42,9 @@ from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
+from fedml.tasks.registry import make_task
 
 EXACT = 1e-12
-_ADDITIVE = ("accuracy", "brier", "log_loss", "mae", "bias")  # the metric over all persons is the mean over sites, weighted by persons
 _ONCE = ("start", "agreed", "privacy", "final", "end")
 _MOST = 20  # problems listed for one check
 
@@ -267,13 +267,14 @@ def _rounds(record: Record) -> Iterator[Problem]:
 def _averages(record: Record) -> Iterator[Problem]:
     """Checks metrics that are means over persons: the value over all sites is the mean of the sites' values, weighted by persons. Works for
     every round, although only the counts of the last evaluation are stored."""
+    additive = [measure.name for measure in make_task(record.study).measures if measure.additive]
     for event in [*record.rounds, record.final]:
         for part, scores in event["metrics"].items():
             sites, total = scores["sites"], scores["all"]
             weights = [values["persons"] for values in sites.values()]
             if not near(total["persons"], sum(weights)):
                 yield EVENTS, f"{event['event']} {event['round']}, {part}: {total['persons']} persons, the sites have {sum(weights)}"
-            for name in (n for n in _ADDITIVE if min(weights) > 0 and total.get(n) is not None):
+            for name in (n for n in additive if min(weights) > 0 and total.get(n) is not None):
                 mean = sum(w * values[name] for w, values in zip(weights, sites.values(), strict=True)) / sum(weights)
                 if not near(total[name], mean):
                     yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {total[name]!r}, the sites' values give {mean!r}"

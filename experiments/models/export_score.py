@@ -18,8 +18,9 @@ from fedml.cohort.variants.model import Variant, from_text
 from fedml.errors import InputError
 from fedml.runs.log import MODEL, PANEL, STUDY, read_events
 from fedml.runs.restore import restore
-from fedml.study.sections import normal
 from fedml.study.study import Study, parse_study
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import LinearScore, built
 
 
 def export_score(run: Path, out: Path) -> str:
@@ -75,11 +76,13 @@ def _build(study: Study, events: Sequence[dict[str, Any]]) -> str:
     return str(study.cohort.variants.build) or (builds.pop() if len(builds) == 1 else "")
 
 
+def _score(study: Study) -> LinearScore:
+    task = make_task(study)
+    return built(task.linear_score, task.name, "a linear score of variants")
+
+
 def _meaning(study: Study) -> str:
-    if study.model.task == "regression":
-        return f"{study.cohort.target} in its unit"
-    first, second = (normal(c) for c in study.cohort.classes)
-    return f"the log-odds of {study.cohort.target} {second} against {first}"
+    return _score(study).meaning
 
 
 def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -87,7 +90,7 @@ def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
     start, final, private = (last.get(kind, {}) for kind in ("start", "final", "privacy"))
     fields = {
         "trait_reported": study.study.question or study.cohort.target,
-        "weight_type": "beta" if study.model.task == "regression" else "log(OR)",
+        "weight_type": _score(study).weight_type,
         "score_meaning": _meaning(study),
         "study_name": study.study.name,
         "study_sha256": study.sha256,

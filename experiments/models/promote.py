@@ -22,9 +22,9 @@ from typing import Any
 
 from fedml.errors import InputError
 from fedml.experiments.runs.record import Record, read_record
-from fedml.learning.tasks import make_task
 from fedml.models.fusion import digest
 from fedml.runs.log import MODEL, load_model
+from fedml.tasks.registry import make_task
 from fedml.tracking.deliver import deliver
 from fedml.tracking.registry import CHALLENGER, CHAMPION, RUN_TAG, STUDY_TAG, WEIGHTS_TAG, Version, holder, log_model, register
 from fedml.tracking.store import store

@@ -95,7 +95,7 @@ def report_facts(record: Record) -> dict[str, Fact]:
     score = found["scores"]["all"]
     known = {} if score is None else {n: e for n, e in score["metrics"].items() if e["low"] is not None}
     if known:
-        rows = "; ".join(f"{words.named(n)} {words.interval_of(e)}, {e['method']}" for n, e in known.items())
+        rows = "; ".join(f"{words.named(record, n)} {words.interval_of(e)}, {e['method']}" for n, e in known.items())
         held = f"{words.PARTS[found['part']]} persons of all sites"
         text = f"95 % intervals over {held}: {rows}. By site and subgroup: in the report."
         pointers = [f"{NAME}#{place}" for place in ("by-site", "subgroups") if place == "by-site" or found["scores"]["groups"]]

@@ -19,19 +19,18 @@ import numpy.typing as npt
 from fedml.experiments.checklists.facts import held_out
 from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
-from fedml.learning.intervals import Interval, interval, noised
-from fedml.learning.task import Task, add_counts
-from fedml.learning.tasks import make_task
-from fedml.study.sections import PARTS, normal
+from fedml.study.sections import PARTS
+from fedml.tasks.counts import add_counts
+from fedml.tasks.interval_tools import Interval
+from fedml.tasks.intervals import interval
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Task
 
 Counts = dict[str, dict[str, npt.NDArray[Any]]]
 
-# What the report speaks of first, forest plots show, and has an interval.
-MEASURE = {"classification": "auroc", "segmentation": "dice_mean_person", "regression": "mae"}
 MOST_POINTS = 120  # of a learning curve
 ROC_POINTS = 100
 MOST_CLASSES = 12  # that have curves of their own
-COUNTED = ("persons", "missed")  # measures that are counts of persons
 
 
 def figures(record: Record) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def figures(record: Record) -> dict[str, Any]:
     counts = _roster(record, part)
     scores = _scores(record, task, part, told)
     merged = add_counts(counts.values()) if counts else {}
-    classes = [normal(c) for c in record.study.cohort.classes] if task.name != "regression" else []
+    noised = record.study.privacy.metrics == "private"
     end, start = record.end, record.start
     found = {
         "run": {
@@ -50,13 +49,14 @@ def figures(record: Record) -> dict[str, Any]:
             "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.start["study_sha256"],
             "weights_sha256": record.final.get("weights_sha256"), "parameters": record.agreed.get("parameters"),
         },
-        "measure": MEASURE[task.name], "part": part, "higher": task.higher, "classes": classes, "scores": scores,
-        "worst": _worst(task, scores), "noised": bool(merged) and noised(merged), "sites": {s.name: _site(record, s) for s in record.sites},
-        "curves": _curves(record, MEASURE[task.name]), "flow": _flow(record), "privacy": _privacy(record),
+        "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
+        "worst": _worst(task, scores), "noised": bool(merged) and noised, "sites": {s.name: _site(record, s) for s in record.sites},
+        "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
-    if task.name == "classification" and merged:
+    if task.person_classes and merged:
         found["confusion"] = merged["confusion"].tolist()
-        found["by_class"] = _by_class(merged, counts, len(classes)) if not noised(merged) else {}
+    if task.risks and merged:
+        found["by_class"] = _by_class(merged, counts, len(task.classes)) if not noised else {}
     rounded: dict[str, Any] = _plain(found)
     return rounded
 
@@ -126,7 +126,7 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
         nothing = {"low": math.nan, "high": math.nan, "method": "none: the run kept no counts"}
         measures = {n: {"value": math.nan if v is None else v, **nothing} for n, v in logged.items() if n != "persons"}
         return {"persons": logged["persons"], "classes": None, "metrics": measures}
-    total, classes = add_counts(parts), [normal(c) for c in record.study.cohort.classes]
+    total = add_counts(parts)
     values = task.metrics(total)
     if len(values) == 1:
         return None
@@ -134,17 +134,17 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
     for name, value in values.items():
         if name == "persons":
             continue
-        if name.partition("/")[0] in COUNTED:
+        if task.described(name).counted:
             measures[name] = {"value": value, "low": math.nan, "high": math.nan, "method": "count"}
         else:
-            measures[name] = {**_interval(interval(parts, task.name, name, seed=record.study.study.seed, classes=classes)), "value": value}
-    by_class = total["confusion"].sum(1) if "confusion" in total and not noised(total) else None
+            measures[name] = {**_interval(interval(parts, task, name, seed=record.study.study.seed)), "value": value}
+    by_class = total["confusion"].sum(1) if task.person_classes and record.study.privacy.metrics != "private" else None
     return {"persons": values["persons"], "classes": by_class, "metrics": measures}
 
 
 def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
     """The site that is worst by the measure that the page shows; none where fewer than two have one."""
-    measure = MEASURE[task.name]
+    measure = task.measure
     value = {site: row["metrics"][measure]["value"] for site, row in scores["sites"].items() if row and measure in row["metrics"]}
     value = {site: v for site, v in value.items() if not math.isnan(v)}
     if len(value) < 2:

@@ -7,9 +7,11 @@ from typing import Any
 
 from fedml.experiments.report import plots, words
 from fedml.experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
-from fedml.experiments.report.numbers import COUNTED, pointer
+from fedml.experiments.report.numbers import pointer
 from fedml.experiments.report.words import PARTS, interval_of, join, named, outcome
 from fedml.experiments.runs.record import Record
+from fedml.tasks.measure import Measure
+from fedml.tasks.registry import make_task
 
 Found = Mapping[str, Any]
 ALL_SITES = "all sites"
@@ -32,7 +34,7 @@ def learning(record: Record, found: Found) -> str:
     curves, made = found["curves"], []
     if not record.rounds:
         return ""
-    measure = named(found["measure"])
+    measure = named(record, found["measure"])
     if curves["rounds"] and any(y is not None for y in curves["all"]):
         whole = plots.Series(ALL_SITES, curves["rounds"], curves["all"], plots.INK, "", 2.8)
         kept = {s: y for s, y in curves["sites"].items() if any(v is not None for v in y)}
@@ -40,7 +42,7 @@ def learning(record: Record, found: Found) -> str:
         shown = lines if len(kept) <= MOST_LINES else [line for line in lines if line.colour != plots.GREY]
         first, last = (next(y for y in ys if y is not None) for ys in (curves["all"], curves["all"][::-1]))
         alt = f"{measure} of {PARTS[curves['part']]} persons by round: all sites from {written(first)} to {written(last)}."
-        svg = plots.curves(shown, "round", words.SHORT[found["measure"]], alt, least=0.1)
+        svg = plots.curves(shown, "round", make_task(record.study).described(found["measure"]).axis, alt, least=0.1)
         made.append(picture(svg, f"{measure} by round", f"Of the model as it arrives in a round, on {PARTS[curves['part']]} persons."))
     kept = {s: y for s, y in curves["loss"].items() if any(v is not None for v in y)}
     if kept:
@@ -59,8 +61,8 @@ def learning(record: Record, found: Found) -> str:
     return section("learning", "Learning curves", f'<div class="plots">{"".join(made)}</div>', numbers)
 
 
-def _columns(found: Found, names: Sequence[str]) -> list[str]:
-    return ["", "persons", *(named(n) for n in names)]
+def _columns(record: Record, names: Sequence[str]) -> list[str]:
+    return ["", "persons", *(named(record, n) for n in names)]
 
 
 def _estimates(found: Found, where: tuple[str, ...], label: str, names: Sequence[str]) -> list[Cell]:
@@ -73,7 +75,7 @@ def _whole(found: Found) -> list[str]:
     return sorted(names, key=lambda n: n != found["measure"])
 
 
-def _methods(found: Found) -> str:
+def _methods(record: Record, found: Found) -> str:
     """How each interval was made, and why some have none."""
     by: dict[str, list[str]] = {}
     for row in (found["scores"]["all"], *found["scores"]["sites"].values(), *found["scores"]["groups"].values()):
@@ -82,20 +84,18 @@ def _methods(found: Found) -> str:
                 by.setdefault(e["method"], []).append(name)
             elif e["method"] != "count":
                 by.setdefault("Student's t", []).append(name)
-    said = {m: f"{m.removeprefix('none: ')} ({', '.join(dict.fromkeys(named(n.partition('/')[0]) for n in ns))})" for m, ns in by.items()}
+    kinds = {m: ", ".join(dict.fromkeys(named(record, n.partition("/")[0]) for n in ns)) for m, ns in by.items()}
+    said = {m: f"{m.removeprefix('none: ')} ({names})" for m, names in kinds.items()}
     made = [text for m, text in said.items() if not m.startswith("none")]
     none = [text for m, text in said.items() if m.startswith("none")]
     first = f"Below a measure: its 95 % interval over persons such as these, by {'; '.join(made)}." if made else ""
     return " ".join(filter(None, [first, f"No interval: {'; '.join(none)}." if none else ""]))
 
 
-def _bounds(found: Found) -> tuple[float, float] | None:
-    return None if found["measure"] == "mae" else (0.0, 1.0)
-
-
-def _forest(found: Found, rows: Mapping[str, Any], about: str) -> str:
+def _forest(record: Record, found: Found, rows: Mapping[str, Any], about: str) -> str:
     """Values of the main measure by ``rows``, then of all."""
     name = found["measure"]
+    measure = make_task(record.study).described(name)
 
     def row(label: str, own: Any, total: bool = False) -> plots.Row:
         e = own["metrics"][name]
@@ -103,11 +103,11 @@ def _forest(found: Found, rows: Mapping[str, Any], about: str) -> str:
 
     made = [*(row(label, own) for label, own in rows.items() if own), row(ALL_SITES, found["scores"]["all"], True)]
     told = "; ".join(f"{label} {interval_of(own['metrics'][name])}" for label, own in rows.items() if own)
-    guess = 0.5 if name == "auroc" else None
-    alt = f"{named(name)} by {about}, with 95 % intervals: {told}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
-    svg = plots.forest(made, f"{named(name)}, with 95 % interval", alt, bounds=_bounds(found), at=guess if _crosses(made, 0.5) else None)
+    guess = measure.guess if measure.guess is not None and _crosses(made, measure.guess) else None
+    alt = f"{measure.printed} by {about}, with 95 % intervals: {told}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
+    svg = plots.forest(made, f"{measure.printed}, with 95 % interval", alt, bounds=measure.bounds, at=guess)
     caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: all sites together."
-    return picture(svg, f"{named(name)} by {about}", caption + (" Black line: a guess." if guess and _crosses(made, 0.5) else ""))
+    return picture(svg, f"{measure.printed} by {about}", caption + (" Black line: a guess." if guess is not None else ""))
 
 
 def _crosses(rows: Sequence[plots.Row], at: float) -> bool:
@@ -124,15 +124,16 @@ def by_site(record: Record, found: Found) -> str:
     for site, own in found["scores"]["sites"].items():
         label = f"{site} (worst)" if site == found["worst"] else site
         rows.append(_estimates(found, ("scores", "sites", site), label, names) if own else [site, "nobody", *[""] * len(names)])
-    kinds = dict.fromkeys(n.partition("/")[0] for n in (*names, *score["metrics"]))
-    kinds = dict.fromkeys("hd95" if n.startswith("hd95") else n for n in kinds)
-    meaning = [(named(n) if n != "hd95" else "HD95", words.MEANING[n]) for n in kinds if n in words.MEANING]
-    body = [_forest(found, found["scores"]["sites"], "site")]
-    body += [table(found, f"Measures on {PARTS[found['part']]} persons", _columns(found, names), rows, _methods(found))]
-    return section("by-site", "Results by site", *body, *_by_class(found), "<h3>What the measures mean</h3>", terms(meaning))
+    alike: dict[str, list[Measure]] = {}  # by meaning: HD95 has several measures of one
+    for measure in dict.fromkeys(make_task(record.study).described(n) for n in (*names, *score["metrics"])):
+        alike.setdefault(measure.meaning, []).append(measure)
+    meaning = [(some[0].printed if len(some) == 1 else some[0].axis, text) for text, some in alike.items()]
+    body = [_forest(record, found, found["scores"]["sites"], "site")]
+    body += [table(found, f"Measures on {PARTS[found['part']]} persons", _columns(record, names), rows, _methods(record, found))]
+    return section("by-site", "Results by site", *body, *_by_class(record, found), "<h3>What the measures mean</h3>", terms(meaning))
 
 
-def _by_class(found: Found) -> list[str]:
+def _by_class(record: Record, found: Found) -> list[str]:
     """Measures of a class, as those of segmentation are: a table of all sites, and one of sites by class."""
     names = [n for n in found["scores"]["all"]["metrics"] if "/" in n]
     kinds = list(dict.fromkeys(n.partition("/")[0] for n in names))
@@ -143,7 +144,7 @@ def _by_class(found: Found) -> list[str]:
         for label, where in ((ALL_SITES, ("all",)), *((s, ("sites", s)) for s, own in found["scores"]["sites"].items() if own)):
             rows.append([label, *(Number(pointer("scores", *where, "metrics", f"{k}/{c}"), "estimate") for k in kinds)])
         note = "Missed: persons with the class in one mask only; HD95 is not defined in them." if "missed" in kinds else ""
-        out.append(table(found, f"Class {c}", ["", *(words.NAMES.get(k, k) for k in kinds)], rows, note))
+        out.append(table(found, f"Class {c}", ["", *(named(record, k) for k in kinds)], rows, note))
     return out
 
 
@@ -154,7 +155,8 @@ def subgroups(record: Record, found: Found) -> str:
         return ""
     if not groups:
         return section("subgroups", "Subgroups", paragraph("The study names none ([evaluation] in a study does)."))
-    names = [n for n in _whole(found) if n.partition("/")[0] not in COUNTED]
+    task = make_task(record.study)
+    names = [n for n in _whole(found) if not task.described(n).counted]
     measured = [s for s, own in found["scores"]["sites"].items() if own]
     rows: list[list[Cell]] = []
     for label, own in groups.items():
@@ -166,11 +168,11 @@ def subgroups(record: Record, found: Found) -> str:
     note = (
         "A site tells of a group only where enough persons are in it and outside it (its min_count, and the study's); persons of sites "
         "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance. "
-        "Scores of a group are told in steps of half a unit of log-odds, so its AUROC is a little less exact than that of all."
     )
-    heads = [*_columns(found, names), "not told by"]
+    note += task.words.groups
+    heads = [*_columns(record, names), "not told by"]
     shown = {label: own for label, own in groups.items() if own}
-    plot = _forest(found, shown, "subgroup") if shown else ""
+    plot = _forest(record, found, shown, "subgroup") if shown else ""
     return section("subgroups", "Subgroups", plot, table(found, f"Measures on {PARTS['test']} persons by subgroup", heads, rows, note))
 
 

@@ -15,6 +15,7 @@ from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
 from fedml.experiments.runs.record import Record
 from fedml.strategies.describe import leaves
+from fedml.tasks.registry import make_task
 
 Found = Mapping[str, Any]
 
@@ -25,7 +26,8 @@ def top(record: Record, found: Found) -> str:
     cards = []
     if score is not None:
         main = score["metrics"][found["measure"]]
-        cards.append((named(found["measure"]), written(main["value"]), f"95 %: {between(main)}" if between(main) else "no interval"))
+        sure = f"95 %: {between(main)}" if between(main) else "no interval"
+        cards.append((named(record, found["measure"]), written(main["value"]), sure))
         if (worst := found["worst"]) is not None:
             own = found["scores"]["sites"][worst]
             cards.append(("worst site", written(own["metrics"][found["measure"]]["value"]), f"{worst}, {count(own['persons'], 'person')}"))
@@ -68,7 +70,7 @@ def sites(record: Record, found: Found) -> str:
     heads = ["site", *(f"{PARTS[p]} persons" for p in parts), *(["training persons, as stated"] if stated else [])]
     told = stated and bool(found["scores"]["sites"])
     heads += [f"{PARTS[found['part']]} persons"] if told else []
-    two = record.study.model.task == "classification" and len(found["classes"]) == 2 and parts
+    two = len(make_task(record.study).person_classes) == 2 and parts
     heads += [*([f"with {outcome(record, found)}, {PARTS[parts[-1]]}"] if two else []), "rounds", "missed"]
     heads += [*(["images set aside"] if images else []), *(["epsilon"] if found["privacy"].get("claims") else [])]
     rows: list[list[Cell]] = []

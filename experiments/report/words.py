@@ -10,46 +10,20 @@ from typing import Any
 
 from fedml.experiments.report.markup import between, written
 from fedml.experiments.runs.record import Record
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Result
 
 Found = Mapping[str, Any]
 
-NAMES = {
-    "auroc": "AUROC", "brier": "Brier score", "log_loss": "log loss", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity", "specificity": "specificity", "mae": "mean absolute error", "rmse": "RMSE", "bias": "bias", "r2": "R²",
-    "dice": "Dice of all voxels", "dice_mean_person": "Dice, mean over persons", "hd95_mean_mm": "HD95, mean, mm", "missed": "missed",
-    "hd95_median_mm": "HD95, median, mm", "hd95_mean_voxels": "HD95, mean, voxels", "hd95_median_voxels": "HD95, median, voxels",
-    "persons": "persons with it",
-}  # fmt: skip
-
-MEANING = {
-    "auroc": "the share of pairs, one person of the class and one not, in which the model gives the higher risk to the right one: 0.5 is "
-    "a guess, 1 is perfect",
-    "brier": "the mean squared distance of the risk from what came out: 0 is perfect",
-    "log_loss": "how surprised the model was by what came out, on average, in nats: 0 is perfect",
-    "accuracy": "the share of persons whose most probable class is the right one",
-    "balanced_accuracy": "the mean over classes of the share of its persons that were found",
-    "sensitivity": "the share of persons of the second class that the model finds",
-    "specificity": "the share of persons of the first class that the model leaves in it",
-    "mae": "how far the prediction is off, on average",
-    "rmse": "root of the mean squared error: as the mean absolute error, with large errors counting more",
-    "bias": "how much too high the prediction is, on average",
-    "r2": "the share of the outcome's variance that the prediction explains",
-    "dice": "overlap of the outlined and the true voxels, all persons' voxels taken together: 0 none, 1 the same",
-    "dice_mean_person": "overlap of the outlined and the true voxels of a person, the mean over persons: 0 none, 1 the same",
-    "hd95": "distance that 95 % of either outline keep from the other at most: 0 is perfect",
-    "missed": "persons with the class in one mask only, the true or the outlined one",
-}
-
-SHORT = {"auroc": "AUROC", "dice_mean_person": "Dice", "mae": "mean absolute error"}  # on axes
 PARTS = {"test": "test", "val": "validation", "train": "training"}
 FEW_CASES = 100  # with and without: below, performance is too uncertain to be a validation (Collins et al. 2016, Stat Med 35:214)
 FEW_SITE = 10
 
 
-def named(measure: str) -> str:
+def named(record: Record, measure: str) -> str:
     """A measure's name in print, ``dice/liver`` as ``Dice of all voxels, liver``."""
-    name, _, one = measure.partition("/")
-    return NAMES.get(name, name) + (f", {one}" if one else "")
+    one = measure.partition("/")[2]
+    return make_task(record.study).described(measure).printed + (f", {one}" if one else "")
 
 
 def count(number: float, what: str) -> str:
@@ -77,7 +51,7 @@ def outcome(record: Record, found: Found, c: int = 1) -> str:
 
 def answer(record: Record, found: Found) -> list[str]:
     """The answer to the question, in a few sentences."""
-    score, task = found["scores"]["all"], record.study.model.task
+    score = found["scores"]["all"]
     if score is None:
         done = f"after {found['run']['rounds']} of {count(found['run']['planned'], 'planned round')}"
         why = f"The log says: {record.end['reason']}" if record.end.get("reason") else ""
@@ -87,46 +61,10 @@ def answer(record: Record, found: Found) -> list[str]:
         return [f"There is no answer: the run {ended}, {done}.", *([why] if why else [])]
     sites = [s for s, row in found["scores"]["sites"].items() if row]
     held = f"{count(score['persons'], PARTS[found['part']] + ' person')} held out at {count(len(sites), 'site')}"
-    measures = score["metrics"]
-    headline = interval_of(measures.get(found["measure"]))
-    if task == "segmentation":
-        many = " and classes" if len(found["classes"]) > 2 else ""
-        return [f"In {held}, what the model outlines overlaps the given masks by a Dice of {headline}, the mean over persons{many} "
-                "(0: no overlap, 1: the same)."]  # fmt: skip
-    if task == "regression":
-        off = f"Of {held}, the predicted {record.study.cohort.target} is off by {headline} on average"
-        r2 = measures["r2"]["value"]
-        better = (
-            f"it explains {_share(measures, 'r2')} of the outcome's variance" if r2 is None or r2 > 0 else "the mean of all would be closer"
-        )
-        return [f"{off}; {better} (R² {written(r2)}). {_higher(measures)}"]
-    out = []
-    if len(found["classes"]) == 2:
-        cases = f", {score['classes'][1]:,} of them with {outcome(record, found)}" if score["classes"] else ""
-        out = [f"Measured on {held}{cases}: AUROC {headline}."]
-        out += [f"Shown one person with {outcome(record, found)} and one without, the model gives the higher risk to the right one in "
-                f"{_share(measures, 'auroc')} of such pairs (50 % would be a guess)."]  # fmt: skip
-    else:
-        out = [f"Measured on {held}: AUROC {headline}, the mean over {len(found['classes'])} classes, each against the rest."]
-    main = measures["auroc"]
-    if main["low"] is not None and main["low"] <= 0.5:
-        out += ["It ranks worse than a guess would." if main["high"] < 0.5 else "The model is not shown to be better than a guess."]
-    right = f"The class that it holds for most probable is the right one in {_share(measures, 'accuracy')} of persons"
-    two = f" (it finds {_share(measures, 'sensitivity')} of those with, and {_share(measures, 'specificity')} of those without)"
-    noise = ["The counts behind these numbers were noised for privacy."] if found["noised"] else []
-    return [*out, f"{right}{two if len(found['classes']) == 2 else ''}.", *noise]
-
-
-def _share(measures: Mapping[str, Any], name: str) -> str:
-    value = measures.get(name, {}).get("value")
-    return "an unknown share" if value is None else f"{100 * value:.1f} %"
-
-
-def _higher(measures: Mapping[str, Any]) -> str:
-    bias = measures["bias"]
-    if bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
-        return "It is not shown to be too high or too low on average."
-    return f"On average it is too {'high' if bias['value'] > 0 else 'low'}, by {interval_of({**bias, 'value': abs(bias['value'])})}."
+    result = Result(
+        held, score["classes"] or (), score["metrics"], found["measure"], found["noised"], interval_of, lambda value: written(value)
+    )
+    return make_task(record.study).words.answer(result)
 
 
 def weak(record: Record, found: Found) -> list[str]:
@@ -143,7 +81,7 @@ def weak(record: Record, found: Found) -> list[str]:
 
 
 def _row(record: Record, found: Found, row: Mapping[str, Any]) -> str:
-    text = f"{named(found['measure'])} {interval_of(row['metrics'][found['measure']])} in {count(row['persons'], 'person')}"
+    text = f"{named(record, found['measure'])} {interval_of(row['metrics'][found['measure']])} in {count(row['persons'], 'person')}"
     if row["classes"] and len(row["classes"]) == 2:
         negative, positive = row["classes"]
         text += f", {positive} with {outcome(record, found)} and {negative} without"
@@ -282,8 +220,7 @@ def _limits_of_sites(record: Record, found: Found) -> list[str]:
 
 def _unknown(record: Record, found: Found) -> list[str]:
     out = ["The record does not say who the persons are, how they were chosen, how the outcome was established, or whether data are real."]
-    if record.study.model.task == "classification":
-        out.append("It does not say at which risk somebody would be treated, so nothing here is about benefit or harm.")
+    out += make_task(record.study).words.unknown
     silent = [s for s, row in found["sites"].items() if row["agreed"] and row["policy"] is None]
     if silent:
         out.append(f"Policies were not disclosed by {join(silent)}.")

@@ -23,6 +23,8 @@ from fedml.runs.log import EXAMPLES, load_model, saved_window, write_whole
 from fedml.runs.restore import restore
 from fedml.study.sections import normal
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import built
 
 if TYPE_CHECKING:
     from fedml.cohort.persons import Batch
@@ -48,7 +50,7 @@ def write_examples(run: Path, study: Study, sites: Mapping[str, Site], say: Call
         rows = spread(np.array([r for r in cohort.rows("test") if has[r]], dtype=np.int64), PERSONS)
         if not len(rows):
             continue
-        draw = _masks if study.model.task == "segmentation" else _answers
+        draw = _masks if study.traits.label == "mask" else _answers
         data = draw(study, model, cohort, name, rows)
         (run / EXAMPLES).mkdir(exist_ok=True)
         written.append(run / EXAMPLES / f"{name}.png")
@@ -94,16 +96,12 @@ def _masks(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: np
 def _answers(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: npt.NDArray[np.int64]) -> bytes:
     """A tile a person: the first image, what is true, and the probability of that (or the predicted number)."""
     tiles: list[Tile] = []
-    target = study.cohort.target
+    task = make_task(study)
+    caption = built(task.answer.caption, task.name, "a caption of an example")
     for number, row in enumerate(rows, start=1):
         batch = cohort.batch([int(row)])
         image, answer, label = batch["image"][0].numpy(), _predict(model, batch)[0].double(), cohort.labels[row]
-        if study.model.task == "regression":
-            told = f"{target} {label:.4g}, predicted {float(answer[0]):.4g}"
-        else:
-            p, names = answer.softmax(0).tolist(), [normal(c) for c in study.cohort.classes]
-            best = int(np.argmax(p))
-            told = f"{target} {names[int(label)]}, predicted {names[best]} ({p[best]:.2f})"
+        told = f"{study.cohort.target} {task.labels.show(float(label))}, {caption(answer)}"
         at = image.shape[-1] // 2 if image.ndim == 4 else 0
         tiles.append(plane(image, None, f"{number}  {told}", at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
     return sheet(tiles, columns=3, title=_title(study, site), note=_NOTE)

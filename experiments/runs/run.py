@@ -59,7 +59,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     from fedml.strategies.algorithms.registry import make_strategy
 
     make_strategy(study)
-    if study.model.task == "segmentation":
+    if study.traits.label == "mask":
         spec, image = study.model.segmentation, study.cohort.image
         size = (1, 8, 8) if image is None else (image.channels, *image.size)
         build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)

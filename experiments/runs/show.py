@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedml.cohort.variants.checks import EVERYBODY
-from fedml.learning.tasks import make_task
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -104,7 +104,8 @@ def final_table(study: Study, final: dict[str, Any]) -> Group:
 
     part = "test" if "test" in final["metrics"] else "val"
     scores = final["metrics"][part]
-    names = [n for n in scores["all"] if n not in ("persons", "log_loss", "bias") and "/" not in n]
+    task = make_task(study)
+    names = [n for n in scores["all"] if n != "persons" and "/" not in n and task.described(n).brief]
     table = _table(f"{study.study.name}: {part} persons, after {final['round']} rounds", "site", ("persons", *names))
     worst = scores["worst"] if len(scores["sites"]) > 1 else None
     for site, own in scores["sites"].items():
@@ -120,13 +121,12 @@ def final_table(study: Study, final: dict[str, Any]) -> Group:
         below.append(_table(f"by class: {where}", "class", columns))
         for label in dict.fromkeys(label for _, label in by_class):
             cells = ((name, own.get(f"{name}/{label}")) for name in columns)
-            below[-1].add_row(label, *(_count(v) if name in _COUNTS else _number(v) for name, v in cells))
+            below[-1].add_row(label, *(_count(v) if task.described(name).counted else _number(v) for name, v in cells))
     return Group(table, *below)
 
 
 # A head is broken at its underscores where that is needed, and then anywhere: nothing is cut off.
 _HEADS = {"balanced_accuracy": "balanced"}
-_COUNTS = ("persons", "missed")
 
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:

@@ -64,7 +64,9 @@ REPLY_TYPES: dict[str, str] = {
 
 def kind(study: Study) -> str:
     """``linear`` for a quantitative outcome, ``logistic`` for two classes."""
-    return "linear" if study.model.task == "regression" else "logistic"
+    if study.traits.gwas is None:
+        raise ValueError(f'[model] task = "{study.model.task}": an association with variants is not built')
+    return study.traits.gwas
 
 
 def covariate_columns(study: Study) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import InputError, nearest
-from fedml.study.sections import PARTS, Cohort, Split, normal
+from fedml.study.sections import PARTS, Split, normal
+from fedml.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,18 +93,35 @@ def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path)
     return np.asarray(found.fillna(NO_LABEL), dtype=np.int64)
 
 
-def read_labels(table: pd.DataFrame, path: Path, cohort: Cohort, task: str) -> npt.NDArray[np.float64]:
-    """(persons,) target of each person: class index, or for regression the number itself; NaN where missing.
+@dataclass(frozen=True)
+class TargetCells:
+    """The cells of a persons table as a task reads its labels from them (``fedml.tasks.task.Cells``)."""
+
+    table: pd.DataFrame
+    path: Path
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def codes(self, name: str, known: tuple[Any, ...]) -> npt.NDArray[np.float64]:
+        """(persons,) place of each cell of column ``name`` among ``known``, NaN where it is empty."""
+        values = column(self.table, name, self.path, "[cohort] target")
+        index = codes(values, known, f'the label in column "{name}"', self.path).astype(np.float64)
+        index[index == NO_LABEL] = np.nan
+        return index
+
+    def numbers(self, name: str) -> npt.NDArray[np.float64]:
+        """(persons,) the cells of column ``name`` as numbers, NaN where they are empty."""
+        return numbers(column(self.table, name, self.path, "[cohort] target"), self.path)
+
+
+def read_labels(table: pd.DataFrame, path: Path, task: Task) -> npt.NDArray[np.float64]:
+    """Each person's label as the task has it; NaN where it is missing. Shape (persons,).
 
     Raises:
         InputError: the column does not exist, a label is not a declared class, or a cell has text where a number is expected.
     """
-    values = column(table, cohort.target, path, "[cohort] target")
-    if task == "classification":
-        index = codes(values, cohort.classes, f'the label in column "{cohort.target}"', path).astype(np.float64)
-        index[index == NO_LABEL] = np.nan
-        return index
-    return numbers(values, path)
+    return task.labels.read(TargetCells(table, path))
 
 
 def numbers(values: pd.Series[Any], path: Path) -> npt.NDArray[np.float64]:

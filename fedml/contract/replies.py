@@ -23,13 +23,12 @@ from fedml.cohort.images.histograms import BINS
 from fedml.cohort.images.reasons import Unusable
 from fedml.cohort.variants.builds import BUILDS
 from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
-from fedml.contract.counts import count_fields
 from fedml.contract.disclosure import read_policy
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes, check_records
 from fedml.errors import Reason, SiteError
-from fedml.learning.classification import coarse
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
@@ -113,7 +112,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
     if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
         raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
     values = read_arrays(reply, DESCRIBED)
-    classes = 1 if study.model.task != "classification" else len(study.cohort.classes)
+    classes = len(make_task(study).person_classes) or 1
     if study.privacy.unit != "patient":  # there nobody is counted
         persons = values.pop(PERSONS, None)
         _shaped(persons, "int64", (len(PARTS), classes), PERSONS)
@@ -176,7 +175,7 @@ def _check_voxels(study: Study, reply: RecordDict) -> None:
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:
-    declared = {f"preprocess.{name}" for name in study.cohort.inputs} | ({"target"} if study.model.task == "regression" else set())
+    declared = {f"preprocess.{name}" for name in study.cohort.inputs} | ({"target"} if study.traits.standardised else set())
     for key, value in read_arrays(reply, SUMS).items():
         if key not in declared:
             raise SiteError(Reason.UNDECLARED, "sums hold a key that is not declared")
@@ -205,7 +204,7 @@ def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) 
 
 
 def _check_counts(study: Study, reply: RecordDict) -> None:
-    fields = count_fields(study)
+    task = make_task(study)
     private = study.privacy.unit == "patient"
     labels = {label for group in study.evaluation.labels().values() for label in group}
     for key, value in read_arrays(reply, COUNTS).items():
@@ -213,14 +212,14 @@ def _check_counts(study: Study, reply: RecordDict) -> None:
         part, _, label = part.partition("@")  # "test@sex:1/histogram": of a subgroup
         if label and (part != "test" or label not in labels):
             raise SiteError(Reason.UNDECLARED, "counts hold a group that is not declared")
-        if part not in PARTS or name not in fields or (private and part == "train"):
+        if part not in PARTS or name not in task.fields or (private and part == "train"):
             raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
-        dtype, shape = fields[name]
+        dtype, shape = task.fields[name]
         _shaped(value, dtype, shape, name)
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
-        if label and name == "histogram" and (value != coarse({name: value})[name]).any():
-            raise SiteError(Reason.UNDECLARED, "a subgroup's histogram is finer than it may be")
+        if label and (value != task.coarse({name: value})[name]).any():
+            raise SiteError(Reason.UNDECLARED, f"a subgroup's {name} is finer than it may be")
 
 
 def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:

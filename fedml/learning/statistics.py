@@ -17,6 +17,7 @@ import torch
 
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.genotypes import genotype_counts
+from fedml.study.task_traits import traits_of
 
 Array = npt.NDArray[np.float64]
 
@@ -48,7 +49,7 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
         out["preprocess.image"] = total
     if cohort.slides is not None:
         out["preprocess.image"] = cohort.slides.sums(rows)
-    if task == "regression":
+    if traits_of(task).standardised:
         out["target"] = _sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}
 

@@ -16,15 +16,15 @@ from torch import nn
 
 from fedml.cohort.persons import Cohort
 from fedml.learning.augment import augmentation
-from fedml.learning.task import Counts, Task, add_counts
 from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.models.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study.sections import PartName, Precision, Training
+from fedml.tasks.counts import Counts, add_counts
+from fedml.tasks.task import Task
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 CPU = torch.device("cpu")
-EVALUATION_BATCH = 512  # persons; gradients are not kept
 SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may have 100,000 tiles
 
 
@@ -117,8 +117,7 @@ def evaluate(
     model.eval()
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
-        size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
-        size = size if cohort.slides is None else SLIDE_BATCH
+        size = task.evaluation_batch if cohort.slides is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 

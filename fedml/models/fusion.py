@@ -25,6 +25,7 @@ from fedml.models.variants import build_table_network, build_variant_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 TILE_WIDTH = 64  # numbers of an image or tile that attention pools
 
@@ -39,7 +40,7 @@ class CohortModel(nn.Module):
         super().__init__()
         plan = study.model
         self.inputs = study.cohort.inputs
-        self.segmentation = plan.task == "segmentation"
+        self.segmentation = study.traits.label == "mask"
         self.window = plan.segmentation.window
         windowed = study.cohort.image is not None and bool(study.cohort.image.percentiles)
         if self.segmentation:
@@ -50,7 +51,7 @@ class CohortModel(nn.Module):
             )
             self.encoder = nn.ModuleDict({"image": network})
             return
-        outputs = len(study.cohort.classes) if plan.task == "classification" else 1
+        outputs = make_task(study).outputs
         alone = len(self.inputs) == 1
         width = outputs if alone else plan.width
         self.width = width
@@ -75,7 +76,7 @@ class CohortModel(nn.Module):
             self.head = build_table_network(
                 TableNetwork(net="mlp" if plan.hidden else "linear", hidden=plan.hidden), (width + 1) * len(self.inputs), outputs
             )
-        self.target = TargetScale() if plan.task == "regression" else None
+        self.target = TargetScale() if study.traits.standardised else None
 
     def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((persons, width) features, (persons, 1) presence) of one input, 0 where a person lacks it."""

@@ -33,13 +33,13 @@ from torch import nn
 from fedml.cohort.persons import Cohort, select
 from fedml.cohort.read_images import Images
 from fedml.cohort.variants.model import Dosages
-from fedml.learning.task import Task
-from fedml.learning.tasks import make_task
 from fedml.models.fusion import build_model, load
 from fedml.models.layout import Layout
 from fedml.privacy.dpsgd import clipped_sum
 from fedml.privacy.statistics import stated_ranges
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Task, built
 
 Vector = npt.NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -262,11 +262,9 @@ def canary_persons(
 def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random: np.random.Generator) -> Cohort:
     ranges, spec = stated_ranges(study, layout), study.cohort.clinical
     ids = tuple(f"canary-{cohort.site}-{n + 1:05d}" for n in range(count))
-    if study.model.task == "regression":
-        low, high = ranges["target"][:, 0]
-        labels = np.where(random.random(count) < 0.5, low, high)
-    else:
-        labels = random.integers(0, len(study.cohort.classes), count).astype(np.float64)
+    task, stated = make_task(study), ranges.get("target")
+    between = None if stated is None else (float(stated[0, 0]), float(stated[1, 0]))
+    labels = built(task.labels.canary, task.name, "an audit with canary persons")(count, between, random)
     clinical = present = variants = images = None
     if cohort.clinical is not None and spec is not None:
         low, high = ranges["preprocess.clinical"]

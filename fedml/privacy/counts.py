@@ -29,10 +29,12 @@ def sensitivity(histograms: int) -> float:
 
 
 def noised(counts: Mapping[str, npt.NDArray[Any]], study: Study) -> dict[str, npt.NDArray[Any]]:
-    """The classification counts of one part at one site (``fedml.learning.task``) with noise; types and shapes do not change.
+    """The classification counts of one part at one site (``fedml.tasks.classification_measures``) with noise; types and shapes stay.
 
     Counts may become negative. They are not clipped, because clipping would bias their sum over sites.
     """
+    if not study.traits.private_metrics:
+        raise ValueError(f'[model] task = "{study.model.task}": noised counts are not built')
     histogram = counts["histogram"]
     classes, sides, bins = histogram.shape
     std = metrics_multiplier(study) * sensitivity(classes)

@@ -29,13 +29,13 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort
-from fedml.learning.task import Task
 from fedml.learning.training import GradientHook, make_optimizer
 from fedml.models.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
 from fedml.seeds import torch_seed
 from fedml.study.sections import Training
+from fedml.tasks.task import Task
 
 MEMORY = 2**30  # bytes; limit of the gradients of one physical batch, by a rough upper estimate
 IMAGES = "encoder.image"  # layers below this name run over images, all others over persons

@@ -28,7 +28,7 @@ def stated_ranges(study: Study, layout: Layout) -> dict[str, Array]:
         out["preprocess.variants"] = np.repeat([[-2.0], [2.0]], layout.variants, axis=1)
     if "image" in study.cohort.inputs:
         out["preprocess.image"] = np.repeat(np.array(plan.image_range)[:, None], layout.image_shape[0], axis=1)
-    if study.model.task == "regression":
+    if study.traits.standardised:
         out["target"] = np.array([plan.ranges[study.cohort.target]]).T
     return out
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from fedml.errors import nearest
 from fedml.study.imaging import Augment, Preprocess
+from fedml.study.task_traits import TaskName
 
 InputName = Literal["image", "variants", "clinical"]
 PartName = Literal["train", "val", "test"]
@@ -272,7 +273,7 @@ class VariantNetwork(Section):
 class Model(Section):
     """``[model]``: the task, one encoder per input, and the fusion of their outputs."""
 
-    task: Literal["classification", "regression", "segmentation"] = "classification"
+    task: TaskName = "classification"
     image: ImageNetwork = ImageNetwork()
     segmentation: SegmentationNetwork = SegmentationNetwork()
     variants: VariantNetwork = VariantNetwork()

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError, model_validator
 from fedml.errors import InputError, nearest
 from fedml.study.imaging import Augment
 from fedml.study.sections import About, Cohort, Evaluation, Federation, Gwas, Model, Policy, Privacy, Section, Strategy, Training, Variants
+from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -38,6 +39,11 @@ class Study(Section):
     evaluation: Evaluation = Evaluation()
     gwas: Gwas | None = None
 
+    @property
+    def traits(self) -> TaskTraits:
+        """What its task asks of the other sections."""
+        return traits_of(self.model.task)
+
     @model_validator(mode="after")
     def _association(self) -> Self:
         """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
@@ -54,11 +60,12 @@ class Study(Section):
             return self
         if "variants" not in self.cohort.inputs:
             raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
-        if self.model.task == "segmentation":
-            raise ValueError('[gwas] has a number or two classes as target; set [model] task = "classification" or "regression"')
+        if self.traits.gwas is None:
+            known = either([name for name, traits in TRAITS.items() if traits.gwas is not None])
+            raise ValueError(f"[gwas] has a number or two classes as target; set [model] task = {known}")
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
-        if self.model.task == "classification" and len(self.cohort.classes) != 2:
+        if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
             raise ValueError(f"[gwas] compares two classes, [cohort] classes lists {len(self.cohort.classes)}")
         columns = spec.columns if spec is not None else ()
         for name in self.gwas.covariates:
@@ -67,28 +74,31 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
-    def _segmentation(self) -> Self:
-        """What masks need of the other sections."""
-        if self.model.task == "segmentation":
-            if self.cohort.inputs != ("image",):
-                raise ValueError('[model] task = "segmentation" is of images alone; set [cohort] inputs = ["image"]')
-            if self.privacy.unit == "patient":
-                raise ValueError('[model] task = "segmentation" is not built for unit = "patient"; set [privacy] unit = "site" or "none"')
-            if self.privacy.unit == "site" and self.model.segmentation.norm == "batch":
-                raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
+    def _task(self) -> Self:
+        """What the task needs of the other sections."""
+        task, traits, unit = self.model.task, self.traits, self.privacy.unit
+        if traits.inputs is not None and self.cohort.inputs != traits.inputs:
+            raise ValueError(f'[model] task = "{task}" is built for these inputs alone; set [cohort] inputs = {json.dumps(traits.inputs)}')
+        if unit not in traits.units:
+            raise ValueError(
+                f'[model] task = "{task}" is not built for unit = "{unit}"; set [privacy] unit = {either(list(traits.units[::-1]))}'
+            )
+        if traits.label == "mask" and unit == "site" and self.model.segmentation.norm == "batch":
+            raise ValueError('[model] segmentation norm = "batch" mixes persons, which no privacy allows; set norm = "instance"')
         return self
 
     @model_validator(mode="after")
     def _bags(self) -> Self:
         """What slides, and attention over a person's images, need of the other sections."""
-        network, patient = self.model.image, self.privacy.unit == "patient"
-        if network.pooling == "attention" and (patient or self.model.task == "segmentation"):
-            where = '[privacy] unit = "patient"' if patient else '[model] task = "segmentation"'
+        network, patient, masks = self.model.image, self.privacy.unit == "patient", self.traits.label == "mask"
+        if network.pooling == "attention" and (patient or masks):
+            where = '[privacy] unit = "patient"' if patient else f'[model] task = "{self.model.task}"'
             raise ValueError(f'[model] image pooling = "attention" is not built for {where}; set pooling = "mean"')
         if self.cohort.image is None or self.cohort.image.tiles is None:
             return self
-        if self.model.task == "segmentation":
-            raise ValueError('[cohort.image] tiles have no masks; set [model] task = "classification" or "regression"')
+        if masks:
+            known = either([name for name, traits in TRAITS.items() if traits.label != "mask"])
+            raise ValueError(f"[cohort.image] tiles have no masks; set [model] task = {known}")
         if patient:
             raise ValueError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none"')
         if network.norm == "batch":
@@ -126,7 +136,7 @@ class Study(Section):
         spec, columns = self.cohort.clinical, tuple[str, ...]()
         if spec is not None:
             columns = tuple(c for c in spec.columns if c not in spec.categories)
-        needed = [*columns, *([self.cohort.target] if self.model.task == "regression" else [])]
+        needed = [*columns, *([self.cohort.target] if self.traits.standardised else [])]
         lacking = [c for c in needed if c not in plan.ranges]
         if lacking:
             raise ValueError(f"[privacy] ranges lacks {', '.join(lacking)}: state plausible values, such as ranges = {{ age = [18, 100] }}")
@@ -147,8 +157,9 @@ class Study(Section):
                 f"[privacy] persons must name every site of the roster and no other (here: {wrong[0]}), "
                 "such as persons = { oslo = 800 }: about how many training persons it has"
             )
-        if plan.metrics == "private" and self.model.task == "regression":
-            raise ValueError('[privacy] metrics = "private" is for classification; set metrics = "exact"')
+        if plan.metrics == "private" and not self.traits.private_metrics:
+            known = either([name for name, traits in TRAITS.items() if traits.private_metrics])
+            raise ValueError(f'[privacy] metrics = "private" is built for [model] task = {known}; set metrics = "exact"')
         if plan.unit == "site" and plan.persons:
             raise ValueError('[privacy] persons goes with unit = "patient"')
         return self

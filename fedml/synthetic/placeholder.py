@@ -16,6 +16,7 @@ from fedml.cohort.read_images import Images
 from fedml.cohort.slides.cohort import Looked
 from fedml.cohort.variants.model import Dosages
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 _VARIANTS = 20_000  # of the file's first; a rehearsal needs no more
 
@@ -24,8 +25,7 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
     """A cohort of the shape of ``cohort``, as ``fedml.clients.site.read.read_cohort`` read it for ``study``; ``seed``: of the noise."""
     random = np.random.default_rng(seed)
     made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), left_out={}, set_aside={})
-    if study.model.task == "regression":
-        made = replace(made, labels=random.normal(size=len(cohort)))
+    made = replace(made, labels=make_task(study).labels.placeholder(cohort.labels, random))
     spec = study.cohort.clinical
     if cohort.clinical is not None and spec is not None:
         codes = [spec.categories.get(name) for name in spec.columns]

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from fedml.cohort.images.masks import as_values
 from fedml.cohort.persons import Cohort
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 _TIFF_TILE = 256  # pixels a side of what is stored together; a multiple of 16
 
@@ -22,8 +24,7 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
     """``cohort`` as a site's folder that reads back as the same persons in the same parts; returns its manifest."""
     folder.mkdir(parents=True, mode=0o700)
     data = ['persons = "persons.csv"', 'split = "split.csv"']
-    labels = cohort.labels.tolist()
-    target = labels if study.model.task == "regression" else [study.cohort.classes[int(v)] for v in labels]
+    target = make_task(study).labels.cells(cohort.labels)
     _csv(folder / "persons.csv", ["id", study.cohort.target], zip(cohort.ids, target, strict=True))
     _csv(folder / "split.csv", ["id", "part"], ((i, PARTS[p]) for i, p in zip(cohort.ids, cohort.parts, strict=True)))
     spec = study.cohort.clinical
@@ -37,7 +38,9 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
         # Where the study states no shape, a reader takes the last axis of an image for its channels.
         stored = cohort.images.pixels[:]
         pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
-        np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels)
+        drawn = cohort.images.masks
+        masks: dict[str, Any] = {} if drawn is None else {"masks": as_values(drawn[:][:, 0], study.cohort.classes)}
+        np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels, **masks)
         data.append('image = { path = "images.npz", format = "npz" }')
     if cohort.slides is not None:
         _slides(folder / "slides", cohort)

@@ -30,7 +30,7 @@ def columns(metric: str) -> list[str]:
 
 def experiment_of(client: Any, study: Study) -> str:
     """The id of the study's experiment, made or found, with its description, main metric and view."""
-    from fedml.learning.tasks import make_task
+    from fedml.tasks.registry import make_task
 
     task, about = make_task(study), study.study
     view = {"selectedColumns": columns(task.watched), "viewMaximized": True, "runsExpanded": {}}
@@ -65,7 +65,7 @@ def description(study: Study, start: Mapping[str, Any], answer: str, privacy: st
 
 def answer_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
     """One sentence on the test persons. ``scores``: {"all": metrics, "sites": {site: metrics}, "worst": site or None}."""
-    from fedml.learning.tasks import make_task
+    from fedml.tasks.registry import make_task
 
     metric = make_task(study).watched
     value = scores["all"].get(metric)

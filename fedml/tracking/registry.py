@@ -124,7 +124,7 @@ def log_model(run: Path, study: Study, parent: str) -> str:
         "pandas",
         "mlflow",
         *(["monai"] if "image" in study.cohort.inputs and study.model.image.net != "cnn" else []),
-        *(["monai"] if study.model.task == "segmentation" or raw_images else []),
+        *(["monai"] if study.traits.label == "mask" or raw_images else []),
     }
     requirements = [f"{name}=={number}" for name, number in versions().items() if name in needed]
     requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]

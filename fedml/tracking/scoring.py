@@ -29,8 +29,8 @@ from fedml.cohort.clinical import code_columns
 from fedml.errors import InputError
 from fedml.runs.log import saved_window
 from fedml.runs.restore import restore
-from fedml.study.sections import normal
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ class Scorer(PythonModel):  # type: ignore[misc]
 
     # MLflow reads the annotation: of a table it asks nothing more, the signature says what it is (an array or a dictionary too).
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A table, one row a person: ``probability_<class>`` and ``predicted``, or ``predicted`` alone for regression."""
+        """A table, one row a person, with the columns of the task's answer: ``predicted``, of classes ``probability_<class>`` too."""
         return score(self.study, self.model, model_input)
 
 
@@ -131,31 +131,12 @@ def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
     batch = to_batch(study, given, saved_window(model.state_dict()))
     with torch.inference_mode():
         out = model(batch)
-    if study.model.task == "segmentation":  # the network answers for images; who has none has no answer
-        masks: list[list[int] | None] = [None] * len(batch["image_present"])
-        for person, one in zip(batch["image_person"].tolist(), out, strict=True):
-            masks[person] = one.argmax(0).flatten().tolist()
-        return pd.DataFrame({"predicted": masks})
-    if study.model.task == "regression":
-        return pd.DataFrame({"predicted": out[:, 0].double().numpy()})
-    p = torch.softmax(out.double(), 1).numpy()
-    return _table(study, p)
-
-
-def _table(study: Study, p: np.ndarray[Any, np.dtype[np.float64]]) -> pd.DataFrame:
-    names = [normal(c) for c in study.cohort.classes]
-    table = pd.DataFrame({f"probability_{c}": p[:, i] for i, c in enumerate(names)})
-    table["predicted"] = [names[i] for i in p.argmax(1)]
-    return table
+    return pd.DataFrame(make_task(study).answer.columns(out, batch))
 
 
 def output_example(study: Study) -> pd.DataFrame:
     """One person's answer in the form that ``predict`` gives, for the signature."""
-    if study.model.task == "segmentation":
-        return pd.DataFrame({"predicted": [[0]]})
-    if study.model.task == "regression":
-        return pd.DataFrame({"predicted": [0.0]})
-    return _table(study, np.full((1, len(study.cohort.classes)), 1 / len(study.cohort.classes)))
+    return pd.DataFrame(dict(make_task(study).answer.example))
 
 
 def input_example(study: Study, layout: dict[str, Any]) -> Any:

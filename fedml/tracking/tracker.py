@@ -261,25 +261,24 @@ class Tracker:
                 self.put(self.children[site], f"round/{name}", row.get(name), number)
 
     def _watched(self) -> str:
-        from fedml.learning.tasks import make_task
+        from fedml.tasks.registry import make_task
 
         return make_task(self.study).watched
 
     def _held_out(self) -> None:
         """Of the test persons: intervals of the metric that is watched, all and by site; subgroups; the answer in a sentence."""
-        from fedml.learning.intervals import interval
-        from fedml.learning.tasks import make_task
-        from fedml.study.sections import normal
+        from fedml.tasks.intervals import interval
+        from fedml.tasks.registry import make_task
 
         if "test" not in self.final.get("metrics", {}):
             return
         task, step, limits = make_task(self.study), self.final["round"], None
-        classes, scores = [normal(c) for c in self.study.cohort.classes], self.final["metrics"]["test"]
+        scores = self.final["metrics"]["test"]
         counts = load_counts(self.run).get("test", {})
         told = [site for site in self.study.federation.sites if site in counts]
         wanted = {self.parent: told, **{self.children[site]: [site] for site in told}} if told else {}
         for run_id, sites in wanted.items():
-            found = interval([counts[s] for s in sites], task.name, task.watched, seed=self.study.study.seed, classes=classes)
+            found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
             if found.low == found.low:  # there is one
                 self.put(run_id, f"test/{task.watched}_low", found.low, step)
                 self.put(run_id, f"test/{task.watched}_high", found.high, step)

@@ -15,12 +15,12 @@ from fedml.contract.disclosure import read_aside, read_policy
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
-from fedml.learning.task import add_counts
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.strategies.agreement.agreement import Agreement, Tell
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
+from fedml.tasks.counts import add_counts
 from fedml.wire.records import (
     ASIDE,
     CONFIG,

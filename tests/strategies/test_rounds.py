@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedml.learning.tasks import make_task
 from fedml.strategies.rounds import metrics_of
+from fedml.tasks.registry import make_task
 from tests.conftest import make_study
 
 

@@ -55,6 +55,16 @@ def test_images_and_variants_are_played_as_many_as_there_are(tmp_path: Path) -> 
     assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
 
 
+def test_a_segmentation_is_played_with_masks(tmp_path: Path) -> None:
+    image_site(tmp_path / "a", "a", 120, seed=2)
+    masks = np.random.default_rng(1).choice([0, 255], (120, 8, 8)).astype(np.uint8)
+    with np.load(tmp_path / "a" / "images.npz") as file:
+        np.savez(tmp_path / "a" / "images.npz", ids=file["ids"], images=file["images"], masks=masks)
+    study = make_study(("image",), cohort__classes=[0, 255], model__task="segmentation", model__segmentation={"channels": [4, 8]})
+    played = rehearse(read_site(tmp_path / "a"), study)
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
+
+
 def test_the_sites_own_policy_holds_in_a_rehearsal(tmp_path: Path) -> None:
     clinical_site(tmp_path / "a", "a", 60, seed=1)
     with (tmp_path / "a" / "site.toml").open("a") as file:

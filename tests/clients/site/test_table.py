@@ -17,7 +17,8 @@ from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.errors import InputError
-from fedml.study.sections import ClinicalColumns, Cohort, Split
+from fedml.study.sections import ClinicalColumns, Split
+from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, make_study, write_csv
 
 SPLIT = Split(train=0.6, val=0.15, test=0.25)
@@ -30,8 +31,8 @@ def table_of(tmp_path: Path, text: str | bytes, name: str = "persons.csv") -> pd
 
 
 def labels_of(tmp_path: Path, text: str, classes: tuple[Any, ...] = (0, 1), task: str = "classification") -> list[float]:
-    table = table_of(tmp_path, text)
-    return read_labels(table, tmp_path / "persons.csv", Cohort(inputs=("image",), target="y", classes=classes), task).tolist()
+    made = make_task(make_study(("image",), cohort__classes=list(classes), model__task=task))
+    return read_labels(table_of(tmp_path, text), tmp_path / "persons.csv", made).tolist()
 
 
 # --- split
@@ -135,9 +136,8 @@ def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
     pd.DataFrame({"id": ["01", "02"], "y": pd.array([1, None], "Int64"), "x": [0.5, np.nan]}).to_parquet(tmp_path / "p.parquet")
     other = read_table(tmp_path / "p.parquet")
     assert list(other.index) == list(plain.index)
-    cohort = Cohort(inputs=("image",), target="y")
     for task in ("classification", "regression"):
-        one, two = (read_labels(t, tmp_path, cohort, task) for t in (plain, other))
+        one, two = (read_labels(t, tmp_path, make_task(make_study(model__task=task))) for t in (plain, other))
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(one, [1, np.nan])
 

@@ -182,7 +182,9 @@ def test_a_model_that_is_not_in_the_folder_is_not_told_of(record: Record, tmp_pa
     ],
 )
 def test_what_does_not_concern_a_study_is_told_with_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:
-    reason, pointer = CONDITIONS[condition][1:]
+    why, pointer = CONDITIONS[condition]
+    reason = why(study)
+    assert reason
     for name in NAMES:
         one = read_checklist(name)
         rows = fill(one.item, {}, study, one.when)
@@ -207,11 +209,12 @@ FACTS = sorted({name for one in map(read_checklist, NAMES) for item in one.item 
 @given(st.sets(st.sampled_from(FACTS)), st.sampled_from([("image",), ("clinical",), ("image", "clinical")]))
 def test_nothing_is_said_but_facts_and_the_lists_own_words(known: set[str], inputs: tuple[str, ...]) -> None:
     facts = {name: Fact(f"<{name}>", (f"there#{name}",)) for name in known}
+    study = make_study(inputs)
     for one in map(read_checklist, NAMES):
-        for item, row in zip(one.item, fill(one.item, facts, make_study(inputs), one.when), strict=True):
+        for item, row in zip(one.item, fill(one.item, facts, study, one.when), strict=True):
             assert (row.id, row.subject, row.needs) == (item.id, item.subject, item.needs)
             if row.state == "not applicable":
-                assert row.text in {item.never, *(CONDITIONS[name][1] for name in (*one.when, *item.when))}
+                assert row.text in {item.never, *(CONDITIONS[name][0](study) for name in (*one.when, *item.when))}
                 continue
             used = [name for name in (*item.source, *item.also) if name in known]
             if not set(item.source) & known:

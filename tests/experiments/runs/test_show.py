@@ -15,8 +15,9 @@ def test_many_classes_fit_a_terminal_and_nothing_is_lost() -> None:
     own = {"persons": 12.0, "dice": 0.8, "dice_mean_person": 0.7}
     own |= {f"{m}/{c}": 9.5 + k for m in ("dice", "persons", "hd95_mean_mm", "hd95_median_mm", "missed") for k, c in enumerate(organs)}
     scores = {"all": own, "sites": {"oslo": own, "porto": {**own, "dice": 0.123}}, "worst": "porto"}
+    study = make_study(("image",), model__task="segmentation", cohort__classes=["background", *organs])
     out = io.StringIO()
-    Console(file=out, width=80).print(final_table(make_study(), {"metrics": {"test": scores}, "round": 3}))
+    Console(file=out, width=80).print(final_table(study, {"metrics": {"test": scores}, "round": 3}))
     lines = out.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "…" not in out.getvalue()

@@ -13,13 +13,13 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums, constants_from
-from fedml.learning.tasks import make_task
 from fedml.learning.training import evaluate, make_optimizer, train
 from fedml.models.device import on_device, pick_device
 from fedml.models.fusion import build_model, constants, learned, load
 from fedml.models.layout import make_layout
 from fedml.seeds import torch_seed
 from fedml.study.study import Study, validate
+from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, federate, image_site, make_plan, make_study
 from tests.experiments.studies.test_cached_cohort import segmentation, volume_site
 

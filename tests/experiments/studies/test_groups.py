@@ -16,11 +16,11 @@ from fedml.clients.work.request import read_site_once
 from fedml.cohort.groups import reportable_indices, shown
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, SiteError
-from fedml.learning.classification import coarse
-from fedml.learning.tasks import make_task
 from fedml.runs.log import load_counts
 from fedml.study.sections import Evaluation
 from fedml.study.study import Study
+from fedml.tasks.classification_measures import coarse
+from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
 from tests.conftest import federate, make_study, write_csv
 

@@ -12,13 +12,13 @@ import torch
 
 from fedml.clients.site.read import load_cohort
 from fedml.learning.statistics import constants_from
-from fedml.learning.tasks import make_task
 from fedml.models.layout import Layout
 from fedml.privacy.accounting import epsilon, events_from_json
 from fedml.privacy.counts import noised, sensitivity
 from fedml.privacy.releases import claims, evaluations, noise_multiplier, sampling, training_events
 from fedml.privacy.statistics import private_sums, stated_constants, stated_ranges
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, federate, image_site, make_study, pooled
 
 RANGES = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}

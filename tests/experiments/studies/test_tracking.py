@@ -41,7 +41,8 @@ def told(made: tuple[Path, Study, Path]) -> dict[str, Any]:
 
 
 def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Study, Path], told: dict[str, Any]) -> None:
-    from fedml.learning.intervals import interval
+    from fedml.tasks.intervals import interval
+    from fedml.tasks.registry import make_task
 
     run, study, _ = made
     parent, events = told[run.name], read_events(run)[0]
@@ -61,7 +62,7 @@ def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Stud
     assert value["test/auroc_worst_site"] == min(site["auroc"] for site in final["sites"].values())
     assert final["sites"][tags["fedml.worst_site"]]["auroc"] == value["test/auroc_worst_site"]
     counts = load_counts(run)["test"]
-    limits = interval([counts[s] for s in SITES], "classification", "auroc", seed=0, classes=["0", "1"])
+    limits = interval([counts[s] for s in SITES], make_task(study), "auroc", seed=0)
     assert (value["test/auroc_low"], value["test/auroc_high"]) == (limits.low, limits.high)
     assert limits.low < value["test/auroc"] < limits.high
     note = tags["mlflow.note.content"]

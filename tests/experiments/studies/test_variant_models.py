@@ -30,14 +30,14 @@ from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.regions import Inside, merged
 from fedml.errors import InputError
 from fedml.experiments.models.export_score import export_score
-from fedml.learning.task import add_counts
-from fedml.learning.tasks import make_task
 from fedml.learning.training import evaluate
 from fedml.models.fusion import build_model, learned
 from fedml.runs.log import STUDY, load_model, write_whole
 from fedml.study.genes import read_genes
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
+from fedml.tasks.counts import add_counts
+from fedml.tasks.registry import make_task
 from fedml.tracking.scoring import restore
 from tests.command import ROOT, command, run_json
 from tests.conftest import Run, federate, make_plan, to_toml, write_bed, write_csv, write_manifest, write_vcf

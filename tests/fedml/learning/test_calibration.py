@@ -17,10 +17,10 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 
 from fedml.learning.calibration import Calibration, calibration, reliability, roc
-from fedml.learning.classification import BINS
-from fedml.learning.intervals import MIDPOINTS, interval
-from fedml.learning.task import Counts, add_counts
-from fedml.learning.tasks import make_task
+from fedml.tasks.classification_measures import BINS, MIDPOINTS
+from fedml.tasks.counts import Counts, add_counts
+from fedml.tasks.intervals import interval
+from fedml.tasks.registry import make_task
 from tests.conftest import make_study
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
@@ -53,7 +53,7 @@ def test_merged_counts_equal_scikit_learn_and_statsmodels_on_pooled_predictions(
     metrics = TWO.metrics(counts)
     assert metrics["auroc"] == pytest.approx(sk.roc_auc_score(y, p), abs=1e-3)
     assert metrics["brier"] == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
-    assert interval(counts, "classification", "brier", seed=1).value == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
+    assert interval(counts, TWO, "brier", seed=1).value == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
     # The histogram alone, by which its spread is told, is within 1e-3 of the sum.
     risk = expit(MIDPOINTS)
     assert (counts["histogram"][0] * np.stack([risk**2, (1 - risk) ** 2])).sum() / 3000 == pytest.approx(metrics["brier"], abs=1e-3)

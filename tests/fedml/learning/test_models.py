@@ -15,14 +15,14 @@ from fedml.cohort.read_images import Images
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums, constants_from
-from fedml.learning.task import add_counts
-from fedml.learning.tasks import make_task
 from fedml.learning.training import train
 from fedml.models.fusion import build_model, constants, digest, learned, load
 from fedml.models.image import NETWORKS, build_image_network
 from fedml.models.layout import Layout
 from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
 from fedml.study.sections import ClinicalColumns, ImageNetwork
+from fedml.tasks.counts import add_counts
+from fedml.tasks.registry import make_task
 from tests.conftest import make_study
 
 CLINICAL: dict[str, Any] = {"columns": ["age", "sex", "dose", "flat"], "categories": {"sex": ["f", "m", "x"]}}

@@ -19,8 +19,6 @@ from fedml.cohort.persons import Cohort
 from fedml.cohort.read_images import Images
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.errors import InputError
-from fedml.learning.task import Task
-from fedml.learning.tasks import make_task
 from fedml.models.fusion import CohortModel, build_model
 from fedml.models.image import NETWORKS, build_image_network
 from fedml.models.layout import Layout
@@ -28,6 +26,8 @@ from fedml.privacy.dpsgd import PrivateSteps, clipped_sum, noisy_mean, person_lo
 from fedml.privacy.noise import GRID_BITS, add_gaussian, secure_gaussian
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
 from fedml.study.sections import ImageNetwork
+from fedml.tasks.registry import make_task
+from fedml.tasks.task import Task
 from tests.conftest import make_study
 from tests.fedml.learning.test_models import ALL, CLINICAL, LAYOUT
 

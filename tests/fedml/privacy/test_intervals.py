@@ -17,12 +17,15 @@ from scipy import stats
 from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint
 
-from fedml.learning.differences import delong, over_seeds, paired_bootstrap, statistic, unpaired
-from fedml.learning.intervals import STRATUM, Interval, interval, noised, resampled, strata, wilson
-from fedml.learning.segmentation import Truth, segmentation_task
-from fedml.learning.task import Counts, add_counts
-from fedml.learning.tasks import make_task
+from fedml.learning.differences import delong, over_seeds, paired_bootstrap, unpaired
 from fedml.privacy.counts import noised as add_noise
+from fedml.tasks.classification_measures import noised
+from fedml.tasks.counts import Counts, add_counts
+from fedml.tasks.drawn import statistic
+from fedml.tasks.interval_tools import STRATUM, Interval, resampled, strata, wilson
+from fedml.tasks.intervals import interval
+from fedml.tasks.registry import make_task
+from fedml.tasks.segmentation_counts import Truth
 from tests.conftest import make_study
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
@@ -88,7 +91,7 @@ def coverage(cohorts: int, seed: int, draws: int, sites: int = 1) -> dict[str, t
         parts = [counts_of(logit[cut], y[cut]) for cut in cuts]
         truth = cohort.truth()
         for metric in METRICS:
-            got = interval(parts, "classification", metric, seed=k, draws=draws)
+            got = interval(parts, TWO, metric, seed=k, draws=draws)
             if not math.isnan(got.low):
                 found[metric].append((got.low > truth[metric], got.high < truth[metric]))
     assert all(len(v) > 0.98 * cohorts for v in found.values())
@@ -132,7 +135,7 @@ def test_sites_that_differ_are_covered_too() -> None:
     inside = [
         got.low <= truth <= got.high
         for k in range(500)
-        for got in [interval([counts_of(*p) for p in both(60)], "classification", "auroc", seed=k, draws=500)]
+        for got in [interval([counts_of(*p) for p in both(60)], TWO, "auroc", seed=k, draws=500)]
     ]
     assert 0.93 <= np.mean(inside) <= 0.97
 
@@ -150,7 +153,7 @@ def test_the_limits_of_a_mean_cover_it(sites: int) -> None:
         ]
         truth = {"bias": 1.0, "mae": stats.foldnorm.mean(0.5, scale=2)}
         for metric, values in inside.items():
-            got = interval(parts, "regression", metric, seed=k)
+            got = interval(parts, NUMBER, metric, seed=k)
             values.append(got.low <= truth[metric] <= got.high)
     for metric, values in inside.items():
         assert 0.91 <= np.mean(values) <= 0.985, metric
@@ -164,15 +167,15 @@ def test_the_value_is_the_metrics_own_and_lies_between_the_limits(metric: str) -
     rng = np.random.default_rng(3)
     y = rng.random(300) < 0.3
     counts = counts_of(rng.normal(0, 1.5, 300) + y, y)
-    got = interval(counts, "classification", metric, seed=1)
+    got = interval(counts, TWO, metric, seed=1)
     assert got.value == pytest.approx(TWO.metrics(counts)[metric], rel=1e-12)
     assert got.low < got.value < got.high
-    wide = interval(counts, "classification", metric, seed=1, level=0.99)
+    wide = interval(counts, TWO, metric, seed=1, level=0.99)
     assert wide.low < got.low < got.high < wide.high
-    again = interval({k: v.copy() for k, v in counts.items()}, "classification", metric, seed=1)
+    again = interval({k: v.copy() for k, v in counts.items()}, TWO, metric, seed=1)
     assert again == got
     if "bootstrap" in got.method:
-        assert interval(counts, "classification", metric, seed=2) != got
+        assert interval(counts, TWO, metric, seed=2) != got
 
 
 def test_the_bootstrap_is_that_of_persons() -> None:
@@ -193,11 +196,11 @@ def test_the_bootstrap_is_that_of_persons() -> None:
         own["brier"].append(math.log(((expit(z) - t) ** 2).mean()))
         own["log_loss"].append(math.log(np.logaddexp(0, np.where(t, -z, z)).mean()))
     for metric, values in own.items():
-        got = interval(parts, "classification", metric, seed=9, draws=4000)
+        got = interval(parts, TWO, metric, seed=9, draws=4000)
         scale: Callable[[float], float] = (lambda v: math.log(v / (1 - v))) if metric == "auroc" else math.log
         assert (scale(got.high) - scale(got.low)) / 2 / 1.959964 == pytest.approx(np.std(values), rel=0.08), metric
-    merged = interval(add_counts(parts), "classification", "auroc", seed=9)
-    assert merged.value == interval(parts, "classification", "auroc", seed=9).value
+    merged = interval(add_counts(parts), TWO, "auroc", seed=9)
+    assert merged.value == interval(parts, TWO, "auroc", seed=9).value
 
 
 def test_tied_scores_have_the_spread_of_delong() -> None:
@@ -205,7 +208,7 @@ def test_tied_scores_have_the_spread_of_delong() -> None:
     y = (rng.random(500) < 0.4).astype(int)
     score = np.round(rng.normal(0, 1, 500) + 0.8 * y)
     value, variance = direct_delong(y, score, np.zeros(500))
-    got = interval(counts_of(score, y), "classification", "auroc", seed=1, draws=4000)
+    got = interval(counts_of(score, y), TWO, "auroc", seed=1, draws=4000)
     assert got.value == pytest.approx(value + 0.5, abs=1e-12)
     assert got.high - got.low == pytest.approx(2 * 1.96 * math.sqrt(variance), rel=0.06)
 
@@ -213,8 +216,8 @@ def test_tied_scores_have_the_spread_of_delong() -> None:
 def test_what_differs_between_sites_of_fixed_size_is_no_chance() -> None:
     """Good predictions at one site, bad ones at the other: within sites there is little spread of the Brier score, over both much."""
     good, bad = counts_of(np.tile([-3.0, 3], 50), np.tile([0, 1], 50)), counts_of(np.tile([2.9, -3], 50), np.tile([0, 1], 50))
-    by_site = interval([good, bad], "classification", "brier", seed=1)
-    together = interval(add_counts([good, bad]), "classification", "brier", seed=1)
+    by_site = interval([good, bad], TWO, "brier", seed=1)
+    together = interval(add_counts([good, bad]), TWO, "brier", seed=1)
     assert by_site.value == together.value
     assert by_site.high - by_site.low < 0.05 * (together.high - together.low)
 
@@ -257,7 +260,7 @@ def test_a_wide_histogram_is_drawn_from_in_pieces() -> None:
     """The same samples, whatever fits in memory at a time; 50,000 persons in some thousand bins."""
     rng = np.random.default_rng(0)
     y = rng.random(50_000) < 0.2
-    got = interval(counts_of(rng.normal(-1, 2.5, 50_000) + 1.5 * y, y), "classification", "auroc", seed=1)
+    got = interval(counts_of(rng.normal(-1, 2.5, 50_000) + 1.5 * y, y), TWO, "auroc", seed=1)
     assert got.high - got.low < 0.015
 
 
@@ -267,7 +270,7 @@ def test_a_wide_histogram_is_drawn_from_in_pieces() -> None:
 def test_one_class_only_has_no_auroc() -> None:
     counts = counts_of(np.linspace(-3, 3, 40), np.ones(40))
     for metric in METRICS:
-        got = interval(counts, "classification", metric, seed=1)
+        got = interval(counts, TWO, metric, seed=1)
         if metric in ("auroc", "specificity"):
             assert math.isnan(got.value)
             assert math.isnan(got.low)
@@ -279,16 +282,16 @@ def test_one_class_only_has_no_auroc() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_separated_classes_leave_room_on_one_side_only(sign: int) -> None:
     y = np.arange(40) % 2
-    got = interval(counts_of(sign * (2 * y - 1) * 2.0, y), "classification", "auroc", seed=1)
+    got = interval(counts_of(sign * (2 * y - 1) * 2.0, y), TWO, "auroc", seed=1)
     assert (got.value, got.low if sign < 0 else got.high) == (float(sign > 0),) * 2
     assert 0.05 < got.high - got.low < 0.25
-    got = interval(counts_of(sign * (2 * y - 1) * 2.0, y), "classification", "accuracy", seed=1)
+    got = interval(counts_of(sign * (2 * y - 1) * 2.0, y), TWO, "accuracy", seed=1)
     assert (got.value, got.low if sign < 0 else got.high) == (float(sign > 0),) * 2
     assert 0.05 < got.high - got.low < 0.25
 
 
 def test_everybody_in_one_bin_is_a_half() -> None:
-    got = interval(counts_of(np.full(50, 0.3), np.arange(50) % 2), "classification", "auroc", seed=1)
+    got = interval(counts_of(np.full(50, 0.3), np.arange(50) % 2), TWO, "auroc", seed=1)
     assert got.low <= got.value == 0.5 <= got.high
 
 
@@ -296,7 +299,7 @@ def test_everybody_in_one_bin_is_a_half() -> None:
 def test_one_person_and_nobody_have_no_interval_and_nothing_crashes(y: int) -> None:
     for metric in METRICS:
         for persons in (1, 0):
-            got = interval(counts_of([0.4] * persons, [y] * persons), "classification", metric, seed=1)
+            got = interval(counts_of([0.4] * persons, [y] * persons), TWO, metric, seed=1)
             assert got.low <= got.value <= got.high or got.method.startswith("none: ")
             if metric in ("auroc", "brier", "log_loss") or not persons:
                 assert math.isnan(got.low)
@@ -306,12 +309,12 @@ def test_log_odds_beyond_the_histogram_have_a_brier_score_but_no_spread_of_the_l
     logit, y = np.array([-40.0, 60, -17, 22, 300, *np.linspace(-2, 2, 30)]), np.array([0, 1, 1, 1, 0] + [0, 1] * 15)
     counts = counts_of(logit, y)
     p = expit(logit)
-    got = interval(counts, "classification", "brier", seed=1)
+    got = interval(counts, TWO, "brier", seed=1)
     assert got.value == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
     assert got.low < got.value < got.high
-    assert "more than 16" in interval(counts, "classification", "log_loss", seed=1).method
+    assert "more than 16" in interval(counts, TWO, "log_loss", seed=1).method
     right = counts_of(np.array([-40.0, 60, *np.linspace(-2, 2, 30)]), [0, 1, *([0, 1] * 15)])
-    assert interval(right, "classification", "log_loss", seed=1).low > 0
+    assert interval(right, TWO, "log_loss", seed=1).low > 0
 
 
 def test_noised_counts_have_no_interval() -> None:
@@ -328,20 +331,20 @@ def test_noised_counts_have_no_interval() -> None:
     noisy = add_noise(counts, study)
     assert noised(noisy)
     for metric in METRICS:
-        got = interval([noisy, noisy], "classification", metric, seed=1)
+        got = interval([noisy, noisy], TWO, metric, seed=1)
         assert math.isnan(got.low)
         assert "noised" in got.method
 
 
 def test_what_a_task_has_not_is_refused() -> None:
     counts = counts_of([0.1, 0.2], [0, 1])
-    for task, metric in (("classification", "dice"), ("detection", "auroc"), ("classification", "auroc/z"), ("regression", "auroc")):
+    for task, metric in ((TWO, "dice"), (TWO, "auroc/z"), (TWO, "accuracy/1"), (NUMBER, "auroc")):
         with pytest.raises(ValueError, match=r"has no metric|none of the classes"):
             interval(counts, task, metric, seed=1)
     with pytest.raises(ValueError, match="no metric"):
-        interval(THREE.counts(*classes_of(9, 1)), "classification", "sensitivity", seed=1)
+        interval(THREE.counts(*classes_of(9, 1)), THREE, "sensitivity", seed=1)
     with pytest.raises(ValueError, match="level"):
-        interval(counts, "classification", "auroc", seed=1, level=1.0)
+        interval(counts, TWO, "auroc", seed=1, level=1.0)
 
 
 # --- several classes, segmentation, regression
@@ -352,17 +355,21 @@ def test_the_mean_over_classes_is_wider_than_a_bootstrap_of_persons_but_not_by_m
     counts = THREE.counts(z, y)
     p, truth = torch.softmax(z, 1).numpy(), y.numpy().astype(int)
     for metric in ("auroc", "brier", "log_loss"):
-        got = interval(counts, "classification", metric, seed=1)
+        got = interval(counts, THREE, metric, seed=1)
         assert got.value == pytest.approx(THREE.metrics(counts)[metric], rel=1e-12)
         of = statistic(metric, truth, p)
         exact = np.concatenate([of(w) for w in resampled([np.ones(400, dtype=int)], 1, 2000)])
         assert 0.97 < (got.high - got.low) / (2 * 1.96 * exact.std()) < 2.0, metric
-    one = interval(counts, "classification", "auroc/b", seed=1, classes=["a", "b", "c"])
+    one = interval(counts, THREE, "auroc/b", seed=1)
     assert one.value == pytest.approx(sk.roc_auc_score(truth == 1, z[:, 1] - np.logaddexp(z[:, 0], z[:, 2])), abs=1e-3)
 
 
 def test_dice_has_students_interval_over_persons() -> None:
-    task = segmentation_task(["background", "one", "two"], distances=False)
+    task = make_task(
+        make_study(
+            ("image",), model__task="segmentation", cohort__classes=["background", "one", "two"], model__segmentation={"distances": False}
+        )
+    )
     rng = np.random.default_rng(2)
     mask = torch.from_numpy(rng.integers(0, 3, (24, 9, 9)).astype(np.uint8))
     noise = torch.from_numpy(rng.normal(0, 1, (24, 3, 9, 9)) * rng.uniform(0.3, 1.5, (24, 1, 1, 1)))
@@ -377,20 +384,21 @@ def test_dice_has_students_interval_over_persons() -> None:
         )
         assert len(each) == (24 if at == 1 else 22)
         assert whole["dice_sq_sum"][at - 1] == pytest.approx((each**2).sum(), rel=1e-12)
-        got = interval(whole, "segmentation", f"dice_mean_person/{name}", seed=1, classes=["background", "one", "two"])
+        got = interval(whole, task, f"dice_mean_person/{name}", seed=1)
         exact = stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each))
         assert (got.value, got.low, got.high) == pytest.approx((each.mean(), *exact), rel=1e-9)
     parts = [task.counts(logits[a:b], Truth(mask[a:b], torch.arange(b - a))) for a, b in ((0, 10), (10, 24))]
-    mean, apart = interval(whole, "segmentation", "dice_mean_person", seed=1), interval(parts, "segmentation", "dice_mean_person", seed=1)
+    mean, apart = interval(whole, task, "dice_mean_person", seed=1), interval(parts, task, "dice_mean_person", seed=1)
     assert mean.value == pytest.approx(task.metrics(whole)["dice_mean_person"], rel=1e-12)
     assert mean.value == pytest.approx(apart.value, rel=1e-12)
     assert 0.7 < (apart.high - apart.low) / (mean.high - mean.low) < 1.3
-    assert math.isnan(interval(whole, "segmentation", "dice", seed=1).low)
+    assert math.isnan(interval(whole, task, "dice", seed=1).low)
 
 
 def test_the_median_of_hd95_lies_between_order_statistics() -> None:
-    from fedml.learning.segmentation import DISTANCE_BINS, _place
+    from fedml.tasks.segmentation_counts import DISTANCE_BINS, _place
 
+    task = make_task(make_study(("image",), model__task="segmentation", cohort__classes=["", "x"]))
     rng = np.random.default_rng(1)
     inside = []
     for k in range(300):
@@ -405,7 +413,7 @@ def test_the_median_of_hd95_lies_between_order_statistics() -> None:
             "dice_sq_sum": np.array([28.0]),
             "hd95_sum": np.array([distance.sum()]),
         }
-        got = interval({**counts, "hd95_histogram": histogram}, "segmentation", "hd95_median_mm/x", seed=k, classes=["", "x"])
+        got = interval({**counts, "hd95_histogram": histogram}, task, "hd95_median_mm/x", seed=k)
         assert got.value == pytest.approx(np.median(distance), rel=0.01)
         inside.append(got.low * 0.99 <= math.exp(1) <= got.high * 1.01)
     assert np.mean(inside) >= 0.93
@@ -417,11 +425,11 @@ def test_errors_of_a_regression_have_students_interval_and_the_rmse_none() -> No
     error = rng.normal(2, 4, 50)
     counts = NUMBER.counts(torch.from_numpy((y + error)[:, None]), torch.from_numpy(y))
     for metric, values in (("bias", error), ("mae", np.abs(error))):
-        got = interval(counts, "regression", metric, seed=1)
+        got = interval(counts, NUMBER, metric, seed=1)
         exact = stats.t.interval(0.95, 49, values.mean(), stats.sem(values))
         assert (got.value, got.low, got.high) == pytest.approx((values.mean(), *exact), rel=1e-9)
     for metric in ("rmse", "r2"):
-        got = interval(counts, "regression", metric, seed=1)
+        got = interval(counts, NUMBER, metric, seed=1)
         assert got.value == NUMBER.metrics(counts)[metric]
         assert math.isnan(got.low)
         assert "not in the counts" in got.method
@@ -464,7 +472,7 @@ def test_the_paired_interval_is_narrower_than_the_unpaired_and_agrees_with_delon
     site = np.repeat([0, 1, 2, 3], [190, 200, 6, 4])
     paired = paired_bootstrap(statistic("auroc", y, expit(a)), statistic("auroc", y, expit(b)), 400, site=site, seed=1)
     exact = delong(y, a, b)
-    apart = unpaired(*(interval(counts_of(s, y), "classification", "auroc", seed=1) for s in (a, b)))
+    apart = unpaired(*(interval(counts_of(s, y), TWO, "auroc", seed=1) for s in (a, b)))
     assert paired.value == pytest.approx(exact.value, abs=1e-12)
     assert apart.value == pytest.approx(exact.value, abs=2e-3)
     assert (paired.low, paired.high) == pytest.approx((exact.low, exact.high), abs=0.1 * (exact.high - exact.low))
@@ -533,7 +541,7 @@ def test_paired_intervals_cover_and_tests_keep_their_level() -> None:
         kept["bootstrap"].append(got.low <= 0 <= got.high)
         kept["p"].append(got.p >= 0.05)
         kept["delong"].append(delong(y, a, b).p >= 0.05)
-        apart = unpaired(*(interval(counts_of(s, y), "classification", "auroc", seed=k, draws=500) for s in (a, b)))
+        apart = unpaired(*(interval(counts_of(s, y), TWO, "auroc", seed=k, draws=500) for s in (a, b)))
         kept["unpaired"].append(apart.low <= 0 <= apart.high)
     share = {name: float(np.mean(v)) for name, v in kept.items()}
     assert all(0.93 <= share[name] <= 0.97 for name in ("bootstrap", "p", "delong")), share

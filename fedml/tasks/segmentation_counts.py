@@ -1,36 +1,17 @@
-"""Segmentation as a task: loss, counts that add over persons and sites, metrics of counts; inference by windows, in mixed precision.
-
-    task = segmentation_task(["background", "spleen"])     # class 0 is the background, which is not scored
-    truth = Truth(mask, person, spacing)                   # what a batch says of the images: task.truth(batch)
-    logits = infer(model, images, window=(96, 96, 96), device=pick_device(), precision="bfloat16")
-    task.metrics(add_counts([task.counts(logits, truth), others]))   # {"dice/spleen": ..., "hd95_mean_mm/spleen": ...}
-
-A person's masks are those of all the person's images together. By person and class, with what is not defined left out of the mean and
-counted beside it (the convention of nnU-Net: Isensee et al. 2021):
-
-    true        predicted   Dice                            HD95
-    some        some        2 |both| / (|true| + |pred.|)   the larger of both directed 95th percentiles (MONAI's)
-    some        none        0                               not defined: missed; infinite for the median
-    none        some        0                               not defined: missed; infinite for the median
-    none        none        not counted (neither as 1)      not counted
-
-``dice/CLASS`` is of all voxels of all persons, ``dice_mean_person/CLASS`` the mean over persons.
-"""
+"""Counts of a segmentation: of each person's masks together, so that they add over persons and sites. See ``segmentation.py``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
-from fedml.learning.task import Counts, Task
+from fedml.tasks.counts import Counts
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,43 +40,16 @@ def truth_of(batch: Mapping[str, torch.Tensor]) -> Truth:
     return Truth(batch["mask"].squeeze(1), batch["image_person"], batch.get("image_spacing"))
 
 
-def segmentation_task(classes: Sequence[str], *, distances: bool = True) -> Task:
-    """The task for masks whose value k means ``classes[k]``; class 0 is the background.
-
-    Its model answers (images, classes, *size) logits. Loss: ``dice_ce``. Watched: ``dice_mean_person``, the mean over classes.
-
-    Args:
-        distances: False leaves out HD95 and its counts.
-    """
-    counts = partial(segmentation_counts, distances=distances)
-    return Task("segmentation", dice_ce, counts, partial(segmentation_metrics, classes), "dice_mean_person", True, truth_of)
-
-
-# --- loss
-
-
-@cache
-def _dice_loss() -> Any:
-    from monai.losses import DiceLoss
-
-    return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")
-
-
-def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
-    """Dice loss without the background plus cross-entropy, as in MONAI's DiceCELoss: the mean over persons of the mean over their images.
-
-    Each image is taken by itself, not the batch as one, so the loss of some persons and of others adds up to that of all.
-    """
-    output, mask = output.float(), truth.mask.to(output.device).long()
-    dice = _dice_loss()(output, mask[:, None]).flatten(1).mean(1)
-    each = dice + functional.cross_entropy(output, mask, reduction="none").flatten(1).mean(1)
-    images = torch.bincount(truth.person)
-    weight = (1 / images[truth.person].to(each.dtype)).to(each.device)
-    total: torch.Tensor = (each * weight).sum() / max(int((images > 0).sum()), 1)
-    return total
-
-
-# --- counts
+def segmentation_fields(classes: int, *, distances: bool = True) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array of ``segmentation_counts``; ``classes`` with the background."""
+    scored = (classes - 1,)
+    whole = dict.fromkeys(("intersection", "predicted", "true", "occurs", "scored"), ("int64", scored))
+    dice: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("dice_sum", "dice_sq_sum"), ("float64", scored))
+    own = {"persons": ("float64", (1,)), **dice, **whole}
+    if distances:
+        own |= {"spaced": ("int64", (1,)), "hd95_sum": ("float64", scored), "hd95_persons": ("int64", scored)}
+        own["hd95_histogram"] = ("int32", (*scored, DISTANCE_BINS))
+    return own
 
 
 def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool = True) -> Counts:
@@ -208,9 +162,6 @@ def _place(distance: Floats) -> npt.NDArray[np.int64]:
     return np.where(distance > 0, 1 + np.minimum(scaled, DISTANCE_BINS - 3).astype(np.int64), 0)
 
 
-# --- metrics
-
-
 def histogram_median(histogram: npt.NDArray[Any]) -> float:
     """Median of one (``DISTANCE_BINS``,) histogram of HD95: infinite where half or more were missed, NaN where nobody is in it."""
     upto = np.cumsum(histogram)
@@ -226,40 +177,3 @@ def bin_centres() -> Floats:
     centre: Floats = DISTANCE_RANGE[0] * np.exp((np.arange(DISTANCE_BINS) - 0.5) * _WIDTH)
     centre[0], centre[-1] = 0.0, math.inf
     return centre
-
-
-def segmentation_metrics(classes: Sequence[str], counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """Metrics of all persons in ``counts``; NaN where a class was neither there nor predicted in anybody.
-
-    dice and dice_mean_person: means over the classes that have one. Then by class: dice, dice_mean_person, persons (in whom the class
-    is); with HD95: hd95_mean_mm over persons where it is defined, hd95_median_mm over all with the class in either mask (within 1 %),
-    missed: persons with the class in one mask only. They end in ``_voxels`` where no person's spacing is known; where only some
-    persons' is known there are none, for mm and voxels do not add.
-    """
-    n = float(counts["persons"][0])
-    if not n:
-        return {"persons": 0.0}
-    found: dict[str, Floats] = {
-        "dice": _ratio(2.0 * counts["intersection"], counts["true"] + counts["predicted"]),
-        "dice_mean_person": _ratio(counts["dice_sum"], counts["scored"]),
-        "persons": counts["occurs"].astype(np.float64),
-    }
-    spaced = float(counts["spaced"][0]) if "spaced" in counts else -1.0
-    if spaced in (0.0, n):
-        unit = "mm" if spaced else "voxels"
-        found[f"hd95_mean_{unit}"] = _ratio(counts["hd95_sum"], counts["hd95_persons"])
-        found[f"hd95_median_{unit}"] = np.array([histogram_median(h) for h in counts["hd95_histogram"]])
-        found["missed"] = (counts["scored"] - counts["hd95_persons"]).astype(np.float64)
-    out = {"persons": n}
-    for name in ("dice", "dice_mean_person"):
-        own = found[name][~np.isnan(found[name])]
-        out[name] = float(own.mean()) if len(own) else math.nan
-    return out | {f"{name}/{c}": float(v) for name, values in found.items() for c, v in zip(classes[1:], values, strict=True)}
-
-
-def _ratio(above: npt.NDArray[Any], below: npt.NDArray[Any]) -> Floats:
-    out: Floats = np.divide(above, below, out=np.full(len(below), np.nan), where=below > 0)
-    return out
-
-
-# --- inference

@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedml.learning.task import add_counts
-from fedml.learning.tasks import make_task
+from fedml.tasks.counts import add_counts
+from fedml.tasks.registry import make_task
 from tests.conftest import make_study
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))

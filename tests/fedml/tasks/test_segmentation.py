@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,27 @@ from monai.metrics import DiceHelper, DiceMetric, HausdorffDistanceMetric
 from torch import nn
 
 from fedml.errors import InputError
-from fedml.learning.segmentation import DISTANCE_BINS, Truth, dice_ce, hd95, histogram_median, segmentation_task
-from fedml.learning.task import add_counts
 from fedml.models.device import autocast, pick_device, scaler
 from fedml.models.inference import infer
 from fedml.models.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
 from fedml.seeds import torch_seed
-from tests.conftest import public_data
+from fedml.tasks.counts import add_counts
+from fedml.tasks.registry import make_task
+from fedml.tasks.segmentation import dice_ce
+from fedml.tasks.segmentation_counts import DISTANCE_BINS, Truth, hd95, histogram_median
+from fedml.tasks.task import Task
+from tests.conftest import make_study, public_data
 
 CLASSES = ("background", "liver", "spleen")
-TASK = segmentation_task(CLASSES)
+
+
+def task_of(classes: Sequence[str], *, distances: bool = True) -> Task:
+    return make_task(
+        make_study(("image",), cohort__classes=list(classes), model__task="segmentation", model__segmentation={"distances": distances})
+    )
+
+
+TASK = task_of(CLASSES)
 CPU = torch.device("cpu")
 
 
@@ -170,7 +182,7 @@ def test_mm_and_voxels_are_never_added() -> None:
 
 @given(st.lists(st.one_of(st.just(0.0), st.floats(2e-4, 9e3), st.just(math.inf)), min_size=1, max_size=30))
 def test_a_median_of_the_histogram_is_within_one_percent(values: list[float]) -> None:
-    from fedml.learning.segmentation import _place
+    from fedml.tasks.segmentation_counts import _place
 
     finite = np.array([v for v in values if v < math.inf])
     place = [*_place(finite), *[DISTANCE_BINS - 1] * (len(values) - len(finite))]
@@ -192,7 +204,7 @@ def test_what_does_not_fit_is_refused() -> None:
     assert TASK.counts(logits, TASK.truth(batch)).keys() == TASK.counts(logits, truth).keys()
     with pytest.raises(ValueError, match="masks are"):  # one mask a class is not one mask
         TASK.counts(logits, TASK.truth(batch | {"mask": mask[:, None].expand(-1, 2, -1, -1)}))
-    without = segmentation_task(CLASSES, distances=False)
+    without = task_of(CLASSES, distances=False)
     assert not [k for k in without.metrics(without.counts(logits, truth)) if "hd95" in k or "missed" in k]
 
 
@@ -228,7 +240,7 @@ def test_hd95_of_a_plate_moved_along_one_axis_is_voxels_times_that_axiss_spacing
     assert hd95(moved, mask, spacing) == pytest.approx(3 * spacing[axis], rel=1e-6)
     assert hd95(moved, mask, None) == pytest.approx(3.0, rel=1e-6)
     logits = torch.from_numpy(np.stack([~moved, moved])[None].astype(np.float32))
-    task = segmentation_task(["background", "plate"])
+    task = task_of(["background", "plate"])
     truth = Truth(torch.from_numpy(mask[None].astype(np.int64)), torch.tensor([0]), torch.tensor([spacing]))
     assert task.counts(logits, truth)["hd95_sum"] == pytest.approx([3 * spacing[axis]], rel=1e-6)
     assert task.metrics(task.counts(logits, truth))["hd95_mean_mm/plate"] == pytest.approx(3 * spacing[axis], rel=1e-6)
@@ -322,7 +334,7 @@ def test_a_network_learns_to_find_bright_discs(precision: Any) -> None:
         np.stack([(y - a) ** 2 + (x - b) ** 2 < r**2 for (a, b), r in zip(centre, radius, strict=True)]).astype(np.uint8)
     )
     images = mask[:, None] + torch.from_numpy(rng.normal(0, 0.5, (16, 1, 24, 24))).float()
-    task = segmentation_task(("background", "disc"))
+    task = task_of(("background", "disc"))
 
     def learned() -> nn.Module:
         with torch_seed(1):
@@ -441,7 +453,7 @@ def test_cells_of_two_laboratories_are_scored_as_one_cohort() -> None:
     """Real photographs: the nucleus found by a threshold; the two laboratories' counts give the metrics of all photographs together."""
     root = public_data("wbc_two_labs")
     labs = [white_cells(root / f"Dataset {k}", 12) for k in (1, 2)]
-    task = segmentation_task(("background", "cytoplasm", "nucleus"))
+    task = task_of(("background", "cytoplasm", "nucleus"))
 
     def guessed(images: torch.Tensor) -> torch.Tensor:
         dark = images[:, 1] < images[:, 1].flatten(1).quantile(0.2, dim=1)[:, None, None]

@@ -1,0 +1,1 @@
+"""Prediction tasks: one frozen value a task holds its loss, counts, measures, labels and sentences."""

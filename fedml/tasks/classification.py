@@ -1,0 +1,100 @@
+"""Classification: cross-entropy, and metrics from counts that add (``classification_measures.py``)."""
+
+from __future__ import annotations
+
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fedml.errors import NotBuilt
+from fedml.study.sections import normal
+from fedml.study.study import Study
+from fedml.tasks.classification_measures import MEASURES, class_counts, class_fields, coarse
+from fedml.tasks.drawn import statistic
+from fedml.tasks.task import Answer, Compared, Floats, Labels, LinearScore, Result, Task, Words
+
+EVALUATION_BATCH = 512  # persons; gradients are not kept
+
+
+def classification_task(study: Study) -> Task:
+    """The task of a study whose target is a class of each person."""
+    target, names = study.cohort.target, tuple(normal(c) for c in study.cohort.classes)
+    return Task(
+        name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names),
+        truth=itemgetter("label"), loss=cross_entropy, counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
+        evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True,
+        labels=_labels(study), answer=_answer(names),
+        compared=Compared(
+            values=lambda output, truth: torch.softmax(output.double(), 1).numpy(),
+            statistic=lambda labels, values: statistic("auroc", labels, values),
+        ),
+        linear_score=LinearScore("log(OR)", f"the log-odds of {target} {names[1]} against {names[0]}") if len(names) == 2
+        else NotBuilt("the log-odds of one class against another need two classes"),
+        words=Words(
+            predicts=f"one of {', '.join(map(str, study.cohort.classes))}",
+            counts="counts of right and wrong answers and of scores (a histogram)",
+            outcome=f'The outcome is the column "{target}", with classes {", ".join(names)}.',
+            output=f"The model gives a probability for each of {len(names)} classes; the predicted class is the most probable one.",
+            balance="At a site the loss weighs all training persons alike; none is drawn more often for its class.",
+            no_prediction="",
+            no_classes="",
+            answer=lambda result: _sentences(target, names, result),
+            unknown=("It does not say at which risk somebody would be treated, so nothing here is about benefit or harm.",),
+            groups="Scores of a group are told in steps of half a unit of log-odds, so its AUROC is a little less exact than that of all.",
+        ),
+    )  # fmt: skip
+
+
+def cross_entropy(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+    """The mean over persons."""
+    return functional.cross_entropy(output, label.long())
+
+
+def _labels(study: Study) -> Labels:
+    """A label is the number of the person's class."""
+    classes, target = study.cohort.classes, study.cohort.target
+    return Labels(
+        read=lambda cells: cells.codes(target, classes),
+        cells=lambda labels: [classes[int(v)] for v in labels],
+        show=lambda label: str(classes[int(label)]),
+        placeholder=lambda labels, random: labels,
+        canary=lambda count, between, random: random.integers(0, len(classes), count).astype(np.float64),
+    )
+
+
+def _answer(names: tuple[str, ...]) -> Answer:
+    def columns(p: Floats) -> dict[str, list[Any]]:
+        return {**{f"probability_{c}": p[:, i].tolist() for i, c in enumerate(names)}, "predicted": [names[i] for i in p.argmax(1)]}
+
+    def caption(output: torch.Tensor) -> str:
+        p = output.softmax(0).tolist()
+        best = int(np.argmax(p))
+        return f"predicted {names[best]} ({p[best]:.2f})"
+
+    return Answer(
+        columns=lambda output, batch: columns(torch.softmax(output.double(), 1).numpy()),
+        example=columns(np.full((1, len(names)), 1 / len(names))),
+        caption=caption,
+    )
+
+
+def _sentences(target: str, names: tuple[str, ...], result: Result) -> list[str]:
+    """How well the model ranks, whether that is more than a guess, and how often its most probable class is the right one."""
+    two, second = len(names) == 2, f"{target} = {names[1]}"
+    if two:
+        cases = f", {result.by_class[1]:,} of them with {second}" if result.by_class else ""
+        out = [f"Measured on {result.held}{cases}: AUROC {result.headline}."]
+        out += [f"Shown one person with {second} and one without, the model gives the higher risk to the right one in "
+                f"{result.percent('auroc')} of such pairs (50 % would be a guess)."]  # fmt: skip
+    else:
+        out = [f"Measured on {result.held}: AUROC {result.headline}, the mean over {len(names)} classes, each against the rest."]
+    main = result.estimates["auroc"]
+    if main["low"] is not None and main["low"] <= 0.5:
+        out += ["It ranks worse than a guess would." if main["high"] < 0.5 else "The model is not shown to be better than a guess."]
+    right = f"The class that it holds for most probable is the right one in {result.percent('accuracy')} of persons"
+    found = f" (it finds {result.percent('sensitivity')} of those with, and {result.percent('specificity')} of those without)"
+    noise = ["The counts behind these numbers were noised for privacy."] if result.noised else []
+    return [*out, f"{right}{found if two else ''}.", *noise]

@@ -1,0 +1,30 @@
+"""The tasks by name: the closed table. A new task is one file and one line here, and its traits in ``fedml.study.task_traits``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fedml.errors import InputError
+from fedml.study.study import Study
+from fedml.tasks.classification import classification_task
+from fedml.tasks.regression import regression_task
+from fedml.tasks.segmentation import segmentation_task
+from fedml.tasks.task import Task
+
+TASKS: dict[str, Callable[[Study], Task]] = {
+    "classification": classification_task,
+    "regression": regression_task,
+    "segmentation": segmentation_task,
+}
+
+
+def make_task(study: Study) -> Task:
+    """The study's task.
+
+    Raises:
+        InputError: a study may name the task, but it is not in ``TASKS``.
+    """
+    name = study.model.task
+    if name not in TASKS:
+        raise InputError(f'[model] task = "{name}" is not built; write one of {", ".join(TASKS)}.')
+    return TASKS[name](study)
