@@ -94,8 +94,8 @@ def check(
     """
     from fedml.clients.site.manifest import check_roster, read_site
     from fedml.clients.site.read import load_cohort
-    from fedml.cohort.variants.genotypes import genotype_counts
-    from fedml.cohort.variants.normalise import NOTES
+    from fedml.modalities.modality import require
+    from fedml.modalities.registry import inputs_of
     from fedml.study.read import read_study
     from fedml.study.sections import PARTS
 
@@ -113,19 +113,9 @@ def check(
         print(f"  left out {count} persons: {why}")
     for why, count in cohort.set_aside.items():
         print(f"  an image set aside of {count} persons: {why} (fedml-site data lists them)")
-    if cohort.clinical is not None and study.cohort.clinical is not None:
-        for name, missing in zip(study.cohort.clinical.columns, (cohort.clinical != cohort.clinical).mean(0), strict=True):
-            print(f"  {name}: {missing:.0%} missing")
-    if cohort.images is not None:
-        print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
-    if cohort.slides is not None:
-        print(f"  slides: {len(cohort.slides.slides)} with {cohort.slides.tiles} tiles of {cohort.slides.spec.size_px} pixels with tissue")
-    if cohort.variants is not None:
-        counts = genotype_counts(cohort.variants)
-        print(f"  variants: {len(cohort.variants.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing")
-        for name, count in zip(NOTES[1:], cohort.variants.notes[1:] if cohort.variants.notes is not None else (), strict=False):
-            if count:
-                print(f"    {name}: {count}")
+    for modality, value in inputs_of(cohort):
+        for line in require(modality.summary, modality, "summary")(value, study):
+            print(f"  {line}")
 
 
 SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or the folder it is in.")]
@@ -205,7 +195,7 @@ def approve(
     from fedml.clients.gate.journal import Journal
     from fedml.clients.service import prepare_state
     from fedml.clients.site.manifest import check_roster
-    from fedml.study.describe import describe
+    from fedml.contract.describe import describe
     from fedml.study.read import read_study
 
     study, site = read_study(study_file), _site(site_file)

@@ -1,7 +1,7 @@
 """Broken images made from real ones, each with what a careful reader says of it: DICOM, NIfTI, PNG and a slide, always the same ones.
 
     case = CASES[17]                   # case.kind, case.mutation, case.verdict, case.reasons
-    python tests/image_mutations.py DATA 0 300    # makes and reads each; one JSON line before it and one after
+    python -m tests.image_mutations DATA 0 300    # makes and reads each; one JSON line before it and one after
 
 A case is ``wrong`` (it must be set aside for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
 (nobody can tell, such as a flipped bit of raw pixels: anything but a crash). The clean files are the real ones, a series cut to 12 slices.
@@ -267,7 +267,7 @@ def _cases() -> list[Case]:
 
 
 if __name__ == "__main__":
-    sys.modules["image_mutations"] = sys.modules["__main__"]
+    sys.modules["tests.image_mutations"] = sys.modules["__main__"]
 CASES = _cases()
 if __name__ == "__main__":
     main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

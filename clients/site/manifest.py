@@ -16,45 +16,24 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedml.cohort.dicom.deidentified import Deidentification
-from fedml.cohort.variants.builds import Build
 from fedml.contract.disclosure import DisclosedPolicy
 from fedml.errors import InputError, Reason, SiteError, nearest
+from fedml.modalities.clinical import ClinicalData
+from fedml.modalities.image import ImageData
+from fedml.modalities.modality import DataSection, Place
+from fedml.modalities.registry import MODALITIES
+from fedml.modalities.variants import VariantData
 from fedml.study.sections import Name
 from fedml.study.study import Study, validate
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class ImageData(_Section):
-    """Where images are; ``format`` as in ``fedml.cohort.read_images`` and ``fedml.cohort.slides.cohort``, ``masks`` as in
-    ``fedml.cohort.images.masks``."""
-
-    path: str
-    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz", "slide"]
-    masks: str | None = None
-
-
-class VariantData(_Section):
-    """Where genotypes are, the genome build of their positions, a FASTA of it (with its index) to hold REF against, and how much memory
-    reading may take."""
-
-    path: str
-    build: Build
-    reference: str | None = None
-    memory_mb: Annotated[int, Field(ge=16)] = 512
-
-
-class ClinicalData(_Section):
-    """Where clinical columns are."""
-
-    path: str
 
 
 class Data(_Section):
@@ -70,6 +49,12 @@ class Data(_Section):
     clinical: ClinicalData | None = None
     split: str | None = None
     public: bool = False
+
+    @property
+    def inputs(self) -> dict[str, DataSection]:
+        """The sections of the inputs that the site has, by the input's name."""
+        found = {name: getattr(self, name) for name in MODALITIES}
+        return {name: section for name, section in found.items() if section is not None}
 
 
 class Policy(_Section):
@@ -158,6 +143,14 @@ class Site:
     def state(self) -> Path:
         """Where the site keeps its approvals, journal and logs."""
         return self.folder / ".fedml"
+
+    def place(self, name: str, window: tuple[float, float] | None = None) -> Place[Any]:
+        """The input ``name``'s files, which the site has, and what reading them needs besides."""
+        policy = self.manifest.policy
+        return Place(
+            self.manifest.data.inputs[name], self.folder, self.file, self.state / "cache", policy.deidentification,
+            policy.max_quarantined, window,
+        )  # fmt: skip
 
 
 def read_site(path: Path) -> Site:

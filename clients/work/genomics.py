@@ -20,6 +20,7 @@ from flwr.app import RecordDict
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
+from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.frequency import group_counts, small_cells_of
 from fedml.cohort.variants.genotypes import person_chunks
@@ -48,7 +49,8 @@ class Analysed:
 def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
     """Who is analysed at the site with these ``manifests``."""
     cohort = load_cohort(manifests, study)
-    has = np.zeros(len(cohort), dtype=bool) if cohort.variants is None else cohort.variants.present.copy()
+    dosages = cohort.input("variants", Dosages)
+    has = np.zeros(len(cohort), dtype=bool) if dosages is None else dosages.present.copy()
     raw, levels = _covariates(cohort, study)
     if study.gwas is not None:
         has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
@@ -63,10 +65,10 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
 
 def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:
     """(persons, C) columns, NaN where missing, and for each column of few values a mask of the persons who have each of them."""
-    spec, columns, levels = study.cohort.clinical, [], []
+    spec, columns, levels, clinical = study.cohort.clinical, [], [], cohort.input("clinical", Table)
     for name in study.gwas.covariates if study.gwas else ():
         assert spec is not None  # noqa: S101 - the study was validated
-        values = np.full(len(cohort), np.nan) if cohort.clinical is None else cohort.clinical[:, spec.columns.index(name)]
+        values = np.full(len(cohort), np.nan) if clinical is None else clinical.values[:, spec.columns.index(name)]
         known = np.unique(values[np.isfinite(values)])
         if name in spec.categories:
             columns += [np.where(np.isfinite(values), values == code, np.nan) for code in range(1, len(spec.categories[name]))]
@@ -279,9 +281,9 @@ def _panel(asked: Request, content: RecordDict) -> Dosages:
 
 def _aligned(asked: Request, panel: bytes, flips: Any) -> Dosages:
     cohort = load_aligned(asked.manifests, asked.study, panel, own_flips(asked, flips))
-    if cohort.variants is None:
+    if (dosages := cohort.input("variants", Dosages)) is None:
         raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is asked of a site without any")
-    return cohort.variants
+    return dosages
 
 
 def _blocks(own: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int8]]:
@@ -306,5 +308,5 @@ def _small(asked: Request, own: Dosages, min_count: int) -> npt.NDArray[np.bool_
 @lru_cache(maxsize=32)
 def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes, min_count: int) -> bool:
     """``_small`` of any variant of a panel that many messages bring."""
-    own = load_aligned(manifests, study, panel, flips).variants
+    own = load_aligned(manifests, study, panel, flips).input("variants", Dosages)
     return own is not None and bool(small_cells_of(_group_counts(own, analysed(manifests, study)), min_count).any())

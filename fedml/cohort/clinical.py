@@ -1,4 +1,4 @@
-"""Clinical columns: raw values coded as numbers. Imputation and standardisation are the model's (``fedml.models.preprocess``).
+"""Clinical columns: raw values coded as numbers. Imputation and standardisation are the model's (``fedml.networks.preprocess``).
 
 A numeric column keeps its number; a categorical one becomes the position in its declared categories; missing is NaN in both.
 """

@@ -17,7 +17,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -30,8 +29,9 @@ from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.histograms import Counted, counted
+from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
-from fedml.cohort.images.mapped import Stored, mapped
+from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.nifti import open_nifti
 from fedml.cohort.images.pictures import open_picture
 from fedml.cohort.images.reasons import Aside, ItemError, Unusable
@@ -48,27 +48,6 @@ READING = 1  # raise it when a reader makes something else of the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # bytes of prepared images that are held in memory where they cannot be kept on disk
 log = logging.getLogger("fedml.site")
-
-
-@dataclass(frozen=True)
-class Images:
-    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images that a study
-    prepares are read from a cache when they are asked for (``fedml.cohort.images.mapped``), others are arrays.
-
-    ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
-    ``aside``: what could not be used.
-    """
-
-    pixels: Stored
-    person: npt.NDArray[np.int64]
-    masks: Stored | None = None
-    spacing: npt.NDArray[np.float64] | None = None
-    aside: tuple[Aside, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *size) of one image."""
-        return tuple(self.pixels.shape[1:])
 
 
 class TooManyAside(InputError):

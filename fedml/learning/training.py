@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort
+from fedml.cohort.slides.cohort import Slides
 from fedml.learning.augment import augmentation
 from fedml.learning.task import Counts, Task, add_counts
 from fedml.models.device import autocast, on_device, scaler, to_device
-from fedml.models.variants import shrink
+from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study.sections import PartName, Precision, Training
 
@@ -118,7 +119,7 @@ def evaluate(
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
         size = 1 if task.name == "segmentation" else EVALUATION_BATCH  # logits of a voxel a class are large
-        size = size if cohort.slides is None else SLIDE_BATCH
+        size = size if cohort.input("image", Slides) is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 

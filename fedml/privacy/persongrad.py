@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError
-from fedml.models.variants import GeneLayer
+from fedml.networks.variants import GeneLayer
 
 CANCEL = 2e-5
 _UNFOLDED = 2**19  # numbers of one image's unfolded input beyond which a convolution's own backward, person by person, is cheaper

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from fedml.errors import InputError
+from fedml.modalities.registry import modalities_of
 from fedml.study.sections import PartName
 from fedml.study.study import Study
 from fedml.wire.records import Phase
@@ -191,9 +192,6 @@ def not_covered(study: Study) -> tuple[str, ...]:
         told.append("the counts behind the metrics, and how many persons each site has")
     elif plan.metrics == "exact":
         told.append("the counts behind the metrics, about persons who are not trained on")
-    if "variants" in study.cohort.inputs:
-        told.append("which variants a site's file holds")
-    if "image" in study.cohort.inputs and study.cohort.image is None:
-        told.append("the size of the images")
+    told += [text for modality in modalities_of(study) for text in modality.words.uncovered(study)]
     told.append("that a site took part, or refused and by which code")
     return tuple(told)

@@ -207,8 +207,8 @@ class Cohort(Section):
 
 
 class ImageNetwork(Section):
-    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and what becomes of a person's several images or tiles:
-    their mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
+    """``[model] image``: a MONAI network by name (``fedml.networks.image.NETWORKS``), and what becomes of a person's several images or
+    tiles: their mean, or a mean weighted by learned attention (``fedml.networks.mil``)."""
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
@@ -217,7 +217,7 @@ class ImageNetwork(Section):
 
 
 class SegmentationNetwork(Section):
-    """``[model] segmentation``: a network by name (``fedml.models.segmentation``), its window, and whether HD95 is measured."""
+    """``[model] segmentation``: a network by name (``fedml.networks.segmentation``), its window, and whether HD95 is measured."""
 
     net: str = "unet"
     norm: Literal["batch", "group", "instance"] = "instance"

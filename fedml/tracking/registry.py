@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedml.modalities.modality import require
+from fedml.modalities.registry import modalities_of
 from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
 from fedml.study.study import Study
 from fedml.tracking.store import store, versions
@@ -103,33 +105,26 @@ def log_model(run: Path, study: Study, parent: str) -> str:
     layout = scoring.read_layout(run)
     example = scoring.input_example(study, layout)
     output = scoring.output_example(study)
-    raw_images = study.cohort.image is not None and study.cohort.image.preprocess is not None
-    if study.cohort.inputs == ("clinical",) and study.cohort.clinical is not None:
-        spec = study.cohort.clinical
+    modalities = modalities_of(study)
+    forms = [require(modality.form, modality, "form")(study) for modality in modalities]
+    kinds = [form.kind for form in forms]
+    if kinds == ["columns"]:
         # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
         # the other. The model checks the values itself and says which column it cannot read.
-        columns = [ColSpec(AnyType(), c, required=False) for c in spec.columns]
+        columns = [ColSpec(AnyType(), c, required=False) for c in forms[0].columns]
         signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
-    elif raw_images:
-        # Images are raw: of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
+    elif "any" in kinds:
+        # Of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
         signature = ModelSignature(outputs=infer_signature(output).inputs)
     else:
         signature = infer_signature(example, output)
-    if study.cohort.image is not None and study.cohort.image.tiles is not None:  # persons differ in how many tiles they have
+    if "bag" in kinds:  # persons differ in how many arrays they have
         shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
         signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
-    needed = {
-        "torch",
-        "numpy",
-        "pandas",
-        "mlflow",
-        *(["monai"] if "image" in study.cohort.inputs and study.model.image.net != "cnn" else []),
-        *(["monai"] if study.model.task == "segmentation" or raw_images else []),
-    }
-    requirements = [f"{name}=={number}" for name, number in versions().items() if name in needed]
-    requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]
-    if "image" in study.cohort.inputs:  # what reads files
-        requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("imagecodecs", "nibabel", "pillow", "pydicom")]
+    wanted = {package for modality in modalities for package in require(modality.packages, modality, "packages")(study)}
+    known = versions()
+    requirements = [f"{name}=={number}" for name, number in known.items() if name in {"torch", "numpy", "pandas", "mlflow"} | wanted]
+    requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "run"
         kept.mkdir()

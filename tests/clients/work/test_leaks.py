@@ -271,7 +271,7 @@ from flwr.serverapp import ServerApp
 from fedml.models.fusion import build_model, learned
 from fedml.wire.records import pack
 from fedml.study.study import parse_study
-from fedml.strategies.agreement.agreement import agree
+from fedml.strategies.agreement.agree import agree
 
 ASK, OUT = Path({ask!r}), Path({out!r})
 KINDS = {{"describe": "query", "statistics": "query", "round": "train", "evaluate": "evaluate"}}

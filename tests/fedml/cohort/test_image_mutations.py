@@ -45,11 +45,10 @@ def lines_of(process: subprocess.Popen[str]) -> Queue[str]:
 
 def read_all(start: int, end: int, patience: float = PATIENCE) -> Iterator[Told]:
     """What became of each case: one process after another, a new one where one ended or hung."""
-    script = ROOT / "tests" / "image_mutations.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     while start < end:
-        words = [sys.executable, str(script), str(DATA), str(start), str(end)]
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        words = [sys.executable, "-m", "tests.image_mutations", str(DATA), str(start), str(end)]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
         errors: list[str] = []
         assert process.stderr is not None
         drain = threading.Thread(target=lambda p=process.stderr, e=errors: e.append(p.read()), daemon=True)

@@ -20,7 +20,7 @@ from fedml.learning.segmentation import DISTANCE_BINS, Truth, dice_ce, hd95, his
 from fedml.learning.task import add_counts
 from fedml.models.device import autocast, pick_device, scaler
 from fedml.models.inference import infer
-from fedml.models.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
+from fedml.networks.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
 from fedml.seeds import torch_seed
 from tests.conftest import public_data
 

@@ -256,7 +256,7 @@ def test_what_a_killed_process_leaves_is_no_cache(tmp_path: Path) -> None:
     """Killed in the midst of its items; the next start removes what it left and makes the whole."""
     cohort = Cohort(tmp_path, 3)
     script = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom tests.test_image_cache import *\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom tests.fedml.cohort.images.test_image_cache import *\n"
         "cohort = Cohort.__new__(Cohort); cohort.folder, cohort.read_names = Path(sys.argv[1]), []\n"
         "def read(item):\n"
         "    if item.name == 'p2': os.kill(os.getpid(), signal.SIGKILL)\n"
