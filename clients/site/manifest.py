@@ -7,6 +7,7 @@ persons = "persons.csv"                                    # id and target colum
 image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
+omics = { path = "expression.csv" }                        # .csv, .tsv or .parquet: id, then a column a feature
 split = "split.csv"                                        # optional: id, part
 public = true                                              # only of published or synthetic persons
 """
@@ -26,6 +27,7 @@ from fedml.errors import InputError, Reason, SiteError, nearest
 from fedml.modalities.clinical import ClinicalData
 from fedml.modalities.image import ImageData
 from fedml.modalities.modality import DataSection, Place
+from fedml.modalities.omics import OmicsData
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.variants import VariantData
 from fedml.study.sections import Name
@@ -47,6 +49,7 @@ class Data(_Section):
     image: ImageData | None = None
     variants: VariantData | None = None
     clinical: ClinicalData | None = None
+    omics: OmicsData | None = None
     split: str | None = None
     public: bool = False
 

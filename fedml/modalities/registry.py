@@ -17,10 +17,11 @@ from fedml.errors import InputError
 from fedml.modalities.clinical import CLINICAL
 from fedml.modalities.image import IMAGE
 from fedml.modalities.modality import Modality, require
+from fedml.modalities.omics import OMICS
 from fedml.modalities.variants import VARIANTS
 from fedml.study.study import Study
 
-MODALITIES: Mapping[str, Modality[Any, Any]] = {one.name: one for one in (CLINICAL, IMAGE, VARIANTS)}
+MODALITIES: Mapping[str, Modality[Any, Any]] = {one.name: one for one in (CLINICAL, IMAGE, VARIANTS, OMICS)}
 
 
 def modalities_of(study: Study) -> list[Modality[Any, Any]]:

@@ -286,8 +286,7 @@ def test_a_site_without_an_input_is_like_persons_without_it(lacking: str) -> Non
     batch = cohort.batch(range(20))
     batch[f"{lacking}_present"] = torch.zeros(20)
     expected = model(batch)
-    fields = {"clinical": {"clinical": None, "clinical_present": None}, "variants": {"variants": None}, "image": {"images": None}}
-    without = replace(cohort, **fields[lacking])
+    without = replace(cohort, inputs={name: value for name, value in cohort.inputs.items() if name != lacking})
     assert torch.equal(model(without.batch(range(20))), expected)
     before = {k: v.clone() for k, v in learned(model).items()}
     train(model, without, study.training, make_task(study), seed=1)
