@@ -30,12 +30,13 @@ name = "{name}" # as the studies' rosters have it
 
 [data]
 persons = "persons.csv" # columns: id, then what studies predict; one row a person
-# image = {{ path = "images", format = "nifti" }} # png, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
+# image = {{ path = "images", format = "nifti" }} # nifti, nrrd, png, bmp, jpeg, npy: <id>.<ending>, or <id>/<any>.<ending>; or one npz
 # image = {{ path = "images", format = "dicom" }} # <id>.dcm, or <id>/ with one or more series; for segmentation also: masks = "masks"
 # image = {{ path = "slides", format = "slide" }} # whole slides (.svs, .tif, .ndpi, .scn, .mrxs ..): <id>.<ending>, or <id>/<any>.<ending>
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # with it: reference = "GRCh38.fa" (REF is held against it, indels are moved to the left), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
+# omics = {{ path = "expression.csv" }} # .csv, .tsv or .parquet; columns: id, then a feature each; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); left out, a keyed hash of the id decides
 # public = true # only where anybody may see these images, for they are published or synthetic: runs beside them then keep pictures
 

@@ -4,7 +4,7 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # id and target columns, one row a person
-image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz | slide; masks = "masks"
+image = { path = "images", format = "nifti" }              # nifti | nrrd | png | bmp | jpeg | npy | dicom | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 omics = { path = "expression.csv" }                        # .csv, .tsv or .parquet: id, then a column a feature

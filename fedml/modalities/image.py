@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, assert_never
+from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import AfterValidator
 
+from fedml.cohort.images.formats import FORMATS, known
 from fedml.cohort.images.images import Images, pool_images
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
@@ -46,10 +49,10 @@ Kind = Images | Slides
 
 
 class ImageData(DataSection):
-    """Where images are; ``format`` as in ``fedml.cohort.read_images`` and ``fedml.cohort.slides.cohort``, ``masks`` as in
+    """Where images are; ``format`` is one of ``fedml.cohort.images.formats.NAMES``, ``masks`` as in
     ``fedml.cohort.images.masks``."""
 
-    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz", "slide"]
+    format: Annotated[str, AfterValidator(known)]
     masks: str | None = None
 
 
@@ -91,7 +94,12 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
 
 
 def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Look]:
-    yield Look("ok", f"{place.folder / place.data.path} is there")
+    path, form = place.folder / place.data.path, FORMATS.get(place.data.format)
+    if form is None or any(name.endswith(form.endings) for _, _, names in os.walk(path) for name in names):
+        yield Look("ok", f"{path} is there")
+    else:
+        ends = " or ".join(form.endings)
+        yield Look("fail", f"{path}: holds no file that ends in {ends}", "correct data.image path or format in site.toml")
 
 
 def _summary(value: Kind, study: Study) -> list[str]:
@@ -260,7 +268,8 @@ def _form(study: Study) -> Form:
 def _packages(study: Study) -> tuple[str, ...]:
     prepared = study.cohort.image is not None and study.cohort.image.preprocess is not None
     monai = study.model.image.net != "cnn" or study.model.task == "segmentation" or prepared
-    return (*(["monai"] if monai else []), "imagecodecs", "nibabel", "pillow", "pydicom")
+    decoders = {"imagecodecs", "pydicom", *(form.package for form in FORMATS.values() if form.package)}
+    return (*(["monai"] if monai else []), *sorted(decoders))
 
 
 def _plan(study: Study) -> str:

@@ -1,6 +1,6 @@
 """The mask of an image: a file of the same name in the folder of masks, on the same voxels.
 
-    file = find(Path("masks"), "p1/left")                     # masks/p1/left.nii.gz | .nii | .png | .npy, or None
+    file = find(Path("masks"), "p1/left")                     # masks/p1/left.nii.gz | .png | .npy | .nrrd, or None
     mask = as_classes(read(file, affine), (0, 128, 255), file)  # uint8: 0, 1, 2
 
 Classes that are whole numbers are the values in the file; where they are names, value k means the k-th.
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.nifti import open_nifti
-from fedml.cohort.images.pictures import open_picture
+from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.study.sections import Code
 
-ENDINGS = (".nii.gz", ".nii", ".png", ".npy")
+ENDINGS = tuple(ending for one in FORMATS.values() if one.mask is not None for ending in one.endings)
 _OFF = 0.25  # voxels that the corners of mask and image may lie apart
 
 
@@ -36,16 +35,11 @@ def read(path: Path, affine: npt.NDArray[np.float64] | None, size: Sequence[int]
     Raises:
         ItemError: unreadable, or mask-mismatch: another size, or voxels that lie elsewhere.
     """
-    own: npt.NDArray[np.float64] | None = None
+    form = by_ending(path)
     try:
-        if path.suffix == ".png":
-            with open_picture(path, size) as picture:
-                values = np.asarray(picture)  # of a palette the numbers, not the colours
-        elif path.suffix == ".npy":
-            values = np.asarray(np.load(path, allow_pickle=False))
-        else:
-            volume = open_nifti(path, size)
-            values, own = np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+        if form is None or form.mask is None:
+            raise ItemError(Unusable.UNREADABLE, f"{path}: is no mask by its ending; give {', '.join(ENDINGS)}.")
+        values, own = form.mask(path, size)
     except ItemError:
         raise
     except Exception as error:  # a decoder raises whatever it likes on a broken file

@@ -18,6 +18,7 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
 from fedml.cohort import read_images as image
+from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.mapped import Mapped, joined, taken
 from fedml.cohort.persons import Cohort, drop_unusable_persons, select
 from fedml.cohort.read_images import read_images
@@ -57,13 +58,13 @@ def volume_site(folder: Path, name: str, persons: int, seed: int = 0) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The NIfTI images that are read from their files, in order."""
-    seen, (endings, real) = list[Path](), image.FORMATS["nifti"]
+    seen, form = list[Path](), FORMATS["nifti"]
 
     def counted(path: Path) -> Any:
         seen.append(path)
-        return real(path)
+        return form.read(path)
 
-    monkeypatch.setitem(image.FORMATS, "nifti", (endings, counted))
+    monkeypatch.setitem(FORMATS, "nifti", form._replace(read=counted))
     return seen
 
 
