@@ -30,12 +30,13 @@ name = "{name}" # the name in the studies' rosters
 
 [data]
 persons = "persons.csv" # columns: id, then the targets of studies; one row a person
-# image = {{ path = "images", format = "nifti" }} # png, bmp, jpeg, npy, nifti: <id>.<ending>, or <id>/<any>.<ending>; or one npz
+# image = {{ path = "images", format = "nifti" }} # nifti, nrrd, png, bmp, jpeg, npy: <id>.<ending>, or <id>/<any>.<ending>; or one npz
 # image = {{ path = "images", format = "dicom" }} # <id>.dcm, or <id>/ with one or more series; for segmentation also: masks = "masks"
 # image = {{ path = "slides", format = "slide" }} # whole slides (.svs, .tif, .ndpi, .scn, .mrxs ..): <id>.<ending>, or <id>/<any>.<ending>
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # more keys of variants: reference = "GRCh38.fa" (REF is checked against it, indels are left-aligned), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
+# omics = {{ path = "expression.csv" }} # .csv, .tsv or .parquet; columns: id, then a feature each; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); default: a keyed hash of the id decides
 # public = true # only if the images are published or synthetic: runs on the same machine may then store pictures of them
 
@@ -94,8 +95,8 @@ def check(
     """
     from fedml.clients.site.manifest import check_roster, read_site
     from fedml.clients.site.read import load_cohort
-    from fedml.cohort.variants.genotypes import genotype_counts
-    from fedml.cohort.variants.normalise import NOTES
+    from fedml.modalities.modality import require
+    from fedml.modalities.registry import inputs_of
     from fedml.study.read import read_study
     from fedml.study.sections import PARTS
     from fedml.tasks.registry import make_task
@@ -113,19 +114,9 @@ def check(
         print(f"  excluded {count} persons: {why}")
     for why, count in cohort.set_aside.items():
         print(f"  excluded an image of {count} persons: {why} (fedml-site data lists them)")
-    if cohort.clinical is not None and study.cohort.clinical is not None:
-        for name, missing in zip(study.cohort.clinical.columns, (cohort.clinical != cohort.clinical).mean(0), strict=True):
-            print(f"  {name}: {missing:.0%} missing")
-    if cohort.images is not None:
-        print(f"  images: {len(cohort.images.person)} of {cohort.images.shape} (channels, *size)")
-    if cohort.slides is not None:
-        print(f"  slides: {len(cohort.slides.slides)} with {cohort.slides.tiles} tiles of {cohort.slides.spec.size_px} pixels with tissue")
-    if cohort.variants is not None:
-        counts = genotype_counts(cohort.variants)
-        print(f"  variants: {len(cohort.variants.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing")
-        for name, count in zip(NOTES[1:], cohort.variants.notes[1:] if cohort.variants.notes is not None else (), strict=False):
-            if count:
-                print(f"    {name}: {count}")
+    for modality, value in inputs_of(cohort):
+        for line in require(modality.summary, modality, "summary")(value, study):
+            print(f"  {line}")
 
 
 SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or its folder.")]

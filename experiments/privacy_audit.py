@@ -31,12 +31,13 @@ from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.client import app as client_app
 from fedml.clients.work.client import refusal
-from fedml.cohort.persons import Cohort, aligned, pool, select
+from fedml.cohort.persons import Cohort, aligned, select
 from fedml.cohort.variants.genotypes import shared_panel
-from fedml.cohort.variants.model import to_text
+from fedml.cohort.variants.model import Dosages, to_text
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
-from fedml.models.layout import make_layout
+from fedml.modalities.layout import make_layout
+from fedml.modalities.registry import pool
 from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.privacy.statistics import stated_constants
@@ -161,10 +162,10 @@ def _report_round(say: Say, study: Study, number: int) -> None:
 def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folder: Path, say: Say) -> Any:
     """(canaries,) scores of canary persons, who are distributed to the sites in turn."""
     cohorts = {name: load_cohort((str(site.file.resolve()),), study) for name, site in sites.items()}
-    read = {name: c.variants for name, c in cohorts.items() if c.variants is not None}
+    read = {name: dosages for name, c in cohorts.items() if (dosages := c.input("variants", Dosages)) is not None}
     panel = shared_panel(read, study.cohort.variants, counted=study.privacy.unit == "none") if read else None
     keys = panel.keys if panel else ()
-    layout = make_layout(study, next((c.images.shape for c in cohorts.values() if c.images is not None), ()), to_text(keys))
+    layout = make_layout(study, next((c.image_shape for c in cohorts.values() if c.image_shape), ()), to_text(keys))
     random = np.random.default_rng([seed, 4])
     gradients = Gradients(study, layout, random)
     assigned = {name: np.arange(at, len(coins), len(sites)) for at, name in enumerate(sites)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
@@ -24,7 +25,7 @@ def describe(study: Study) -> str:
         f"Purpose     {about.purpose or '(none given)'}",
         f"Identity    {study.sha256}",
         "",
-        f"Reads       {_inputs(study)}",
+        f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
         f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         " (unless a site's file fixes it)",
@@ -45,40 +46,11 @@ def describe(study: Study) -> str:
     return "\n".join(lines)
 
 
-def _inputs(study: Study) -> str:
-    told = []
-    for name in study.cohort.inputs:
-        if name == "clinical" and study.cohort.clinical is not None:
-            told.append(f"{len(study.cohort.clinical.columns)} clinical columns ({', '.join(study.cohort.clinical.columns)})")
-        elif name == "image":
-            told.append(_images(study))
-        else:
-            spec = study.cohort.variants
-            chosen = [*spec.regions, *([f"{len(spec.listed)} listed"] if spec.listed else [])]
-            which = f" ({', '.join(chosen)})" if chosen else ""
-            told.append(f"variants{which}, matched between sites by {spec.match}")
-    return "; ".join(told)
-
-
-def _images(study: Study) -> str:
-    shape = study.cohort.image
-    if shape is None or shape.tiles is None:
-        return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
-    spec, how = shape.tiles, study.model.image.pooling
-    scale = f"at {spec.mpp:g} micrometres a pixel" if spec.mpp is not None else "of a slide's finest level"
-    return (
-        f"slides, in tiles of {spec.size_px} x {spec.size_px} pixels {scale} with at least {spec.min_tissue:.0%} tissue "
-        f"({spec.per_step} of a person a step, all in evaluation; pooled by {how})"
-    )
-
-
 def _before(study: Study) -> str:
-    told = []
-    if "variants" in study.cohort.inputs:
-        told.append("which variants its file holds")
-    sums = {"clinical": "clinical column", "variants": "variant", "image": "image channel"}
-    told.append("count, sum and sum of squares of each " + " and ".join(sums[i] for i in study.cohort.inputs) + " over training persons")
-    return ", " + ", ".join(told)
+    words = [modality.words for modality in modalities_of(study)]
+    told = [text for one in words for text in one.sends(study)]
+    sums = " and ".join(one.column for one in words)
+    return ", " + ", ".join([*told, f"count, sum and sum of squares of each {sums} over training persons"])
 
 
 def leaves(study: Study) -> list[str]:
@@ -88,7 +60,7 @@ def leaves(study: Study) -> list[str]:
     if patient:
         sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
         return [
-            "before: its site name" + ("; which variants its file holds" if "variants" in study.cohort.inputs else "") + sums,
+            "before: its site name" + "".join(f"; {text}" for m in modalities_of(study) for text in m.words.sends(study)) + sums,
             "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
             f"{counts} over its validation persons{noised}",
             f"at the end: the same counts over its test persons{noised}",

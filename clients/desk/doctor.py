@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from fedml.clients.site.manifest import Connection, Site, check_roster
 from fedml.clients.site.read import read_cohort
 from fedml.errors import InputError, SiteError
+from fedml.modalities.modality import REFUSALS, Look, Modality, NotBuilt
+from fedml.modalities.registry import MODALITIES
+from fedml.modalities.tables import read_or_fault
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _NETWORK_SECONDS, _CHECK_SECONDS, _DATA_SECONDS = 5.0, 30.0, 600.0
 _WARN_FREE_BYTES, _FAIL_FREE_BYTES = 5e9, 1e9
@@ -35,13 +35,6 @@ _EXPIRES_SOON = timedelta(days=30)
 _CLOCK_WARN_SECONDS, _CLOCK_FAIL_SECONDS = 60, 300
 _FLWR = "1.41."
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
-_TABLE_FAULTS = (  # a fragment of read_table's error; the same error without the quoted id or name; the action
-    ("no such file", "no such file", "correct the path in site.toml"),
-    ("has no id", "a row has no id", "give every row the id of its person"),
-    ("keep one row a person", "an id is in more than one row", "keep one row a person"),
-    ("has no column", 'has no column "id"', 'give each person\'s id in a column named "id"'),
-    ("", "cannot be read as a table", "save it as CSV (UTF-8) or Parquet that this account may read"),
-)
 
 
 @dataclass(frozen=True)
@@ -116,10 +109,10 @@ def _run(what: str, check: Callable[[], Iterable[Finding]], seconds: float) -> l
 
 def _manifest(site: Site) -> Iterator[Finding]:
     data, policy, connection = site.manifest.data, site.manifest.policy, site.manifest.connection
-    if inputs := [name for name in ("image", "variants", "clinical") if getattr(data, name) is not None]:
+    if inputs := list(data.inputs):
         yield _ok("manifest", f"site {site.name}; persons and {', '.join(inputs)}")
     else:
-        yield _warn("manifest", "[data] has persons but no input", "add image, variants or clinical to [data]")
+        yield _warn("manifest", "[data] has persons but no input", f"add one of {', '.join(MODALITIES)} under [data]")
     purposes = "those of approved studies" if policy.purposes is None else ", ".join(policy.purposes) or "none"
     text = f"approved studies only; purposes: {purposes}; at least {policy.min_persons} training persons, {policy.min_count} persons in "
     text += f"every count that is sent; at most {policy.max_rounds} rounds, {policy.max_request_mb} MB a request, "
@@ -132,73 +125,37 @@ def _manifest(site: Site) -> Iterator[Finding]:
         yield _ok("connection", f"SuperLink {connection.superlink}")
 
 
-def _table(what: str, path: Path) -> pd.DataFrame | Finding:
-    from fedml.cohort.table import read_table
-
-    try:
-        return read_table(path)
-    except InputError as error:
-        _, text, action = next(fault for fault in _TABLE_FAULTS if fault[0] in str(error))
-        return _fail(what, f"{path}: {text}", action)
-
-
 def _data(site: Site) -> Iterator[Finding]:
     data, least = site.manifest.data, site.manifest.policy.min_persons
-    persons = _table("persons table", site.folder / data.persons)
-    if isinstance(persons, Finding):
-        yield persons
-    elif len(persons) < least:
-        yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or lower [policy] min_persons")
+    persons, ids = read_or_fault(site.folder / data.persons), None
+    if isinstance(persons, Look):
+        yield _fail("persons table", persons.text, persons.mend)
     else:
-        yield _ok("persons table", f"{len(persons)} persons")
-    paths = {name: part.path for name in ("image", "variants", "clinical") if (part := getattr(data, name)) is not None}
-    for name, text in (paths | ({"split": data.split} if data.split else {})).items():
-        path = site.folder / text
-        needed = [path, *(path.with_suffix(e) for e in (".bim", ".fam") if path.suffix == ".bed")]
-        if absent := [str(p) for p in needed if not p.exists()]:
-            yield _fail(name, f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file at this path")
-        elif name == "clinical":
-            yield _clinical(path, persons)
-        elif name == "variants":
-            yield _variants(site, path, persons)
+        ids = [str(person) for person in persons.index]
+        if len(persons) < least:
+            yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or look at [policy] min_persons")
         else:
-            yield _ok(name, f"{path} exists")
+            yield _ok("persons table", f"{len(persons)} persons")
+    for name, section in data.inputs.items():
+        yield from _input(site, MODALITIES[name], site.folder / section.path, ids)
+    if data.split is not None:
+        path = site.folder / data.split
+        yield _ok("split", f"{path} is there") if path.exists() else _absent("split", path)
 
 
-def _clinical(path: Path, persons: pd.DataFrame | Finding) -> Finding:
-    table = _table("clinical", path)
-    if isinstance(table, Finding):
-        return table
-    if not isinstance(persons, Finding) and (unknown := int((~table.index.isin(persons.index)).sum())):
-        action = "check that both tables write ids alike (leading zeros, prefixes)"
-        return _warn("clinical", f"{unknown} of {len(table)} ids are not in the persons table and will not be used", action)
-    return _ok("clinical", f"{len(table)} persons")
+def _absent(what: str, path: Path) -> Finding:
+    return _fail(what, f"{path}: not there", "correct the path in site.toml, or put the file there")
 
 
-def _variants(site: Site, path: Path, persons: pd.DataFrame | Finding) -> Finding:
-    """Reads only the header: samples, and whether the contigs' lengths are those of the stated build."""
-    from fedml.cohort.variants.builds import build_of
-    from fedml.cohort.variants.open import open_source
-
-    stated = site.manifest.data.variants
-    try:
-        source = open_source(path)
-    except InputError as error:
-        return _fail("variants", str(error), "replace the file, or correct the path in site.toml")
-    found = build_of(source.contigs)
-    if stated is not None and found is not None and found != stated.build:
-        text = f"{path}: the contigs are of {found}, site.toml states {stated.build}"
-        return _fail("variants", text, "correct data.variants build in site.toml")
-    if stated is not None and stated.reference is not None and not (site.folder / stated.reference).exists():
-        return _fail("variants", f"{site.folder / stated.reference}: does not exist", "correct data.variants reference in site.toml")
-    text = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", the header does not state the build")
-    if not isinstance(persons, Finding):
-        known = set(map(str, persons.index))
-        unknown = sum(sample not in known for sample in source.samples)
-        if unknown:
-            action = "check that sample names and ids are written alike"
-            return _warn("variants", f"{text}; {unknown} samples are not in the persons table and will not be used", action)
-    return _ok("variants", text)
+def _input(site: Site, modality: Modality[Any, Any], path: Path, ids: Sequence[str] | None) -> Iterator[Finding]:
+    """One input: is its file there, and what its modality sees of it."""
+    if not path.exists():
+        yield _absent(modality.name, path)
+    elif isinstance(modality.inspect, NotBuilt):
+        yield _warn(modality.name, f"{path} is there, but cannot be looked at ({modality.inspect.reason})", REFUSALS["inspect"][1])
+    else:
+        for look in modality.inspect(site.place(modality.name), ids):
+            yield Finding(modality.name, look.state, look.text, look.mend)
 
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from fedml.clients.site.manifest import Site, check_roster
 from fedml.clients.site.read import read_cohort
+from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError
 from fedml.pictures import Tile, planes, sheet, spread
@@ -46,11 +47,11 @@ def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = N
     path = _place(site, out)
     say(f'{site.name}: reading the images as study "{study.study.name}" would')
     cohort = read_cohort(site, study)
-    if cohort.images is None:
+    if (images := cohort.input("image", Images)) is None:
         raise InputError(f"{site.file}: no person has a usable image; fedml-site data lists the reasons.")
     for why, count in cohort.set_aside.items():
         say(f"  excluded {count} images: {why} (fedml-site data lists them)")
-    rows = spread(np.flatnonzero(np.bincount(cohort.images.person, minlength=len(cohort))), persons)
+    rows = spread(np.flatnonzero(images.has(len(cohort))), persons)
     say(f"{site.name}: drawing {len(rows)} of {len(cohort)} persons")
     tiles: list[Tile] = []
     voxels = np.zeros(len(study.cohort.classes), np.int64)

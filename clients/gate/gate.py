@@ -32,7 +32,7 @@ from fedml.clients.work.request import Request, read_request
 from fedml.contract.extras import NO_EXTRAS
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
-from fedml.models.layout import Layout, make_layout
+from fedml.modalities.layout import Layout, make_layout
 from fedml.privacy.releases import counted_parts, message_events
 from fedml.strategies.algorithms.algorithm import returned
 from fedml.study.sections import PartName

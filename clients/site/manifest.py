@@ -4,9 +4,10 @@
 name = "oslo"
 [data]
 persons = "persons.csv"                                    # columns id and targets, one row a person
-image = { path = "images", format = "nifti" }              # dicom | png | bmp | jpeg | npy | nifti | npz | slide; masks = "masks"
+image = { path = "images", format = "nifti" }              # nifti | nrrd | png | bmp | jpeg | npy | dicom | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
+omics = { path = "expression.csv" }                        # .csv, .tsv or .parquet: id, then a column a feature
 split = "split.csv"                                        # optional: id, part
 public = true                                              # only for published or synthetic data
 """
@@ -16,45 +17,25 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fedml.cohort.dicom.deidentified import Deidentification
-from fedml.cohort.variants.builds import Build
 from fedml.contract.disclosure import DisclosedPolicy
 from fedml.errors import InputError, Reason, SiteError, nearest
+from fedml.modalities.clinical import ClinicalData
+from fedml.modalities.image import ImageData
+from fedml.modalities.modality import DataSection, Place
+from fedml.modalities.omics import OmicsData
+from fedml.modalities.registry import MODALITIES
+from fedml.modalities.variants import VariantData
 from fedml.study.sections import Name
 from fedml.study.study import Study, validate
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
-
-
-class ImageData(_Section):
-    """The image folder; ``format`` as in ``fedml.cohort.read_images`` and ``fedml.cohort.slides.cohort``, ``masks`` as in
-    ``fedml.cohort.images.masks``."""
-
-    path: str
-    format: Literal["dicom", "png", "bmp", "jpeg", "npy", "nifti", "npz", "slide"]
-    masks: str | None = None
-
-
-class VariantData(_Section):
-    """The genotype file, the genome build of its positions, an indexed FASTA file of that build to check REF against, and the memory limit
-    for reading, in MB."""
-
-    path: str
-    build: Build
-    reference: str | None = None
-    memory_mb: Annotated[int, Field(ge=16)] = 512
-
-
-class ClinicalData(_Section):
-    """The table of clinical columns."""
-
-    path: str
 
 
 class Data(_Section):
@@ -68,8 +49,15 @@ class Data(_Section):
     image: ImageData | None = None
     variants: VariantData | None = None
     clinical: ClinicalData | None = None
+    omics: OmicsData | None = None
     split: str | None = None
     public: bool = False
+
+    @property
+    def inputs(self) -> dict[str, DataSection]:
+        """The sections of the inputs that the site has, by the input's name."""
+        found = {name: getattr(self, name) for name in MODALITIES}
+        return {name: section for name, section in found.items() if section is not None}
 
 
 class Policy(_Section):
@@ -158,6 +146,14 @@ class Site:
     def state(self) -> Path:
         """The state folder: approvals, journal, ledger, logs and caches."""
         return self.folder / ".fedml"
+
+    def place(self, name: str, window: tuple[float, float] | None = None) -> Place[Any]:
+        """The input ``name``'s files, which the site has, and what reading them needs besides."""
+        policy = self.manifest.policy
+        return Place(
+            self.manifest.data.inputs[name], self.folder, self.file, self.state / "cache", policy.deidentification,
+            policy.max_quarantined, window,
+        )  # fmt: skip
 
 
 def read_site(path: Path) -> Site:

@@ -20,20 +20,20 @@ from flwr.clientapp import ClientApp
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.half import Memory, begin, end
-from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once, text_array
+from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import shown
 from fedml.cohort.images.histograms import BINS, Counted
+from fedml.cohort.images.images import Images
 from fedml.cohort.images.mapped import taken
 from fedml.cohort.persons import Cohort, select
-from fedml.cohort.variants.model import to_text
-from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
 from fedml.contract.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums
 from fedml.learning.training import GradientHook, evaluate, train
+from fedml.modalities.layout import Layout, make_layout
+from fedml.modalities.registry import inputs_of
 from fedml.models.device import pick_device
 from fedml.models.fusion import CohortModel, build_model, constants, learned, load
-from fedml.models.layout import Layout, make_layout
 from fedml.privacy.counts import noised
 from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
@@ -49,8 +49,6 @@ from fedml.wire.records import (
     ANALYSES,
     ARRAYS,
     ASIDE,
-    BUILD,
-    CHECKED,
     COUNTS,
     DATASET,
     DESCRIBED,
@@ -58,7 +56,6 @@ from fedml.wire.records import (
     HISTOGRAM,
     IMAGE_SHAPE,
     METRICS,
-    NOTES,
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
@@ -179,16 +176,8 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
     policies = [read_site_once(m).manifest.policy for m in asked.manifests]
     if len(policies) == 1 and policies[0].disclose:
         described[POLICY] = policy_bytes(policies[0].disclosed())
-    if cohort.variants is not None:
-        own = cohort.variants
-        described |= {
-            PANEL: text_array(to_text(own.keys)),
-            BUILD: text_array(own.build.encode()),
-            CHECKED: np.array([own.checked], np.uint8),
-        }
-        described[NOTES] = np.zeros(len(VARIANT_NOTES), np.int64) if own.notes is None else own.notes
-    if cohort.image_shape:
-        described[IMAGE_SHAPE] = np.array(cohort.image_shape, dtype=np.int64)
+    for modality, value in inputs_of(cohort):
+        described |= modality.described(value)
     return RecordDict({SITE: ConfigRecord({"name": asked.name}), DESCRIBED: pack(described)})
 
 
@@ -228,12 +217,12 @@ def _voxels(asked: Request, content: RecordDict) -> RecordDict:
     """The histogram of raw intensities of the training persons' images."""
     cohort = _agreed(asked, content)[0]
     histogram, persons = np.zeros(BINS, np.int64), 0
-    if cohort.images is not None:
-        training = np.isin(cohort.images.person, cohort.rows("train"))
-        pixels = taken(cohort.images.pixels, training)
+    if (images := cohort.input("image", Images)) is not None:
+        training = np.isin(images.person, cohort.rows("train"))
+        pixels = taken(images.pixels, training)
         if not isinstance(pixels, Counted):
             raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
-        histogram, persons = pixels.histogram(), len(np.unique(cohort.images.person[training]))
+        histogram, persons = pixels.histogram(), len(np.unique(images.person[training]))
     if 0 < persons < _smallest(asked):
         raise SiteError(Reason.TOO_FEW, f"voxels of {persons} persons")
     return RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([persons], np.int64)})})

@@ -20,6 +20,7 @@ from flwr.app import RecordDict
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
+from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.frequency import group_counts, small_cells_of
 from fedml.cohort.variants.genotypes import person_chunks
@@ -48,7 +49,8 @@ class Analysed:
 def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
     """The persons of the analysis at the site with these ``manifests``."""
     cohort = load_cohort(manifests, study)
-    has = np.zeros(len(cohort), dtype=bool) if cohort.variants is None else cohort.variants.present.copy()
+    dosages = cohort.input("variants", Dosages)
+    has = np.zeros(len(cohort), dtype=bool) if dosages is None else dosages.present.copy()
     raw, levels = _covariates(cohort, study)
     if study.gwas is not None:
         has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
@@ -63,10 +65,10 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
 
 def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:
     """(persons, C) columns, NaN if missing, and, for each categorical or two-valued column, a (persons,) mask for each of its values."""
-    spec, columns, levels = study.cohort.clinical, [], []
+    spec, columns, levels, clinical = study.cohort.clinical, [], [], cohort.input("clinical", Table)
     for name in study.gwas.covariates if study.gwas else ():
         assert spec is not None  # noqa: S101 - the study was validated
-        values = np.full(len(cohort), np.nan) if cohort.clinical is None else cohort.clinical[:, spec.columns.index(name)]
+        values = np.full(len(cohort), np.nan) if clinical is None else clinical.values[:, spec.columns.index(name)]
         known = np.unique(values[np.isfinite(values)])
         if name in spec.categories:
             columns += [np.where(np.isfinite(values), values == code, np.nan) for code in range(1, len(spec.categories[name]))]
@@ -282,9 +284,9 @@ def _panel(request: Request, content: RecordDict) -> Dosages:
 
 def _aligned(request: Request, panel: bytes, flips: Any) -> Dosages:
     cohort = load_aligned(request.manifests, request.study, panel, own_flips(request, flips))
-    if cohort.variants is None:
+    if (dosages := cohort.input("variants", Dosages)) is None:
         raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is requested, but the site has no genotypes")
-    return cohort.variants
+    return dosages
 
 
 def _blocks(dosages: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int8]]:
@@ -309,5 +311,5 @@ def _small(request: Request, dosages: Dosages, min_count: int) -> npt.NDArray[np
 @lru_cache(maxsize=32)
 def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes, min_count: int) -> bool:
     """Whether ``_small`` holds for any variant of a panel. Cached, because many requests have the same panel."""
-    dosages = load_aligned(manifests, study, panel, flips).variants
+    dosages = load_aligned(manifests, study, panel, flips).input("variants", Dosages)
     return dosages is not None and bool(small_cells_of(_group_counts(dosages, analysed(manifests, study)), min_count).any())

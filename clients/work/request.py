@@ -61,11 +61,6 @@ def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | No
 read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
 
 
-def text_array(text: bytes) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Text as it stands in an array record."""
-    return np.frombuffer(text, dtype=np.uint8)
-
-
 def own_flips(asked: Request, flips: np.ndarray[Any, Any]) -> bytes:
     """This site's row of the panel's orientation, which the server sends for all sites of the roster in its order."""
     sites = asked.study.federation.sites

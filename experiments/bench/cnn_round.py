@@ -21,6 +21,7 @@ from torch.nn import functional
 from fedml.clients.site.manifest import find_sites
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.client import app
+from fedml.cohort.images.images import Images
 from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
 from fedml.seeds import derive_seed
@@ -144,8 +145,9 @@ def main() -> None:
             cohorts = [load_cohort((str(site.file.resolve()),), study) for site in sites.values()]
             data = []
             for cohort in cohorts:
-                assert cohort.images is not None
-                images, labels = torch.from_numpy(cohort.images.pixels), torch.from_numpy(cohort.labels.astype(np.int64))
+                found = cohort.input("image", Images)
+                assert found is not None
+                images, labels = torch.from_numpy(found.pixels), torch.from_numpy(cohort.labels.astype(np.int64))
                 data.append((images, labels, torch.from_numpy(cohort.parts)))
             equal = compare(ours(study, work / "sites", work / "run"), plain_loop(study, data))  # also the warm-up of both
             pairs = paired(partial(timed, ours, study, work / "sites", work / "run"), partial(timed, plain_loop, study, data), repeats)

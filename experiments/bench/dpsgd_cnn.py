@@ -14,8 +14,8 @@ import torch
 
 from fedml.experiments.bench.dpsgd_wide import PERSONS, TOLERANCE, WAYS, apart, loop, make_step, report
 from fedml.experiments.bench.timing import machine
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import CohortModel, build_model
-from fedml.models.layout import Layout
 from fedml.study.study import Study, validate
 
 SHAPE = (1, 28, 28)

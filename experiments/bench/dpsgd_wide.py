@@ -54,8 +54,8 @@ def make_model() -> Any:
     """The study's model, with realistic preprocessing constants."""
     import torch
 
+    from fedml.modalities.layout import Layout
     from fedml.models.fusion import build_model
-    from fedml.models.layout import Layout
 
     model = build_model(make_study(), Layout(variants=VARIANTS)).train()
     model.get_buffer("preprocess.variants.mean").fill_(0.9)

@@ -25,7 +25,7 @@ from fedml.experiments.bench.cached_batches import all_ids, write_cohort
 from fedml.experiments.bench.timing import Pairs, machine, seconds, table
 from fedml.learning.training import batches
 from fedml.models.fusion import digest
-from fedml.models.preprocess import VariantPreprocess
+from fedml.networks.preprocess import VariantPreprocess
 
 BATCH = 64
 Read = Callable[[npt.NDArray[np.int64]], torch.Tensor]

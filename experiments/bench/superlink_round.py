@@ -41,8 +41,8 @@ from fedml.experiments.federation.local import down, home_of, read_running, up
 from fedml.experiments.runs.run import new_run, run
 from fedml.flower.keys import write_node_key
 from fedml.flower.superlink import command_path, environment, free_ports, stop_group, submit
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model, learned
-from fedml.models.layout import Layout
 from fedml.study.study import Study, parse_study, validate
 
 ROSTER, COLUMNS, PERSONS = ("oslo", "porto", "utrecht"), 499, 200  # 499 columns and a constant, for two classes: 1,000 parameters

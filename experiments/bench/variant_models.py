@@ -29,7 +29,7 @@ def gene_passes() -> tuple[Callable[[], Any], Callable[[], Any]]:
     import torch
     from torch.nn import functional
 
-    from fedml.models.variants import GeneLayer
+    from fedml.networks.variants import GeneLayer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

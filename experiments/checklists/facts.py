@@ -20,9 +20,11 @@ from typing import Any
 
 from fedml.errors import InputError, NotBuilt
 from fedml.experiments.runs.record import Record
+from fedml.modalities.modality import Text
+from fedml.modalities.registry import modalities_of
 from fedml.runs.log import EVENTS, MODEL, read_events
 from fedml.strategies.algorithms.registry import algorithm_of
-from fedml.study.sections import PARTS, normal
+from fedml.study.sections import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
@@ -97,11 +99,7 @@ def _plan(study: Study) -> Iterator[Told]:
     yield "task", f"Task: {model.task}.", "study.json#/model/task"
     yield "outcome", make_task(study).words.outcome, "study.json#/cohort/target", "study.json#/cohort/classes", "study.json#/model/task"
     yield "inputs", f"Inputs of a person: {', '.join(cohort.inputs)}.", "study.json#/cohort/inputs"
-    if cohort.clinical is not None:
-        kinds = cohort.clinical.categories
-        names = [f"{c} ({', '.join(normal(v) for v in kinds[c])})" if c in kinds else c for c in cohort.clinical.columns]
-        text = f"Clinical columns, with the codes of categories: {', '.join(names)}."
-        yield "columns", text, "study.json#/cohort/clinical/columns", "study.json#/cohort/clinical/categories"
+    yield "columns", *_joined([modality.words.fact(study) for modality in modalities_of(study)])
     sites = study.federation.sites
     text = f"Roster: {_count(len(sites), 'site')} ({', '.join(sites)}); a round needs {study.federation.needed} of them."
     yield "roster", text, "study.json#/federation/sites", "study.json#/federation/quorum"
@@ -150,53 +148,26 @@ def _method(record: Record) -> Iterator[Told]:
 
 
 def _preprocessing(study: Study) -> Told:
-    image = study.cohort.image
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
         source = "ranges that the study states" if study.privacy.statistics == "stated" else "noised sums over the training persons"
-    kinds = {"clinical": "clinical numbers", "variants": "variants", "image": "image channels"}
-    what = [*(kinds[name] for name in study.cohort.inputs), *(["the outcome"] if study.traits.standardised else [])]
-    text = f"Standardised by mean and standard deviation, from {source}: {', '.join(what)}."
-    pointers = ["study.json#/privacy/statistics"]
-    if image is not None and image.tiles is not None:
-        cut, at = image.tiles, f" at {image.tiles.mpp:g} micrometres a pixel" if image.tiles.mpp else " of a slide's finest level"
-        text = (
-            f"Slides are cut into tiles of {cut.size_px} x {cut.size_px} pixels{at}, used where at least {cut.min_tissue:.0%} is tissue; "
-            f"a step of training draws {cut.per_step} of a person. {text}"
-        )
-        pointers.insert(0, "study.json#/cohort/image/tiles")
-    elif image is not None and image.preprocess is not None:
-        size = " x ".join(map(str, image.size))
-        steps = [f"turned to {image.orientation}"] if image.orientation else []
-        steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
-        steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} brought to 0 to 1"] if image.window else []
-        two = image.percentiles
-        steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels brought to 0 and 1"] if two else []
-        text = f"Images are {', '.join([*steps, f'cropped and padded to {size}'])}. {text}"
-        pointers.insert(0, "study.json#/cohort/image")
-    elif image is not None:
-        text = f"Images are read as they are and must have {image.channels} x {' x '.join(map(str, image.size))} values. {text}"
-        pointers.insert(0, "study.json#/cohort/image")
-    return (text, *pointers)
+    words = [modality.words for modality in modalities_of(study)]
+    what = [*(one.columns for one in words), *(["the outcome"] if study.traits.standardised else [])]
+    standard = f"Standardised by mean and standard deviation, from {source}: {', '.join(what)}.", ("study.json#/privacy/statistics",)
+    return _joined([*(one.preparation(study) for one in words), standard])
 
 
 def _missing(study: Study) -> Told:
-    clinical, said, pointers = study.cohort.clinical, [], []
-    if clinical is not None:
-        said.append("A missing clinical number is replaced by the mean" + (" and marked by an indicator." if clinical.indicate else "."))
-        codes = [f"{column}: {', '.join(normal(v) for v in values)}" for column, values in clinical.missing.items()]
-        said += [f"Codes read as missing: {'; '.join(codes)}."] if codes else []
-        pointers += ["study.json#/cohort/clinical/indicate", "study.json#/cohort/clinical/missing"]
-    if "variants" in study.cohort.inputs:
-        said.append("A missing genotype is replaced by the mean dosage.")
-        pointers.append("study.json#/cohort/inputs")
-    if len(study.cohort.inputs) > 1:
-        said.append(
-            "An input that a person lacks is masked, and the model is told so; in training an input is hidden with chance "
-            f"{study.model.input_dropout:g}."
-        )
-        pointers.append("study.json#/model/input_dropout")
-    return (" ".join(said), *pointers)
+    said = [modality.words.missing(study) for modality in modalities_of(study)]
+    if len(said) > 1:
+        text = "An input that a person lacks is masked, and the model is told so; in training an input is hidden with chance "
+        said.append((f"{text}{study.model.input_dropout:g}.", ("study.json#/model/input_dropout",)))
+    return _joined(said)
+
+
+def _joined(parts: Sequence[Text]) -> Told:
+    """One text of several, with the pointers of all."""
+    return (" ".join(text for text, _ in parts if text), *dict.fromkeys(pointer for _, pointers in parts for pointer in pointers))
 
 
 def _network(study: Study) -> str:
@@ -204,22 +175,13 @@ def _network(study: Study) -> str:
     if study.traits.label == "mask":
         net = model.segmentation
         return f"Segmentation network {net.net} with channels {', '.join(map(str, net.channels))} and {net.norm} norm."
-    hidden = {k: f" with hidden widths {', '.join(map(str, v))}" if v else "" for k, v in _widths(study).items()}
-    encoders = {
-        "image": f"image: {model.image.net} with channels {', '.join(map(str, model.image.channels))} and {model.image.norm} norm"
-        + (", a person's images put together by learned attention" if model.image.pooling == "attention" else ""),
-        "variants": f"variants: {model.variants.net}{hidden['variants']}",
-        "clinical": f"clinical: {model.clinical.net}{hidden['clinical']}",
-    }
-    return f"One encoder an input ({'; '.join(encoders[name] for name in study.cohort.inputs)}), then a fusion{hidden['fusion']}."
+    encoders = "; ".join(modality.words.network(study) for modality in modalities_of(study))
+    hidden = f" with hidden widths {', '.join(map(str, model.hidden))}" if model.hidden else ""
+    return f"One encoder an input ({encoders}), then a fusion{hidden}."
 
 
 def _output(study: Study) -> Told:
     return (make_task(study).words.output, "study.json#/model/task", "study.json#/cohort/classes")
-
-
-def _widths(study: Study) -> dict[str, tuple[int, ...]]:
-    return {"variants": study.model.variants.hidden, "clinical": study.model.clinical.hidden, "fusion": study.model.hidden}
 
 
 def _happened(record: Record) -> Iterator[Told]:

@@ -21,7 +21,7 @@ import numpy as np
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.variants.harmonise import panel_of
-from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.model import Dosages, from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.experiments.compare.outputs import Outputs, test_outputs
 from fedml.experiments.runs.record import Record, read_record
@@ -218,7 +218,7 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
     constants = {k: v for k, v in arrays.items() if k.startswith(("preprocess.", "target."))}
     names = dict(enumerate(sites, start=1))
     keys = from_text(panel)
-    read = {name: load_cohort((str(s.file.resolve()),), study).variants for name, s in sites.items()} if keys else {}
+    read = {name: load_cohort((str(s.file.resolve()),), study).input("variants", Dosages) for name, s in sites.items()} if keys else {}
     shared = panel_of(keys, {name: own.keys for name, own in read.items() if own is not None}, study.cohort.variants.match)
     agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
     grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_aligned
+from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.pictures import Tile, most_of, plane, sheet, spread
 from fedml.runs.log import EXAMPLES, load_model, saved_window, write_whole
@@ -44,9 +45,9 @@ def write_examples(run: Path, study: Study, sites: Mapping[str, Site], say: Call
     model, (arrays, _, panel), written = restore(run)[1], load_model(run), list[Path]()
     for name, site in public.items():
         cohort = load_aligned((str(site.file),), study, panel, window=saved_window(arrays))
-        if cohort.images is None:
+        if (images := cohort.input("image", Images)) is None:
             continue
-        has = np.bincount(cohort.images.person, minlength=len(cohort)) > 0
+        has = images.has(len(cohort))
         rows = spread(np.array([r for r in cohort.rows("test") if has[r]], dtype=np.int64), PERSONS)
         if not len(rows):
             continue

@@ -54,17 +54,11 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     Raises:
         InputError: the first thing that cannot be used, or nobody to test on.
     """
-    from fedml.models.image import NETWORKS, build_image_network
-    from fedml.models.segmentation import build_segmentation_network
+    from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
 
     make_strategy(study)
-    if study.traits.label == "mask":
-        spec, image = study.model.segmentation, study.cohort.image
-        size = (1, 8, 8) if image is None else (image.channels, *image.size)
-        build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
-    elif "image" in study.cohort.inputs and study.model.image.net not in NETWORKS:
-        build_image_network(study.model.image, (1, 8, 8), 1)
+    check_inputs(study)
     cohorts = {}
     for name, site in sites.items():
         cohort = cohorts[name] = load_cohort((str(site.file),), study)

@@ -1,4 +1,4 @@
-"""Codes clinical columns as numbers. The model imputes and standardises them (``fedml.models.preprocess``).
+"""Codes clinical columns as numbers. The model imputes and standardises them (``fedml.networks.preprocess``).
 
 A numeric value stays a number; a categorical value becomes the index in its declared categories; missing values are NaN.
 """

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
-from fedml.cohort.read_images import FORMATS, channels_first
+from fedml.cohort.read_images import channels_first
 from fedml.errors import InputError
 from fedml.study.sections import ImageShape
 
@@ -24,7 +25,7 @@ Window = tuple[float, float]
 
 
 def read_one(path: Path, shape: ImageShape | None, window: Window | None = None) -> npt.NDArray[Any]:
-    """The image in ``path``: a PNG, JPEG, NPY or NIfTI file, a DICOM file, or a folder with one DICOM series.
+    """The image in ``path``: a file of one of ``fedml.cohort.images.formats.FORMATS``, a DICOM file, or a folder with one DICOM series.
 
     Raises:
         InputError: no such file, a file of another kind, or an image that the study cannot use.
@@ -35,12 +36,12 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
         if path.is_dir() or path.name.endswith(".dcm"):
             raw, affine, volumes = _dicom(path, None if shape is None else len(shape.size))
         else:
-            kind = next((k for k, (endings, _) in FORMATS.items() if path.name.endswith(endings)), None)
-            if kind is None:
-                known = ", ".join(e for endings, _ in FORMATS.values() for e in endings)
+            form = by_ending(path)
+            if form is None:
+                known = ", ".join(ending for one in FORMATS.values() for ending in one.endings)
                 raise InputError(f"{path}: is no image by its ending; give {known}, .dcm or a folder with a DICOM series.")
-            raw, affine = FORMATS[kind][1](path)
-            volumes = kind == "nifti"
+            raw, affine = form.read(path)
+            volumes = form.volumes
         return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
     except InputError:
         raise

@@ -1,4 +1,4 @@
-"""Images of persons, a format a function: DICOM, PNG, BMP, JPEG, NPY, NIfTI files, or one ``.npz`` array.
+"""Images of persons: files of one image each (``fedml.cohort.images.formats``), DICOM series, or one ``.npz`` array.
 
 Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several (DICOM: ``fedml.cohort.dicom.persons``). An ``.npz``
 holds ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may stand there
@@ -17,7 +17,6 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,11 +28,11 @@ import numpy.typing as npt
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
+from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.histograms import Counted, counted
+from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
-from fedml.cohort.images.mapped import Stored, mapped
-from fedml.cohort.images.nifti import open_nifti
-from fedml.cohort.images.pictures import open_picture
+from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Aside, ItemError, Unusable
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
@@ -48,27 +47,6 @@ READING = 1  # raise it when a reader makes something else of the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # bytes of prepared images that are held in memory where they cannot be kept on disk
 log = logging.getLogger("fedml.site")
-
-
-@dataclass(frozen=True)
-class Images:
-    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images that a study
-    prepares are read from a cache when they are asked for (``fedml.cohort.images.mapped``), others are arrays.
-
-    ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
-    ``aside``: what could not be used.
-    """
-
-    pixels: Stored
-    person: npt.NDArray[np.int64]
-    masks: Stored | None = None
-    spacing: npt.NDArray[np.float64] | None = None
-    aside: tuple[Aside, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(channels, *size) of one image."""
-        return tuple(self.pixels.shape[1:])
 
 
 class TooManyAside(InputError):
@@ -89,34 +67,6 @@ class _Found(NamedTuple):
     part: str = ""
 
 
-def _read_picture(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    with open_picture(path) as picture:
-        plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
-        return np.asarray(picture if plain else picture.convert("RGB")), None  # palettes and alpha become colours
-
-
-def _read_npy(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: nothing is allocated by what the header says
-    if (over := path.stat().st_size - array.offset - array.nbytes) > 0:
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has {over} bytes more than its header declares.")
-    return np.array(array), None
-
-
-def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], Affine | None]:
-    volume = open_nifti(path)
-    return np.asarray(volume.dataobj, dtype=np.float32), np.asarray(volume.affine, dtype=np.float64)
-
-
-# format -> (endings, reader of voxels and affine). Adding a format is one function and one line.
-FORMATS: dict[str, tuple[tuple[str, ...], Callable[[Path], tuple[npt.NDArray[Any], Affine | None]]]] = {
-    "png": ((".png",), _read_picture),
-    "bmp": ((".bmp",), _read_picture),
-    "jpeg": ((".jpg", ".jpeg"), _read_picture),
-    "npy": ((".npy",), _read_npy),
-    "nifti": ((".nii.gz", ".nii"), _read_nifti),
-}
-
-
 def read_images(
     path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, masks: Path | None = None,
     codes: Sequence[Code] | None = None, deidentification: Deidentification = "quarantine", max_quarantined: float = 0.1,
@@ -126,7 +76,7 @@ def read_images(
 
     Args:
         path: the folder, or the ``.npz`` file when ``kind`` is ``npz``.
-        kind: ``npz``, ``dicom`` or a key of ``FORMATS``.
+        kind: ``npz``, ``dicom`` or a key of ``fedml.cohort.images.formats.FORMATS``.
         persons: ids; images of anybody else are not read.
         shape: the study's; None takes the shape of most and asks the others to agree.
         masks: the folder of masks. codes: the study's classes; None: no masks are read. With them an image without a mask is left out.
@@ -154,7 +104,7 @@ def read_images(
         if spec.percentiles and window is not None:
             spec = windowed(spec, *window)
         how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), deidentification]
-        kept = _kept(cache, path, kind, found, shape, spec, json.dumps([READING, how, [version(package) for package in _DECODERS]]))
+        kept = _kept(cache, path, kind, found, shape, spec, json.dumps([READING, how, [version(package) for package in decoders_of(kind)]]))
         if kept is not None:
             one = (shape.channels, *shape.size)
             return _from_cache(kept, path, kind, persons, found, one if spec.percentiles else None, codes is not None, max_quarantined)
@@ -193,9 +143,15 @@ def read_images(
     )
 
 
+def decoders_of(kind: str) -> tuple[str, ...]:
+    """The packages whose versions decide what is read of an image of that format."""
+    own = FORMATS[kind].package if kind in FORMATS else ""
+    return (*_DECODERS, *([own] if own and own not in _DECODERS else []))
+
+
 def _nobody(path: Path, kind: str, masked: bool, aside: bool) -> InputError:
     expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
-    expected = expected.format(FORMATS[kind][0][0]) if kind in FORMATS else expected
+    expected = expected.format(FORMATS[kind].endings[0]) if kind in FORMATS else expected
     usable = "image with a mask that can be used" if masked else "image that can be used" if aside else "image"
     return InputError(f"{path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
 
@@ -317,11 +273,11 @@ def _need_folder(folder: Path) -> None:
 def _files(
     folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None
 ) -> Iterator[_Found]:
-    endings, read = FORMATS[kind]
+    form = FORMATS[kind]
 
     def load(path: Path, drawn: Path | None) -> Raw:
-        raw, affine = read(path)
-        image = channels_first(raw, shape, path, volumes=kind == "nifti")
+        raw, affine = form.read(path)
+        image = channels_first(raw, shape, path, volumes=form.volumes)
         if codes is None:
             return Raw(image, affine)
         if drawn is None:
@@ -330,10 +286,10 @@ def _files(
 
     _need_folder(folder)
     for person, at in row.items():
-        own = [(folder / f"{person}{ending}", person, ending) for ending in endings]
+        own = [(folder / f"{person}{ending}", person, ending) for ending in form.endings]
         if (folder / person).is_dir():
-            inside = sorted(p for p in (folder / person).iterdir() if p.name.endswith(endings))
-            own += [(p, f"{person}/{p.name}", next(e for e in endings if p.name.endswith(e))) for p in inside]
+            inside = sorted(p for p in (folder / person).iterdir() if p.name.endswith(form.endings))
+            own += [(p, f"{person}/{p.name}", next(e for e in form.endings if p.name.endswith(e))) for p in inside]
         for path, name, ending in own:
             if path.exists():
                 drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))

@@ -26,8 +26,13 @@ MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?", "."
 NO_LABEL = -1
 
 
+def separator(path: Path) -> str:
+    """What separates the cells of a text table, by the file's ending."""
+    return "\t" if path.suffix == ".tsv" else ","
+
+
 def read_table(path: Path) -> pd.DataFrame:
-    """A CSV or Parquet file as text and numbers, indexed by its column ``id`` (text, so that leading zeros survive).
+    """A CSV, TSV or Parquet file as text and numbers, indexed by its column ``id`` (text, so that leading zeros survive).
 
     Raises:
         InputError: the file is missing or unreadable, has no column ``id``, an empty id, or an id twice.
@@ -41,8 +46,9 @@ def read_table(path: Path) -> pd.DataFrame:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header would shift its values
                 table = pd.read_csv(
-                    path, dtype={"id": str}, index_col=False, na_values=list(MISSING_WORDS), keep_default_na=False, encoding="utf-8"
-                )
+                    path, sep=separator(path), dtype={"id": str}, index_col=False, na_values=list(MISSING_WORDS), keep_default_na=False,
+                    encoding="utf-8",
+                )  # fmt: skip
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
     except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' and pyarrow's parse errors are ValueErrors

@@ -12,7 +12,6 @@ every reply against it before anything of it is used: a site that runs something
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,10 @@ from flwr.app import RecordDict
 from fedml.analytics.forms import REPLY_TYPES
 from fedml.cohort.images.histograms import BINS
 from fedml.cohort.images.reasons import Unusable
-from fedml.cohort.variants.builds import BUILDS
-from fedml.cohort.variants.normalise import NOTES as VARIANT_NOTES
 from fedml.contract.disclosure import read_policy
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes, check_records
 from fedml.errors import Reason, SiteError
+from fedml.modalities.registry import modalities_of
 from fedml.study.sections import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
@@ -34,18 +32,13 @@ from fedml.wire.records import (
     ANALYSIS,
     ARRAYS,
     ASIDE,
-    BUILD,
-    CHECKED,
     COUNTS,
     DATASET,
     DESCRIBED,
     HISTOGRAM,
-    IMAGE_SHAPE,
     JOURNAL,
     METRICS,
-    NOTES,
     NUM_EXAMPLES,
-    PANEL,
     PERSONS,
     POLICY,
     PRIVATE_METRICS,
@@ -66,7 +59,6 @@ _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, whi
     Phase.EVALUATE: ({COUNTS}, set()),
     **{phase: ({ANALYSIS}, set()) for phase in ANALYSES},
 }
-_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
 
 
 def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None, extras: Extras = NO_EXTRAS) -> None:
@@ -118,21 +110,12 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
         _shaped(persons, "int64", (len(PARTS), classes), PERSONS)
         if persons is not None and (persons < 0).any():
             raise SiteError(Reason.UNDECLARED, "persons hold a count below 0")
+    declared = [modality.declared() for modality in modalities_of(study)]
+    of_input = {key: wrong for keys in declared for key, wrong in keys.items()}
     for key, value in values.items():
-        if key == IMAGE_SHAPE:
-            _shaped(value, "int64", (None,), key)
-        elif key == PANEL:
-            _shaped(value, "uint8", (None,), key)
-            if not all(_VARIANT.fullmatch(line) for line in value.tobytes().decode("ascii", "replace").removesuffix("\n").split("\n")):
-                raise SiteError(Reason.UNDECLARED, "the panel holds a line that is no variant")
-        elif key == BUILD:
-            _shaped(value, "uint8", (None,), key)
-            if value.tobytes().decode("ascii", "replace") not in BUILDS:
-                raise SiteError(Reason.UNDECLARED, "the build is none that is known")
-        elif key == NOTES:
-            _shaped(value, "int64", (len(VARIANT_NOTES),), key)
-        elif key == CHECKED:
-            _shaped(value, "uint8", (1,), key)
+        if key in of_input:
+            if why := of_input[key](value):
+                raise SiteError(Reason.UNDECLARED, f"{key} {why}")
         elif key == POLICY:
             try:
                 read_policy(value)
@@ -144,8 +127,9 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
             _shaped(value, "int64", (len(Unusable),), key)
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
-    if (PANEL in values) != (BUILD in values) or (PANEL in values) != (NOTES in values) or (PANEL in values) != (CHECKED in values):
-        raise SiteError(Reason.UNDECLARED, "variants are told without their build, or a build without variants")
+    for keys in declared:
+        if 0 < len(keys.keys() & values.keys()) < len(keys):
+            raise SiteError(Reason.UNDECLARED, f"an input is told of in part: of {', '.join(keys)} some are not there")
 
 
 def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:

@@ -12,20 +12,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.genotypes import genotype_counts
+from fedml.modalities.modality import Array, require, table_sums
+from fedml.modalities.registry import inputs_of
 from fedml.study.task_traits import traits_of
-
-Array = npt.NDArray[np.float64]
-
-
-def _sums(values: Array) -> Array:
-    """(3, columns): how many are present, their sum, the sum of their squares; NaN is absent."""
-    filled = np.nan_to_num(values, nan=0.0)
-    return np.stack([(~np.isnan(values)).sum(0).astype(np.float64), filled.sum(0), (filled**2).sum(0)])
 
 
 def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array]:
@@ -34,23 +26,9 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
     A column in which fewer than ``smallest`` persons have a value counts as absent here: such a sum would tell about each of them.
     """
     rows = cohort.rows("train")
-    out: dict[str, Array] = {}
-    if cohort.clinical is not None:
-        out["preprocess.clinical"] = _sums(cohort.clinical[rows])
-    if cohort.variants is not None:
-        none, one, two, _ = genotype_counts(cohort.variants, rows)
-        out["preprocess.variants"] = np.stack([none + one + two, one + 2 * two, one + 4 * two]).astype(np.float64)
-    if cohort.images is not None:
-        channels = cohort.images.shape[0]
-        total = np.zeros((3, channels))
-        for at in np.flatnonzero(np.isin(cohort.images.person, rows)):  # one at a time: float64 of all would be eight times the cohort
-            flat = cohort.images.pixels[int(at)].reshape(channels, -1).astype(np.float64)
-            total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
-        out["preprocess.image"] = total
-    if cohort.slides is not None:
-        out["preprocess.image"] = cohort.slides.sums(rows)
+    out = {f"preprocess.{modality.name}": require(modality.sums, modality, "sums")(value, rows) for modality, value in inputs_of(cohort)}
     if traits_of(task).standardised:
-        out["target"] = _sums(cohort.labels[rows, None])
+        out["target"] = table_sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}
 
 

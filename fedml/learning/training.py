@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort
+from fedml.cohort.slides.cohort import Slides
 from fedml.learning.augment import augmentation
 from fedml.models.device import autocast, on_device, scaler, to_device
-from fedml.models.variants import shrink
+from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study.sections import PartName, Precision, Training
 from fedml.tasks.counts import Counts, add_counts
@@ -117,7 +118,7 @@ def evaluate(
     model.eval()
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
-        size = task.evaluation_batch if cohort.slides is None else SLIDE_BATCH
+        size = task.evaluation_batch if cohort.input("image", Slides) is None else SLIDE_BATCH
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 

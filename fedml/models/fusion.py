@@ -15,13 +15,14 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fedml.models.image import build_image_network
+from fedml.modalities.layout import Layout
+from fedml.modalities.modality import require
+from fedml.modalities.registry import modalities_of
 from fedml.models.inference import infer
-from fedml.models.layout import Layout
-from fedml.models.mil import GatedAttention, embed
-from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
-from fedml.models.segmentation import build_segmentation_network
-from fedml.models.variants import build_table_network, build_variant_network
+from fedml.networks.mil import GatedAttention, embed
+from fedml.networks.preprocess import TargetScale
+from fedml.networks.segmentation import build_segmentation_network
+from fedml.networks.variants import build_table_network
 from fedml.seeds import derive_seed, torch_seed
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
@@ -42,10 +43,9 @@ class CohortModel(nn.Module):
         self.inputs = study.cohort.inputs
         self.segmentation = study.traits.label == "mask"
         self.window = plan.segmentation.window
-        windowed = study.cohort.image is not None and bool(study.cohort.image.percentiles)
         if self.segmentation:
             spec, classes = plan.segmentation, len(study.cohort.classes)
-            self.preprocess = nn.ModuleDict({"image": ImagePreprocess(layout.image_shape, windowed=windowed)})
+            self.preprocess = nn.ModuleDict({m.name: require(m.preprocess, m, "preprocess")(study, layout) for m in modalities_of(study)})
             network = build_segmentation_network(
                 spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
             )
@@ -59,18 +59,11 @@ class CohortModel(nn.Module):
         self.preprocess = nn.ModuleDict()
         self.encoder = nn.ModuleDict()
         self.pooling = GatedAttention(TILE_WIDTH, width) if "image" in self.inputs and plan.image.pooling == "attention" else None
-        for name in self.inputs:
-            if name == "image":
-                self.preprocess[name] = ImagePreprocess(layout.image_shape, windowed=windowed)
-                self.encoder[name] = build_image_network(plan.image, layout.image_shape, width if self.pooling is None else TILE_WIDTH)
-            elif name == "variants":
-                self.preprocess[name] = VariantPreprocess(layout.variants)
-                self.encoder[name] = build_variant_network(plan.variants, layout.variants, width, layout.groups)
-            else:
-                assert study.cohort.clinical is not None  # noqa: S101 - the study was validated
-                clinical = ClinicalPreprocess(study.cohort.clinical)
-                self.preprocess[name] = clinical
-                self.encoder[name] = build_table_network(plan.clinical, clinical.width, width)
+        for modality in modalities_of(study):
+            self.preprocess[modality.name] = made = require(modality.preprocess, modality, "preprocess")(study, layout)
+            pooled = self.pooling is not None and modality.name == "image"
+            encode = require(modality.encoder, modality, "encoder")
+            self.encoder[modality.name] = encode(study, layout, made, TILE_WIDTH if pooled else width)
         self.head: nn.Module | None = None
         if not alone:
             self.head = build_table_network(
@@ -83,15 +76,15 @@ class CohortModel(nn.Module):
         if name not in batch:
             blank = torch.zeros(persons, self.width + 1, device=self._device())
             return blank[:, 1:], blank[:, :1]
-        present = batch[f"{name}_present"][:, None]
-        if self.head is None and self.training and name != "image":  # the only input: whoever is in the cohort has it
+        present, several = batch[f"{name}_present"][:, None], f"{name}_person" in batch
+        if self.head is None and self.training and not several:  # the only input: whoever is in the cohort has it
             return self.encoder[name](self.preprocess[name](batch[name])), present
         if self.training and self.input_dropout:
             present = present * (torch.rand(persons, 1) >= self.input_dropout).to(present.device)
         x = batch[name]
-        if name != "image":
+        if not several:
             return self.encoder[name](self.preprocess[name](x)) * present, present
-        person = batch["image_person"]
+        person = batch[f"{name}_person"]  # the row of each item's person: a person's items count together
         total = torch.zeros(persons, self.width, device=person.device)
         if not len(x):
             return total, present

@@ -31,10 +31,10 @@ import torch
 from torch import nn
 
 from fedml.cohort.persons import Cohort, select
-from fedml.cohort.read_images import Images
-from fedml.cohort.variants.model import Dosages
+from fedml.modalities.layout import Layout
+from fedml.modalities.modality import require
+from fedml.modalities.registry import inputs_of
 from fedml.models.fusion import build_model, load
-from fedml.models.layout import Layout
 from fedml.privacy.dpsgd import clipped_sum
 from fedml.privacy.statistics import stated_ranges
 from fedml.study.study import Study
@@ -260,42 +260,16 @@ def canary_persons(
 
 
 def _candidates(cohort: Cohort, study: Study, layout: Layout, count: int, random: np.random.Generator) -> Cohort:
-    ranges, spec = stated_ranges(study, layout), study.cohort.clinical
+    ranges = stated_ranges(study, layout)
     ids = tuple(f"canary-{cohort.site}-{n + 1:05d}" for n in range(count))
     task, stated = make_task(study), ranges.get("target")
     between = None if stated is None else (float(stated[0, 0]), float(stated[1, 0]))
     labels = built(task.labels.canary, task.name, "an audit with canary persons")(count, between, random)
-    clinical = present = variants = images = None
-    if cohort.clinical is not None and spec is not None:
-        low, high = ranges["preprocess.clinical"]
-        clinical, present = np.tile((low + high) / 2, (count, 1)), np.ones(count, dtype=bool)
-        numeric = [at for at, name in enumerate(spec.columns) if name not in spec.categories]
-        coded = [(at, len(spec.categories[name])) for at, name in enumerate(spec.columns) if name in spec.categories]
-        clinical[:, [at for at, _ in coded]] = np.nan
-        for person in clinical:  # one to three columns: an extreme number, a missing number, or a category
-            for at in random.choice(len(spec.columns), min(len(spec.columns), int(random.integers(1, 4))), replace=False):
-                far = random.choice([-1, 1]) * random.uniform(0.5, 1.5) * (high[at] - low[at])
-                person[at] = (np.nan if random.random() < 0.3 else person[at] + far) if at in numeric else random.integers(dict(coded)[at])
-    if cohort.images is not None:
-        pixels = np.stack([_stripes(cohort.images.shape, study.privacy.image_range, random) for _ in range(count)])
-        images = Images(
-            pixels.round().clip(0, 255).astype(np.uint8) if cohort.images.pixels.dtype == np.uint8 else pixels, np.arange(count)
-        )
-    if cohort.variants is not None:
-        dosage = random.choice(np.array([0, 2], dtype=np.int8), (count, len(cohort.variants.keys)))
-        variants = Dosages(cohort.variants.keys, dosage, np.ones(count, dtype=bool))
-    return Cohort(cohort.site, ids, labels, np.full(count, _TRAIN, dtype=np.int8), clinical, present, variants, images)
-
-
-def _stripes(shape: Sequence[int], values: tuple[float, float], random: np.random.Generator) -> npt.NDArray[np.float32]:
-    """(channels, *size): stripes of random direction and width within a random ball, in the lowest and the highest value."""
-    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[1:]), indexing="ij"))
-    out = np.empty(shape, dtype=np.float32)
-    for channel in out:
-        wave = np.tensordot(random.normal(0, random.choice([1, 4, 12]), len(places)), places, 1) + random.uniform(0, 7)
-        away = sum((axis - c) ** 2 for axis, c in zip(places, random.uniform(-0.7, 0.7, len(places)), strict=True))
-        channel[...] = np.where((np.sin(wave) > 0) & (away < random.uniform(0.1, 3)), values[1], values[0])
-    return out
+    inputs = {
+        modality.name: require(modality.canary, modality, "canary")(value, study, ranges[f"preprocess.{modality.name}"], count, random)
+        for modality, value in inputs_of(cohort)
+    }
+    return Cohort(cohort.site, ids, labels, np.full(count, _TRAIN, dtype=np.int8), inputs)
 
 
 def direction(seed: int, canary: int, number: int, size: int) -> Vector:

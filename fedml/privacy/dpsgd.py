@@ -28,9 +28,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.learning.training import GradientHook, make_optimizer
-from fedml.models.variants import GeneLayer
+from fedml.networks.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
 from fedml.seeds import torch_seed
@@ -38,7 +39,6 @@ from fedml.study.sections import Training
 from fedml.tasks.task import Task
 
 MEMORY = 2**30  # bytes; limit of the gradients of one physical batch, by a rough upper estimate
-IMAGES = "encoder.image"  # layers below this name run over images, all others over persons
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def clipped_sum(
         def losses(batch: Mapping[str, torch.Tensor] = batch) -> torch.Tensor:
             return person_losses(task, model(batch), batch["label"])
 
-        rows_of = {IMAGES: batch["image_person"]} if "image" in batch else None
+        rows_of = {f"encoder.{name}": batch[f"{name}_person"] for name in cohort.inputs if f"{name}_person" in batch} or None
         part = clipped_gradient_sum(model, losses, clipping_norm=clipping_norm, rows_of=rows_of)
         for name, value in part.total.items():
             total[name] += value
@@ -160,9 +160,9 @@ def private_train(
 def person_bytes(model: nn.Module, cohort: Cohort) -> npt.NDArray[np.float64]:
     """(persons,): a rough upper estimate of the bytes of memory needed to compute each person's gradients."""
     sizes = np.full(len(cohort), float(sum(p.numel() * 4 for m in model.modules() for p in _materialised(m))))
-    if cohort.images is not None:
-        images = np.bincount(cohort.images.person, minlength=len(cohort))
-        sizes += images * _image_bytes(model.get_submodule(IMAGES), cohort.images.pixels.shape[1:])
+    if (images := cohort.input("image", Images)) is not None:
+        each = np.bincount(images.person, minlength=len(cohort))
+        sizes += each * _image_bytes(model.get_submodule("encoder.image"), images.shape)
     return sizes
 
 

@@ -34,7 +34,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError
-from fedml.models.variants import GeneLayer
+from fedml.networks.variants import GeneLayer
 
 CANCEL = 2e-5
 _MAX_UNFOLDED = 2**19  # elements of one image's unfolded input; above it the convolution's backward pass, person by person, is faster

@@ -19,6 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from fedml.errors import InputError
+from fedml.modalities.registry import modalities_of
 from fedml.study.sections import PartName
 from fedml.study.study import Study
 from fedml.wire.records import Phase
@@ -192,9 +193,6 @@ def not_covered(study: Study) -> tuple[str, ...]:
         releases.append("the counts behind the metrics, and the number of persons at each site")
     elif plan.metrics == "exact":
         releases.append("the counts behind the metrics, about persons not used for training")
-    if "variants" in study.cohort.inputs:
-        releases.append("which variants a site's file contains")
-    if "image" in study.cohort.inputs and study.cohort.image is None:
-        releases.append("the size of the images")
+    releases += [text for modality in modalities_of(study) for text in modality.words.uncovered(study)]
     releases.append("that a site took part, or that it refused and its reason code")
     return tuple(releases)

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from fedml.cohort.persons import Cohort
-from fedml.learning.statistics import Array, _sums, constants_from
-from fedml.models.layout import Layout
+from fedml.learning.statistics import constants_from
+from fedml.modalities.layout import Layout
+from fedml.modalities.modality import Array, require, table_sums
+from fedml.modalities.registry import MODALITIES, modalities_of
 from fedml.privacy.noise import add_gaussian
 from fedml.study.study import Study
 
@@ -17,19 +19,12 @@ from fedml.study.study import Study
 def stated_ranges(study: Study, layout: Layout) -> dict[str, Array]:
     """Preprocessing module -> (2, columns) lowest and highest plausible value, from the study only.
 
-    Categorical columns and dosages are not standardised: the range -2..2 gives mean 0 and standard deviation 1. A missing dosage becomes 0,
-    two REF alleles.
+    Raises:
+        InputError: an input has no ranges, so no private study can use it.
     """
-    plan, out = study.privacy, dict[str, Array]()
-    spec = study.cohort.clinical
-    if spec is not None:
-        out["preprocess.clinical"] = np.array([plan.ranges.get(c, (-2.0, 2.0)) for c in spec.columns]).T
-    if "variants" in study.cohort.inputs:
-        out["preprocess.variants"] = np.repeat([[-2.0], [2.0]], layout.variants, axis=1)
-    if "image" in study.cohort.inputs:
-        out["preprocess.image"] = np.repeat(np.array(plan.image_range)[:, None], layout.image_shape[0], axis=1)
+    out = {f"preprocess.{m.name}": require(m.ranges, m, "ranges")(study, layout) for m in modalities_of(study)}
     if study.traits.standardised:
-        out["target"] = np.array([plan.ranges[study.cohort.target]]).T
+        out["target"] = np.array([study.privacy.ranges[study.cohort.target]]).T
     return out
 
 
@@ -68,19 +63,11 @@ def _unit_sums(cohort: Cohort, name: str, low: Array, high: Array) -> Array:
         out: Array = np.clip((values - (low + high) / 2) / ((high - low) / 2), -1, 1)
         return out
 
-    if name == "preprocess.clinical":
-        return blank if cohort.clinical is None else _sums(unit(cohort.clinical[rows]))
-    if name == "preprocess.variants":
-        return blank if cohort.variants is None else _sums(unit(np.where((d := cohort.variants.dosage[rows]) < 0, np.nan, d)))
     if name == "target":
-        return _sums(unit(cohort.labels[rows, None]))
-    for row in rows if cohort.images is not None else ():
-        assert cohort.images is not None  # noqa: S101 - the loop is empty otherwise
-        images = cohort.images.pixels[cohort.images.person == row].astype(np.float64)
-        if len(images):
-            flat = unit(np.moveaxis(images, 1, -1).reshape(-1, len(low)))  # (voxels of all images, channels)
-            blank += np.stack([np.ones(len(low)), flat.mean(0), (flat**2).mean(0)])
-    return blank
+        return table_sums(unit(cohort.labels[rows, None]))
+    modality = MODALITIES[name.removeprefix("preprocess.")]
+    value = cohort.inputs.get(modality.name)
+    return blank if value is None else require(modality.bounded, modality, "bounded")(value, rows, unit)
 
 
 def constants_or_stated(sums: Mapping[str, Array], study: Study, layout: Layout) -> dict[str, torch.Tensor]:

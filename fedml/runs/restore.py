@@ -13,8 +13,8 @@ from fedml.runs.log import STUDY, load_model
 
 def restore(run: Path) -> tuple[Study, CohortModel]:
     """The study and its trained model from a run's folder, ready to predict."""
+    from fedml.modalities.layout import make_layout
     from fedml.models.fusion import build_model, load
-    from fedml.models.layout import make_layout
     from fedml.study.study import parse_study
 
     study = parse_study((run / STUDY).read_text())

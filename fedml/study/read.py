@@ -31,6 +31,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
     for key, value in changes.items():
         _put(plan, key, value)
     _expand_genes(plan, path)
+    _expand_features(plan, path)
     return validate(Study, plan, str(path))
 
 
@@ -41,6 +42,17 @@ def _expand_genes(plan: dict[str, Any], path: Path) -> None:
         from fedml.study.genes import read_genes
 
         network["intervals"] = [tuple(interval) for interval in read_genes(path.parent / network.pop("genes"))]
+
+
+def _expand_features(plan: dict[str, Any], path: Path) -> None:
+    """``[cohort.omics] features = "FILE"`` as the columns that the file names; the file lies in the study's folder."""
+    omics = plan.get("cohort", {}).get("omics") if isinstance(plan.get("cohort"), dict) else None
+    if isinstance(omics, dict) and isinstance(omics.get("features"), str):
+        from fedml.study.omics import read_features
+
+        if "columns" in omics:
+            raise InputError(f"{path}: [cohort.omics] has columns and features; give one of them.")
+        omics["columns"] = read_features(path.parent / omics.pop("features"))
 
 
 def _put(plan: dict[str, Any], key: str, value: Any) -> None:

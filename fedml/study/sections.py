@@ -9,13 +9,23 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)  # fmt: skip
 
 from fedml.errors import nearest
 from fedml.study.imaging import Augment, Preprocess
+from fedml.study.omics import OmicsColumns
 from fedml.study.task_traits import TaskName
 
-InputName = Literal["image", "variants", "clinical"]
+InputName = Literal["image", "variants", "clinical", "omics"]
 PartName = Literal["train", "val", "test"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
@@ -46,6 +56,14 @@ class Section(BaseModel):
     """Base of every section: frozen, strict, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+_LATER = ("omics",)
+
+
+def without_later(values: dict[str, Any]) -> dict[str, Any]:
+    """A section's values without the keys that came after the first studies and are not used: the SHA-256 of those studies stays."""
+    return {key: value for key, value in values.items() if value is not None or key not in _LATER}
 
 
 class About(Section):
@@ -189,6 +207,11 @@ class Cohort(Section):
     clinical: ClinicalColumns | None = None
     image: ImageShape | None = None
     variants: Variants = Variants()
+    omics: OmicsColumns | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(dump(self))
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -202,14 +225,20 @@ class Cohort(Section):
             raise ValueError('[cohort.clinical] is given but inputs does not list "clinical"')
         if "image" not in self.inputs and self.image is not None:
             raise ValueError('[cohort.image] is given but inputs does not list "image"')
+        if "omics" in self.inputs and self.omics is None:
+            raise ValueError('inputs lists "omics", so a section [cohort.omics] with columns = [...] or features = "FILE" is needed')
+        if "omics" not in self.inputs and self.omics is not None:
+            raise ValueError('[cohort.omics] is given but inputs does not list "omics"')
+        if self.omics is not None and self.target in self.omics.columns:
+            raise ValueError(f'the target "{self.target}" is also among the omics columns: the model would be given the answer')
         if self.clinical is not None and self.target in self.clinical.columns:
             raise ValueError(f'the target "{self.target}" is also among the clinical columns, which would reveal it to the model')
         return self
 
 
 class ImageNetwork(Section):
-    """``[model] image``: a MONAI network by name (``fedml.models.image.NETWORKS``), and the pooling over a person's images or tiles: the
-    mean, or a mean weighted by learned attention (``fedml.models.mil``)."""
+    """``[model] image``: a MONAI network by name (``fedml.networks.image.NETWORKS``), and the pooling over a person's images or tiles: the
+    mean, or a mean weighted by learned attention (``fedml.networks.mil``)."""
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
@@ -218,7 +247,7 @@ class ImageNetwork(Section):
 
 
 class SegmentationNetwork(Section):
-    """``[model] segmentation``: a network by name (``fedml.models.segmentation``), its window, and whether HD95 is measured."""
+    """``[model] segmentation``: a network by name (``fedml.networks.segmentation``), its window, and whether HD95 is measured."""
 
     net: str = "unet"
     norm: Literal["batch", "group", "instance"] = "instance"
@@ -278,11 +307,16 @@ class Model(Section):
     segmentation: SegmentationNetwork = SegmentationNetwork()
     variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
+    omics: TableNetwork | None = Field(default=None, description="default: linear")
     width: Annotated[int, Field(ge=1, description="features of each input in the fusion")] = 16
     hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="probability that training hides an input of a person, if the study has several inputs"
     )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(dump(self))
 
 
 class Gwas(Section):

@@ -19,7 +19,21 @@ from pydantic import BaseModel, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
 from fedml.study.imaging import Augment
-from fedml.study.sections import About, Cohort, Evaluation, Federation, Gwas, Model, Policy, Privacy, Section, Strategy, Training, Variants
+from fedml.study.sections import (
+    About,
+    Cohort,
+    Evaluation,
+    Federation,
+    Gwas,
+    Model,
+    Policy,
+    Privacy,
+    Section,
+    Strategy,
+    TableNetwork,
+    Training,
+    Variants,
+)  # fmt: skip
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 
 Kind = TypeVar("Kind", bound=BaseModel)
@@ -71,6 +85,20 @@ class Study(Section):
         for name in self.gwas.covariates:
             if name not in columns:
                 raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+        return self
+
+    @model_validator(mode="after")
+    def _omics(self) -> Self:
+        """What ``[cohort.omics]`` and ``[model] omics`` need of each other and of ``[privacy]``."""
+        spec = self.cohort.omics
+        if spec is None:
+            if self.model.omics is not None:
+                raise ValueError('[model] omics is given but [cohort] inputs does not list "omics"')
+            return self
+        if self.privacy.unit != "none" and spec.range is None:
+            raise ValueError("[cohort.omics] range is missing, which a private study needs: state plausible values, as in range = [-4, 4]")
+        if self.model.omics is None:  # written out, so that the study's hash is that of what it means
+            object.__setattr__(self, "model", self.model.model_copy(update={"omics": TableNetwork()}))
         return self
 
     @model_validator(mode="after")

@@ -13,11 +13,16 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedml.modalities.modality import require
+from fedml.modalities.registry import modalities_of
 from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
 from fedml.study.study import Study
 from fedml.tracking.store import store, versions
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUN_TAG, STUDY_TAG, WEIGHTS_TAG = "fedml.run_id", "fedml.study_sha256", "fedml.weights_sha256"
@@ -92,44 +97,12 @@ def log_model(run: Path, study: Study, parent: str) -> str:
     """
     import mlflow
     from mlflow import MlflowClient
-    from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
 
     from fedml.tracking import scoring
 
     if (there := logged_model(MlflowClient(store()), parent)) is not None:
         return there
-    layout = scoring.read_layout(run)
-    example = scoring.input_example(study, layout)
-    output = scoring.output_example(study)
-    raw_images = study.cohort.image is not None and study.cohort.image.preprocess is not None
-    if study.cohort.inputs == ("clinical",) and study.cohort.clinical is not None:
-        spec = study.cohort.clinical
-        # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
-        # the other. The model checks the values itself and says which column it cannot read.
-        columns = [ColSpec(AnyType(), c, required=False) for c in spec.columns]
-        signature = ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
-    elif raw_images:
-        # Images are raw: of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
-        signature = ModelSignature(outputs=infer_signature(output).inputs)
-    else:
-        signature = infer_signature(example, output)
-    if study.cohort.image is not None and study.cohort.image.tiles is not None:  # persons differ in how many tiles they have
-        shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
-        signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
-    needed = {
-        "torch",
-        "numpy",
-        "pandas",
-        "mlflow",
-        *(["monai"] if "image" in study.cohort.inputs and study.model.image.net != "cnn" else []),
-        *(["monai"] if study.traits.label == "mask" or raw_images else []),
-    }
-    requirements = [f"{name}=={number}" for name, number in versions().items() if name in needed]
-    requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors")]
-    if "image" in study.cohort.inputs:  # what reads files
-        requirements += [f"{name}=={importlib.metadata.version(name)}" for name in ("imagecodecs", "nibabel", "pillow", "pydicom")]
+    signature, requirements = signature_of(study, scoring.read_layout(run)), requirements_of(study)
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "run"
         kept.mkdir()
@@ -148,6 +121,48 @@ def log_model(run: Path, study: Study, parent: str) -> str:
                 code_paths=[str(_ground_floor(Path(folder)))],
             )
     return str(made.model_id)
+
+
+def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
+    """The schema of what the saved model takes and gives. ``layout``: ``layout.json`` of the run.
+
+    Raises:
+        InputError: an input has no form of its raw values.
+    """
+    from mlflow.models import ModelSignature, infer_signature
+    from mlflow.types import ColSpec, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
+
+    from fedml.tracking import scoring
+
+    example, output = scoring.input_example(study, layout), scoring.output_example(study)
+    forms = [require(modality.form, modality, "form")(study) for modality in modalities_of(study)]
+    kinds = [form.kind for form in forms]
+    if kinds == ["columns"]:
+        # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
+        # the other. The model checks the values itself and says which column it cannot read.
+        columns = [ColSpec(AnyType(), c, required=False) for c in forms[0].columns]
+        return ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
+    if "any" in kinds:
+        # Of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
+        return ModelSignature(outputs=infer_signature(output).inputs)
+    signature = infer_signature(example, output)
+    if "bag" in kinds:  # persons differ in how many arrays they have
+        shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
+        signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
+    return signature
+
+
+def requirements_of(study: Study) -> list[str]:
+    """The packages that a saved model needs, each at the version that is here.
+
+    Raises:
+        InputError: an input does not say what it needs.
+    """
+    wanted = {package for modality in modalities_of(study) for package in require(modality.packages, modality, "packages")(study)}
+    known = versions()
+    found = [f"{name}=={number}" for name, number in known.items() if name in {"torch", "numpy", "pandas", "mlflow"} | wanted]
+    return found + [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
 
 
 def _ground_floor(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from fedml.contract.disclosure import read_aside, read_policy
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
+from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.strategies.agreement.agreement import Agreement, Tell
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
@@ -51,6 +52,7 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
         RunError: fewer sites than the quorum, a site that is not in the roster or answers twice, variants that cannot be harmonised, or no
             person in the training or test part.
     """
+    refuse_unbuilt(study)
     nodes = wait_for_nodes(grid, study)
     described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
     by_site: dict[str, tuple[int, dict[str, Any]]] = {}

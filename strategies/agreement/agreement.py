@@ -16,7 +16,7 @@ from fedml.cohort.variants.checks import Check
 from fedml.cohort.variants.harmonise import Panel, choose
 from fedml.cohort.variants.model import to_text
 from fedml.errors import Reason
-from fedml.models.layout import Layout, make_layout
+from fedml.modalities.layout import Layout, make_layout
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,

@@ -23,6 +23,7 @@ from fedml.cohort.dicom.files import is_image, open_dataset, reading
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.series import Volume, group_series, read_series
 from fedml.cohort.images import masks as mask_files
+from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
 from fedml.study.sections import Code
@@ -147,7 +148,8 @@ def _mask(
         if found is None:
             raise ItemError(Unusable.NO_MASK, f"{where}: the series has no mask in {masks}.")
         size = volume.voxels.shape[1::-1] if flat else volume.voxels.shape[:3]
-        if flat and found.name.endswith((".nii", ".nii.gz")):  # axes of NIfTI: columns, rows
+        form = by_ending(found)
+        if flat and form is not None and form.volumes:  # its axes are columns, rows
             values = mask_files.read(found, None, volume.voxels.shape[:2]).T
         else:
             values = mask_files.read(found, volume.affine if volume.placed and not flat else None, size)

@@ -1,6 +1,6 @@
 """Reads the mask of an image: a file with the image's name in the folder of masks, on the same voxel grid.
 
-    file = find(Path("masks"), "p1/left")                     # masks/p1/left.nii.gz | .nii | .png | .npy, or None
+    file = find(Path("masks"), "p1/left")                     # masks/p1/left.nii.gz | .png | .npy | .nrrd, or None
     mask = as_classes(read(file, affine), (0, 128, 255), file)  # uint8: 0, 1, 2
 
 If the study's classes are integers, they are the values in the file; if they are names, value k is the k-th class.
@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.nifti import open_nifti
-from fedml.cohort.images.pictures import open_picture
+from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.study.sections import Code
 
-ENDINGS = (".nii.gz", ".nii", ".png", ".npy")
+ENDINGS = tuple(ending for one in FORMATS.values() if one.mask is not None for ending in one.endings)
 _MAX_OFFSET_VOXELS = 0.25  # largest distance between corresponding corners of mask and image
 
 
@@ -36,16 +35,11 @@ def read(path: Path, affine: npt.NDArray[np.float64] | None, size: Sequence[int]
     Raises:
         ItemError: unreadable; mask-mismatch: the mask has another size than the image, or its voxels have other positions.
     """
-    mask_affine: npt.NDArray[np.float64] | None = None
+    form = by_ending(path)
     try:
-        if path.suffix == ".png":
-            with open_picture(path, size) as picture:
-                values = np.asarray(picture)  # palette indices, not colours
-        elif path.suffix == ".npy":
-            values = np.asarray(np.load(path, allow_pickle=False))
-        else:
-            volume = open_nifti(path, size)
-            values, mask_affine = np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+        if form is None or form.mask is None:
+            raise ItemError(Unusable.UNREADABLE, f"{path}: the ending is not one of a mask; use {', '.join(ENDINGS)}.")
+        values, mask_affine = form.mask(path, size)
     except ItemError:
         raise
     except Exception as error:  # decoders raise exceptions of any class on damaged files

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from fedml.cache_entries import content_digests
 from fedml.cohort.images.reasons import Aside, ItemError, Unusable
+from fedml.cohort.inputs import rows_of_items
 from fedml.cohort.read_images import hold
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
@@ -81,10 +82,25 @@ class Slides:
         """Number of tiles of all persons."""
         return sum(len(slide.corners) for slide in self.slides)
 
-    def select(self, new_row: Ints) -> Slides:
-        """The slides of the persons whose ``new_row`` (persons,) is not -1, with ``new_row`` as the person's row."""
-        kept = np.flatnonzero(new_row[self.person] >= 0)
-        return replace(self, slides=tuple(self.slides[k] for k in kept), person=new_row[self.person[kept]])
+    def has(self, persons: int) -> npt.NDArray[np.bool_]:
+        """(persons,): who has a slide."""
+        return np.isin(np.arange(persons), self.person)
+
+    def tensors(self, rows: Ints, draw: torch.Generator | None) -> dict[str, Any]:
+        """``image``: the ``Bag`` of those persons' tiles; ``image_person`` (tiles,): the place of each in ``rows``."""
+        import torch
+
+        bag = self.bag(rows, draw)
+        return {"image": bag, "image_person": torch.from_numpy(bag.person)}
+
+    def select(self, rows: Ints) -> Slides:
+        """The slides of the persons in ``rows`` (ascending)."""
+        kept, person = rows_of_items(self.person, rows)
+        return replace(self, slides=tuple(self.slides[k] for k in np.flatnonzero(kept)), person=person)
+
+    def content(self) -> dict[str, bytes]:
+        """Where the tiles are, and the sums of their pixels."""
+        return {"slides": self.digest}
 
     def bag(self, rows: Ints, draw: torch.Generator | None = None) -> Bag:
         """The tiles of the persons in ``rows``, person by person; with ``draw`` at most ``per_step`` random tiles of each person."""
@@ -198,10 +214,12 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
     return Slides(spec, tuple(found), np.array(rows, np.int64), tuple(excluded))
 
 
-def pool_slides(parts: Sequence[tuple[Slides, int]]) -> Slides:
-    """The slides of several sites concatenated; each site comes with the row of its first person."""
-    slides, person = [slide for part, _ in parts for slide in part.slides], [part.person + start for part, start in parts]
-    return Slides(parts[0][0].spec, tuple(slides), np.concatenate(person))
+def pool_slides(parts: Sequence[tuple[Slides | None, int]]) -> Slides:
+    """Several sites' slides, at least one of them with any; each with the number of its site's persons."""
+    start = np.cumsum([0, *(persons for _, persons in parts)])
+    found = [(slides, int(s)) for (slides, _), s in zip(parts, start, strict=False) if slides is not None]
+    person = np.concatenate([slides.person + s for slides, s in found])
+    return Slides(found[0][0].spec, tuple(one for slides, _ in found for one in slides.slides), person)
 
 
 # --- inside

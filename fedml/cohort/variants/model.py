@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,10 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.inputs import Rows, content_of
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 if TYPE_CHECKING:
+    import torch
+
     from fedml.cohort.variants.packed import Packed
 
 MISSING = -1
@@ -125,6 +128,25 @@ class Dosages:
     build: str = ""
     checked: bool = False
     places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # cache of ``harmonise.align``
+
+    def has(self, persons: int) -> npt.NDArray[np.bool_]:
+        """(persons,): who has genotypes."""
+        return self.present
+
+    def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
+        """``variants``: (persons, variants) ALT dosages, int8 or float32, -1 where missing."""
+        import torch
+
+        return {"variants": torch.from_numpy(self.dosage[rows] if isinstance(self.dosage, np.ndarray) else self.dosage.floats(rows))}
+
+    def select(self, rows: Rows) -> Dosages:
+        """The dosages of the persons in ``rows`` (ascending)."""
+        dosage = self.dosage[rows] if isinstance(self.dosage, np.ndarray) else self.dosage.take(rows)
+        return replace(self, dosage=dosage, present=self.present[rows])
+
+    def content(self) -> dict[str, bytes]:
+        """Dosages, and the keys of the variants as text."""
+        return {"variants": content_of(self.dosage), "variant_keys": to_text(self.keys)}
 
 
 def to_text(keys: Sequence[Variant]) -> bytes:

@@ -17,8 +17,8 @@ from fedml.clients.work.client import answer, app
 from fedml.cohort.variants.model import to_text
 from fedml.errors import Reason
 from fedml.flower.grid import InProcessGrid
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model, constants, learned
-from fedml.models.layout import Layout
 from fedml.study.study import Study
 from fedml.wire.records import unpack
 from tests.conftest import clinical_site, image_site, make_study

@@ -15,6 +15,7 @@ from fedml.clients.site.read import load_aligned
 from fedml.runs.log import load_model, read_events
 from fedml.tracking.scoring import restore
 from tests.command import STUDIES, command, run_json
+from tests.inputs import clinical_of, dosages_of, images_of
 
 SMALL = ("--set", "federation.rounds=2", "--set", "model.image.channels=[4, 8]")
 
@@ -91,14 +92,12 @@ def test_logged_model_scores_raw_inputs(work: Path, first: dict[str, Any], monke
     run = work / first["folder"]
     study, model = restore(run)
     cohort = load_aligned((str(find_sites(work / "sites", ("oslo",))[0]["oslo"].file),), study, load_model(run)[2])
-    assert cohort.clinical is not None
-    assert cohort.images is not None
-    assert cohort.variants is not None
-    rows = [r for r in range(len(cohort)) if (cohort.images.person == r).sum() == 1][:8]
+    images = images_of(cohort)
+    rows = [r for r in range(len(cohort)) if (images.person == r).sum() == 1][:8]
     raw = {
-        "image": np.stack([cohort.images.pixels[cohort.images.person == r][0] for r in rows]).astype(np.float32),
-        "variants": cohort.variants.dosage[rows],
-        "clinical": cohort.clinical[rows],
+        "image": np.stack([images.pixels[images.person == r][0] for r in rows]).astype(np.float32),
+        "variants": dosages_of(cohort).dosage[rows],
+        "clinical": clinical_of(cohort).values[rows],
     }
     said = scorer.predict(raw)
     with torch.inference_mode():

@@ -18,16 +18,19 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
 from fedml.cohort import read_images as image
+from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.mapped import Mapped, joined, taken
-from fedml.cohort.persons import Cohort, keep, pool, select
+from fedml.cohort.persons import Cohort, drop_unusable_persons, select
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.learning.augment import augmentation
+from fedml.modalities.registry import pool
 from fedml.study.imaging import Augment
 from fedml.study.sections import ImageShape
 from fedml.study.study import Study
 from tests.conftest import federate, make_study, write_csv, write_manifest
 from tests.dicom_files import write_series
+from tests.inputs import images_of
 
 HALF = 2**-12  # half of the distance between neighbours just below 1
 SIZE = (8, 7, 6)
@@ -55,13 +58,13 @@ def volume_site(folder: Path, name: str, persons: int, seed: int = 0) -> Path:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The NIfTI images that are read from their files, in order."""
-    seen, (endings, real) = list[Path](), image.FORMATS["nifti"]
+    seen, form = list[Path](), FORMATS["nifti"]
 
     def counted(path: Path) -> Any:
         seen.append(path)
-        return real(path)
+        return form.read(path)
 
-    monkeypatch.setitem(image.FORMATS, "nifti", (endings, counted))
+    monkeypatch.setitem(FORMATS, "nifti", form._replace(read=counted))
     return seen
 
 
@@ -76,7 +79,7 @@ def in_memory(manifest: Path, study: Study) -> Cohort:
     ids = [line.split(",")[0] for line in (folder / "persons.csv").read_text().splitlines()[1:]]
     images = read_images(folder / "images", "nifti", ids, study.cohort.image, masks=folder / "masks", codes=study.cohort.classes)
     parts = np.array([cohort.parts[cohort.ids.index(i)] for i in ids], np.int8)
-    return keep(Cohort(cohort.site, tuple(ids), np.zeros(len(ids)), parts, images=images), study)
+    return drop_unusable_persons(Cohort(cohort.site, tuple(ids), np.zeros(len(ids)), parts, {"image": images}))
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
@@ -89,15 +92,15 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 def test_batches_are_those_of_images_in_memory(tmp_path: Path) -> None:
     manifests, study = [volume_site(tmp_path / n, n, 9, s) for s, n in enumerate("ab")], segmentation()
     cached, plain = ([load(m, study) for m in manifests] for load in (lambda m, s: read_cohort(read_site(m), s), in_memory))
-    assert isinstance(cached[0].images.pixels, Mapped)  # type: ignore[union-attr]
-    assert isinstance(plain[0].images.pixels, np.ndarray)  # type: ignore[union-attr]
+    assert isinstance(images_of(cached[0]).pixels, Mapped)
+    assert isinstance(images_of(plain[0]).pixels, np.ndarray)
     for one, other in (*zip(cached, plain, strict=True), (pool(cached, study), pool(plain, study))):
         rows = np.random.default_rng(1).permutation(len(one))
         same(one.batch(rows), other.batch(rows))
         few = np.sort(rows[:4])
         same(select(one, few).batch([3, 0, 1]), select(other, few).batch([3, 0, 1]))
         same(one.batch([]), other.batch([]))
-    assert isinstance(pool(cached, study).images.pixels, Mapped)  # type: ignore[union-attr]
+    assert isinstance(images_of(pool(cached, study)).pixels, Mapped)
     mixed = pool([cached[0], plain[1]], study)  # one site's cache could not be written
     same(mixed.batch(range(len(mixed))), pool(plain, study).batch(range(len(mixed))))
 
@@ -175,7 +178,7 @@ def test_a_folder_that_cannot_be_written_leaves_the_images_in_memory(
     with caplog.at_level(logging.WARNING, "fedml.site"):
         cohort = read_cohort(read_site(manifest), study)
     assert "cannot be written" in caplog.text
-    assert isinstance(cohort.images.pixels, np.ndarray)  # type: ignore[union-attr]
+    assert isinstance(images_of(cohort).pixels, np.ndarray)
     monkeypatch.setattr(image, "_IN_MEMORY", 12 * 4 * 8 * 7 * 6 - 1)
     with pytest.raises(InputError, match="cannot be written"):
         read_cohort(read_site(manifest), study)
@@ -186,7 +189,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> list[Mapped]:
     """Two sites' images."""
     folder, study = tmp_path_factory.mktemp("views"), segmentation()
     cohorts = [read_cohort(read_site(volume_site(folder / n, n, 6, s)), study) for s, n in enumerate("ab")]
-    found = [c.images.pixels for c in cohorts if c.images is not None]
+    found = [images_of(c).pixels for c in cohorts]
     assert all(isinstance(view, Mapped) for view in found)
     return found  # type: ignore[return-value]
 

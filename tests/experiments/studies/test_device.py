@@ -14,9 +14,9 @@ from fedml.clients.site.read import read_cohort
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums, constants_from
 from fedml.learning.training import evaluate, make_optimizer, train
+from fedml.modalities.layout import make_layout
 from fedml.models.device import on_device, pick_device
 from fedml.models.fusion import build_model, constants, learned, load
-from fedml.models.layout import make_layout
 from fedml.seeds import torch_seed
 from fedml.study.study import Study, validate
 from fedml.tasks.registry import make_task
@@ -30,7 +30,7 @@ accelerator = pytest.mark.skipif(not torch.accelerator.is_available(), reason="t
 def prepared(study: Study, manifest: Path) -> tuple[Any, Any, Any]:
     """Model with its constants, cohort, task."""
     cohort = read_cohort(read_site(manifest), study)
-    model = build_model(study, make_layout(study, cohort.images.shape if cohort.images else (), b""))
+    model = build_model(study, make_layout(study, cohort.image_shape, b""))
     load(constants(model), constants_from(cohort_sums(cohort, study.model.task)))
     return model, cohort, make_task(study)
 
@@ -137,5 +137,5 @@ def test_an_accelerator_gives_what_the_cpu_gives(tmp_path: Path, kind: str, prec
     rtol, atol = (1e-3, 1e-4) if precision == "float32" else (0.1, 0.05)
     for name, values in found[0].items():
         torch.testing.assert_close(found[1][name], values, rtol=rtol, atol=atol, msg=name)
-    first = learned(build_model(study, make_layout(study, cohort.images.shape if cohort.images else (), b"")))
+    first = learned(build_model(study, make_layout(study, cohort.image_shape, b"")))
     assert any(not torch.equal(found[1][name], values) for name, values in first.items())

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fedml.errors import InputError
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model, learned
-from fedml.models.image import build_image_network
-from fedml.models.layout import Layout
+from fedml.networks.image import build_image_network
 from fedml.study.sections import ImageNetwork
 from tests.conftest import federate, image_site, make_study
 

@@ -12,7 +12,7 @@ import torch
 
 from fedml.clients.site.read import load_cohort
 from fedml.learning.statistics import constants_from
-from fedml.models.layout import Layout
+from fedml.modalities.layout import Layout
 from fedml.privacy.accounting import epsilon, events_from_json
 from fedml.privacy.counts import noised, sensitivity
 from fedml.privacy.releases import claims, evaluations, noise_multiplier, sampling, training_events
@@ -20,6 +20,7 @@ from fedml.privacy.statistics import private_sums, stated_constants, stated_rang
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, federate, image_site, make_study, pooled
+from tests.inputs import clinical_of, images_of
 
 RANGES = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}
 
@@ -98,8 +99,7 @@ def test_noised_sums_have_the_noise_that_is_counted(manifests: list[Path]) -> No
     totals = (draws[:, 1] - (low + high) / 2 * draws[:, 0]) / ((high - low) / 2)
     assert totals.std(0) == pytest.approx([6.0] * 3, rel=0.05)
     rows = cohort.rows("train")
-    assert cohort.clinical is not None
-    true = (~np.isnan(cohort.clinical[rows])).sum(0)
+    true = (~np.isnan(clinical_of(cohort).values[rows])).sum(0)
     assert counts.mean(0) == pytest.approx(true, abs=6 / np.sqrt(6000) * 5)
     assert len(training_events(study, "a")) == 2, "the sums are counted too"
 
@@ -109,8 +109,8 @@ def test_private_sums_of_many_persons_are_nearly_the_plain_ones(tmp_path: Path) 
     study = patient_study(("image",), privacy={"statistics": "private", "statistics_multiplier": 1.0, "persons": {"a": 2000, "b": 90}})
     cohort, layout = load_cohort((str(manifest),), study), Layout((1, 8, 8))
     made = constants_from(private_sums(cohort, study, layout))
-    assert cohort.images is not None
-    pixels = cohort.images.pixels[np.isin(cohort.images.person, cohort.rows("train"))].astype(float)
+    images = images_of(cohort)
+    pixels = images.pixels[np.isin(images.person, cohort.rows("train"))].astype(float)
     assert float(made["preprocess.image.mean"]) == pytest.approx(pixels.mean(), rel=0.02)
     assert float(made["preprocess.image.std"]) == pytest.approx(pixels.std(), rel=0.05)
     assert float(stated_constants(study, layout)["preprocess.image.mean"]) == 127.5
@@ -119,17 +119,18 @@ def test_private_sums_of_many_persons_are_nearly_the_plain_ones(tmp_path: Path) 
 def test_a_person_changes_the_sums_by_at_most_the_sensitivity(manifests: list[Path]) -> None:
     from dataclasses import replace
 
+    from fedml.cohort.persons import with_inputs
     from fedml.privacy.statistics import _unit_sums
 
     study = patient_study()
     cohort = load_cohort((str(manifests[0]),), study)
-    assert cohort.clinical is not None
+    table = clinical_of(cohort)
     low, high = stated_ranges(study, Layout())["preprocess.clinical"]
     row = int(cohort.rows("train")[0])
     for values in ([1e9, -1e9, 1e30], [np.nan] * 3, [np.inf, -np.inf, 5.0], [-3.0, -9.0, 200.0]):
-        changed = cohort.clinical.copy()
+        changed = table.values.copy()
         changed[row] = values
-        there = _unit_sums(replace(cohort, clinical=changed), "preprocess.clinical", low, high)
+        there = _unit_sums(with_inputs(cohort, clinical=replace(table, values=changed)), "preprocess.clinical", low, high)
         parts = cohort.parts.copy()
         parts[row] = 2
         gone = _unit_sums(replace(cohort, parts=parts), "preprocess.clinical", low, high)

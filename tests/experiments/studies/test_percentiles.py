@@ -28,6 +28,7 @@ from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, CONFIG, FLIPS, HISTOGRAM, IMAGE_SHAPE, PANEL, PERSONS, VOXELS, WINDOW, Phase, pack
 from tests.conftest import federate, image_site, make_study, pooled
 from tests.experiments.studies.test_cached_cohort import NETWORK, SIZE, reads, volume_site
+from tests.inputs import images_of
 
 __all__ = ["reads"]
 SHAPE = {"size": list(SIZE), "orientation": "RAS", "percentiles": [2, 95]}
@@ -96,8 +97,7 @@ def test_two_sites_window_is_exactly_the_pooled_one_and_saved_with_the_model(tmp
 def test_a_window_that_is_not_agreed_on_is_no_image(tmp_path: Path) -> None:
     site, study = read_site(volume_site(tmp_path, "a", 9)), counted_study()
     cohort = read_cohort(site, study)
-    assert cohort.images is not None
-    assert (cohort.images.shape, len(cohort.images.pixels)) == ((1, *SIZE), 12)
+    assert (images_of(cohort).shape, len(images_of(cohort).pixels)) == ((1, *SIZE), 12)
     with pytest.raises(ValueError, match="not agreed yet"):
         cohort.batch([0])
     ready = read_cohort(site, study, (0.0, 100.0))

@@ -23,6 +23,7 @@ from fedml.study.sections import ImageShape
 from tests.command import quick as command
 from tests.conftest import federate, make_plan, make_study, public_data, to_toml, write_csv, write_manifest, write_picture
 from tests.dicom_files import write_seg, write_series, write_slice
+from tests.inputs import images_of
 
 RNG = np.random.default_rng(5)
 PERSONS = 30
@@ -186,13 +187,13 @@ def test_dicom_segmentations_are_masks_and_one_off_its_image_is_set_aside(tmp_pa
     study = make_study(("image",), sites=("a",), model__task="segmentation", model__segmentation={"channels": [4, 8], "window": [4, 4, 4]})
     cohort = read_cohort(read_site(manifest), study)
     assert cohort.set_aside == {"mask-mismatch": 1, "no-mask": 1}
-    assert cohort.images is not None
-    assert cohort.images.masks is not None
-    assert cohort.images.masks.shape == (PERSONS - 2, 1, 5, 6, 4)
-    for person, mask in zip(cohort.ids, cohort.images.masks, strict=True):
+    images = images_of(cohort)
+    assert images.masks is not None
+    assert images.masks.shape == (PERSONS - 2, 1, 5, 6, 4)
+    for person, mask in zip(cohort.ids, images.masks, strict=True):
         np.testing.assert_array_equal(mask[0, :, :, 1], expected[person].T)
         assert not mask[0, :, :, [0, 2, 3]].any()
-    np.testing.assert_allclose(cohort.images.spacing, np.tile([1.5, 2, 3], (PERSONS - 2, 1)))
+    np.testing.assert_allclose(images.spacing, np.tile([1.5, 2, 3], (PERSONS - 2, 1)))
     assert "dice_mean_person" in federate(study, [manifest], tmp_path / "run").final["metrics"]["test"]["all"]
 
 

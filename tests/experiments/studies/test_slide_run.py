@@ -19,18 +19,20 @@ from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read as read_quarantine
 from fedml.clients.site.read import load_cohort, read_cohort
-from fedml.cohort.persons import pool, select
+from fedml.cohort.persons import select
 from fedml.cohort.read_images import TooManyAside
 from fedml.cohort.slides.cohort import Bag, Looked, Slides, read_slides
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
+from fedml.modalities.layout import Layout
+from fedml.modalities.registry import pool
 from fedml.models.fusion import build_model, load
-from fedml.models.layout import Layout
 from fedml.study.sections import Tiles
 from fedml.study.study import parse_study
 from fedml.tracking.scoring import restore
 from tests.command import command, run_json
 from tests.conftest import federate, huge_slide, make_plan, make_study, pooled, public_data, to_toml, write_csv, write_manifest
+from tests.inputs import slides_of as found_slides
 
 GLASS, PINK, DARK = (243, 243, 243), (220, 130, 190), (90, 30, 110)
 SIDE = 32  # pixels of a tile
@@ -102,9 +104,9 @@ def test_attention_finds_what_marks_a_person(tmp_path: Path) -> None:
     right = []
     for site in sites:
         cohort = read_cohort(read_site(site), study)
-        assert cohort.slides is not None
+        slides = found_slides(cohort)
         for row in cohort.rows("test")[cohort.labels[cohort.rows("test")] == 1]:
-            tiles = torch.cat(list(cohort.slides.bag(np.array([row]))))
+            tiles = torch.cat(list(slides.bag(np.array([row]))))
             with torch.no_grad():
                 each = model.encoder["image"](model.preprocess["image"](tiles))
                 weight = model.pooling.attention(each, torch.zeros(len(tiles), dtype=torch.long), 1)
@@ -167,9 +169,9 @@ def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_
     scorer = mlflow.pyfunc.load_model(f"runs:/{last['mlflow_run_id']}/model")
     study, model = restore(tmp_path / last["folder"])
     cohort = read_cohort(read_site(tmp_path / "sites" / "b"), study)
-    assert cohort.slides is not None
+    found = found_slides(cohort)
     real = cohort.ids.index("b003")
-    bags = [torch.cat(list(cohort.slides.bag(np.array([row])))).float() for row in (real, 0)]
+    bags = [torch.cat(list(found.bag(np.array([row])))).float() for row in (real, 0)]
     assert len(bags[0]) > 1000
     raw = np.full((2, max(map(len, bags)), 3, SIDE, SIDE), np.nan, np.float32)
     for one, bag in zip(raw, bags, strict=True):
@@ -214,7 +216,7 @@ def test_a_cohort_keeps_slides_with_their_persons(tmp_path: Path) -> None:
     cohorts = [read_cohort(read_site(slide_site(tmp_path / n, n, 5, s)), study) for n, s in (("a", 1), ("b", 2))]
     both = pool(cohorts, study)
     own = {(c.site, i): torch.cat(list(c[k]["image"])) for c in cohorts for k, i in enumerate(c.ids)}
-    assert both.slides is not None
+    assert both.input("image", Slides) is not None
     for k, name in enumerate(both.ids):
         site, person = name.split("/")
         assert torch.equal(torch.cat(list(both[k]["image"])), own[site, person])

@@ -170,7 +170,7 @@ def test_a_gene_wise_network_is_trained_saved_and_predicts_the_same(tmp_path: Pa
 
 
 def _layout(study: Study, done: Run) -> Any:
-    from fedml.models.layout import make_layout
+    from fedml.modalities.layout import make_layout
 
     return make_layout(study, done.shape, done.panel)
 

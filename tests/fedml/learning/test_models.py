@@ -10,20 +10,23 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from fedml.cohort.persons import Cohort, pool
-from fedml.cohort.read_images import Images
+from fedml.cohort.images.images import Images
+from fedml.cohort.inputs import Table
+from fedml.cohort.persons import Cohort, with_inputs
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums, constants_from
 from fedml.learning.training import train
+from fedml.modalities.layout import Layout
+from fedml.modalities.registry import pool
 from fedml.models.fusion import build_model, constants, digest, learned, load
-from fedml.models.image import NETWORKS, build_image_network
-from fedml.models.layout import Layout
-from fedml.models.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
+from fedml.networks.image import NETWORKS, build_image_network
+from fedml.networks.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
 from fedml.study.sections import ClinicalColumns, ImageNetwork
 from fedml.tasks.counts import add_counts
 from fedml.tasks.registry import make_task
 from tests.conftest import make_study
+from tests.inputs import clinical_of, dosages_of, images_of
 
 CLINICAL: dict[str, Any] = {"columns": ["age", "sex", "dose", "flat"], "categories": {"sex": ["f", "m", "x"]}}
 ALL = ("clinical", "variants", "image")
@@ -47,10 +50,11 @@ def random_cohort(site: str, persons: int, seed: int, image: tuple[int, ...] = (
         ids=tuple(f"{site}{k}" for k in range(persons)),
         labels=rng.integers(0, 2, persons).astype(float),
         parts=rng.choice([0, 0, 0, 1, 2], persons).astype(np.int8),
-        clinical=clinical,
-        clinical_present=np.ones(persons, dtype=bool),
-        variants=Dosages(keys, dosage, np.ones(persons, dtype=bool)),
-        images=Images(pixels, person),
+        inputs={
+            "clinical": Table("clinical", clinical, np.ones(persons, dtype=bool)),
+            "variants": Dosages(keys, dosage, np.ones(persons, dtype=bool)),
+            "image": Images(pixels, person),
+        },
     )
 
 
@@ -68,11 +72,11 @@ def test_sums_over_unequal_sites_give_the_moments_of_the_pooled_training_persons
     total = add_counts(cohort_sums(c, "regression") for c in cohorts)
     constant = constants_from(total)
     rows = [c.rows("train") for c in cohorts]
-    clinical = np.concatenate([c.clinical[r] for c, r in zip(cohorts, rows, strict=True) if c.clinical is not None])
-    dosage = np.concatenate([c.variants.dosage[r].astype(float) for c, r in zip(cohorts, rows, strict=True) if c.variants])
+    clinical = np.concatenate([clinical_of(c).values[r] for c, r in zip(cohorts, rows, strict=True)])
+    dosage = np.concatenate([dosages_of(c).dosage[r].astype(float) for c, r in zip(cohorts, rows, strict=True)])
     dosage[dosage < 0] = np.nan
     pixels = np.concatenate(
-        [c.images.pixels[np.isin(c.images.person, r)].astype(float).ravel() for c, r in zip(cohorts, rows, strict=True) if c.images]
+        [found.pixels[np.isin(found.person, r)].astype(float).ravel() for found, r in zip(map(images_of, cohorts), rows, strict=True)]
     )
     label = np.concatenate([c.labels[r] for c, r in zip(cohorts, rows, strict=True)])
     for name, values in (
@@ -98,13 +102,14 @@ def test_sums_never_look_at_other_parts() -> None:
     cohort = random_cohort("a", 60, 1)
     before = cohort_sums(cohort, "classification")
     others = np.flatnonzero(cohort.parts != 0)
-    assert cohort.clinical is not None
-    assert cohort.variants is not None
-    assert cohort.images is not None
-    clinical, dosage, pixels = cohort.clinical.copy(), cohort.variants.dosage.copy(), cohort.images.pixels.copy()
-    clinical[others], dosage[others], pixels[np.isin(cohort.images.person, others)] = 1e9, 2, 255
-    changed = replace(
-        cohort, clinical=clinical, variants=replace(cohort.variants, dosage=dosage), images=Images(pixels, cohort.images.person)
+    table, variants, images = clinical_of(cohort), dosages_of(cohort), images_of(cohort)
+    clinical, dosage, pixels = table.values.copy(), variants.dosage.copy(), images.pixels.copy()
+    clinical[others], dosage[others], pixels[np.isin(images.person, others)] = 1e9, 2, 255
+    changed = with_inputs(
+        cohort,
+        clinical=replace(table, values=clinical),
+        variants=replace(variants, dosage=dosage),
+        image=Images(pixels, images.person),
     )
     for key, value in cohort_sums(changed, "classification").items():
         np.testing.assert_array_equal(value, before[key])
@@ -112,13 +117,13 @@ def test_sums_never_look_at_other_parts() -> None:
 
 def test_clinical_preprocessing_is_mean_imputation_and_sklearns_scaler() -> None:
     cohort = random_cohort("a", 300, 2)
-    assert cohort.clinical is not None
+    clinical = clinical_of(cohort).values
     spec = ClinicalColumns.model_validate_json(str(CLINICAL).replace("'", '"'))
     module = ClinicalPreprocess(spec)
     found = constants_from(cohort_sums(cohort, "classification"))
     module.load_state_dict({"mean": found["preprocess.clinical.mean"], "std": found["preprocess.clinical.std"]})
-    out = module(torch.from_numpy(cohort.clinical.astype(np.float32))).numpy()
-    numeric, sex = cohort.clinical[:, [0, 2, 3]], cohort.clinical[:, 1]
+    out = module(torch.from_numpy(clinical.astype(np.float32))).numpy()
+    numeric, sex = clinical[:, [0, 2, 3]], clinical[:, 1]
     scaler = StandardScaler().fit(numeric[cohort.rows("train")])  # it leaves NaN out of its moments, as we do
     expected = scaler.transform(np.where(np.isnan(numeric), scaler.mean_, numeric))
     assert out.shape == (300, module.width)
@@ -155,7 +160,8 @@ def test_the_unit_of_a_column_does_not_matter() -> None:
     values = np.random.default_rng(0).normal(5, 1, (200, 1))
     out = []
     for unit in (1.0, 1e-9):
-        cohort = replace(random_cohort("a", 200, 1), clinical=values * unit, variants=None, images=None, parts=np.zeros(200, np.int8))
+        inputs = {"clinical": Table("clinical", values * unit, np.ones(200, dtype=bool))}
+        cohort = replace(random_cohort("a", 200, 1), inputs=inputs, parts=np.zeros(200, np.int8))
         module = ClinicalPreprocess(ClinicalColumns(columns=("x",), indicate=False))
         found = constants_from(cohort_sums(cohort, "classification"))
         module.load_state_dict({k.rsplit(".", 1)[1]: v for k, v in found.items()})
@@ -280,8 +286,7 @@ def test_a_site_without_an_input_is_like_persons_without_it(lacking: str) -> Non
     batch = cohort.batch(range(20))
     batch[f"{lacking}_present"] = torch.zeros(20)
     expected = model(batch)
-    fields = {"clinical": {"clinical": None, "clinical_present": None}, "variants": {"variants": None}, "image": {"images": None}}
-    without = replace(cohort, **fields[lacking])
+    without = replace(cohort, inputs={name: value for name, value in cohort.inputs.items() if name != lacking})
     assert torch.equal(model(without.batch(range(20))), expected)
     before = {k: v.clone() for k, v in learned(model).items()}
     train(model, without, study.training, make_task(study), seed=1)

@@ -23,10 +23,10 @@ from fedml.cohort.scores.scoring_file import DOMINANT, RECESSIVE, Scoring, known
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import CohortModel, build_model, constants, load
-from fedml.models.layout import Layout
 from fedml.models.linear_score import linear_score
-from fedml.models.variants import shrink
+from fedml.networks.variants import shrink
 from fedml.tasks.registry import make_task
 from tests.conftest import make_study, public_data, write_bed
 

@@ -13,8 +13,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from fedml.models.device import autocast
-from fedml.models.image import build_image_network
-from fedml.models.mil import GatedAttention
+from fedml.networks.image import build_image_network
+from fedml.networks.mil import GatedAttention
 from fedml.seeds import torch_seed
 from fedml.study.sections import ImageNetwork
 

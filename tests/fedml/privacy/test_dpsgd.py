@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from fedml.cohort.persons import Cohort
-from fedml.cohort.read_images import Images
+from fedml.cohort.images.images import Images
+from fedml.cohort.inputs import Table
+from fedml.cohort.persons import Cohort, with_inputs
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.errors import InputError
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import CohortModel, build_model
-from fedml.models.image import NETWORKS, build_image_network
-from fedml.models.layout import Layout
+from fedml.networks.image import NETWORKS, build_image_network
 from fedml.privacy.dpsgd import PrivateSteps, clipped_sum, noisy_mean, person_losses, poisson_rows, private_train
 from fedml.privacy.noise import GRID_BITS, add_gaussian, secure_gaussian
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
@@ -30,6 +31,7 @@ from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
 from tests.conftest import make_study
 from tests.fedml.learning.test_models import ALL, CLINICAL, LAYOUT
+from tests.inputs import clinical_of, images_of
 
 Sum = dict[str, torch.Tensor]
 WITHIN = 1 + 1e-5
@@ -177,10 +179,11 @@ def site(persons: int, seed: int, *, most: int = 4, scale: float = 1.0, hole: bo
         ids=tuple(f"p{k}" for k in range(persons)),
         labels=rng.integers(0, 2, persons).astype(float),
         parts=np.zeros(persons, dtype=np.int8),
-        clinical=clinical,
-        clinical_present=has[0],
-        variants=Dosages(keys, rng.integers(-1, 3, (persons, 6)).astype(np.int8), has[1]),
-        images=Images((rng.normal(0, scale, (len(person), 1, 8, 8))).astype(np.float32), person),
+        inputs={
+            "clinical": Table("clinical", clinical, has[0]),
+            "variants": Dosages(keys, rng.integers(-1, 3, (persons, 6)).astype(np.int8), has[1]),
+            "image": Images((rng.normal(0, scale, (len(person), 1, 8, 8))).astype(np.float32), person),
+        },
     )
 
 
@@ -255,20 +258,19 @@ def test_one_person_more_changes_the_sum_by_at_most_the_clipping_norm(
     changes = {"model__task": "regression", "model__image": {"channels": [4, 8], "norm": "instance"}, "study__seed": int(seed % 1000)}
     model, task = fused(**changes)
     old = site(5, seed)
-    assert old.clinical is not None
-    assert old.images is not None
+    table, before = clinical_of(old), images_of(old)
     pixels = np.array([scale * rng.normal() for _ in range(images * 64)], np.float64).reshape(images, 1, 8, 8)
     if opposite:  # images whose gradients almost cancel
         pixels[images // 2 : 2 * (images // 2)] = -pixels[: images // 2]
     with np.errstate(over="ignore"):
-        new_pixels = np.concatenate([old.images.pixels, pixels.astype(np.float32)])
-    new_images = Images(new_pixels, np.concatenate([old.images.person, np.full(images, 4)]))
+        new_pixels = np.concatenate([before.pixels, pixels.astype(np.float32)])
+    new_images = Images(new_pixels, np.concatenate([before.person, np.full(images, 4)]))
     # The joining person is row 4: the old site is without it.
-    clinical = old.clinical.copy()
+    clinical = table.values.copy()
     clinical[4, 0] = scale
     labels = old.labels.copy()
     labels[4] = scale if np.isfinite(scale) else 1e6
-    new = replace(old, clinical=clinical, labels=labels, images=Images(new_images.pixels, new_images.person))
+    new = with_inputs(replace(old, labels=labels), clinical=replace(table, values=clinical), image=new_images)
     without = clipped_sum(model, new, np.arange(4), task, clip)
     with_one = clipped_sum(model, new, np.arange(5), task, clip)
     assert all(bool(torch.isfinite(v).all()) for v in with_one.values())
@@ -339,7 +341,7 @@ def wide(persons: int, variants: int = 6000, **changes: Any) -> tuple[CohortMode
     keys = tuple(Variant("1", k + 1, "", "A", "C") for k in range(variants))
     dosage = Dosages(keys, rng.integers(-1, 3, (persons, variants)).astype(np.int8), np.ones(persons, dtype=bool))
     ids, labels = tuple(f"p{k}" for k in range(persons)), rng.integers(0, 2, persons).astype(float)
-    cohort = Cohort("a", ids, labels, np.zeros(persons, dtype=np.int8), variants=dosage)
+    cohort = Cohort("a", ids, labels, np.zeros(persons, dtype=np.int8), {"variants": dosage})
     return build_model(study, Layout(variants=variants)), cohort, study
 
 
@@ -391,7 +393,7 @@ def test_inputs_that_a_site_lacks_get_noise_too() -> None:
     study = make_study(ALL, **{"cohort__clinical": CLINICAL, "model__image": {"channels": [4]}, **SGD})
     model = build_model(study, LAYOUT)
     full = site(10, 7)
-    lacking = replace(full, images=None, variants=None)
+    lacking = replace(full, inputs={"clinical": full.inputs["clinical"]})
     before = {k: v.detach().clone() for k, v in model.named_parameters()}
     private_train(model, lacking, study.training, make_task(study), steps(rate=0.9))
     for name, p in model.named_parameters():
@@ -411,9 +413,9 @@ def test_buffers_do_not_move() -> None:
 def test_batch_norm_is_refused_with_the_mend(net: str) -> None:
     study = make_study(("image",), **{"model__image": {"net": net, "norm": "batch"}})
     model = build_model(study, Layout((1, 16, 16)))
-    before = {k: v.clone() for k, v in model.state_dict().items()}
+    before, alone = {k: v.clone() for k, v in model.state_dict().items()}, site(8, 9)
     with pytest.raises(InputError, match=r'set \[model\.image\] norm = "group"'):
-        private_train(model, replace(site(8, 9), clinical=None, variants=None), study.training, make_task(study), steps())
+        private_train(model, replace(alone, inputs={"image": alone.inputs["image"]}), study.training, make_task(study), steps())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

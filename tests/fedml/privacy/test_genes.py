@@ -19,7 +19,7 @@ from fedml.cohort.scores.genes import group
 from fedml.cohort.variants.model import Variant
 from fedml.errors import InputError
 from fedml.models.fusion import digest, learned
-from fedml.models.variants import GeneLayer, build_variant_network
+from fedml.networks.variants import GeneLayer, build_variant_network
 from fedml.privacy.persongrad import clipped_gradient_sum
 from fedml.seeds import torch_seed
 from fedml.study.genes import BETWEEN, Interval, read_genes

@@ -19,7 +19,7 @@ from torch import nn
 from fedml.errors import InputError
 from fedml.models.device import autocast, pick_device, scaler
 from fedml.models.inference import infer
-from fedml.models.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
+from fedml.networks.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
 from fedml.seeds import torch_seed
 from fedml.tasks.counts import add_counts
 from fedml.tasks.registry import make_task

@@ -60,6 +60,13 @@ class ClinicalPreprocess(_Standard):
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
+class TablePreprocess(_Standard):
+    """(persons, columns) raw, NaN where missing -> (persons, columns) (x - mean) / std, 0 where missing: the mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x - self.mean) * self.inverse()).masked_fill(torch.isnan(x), 0.0)
+
+
 class VariantPreprocess(_Standard):
     """(persons, variants) int8 ALT dosage, -1 where missing -> float32 (dosage - mean) / std, missing imputed by the mean (0)."""
 

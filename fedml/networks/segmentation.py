@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError, nearest
-from fedml.models.image import _replace_batch_norm
+from fedml.networks.image import _replace_batch_norm
 
 Stride = int | Sequence[int]  # one for all axes, or one an axis
 RESIDUAL_UNITS = 2  # convolutions a level of the U-Net

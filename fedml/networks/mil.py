@@ -10,17 +10,25 @@ Gated attention: Ilse, Tomczak and Welling 2018, "Attention-based deep multiple 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fedml.cohort.slides.cohort import Bag
+
+class Tiles(Protocol):
+    """Tiles that are read chunk by chunk as they are gone through, at most ``chunk`` at a time (``fedml.cohort.slides.cohort.Bag``)."""
+
+    @property
+    def chunk(self) -> int: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[torch.Tensor]: ...
 
 
-def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | Bag) -> torch.Tensor:
-    """(tiles, features): ``encode`` of all of them, at least one; of a ``Bag`` chunk by chunk, so that memory holds what one chunk needs.
+def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | Tiles) -> torch.Tensor:
+    """(tiles, features): ``encode`` of all of them, at least one; of ``Tiles`` chunk by chunk, so that memory holds what one chunk needs.
 
     Where there is a gradient, a chunk's way through the network is gone again when its turn comes backwards (Chen et al. 2016, "Training
     deep nets with sublinear memory cost"), and the numbers are the same. ``encode`` treats each tile alone: no batch norm.

@@ -1,0 +1,93 @@
+"""Formats of images that are one file each: one closed table for the manifest, the reader, masks, the doctor and a saved model.
+
+Adding a format is a function that reads it and a line in ``FORMATS``. Three more names of a manifest hold images in other ways (``NAMES``):
+series of DICOM slices, one ``.npz`` of all images, and whole slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.images.nifti import open_nifti
+from fedml.cohort.images.nrrd import ENDING, read_nrrd
+from fedml.cohort.images.pictures import open_picture
+from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.errors import nearest
+
+Voxels = tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None]  # raw, and voxel to mm in RAS+ where the file says
+
+
+class Format(NamedTuple):
+    """One file an image.
+
+    Args:
+        endings: of its files. read: the voxels and their affine. mask: the same of a mask on so many voxels, which are held against what
+            the file declares before it is decoded; None: masks are not kept in this format.
+        volumes: its axes are those of space (columns first), so the last one is no colour. package: the decoder's, empty for NumPy.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[Path], Voxels]
+    mask: Callable[[Path, Sequence[int]], Voxels] | None
+    volumes: bool
+    package: str
+
+
+def _picture(path: Path) -> Voxels:
+    with open_picture(path) as picture:
+        plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
+        return np.asarray(picture if plain else picture.convert("RGB")), None  # palettes and alpha become colours
+
+
+def _picture_mask(path: Path, size: Sequence[int]) -> Voxels:
+    with open_picture(path, size) as picture:
+        return np.asarray(picture), None  # of a palette the numbers, not the colours
+
+
+def _npy(path: Path) -> Voxels:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: nothing is allocated by what the header says
+    if (over := path.stat().st_size - array.offset - array.nbytes) > 0:
+        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: has {over} bytes more than its header declares.")
+    return np.array(array), None
+
+
+def _npy_mask(path: Path, size: Sequence[int]) -> Voxels:
+    return np.asarray(np.load(path, allow_pickle=False)), None
+
+
+def _nifti(path: Path) -> Voxels:
+    volume = open_nifti(path)
+    return np.asarray(volume.dataobj, dtype=np.float32), np.asarray(volume.affine, dtype=np.float64)
+
+
+def _nifti_mask(path: Path, size: Sequence[int]) -> Voxels:
+    volume = open_nifti(path, size)
+    return np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+
+
+FORMATS: dict[str, Format] = {
+    "nifti": Format((".nii.gz", ".nii"), _nifti, _nifti_mask, True, "nibabel"),
+    "png": Format((".png",), _picture, _picture_mask, False, "pillow"),
+    "bmp": Format((".bmp",), _picture, None, False, "pillow"),
+    "jpeg": Format((".jpg", ".jpeg"), _picture, None, False, "pillow"),
+    "npy": Format((".npy",), _npy, _npy_mask, False, ""),
+    "nrrd": Format((ENDING,), read_nrrd, read_nrrd, True, "pynrrd"),
+}
+NAMES = (*FORMATS, "dicom", "npz", "slide")
+
+
+def known(name: str) -> str:
+    """``name``, if a manifest may have it as a format; ``ValueError`` otherwise."""
+    if name not in NAMES:
+        raise ValueError(f'"{name}" is not a format of images{nearest(name, NAMES)}; one of: {", ".join(NAMES)}')
+    return name
+
+
+def by_ending(path: Path) -> Format | None:
+    """The format that a file's name says; None: none of these."""
+    return next((one for one in FORMATS.values() if path.name.endswith(one.endings)), None)

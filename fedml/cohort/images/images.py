@@ -1,0 +1,104 @@
+"""All images of a cohort as one input of its persons (``fedml.cohort.inputs.Input``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.images.histograms import Counted
+from fedml.cohort.images.mapped import Mapped, Stored, joined, taken
+from fedml.cohort.images.reasons import Aside
+from fedml.cohort.inputs import Rows, content_of, rows_of_items
+
+if TYPE_CHECKING:
+    import torch
+
+_FLOAT_BYTES = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images that a study
+    prepares are read from a cache when they are asked for (``fedml.cohort.images.mapped``), others are arrays.
+
+    ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
+    ``aside``: what could not be used.
+    """
+
+    pixels: Stored
+    person: npt.NDArray[np.int64]
+    masks: Stored | None = None
+    spacing: npt.NDArray[np.float64] | None = None
+    aside: tuple[Aside, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, *size) of one image."""
+        return tuple(self.pixels.shape[1:])
+
+    @cached_property
+    def _read(self) -> torch.Tensor | Mapped | Counted:
+        """Images as one tensor, or as a view of a cache."""
+        import torch
+
+        pixels = torch.from_numpy(self.pixels) if isinstance(self.pixels, np.ndarray) else self.pixels
+        # As floats once instead of in every batch, unless that would be large.
+        return pixels.float() if isinstance(pixels, torch.Tensor) and pixels.numel() * 4 <= _FLOAT_BYTES else pixels
+
+    @cached_property
+    def _one_each(self) -> bool:
+        """Has each person up to the last one exactly one image?"""
+        return np.array_equal(self.person, np.arange(len(self.person)))
+
+    def has(self, persons: int) -> npt.NDArray[np.bool_]:
+        """(persons,): who has an image."""
+        return np.bincount(self.person, minlength=persons) > 0
+
+    def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
+        """``image`` (images, channels, *size) float32 and ``image_person`` (images,), the place in ``rows``; with masks ``mask``, with
+        spacings ``image_spacing``."""
+        import torch
+
+        if self._one_each and rows.max(initial=-1) < len(self.person):
+            images, person = rows, torch.arange(len(rows))
+        else:
+            begin, end = np.searchsorted(self.person, rows), np.searchsorted(self.person, rows + 1)
+            images = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.zeros(0, np.int64)])
+            person = torch.from_numpy(np.repeat(np.arange(len(rows)), end - begin))
+        pixels = self._read
+        whole = pixels[torch.from_numpy(images)].float() if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels[images])
+        out = {"image": whole, "image_person": person}
+        if self.masks is not None:
+            out["mask"] = torch.from_numpy(self.masks[images])
+        if self.spacing is not None:
+            out["image_spacing"] = torch.from_numpy(self.spacing[images])
+        return out
+
+    def select(self, rows: Rows) -> Images:
+        """The images of those persons; what was set aside is not repeated."""
+        kept, person = rows_of_items(self.person, rows)
+        masks = None if self.masks is None else taken(self.masks, kept)
+        return Images(taken(self.pixels, kept), person, masks, None if self.spacing is None else self.spacing[kept])
+
+    def content(self) -> dict[str, bytes]:
+        """Pixels, masks, whose they are, spacings."""
+        found = {"image": self.pixels, "mask": self.masks, "image_person": self.person, "image_spacing": self.spacing}
+        return {key: content_of(values) for key, values in found.items() if values is not None}
+
+
+def pool_images(parts: Sequence[tuple[Images | None, int]]) -> Images:
+    """Several sites' images, at least one of them with any; each with the number of its site's persons."""
+    start = np.cumsum([0, *(persons for _, persons in parts)])
+    pairs = [(images, int(s)) for (images, _), s in zip(parts, start, strict=False) if images is not None]
+    masks, spacings = [i.masks for i, _ in pairs if i.masks is not None], [i.spacing for i, _ in pairs if i.spacing is not None]
+    return Images(
+        joined([i.pixels for i, _ in pairs]),
+        np.concatenate([i.person + s for i, s in pairs]),
+        joined(masks) if len(masks) == len(pairs) else None,
+        np.concatenate(spacings) if len(spacings) == len(pairs) else None,
+    )

@@ -1,0 +1,194 @@
+"""Clinical columns as an input of a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedml.cohort.clinical import code_columns
+from fedml.cohort.inputs import Table, pool_tables
+from fedml.cohort.table import read_table
+from fedml.modalities.modality import (
+    Array,
+    DataSection,
+    Form,
+    Look,
+    Modality,
+    Place,
+    Random,
+    Raw,
+    Rows,
+    Text,
+    Words,
+    no_text,
+    nothing,
+    table_sums,
+)
+from fedml.modalities.tables import inspect_table, network_text, raw_table, write_table
+from fedml.study.sections import ClinicalColumns, normal
+from fedml.study.study import Study
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedml.modalities.layout import Layout
+
+NAME = "clinical"
+
+
+class ClinicalData(DataSection):
+    """Where clinical columns are."""
+
+
+def spec_of(study: Study) -> ClinicalColumns:
+    """The study's columns."""
+    assert study.cohort.clinical is not None  # noqa: S101 - the study was validated
+    return study.cohort.clinical
+
+
+def _read(place: Place[ClinicalData], study: Study, ids: Sequence[str]) -> Table:
+    path = place.folder / place.data.path
+    table = read_table(path)
+    present = np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
+    return Table(NAME, code_columns(table.reindex(list(ids)), spec_of(study), path), present)
+
+
+def _inspect(place: Place[ClinicalData], ids: Sequence[str] | None) -> Iterator[Look]:
+    yield inspect_table(place.folder / place.data.path, ids)
+
+
+def _summary(value: Table, study: Study) -> list[str]:
+    shares = np.isnan(value.values).mean(0)
+    return [f"{name}: {share:.0%} missing" for name, share in zip(spec_of(study).columns, shares, strict=True)]
+
+
+def _pool(parts: Sequence[tuple[str, Table | None, int]], study: Study) -> Table:
+    return pool_tables([(table, persons) for _, table, persons in parts])
+
+
+def _preprocess(study: Study, layout: Layout) -> nn.Module:
+    from fedml.networks.preprocess import ClinicalPreprocess
+
+    return ClinicalPreprocess(spec_of(study))
+
+
+def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.preprocess import ClinicalPreprocess
+    from fedml.networks.variants import build_table_network
+
+    assert isinstance(preprocess, ClinicalPreprocess)  # noqa: S101 - what _preprocess made
+    return build_table_network(study.model.clinical, preprocess.width, outputs)
+
+
+def _sums(value: Table, rows: Rows) -> Array:
+    return table_sums(value.values[rows])
+
+
+def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:
+    return table_sums(unit(value.values[rows]))
+
+
+def _ranges(study: Study, layout: Layout) -> Array:
+    # A categorical column is not standardised: -2..2 leaves it as it is.
+    return np.array([study.privacy.ranges.get(c, (-2.0, 2.0)) for c in spec_of(study).columns]).T
+
+
+def _canary(value: Table, study: Study, ranges: Array, count: int, random: Random) -> Table:
+    """A few columns far out, missing or of a random category, and the others in the middle."""
+    spec, (low, high) = spec_of(study), ranges
+    values = np.tile((low + high) / 2, (count, 1))
+    numeric = [at for at, name in enumerate(spec.columns) if name not in spec.categories]
+    coded = [(at, len(spec.categories[name])) for at, name in enumerate(spec.columns) if name in spec.categories]
+    values[:, [at for at, _ in coded]] = np.nan
+    for person in values:  # one to three columns: a number far out, a number that is missing, or a category
+        for at in random.choice(len(spec.columns), min(len(spec.columns), int(random.integers(1, 4))), replace=False):
+            far = random.choice([-1, 1]) * random.uniform(0.5, 1.5) * (high[at] - low[at])
+            person[at] = (np.nan if random.random() < 0.3 else person[at] + far) if at in numeric else random.integers(dict(coded)[at])
+    return Table(NAME, values, np.ones(count, dtype=bool))
+
+
+def _placeholder(value: Table, study: Study, random: Random) -> Table:
+    persons, spec = len(value.values), spec_of(study)
+    codes = [spec.categories.get(name) for name in spec.columns]
+    columns = [random.choice(len(c), persons) if c else random.normal(size=persons) for c in codes]
+    return Table(NAME, np.where(np.isnan(value.values), np.nan, np.stack(columns, axis=1)), value.present)
+
+
+def _write(value: Table, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    spec = spec_of(study)
+    return write_table(folder / "clinical.csv", value, ids, {name: spec.categories.get(name) for name in spec.columns})
+
+
+def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
+    spec = spec_of(study)
+    return raw_table(NAME, values, spec.columns, lambda table: code_columns(table, spec, Path("input")))
+
+
+def _example(study: Study, layout: Layout) -> Array:
+    return np.full((1, len(spec_of(study).columns)), np.nan)
+
+
+def _form(study: Study) -> Form:
+    return Form("columns", spec_of(study).columns)
+
+
+def _plan(study: Study) -> str:
+    columns = spec_of(study).columns
+    return f"{len(columns)} clinical columns ({', '.join(columns)})"
+
+
+def _fact(study: Study) -> Text:
+    spec = spec_of(study)
+    kinds = spec.categories
+    names = [f"{c} ({', '.join(normal(v) for v in kinds[c])})" if c in kinds else c for c in spec.columns]
+    text = f"Clinical columns, with the codes of categories: {', '.join(names)}."
+    return text, ("study.json#/cohort/clinical/columns", "study.json#/cohort/clinical/categories")
+
+
+def _missing(study: Study) -> Text:
+    spec = spec_of(study)
+    said = ["A missing clinical number is replaced by the mean" + (" and marked by an indicator." if spec.indicate else ".")]
+    codes = [f"{column}: {', '.join(normal(v) for v in values)}" for column, values in spec.missing.items()]
+    said += [f"Codes read as missing: {'; '.join(codes)}."] if codes else []
+    return " ".join(said), ("study.json#/cohort/clinical/indicate", "study.json#/cohort/clinical/missing")
+
+
+CLINICAL: Modality[Table, ClinicalData] = Modality(
+    name=NAME,
+    data=ClinicalData,
+    words=Words(
+        plan=_plan,
+        column="clinical column",
+        columns="clinical numbers",
+        sends=nothing,
+        uncovered=nothing,
+        fact=_fact,
+        preparation=no_text,
+        missing=_missing,
+        network=lambda study: network_text(NAME, study.model.clinical),
+    ),
+    layout=(),
+    described=lambda value: {},
+    declared=dict,
+    check=nothing,
+    read=_read,
+    inspect=_inspect,
+    summary=_summary,
+    pool=_pool,
+    preprocess=_preprocess,
+    encoder=_encoder,
+    sums=_sums,
+    bounded=_bounded,
+    ranges=_ranges,
+    canary=_canary,
+    placeholder=_placeholder,
+    write=_write,
+    raw=_raw,
+    example=_example,
+    form=_form,
+    packages=nothing,
+)

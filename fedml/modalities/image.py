@@ -1,0 +1,347 @@
+"""Images as an input of a person: pictures and volumes (``Images``), or whole slides (``fedml.modalities.slides``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, assert_never
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator
+
+from fedml.cohort.images.formats import FORMATS, known
+from fedml.cohort.images.images import Images, pool_images
+from fedml.cohort.images.reasons import ItemError
+from fedml.cohort.one_image import prepare_one, read_one
+from fedml.cohort.read_images import read_images
+from fedml.cohort.slides.cohort import Slides, pool_slides
+from fedml.errors import InputError
+from fedml.modalities import slides
+from fedml.modalities.modality import (
+    Array,
+    DataSection,
+    Form,
+    Look,
+    Modality,
+    Place,
+    Random,
+    Raw,
+    Rows,
+    Text,
+    Words,
+    no_text,
+    nothing,
+    shaped,
+)
+from fedml.study.sections import ImageShape
+from fedml.study.study import Study
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedml.modalities.layout import Layout
+
+NAME = "image"
+Kind = Images | Slides
+
+
+class ImageData(DataSection):
+    """Where images are; ``format`` is one of ``fedml.cohort.images.formats.NAMES``, ``masks`` as in
+    ``fedml.cohort.images.masks``."""
+
+    format: Annotated[str, AfterValidator(known)]
+    masks: str | None = None
+
+
+def _described(value: Kind) -> Mapping[str, Any]:
+    from fedml.wire import records
+
+    return {records.IMAGE_SHAPE: np.array(value.shape, dtype=np.int64)}
+
+
+def _declared() -> Mapping[str, Callable[[Any], str]]:
+    from fedml.wire import records
+
+    return {records.IMAGE_SHAPE: shaped("int64", None)}
+
+
+def _check(study: Study) -> None:
+    from fedml.networks.image import NETWORKS, build_image_network
+    from fedml.networks.segmentation import build_segmentation_network
+
+    if study.model.task == "segmentation":
+        spec, image = study.model.segmentation, study.cohort.image
+        size = (1, 8, 8) if image is None else (image.channels, *image.size)
+        build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
+    elif study.model.image.net not in NETWORKS:
+        build_image_network(study.model.image, (1, 8, 8), 1)
+
+
+def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
+    own, plan = place.data, study.cohort
+    slides.check_format(own.format, study, place.file)
+    if (tiles := slides.tiles_of(study)) is not None:
+        return slides.read(place.folder / own.path, tiles, ids, place.cache, place.max_quarantined)
+    return read_images(
+        place.folder / own.path, own.format, list(ids), plan.image, codes=plan.classes if study.model.task == "segmentation" else None,
+        masks=None if own.masks is None else place.folder / own.masks,
+        deidentification=place.deidentification, max_quarantined=place.max_quarantined,
+        cache=place.cache / "images", window=place.window,
+    )  # fmt: skip
+
+
+def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Look]:
+    path, form = place.folder / place.data.path, FORMATS.get(place.data.format)
+    if form is None or any(name.endswith(form.endings) for _, _, names in os.walk(path) for name in names):
+        yield Look("ok", f"{path} is there")
+    else:
+        ends = " or ".join(form.endings)
+        yield Look("fail", f"{path}: holds no file that ends in {ends}", "correct data.image path or format in site.toml")
+
+
+def _summary(value: Kind, study: Study) -> list[str]:
+    match value:
+        case Images():
+            return [f"images: {len(value.person)} of {value.shape} (channels, *size)"]
+        case Slides():
+            return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
+    assert_never(value)
+
+
+def _pool(parts: Sequence[tuple[str, Kind | None, int]], study: Study) -> Kind:
+    if slides.tiles_of(study) is not None:
+        return pool_slides([(value if isinstance(value, Slides) else None, persons) for _, value, persons in parts])
+    return pool_images([(value if isinstance(value, Images) else None, persons) for _, value, persons in parts])
+
+
+def _preprocess(study: Study, layout: Layout) -> nn.Module:
+    from fedml.networks.preprocess import ImagePreprocess
+
+    return ImagePreprocess(layout.image_shape, windowed=study.cohort.image is not None and bool(study.cohort.image.percentiles))
+
+
+def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.image import build_image_network
+
+    return build_image_network(study.model.image, layout.image_shape, outputs)
+
+
+def _sums(value: Kind, rows: Rows) -> Array:
+    """Of each channel, over all voxels of those persons."""
+    match value:
+        case Slides():
+            return value.sums(rows)
+        case Images():
+            channels = value.shape[0]
+            total = np.zeros((3, channels))
+            for at in np.flatnonzero(np.isin(value.person, rows)):  # one at a time: float64 of all would be eight times the cohort
+                flat = value.pixels[int(at)].reshape(channels, -1).astype(np.float64)
+                total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
+            return total
+    assert_never(value)
+
+
+def _bounded(value: Kind, rows: Rows, unit: Callable[[Array], Array]) -> Array:
+    """Of a person the means over all voxels of all images count, as one."""
+    match value:
+        case Slides():
+            raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none".')
+        case Images():
+            channels = value.shape[0]
+            total = np.zeros((3, channels))
+            for row in rows:
+                own = value.pixels[value.person == row].astype(np.float64)
+                if len(own):
+                    flat = unit(np.moveaxis(own, 1, -1).reshape(-1, channels))  # (voxels of all images, channels)
+                    total += np.stack([np.ones(channels), flat.mean(0), (flat**2).mean(0)])
+            return total
+    assert_never(value)
+
+
+def _ranges(study: Study, layout: Layout) -> Array:
+    return np.repeat(np.array(study.privacy.image_range)[:, None], layout.image_shape[0], axis=1)
+
+
+def _canary(value: Kind, study: Study, ranges: Array, count: int, random: Random) -> Kind:
+    """Stripes in the darkest and the brightest value, one image a person."""
+    if isinstance(value, Slides):
+        raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient", so no person of slides is audited.')
+    pixels = np.stack([_stripes(value.shape, study.privacy.image_range, random) for _ in range(count)])
+    byte = value.pixels.dtype == np.uint8
+    return Images(pixels.round().clip(0, 255).astype(np.uint8) if byte else pixels, np.arange(count))
+
+
+def _stripes(shape: Sequence[int], values: tuple[float, float], random: Random) -> npt.NDArray[np.float32]:
+    """(channels, *size): stripes of a random direction and width within a random ball, in the darkest and the brightest value."""
+    places = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[1:]), indexing="ij"))
+    out = np.empty(shape, dtype=np.float32)
+    for channel in out:
+        wave = np.tensordot(random.normal(0, random.choice([1, 4, 12]), len(places)), places, 1) + random.uniform(0, 7)
+        away = sum((axis - c) ** 2 for axis, c in zip(places, random.uniform(-0.7, 0.7, len(places)), strict=True))
+        channel[...] = np.where((np.sin(wave) > 0) & (away < random.uniform(0.1, 3)), values[1], values[0])
+    return out
+
+
+def _placeholder(value: Kind, study: Study, random: Random) -> Kind:
+    match value:
+        case Slides():
+            return slides.placeholder(value)
+        case Images():
+            shape, byte = value.pixels.shape, value.pixels.dtype == np.uint8
+            pixels = random.integers(0, 256, shape, dtype=np.uint8) if byte else random.random(shape, dtype=np.float32)
+            drawn = value.masks
+            masks = None if drawn is None else random.integers(0, len(study.cohort.classes), drawn.shape, dtype=np.uint8)
+            return Images(pixels, value.person, masks, value.spacing)
+    assert_never(value)
+
+
+def _write(value: Kind, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    match value:
+        case Slides():
+            return slides.write(value, ids, folder)
+        case Images():
+            stored = value.pixels[:]
+            # Where the study states no shape, a reader takes the last axis of an image for its channels.
+            pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
+            np.savez(folder / "images.npz", ids=np.array([ids[p] for p in value.person]), images=pixels)
+            return {"path": "images.npz", "format": "npz"}
+    assert_never(value)
+
+
+def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
+    import torch
+
+    if slides.tiles_of(study) is not None:
+        return slides.raw(values)
+    made = raw_images(study, values, given.affine, given.window)
+    present = torch.tensor([one is not None for one in made])
+    whole = [one for one in made if one is not None]
+    shape = study.cohort.image
+    blank = (1, 1, 1) if shape is None else (shape.channels, *shape.size)  # of a batch without an image: nothing is made of it
+    x = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, *blank)
+    return {"image_person": torch.nonzero(present)[:, 0], "image_present": present.float(), "image": x}
+
+
+def raw_images(study: Study, given: Any, affine: Any = None, window: tuple[float, float] | None = None) -> list[npt.NDArray[Any] | None]:
+    """Each person's image as the network takes it, (channels, *size), None where there is none. ``given``: a path or an array a person, as
+    a list or as the column ``image`` of a table.
+
+    Raises:
+        InputError: an image cannot be read, or is not one that the study can use; the sentence names the file or the person's place.
+    """
+    import pandas as pd
+
+    shape = study.cohort.image
+    entries = list(given["image"]) if isinstance(given, pd.DataFrame) else list(given)
+    places = [None] * len(entries) if affine is None else np.broadcast_to(np.asarray(affine, np.float64), (len(entries), 4, 4))
+    out: list[npt.NDArray[Any] | None] = []
+    for number, (entry, place) in enumerate(zip(entries, places, strict=True), start=1):
+        if entry is None or isinstance(entry, float) or (isinstance(entry, str) and not entry):  # a table's empty cell is NaN
+            out.append(None)
+        elif isinstance(entry, str | Path):
+            out.append(read_one(Path(entry), shape, window))
+        else:
+            voxels = np.asarray(entry)
+            if voxels.dtype.kind not in "buif":
+                raise InputError(f"image {number} of {len(entries)}: holds {voxels.dtype}; give numbers, or a path.")
+            try:
+                out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape, window))
+            except ItemError as error:
+                raise InputError(f"image {number} of {len(entries)}: {str(error).rstrip('.')}.") from error
+    return out
+
+
+def _example(study: Study, layout: Layout) -> Any:
+    return np.zeros((1, *((1,) if slides.tiles_of(study) is not None else ()), *layout.image_shape), np.float32)
+
+
+def _form(study: Study) -> Form:
+    # Raw images are of any size, as arrays or as paths, which no schema says; persons differ in how many tiles they have.
+    if slides.tiles_of(study) is not None:
+        return Form("bag")
+    return Form("any" if study.cohort.image is not None and study.cohort.image.preprocess is not None else "array")
+
+
+def _packages(study: Study) -> tuple[str, ...]:
+    prepared = study.cohort.image is not None and study.cohort.image.preprocess is not None
+    monai = study.model.image.net != "cnn" or study.model.task == "segmentation" or prepared
+    decoders = {"imagecodecs", "pydicom", *(form.package for form in FORMATS.values() if form.package)}
+    return (*(["monai"] if monai else []), *sorted(decoders))
+
+
+def _plan(study: Study) -> str:
+    if (tiles := slides.tiles_of(study)) is not None:
+        return slides.plan(tiles, study.model.image.pooling)
+    shape = study.cohort.image
+    return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
+
+
+def _uncovered(study: Study) -> tuple[str, ...]:
+    return ("the size of the images",) if study.cohort.image is None else ()
+
+
+def _preparation(study: Study) -> Text:
+    image = study.cohort.image
+    if image is None:
+        return "", ()
+    if image.tiles is not None:
+        return slides.preparation(image.tiles), ("study.json#/cohort/image/tiles",)
+    if image.preprocess is not None:
+        return f"Images are {', '.join(_steps(image))}.", ("study.json#/cohort/image",)
+    size = " x ".join(map(str, image.size))
+    return f"Images are read as they are and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
+
+
+def _steps(image: ImageShape) -> list[str]:
+    steps = [f"turned to {image.orientation}"] if image.orientation else []
+    steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
+    steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} brought to 0 to 1"] if image.window else []
+    two = image.percentiles
+    steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels brought to 0 and 1"] if two else []
+    return [*steps, f"cropped and padded to {' x '.join(map(str, image.size))}"]
+
+
+def _network(study: Study) -> str:
+    spec = study.model.image
+    text = f"image: {spec.net} with channels {', '.join(map(str, spec.channels))} and {spec.norm} norm"
+    return text + (", a person's images put together by learned attention" if spec.pooling == "attention" else "")
+
+
+IMAGE: Modality[Kind, ImageData] = Modality(
+    name=NAME,
+    data=ImageData,
+    words=Words(
+        plan=_plan,
+        column="image channel",
+        columns="image channels",
+        sends=nothing,
+        uncovered=_uncovered,
+        fact=no_text,
+        preparation=_preparation,
+        missing=no_text,
+        network=_network,
+    ),
+    layout=("image_shape",),
+    described=_described,
+    declared=_declared,
+    check=_check,
+    read=_read,
+    inspect=_inspect,
+    summary=_summary,
+    pool=_pool,
+    preprocess=_preprocess,
+    encoder=_encoder,
+    sums=_sums,
+    bounded=_bounded,
+    ranges=_ranges,
+    canary=_canary,
+    placeholder=_placeholder,
+    write=_write,
+    raw=_raw,
+    example=_example,
+    form=_form,
+    packages=_packages,
+)

@@ -1,0 +1,184 @@
+"""Omics as an input of a person: a matrix of persons x features, such as the expression of genes or the abundance of proteins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedml.cohort.inputs import Table, pool_tables
+from fedml.cohort.omics import numbers_of, read_omics
+from fedml.errors import InputError
+from fedml.modalities.modality import (
+    Array,
+    DataSection,
+    Form,
+    Look,
+    Modality,
+    Place,
+    Random,
+    Raw,
+    Rows,
+    Text,
+    Words,
+    no_text,
+    nothing,
+    table_sums,
+)  # fmt: skip
+from fedml.modalities.tables import inspect_table, network_text, raw_table, write_table
+from fedml.study.omics import OmicsColumns
+from fedml.study.sections import TableNetwork
+from fedml.study.study import Study
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from fedml.modalities.layout import Layout
+
+NAME = "omics"
+_NAMED = 10  # features that a sentence names; a study may have thousands
+
+
+class OmicsData(DataSection):
+    """Where the matrix is: a CSV, TSV or Parquet file (``fedml.cohort.omics``)."""
+
+
+def spec_of(study: Study) -> OmicsColumns:
+    """The study's features."""
+    assert study.cohort.omics is not None  # noqa: S101 - the study was validated
+    return study.cohort.omics
+
+
+def network_of(study: Study) -> TableNetwork:
+    """The study's network on them."""
+    assert study.model.omics is not None  # noqa: S101 - the study was validated
+    return study.model.omics
+
+
+def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table:
+    return read_omics(place.folder / place.data.path, spec_of(study).columns, ids)
+
+
+def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[Look]:
+    yield inspect_table(place.folder / place.data.path, ids)
+
+
+def _summary(value: Table, study: Study) -> list[str]:
+    here = value.values[value.present]
+    return [f"omics: {value.values.shape[1]} features of {len(here)} persons, {np.isnan(here).mean() if here.size else 0:.1%} missing"]
+
+
+def _pool(parts: Sequence[tuple[str, Table | None, int]], study: Study) -> Table:
+    return pool_tables([(table, persons) for _, table, persons in parts])
+
+
+def _preprocess(study: Study, layout: Layout) -> nn.Module:
+    from fedml.networks.preprocess import TablePreprocess
+
+    return TablePreprocess(len(spec_of(study).columns))
+
+
+def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.variants import build_table_network
+
+    return build_table_network(network_of(study), len(spec_of(study).columns), outputs)
+
+
+def _sums(value: Table, rows: Rows) -> Array:
+    return table_sums(value.values[rows])
+
+
+def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:
+    return table_sums(unit(value.values[rows]))
+
+
+def _ranges(study: Study, layout: Layout) -> Array:
+    spec = spec_of(study)
+    if spec.range is None:
+        raise InputError("[cohort.omics] range is missing, which a private study needs: state plausible values, as in range = [-4, 4].")
+    return np.repeat(np.array(spec.range)[:, None], len(spec.columns), axis=1)
+
+
+def _canary(value: Table, study: Study, ranges: Array, count: int, random: Random) -> Table:
+    """A few features far out, the others in the middle."""
+    (low, high), features = ranges, ranges.shape[1]
+    values = np.tile((low + high) / 2, (count, 1))
+    for person in values:
+        for at in random.choice(features, min(features, int(random.integers(1, 4))), replace=False):
+            person[at] += random.choice([-1, 1]) * random.uniform(0.5, 1.5) * (high[at] - low[at])
+    return Table(NAME, values, np.ones(count, dtype=bool))
+
+
+def _placeholder(value: Table, study: Study, random: Random) -> Table:
+    return Table(NAME, np.where(np.isnan(value.values), np.nan, random.normal(size=value.values.shape)), value.present)
+
+
+def _write(value: Table, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    return write_table(folder / "omics.csv", value, ids, dict.fromkeys(spec_of(study).columns))
+
+
+def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
+    columns = spec_of(study).columns
+    return raw_table(NAME, values, columns, lambda table: numbers_of(table, columns, Path("input")).to_numpy(np.float64))
+
+
+def _example(study: Study, layout: Layout) -> Array:
+    return np.full((1, len(spec_of(study).columns)), np.nan)
+
+
+def _form(study: Study) -> Form:
+    return Form("columns", spec_of(study).columns)
+
+
+def _listed(study: Study) -> str:
+    columns = spec_of(study).columns
+    more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+    return f"{', '.join(columns[:_NAMED])}{more}"
+
+
+def _fact(study: Study) -> Text:
+    return f"Omics features: {len(spec_of(study).columns)} ({_listed(study)}).", ("study.json#/cohort/omics/columns",)
+
+
+def _missing(study: Study) -> Text:
+    return "A missing omics value is replaced by the mean.", ("study.json#/cohort/omics",)
+
+
+OMICS: Modality[Table, OmicsData] = Modality(
+    name=NAME,
+    data=OmicsData,
+    words=Words(
+        plan=lambda study: f"{len(spec_of(study).columns)} omics features ({_listed(study)})",
+        column="omics feature",
+        columns="omics features",
+        sends=nothing,
+        uncovered=nothing,
+        fact=_fact,
+        preparation=no_text,
+        missing=_missing,
+        network=lambda study: network_text(NAME, network_of(study)),
+    ),
+    layout=(),
+    described=lambda value: {},
+    declared=dict,
+    check=nothing,
+    read=_read,
+    inspect=_inspect,
+    summary=_summary,
+    pool=_pool,
+    preprocess=_preprocess,
+    encoder=_encoder,
+    sums=_sums,
+    bounded=_bounded,
+    ranges=_ranges,
+    canary=_canary,
+    placeholder=_placeholder,
+    write=_write,
+    raw=_raw,
+    example=_example,
+    form=_form,
+    packages=nothing,
+)

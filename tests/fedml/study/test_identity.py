@@ -1,0 +1,32 @@
+"""The identity of the studies in the tree: a section that a study does not use leaves its SHA-256 as it was."""
+
+from __future__ import annotations
+
+import pytest
+
+from fedml.study.read import read_study
+from tests.command import STUDIES
+
+SHA256 = {
+    "adrenal": "9652db897bcc9d2ff30bc694f5456513396d139292457e7910b61b4fc9aa1b26",
+    "ancestry": "68db1ffeacae3f225c546a1cc82e1bee95e8acaf0c006dcd7c503fd4915edace",
+    "demo": "dd2b4ffa9fd7aae282fab0aac333e7a79580fc95af2fc3e3f52a1cf0754c10f7",
+    "genes": "aafe5f431443e5ae00879b0cdefe41db68c3c5fa2965cb4f3fda7235339a531f",
+    "heart": "9e7c671cbe84eb5072cf81ecd004ff44de36583cf664caaf684852be9b4ebce2",
+    "heart_private": "16c2a5acc925cd93e3dc68373e14a20327c33b1d34c28d3031442d398ba264c9",
+    "height": "15a6062bdd8b6c2ffccbc52abe722992e8de80810374c0785add0b3552cd71bd",
+    "lesions": "3e88f8b4f7f6ef66fd5a4fcc9a596e9e8f2641ce9c9548eccc9e4be057d4e648",
+    "pneumonia": "348c1a68fcbc90e1bc0f5e08a97909ba9a1f6da371170816d9c350ec321a9275",
+    "pneumonia_private": "e53e0e77648634904cfcc8eaff74d3a54f6e29709e2f442d48c087743496f984",
+    "tall": "33b0c117eb8ea5e3f61a28f36603435a4485d8c7da50915e5be8349cfff8d411",
+    "wbc": "4803d10e05aea4fd7e958ad55d63db5f71e5f42642409c716c949d756cffad1a",
+}
+
+
+@pytest.mark.parametrize("name", SHA256)
+def test_a_study_keeps_its_sha256(name: str) -> None:
+    assert read_study(STUDIES / f"{name}.toml").sha256 == SHA256[name]
+
+
+def test_every_study_of_the_tree_is_held() -> None:
+    assert {path.stem for path in STUDIES.glob("*.toml")} == SHA256.keys()
