@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutants
 
+CHARGED = '            self._charge(request, note["run"])\n'
+ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["run"]))\n'
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
@@ -87,8 +89,8 @@ MUTANTS: Mutants = {
         [
             (
                 "clients/gate/gate.py",
-                '            self._charge(request, note["run"])\n            content = execute(request, message.content, Memory(context.state, note["run"]))\n',
-                '            content = execute(request, message.content, Memory(context.state, note["run"]))\n            self._charge(request, note["run"])\n',
+                CHARGED + ANSWERED,
+                ANSWERED + CHARGED,
             )
         ],
         "experiments/studies/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
