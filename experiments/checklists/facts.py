@@ -192,7 +192,7 @@ def _missing(study: Study) -> Told:
         pointers.append("study.json#/cohort/inputs")
     if len(study.cohort.inputs) > 1:
         said.append(
-            "An input that a person lacks is masked, and the model is told so; in training an input is hidden with chance "
+            "An input that a person lacks is masked, and a presence bit tells the model; in training an input is hidden with chance "
             f"{study.model.input_dropout:g}."
         )
         pointers.append("study.json#/model/input_dropout")
@@ -239,7 +239,7 @@ def _happened(record: Record) -> Iterator[Told]:
         yield "sites", f"Sites that took part: {', '.join(agreed['sites'])}.", "events.jsonl#agreed/sites"
         yield from _persons(record)
     rows = [f"{s.name} {_aside(s.quarantined)}" for s in record.sites if s.quarantined is not None]
-    text = f"Persons with an image set aside as unusable: {'; '.join(rows)}."
+    text = f"Persons with an excluded image, by reason: {'; '.join(rows)}."
     yield "quarantined", text if rows and images else "", "events.jsonl#agreed/told"
     rows = [f"{s.name} {s.policy['deidentification']}" for s in record.sites if s.policy is not None]
     text = f"What a site does with a DICOM file that is not de-identified: {'; '.join(rows)}."

@@ -145,7 +145,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
     if (PANEL in values) != (BUILD in values) or (PANEL in values) != (NOTES in values) or (PANEL in values) != (CHECKED in values):
-        raise SiteError(Reason.UNDECLARED, "variants are told without their build, or a build without variants")
+        raise SiteError(Reason.UNDECLARED, "variants are reported without their build, or a build without variants")
 
 
 def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:
