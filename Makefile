@@ -5,12 +5,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check test test-all bench clean
+.PHONY: help install demo check test test-all bench wheel clean
 
 help:
 	@echo "make demo       install, train the demo study on synthetic hospitals, say where to look"
 	@echo "make test       install, ruff, mypy, import-linter, pytest"
 	@echo "make test-all   the same, with the tests that take minutes"
+	@echo "make wheel      a wheel in build/wheel; it installs the package fedml and nothing else at the top level"
 	@echo "make bench      the benchmarks, ours and the peer side by side"
 
 install: $(VENV)/.installed
@@ -52,6 +53,9 @@ test-all: check .venv-validate/.installed
 
 bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
+
+wheel: install
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
 
 clean:
 	rm -rf $(VENV) .venv-validate out build *.egg-info

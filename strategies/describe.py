@@ -64,7 +64,7 @@ def leaves(study: Study) -> list[str]:
             "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
             f"{counts} over its validation persons{noised}",
             f"at the end: the same counts over its test persons{noised}",
-            "as evidence: the limits in its policy, unless it keeps them to itself",
+            "as evidence: the limits in its policy, unless the site does not disclose them",
         ]
     stated, more = study.privacy.unit == "site", algorithm_of(study).words.leaves
     return [
@@ -72,8 +72,8 @@ def leaves(study: Study) -> list[str]:
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
         f"{counts} over its validation persons",
         "at the end: the same counts over its test persons" + _groups(study),
-        "as evidence: a SHA-256 of the data it read, how many persons have an image set aside, by reason, and the limits in its policy, "
-        "unless it keeps them to itself",
+        "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and the limits in its policy, "
+        "unless the site does not disclose them",
     ]
 
 

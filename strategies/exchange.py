@@ -52,7 +52,7 @@ class Participation:
     def check_quorum(self, study: Study, doing: str) -> None:
         """Raises ``RunError`` naming each missing or refusing site, if fewer than the quorum answered."""
         if len(self.answered) < study.federation.needed:
-            why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "nobody else is in the roster"
+            why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "the roster has no other site"
             raise RunError(
                 f"{doing}: {len(self.answered)} of {len(study.federation.sites)} sites answered, the quorum is "
                 f"{study.federation.needed}; missing: {why}. The site's own log tells the reason behind its code."

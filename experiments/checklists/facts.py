@@ -201,7 +201,7 @@ def _happened(record: Record) -> Iterator[Told]:
         yield "sites", f"Sites that took part: {', '.join(agreed['sites'])}.", "events.jsonl#agreed/sites"
         yield from _persons(record)
     rows = [f"{s.name} {_aside(s.quarantined)}" for s in record.sites if s.quarantined is not None]
-    text = f"Persons with an image set aside as unusable: {'; '.join(rows)}."
+    text = f"Persons with an excluded image, by reason: {'; '.join(rows)}."
     yield "quarantined", text if rows and images else "", "events.jsonl#agreed/told"
     rows = [f"{s.name} {s.policy['deidentification']}" for s in record.sites if s.policy is not None]
     text = f"What a site does with a DICOM file that is not de-identified: {'; '.join(rows)}."

@@ -61,7 +61,7 @@ def between(estimate: Mapping[str, Any]) -> str:
 def _reasons(counts: Mapping[str, int] | None) -> str:
     """How many for which reason; a number below 0 is one that the site keeps to itself."""
     if counts is None:
-        return "not told"
+        return "not reported"
     return "; ".join(f"{'a few' if n < 0 else f'{n:,}'}: {reason}" for reason, n in counts.items()) or "none"
 
 

@@ -51,7 +51,7 @@ def learning(record: Record, found: Found) -> str:
         svg = plots.curves(shown or lines[:MOST_LINES], "round", "training loss (mean over persons)", "Training loss by round and site.")
         made.append(picture(svg, "Training loss by round", "Mean over a site's training persons while it trains."))
     if not made:
-        return section("learning", "Learning curves", paragraph("No measure and no loss was told in the rounds."))
+        return section("learning", "Learning curves", paragraph("No metric and no loss was reported in the rounds."))
     at = [0, (len(curves["rounds"]) - 1) // 2, len(curves["rounds"]) - 1] if curves["rounds"] else []
     at = sorted(set(at))
     heads = ["site", *(f"round {curves['rounds'][k]}" for k in at)]
@@ -161,7 +161,7 @@ def subgroups(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = []
     for label, own in groups.items():
         if own is None:
-            rows.append([label, "hidden at every site, or nobody", *[""] * (len(names) + 1)])
+            rows.append([label, "hidden at every site, or no person", *[""] * (len(names) + 1)])
             continue
         silent = [s for s in measured if s not in own["sites"]]
         rows.append([*_estimates(found, ("scores", "groups", label), label, names), join(silent) or "none"])
@@ -170,7 +170,7 @@ def subgroups(record: Record, found: Found) -> str:
         "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance. "
     )
     note += task.words.groups
-    heads = [*_columns(record, names), "not told by"]
+    heads = [*_columns(record, names), "not reported by"]
     shown = {label: own for label, own in groups.items() if own}
     plot = _forest(record, found, shown, "subgroup") if shown else ""
     return section("subgroups", "Subgroups", plot, table(found, f"Measures on {PARTS['test']} persons by subgroup", heads, rows, note))

@@ -72,7 +72,7 @@ def sites(record: Record, found: Found) -> str:
     heads += [f"{PARTS[found['part']]} persons"] if told else []
     two = len(make_task(record.study).person_classes) == 2 and parts
     heads += [*([f"with {outcome(record, found)}, {PARTS[parts[-1]]}"] if two else []), "rounds", "missed"]
-    heads += [*(["images set aside"] if images else []), *(["epsilon"] if found["privacy"].get("claims") else [])]
+    heads += [*(["images excluded"] if images else []), *(["epsilon"] if found["privacy"].get("claims") else [])]
     rows: list[list[Cell]] = []
     for name in found["sites"]:
         at = ("sites", name)
@@ -87,7 +87,7 @@ def sites(record: Record, found: Found) -> str:
     run = found["run"]
     notes = ["Missed: exchanges in which the site did not answer or refused, with the reason's code, the evaluation among them."]
     if stated:
-        notes.append("Under privacy of a person nobody counts training persons; the study states about how many there are.")
+        notes.append("Under patient-level privacy, training persons are not counted; the study states their approximate number.")
     took = f"{count(len([s for s in found['sites'].values() if s['agreed']]), 'site')} of {len(found['sites'])} took part in "
     took += f"{run['rounds']} of {count(run['planned'], 'planned round')}; a round needs {record.study.federation.needed} of them."
     return section(
@@ -150,7 +150,7 @@ def flow(record: Record, found: Found) -> str:
 
 _POLICIES = {"min_persons": "training persons, least", "min_count": "persons behind a number, least", "max_rounds": "rounds, most",
              "max_epsilon": "epsilon, most", "delta": "delta", "deidentification": "not de-identified",
-             "max_quarantined": "set aside, most (share)", "allow_unprotected": "studies without privacy of a person"}  # fmt: skip
+             "max_quarantined": "largest share excluded", "allow_unprotected": "studies without privacy of a person"}  # fmt: skip
 
 
 def policies(record: Record, found: Found) -> str:
@@ -197,7 +197,7 @@ def check(record: Record, found: Found) -> str:
             if b in facts
         ),
     ]
-    data = [(s, row["dataset"] or "not told") for s, row in found["sites"].items() if row["agreed"]]
+    data = [(s, row["dataset"] or "not reported") for s, row in found["sites"].items() if row["agreed"]]
     heads = [(s, f"{row['journal'][0]}, number {row['journal'][1]:,}") for s, row in found["sites"].items() if row["journal"]]
     how = (
         "This page is made from the run's folder alone, and the same folder gives the same page, byte for byte. Measures, intervals, "
@@ -208,7 +208,7 @@ def check(record: Record, found: Found) -> str:
     more += ["<h3>Last entry of a site's journal</h3>", terms(heads)] if heads else []
     lines = (
         f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
-        "fedml verify run.zip    # of a bundle (fedml bundle): hashes, signature, every figure and epsilon anew, offline",
+        "fedml verify run.zip    # of a bundle (fedml bundle): hashes, signature, every figure and epsilon recomputed, offline",
         "fedml reproduce run.zip --sites FOLDER    # where the sites' data are: the same bits, or where they first differ",
     )
     line = "".join(f"<p><code>{escape(one)}</code></p>" for one in lines)

@@ -55,7 +55,7 @@ def answer(record: Record, found: Found) -> list[str]:
     if score is None:
         done = f"after {found['run']['rounds']} of {count(found['run']['planned'], 'planned round')}"
         why = f"The log says: {record.end['reason']}" if record.end.get("reason") else ""
-        ended = {"finished": "had nobody to measure on", "failed": "failed", "stopped": "was stopped"}.get(
+        ended = {"finished": "had no person to measure on", "failed": "failed", "stopped": "was stopped"}.get(
             record.status, "has no end in its log"
         )
         return [f"There is no answer: the run {ended}, {done}.", *([why] if why else [])]
@@ -76,7 +76,7 @@ def weak(record: Record, found: Found) -> list[str]:
     if len(groups) > 1:
         value = {label: row["metrics"][found["measure"]]["value"] for label, row in groups.items()}
         low = (min if found["higher"] else max)(value, key=value.__getitem__)
-        out.append(f"Weakest of the subgroups told of, {low}: {_row(record, found, groups[low])}.")
+        out.append(f"Weakest reported subgroup, {low}: {_row(record, found, groups[low])}.")
     return out
 
 
@@ -95,7 +95,7 @@ def calibrated(found: Found) -> str:
         return ""
     slope, large = own["all"]["slope"], own["all"]["in_the_large"]
     if slope["value"] is None or large["value"] is None:
-        return "Whether the predicted risks are right cannot be told from these persons."
+        return "Calibration cannot be computed from these persons, so it is unknown whether the predicted risks are right."
     said = []
     if not large["low"] <= 0 <= large["high"]:
         more = "lower" if large["value"] > 0 else "higher"
@@ -137,7 +137,7 @@ def privacy_short(found: Found) -> tuple[str, str]:
     if told["unit"] == "none":
         return "none", "no noise was added"
     unit = "one person of a site" if told["unit"] == "patient" else "one site"
-    return f"ε {written(told['epsilon'], 'epsilon')}" if "epsilon" in told else "not told", f"for {unit}"
+    return f"ε {written(told['epsilon'], 'epsilon')}" if "epsilon" in told else "not reported", f"for {unit}"
 
 
 def limits(record: Record, found: Found) -> list[str]:
@@ -184,7 +184,7 @@ def _limits_of_persons(record: Record, found: Found) -> list[str]:
     if not labels:
         out.append("The study names no subgroups: whether the model is as good in women and men, young and old, is not known.")
     elif hidden:
-        out.append(f"Subgroups that no site told of, too few persons or none: {', '.join(hidden)}.")
+        out.append(f"Subgroups that no site reported (too few persons, or none): {', '.join(hidden)}.")
     return out
 
 

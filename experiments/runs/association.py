@@ -166,7 +166,7 @@ def _meta_shown(told: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(
-        title="beside it: each site alone, combined by inverse variance (meta-analysis)", title_justify="left", caption_justify="left"
+        title="for comparison: each site alone, combined by inverse variance (meta-analysis)", title_justify="left", caption_justify="left"
     )
     for name in ("", "federated", "meta-analysis"):
         table.add_column(name, justify="right" if name else "left")

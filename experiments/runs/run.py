@@ -63,11 +63,11 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     for name, site in sites.items():
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
         left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
-        left += "".join(f", {count} with an image set aside ({why})" for why, count in cohort.set_aside.items())
+        left += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.set_aside.items())
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
     if job == "train" and not any(c.count("test") for c in cohorts.values()):
         raise InputError(
-            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or mend the split files.'
+            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or correct the split files.'
         )
     return cohorts
 

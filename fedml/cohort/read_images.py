@@ -310,7 +310,7 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zip, zlib and numpy each have their own
-        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); write it anew.") from error
+        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); save it again.") from error
     if ids.ndim != 1 or images.ndim < 3:
         raise InputError(f"{path}: ids is {ids.shape} and images {images.shape}; ids has one axis, images one more than an image.")
     if len(ids) != len(images):

@@ -129,7 +129,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")
     for keys in declared:
         if 0 < len(keys.keys() & values.keys()) < len(keys):
-            raise SiteError(Reason.UNDECLARED, f"an input is told of in part: of {', '.join(keys)} some are not there")
+            raise SiteError(Reason.UNDECLARED, f"an input is described in part: some of {', '.join(keys)} are missing")
 
 
 def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:

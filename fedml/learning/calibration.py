@@ -90,7 +90,7 @@ def calibration(counts: Counts, c: int = 1, *, level: float = 0.95) -> Calibrati
     bins = np.flatnonzero(table.sum(0))
     cases, persons, x = table[1, bins].astype(np.float64), table[:, bins].sum(0).astype(np.float64), MIDPOINTS[bins]
     n, k = int(persons.sum()), int(cases.sum())
-    why = NOISED if noised(counts) else "none: nobody, or everybody, is of the class" if k in (0, n) else ""
+    why = NOISED if noised(counts) else "none: no person, or every person, is of the class" if k in (0, n) else ""
     nothing = Interval(math.nan, math.nan, math.nan, level, why)
     intercept = slope = large = ratio = nothing
     if not why:

@@ -193,7 +193,7 @@ def _auroc_interval(groups: Parts, one: int | None, level: float, by: tuple[int,
         if not math.isnan(value):
             each.append(_auroc_of([g["histogram"][c] for g in groups], histogram[c], value, level, (derive_seed(by[0], c), by[1])))
     if not each:
-        return no_interval(math.nan, level, "everybody, or nobody, is of the class")
+        return no_interval(math.nan, level, "every person, or no person, is of the class")
     return mean_of(each, level)
 
 
@@ -288,7 +288,7 @@ def _share_interval(row: int | None, groups: Parts, one: int | None, level: floa
     hits, persons = np.diag(confusion).astype(np.float64), confusion.sum(1).astype(np.float64)
     k, n = (hits.sum(), persons.sum()) if row is None else (hits[row], persons[row])
     if not n:
-        return no_interval(math.nan, level, "nobody is of that class")
+        return no_interval(math.nan, level, "no person is of that class")
     low, high = wilson(k, n, level)
     return Interval(float(k / n), float(low), float(high), level, "Wilson")
 
@@ -309,7 +309,7 @@ def _f1_of(confusion: npt.NDArray[Any], c: int, level: float) -> Interval:
     hits = float(confusion[c, c])
     union = float(confusion[c].sum() + confusion[:, c].sum()) - hits
     if not union:
-        return no_interval(math.nan, level, "nobody is, or is predicted to be, of that class")
+        return no_interval(math.nan, level, "no person is, or is predicted to be, of that class")
     low, high = (2 * j / (1 + j) for j in wilson(hits, union, level))
     return Interval(float(_f1_by_class(confusion)[c]), float(low), float(high), level, "Wilson of the overlap")
 
@@ -381,7 +381,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         name="f1_macro", of="all", value=_f1_macro, interval=_of_persons(_f1_macro, _f1_macro_interval), printed="macro F1",
-        axis="macro F1", meaning="F1 of each class against the rest, the mean over classes: 0 nobody is right, 1 is perfect",
+        axis="macro F1", meaning="F1 of each class against the rest, the mean over classes: 0 is the worst, 1 is perfect",
         bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=False,
     ),
 )  # fmt: skip

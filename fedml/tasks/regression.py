@@ -41,7 +41,7 @@ def regression_task(study: Study) -> Task:
         compared=Compared(
             values=lambda output, truth: output[:, 0].double().numpy(), statistic=lambda labels, values: statistic("rmse", labels, values)
         ),
-        linear_score=LinearScore("beta", f"{target} in its own unit"),
+        linear_score=LinearScore("beta", f"{target} in its unit"),
         words=Words(
             predicts="a number",
             counts="sums of errors and of their squares",

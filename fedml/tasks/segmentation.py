@@ -184,7 +184,7 @@ def _dice_interval(parts: Parts, one: int | None, level: float, by: tuple[int, i
         found = student([(float(p["scored"][c]), float(p["dice_sum"][c]), float(p["dice_sq_sum"][c])) for p in parts], level)
         if not math.isnan(found.value):
             each.append(found)
-    mean = mean_of(each, level) if each else no_interval(math.nan, level, "the class is in nobody")
+    mean = mean_of(each, level) if each else no_interval(math.nan, level, "no person has the class")
     return Interval(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), level, mean.method)
 
 

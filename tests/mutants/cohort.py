@@ -42,7 +42,13 @@ MUTANTS: Mutants = {
         "fedml/cohort/dicom/test_dicom.py::test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range",
     ),
     "MONOCHROME1 inverted over stored values although rescaled": (
-        [("fedml/cohort/dicom/series.py", "        low, high = low * one.slope + one.intercept, high * one.slope + one.intercept\n", "")],
+        [
+            (
+                "fedml/cohort/dicom/series.py",
+                "        low, high = low * slice_.slope + slice_.intercept, high * slice_.slope + slice_.intercept\n",
+                "",
+            )
+        ],
         "fedml/cohort/dicom/test_dicom.py::test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range",
     ),
     "slices in the order of their files": (
@@ -58,7 +64,7 @@ MUTANTS: Mutants = {
         "fedml/cohort/dicom/test_dicom.py::test_bits_outside_of_those_stored_are_cleared_and_the_sign_is_kept",
     ),
     "the coarsest level of a slide whatever its scale": (
-        [("fedml/cohort/slides/slide.py", "own * level.downsample <= mpp * 1.02", "own <= mpp * 1.02")],
+        [("fedml/cohort/slides/slide.py", "finest * level.downsample <= mpp * 1.02", "finest <= mpp * 1.02")],
         "fedml/cohort/slides/test_slide.py::test_a_tile_is_of_the_coarsest_level_that_is_fine_enough",
     ),
     "tiles with any tissue at all": (
@@ -82,7 +88,7 @@ MUTANTS: Mutants = {
         "fedml/cohort/variants/test_frequency.py::test_small_cells_are_those_of_a_loop",
     ),
     "a view of a turned view is not turned back": (
-        [("fedml/cohort/variants/packed.py", "turned ^ self.flip[own]", "turned")],
+        [("fedml/cohort/variants/packed.py", "flipped ^ self.flip[stored]", "flipped")],
         "fedml/cohort/variants/test_packed.py::test_views_of_views_are_what_one_makes_by_hand",
     ),
     "PLINK's A1 read as REF": (

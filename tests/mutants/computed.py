@@ -42,13 +42,13 @@ MUTANTS: Mutants = {
         "fedml/learning/test_models.py::test_sums_over_unequal_sites_give_the_moments_of_the_pooled_training_persons",
     ),
     "Wilson's limits without their correction": (
-        [("fedml/learning/intervals.py", "k * (n - k) / n + z2 / 4", "k * (n - k) / n")],
+        [("fedml/tasks/interval_tools.py", "k * (n - k) / n + z2 / 4", "k * (n - k) / n")],
         "fedml/privacy/test_intervals.py::test_wilson_equals_statsmodels",
     ),
     "a bootstrap over sites pooled": (
         [
             (
-                "fedml/learning/intervals.py",
+                "fedml/tasks/interval_tools.py",
                 "rng.multinomial(persons, table[cell] / persons, size=rows)",
                 "rng.poisson(table[cell], size=(rows, len(cell)))",
             )
@@ -64,16 +64,16 @@ MUTANTS: Mutants = {
         "fedml/learning/test_calibration.py::test_the_fit_is_statsmodels_own_where_everybody_is_at_the_middle_of_a_bin",
     ),
     "ties won in the AUROC": (
-        [("fedml/learning/classification.py", "below + negative / 2", "below + negative")],
-        "fedml/learning/test_metrics.py::test_auroc_of_perfect_opposite_and_constant_scores",
+        [("fedml/tasks/classification_measures.py", "below + negative / 2", "below + negative")],
+        "fedml/tasks/test_metrics.py::test_auroc_of_perfect_opposite_and_constant_scores",
     ),
     "the Brier score of two classes counted over both": (
-        [("fedml/learning/classification.py", "/ (2 if len(confusion) == 2 else 1)", "/ 1")],
-        "fedml/learning/test_metrics.py::test_classification_metrics_equal_sklearns",
+        [("fedml/tasks/classification_measures.py", "/ (2 if _two(counts) else 1)", "/ 1")],
+        "fedml/tasks/test_metrics.py::test_classification_metrics_equal_sklearns",
     ),
     "HD95 with swapped spacing axes": (
-        [("fedml/learning/segmentation.py", "[float(s) for s in spacing]", "[float(s) for s in spacing[::-1]]")],
-        "fedml/learning/test_segmentation.py::test_hd95_of_a_plate_moved_along_one_axis_is_voxels_times_that_axiss_spacing",
+        [("fedml/tasks/segmentation_counts.py", "[float(s) for s in spacing]", "[float(s) for s in spacing[::-1]]")],
+        "fedml/models/test_segmentation.py::test_hd95_of_a_plate_moved_along_one_axis_is_voxels_times_that_axiss_spacing",
     ),
     "the mean of a person's images over all images": (
         [("fedml/models/fusion.py", "/ count * present", "/ count.max() * present")],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutants
 
+CHARGED = '            self._charge(request, note["run"])\n'
+ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["run"]))\n'
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
         "strategies/gwas/test_gwas.py::test_no_association_without_an_approved_plan_of_it",
     ),
     "a request is answered twice": (
-        [("clients/gate/gate.py", "if key in self._seen:", "if False:")],
+        [("clients/gate/gate.py", "if key in self._accepted:", "if False:")],
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "test persons looked at in every round": (
@@ -18,7 +20,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "constants may change within a run": (
-        [("clients/gate/gate.py", "self._agreed.setdefault((run, name), mark) != mark", "False")],
+        [("clients/gate/gate.py", "self._agreed.setdefault((run, name), digest) != digest", "False")],
         "clients/gate/test_gate_plan.py::test_a_run_goes_on_with_what_was_agreed_on",
     ),
     "runs of a study are not counted": (
@@ -30,7 +32,7 @@ MUTANTS: Mutants = {
         "strategies/gwas/test_gwas.py::test_columns_are_counted_over_all_runs_of_a_study",
     ),
     "few persons may be told by subtraction": (
-        [("clients/gate/gate.py", "if _few(_rest(", "if False and _few(_rest(")],
+        [("clients/gate/gate.py", "if _too_few(_rest(", "if False and _too_few(_rest(")],
         "clients/gate/test_gate_plan.py::test_no_metrics_of_few_persons_leave_neither_plainly_nor_by_subtraction",
     ),
     "metrics of few persons leave a private study": (
@@ -76,7 +78,7 @@ MUTANTS: Mutants = {
         "clients/work/test_client.py::test_weights_that_are_no_numbers_do_not_leave",
     ),
     "a fine histogram of a subgroup passes": (
-        [("fedml/contract/replies.py", 'if label and name == "histogram" and', "if False and")],
+        [("fedml/contract/replies.py", "if label and (value", "if False and (value")],
         "experiments/studies/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
     ),
     "few set aside are told to the person": (
@@ -87,8 +89,8 @@ MUTANTS: Mutants = {
         [
             (
                 "clients/gate/gate.py",
-                '            self._charge(request, note["run"])\n            content = execute(request, message.content)\n',
-                '            content = execute(request, message.content)\n            self._charge(request, note["run"])\n',
+                CHARGED + ANSWERED,
+                ANSWERED + CHARGED,
             )
         ],
         "experiments/studies/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",

@@ -207,7 +207,7 @@ def test_privacy_is_in_plain_words(pages: dict[str, Page], records: dict[str, Re
 def test_what_is_weak_or_hidden_is_said(pages: dict[str, Page]) -> None:
     evil = pages["two_classes"]
     assert "sex:rare" in evil.section("limits")
-    assert "hidden at every site, or nobody" in evil.section("subgroups")
+    assert "hidden at every site, or no person" in evil.section("subgroups")
     assert "At b-with-quite-a-long-name a class has fewer than 10 persons" in evil.section("limits")
     assert "No external validation" in evil.section("limits")
     assert "names no subgroups" in pages["regression"].section("limits")
@@ -217,7 +217,7 @@ def test_what_is_weak_or_hidden_is_said(pages: dict[str, Page]) -> None:
     assert "The run did not finish" in pages["failed"].section("limits")
     assert "learning curves are of training persons" not in evil.section("limits")
     assert "the sites' data were at hand there" in evil.section("limits")
-    assert "set aside" in pages["segmentation"].section("sites")
+    assert "excluded" in pages["segmentation"].section("sites")
 
 
 def estimate(value: float, low: float, high: float) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def test_the_weakest_are_named(records: dict[str, Record]) -> None:
     assert len(auroc) > 1
     told = words.weak(record, found)
     assert told[0].startswith(f"Weakest at {record.final['metrics']['test']['worst']}:")
-    assert told[1].startswith(f"Weakest of the subgroups told of, {min(auroc, key=auroc.__getitem__)}:")
+    assert told[1].startswith(f"Weakest reported subgroup, {min(auroc, key=auroc.__getitem__)}:")
     errors = figures(records["regression"])
     rmse = {site: row["metrics"]["rmse"]["value"] for site, row in errors["scores"]["sites"].items()}
     assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final["metrics"]["test"]["worst"]

@@ -249,7 +249,7 @@ def test_a_mask_s_values_are_the_classes_or_their_places(tmp_path: Path) -> None
     values = np.array([[0, 128], [255, 0]])
     np.testing.assert_array_equal(as_classes(values, (0, 128, 255), tmp_path)[0], [[0, 1], [2, 0]])
     np.testing.assert_array_equal(as_classes(values // 127, ("other", "cytoplasm", "nucleus"), tmp_path)[0], [[0, 1], [2, 0]])
-    with pytest.raises(Exception, match="holds 255"):
+    with pytest.raises(Exception, match="contains 255"):
         as_classes(values, (0, 128), tmp_path)
 
 

@@ -157,8 +157,8 @@ def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_
     assert done.returncode == 0, done.stderr[-2000:]
     last = json.loads(done.stdout.strip().splitlines()[-1])
     said = " ".join(done.stderr.split())
-    assert "1 with an image set aside (truncated)" in said
-    assert "1 with an image set aside (no-tissue)" in said
+    assert "1 with an excluded image (truncated)" in said
+    assert "1 with an excluded image (no-tissue)" in said
     aside = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
     assert aside == {"b005": "truncated", "b007": "no-tissue"}
     seen = command("fedml-site", "check", "study.toml", "--site", "sites/b", cwd=tmp_path)

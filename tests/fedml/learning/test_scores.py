@@ -221,7 +221,7 @@ def test_the_first_of_two_weights_for_one_allele_is_taken(tmp_path: Path) -> Non
 
 
 def test_places_of_another_build_or_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="its positions are those of GRCh37, the cohort's of GRCh38; take the file harmonised to GRCh38"):
+    with pytest.raises(InputError, match="the positions are of GRCh37, the cohort's of GRCh38; use the file harmonised to GRCh38"):
         match(scoring(tmp_path, [GOOD]), KEYS, "GRCh38")
     match(scoring(tmp_path, [GOOD]), KEYS, "GRCh38", "rsid")
     with pytest.raises(InputError, match="PGS000117: has no positions; match by rsid"):
@@ -292,7 +292,7 @@ def test_blocks_of_variants_add_up_and_packed_dosages_are_dosages(tmp_path: Path
 
 def test_a_genotype_of_more_than_two_alleles_is_refused(tmp_path: Path) -> None:
     matched = match(scoring(tmp_path, [("rs1", 1, 100, "A", "G", 1)]), KEYS)
-    with pytest.raises(InputError, match="variant 1 of the panel: a genotype has more than two ALT alleles; leave it out"):
+    with pytest.raises(InputError, match="variant 1 of the panel: a genotype has more than two ALT alleles; exclude the variant"):
         score(np.array([[0] * 7, [3] + [0] * 6], dtype=np.int8), matched)
 
 

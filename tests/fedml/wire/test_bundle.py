@@ -68,5 +68,5 @@ def broken(index: object, body: bytes = bytes(128), length: int | None = None) -
     ],
 )
 def test_a_malformed_bundle_is_refused(content: RecordDict) -> None:
-    with pytest.raises(SiteError, match="bundle"):
+    with pytest.raises(SiteError, match="packed record"):
         unbundle(content)
