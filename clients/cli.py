@@ -196,7 +196,7 @@ def approve(
     from fedml.clients.gate.journal import Journal
     from fedml.clients.service import prepare_state
     from fedml.clients.site.manifest import check_roster
-    from fedml.contract.describe import describe
+    from fedml.strategies.describe import describe
     from fedml.study.read import read_study
 
     study, site = read_study(study_file), _site(site_file)

@@ -83,8 +83,8 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 
     Example: fedml check experiments/studies/heart.toml
     """
-    from fedml.contract.describe import describe
     from fedml.strategies.algorithms.registry import make_strategy
+    from fedml.strategies.describe import describe
 
     study = load_study(study_file, changes, seed)
     make_strategy(study)

@@ -7,7 +7,6 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from fedml.contract.describe import leaves
 from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.report import plots, results, words
 from fedml.experiments.report.markup import Cell, Number, between, listing, paragraph, picture, section, table, terms, written
@@ -15,6 +14,7 @@ from fedml.experiments.report.numbers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
 from fedml.experiments.runs.record import Record
+from fedml.strategies.describe import leaves
 
 Found = Mapping[str, Any]
 

@@ -21,7 +21,6 @@ from fedml.clients.work.client import execute
 from fedml.clients.work.request import Request
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.contract.describe import describe, leaves
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, RunError, SiteError
 from fedml.experiments.checklists.facts import _missing, _network, _preprocessing
@@ -33,6 +32,7 @@ from fedml.models.fusion import build_model
 from fedml.privacy.attack import Gradients, Noise, canary_persons
 from fedml.privacy.releases import not_covered
 from fedml.privacy.statistics import private_sums, stated_constants
+from fedml.strategies.describe import describe, leaves
 from fedml.study.sections import Cohort as CohortSection
 from fedml.study.sections import InputName
 from fedml.study.study import Study
