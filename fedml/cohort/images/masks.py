@@ -72,6 +72,14 @@ def as_classes(values: npt.NDArray[Any], classes: Sequence[Code], path: Path) ->
     return out[None]
 
 
+def as_values(masks: npt.NDArray[Any], classes: Sequence[Code]) -> npt.NDArray[Any]:
+    """The inverse of ``as_classes``: the file's values for class indices, of any shape."""
+    if any(isinstance(c, str) for c in classes):
+        return masks
+    values: npt.NDArray[Any] = np.array(classes)[masks]
+    return values
+
+
 def _apart(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:
     """The most that a corner lies off, in voxels."""
     if min(abs(np.linalg.det(a)) if np.isfinite(a).all() else 0.0 for a in (one, other)) < 1e-12:
