@@ -37,10 +37,9 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]  # of tensors
 Kind = TypeVar("Kind")
-# Parts of an input's content in the order in which they were hashed before inputs were values: a run's record holds such digests. A part
-# that is absent counts as "-"; those of other inputs follow by name.
-_BEFORE_GROUPS, _LAST = ("clinical",), "variant_keys"
-_AFTER_GROUPS = ("variants", "image", "mask", "image_person", "image_spacing", "slides")
+# Parts of an input's content in the order in which the digest was first defined: a run's record holds such digests, and they are compared.
+# A part that is absent counts as "-", those of images where there are no images as nothing. Parts of other inputs follow by name.
+_OF_IMAGES, _KEYS = ("image", "mask", "image_person", "image_spacing"), "variant_keys"
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +90,12 @@ class Cohort:
         """SHA-256 of all that was read of the persons, 32 bytes: the same data give the same; who has them can tell, nobody else."""
         content = {key: part for one in self.inputs.values() for key, part in one.content().items()}
         sha256 = hashlib.sha256("\n".join(self.ids).encode())
-        for values in (self.labels, self.parts):
-            sha256.update(content_of(values))
-        for key in _BEFORE_GROUPS:
-            sha256.update(content.pop(key, b"-"))
+        sha256.update(content_of(self.labels) + content_of(self.parts) + content.pop("clinical", b"-"))
         for codes in self.groups.values():
             sha256.update(content_of(codes))
-        for key in _AFTER_GROUPS:
+        for key in ("variants", *(_OF_IMAGES if "image" in content else ()), "slides"):
             sha256.update(content.pop(key, b"-"))
-        sha256.update(content.pop(_LAST, b""))
+        sha256.update(content.pop(_KEYS, b""))
         for key in sorted(content):
             sha256.update(f"{key}:".encode() + content[key])
         return sha256.digest()

@@ -13,6 +13,7 @@ from pydantic import AfterValidator
 
 from fedml.cohort.images.formats import FORMATS, known
 from fedml.cohort.images.images import Images, pool_images
+from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
 from fedml.cohort.read_images import read_images
@@ -206,7 +207,9 @@ def _write(value: Kind, study: Study, ids: Sequence[str], folder: Path) -> Mappi
             stored = value.pixels[:]
             # Where the study states no shape, a reader takes the last axis of an image for its channels.
             pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
-            np.savez(folder / "images.npz", ids=np.array([ids[p] for p in value.person]), images=pixels)
+            drawn = value.masks
+            masks: dict[str, Any] = {} if drawn is None else {"masks": as_values(drawn[:][:, 0], study.cohort.classes)}
+            np.savez(folder / "images.npz", ids=np.array([ids[p] for p in value.person]), images=pixels, **masks)
             return {"path": "images.npz", "format": "npz"}
     assert_never(value)
 

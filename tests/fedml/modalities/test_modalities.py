@@ -21,7 +21,6 @@ from fedml.clients.work.client import execute
 from fedml.clients.work.request import Request
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.contract.describe import describe, leaves
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, RunError, SiteError
 from fedml.experiments.checklists.facts import _missing, _network, _preprocessing
@@ -33,6 +32,7 @@ from fedml.models.fusion import build_model
 from fedml.privacy.attack import Gradients, Noise, canary_persons
 from fedml.privacy.releases import not_covered
 from fedml.privacy.statistics import private_sums, stated_constants
+from fedml.strategies.describe import describe, leaves
 from fedml.study.sections import Cohort as CohortSection
 from fedml.study.sections import InputName
 from fedml.study.study import Study
@@ -249,6 +249,21 @@ def test_a_written_site_reads_back_as_the_same_input(known: Known) -> None:
     assert before.keys() == after.keys()
     for key, values in before.items():
         assert torch.equal(values.nan_to_num(-99), after[key].nan_to_num(-99)), key
+
+
+@pytest.mark.parametrize("classes", [[0, 128, 255], ["outside", "rim", "core"]])
+def test_masks_are_written_and_rehearsed_with_their_images(tmp_path: Path, classes: list[int | str]) -> None:
+    rng, ids = np.random.default_rng(1), [f"a{k:04d}" for k in range(PERSONS)]
+    site = read_site(image_site(tmp_path / "a", "a", PERSONS, 1, (16, 16)))
+    drawn = rng.integers(0, 3, (PERSONS, 16, 16)).astype(np.uint8)
+    values = np.array([0, 128, 255], np.uint8)[drawn] if isinstance(classes[0], int) else drawn
+    np.savez(tmp_path / "a" / "images.npz", ids=np.array(ids), images=rng.integers(0, 255, (PERSONS, 16, 16)), masks=values)
+    changes: dict[str, Any] = {"model__task": "segmentation", "model__segmentation": {"channels": [4, 8]}, "cohort__classes": classes}
+    study = make_study(("image",), ("a",), **changes, cohort__image={"size": [16, 16]}, federation__rounds=1)
+    cohort = read_cohort(site, study)
+    again = read_cohort(read_site(write_site(tmp_path / "copy", cohort, study)), study)
+    assert torch.equal(again.batch(range(PERSONS))["mask"], cohort.batch(range(PERSONS))["mask"])
+    assert rehearse(site, study).persons == PERSONS
 
 
 def test_canaries_have_the_input_and_stand_apart(known: Known) -> None:

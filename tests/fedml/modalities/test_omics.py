@@ -15,7 +15,6 @@ from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.inputs import Table
 from fedml.cohort.omics import read_omics
 from fedml.cohort.persons import Cohort
-from fedml.contract.describe import describe
 from fedml.errors import InputError
 from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.checklists.fill import checklists_markdown
@@ -23,6 +22,7 @@ from fedml.experiments.report import render
 from fedml.experiments.runs.record import read_record
 from fedml.experiments.runs.run import new_run, run
 from fedml.runs.restore import restore
+from fedml.strategies.describe import describe
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
 from fedml.synthetic.placeholder import lookalike
