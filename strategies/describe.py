@@ -40,7 +40,8 @@ def describe(study: Study) -> str:
         "Leaves a site",
         *(line for text in leaves(study) for line in _wrapped(text)),
         *_association(study),
-        "Never       a person's id, image, genotype or row of a table",
+        "Never       a person's id, image, genotype or row of a table as such",
+        *_caution(study),
         *_privacy(study),
     ]
     return "\n".join(lines)
@@ -51,6 +52,14 @@ def _before(study: Study) -> str:
     told = [text for one in words for text in one.sends(study)]
     sums = " and ".join(one.column for one in words)
     return ", " + ", ".join([*told, f"count, sum and sum of squares of each {sums} over training persons"])
+
+
+def _caution(study: Study) -> list[str]:
+    """What exact answers can still reveal; nothing where all that leaves is privatised."""
+    if study.privacy.unit == "patient" and study.privacy.metrics == "private":
+        return []
+    what = "exact counts" if study.privacy.unit == "patient" else "exact counts and trained weights"
+    return [f"Caution     {what} can still reveal single persons to a server that chooses the weights it sends"]
 
 
 def leaves(study: Study) -> list[str]:
@@ -70,7 +79,7 @@ def leaves(study: Study) -> list[str]:
     return [
         "before: its site name, persons a part and class" + ("" if stated else _before(study)),
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
-        f"{counts} over its validation persons",
+        f"{counts} over its validation persons (at a site that has none, over its training persons)",
         "at the end: the same counts over its test persons" + _groups(study),
         "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and the limits in its policy, "
         "unless the site does not disclose them",
