@@ -85,7 +85,7 @@ PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "torch.conv2d": ("torch.nn.functional", "conv2d", WITH_MODEL, 2),
     "torch.linear": ("torch.nn.functional", "linear", WITH_MODEL, 4),
     "evaluate": ("fedml.clients.work.client", "evaluate", COUNTED, 1),
-    "task.counts": ("fedml.learning.task", "_class_counts", COUNTED, 1),
+    "task.counts": ("fedml.tasks.classification", "class_counts", COUNTED, 1),
     "add_counts": ("fedml.learning.training", "add_counts", COUNTED, 1),
     "train": ("fedml.clients.work.client", "train", TRAINED, 1),
     "derive_seed": ("fedml.clients.work.client", "derive_seed", TRAINED, 1),

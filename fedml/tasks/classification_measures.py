@@ -319,18 +319,24 @@ def _f1_interval(groups: Parts, one: int | None, level: float, by: tuple[int, in
 
 
 def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
-    """By a bootstrap of persons, each a cell of the confusion matrix; of few persons, or at 0 and 1, the mean of the classes' limits."""
+    """The classes' limits put together by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399). Their correlation is that of
+    bootstrap samples of persons, each a cell of the confusion matrix; 1 where a class does not vary in them."""
     confusion = add_counts(groups)["confusion"]
-    classes, each = len(confusion), _f1_by_class(confusion)
-    there = np.flatnonzero(~np.isnan(each))
-    value = float(each[there].mean())
-    if confusion.sum(1)[there].min() < FEW or value in (0.0, 1.0):
-        return mean_of([_f1_of(confusion, int(c), level) for c in there], level)
-    drawn = []
-    for sample in resampled([g["confusion"].ravel() for g in groups], *by):
-        by_class = _f1_by_class(sample.reshape(-1, classes, classes))
-        drawn.append(np.nanmean(by_class, axis=1))
-    return _on_logit_scale(value, np.concatenate(drawn), 0.5 / float(confusion.sum()), level)
+    classes, there = len(confusion), np.flatnonzero(~np.isnan(_f1_by_class(confusion)))
+    each = [_f1_of(confusion, int(c), level) for c in there]
+    samples = resampled([g["confusion"].ravel() for g in groups], *by)
+    drawn = np.concatenate([_f1_by_class(sample.reshape(-1, classes, classes))[:, there] for sample in samples])
+    drawn -= np.nanmean(drawn, axis=0)
+    covariance = np.nan_to_num(drawn).T @ np.nan_to_num(drawn)
+    spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    together = np.divide(covariance, spread, out=np.ones_like(spread), where=spread > 0)
+    value = float(np.mean([e.value for e in each]))
+    below, above = (np.array([abs(e.value - limit) for e, limit in zip(each, limits, strict=True)])
+                    for limits in ([e.low for e in each], [e.high for e in each]))  # fmt: skip
+    down, up = (math.sqrt(max(float(d @ together @ d), 0.0)) / len(each) for d in (below, above))
+    return Interval(
+        value, max(value - down, 0.0), min(value + up, 1.0), level, "Wilson of each class's overlap, MOVER with bootstrap correlation"
+    )
 
 
 # --- the measures, in the order of records and reports
