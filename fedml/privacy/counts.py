@@ -29,7 +29,7 @@ def sensitivity(histograms: int) -> float:
 
 
 def noised(counts: Mapping[str, npt.NDArray[Any]], study: Study) -> dict[str, npt.NDArray[Any]]:
-    """Counts of one part at one site, as ``fedml.tasks.classification_measures`` made them, with noise; types and shapes stay.
+    """Counts of one part at one site, as ``fedml.tasks.classification_counts`` made them, with noise; types and shapes stay.
 
     Numbers may become negative: they are summed over sites before a metric is made of them, and cutting them off would bias that sum.
     """

@@ -38,9 +38,10 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
         # Where the study states no shape, a reader takes the last axis of an image for its channels.
         stored = cohort.images.pixels[:]
         pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
-        drawn = cohort.images.masks
-        masks = {} if drawn is None else {"masks": as_values(drawn[:][:, 0], study.cohort.classes)}
-        np.savez(folder / "images.npz", ids=np.array([cohort.ids[p] for p in cohort.images.person]), images=pixels, **masks)
+        arrays: dict[str, Any] = {"ids": np.array([cohort.ids[p] for p in cohort.images.person]), "images": pixels}
+        if cohort.images.masks is not None:
+            arrays["masks"] = as_values(cohort.images.masks[:][:, 0], study.cohort.classes)
+        np.savez(folder / "images.npz", **arrays)
         data.append('image = { path = "images.npz", format = "npz" }')
     if cohort.slides is not None:
         _slides(folder / "slides", cohort)

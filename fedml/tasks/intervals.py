@@ -75,7 +75,7 @@ def interval(
     if one and task.scored and one not in task.scored.values():
         raise ValueError(f'class "{one}" is not scored')
     if not parts:
-        return Interval(math.nan, math.nan, math.nan, level, "none: nobody is counted")
+        return Interval(math.nan, math.nan, math.nan, level, "none: no person is counted")
     c = task.classes.index(one) if one else None
     if isinstance(measure.interval, NotBuilt):
         value = measure.value(add_counts(parts), c)

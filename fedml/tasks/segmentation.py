@@ -6,7 +6,7 @@
     task.metrics(add_counts([task.counts(logits, truth), others]))   # {"dice/spleen": ..., "hd95_mean_mm/spleen": ...}
 
 A person's masks are those of all the person's images together. By person and class, with what is not defined left out of the mean and
-counted beside it (the convention of nnU-Net: Isensee et al. 2021):
+counted separately (the convention of nnU-Net: Isensee et al. 2021):
 
     true        predicted   Dice                            HD95
     some        some        2 |both| / (|true| + |pred.|)   the larger of both directed 95th percentiles (MONAI's)
@@ -102,7 +102,7 @@ def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
 
 
 def _labels(study: Study) -> Labels:
-    """The mask is the label; a person's own is 0 everywhere, the first class, so that nobody lacks one."""
+    """The mask is the label; a person's own is 0 everywhere, the first class, so that every person has one."""
     classes = study.cohort.classes
     return Labels(
         read=lambda cells: np.zeros(len(cells)),
@@ -184,7 +184,7 @@ def _dice_interval(parts: Parts, one: int | None, level: float, by: tuple[int, i
         found = student([(float(p["scored"][c]), float(p["dice_sum"][c]), float(p["dice_sq_sum"][c])) for p in parts], level)
         if not math.isnan(found.value):
             each.append(found)
-    mean = mean_of(each, level) if each else no_interval(math.nan, level, "the class is in nobody")
+    mean = mean_of(each, level) if each else no_interval(math.nan, level, "the class is in no person")
     return Interval(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), level, mean.method)
 
 

@@ -82,7 +82,8 @@ def as_values(masks: npt.NDArray[Any], classes: Sequence[Code]) -> npt.NDArray[A
     """The inverse of ``as_classes``: the values that a file holds for places among ``classes``, of any shape."""
     if any(isinstance(c, str) for c in classes):
         return masks
-    return np.array(classes)[masks]
+    values: npt.NDArray[Any] = np.array(classes)[masks]
+    return values
 
 
 def _apart(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:

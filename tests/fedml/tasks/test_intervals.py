@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from fedml.learning.differences import delong, over_seeds, paired_bootstrap, unpaired
 from fedml.privacy.counts import noised as add_noise
-from fedml.tasks.classification_measures import noised
+from fedml.tasks.classification_counts import noised
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.drawn import statistic
 from fedml.tasks.interval_tools import STRATUM, Interval, resampled, strata, wilson

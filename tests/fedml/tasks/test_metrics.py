@@ -81,7 +81,7 @@ def test_classification_metrics_equal_sklearns(task: Any, classes: int, seed: in
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
 def test_macro_f1_equals_sklearns_where_classes_lack(persons: list[tuple[int, int]]) -> None:
-    """A class that nobody has and nobody is held for is in neither mean; one that is never found counts as 0."""
+    """A class that neither occurs nor is predicted is left out of the mean; one that is never found counts as 0."""
     task = make_task(make_study(cohort__classes=[0, 1, 2, 3]))
     truth, guess = (np.array(side) for side in zip(*persons, strict=True))
     m = task.metrics(task.counts(torch.from_numpy(5.0 * np.eye(4)[guess]), torch.from_numpy(truth.astype(np.float32))))

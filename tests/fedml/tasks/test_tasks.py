@@ -165,7 +165,7 @@ def test_counts_are_what_their_fields_declare(task: Task) -> None:
     coarse = task.coarse(counts)
     assert {name: (str(v.dtype), v.shape) for name, v in coarse.items()} == dict(task.fields)
     for name, value in coarse.items():
-        assert value.sum() == counts[name].sum(), "nobody is lost"
+        assert value.sum() == counts[name].sum(), "no person is lost"
         np.testing.assert_array_equal(task.coarse({name: value})[name], value)
     # A site's counts, also of a subgroup, pass its own gate and the server, and nothing else does.
     study = study_of(task.name, list(task.classes), evaluation__subgroups={"sex": [0, 1]})
