@@ -44,7 +44,8 @@ def classification_task(study: Study) -> Task:
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
             unknown=("It does not say at which risk a person would be treated, so nothing here is about benefit or harm.",),
-            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is a little less exact than that of all.",
+            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is a little less exact than that of "
+            "all.",
         ),
     )  # fmt: skip
 
