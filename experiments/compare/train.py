@@ -30,6 +30,7 @@ from fedml.runs.log import STUDY, emit, load_model, write_whole
 from fedml.study.study import Study, for_roster
 from fedml.tasks.counts import Counts
 from fedml.tasks.registry import make_task
+from fedml.tasks.task import built
 from fedml.tracking.store import versions
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ def compare(
             '[privacy] unit = "site" hides one site among several: pooled data or one site alone has no like of it; give --baselines "" or '
             "--set privacy.unit=none."
         )
+    for study in studies:
+        built(make_task(study).compared, study.model.task, "a comparison of two models on the same persons")
     planted = _read_truth(truth) if truth else None
     rows: list[Trained] = []
     for study in studies:

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from scipy.special import expit
 from scipy.stats import norm
 
-from fedml.tasks.classification_measures import MIDPOINTS, NOISED, noised
+from fedml.tasks.classification_counts import MIDPOINTS, noised
+from fedml.tasks.classification_measures import NOISED
 from fedml.tasks.interval_tools import Interval, wilson
 
 Floats = npt.NDArray[np.float64]
@@ -81,7 +82,7 @@ def calibration(counts: Counts, c: int = 1, *, level: float = 0.95) -> Calibrati
     expected / observed takes the risks as given (Debray et al. 2017, BMJ 356:i6460: on the log scale).
 
     Args:
-        counts: of one part, one site's or merged (``fedml.tasks.classification_measures``), with two classes or more.
+        counts: of one part, one site's or merged (``fedml.tasks.classification_counts``), with two classes or more.
 
     Raises:
         ValueError: there is no such class.

@@ -29,7 +29,7 @@ def sensitivity(histograms: int) -> float:
 
 
 def noised(counts: Mapping[str, npt.NDArray[Any]], study: Study) -> dict[str, npt.NDArray[Any]]:
-    """The classification counts of one part at one site (``fedml.tasks.classification_measures``) with noise; types and shapes stay.
+    """Counts of one part at one site, as ``fedml.tasks.classification_counts`` made them, with noise; types and shapes stay.
 
     Counts may become negative. They are not clipped, because clipping would bias their sum over sites.
     """

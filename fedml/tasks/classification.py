@@ -12,7 +12,8 @@ from torch.nn import functional
 from fedml.errors import NotBuilt
 from fedml.study.sections import normal
 from fedml.study.study import Study
-from fedml.tasks.classification_measures import MEASURES, class_counts, class_fields, coarse
+from fedml.tasks.classification_counts import class_counts, class_fields, coarse
+from fedml.tasks.classification_measures import MEASURES
 from fedml.tasks.drawn import statistic
 from fedml.tasks.task import Answer, Compared, Floats, Labels, LinearScore, Result, Task, Words
 
@@ -42,8 +43,9 @@ def classification_task(study: Study) -> Task:
             no_prediction="",
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
-            unknown=("It does not say at which risk somebody would be treated, so nothing here is about benefit or harm.",),
-            groups="Scores of a group are sent in steps of half a unit of log-odds, so its AUROC is a little less exact than that of all.",
+            unknown=("It does not say at which risk a person would be treated, so nothing here is about benefit or harm.",),
+            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is a little less exact than that of "
+            "all.",
         ),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Counts and measures of a classification. A new measure is one value of ``MEASURES``.
+"""Measures of a classification, from its counts. A new measure is one value of ``MEASURES``.
 
 AUROC is the Mann-Whitney statistic on a histogram of the log-odds, ties counting one half (Hanley and McNeil 1982); with 4,096
 bins from -16 to 16 it differs from the exact one by the pairs that share a bin. Brier score: Brier 1950, over all classes. F1 of a class:
@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from fedml.seeds import derive_seed
-from fedml.tasks.counts import Counts, add_counts
+from fedml.tasks.classification_counts import LOGIT_RANGE, MIDPOINTS, noised
+from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import (
     FindInterval,
     Floats,
@@ -32,67 +32,8 @@ from fedml.tasks.interval_tools import (
 )
 from fedml.tasks.measure import Measure, Value
 
-BINS = 4096
-COARSE = 64  # bins: half a unit of log-odds
-LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
 FEW = 5  # persons of a class: below, the bootstrap's spread is too small
 NOISED = "none: the counts are noised"
-
-# The log-odds that a bin stands for. The first and the last one hold all beyond them too.
-MIDPOINTS: Floats = np.linspace(-LOGIT_RANGE, LOGIT_RANGE, 2 * BINS + 1)[1::2]
-
-
-# --- counts
-
-
-def class_fields(classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each array of ``class_counts``."""
-    sums: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("persons", "brier_sum", "log_loss_sum"), ("float64", (1,)))
-    return {**sums, "confusion": ("int64", (classes, classes)), "histogram": ("int32", (1 if classes == 2 else classes, 2, BINS))}
-
-
-def class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
-    """confusion (true, predicted); histogram (class, other/own, bin) of log-odds, class 1 alone when there are two; sums."""
-    z = output.detach().double().numpy()
-    if not np.isfinite(z).all():
-        raise FloatingPointError("the model's output is not finite")
-    y = label.long().numpy()
-    persons, classes = z.shape
-    logp = z - np.logaddexp.reduce(z, axis=1, keepdims=True) if persons else z
-    p = np.exp(logp)
-    confusion = np.bincount(y * classes + z.argmax(1), minlength=classes * classes).reshape(classes, classes)
-    own = np.eye(classes)[y]
-    ranked = range(1, 2) if classes == 2 else range(classes)
-    histogram = np.zeros((len(ranked), 2, BINS), dtype=np.int32)
-    for at, c in enumerate(ranked):
-        others = np.delete(z, c, axis=1)
-        logit = z[:, c] - np.logaddexp.reduce(others, axis=1)
-        place = np.clip((logit + LOGIT_RANGE) * (BINS / (2 * LOGIT_RANGE)), 0, BINS - 1).astype(np.int64)
-        for side in (0, 1):
-            histogram[at, side] = np.bincount(place[(y == c) == bool(side)], minlength=BINS)
-    return {
-        "persons": np.array([float(persons)]),
-        "confusion": confusion.astype(np.int64),
-        "histogram": histogram,
-        "brier_sum": np.array([((p - own) ** 2).sum()]),
-        "log_loss_sum": np.array([-logp[np.arange(persons), y].sum()]),
-    }
-
-
-def coarse(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
-    """``counts`` with ``COARSE`` bins of their histogram put into the middle one: all that a subgroup may show. With all bins the groups of
-    several variables could be joined into rows of single persons by the bin that only one person is in."""
-    if "histogram" not in counts:
-        return dict(counts)
-    fine = counts["histogram"]
-    out = np.zeros_like(fine)
-    out[..., COARSE // 2 :: COARSE] = fine.reshape(*fine.shape[:-1], -1, COARSE).sum(-1)
-    return {**counts, "histogram": out}
-
-
-def noised(counts: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Are these the noised counts of a private study (``fedml.privacy.counts``)? They hold no persons to be drawn."""
-    return "histogram" in counts and "log_loss_sum" not in counts
 
 
 # --- values
@@ -107,7 +48,7 @@ def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
 
 
 def _auroc(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
-    # A class that nobody has (or everybody) has no AUROC: the mean is over the classes that have one.
+    # Without persons of a class, or of any other, the class has no AUROC: the mean is over the classes that have one.
     each = [a for a in map(histogram_auroc, _histograms(counts, one)) if not np.isnan(a)]
     return float(np.mean(each)) if each else float("nan")
 
@@ -193,7 +134,7 @@ def _auroc_interval(groups: Parts, one: int | None, level: float, by: tuple[int,
         if not math.isnan(value):
             each.append(_auroc_of([g["histogram"][c] for g in groups], histogram[c], value, level, (derive_seed(by[0], c), by[1])))
     if not each:
-        return no_interval(math.nan, level, "every person, or no person, is of the class")
+        return no_interval(math.nan, level, "all persons, or none, are of the class")
     return mean_of(each, level)
 
 
@@ -252,7 +193,7 @@ def _brier_interval(groups: Parts, one: int | None, level: float, by: tuple[int,
     value, p = _brier(add_counts(groups), None), expit(MIDPOINTS)
     values = np.stack([p**2, (1 - p) ** 2])
     if not value:
-        return no_interval(value, level, "it is 0 in everybody")
+        return no_interval(value, level, "it is 0 in every person")
     if sum(float(g["persons"][0]) for g in groups) < 2:
         return no_interval(value, level, "one person has no spread")
     total = low = high = 0.0
@@ -275,9 +216,9 @@ def _log_loss_interval(groups: Parts, one: int | None, level: float, by: tuple[i
         tables, values = [h[:, 1] for h in histograms], np.tile(own, (len(histograms[0]), 1))
     together = np.sum(tables, axis=0)
     if (together[:, [0, -1]] * (values[:, [0, -1]] > LOGIT_RANGE / 2)).any():
-        return no_interval(value, level, f"somebody's log-odds are wrong by more than {LOGIT_RANGE:g}")
+        return no_interval(value, level, f"a person's log-odds are wrong by more than {LOGIT_RANGE:g}")
     if together.sum() < 2 or not value:
-        return no_interval(value, level, "one person has no spread" if value else "it is 0 in everybody")
+        return no_interval(value, level, "one person has no spread" if value else "it is 0 in every person")
     factor = math.exp(_log_spread(tables, values, level, by))
     return Interval(value, value / factor, value * factor, level, "bootstrap, log scale")
 
@@ -319,18 +260,24 @@ def _f1_interval(groups: Parts, one: int | None, level: float, by: tuple[int, in
 
 
 def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
-    """By a bootstrap of persons, each a cell of the confusion matrix; of few persons, or at 0 and 1, the mean of the classes' limits."""
+    """The classes' limits put together by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399). Their correlation is that of
+    bootstrap samples of persons, each a cell of the confusion matrix; 1 where a class does not vary in them."""
     confusion = add_counts(groups)["confusion"]
-    classes, each = len(confusion), _f1_by_class(confusion)
-    there = np.flatnonzero(~np.isnan(each))
-    value = float(each[there].mean())
-    if confusion.sum(1)[there].min() < FEW or value in (0.0, 1.0):
-        return mean_of([_f1_of(confusion, int(c), level) for c in there], level)
-    drawn = []
-    for sample in resampled([g["confusion"].ravel() for g in groups], *by):
-        by_class = _f1_by_class(sample.reshape(-1, classes, classes))
-        drawn.append(np.nanmean(by_class, axis=1))
-    return _on_logit_scale(value, np.concatenate(drawn), 0.5 / float(confusion.sum()), level)
+    classes, there = len(confusion), np.flatnonzero(~np.isnan(_f1_by_class(confusion)))
+    each = [_f1_of(confusion, int(c), level) for c in there]
+    samples = resampled([g["confusion"].ravel() for g in groups], *by)
+    drawn = np.concatenate([_f1_by_class(sample.reshape(-1, classes, classes))[:, there] for sample in samples])
+    drawn -= np.nanmean(drawn, axis=0)
+    covariance = np.nan_to_num(drawn).T @ np.nan_to_num(drawn)
+    spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    together = np.divide(covariance, spread, out=np.ones_like(spread), where=spread > 0)
+    value = float(np.mean([e.value for e in each]))
+    below, above = (np.array([abs(e.value - limit) for e, limit in zip(each, limits, strict=True)])
+                    for limits in ([e.low for e in each], [e.high for e in each]))  # fmt: skip
+    down, up = (math.sqrt(max(float(d @ together @ d), 0.0)) / len(each) for d in (below, above))
+    return Interval(
+        value, max(value - down, 0.0), min(value + up, 1.0), level, "Wilson of each class's overlap, MOVER with bootstrap correlation"
+    )
 
 
 # --- the measures, in the order of records and reports
@@ -381,7 +328,7 @@ MEASURES: tuple[Measure, ...] = (
     ),
     Measure(
         name="f1_macro", of="all", value=_f1_macro, interval=_of_persons(_f1_macro, _f1_macro_interval), printed="macro F1",
-        axis="macro F1", meaning="F1 of each class against the rest, the mean over classes: 0 is the worst, 1 is perfect",
+        axis="macro F1", meaning="F1 of each class against the rest, the mean over classes: 0 no person is right, 1 is perfect",
         bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=False,
     ),
 )  # fmt: skip

@@ -29,10 +29,10 @@ def statistic(metric: str, truth: npt.ArrayLike, output: npt.ArrayLike) -> Stati
     y, out = np.asarray(truth), np.asarray(output, dtype=np.float64)
     if len(y) != len(out):
         raise ValueError(f"{len(y)} persons have a truth, {len(out)} an output")
-    everybody = np.ones(len(y), dtype=bool)
+    everyone = np.ones(len(y), dtype=bool)
     if metric in ("rmse", "mae", "bias"):
         error = out - y
-        mean = _mean({"rmse": error**2, "mae": np.abs(error), "bias": error}[metric], everybody)
+        mean = _mean({"rmse": error**2, "mae": np.abs(error), "bias": error}[metric], everyone)
         return (lambda drawn: np.sqrt(mean(drawn))) if metric == "rmse" else mean
     p = np.stack([1 - out, out], 1) if out.ndim == 1 else out
     y = y.astype(np.int64)
@@ -42,12 +42,12 @@ def statistic(metric: str, truth: npt.ArrayLike, output: npt.ArrayLike) -> Stati
     right = (p.argmax(1) == y).astype(np.float64)
     own = np.eye(classes)[y]
     if metric == "accuracy":
-        return _mean(right, everybody)
+        return _mean(right, everyone)
     if metric == "brier":
-        return _mean(((p - own) ** 2).sum(1) / (2 if classes == 2 else 1), everybody)
+        return _mean(((p - own) ** 2).sum(1) / (2 if classes == 2 else 1), everyone)
     if metric == "log_loss":
         with np.errstate(divide="ignore"):
-            return _mean(-np.log(p[np.arange(len(y)), y]), everybody)
+            return _mean(-np.log(p[np.arange(len(y)), y]), everyone)
     if metric == "balanced_accuracy":
         return _average([_mean(right, y == c) for c in range(classes)])
     if metric in ("sensitivity", "specificity") and classes == 2:

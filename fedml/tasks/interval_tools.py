@@ -69,7 +69,7 @@ def resampled(tables: Sequence[npt.NDArray[Any]], seed: int, draws: int) -> Iter
 
 
 def wilson(hits: npt.ArrayLike, persons: npt.ArrayLike, level: float) -> tuple[Floats, Floats]:
-    """Wilson's score limits of ``hits`` among ``persons``, elementwise; NaN among nobody."""
+    """Wilson's score limits of ``hits`` among ``persons``, elementwise; NaN where there are no persons."""
     k, n = np.asarray(hits, dtype=np.float64), np.asarray(persons, dtype=np.float64)
     z2 = quantile(level) ** 2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -98,7 +98,7 @@ def student(values: Sequence[tuple[float, float, float]], level: float) -> Inter
         n, total, squares = (np.array([x.sum()]) for x in (n, total, squares))
     persons = float(n.sum())
     if not persons:
-        return no_interval(math.nan, level, "it is not defined in anybody")
+        return no_interval(math.nan, level, "it is not defined in any person")
     value, free = float(total.sum() / persons), float(persons - len(n))
     if free < 1:
         return no_interval(value, level, "one person has no spread")

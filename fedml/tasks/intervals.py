@@ -10,8 +10,10 @@ What the counts say of single persons decides the method; ``Interval.method`` na
     brier, log_loss           standard deviation over bootstrap samples, on the log scale
     accuracy, sensitivity,    Wilson's score interval (1927, JASA 22:209; Brown, Cai and DasGupta 2001, Stat Sci 16:101)
       specificity
-    f1                        Wilson's of those who are of the class and predicted so, among those who are either
-    f1_macro                  standard deviation over bootstrap samples, on the logit scale (few persons, 0 and 1: mean of the classes')
+    f1                        Wilson's of j, the share of those who are of the class and predicted so among those who are either; F1 is
+                              2 j / (1 + j)
+    f1_macro                  that of each class put together by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399), their
+                              correlation being that of bootstrap samples
     balanced_accuracy         Wilson's of each class put together by MOVER (Zou and Donner 2008, Stat Med 27:1693)
     dice_mean_person          Student's t, from sums of Dice and of its square
     mae, bias                 Student's t, from sums of errors and of their squares

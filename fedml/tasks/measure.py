@@ -49,13 +49,13 @@ class Measure:
 
 
 def metrics_of(measures: Sequence[Measure], scored: Mapping[int, str], counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """``persons``, then every measure of all classes, then ``measure/CLASS``; ``persons`` alone where nobody is counted.
+    """``persons``, then every measure of all classes, then ``measure/CLASS``; ``persons`` alone where no person is counted.
 
     Args:
         scored: the classes that have measures of their own, by their number.
     """
     persons = float(counts["persons"][0])
-    if persons <= 0:  # noised counts may be of fewer than nobody
+    if persons <= 0:  # noised counts may be negative
         return {"persons": 0.0}
     out = {"persons": persons}
     asked: list[tuple[Measure, int | None]] = [(m, None) for m in measures if m.of != "class"]

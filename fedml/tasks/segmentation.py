@@ -6,7 +6,7 @@
     task.metrics(add_counts([task.counts(logits, truth), others]))   # {"dice/spleen": ..., "hd95_mean_mm/spleen": ...}
 
 A person's masks are those of all the person's images together. By person and class, with what is not defined left out of the mean and
-counted beside it (the convention of nnU-Net: Isensee et al. 2021):
+counted separately (the convention of nnU-Net: Isensee et al. 2021):
 
     true        predicted   Dice                            HD95
     some        some        2 |both| / (|true| + |pred.|)   the larger of both directed 95th percentiles (MONAI's)
@@ -102,7 +102,7 @@ def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
 
 
 def _labels(study: Study) -> Labels:
-    """The mask is the label; a person's own is 0 everywhere, the first class, so that nobody lacks one."""
+    """The mask is the label; a person's own is 0 everywhere, the first class, so that every person has one."""
     classes = study.cohort.classes
     return Labels(
         read=lambda cells: np.zeros(len(cells)),

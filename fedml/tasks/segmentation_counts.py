@@ -163,7 +163,7 @@ def _place(distance: Floats) -> npt.NDArray[np.int64]:
 
 
 def histogram_median(histogram: npt.NDArray[Any]) -> float:
-    """Median of one (``DISTANCE_BINS``,) histogram of HD95: infinite where half or more were missed, NaN where nobody is in it."""
+    """Median of one (``DISTANCE_BINS``,) histogram of HD95: infinite where half or more were missed, NaN where it is empty."""
     upto = np.cumsum(histogram)
     n = int(upto[-1])
     if not n:

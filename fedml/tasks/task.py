@@ -67,7 +67,7 @@ class Answer:
     Args:
         columns: the network's output and its batch -> columns by name, one cell a person.
         example: the columns of one person, for the model's signature.
-        caption: the answer for one person, (outputs,), as text beside a picture.
+        caption: the answer for one person, (outputs,), as the caption of a picture.
     """
 
     columns: Callable[[torch.Tensor, Mapping[str, torch.Tensor]], dict[str, list[Any]]]
@@ -189,7 +189,7 @@ class Task:
     words: Words
 
     def metrics(self, counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-        """Every measure of all persons in ``counts``; NaN where it is not defined, ``persons`` alone where nobody is counted."""
+        """Every measure of all persons in ``counts``; NaN where it is not defined, ``persons`` alone where no person is counted."""
         return metrics_of(self.measures, self.scored, counts)
 
     @property

@@ -19,7 +19,7 @@ from fedml.errors import InputError, SiteError
 from fedml.runs.log import load_counts
 from fedml.study.sections import Evaluation
 from fedml.study.study import Study
-from fedml.tasks.classification_measures import coarse
+from fedml.tasks.classification_counts import coarse
 from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
 from tests.conftest import federate, make_study, write_csv

@@ -17,7 +17,7 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 
 from fedml.learning.calibration import Calibration, calibration, reliability, roc
-from fedml.tasks.classification_measures import BINS, MIDPOINTS
+from fedml.tasks.classification_counts import BINS, MIDPOINTS
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task

@@ -19,7 +19,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from fedml.learning.differences import delong, over_seeds, paired_bootstrap, unpaired
 from fedml.privacy.counts import noised as add_noise
-from fedml.tasks.classification_measures import noised
+from fedml.tasks.classification_counts import noised
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.drawn import statistic
 from fedml.tasks.interval_tools import STRATUM, Interval, resampled, strata, wilson
@@ -30,7 +30,7 @@ from tests.conftest import make_study
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
 NUMBER = make_task(make_study(model__task="regression"))
-METRICS = ("auroc", "brier", "log_loss", "accuracy", "sensitivity", "specificity", "balanced_accuracy")
+METRICS = ("auroc", "brier", "log_loss", "accuracy", "sensitivity", "specificity", "balanced_accuracy", "f1", "f1_macro")
 
 
 def counts_of(logit: npt.ArrayLike, y: npt.ArrayLike) -> Counts:
@@ -73,6 +73,9 @@ class Cohort:
         out["specificity"], out["sensitivity"] = right
         out["accuracy"] = share[0] * right[0] + share[1] * right[1]
         out["balanced_accuracy"] = sum(right) / 2
+        hits = [share[k] * right[k] for k in (0, 1)]
+        each = [2 * hits[k] / (share[k] + hits[k] + share[1 - k] - hits[1 - k]) for k in (0, 1)]  # those of it, and those predicted so
+        out["f1"], out["f1_macro"] = each[1], sum(each) / 2
         out["brier"] = sum(s * float(weight @ (expit(z) - k) ** 2) for k, (s, z) in enumerate(zip(share, logit, strict=True)))
         out["log_loss"] = sum(
             s * float(weight @ np.logaddexp(0, (1 - 2 * k) * z)) for k, (s, z) in enumerate(zip(share, logit, strict=True))
@@ -186,7 +189,7 @@ def test_the_bootstrap_is_that_of_persons() -> None:
     site = np.repeat([0, 1, 2], [40, 80, 120])
     logit += site
     parts = [counts_of(logit[site == s], y[site == s]) for s in range(3)]
-    own: dict[str, list[float]] = {"auroc": [], "brier": [], "log_loss": []}
+    own: dict[str, list[float]] = {"auroc": [], "brier": [], "log_loss": [], "f1_macro": []}
     rows = [np.flatnonzero(site == s) for s in range(3)]
     for _ in range(3000):
         at = np.concatenate([rng.choice(row, len(row)) for row in rows])
@@ -195,9 +198,11 @@ def test_the_bootstrap_is_that_of_persons() -> None:
         own["auroc"].append(math.log(auroc / (1 - auroc)))
         own["brier"].append(math.log(((expit(z) - t) ** 2).mean()))
         own["log_loss"].append(math.log(np.logaddexp(0, np.where(t, -z, z)).mean()))
+        f1 = np.mean([2 * (t & (z > 0)).sum() / (t.sum() + (z > 0).sum()), 2 * (~t & (z <= 0)).sum() / ((~t).sum() + (z <= 0).sum())])
+        own["f1_macro"].append(math.log(f1 / (1 - f1)))
     for metric, values in own.items():
         got = interval(parts, TWO, metric, seed=9, draws=4000)
-        scale: Callable[[float], float] = (lambda v: math.log(v / (1 - v))) if metric == "auroc" else math.log
+        scale: Callable[[float], float] = (lambda v: math.log(v / (1 - v))) if metric in ("auroc", "f1_macro") else math.log
         assert (scale(got.high) - scale(got.low)) / 2 / 1.959964 == pytest.approx(np.std(values), rel=0.08), metric
     merged = interval(add_counts(parts), TWO, "auroc", seed=9)
     assert merged.value == interval(parts, TWO, "auroc", seed=9).value

@@ -67,7 +67,9 @@ def test_classification_metrics_equal_sklearns(task: Any, classes: int, seed: in
     assert m["accuracy"] == pytest.approx(sk.accuracy_score(truth, guess), abs=1e-12)
     assert m["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(truth, guess), abs=1e-12)
     assert m["log_loss"] == pytest.approx(sk.log_loss(truth, p), abs=1e-12)
+    assert m["f1_macro"] == pytest.approx(sk.f1_score(truth, guess, average="macro"), abs=1e-12)
     if classes == 2:
+        assert m["f1"] == pytest.approx(sk.f1_score(truth, guess), abs=1e-12)
         assert m["brier"] == pytest.approx(sk.brier_score_loss(truth, p[:, 1]), abs=1e-12)
         assert m["sensitivity"] == pytest.approx(sk.recall_score(truth, guess), abs=1e-12)
         assert m["specificity"] == pytest.approx(sk.recall_score(truth, guess, pos_label=0), abs=1e-12)
@@ -75,6 +77,16 @@ def test_classification_metrics_equal_sklearns(task: Any, classes: int, seed: in
     else:
         assert m["brier"] == pytest.approx(((p - np.eye(3)[truth]) ** 2).sum(1).mean(), abs=1e-12)
         assert m["auroc"] == pytest.approx(sk.roc_auc_score(truth, p, multi_class="ovr", average="macro"), abs=1e-3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_macro_f1_equals_sklearns_where_classes_lack(persons: list[tuple[int, int]]) -> None:
+    """A class that neither occurs nor is predicted is left out of the mean; one that is never found counts as 0."""
+    task = make_task(make_study(cohort__classes=[0, 1, 2, 3]))
+    truth, guess = (np.array(side) for side in zip(*persons, strict=True))
+    m = task.metrics(task.counts(torch.from_numpy(5.0 * np.eye(4)[guess]), torch.from_numpy(truth.astype(np.float32))))
+    assert m["f1_macro"] == pytest.approx(sk.f1_score(truth, guess, average="macro", zero_division=0), abs=1e-12)
+    assert "f1" not in m
 
 
 @given(st.integers(2, 300), st.integers(0, 999), st.floats(0.05, 6))
