@@ -1,8 +1,8 @@
 """The site's ledger: what every study has released of every person here, and the epsilon that each person has borne.
 
     ledger = Ledger(state / "ledger.db")                     # made if there is none; verified; ``InputError`` if it cannot be relied on
-    ledger.charge(persons, events, run=..., ..., max_epsilon=8.0, delta=1e-5)   # before the answer is made; ``SiteError`` past the budget
-    ledger.charge_all([(training, events), (validation, counts)], run=..., ...) # one answer about several groups of persons: all or nothing
+    ledger.charge_all([(training, events), (validation, counts)], run=..., ..., max_epsilon=8.0, delta=1e-5)
+                                                             # before the answer is made, all or nothing; ``SiteError`` past the budget
     ledger.note_unprotected(persons, run=..., ...)           # released without differential privacy: noted, shown, never in a sum
     ledger.spent(delta), ledger.spends(delta), show(path, max_epsilon, delta), to_json(path, max_epsilon, delta)
 
@@ -11,10 +11,10 @@ Persons are kept as keyed hashes of their ids, a set of persons ("group") once, 
 group and the events. A person's burden is all events of all groups that hold the person, and the site's spend is the largest epsilon over
 persons. A person is an id: who is given a new one is a new person to the ledger, with a new budget.
 
-**Never under-counted.** A charge is one transaction, on the disk before ``charge`` returns, hence before the answer is made: SQLite with a
-rollback journal and synchronous=EXTRA, which also syncs the folder once the rollback journal is gone (FULL does not: after a power loss an
-old rollback journal could undo a charge; a write-ahead log would keep charges in a second file that a copy of the ledger lacks). A site
-that is killed in between has a charge without an answer, never the reverse. Whatever is sent again is charged again: its noise is new.
+**Never under-counted.** A charge is one transaction, on the disk before ``charge_all`` returns, hence before the answer is made: SQLite
+with a rollback journal and synchronous=EXTRA, which also syncs the folder once the rollback journal is gone (FULL does not: after a power
+loss an old rollback journal could undo a charge; a write-ahead log would keep charges in a second file that a copy of the ledger lacks). A
+site that is killed in between has a charge without an answer, never the reverse. Whatever is sent again is charged again: its noise is new.
 Charges exclude each other (BEGIN IMMEDIATE), so that two processes cannot both spend what is left. Rows are only added.
 
 **Never begun anew in silence.** Rows form a chain of digests, as the journal's lines do, and groups must fit theirs: a flipped bit or a
@@ -145,10 +145,6 @@ class Ledger:
                 db.execute("INSERT INTO secret VALUES (?)", [secrets.token_bytes(_KEY)])
             self._recognise(db)
             _verify(db, path, self._key, answered)
-
-    def charge(self, persons: Sequence[str], events: Sequence[DpEvent], **told: Unpack[Told]) -> float:
-        """``charge_all`` of one group of persons."""
-        return self.charge_all([(persons, events)], **told)
 
     def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **told: Unpack[Told]) -> float:
         """Writes what one answer is about to release: of each part's persons, the part's events. All of it or nothing.

@@ -1,7 +1,7 @@
 """The site's half of an analysis of genotypes: sums over its persons, step by step, and what the gate has to know about them.
 
 Persons are those of the cohort who have genotypes and, where the study has ``[gwas]``, the target and every covariate. Sums of a variant of
-which too few persons here have one of the genotypes (``fedml.cohort.variants.frequency.small_cells``) are left at nothing and marked
+which too few persons here have one of the genotypes (``fedml.cohort.variants.frequency.small_cells_of``) are left at nothing and marked
 as not told.
 """
 

@@ -111,18 +111,6 @@ def _superlink(home: Path) -> subprocess.Popen[bytes]:
     raise RunError(f"the SuperLink did not start: {why} {log_tail(home)}")
 
 
-def restart_superlink(folder: Path) -> None:
-    """Ends the SuperLink and starts it again on the same port and database: what a site has to survive."""
-    home = home_of(folder)
-    try:
-        state = Running(**json.loads((home / RECORD).read_text()))  # the SuperLink itself may be gone already
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: no federation is up there.") from error
-    stop_group(state.superlink)
-    superlink = _superlink(home)
-    write_whole(home / RECORD, json.dumps({**asdict(state), "superlink": superlink.pid}).encode())
-
-
 def _join(site: Site, home: Path, port: int) -> None:
     """Gives the site its key, the authority's certificate and a ``[connection]``, as an administrator would by hand."""
     if not (site.folder / "node.key").exists():

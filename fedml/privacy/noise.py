@@ -8,14 +8,14 @@ cut off there has a chance below 1e-19 a number), the second with 53. Box and Mu
 Floating point: a sum of a value and noise that are both floats shows in its last bits what the value was (Mironov 2012, for Laplace;
 Haney et al. 2022, for every additive mechanism). ``add_gaussian`` therefore adds in float64 and rounds the sum to a grid of about a
 millionth of the standard deviation: the grid depends on ``std`` alone, each of its points can be reached from every value in very many
-ways, and rounding is post-processing. Prefer it to adding ``secure_gaussian`` to something in float32.
+ways, and rounding is post-processing.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -43,15 +43,6 @@ def add_gaussian(values: torch.Tensor, std: float, *, entropy: Entropy = os.uran
         part = part + _standard_normal(len(part), entropy) * std
         flat[begin : begin + 2 * _BLOCK] = (part / step).round_().mul_(step)
     return out
-
-
-def secure_gaussian(shape: Sequence[int], std: float, *, entropy: Entropy = os.urandom) -> torch.Tensor:
-    """N(0, std^2) alone, float32 on the grid (each is exactly a multiple of the step).
-
-    Raises:
-        ValueError: ``std`` is not a positive finite number.
-    """
-    return add_gaussian(torch.zeros(tuple(shape)), std, entropy=entropy)
 
 
 def uniform_words(count: int, entropy: Entropy = os.urandom) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -2,8 +2,7 @@
 
     cache = open_cache(Path("cache"), Path("images"), items, spec, read, reader="nifti", say=print)
     cache.kept, cache.left_out                                   # which of items are in it; why the others are not
-    cache.image(0, start=(10, 20, 5), size=(96, 96, 96))         # float32 (channels, 96, 96, 96): only the crop is read from the disk
-    DataLoader(Crops(cache, (96, 96, 96), seed=7, random_part=random(augment, ("image", "mask"))), batch_size=4)
+    cache.image(0), cache.mask(0)                                # float32 (channels, *size), uint8 or None; read from the disk here
 
 An entry is a folder: ``image.bin`` (float16, one item after another), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
 SHA-256, or the reason why it is left out) and ``meta.json``. An item's key is the SHA-256 over the bytes of its files, the spec, the
@@ -32,7 +31,6 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
 from fedml.cohort.images.items import Item, Raw, Read
@@ -96,72 +94,15 @@ class ImageCache:
         """Key of item ``kept[at]``, hexadecimal: of the bytes of its files (mask too), the preprocessing, the reader, versions."""
         return self._index[int(self.kept[at])].key
 
-    def image(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor:
-        """Item ``kept[at]``, or ``size`` voxels of it from ``start`` on: float32 (channels, *size) of its own, or written to ``out``.
+    def image(self, at: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Item ``kept[at]``: float32 (channels, *size) in new memory, or written to ``out`` of that shape."""
+        return torch.empty(self.shapes[at]).copy_(self._images[at]) if out is None else out.copy_(self._images[at])
 
-        What lies outside of the image is 0, the low end of the window. Left out, ``start`` is the first voxel and ``size`` the whole.
-        """
-        return _crop(self._images[at], start, size, torch.float32, out)
-
-    def mask(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The mask of the same place: uint8 (channels of the mask, *size), 0 outside; None where the item has none."""
-        return _crop(self._masks[at], start, size, torch.uint8, out) if self.mask_shapes[at] else None
-
-
-@final
-class Crops(Dataset[dict[str, torch.Tensor]]):
-    """Crops at random places for a ``DataLoader``: ``image`` float32 (channels, *size), ``mask`` uint8 if all items have one, ``item``.
-
-    A place and the random part follow from (seed, epoch, item) alone: neither the order nor the number of workers changes them.
-    ``crops[[3, 1]]`` is a batch, written in one piece: ``DataLoader(crops, batch_size=None, sampler=BatchSampler(...))`` copies once less.
-
-    Args:
-        size: voxels of the crop along each axis; empty: whole items. A shorter item is padded with 0.
-        random_part: a MONAI transform with ``set_random_state``, of dictionaries with ``image`` and ``mask``; see ``transforms.random``.
-    """
-
-    def __init__(self, cache: ImageCache, size: Sequence[int] = (), seed: int = 0, random_part: Any = None) -> None:
-        self.cache, self.size, self.seed, self.epoch = cache, tuple(size), seed, 0
-        self._random, self._masks = random_part, all(cache.mask_shapes)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Before a pass over the loader. Workers that are kept between passes (``persistent_workers``) would not hear of it."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, at: int | Sequence[int]) -> dict[str, torch.Tensor]:
-        if not isinstance(at, Sequence):
-            return self._one(at, None)
-        shapes, masks = ({kind[k][:1] + (self.size or kind[k][1:]) for k in at} for kind in (self.cache.shapes, self.cache.mask_shapes))
-        if len(shapes) != 1 or (self._masks and len(masks) != 1):
-            raise ValueError("items of unlike shape are no batch; give Crops a size")
-        out = {"image": torch.empty((len(at), *shapes.pop())), "item": torch.empty(len(at), dtype=torch.int64)}
-        if self._masks:
-            out["mask"] = torch.empty((len(at), *masks.pop()), dtype=torch.uint8)
-        for row, k in enumerate(at):
-            into = {key: values[row] for key, values in out.items()}
-            for key, value in self._one(k, into).items():
-                if value is not into[key]:
-                    into[key].copy_(value)
-        return out
-
-    def _one(self, at: int, out: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Item ``at``, written to ``out`` as far as it can be."""
-        generator, into = np.random.default_rng((self.seed, self.epoch, at)), out or {}
-        start: Sequence[int] = ()
-        if self.size:
-            room = [max(0, have - want) for have, want in zip(self.cache.shapes[at][1:], self.size, strict=True)]
-            start = [int(corner) for corner in generator.integers(0, room, endpoint=True)]
-        found = {"image": self.cache.image(at, start, self.size, into.get("image"))}
-        mask = self.cache.mask(at, start, self.size, into.get("mask")) if self._masks else None
-        if mask is not None:
-            found["mask"] = mask
-        if self._random is not None:
-            self._random.set_random_state(int(generator.integers(2**32)))
-            found = {key: torch.as_tensor(value).to(found[key].dtype) for key, value in self._random(found).items()}
-        return found | {"item": torch.tensor(int(self.cache.kept[at]))}
+    def mask(self, at: int, out: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Its mask: uint8 (channels of the mask, *size) in new memory, or written to ``out``; None where the item has none."""
+        if not self.mask_shapes[at]:
+            return None
+        return self._masks[at].clone() if out is None else out.copy_(self._masks[at])
 
 
 Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
@@ -261,26 +202,9 @@ def _mapped(path: Path, kind: torch.dtype, shapes: Sequence[tuple[int, ...]]) ->
         return [torch.empty(0, dtype=kind) for _ in shapes]
     values = np.asarray(np.memmap(path, np.float16 if kind is torch.float16 else np.uint8, "r", shape=(sum(counts),)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it is read-only: crops are copies
+        warnings.simplefilter("ignore")  # that it is read-only: what is given out is a copy
         whole = torch.from_numpy(values)
     return [part.view(shape or (0,)) for part, shape in zip(torch.split(whole, counts), shapes, strict=True)]
-
-
-def _crop(whole: torch.Tensor, start: Sequence[int], size: Sequence[int], kind: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
-    """``size`` voxels from ``start`` on as type ``kind``, in ``out`` or in new memory; 0 where ``whole`` has none."""
-    have = whole.shape[1:]
-    start, size = tuple(start) or (0,) * len(have), tuple(size) or tuple(have)
-    if not len(start) == len(size) == len(have):
-        raise ValueError(f"a crop of {len(size)} axes from {len(start)} coordinates, of an image of {len(have)} axes")
-    inside = [slice(max(0, s), max(0, min(h, s + n))) for s, n, h in zip(start, size, have, strict=True)]
-    part = whole[(slice(None), *inside)]
-    out = torch.empty((whole.shape[0], *size), dtype=kind) if out is None else out
-    if part.shape == out.shape:
-        return out.copy_(part)
-    out.zero_()
-    if part.numel():
-        out[(slice(None), *(slice(w.start - s, w.stop - s) for w, s in zip(inside, start, strict=True)))] = part
-    return out
 
 
 def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:

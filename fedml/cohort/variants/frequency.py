@@ -1,7 +1,7 @@
 """Genotype counts: what a site may say of a variant, and allele frequency, call rate and Hardy-Weinberg test of the pooled counts.
 
     counts = genotype_counts(dosage)                     # at a site: (4, variants), adds up over sites and over chunks of persons
-    hidden = small_cells(dosage, groups, min_count=5)    # at the site: True where the variant's numbers do not leave it
+    hidden = small_cells_of(group_counts(dosage, groups), min_count=5)    # at the site: True where the variant's numbers do not leave it
     frequency = allele_frequency(total)                  # at the server, on the sum of the sites' counts
     p = hardy_weinberg_p(*total[:3])
 
@@ -55,25 +55,19 @@ def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
 
 
 def small_cells_of(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,): ``small_cells``, of a site's whole ``group_counts`` (groups, 4, variants)."""
-    cells = counts[:, :3]
-    return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
-
-
-def small_cells(dosage: Dosage, groups: npt.NDArray[np.bool_], min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,): True where the variant's numbers do not leave the site.
 
     They do not where, within any group, any genotype (0, 1 or 2 ALT alleles) is carried by 1 to ``min_count`` - 1 persons: who knows who
-    is in the group would learn the genotype of each of them. Nobody (0 persons) is no small cell. Missing calls are not looked at:
-    whether the laboratory made a call is no trait of a person.
+    is in the group would learn the genotype of each of them. A genotype that no person carries is not a small cell. Missing calls are not
+    counted: whether the laboratory made a call is not a trait of a person.
 
     Args:
-        groups: (groups, persons); the first is everybody, others for instance cases and controls, women and men.
+        counts: (groups, 4, variants), a site's whole ``group_counts``; the first group is all persons, others for instance cases and
+            controls, women and men.
         min_count: 1 or less hides nothing.
     """
-    if min_count <= 1:
-        return np.zeros(dosage.shape[1], np.bool_)
-    return small_cells_of(group_counts(dosage, groups), min_count)
+    cells = counts[:, :3]
+    return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
 
 
 def centred(dosage: Dosage, frequency: Array) -> Array:

@@ -17,13 +17,14 @@ from scipy import stats
 from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint
 
-from fedml.learning.differences import delong, over_seeds, paired_bootstrap, statistic, unpaired
+from fedml.learning.differences import over_seeds, paired_bootstrap, statistic, unpaired
 from fedml.learning.intervals import STRATUM, Interval, interval, noised, resampled, strata, wilson
 from fedml.learning.segmentation import Truth, segmentation_task
 from fedml.learning.task import Counts, add_counts
 from fedml.learning.tasks import make_task
 from fedml.privacy.counts import noised as add_noise
 from tests.conftest import make_study
+from tests.delong import delong
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
 NUMBER = make_task(make_study(model__task="regression"))
