@@ -5,12 +5,13 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export FLWR_TELEMETRY_ENABLED := 0
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check test test-all bench clean
+.PHONY: help install demo check test test-all wheel bench clean
 
 help:
 	@echo "make demo       install, train the demo study on synthetic hospitals, say where to look"
 	@echo "make test       install, ruff, mypy, import-linter, pytest"
 	@echo "make test-all   the same, with the tests that take minutes"
+	@echo "make wheel      build the package into dist/"
 	@echo "make bench      the benchmarks, ours and the peer side by side"
 
 install: $(VENV)/.installed
@@ -47,8 +48,14 @@ test-all: check .venv-validate/.installed
 	.venv-validate/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0"
 	touch $@
 
+# build/ goes first: setuptools would put files into the wheel that are no longer in the tree.
+wheel:
+	rm -rf build dist
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf build
+
 bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-validate out build *.egg-info
+	rm -rf $(VENV) .venv-validate out build dist *.egg-info
