@@ -11,7 +11,7 @@ help:
 	@echo "make demo       install, train the demo study on synthetic hospitals, say where to look"
 	@echo "make test       install, ruff, mypy, import-linter, pytest"
 	@echo "make test-all   the same, with the tests that take minutes"
-	@echo "make wheel      a wheel in build/wheel; it installs the package fedml and nothing else at the top level"
+	@echo "make wheel      a wheel in dist/; it installs the package fedml and nothing else at the top level"
 	@echo "make bench      the benchmarks, ours and the peer side by side"
 
 install: $(VENV)/.installed
@@ -51,11 +51,14 @@ test-all: check .venv-validate/.installed
 	.venv-validate/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0"
 	touch $@
 
+# build/ goes first: setuptools would put files into the wheel that are no longer in the tree.
+wheel: install
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	rm -rf build
+
 bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
 
-wheel: install
-	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
-
 clean:
-	rm -rf $(VENV) .venv-validate out build *.egg-info
+	rm -rf $(VENV) .venv-validate out build dist *.egg-info

@@ -33,7 +33,6 @@ class Reason(StrEnum):
     WRONG_NAME = "wrong-name"
     BAD_MESSAGE = "bad-message"
     BAD_DATA = "bad-data"
-    EMPTY_PART = "empty-part"
     NON_FINITE = "non-finite"
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"

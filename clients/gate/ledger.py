@@ -1,8 +1,8 @@
 """The site's privacy ledger: the releases of every study about every person of the site, and the epsilon that each person has spent.
 
     ledger = Ledger(state / "ledger.db")                     # created if absent; verified; ``InputError`` if damaged or incomplete
-    ledger.charge(persons, events, run=..., ..., max_epsilon=8.0, delta=1e-5)   # before the reply is computed; ``SiteError``: over budget
-    ledger.charge_all([(training, events), (validation, counts)], run=..., ...) # one reply about several groups: all or nothing
+    ledger.charge_all([(training, events), (validation, counts)], run=..., ..., max_epsilon=8.0, delta=1e-5)
+                                                             # before the reply is computed, all or nothing; ``SiteError``: over budget
     ledger.note_unprotected(persons, run=..., ...)           # a release without differential privacy: listed, never summed
     ledger.spent(delta), ledger.spends(delta), show(path, max_epsilon, delta), to_json(path, max_epsilon, delta)
 
@@ -11,7 +11,7 @@ in it. The ledger stores persons as keyed hashes of their ids, and each set of p
 is a row with a group and its events. A person's events are those of all groups that include the person; the site's spent epsilon is the
 largest over its persons. A person is an id: a person with a new id counts as a new person, with a new budget.
 
-**Never under-counted.** A charge is one transaction, on the disk before ``charge`` returns and therefore before the reply is computed:
+**Never under-counted.** A charge is one transaction, on the disk before ``charge_all`` returns and therefore before the reply is computed:
 SQLite with a rollback journal and synchronous=EXTRA, which also syncs the folder after the rollback journal is deleted (FULL does not:
 after a power loss an old rollback journal could undo a charge; a write-ahead log would keep charges in a second file that a copy of the
 ledger lacks). A site that is killed between the two steps has a charge without a reply, never a reply without a charge. A reply that is
@@ -147,10 +147,6 @@ class Ledger:
                 db.execute("INSERT INTO secret VALUES (?)", [secrets.token_bytes(_KEY)])
             self._recognise(db)
             _verify(db, path, self._key, answered)
-
-    def charge(self, persons: Sequence[str], events: Sequence[DpEvent], **info: Unpack[ChargeInfo]) -> float:
-        """``charge_all`` for one group of persons."""
-        return self.charge_all([(persons, events)], **info)
 
     def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **info: Unpack[ChargeInfo]) -> float:
         """Charges what one reply will release: to the persons of each part, the events of that part. All charges are written, or none.

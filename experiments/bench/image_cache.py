@@ -1,10 +1,9 @@
-"""Benchmark: epochs over a cohort of volumes through torch's ``DataLoader``: random crops from the image cache, against MONAI's
-``PersistentDataset`` with the same transforms, from the second epoch on (in the first, both fill their caches).
+"""Epochs over a cohort of volumes: whole images from the image cache, as a study reads them, against MONAI's ``PersistentDataset`` of the
+same transforms through torch's ``DataLoader``, from the second epoch on (in the first each makes what it keeps).
 
-The volumes are a spleen CT (public data; a synthetic volume if it is missing) of 128 x 128 x 128 voxels with different noise in each, with
-a mask. Both read from the page cache on one thread, in batches of 4: ``DataLoader(dataset, batch_size=4, shuffle=True)``, and fedml also
-with ``batch_size=None`` over a batch sampler. MONAI's mask is stored as in its tutorials (float32), or as uint8. MONAI's crops must equal
-fedml's at the same positions within half precision. With workers, most of such a short epoch is the start of the workers.
+The volumes are a spleen CT (public data; a synthetic volume where it is not there) brought to 128 x 128 x 128 voxels with other noise
+each, with a mask. Both read from the page cache on one thread, in batches of 4, in an order drawn for each epoch. MONAI's mask is kept as
+its tutorials have it (float32), or as uint8. Its volumes must be ours within half precision.
 
     .venv/bin/python experiments/bench/image_cache.py [REPEATS] [VOLUMES]
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from monai.data import PersistentDataset
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler
+from torch.utils.data import DataLoader
 
-from fedml.cohort.images.cache import Crops, ImageCache, open_cache
+from fedml.cohort.images.cache import ImageCache, open_cache
 from fedml.cohort.images.items import Item, Raw
+from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.transforms import deterministic
 from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.study.imaging import Preprocess
@@ -35,7 +34,7 @@ from fedml.study.imaging import Preprocess
 DATA = Path(__file__).parents[3] / "shared" / "data" / "nifti" / "spleen_ct"
 SPEC = Preprocess(orientation="RAS", window=(-57.0, 164.0), size=(128, 128, 128))
 HALF = 2**-12
-Crop = tuple[int, int, int]
+BATCH = 4
 
 
 def scan() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
@@ -65,26 +64,22 @@ def read(item: Item) -> Raw:
     return Raw(np.asarray(image.dataobj, np.float32)[None], image.affine, np.asarray(mask.dataobj)[None])
 
 
-def peer(data: list[dict[str, str]], folder: Path, crop: Crop, small_mask: bool) -> PersistentDataset:
-    """MONAI's dataset: load and deterministic transforms, cached; then a random crop."""
+def peer(data: list[dict[str, str]], folder: Path, small_mask: bool) -> PersistentDataset:
+    """MONAI's way: load, the same deterministic part, kept."""
     keys = ("image", "mask")
     steps: list[Any] = [mt.LoadImaged(keys, ensure_channel_first=True), *deterministic(SPEC, keys).transforms]
     steps += [mt.CastToTyped("mask", dtype=torch.uint8)] if small_mask else []
-    steps += [mt.RandSpatialCropd(keys, crop, random_size=False)]
-    return PersistentDataset(data, mt.Compose(steps).set_random_state(0), cache_dir=folder)
+    return PersistentDataset(data, mt.Compose(steps), cache_dir=folder)
 
 
-def check(theirs: PersistentDataset, cache: ImageCache, crop: Crop) -> None:
-    """Asserts that MONAI's crops equal the cache's at the same positions."""
-    cropper = theirs.transform.transforms[-1].cropper
+def check(theirs: PersistentDataset, cache: ImageCache) -> None:
+    """The peer's volumes are ours."""
     for at in range(len(cache)):
-        drawn = theirs[at]
-        start = [part.start for part in cropper._slices]
-        mask = cache.mask(at, start, crop)
-        assert drawn["image"].shape == (1, *crop)
-        assert float((cache.image(at, start, crop) - drawn["image"]).abs().max()) <= HALF
+        item, mask = theirs[at], cache.mask(at)
+        assert item["image"].shape == cache.shapes[at]
+        assert float((cache.image(at) - item["image"]).abs().max()) <= HALF
         assert mask is not None
-        assert torch.equal(mask, drawn["mask"].to(torch.uint8))
+        assert torch.equal(mask, item["mask"].to(torch.uint8))
 
 
 def on_disk(folder: Path) -> int:
@@ -97,18 +92,31 @@ def megabytes(ours: int, theirs: int) -> tuple[str, str, str]:
     return f"{ours / 2**20:.0f}", f"{theirs / 2**20:.0f}", f"{100 * ours / theirs:.1f} %"
 
 
-def epoch(dataset: Any, workers: int, own_batches: bool = False) -> Callable[[], float]:
-    """Seconds of one pass over the loader."""
+def our_epoch(cache: ImageCache) -> float:
+    """Seconds of one pass over the cache in batches of 4, as a cohort takes its rows."""
+    at = np.arange(len(cache))
+    images, masks = mapped(cache, at), mapped(cache, at, masks=True)
 
     def run() -> None:
-        how: dict[str, Any] = {"batch_size": 4, "shuffle": True}
-        if own_batches:
-            how = {"batch_size": None, "sampler": BatchSampler(RandomSampler(dataset), 4, drop_last=False)}
-        for batch in DataLoader(dataset, num_workers=workers, **how):
+        order = np.random.default_rng().permutation(len(cache))
+        for begin in range(0, len(order), BATCH):
+            rows = order[begin : begin + BATCH]
+            image, mask = torch.from_numpy(images[rows]), torch.from_numpy(masks[rows])
+            assert image.dtype == torch.float32
+            assert mask.shape == image.shape
+
+    return seconds(run)
+
+
+def their_epoch(dataset: PersistentDataset) -> float:
+    """Seconds of one pass over the peer's loader."""
+
+    def run() -> None:
+        for batch in DataLoader(dataset, batch_size=BATCH, shuffle=True):
             assert batch["image"].dtype == torch.float32
             assert batch["mask"].shape == batch["image"].shape
 
-    return lambda: seconds(run)
+    return seconds(run)
 
 
 def main() -> None:
@@ -131,25 +139,20 @@ def main() -> None:
         our_bytes = on_disk(root / "ours")
         for small_mask in (False, True):
             folder, kind = root / f"peer{small_mask}", "uint8" if small_mask else "float32"
-            whole = peer(data, folder, (128, 128, 128), small_mask)
-            took = seconds(partial(list, map(whole.__getitem__, range(count))))
+            theirs = peer(data, folder, small_mask)
+            took = seconds(partial(list, map(theirs.__getitem__, range(count))))
             theirs_mb = on_disk(folder)
             disks.append((f"image and mask, the peer's mask {kind}", *megabytes(our_bytes, theirs_mb), f"{first:.1f}", f"{took:.1f}"))
-            for side in (64, 96):
-                crop = (side, side, side)
-                theirs, ours = peer(data, folder, crop, small_mask), Crops(cache, crop)
-                check(theirs, cache, crop)
-                for own, workers in ((False, 0), (True, 0), (False, 2)) if not small_mask else ((False, 0), (True, 0)):
-                    pairs = paired(epoch(ours, workers, own), epoch(theirs, workers), repeats)
-                    name = f"{side}^3, peer's mask {kind}, {workers} workers{', our batches' if own else ''}"
-                    rows.append((*pairs.row(name, 1e3 / count), f"{1 / pairs.ratio:.1f}"))
+            check(theirs, cache)
+            pairs = paired(partial(our_epoch, cache), partial(their_epoch, theirs), repeats)
+            rows.append((*pairs.row(f"128^3, peer's mask {kind}", 1e3 / count), f"{1 / pairs.ratio:.1f}"))
         image_bytes = sum(path.stat().st_size for path in (root / "ours").rglob("image.bin"))
         disks.append(("images only, against float32 voxels", *megabytes(image_bytes, count * 128**3 * 4), "", ""))
         heads = ("", "ours (MB)", "peer (MB)", "ours / peer", "ours built (s)", "peer built (s)")
         table(f"disk for {count} volumes of 128^3", heads, disks)
         print(f"  ours reopened, with a check of all bytes of the sources and, if small, of the cache: {again:.2f} s")
         head = ("", "ours (ms)", "peer (ms)", "ratio", "range", "ours is x faster")
-        table(f"a volume's crop in batches of 4, epoch 2 and later, median of {repeats} epochs of {count} volumes", head, rows)
+        table(f"a whole volume in batches of 4, epoch 2 and later, median of {repeats} epochs of {count} volumes", head, rows)
 
 
 if __name__ == "__main__":

@@ -110,18 +110,6 @@ def _superlink(home: Path) -> subprocess.Popen[bytes]:
     raise RunError(f"the SuperLink did not start: {why} {log_tail(home)}")
 
 
-def restart_superlink(folder: Path) -> None:
-    """Stops the SuperLink and starts it again on the same port and database, which sites have to survive."""
-    home = home_of(folder)
-    try:
-        state = Running(**json.loads((home / RECORD).read_text()))  # the SuperLink itself may have ended already
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: no federation is running; start it with `fedml federation up --sites {folder}`.") from error
-    stop_group(state.superlink)
-    superlink = _superlink(home)
-    write_whole(home / RECORD, json.dumps({**asdict(state), "superlink": superlink.pid}).encode())
-
-
 def _join(site: Site, home: Path, port: int) -> None:
     """Creates the site's key and adds the root certificate and a ``[connection]``, as an administrator would do by hand."""
     if not (site.folder / "node.key").exists():

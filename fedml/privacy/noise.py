@@ -8,14 +8,14 @@ beyond with probability below 1e-19), the second with 53. The Box-Muller transfo
 Floating point: the last bits of a sum of a float value and float noise can reveal the value (Mironov 2012, for Laplace; Haney et al. 2022,
 for every additive mechanism). Therefore ``add_gaussian`` adds in float64 and rounds the sum to a grid of about a millionth of the standard
 deviation: the grid depends on ``std`` only, every grid point can be reached from every value in very many ways, and rounding is
-post-processing. Use it instead of adding ``secure_gaussian`` to a value in float32.
+post-processing.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -43,15 +43,6 @@ def add_gaussian(values: torch.Tensor, std: float, *, entropy: Entropy = os.uran
         part = part + _standard_normal(len(part), entropy) * std
         flat[begin : begin + 2 * _BLOCK] = (part / step).round_().mul_(step)
     return out
-
-
-def secure_gaussian(shape: Sequence[int], std: float, *, entropy: Entropy = os.urandom) -> torch.Tensor:
-    """N(0, std^2), float32 on the grid (each number is an exact multiple of the step).
-
-    Raises:
-        ValueError: ``std`` is not positive and finite.
-    """
-    return add_gaussian(torch.zeros(tuple(shape)), std, entropy=entropy)
 
 
 def uniform_words(count: int, entropy: Entropy = os.urandom) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

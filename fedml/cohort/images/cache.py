@@ -1,9 +1,8 @@
 """Caches a cohort's images after deterministic preprocessing, in half precision in one memory-mapped file.
 
     cache = open_cache(Path("cache"), Path("images"), items, spec, read, reader="nifti", say=print)
-    cache.kept, cache.left_out                                   # indices of the cached items; reasons why others are excluded
-    cache.image(0, start=(10, 20, 5), size=(96, 96, 96))         # float32 (channels, 96, 96, 96): only the crop is read from the disk
-    DataLoader(Crops(cache, (96, 96, 96), seed=7, random_part=random(augment, ("image", "mask"))), batch_size=4)
+    cache.kept, cache.left_out                                   # which of items are in it; why the others are not
+    cache.image(0), cache.mask(0)                                # float32 (channels, *size), uint8 or None; read from the disk here
 
 A cache entry is a folder: ``image.bin`` (float16, items in order), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
 SHA-256, or the reason of its exclusion) and ``meta.json``. An item's key is the SHA-256 over the bytes of its files, the spec, the reader
@@ -34,7 +33,6 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
 
 from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
 from fedml.cohort.images.items import Item, Raw, Read
@@ -99,72 +97,15 @@ class ImageCache:
         versions."""
         return self._index[int(self.kept[at])].key
 
-    def image(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor:
-        """Item ``kept[at]``, or a crop of ``size`` voxels from ``start``: float32 (channels, *size), a new tensor or written to ``out``.
+    def image(self, at: int, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Item ``kept[at]``: float32 (channels, *size) in new memory, or written to ``out`` of that shape."""
+        return torch.empty(self.shapes[at]).copy_(self._images[at]) if out is None else out.copy_(self._images[at])
 
-        Voxels outside the image are 0, the low end of the window. Defaults: ``start`` at the first voxel, ``size`` the whole image.
-        """
-        return _crop(self._images[at], start, size, torch.float32, out)
-
-    def mask(self, at: int, start: Sequence[int] = (), size: Sequence[int] = (), out: torch.Tensor | None = None) -> torch.Tensor | None:
-        """The mask of the same crop: uint8 (mask channels, *size), 0 outside the image; None if the item has no mask."""
-        return _crop(self._masks[at], start, size, torch.uint8, out) if self.mask_shapes[at] else None
-
-
-@final
-class Crops(Dataset[dict[str, torch.Tensor]]):
-    """Random crops for a ``DataLoader``: ``image`` float32 (channels, *size), ``mask`` uint8 if all items have a mask, ``item`` (index).
-
-    The crop position and the random transform depend on (seed, epoch, item) only, not on the order or the number of workers.
-    ``crops[[3, 1]]`` is a batch in one tensor: ``DataLoader(crops, batch_size=None, sampler=BatchSampler(...))`` saves one copy.
-
-    Args:
-        size: voxels of the crop along each axis; empty: whole items. A smaller item is padded with 0.
-        random_part: a MONAI transform with ``set_random_state``, of dictionaries with ``image`` and ``mask``; see ``transforms.random``.
-    """
-
-    def __init__(self, cache: ImageCache, size: Sequence[int] = (), seed: int = 0, random_part: Any = None) -> None:
-        self.cache, self.size, self.seed, self.epoch = cache, tuple(size), seed, 0
-        self._random, self._masks = random_part, all(cache.mask_shapes)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Call before each pass over the loader. Has no effect on workers that persist between passes (``persistent_workers``)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.cache)
-
-    def __getitem__(self, at: int | Sequence[int]) -> dict[str, torch.Tensor]:
-        if not isinstance(at, Sequence):
-            return self._item(at, None)
-        shapes, masks = ({kind[k][:1] + (self.size or kind[k][1:]) for k in at} for kind in (self.cache.shapes, self.cache.mask_shapes))
-        if len(shapes) != 1 or (self._masks and len(masks) != 1):
-            raise ValueError("items of different shapes cannot be a batch; give Crops a size")
-        out = {"image": torch.empty((len(at), *shapes.pop())), "item": torch.empty(len(at), dtype=torch.int64)}
-        if self._masks:
-            out["mask"] = torch.empty((len(at), *masks.pop()), dtype=torch.uint8)
-        for row, k in enumerate(at):
-            into = {key: values[row] for key, values in out.items()}
-            for key, value in self._item(k, into).items():
-                if value is not into[key]:
-                    into[key].copy_(value)
-        return out
-
-    def _item(self, at: int, out: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-        """Item ``at``; image and mask are written to ``out`` unless a random transform follows."""
-        generator, into = np.random.default_rng((self.seed, self.epoch, at)), out or {}
-        start: Sequence[int] = ()
-        if self.size:
-            room = [max(0, have - want) for have, want in zip(self.cache.shapes[at][1:], self.size, strict=True)]
-            start = [int(corner) for corner in generator.integers(0, room, endpoint=True)]
-        found = {"image": self.cache.image(at, start, self.size, into.get("image"))}
-        mask = self.cache.mask(at, start, self.size, into.get("mask")) if self._masks else None
-        if mask is not None:
-            found["mask"] = mask
-        if self._random is not None:
-            self._random.set_random_state(int(generator.integers(2**32)))
-            found = {key: torch.as_tensor(value).to(found[key].dtype) for key, value in self._random(found).items()}
-        return found | {"item": torch.tensor(int(self.cache.kept[at]))}
+    def mask(self, at: int, out: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Its mask: uint8 (channels of the mask, *size) in new memory, or written to ``out``; None where the item has none."""
+        if not self.mask_shapes[at]:
+            return None
+        return self._masks[at].clone() if out is None else out.copy_(self._masks[at])
 
 
 Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
@@ -264,26 +205,9 @@ def _mapped(path: Path, kind: torch.dtype, shapes: Sequence[tuple[int, ...]]) ->
         return [torch.empty(0, dtype=kind) for _ in shapes]
     values = np.asarray(np.memmap(path, np.float16 if kind is torch.float16 else np.uint8, "r", shape=(sum(counts),)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the map is read-only, which is safe because crops are copies
+        warnings.simplefilter("ignore")  # that it is read-only: what is given out is a copy
         whole = torch.from_numpy(values)
     return [part.view(shape or (0,)) for part, shape in zip(torch.split(whole, counts), shapes, strict=True)]
-
-
-def _crop(whole: torch.Tensor, start: Sequence[int], size: Sequence[int], kind: torch.dtype, out: torch.Tensor | None) -> torch.Tensor:
-    """``size`` voxels from ``start`` as type ``kind``, written to ``out`` or a new tensor; 0 outside ``whole``."""
-    have = whole.shape[1:]
-    start, size = tuple(start) or (0,) * len(have), tuple(size) or tuple(have)
-    if not len(start) == len(size) == len(have):
-        raise ValueError(f"crop has {len(size)} axes and {len(start)} start coordinates, the image has {len(have)} axes")
-    inside = [slice(max(0, s), max(0, min(h, s + n))) for s, n, h in zip(start, size, have, strict=True)]
-    part = whole[(slice(None), *inside)]
-    out = torch.empty((whole.shape[0], *size), dtype=kind) if out is None else out
-    if part.shape == out.shape:
-        return out.copy_(part)
-    out.zero_()
-    if part.numel():
-        out[(slice(None), *(slice(w.start - s, w.stop - s) for w, s in zip(inside, start, strict=True)))] = part
-    return out
 
 
 def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:

@@ -1,7 +1,7 @@
 """Genotype counts and the small-cell rule of a site, and allele frequency, call rate and Hardy-Weinberg test of pooled counts.
 
-    counts = genotype_counts(dosage)                     # at a site: (4, variants), additive over sites and over chunks of persons
-    hidden = small_cells(dosage, groups, min_count=5)    # at the site: True where the site withholds the variant's counts
+    counts = genotype_counts(dosage)                     # at a site: (4, variants), adds up over sites and over chunks of persons
+    hidden = small_cells_of(group_counts(dosage, groups), min_count=5)    # at the site: True where the variant's numbers do not leave it
     frequency = allele_frequency(total)                  # at the server, on the sum of the sites' counts
     p = hardy_weinberg_p(*total[:3])
 
@@ -55,25 +55,19 @@ def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
 
 
 def small_cells_of(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,): ``small_cells``, from a site's complete ``group_counts`` (groups, 4, variants)."""
-    cells = counts[:, :3]
-    return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
+    """(variants,): True where the variant's numbers do not leave the site.
 
-
-def small_cells(dosage: Dosage, groups: npt.NDArray[np.bool_], min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,): True where the site withholds the variant's counts.
-
-    A site withholds them if, within any group, 1 to ``min_count`` - 1 persons have a genotype (0, 1 or 2 ALT alleles): a reader who knows
-    the group's members could learn the genotype of these persons. A count of 0 is not a small cell. Missing calls are not considered,
-    because whether a call was made depends on the laboratory, not on the person.
+    They do not where, within any group, any genotype (0, 1 or 2 ALT alleles) is carried by 1 to ``min_count`` - 1 persons: who knows who
+    is in the group would learn the genotype of each of them. A genotype that no person carries is not a small cell. Missing calls are not
+    counted: whether the laboratory made a call is not a trait of a person.
 
     Args:
-        groups: (groups, persons) bool; the first group is all persons, further groups are for instance cases and controls, women and men.
-        min_count: 1 or less withholds nothing.
+        counts: (groups, 4, variants), a site's whole ``group_counts``; the first group is all persons, others for instance cases and
+            controls, women and men.
+        min_count: 1 or less hides nothing.
     """
-    if min_count <= 1:
-        return np.zeros(dosage.shape[1], np.bool_)
-    return small_cells_of(group_counts(dosage, groups), min_count)
+    cells = counts[:, :3]
+    return np.asarray(((cells > 0) & (cells < min_count)).any((0, 1)))
 
 
 def centred(dosage: Dosage, frequency: Array) -> Array:

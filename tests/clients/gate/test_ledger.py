@@ -69,7 +69,7 @@ def everything(path: Path) -> list[str]:
 
 def refused(ledger: Ledger, *args: Any, **kwargs: Any) -> str:
     with pytest.raises(SiteError) as caught:
-        ledger.charge(*args, **kwargs)
+        ledger.charge_all([args], **kwargs)
     assert caught.value.reason is Reason.BUDGET
     return str(caught.value)
 
@@ -88,10 +88,10 @@ def test_spent_is_the_largest_over_persons_in_any_order_under_any_name(
     folder = tmp_path_factory.mktemp("ledger")
     one, other = Ledger(folder / "one.db"), Ledger(folder / "other.db")
     for persons, z in charges:
-        bound = one.charge(sorted(persons), gaussian(z), **told(granted=math.inf))
+        bound = one.charge_all([(sorted(persons), gaussian(z))], **told(granted=math.inf))
         assert bound >= worst(charges[: len(rows(one.path))], persons)
     for k, (persons, z) in enumerate(r.sample(charges, len(charges))):
-        other.charge(r.sample(sorted(persons), len(persons)), gaussian(z), **told(name=f"study-{k}", run=str(k), granted=math.inf))
+        other.charge_all([(r.sample(sorted(persons), len(persons)), gaussian(z))], **told(name=f"study-{k}", run=str(k), granted=math.inf))
     assert one.spent(DELTA) == other.spent(DELTA) == Ledger(one.path).spent(DELTA) == worst(charges)
     assert one.persons() == len(frozenset().union(*(p for p, _ in charges)))
 
@@ -107,7 +107,7 @@ def test_what_is_refused_is_what_would_pass_and_leaves_nothing(
             refused(ledger, sorted(persons), gaussian(z), **told(granted=granted, ahead=more))
             assert everything(ledger.path) == before
         else:
-            assert ledger.charge(sorted(persons), gaussian(z), **told(granted=granted, ahead=more)) <= granted
+            assert ledger.charge_all([(sorted(persons), gaussian(z))], **told(granted=granted, ahead=more)) <= granted
             kept.append((persons, z))
     assert len(rows(ledger.path)) == len(kept)
     assert ledger.spent(DELTA) == worst(kept) <= granted
@@ -117,9 +117,9 @@ def test_sampled_events_are_composed_over_studies(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     first, second, third = sampled_gaussian(0.1, 1.2, 10), sampled_gaussian(0.3, 2.0, 4), gaussian(4.0)
     for k in range(3):
-        ledger.charge(["a", "b"], first, **told("one", round=k + 1, ahead=2 - k))
-        ledger.charge(["b", "c"], second, **told("two", round=k + 1))
-    ledger.charge(["c", "d"], third, **told("three"))
+        ledger.charge_all([(["a", "b"], first)], **told("one", round=k + 1, ahead=2 - k))
+        ledger.charge_all([(["b", "c"], second)], **told("two", round=k + 1))
+    ledger.charge_all([(["c", "d"], third)], **told("three"))
     assert ledger.spent(DELTA) == max(epsilon(3 * first + 3 * second, DELTA), epsilon(3 * second + third, DELTA))
     alone = {row.study_name: (row.epsilon, row.messages, row.persons) for row in ledger.spends(DELTA)}
     assert alone == {
@@ -133,27 +133,27 @@ def test_leaving_one_person_out_or_renaming_does_not_reset_the_budget(tmp_path: 
     ledger, persons = Ledger(tmp_path / "ledger.db"), [f"p{k}" for k in range(30)]
     granted = worst([(frozenset("a"), 3.0)] * 4)
     for k in range(4):
-        ledger.charge(persons, gaussian(3.0), **told(round=k, granted=granted))
+        ledger.charge_all([(persons, gaussian(3.0))], **told(round=k, granted=granted))
     refused(ledger, persons, gaussian(3.0), **told(round=5, granted=granted))
     for k in range(30):
         refused(ledger, [p for p in persons if p != f"p{k}"], gaussian(3.0), **told(f"another-{k}", "2", granted=granted))
     refused(ledger, ["p7"], gaussian(1000.0), **told("small", "3", granted=granted))
     refused(ledger, ["new", "p7"], gaussian(3.0), **told("mixed", "3", granted=granted))
-    assert ledger.charge(["new"], gaussian(3.0), **told("new", "3", granted=granted)) == borne([(frozenset("a"), 3.0)], "a")
+    assert ledger.charge_all([(["new"], gaussian(3.0))], **told("new", "3", granted=granted)) == borne([(frozenset("a"), 3.0)], "a")
     assert len(rows(ledger.path)) == 5
 
 
 def test_the_same_answer_made_again_counts_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     for _ in range(2):
-        ledger.charge(["a"], gaussian(3.0), **told())
+        ledger.charge_all([(["a"], gaussian(3.0))], **told())
     assert ledger.spent(DELTA) == borne([(frozenset("a"), 3.0)] * 2, "a")
 
 
 def test_a_person_named_twice_is_one_person(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    ledger.charge(["a", "b", "a"], gaussian(3.0), **told())
-    ledger.charge(["b", "a"], gaussian(3.0), **told())
+    ledger.charge_all([(["a", "b", "a"], gaussian(3.0))], **told())
+    ledger.charge_all([(["b", "a"], gaussian(3.0))], **told())
     assert {row[2] for row in rows(ledger.path)} == {1}
     assert ledger.persons() == 2
 
@@ -175,9 +175,9 @@ def test_a_study_of_exactly_the_budget_runs_to_its_end_and_no_further(tmp_path: 
     study = make_study(sites=("a",), federation__rounds=12, privacy=plan | {"ranges": {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}})
     ledger, persons = Ledger(tmp_path / "ledger.db"), [f"a{k}" for k in range(140)]
     what: dict[str, Any] = {"granted": 3.0, "study": study.sha256}
-    ledger.charge(persons, message_events(study, "a", Phase.STATISTICS, 0)["train"], **told(phase="statistics", round=0, **what))
+    ledger.charge_all([(persons, message_events(study, "a", Phase.STATISTICS, 0)["train"])], **told(phase="statistics", round=0, **what))
     for k in range(1, 13):
-        ledger.charge(persons, message_events(study, "a", Phase.ROUND, k)["train"], **told(round=k, ahead=12 - k, **what))
+        ledger.charge_all([(persons, message_events(study, "a", Phase.ROUND, k)["train"])], **told(round=k, ahead=12 - k, **what))
     assert ledger.spent(DELTA) == epsilon(training_events(study, "a"), DELTA) <= 3.0
     refused(ledger, persons, message_events(study, "a", Phase.ROUND, 1)["train"], **told(run="2", **what))
 
@@ -191,16 +191,16 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     refused(ledger, ["a"], gaussian(3.0), **told(granted=math.nan))
     for persons, events in (([], gaussian(3.0)), (["a"], [])):
         with pytest.raises(ValueError, match="about persons"):
-            ledger.charge(persons, events, **told())
+            ledger.charge_all([(persons, events)], **told())
     assert rows(ledger.path) == []
-    assert ledger.charge(["a"], sampled_gaussian(1.0, 900.0, 10), **told(ahead=10**6)) < 0.1  # too far ahead to count, itself not
+    assert ledger.charge_all([(["a"], sampled_gaussian(1.0, 900.0, 10))], **told(ahead=10**6)) < 0.1  # too far ahead to count, itself not
 
 
 def test_what_has_no_privacy_is_kept_apart(tmp_path: Path) -> None:
     ledger, told_of = Ledger(tmp_path / "ledger.db"), {k: told("open")[k] for k in ("run", "study", "study_name", "phase", "round")}
     ledger.note_unprotected(["a", "b", "c"], **told_of)
     assert (ledger.spent(DELTA), ledger.persons()) == (0.0, 0)
-    ledger.charge(["a"], gaussian(3.0), **told())
+    ledger.charge_all([(["a"], gaussian(3.0))], **told())
     once = borne([(frozenset("a"), 3.0)], "a")
     assert (ledger.spent(DELTA), ledger.persons()) == (once, 1)
     assert [(r.study_name, r.epsilon, r.persons) for r in ledger.spends(DELTA)] == [("open", math.inf, 3), ("heart", once, 1)]
@@ -214,8 +214,8 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
     assert not path.exists()
     ledger = Ledger(path)
     for k in range(4):
-        ledger.charge(["a", "b"], gaussian(3.0), **told("heart", run=str(k % 2), round=k))
-    ledger.charge(["b"], gaussian(2.0), **told("lung"))
+        ledger.charge_all([(["a", "b"], gaussian(3.0))], **told("heart", run=str(k % 2), round=k))
+    ledger.charge_all([(["b"], gaussian(2.0))], **told("lung"))
     text, spent = show(path, 8.0, DELTA), ledger.spent(DELTA)
     assert f"spent    epsilon {math.ceil(100 * spent) / 100:.2f}, the most" in text
     assert f"left     epsilon {math.floor(100 * (8 - spent)) / 100:.2f} for that person" in text
@@ -227,7 +227,7 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
     made = json.loads(to_json(path, 8.0, DELTA))
     assert (made["spent"], made["left"], made["persons"]) == (spent, 8.0 - spent, 2)
     assert {s["study_name"]: s["epsilon"] for s in made["studies"]} == {r.study_name: r.epsilon for r in ledger.spends(DELTA)}
-    ledger.charge(["c"], gaussian(0.0), **told("bare", granted=math.inf))
+    ledger.charge_all([(["c"], gaussian(0.0))], **told("bare", granted=math.inf))
     assert "spent    epsilon infinity" in show(path, math.inf, DELTA)
     assert "left     epsilon 0.00" in show(path, math.inf, DELTA)
     assert json.loads(to_json(path, 8.0, DELTA))["spent"] is None
@@ -236,7 +236,7 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
 def test_no_person_can_be_read_off_the_file(tmp_path: Path) -> None:
     persons = [f"NHS-{k:07d}" for k in range(50)]
     for name in ("one.db", "other.db"):
-        Ledger(tmp_path / name).charge(persons, gaussian(3.0), **told())
+        Ledger(tmp_path / name).charge_all([(persons, gaussian(3.0))], **told())
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
         assert not any(p.encode() in path.read_bytes() for p in persons)
@@ -265,7 +265,7 @@ def serve(folder, run, most):
     ledger, r = Ledger(folder / "ledger.db"), random.Random(run)
     for number in range(most):
         persons, z = r.choice(["ab", "bc", "cde", "b", "".join(r.sample("abcdefgh", 4))]), r.choice([20.0, 30.0])
-        ledger.charge(list(persons), gaussian(z), run=run, study="s" * 64, study_name="s", phase="round", round=number,
+        ledger.charge_all([(list(persons), gaussian(z))], run=run, study="s" * 64, study_name="s", phase="round", round=number,
                       max_epsilon=1e6, delta=1e-5)
         release(folder, run, number, persons, z)
 
@@ -369,7 +369,7 @@ def recovered(folder: Path, run: str) -> int:
     assert not released - charged
     true = worst([(frozenset(p), float(z)) for _, _, p, z in lines])
     assert ledger.spent(DELTA) >= true
-    ledger.charge(["a", "h"], gaussian(20.0), **told(run=run, round=9999, granted=1e6))
+    ledger.charge_all([(["a", "h"], gaussian(20.0))], **told(run=run, round=9999, granted=1e6))
     assert not path.with_name("ledger.db-journal").exists()
     with file.open("a") as out:
         out.write(f"{run} 9999 ah 20.0\n")
@@ -447,7 +447,7 @@ def test_a_charge_is_on_the_disk_when_it_returns_not_after_the_reply(site: Site,
         site.start(tmp_path, f"run-{k}", k + 1)  # the last thing it does after ``charge`` is to end without a word, by _exit
         assert site.ended() == 0
     ledger = Ledger(tmp_path / "other.db")
-    ledger.charge(["a"], gaussian(3.0), **told())
+    ledger.charge_all([(["a"], gaussian(3.0))], **told())
     seen = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM charge').fetchone()[0])"
     command = [sys.executable, "-c", seen]
     assert subprocess.run([*command, str(ledger.path)], capture_output=True, text=True, check=True).stdout == "1\n"
@@ -470,7 +470,7 @@ def test_charges_are_durable_through_a_power_loss_by_their_settings(tmp_path: Pa
         return [f"{name} {db.execute(f'PRAGMA {name}').fetchone()[0]}" for name in ("journal_mode", "synchronous")]
 
     monkeypatch.setattr(sqlite3, "connect", connect)
-    Ledger(tmp_path / "ledger.db").charge(["a"], gaussian(3.0), **told())
+    Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **told())
     assert seen == ["journal_mode delete", "synchronous 3"]
 
 
@@ -489,7 +489,7 @@ sys.stdin.readline()
 ledger, passed = Ledger(path), 0
 for number in range(30):
     try:
-        ledger.charge(["a", "b", label], gaussian(3.0), run=label, study=label, study_name=label, phase="round", round=number,
+        ledger.charge_all([(["a", "b", label], gaussian(3.0))], run=label, study=label, study_name=label, phase="round", round=number,
                       max_epsilon=granted, delta=1e-5)
         passed += 1
     except SiteError as error:
@@ -520,7 +520,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
     def work(label: str) -> None:
         for k in range(15):
             try:
-                ledger.charge(["a", label, str(k)], gaussian(3.0), **told(run=label, round=k, granted=granted))
+                ledger.charge_all([(["a", label, str(k)], gaussian(3.0))], **told(run=label, round=k, granted=granted))
             except SiteError:
                 continue
             passed.append(k)
@@ -541,7 +541,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
 def filled(path: Path, charges: int = 12) -> Ledger:
     ledger = Ledger(path)
     for k in range(charges):
-        ledger.charge([f"p{j}" for j in range(k % 3, 40)], gaussian(3.0 + k % 2), **told(f"study-{k % 2}", round=k))
+        ledger.charge_all([([f"p{j}" for j in range(k % 3, 40)], gaussian(3.0 + k % 2))], **told(f"study-{k % 2}", round=k))
     return ledger
 
 
@@ -651,7 +651,7 @@ def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], 
     path, sha = tmp_path / "ledger.db", answered(tmp_path, "patient", "7", 0)
     ledger = Ledger(path)
     for k in range(3):
-        ledger.charge(["a"], gaussian(3.0), **told(run="7", round=k + 1, study=sha))
+        ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=k + 1, study=sha))
     answered(tmp_path, "patient", "7", 3)
     Ledger(path)
     lose(path)
@@ -680,15 +680,15 @@ def test_a_site_that_was_killed_before_its_first_charge_begins_one(tmp_path: Pat
     log.append(direction="in", verdict="accepted", run="7", study=sha, study_name="toy", phase="round", round=1)
     log.append(direction="out", verdict="refused", run="7", study=sha, study_name="toy", phase="round", round=1, reason="internal")
     assert "No study has been charged." in show(tmp_path / "ledger.db", 8.0, DELTA)
-    assert Ledger(tmp_path / "ledger.db").charge(["a"], gaussian(3.0), **told()) > 0
+    assert Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **told()) > 0
 
 
 def test_an_older_copy_is_found(tmp_path: Path) -> None:
     path, copy, sha = tmp_path / "ledger.db", tmp_path / "copy", answered(tmp_path, "patient", "7", 0)
     ledger = Ledger(path)
-    ledger.charge(["a"], gaussian(3.0), **told(run="7", round=1, study=sha))
+    ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=1, study=sha))
     shutil.copy(path, copy)
-    ledger.charge(["a"], gaussian(3.0), **told(run="7", round=2, study=sha))
+    ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=2, study=sha))
     shutil.copy(copy, path)
     assert "replaced while it was in use" in refused(ledger, ["a"], gaussian(3.0), **told(run="7", round=3))
     answered(tmp_path, "patient", "7", 2)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import numpy as np
 import pytest
 
 from fedml.clients.gate.journal import Entry, entries, verify
+from fedml.experiments.federation.centre import superlink_options
+from fedml.experiments.federation.local import Running
 from fedml.flower.keys import write_node_key
-from fedml.flower.superlink import command_path, environment, free_ports, stop_group
+from fedml.flower.superlink import command_path, environment, free_ports, start_superlink, stop_group
 from fedml.runs.log import read_events
 from tests.command import command, run_json
 
@@ -388,13 +391,20 @@ def test_a_stranger_and_a_plain_connection_are_turned_away(work: Path, tmp_path:
             assert not plain.recv(100).startswith(b"HTTP/1.1 200")
 
 
+def start_superlink_again(folder: Path, before: Running) -> None:
+    """The SuperLink of ``folder`` on the same port and database, as an administrator restarts it; recorded, so that ``down`` ends it."""
+    home = folder / ".federation"
+    superlink = start_superlink(home, *superlink_options(home, "127.0.0.1"))
+    (home / "running.json").write_text(json.dumps({**asdict(before), "superlink": superlink.pid}))
+
+
 def test_sites_find_a_restarted_superlink_by_themselves(work: Path) -> None:
-    from fedml.experiments.federation.local import read_running, restart_superlink
+    from fedml.experiments.federation.local import read_running
 
     before = read_running(work / "sites")
     assert before
-    os.killpg(before.superlink, signal.SIGKILL)
-    restart_superlink(work / "sites")
+    stop_group(before.superlink, 0)
+    start_superlink_again(work / "sites", before)
     after = read_running(work / "sites")
     assert after
     assert after.superlink != before.superlink

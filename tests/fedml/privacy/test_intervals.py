@@ -17,7 +17,7 @@ from scipy import stats
 from scipy.special import expit
 from statsmodels.stats.proportion import proportion_confint
 
-from fedml.learning.differences import delong, over_seeds, paired_bootstrap, unpaired
+from fedml.learning.differences import over_seeds, paired_bootstrap, unpaired
 from fedml.privacy.counts import noised as add_noise
 from fedml.tasks.classification_counts import noised
 from fedml.tasks.counts import Counts, add_counts
@@ -27,6 +27,7 @@ from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task
 from fedml.tasks.segmentation_counts import Truth
 from tests.conftest import make_study
+from tests.delong import delong
 
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
 NUMBER = make_task(make_study(model__task="regression"))

@@ -16,16 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch.utils.data import BatchSampler, DataLoader
 
-from fedml.cohort.images.cache import Crops, ImageCache, open_cache
+from fedml.cohort.images.cache import ImageCache, open_cache
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.reasons import ItemError, Unusable
-from fedml.cohort.images.transforms import prepared, random
+from fedml.cohort.images.transforms import prepared
 from fedml.errors import InputError
-from fedml.study.imaging import Augment, Preprocess
+from fedml.study.imaging import Preprocess
 from tests.command import ROOT
 
 SPEC = Preprocess(spacing_mm=(1.0, 1.0, 2.0), window=(0.0, 200.0))
@@ -100,26 +97,6 @@ def test_a_second_start_reads_no_image(tmp_path: Path) -> None:
     assert torch.equal(again.image(2), first)
 
 
-@given(st.data())
-@settings(max_examples=40)
-def test_any_crop_is_that_of_the_whole(shared: tuple[Cohort, ImageCache], data: st.DataObject) -> None:
-    cache = shared[1]
-    at = data.draw(st.integers(0, len(cache) - 1))
-    start = [data.draw(st.integers(-4, side + 3)) for side in cache.shapes[at][1:]]
-    size = [data.draw(st.integers(1, side + 4)) for side in cache.shapes[at][1:]]
-    margin = 25
-    padded = np.pad(cache.image(at).numpy(), [(0, 0)] + [(margin, margin)] * 3)
-    wanted = padded[(slice(None), *(slice(s + margin, s + margin + n) for s, n in zip(start, size, strict=True)))]
-    np.testing.assert_array_equal(cache.image(at, start, size).numpy(), wanted)
-    whole = cache.mask(at)
-    if whole is not None:
-        padded = np.pad(whole.numpy(), [(0, 0)] + [(margin, margin)] * 3)
-        labels = cache.mask(at, start, size)
-        assert labels is not None
-        wanted = padded[(slice(None), *(slice(s + margin, s + margin + n) for s, n in zip(start, size, strict=True)))]
-        np.testing.assert_array_equal(labels.numpy(), wanted)
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, ImageCache]:
     folder = tmp_path_factory.mktemp("shared")
@@ -127,13 +104,27 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Cohort, ImageCache
     return cohort, cohort.open(folder / "cache")
 
 
-def test_a_crop_is_new_memory(shared: tuple[Cohort, ImageCache]) -> None:
+def test_an_image_is_new_memory(shared: tuple[Cohort, ImageCache]) -> None:
     cache = shared[1]
     before = cache.image(0)
     cache.image(0).zero_()
     assert torch.equal(cache.image(0), before)
-    with pytest.raises(ValueError, match="axes"):
-        cache.image(0, (0, 0), (2, 2))
+    mask = cache.mask(0)
+    assert mask is not None
+    assert mask.any()
+    kept = mask.clone()
+    mask.zero_()
+    assert torch.equal(cache.mask(0), kept)
+
+
+def test_an_image_is_written_where_it_is_wanted(shared: tuple[Cohort, ImageCache]) -> None:
+    cache = shared[1]
+    image, mask = torch.full(cache.shapes[2], torch.nan), torch.full(cache.mask_shapes[2], 9, dtype=torch.uint8)
+    assert cache.image(2, image) is image
+    assert cache.mask(2, mask) is mask
+    assert torch.equal(image, cache.image(2))
+    assert torch.equal(mask, cache.mask(2))
+    assert cache.mask(1, mask) is None
 
 
 def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
@@ -343,78 +334,11 @@ def test_several_images_of_one_file(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.stack([turned.image(k).numpy() for k in range(4)]), images[::-1])
 
 
-def batches(cache: ImageCache, epoch: int, workers: int, **how: Any) -> list[dict[str, torch.Tensor]]:
-    crops = Crops(cache, (6, 6, 6), seed=1, random_part=random(Augment(rotate_degrees=5, noise=0.01), ("image", "mask")))
-    crops.set_epoch(epoch)
-    return list(DataLoader(crops, num_workers=workers, **how))
-
-
-def test_crops_follow_from_seed_epoch_and_item_alone(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path)
-    cache = cohort.open(tmp_path / "cache", items=cohort.items[::2])  # those with a mask
-    first = batches(cache, 0, 0, batch_size=3)[0]
-    assert first["image"].shape == (3, 1, 6, 6, 6)
-    assert (first["image"].dtype, first["mask"].dtype) == (torch.float32, torch.uint8)
-    assert first["item"].tolist() == [0, 1, 2]
-    turned = batches(cache, 0, 2, batch_size=1, sampler=[2, 1, 0])
-    for at, batch in enumerate(turned):
-        assert torch.equal(batch["image"][0], first["image"][2 - at])
-        assert torch.equal(batch["mask"][0], first["mask"][2 - at])
-    assert not torch.equal(batches(cache, 1, 0, batch_size=3)[0]["image"], first["image"])
-
-
-def test_crops_are_places_of_the_image_and_its_mask(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, 1)
-    cache = cohort.open(tmp_path / "cache")
-    crops, corners = Crops(cache, (3, 3, 3), seed=2), set()
-    whole, mask = cache.image(0), cache.mask(0)
-    assert mask is not None
-    room = [side - 3 for side in cache.shapes[0][1:]]
-    places = [(x, y, z) for x in range(room[0] + 1) for y in range(room[1] + 1) for z in range(room[2] + 1)]
-    cuts = {place: whole[(slice(None), *(slice(p, p + 3) for p in place))] for place in places}
-    for epoch in range(60):
-        crops.set_epoch(epoch)
-        drawn = crops[0]
-        place = next(place for place, part in cuts.items() if torch.equal(part, drawn["image"]))
-        assert torch.equal(drawn["mask"], mask[(slice(None), *(slice(p, p + 3) for p in place))])
-        corners.add(place)
-    assert len(corners) > 20
-    assert {min(c[0] for c in corners), max(c[0] for c in corners)} == {0, room[0]}
-
-
-def test_whole_items_and_a_copy_for_a_worker(shared: tuple[Cohort, ImageCache]) -> None:
+def test_a_copy_for_a_worker(shared: tuple[Cohort, ImageCache]) -> None:
     cache = shared[1]
-    assert torch.equal(Crops(cache)[3]["image"], cache.image(3))
     other = copy.copy(cache)  # by the way that a spawned worker gets it
     assert torch.equal(other.image(3), cache.image(3))
     assert other.left_out == cache.left_out
-
-
-@pytest.mark.parametrize("augmented", [False, True])
-@pytest.mark.parametrize("size", [(6, 6, 6), (30, 2, 5)])
-def test_a_batch_in_one_piece_is_the_items(tmp_path: Path, size: tuple[int, int, int], augmented: bool) -> None:
-    cohort = Cohort(tmp_path)
-    cache = cohort.open(tmp_path / "cache", items=cohort.items[::2])
-    crops = Crops(cache, size, seed=3, random_part=random(Augment(flip=(0, 2), shift=0.1), ("image", "mask")) if augmented else None)
-    loader: Any = DataLoader(crops, batch_size=None, sampler=BatchSampler([2, 0, 1], 2, drop_last=False))
-    one, other = list(loader)
-    for at, row in (
-        (2, {k: v[0] for k, v in one.items()}),
-        (0, {k: v[1] for k, v in one.items()}),
-        (1, {k: v[0] for k, v in other.items()}),
-    ):
-        assert row.keys() == {"image", "mask", "item"}
-        for key, value in crops[at].items():
-            assert value.dtype == row[key].dtype
-            assert torch.equal(value, row[key])
-    with pytest.raises(ValueError, match="items of different shapes"):
-        Crops(cache)[[0, 1]]
-
-
-def test_without_a_mask_for_all_there_is_none(shared: tuple[Cohort, ImageCache]) -> None:
-    crops = Crops(shared[1], (4, 4, 4))
-    assert set(crops[0]) == {"image", "item"}
-    assert set(crops[[0, 1]]) == {"image", "item"}
 
 
 def test_names_are_not_in_the_cache(tmp_path: Path) -> None:

@@ -57,14 +57,14 @@ def test_small_cells_are_those_of_a_loop(dosage: Any, min_count: int, data: Any)
         any(1 <= sum(own[p] == g for p in range(len(own)) if group[p]) < min_count for group in groups for g in range(3))
         for own in dosage.T.tolist()
     ]
-    assert f.small_cells(dosage, groups, min_count).tolist() == wanted
+    assert f.small_cells_of(f.group_counts(dosage, groups), min_count).tolist() == wanted
 
 
 def test_a_missing_call_and_an_empty_cell_hide_nothing() -> None:
     dosage = np.array([[0, 0, 0, 0, 0, -1], [0, 0, 0, 1, 1, 1]], np.int8).T
     everybody = np.ones((1, 6), bool)
-    assert f.small_cells(dosage, everybody, 4).tolist() == [False, True]
-    assert not f.small_cells(dosage, everybody, 1).any()
+    assert f.small_cells_of(f.group_counts(dosage, everybody), 4).tolist() == [False, True]
+    assert not f.small_cells_of(f.group_counts(dosage, everybody), 1).any()
 
 
 def test_frequency_and_call_rate() -> None:
