@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutants
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
-        "strategies/gwas/test_gwas.py::test_no_association_without_an_approved_plan_of_it",
+        "clients/gate/test_gate_plan.py::test_a_study_that_was_not_approved_is_not_answered",
     ),
     "a request is answered twice": (
         [("clients/gate/gate.py", "if key in self._seen:", "if False:")],
