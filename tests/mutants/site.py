@@ -65,7 +65,7 @@ MUTANTS: Mutants = {
     ),
     "a charge does not follow from the one before": (
         [("clients/gate/ledger.py", "before + json.dumps(list(row)", "json.dumps(list(row)")],
-        "clients/gate/test_ledger.py::test_a_changed_ledger_refuses",
+        "clients/gate/test_ledger.py::test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_next",
     ),
     "records that are not declared pass": (
         [("fedml/contract/replies.py", "if not must <= set(reply) <= must | may | {JOURNAL}:", "if not must <= set(reply):")],
@@ -73,7 +73,7 @@ MUTANTS: Mutants = {
     ),
     "numbers that are not finite pass": (
         [("fedml/contract/replies.py", 'return value.dtype.kind != "f" or bool(np.isfinite(value).all())', "return True")],
-        "clients/work/test_client.py::test_weights_that_are_no_numbers_do_not_leave",
+        "fedml/contract/test_replies.py::test_arrays_and_metrics_are_those_that_are_declared",
     ),
     "a fine histogram of a subgroup passes": (
         [("fedml/contract/replies.py", 'if label and name == "histogram" and', "if False and")],
