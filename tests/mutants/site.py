@@ -9,7 +9,7 @@ ANSWERED = '            content = execute(request, message.content, Memory(conte
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
-        "strategies/gwas/test_gwas.py::test_no_association_without_an_approved_plan_of_it",
+        "clients/gate/test_gate_plan.py::test_a_study_that_was_not_approved_is_not_answered",
     ),
     "a request is answered twice": (
         [("clients/gate/gate.py", "if key in self._accepted:", "if False:")],
@@ -67,7 +67,7 @@ MUTANTS: Mutants = {
     ),
     "a charge does not follow from the one before": (
         [("clients/gate/ledger.py", "before + json.dumps(list(row)", "json.dumps(list(row)")],
-        "clients/gate/test_ledger.py::test_a_changed_ledger_refuses",
+        "clients/gate/test_ledger.py::test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_next",
     ),
     "records that are not declared pass": (
         [("fedml/contract/replies.py", "if not must <= set(reply) <= must | may | {JOURNAL}:", "if not must <= set(reply):")],
@@ -75,7 +75,7 @@ MUTANTS: Mutants = {
     ),
     "numbers that are not finite pass": (
         [("fedml/contract/replies.py", 'return value.dtype.kind != "f" or bool(np.isfinite(value).all())', "return True")],
-        "clients/work/test_client.py::test_weights_that_are_no_numbers_do_not_leave",
+        "fedml/contract/test_replies.py::test_arrays_and_metrics_are_those_that_are_declared",
     ),
     "a fine histogram of a subgroup passes": (
         [("fedml/contract/replies.py", "if label and (value", "if False and (value")],

@@ -74,6 +74,14 @@ def test_test_persons_are_looked_at_once_a_run_at_its_end(tmp_path: Path) -> Non
         assert site.ask("describe", number) == "rounds-beyond-policy"
 
 
+def test_a_study_that_was_not_approved_is_not_answered(tmp_path: Path) -> None:
+    site = Site(tmp_path / "a", make_study(sites=("a",)))
+    assert site.ask("describe", 0) == ""
+    site.study = make_study(sites=("a",), study__seed=1)  # the same but for its seed
+    for run, phase in enumerate(("describe", "statistics", "round"), 3):
+        assert site.ask(phase, int(phase == "round"), run) == "not-approved"
+
+
 def test_a_private_study_gives_out_nothing_that_its_figure_does_not_count(tmp_path: Path) -> None:
     site = Site(tmp_path / "a", make_study(sites=("a",), privacy=PRIVATE))
     for run in range(2, 6):

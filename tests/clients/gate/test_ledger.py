@@ -6,6 +6,7 @@ events of all studies that could have drawn the person.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -583,6 +584,27 @@ def test_a_changed_ledger_refuses(tmp_path: Path, statement: str, says: str) -> 
     for look in (lambda: Ledger(path), lambda: show(path, 8.0, DELTA), lambda: to_json(path, 8.0, DELTA)):
         with pytest.raises(InputError, match=says):
             look()
+
+
+def test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_next(tmp_path: Path) -> None:
+    """Whoever has the key can sign one row (keyed BLAKE2b of the digest before it and of the row); the next row still follows the old one."""
+    path = tmp_path / "ledger.db"
+    filled(path, 6)
+    with closing(sqlite3.connect(path)) as db:
+        key = db.execute("SELECT key FROM secret").fetchone()[0]
+        before = db.execute("SELECT digest FROM charge WHERE id = 3").fetchone()[0]
+        columns = "id, time, persons, events, run, study, study_name, phase, round"
+        row = list(db.execute(f"SELECT {columns}, digest FROM charge WHERE id = 4").fetchone())  # noqa: S608
+
+    def digest() -> bytes:
+        text = json.dumps(row[:9], separators=(",", ":")).encode()
+        return hashlib.blake2b(before + text, key=key, person=b"charge", digest_size=32).digest()
+
+    assert digest() == row[9], "the digest covers the one before it"
+    row[4] = "another"
+    change(path, f"UPDATE charge SET run = 'another', digest = x'{digest().hex()}' WHERE id = 4")
+    with pytest.raises(InputError, match="was changed at charge 5"):
+        Ledger(path)
 
 
 def test_rows_are_only_added(tmp_path: Path) -> None:
