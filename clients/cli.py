@@ -193,7 +193,7 @@ def approve(
     Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
     """
     from fedml.clients.gate import approvals
-    from fedml.clients.gate.journal import Journal
+    from fedml.clients.gate.journal import About, Journal
     from fedml.clients.service import prepare_state
     from fedml.clients.site.manifest import check_roster
     from fedml.strategies.describe import describe
@@ -209,7 +209,7 @@ def approve(
     state = prepare_state(site)
     approval = approvals.approve(state, study, _who(by))
     Journal(state / "journal.jsonl").append(
-        direction="site", study=study.sha256, study_name=study.study.name, verdict="noted", reason="approve"
+        direction="site", verdict="noted", about=About(study=study.sha256, study_name=study.study.name), reason="approve"
     )
     print(f"approved by {approval.approved_by} at {approval.approved_at}: {study.study.name} {study.sha256}")
 
@@ -225,12 +225,12 @@ def revoke(
     Example: fedml-site revoke heart --site /srv/fedml/site.toml
     """
     from fedml.clients.gate import approvals
-    from fedml.clients.gate.journal import Journal
+    from fedml.clients.gate.journal import About, Journal
 
     site = _site(site_file)
     for approval in approvals.revoke(site.state, study, _who(by)):
         Journal(site.state / "journal.jsonl").append(
-            direction="site", study=approval.sha256, study_name=approval.name, verdict="noted", reason="revoke"
+            direction="site", verdict="noted", about=About(study=approval.sha256, study_name=approval.name), reason="revoke"
         )
         print(f"revoked by {approval.revoked_by} at {approval.revoked_at}: {approval.name} {approval.sha256}")
 

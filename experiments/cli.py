@@ -54,9 +54,9 @@ def synth(
 
     Example: fedml synth out/sites --sites 3 --persons 120 --seed 1
     """
-    from fedml.synthetic.synthetic import write_synthetic
+    from fedml.synthetic.synthetic import Size, write_synthetic
 
-    truth = write_synthetic(out, sites=sites, persons=persons, seed=seed, image=image, progress=lambda line: print(line, flush=True))
+    truth = write_synthetic(out, Size(sites=sites, persons=persons), seed=seed, image=image, progress=lambda line: print(line, flush=True))
     print(f"{out}: {sites} sites of {persons} persons; the AUROC of the planted risk itself is {truth['oracle']['auroc']:.3f}")
 
 

@@ -33,9 +33,9 @@ RANGES = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}
 
 def demo(folder: Path) -> tuple[Path, Path]:
     """(run, sites) of the demo study, short: images, variants and clinical columns at three synthetic sites."""
-    from fedml.synthetic.synthetic import write_synthetic
+    from fedml.synthetic.synthetic import Size, write_synthetic
 
-    write_synthetic(folder / "sites", sites=3, persons=60, seed=1)
+    write_synthetic(folder / "sites", Size(sites=3, persons=60), seed=1)
     changes = {"federation.rounds": 2, "training.threads": 1}
     return finished(read_study(STUDIES / "demo.toml", overrides=changes), folder, STUDIES / "demo.toml"), folder / "sites"
 

@@ -168,7 +168,7 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
     """(reasons, sentences) of what was set aside, and the arrays that were read."""
-    from fedml.cohort.read_images import TooManyAside, read_images
+    from fedml.cohort.read_images import ImageRules, TooManyAside, read_images
     from fedml.errors import InputError
     from fedml.study.sections import ImageShape
 
@@ -178,7 +178,8 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
     shape = None if how.size is None else ImageShape(size=how.size, channels=how.channels)
     try:
         found = read_images(
-            bench.images, how.format, [PERSON], shape, masks=bench.masks if how.masked else None, codes=_codes(kind), max_quarantined=0.0
+            bench.images, how.format, [PERSON], shape, codes=_codes(kind),
+            rules=ImageRules(bench.masks if how.masked else None, max_quarantined=0.0),
         )  # fmt: skip
     except TooManyAside as error:
         return [str(a.reason) for a in error.aside], [a.text for a in error.aside], None

@@ -24,7 +24,7 @@ from fedml.clients.site.manifest import Site
 from fedml.cohort.scores.scores import Matched, Scores, match, score
 from fedml.cohort.scores.scoring_file import ADDITIVE, Scoring, read_scoring
 from fedml.cohort.table import read_table
-from fedml.cohort.variants.genotypes import read_variants
+from fedml.cohort.variants.genotypes import Genome, read_variants
 from fedml.cohort.variants.model import Dosages, Selection, Source
 from fedml.cohort.variants.normalise import ENOUGH, NOTES, UNSURE, is_ambiguous
 from fedml.cohort.variants.open import open_source
@@ -84,9 +84,9 @@ def score_site(
     match(scoring, (), genotypes.build, by)  # checks build and positions before a large file is read
     ids = tuple(str(i) for i in read_table(site.folder / data.persons).index)
     dosages = read_variants(
-        path, ids, build=genotypes.build, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
+        path, ids, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
+        genome=Genome(genotypes.build, None if genotypes.reference is None else site.folder / genotypes.reference),
         selection=stretches(scoring, open_source(path)) if by == "position" else Selection(),
-        reference=None if genotypes.reference is None else site.folder / genotypes.reference,
     )  # fmt: skip
     matched, build = _match(scoring, dosages, by)
     if matched.counts["matched"] < max(min_matched * len(scoring), 1):

@@ -21,7 +21,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.analytics import forms
 from fedml.clients.gate.approvals import is_approved
-from fedml.clients.gate.journal import Direction, Journal, RecordNote, asked_for, columns_of, runs_of, seen
+from fedml.clients.gate.journal import About, Direction, Journal, RecordNote, asked_for, columns_of, runs_of, seen
 from fedml.clients.gate.ledger import Ledger
 from fedml.clients.site.manifest import Policy, Site, check_roster
 from fedml.clients.site.read import load_cohort
@@ -105,7 +105,7 @@ class Gate:
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: checked content, or the code of a refusal. Writes a journal entry for the request, and one for the
         reply if the request was accepted."""
-        note: dict[str, Any] = {"run": str(message.metadata.run_id), "records": ()}
+        note: dict[str, Any] = {"about": About(str(message.metadata.run_id)), "records": ()}
         direction: Direction = "in"
         try:
             bundled = is_bundled(message.content)
@@ -114,8 +114,8 @@ class Gate:
             request = self._admit(message, note)
             self.journal.append(direction="in", verdict="accepted", reason="", **note)
             direction, note["records"] = "out", ()
-            self._charge(request, note["run"])
-            content = execute(request, message.content, Memory(context.state, note["run"]))
+            self._charge(request, note["about"].run)
+            content = execute(request, message.content, Memory(context.state, note["about"].run))
             note["records"] = _named(_notes(content), content, site_algorithm(request.study).returns)
             check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study))
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
@@ -140,7 +140,8 @@ class Gate:
             raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
         study = request.study
-        note |= {"study": study.sha256, "study_name": study.study.name, "phase": str(request.phase), "round": request.round}
+        run = note["about"].run
+        note["about"] = About(run, study.sha256, study.study.name, str(request.phase), request.round)
         if not is_approved(self.state, study.sha256):
             raise SiteError(Reason.NOT_APPROVED, f"study {study.study.name} ({study.sha256}) is not approved at this site")
         check_roster(self.site, study)
@@ -157,9 +158,9 @@ class Gate:
         check_planned(study, request.phase)
         note["records"] = _named(note["records"], message.content, site_algorithm(study).sends.records)
         check_request(request, message.content)
-        if note["run"] not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
+        if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
             raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
-        key = (note["run"], note["phase"], request.round)
+        key = (run, str(request.phase), request.round)
         if key in self._accepted:
             raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
         cohort = load_cohort(request.manifests, study)
@@ -173,11 +174,11 @@ class Gate:
             if request.phase is Phase.SUBSPACE:
                 self._count_columns(study, note["records"], request.round - before, persons)
             design = genomics.design_digest(request, message.content)
-            if design and self._designs.setdefault(note["run"], design) != design:
+            if design and self._designs.setdefault(run, design) != design:
                 raise SiteError(Reason.REPLAYED, "the covariates or components changed within the run of the analysis")
-        self._pin(request, message.content, note["run"])
+        self._pin(request, message.content, run)
         self._accepted.add(key)
-        self._runs[study.sha256].add(note["run"])
+        self._runs[study.sha256].add(run)
         return request
 
     def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 from fedml.errors import InputError
 
@@ -189,6 +189,16 @@ def _repair(fd: int, path: Path, last: Entry | None, end: int) -> Entry:
     return entry
 
 
+class About(NamedTuple):
+    """What an entry is about, as far as it is known."""
+
+    run: str = ""
+    study: str = ""  # SHA-256
+    study_name: str = ""
+    phase: str = ""
+    round: int = 0
+
+
 @final
 class Journal:
     """A journal to append to. It keeps no state in memory, so that several processes and threads may share the file."""
@@ -201,11 +211,7 @@ class Journal:
         *,
         direction: Direction,
         verdict: Verdict,
-        run: str = "",
-        study: str = "",
-        study_name: str = "",
-        phase: str = "",
-        round: int = 0,
+        about: About = About(),
         records: Sequence[RecordNote] = (),
         reason: str = "",
     ) -> Entry:
@@ -217,8 +223,7 @@ class Journal:
             InputError: the journal is damaged in more than its last line.
             OSError: the entry could not be written (full disk, no permission): the caller must not do what the entry describes.
         """
-        given: dict[str, Any] = {"direction": direction, "verdict": verdict, "run": run, "study": study, "study_name": study_name}
-        given |= {"phase": phase, "round": round, "records": tuple(records), "reason": reason}
+        given = about._asdict() | {"direction": direction, "verdict": verdict, "records": tuple(records), "reason": reason}
         _entry(None, given)  # refuses bad values before the file is created
         with open(self.path, "a+b", 0, opener=_private) as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -29,7 +29,7 @@ from fedml.cohort.persons import Cohort, select
 from fedml.contract.disclosure import aside_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums
-from fedml.learning.training import GradientHook, evaluate, train
+from fedml.learning.training import GradientHook, Hooks, evaluate, train
 from fedml.modalities.layout import Layout, make_layout
 from fedml.modalities.registry import inputs_of
 from fedml.models.device import pick_device
@@ -286,7 +286,7 @@ def _round(asked: Request, content: RecordDict, memory: Memory) -> RecordDict:
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[asked.name]})
         return reply
     seed = derive_seed("training", study.study.seed, asked.round, asked.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=work.hooks, l1=_penalty(study), device=_device(asked))
+    result = train(model, cohort, study.training, task, seed=seed, hooks=Hooks(work.hooks, _penalty(study)), device=_device(asked))
     reply[ARRAYS] = pack(loaded.weights)
     reply.update(end(asked, work, loaded.weights, result.steps, memory))
     reply[METRICS] = MetricRecord(

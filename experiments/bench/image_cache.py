@@ -24,7 +24,7 @@ import torch
 from monai.data import PersistentDataset
 from torch.utils.data import DataLoader
 
-from fedml.cohort.images.cache import ImageCache, open_cache
+from fedml.cohort.images.cache import ImageCache, Reader, open_cache
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.transforms import deterministic
@@ -130,8 +130,8 @@ def main() -> None:
         data = write_cohort(root / "images", count)
         items = [Item(str(k), (Path(pair["image"]), Path(pair["mask"]))) for k, pair in enumerate(data)]
         caches: list[ImageCache] = []
-        first = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
-        again = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, read, "nifti")))
+        first = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, Reader(read, "nifti"))))
+        again = seconds(lambda: caches.append(open_cache(root / "ours", root / "images", items, SPEC, Reader(read, "nifti"))))
         cache = caches[-1]
         assert len(cache) == count
         assert cache.shapes[0] == (1, 128, 128, 128)

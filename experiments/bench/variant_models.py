@@ -67,7 +67,7 @@ def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     from bed_reader import open_bed, to_bed
 
     from fedml.cohort.scores.scores import match, score
-    from fedml.cohort.scores.scoring_file import read_scoring, write_scoring
+    from fedml.cohort.scores.scoring_file import LinearModel, read_scoring, write_scoring
     from fedml.cohort.variants.model import Variant
 
     random = np.random.default_rng(1)
@@ -80,7 +80,7 @@ def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
     shared = {"fid": names, "iid": names, "chromosome": ["1"] * MARKERS, "allele_1": ["G"] * MARKERS, "allele_2": ["A"] * MARKERS}
     to_bed(folder / "cohort.bed", np.where(dosage < 0, -127, dosage).astype(np.int8), properties={**shared, **columns})
     weight = random.normal(0, 1, MARKERS)
-    write_scoring(folder / "score.txt", keys, weight, np.zeros(MARKERS), np.ones(MARKERS), name="bench", build="GRCh38")
+    write_scoring(folder / "score.txt", LinearModel(keys, weight, np.zeros(MARKERS), np.ones(MARKERS)), name="bench", build="GRCh38")
 
     def ours() -> Any:
         with open_bed(folder / "cohort.bed", num_threads=1) as bed:

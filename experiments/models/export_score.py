@@ -7,14 +7,14 @@ The score is the log-odds of the second class against the first, or the target i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedml.cohort.scores.scoring_file import write_scoring
-from fedml.cohort.variants.model import Variant, from_text
+from fedml.cohort.scores.scoring_file import LinearModel, write_scoring
+from fedml.cohort.variants.model import from_text
 from fedml.errors import InputError
 from fedml.runs.log import MODEL, PANEL, STUDY, read_events
 from fedml.runs.restore import restore
@@ -51,7 +51,8 @@ def export_score(run: Path, out: Path) -> str:
     build, chosen = _build(study, events), list(keys[nonzero])
     if study.cohort.variants.match == "rsid" and not build:
         chosen = [key._replace(contig="", position=0) for key in chosen]
-    _write(out, chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept, study, build, _header(study, events))
+    linear = LinearModel(chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept)
+    _write(out, linear, study.study.name, build, _header(study, events))
     where = build or "not of one build: match by rsid"
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 
@@ -102,12 +103,10 @@ def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {key: "".join(c if c.isprintable() else " " for c in value) for key, value in fields.items() if value}
 
 
-def _write(
-    out: Path, keys: Sequence[Variant], weight: Any, mean: Any, std: Any, intercept: float, study: Study, build: str, header: Any
-) -> None:
+def _write(out: Path, model: LinearModel, name: str, build: str, header: Mapping[str, str]) -> None:
     partial = out.with_name(f".partial.{out.name}")  # the same ending, which decides about compression
     try:
-        write_scoring(partial, keys, weight, mean, std, intercept=intercept, name=study.study.name, build=build, header=header)
+        write_scoring(partial, model, name=name, build=build, header=header)
         partial.replace(out)
     except OSError as error:
         partial.unlink(missing_ok=True)

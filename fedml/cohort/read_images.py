@@ -4,10 +4,10 @@ Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has sev
 holds ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may stand there
 several times. Intensities stay raw unless the study says otherwise; the model standardises.
 
-    images = read_images(Path("images"), "nifti", ids, study.cohort.image, max_quarantined=0.1)
-    images.aside                                       # what could not be used, each with its reason
+    images = read_images(Path("images"), "nifti", ids, study.cohort.image)
+    images.aside                                       # excluded images, each with its reason
 
-An image that cannot be used is set aside and the others are read; too many of them are one ``TooManyAside``.
+An unusable image is excluded and the others are read; too many of them are one ``TooManyAside``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -43,18 +44,45 @@ if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
 
 Affine = npt.NDArray[np.float64]
-READING = 1  # raise it when a reader makes something else of the same file
+READER_VERSION = 1  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # bytes of prepared images that are held in memory where they cannot be kept on disk
 log = logging.getLogger("fedml.site")
 
 
 class TooManyAside(InputError):
-    """More persons have an unusable image than the site's policy allows; ``aside`` is all of them."""
+    """More persons have an unusable image than the site's policy allows; ``aside``: all excluded images."""
 
     def __init__(self, text: str, aside: tuple[Aside, ...] = ()) -> None:
         super().__init__(text)
         self.aside = aside
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """How a site treats its images.
+
+    Args:
+        masks: the folder of masks.
+        deidentification: what is done with a DICOM file that is not de-identified.
+        max_quarantined: the largest fraction of the persons with images of whom an image may be excluded.
+        cache: folder of prepared images (``fedml.cohort.images.cache``); None: they are held in memory. If it cannot be written, this is
+            logged, and they are held in memory if they fit.
+    """
+
+    masks: Path | None = None
+    deidentification: Deidentification = "quarantine"
+    max_quarantined: float = 0.1
+    cache: Path | None = None
+
+
+class _Folder(NamedTuple):
+    """What was asked for: images of the format ``kind`` in ``path``, of ``persons``; only those with masks if ``masked``."""
+
+    path: Path
+    kind: str
+    persons: list[str]
+    masked: bool
 
 
 class _Found(NamedTuple):
@@ -68,46 +96,43 @@ class _Found(NamedTuple):
 
 
 def read_images(
-    path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, masks: Path | None = None,
-    codes: Sequence[Code] | None = None, deidentification: Deidentification = "quarantine", max_quarantined: float = 0.1,
-    cache: Path | None = None, window: tuple[float, float] | None = None,
+    path: Path, kind: str, persons: list[str], shape: ImageShape | None, *, codes: Sequence[Code] | None = None,
+    window: tuple[float, float] | None = None, rules: ImageRules = ImageRules(),
 ) -> Images:  # fmt: skip
     """The images of ``persons`` in the table's order; a person may have none or several.
 
     Args:
         path: the folder, or the ``.npz`` file when ``kind`` is ``npz``.
         kind: ``npz``, ``dicom`` or a key of ``fedml.cohort.images.formats.FORMATS``.
-        persons: ids; images of anybody else are not read.
-        shape: the study's; None takes the shape of most and asks the others to agree.
-        masks: the folder of masks. codes: the study's classes; None: no masks are read. With them an image without a mask is left out.
-        deidentification: of DICOM files, the site's policy.
-        max_quarantined: fraction of the persons with images of whom one may be set aside.
-        cache: folder where images that ``shape`` prepares are kept (``fedml.cohort.images.cache``) and read from when they are asked for;
-            None: they are held in memory. A folder that cannot be written is told to the log, and they are held in memory if they fit.
-        window: that the sites agreed on, where ``shape`` has percentiles; None: images are counted
-            (``fedml.cohort.images.histograms``), which needs ``cache``, and so do prepared images then.
+        persons: ids; images of other persons are not read.
+        shape: the study's; None: the most frequent shape, and images of another shape are excluded.
+        codes: the study's classes; None: no masks are read. With classes, an image without a mask is excluded.
+        window: the window that the sites agreed on, if ``shape`` has percentiles; None: histograms in place of images
+            (``fedml.cohort.images.histograms``). Percentiles need ``rules.cache``.
 
     Raises:
-        TooManyAside: more than that; the sentence names the first file.
-        InputError: a folder or array is missing; nobody has an image; a file is not de-identified and the policy is to refuse.
+        TooManyAside: persons with an excluded image exceed ``rules.max_quarantined``; the sentence names the first file.
+        InputError: a folder or array is missing; no person has an image; a file is not de-identified and the policy is to refuse.
     """
+    asked, cache = _Folder(path, kind, persons, codes is not None), rules.cache
     row = {person: at for at, person in enumerate(persons)}
     found = list(
         _npz(path, row, shape, codes)
         if kind == "npz"
-        else _dicom(path, row, shape, masks, codes, deidentification)
+        else _dicom(path, row, shape, codes, rules)
         if kind == "dicom"
-        else _files(path, kind, row, shape, masks, codes)
+        else _files(path, kind, row, shape, rules.masks, codes)
     )
     spec = None if shape is None else shape.preprocess
     if cache is not None and spec is not None and shape is not None and found:
         if spec.percentiles and window is not None:
             spec = windowed(spec, *window)
-        how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), deidentification]
-        kept = _kept(cache, path, kind, found, shape, spec, json.dumps([READING, how, [version(package) for package in decoders_of(kind)]]))
+        how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
+        reader = json.dumps([READER_VERSION, how, [version(package) for package in decoders_of(kind)]])
+        kept = _kept(cache, asked, found, shape, spec, reader)
         if kept is not None:
             one = (shape.channels, *shape.size)
-            return _from_cache(kept, path, kind, persons, found, one if spec.percentiles else None, codes is not None, max_quarantined)
+            return _from_cache(kept, asked, found, one if spec.percentiles else None, rules.max_quarantined)
     read: list[tuple[int, Path, Raw]] = []
     aside: list[Aside] = []
     seen: set[int] = set()
@@ -126,9 +151,9 @@ def read_images(
             text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
             aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
-    hold(aside, len(seen), max_quarantined)
+    hold(aside, len(seen), rules.max_quarantined)
     if not read:
-        raise _nobody(path, kind, codes is not None, bool(aside))
+        raise _no_images(asked, bool(aside))
     read.sort(key=lambda r: r[0])  # stable: a person's images keep their order
     raws = [raw for _, _, raw in read]
     drawn = [raw.mask for raw in raws if raw.mask is not None]
@@ -149,18 +174,17 @@ def decoders_of(kind: str) -> tuple[str, ...]:
     return (*_DECODERS, *([own] if own and own not in _DECODERS else []))
 
 
-def _nobody(path: Path, kind: str, masked: bool, aside: bool) -> InputError:
+def _no_images(asked: _Folder, aside: bool) -> InputError:
+    kind = asked.kind
     expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
     expected = expected.format(FORMATS[kind].endings[0]) if kind in FORMATS else expected
-    usable = "image with a mask that can be used" if masked else "image that can be used" if aside else "image"
-    return InputError(f"{path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
+    usable = "image with a mask that can be used" if asked.masked else "image that can be used" if aside else "image"
+    return InputError(f"{asked.path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
 
 
-def _kept(
-    cache: Path, path: Path, kind: str, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str
-) -> ImageCache | None:
+def _kept(cache: Path, asked: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str) -> ImageCache | None:
     """The cache's entry of these images; None where it cannot be written and they fit into memory."""
-    from fedml.cohort.images.cache import CannotKeep, open_cache
+    from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
     by_item = {Item(str(one.where), one.files, one.part): one for one in found}
 
@@ -171,13 +195,13 @@ def _kept(
         except InputError:
             raise
         except Exception as error:  # a decoder raises whatever it likes on a broken file
-            raise ItemError(*_why(error, one.where, kind)) from error
+            raise ItemError(*_why(error, one.where, asked.kind)) from error
 
     try:
         if spec.percentiles:
             raw = spec.model_copy(update={"percentiles": None, "size": ()})
-            return open_cache(cache, path / "voxels", list(by_item), raw, read, f"{reader} counted", log.info, counted)
-        return open_cache(cache, path, list(by_item), spec, read, reader, log.info)
+            return open_cache(cache, asked.path / "voxels", list(by_item), raw, Reader(read, f"{reader} counted", counted), log.info)
+        return open_cache(cache, asked.path, list(by_item), spec, Reader(read, reader), log.info)
     except CannotKeep as error:
         if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
@@ -185,36 +209,28 @@ def _kept(
         return None
 
 
-def _from_cache(
-    cache: ImageCache,
-    path: Path,
-    kind: str,
-    persons: list[str],
-    found: Sequence[_Found],
-    one: tuple[int, ...] | None,
-    masked: bool,
-    max_quarantined: float,
-) -> Images:
-    """The images of ``found`` that are in the cache, as ``read_images`` gives them; ``one``: of the shape of one where it holds counts."""
+def _from_cache(cache: ImageCache, asked: _Folder, found: Sequence[_Found], one: tuple[int, ...] | None, max_quarantined: float) -> Images:
+    """The images of ``found`` that are in the cache, as ``read_images`` returns them; ``one``: shape of an image if the cache has
+    histograms."""
     aside = []
     for at, reason in sorted(cache.left_out.items()):
         where = found[at].where
-        reason, text = _why(ItemError(reason, cache.texts[at]), where, kind)
-        aside.append(Aside(persons[found[at].row], str(where), reason, text))
+        reason, text = _why(ItemError(reason, cache.texts[at]), where, asked.kind)
+        aside.append(Aside(asked.persons[found[at].row], str(where), reason, text))
     hold(aside, len({f.row for f in found}), max_quarantined)
     if not len(cache):
-        raise _nobody(path, kind, masked, bool(aside))
+        raise _no_images(asked, bool(aside))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
     if one is not None:
         return Images(Counted(tuple((cache, at) for at in order.tolist()), one), rows[order], aside=tuple(aside))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
-    known = masked and bool(np.isfinite(spacing).any())
+    known = asked.masked and bool(np.isfinite(spacing).any())
     return Images(
         mapped(cache, order),
         rows[order],
-        mapped(cache, order, masks=True) if masked else None,
+        mapped(cache, order, masks=True) if asked.masked else None,
         spacing if known else None,
         tuple(aside),
     )
@@ -248,10 +264,9 @@ def hold(aside: Sequence[Aside], persons: int, most: float) -> None:
 
 
 def _dicom(
-    folder: Path, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None,
-    deidentification: Deidentification,
-) -> Iterator[_Found]:  # fmt: skip
-    from fedml.cohort.dicom.persons import Series, series_of
+    folder: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None, rules: ImageRules
+) -> Iterator[_Found]:
+    from fedml.cohort.dicom.persons import Masks, Series, series_of
 
     def load(read: Callable[[], Series], where: Path) -> Raw:
         one = read()
@@ -259,8 +274,9 @@ def _dicom(
 
     _need_folder(folder)
     axes = None if shape is None else len(shape.size)
+    masks = None if codes is None else Masks(rules.masks, codes)
     for person, at in row.items():
-        for where, files, read in series_of(folder, person, masks=masks, classes=codes, axes=axes, deidentification=deidentification):
+        for where, files, read in series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification):
             # A file's name decides how it is read, and the person's id whether it is de-identified.
             yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
 

@@ -7,7 +7,7 @@ parameters by name; it changes their gradients in place.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,21 @@ from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.task import Task
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What an algorithm or a penalty adds to a step.
+
+    Args:
+        gradient: called in order between backward and step.
+        l1: parameter -> weight of the sum of its absolute values, taken by a proximal step after each step of the optimiser.
+    """
+
+    gradient: Sequence[GradientHook] = ()
+    l1: Mapping[str, float] = field(default_factory=dict)
+
+
 CPU = torch.device("cpu")
 SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may have 100,000 tiles
 
@@ -58,14 +73,12 @@ def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, 
 
 
 def train(
-    model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Sequence[GradientHook] = (),
-    l1: Mapping[str, float] | None = None, device: torch.device = CPU,
-) -> LocalResult:  # fmt: skip
+    model: nn.Module, cohort: Cohort, plan: Training, task: Task, *, seed: int, hooks: Hooks = Hooks(), device: torch.device = CPU
+) -> LocalResult:
     """Trains ``model`` in place on the training persons of ``cohort``; on a CPU bits depend on ``seed`` and ``plan.threads`` only.
 
     Args:
-        l1: parameter -> weight of the sum of its absolute values; taken by a proximal step after each step of the optimiser.
-        device: where it is done. ``model`` itself stays on the CPU.
+        device: where training runs. ``model`` itself stays on the CPU.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
@@ -96,12 +109,12 @@ def train(
                 scale.scale(loss).backward()  # type: ignore[no-untyped-call]
                 if scale.is_enabled():
                     scale.unscale_(optimizer)
-                for hook in hooks:
+                for hook in hooks.gradient:
                     hook(parameters)
                 scale.step(optimizer)
                 scale.update()
-                if l1:
-                    shrink(parameters, {name: plan.lr * amount for name, amount in l1.items()})
+                if hooks.l1:
+                    shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
                 loss_sum += loss.detach().cpu() * len(chosen)
                 seen, steps = seen + len(chosen), steps + 1
     if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):

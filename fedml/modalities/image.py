@@ -16,7 +16,7 @@ from fedml.cohort.images.images import Images, pool_images
 from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
-from fedml.cohort.read_images import read_images
+from fedml.cohort.read_images import ImageRules, read_images
 from fedml.cohort.slides.cohort import Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides
@@ -88,9 +88,10 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
         return slides.read(place.folder / own.path, tiles, ids, place.cache, place.max_quarantined)
     return read_images(
         place.folder / own.path, own.format, list(ids), plan.image, codes=plan.classes if study.model.task == "segmentation" else None,
-        masks=None if own.masks is None else place.folder / own.masks,
-        deidentification=place.deidentification, max_quarantined=place.max_quarantined,
-        cache=place.cache / "images", window=place.window,
+        window=place.window,
+        rules=ImageRules(
+            None if own.masks is None else place.folder / own.masks, place.deidentification, place.max_quarantined, place.cache / "images",
+        ),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, build_of
-from fedml.cohort.variants.genotypes import genotype_counts, read_variants, shared_panel, stack
+from fedml.cohort.variants.genotypes import Genome, genotype_counts, read_variants, shared_panel, stack
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.model import Dosages, Selection, to_text
 from fedml.cohort.variants.normalise import NOTES
@@ -92,9 +92,9 @@ def _wrong_build(value: Any) -> str:
 def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosages:
     own, wanted = place.data, study.cohort.variants
     return read_variants(
-        place.folder / own.path, ids, build=own.build, cache=place.cache, memory_mb=own.memory_mb,
+        place.folder / own.path, ids, cache=place.cache, memory_mb=own.memory_mb,
+        genome=Genome(own.build, None if own.reference is None else place.folder / own.reference),
         selection=Selection(wanted.regions, frozenset(wanted.listed)),
-        reference=None if own.reference is None else place.folder / own.reference,
     )  # fmt: skip
 
 

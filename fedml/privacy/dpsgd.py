@@ -54,9 +54,10 @@ class PrivateSteps:
     rate: float
     expected_batch: float
     steps: int
+    memory: float = MEMORY  # bytes that the gradients of a physical batch may take; changes nothing but rounding
 
     def __post_init__(self) -> None:
-        positive = (self.clipping_norm, self.noise_multiplier, self.rate, self.expected_batch)
+        positive = (self.clipping_norm, self.noise_multiplier, self.rate, self.expected_batch, self.memory)
         if not all(math.isfinite(v) and v > 0 for v in positive) or self.rate > 1 or self.steps < 0:
             raise ValueError(f"every number of {self} must be positive and finite, rate at most 1")
 
@@ -124,7 +125,6 @@ def private_train(
     privacy: PrivateSteps,
     *,
     hooks: Sequence[GradientHook] = (),
-    memory: float = MEMORY,
     entropy: Entropy = os.urandom,
 ) -> int:
     """Trains ``model`` in place by ``privacy.steps`` private steps on the training persons of ``cohort``; returns their number.
@@ -145,7 +145,7 @@ def private_train(
     with torch_seed(secrets.randbits(62)):  # for dropout: see the module's docstring
         for _ in range(privacy.steps):
             sampled = poisson_rows(rows, privacy.rate, entropy=entropy)
-            total = clipped_sum(model, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=memory)
+            total = clipped_sum(model, cohort, sampled, task, privacy.clipping_norm, sizes=sizes, memory=privacy.memory)
             for name, gradient in noisy_mean(total, privacy, entropy=entropy).items():
                 parameters[name].grad = gradient
             for hook in hooks:

@@ -99,18 +99,23 @@ class _People:
         }
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much a synthetic cohort has of each: sites, persons at each site, variants, and voxels along each axis of an image."""
+
+    sites: int = 3
+    persons: int = 120
+    variants: int = 200
+    image_size: int = 24
+
+
+LIMITS = {"sites": (1, 64), "persons": (10, 10_000), "variants": (10, 5_000), "image_size": (8, 128)}
+
+
 def write_synthetic(
-    out: Path,
-    *,
-    sites: int = 3,
-    persons: int = 120,
-    seed: int = 1,
-    variants: int = 200,
-    image_size: int = 24,
-    image: str = "nifti",
-    progress: Callable[[str], None] | None = None,
+    out: Path, size: Size = Size(), *, seed: int = 1, image: str = "nifti", progress: Callable[[str], None] | None = None
 ) -> dict[str, Any]:
-    """Write a synthetic cohort of ``sites`` x ``persons`` under ``out`` and return what ``out/truth.json`` holds.
+    """Write a synthetic cohort of ``size`` under ``out`` and return the content of ``out/truth.json``.
 
     Each site's folder has ``site.toml``, ``persons.csv`` (disease 0/1, severity in points, time in days, event 0/1),
     ``clinical.csv`` (age in years, sex 0 female and 1 male, CRP in mg/L, BMI in kg/m2; empty where missing),
@@ -124,9 +129,9 @@ def write_synthetic(
         InputError: an argument is out of range, or ``out`` exists and is not an empty folder.
         RunError: writing failed, or the simulation gave too few variants. Nothing is left behind in either case.
     """
-    limits = {"sites": (sites, 1, 64), "persons": (persons, 10, 10_000)}
-    limits |= {"variants": (variants, 10, 5_000), "image_size": (image_size, 8, 128)}
-    for key, (value, low, high) in limits.items():
+    sites, persons, variants, image_size = size.sites, size.persons, size.variants, size.image_size
+    for key, (low, high) in LIMITS.items():
+        value = getattr(size, key)
         if not low <= value <= high:
             raise InputError(f"A synthetic cohort cannot have {key} = {value}; give {key} from {low} to {high}.")
     if image not in WRITERS:

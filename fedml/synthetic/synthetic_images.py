@@ -10,7 +10,7 @@ import gzip
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,34 +51,43 @@ def _dicom(folder: Path, site: str, seed: int, spacing: float, scans: Scans) -> 
             place = folder / person / str(number)
             place.mkdir(parents=True)
             for k in range(voxels.shape[2]):
-                _slice(place / f"{k + 1:03d}.dcm", voxels[:, :, k], _first(voxels, spacing), k, spacing, person, study, own, number,
-                       uid("frame"), uid("image", number, k))  # fmt: skip
+                of = _Series(person, number, spacing, study, own, uid("frame"))
+                _slice(place / f"{k + 1:03d}.dcm", voxels[:, :, k], k, of, uid("image", number, k))
 
 
-def _slice(
-    path: Path, plane: Voxels, first: float, k: int, spacing: float, person: str, study: str, series: str, number: int, frame: str, own: str
-) -> None:
-    """One MR image. ``plane`` (right, front) becomes rows and columns; DICOM's axes run to the left and to the back."""
+class _Series(NamedTuple):
+    """One series of a person: its number, its spacing in mm, and the UIDs of study, series and frame of reference."""
+
+    person: str
+    number: int
+    spacing: float
+    study: str
+    uid: str
+    frame: str
+
+
+def _slice(path: Path, plane: Voxels, k: int, series: _Series, uid: str) -> None:
+    """One MR image, slice ``k`` of a cube. ``plane`` (right, front) becomes rows and columns; DICOM's axes run to the left and back."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
     one: Any = Dataset()
     one.file_meta = FileMetaDataset()
-    one.file_meta.MediaStorageSOPClassUID, one.file_meta.MediaStorageSOPInstanceUID = MRImageStorage, own
+    one.file_meta.MediaStorageSOPClassUID, one.file_meta.MediaStorageSOPInstanceUID = MRImageStorage, uid
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, own
+    one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, uid
     one.ImageType, one.Modality = ["DERIVED", "SECONDARY", "OTHER"], "MR"
-    one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "", person, "", ""
+    one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "", series.person, "", ""
     one.PatientIdentityRemoved, one.DeidentificationMethod = "YES", "synthetic: nobody is a real person"
     one.BurnedInAnnotation = "NO"
-    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = study, series, frame
+    one.StudyInstanceUID, one.SeriesInstanceUID, one.FrameOfReferenceUID = series.study, series.uid, series.frame
     one.StudyID, one.StudyDate, one.StudyTime, one.AccessionNumber, one.ReferringPhysicianName = "", "", "", "", ""
-    one.SeriesNumber, one.InstanceNumber = number, k + 1
+    one.SeriesNumber, one.InstanceNumber = series.number, k + 1
     one.ScanningSequence, one.SequenceVariant, one.MRAcquisitionType = "RM", "NONE", "3D"
-    step = f"{spacing:.10g}"
+    first, step = _first(plane, series.spacing), f"{series.spacing:.10g}"
     one.PixelSpacing, one.SliceThickness, one.SpacingBetweenSlices = [step, step], step, step
     one.ImageOrientationPatient = [-1, 0, 0, 0, -1, 0]
-    one.ImagePositionPatient = [f"{v:.10g}" for v in (-first, -first, first + k * spacing)]
+    one.ImagePositionPatient = [f"{v:.10g}" for v in (-first, -first, first + k * series.spacing)]
     one.SamplesPerPixel, one.PhotometricInterpretation = 1, "MONOCHROME2"
     one.Columns, one.Rows = plane.shape
     one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1

@@ -41,14 +41,19 @@ class Series(NamedTuple):
     flat: bool
 
 
+class Masks(NamedTuple):
+    """The folder of masks, and the study's classes."""
+
+    folder: Path | None
+    classes: Sequence[Code]
+
+
 def series_of(
-    folder: Path, person: str, *, masks: Path | None, classes: Sequence[Code] | None, axes: int | None,
-    deidentification: Deidentification,
+    folder: Path, person: str, *, masks: Masks | None, axes: int | None, deidentification: Deidentification
 ) -> Iterator[tuple[Path, tuple[Path, ...], Callable[[], Series]]]:  # fmt: skip
     """For each series of ``person``: a file for messages, all files that reading may open (masks included), and a function that reads it.
 
-    ``axes``: number of axes of the study's images; None: a series of one slice is a 2D picture. ``classes``: of masks; None: no mask is
-        read.
+    ``axes``: number of axes of the study's images; None: a series of one slice is a 2D picture. ``masks``: None: no mask is read.
     """
     found: dict[str, list[Path]] = {}
     if (folder / f"{person}.dcm").exists():
@@ -59,9 +64,9 @@ def series_of(
     if broken:  # an unreadable file may be a missing slice of any series
         yield broken[0], tuple(broken), partial(_refuse, broken[0], len(broken))
         return
-    drawn = [] if classes is None or masks is None else _mask_files(masks, person, list(found))
+    drawn = [] if masks is None or masks.folder is None else _mask_files(masks.folder, person, list(found))
     for files in found.values():
-        yield files[0], (*files, *drawn), partial(_load, files, person, masks, classes, axes, deidentification, len(found) == 1)
+        yield files[0], (*files, *drawn), partial(_load, files, person, masks, axes, deidentification, len(found) == 1)
 
 
 def _mask_files(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
@@ -78,17 +83,15 @@ def _refuse(path: Path, count: int) -> Series:
     raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as DICOM ({count} such files of one person); replace the file.")
 
 
-def _load(
-    files: list[Path], person: str, masks: Path | None, classes: Sequence[Code] | None, axes: int | None,
-    deidentification: Deidentification, alone: bool,
-) -> Series:  # fmt: skip
+def _load(files: list[Path], person: str, masks: Masks | None, axes: int | None, deidentification: Deidentification, alone: bool) -> Series:
     for path in files:
         _check_deidentified(path, person, deidentification)
     volume = read_series(files)
     flat = volume.voxels.shape[2] == 1 and axes != 3
     mask = None
-    if classes is not None:
-        mask = _mask(volume, person, masks, classes, deidentification, alone, files[0], flat)
+    if masks is not None:
+        path, values = _mask(volume, person, masks.folder, files[0], alone=alone, flat=flat, deidentification=deidentification)
+        mask = mask_files.as_classes(values, masks.classes, path)
     if not flat:
         return Series(volume.voxels, volume.affine if volume.placed else None, mask, flat)
     across, down, _ = volume.spacing_mm
@@ -128,9 +131,10 @@ def _is_segmentation(path: Path) -> bool:
 
 
 def _mask(
-    volume: Volume, person: str, masks: Path | None, classes: Sequence[Code], deidentification: Deidentification, alone: bool,
-    where: Path, flat: bool,
-) -> npt.NDArray[np.uint8]:  # fmt: skip
+    volume: Volume, person: str, masks: Path | None, where: Path, *, alone: bool, flat: bool, deidentification: Deidentification
+) -> tuple[Path, npt.NDArray[Any]]:
+    """The file of the mask of ``volume`` and its values. ``where``: a file of the series, for messages. ``alone``: the person has no other
+    series."""
     if masks is None:
         raise ItemError(Unusable.NO_MASK, f"{where}: has no mask; set data.image masks in site.toml.")
     drawn = [masks / f"{person}.dcm"] if (masks / f"{person}.dcm").exists() else []
@@ -154,7 +158,7 @@ def _mask(
         else:
             values = mask_files.read(found, volume.affine if volume.placed and not flat else None, size)
         path = found
-    return mask_files.as_classes(values, classes, path)
+    return path, values
 
 
 def _refers_to(path: Path, series: str) -> bool:

@@ -1,6 +1,6 @@
 """Caches a cohort's images after deterministic preprocessing, in half precision in one memory-mapped file.
 
-    cache = open_cache(Path("cache"), Path("images"), items, spec, read, reader="nifti", say=print)
+    cache = open_cache(Path("cache"), Path("images"), items, spec, Reader(read, "nifti"), say=print)
     cache.kept, cache.left_out                                   # which of items are in it; why the others are not
     cache.image(0), cache.mask(0)                                # float32 (channels, *size), uint8 or None; read from the disk here
 
@@ -26,7 +26,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -109,11 +109,25 @@ class ImageCache:
 
 
 Make = Callable[[Preprocess, Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
-_Finish = Callable[[Raw], tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]]
 
 
 def _prepared(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
     return prepared(spec, raw.image, raw.affine, raw.mask)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How an item becomes the cached image and mask.
+
+    Args:
+        read: returns an item's raw image; raises ``ItemError`` with the reason.
+        name: of ``read`` (and of ``make``) and every other dependency of its result, such as versions of decoders.
+        make: computes the cached image and mask from a raw image.
+    """
+
+    read: Read
+    name: str
+    make: Make = _prepared
 
 
 class CannotKeep(InputError):
@@ -125,23 +139,18 @@ def open_cache(
     source: Path,
     items: Sequence[Item],
     spec: Preprocess,
-    read: Read,
-    reader: str,
+    reader: Reader,
     say: Say = lambda line: None,
-    make: Make = _prepared,
 ) -> ImageCache:
     """The cache entry of these items in ``folder``; a missing entry is built. If two processes need the same entry, one waits.
 
     An unusable item is excluded with its reason; only an ``InputError`` stops the build. The exclusion is cached under the item's key, so
-    the item is read again when a file or ``reader`` changes. Memory: one item at a time.
+    the item is read again when a file or ``reader.name`` changes. Memory: one item at a time.
 
     Args:
         folder: created with mode 0700 if it does not exist, because it contains the same personal data as the images.
         source: the items' origin, such as the images' folder; the two most recently used entries of a source are kept.
         spec: with a window instead of percentiles.
-        read: returns an item's raw image; raises ``ItemError`` with the reason.
-        make: computes the cached image and mask from a raw image.
-        reader: the name of ``read`` (and of ``make``) and every other dependency of its result, such as versions of decoders.
 
     Raises:
         CannotKeep: the folder cannot be written.
@@ -155,7 +164,7 @@ def open_cache(
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         clean(folder)
         digests = content_digests(folder, sorted({f.resolve() for item in items for f in item.files if _readable(f)}), say)
-        keys = [_item_key(item, digests, spec, reader) for item in items]
+        keys = [_item_key(item, digests, spec, reader.name) for item in items]
         key = _sha256(keys)
         place = folder / f"{_sha256([str(source.resolve())])[:12]}-{key[:32]}"
         cache = _open(place, key, items)
@@ -163,7 +172,7 @@ def open_cache(
             with locked(place.with_suffix(".lock"), say):
                 cache = _open(place, key, items)  # another process may have built it before this one got the lock
                 if cache is None:
-                    _make(place, key, source, _results(folder, place, items, keys, partial(make, spec), spec, read, say), digests)
+                    _make(place, key, source, _results(place, items, keys, spec, reader, say), digests)
                     cache = _open(place, key, items)
                     evict(folder, place)
     except Unwritable as error:
@@ -273,15 +282,13 @@ def _content(image: bytes, mask: bytes) -> str:
 _Result = tuple[_Kept | _LeftOut, bytes, bytes]
 
 
-def _results(
-    folder: Path, place: Path, items: Sequence[Item], keys: Sequence[str], make: _Finish, spec: Preprocess, read: Read, say: Say
-) -> Iterator[_Result]:
+def _results(place: Path, items: Sequence[Item], keys: Sequence[str], spec: Preprocess, reader: Reader, say: Say) -> Iterator[_Result]:
     """Each item in order, copied from an older entry or read and preprocessed."""
-    older = _Older(folder, place.name.split("-")[0], set(keys))
+    older = _Older(place.parent, place.name.split("-")[0], set(keys))
     logged, copied = time.monotonic(), 0
     for at, (item, key) in enumerate(zip(items, keys, strict=True)):
         known = older.find(key)
-        yield known or _prepare(item, key, make, spec, read, say)
+        yield known or _prepare(item, key, spec, reader, say)
         copied += known is not None
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache entry")
@@ -323,10 +330,10 @@ class _Older:
         return (entry, image, mask) if _content(image, mask) == entry.sha256 else None
 
 
-def _prepare(item: Item, key: str, make: _Finish, spec: Preprocess, read: Read, say: Say) -> _Result:
+def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -> _Result:
     try:
-        raw = read(item)
-        image, mask = make(raw)
+        raw = reader.read(item)
+        image, mask = reader.make(spec, raw)
         spacing = spacing_after(spec, raw.affine, raw.image.ndim - 1)
         with np.errstate(over="ignore"):
             half = image.astype(np.float16)

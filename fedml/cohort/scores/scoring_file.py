@@ -1,7 +1,7 @@
 """Reads scoring files of the PGS Catalog, and writes them from a linear model.
 
     scoring = read_scoring(Path("PGS000018_hmPOS_GRCh38.txt.gz"))
-    write_scoring(path, keys, weight, mean, std, intercept=b, name="cad", build="GRCh38")
+    write_scoring(path, LinearModel(keys, weight, mean, std, b), name="cad", build="GRCh38")
 
 The format is version 2.0 of the PGS Catalog (pgscatalog.org/downloads; Lambert et al. 2021, Nature Genetics 53:420). Positions of a
 harmonised file are read from ``hm_chr`` and ``hm_pos``. Rows that need several variants or several weights are refused.
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -194,21 +194,18 @@ class _Rows:
         return DOMINANT if flag.get("is_dominant") else RECESSIVE if flag.get("is_recessive") else ADDITIVE
 
 
-def write_scoring(
-    path: Path,
-    keys: Sequence[Variant],
-    weight: Floats,
-    mean: Floats,
-    std: Floats,
-    *,
-    intercept: float = 0.0,
-    name: str,
-    build: str = "",
-    header: Mapping[str, str] | None = None,
-) -> None:
-    """Writes a linear model on standardised dosages as a scoring file; gzip if ``path`` ends with .gz.
+class LinearModel(NamedTuple):
+    """intercept + sum over variants of weight x (dosage - mean) / std, with ``mean`` for a missing dosage; all (variants,)."""
 
-    The model computes intercept + sum of weight x (dosage - mean) / std, all (variants,), with ``mean`` for a missing dosage. In the file
+    keys: Sequence[Variant]
+    weight: Floats
+    mean: Floats
+    std: Floats
+    intercept: float = 0.0
+
+
+def write_scoring(path: Path, model: LinearModel, *, name: str, build: str = "", header: Mapping[str, str] | None = None) -> None:
+    """Writes a linear model on standardised dosages as a scoring file; gzip if ``path`` ends with .gz. In the file
     the effect allele is ALT, its weight ``weight / std`` (0 where std is 0, as in the model) and its frequency ``mean / 2``. The remaining
     constant is the header line ``#intercept=``, which other programs ignore: their scores differ from the model's by this constant.
     ``score`` with ``matched.alt_frequency`` reproduces the model's output.
@@ -219,6 +216,7 @@ def write_scoring(
     Raises:
         ValueError: a number is not finite, or a header line contains a character that is not printable or a key with "=".
     """
+    keys, weight, mean, std, intercept = model
     scale = np.divide(1.0, std, out=np.zeros(len(std)), where=std > 0)
     each = weight * scale
     constant = float(intercept - (each * mean).sum())

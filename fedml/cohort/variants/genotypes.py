@@ -1,6 +1,6 @@
 """Reads a site's genotypes for a study: selected, normalised, packed in a cache, one row per person.
 
-    own = read_variants(Path("cohort.vcf.gz"), persons, build="GRCh38", cache=Path(".fedml/cache"))
+    own = read_variants(Path("cohort.vcf.gz"), persons, genome=Genome("GRCh38"), cache=Path(".fedml/cache"))
     own.keys, own.dosage[rows], own.present
 
 ``shared_panel`` computes the panel of variants that sites share, where the cohorts of several sites are in one process.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,23 +29,32 @@ MEMORY_MB = 512  # memory limit for reading a genotype file of any size
 _CELLS = 1 << 25  # dosages unpacked at a time
 
 
+class Genome(NamedTuple):
+    """What the positions of a file refer to.
+
+    Args:
+        build: genome build of the positions, as the site states it.
+        reference: FASTA file of that build, with its index (``.fai``).
+    """
+
+    build: Build
+    reference: Path | None = None
+
+
 def read_variants(
     path: Path,
     persons: Sequence[str],
     *,
-    build: Build,
+    genome: Genome,
     cache: Path,
     selection: Selection = Selection(),
-    reference: Path | None = None,
     memory_mb: int = MEMORY_MB,
     say: Callable[[str], None] = lambda _: None,
 ) -> Dosages:
     """ALT dosages of ``persons``, in their order; a person who is not in the file is not ``present``.
 
     Args:
-        build: genome build of the file's positions, as the site states it.
         cache: folder of the packed tables.
-        reference: FASTA file of that build, with its index (``.fai``).
 
     Raises:
         InputError: the file is missing, damaged, of another build, names none of the persons, or has none of the selected variants; or the
@@ -59,11 +69,11 @@ def read_variants(
         found = "none of the study's variants" if selection else "no variant"
         advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
         raise InputError(f"{path}: has {found}; {advice}.")
-    normal = fingerprint(keys, source.contigs, build, where=str(path), reference=reference, left_out=notes)
+    normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, left_out=notes)
     if not normal.keys:
         raise InputError(f"{path}: none of its {len(keys)} variants matches the reference; correct data.variants in site.toml.")
     counts = np.array([normal.notes[name] for name in NOTES], dtype=np.int64)
-    return Dosages(normal.keys, table.aligned(normal.columns, normal.flip), present, counts, normal.build, reference is not None)
+    return Dosages(normal.keys, table.aligned(normal.columns, normal.flip), present, counts, normal.build, genome.reference is not None)
 
 
 def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:

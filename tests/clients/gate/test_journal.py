@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedml.clients.gate.journal import START, Entry, Journal, RecordNote, entries, seen, show, to_json, verify
+from fedml.clients.gate.journal import START, About, Entry, Journal, RecordNote, entries, seen, show, to_json, verify
 from fedml.errors import InputError
 from tests.command import ROOT
 
@@ -30,17 +30,23 @@ NOTES = (RecordNote("arrays", 300, hashlib.sha256(b"a").hexdigest()), RecordNote
 WRITER = """
 import os, sys, time
 from pathlib import Path
-from fedml.clients.gate.journal import Journal
+from fedml.clients.gate.journal import About, Journal
 name, label, count, slow = sys.argv[1:]
 if slow == "slow":  # short writes, as a full pipe or a signal leaves them: a kill then falls into the middle of a line
     whole = os.write
     os.write = lambda fd, data: (time.sleep(0.0002), whole(fd, data[:16]))[1]
 journal = Journal(Path(name))
 for number in range(int(count)):
-    entry = journal.append(direction="in", verdict="accepted", run=label, phase="round", round=number)
+    entry = journal.append(direction="in", verdict="accepted", about=About(run=label, phase="round", round=number))
     sys.stdout.write(entry.digest + chr(10))
     sys.stdout.flush()
 """
+
+
+def append(journal: Journal, **values: Any) -> Entry:
+    """``Journal.append`` with the fields of ``About`` among the others."""
+    about = About(**{name: values.pop(name) for name in About._fields if name in values})
+    return journal.append(about=about, **values)
 
 
 def fill(path: Path, count: int) -> list[Entry]:
@@ -49,7 +55,8 @@ def fill(path: Path, count: int) -> list[Entry]:
     for number in range(count):
         refused = number % 7 == 3
         out.append(
-            journal.append(
+            append(
+                journal,
                 direction=("in", "out")[number % 2],
                 run="r1",
                 study=STUDY,
@@ -383,7 +390,7 @@ def test_torn_at_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert list(entries(path)) == written[:2]
         journal = Journal(path)
         assert (journal.head, journal.count) == (written[1].digest, 2)
-        journal.append(direction="site", verdict="noted", reason="start")
+        append(journal, direction="site", verdict="noted", reason="start")
         assert verify(path, written[1].digest, 2) == []
         assert [e.reason for e in entries(path)][2:] == ["torn-line", "start"]
         aside = path.with_name("journal.jsonl.torn-1")
@@ -498,7 +505,7 @@ HOSTILE = ["a\nb", "a\r", "\x1b[2J", "\0", "\x7f", "\x9b31m", "\u202etxt", "\u20
 def test_hostile_values_are_refused(tmp_path: Path, bad: dict[str, Any]) -> None:
     path = tmp_path / "journal.jsonl"
     with pytest.raises(ValueError, match="a journal takes"):
-        Journal(path).append(**{"direction": "in", "verdict": "refused", **bad})
+        append(Journal(path), **{"direction": "in", "verdict": "refused", **bad})
     assert not path.exists()
 
 
@@ -506,7 +513,8 @@ def test_the_longest_line_fits(tmp_path: Path) -> None:
     wide = "\N{GRINNING FACE}"
     journal = Journal(tmp_path / "journal.jsonl")
     for _ in range(3):
-        journal.append(
+        append(
+            journal,
             direction="site",
             verdict="accepted",
             run=wide * 64,
@@ -527,9 +535,9 @@ def test_show(tmp_path: Path) -> None:
     journal = Journal(path)
     assert show(entries(path)) == f"0 entries, 0 refused, head {START}"
     common: dict[str, Any] = {"direction": "in", "run": "7", "study": STUDY, "study_name": "heart", "phase": "train", "round": 3}
-    journal.append(direction="site", verdict="noted", reason="start")
-    journal.append(verdict="accepted", records=NOTES, **common)
-    journal.append(verdict="refused", reason="not-in-roster", **common)
+    append(journal, direction="site", verdict="noted", reason="start")
+    append(journal, verdict="accepted", records=NOTES, **common)
+    append(journal, verdict="refused", reason="not-in-roster", **common)
     lines = show(entries(path)).splitlines()
     assert lines[0] == f"3 entries, 1 refused, head {journal.head}"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  site  noted     start", lines[1])
@@ -552,10 +560,10 @@ def test_seen_is_what_was_accepted(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     assert seen(path) == set()
     journal = Journal(path)
-    journal.append(direction="in", verdict="accepted", run="a", phase="train", round=1)
-    journal.append(direction="in", verdict="refused", run="a", phase="train", round=2)
-    journal.append(direction="out", verdict="accepted", run="a", phase="train", round=3)
-    journal.append(direction="in", verdict="accepted", run="b", phase="describe")
+    append(journal, direction="in", verdict="accepted", run="a", phase="train", round=1)
+    append(journal, direction="in", verdict="refused", run="a", phase="train", round=2)
+    append(journal, direction="out", verdict="accepted", run="a", phase="train", round=3)
+    append(journal, direction="in", verdict="accepted", run="b", phase="describe")
     assert seen(path) == {("a", "train", 1), ("b", "describe", 0)}
 
 
@@ -580,7 +588,7 @@ ENTRY = st.fixed_dictionaries(
 @given(st.lists(ENTRY, min_size=1, max_size=4))
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, given_entries: list[dict[str, Any]]) -> None:
     path = tmp_path_factory.mktemp("journal") / "journal.jsonl"
-    written = [Journal(path).append(**fields) for fields in given_entries]
+    written = [append(Journal(path), **fields) for fields in given_entries]
     back = list(entries(path))
     assert back == written
     assert [{k: getattr(e, k) for k in given_entries[0]} for e in back] == given_entries

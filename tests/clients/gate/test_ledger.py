@@ -29,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedml.clients.gate.approvals import approve
-from fedml.clients.gate.journal import Journal
+from fedml.clients.gate.journal import About, Journal
 from fedml.clients.gate.ledger import Ledger
 from fedml.clients.gate.ledger_view import show, to_json
 from fedml.errors import InputError, Reason, SiteError
@@ -587,14 +587,14 @@ def test_a_changed_ledger_refuses(tmp_path: Path, statement: str, says: str) -> 
 
 
 def test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_next(tmp_path: Path) -> None:
-    """Whoever has the key can sign one row (keyed BLAKE2b of the digest before it and of the row); the next row still follows the old one."""
+    """With the key one row can be signed (keyed BLAKE2b of the previous digest and the row); the next row still follows the old one."""
     path = tmp_path / "ledger.db"
     filled(path, 6)
     with closing(sqlite3.connect(path)) as db:
         key = db.execute("SELECT key FROM secret").fetchone()[0]
         before = db.execute("SELECT digest FROM charge WHERE id = 3").fetchone()[0]
-        columns = "id, time, persons, events, run, study, study_name, phase, round"
-        row = list(db.execute(f"SELECT {columns}, digest FROM charge WHERE id = 4").fetchone())  # noqa: S608
+        columns = "id, time, persons, events, run, study, study_name, phase, round, digest"
+        row = list(db.execute(f"SELECT {columns} FROM charge WHERE id = 4").fetchone())  # noqa: S608
 
     def digest() -> bytes:
         text = json.dumps(row[:9], separators=(",", ":")).encode()
@@ -602,7 +602,7 @@ def test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_
 
     assert digest() == row[9], "the digest covers the one before it"
     row[4] = "another"
-    change(path, f"UPDATE charge SET run = 'another', digest = x'{digest().hex()}' WHERE id = 4")
+    change(path, f"UPDATE charge SET run = 'another', digest = x'{digest().hex()}' WHERE id = 4")  # noqa: S608
     with pytest.raises(InputError, match="was changed at charge 5"):
         Ledger(path)
 
@@ -663,7 +663,7 @@ def answered(state: Path, unit: str, run: str, rounds: int, **privacy: Any) -> s
     for number in range(rounds):
         for direction in ("in", "out"):
             Journal(state / "journal.jsonl").append(
-                direction=direction, verdict="accepted", run=run, study=study.sha256, study_name="toy", phase="round", round=number + 1
+                direction=direction, verdict="accepted", about=About(run, study.sha256, "toy", "round", number + 1)
             )
     return study.sha256
 
@@ -699,8 +699,9 @@ def test_a_site_that_was_killed_before_its_first_charge_begins_one(tmp_path: Pat
         answered(tmp_path, unit, "3", 2)
     sha = answered(tmp_path, "patient", "7", 0)
     log = Journal(tmp_path / "journal.jsonl")
-    log.append(direction="in", verdict="accepted", run="7", study=sha, study_name="toy", phase="round", round=1)
-    log.append(direction="out", verdict="refused", run="7", study=sha, study_name="toy", phase="round", round=1, reason="internal")
+    about = About("7", sha, "toy", "round", 1)
+    log.append(direction="in", verdict="accepted", about=about)
+    log.append(direction="out", verdict="refused", about=about, reason="internal")
     assert "No study has been charged." in show(tmp_path / "ledger.db", 8.0, DELTA)
     assert Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **told()) > 0
 
@@ -724,8 +725,6 @@ def test_an_older_copy_is_found(tmp_path: Path) -> None:
 
 def test_noised_statistics_must_have_their_charge(tmp_path: Path) -> None:
     sha = answered(tmp_path, "patient", "7", 0, statistics="private")
-    Journal(tmp_path / "journal.jsonl").append(
-        direction="out", verdict="accepted", run="7", study=sha, study_name="toy", phase="statistics", round=0
-    )
+    Journal(tmp_path / "journal.jsonl").append(direction="out", verdict="accepted", about=About("7", sha, "toy", "statistics", 0))
     with pytest.raises(InputError, match="is missing"):
         Ledger(tmp_path / "ledger.db")

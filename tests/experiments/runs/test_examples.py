@@ -16,7 +16,7 @@ from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.examples import write_examples
 from fedml.pictures import COLOURS
 from fedml.study.study import Study
-from fedml.synthetic.synthetic import write_synthetic
+from fedml.synthetic.synthetic import Size, write_synthetic
 from tests.conftest import clinical_site, image_site, make_study, to_toml
 from tests.experiments.studies.test_segmentation_run import disc_site
 
@@ -114,7 +114,7 @@ def test_an_example_that_cannot_be_drawn_does_not_fail_the_run(tmp_path: Path, m
 
 
 def test_synthetic_and_prepared_sites_declare_themselves_and_no_other_does(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "made", sites=1, persons=20, variants=20, image_size=8)
+    write_synthetic(tmp_path / "made", Size(sites=1, persons=20, variants=20, image_size=8))
     assert tomllib.loads((tmp_path / "made" / "oslo" / "site.toml").read_text())["data"]["public"] is True
     image_site(tmp_path / "sites" / "a", "a", 4, 1)
     assert find_sites(tmp_path / "sites", ("a",))[0]["a"].manifest.data.public is False

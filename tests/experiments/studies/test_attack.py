@@ -240,9 +240,9 @@ def test_what_cannot_be_audited_is_said(folder: Path, tmp_path: Path, capsys: py
 
 def test_a_copied_site_reads_back_as_it_was(tmp_path: Path) -> None:
     """All three inputs, some of them missing, and images without a stated shape."""
-    from fedml.synthetic.synthetic import write_synthetic
+    from fedml.synthetic.synthetic import Size, write_synthetic
 
-    write_synthetic(tmp_path / "sites", sites=2, persons=15, seed=3, progress=lambda _: None)
+    write_synthetic(tmp_path / "sites", Size(sites=2, persons=15), seed=3, progress=lambda _: None)
     demo = read_study(STUDIES / "demo.toml", overrides={"federation.sites": ["oslo", "porto"]})
     plan = demo.model_dump(mode="json")
     plan["cohort"]["image"] = None

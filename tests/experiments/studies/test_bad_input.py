@@ -11,7 +11,7 @@ from pathlib import Path
 import pysam
 import pytest
 
-from fedml.synthetic.synthetic import write_synthetic
+from fedml.synthetic.synthetic import Size, write_synthetic
 from tests.command import STUDIES
 from tests.command import quick as command
 
@@ -20,7 +20,7 @@ from tests.command import quick as command
 def clean_sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small synthetic hospitals."""
     out = tmp_path_factory.mktemp("synthetic") / "sites"
-    write_synthetic(out, sites=3, persons=24, seed=3, variants=30, image_size=24)
+    write_synthetic(out, Size(sites=3, persons=24, variants=30, image_size=24), seed=3)
     return out
 
 

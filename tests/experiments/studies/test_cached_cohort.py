@@ -21,7 +21,7 @@ from fedml.cohort import read_images as image
 from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.mapped import Mapped, joined, taken
 from fedml.cohort.persons import Cohort, drop_unusable_persons, select
-from fedml.cohort.read_images import read_images
+from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
 from fedml.learning.augment import augmentation
 from fedml.modalities.registry import pool
@@ -77,7 +77,9 @@ def in_memory(manifest: Path, study: Study) -> Cohort:
     cohort = read_cohort(read_site(manifest), study)
     folder = manifest.parent
     ids = [line.split(",")[0] for line in (folder / "persons.csv").read_text().splitlines()[1:]]
-    images = read_images(folder / "images", "nifti", ids, study.cohort.image, masks=folder / "masks", codes=study.cohort.classes)
+    images = read_images(
+        folder / "images", "nifti", ids, study.cohort.image, codes=study.cohort.classes, rules=ImageRules(folder / "masks")
+    )
     parts = np.array([cohort.parts[cohort.ids.index(i)] for i in ids], np.int8)
     return drop_unusable_persons(Cohort(cohort.site, tuple(ids), np.zeros(len(ids)), parts, {"image": images}))
 

@@ -19,7 +19,7 @@ from fedml.clients.site.manifest import find_sites
 from fedml.clients.site.read import load_aligned
 from fedml.cohort.variants.builds import LENGTHS, Build
 from fedml.cohort.variants.checks import counts_checks
-from fedml.cohort.variants.genotypes import read_variants, shared_panel
+from fedml.cohort.variants.genotypes import Genome, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.cohort.variants.normalise import NOTES, fingerprint, left_align
@@ -240,7 +240,7 @@ def read_panel(folder: Path, clean: Clean, files: dict[str, File]) -> Read:
         assert data is not None
         ids = [f"{name}{k:03d}" for k in range(files[name].dosage.shape[1])]
         reference = None if data.reference is None else site.folder / data.reference
-        own[name] = read_variants(site.folder / data.path, ids, build=data.build, cache=site.state / "cache", reference=reference)
+        own[name] = read_variants(site.folder / data.path, ids, genome=Genome(data.build, reference), cache=site.state / "cache")
     spec = Variants(min_call_rate=0.01)  # so that genotypes are counted
     panel = shared_panel(own, spec)
     dosage = np.vstack([np.asarray(align(own[name], panel.keys, panel.flips[name], spec.match).dosage) for name in SITES])

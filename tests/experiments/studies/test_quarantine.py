@@ -17,7 +17,7 @@ from fedml.clients.site.read import read_cohort
 from fedml.cohort.dicom.series import group_series, read_series
 from fedml.cohort.images.masks import as_classes
 from fedml.cohort.images.reasons import Unusable
-from fedml.cohort.read_images import read_images
+from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
 from fedml.study.sections import ImageShape
 from tests.command import quick as command
@@ -211,7 +211,7 @@ def test_nifti_masks_lie_on_their_images_and_both_are_preprocessed(tmp_path: Pat
         nifti(tmp_path / "masks" / f"{person}.nii.gz", mask, affine + (5.0 if person == IDS[2] else 0.0) * np.eye(4, k=3))
     shape = ImageShape(size=(12, 12, 12), orientation="RAS", spacing_mm=(1.0, 1.0, 1.0), window=(-50.0, 206.0))
     images = read_images(
-        tmp_path / "images", "nifti", IDS[:3], shape, masks=tmp_path / "masks", codes=(0, 128), max_quarantined=0.5
+        tmp_path / "images", "nifti", IDS[:3], shape, codes=(0, 128), rules=ImageRules(tmp_path / "masks", max_quarantined=0.5)
     )  # fmt: skip
     assert [(a.person, a.reason) for a in images.aside] == [(IDS[2], Unusable.MASK_MISMATCH)]
     assert images.shape == (1, 12, 12, 12)
@@ -223,7 +223,7 @@ def test_nifti_masks_lie_on_their_images_and_both_are_preprocessed(tmp_path: Pat
     assert not inside[:6].any()
     np.testing.assert_array_equal(images.spacing, np.ones((2, 3)))
     with pytest.raises(InputError, match="max_quarantined"):
-        read_images(tmp_path / "images", "nifti", IDS[:3], shape, masks=tmp_path / "masks", codes=(0, 128), max_quarantined=0.3)
+        read_images(tmp_path / "images", "nifti", IDS[:3], shape, codes=(0, 128), rules=ImageRules(tmp_path / "masks", max_quarantined=0.3))
 
 
 def test_orientation_alone_turns_the_spacing_with_the_axes(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_orientation_alone_turns_the_spacing_with_the_axes(tmp_path: Path) -> No
     nifti(tmp_path / "images" / "p00.nii.gz", RNG.normal(size=(4, 5, 6)).astype(np.float32), affine)
     nifti(tmp_path / "masks" / "p00.nii.gz", np.zeros((4, 5, 6), np.uint8), affine)
     shape = ImageShape(size=(6, 4, 5), orientation="RAS")
-    images = read_images(tmp_path / "images", "nifti", ["p00"], shape, masks=tmp_path / "masks", codes=(0, 1))
+    images = read_images(tmp_path / "images", "nifti", ["p00"], shape, codes=(0, 1), rules=ImageRules(tmp_path / "masks"))
     np.testing.assert_allclose(images.spacing, [[3, 1, 2]])
 
 
@@ -256,7 +256,7 @@ def test_a_mask_s_values_are_the_classes_or_their_places(tmp_path: Path) -> None
 def test_real_dicom_of_two_makers_is_read_as_images(tmp_path: Path) -> None:
     root = public_data("dicom_mr")
     (tmp_path / "q").symlink_to(root / "CMB-CRC-SCAN_001" / "adc_image")
-    images = read_images(tmp_path, "dicom", ["q"], None, deidentification="warn")
+    images = read_images(tmp_path, "dicom", ["q"], None, rules=ImageRules(deidentification="warn"))
     assert images.pixels.shape[0] == 1
     assert np.isfinite(images.pixels).all()
     assert images.aside == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from fedml.cohort.dicom.series import read_series
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.read import read_study
-from fedml.synthetic.synthetic import write_synthetic
+from fedml.synthetic.synthetic import Size, write_synthetic
 from tests.command import STUDIES
 from tests.conftest import federate
 
-SMALL = {"sites": 2, "persons": 40, "variants": 20, "image_size": 8, "seed": 3}
+SMALL = Size(sites=2, persons=40, variants=20, image_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same hospitals in each format."""
     folder = tmp_path_factory.mktemp("made")
     for kind in ("nifti", "dicom", "npz"):
-        write_synthetic(folder / kind, image=kind, **SMALL)
+        write_synthetic(folder / kind, SMALL, seed=3, image=kind)
     return {kind: folder / kind for kind in ("nifti", "dicom", "npz")}
 
 
@@ -65,9 +66,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_uids(made: di
             out.update(str(path.relative_to(folder)).encode() + path.read_bytes())
         return out.hexdigest()
 
-    write_synthetic(tmp_path / "again", image="dicom", **SMALL)
+    write_synthetic(tmp_path / "again", SMALL, seed=3, image="dicom")
     assert digest(tmp_path / "again") == digest(made["dicom"])
-    write_synthetic(tmp_path / "other", image="dicom", **{**SMALL, "seed": 4, "persons": 10})
+    write_synthetic(tmp_path / "other", replace(SMALL, persons=10), seed=4, image="dicom")
     first = [pydicom.dcmread(next((f / "oslo" / "images").rglob("001.dcm"))).SeriesInstanceUID for f in (made["dicom"], tmp_path / "other")]
     assert first[0] != first[1]
 
@@ -84,5 +85,5 @@ def test_the_demo_study_ends_alike_on_each_format(made: dict[str, Path], tmp_pat
 
 def test_another_format_is_refused_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'image = "dicm".*"dicom"'):
-        write_synthetic(tmp_path / "x", image="dicm", **SMALL)
+        write_synthetic(tmp_path / "x", SMALL, seed=3, image="dicm")
     assert not (tmp_path / "x").exists()

@@ -19,7 +19,7 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
 from fedml.cohort.scores.scores import Scores, match, score
-from fedml.cohort.scores.scoring_file import DOMINANT, RECESSIVE, Scoring, known_build, read_scoring, write_scoring
+from fedml.cohort.scores.scoring_file import DOMINANT, RECESSIVE, LinearModel, Scoring, known_build, read_scoring, write_scoring
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
@@ -387,7 +387,7 @@ def test_a_linear_model_comes_back_from_its_scoring_file(tmp_path: Path, task: s
     mean, std = (model.get_buffer(f"preprocess.variants.{name}").double().numpy() for name in ("mean", "std"))
     weight, intercept = linear_score(model)
     path = tmp_path / f"model.{ending}"
-    write_scoring(path, keys, weight, mean, std, intercept=intercept, name="toy", build="GRCh38", header={"weight_type": "log(OR)"})
+    write_scoring(path, LinearModel(keys, weight, mean, std, intercept), name="toy", build="GRCh38", header={"weight_type": "log(OR)"})
     read = read_scoring(path)
     assert (read.name, read.build, read.header["weight_type"]) == ("toy", "GRCh38", "log(OR)")
     assert read.weight[variants // 2] == 0
@@ -410,14 +410,14 @@ def test_a_linear_model_comes_back_from_its_scoring_file(tmp_path: Path, task: s
 def test_equal_scores_are_equal_bytes_and_bad_numbers_are_refused(tmp_path: Path) -> None:
     numbers = np.array([1.0, -2.0]), np.array([0.3, 1.2]), np.array([0.5, 0.6])
     for name in ("a.txt.gz", "b.txt.gz"):
-        write_scoring(tmp_path / name, KEYS[:2], *numbers, name="toy")
+        write_scoring(tmp_path / name, LinearModel(KEYS[:2], *numbers), name="toy")
     assert (tmp_path / "a.txt.gz").read_bytes() == (tmp_path / "b.txt.gz").read_bytes()
     with pytest.raises(ValueError, match="finite, one per variant"):
-        write_scoring(tmp_path / "c.txt", KEYS[:2], numbers[0] * np.nan, *numbers[1:], name="toy")
+        write_scoring(tmp_path / "c.txt", LinearModel(KEYS[:2], numbers[0] * np.nan, *numbers[1:]), name="toy")
     with pytest.raises(ValueError, match="finite, one per variant"):
-        write_scoring(tmp_path / "c.txt", KEYS, *numbers, name="toy")
+        write_scoring(tmp_path / "c.txt", LinearModel(KEYS, *numbers), name="toy")
     with pytest.raises(ValueError, match="printable"):
-        write_scoring(tmp_path / "c.txt", KEYS[:2], *numbers, name="toy\n#intercept=3")
+        write_scoring(tmp_path / "c.txt", LinearModel(KEYS[:2], *numbers), name="toy\n#intercept=3")
     assert not (tmp_path / "c.txt").exists()
 
 

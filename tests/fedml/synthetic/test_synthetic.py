@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,17 @@ from sklearn.metrics import roc_auc_score
 
 from fedml.errors import InputError, RunError
 from fedml.synthetic import synthetic
-from fedml.synthetic.synthetic import write_synthetic
+from fedml.synthetic.synthetic import Size, write_synthetic
 from tests.command import ROOT
 
-SMALL: dict[str, Any] = {"sites": 2, "persons": 25, "variants": 30, "image_size": 10}
+SMALL = Size(sites=2, persons=25, variants=30, image_size=10)
 
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sites of 400 persons: enough for effects to show, with images small enough to write fast."""
     out = tmp_path_factory.mktemp("synthetic") / "cohort"
-    write_synthetic(out, sites=3, persons=400, seed=3, image_size=12)
+    write_synthetic(out, Size(sites=3, persons=400, image_size=12), seed=3)
     return out
 
 
@@ -69,12 +70,12 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 def test_same_seed_gives_same_bytes_and_another_seed_does_not(tmp_path: Path) -> None:
-    first = write_synthetic(tmp_path / "a", **SMALL, seed=5)
+    first = write_synthetic(tmp_path / "a", SMALL, seed=5)
     (tmp_path / "b").mkdir()  # an empty folder is filled where it stands
-    code = "import sys; from fedml.synthetic.synthetic import write_synthetic as w; from pathlib import Path; "
-    code += f"w(Path(sys.argv[1]), seed=5, **{SMALL!r})"
+    code = "import sys; from fedml.synthetic.synthetic import Size, write_synthetic as w; from pathlib import Path; "
+    code += f"w(Path(sys.argv[1]), {SMALL!r}, seed=5)"
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], check=True, cwd=ROOT)
-    write_synthetic(tmp_path / "c", **SMALL, seed=6)
+    write_synthetic(tmp_path / "c", SMALL, seed=6)
     a, b, c = (hashes(tmp_path / x) for x in "abc")
     assert a == b
     data = [path for path in a if not path.endswith("site.toml")]
@@ -85,7 +86,7 @@ def test_same_seed_gives_same_bytes_and_another_seed_does_not(tmp_path: Path) ->
 
 def test_no_global_random_state_is_touched(tmp_path: Path) -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002  (the state that must not move)
-    write_synthetic(tmp_path / "a", **SMALL)
+    write_synthetic(tmp_path / "a", SMALL)
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
@@ -227,7 +228,7 @@ def test_hazard_ratio_is_the_planted_one(truth: dict[str, Any], table: pd.DataFr
 )
 def test_a_size_out_of_range_is_refused_and_leaves_nothing(tmp_path: Path, wrong: dict[str, int], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        write_synthetic(tmp_path / "new" / "out", **{**SMALL, **wrong})
+        write_synthetic(tmp_path / "new" / "out", replace(SMALL, **wrong))
     assert not list(tmp_path.iterdir())
 
 
@@ -236,7 +237,7 @@ def test_a_folder_with_something_in_it_is_refused_and_left_alone(tmp_path: Path)
     (tmp_path / "out" / "mine.txt").write_text("mine")
     for out in (tmp_path / "out", tmp_path / "out" / "mine.txt"):
         with pytest.raises(InputError, match="not an empty folder"):
-            write_synthetic(out, **SMALL)
+            write_synthetic(out, SMALL)
     assert hashes(tmp_path).keys() == {"out/mine.txt"}
 
 
@@ -250,14 +251,14 @@ def test_a_failure_midway_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         out.mkdir(parents=True)
     monkeypatch.setattr(synthetic, "_scans", full)
     with pytest.raises(RunError, match="No space left on device"):
-        write_synthetic(out, **SMALL)
+        write_synthetic(out, SMALL)
     assert [p.name for p in tmp_path.rglob("*")] == (["new", "out"] if existing else [])
 
 
 @pytest.mark.parametrize(("sites", "last"), [(1, "oslo"), (11, "site11")])
 def test_one_site_and_many(tmp_path: Path, sites: int, last: str) -> None:
     lines: list[str] = []
-    truth = write_synthetic(tmp_path / "o", sites=sites, persons=10, variants=20, image_size=8, progress=lines.append)
+    truth = write_synthetic(tmp_path / "o", Size(sites, 10, 20, 8), progress=lines.append)
     assert truth["sites"][-1] == last
     assert len(lines) == sites + 1
     assert len(truth["causal_variants"]) == 3

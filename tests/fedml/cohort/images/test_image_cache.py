@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedml.cohort.images.cache import ImageCache, open_cache
+from fedml.cohort.images.cache import ImageCache, Reader, open_cache
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import prepared
@@ -57,7 +57,8 @@ class Cohort:
 
     def open(self, folder: Path, spec: Preprocess = SPEC, **changes: Any) -> ImageCache:
         self.read_names.clear()
-        return open_cache(folder, self.folder, **{"items": self.items, "read": self.read, "reader": "npz", **changes}, spec=spec)
+        own = {"items": self.items, "read": self.read, "reader": "npz", **changes}
+        return open_cache(folder, self.folder, own.pop("items"), spec, Reader(own.pop("read"), own.pop("reader")), **own)
 
     def prepared(self, name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
         raw = self.read(Item(name, (self.folder / f"{name}.npz",)))
@@ -275,7 +276,7 @@ def test_two_that_want_the_same_make_it_once(tmp_path: Path) -> None:
     first = threading.Thread(target=lambda: opened.append(cohort.open(tmp_path / "cache", read=read)))
     first.start()
     assert begun.wait(60)
-    second = open_cache(tmp_path / "cache", cohort.folder, cohort.items, SPEC, cohort.read, "npz", said.append)
+    second = open_cache(tmp_path / "cache", cohort.folder, cohort.items, SPEC, Reader(cohort.read, "npz"), said.append)
     first.join()
     assert cohort.read_names == ["p0", "p1"]
     assert torch.equal(second.image(1), opened[0].image(1))
@@ -328,9 +329,9 @@ def test_several_images_of_one_file(tmp_path: Path) -> None:
             return Raw(arrays["images"][int(item.part)])
 
     items = [Item("same", (path,), str(k)) for k in range(4)]
-    cache = open_cache(tmp_path / "cache", path, items, Preprocess(), read, "npz")
+    cache = open_cache(tmp_path / "cache", path, items, Preprocess(), Reader(read, "npz"))
     np.testing.assert_array_equal(np.stack([cache.image(k).numpy() for k in range(4)]), images)  # bytes are exact in half precision
-    turned = open_cache(tmp_path / "cache", path, items[::-1], Preprocess(), read, "npz")
+    turned = open_cache(tmp_path / "cache", path, items[::-1], Preprocess(), Reader(read, "npz"))
     np.testing.assert_array_equal(np.stack([turned.image(k).numpy() for k in range(4)]), images[::-1])
 
 

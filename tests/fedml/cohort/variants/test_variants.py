@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedml.cohort.variants.genotypes import genotype_counts, read_variants
+from fedml.cohort.variants.genotypes import Genome, genotype_counts, read_variants
 from fedml.cohort.variants.model import Dosages, Selection, Variant, from_text, to_text
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
@@ -35,7 +35,8 @@ DOSAGE = np.array([[0, 0, 0, 1, 0, -1], [1, 1, 1, 1, 1, 0], [2, 1, -1, 0, 2, -1]
 
 
 def read(path: Path, persons: list[str] = SAMPLES, **options: object) -> Dosages:
-    return read_variants(path, persons, build="GRCh38", cache=path.parent / ".fedml" / "cache", **options)  # type: ignore[arg-type]
+    genome = Genome("GRCh38", options.pop("reference", None))  # type: ignore[arg-type]
+    return read_variants(path, persons, genome=genome, cache=path.parent / ".fedml" / "cache", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["cohort.vcf", "cohort.vcf.gz", "cohort.bcf", "cohort.bed"])
