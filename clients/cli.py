@@ -72,7 +72,7 @@ def init(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from fedml.study.sections import Name
+    from fedml.study.section import Name
 
     try:
         TypeAdapter(Name).validate_python(name)
@@ -98,7 +98,7 @@ def check(
     from fedml.modalities.modality import require
     from fedml.modalities.registry import inputs_of
     from fedml.study.read import read_study
-    from fedml.study.sections import PARTS
+    from fedml.study.section import PARTS
     from fedml.tasks.registry import make_task
 
     study, site = read_study(study_file), read_site(site_file)
@@ -286,7 +286,8 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
     Example: fedml-site status --site /srv/fedml/site.toml
     """
     from fedml.clients.gate.approvals import read_approvals
-    from fedml.clients.gate.journal import entries, show
+    from fedml.clients.gate.journal import entries
+    from fedml.clients.gate.journal_view import show
     from fedml.clients.service import running
 
     site = _site(site_file)
@@ -339,7 +340,8 @@ def journal_show(
 
     Example: fedml-site journal show --site /srv/fedml/site.toml --last 20
     """
-    from fedml.clients.gate.journal import entries, show, to_json
+    from fedml.clients.gate.journal import entries, to_json
+    from fedml.clients.gate.journal_view import show
 
     path = _journal(site_file)
     if as_json:

@@ -170,7 +170,7 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
     """(reasons, sentences) of what was set aside, and the arrays that were read."""
     from fedml.cohort.read_images import ImageRules, TooManyAside, read_images
     from fedml.errors import InputError
-    from fedml.study.sections import ImageShape
+    from fedml.study.cohort_section import ImageShape
 
     how = KINDS[kind]
     if how.format == "slide":

@@ -26,7 +26,7 @@ from fedml.errors import InputError, SiteError
 from fedml.modalities.modality import REFUSALS, Look, Modality, NotBuilt
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.tables import read_or_fault
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 
 _NETWORK_SECONDS, _CHECK_SECONDS, _DATA_SECONDS = 5.0, 30.0, 600.0

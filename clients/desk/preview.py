@@ -19,7 +19,7 @@ from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError
 from fedml.pictures import Tile, planes, sheet, spread
-from fedml.study.sections import PARTS, normal
+from fedml.study.section import PARTS, normal
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 

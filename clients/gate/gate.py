@@ -35,7 +35,7 @@ from fedml.errors import Reason, SiteError
 from fedml.modalities.layout import Layout, make_layout
 from fedml.privacy.releases import counted_parts, message_events
 from fedml.strategies.algorithms.algorithm import returned
-from fedml.study.sections import PartName
+from fedml.study.section import PartName
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
 from fedml.wire.records import (

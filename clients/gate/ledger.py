@@ -34,8 +34,6 @@ with knowledge of an earlier study's model. Refusals depend on the persons of th
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import secrets
@@ -49,11 +47,12 @@ from datetime import UTC, datetime
 from functools import lru_cache, reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack, final
+from typing import TYPE_CHECKING, NotRequired, TypedDict, Unpack, final
 
-from fedml.clients.gate.journal import entries
+from fedml.clients.gate.ledger_check import RESTORE, answered_rounds, first, keyed_hash, link, refuse_lost, verify
 from fedml.errors import InputError, Reason, SiteError
-from fedml.privacy.accounting import epsilon, events_from_json, events_to_json, rounded_up
+from fedml.privacy.accounting import epsilon, events_from_json, events_to_json
+from fedml.privacy.claims import rounded_up
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -74,7 +73,6 @@ _SIGNATURES = (
     "SELECT DISTINCT held FROM (SELECT group_concat(persons) AS held FROM member WHERE person IN "
     "(SELECT person FROM member WHERE ? IS NULL OR persons = ?) GROUP BY person)"
 )
-_ROW = "id, time, persons, events, run, study, study_name, phase, round"
 _SCHEMA = [f"CREATE TABLE {name} ({columns})" + " WITHOUT ROWID" * (name == "member") for name, columns in _TABLES.items()]
 _SCHEMA += ["CREATE INDEX member_persons ON member (persons)"]
 _SCHEMA += [
@@ -82,11 +80,6 @@ _SCHEMA += [
     for name in _TABLES
     for what in ("UPDATE", "DELETE")
 ]
-_RESTORE = (
-    "restore it from a backup; until then this site refuses every study with privacy of a patient. Without a backup the epsilon that the "
-    "persons of this site have spent is unknown; the person responsible for their data decides whether a new state folder, with a new "
-    "budget, may be used"
-)
 _TRANSIENT = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY")  # errors that leave the ledger itself intact
 _create_lock = threading.Lock()
 EventCounts = Counter[str]  # how often each list of events (canonical JSON) was charged
@@ -146,7 +139,7 @@ class Ledger:
                     db.execute(statement)
                 db.execute("INSERT INTO secret VALUES (?)", [secrets.token_bytes(_KEY)])
             self._recognise(db)
-            _verify(db, path, self._key, answered)
+            verify(db, path, self._key, answered)
 
     def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **info: Unpack[ChargeInfo]) -> float:
         """Charges what one reply will release: to the persons of each part, the events of that part. All charges are written, or none.
@@ -210,7 +203,7 @@ class Ledger:
                 "min(time), max(time) FROM charge GROUP BY 1, 2 ORDER BY min(id)"
             )
             for study, unprotected, name, runs, messages, first, last in db.execute(query).fetchall():
-                persons = _first(db, f"{_COUNT} WHERE study = ? AND (events IS NULL) = ?)", study, unprotected)
+                persons = first(db, f"{_COUNT} WHERE study = ? AND (events IS NULL) = ?)", study, unprotected)
                 largest = self._largest(db, None, _by_group(db, study))
                 worst = math.inf if unprotected else max(_epsilon(counts, delta) for counts in largest)
                 out.append(Spend(name, study, runs, messages, persons, first, last, worst))
@@ -219,7 +212,7 @@ class Ledger:
     def persons(self) -> int:
         """The number of persons with at least one charge."""
         with self._transaction("DEFERRED") as db:
-            return int(_first(db, f"{_COUNT} WHERE events IS NOT NULL)"))
+            return int(first(db, f"{_COUNT} WHERE events IS NOT NULL)"))
 
     @contextmanager
     def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
@@ -238,7 +231,7 @@ class Ledger:
             self._last = newest
         except (sqlite3.Error, UnicodeDecodeError) as error:
             transient = getattr(error, "sqlite_errorname", "").startswith(_TRANSIENT)
-            action = "nothing was written; check the free disk space and the write permissions of the folder" if transient else _RESTORE
+            action = "nothing was written; check the free disk space and the write permissions of the folder" if transient else RESTORE
             raise InputError(f"{self.path}: the privacy ledger cannot be used ({error}); {action}.") from error
         finally:
             if db is not None:
@@ -246,29 +239,29 @@ class Ledger:
 
     def _recognise(self, db: sqlite3.Connection) -> None:
         """Raises ``InputError`` unless the file is the ledger that this object opened, with every charge that it has read."""
-        application, version = _first(db, "PRAGMA application_id"), _first(db, "PRAGMA user_version")
+        application, version = first(db, "PRAGMA application_id"), first(db, "PRAGMA user_version")
         if application != APPLICATION:
-            raise InputError(f"{self.path}: is not a privacy ledger; {_RESTORE}.")
+            raise InputError(f"{self.path}: is not a privacy ledger; {RESTORE}.")
         if version != VERSION:
             raise InputError(
                 f"{self.path}: is a privacy ledger of version {version}, this program reads version {VERSION}; install the release of "
                 f"fedml that reads version {version}."
             )
-        key, (number, digest) = _first(db, "SELECT key FROM secret"), self._last
-        if number and _first(db, "SELECT count(*) FROM charge WHERE id = ? AND digest = ?", number, digest) != 1:
-            raise InputError(f"{self.path}: the privacy ledger was replaced while it was in use; {_RESTORE}.")
+        key, (number, digest) = first(db, "SELECT key FROM secret"), self._last
+        if number and first(db, "SELECT count(*) FROM charge WHERE id = ? AND digest = ?", number, digest) != 1:
+            raise InputError(f"{self.path}: the privacy ledger was replaced while it was in use; {RESTORE}.")
         if not isinstance(key, bytes) or len(key) != _KEY:
-            raise InputError(f"{self.path}: the privacy ledger is damaged; {_RESTORE}.")
+            raise InputError(f"{self.path}: the privacy ledger is damaged; {RESTORE}.")
         self._key = key
 
     def _group(self, db: sqlite3.Connection, persons: Iterable[str]) -> int:
         """The id of this set of persons. Writes the set if it is new."""
-        hashed = sorted({_hash(self._key, b"person", person.encode(), 16) for person in persons})
-        digest = _hash(self._key, b"persons", b"".join(hashed))
+        hashed = sorted({keyed_hash(self._key, b"person", person.encode(), 16) for person in persons})
+        digest = keyed_hash(self._key, b"persons", b"".join(hashed))
         found = db.execute("SELECT id FROM persons WHERE digest = ?", [digest]).fetchone()
         if found:
             return int(found[0])
-        number = int(_first(db, "SELECT coalesce(max(id), 0) + 1 FROM persons"))
+        number = int(first(db, "SELECT coalesce(max(id), 0) + 1 FROM persons"))
         db.execute("INSERT INTO persons VALUES (?, ?)", [number, digest])
         db.executemany("INSERT INTO member VALUES (?, ?)", ((person, number) for person in hashed))
         return number
@@ -276,7 +269,7 @@ class Ledger:
     def _append(self, db: sqlite3.Connection, group: int, events: str | None, info: tuple[str, str, str, str, int]) -> None:
         number, before = _last(db)
         row = (number + 1, datetime.now(UTC).isoformat(timespec="seconds"), group, events, *info)
-        db.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, _link(self._key, before, row)])
+        db.execute("INSERT INTO charge VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", [*row, link(self._key, before, row)])
 
     def _bound(self, db: sqlite3.Connection, group: int, ahead: EventCounts, granted: float, delta: float) -> float:
         """An upper bound on the largest epsilon in the group. Of three bounds, each tighter and slower, the first that is within
@@ -317,19 +310,6 @@ class Ledger:
         return known[1][group]
 
 
-def _hash(key: bytes, what: bytes, data: bytes, size: int = 32) -> bytes:
-    return hashlib.blake2b(data, key=key, person=what, digest_size=size).digest()
-
-
-def _link(key: bytes, before: bytes, row: Sequence[Any]) -> bytes:
-    return _hash(key, b"charge", before + json.dumps(list(row), separators=(",", ":")).encode())
-
-
-def _first(db: sqlite3.Connection, query: str, *values: Any) -> Any:
-    found = db.execute(query, values).fetchone()
-    return found[0] if found else None
-
-
 def _last(db: sqlite3.Connection) -> tuple[int, bytes]:
     found = db.execute("SELECT id, digest FROM charge ORDER BY id DESC LIMIT 1").fetchone()
     return (int(found[0]), bytes(found[1])) if found else (0, b"")
@@ -357,7 +337,7 @@ def _epsilon(counts: EventCounts, delta: float) -> float:
 
 def _empty(db: sqlite3.Connection) -> bool:
     """Whether the file has no ledger yet: it was just created, or its creator was killed before it wrote the tables."""
-    return bool(_first(db, "PRAGMA application_id") == 0 and _first(db, "SELECT count(*) FROM sqlite_master") == 0)
+    return bool(first(db, "PRAGMA application_id") == 0 and first(db, "SELECT count(*) FROM sqlite_master") == 0)
 
 
 def _create_empty(path: Path) -> None:
@@ -369,71 +349,3 @@ def _create_empty(path: Path) -> None:
         raise InputError(
             f"{path}: the privacy ledger cannot be created ({error.strerror}); check that the folder exists and is writable."
         ) from error
-
-
-Answer = tuple[str, str, int]  # run, phase, round
-
-
-def answered_rounds(state: Path) -> set[Answer]:
-    """Every answer in the site's journal that must have a charge.
-
-    A round of a study with privacy of a patient must always have one; its statistics must if they are noised. A study that is missing in
-    the state folder is treated as private, because its approval stored it there and a file was lost.
-    """
-    phases: dict[str, tuple[str, ...]] = {}
-    out = set()
-    for entry in entries(state / "journal.jsonl"):
-        if entry.direction == "out" and entry.verdict == "accepted" and entry.study:
-            if entry.study not in phases:
-                phases[entry.study] = _charged_phases(state / "studies" / f"{entry.study}.json")
-            if entry.phase in phases[entry.study]:
-                out.add((entry.run, entry.phase, entry.round))
-    return out
-
-
-def _charged_phases(plan: Path) -> tuple[str, ...]:
-    try:
-        privacy = json.loads(plan.read_text(encoding="utf-8"))["privacy"]
-        unit, statistics = privacy["unit"], privacy["statistics"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return ("round",)
-    if unit != "patient":
-        return ()
-    return ("statistics", "round") if statistics == "private" else ("round",)
-
-
-def refuse_lost(path: Path, answered: set[Answer]) -> None:
-    """Raises ``InputError`` if ``answered`` is not empty, so that the ledger at ``path``, which does not exist, must have been lost."""
-    if answered:
-        lost = f"is missing, but the journal in its folder holds {len(answered)} answers that were charged to it"
-        raise InputError(f"{path}: the privacy ledger {lost}; {_RESTORE}.")
-
-
-def _verify(db: sqlite3.Connection, path: Path, key: bytes, answered: set[Answer]) -> None:
-    """Raises ``InputError`` for a ledger that was changed or is damaged, or that lacks the charge for an answer."""
-    try:
-        wrong = _wrong(db, key, answered)
-    except (TypeError, ValueError):  # a value whose type was changed
-        wrong = "is damaged"
-    if wrong:
-        raise InputError(f"{path}: the privacy ledger {wrong}; {_RESTORE}.")
-
-
-def _wrong(db: sqlite3.Connection, key: bytes, answered: set[Answer]) -> str:
-    if db.execute("PRAGMA integrity_check").fetchall() != [("ok",)] or db.execute("PRAGMA foreign_key_check").fetchall():
-        return "is damaged"
-    before, charged = b"", set[Answer]()
-    for number, (*row, digest) in enumerate(db.execute(f"SELECT {_ROW}, digest FROM charge ORDER BY id"), 1):  # noqa: S608
-        if row[0] != number or _link(key, before, row) != digest:
-            return f"was changed at charge {number}, or that charge is lost"
-        before = digest
-        charged.add((row[4], row[7], row[8]))
-    for number, digest in db.execute("SELECT id, digest FROM persons").fetchall():
-        members = db.execute("SELECT person FROM member WHERE persons = ? ORDER BY person", [number])
-        if _hash(key, b"persons", b"".join(person for (person,) in members)) != digest:
-            return f"was changed in the persons of group {number}"
-    if missing := sorted(answered - charged):
-        run, phase, number = missing[0]
-        first = f"the first: run {run}, {phase} {number}"
-        return f"lacks {len(missing)} charges whose answers are in the journal ({first}); it may be an older copy"
-    return ""

@@ -9,8 +9,9 @@ from decimal import ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import Any
 
-from fedml.clients.gate.ledger import Ledger, Spend, answered_rounds, refuse_lost
-from fedml.privacy.accounting import rounded_up
+from fedml.clients.gate.ledger import Ledger, Spend
+from fedml.clients.gate.ledger_check import answered_rounds, refuse_lost
+from fedml.privacy.claims import rounded_up
 
 
 def show(path: Path, max_epsilon: float, delta: float) -> str:

@@ -30,7 +30,7 @@ from fedml.modalities.modality import DataSection, Place
 from fedml.modalities.omics import OmicsData
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.variants import VariantData
-from fedml.study.sections import Name
+from fedml.study.section import Name
 from fedml.study.study import Study, validate
 
 

@@ -39,7 +39,7 @@ from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
-from fedml.study.sections import PARTS, PartName
+from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task

@@ -26,7 +26,7 @@ from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.flower.grid import InProcessGrid
 from fedml.seeds import derive_seed
 from fedml.strategies.rounds import run_study
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study, parse_study, validate
 
 ROSTER = ["amber", "birch", "cedar"]

@@ -33,7 +33,7 @@ from fedml.learning.differences import Difference, paired_bootstrap
 from fedml.runs.log import load_model
 from fedml.runs.restore import restore
 from fedml.study.read import read_study
-from fedml.study.sections import PartName
+from fedml.study.section import PartName
 from fedml.study.study import Study, for_roster
 from fedml.tasks.drawn import Statistic, statistic
 from fedml.tasks.registry import make_task

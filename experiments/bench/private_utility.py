@@ -29,7 +29,7 @@ from fedml.experiments.bench.timing import machine
 from fedml.experiments.compare.train import parse_seeds
 from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.run import outcome, run_nodes
-from fedml.privacy.accounting import rounded_up
+from fedml.privacy.claims import rounded_up
 from fedml.study.read import read_study
 from fedml.study.study import Study, validate
 

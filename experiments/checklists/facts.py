@@ -24,7 +24,7 @@ from fedml.modalities.modality import Text
 from fedml.modalities.registry import modalities_of
 from fedml.runs.log import EVENTS, MODEL, read_events
 from fedml.strategies.algorithms.registry import algorithm_of
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
@@ -281,7 +281,7 @@ def _outcome(record: Record) -> Iterator[Told]:
     if privacy and privacy["unit"] == "none":
         yield "privacy", "No differential privacy: updates of sites and counts of persons are exact.", "events.jsonl#privacy/unit"
     elif privacy.get("sentence"):
-        from fedml.privacy.accounting import rounded_up
+        from fedml.privacy.claims import rounded_up
 
         spent = "; ".join(f"{s.name} {rounded_up(s.epsilon)}" for s in record.sites if s.epsilon is not None)
         by_site = f" Epsilon by site: {spent}." if privacy["unit"] == "patient" and spent else ""

@@ -26,7 +26,7 @@ from fedml.flower.control import Node, nodes, register_node, unregister_node
 from fedml.flower.keys import certificate_fingerprint, check_certificate, key_fingerprint, read_public_key, write_authority
 from fedml.flower.superlink import environment, superlink_command, write_connection
 from fedml.runs.log import write_whole
-from fedml.study.sections import Name
+from fedml.study.section import Name
 
 SETTINGS, TRIAL = "federation.json", ".federation"
 _REMOVED = "unregistered"

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fedml.experiments.checklists.facts import held_out
 from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval
 from fedml.tasks.intervals import interval
@@ -234,7 +234,7 @@ def _inf(value: float | None) -> float:
 
 def _up(epsilon: float) -> float:
     """As it is printed: rounded up, so that it stays a bound."""
-    from fedml.privacy.accounting import rounded_up
+    from fedml.privacy.claims import rounded_up
 
     return epsilon if math.isinf(epsilon) else float(rounded_up(epsilon))
 

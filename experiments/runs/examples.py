@@ -22,7 +22,7 @@ from fedml.cohort.persons import Cohort
 from fedml.pictures import Tile, most_of, plane, sheet, spread
 from fedml.runs.log import EXAMPLES, load_model, saved_window, write_whole
 from fedml.runs.restore import restore
-from fedml.study.sections import normal
+from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import built

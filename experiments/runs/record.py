@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fedml.errors import InputError
 from fedml.runs.log import STUDY, load_counts, read_events
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study, parse_study
 
 Counts = dict[str, dict[str, dict[str, npt.NDArray[Any]]]]  # part or test@LABEL -> site -> counts by name

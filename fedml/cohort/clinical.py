@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import NO_LABEL, codes, column, numbers
-from fedml.study.sections import ClinicalColumns, normal
+from fedml.study.cohort_section import ClinicalColumns
+from fedml.study.section import normal
 
 if TYPE_CHECKING:
     import pandas as pd

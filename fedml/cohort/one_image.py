@@ -19,7 +19,7 @@ from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
 from fedml.cohort.read_images import channels_first
 from fedml.errors import InputError
-from fedml.study.sections import ImageShape
+from fedml.study.cohort_section import ImageShape
 
 Window = tuple[float, float]
 

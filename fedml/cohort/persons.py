@@ -29,7 +29,7 @@ from fedml.cohort.inputs import Input, content_of
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.model import Dosages, Variant
-from fedml.study.sections import PARTS, PartName
+from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
 
 if TYPE_CHECKING:

@@ -37,8 +37,9 @@ from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Aside, ItemError, Unusable
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
+from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
-from fedml.study.sections import Code, ImageShape
+from fedml.study.section import Code
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import InputError, nearest
-from fedml.study.sections import PARTS, Split, normal
+from fedml.study.cohort_section import Split
+from fedml.study.section import PARTS, normal
 from fedml.tasks.task import Task
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from fedml.contract.disclosure import read_policy
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes, check_records
 from fedml.errors import Reason, SiteError
 from fedml.modalities.registry import modalities_of
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.wire.records import (

@@ -20,7 +20,8 @@ from fedml.learning.augment import augmentation
 from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
-from fedml.study.sections import PartName, Precision, Training
+from fedml.study.section import PartName, Precision
+from fedml.study.sections import Training
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.task import Task
 

@@ -28,7 +28,8 @@ from fedml.modalities.modality import (
     table_sums,
 )
 from fedml.modalities.tables import inspect_table, network_text, raw_table, write_table
-from fedml.study.sections import ClinicalColumns, normal
+from fedml.study.cohort_section import ClinicalColumns
+from fedml.study.section import normal
 from fedml.study.study import Study
 
 if TYPE_CHECKING:

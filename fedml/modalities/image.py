@@ -36,7 +36,7 @@ from fedml.modalities.modality import (
     nothing,
     shaped,
 )
-from fedml.study.sections import ImageShape
+from fedml.study.cohort_section import ImageShape
 from fedml.study.study import Study
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.inputs import Input
 from fedml.errors import InputError
-from fedml.study.sections import Section
+from fedml.study.section import Section
 from fedml.study.study import Study
 
 if TYPE_CHECKING:

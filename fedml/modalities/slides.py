@@ -12,7 +12,7 @@ import numpy as np
 from fedml.cohort.slides.cohort import Looked, Slides, read_slides
 from fedml.cohort.slides.write import TIFF_TILE, write_tiff
 from fedml.errors import InputError
-from fedml.study.sections import Tiles
+from fedml.study.cohort_section import Tiles
 from fedml.study.study import Study
 
 if TYPE_CHECKING:

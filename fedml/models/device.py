@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from fedml.errors import InputError
-from fedml.study.sections import Precision
+from fedml.study.section import Precision
 
 
 def pick_device(wanted: str = "auto") -> torch.device:

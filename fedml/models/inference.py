@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fedml.models.device import autocast
-from fedml.study.sections import Precision
+from fedml.study.section import Precision
 
 
 def infer(

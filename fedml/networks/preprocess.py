@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from fedml.study.sections import ClinicalColumns
+from fedml.study.cohort_section import ClinicalColumns
 
 
 class _Standard(nn.Module):

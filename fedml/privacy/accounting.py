@@ -7,7 +7,8 @@ A mechanism describes its releases as frozen events of ``dp_accounting``; the ac
     epsilon(events, delta)                           the figure: privacy loss distributions (PLD); Gaussians alone in closed form
     epsilon_rdp(events, delta)                       the cross-check by Rényi differential privacy, a looser bound
     solve_noise_multiplier(epsilon, delta, events_of)
-    claim(...) -> Claim                              the figure with its unit, adjacency and scope: do not print the figure alone
+
+Do not print the figure alone: ``fedml.privacy.claims`` gives it with its unit, adjacency and scope.
 
 The noise multiplier z is the noise's standard deviation / the L2 sensitivity under **add-or-remove-one**: the largest change of the
 released sum when one unit (a person, or a site) is added or removed. For a sum of vectors clipped to C the sensitivity is C, not 2C. A
@@ -25,10 +26,8 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache, reduce
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing takes a second, so functions import it when they need it
     from dp_accounting import DpEvent
@@ -206,67 +205,6 @@ def solve_noise_multiplier(epsilon: float, delta: float, events_of: Callable[[fl
     return _candidate(high)
 
 
-@dataclass(frozen=True)
-class Claim:
-    """An epsilon with the information that it needs to be meaningful. Create it with ``claim``.
-
-    ``events_json``: the releases; ``epsilon(events_from_json(events_json), delta)`` recomputes the figure.
-    """
-
-    unit: Literal["person", "site"]
-    adjacency: str
-    epsilon: float
-    delta: float
-    covers: tuple[str, ...]
-    not_covered: tuple[str, ...]
-    events_json: str
-    epsilon_rdp: float
-
-    def __post_init__(self) -> None:
-        if self.unit not in _UNIT or self.adjacency != ADJACENCY:
-            raise ValueError(f"a claim is for one person or one site, {ADJACENCY}; not {self.unit!r}, {self.adjacency!r}")
-        if not self.covers or not self.epsilon >= 0 or not 0 < self.delta < 1:
-            raise ValueError("a claim needs an epsilon of at least 0, a delta between 0 and 1, and a scope (covers)")
-
-    def sentence(self) -> str:
-        """The claim as one self-contained sentence. Epsilon is rounded up."""
-        unit, neighbours = _UNIT[self.unit]
-        spent, cross = rounded_up(self.epsilon), rounded_up(self.epsilon_rdp)
-        scope = f"covers: {'; '.join(self.covers)}; not covered: {'; '.join(self.not_covered) or 'nothing named'}"
-        if math.isinf(self.epsilon):
-            return f"No differential privacy for {unit} at delta = {self.delta!r} ({scope})."
-        return (
-            f"(epsilon = {spent}, delta = {self.delta!r}) differential privacy for {unit}; neighbours differ by {neighbours}; {scope}. "
-            f"Computed with privacy loss distributions (Rényi cross-check: epsilon = {cross})."
-        )
-
-
-def claim(
-    unit: Literal["person", "site"], events: Iterable[DpEvent], delta: float, covers: Iterable[str], not_covered: Iterable[str]
-) -> Claim:
-    """The claim that ``events`` support. ``covers`` and ``not_covered``: short phrases in plain English.
-
-    Raises:
-        ValueError: as ``epsilon``.
-    """
-    events = list(events)
-    spent, cross = epsilon(events, delta), epsilon_rdp(events, delta)
-    return Claim(unit, ADJACENCY, spent, delta, tuple(covers), tuple(not_covered), events_to_json(events), cross)
-
-
-def rounded_up(epsilon: float) -> str:
-    """Epsilon with two decimals (below 0.1, two digits), rounded up so that the text is still an upper bound; or ``infinity``."""
-    if math.isinf(epsilon):
-        return "infinity"
-    exact = Decimal(repr(epsilon))  # decimal 0.1, not the binary float slightly above it
-    places = 2 if exact == 0 or exact >= Decimal("0.1") else 1 - exact.adjusted()
-    return f"{exact.quantize(Decimal(1).scaleb(-places), rounding=ROUND_CEILING):f}"
-
-
-_UNIT = {
-    "person": ("one person of a site", "adding or removing that person"),
-    "site": ("one site of the federation", "adding or removing that site with all its persons"),
-}
 _ONE, _LAST = 27_000, 63_000  # steps of the candidates 1 and 10,000
 
 

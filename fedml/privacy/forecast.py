@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fedml.privacy.accounting import rounded_up
+from fedml.privacy.claims import rounded_up
 from fedml.privacy.releases import claims, metrics_multiplier, noise_multiplier, sampling
 from fedml.study.study import Study
 

@@ -35,6 +35,7 @@ from torch.nn import functional
 
 from fedml.errors import InputError
 from fedml.networks.variants import GeneLayer
+from fedml.privacy.convolution import convolution_weight, unfolded
 
 CANCEL = 2e-5
 _MAX_UNFOLDED = 2**19  # elements of one image's unfolded input; above it the convolution's backward pass, person by person, is faster
@@ -309,7 +310,7 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
     columns = group.each * g.shape[2]
     # Products are in float64, and the weighted pass costs as much as one gradient per person: worthwhile only with much fewer columns.
     if 4 * columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
-        a, b = group.gather(_unfolded(layer, x)), group.gather(g)
+        a, b = group.gather(unfolded(layer, x)), group.gather(g)
         a2, b2 = _squares(a.flatten(1)), _squares(b.flatten(1))
         if columns > 1:
             a, b = a.double(), b.double()
@@ -319,10 +320,10 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
             found.add(a2 * b2, group)
         found.later.append(_Later(name, layer, x, g, group))
     elif isinstance(layer, nn.Linear) or inputs * g.shape[2] <= _MAX_UNFOLDED:
-        found.keep(name, torch.bmm(group.gather(g), group.gather(_unfolded(layer, x)).transpose(1, 2)), group)
+        found.keep(name, torch.bmm(group.gather(g), group.gather(unfolded(layer, x)).transpose(1, 2)), group)
     else:
         pairs = zip(torch.split(x, group.each), torch.split(g, group.each), strict=True)
-        found.keep(name, torch.stack([_convolution_weight(layer, inputs_, outputs_) for inputs_, outputs_ in pairs]), group)
+        found.keep(name, torch.stack([convolution_weight(layer, inputs_, outputs_) for inputs_, outputs_ in pairs]), group)
 
 
 def _genes(name: str, layer: GeneLayer, x: torch.Tensor, g: torch.Tensor, group: _Group, found: _Found) -> None:
@@ -344,35 +345,6 @@ def _squares(flat: torch.Tensor) -> torch.Tensor:
     if not bool(((norm > 1e-9) & (norm < 1e15)).all()):  # squares may have exceeded the range of float32
         norm = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
     return norm.square()
-
-
-def _unfolded(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """The inputs of each output position: (rows, inputs, positions)."""
-    if isinstance(layer, nn.Linear):
-        return x[:, :, None] if x.dim() == 2 else x.flatten(1, -2).transpose(1, 2)
-    dims = x.dim() - 2
-    if dims == 2 and max(layer.kernel_size) > 1:
-        return functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    if any(layer.padding):
-        x = functional.pad(x, [n for pad in reversed(layer.padding) for n in (pad, pad)])
-    for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):
-        x = x.unfold(axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
-    kernel = range(2 + dims, 2 + 2 * dims)
-    return x.permute(0, 1, *kernel, *range(2, 2 + dims)).flatten(1, 1 + dims).flatten(2)
-
-
-def _convolution_weight(layer: Any, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-    """The gradient of a convolution's weight, summed over rows; ``g`` (rows, outputs, positions)."""
-    size = [
-        (n + 2 * pad - dilation * (k - 1) - 1) // stride + 1
-        for n, pad, dilation, k, stride in zip(x.shape[2:], layer.padding, layer.dilation, layer.kernel_size, layer.stride, strict=True)
-    ]
-    dims, mask = len(size), [False, True, False]
-    g = g.reshape(*g.shape[:2], *size)
-    found: torch.Tensor = torch.ops.aten.convolution_backward(
-        g, x, layer.weight, None, layer.stride, layer.padding, layer.dilation, False, [0] * dims, 1, mask
-    )[1]
-    return found
 
 
 def _put(total: dict[str, torch.Tensor], name: str, part: torch.Tensor) -> None:
@@ -398,6 +370,6 @@ def _weighted_sum(item: _Later, scale: torch.Tensor, excluded: torch.Tensor | No
     if isinstance(item.layer, GeneLayer):
         return item.layer.weight_gradient(x, g[:, :, 0])
     if not isinstance(item.layer, nn.Linear):
-        return _convolution_weight(item.layer, x, g)
+        return convolution_weight(item.layer, x, g)
     total: torch.Tensor = g[:, :, 0].t() @ x if x.dim() == 2 else torch.einsum("rot,rti->oi", g, x.flatten(1, -2))
     return total

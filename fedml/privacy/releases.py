@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Literal
 
 from fedml.errors import InputError
 from fedml.modalities.registry import modalities_of
-from fedml.study.sections import PartName
+from fedml.study.section import PartName
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-    from fedml.privacy.accounting import Claim
+    from fedml.privacy.claims import Claim
 
 EVALUATIONS_AT_END = 1
 
@@ -156,7 +156,7 @@ def events_by_site(study: Study, rounds: Mapping[str, int] | None = None) -> dic
 
 def claims(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, Claim]:
     """The study's privacy claims, by site (unit patient) or one, under ``""`` (unit site)."""
-    from fedml.privacy.accounting import claim
+    from fedml.privacy.claims import claim
 
     out = {}
     for site, events in events_by_site(study, rounds).items():

@@ -18,22 +18,10 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
+from fedml.study.cohort_section import Cohort, Variants
 from fedml.study.imaging import Augment
-from fedml.study.sections import (
-    About,
-    Cohort,
-    Evaluation,
-    Federation,
-    Gwas,
-    Model,
-    Policy,
-    Privacy,
-    Section,
-    Strategy,
-    TableNetwork,
-    Training,
-    Variants,
-)  # fmt: skip
+from fedml.study.section import Section
+from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 
 Kind = TypeVar("Kind", bound=BaseModel)

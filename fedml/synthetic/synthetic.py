@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fedml.errors import InputError, RunError, nearest
 from fedml.seeds import derive_seed
-from fedml.synthetic.synthetic_images import WRITERS, Voxels
+from fedml.synthetic.synthetic_images import FIELD_OF_VIEW, WRITERS, Voxels, tissue_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -52,7 +52,6 @@ HAZARD_RATIO_ALT, HAZARD_RATIO_AGE = 1.8, 1.5  # per ALT copy; per AGE_SD
 WEIBULL_SHAPE, WEIBULL_SCALE = 1.3, 2_400.0  # days, for no ALT copy at AGE_MEAN
 CENSORING = (365.0, 2_920.0)  # days, uniform
 
-FIELD_OF_VIEW = 48.0  # mm on each side; the spacing is this over the image size
 NO_IMAGE, TWO_IMAGES = 0.04, 0.03  # shares of persons
 MISSING_RATES = (0.02, 0.05, 0.08)  # of age, CRP and BMI cells, by turns over the sites
 AGE_SHIFTS = (0.0, 3.0, -3.0)  # years, by turns over the sites
@@ -357,22 +356,10 @@ def _scans(name: str, who: _People, size: int, scanner: dict[str, float], seed: 
     repeated = set(order[none : none + two])
     for i in sorted(order[none:]):
         rng = _rng(seed, name, "image", i)
-        tissue = _tissue(float(who.radius[i]), size, rng)
+        tissue = tissue_of(float(who.radius[i]), size, rng)
         # A second image is a repeat scan: the same tissue under new noise.
         made = [scanner["gain"] * (tissue + rng.normal(0, 8, tissue.shape)) + scanner["offset"] for _ in range(2 if i in repeated else 1)]
         yield who.ids[i], [np.rint(scan).astype(np.int16) for scan in made]
-
-
-def _tissue(radius: float, size: int, rng: np.random.Generator) -> Floats:
-    """A noiseless cube, (size, size, size): a smooth background near 100 and a soft-edged sphere 60 brighter."""
-    axis = (np.arange(size) - (size - 1) / 2) * FIELD_OF_VIEW / size  # mm from the middle
-    knots = np.linspace(-FIELD_OF_VIEW / 2, FIELD_OF_VIEW / 2, 5)
-    weights = np.stack([np.interp(axis, knots, unit) for unit in np.eye(len(knots))], axis=1)
-    field: Floats = rng.normal(0, 15, (len(knots),) * 3)
-    for _ in range(3):  # trilinear: each turn stretches the first axis and moves it last
-        field = np.tensordot(field, weights, axes=(0, 1))
-    distance = np.sqrt(sum(np.ix_(*((axis - centre) ** 2 for centre in rng.uniform(-6, 6, 3)))))
-    return 100 + field + 60 * _sigmoid((radius - distance) / 0.8)
 
 
 def _planted(causal: Sequence[_Variant], intercept: float) -> dict[str, Any]:

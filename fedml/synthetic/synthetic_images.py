@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 Voxels = NDArray[np.int16]
 Scans = Iterable[tuple[str, list[Voxels]]]  # a person's id and images
+FIELD_OF_VIEW = 48.0  # mm on each side; the spacing is this over the image size
 
 
 def _nifti(folder: Path, site: str, seed: int, spacing: float, scans: Scans) -> None:
@@ -104,6 +105,19 @@ def _npz(path: Path, site: str, seed: int, spacing: float, scans: Scans) -> None
 def _first(voxels: Voxels, spacing: float) -> float:
     """mm from the origin to the first voxel along each axis; the origin is in the middle."""
     return spacing * (1 - len(voxels)) / 2
+
+
+def tissue_of(radius: float, size: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A noiseless cube, (size, size, size): a smooth background near 100 and a soft-edged sphere 60 brighter."""
+    axis = (np.arange(size) - (size - 1) / 2) * FIELD_OF_VIEW / size  # mm from the middle
+    knots = np.linspace(-FIELD_OF_VIEW / 2, FIELD_OF_VIEW / 2, 5)
+    weights = np.stack([np.interp(axis, knots, unit) for unit in np.eye(len(knots))], axis=1)
+    field: NDArray[np.float64] = rng.normal(0, 15, (len(knots),) * 3)
+    for _ in range(3):  # trilinear: each turn stretches the first axis and moves it last
+        field = np.tensordot(field, weights, axes=(0, 1))
+    distance = np.sqrt(sum(np.ix_(*((axis - centre) ** 2 for centre in rng.uniform(-6, 6, 3)))))
+    cube: NDArray[np.float64] = 100 + field + 60 * np.asarray(0.5 * (1 + np.tanh((radius - distance) / 0.8 / 2)))
+    return cube
 
 
 # format, as in a manifest -> (file or folder beside it, what writes it)

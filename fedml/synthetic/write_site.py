@@ -10,7 +10,7 @@ from pathlib import Path
 from fedml.cohort.persons import Cohort
 from fedml.modalities.modality import require
 from fedml.modalities.registry import inputs_of
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 

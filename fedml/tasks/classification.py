@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional
 
 from fedml.errors import NotBuilt
-from fedml.study.sections import normal
+from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.classification_counts import class_counts, class_fields, coarse
 from fedml.tasks.classification_measures import MEASURES

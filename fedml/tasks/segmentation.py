@@ -30,7 +30,7 @@ import torch
 from torch.nn import functional
 
 from fedml.errors import NotBuilt
-from fedml.study.sections import normal
+from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.drawn import Statistic, statistic

@@ -19,7 +19,7 @@ from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.strategies.agreement.agreement import Agreement, Tell
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
-from fedml.study.sections import PARTS
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.wire.records import (

@@ -112,7 +112,7 @@ MUTANTS: Mutants = {
         "fedml/privacy/test_accounting.py::test_ten_thousand_single_events_equal_one_composed",
     ),
     "epsilon rounded down": (
-        [("fedml/privacy/accounting.py", "rounding=ROUND_CEILING", "rounding='ROUND_FLOOR'")],
+        [("fedml/privacy/claims.py", "rounding=ROUND_CEILING", "rounding='ROUND_FLOOR'")],
         "fedml/privacy/test_accounting.py::test_epsilon_is_printed_upwards",
     ),
     "the last evaluation not counted": (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutants
 
-CHARGED = '            self._charge(request, note["run"])\n'
-ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["run"]))\n'
+CHARGED = '            self._charge(request, note["about"].run)\n'
+ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["about"].run))\n'
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
@@ -66,7 +66,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_ledger.py::test_no_person_can_be_read_off_the_file",
     ),
     "a charge does not follow from the one before": (
-        [("clients/gate/ledger.py", "before + json.dumps(list(row)", "json.dumps(list(row)")],
+        [("clients/gate/ledger_check.py", "before + json.dumps(list(row)", "json.dumps(list(row)")],
         "clients/gate/test_ledger.py::test_a_charge_that_was_written_again_with_the_right_digest_does_not_fit_the_next",
     ),
     "records that are not declared pass": (

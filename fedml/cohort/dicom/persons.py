@@ -26,7 +26,7 @@ from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
-from fedml.study.sections import Code
+from fedml.study.section import Code
 
 log = logging.getLogger("fedml.site")
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
-from fedml.study.sections import Code
+from fedml.study.section import Code
 
 ENDINGS = tuple(ending for one in FORMATS.values() if one.mask is not None for ending in one.endings)
 _MAX_OFFSET_VOXELS = 0.25  # largest distance between corresponding corners of mask and image

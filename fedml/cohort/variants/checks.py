@@ -17,7 +17,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.normalise import NOTES, UNSURE
-from fedml.study.sections import Variants
+from fedml.study.cohort_section import Variants
 
 EVERYBODY = "all sites"
 _MIN_CORRELATED = 50  # variants needed to conclude from uncorrelated frequencies that alleles are exchanged

@@ -23,7 +23,7 @@ from fedml.cohort.variants.normalise import NOTES, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
-from fedml.study.sections import Variants
+from fedml.study.cohort_section import Variants
 
 MEMORY_MB = 512  # memory limit for reading a genotype file of any size
 _CELLS = 1 << 25  # dosages unpacked at a time

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.model import MISSING, Dosages, Variant
 from fedml.cohort.variants.normalise import COMPLEMENT, ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
 from fedml.cohort.variants.packed import Packed
-from fedml.study.sections import Variants
+from fedml.study.cohort_section import Variants
 
 Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]

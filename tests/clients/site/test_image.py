@@ -12,7 +12,7 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
-from fedml.study.sections import ImageShape
+from fedml.study.cohort_section import ImageShape
 from fedml.study.study import Study, validate
 from tests.conftest import write_csv, write_manifest, write_picture
 

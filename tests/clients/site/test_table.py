@@ -17,7 +17,7 @@ from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.errors import InputError
-from fedml.study.sections import ClinicalColumns, Split
+from fedml.study.cohort_section import ClinicalColumns, Split
 from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, make_study, write_csv
 from tests.inputs import clinical_of

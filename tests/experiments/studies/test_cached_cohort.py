@@ -25,8 +25,8 @@ from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
 from fedml.learning.augment import augmentation
 from fedml.modalities.registry import pool
+from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Augment
-from fedml.study.sections import ImageShape
 from fedml.study.study import Study
 from tests.conftest import federate, make_study, write_csv, write_manifest
 from tests.dicom_files import write_series

@@ -27,7 +27,7 @@ from fedml.errors import InputError, RunError
 from fedml.experiments.runs.association import read_table
 from fedml.experiments.runs.run import read_all, run_nodes
 from fedml.runs.log import STUDY, load_model, read_events
-from fedml.study.sections import Variants
+from fedml.study.cohort_section import Variants
 from fedml.study.study import Study, validate
 from fedml.tracking.scoring import restore
 from tests.conftest import make_plan, write_bed, write_csv, write_manifest

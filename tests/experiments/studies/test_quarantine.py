@@ -19,7 +19,7 @@ from fedml.cohort.images.masks import as_classes
 from fedml.cohort.images.reasons import Unusable
 from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
-from fedml.study.sections import ImageShape
+from fedml.study.cohort_section import ImageShape
 from tests.command import quick as command
 from tests.conftest import federate, make_plan, make_study, public_data, to_toml, write_csv, write_manifest, write_picture
 from tests.dicom_files import write_seg, write_series, write_slice

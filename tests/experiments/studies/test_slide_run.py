@@ -27,7 +27,7 @@ from fedml.learning.statistics import cohort_sums
 from fedml.modalities.layout import Layout
 from fedml.modalities.registry import pool
 from fedml.models.fusion import build_model, load
-from fedml.study.sections import Tiles
+from fedml.study.cohort_section import Tiles
 from fedml.study.study import parse_study
 from fedml.tracking.scoring import restore
 from tests.command import command, run_json

@@ -576,7 +576,8 @@ def guide_blocks() -> list[tuple[str, str, str]]:
 def test_the_guide_names_every_key_with_its_default_and_every_step() -> None:
     from fedml.analytics import forms
     from fedml.cohort.variants.normalise import NOTES
-    from fedml.study.sections import Gwas, Variants
+    from fedml.study.cohort_section import Variants
+    from fedml.study.sections import Gwas
 
     text = GUIDE.read_text(encoding="utf-8")
     for section in (Variants, Gwas):

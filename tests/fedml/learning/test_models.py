@@ -22,7 +22,8 @@ from fedml.modalities.registry import pool
 from fedml.models.fusion import build_model, constants, digest, learned, load
 from fedml.networks.image import NETWORKS, build_image_network
 from fedml.networks.preprocess import ClinicalPreprocess, ImagePreprocess, TargetScale, VariantPreprocess
-from fedml.study.sections import ClinicalColumns, ImageNetwork
+from fedml.study.cohort_section import ClinicalColumns
+from fedml.study.sections import ImageNetwork
 from fedml.tasks.counts import add_counts
 from fedml.tasks.registry import make_task
 from tests.conftest import make_study

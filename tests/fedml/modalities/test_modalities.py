@@ -33,8 +33,8 @@ from fedml.privacy.attack import Gradients, Noise, canary_persons
 from fedml.privacy.releases import not_covered
 from fedml.privacy.statistics import private_sums, stated_constants
 from fedml.strategies.describe import describe, leaves
-from fedml.study.sections import Cohort as CohortSection
-from fedml.study.sections import InputName
+from fedml.study.cohort_section import Cohort as CohortSection
+from fedml.study.section import InputName
 from fedml.study.study import Study
 from fedml.synthetic.placeholder import lookalike
 from fedml.synthetic.write_site import write_site

@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 
 from fedml.privacy.accounting import (
-    claim,
     delta_gaussian,
     epsilon,
     epsilon_gaussian,
@@ -28,10 +27,10 @@ from fedml.privacy.accounting import (
     events_from_json,
     events_to_json,
     gaussian,
-    rounded_up,
     sampled_gaussian,
     solve_noise_multiplier,
 )
+from fedml.privacy.claims import claim, rounded_up
 
 Z, Q, T, DELTA = (0.6, 0.8, 1.0, 1.5, 3.0, 8.0), (0.001, 0.01, 0.1, 0.5), (1, 10, 100, 1000, 5000), (1e-4, 1e-5, 1e-6)
 EVERY = [(z, q, steps, DELTA[i % 3]) for i, (z, q, steps) in enumerate(product(Z, Q, T))]

@@ -15,7 +15,7 @@ from fedml.cohort.variants.frequency import genotype_counts
 from fedml.cohort.variants.harmonise import Match, align, draft_panel, place, quality, settle
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.cohort.variants.packed import Packed
-from fedml.study.sections import Variants
+from fedml.study.cohort_section import Variants
 
 PAIRS = [(r, a) for r in "ACGT" for a in "ACGT" if r != a]
 COMPLEMENT = {"A": "T", "T": "A", "C": "G", "G": "C"}

@@ -1,0 +1,47 @@
+"""What the sections of a study file are made of: the base class, names, codes, parts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+InputName = Literal["image", "variants", "clinical", "omics"]
+PartName = Literal["train", "val", "test"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PARTS: tuple[PartName, ...] = ("train", "val", "test")
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1, so that equal studies have equal canonical JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def normal(value: Any) -> str:
+    """The canonical text of a code: ``1``, ``1.0`` and ``"1"`` are the same class."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return str(value).strip()
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+Code = Annotated[int | float | str, AfterValidator(_whole)]
+Option = Annotated[bool | int | float | str, AfterValidator(_whole)]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, strict, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+_LATER = ("omics",)
+
+
+def without_later(values: dict[str, Any]) -> dict[str, Any]:
+    """A section's values without the keys that came after the first studies and are not used: the SHA-256 of those studies stays."""
+    return {key: value for key, value in values.items() if value is not None or key not in _LATER}
