@@ -118,7 +118,7 @@ def run(
     study = load_study(study_file, changes, seed)
     launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console)
     outcome = launched.outcome
-    if outcome.final:
+    if outcome.final.came:
         console.print(final_table(study, outcome.final))
     if "sentence" in (told := privacy_of(outcome.events)):
         console.print(f"Privacy: {told['sentence']}", soft_wrap=True)
@@ -318,11 +318,11 @@ def audit(
     study, told = read_run(run_folder)
     found = find(sites, study, console.print)
     limit = claimed(study)
-    console.print(f"Claim: {told['sentence']}", soft_wrap=True)
+    console.print(f"Claim: {told.sentence}", soft_wrap=True)
     if noise_off:
         console.print("The noise is off: nothing of that is claimed for what follows, and an attack that works finds much.", soft_wrap=True)
     record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
-    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": told["sentence"]}
+    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": told.sentence}
     keep(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
     if not noise_off:

@@ -27,7 +27,8 @@ from fedml.experiments.checklists.fill import checklists_json, checklists_markdo
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report import embedded, render, report_facts
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
+from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
 
 FORMAT = "fedml-bundle/1"
@@ -91,13 +92,13 @@ def derived(record: Record) -> dict[str, bytes]:
     return {
         "metrics.json": canonical(
             {
-                "final": {"metrics": record.final["metrics"], "groups": record.final["groups"]},
-                "rounds": [{"round": e["round"], "metrics": e["metrics"]} for e in record.rounds],
+                "final": {"metrics": record.final.metrics, "groups": record.final.groups},
+                "rounds": [{"round": e.round, "metrics": e.metrics} for e in record.rounds],
             }
         ),
         "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
         "journals.json": canonical({s.name: journal_rows(record, s.name) or "not told" for s in record.sites}),
-        "privacy.json": canonical({"asked": asked(record), **_without(record.privacy, "event", "time")}),
+        "privacy.json": canonical({"asked": asked(record), **body(record.privacy)}),
         REPORT: page.encode(),
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
@@ -108,16 +109,16 @@ def derived(record: Record) -> dict[str, bytes]:
 
 def asked(record: Record) -> dict[str, int]:
     """Site -> the rounds it was asked for, which is what it may have released: all of those, for each that agreed."""
-    return {site: len(record.rounds) for site in record.agreed["sites"]}
+    return {site: len(record.rounds) for site in record.agreed.sites}
 
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:
     """What the site told of its own journal, reply by reply, each row chained to the one before it by SHA-256."""
     rows, chain = list[dict[str, Any]](), "0" * 64
-    for event in [*record.rounds, record.final]:
-        told = event["sites"].get(site, {}).get("journal")
+    for event in exchanges(record.rounds, record.final):
+        told = event.sites[site]["journal"] if site in event.sites else None
         if told:
-            row = {"event": event["event"], "round": event["round"], "head": told[0], "entries": told[1]}
+            row = {"event": event.kind, "round": event.round, "head": told[0], "entries": told[1]}
             chain = hashlib.sha256(chain.encode() + canonical(row)).hexdigest()
             rows.append({**row, "chain": chain})
     return rows
@@ -136,16 +137,12 @@ def counts_by_site(record: Record) -> dict[str, dict[str, npt.NDArray[Any]]]:
 def figures(record: Record) -> dict[str, dict[str, Any]]:
     """``PART/WHO/METRIC`` -> value, and the place in the bundle from which it was computed. Intervals are among the report's figures."""
     out: dict[str, dict[str, Any]] = {}
-    groups = {f"test@{label}": own for label, own in record.final["groups"].items()}
-    for part, scores in {**record.final["metrics"], **groups}.items():
+    groups = {f"test@{label}": own for label, own in record.final.groups.items()}
+    for part, scores in {**record.final.metrics, **groups}.items():
         for who, own in {"all": scores["all"], **scores["sites"]}.items():
             where = f"{COUNTS}#{'*' if who == 'all' else who}/{part}"
             out |= {f"{part}/{who}/{name}": {"value": value, "from": where} for name, value in own.items()}
-    for site, claim in record.privacy.get("claims", {}).items():
+    for site, claim in record.privacy.claims.items():
         where = f"privacy.json#/claims/{site}/events_json"
         out[f"privacy/{site or 'site'}/epsilon"] = {"value": claim["epsilon"], "delta": claim["delta"], "from": where}
     return out
-
-
-def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {k: v for k, v in event.items() if k not in keys}

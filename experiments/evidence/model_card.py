@@ -102,7 +102,7 @@ def _table(record: Record) -> list[str]:
     part, scores = held_out(record)
     if not scores:
         return [f"Performance: **{AUTHOR}**", ""]
-    groups = record.final.get("groups", {})
+    groups = record.final.groups
     rows = {"all sites": scores["all"], **scores["sites"], **{label: own["all"] for label, own in groups.items()}}
     names = list(scores["all"])
     cells = [[markdown(who), *(shown(name, own.get(name)) for name in names)] for who, own in rows.items()]

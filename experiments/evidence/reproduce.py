@@ -21,9 +21,10 @@ from fedml.clients.site.manifest import Site
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence.contents import counts_by_site, is_source, record_of
 from fedml.experiments.evidence.recompute import value_differs
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.experiments.runs.run import new_run, read_all
 from fedml.experiments.runs.run import run as run_study
+from fedml.runs.events import Final, Round, body
 from fedml.runs.log import MODEL, PANEL
 from fedml.strategies.algorithms.registry import STRATEGIES
 
@@ -84,37 +85,37 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
         private = study.privacy.unit != "none"
         again = read_record(folder)
         found = tuple(_private_differences(record, again) if private else _differences(record, again))
-        return Reproduced(folder, private, str(again.final["weights_sha256"]), found)
+        return Reproduced(folder, private, again.final.weights_sha256, found)
 
 
 def _differences(told: Record, here: Record) -> Iterator[Difference]:
     yield from _before(told, here)
     for old, new in zip(told.rounds, here.rounds, strict=False):
         if found := _round_differs(old, new):
-            yield Difference("round", f"round {old['round']} is the first that differs: {found}")
+            yield Difference("round", f"round {old.round} is the first that differs: {found}")
             break
-    if told.final["weights_sha256"] != here.final["weights_sha256"]:
+    if told.final.weights_sha256 != here.final.weights_sha256:
         yield Difference("model", _arrays(told.run, here.run))
     yield from _counts(told, here)
+    old_final, new_final = body(told.final), body(here.final)
     for what in ("metrics", "groups"):
-        if found := value_differs(told.final[what], here.final[what], what, tolerance=0.0):
+        if found := value_differs(old_final[what], new_final[what], what, tolerance=0.0):
             yield Difference("metrics", f"last evaluation: {found}")
 
 
 def _private_differences(told: Record, here: Record) -> Iterator[Difference]:
     """What no noise has touched: the data, the agreement, who took part, and what it costs."""
     yield from _before(told, here)
-    for old, new in zip([*told.rounds, told.final], [*here.rounds, here.final], strict=False):
-        if old["sites"].keys() != new["sites"].keys():
-            yield Difference("round", f"{old['event']} {old['round']}: {_sites(old)} took part, here {_sites(new)}")
+    for old, new in zip(exchanges(told.rounds, told.final), exchanges(here.rounds, here.final), strict=False):
+        if old.sites.keys() != new.sites.keys():
+            yield Difference("round", f"{old.kind} {old.round}: {_sites(old)} took part, here {_sites(new)}")
             break
-    old_cost, new_cost = ({k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (told, here))
-    if found := value_differs(old_cost, new_cost, "privacy"):
+    if found := value_differs(body(told.privacy), body(here.privacy), "privacy"):
         yield Difference("privacy", found)
-    for part, scores in told.final["metrics"].items():
-        if part in here.final["metrics"]:
+    for part, scores in told.final.metrics.items():
+        if part in here.final.metrics:
             for name, value in scores["all"].items():
-                other = here.final["metrics"][part]["all"].get(name)
+                other = here.final.metrics[part]["all"].get(name)
                 yield Difference("metrics", f"{part} {name}: {_shown(value)}, here {_shown(other)}", False)
 
 
@@ -127,29 +128,26 @@ def _before(told: Record, here: Record) -> Iterator[Difference]:
             yield Difference("data", f"{old.name} read other data: {old.dataset[:16]} in the bundle, {new.dataset[:16]} here")
         if old.persons != new.persons:
             yield Difference("data", f"{old.name}: {old.persons} persons by part and class, here {new.persons}")
-    for name in sorted(told.start["versions"].keys() | here.start["versions"].keys()):
-        old, new = (record.start["versions"].get(name, "absent") for record in (told, here))
-        if old != new:
-            yield Difference("software", f"{name} {old} in the bundle, {new} here", False)
-    if told.start["git_commit"] != here.start["git_commit"] and "none" not in (told.start["git_commit"], here.start["git_commit"]):
-        commits = f"{told.start['git_commit'][:16]} in the bundle, {here.start['git_commit'][:16]} here"
+    for name in sorted(told.start.versions.keys() | here.start.versions.keys()):
+        was, now = (record.start.versions.get(name, "absent") for record in (told, here))
+        if was != now:
+            yield Difference("software", f"{name} {was} in the bundle, {now} here", False)
+    if told.start.git_commit != here.start.git_commit and "none" not in (told.start.git_commit, here.start.git_commit):
+        commits = f"{told.start.git_commit[:16]} in the bundle, {here.start.git_commit[:16]} here"
         yield Difference("software", f"the working folder's commit is another: {commits}", False)
     if (told.run / PANEL).read_bytes() != (here.run / PANEL).read_bytes():
-        yield Difference(
-            "agreement", f"the sites share other variants: {told.agreed['variants']} in the bundle, {here.agreed['variants']} here"
-        )
+        yield Difference("agreement", f"the sites share other variants: {told.agreed.variants} in the bundle, {here.agreed.variants} here")
+    theirs, ours = body(told.agreed), body(here.agreed)
     for what in ("sites", "image_shape", "parameters"):
-        if told.agreed[what] != here.agreed[what]:
-            yield Difference("agreement", f"{what}: {told.agreed[what]} in the bundle, {here.agreed[what]} here")
+        if theirs[what] != ours[what]:
+            yield Difference("agreement", f"{what}: {theirs[what]} in the bundle, {ours[what]} here")
 
 
-def _round_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    if old["sites"].keys() != new["sites"].keys():
+def _round_differs(old: Round, new: Round) -> str | None:
+    if old.sites.keys() != new.sites.keys():
         return f"{_sites(old)} took part, here {_sites(new)}"
-    mine, other = ({site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new))
-    return value_differs(old["metrics"], new["metrics"], "metrics", tolerance=0.0) or value_differs(
-        mine, other, "train_loss", tolerance=0.0
-    )
+    mine, other = ({site: row["train_loss"] for site, row in event.sites.items()} for event in (old, new))
+    return value_differs(old.metrics, new.metrics, "metrics", tolerance=0.0) or value_differs(mine, other, "train_loss", tolerance=0.0)
 
 
 def _arrays(told: Path, here: Path) -> str:
@@ -181,8 +179,8 @@ def _same_bits(a: Any, b: Any) -> bool:
     return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
-def _sites(event: Mapping[str, Any]) -> str:
-    return ", ".join(event["sites"]) or "nobody"
+def _sites(event: Round | Final) -> str:
+    return ", ".join(event.sites) or "nobody"
 
 
 def _shown(value: float | None) -> str:

@@ -40,7 +40,8 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 )
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
-from fedml.experiments.runs.record import Record
+from fedml.experiments.runs.record import Record, exchanges
+from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 
 EXACT = 1e-12
@@ -166,15 +167,13 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     told = json.loads(files[VERSIONS])
     same = told["bundle"]["code_sha256"] == code_digest()
     rounds = len(record.rounds)
-    yield from _check(
-        "study", STUDY, f"the study {record.study.study.name}, {record.start.get('study_sha256')}", lambda: _study(files, record)
-    )
+    yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
     yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as the study says, each with its sites", lambda: _rounds(record))
     yield from _check("averages", EVENTS, "the rounds' metrics of all persons fit those of the sites", lambda: _averages(record))
     yield from _check("journals", EVENTS, _journals_told(record), lambda: _journals(record))
-    yield from _check("model", MODEL, f"its arrays are the run's last, {record.final.get('weights_sha256')}", lambda: _model(files, record))
+    yield from _check("model", MODEL, f"its arrays are the run's last, {record.final.weights_sha256}", lambda: _model(files, record))
     yield from _check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
     yield from _check("epsilon", EVENTS, _epsilon_told(record), lambda: _epsilon(record))
     try:
@@ -209,16 +208,16 @@ def _study(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
     if found := value_differs(written, json.loads(record.study.canonical), "", whole=False):
         yield STUDY, f"{found}: this software reads it otherwise than it is written"
     mark = hashlib.sha256(files[STUDY]).hexdigest()
-    if (start["study_sha256"], start["seed"], start["study"]) != (mark, record.study.study.seed, record.study.study.name):
+    if (start.study_sha256, start.seed, start.study) != (mark, record.study.study.seed, record.study.study.name):
         yield STUDY, f"is not the study that was run: {EVENTS} names another hash, seed or name"
     if json.loads(files[MANIFEST])["run"] != record.run_id:
         yield MANIFEST, f"is of another run than {EVENTS}"
-    if json.loads(files[VERSIONS])["run"] != start["versions"]:
+    if json.loads(files[VERSIONS])["run"] != start.versions:
         yield VERSIONS, f"gives other versions than {EVENTS}"
     layout = json.loads(files[LAYOUT])
-    if layout != {"image_shape": record.agreed["image_shape"], "variants": record.agreed["variants"]}:
+    if layout != {"image_shape": record.agreed.image_shape, "variants": record.agreed.variants}:
         yield LAYOUT, f"gives another image shape or number of variants than {EVENTS}"
-    if files[PANEL].count(b"\n") != record.agreed["variants"]:
+    if files[PANEL].count(b"\n") != record.agreed.variants:
         yield PANEL, f"has another number of variants than {EVENTS}"
 
 
@@ -245,20 +244,20 @@ def _rounds(record: Record) -> Iterator[Problem]:
     kinds = [e["event"] for e in events]
     if any(kinds.count(kind) != 1 for kind in _ONCE) or kinds[0] != "start" or kinds[-1] != "end" or record.status != "finished":
         yield EVENTS, "is not the log of a finished run, from start to end"
-    numbers = [e["round"] for e in record.rounds]
-    if numbers != planned or record.final["round"] != len(planned):
+    numbers = [e.round for e in record.rounds]
+    if numbers != planned or record.final.round != len(planned):
         absent = sorted(set(planned) - set(numbers))
         which = f"round {absent[0]} is missing" if absent else "their numbers are not in order"
         yield EVENTS, f"the study plans rounds 1 to {len(planned)}, and {which}"
-    agreed = list(record.agreed["sites"])
+    agreed = record.agreed.sites
     if agreed != [site for site in study.federation.sites if site in agreed]:
         yield EVENTS, "sites agreed that are not in the roster, or in another order"
-    for event in [*record.rounds, record.final]:
-        there, refused = event["sites"].keys(), event["refused"].keys()
+    for event in exchanges(record.rounds, record.final):
+        there, refused = event.sites.keys(), event.refused.keys()
         if there & refused or not there <= set(agreed) or there | refused != set(study.federation.sites):
-            yield EVENTS, f"{event['event']} {event['round']}: its sites are not those of the roster, each answering or refusing"
+            yield EVENTS, f"{event.kind} {event.round}: its sites are not those of the roster, each answering or refusing"
         if len(there) < study.federation.needed:
-            yield EVENTS, f"{event['event']} {event['round']}: fewer sites than the quorum"
+            yield EVENTS, f"{event.kind} {event.round}: fewer sites than the quorum"
     times = [e["time"] for e in events]
     if times != sorted(times):
         yield EVENTS, "its times are not in order"
@@ -266,16 +265,16 @@ def _rounds(record: Record) -> Iterator[Problem]:
 
 def _averages(record: Record) -> Iterator[Problem]:
     """A mean over persons of several sites is the sites' means, weighted by their persons: also where the counts were not kept."""
-    for event in [*record.rounds, record.final]:
-        for part, scores in event["metrics"].items():
+    for event in exchanges(record.rounds, record.final):
+        for part, scores in event.metrics.items():
             sites, everybody = scores["sites"], scores["all"]
             weights = [own["persons"] for own in sites.values()]
             if not near(everybody["persons"], sum(weights)):
-                yield EVENTS, f"{event['event']} {event['round']}, {part}: {everybody['persons']} persons, the sites have {sum(weights)}"
+                yield EVENTS, f"{event.kind} {event.round}, {part}: {everybody['persons']} persons, the sites have {sum(weights)}"
             for name in (n for n in _ADDITIVE if min(weights) > 0 and everybody.get(n) is not None):
                 mean = sum(w * own[name] for w, own in zip(weights, sites.values(), strict=True)) / sum(weights)
                 if not near(everybody[name], mean):
-                    yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {everybody[name]!r}, the sites' give {mean!r}"
+                    yield EVENTS, f"{event.kind} {event.round}, {part}: {name} is {everybody[name]!r}, the sites' give {mean!r}"
 
 
 def _journals_told(record: Record) -> str:
@@ -289,7 +288,8 @@ def _journals_told(record: Record) -> str:
 
 def _journals(record: Record) -> Iterator[Problem]:
     for site in record.sites:
-        rows = [e["sites"][site.name]["journal"] for e in [*record.rounds, record.final] if e["sites"].get(site.name, {}).get("journal")]
+        rows = [e.sites[site.name]["journal"] or [] for e in exchanges(record.rounds, record.final) if site.name in e.sites]
+        rows = [row for row in rows if row]
         if any(type(n) is not int or n < 1 or len(bytes.fromhex(head)) != 32 for head, n in rows):
             yield EVENTS, f"{site.name}: what it told of its journal is no head with a number of entries"
         # A reply is two entries, in and out, so between two replies the journal has grown by as many.
@@ -302,23 +302,23 @@ def _model(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
 
     from fedml.models.fusion import digest
 
-    if digest(load(files[MODEL])) != record.final["weights_sha256"]:
+    if digest(load(files[MODEL])) != record.final.weights_sha256:
         yield MODEL, f"is not the run's last model: {EVENTS} names another SHA-256 of its arrays"
 
 
 def _metrics(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import groups_of, metrics_of
 
-    counts = counts_by_site(record)
+    counts, told = counts_by_site(record), body(record.final)
     for what, fresh in {"metrics": metrics_of(record.study, counts), "groups": groups_of(record.study, counts)}.items():
-        if found := value_differs(record.final[what], plain(fresh), what, tolerance=EXACT):
+        if found := value_differs(told[what], plain(fresh), what, tolerance=EXACT):
             yield EVENTS, f"{found} by {COUNTS}"
-    if any(site not in record.final["sites"] for site in counts):
+    if any(site not in record.final.sites for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
 
 
 def _epsilon_told(record: Record) -> str:
-    told = record.privacy.get("epsilon")
+    told = record.privacy.epsilon
     if record.study.privacy.unit == "none":
         return "the study claims no differential privacy"
     return f"{told:.6g} for a {record.study.privacy.unit}, counted anew from what was released" if told is not None else "no finite epsilon"
@@ -327,7 +327,6 @@ def _epsilon_told(record: Record) -> str:
 def _epsilon(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import privacy_record
 
-    fresh = plain(privacy_record(record.study, asked(record)))
-    told = {k: v for k, v in record.privacy.items() if k not in ("event", "time")}
-    if found := value_differs(told, fresh, "privacy"):
+    fresh = plain(body(privacy_record(record.study, asked(record))))
+    if found := value_differs(body(record.privacy), fresh, "privacy"):
         yield EVENTS, f"{found}, counted from the study and {len(record.rounds)} rounds"

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.learning.tasks import make_task
 from fedml.models.fusion import digest
+from fedml.runs.events import Round
 from fedml.runs.log import MODEL, load_model
 from fedml.tracking.deliver import deliver
 from fedml.tracking.registry import CHALLENGER, CHAMPION, RUN_TAG, STUDY_TAG, WEIGHTS_TAG, Version, holder, log_model, register
@@ -55,7 +56,7 @@ def promote(run: Path, alias: str, margin: float) -> Version:
         raise InputError(f"{run}: is the champion of {name} already (version {champion.number}); a challenger is another run.")
     parent = deliver(run, record.study)
     model = log_model(run, record.study, parent)
-    tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: str(record.final["weights_sha256"])}
+    tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: record.final.weights_sha256}
     return register(client, name, parent, model, tags, alias, record.study.study.question)
 
 
@@ -66,18 +67,18 @@ def check_sound(record: Record) -> None:
         InputError: it did not; says where.
     """
     study, run = record.study, record.run
-    if record.status != "finished" or "test" not in record.final.get("metrics", {}):
-        reason = record.end.get("reason") or "it has no last evaluation"
+    if record.status != "finished" or "test" not in record.final.metrics:
+        reason = record.end.reason or "it has no last evaluation"
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
     needed = study.federation.quorum or len(study.federation.sites)
-    if [e["round"] for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
+    if [e.round for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
         raise InputError(f"{run}: its log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
-    for event in (*record.rounds, record.final):
-        if len(event["sites"]) < needed:
-            where = f"round {event['round']}" if event["event"] == "round" else "the last evaluation"
-            raise InputError(f"{run}: {where} had {len(event['sites'])} site(s), below the quorum of {needed}; it cannot be promoted.")
+    for event in exchanges(record.rounds, record.final):
+        if len(event.sites) < needed:
+            where = f"round {event.round}" if isinstance(event, Round) else "the last evaluation"
+            raise InputError(f"{run}: {where} had {len(event.sites)} site(s), below the quorum of {needed}; it cannot be promoted.")
     _check_privacy(record)
-    if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final["weights_sha256"]:
+    if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final.weights_sha256:
         raise InputError(f"{run / MODEL}: is not the model of which the log tells the SHA-256; promote the folder as the run left it.")
 
 
@@ -85,10 +86,10 @@ def _check_privacy(record: Record) -> None:
     plan, run = record.study.privacy, record.run
     if plan.unit == "none":
         return
-    claims = record.privacy.get("claims", {})
+    claims = record.privacy.claims
     for name in record.study.federation.sites if plan.unit == "patient" else ("",):
-        claim, whose = claims.get(name, {}), f"{name}'s persons" if name else "a site"
-        epsilon, delta = claim.get("epsilon"), claim.get("delta")
+        claim, whose = claims.get(name), f"{name}'s persons" if name else "a site"
+        epsilon, delta = (None, None) if claim is None else (claim["epsilon"], claim["delta"])
         if epsilon is None or delta is None:
             raise InputError(f"{run}: the study promises privacy and the record has no claim for {whose}; it cannot be promoted.")
         limit = plan.epsilon if plan.epsilon is not None else math.inf
@@ -98,10 +99,11 @@ def _check_privacy(record: Record) -> None:
                 "it cannot be promoted."
             )
     audit = _read_json(run / "audit.json").get("audit", {})
-    if audit.get("epsilon", 0) > (record.privacy.get("epsilon") or 0):
+    claimed = record.privacy.epsilon or 0.0
+    if audit.get("epsilon", 0) > claimed:
         raise InputError(
             f"{run / 'audit.json'}: the audit proves epsilon at least {audit['epsilon']:.3f} where "
-            f"{record.privacy['epsilon']:.3f} is claimed; it cannot be promoted."
+            f"{claimed:.3f} is claimed; it cannot be promoted."
         )
 
 
@@ -137,7 +139,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
                 "promote a run of the champion's question and split."
             )
     task = make_task(ours)
-    mine, other_scores = (r.final["metrics"]["test"]["sites"] for r in (record, champion))
+    mine, other_scores = (r.final.metrics["test"]["sites"] for r in (record, champion))
     for site in champion.sites:
         if site.name not in other_scores:
             continue

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fedml.analytics import sumstats
 from fedml.analytics.linear import Association
 from fedml.cohort.variants.frequency import allele_frequency, call_rate, hardy_weinberg_p
+from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:38
 _TOP = 10
 
 
-def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], told: dict[str, Any]) -> dict[str, Any]:
-    """Writes table and plots; returns what the run's record says of them."""
+def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], told: dict[str, Any]) -> Gwas:
+    """Writes table and plots; returns what the run's record says of them (without ``seconds``)."""
     study, pooled, contributes = work.study, work.pooled, work.told
     frequency, hwe = allele_frequency(pooled), hardy_weinberg_p(pooled[0], pooled[1], pooled[2])
     own = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": contributes.sum(0), "method": method}
@@ -39,7 +40,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     sumstats.manhattan(work.run / MANHATTAN, contig, position, result.log10_p, title=study.study.name)
     sumstats.quantile_quantile(work.run / QQ, result.log10_p, inflation, title=study.study.name)
     best = np.argsort(np.where(tested, result.log10_p, 1.0), kind="stable")[: min(_TOP, int(tested.sum()))]
-    top = [
+    top: list[VariantRow] = [
         {
             "chromosome": work.keys[i].contig,
             "position": work.keys[i].position,
@@ -55,8 +56,11 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         }
         for i in best
     ]
-    return {
-        **told, "tested": int(tested.sum()), "variants": len(work.keys), "lambda": inflation, "left_out": left_out, "top": top,
-        "hits": int((result.log10_p[tested] < np.log10(HIT)).sum()), "partly_told": int((~contributes.all(0)).sum()),
-        "methods": {name: int((method == name).sum()) for name in np.unique(method).tolist()},
-    }  # fmt: skip
+    return Gwas(
+        seconds=0.0, sites=work.traffic, persons=persons, cases=told.get("cases"), controls=told.get("controls"),
+        pca_variants=told.get("pca_variants"), pca_steps=told.get("pca_steps"), pca_columns=told.get("pca_columns"),
+        pca_angle_rad=told.get("pca_angle_rad"), eigenvalues=told.get("eigenvalues"),
+        tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=left_out, top=top,
+        hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_told=int((~contributes.all(0)).sum()),
+        methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
+    )  # fmt: skip

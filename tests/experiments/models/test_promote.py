@@ -70,7 +70,7 @@ def test_champion_and_challenger_are_in_the_registry_with_their_lineage(work: di
     version = client.get_model_version_by_alias("toy", "champion")
     assert version.tags["fedml.run_id"] == record.run_id
     assert version.tags["fedml.study_sha256"] == record.study.sha256
-    assert version.tags["fedml.weights_sha256"] == record.final["weights_sha256"]
+    assert version.tags["fedml.weights_sha256"] == record.final.weights_sha256
     assert client.get_run(version.run_id).data.tags["fedml.run_id"] == record.run_id
     mlflow.set_tracking_uri(uri)
     import pandas as pd
@@ -88,7 +88,7 @@ def test_a_run_at_which_a_site_loses_is_refused_with_site_and_figures(work: dict
     from mlflow import MlflowClient
 
     promote(work["good"], "champion", 0.02)
-    old, new = (read_record(work[name]).final["metrics"]["test"]["sites"] for name in ("good", "worse"))
+    old, new = (read_record(work[name]).final.metrics["test"]["sites"] for name in ("good", "worse"))
     site = next(s for s in old if old[s]["auroc"] - new[s]["auroc"] > 0.02)  # the first in the roster
     done = command("fedml", "promote", work["worse"], cwd=work["folder"])
     assert done.returncode == 2
