@@ -17,6 +17,8 @@ Patch = tuple[str, str, str]  # file, what stands there, what the mistake writes
 
 SITE_NOISE = "add_gaussian(value, self.z * self.norm)"
 PATIENT_NOISE = "add_gaussian(value, std, entropy=entropy)"
+CHARGE = 'self._charge(asked, told["run"])'
+WORK = 'content = execute(asked, message.content, Memory(context.state, told["run"]))'
 MUTANTS: dict[str, tuple[list[Patch], str]] = {
     "noise left out (patient)": (
         [("fedml/privacy/dpsgd.py", PATIENT_NOISE, "value.clone()")],
@@ -97,8 +99,7 @@ MUTANTS: dict[str, tuple[list[Patch], str]] = {
         "fedml/privacy/test_private.py::test_the_noise_in_a_whole_run_is_that_of_its_rounds",
     ),
     "the ledger written after the reply": (
-        [("clients/gate/gate.py", '            self._charge(asked, told["run"])\n            content = execute(asked, message.content)\n',
-          '            content = execute(asked, message.content)\n            self._charge(asked, told["run"])\n')],
+        [("clients/gate/gate.py", f"            {CHARGE}\n            {WORK}\n", f"            {WORK}\n            {CHARGE}\n")],
         "fedml/privacy/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",
     ),
 }  # fmt: skip

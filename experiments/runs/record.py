@@ -67,8 +67,8 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class Record:
-    """A whole run. ``start``, ``agreed``, ``rounds``, ``final``, ``privacy``, ``end`` are its events (``fedml.runs.events``); an event that the
-    run did not reach is empty, and its ``came`` is False."""
+    """A whole run. ``start``, ``agreed``, ``rounds``, ``final``, ``privacy``, ``end`` are its events (``fedml.runs.events``); an event that
+    the run did not reach is empty, and its ``came`` is False."""
 
     run: Path
     study: Study

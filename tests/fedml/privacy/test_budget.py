@@ -150,10 +150,10 @@ def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkey
     seen: list[float] = []
     real = fedml.clients.gate.gate.execute
 
-    def looking(asked: Any, content: RecordDict) -> RecordDict:
+    def looking(asked: Any, content: RecordDict, memory: Any) -> RecordDict:
         if asked.phase == "round" and asked.name == "a":
             seen.append(Ledger(sites[0].state / "ledger.db").spent(1e-5))
-        return real(asked, content)
+        return real(asked, content, memory)
 
     monkeypatch.setattr(fedml.clients.gate.gate, "execute", looking)
     study = validate(Study, plan(), "study")
