@@ -101,7 +101,7 @@ def read_record(run: Path) -> Record:
     """Reads a run's folder.
 
     Raises:
-        InputError: the folder is none of a training run, or its log cannot be read.
+        InputError: the folder is none of a training run, or its log cannot be read; the message names the event and field.
     """
     try:
         study = parse_study((run / STUDY).read_text())

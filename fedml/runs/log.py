@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fedml.errors import InputError
 from fedml.runs.events import Event, from_row, to_row
 
 if TYPE_CHECKING:
@@ -64,14 +65,14 @@ def read_log(run: Path, start: int = 0, *, strict: bool = False) -> tuple[list[E
         strict: refuse what this software does not know (``fedml.runs.events.from_row``); else unknown events are left out.
 
     Raises:
-        ValueError: a line is no event; the message names the file.
+        InputError: an event is not as a run writes it; the message names file, event and field. ValueError: a line is not JSON.
     """
     rows, end = read_events(run, start)
     schema = _schema(run)
     try:
         events = [event for row in rows if (event := from_row(row, schema=schema, strict=strict)) is not None]
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{run / EVENTS}: {error}") from error
+        raise InputError(f"{run / EVENTS}: is not as a run writes it ({error}); take the file that the run wrote.") from error
     return events, end
 
 

@@ -149,7 +149,7 @@ def test_training_persons_who_are_protected_are_not_counted(private: Record) -> 
     assert not re.search(r"train \d", text)
     assert by_id(fill_all(private)["tripod_ai"])["21"].state == "partly"
     privacy = by_id(fill_all(private)["future_ai"])["General 2"].text
-    assert str(private.privacy["sentence"]) in privacy
+    assert str(private.privacy.sentence) in privacy
     assert "Epsilon by site: a " in privacy
 
 

@@ -122,7 +122,7 @@ def test_only_the_same_test_persons_are_compared(work: dict[str, Path], tmp_path
 
 def test_the_margin_is_what_a_site_may_lose_and_no_more(work: dict[str, Path], tmp_path: Path) -> None:
     good = read_record(work["good"])
-    value = good.final["metrics"]["test"]["sites"]["lund"]["auroc"]
+    value = good.final.metrics["test"]["sites"]["lund"]["auroc"]
 
     def at_lund(auroc: float | None) -> Change:
         return lambda events: of(events, "final")["metrics"]["test"]["sites"]["lund"].update(auroc=auroc)

@@ -190,7 +190,7 @@ def test_calibration_and_curves_are_of_the_merged_counts(records: dict[str, Reco
 def test_privacy_is_in_plain_words(pages: dict[str, Page], records: dict[str, Record]) -> None:
     told = figures(records["private"])["privacy"]
     text = pages["private"].section("privacy")
-    assert told["epsilon"] >= records["private"].privacy["epsilon"]
+    assert told["epsilon"] >= records["private"].privacy.epsilon
     assert f"epsilon {told['epsilon']:.2f}, delta 0.0001" in text
     # Of all tests, the one with equal errors: 1 - error = e^epsilon error + delta.
     error = (1 - 1e-4) / (1 + math.exp(told["epsilon"]))
@@ -248,7 +248,7 @@ def test_the_weakest_are_named(records: dict[str, Record]) -> None:
     assert told[1].startswith(f"Weakest of the subgroups told of, {min(auroc, key=auroc.__getitem__)}:")
     errors = figures(records["regression"])
     rmse = {site: row["metrics"]["rmse"]["value"] for site, row in errors["scores"]["sites"].items()}
-    assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final["metrics"]["test"]["worst"]
+    assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final.metrics["test"]["worst"]
 
 
 def test_bytes_go_the_way_that_is_said(records: dict[str, Record]) -> None:
