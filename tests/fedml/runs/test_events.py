@@ -36,6 +36,11 @@ def canonical(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def without_newer(value: Any) -> Any:
+    """Without the metrics that version 0 did not have."""
+    return {k: without_newer(v) for k, v in value.items() if k not in ("f1", "f1_macro")} if isinstance(value, dict) else value
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run whose events are in ``golden_events.jsonl`` and, as an older version wrote them, in ``version_0``."""
@@ -69,8 +74,8 @@ def test_a_log_of_version_0_still_reads(finished: Path) -> None:
     assert (old.start.schema, new.start.schema) == (0, SCHEMA)
     assert old.status == "finished"
     assert [e.round for e in old.rounds] == [1, 2]
-    assert canonical(old.final.metrics) == canonical(new.final.metrics)
-    assert canonical(body(old.rounds[0])) == canonical(body(new.rounds[0]))
+    assert canonical(old.final.metrics) == canonical(without_newer(new.final.metrics))
+    assert canonical(body(old.rounds[0])) == canonical(without_newer(body(new.rounds[0])))
     assert [site.persons for site in old.sites] == [site.persons for site in new.sites]
 
 
