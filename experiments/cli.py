@@ -118,7 +118,7 @@ def run(
     study = load_study(study_file, changes, seed)
     launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console)
     outcome = launched.outcome
-    if outcome.final:
+    if outcome.final.came:
         console.print(final_table(study, outcome.final))
     if "sentence" in (privacy := privacy_of(outcome.events)):
         console.print(f"Privacy: {privacy['sentence']}", soft_wrap=True)
@@ -318,11 +318,11 @@ def audit(
     study, privacy = read_run(run_folder)
     found = find(sites, study, console.print)
     limit = claimed(study)
-    console.print(f"Claim: {privacy['sentence']}", soft_wrap=True)
+    console.print(f"Claim: {privacy.sentence}", soft_wrap=True)
     if noise_off:
         console.print("The noise is off: the claim does not apply, and a working attack finds a large epsilon.", soft_wrap=True)
     record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
-    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": privacy["sentence"]}
+    record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": privacy.sentence}
     save(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)
     if not noise_off:

@@ -41,7 +41,8 @@ from fedml.modalities.registry import pool
 from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, direction, lower_bound, toss
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.privacy.statistics import stated_constants
-from fedml.runs.log import STUDY, read_events, write_whole
+from fedml.runs.events import NO_END, NO_PRIVACY, Privacy
+from fedml.runs.log import STUDY, last, read_log, write_whole
 from fedml.study.study import Study, parse_study, validate
 from fedml.synthetic.write_site import write_site
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
@@ -56,7 +57,7 @@ _MOVED = 20_000  # largest number of coordinates that canary sites change; all h
 Say = Callable[[str], None]
 
 
-def read_run(run: Path) -> tuple[Study, dict[str, Any]]:
+def read_run(run: Path) -> tuple[Study, Privacy]:
     """The study of a finished private run and its last privacy event.
 
     Raises:
@@ -67,10 +68,9 @@ def read_run(run: Path) -> tuple[Study, dict[str, Any]]:
     study = parse_study((run / STUDY).read_text(encoding="utf-8"))
     if study.privacy.unit == "none":
         raise InputError(f'{run}: the study claims no privacy ([privacy] unit is "none"), so there is nothing to audit.')
-    events, _ = read_events(run)
-    privacy = next((e for e in reversed(events) if e["event"] == "privacy"), None)
-    ended = next((e["status"] for e in reversed(events) if e["event"] == "end"), "")
-    if privacy is None or ended != "finished":
+    events, _ = read_log(run)
+    privacy = last(events, NO_PRIVACY)
+    if not privacy.came or last(events, NO_END).status != "finished":
         raise InputError(f"{run}: the run did not finish, so it claims no epsilon for the whole study; give a finished run.")
     return study, privacy
 

@@ -6,18 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedml.cohort.variants.checks import Check
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.replies import check_form
 from fedml.errors import RunError
 from fedml.models.fusion import build_model, digest, learned
+from fedml.runs.events import (
+    NO_PRIVACY,
+    Agreed,
+    CheckRow,
+    Checks,
+    ClaimRow,
+    Final,
+    GroupScores,
+    PartScores,
+    Privacy,
+    Round,
+    SiteRow,
+    SiteTold,
+    TrainedRow,
+)
 from fedml.runs.log import emit, save_counts, save_model
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, Tell
@@ -29,6 +45,9 @@ from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.registry import make_task
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
+
+if TYPE_CHECKING:
+    from fedml.privacy.claims import Claim
 
 
 @dataclass(frozen=True)
@@ -55,8 +74,7 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     model = build_model(study, agreement.layout(study))
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
-    emit(run, "agreed", sites=sites, persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-         image_shape=agreement.image_shape, told=agreement.told, parameters=sum(p.numel() for p in model.parameters()))  # fmt: skip
+    emit(run, agreed_event(agreement, told=agreement.told, parameters=sum(p.numel() for p in model.parameters())))
     state = RunState(0, start, {})
     asked = dict.fromkeys(sites, 0)  # rounds that each site was asked for: what it may have released
     for number in range(1, study.federation.rounds + 1):
@@ -64,19 +82,23 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
         try:
             state = one_round(study, grid, run, strategy, agreement, state, number)
         except Exception:
-            emit(run, "privacy", **privacy_record(study, asked))  # a run that fails has released what it has released
+            emit(run, privacy_record(study, asked))  # a run that fails has released what it has released
             raise
     final, counts = evaluate(study, grid, agreement, state)
     save_counts(run, counts)
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
-    emit(run, "privacy", **privacy_record(study, asked))
-    emit(run, "final", round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), **final)
+    emit(run, privacy_record(study, asked))
+    emit(run, final)
     return state
 
 
 def told_to(run: Path) -> Tell:
     """Writes the matrix of checks into the run's record."""
-    return lambda checks: emit(run, "checks", checks=[asdict(c) for c in checks])
+    return lambda checks: emit(run, Checks(checks=[_check_row(c) for c in checks]))
+
+
+def _check_row(c: Check) -> CheckRow:
+    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.mend}
 
 
 def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
@@ -86,9 +108,16 @@ def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
         RunError: they do not, or too few sites answered.
     """
     agreement = agree(study, grid, told_to(run), train=False)
-    emit(run, "agreed", sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching,
-         variants=agreement.variants, image_shape=agreement.image_shape, parameters=0)  # fmt: skip
+    emit(run, agreed_event(agreement, told=None, parameters=0))
     return agreement
+
+
+def agreed_event(agreement: Agreement, *, told: dict[str, SiteTold] | None, parameters: int) -> Agreed:
+    """The event of an agreement."""
+    return Agreed(
+        sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
+        image_shape=list(agreement.image_shape), told=told, parameters=parameters,
+    )  # fmt: skip
 
 
 def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:
@@ -105,12 +134,12 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     if following is None:
         raise RunError(f"round {number}: no site trained on anybody; look at the training persons of each site.")
     state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
-    emit(run, "round", round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts),
-         sites={site: _site_row(a) for site, a in who.answered.items()}, refused=who.refused)  # fmt: skip
+    sites = {site: _trained_row(a) for site, a in who.answered.items()}
+    emit(run, Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused))
     return state
 
 
-def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> tuple[dict[str, Any], dict[str, Counts]]:
+def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> tuple[Final, dict[str, Counts]]:
     """The last message evaluates only: validation and test persons, merged exactly. Also site -> the counts as they came."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
@@ -118,22 +147,32 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.EVALUATE, None)):
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
-    rows = {s: {"bytes_out": a.bytes_out, "bytes_in": a.bytes_in, "journal": a.journal} for s, a in who.answered.items()}
-    final = {"metrics": metrics_of(study, counts), "groups": groups_of(study, counts), "sites": rows, "refused": who.refused}
-    return {**final, "seconds": time.monotonic() - began}, counts
+    final = Final(
+        round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
+        groups=groups_of(study, counts), sites={site: site_row(a) for site, a in who.answered.items()}, refused=who.refused,
+        seconds=time.monotonic() - began,
+    )  # fmt: skip
+    return final, counts
 
 
-def privacy_record(study: Study, asked: Mapping[str, int]) -> dict[str, Any]:
+def privacy_record(study: Study, asked: Mapping[str, int]) -> Privacy:
     """What the run released, as events, and what they amount to: epsilon with its unit, adjacency and scope, by site or once."""
     if study.privacy.unit == "none":
-        return {"unit": "none"}
+        return NO_PRIVACY
     from fedml.privacy.releases import claims
 
     made = claims(study, asked)
     worst = max(made.values(), key=lambda c: c.epsilon, default=None)
-    rows = {site: {**asdict(c), "sentence": c.sentence()} for site, c in made.items()}
-    return {"unit": study.privacy.unit, "epsilon": worst and worst.epsilon, "delta": study.privacy.delta, "claims": rows,
-            "sentence": worst and worst.sentence()}  # fmt: skip
+    rows = {site: _claim_row(c) for site, c in made.items()}
+    spent, sentence = (None, None) if worst is None else (worst.epsilon, worst.sentence())
+    return Privacy(unit=study.privacy.unit, epsilon=spent, delta=study.privacy.delta, claims=rows, sentence=sentence)
+
+
+def _claim_row(c: Claim) -> ClaimRow:
+    return {
+        "unit": c.unit, "adjacency": c.adjacency, "epsilon": c.epsilon, "delta": c.delta, "covers": list(c.covers),
+        "not_covered": list(c.not_covered), "events_json": c.events_json, "epsilon_rdp": c.epsilon_rdp, "sentence": c.sentence(),
+    }  # fmt: skip
 
 
 def _form(study: Study, phase: Phase, shapes: Shapes | None, extras: Extras = NO_EXTRAS) -> Callable[[str, RecordDict], None]:
@@ -179,18 +218,17 @@ def _read_counts(answer: Answer, counts: dict[str, Counts]) -> Answer:
     return answer
 
 
-def _site_row(answer: Answer) -> dict[str, Any]:
+def site_row(answer: Answer) -> SiteRow:
+    """What a run records of one answer."""
+    journal = None if answer.journal is None else list(answer.journal)
+    return {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
+
+
+def _trained_row(answer: Answer) -> TrainedRow:
     metrics = answer.message.content.metric_records[METRICS]
     seen = float(metrics.get("seen", 0))  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
-    return {
-        "train_loss": loss,
-        "seen": seen,
-        "seconds": answer.seconds,
-        "bytes_out": answer.bytes_out,
-        "bytes_in": answer.bytes_in,
-        "journal": answer.journal,
-    }
+    return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, **site_row(answer)}
 
 
 def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
@@ -199,19 +237,19 @@ def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
     return {site: c for site, c in own.items() if c}
 
 
-def groups_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def groups_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, GroupScores]:
     """label -> metrics of the test persons in that subgroup, of all sites that told of it ("all") and of each ("sites")."""
-    task, out = make_task(study), {}
+    task, out = make_task(study), dict[str, GroupScores]()
     for label in (label for labels in study.evaluation.labels().values() for label in labels):
         if own := _of(f"test@{label}", counts):
             out[label] = {"all": task.metrics(add_counts(own.values())), "sites": {s: task.metrics(c) for s, c in own.items()}}
     return out
 
 
-def metrics_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, Any]:
+def metrics_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, PartScores]:
     """part -> {"all": metrics of the merged counts, "sites": {site: its own}, "worst": the worst site by the watched metric}."""
     task = make_task(study)
-    out: dict[str, Any] = {}
+    out: dict[str, PartScores] = {}
     for part in ("train", "val", "test"):
         own = _of(part, counts)
         if not own:

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedml.errors import InputError, RunError
 from fedml.flower.grid import ask_for_parts_sooner
+from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
 from fedml.study.study import Study, parse_study
@@ -38,9 +39,9 @@ def main(grid: Grid, context: Context) -> None:
     try:
         JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)
     except (RunError, InputError) as error:
-        emit(run, "end", status="failed", reason=str(error))
+        emit(run, End(status="failed", reason=str(error)))
         raise
     except Exception as error:
-        emit(run, "end", status="failed", reason=f"{type(error).__name__}: {error}")
+        emit(run, End(status="failed", reason=f"{type(error).__name__}: {error}"))
         raise
-    emit(run, "end", status="finished", reason="")
+    emit(run, End(status="finished", reason=""))

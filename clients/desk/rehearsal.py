@@ -18,7 +18,8 @@ from fedml.clients.gate.journal import Entry, entries
 from fedml.clients.site.manifest import Site, check_roster, read_site
 from fedml.clients.site.read import load_cohort
 from fedml.errors import InputError, RunError
-from fedml.runs.log import read_events
+from fedml.runs.events import Round
+from fedml.runs.log import read_log
 from fedml.study.study import Study, for_roster
 from fedml.synthetic.placeholder import lookalike
 from fedml.synthetic.write_site import write_site
@@ -79,7 +80,7 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
         except RunError as error:
             refused = [f"{e.direction} {e.phase}: {e.reason}" for e in entries(copy.state / "journal.jsonl") if e.verdict == "refused"]
             raise RunError(f'study "{study.study.name}" would not run at this site: {"; ".join(refused) or error}.') from error
-        rounds = [e["seconds"] for e in read_events(run)[0] if e["event"] == "round"]
+        rounds = [e.seconds for e in read_log(run)[0] if isinstance(e, Round)]
         journal = tuple(entries(copy.state / "journal.jsonl"))
     return Rehearsal(len(cohort), rounds[0], journal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 

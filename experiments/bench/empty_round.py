@@ -19,6 +19,7 @@ import numpy as np
 from fedml.clients.site.manifest import find_sites
 from fedml.experiments.bench.timing import Pairs, machine, table
 from fedml.experiments.runs.run import Engine, new_run, run
+from fedml.runs.events import Agreed, Round
 from fedml.study.study import Study, parse_study, validate
 
 SITES, COLUMNS, PERSONS, ROUNDS = 10, 499, 30, 20  # 499 columns and a constant, for two classes: 1,000 parameters
@@ -60,13 +61,13 @@ def make_sites(out: Path) -> None:
 def one_run(study: Study, engine: Engine, sites: Path, runs: Path) -> tuple[list[float], str]:
     """Seconds of each round, and the digest of the final weights."""
     found, _ = find_sites(sites, study.federation.sites)
-    outcome = run(study, found, engine=engine, run=new_run(study, runs, None), sites_folder=sites)
+    outcome = run(study, found, engine=engine, run=new_run(study, runs, None, engine=engine, job="train"), sites_folder=sites)
     assert outcome.status == "finished", outcome.reason
-    times = [float(e["seconds"]) for e in outcome.events if e["event"] == "round"]
+    times = [e.seconds for e in outcome.events if isinstance(e, Round)]
     assert len(times) == ROUNDS
-    parameters = next(e["parameters"] for e in outcome.events if e["event"] == "agreed")
+    parameters = next(e.parameters for e in outcome.events if isinstance(e, Agreed))
     assert parameters == 1000, parameters
-    return times, str(outcome.final["weights_sha256"])
+    return times, outcome.final.weights_sha256
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def train(study: Study, sites: Mapping[str, Site], way: str, run: Path) -> float
     run_nodes(plan, [{"manifest": f} for f in files] if way == "federated" else [{"manifest": "\n".join(files), "name": "pooled"}], run)
     done = outcome(run, 0.0)
     assert done.status == "finished", done.reason
-    times = [float(e["time"]) for e in done.events]
+    times = [e.time for e in done.events]
     return times[-1] - times[0]
 
 

@@ -30,6 +30,7 @@ from fedml.experiments.compare.train import parse_seeds
 from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.run import outcome, run_nodes
 from fedml.privacy.claims import rounded_up
+from fedml.runs.events import Privacy
 from fedml.study.read import read_study
 from fedml.study.study import Study, validate
 
@@ -80,11 +81,11 @@ def train(study: Study, sites: Path, folder: Path) -> Run:
     run_nodes(study, nodes, folder)
     done = outcome(folder, 0.0)
     assert done.status == "finished", done.reason
-    claimed = next((e.get("epsilon") for e in done.events if e["event"] == "privacy"), None)
+    claimed = next((e.epsilon for e in done.events if isinstance(e, Privacy)), None)
     assert (claimed is None) == (study.privacy.epsilon is None)
-    assert claimed is None or claimed <= study.privacy.epsilon
-    times = [float(e["time"]) for e in done.events]
-    return Run({part: row["all"]["auroc"] for part, row in done.final["metrics"].items()}, claimed, times[-1] - times[0])
+    assert claimed is None or study.privacy.epsilon is None or claimed <= study.privacy.epsilon
+    times = [e.time for e in done.events]
+    return Run({part: row["all"]["auroc"] for part, row in done.final.metrics.items()}, claimed, times[-1] - times[0])
 
 
 def spread(values: Sequence[float]) -> str:

@@ -43,6 +43,7 @@ from fedml.flower.keys import write_node_key
 from fedml.flower.superlink import command_path, environment, free_ports, stop_group, submit
 from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model, learned
+from fedml.runs.events import Round
 from fedml.study.study import Study, parse_study, validate
 
 ROSTER, COLUMNS, PERSONS = ("oslo", "porto", "utrecht"), 499, 200  # 499 columns and a constant, for two classes: 1,000 parameters
@@ -178,11 +179,11 @@ def make_sites(out: Path) -> dict[str, Site]:
 
 def our_rounds(study: Study, sites: Mapping[str, Site], work: Path) -> list[float]:
     """Seconds of each round of fedml. Asserts that the run ends with the arrays of ``arrays.npz``."""
-    folder = new_run(study, work / "runs", None)
+    folder = new_run(study, work / "runs", None, engine="deployment", job="train")
     outcome = run(study, sites, engine="deployment", run=folder, sites_folder=work / "sites", flower_home=home_of(work / "sites"))
     assert outcome.status == "finished", outcome.reason
     check_unchanged(work, safetensors.numpy.load_file(folder / "model.safetensors"))
-    return [float(e["seconds"]) for e in outcome.events if e["event"] == "round"]
+    return [e.seconds for e in outcome.events if isinstance(e, Round)]
 
 
 def write_arrays(study: Study, work: Path) -> None:

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def make_run(folder: Path) -> Path:
     """Runs the study over the sites; returns the run's folder."""
     from fedml.clients.site.manifest import find_sites
     from fedml.experiments.runs.run import new_run, run
-    from fedml.runs.log import EVENTS
+    from fedml.runs.log import EVENTS, read_events
     from fedml.study.study import Study, validate
 
     names, rng = [f"site-{k:02d}" for k in range(SITES)], np.random.default_rng(0)
@@ -58,26 +58,29 @@ def make_run(folder: Path) -> Path:
     ended = run(study, find_sites(folder / "sites", tuple(names))[0], engine="local", run=run_folder, sites_folder=folder / "sites")
     if ended.status != "finished":
         raise SystemExit(ended.reason)
-    for event in ended.events:
-        if event["event"] == "round":
-            event["metrics"]["train"] = event["metrics"]["val"]
-    (run_folder / EVENTS).write_text("".join(json.dumps(event) + "\n" for event in ended.events))
+    logged, _ = read_events(run_folder)
+    for row in logged:
+        if row["event"] == "round":
+            row["metrics"]["train"] = row["metrics"]["val"]
+    (run_folder / EVENTS).write_text("".join(json.dumps(row) + "\n" for row in logged))
     return run_folder
 
 
 def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
     """(site, name, value, milliseconds, step) for every figure of a site in a round."""
-    from fedml.runs.log import read_events
+    from fedml.runs.events import Round
+    from fedml.runs.log import read_log
 
+    ways: tuple[Literal["train_loss", "bytes_out", "bytes_in"], ...] = ("train_loss", "bytes_out", "bytes_in")
     out = []
-    for event in read_events(run)[0]:
-        if event["event"] != "round":
+    for event in read_log(run)[0]:
+        if not isinstance(event, Round):
             continue
-        stamp, number = int(event["time"] * 1000), event["round"]
-        for site, row in event["sites"].items():
-            for part, scores in event["metrics"].items():
+        stamp, number = int(event.time * 1000), event.round
+        for site, row in event.sites.items():
+            for part, scores in event.metrics.items():
                 out += [(site, f"{part}/{k}", v, stamp, number - 1) for k, v in scores["sites"][site].items() if v is not None]
-            out += [(site, f"round/{k}", float(row[k]), stamp, number) for k in ("train_loss", "bytes_out", "bytes_in")]
+            out += [(site, f"round/{k}", float(row[k] or 0.0), stamp, number) for k in ways]
             out.append((site, "round/took_part", 1.0, stamp, number))
     return out
 

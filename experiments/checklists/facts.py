@@ -122,7 +122,7 @@ def _method(record: Record) -> Iterator[Told]:
     yield "preprocessing", *_preprocessing(study)
     yield "missing", *_missing(study)
     yield "output", *_output(study)
-    size = record.agreed.get("parameters")
+    size = record.agreed.parameters
     learned = f" It has {size:,} learned numbers." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
     text = f"The first weights are random and follow from the study's seed ({study.study.seed}); no pretrained weights are read."
@@ -187,18 +187,18 @@ def _output(study: Study) -> Told:
 def _happened(record: Record) -> Iterator[Told]:
     """The run itself: identity, versions, sites, persons, rounds."""
     start, agreed, end, images = record.start, record.agreed, record.end, "image" in record.study.cohort.inputs
-    text = f"Run {start['run_id']}, engine {start['engine']}, study SHA-256 {start['study_sha256']}."
+    text = f"Run {start.run_id}, engine {start.engine}, study SHA-256 {start.study_sha256}."
     yield "identity", text, "events.jsonl#start/run_id", "events.jsonl#start/engine", "events.jsonl#start/study_sha256"
-    commit, _, changed = start.get("git_commit", "none").partition("+")
+    commit, _, changed = start.git_commit.partition("+")
     text = f"The study lay in a working tree at git commit {commit}{', with changes that are in no commit' if changed else ''}."
     yield "code", "" if commit == "none" else text, "events.jsonl#start/git_commit"
-    found = ", ".join(f"{name} {version}" for name, version in start.get("versions", {}).items() if version != "absent")
+    found = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version != "absent")
     yield "versions", found and f"Versions: {found}.", "events.jsonl#start/versions"
-    yield "began", f"The run began {_day(start['time'])}.", "events.jsonl#start/time"
-    if end:
-        yield "ended", f"It ended {_day(end['time'])} with status {end['status']}.", "events.jsonl#end/time", "events.jsonl#end/status"
-    if agreed:
-        yield "sites", f"Sites that took part: {', '.join(agreed['sites'])}.", "events.jsonl#agreed/sites"
+    yield "began", f"The run began {_day(start.time)}.", "events.jsonl#start/time"
+    if end.came:
+        yield "ended", f"It ended {_day(end.time)} with status {end.status}.", "events.jsonl#end/time", "events.jsonl#end/status"
+    if agreed.came:
+        yield "sites", f"Sites that took part: {', '.join(agreed.sites)}.", "events.jsonl#agreed/sites"
         yield from _persons(record)
     rows = [f"{s.name} {_aside(s.quarantined)}" for s in record.sites if s.quarantined is not None]
     text = f"Persons with an excluded image, by reason: {'; '.join(rows)}."
@@ -220,7 +220,7 @@ def _happened(record: Record) -> Iterator[Told]:
 
 
 def _persons(record: Record) -> Iterator[Told]:
-    study, here = record.study, [s for s in record.sites if s.name in record.agreed["sites"]]
+    study, here = record.study, [s for s in record.sites if s.name in record.agreed.sites]
     hidden = study.privacy.unit == "patient"
     shown = [p for p in PARTS if any(s.count(p) for s in here)]
     rows = [f"{s.name} {', '.join(f'{_PART[p]} {s.count(p) or 0:,}' for p in shown)}" for s in here]
@@ -268,29 +268,29 @@ def _outcome(record: Record) -> Iterator[Told]:
         yield "by_site", f"By site: {rows}.{worst}" if len(scores["sites"]) > 1 else "", f"{at}/sites", f"{at}/worst"
         text = "Test persons are of the same sites as training persons; no site outside the roster was tested."
         yield "external", text if part == "test" else "", "study.json#/federation/sites", f"{at}/sites"
-        groups = "; ".join(f"{label} {_row(task, own['all'])}" for label, own in final.get("groups", {}).items())
+        groups = "; ".join(f"{label} {_row(task, own['all'])}" for label, own in final.groups.items())
         yield "groups", f"Test persons by subgroup: {groups}." if groups else "", "events.jsonl#final/groups"
-    if final:
-        text = f"The model after round {final['round']}, the last, is the result; none was chosen by its score on validation persons."
+    if final.came:
+        text = f"The model after round {final.round}, the last, is the result; none was chosen by its score on validation persons."
         yield "selection", text, "events.jsonl#final/round"
         there = (record.run / MODEL).is_file()
-        text = f"The model is {MODEL}, SHA-256 of its numbers {final['weights_sha256']}." if there else ""
+        text = f"The model is {MODEL}, SHA-256 of its numbers {final.weights_sha256}." if there else ""
         yield "file", text, MODEL, "events.jsonl#final/weights_sha256"
     heads = [f"{s.name} {s.journal[0]} after {s.journal[1]:,} entries" for s in record.sites if s.journal is not None]
     yield "journals", f"Heads of the sites' journals: {'; '.join(heads)}." if heads else "", "events.jsonl#round"
-    if privacy and privacy["unit"] == "none":
+    if privacy.came and privacy.unit == "none":
         yield "privacy", "No differential privacy: updates of sites and counts of persons are exact.", "events.jsonl#privacy/unit"
-    elif privacy.get("sentence"):
+    elif privacy.sentence:
         from fedml.privacy.claims import rounded_up
 
         spent = "; ".join(f"{s.name} {rounded_up(s.epsilon)}" for s in record.sites if s.epsilon is not None)
-        by_site = f" Epsilon by site: {spent}." if privacy["unit"] == "patient" and spent else ""
-        yield "privacy", f"{privacy['sentence']}{by_site}", "events.jsonl#privacy/sentence", "events.jsonl#privacy/claims"
+        by_site = f" Epsilon by site: {spent}." if privacy.unit == "patient" and spent else ""
+        yield "privacy", f"{privacy.sentence}{by_site}", "events.jsonl#privacy/sentence", "events.jsonl#privacy/claims"
 
 
 def held_out(record: Record) -> tuple[str, dict[str, Any]]:
     """The part on which the run was evaluated at last, test persons where there are any, and its scores; empty if there are none."""
-    metrics = record.final.get("metrics", {})
+    metrics = record.final.metrics
     return next(((part, dict(metrics[part])) for part in ("test", "val") if part in metrics), ("", {}))
 
 

@@ -26,6 +26,7 @@ from fedml.errors import InputError, RunError, nearest
 from fedml.experiments.compare.outputs import Outputs, test_outputs
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import outcome, read_all, run_nodes
+from fedml.runs.events import Final, GroupScores, Start
 from fedml.runs.log import STUDY, emit, load_model, write_whole
 from fedml.study.study import Study, for_roster
 from fedml.tasks.counts import Counts
@@ -49,7 +50,7 @@ class Trained:
     run: Path
     metrics: dict[str, float]
     sites: dict[str, dict[str, float]]
-    groups: dict[str, dict[str, Any]]
+    groups: Mapping[str, GroupScores]
     counts: dict[str, Counts]
     outputs: Outputs | None
     recovery: float | None = None
@@ -107,7 +108,7 @@ def compare(
             test = {site: {k[5:]: v for k, v in c.items() if k.startswith("test/")} for site, c in counts.items()}
             outputs = test_outputs(study, sites, run)
             row = Trained(
-                who, study.study.seed, run, final["metrics"]["test"]["all"], final["metrics"]["test"]["sites"], final["groups"], test,
+                who, study.study.seed, run, final.metrics["test"]["all"], final.metrics["test"]["sites"], final.groups, test,
                 outputs, None if planted is None else _recovery(outputs, planted), seconds,
             )  # fmt: skip
             rows.append(row)
@@ -142,9 +143,9 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
             for name, site in found.items():
                 if load_cohort((str(site.file),), record.study).digest.hex() != record.site(name).dataset:
                     raise InputError(f"{site.file}: holds other data than run {record.run_id} read; leave --sites out to compare counts.")
-        test = record.final["metrics"]["test"]
+        test = record.final.metrics["test"]
         outputs = None if found is None else test_outputs(record.study, found, record.run)
-        groups, counts = record.final["groups"], record.counts["test"]
+        groups, counts = record.final.groups, record.counts["test"]
         rows.append(Trained(record.run_id, record.study.study.seed, record.run, test["all"], test["sites"], groups, counts, outputs))
     for record in records[1:]:
         for line in _differences(first, record):
@@ -156,7 +157,7 @@ def _differences(first: Record, other: Record) -> list[str]:
     """In what another run differs from the first: keys of the study, versions, data."""
     ours, theirs = (_flat("", r.study.model_dump(mode="json")) for r in (first, other))
     lines = [f"{key} = {theirs.get(key)}, not {ours.get(key)}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
-    old, new = (r.start.get("versions", {}) for r in (first, other))
+    old, new = (r.start.versions for r in (first, other))
     lines += [f"{name} {new.get(name)}, not {old.get(name)}" for name in sorted(old | new) if old.get(name) != new.get(name)]
     data = {site.name: site.dataset for site in first.sites}
     return lines + [f"other data at {site.name}" for site in other.sites if data.get(site.name) != site.dataset]
@@ -182,8 +183,9 @@ def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str
     shutil.rmtree(run, ignore_errors=True)  # of a comparison that was stopped
     run.mkdir(parents=True)
     write_whole(run / STUDY, plan.canonical.encode())
-    emit(run, "start", run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
-         versions=versions(), engine="local", job="train")  # fmt: skip
+    began_as = Start(run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
+                     versions=versions(), engine="local", job="train")  # fmt: skip
+    emit(run, began_as)
     if who == POOLED:
         nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": POOLED}]
     else:
@@ -203,14 +205,14 @@ def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
             record = read_record(run)
         except (InputError, LookupError, TypeError):  # none of training, or of another version of ours
             continue
-        same = record.study.sha256 == study.sha256 and record.start.get("versions") == versions()
+        same = record.study.sha256 == study.sha256 and record.start.versions == versions()
         whole = record.status == "finished" and not any(s.missed for s in record.sites)
         if same and whole and {s.name: s.dataset for s in record.sites} == data:
             return run
     return None
 
 
-def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[dict[str, Any], dict[str, Counts]]:
+def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
     """Test metrics and counts of a trained run's model over all sites: an evaluation with the arrays and constants of that run."""
     from fedml.clients.work.client import app
     from fedml.flower.grid import InProcessGrid

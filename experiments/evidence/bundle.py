@@ -39,6 +39,7 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 )
 from fedml.experiments.evidence.signing import canonical, fingerprint, signature
 from fedml.experiments.runs.record import Record, read_record
+from fedml.runs.events import Event
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
 
 CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
@@ -89,7 +90,7 @@ def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[st
     sources = read_sources(run)
     if missing := [name for name in REQUIRED if name not in sources]:
         raise InputError(f"{run}: has no {missing[0]}; run the study again to create it.")
-    files = files_of(sources | {VERSIONS: versions_file(record.start["versions"])})
+    files = files_of(sources | {VERSIONS: versions_file(record.start.versions)})
     _check_words(run, files, record)
     manifest = manifest_of(record.run_id, files)
     files |= {MANIFEST: manifest, SIGNATURE: signature(key, manifest, MANIFEST)}
@@ -139,7 +140,7 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     }
     software = add(
         "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
-        softwareVersion=record.start["versions"].get("fedml-cohorts", "unknown"), identifier=f"git:{record.start['git_commit']}",
+        softwareVersion=record.start.versions.get("fedml-cohorts", "unknown"), identifier=f"git:{record.start.git_commit}",
     )  # fmt: skip
     needs = [
         add(
@@ -149,7 +150,7 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
             softwareVersion=version,
             url=f"https://pypi.org/project/{name}/",
         )
-        for name, version in record.start["versions"].items()
+        for name, version in record.start.versions.items()
         if name != "fedml-cohorts"
     ]
     software["softwareRequirements"] = needs
@@ -162,7 +163,7 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     action = add(
         f"#{record.run_id}", "CreateAction", name=f"fedml run {study.name}", startTime=began, endTime=ended,
         actionStatus="http://schema.org/CompletedActionStatus",
-        description=f"{len(record.rounds)} rounds over {len(record.agreed['sites'])} sites, engine {record.start.get('engine', 'local')}",
+        description=f"{len(record.rounds)} rounds over {len(record.agreed.sites)} sites, engine {record.start.engine}",
     )  # fmt: skip
     action["instrument"], action["object"], action["participant"] = software, [entities[STUDY], *data], sites
     action["agent"] = add("#coordinating-centre", "Organization", name="The coordinating centre")
@@ -177,8 +178,8 @@ def _entity(name: str, data: bytes | None) -> dict[str, Any]:
     return {"name": name, "description": about, "encodingFormat": _FORMATS[Path(name).suffix], **size}
 
 
-def _time(event: Mapping[str, Any]) -> str:
-    return datetime.fromtimestamp(event["time"], UTC).isoformat(timespec="seconds")
+def _time(event: Event) -> str:
+    return datetime.fromtimestamp(event.time, UTC).isoformat(timespec="seconds")
 
 
 def _check_words(run: Path, files: Mapping[str, bytes], record: Record) -> None:

@@ -27,7 +27,8 @@ from fedml.experiments.checklists.fill import checklists_json, checklists_markdo
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report import embedded, render, report_facts
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
+from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
 
 FORMAT = "fedml-bundle/1"
@@ -91,13 +92,13 @@ def derived(record: Record) -> dict[str, bytes]:
     return {
         "metrics.json": canonical(
             {
-                "final": {"metrics": record.final["metrics"], "groups": record.final["groups"]},
-                "rounds": [{"round": e["round"], "metrics": e["metrics"]} for e in record.rounds],
+                "final": {"metrics": record.final.metrics, "groups": record.final.groups},
+                "rounds": [{"round": e.round, "metrics": e.metrics} for e in record.rounds],
             }
         ),
         "policies.json": canonical({s.name: s.policy if s.policy is not None else "not disclosed" for s in record.sites}),
         "journals.json": canonical({s.name: journal_rows(record, s.name) or "not reported" for s in record.sites}),
-        "privacy.json": canonical({"asked": rounds_requested(record), **_without(record.privacy, "event", "time")}),
+        "privacy.json": canonical({"asked": rounds_requested(record), **body(record.privacy)}),
         REPORT: page.encode(),
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
@@ -108,16 +109,16 @@ def derived(record: Record) -> dict[str, bytes]:
 
 def rounds_requested(record: Record) -> dict[str, int]:
     """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed."""
-    return {site: len(record.rounds) for site in record.agreed["sites"]}
+    return {site: len(record.rounds) for site in record.agreed.sites}
 
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:
     """Head and length of the site's journal, as sent with each reply; each row is chained to the row before by SHA-256."""
     rows, chain = list[dict[str, Any]](), "0" * 64
-    for event in [*record.rounds, record.final]:
-        journal = event["sites"].get(site, {}).get("journal")
+    for event in exchanges(record.rounds, record.final):
+        journal = event.sites[site]["journal"] if site in event.sites else None
         if journal:
-            row = {"event": event["event"], "round": event["round"], "head": journal[0], "entries": journal[1]}
+            row = {"event": event.kind, "round": event.round, "head": journal[0], "entries": journal[1]}
             chain = hashlib.sha256(chain.encode() + canonical(row)).hexdigest()
             rows.append({**row, "chain": chain})
     return rows
@@ -136,16 +137,12 @@ def counts_by_site(record: Record) -> dict[str, dict[str, npt.NDArray[Any]]]:
 def figures(record: Record) -> dict[str, dict[str, Any]]:
     """``PART/SITE/METRIC`` (SITE ``all``: all sites) -> value, and its source in the bundle. Intervals are with the report's figures."""
     out: dict[str, dict[str, Any]] = {}
-    groups = {f"test@{label}": scores for label, scores in record.final["groups"].items()}
-    for part, scores in {**record.final["metrics"], **groups}.items():
+    groups = {f"test@{label}": scores for label, scores in record.final.groups.items()}
+    for part, scores in {**record.final.metrics, **groups}.items():
         for site_name, values in {"all": scores["all"], **scores["sites"]}.items():
             where = f"{COUNTS}#{'*' if site_name == 'all' else site_name}/{part}"
             out |= {f"{part}/{site_name}/{name}": {"value": value, "from": where} for name, value in values.items()}
-    for site, claim in record.privacy.get("claims", {}).items():
+    for site, claim in record.privacy.claims.items():
         where = f"privacy.json#/claims/{site}/events_json"
         out[f"privacy/{site or 'site'}/epsilon"] = {"value": claim["epsilon"], "delta": claim["delta"], "from": where}
     return out
-
-
-def _without(event: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {k: v for k, v in event.items() if k not in keys}

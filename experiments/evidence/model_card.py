@@ -103,7 +103,7 @@ def _table(record: Record) -> list[str]:
     part, scores = held_out(record)
     if not scores:
         return [f"Performance: **{AUTHOR}**", ""]
-    groups = record.final.get("groups", {})
+    groups = record.final.groups
     rows = {"all sites": scores["all"], **scores["sites"], **{label: group["all"] for label, group in groups.items()}}
     names, task = list(scores["all"]), make_task(record.study)
     cells = [[markdown(title), *(shown(task, name, values.get(name)) for name in names)] for title, values in rows.items()]

@@ -21,9 +21,10 @@ from fedml.clients.site.manifest import Site
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence.contents import counts_by_site, is_source, record_of
 from fedml.experiments.evidence.recompute import value_differs
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.experiments.runs.run import new_run, read_all
 from fedml.experiments.runs.run import run as run_study
+from fedml.runs.events import Final, Round, body
 from fedml.runs.log import MODEL, PANEL
 from fedml.strategies.algorithms.registry import STRATEGIES
 
@@ -85,37 +86,37 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
         private = study.privacy.unit != "none"
         again = read_record(folder)
         found = tuple(_private_differences(record, again) if private else _differences(record, again))
-        return Reproduced(folder, private, str(again.final["weights_sha256"]), found)
+        return Reproduced(folder, private, again.final.weights_sha256, found)
 
 
 def _differences(bundled: Record, repeated: Record) -> Iterator[Difference]:
     yield from _before(bundled, repeated)
     for old, new in zip(bundled.rounds, repeated.rounds, strict=False):
         if found := _round_differs(old, new):
-            yield Difference("round", f"round {old['round']} is the first that differs: {found}")
+            yield Difference("round", f"round {old.round} is the first that differs: {found}")
             break
-    if bundled.final["weights_sha256"] != repeated.final["weights_sha256"]:
+    if bundled.final.weights_sha256 != repeated.final.weights_sha256:
         yield Difference("model", _arrays(bundled.run, repeated.run))
     yield from _counts(bundled, repeated)
+    old_final, new_final = body(bundled.final), body(repeated.final)
     for what in ("metrics", "groups"):
-        if found := value_differs(bundled.final[what], repeated.final[what], what, tolerance=0.0):
+        if found := value_differs(old_final[what], new_final[what], what, tolerance=0.0):
             yield Difference("metrics", f"last evaluation: {found}")
 
 
 def _private_differences(bundled: Record, repeated: Record) -> Iterator[Difference]:
     """Compares everything without noise: the data, the agreement, the sites of each round, and the privacy events. Metrics are listed."""
     yield from _before(bundled, repeated)
-    for old, new in zip([*bundled.rounds, bundled.final], [*repeated.rounds, repeated.final], strict=False):
-        if old["sites"].keys() != new["sites"].keys():
-            yield Difference("round", f"{old['event']} {old['round']}: sites in the bundle {_sites(old)}, in the new run {_sites(new)}")
+    for old, new in zip(exchanges(bundled.rounds, bundled.final), exchanges(repeated.rounds, repeated.final), strict=False):
+        if old.sites.keys() != new.sites.keys():
+            yield Difference("round", f"{old.kind} {old.round}: sites in the bundle {_sites(old)}, in the new run {_sites(new)}")
             break
-    old_cost, new_cost = ({k: v for k, v in record.privacy.items() if k not in ("event", "time")} for record in (bundled, repeated))
-    if found := value_differs(old_cost, new_cost, "privacy"):
+    if found := value_differs(body(bundled.privacy), body(repeated.privacy), "privacy"):
         yield Difference("privacy", found)
-    for part, scores in bundled.final["metrics"].items():
-        if part in repeated.final["metrics"]:
+    for part, scores in bundled.final.metrics.items():
+        if part in repeated.final.metrics:
             for name, value in scores["all"].items():
-                other = repeated.final["metrics"][part]["all"].get(name)
+                other = repeated.final.metrics[part]["all"].get(name)
                 yield Difference("metrics", f"{part} {name}: {_shown(value)} in the bundle, {_shown(other)} in the new run", False)
 
 
@@ -129,31 +130,30 @@ def _before(bundled: Record, repeated: Record) -> Iterator[Difference]:
         if old.persons != new.persons:
             text = f"{old.name}: persons by part and class are {old.persons} in the bundle, {new.persons} in the new run"
             yield Difference("data", text)
-    for name in sorted(bundled.start["versions"].keys() | repeated.start["versions"].keys()):
-        old, new = (record.start["versions"].get(name, "absent") for record in (bundled, repeated))
-        if old != new:
-            yield Difference("software", f"{name} {old} in the bundle, {new} in the new run", False)
-    old_commit, new_commit = bundled.start["git_commit"], repeated.start["git_commit"]
+    for name in sorted(bundled.start.versions.keys() | repeated.start.versions.keys()):
+        old_version, new_version = (record.start.versions.get(name, "absent") for record in (bundled, repeated))
+        if old_version != new_version:
+            yield Difference("software", f"{name} {old_version} in the bundle, {new_version} in the new run", False)
+    old_commit, new_commit = bundled.start.git_commit, repeated.start.git_commit
     if old_commit != new_commit and "none" not in (old_commit, new_commit):
         commits = f"{old_commit[:16]} in the bundle, {new_commit[:16]} in the new run"
         yield Difference("software", f"the commit of the working folder differs: {commits}", False)
     if (bundled.run / PANEL).read_bytes() != (repeated.run / PANEL).read_bytes():
         yield Difference(
             "agreement",
-            f"the sites' common variants differ: {bundled.agreed['variants']} in the bundle, {repeated.agreed['variants']} in the new run",
+            f"the sites' common variants differ: {bundled.agreed.variants} in the bundle, {repeated.agreed.variants} in the new run",
         )
+    old_agreed, new_agreed = body(bundled.agreed), body(repeated.agreed)
     for what in ("sites", "image_shape", "parameters"):
-        if bundled.agreed[what] != repeated.agreed[what]:
-            yield Difference("agreement", f"{what}: {bundled.agreed[what]} in the bundle, {repeated.agreed[what]} in the new run")
+        if old_agreed[what] != new_agreed[what]:
+            yield Difference("agreement", f"{what}: {old_agreed[what]} in the bundle, {new_agreed[what]} in the new run")
 
 
-def _round_differs(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    if old["sites"].keys() != new["sites"].keys():
+def _round_differs(old: Round, new: Round) -> str | None:
+    if old.sites.keys() != new.sites.keys():
         return f"sites in the bundle {_sites(old)}, in the new run {_sites(new)}"
-    first, other = ({site: row["train_loss"] for site, row in event["sites"].items()} for event in (old, new))
-    return value_differs(old["metrics"], new["metrics"], "metrics", tolerance=0.0) or value_differs(
-        first, other, "train_loss", tolerance=0.0
-    )
+    first, other = ({site: row["train_loss"] for site, row in event.sites.items()} for event in (old, new))
+    return value_differs(old.metrics, new.metrics, "metrics", tolerance=0.0) or value_differs(first, other, "train_loss", tolerance=0.0)
 
 
 def _arrays(bundled: Path, repeated: Path) -> str:
@@ -185,8 +185,8 @@ def _same_bits(a: Any, b: Any) -> bool:
     return bool(a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes())
 
 
-def _sites(event: Mapping[str, Any]) -> str:
-    return ", ".join(event["sites"]) or "none"
+def _sites(event: Round | Final) -> str:
+    return ", ".join(event.sites) or "none"
 
 
 def _shown(value: float | None) -> str:

@@ -40,7 +40,8 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 )
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
-from fedml.experiments.runs.record import Record
+from fedml.experiments.runs.record import Record, exchanges
+from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 from fedml.tasks.registry import make_task
 
@@ -165,15 +166,13 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     """The checks of the contents against the sources."""
     same = json.loads(files[VERSIONS])["bundle"]["code_sha256"] == code_digest()
     rounds = len(record.rounds)
-    yield from _check(
-        "study", STUDY, f"the study {record.study.study.name}, {record.start.get('study_sha256')}", lambda: _study(files, record)
-    )
+    yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
     yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
     yield from _check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
     yield from _check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
-    text = f"its arrays are those of the run's last model, {record.final.get('weights_sha256')}"
+    text = f"its arrays are those of the run's last model, {record.final.weights_sha256}"
     yield from _check("model", MODEL, text, lambda: _model(files, record))
     yield from _check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
     yield from _check("epsilon", EVENTS, _epsilon_text(record), lambda: _epsilon(record))
@@ -209,16 +208,16 @@ def _study(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
     if found := value_differs(written, json.loads(record.study.canonical), "", whole=False):
         yield STUDY, f"{found}: this software's reading differs from the file"
     digest = hashlib.sha256(files[STUDY]).hexdigest()
-    if (start["study_sha256"], start["seed"], start["study"]) != (digest, record.study.study.seed, record.study.study.name):
+    if (start.study_sha256, start.seed, start.study) != (digest, record.study.study.seed, record.study.study.name):
         yield STUDY, f"is not the study that was run: {EVENTS} has another hash, seed or name"
     if json.loads(files[MANIFEST])["run"] != record.run_id:
         yield MANIFEST, f"names another run than {EVENTS}"
-    if json.loads(files[VERSIONS])["run"] != start["versions"]:
+    if json.loads(files[VERSIONS])["run"] != start.versions:
         yield VERSIONS, f"has other versions than {EVENTS}"
     layout = json.loads(files[LAYOUT])
-    if layout != {"image_shape": record.agreed["image_shape"], "variants": record.agreed["variants"]}:
+    if layout != {"image_shape": record.agreed.image_shape, "variants": record.agreed.variants}:
         yield LAYOUT, f"has another image shape or number of variants than {EVENTS}"
-    if files[PANEL].count(b"\n") != record.agreed["variants"]:
+    if files[PANEL].count(b"\n") != record.agreed.variants:
         yield PANEL, f"has another number of variants than {EVENTS}"
 
 
@@ -245,20 +244,20 @@ def _rounds(record: Record) -> Iterator[Problem]:
     kinds = [e["event"] for e in events]
     if any(kinds.count(kind) != 1 for kind in _ONCE) or kinds[0] != "start" or kinds[-1] != "end" or record.status != "finished":
         yield EVENTS, "is not the log of a finished run, from start to end"
-    numbers = [e["round"] for e in record.rounds]
-    if numbers != planned or record.final["round"] != len(planned):
+    numbers = [e.round for e in record.rounds]
+    if numbers != planned or record.final.round != len(planned):
         absent = sorted(set(planned) - set(numbers))
         which = f"round {absent[0]} is missing" if absent else "the numbers of the rounds are not in order"
         yield EVENTS, f"the study plans rounds 1 to {len(planned)}; {which}"
-    agreed = list(record.agreed["sites"])
+    agreed = record.agreed.sites
     if agreed != [site for site in study.federation.sites if site in agreed]:
         yield EVENTS, "the sites of the agreement are not in the roster, or in another order"
-    for event in [*record.rounds, record.final]:
-        answered, refused = event["sites"].keys(), event["refused"].keys()
+    for event in exchanges(record.rounds, record.final):
+        answered, refused = event.sites.keys(), event.refused.keys()
         if answered & refused or not answered <= set(agreed) or answered | refused != set(study.federation.sites):
-            yield EVENTS, f"{event['event']} {event['round']}: not every site of the roster either answered or refused"
+            yield EVENTS, f"{event.kind} {event.round}: not every site of the roster either answered or refused"
         if len(answered) < study.federation.needed:
-            yield EVENTS, f"{event['event']} {event['round']}: fewer sites than the quorum"
+            yield EVENTS, f"{event.kind} {event.round}: fewer sites than the quorum"
     times = [e["time"] for e in events]
     if times != sorted(times):
         yield EVENTS, "the times of the events are not in order"
@@ -268,16 +267,16 @@ def _averages(record: Record) -> Iterator[Problem]:
     """Checks metrics that are means over persons: the value over all sites is the mean of the sites' values, weighted by persons. Works for
     every round, although only the counts of the last evaluation are stored."""
     additive = [measure.name for measure in make_task(record.study).measures if measure.additive]
-    for event in [*record.rounds, record.final]:
-        for part, scores in event["metrics"].items():
+    for event in exchanges(record.rounds, record.final):
+        for part, scores in event.metrics.items():
             sites, total = scores["sites"], scores["all"]
             weights = [values["persons"] for values in sites.values()]
             if not near(total["persons"], sum(weights)):
-                yield EVENTS, f"{event['event']} {event['round']}, {part}: {total['persons']} persons, the sites have {sum(weights)}"
+                yield EVENTS, f"{event.kind} {event.round}, {part}: {total['persons']} persons, the sites have {sum(weights)}"
             for name in (n for n in additive if min(weights) > 0 and total.get(n) is not None):
                 mean = sum(w * values[name] for w, values in zip(weights, sites.values(), strict=True)) / sum(weights)
                 if not near(total[name], mean):
-                    yield EVENTS, f"{event['event']} {event['round']}, {part}: {name} is {total[name]!r}, the sites' values give {mean!r}"
+                    yield EVENTS, f"{event.kind} {event.round}, {part}: {name} is {total[name]!r}, the sites' values give {mean!r}"
 
 
 def _journals_text(record: Record) -> str:
@@ -289,7 +288,8 @@ def _journals_text(record: Record) -> str:
 
 def _journals(record: Record) -> Iterator[Problem]:
     for site in record.sites:
-        rows = [e["sites"][site.name]["journal"] for e in [*record.rounds, record.final] if e["sites"].get(site.name, {}).get("journal")]
+        rows = [e.sites[site.name]["journal"] or [] for e in exchanges(record.rounds, record.final) if site.name in e.sites]
+        rows = [row for row in rows if row]
         if any(type(n) is not int or n < 1 or len(bytes.fromhex(head)) != 32 for head, n in rows):
             yield EVENTS, f"{site.name}: a reported journal is not a head and a number of entries"
         # A reply has two entries, in and out, so between two replies the journal grows by at least two.
@@ -302,23 +302,23 @@ def _model(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
 
     from fedml.models.fusion import digest
 
-    if digest(load(files[MODEL])) != record.final["weights_sha256"]:
+    if digest(load(files[MODEL])) != record.final.weights_sha256:
         yield MODEL, f"is not the run's last model: {EVENTS} has another SHA-256 of the arrays"
 
 
 def _metrics(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import groups_of, metrics_of
 
-    counts = counts_by_site(record)
+    counts, recorded = counts_by_site(record), body(record.final)
     for what, fresh in {"metrics": metrics_of(record.study, counts), "groups": groups_of(record.study, counts)}.items():
-        if found := value_differs(record.final[what], plain(fresh), what, tolerance=EXACT):
+        if found := value_differs(recorded[what], plain(fresh), what, tolerance=EXACT):
             yield EVENTS, f"{found} according to {COUNTS}"
-    if any(site not in record.final["sites"] for site in counts):
+    if any(site not in record.final.sites for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
 
 
 def _epsilon_text(record: Record) -> str:
-    value = record.privacy.get("epsilon")
+    value = record.privacy.epsilon
     if record.study.privacy.unit == "none":
         return "the study claims no differential privacy"
     if value is None:
@@ -329,7 +329,6 @@ def _epsilon_text(record: Record) -> str:
 def _epsilon(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import privacy_record
 
-    fresh = plain(privacy_record(record.study, rounds_requested(record)))
-    recorded = {k: v for k, v in record.privacy.items() if k not in ("event", "time")}
-    if found := value_differs(recorded, fresh, "privacy"):
+    fresh = plain(body(privacy_record(record.study, rounds_requested(record))))
+    if found := value_differs(body(record.privacy), fresh, "privacy"):
         yield EVENTS, f"{found}, recomputed from the study and {len(record.rounds)} rounds"

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fedml.cohort.scores.scoring_file import LinearModel, write_scoring
 from fedml.cohort.variants.model import from_text
 from fedml.errors import InputError
-from fedml.runs.log import MODEL, PANEL, STUDY, read_events
+from fedml.runs.events import NO_END, NO_FINAL, NO_PRIVACY, Checks, Event, Start
+from fedml.runs.log import MODEL, PANEL, STUDY, last, read_log
 from fedml.runs.restore import restore
 from fedml.study.study import Study, parse_study
 from fedml.tasks.registry import make_task
@@ -57,23 +57,22 @@ def export_score(run: Path, out: Path) -> str:
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 
 
-def _finished(run: Path) -> tuple[Study, list[dict[str, Any]]]:
+def _finished(run: Path) -> tuple[Study, list[Event]]:
     """The study and the events of a finished run with a model. Raises ``InputError`` for another folder."""
     if not (run / STUDY).is_file():
         raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study, (events, _) = parse_study((run / STUDY).read_text(encoding="utf-8")), read_events(run)
-    ended = next((e["status"] for e in reversed(events) if e["event"] == "end"), "")
-    if ended != "finished":
+    study, (events, _) = parse_study((run / STUDY).read_text(encoding="utf-8")), read_log(run)
+    if last(events, NO_END).status != "finished":
         raise InputError(f"{run}: the run did not finish, so it has no model; give a finished run.")
     if not (run / MODEL).is_file():
         raise InputError(f"{run}: has no model (a preflight or an association study has none); give the folder of a `fedml run`.")
     return study, events
 
 
-def _build(study: Study, events: Sequence[dict[str, Any]]) -> str:
+def _build(study: Study, events: Sequence[Event]) -> str:
     """The build of the panel's positions: the study's, or that of all sites' files; "" if the sites' builds differ."""
-    checks: list[dict[str, Any]] = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
-    builds = {str(check["value"]).split(",")[0] for check in checks if check["check"] == "genome build"}
+    checks = last(events, Checks(checks=[])).checks
+    builds = {check["value"].split(",")[0] for check in checks if check["check"] == "genome build"}
     return str(study.cohort.variants.build) or (builds.pop() if len(builds) == 1 else "")
 
 
@@ -86,19 +85,18 @@ def _meaning(study: Study) -> str:
     return _score(study).meaning
 
 
-def _header(study: Study, events: Sequence[dict[str, Any]]) -> dict[str, str]:
-    last = {e["event"]: e for e in events}
-    start, final, private = (last.get(kind, {}) for kind in ("start", "final", "privacy"))
+def _header(study: Study, events: Sequence[Event]) -> dict[str, str]:
+    run_id = next((e.run_id for e in events if isinstance(e, Start)), "")
     fields = {
         "trait_reported": study.study.question or study.cohort.target,
         "weight_type": _score(study).weight_type,
         "score_meaning": _meaning(study),
         "study_name": study.study.name,
         "study_sha256": study.sha256,
-        "run_id": str(start.get("run_id", "")),
-        "weights_sha256": str(final.get("weights_sha256", "")),
+        "run_id": run_id,
+        "weights_sha256": last(events, NO_FINAL).weights_sha256,
         "sites": ", ".join(study.federation.sites),
-        "privacy": str(private.get("sentence", "")) or "none",
+        "privacy": last(events, NO_PRIVACY).sentence or "none",
     }
     return {key: "".join(c if c.isprintable() else " " for c in value) for key, value in fields.items() if value}
 

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError
-from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.models.fusion import digest
+from fedml.runs.events import Round
 from fedml.runs.log import MODEL, load_model
 from fedml.tasks.registry import make_task
 from fedml.tracking.deliver import deliver
@@ -55,7 +56,7 @@ def promote(run: Path, alias: str, margin: float) -> Version:
         raise InputError(f"{run}: is already the champion of {name} (version {champion.number}); a challenger must be another run.")
     parent = deliver(run, record.study)
     model = log_model(run, record.study, parent)
-    tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: str(record.final["weights_sha256"])}
+    tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: record.final.weights_sha256}
     return register(client, name, parent, model, tags, alias, record.study.study.question)
 
 
@@ -66,18 +67,18 @@ def check_sound(record: Record) -> None:
         InputError: the first promise that is not kept.
     """
     study, run = record.study, record.run
-    if record.status != "finished" or "test" not in record.final.get("metrics", {}):
-        reason = record.end.get("reason") or "it has no last evaluation"
+    if record.status != "finished" or "test" not in record.final.metrics:
+        reason = record.end.reason or "it has no last evaluation"
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
     needed = study.federation.quorum or len(study.federation.sites)
-    if [e["round"] for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
+    if [e.round for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
         raise InputError(f"{run}: the log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
-    for event in (*record.rounds, record.final):
-        if len(event["sites"]) < needed:
-            where = f"round {event['round']}" if event["event"] == "round" else "the last evaluation"
-            raise InputError(f"{run}: {where} had {len(event['sites'])} site(s), below the quorum of {needed}; it cannot be promoted.")
+    for event in exchanges(record.rounds, record.final):
+        if len(event.sites) < needed:
+            where = f"round {event.round}" if isinstance(event, Round) else "the last evaluation"
+            raise InputError(f"{run}: {where} had {len(event.sites)} site(s), below the quorum of {needed}; it cannot be promoted.")
     _check_privacy(record)
-    if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final["weights_sha256"]:
+    if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final.weights_sha256:
         raise InputError(f"{run / MODEL}: is not the model whose SHA-256 is in the log; promote the unchanged folder of the run.")
 
 
@@ -85,10 +86,10 @@ def _check_privacy(record: Record) -> None:
     plan, run = record.study.privacy, record.run
     if plan.unit == "none":
         return
-    claims = record.privacy.get("claims", {})
+    claims = record.privacy.claims
     for name in record.study.federation.sites if plan.unit == "patient" else ("",):
-        claim, protected = claims.get(name, {}), f"{name}'s persons" if name else "a site"
-        epsilon, delta = claim.get("epsilon"), claim.get("delta")
+        claim, protected = claims.get(name), f"{name}'s persons" if name else "a site"
+        epsilon, delta = (None, None) if claim is None else (claim["epsilon"], claim["delta"])
         if epsilon is None or delta is None:
             raise InputError(f"{run}: the study promises privacy, but the record has no claim for {protected}; the run cannot be promoted.")
         limit = plan.epsilon if plan.epsilon is not None else math.inf
@@ -98,10 +99,11 @@ def _check_privacy(record: Record) -> None:
                 "it cannot be promoted."
             )
     audit = _read_json(run / "audit.json").get("audit", {})
-    if audit.get("epsilon", 0) > (record.privacy.get("epsilon") or 0):
+    claimed = record.privacy.epsilon or 0.0
+    if audit.get("epsilon", 0) > claimed:
         raise InputError(
             f"{run / 'audit.json'}: the audit proves epsilon at least {audit['epsilon']:.3f}, "
-            f"the claim is {record.privacy['epsilon']:.3f}; the run cannot be promoted."
+            f"the claim is {claimed:.3f}; the run cannot be promoted."
         )
 
 
@@ -137,7 +139,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
                 "promote a run with the champion's question and split."
             )
     task = make_task(ours)
-    scores, other_scores = (r.final["metrics"]["test"]["sites"] for r in (record, champion))
+    scores, other_scores = (r.final.metrics["test"]["sites"] for r in (record, champion))
     for site in champion.sites:
         if site.name not in other_scores:
             continue

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fedml.experiments.checklists.facts import held_out
 from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
+from fedml.runs.events import Round, SiteRow
 from fedml.study.section import PARTS
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval
@@ -44,10 +45,11 @@ def figures(record: Record) -> dict[str, Any]:
     end, start = record.end, record.start
     found = {
         "run": {
-            "id": record.run_id, "status": record.status, "engine": start.get("engine"), "began": start.get("time"),
-            "seconds": end["time"] - start["time"] if end else None, "rounds": len(record.rounds),
-            "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.start["study_sha256"],
-            "weights_sha256": record.final.get("weights_sha256"), "parameters": record.agreed.get("parameters"),
+            "id": record.run_id, "status": record.status, "engine": start.engine, "began": start.time,
+            "seconds": end.time - start.time if end.came else None, "rounds": len(record.rounds),
+            "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.start.study_sha256,
+            "weights_sha256": record.final.weights_sha256 or None,
+            "parameters": record.agreed.parameters if record.agreed.came else None,
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
         "worst": _worst(task, scores), "noised": bool(merged) and noised, "sites": {s.name: _site(record, s) for s in record.sites},
@@ -103,11 +105,12 @@ def _scores(record: Record, task: Task, part: str, told: Mapping[str, Any]) -> d
     if not part:
         return {"all": None, "sites": {}, "groups": {}}
     counts, groups = _roster(record, part), {}
-    seen = record.final.get("groups", {})
+    seen = record.final.groups
     for label in (label for labels in record.study.evaluation.labels().values() for label in labels):
         own = _roster(record, f"test@{label}")
-        row = _score(record, task, list(own.values()), seen.get(label, {}).get("all"))
-        telling = [s.name for s in record.sites if s.name in own or s.name in seen.get(label, {}).get("sites", {})]
+        there = seen.get(label)
+        row = _score(record, task, list(own.values()), None if there is None else there["all"])
+        telling = [s.name for s in record.sites if s.name in own or (there is not None and s.name in there["sites"])]
         groups[label] = {**row, "sites": telling} if row is not None else None
     return {
         "all": _score(record, task, list(counts.values()), told["all"]),
@@ -155,12 +158,12 @@ def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
 def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
     persons = {part: {"persons": site.count(part), "classes": site.persons[part]} for part in PARTS if part in site.persons}
     return {
-        "agreed": site.name in record.agreed.get("sites", ()),
+        "agreed": site.name in record.agreed.sites,
         "persons": persons,
         "stated": record.study.privacy.persons.get(site.name),
         "rounds": len(site.rounds),
         "missed": {reason: len(numbers) for reason, numbers in site.missed.items()},
-        "evaluated": site.name in record.final.get("sites", {}),
+        "evaluated": site.name in record.final.sites,
         "aside": site.quarantined,
         "policy": site.policy,
         "dataset": site.dataset,
@@ -170,22 +173,22 @@ def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
 
 def _curves(record: Record, measure: str) -> dict[str, Any]:
     """The measure and the training loss by round, at ``MOST_POINTS`` rounds at most, evenly spaced, the last among them."""
-    part = next((p for p in ("val", "train") if any(p in e["metrics"] for e in record.rounds)), "")
+    part = next((p for p in ("val", "train") if any(p in e.metrics for e in record.rounds)), "")
     sites = [s.name for s in record.sites]
-    shown = _thinned([e for e in record.rounds if part and part in e["metrics"]])
-    of = [e["metrics"][part] for e in shown]
+    shown = _thinned([e for e in record.rounds if part and part in e.metrics])
+    of = [e.metrics[part] for e in shown]
     trained = _thinned(record.rounds)
     return {
         "part": part,
-        "rounds": [e["round"] for e in shown],
+        "rounds": [e.round for e in shown],
         "all": [_or_nan(m["all"].get(measure)) for m in of],
         "sites": {s: [_or_nan(m["sites"].get(s, {}).get(measure)) for m in of] for s in sites},
-        "loss_rounds": [e["round"] for e in trained],
-        "loss": {s: [_or_nan(e["sites"].get(s, {}).get("train_loss")) for e in trained] for s in sites},
+        "loss_rounds": [e.round for e in trained],
+        "loss": {s: [_or_nan(e.sites[s]["train_loss"] if s in e.sites else None) for e in trained] for s in sites},
     }
 
 
-def _thinned(events: Sequence[Any]) -> list[Any]:
+def _thinned(events: Sequence[Round]) -> list[Round]:
     if len(events) <= MOST_POINTS:
         return list(events)
     return [events[int(k)] for k in np.linspace(0, len(events) - 1, MOST_POINTS).round()]
@@ -199,11 +202,12 @@ def _flow(record: Record) -> dict[str, Any]:
     """Bytes of arrays to and from each site: by round (the mean of those it took part in), at the last evaluation, and together."""
     out: dict[str, Any] = {"sites": {}}
     for site in record.sites:
-        rows = [e["sites"][site.name] for e in record.rounds if site.name in e["sites"]]
-        last = record.final.get("sites", {}).get(site.name)
+        rows: list[SiteRow] = [e.sites[site.name] for e in record.rounds if site.name in e.sites]
+        last = record.final.sites.get(site.name)
         every = [*rows, *([last] if last else [])]
         row: dict[str, Any] = {}
-        for direction, key in (("to", "bytes_out"), ("from", "bytes_in")):  # the log names them as the server sees them
+        ways: tuple[tuple[str, Literal["bytes_out", "bytes_in"]], ...] = (("to", "bytes_out"), ("from", "bytes_in"))
+        for direction, key in ways:  # the log names them as the server sees them
             row[direction] = {
                 "round": sum(r[key] for r in rows) / len(rows) if rows else math.nan,
                 "last": last[key] if last else math.nan,
@@ -216,16 +220,16 @@ def _flow(record: Record) -> dict[str, Any]:
 
 def _privacy(record: Record) -> dict[str, Any]:
     told = record.privacy
-    if not told or told.get("unit", "none") == "none" or not told.get("claims"):
-        return {"unit": record.study.privacy.unit, "told": bool(told)}
-    worst = max(told["claims"].values(), key=lambda c: _inf(c["epsilon"]))
+    if told.unit == "none" or not told.claims:
+        return {"unit": record.study.privacy.unit, "told": told.came}
+    worst = max(told.claims.values(), key=lambda c: _inf(c["epsilon"]))
     epsilon = _up(_inf(worst["epsilon"]))
     # Whoever guesses from even odds whether the unit was in is right so often at most (Kairouz, Oh and Viswanath 2015, IEEE Trans Inf
     # Theory 63:4037: false alarms and misses of (epsilon, delta) differential privacy).
     guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
-    return {"unit": told["unit"], "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
+    return {"unit": told.unit, "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
             "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
-            "claims": {site: _up(_inf(c["epsilon"])) for site, c in told["claims"].items() if site}}  # fmt: skip
+            "claims": {site: _up(_inf(c["epsilon"])) for site, c in told.claims.items() if site}}  # fmt: skip
 
 
 def _inf(value: float | None) -> float:

@@ -13,7 +13,7 @@ from fedml.experiments.report.markup import Cell, Number, between, listing, para
 from fedml.experiments.report.numbers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
-from fedml.experiments.runs.record import Record
+from fedml.experiments.runs.record import Record, exchanges
 from fedml.strategies.describe import leaves
 from fedml.tasks.registry import make_task
 
@@ -100,12 +100,12 @@ def sites(record: Record, found: Found) -> str:
 
 
 def _grid(record: Record) -> str:
-    events = [*record.rounds, *([record.final] if record.final else [])]
+    events = exchanges(record.rounds, record.final)
     if not events or len(record.sites) > 60:
         return ""
     runs = {}
     for site in record.sites:
-        states = [(k + 1, site.name in e["sites"]) for k, e in enumerate(events)]
+        states = [(k + 1, site.name in e.sites) for k, e in enumerate(events)]
         chunks = [list(same) for _, same in groupby(states, key=lambda s: s[1])]
         runs[site.name] = [(chunk[0][0], chunk[-1][0], chunk[0][1]) for chunk in chunks]
     told = [f"{s.name} took part in {len(s.rounds)} of {count(len(record.rounds), 'round')}" for s in record.sites]
@@ -144,8 +144,8 @@ def flow(record: Record, found: Found) -> str:
         listing(kinds),
         paragraph("No person's id, image, genotype or row of a table."),
     ]
-    body += [table(found, "Bytes to and from each site", heads, rows, note)] if record.rounds or record.final else []
-    return section("flow", "What left the sites", *body, policies(record, found) if record.agreed else "")
+    body += [table(found, "Bytes to and from each site", heads, rows, note)] if record.rounds or record.final.came else []
+    return section("flow", "What left the sites", *body, policies(record, found) if record.agreed.came else "")
 
 
 _POLICIES = {"min_persons": "training persons, least", "min_count": "persons behind a number, least", "max_rounds": "rounds, most",

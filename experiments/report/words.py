@@ -54,7 +54,7 @@ def answer(record: Record, found: Found) -> list[str]:
     score = found["scores"]["all"]
     if score is None:
         done = f"after {found['run']['rounds']} of {count(found['run']['planned'], 'planned round')}"
-        why = f"The log says: {record.end['reason']}" if record.end.get("reason") else ""
+        why = f"The log says: {record.end.reason}" if record.end.reason else ""
         ended = {"finished": "had no person to measure on", "failed": "failed", "stopped": "was stopped"}.get(
             record.status, "has no end in its log"
         )
@@ -157,10 +157,10 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
         )
     out.append("One run with one seed: intervals are over persons, and say nothing of how much another seed would change the model.")
     out.append("The run holds no comparison with a model of the pooled data, of one site alone, or with another method.")
-    if record.start.get("engine") != "deployment":
-        where = f"The run was on one machine (engine {record.start.get('engine')})"
+    if record.start.engine != "deployment":
+        where = f"The run was on one machine (engine {record.start.engine})"
         out.append(f"{where}: the sites' data were at hand there, and no site's approval was asked.")
-    if str(record.start.get("git_commit", "")).endswith("+changes"):
+    if record.start.git_commit.endswith("+changes"):
         out.append("The study lay in a working tree with changes that are in no commit.")
     if found["curves"]["part"] == "train":
         out.append("No validation persons were measured in the rounds: learning curves are of training persons and look too good.")
@@ -195,7 +195,7 @@ def _limits_of_sites(record: Record, found: Found) -> list[str]:
         what = "a class has" if any(row and row["classes"] for row in scores["sites"].values()) else "there are"
         out.append(f"At {join(few)} {what} fewer than {FEW_SITE} persons to measure on: what holds there is hardly known.")
     away = [s for s, row in found["sites"].items() if not row["agreed"]]
-    if away and record.agreed:
+    if away and record.agreed.came:
         out.append(f"Did not take part at all: {join(away)}.")
     missed = [f"{s} ({sum(row['missed'].values())})" for s, row in found["sites"].items() if row["missed"] and row["agreed"]]
     if missed:

@@ -12,7 +12,8 @@ import pandas as pd
 
 from fedml.errors import InputError
 from fedml.experiments.runs.launch import Launched
-from fedml.runs.log import GWAS_TABLE
+from fedml.runs.events import NOT_AGREED, Checks, Gwas, body
+from fedml.runs.log import GWAS_TABLE, last
 from fedml.study.study import Study, for_roster
 
 if TYPE_CHECKING:
@@ -33,25 +34,27 @@ def require(study: Study, file: Path) -> Study:
     return study
 
 
-def _event(launched: Launched, kind: str) -> dict[str, Any]:
-    return next((e for e in reversed(launched.outcome.events) if e["event"] == kind), {})
+def _gwas(launched: Launched) -> Gwas | None:
+    return next((e for e in reversed(launched.outcome.events) if isinstance(e, Gwas)), None)
 
 
 def preflight_summary(launched: Launched) -> dict[str, Any]:
     """The object of ``fedml preflight --json``."""
     outcome = launched.outcome
+    agreed = last(outcome.events, NOT_AGREED)
     return {
         "run_id": outcome.run.name, "status": outcome.status, "reason": outcome.reason, "study_sha256": launched.study.sha256,
-        "variants": _event(launched, "agreed").get("variants"), "checks": _event(launched, "checks").get("checks", []),
+        "variants": agreed.variants if agreed.came else None, "checks": last(outcome.events, Checks(checks=[])).checks,
         "seconds": outcome.seconds, "folder": str(outcome.run),
     }  # fmt: skip
 
 
 def gwas_summary(launched: Launched) -> dict[str, Any]:
     """The object of ``fedml gwas --json``."""
-    found = {k: v for k, v in _event(launched, "gwas").items() if k not in ("event", "time", "seconds", "sites")}
-    rows = _event(launched, "gwas").get("sites", {})
-    size = {way: sum(row[f"bytes_{way}"] for row in rows.values()) for way in ("out", "in")}
+    event = _gwas(launched)
+    found = {} if event is None else {k: v for k, v in body(event).items() if k not in ("seconds", "sites")}
+    rows = {} if event is None else event.sites
+    size = {"out": sum(row["bytes_out"] for row in rows.values()), "in": sum(row["bytes_in"] for row in rows.values())}
     return {**preflight_summary(launched), "mlflow_run_id": launched.mlflow_run, "metrics": found, "bytes": size, "sites": list(rows)}
 
 
@@ -59,25 +62,29 @@ def show_result(launched: Launched, console: Console) -> None:
     """The strongest associations, and the figures of the whole scan; nothing if the run did not come so far."""
     from rich.table import Table
 
-    found = _event(launched, "gwas")
-    if not found:
+    found = _gwas(launched)
+    if found is None:
         return
-    table = Table(title=f"{launched.study.study.name}: strongest of {found['tested']} variants", title_justify="left")
+    table = Table(title=f"{launched.study.study.name}: strongest of {found.tested} variants", title_justify="left")
     for name in ("variant", "rsid", "effect", "beta", "standard error", "p", "frequency", "n", "method"):
         table.add_column(name, justify="left" if name in ("variant", "rsid", "effect", "method") else "right")
-    for row in found["top"]:
+    for row in found.top:
         table.add_row(
             f"{row['chromosome']}:{row['position']}", row["rsid"], row["effect_allele"], f"{row['beta']:.4g}",
             f"{row['standard_error']:.3g}", row["p_value"], f"{row['frequency']:.3f}", str(row["n"]), row["method"],
         )  # fmt: skip
-    persons = ", ".join(f"{site} {n}" for site, n in found["persons"].items())
+    persons = ", ".join(f"{site} {n}" for site, n in found.persons.items())
     lines = [
-        f"persons: {persons}; lambda {found['lambda']:.3f}; below {HIT:g}: {found['hits']}; left out at some site: {found['partly_told']}",
+        f"persons: {persons}; lambda {_inflation_shown(found)}; below {HIT:g}: {found.hits}; left out at some site: {found.partly_told}",
         f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
     ]
     console.print(table)
     for line in lines:
         console.print(line, soft_wrap=True)
+
+
+def _inflation_shown(found: Gwas) -> str:
+    return "not defined" if found.inflation is None else f"{found.inflation:.3f}"
 
 
 def read_table(run: Path) -> pd.DataFrame:

@@ -18,33 +18,34 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
-from fedml.runs.log import EVENTS, STUDY, emit, read_events, write_whole
+from fedml.runs.events import NO_FINAL, End, Event, Final, Start
+from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
 from fedml.study.study import Study
 from fedml.tracking import outbox
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
 Job = Literal["train", "gwas", "preflight"]
-Listener = Callable[[Sequence[dict[str, Any]]], None]
+Listener = Callable[[Sequence[Event]], None]
 _TRACKING_SECONDS = 300  # for MLflow to take what is left once the run has ended
 _TICK = 0.2  # seconds between two looks at a run's events
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and its folder. ``final`` is the event with the last metrics (empty if the run failed)."""
+    """How a run ended, and its folder. ``final`` is the event with the last metrics (it has not come if the run failed)."""
 
     run: Path
     status: str
     reason: str
-    final: dict[str, Any]
-    events: list[dict[str, Any]]
+    final: Final
+    events: list[Event]
     seconds: float
 
 
@@ -120,7 +121,7 @@ def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
-def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> Path:
+def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, job: str) -> Path:
     """A fresh run folder that holds the study."""
     name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     run = runs / name
@@ -129,8 +130,8 @@ def new_run(study: Study, runs: Path, study_file: Path | None, **start: Any) -> 
     if study_file is not None:
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())
-    emit(run, "start", run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit,
-         seed=study.study.seed, versions=versions(), **start)  # fmt: skip
+    emit(run, Start(run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit,
+                    seed=study.study.seed, versions=versions(), engine=engine, job=job))  # fmt: skip
     return run
 
 
@@ -139,7 +140,7 @@ def follow(run: Path, listeners: Sequence[Listener], stop: threading.Event) -> N
     at, alive = 0, list(listeners)
     while True:
         ending = stop.is_set()
-        events, at = read_events(run, at)
+        events, at = read_log(run, at)
         for listener in list(alive):
             try:
                 listener(events)
@@ -181,11 +182,11 @@ def run(
         else:
             _deploy(study, run, flower_home, connection, job)
     except KeyboardInterrupt:
-        emit(run, "end", status="stopped", reason="stopped from the keyboard")
+        emit(run, End(status="stopped", reason="stopped from the keyboard"))
     except Exception as error:
         with suppress(OSError):
             if not _ended(run):
-                emit(run, "end", status="failed", reason=str(error) or type(error).__name__)
+                emit(run, End(status="failed", reason=str(error) or type(error).__name__))
         if debug:
             logging.getLogger("fedml").exception("the run failed")
     finally:
@@ -196,14 +197,13 @@ def run(
 
 def outcome(run: Path, seconds: float) -> Outcome:
     """Reads how a run ended from its folder."""
-    events, _ = read_events(run)
-    end = next((e for e in reversed(events) if e["event"] == "end"), {"status": "failed", "reason": "it left no last event"})
-    final = next((e for e in events if e["event"] == "final"), {})
-    return Outcome(run, str(end["status"]), str(end["reason"]), final, events, seconds)
+    events, _ = read_log(run)
+    end = last(events, End(status="failed", reason="it left no last event"))
+    return Outcome(run, end.status, end.reason, last(events, NO_FINAL), events, seconds)
 
 
 def _ended(run: Path) -> bool:
-    return any(e["event"] == "end" for e in read_events(run)[0])
+    return any(isinstance(e, End) for e in read_log(run)[0])
 
 
 def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Job) -> None:

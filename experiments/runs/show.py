@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedml.cohort.variants.checks import EVERYBODY
+from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Round, SiteRow, Step, body
+from fedml.runs.log import last
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
@@ -38,32 +40,32 @@ class Progress:
         self.bar.start()
         self.every = max(1, study.federation.rounds // 10)
 
-    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+    def __call__(self, events: Sequence[Event]) -> None:
         """Shows the newest of ``events``."""
         for event in events:
-            if event["event"] == "checks":
-                show_checks(event["checks"], self.console)
-            if event["event"] == "step":
-                self.bar.update(self.row, completed=event["done"], total=event["total"], description=event["doing"])
-                if not self.console.is_terminal and event["told"]:
-                    self.console.print(event["doing"])
-            if event["event"] == "agreed":
-                shared = f", {event['variants']} shared variants" if event["variants"] else ""
-                model = f"; model of {event['parameters']} parameters" if event["parameters"] else ""
-                self.console.print(f"{len(event['sites'])} sites agreed{model}{shared}")
-            if event["event"] != "round":
-                continue
-            number, told = event["round"], self._told(event)
-            self.bar.update(self.row, completed=number, description=told)
-            if not self.console.is_terminal and (number % self.every == 0 or number == 1):
-                self.console.print(f"round {number}/{self.study.federation.rounds}: {told}")
+            match event:
+                case Checks():
+                    show_checks(event.checks, self.console)
+                case Step():
+                    self.bar.update(self.row, completed=event.done, total=event.total, description=event.doing)
+                    if not self.console.is_terminal and event.told:
+                        self.console.print(event.doing)
+                case Agreed():
+                    shared = f", {event.variants} shared variants" if event.variants else ""
+                    model = f"; model of {event.parameters} parameters" if event.parameters else ""
+                    self.console.print(f"{len(event.sites)} sites agreed{model}{shared}")
+                case Round():
+                    number, told = event.round, self._told(event)
+                    self.bar.update(self.row, completed=number, description=told)
+                    if not self.console.is_terminal and (number % self.every == 0 or number == 1):
+                        self.console.print(f"round {number}/{self.study.federation.rounds}: {told}")
 
-    def _told(self, event: dict[str, Any]) -> str:
-        part = next((p for p in ("val", "train") if p in event["metrics"]), None)
-        value = event["metrics"][part]["all"].get(self.watched) if part else None
+    def _told(self, event: Round) -> str:
+        part = next((p for p in ("val", "train") if p in event.metrics), None)
+        value = event.metrics[part]["all"].get(self.watched) if part else None
         score = f"{part} {self.watched} {value:.3f}, " if value is not None else ""
-        missing = f", missing: {', '.join(event['refused'])}" if event["refused"] else ""
-        return f"{score}{len(event['sites'])} sites, {event['seconds']:.2f} s{missing}"
+        missing = f", missing: {', '.join(event.refused)}" if event.refused else ""
+        return f"{score}{len(event.sites)} sites, {event.seconds:.2f} s{missing}"
 
     def close(self) -> None:
         """Takes the bar away."""
@@ -74,7 +76,7 @@ def _number(value: Any) -> str:
     return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.3f}"
 
 
-def show_checks(checks: Sequence[dict[str, str]], console: Console) -> None:
+def show_checks(checks: Sequence[CheckRow], console: Console) -> None:
     """Site x check: what each site's variants are and what was done to them; below, what is wrong and how to mend it."""
     from rich.table import Table
 
@@ -94,7 +96,7 @@ def show_checks(checks: Sequence[dict[str, str]], console: Console) -> None:
         console.print(line, markup=False, soft_wrap=True)  # not markup: a mend names sections, such as [cohort.variants]
 
 
-def final_table(study: Study, final: dict[str, Any]) -> Group:
+def final_table(study: Study, final: Final) -> Group:
     """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test).
 
     Metrics of a class (``dice/spleen``) have a table of their own below, a row a class, of all persons, and one of the worst site:
@@ -102,11 +104,11 @@ def final_table(study: Study, final: dict[str, Any]) -> Group:
     """
     from rich.console import Group
 
-    part = "test" if "test" in final["metrics"] else "val"
-    scores = final["metrics"][part]
+    part = "test" if "test" in final.metrics else "val"
+    scores = final.metrics[part]
     task = make_task(study)
     names = [n for n in scores["all"] if n != "persons" and "/" not in n and task.described(n).brief]
-    table = _table(f"{study.study.name}: {part} persons, after {final['round']} rounds", "site", ("persons", *names))
+    table = _table(f"{study.study.name}: {part} persons, after {final.round} rounds", "site", ("persons", *names))
     worst = scores["worst"] if len(scores["sites"]) > 1 else None
     for site, own in scores["sites"].items():
         table.add_row(site + " (worst)" * (site == worst), str(int(own["persons"])), *(_number(own.get(n)) for n in names))
@@ -145,10 +147,11 @@ def _count(value: Any) -> str:
 
 def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
     """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays, out of and in to the server."""
-    rounds = [e for e in outcome.events if e["event"] == "round"]
-    scores = outcome.final.get("metrics", {})
-    rows = [row for e in [*rounds, outcome.final] if e for row in e["sites"].values()]
-    took_part = {site: sum(site in e["sites"] for e in rounds) for site in study.federation.sites}
+    rounds = [e for e in outcome.events if isinstance(e, Round)]
+    scores = outcome.final.metrics
+    rows: list[SiteRow] = [row for e in rounds for row in e.sites.values()]
+    rows += outcome.final.sites.values()
+    took_part = {site: sum(site in e.sites for e in rounds) for site in study.federation.sites}
     return {
         "run_id": outcome.run.name,
         "mlflow_run_id": mlflow_run,
@@ -165,12 +168,12 @@ def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str,
         "bytes": {"out": sum(r["bytes_out"] for r in rows), "in": sum(r["bytes_in"] for r in rows)},
         "seconds": outcome.seconds,
         "study_sha256": study.sha256,
-        "weights_sha256": outcome.final.get("weights_sha256"),
+        "weights_sha256": outcome.final.weights_sha256 or None,
         "folder": str(outcome.run),
     }
 
 
-def privacy_of(events: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def privacy_of(events: Sequence[Event]) -> dict[str, Any]:
     """What the run's record says of its privacy: the last word, without the event's own fields; empty if it never came so far."""
-    told: dict[str, Any] = next((e for e in reversed(events) if e["event"] == "privacy"), {})
-    return {k: v for k, v in told.items() if k not in ("event", "time")}
+    told = last(events, NO_PRIVACY)
+    return body(told) if told.came else {}

@@ -1,7 +1,7 @@
 """A run's own folder: everything that happened, as it happened, before and whatever else is told about it.
 
     RUN/study.json          canonical JSON
-    RUN/events.jsonl        one JSON object a line: start, agreed, round, end
+    RUN/events.jsonl        one JSON object a line: start, agreed, round, end (``fedml.runs.events``)
     RUN/model.safetensors   learned arrays and preprocessing constants
     RUN/counts.safetensors  the counts of the last evaluation as each site told them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
     RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
@@ -18,12 +18,16 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from fedml.errors import InputError
+from fedml.runs.events import Event, from_row, to_row
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +51,52 @@ def plain(value: Any) -> Any:
     return value
 
 
-def emit(run: Path, kind: str, **fields: Any) -> None:
+def emit(run: Path, event: Event) -> None:
     """Appends one event to the run's log, with the time (Unix seconds)."""
-    line = json.dumps({"event": kind, "time": time.time(), **plain(fields)}, allow_nan=False) + "\n"
+    line = json.dumps(plain(to_row(replace(event, time=time.time()))), allow_nan=False) + "\n"
     with (run / EVENTS).open("a", encoding="utf-8") as file:
         file.write(line)
 
 
+def read_log(run: Path, start: int = 0, *, strict: bool = False) -> tuple[list[Event], int]:
+    """Complete events from byte ``start`` on, and where the next one will begin.
+
+    Args:
+        strict: refuse what this software does not know (``fedml.runs.events.from_row``); else unknown events are left out.
+
+    Raises:
+        InputError: an event is not as a run writes it; the message names file, event and field. ValueError: a line is not JSON.
+    """
+    rows, end = read_events(run, start)
+    schema = _schema(run)
+    try:
+        events = [event for row in rows if (event := from_row(row, schema=schema, strict=strict)) is not None]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{run / EVENTS}: is not as a run writes it ({error}); take the file that the run wrote.") from error
+    return events, end
+
+
+def _schema(run: Path) -> int:
+    """The version of a run's log; 0 where its first line does not state one."""
+    try:
+        with (run / EVENTS).open("rb") as file:
+            first = json.loads(file.readline() or b"{}")
+    except (FileNotFoundError, ValueError):
+        return 0
+    found = first.get("schema", 0) if isinstance(first, dict) else 0
+    return found if type(found) is int and found >= 0 else 0
+
+
+Kind = TypeVar("Kind", bound=Event)
+
+
+def last(events: Sequence[Event], missing: Kind) -> Kind:
+    """The last event of the kind of ``missing``; ``missing`` where there is none."""
+    return next((e for e in reversed(events) if isinstance(e, type(missing))), missing)
+
+
 def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Complete events from byte ``start`` on, and where the next one will begin."""
+    """Complete lines from byte ``start`` on as they stand, and where the next one will begin; to read them is ``read_log``."""
     try:
         with (run / EVENTS).open("rb") as file:
             file.seek(start)

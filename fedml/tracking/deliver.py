@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError, RunError
-from fedml.runs.log import EVENTS, STUDY, read_events
+from fedml.runs.events import End, Start
+from fedml.runs.log import EVENTS, STUDY, read_log
 from fedml.study.study import Study, parse_study
 from fedml.tracking import outbox
 from fedml.tracking.store import runs_of, store
@@ -26,10 +27,10 @@ _SIZE_TAG = "fedml.events_bytes"  # set last: a record that has it is whole up t
 _AUDIT = "audit.json"
 
 
-def _find(client: Any, start: dict[str, Any]) -> Any:
+def _find(client: Any, start: Start) -> Any:
     """The parent of a run; None if MLflow has none."""
-    experiment = client.get_experiment_by_name(start["study"])
-    found = runs_of(client, experiment.experiment_id, start["run_id"]) if experiment else []
+    experiment = client.get_experiment_by_name(start.study)
+    found = runs_of(client, experiment.experiment_id, start.run_id) if experiment else []
     return next((r for r in found if "mlflow.parentRunId" not in r.data.tags), None)
 
 
@@ -47,7 +48,7 @@ def note_audit(run: Path) -> bool:
     from mlflow import MlflowClient
 
     client = MlflowClient(store())
-    parent = _find(client, next(e for e in read_events(run)[0] if e["event"] == "start"))
+    parent = _find(client, next(e for e in read_log(run)[0] if isinstance(e, Start)))
     if parent is None:
         return False
     _audit(client, run, str(parent.info.run_id))
@@ -71,14 +72,15 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
     if not (run / EVENTS).exists():
         raise InputError(f"{run}: is no run's folder, it has no {EVENTS}; give one from fedml-runs.")
     with outbox.alone(run):
-        client, (events, at) = MlflowClient(store()), read_events(run)
-        there = _find(client, events[0]) if events and events[-1]["event"] == "end" else None
+        client, (events, at) = MlflowClient(store()), read_log(run)
+        start = events[0] if events and isinstance(events[-1], End) else None
+        there = _find(client, start) if isinstance(start, Start) else None
         if there is not None and there.data.tags.get(_SIZE_TAG) == str(at):
             outbox.note(run, there.info.run_id, at)
             return str(there.info.run_id)
         tracker, at = Tracker(run, study), 0
         while True:
-            events, at = read_events(run, at)
+            events, at = read_log(run, at)
             tracker(events)
             if tracker.status != "RUNNING" or (not events and not wait()):
                 settle()

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import RunError
-from fedml.runs.log import EVENTS, STUDY, read_events, write_whole
+from fedml.runs.events import End
+from fedml.runs.log import EVENTS, STUDY, read_log, write_whole
 from fedml.tracking.store import store, store_key
 
 MARKER = "tracked.json"
@@ -42,9 +43,9 @@ def owed(runs: Path) -> list[Path]:
     key, found = store_key(store()), []
     for marker in runs.glob(f"*/{MARKER}"):
         run = marker.parent
-        events, size = read_events(run)
-        if (run / STUDY).exists() and any(e["event"] == "end" for e in events) and _read(run).get(key, {}).get("events_bytes") != size:
-            found.append((events[0]["time"], run))
+        events, size = read_log(run)
+        if (run / STUDY).exists() and any(isinstance(e, End) for e in events) and _read(run).get(key, {}).get("events_bytes") != size:
+            found.append((events[0].time, run))
     return [run for _, run in sorted(found)]
 
 

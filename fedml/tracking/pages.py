@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fedml.runs.events import Start
 from fedml.study.study import Study
 
 VIEW = "fedml"  # of the view's key
@@ -50,7 +51,7 @@ def experiment_of(client: Any, study: Study) -> str:
     return str(number)
 
 
-def description(study: Study, start: Mapping[str, Any], answer: str, privacy: str) -> str:
+def description(study: Study, start: Start | None, answer: str, privacy: str) -> str:
     """A run's description: the question, the answer, what privacy it cost, what exactly was run."""
     about = study.study
     told = [("Question", about.question), ("Answer", answer), ("Privacy", privacy), ("Purpose", about.purpose)]
@@ -58,7 +59,8 @@ def description(study: Study, start: Mapping[str, Any], answer: str, privacy: st
     roster = ", ".join(study.federation.sites)
     lines.append(
         f"**Run.** Study `{about.name}`, SHA-256 `{study.sha256}`; seed {study.study.seed}; {study.federation.rounds} rounds; "
-        f"sites {roster}; engine {start.get('engine', 'unknown')}; commit `{start.get('git_commit', 'none')}`."
+        f"sites {roster}; engine {'unknown' if start is None else start.engine}; "
+        f"commit `{'none' if start is None else start.git_commit}`."
     )
     return "\n\n".join(lines)
 

@@ -12,9 +12,24 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedml.contract.disclosure import HIDDEN
+from fedml.runs.events import (
+    NO_FINAL,
+    Agreed,
+    Checks,
+    End,
+    Event,
+    Final,
+    Gwas,
+    Privacy,
+    Round,
+    SiteRow,
+    SiteTold,
+    Start,
+    body,
+)
 from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.study import Study
 from fedml.tracking.pages import answer_of, description, experiment_of
@@ -23,6 +38,7 @@ from fedml.tracking.store import runs_of, store, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # MLflow's limits: metrics and parameters a batch, and less than characters a tag
+_WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
 _DIGEST = 36  # characters of a dataset's digest
 
 
@@ -71,8 +87,8 @@ class Tracker:
         self.rounds: dict[str, list[int]] = {site: [] for site in study.federation.sites}  # that a site took part in
         self.bytes: dict[str, dict[str, int]] = {site: {"bytes_in": 0, "bytes_out": 0} for site in study.federation.sites}
         self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, as the last reply told
-        self.start: dict[str, Any] = {}
-        self.final: dict[str, Any] = {}
+        self.start: Start | None = None
+        self.final = NO_FINAL
         self.privacy, self.answer = _unprotected(study), ""
         self._stamp = 0  # of the last event, milliseconds: a record delivered again has the same
         self._rows: dict[str, list[Any]] = defaultdict(list)
@@ -85,30 +101,30 @@ class Tracker:
         if value is not None:
             self._rows[run_id].append(Metric(_name(name), float(value), self._stamp, step))
 
-    def __call__(self, events: Sequence[dict[str, Any]]) -> None:
+    def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, however many rounds they span."""
         from mlflow import MlflowClient
 
         client = MlflowClient(store())
         for event in events:
-            self._stamp = int(event["time"] * 1000)
-            match event["event"]:
-                case "start":
+            self._stamp = int(event.time * 1000)
+            match event:
+                case Start():
                     self._open(client, event)
-                case "agreed":
+                case Agreed():
                     self._agreed(client, event)
-                case "round" | "final":
+                case Round() | Final():
                     self._round(event)
-                case "privacy":
+                case Privacy():
                     self._privacy(client, event)
-                case "checks":
-                    client.log_text(self.parent, json.dumps(event["checks"], indent=1), "record/checks.json")
-                case "gwas":
+                case Checks():
+                    client.log_text(self.parent, json.dumps(event.checks, indent=1), "record/checks.json")
+                case Gwas():
                     self._gwas(client, event)
-                case "end":
-                    self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event["status"], "FAILED")
-                    if event["reason"]:
-                        client.set_tag(self.parent, "fedml.reason", event["reason"][:_TEXT])
+                case End():
+                    self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
+                    if event.reason:
+                        client.set_tag(self.parent, "fedml.reason", event.reason[:_TEXT])
         if self.status != "RUNNING" or time.monotonic() - self._written > _PAUSE_SECONDS:
             self._write(client)
 
@@ -119,22 +135,22 @@ class Tracker:
         self._rows.clear()
         self._written = time.monotonic()
 
-    def _open(self, client: Any, event: dict[str, Any]) -> None:
+    def _open(self, client: Any, event: Start) -> None:
         from mlflow.entities import Param
 
         about, self.start = self.study.study, event
         number = experiment_of(client, self.study)
         common = {
-            "fedml.run_id": event["run_id"],
+            "fedml.run_id": event.run_id,
             "fedml.study.study": about.name,
             "fedml.study_sha256": self.study.sha256,
-            "fedml.engine": event["engine"],
-            "fedml.job": event.get("job", "train"),
-            "fedml.git_commit": event["git_commit"],
-            "fedml.seed": str(event.get("seed", about.seed)),
+            "fedml.engine": event.engine,
+            "fedml.job": event.job,
+            "fedml.git_commit": event.git_commit,
+            "fedml.seed": str(about.seed if event.schema == 0 else event.seed),
             "mlflow.source.name": "fedml",
             "mlflow.source.type": "LOCAL",
-            **_commit(event["git_commit"]),
+            **_commit(event.git_commit),
         }
         told = {
             "fedml.question": about.question,
@@ -144,8 +160,8 @@ class Tracker:
             "fedml.roster": ", ".join(self.study.federation.sites),
             "mlflow.note.content": description(self.study, event, "not there yet", self.privacy),
         }
-        packages = {f"fedml.version.{k}": v for k, v in event.get("versions", versions()).items()}
-        there = {r.data.tags.get("fedml.site", ""): r.info for r in runs_of(client, number, event["run_id"])}
+        packages = {f"fedml.version.{k}": v for k, v in (event.versions or versions()).items()}
+        there = {r.data.tags.get("fedml.site", ""): r.info for r in runs_of(client, number, event.run_id)}
 
         def make(site: str, name: str, tags: dict[str, str]) -> str:
             if site in there:  # taken up again; what was said of it before is kept until it is said anew
@@ -153,68 +169,66 @@ class Tracker:
                 return str(there[site].run_id)
             return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
 
-        self.parent = make("", event["run_id"], {**common, **told, **packages})
+        self.parent = make("", event.run_id, {**common, **told, **packages})
         params = sorted(_flat("", self.study.model_dump(mode="json")).items())
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
             tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
-            self.children[site] = make(site, f"{event['run_id']}/{site}", tags)
+            self.children[site] = make(site, f"{event.run_id}/{site}", tags)
 
-    def _agreed(self, client: Any, event: dict[str, Any]) -> None:
+    def _agreed(self, client: Any, event: Agreed) -> None:
         from mlflow.entities import Param, RunTag
 
         datasets = []
-        for site, parts in event["persons"].items():
+        for site, parts in event.persons.items():
             params = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
             params += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
-            params += [Param(f"variants.{what}", str(n)) for what, n in event["matching"].get(site, {}).items()]
-            tags, told = {}, event.get("told", {}).get(site, {})
-            if (aside := told.get("quarantined")) is not None:
+            params += [Param(f"variants.{what}", str(n)) for what, n in event.matching.get(site, {}).items()]
+            tags, told = dict[str, str](), (event.told or {}).get(site) or SiteTold(policy=None, dataset=None, quarantined=None)
+            if (aside := told["quarantined"]) is not None:
                 few = {reason: "a few" if n == HIDDEN else str(n) for reason, n in aside.items()}
                 tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in few.items()) or "none"
-            if told.get("policy") is not None:
+            if told["policy"] is not None:
                 tags["fedml.policy"] = json.dumps(told["policy"], sort_keys=True)
-            if told.get("dataset"):
+            if told["dataset"]:
                 tags["fedml.dataset_sha256"] = told["dataset"]
                 datasets.append(_dataset(site, told["dataset"], parts))
                 client.log_inputs(self.children[site], datasets=datasets[-1:])
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
             client.log_inputs(self.parent, datasets=datasets)
-        client.log_batch(
-            self.parent, params=[Param("variants.panel", str(event["variants"])), Param("parameters", str(event["parameters"]))]
-        )
+        client.log_batch(self.parent, params=[Param("variants.panel", str(event.variants)), Param("parameters", str(event.parameters))])
 
-    def _privacy(self, client: Any, event: dict[str, Any]) -> None:
-        if event["unit"] == "none":
+    def _privacy(self, client: Any, event: Privacy) -> None:
+        if event.unit == "none":
             return
         step = self.study.federation.rounds
-        self.privacy = event["sentence"] or self.privacy
+        self.privacy = event.sentence or self.privacy
         client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
-        client.set_tag(self.parent, "fedml.epsilon", f"{event['epsilon']:.4g}" if event["epsilon"] is not None else "unbounded")
-        for site, told in event["claims"].items():
+        client.set_tag(self.parent, "fedml.epsilon", f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded")
+        for site, told in event.claims.items():
             run_id = self.children[site] if site else self.parent
             client.set_tag(run_id, "fedml.privacy", told["sentence"][:_TEXT])
             client.set_tag(run_id, "fedml.privacy.events", told["events_json"][:_TEXT])
             self.put(run_id, "privacy/epsilon", told["epsilon"], step)
-        if "" in event["claims"]:  # of one site among all: what holds of all holds of each
+        if "" in event.claims:  # of one site among all: what holds of all holds of each
             for child in self.children.values():
-                self.put(child, "privacy/epsilon", event["epsilon"], step)
-        self.put(self.parent, "privacy/epsilon", event["epsilon"], step)
-        self.put(self.parent, "privacy/delta", event["delta"], step)
+                self.put(child, "privacy/epsilon", event.epsilon, step)
+        self.put(self.parent, "privacy/epsilon", event.epsilon, step)
+        self.put(self.parent, "privacy/delta", event.delta, step)
 
-    def _gwas(self, client: Any, event: dict[str, Any]) -> None:
+    def _gwas(self, client: Any, event: Gwas) -> None:
         """Figures of an association study; its table and plots are artifacts of the run."""
+        told = body(event)
         for name in ("lambda", "hits", "tested", "variants", "partly_told", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds"):
-            self.put(self.parent, f"gwas/{name}", event.get(name), 0)
-        self.put(self.parent, "gwas/persons", sum(event["persons"].values()), 0)
-        for site, row in event["sites"].items():
-            self.put(self.children[site], "gwas/persons", event["persons"][site], 0)
-            if row.get("journal"):
-                self.heads[site] = row["journal"]
-        if event["top"]:
-            best = event["top"][0]
+            self.put(self.parent, f"gwas/{name}", told.get(name), 0)
+        self.put(self.parent, "gwas/persons", sum(event.persons.values()), 0)
+        for site, row in event.sites.items():
+            self.put(self.children[site], "gwas/persons", event.persons[site], 0)
+            self._head(site, row)
+        if event.top:
+            best = event.top[0]
             where = f"{best['chromosome']}:{best['position']} {best['rsid']} {best['effect_allele']}"
             self.answer = f"strongest: {where} beta {best['beta']:.4g} p {best['p_value']}"
             client.set_tag(self.parent, "fedml.gwas.strongest", self.answer.removeprefix("strongest: "))
@@ -222,11 +236,16 @@ class Tracker:
             if (self.run / name).exists():
                 client.log_artifact(self.parent, str(self.run / name), "gwas")
 
-    def _round(self, event: dict[str, Any]) -> None:
+    def _head(self, site: str, row: SiteRow) -> None:
+        if row["journal"]:
+            head, entries = row["journal"]
+            self.heads[site] = (str(head), int(entries))
+
+    def _round(self, event: Round | Final) -> None:
         # A round's metrics are those of the model it began with.
-        number, behind = event["round"], event["round"] - (event["event"] == "round")
+        number, behind = event.round, event.round - isinstance(event, Round)
         watched = self._watched()
-        for part, scores in event["metrics"].items():
+        for part, scores in event.metrics.items():
             # MLflow's page that compares runs opens with the metric that came first.
             for name in sorted(scores["all"], key=lambda n: n != watched):
                 self.put(self.parent, f"{part}/{name}", scores["all"][name], behind)
@@ -235,30 +254,30 @@ class Tracker:
                     self.put(self.children[site], f"{part}/{name}", value, behind)
             if scores["worst"]:
                 self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], behind)
-        self.put(self.parent, "round/sites", len(event["sites"]), number)
-        self.put(self.parent, "round/seconds", event["seconds"], number)
-        trained = [row for row in event["sites"].values() if row.get("seen")]
+        self.put(self.parent, "round/sites", len(event.sites), number)
+        self.put(self.parent, "round/seconds", event.seconds, number)
+        trained = [row for row in event.sites.values() if row["seen"]] if isinstance(event, Round) else []
         if trained:
-            loss = sum(row["train_loss"] * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
+            loss = sum((row["train_loss"] or 0.0) * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
             self.put(self.parent, "train/loss", loss, number)
-        for way in ("bytes_out", "bytes_in"):
-            self.put(self.parent, f"round/{way}", sum(row[way] for row in event["sites"].values()), number)
-        if event["event"] == "round":
+        rows: dict[str, SiteRow] = {**event.sites}
+        for way in _WAYS:
+            self.put(self.parent, f"round/{way}", sum(row[way] for row in rows.values()), number)
+        if isinstance(event, Round):
             for site, child in self.children.items():
-                self.put(child, "round/took_part", float(site in event["sites"]), number)
+                self.put(child, "round/took_part", float(site in event.sites), number)
         else:
             self.final = event
-        for site, reason in event["refused"].items():
+        for site, reason in event.refused.items():
             self.refused.setdefault(site, {}).setdefault(reason, []).append(number)
-        for site, row in event["sites"].items():
-            if row.get("journal"):
-                self.heads[site] = row["journal"]
-            if event["event"] == "round":
+        for site, row in rows.items():
+            self._head(site, row)
+            if isinstance(event, Round):
                 self.rounds[site].append(number)
-            for way, total in self.bytes[site].items():
-                self.bytes[site][way] = total + int(row.get(way) or 0)
-            for name in ("train_loss", "bytes_out", "bytes_in"):
-                self.put(self.children[site], f"round/{name}", row.get(name), number)
+                self.put(self.children[site], "round/train_loss", event.sites[site]["train_loss"], number)
+            for way in _WAYS:
+                self.bytes[site][way] += row[way]
+                self.put(self.children[site], f"round/{way}", row[way], number)
 
     def _watched(self) -> str:
         from fedml.tasks.registry import make_task
@@ -270,10 +289,10 @@ class Tracker:
         from fedml.tasks.intervals import interval
         from fedml.tasks.registry import make_task
 
-        if "test" not in self.final.get("metrics", {}):
+        if "test" not in self.final.metrics:
             return
-        task, step, limits = make_task(self.study), self.final["round"], None
-        scores = self.final["metrics"]["test"]
+        task, step, limits = make_task(self.study), self.final.round, None
+        scores = self.final.metrics["test"]
         counts = load_counts(self.run).get("test", {})
         told = [site for site in self.study.federation.sites if site in counts]
         wanted = {self.parent: told, **{self.children[site]: [site] for site in told}} if told else {}
@@ -283,7 +302,7 @@ class Tracker:
                 self.put(run_id, f"test/{task.watched}_low", found.low, step)
                 self.put(run_id, f"test/{task.watched}_high", found.high, step)
                 limits = (found.low, found.high) if run_id == self.parent else limits
-        for label, group in self.final.get("groups", {}).items():
+        for label, group in self.final.groups.items():
             for run_id, own in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
                     self.put(run_id, f"test/{name}/{label}", own.get(name), step)
@@ -300,7 +319,7 @@ class Tracker:
             self._held_out()
         for site, ways in self.bytes.items():
             for way, total in ways.items():
-                self.put(self.children[site], f"total/{way}", total, self.final.get("round", 0))
+                self.put(self.children[site], f"total/{way}", total, self.final.round)
         self._write(client)
         for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
             if (self.run / name).exists():
@@ -317,9 +336,9 @@ class Tracker:
 
     def _last_tags(self) -> dict[str, str]:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: the run did not get so far", self.privacy)}
-        if worst := self.final.get("metrics", {}).get("test", {}).get("worst"):
+        if "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
             tags["fedml.worst_site"] = worst
-        return tags | ({"fedml.weights_sha256": self.final["weights_sha256"]} if "weights_sha256" in self.final else {})
+        return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
         yield "fedml.took_part", _spans(self.rounds[site]) or "in no round"

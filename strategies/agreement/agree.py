@@ -17,6 +17,7 @@ from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
 from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
+from fedml.runs.events import SiteTold
 from fedml.strategies.agreement.agreement import Agreement, Tell
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
@@ -131,7 +132,7 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     return participation
 
 
-def _site_summary(described: Mapping[str, Any]) -> dict[str, Any]:
+def _site_summary(described: Mapping[str, Any]) -> SiteTold:
     """A site's policy, data set digest and excluded persons, as JSON values."""
     policy = read_policy(described[POLICY]).model_dump() if POLICY in described else None
     dataset = described[DATASET].tobytes().hex() if DATASET in described else None

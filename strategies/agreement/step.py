@@ -14,13 +14,14 @@ from flwr.serverapp import Grid
 from fedml.analytics.forms import reply_shapes
 from fedml.contract.replies import check_form
 from fedml.errors import RunError
+from fedml.runs.events import SiteRow
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.exchange import answers, ask, request
 from fedml.study.study import Study
 from fedml.wire.records import ANALYSIS, CONFIG, Phase, pack, unpack
 
 Arrays = dict[str, Any]
-Traffic = dict[str, dict[str, Any]]  # site -> bytes_out, bytes_in, and head and length of its journal as last reported
+Traffic = dict[str, SiteRow]  # head and length of a site's journal are those of its last reply
 
 
 def take(
@@ -55,5 +56,5 @@ def take(
             row = traffic.setdefault(answer.site, {"bytes_out": 0, "bytes_in": 0, "journal": None})
             row["bytes_out"] += answer.bytes_out
             row["bytes_in"] += answer.bytes_in
-            row["journal"] = answer.journal or row["journal"]
+            row["journal"] = row["journal"] if answer.journal is None else list(answer.journal)
     return out

@@ -24,12 +24,13 @@ from fedml.analytics.linear import Association
 from fedml.cohort.variants.frequency import allele_frequency, minor_allele_frequency
 from fedml.cohort.variants.model import Variant
 from fedml.errors import RunError
+from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import take
 from fedml.strategies.gwas.work import Floats, Work
-from fedml.strategies.rounds import told_to
+from fedml.strategies.rounds import agreed_event, told_to
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -51,8 +52,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
     agreement = replace(agreement, nodes=nodes)
     work = Work(study, grid, run, agreement, study.gwas, agreement.counts, {})
-    emit(run, "agreed", sites=work.sites, persons=agreement.persons, matching=agreement.matching, variants=len(work.keys),
-         image_shape=(), parameters=0)  # fmt: skip
+    emit(run, replace(agreed_event(agreement, told=None, parameters=0), image_shape=[]))  # nothing of images is read
     design, persons = _scale(work)
     components: dict[str, Any] = {}
     if study.gwas.components:
@@ -60,14 +60,14 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
         design |= loadings
     fit = _linear if forms.kind(study) == "linear" else _logistic
     result, method, null = fit(work, design)
-    summary = write_results(work, result, method, {"persons": persons, **null, **components})
-    emit(run, "gwas", seconds=time.monotonic() - began, sites=work.traffic, **summary)
+    found = write_results(work, result, method, {"persons": persons, **null, **components})
+    emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
     """Emits a progress event; ``log``: print it also where there is no terminal."""
-    emit(work.run, "step", doing=doing, done=done, total=total, told=log)
+    emit(work.run, Step(doing=doing, done=done, total=total, told=log))
 
 
 def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:

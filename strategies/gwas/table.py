@@ -10,6 +10,7 @@ import numpy.typing as npt
 from fedml.analytics import sumstats
 from fedml.analytics.linear import Association
 from fedml.cohort.variants.frequency import allele_frequency, call_rate, hardy_weinberg_p
+from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:38
 _TOP = 10
 
 
-def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes table and plots; returns their summary for the run's record, ``facts`` included.
+def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], facts: dict[str, Any]) -> Gwas:
+    """Writes table and plots; returns their summary for the run's record, ``facts`` included (without ``seconds``).
 
     Args:
         method: (variants,) name of the test of each variant.
@@ -44,7 +45,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     sumstats.manhattan(work.run / MANHATTAN, contig, position, result.log10_p, title=study.study.name)
     sumstats.quantile_quantile(work.run / QQ, result.log10_p, inflation, title=study.study.name)
     best = np.argsort(np.where(tested, result.log10_p, 1.0), kind="stable")[: min(_TOP, int(tested.sum()))]
-    top = [
+    top: list[VariantRow] = [
         {
             "chromosome": work.keys[i].contig,
             "position": work.keys[i].position,
@@ -60,8 +61,11 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         }
         for i in best
     ]
-    return {
-        **facts, "tested": int(tested.sum()), "variants": len(work.keys), "lambda": inflation, "left_out": left_out, "top": top,
-        "hits": int((result.log10_p[tested] < np.log10(HIT)).sum()), "partly_told": int((~reported.all(0)).sum()),
-        "methods": {name: int((method == name).sum()) for name in np.unique(method).tolist()},
-    }  # fmt: skip
+    return Gwas(
+        seconds=0.0, sites=work.traffic, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
+        pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
+        pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
+        tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=left_out, top=top,
+        hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_told=int((~reported.all(0)).sum()),
+        methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
+    )  # fmt: skip

@@ -109,11 +109,11 @@ def test_each_answer_has_places_that_are_in_the_folder(which: str, request: pyte
 def test_what_the_run_says_is_in_the_answer(record: Record) -> None:
     rows = fill_all(record)
     tripod = by_id(rows["tripod_ai"])
-    scores = record.final["metrics"]["test"]
+    scores = record.final.metrics["test"]
     assert f"auroc {scores['all']['auroc']:.3f}" in tripod["23a"].text
     assert all(f"{site} accuracy {own['accuracy']:.3f}" in tripod["23b"].text for site, own in scores["sites"].items())
-    assert all(f"{label} accuracy {own['all']['accuracy']:.3f}" in tripod["23a"].text for label, own in record.final["groups"].items())
-    assert record.final["groups"], "no subgroup was told"
+    assert all(f"{label} accuracy {own['all']['accuracy']:.3f}" in tripod["23a"].text for label, own in record.final.groups.items())
+    assert record.final.groups, "no subgroup was told"
     assert '"Is y there?"' in tripod["4"].text
     assert tripod["4"].pointers == ("study.json#/study/question",)
     train = {s.name: s.count("train") for s in record.sites}
@@ -149,7 +149,7 @@ def test_training_persons_who_are_protected_are_not_counted(private: Record) -> 
     assert not re.search(r"train \d", text)
     assert by_id(fill_all(private)["tripod_ai"])["21"].state == "partly"
     privacy = by_id(fill_all(private)["future_ai"])["General 2"].text
-    assert str(private.privacy["sentence"]) in privacy
+    assert str(private.privacy.sentence) in privacy
     assert "Epsilon by site: a " in privacy
 
 

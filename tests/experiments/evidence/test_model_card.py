@@ -58,8 +58,8 @@ def test_each_line_has_places_in_the_folder_or_is_the_authors(record: Record) ->
 def test_the_table_is_the_last_evaluation(record: Record) -> None:
     text = model_card(record)
     rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|")}
-    names, scores = [name.replace("\\", "") for name in rows["test"]], record.final["metrics"]["test"]
-    expected = {"all sites": scores["all"], **scores["sites"], **{k: v["all"] for k, v in record.final["groups"].items()}}
+    names, scores = [name.replace("\\", "") for name in rows["test"]], record.final.metrics["test"]
+    expected = {"all sites": scores["all"], **scores["sites"], **{k: v["all"] for k, v in record.final.groups.items()}}
     assert len(expected) > 3, "no subgroup was told"
     for who, own in expected.items():
         told = dict(zip(names, rows[who], strict=True))

@@ -280,8 +280,8 @@ import sys
 import fedml.clients.gate.gate as gate
 from fedml.clients.cli import main
 real = gate.execute
-def leaky(asked, content):
-    reply = real(asked, content)
+def leaky(asked, content, memory):
+    reply = real(asked, content, memory)
     if "metrics" in reply:
         reply["metrics"]["oslo-001-is-sick"] = 1.0
     return reply

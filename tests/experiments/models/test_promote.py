@@ -70,7 +70,7 @@ def test_champion_and_challenger_are_in_the_registry_with_their_lineage(work: di
     version = client.get_model_version_by_alias("toy", "champion")
     assert version.tags["fedml.run_id"] == record.run_id
     assert version.tags["fedml.study_sha256"] == record.study.sha256
-    assert version.tags["fedml.weights_sha256"] == record.final["weights_sha256"]
+    assert version.tags["fedml.weights_sha256"] == record.final.weights_sha256
     assert client.get_run(version.run_id).data.tags["fedml.run_id"] == record.run_id
     mlflow.set_tracking_uri(uri)
     import pandas as pd
@@ -88,7 +88,7 @@ def test_a_run_at_which_a_site_loses_is_refused_with_site_and_figures(work: dict
     from mlflow import MlflowClient
 
     promote(work["good"], "champion", 0.02)
-    old, new = (read_record(work[name]).final["metrics"]["test"]["sites"] for name in ("good", "worse"))
+    old, new = (read_record(work[name]).final.metrics["test"]["sites"] for name in ("good", "worse"))
     site = next(s for s in old if old[s]["auroc"] - new[s]["auroc"] > 0.02)  # the first in the roster
     done = command("fedml", "promote", work["worse"], cwd=work["folder"])
     assert done.returncode == 2
@@ -122,7 +122,7 @@ def test_only_the_same_test_persons_are_compared(work: dict[str, Path], tmp_path
 
 def test_the_margin_is_what_a_site_may_lose_and_no_more(work: dict[str, Path], tmp_path: Path) -> None:
     good = read_record(work["good"])
-    value = good.final["metrics"]["test"]["sites"]["lund"]["auroc"]
+    value = good.final.metrics["test"]["sites"]["lund"]["auroc"]
 
     def at_lund(auroc: float | None) -> Change:
         return lambda events: of(events, "final")["metrics"]["test"]["sites"]["lund"].update(auroc=auroc)

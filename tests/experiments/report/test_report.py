@@ -96,7 +96,7 @@ def test_measures_and_intervals_follow_from_the_counts(kind: str, records: dict[
     if kind == "failed":
         assert scores["all"] is None
         return
-    told = record.final["metrics"]["test"]
+    told = record.final.metrics["test"]
     own = record.counts["test"]
     task = make_task(record.study)
     for logged, found, parts in [(told["all"], scores["all"], [own[s.name] for s in record.sites if s.name in own])] + [
@@ -184,7 +184,7 @@ def test_calibration_and_curves_are_of_the_merged_counts(records: dict[str, Reco
         assert own["all"][name]["value"] == pytest.approx(getattr(expected, name).value, rel=1e-5)
     assert sum(g["persons"] for g in own["groups"]) == expected.persons
     area = np.trapezoid(own["roc"]["y"], own["roc"]["x"])
-    assert area == pytest.approx(record.final["metrics"]["test"]["all"]["auroc"], abs=0.011)
+    assert area == pytest.approx(record.final.metrics["test"]["all"]["auroc"], abs=0.011)
     assert "by_class" not in figures(records["regression"])
     assert set(figures(records["three_classes"])["by_class"]) == {"0", "1", "2"}
 
@@ -192,7 +192,7 @@ def test_calibration_and_curves_are_of_the_merged_counts(records: dict[str, Reco
 def test_privacy_is_in_plain_words(pages: dict[str, Page], records: dict[str, Record]) -> None:
     told = figures(records["private"])["privacy"]
     text = pages["private"].section("privacy")
-    assert told["epsilon"] >= records["private"].privacy["epsilon"]
+    assert told["epsilon"] >= records["private"].privacy.epsilon
     assert f"epsilon {told['epsilon']:.2f}, delta 0.0001" in text
     # Of all tests, the one with equal errors: 1 - error = e^epsilon error + delta.
     error = (1 - 1e-4) / (1 + math.exp(told["epsilon"]))
@@ -246,20 +246,20 @@ def test_the_weakest_are_named(records: dict[str, Record]) -> None:
     auroc = {label: row["metrics"]["auroc"]["value"] for label, row in found["scores"]["groups"].items() if row}
     assert len(auroc) > 1
     told = words.weak(record, found)
-    assert told[0].startswith(f"Weakest at {record.final['metrics']['test']['worst']}:")
+    assert told[0].startswith(f"Weakest at {record.final.metrics['test']['worst']}:")
     assert told[1].startswith(f"Weakest reported subgroup, {min(auroc, key=auroc.__getitem__)}:")
     errors = figures(records["regression"])
     rmse = {site: row["metrics"]["rmse"]["value"] for site, row in errors["scores"]["sites"].items()}
-    assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final["metrics"]["test"]["worst"]
+    assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final.metrics["test"]["worst"]
 
 
 def test_bytes_go_the_way_that_is_said(records: dict[str, Record]) -> None:
     record = records["two_classes"]
     flow = figures(record)["flow"]
-    rows = [e["sites"]["a"] for e in (*record.rounds, record.final)]
+    rows = [e.sites["a"] for e in (*record.rounds, record.final)]
     # The log is the server's: what went out of it went to the site.
     assert flow["sites"]["a"]["to"]["total"] == sum(row["bytes_out"] for row in rows)
-    assert flow["sites"]["a"]["from"]["last"] == record.final["sites"]["a"]["bytes_in"]
+    assert flow["sites"]["a"]["from"]["last"] == record.final.sites["a"]["bytes_in"]
     assert flow["total"]["from"] > flow["total"]["to"], "replies carry counts beside the model"
 
 
@@ -282,7 +282,7 @@ def test_missed_rounds_are_counted_by_reason(records: dict[str, Record], tmp_pat
 def test_a_run_without_counts_has_its_logged_measures(records: dict[str, Record]) -> None:
     record = replace(records["two_classes"], counts={})
     found = figures(record)
-    logged = record.final["metrics"]["test"]["all"]["auroc"]
+    logged = record.final.metrics["test"]["all"]["auroc"]
     assert found["scores"]["all"]["metrics"]["auroc"]["value"] == pytest.approx(logged, rel=1e-5)
     assert found["scores"]["all"]["metrics"]["auroc"]["low"] is None
     page = parsed(render(record))

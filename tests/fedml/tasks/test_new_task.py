@@ -176,7 +176,7 @@ def test_rules_and_commands_that_it_is_not_built_for_refuse_it_by_name(made: tup
 def test_a_run_learns_what_was_planted_and_its_metrics_are_those_of_the_pooled_persons(made: tuple[Record, list[Path]]) -> None:
     record = made[0]
     assert record.status == "finished"
-    found = record.final["metrics"]["test"]["all"]
+    found = record.final.metrics["test"]["all"]
     assert set(found) == {"persons", "deviance", "abs_error"}
     y, expected = predictions(made)
     assert found["deviance"] == pytest.approx(sk.mean_poisson_deviance(y, expected), rel=1e-5)

@@ -17,6 +17,7 @@ from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.runs.record import read_record
 from fedml.experiments.runs.run import new_run, run_nodes
 from fedml.flower.grid import InProcessGrid
+from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.algorithms import algorithm as module
 from fedml.strategies.algorithms.algorithm import Algorithm, Received, returned, sent
@@ -114,7 +115,7 @@ def test_every_algorithm_has_its_sentences(name: str, tmp_path: Path) -> None:
         sites = [clinical_site(tmp_path / site, site, 60, k) for k, site in enumerate("ab")]
         run = new_run(study, tmp_path / "runs", None, engine="local", job="train")
         run_nodes(study, [{"manifest": str(site)} for site in sites], run)
-        emit(run, "end", status="finished", reason="")
+        emit(run, End(status="finished", reason=""))
         assert words.report in facts_of(read_record(run))["training"].text
 
 

@@ -1,0 +1,338 @@
+"""The events of a run, one frozen class each, and their form in ``events.jsonl``: one JSON object a line.
+
+    row = to_row(End(status="finished", reason=""))        # {"event": "end", "time": ..., "status": "finished", "reason": ""}
+    event = from_row(row, schema=1, strict=True)
+
+The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``_lifted``
+adds what it may lack, and what is no longer read is left out. Read strictly, a log of version 1 or later has known events with exactly
+their fields. JSON has no NaN: an undefined number is null, None here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, TypedDict
+
+SCHEMA = 1
+Metrics = dict[str, Any]  # name -> float, None where it is undefined
+
+
+class PartScores(TypedDict):
+    """Metrics of one part: of the merged counts, of each site, and the site that does worst by the watched metric."""
+
+    all: Metrics
+    sites: dict[str, Metrics]
+    worst: str | None
+
+
+class GroupScores(TypedDict):
+    """Metrics of the test persons in one subgroup."""
+
+    all: Metrics
+    sites: dict[str, Metrics]
+
+
+class SiteRow(TypedDict):
+    """One site in one exchange: bytes of arrays as the server sees them, and head and length of the site's journal as it said."""
+
+    bytes_out: int
+    bytes_in: int
+    journal: list[Any] | None
+
+
+class TrainedRow(SiteRow):
+    """One site in one round. ``train_loss`` is the mean over ``seen`` persons, ``seconds`` from the round's beginning to the reply."""
+
+    train_loss: float | None
+    seen: float
+    seconds: float
+
+
+class SiteTold(TypedDict):
+    """What a site says of itself (``fedml.contract.disclosure``); None where it says nothing."""
+
+    policy: dict[str, Any] | None
+    dataset: str | None
+    quarantined: dict[str, int] | None
+
+
+class CheckRow(TypedDict):
+    """One cell of the matrix of checks (``fedml.cohort.variants.checks.Check``)."""
+
+    site: str
+    check: str
+    value: str
+    verdict: str
+    mend: str
+
+
+class ClaimRow(TypedDict):
+    """One claim of privacy (``fedml.privacy.accounting.Claim``) and its sentence."""
+
+    unit: str
+    adjacency: str
+    epsilon: float | None
+    delta: float
+    covers: list[str]
+    not_covered: list[str]
+    events_json: str
+    epsilon_rdp: float | None
+    sentence: str
+
+
+class VariantRow(TypedDict):
+    """One of the strongest associations."""
+
+    chromosome: str
+    position: int
+    rsid: str
+    effect_allele: str
+    other_allele: str
+    beta: float
+    standard_error: float
+    p_value: str
+    frequency: float
+    n: int
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """Abstract. ``time``: Unix seconds, set when the event is written; 0 for an event that has not come."""
+
+    kind: ClassVar[str]
+    time: float = 0.0
+
+    @property
+    def came(self) -> bool:
+        """Is the event in the log?"""
+        return self.time > 0
+
+    def absent(self) -> frozenset[str]:
+        """Fields that are not written."""
+        return frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Event):
+    """A run begins. ``job``: train, gwas or preflight. ``versions``: of the packages that results depend on."""
+
+    kind = "start"
+    schema: int = SCHEMA
+    run_id: str
+    study: str
+    study_sha256: str
+    git_commit: str
+    seed: int
+    versions: dict[str, str]
+    engine: str
+    job: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks(Event):
+    """The matrix of checks, whether it passed or not."""
+
+    kind = "checks"
+    checks: list[CheckRow]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreed(Event):
+    """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
+    ``told``: what sites say of themselves; None, and not written, where no model is trained."""
+
+    kind = "agreed"
+    sites: list[str]
+    persons: dict[str, dict[str, list[int]]]
+    matching: dict[str, dict[str, int]]
+    variants: int
+    image_shape: list[int]
+    told: dict[str, SiteTold] | None
+    parameters: int
+
+    def absent(self) -> frozenset[str]:
+        """``told``, where there is none."""
+        return frozenset({"told"}) if self.told is None else frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Event):
+    """One round of training. ``metrics``: part -> scores of the model as it arrived. ``refused``: site -> reason."""
+
+    kind = "round"
+    round: int
+    seconds: float
+    metrics: dict[str, PartScores]
+    sites: dict[str, TrainedRow]
+    refused: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Privacy(Event):
+    """What the run released: epsilon of the site that spent most, and a claim a site ("" for all). Nothing but ``unit`` is written for
+    unit "none"; ``epsilon`` and ``sentence`` are None where nothing was released."""
+
+    kind = "privacy"
+    unit: str
+    epsilon: float | None
+    delta: float
+    claims: dict[str, ClaimRow]
+    sentence: str | None
+
+    def absent(self) -> frozenset[str]:
+        """All but the unit, where it is "none"."""
+        return frozenset({"epsilon", "delta", "claims", "sentence"}) if self.unit == "none" else frozenset()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Final(Event):
+    """The last evaluation. ``groups``: subgroup's label -> scores of its test persons."""
+
+    kind = "final"
+    round: int
+    weights_sha256: str
+    metrics: dict[str, PartScores]
+    groups: dict[str, GroupScores]
+    sites: dict[str, SiteRow]
+    refused: dict[str, str]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Event):
+    """Progress of an analysis. ``total`` is None where it is not known; ``told``: is it worth a line without a terminal?"""
+
+    kind = "step"
+    doing: str
+    done: int
+    total: int | None
+    told: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gwas(Event):
+    """Figures of an association study. ``cases`` and ``controls`` are of a logistic one, ``pca_*`` and ``eigenvalues`` of one with
+    principal components: None, and not written, elsewhere. ``inflation`` is written as ``lambda``."""
+
+    kind = "gwas"
+    seconds: float
+    sites: dict[str, SiteRow]
+    persons: dict[str, int]
+    cases: int | None
+    controls: int | None
+    pca_variants: int | None
+    pca_steps: int | None
+    pca_columns: int | None
+    pca_angle_rad: float | None
+    eigenvalues: list[float] | None
+    tested: int
+    variants: int
+    inflation: float | None = field(metadata={"key": "lambda"})
+    left_out: dict[str, int]
+    top: list[VariantRow]
+    hits: int
+    partly_told: int
+    methods: dict[str, int]
+
+    def absent(self) -> frozenset[str]:
+        """What this kind of study does not have."""
+        some = ("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")
+        return frozenset(name for name in some if getattr(self, name) is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class End(Event):
+    """A run ended: ``status`` finished, failed or stopped, and why ("" if it finished)."""
+
+    kind = "end"
+    status: str
+    reason: str
+
+
+KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, End)}
+
+# What stands for an event that has not come.
+NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], told=None, parameters=0)
+NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
+NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0)
+NO_END = End(status="unfinished", reason="")
+
+# What a field holds that is not written, or that a log of version 0 lacks.
+_UNWRITTEN: dict[type[Event], dict[str, Any]] = {
+    Agreed: {"told": None},
+    Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
+    Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
+}
+_LACKING: dict[type[Event], dict[str, Any]] = {
+    Start: {"schema": 0, "git_commit": "none", "seed": 0, "versions": {}, "engine": "local", "job": "train"},
+    Agreed: {"matching": {}, "variants": 0, "image_shape": [], "parameters": 0},
+    Round: {"metrics": {}, "refused": {}},
+    Final: {"groups": {}, "refused": {}, "seconds": 0.0},
+    Step: {"total": None, "told": False},
+    End: {"reason": ""},
+}
+_ROW: dict[type[Event], dict[str, Any]] = {
+    Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "bytes_out": 0, "bytes_in": 0, "journal": None},
+    Final: {"bytes_out": 0, "bytes_in": 0, "journal": None},
+    Gwas: {"bytes_out": 0, "bytes_in": 0, "journal": None},
+}
+
+
+def to_row(event: Event) -> dict[str, Any]:
+    """The event as a JSON object; NaN is not replaced yet (``fedml.runs.log.plain``)."""
+    absent = event.absent()
+    return {"event": event.kind, **{_key(f): getattr(event, f.name) for f in fields(event) if f.name not in absent}}
+
+
+def body(event: Event) -> dict[str, Any]:
+    """The fields of an event as they are written, without its kind and time."""
+    return {key: value for key, value in to_row(event).items() if key not in ("event", "time")}
+
+
+def from_row(row: Mapping[str, Any], *, schema: int, strict: bool) -> Event | None:
+    """The event of one JSON object; None for an event that is not known, where that is not refused.
+
+    Args:
+        schema: version of the log, as its ``start`` has it.
+        strict: refuse a version, an event or a field that is not known. A log that this software did not write is read so.
+
+    Raises:
+        ValueError: a field is missing; read strictly, as above. The message names it.
+    """
+    if strict and schema > SCHEMA:
+        raise ValueError(f"the log is of version {schema}, this software reads up to {SCHEMA}; read it with a newer one")
+    name = row.get("event")
+    kind = KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        if strict and schema:
+            raise ValueError(f'event "{name}" is not known (known: {", ".join(KINDS)})')
+        return None
+    given = _lifted(kind, row) if not schema else dict(row)
+    values = dict(_UNWRITTEN.get(kind, {}))
+    keys = {_key(f): f for f in fields(kind)}
+    for key, value in given.items():
+        if key in keys:
+            values[keys[key].name] = value
+        elif key != "event" and strict and schema:
+            raise ValueError(f'event "{name}" has a field that is not known: {key}')
+    for key, f in keys.items():
+        if f.name not in values and (f.default is MISSING or (strict and schema)):
+            raise ValueError(f'event "{name}" lacks the field {key}')
+    event = kind(**values)
+    if strict and schema and (lacking := to_row(event).keys() - row.keys()):  # what is unwritten elsewhere is written with these values
+        raise ValueError(f'event "{name}" lacks the field {sorted(lacking)[0]}')
+    return event
+
+
+def _key(f: Any) -> str:
+    return str(f.metadata.get("key", f.name))
+
+
+def _lifted(kind: type[Event], row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of version 0 with what its event has had since."""
+    lifted = {**_LACKING.get(kind, {}), **row}
+    if kind in _ROW and isinstance(lifted.get("sites"), Mapping):
+        lifted["sites"] = {site: {**_ROW[kind], **own} for site, own in lifted["sites"].items()}
+    return lifted
