@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedml.cli import guarded
+from fedml.cli import grouped, guarded
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence import commands as evidence_cli
-from fedml.experiments.runs.launch import Where, closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.federation.commands import app as federation_app
+from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, Track, Where
+from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,19 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     epilog="Example: fedml synth out/sites && fedml run experiments/studies/demo.toml --sites out/sites",
 )
-
-StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
-Sites = Annotated[Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the study's.")]
-Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
-SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.")]
-Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's engine on Ray. deployment: running sites.")]
-SuperLink = Annotated[
-    str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection in Flower's config.toml.")
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
-Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 
 
 @app.command()
@@ -97,16 +86,9 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 
 
 @app.command()
+@grouped
 def run(
-    study_file: StudyFile,
-    sites: SitesOrNone = None,
-    engine: Engine = "local",
-    superlink: SuperLink = None,
-    seed: Seed = None,
-    changes: Overrides = None,
-    runs: Runs = Path("fedml-runs"),
-    as_json: Json = False,
-    track: Track = True,
+    study_file: StudyFile, where: Where, seed: Seed = None, changes: Overrides = None, as_json: Json = False, track: Track = True
 ) -> None:
     """Run a study over the sites in a folder and record it.
 
@@ -116,7 +98,7 @@ def run(
 
     console = make_console(as_json)
     study = load_study(study_file, changes, seed)
-    launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console)
+    launched = launch(study_file, study, where, console, track=track)
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))
@@ -129,15 +111,8 @@ def run(
 
 
 @app.command()
-def preflight(
-    study_file: StudyFile,
-    sites: SitesOrNone = None,
-    engine: Engine = "local",
-    superlink: SuperLink = None,
-    changes: Overrides = None,
-    runs: Runs = Path("fedml-runs"),
-    as_json: Json = False,
-) -> None:
+@grouped
+def preflight(study_file: StudyFile, where: Where, changes: Overrides = None, as_json: Json = False) -> None:
     """Check that the sites' data are comparable: a table of sites and checks, with what to do if one fails. Nothing is trained.
 
     Example: fedml preflight experiments/studies/ancestry.toml --sites out/ancestry
@@ -146,7 +121,7 @@ def preflight(
 
     console = make_console(as_json)
     study = load_study(study_file, changes, None)
-    launched = launch(study_file, study, Where(sites, engine, superlink, runs, False), console, "preflight")
+    launched = launch(study_file, study, where, console, "preflight", track=False)
     closing_line(launched, console)
     if as_json:
         print(json.dumps(preflight_summary(launched)), flush=True)
@@ -154,14 +129,12 @@ def preflight(
 
 
 @app.command()
+@grouped
 def gwas(
     study_file: StudyFile,
-    sites: SitesOrNone = None,
-    engine: Engine = "local",
-    superlink: SuperLink = None,
+    where: Where,
     changes: Overrides = None,
     seed: Seed = None,
-    runs: Runs = Path("fedml-runs"),
     meta: Annotated[
         bool, typer.Option("--meta", help="Also test each site separately and combine the results, to compare with a meta-analysis.")
     ] = False,
@@ -178,13 +151,15 @@ def gwas(
 
     console = make_console(as_json)
     study = require(load_study(study_file, changes, seed), study_file)
-    if meta and sites is None:
+    if meta and where.sites is None:
         raise InputError(
             "--meta needs the sites' data on this machine: give --sites; a site behind a SuperLink approves only the whole study."
         )
-    launched = launch(study_file, study, Where(sites, engine, superlink, runs, track), console, "gwas")
+    launched = launch(study_file, study, where, console, "gwas", track=track)
     show_result(launched, console)
-    meta_rows = meta_table(launched, sites, console) if meta and sites is not None and launched.outcome.status == "finished" else None
+    meta_rows = None
+    if meta and where.sites is not None and launched.outcome.status == "finished":
+        meta_rows = meta_table(launched, where.sites, console)
     closing_line(launched, console)
     if as_json:
         print(json.dumps({**gwas_summary(launched), **({"meta": meta_rows} if meta_rows else {})}), flush=True)
@@ -261,13 +236,12 @@ def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port 
 
 
 @app.command()
+@grouped
 def compare(
     what: Annotated[list[Path], typer.Argument(metavar="STUDY | RUN RUN...", help="A study file, or folders of finished runs.")],
+    against: Against,
     sites: SitesOrNone = None,
-    baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local",
-    seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; default: the study's seed.")] = "",
     changes: Overrides = None,
-    truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with the planted effects.")] = None,
     runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
 ) -> None:
@@ -287,10 +261,10 @@ def compare(
     else:
         if len(what) > 1 or sites is None:
             raise InputError(f"{what[0]}: give one study file and --sites, or folders of finished runs from fedml-runs.")
-        kinds = parse_baselines(baselines)
+        kinds = parse_baselines(against.baselines)
         study = load_study(what[0], changes, None)
-        studies = [load_study(what[0], changes, s) for s in parse_seeds(seeds, study.study.seed)]
-        rows = make(studies, find(sites, study, console.print), kinds, truth, runs, console)
+        studies = [load_study(what[0], changes, s) for s in parse_seeds(against.seeds, study.study.seed)]
+        rows = make(studies, find(sites, study, console.print), kinds, against.truth, runs, console)
     described = summarise(study, rows)
     console.print(main_table(study, described))
     console.print(where_table(study, described))
@@ -380,125 +354,7 @@ def export_score(
 
 for _command in (evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
-
-federation_app = typer.Typer(
-    name="federation",
-    help="The coordinating centre: init, start, register, list, remove. A federation on this machine, for trials: up, down, status.",
-    no_args_is_help=True, rich_markup_mode=None,
-)  # fmt: skip
 app.add_typer(federation_app)
-Home = Annotated[Path, typer.Option("--home", help="The centre's folder: certificates, keys, database.", show_default=False)]
-
-
-@federation_app.command("init")
-def federation_init(
-    home: Home,
-    host: Annotated[str, typer.Option("--host", help="The host name at which sites reach this centre.", show_default=False)],
-    port: Annotated[int, typer.Option("--port", help="The port for sites; commands use the next port, on loopback.")] = 9092,
-    certificate: Annotated[Path | None, typer.Option(help="Your certificate with its chain (PEM); default: a new one.")] = None,
-    key: Annotated[Path | None, typer.Option(help="The key of --certificate (PEM, no password).")] = None,
-    ca: Annotated[Path | None, typer.Option(help="The certificate of the authority that sites will trust.")] = None,
-    days: Annotated[int, typer.Option(help="Validity of a new certificate, in days.")] = 730,
-) -> None:
-    """Create the folder of a coordinating centre: certificates, host and port.
-
-    Example: fedml federation init --home /srv/fedml/centre --host federation.example.org
-    """
-    from fedml.experiments.federation.centre import fingerprint, make_centre
-
-    given = (certificate, key, ca)
-    if any(given) and not all(given):
-        raise InputError("--certificate, --key and --ca go together: give all three, or none for new ones.")
-    centre = make_centre(home, host, port, certificate=(certificate, key, ca) if certificate and key and ca else None, days=days)
-    print(f"sites connect to {centre.host}:{centre.port}; send them {home / 'ca.pem'} and confirm its SHA-256 fingerprint by phone:")
-    print(fingerprint(home))
-    print(f"next: fedml federation start --home {home}")
-
-
-@federation_app.command("start")
-def federation_start(
-    home: Home, listen: Annotated[str, typer.Option("--listen", help="Address to listen on.")] = "0.0.0.0"  # noqa: S104
-) -> None:  # fmt: skip
-    """Run the SuperLink until stopped (SIGTERM or Ctrl-C): TLS, registered node keys only; commands from this machine only.
-
-    Example: fedml federation start --home /srv/fedml/centre
-    """
-    from fedml.experiments.federation.centre import start
-
-    start(home, listen)
-
-
-@federation_app.command("register")
-def federation_register(
-    name: Annotated[str, typer.Argument(help="The site's name in rosters.", show_default=False)],
-    public_key: Annotated[Path, typer.Argument(metavar="KEY.pub", help="The public key that the site sent.", show_default=False)],
-    home: Home,
-) -> None:
-    """Register a site's key under the site's name. The SuperLink must be running.
-
-    Example: fedml federation register oslo oslo.pub --home /srv/fedml/centre
-    """
-    from fedml.experiments.federation.centre import register
-
-    print(f"{name} may join with the key {register(home, name, public_key)}")
-
-
-@federation_app.command("list")
-def federation_list(home: Home) -> None:
-    """List the registered sites: state, time last seen, time of registration, fingerprint of the key.
-
-    Example: fedml federation list --home /srv/fedml/centre
-    """
-    from fedml.experiments.federation.centre import registered, show
-
-    print(show(registered(home)))
-
-
-@federation_app.command("remove")
-def federation_remove(name: Annotated[str, typer.Argument(help="The site's name.", show_default=False)], home: Home) -> None:
-    """Remove a site at once. Its key cannot be registered again; its name can, with a new key.
-
-    Example: fedml federation remove oslo --home /srv/fedml/centre
-    """
-    from fedml.experiments.federation.centre import remove
-
-    remove(home, name)
-    print(f"{name} may not join any more")
-
-
-@federation_app.command("up")
-def federation_up(sites: Sites) -> None:
-    """Start a federation of the sites in a folder; it runs until `fedml federation down`.
-
-    Example: fedml federation up --sites out/sites
-    """
-    from fedml.experiments.federation.local import up
-
-    up(sites, print)
-    print(f"each site must approve a study: fedml-site approve STUDY --site {sites}/SITE")
-    print(f"then: fedml run STUDY --engine deployment --superlink {sites}")
-
-
-@federation_app.command("down")
-def federation_down(sites: Sites) -> None:
-    """Stop the federation. Keys, approvals, journals and the database are kept.
-
-    Example: fedml federation down --sites out/sites
-    """
-    from fedml.experiments.federation.local import down
-
-    down(sites, print)
-
-
-@federation_app.command("status")
-def federation_status(sites: Sites) -> None:
-    """Show the running processes of the federation.
-
-    Example: fedml federation status --sites out/sites
-    """
-    from fedml.experiments.federation.local import status
-
-    print(status(sites))
 
 
 def main() -> None:

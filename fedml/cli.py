@@ -2,14 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, NoReturn, get_type_hints
 
 from fedml.errors import InputError, RunError, SiteError
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` for typer, with each parameter that is a frozen dataclass replaced by the fields of that class as options, in order.
+
+    The fields' annotations are those of typer (``Annotated[Path, typer.Option(...)]``); a default is the option's default.
+    """
+    signature, hints = inspect.signature(command), get_type_hints(command, include_extras=True)
+    groups = {name: hints[name] for name in signature.parameters if is_dataclass(hints[name])}
+    flat: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        if name not in groups:
+            flat.append(parameter.replace(annotation=hints[name]))
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        for field in fields(groups[name]):
+            default = inspect.Parameter.empty if field.default is MISSING else field.default
+            flat.append(inspect.Parameter(field.name, parameter.kind, default=default, annotation=kinds[field.name]))
+    flat.sort(key=lambda p: p.default is not inspect.Parameter.empty)  # stable; Python asks for parameters without a default first
+
+    def run(**values: Any) -> None:
+        given = {name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()}
+        command(**given, **values)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in flat}
+    run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+    return run
 
 
 def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedml.errors import InputError, RunError
+from fedml.experiments.options import Json
 from fedml.experiments.runs.launch import find, make_console
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that `fedml bundle` wrote.", show_default=False)]
 SignedBy = Annotated[Path | None, typer.Option("--key", help="The coordinator's public key (PEM), which must have signed the bundle.")]
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="The SHA-256 fingerprint of that key, instead of --key.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
 
 
 def bundle(

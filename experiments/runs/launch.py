@@ -14,21 +14,11 @@ from fedml.errors import InputError, RunError, nearest
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from fedml.experiments.options import Where
     from fedml.experiments.runs.run import Job, Outcome
     from fedml.study.study import Study
 
 ENGINES = ("local", "simulation", "deployment")
-
-
-@dataclass(frozen=True)
-class Where:
-    """On what a study runs: the folder of the sites and an engine, or a SuperLink; where runs are kept; whether MLflow is told."""
-
-    sites: Path | None
-    engine: str
-    superlink: str | None
-    runs: Path
-    track: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, An
     return found
 
 
-def launch(study_file: Path, study: Study, where: Where, console: Console, job: Job = "train") -> Launched:
+def launch(study_file: Path, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
     """Runs the study and shows it while it goes on; a failed run is an outcome too.
 
     Raises:
@@ -82,7 +72,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
     found = find(where.sites, study, console.print) if where.sites is not None else {}
-    tracker = Tracking() if where.track else None
+    tracker = Tracking() if track else None
     if where.superlink is None:
         read_all(study, found, console.print, job)
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)

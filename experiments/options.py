@@ -1,0 +1,41 @@
+"""Options that several commands of ``fedml`` have, and groups of them that go together (``fedml.cli.grouped``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
+Sites = Annotated[Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the study's.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Folder of the runs.")]
+SitesOrNone = Annotated[Path | None, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.")]
+Engine = Annotated[str, typer.Option(help="local: in this process. simulation: Flower's engine on Ray. deployment: running sites.")]
+SuperLink = Annotated[
+    str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection in Flower's config.toml.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
+
+
+@dataclass(frozen=True)
+class Where:
+    """On what a study runs: the folder of the sites and an engine, or a SuperLink; and the folder of the runs."""
+
+    sites: SitesOrNone = None
+    engine: Engine = "local"
+    superlink: SuperLink = None
+    runs: Runs = Path("fedml-runs")
+
+
+@dataclass(frozen=True)
+class Against:
+    """What federated training is compared with, and over which seeds."""
+
+    baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local"
+    seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; default: the study's seed.")] = ""
+    truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with the planted effects.")] = None
