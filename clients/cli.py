@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from fedml.cli import guarded
+from fedml.clients.gate.commands import journal_app, ledger_app
+from fedml.clients.site.options import SiteFile, site_of
 from fedml.errors import InputError
 
 if TYPE_CHECKING:
-    from fedml.clients.site.manifest import Site
+    pass
 
 app = typer.Typer(
     name="fedml-site",
@@ -93,7 +95,7 @@ def check(
 
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
-    from fedml.clients.site.manifest import check_roster, read_site
+    from fedml.clients.site.manifest import check_roster
     from fedml.clients.site.read import load_cohort
     from fedml.modalities.modality import require
     from fedml.modalities.registry import inputs_of
@@ -101,7 +103,7 @@ def check(
     from fedml.study.section import PARTS
     from fedml.tasks.registry import make_task
 
-    study, site = read_study(study_file), read_site(site_file)
+    study, site = read_study(study_file), site_of(site_file)
     check_roster(site, study)
     cohort = load_cohort((str(site.file if site_file.is_dir() else site_file),), study)
     classes = make_task(study).person_classes
@@ -119,7 +121,6 @@ def check(
             print(f"  {line}")
 
 
-SiteFile = Annotated[Path, typer.Option("--site", help="This site's manifest, or its folder.")]
 ScoreBy = Literal["position", "rsid"]
 ScoreMissing = Literal["stated", "own"]
 By = Annotated[str, typer.Option("--by", help="Name of the person who decides; default: the name of this account.")]
@@ -133,7 +134,7 @@ def data(site_file: SiteFile = Path("site.toml")) -> None:
     """
     from fedml.clients.site.quarantine import read, show
 
-    site = _site(site_file)
+    site = site_of(site_file)
     print(show(site.name, read(site.state)))
 
 
@@ -151,14 +152,8 @@ def preview(
     from fedml.clients.desk.preview import preview as draw
     from fedml.study.read import read_study
 
-    path = draw(_site(site_file), read_study(study_file), persons=persons, out=out)
+    path = draw(site_of(site_file), read_study(study_file), persons=persons, out=out)
     print(f"{path}: shows patients; view it at the site only. Only this account can read it (mode 0600); it is not sent.")
-
-
-def _site(path: Path) -> Site:
-    from fedml.clients.site.manifest import read_site
-
-    return read_site(path)
 
 
 def _who(by: str) -> str:
@@ -177,7 +172,7 @@ def key(
     """
     from fedml.flower.keys import write_node_key
 
-    public = write_node_key(_site(site_file).folder / out)
+    public = write_node_key(site_of(site_file).folder / out)
     print(f"{public}: send this file to the coordinating centre; the private key stays at the site")
 
 
@@ -199,7 +194,7 @@ def approve(
     from fedml.strategies.describe import describe
     from fedml.study.read import read_study
 
-    study, site = read_study(study_file), _site(site_file)
+    study, site = read_study(study_file), site_of(site_file)
     check_roster(site, study)
     print(describe(study))
     print()
@@ -227,7 +222,7 @@ def revoke(
     from fedml.clients.gate import approvals
     from fedml.clients.gate.journal import About, Journal
 
-    site = _site(site_file)
+    site = site_of(site_file)
     for approval in approvals.revoke(site.state, study, _who(by)):
         Journal(site.state / "journal.jsonl").append(
             direction="site", verdict="noted", about=About(study=approval.sha256, study_name=approval.name), reason="revoke"
@@ -252,7 +247,7 @@ def start(
     from fedml.clients.service import run_site
     from fedml.study.read import read_study
 
-    site = _site(site_file)
+    site = site_of(site_file)
     if study_file is not None and not dry_run:
         raise InputError("--study is only valid with --dry-run; without --dry-run the site answers every approved study.")
     if not dry_run:
@@ -274,7 +269,7 @@ def doctor(
     from fedml.clients.desk.doctor import examine, show, worst
     from fedml.study.read import read_study
 
-    findings = examine(_site(site_file), read_study(study_file) if study_file else None)
+    findings = examine(site_of(site_file), read_study(study_file) if study_file else None)
     print(show(findings))
     raise typer.Exit(worst(findings))
 
@@ -290,7 +285,7 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
     from fedml.clients.gate.journal_view import show
     from fedml.clients.service import running
 
-    site = _site(site_file)
+    site = site_of(site_file)
     process = running(site.state)
     print(f"{site.name}: " + (f"running (process {process})" if process else "not running"))
     for a in read_approvals(site.state):
@@ -318,86 +313,14 @@ def score(
     """
     from fedml.clients.desk.score import score_site, show, write_scores
 
-    scored = score_site(_site(site_file), scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
+    scored = score_site(site_of(site_file), scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
     write_scores(out, scored)
     print(show(scored))
     print(f"{out}: id, score, used (weights for which the person has a genotype)")
 
 
-journal_app = typer.Typer(
-    name="journal", help="The decisions of the gate on requests and replies.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(journal_app)
-
-
-@journal_app.command("show")
-def journal_show(
-    site_file: SiteFile = Path("site.toml"),
-    last: Annotated[int, typer.Option(help="Number of last entries to show; 0: all.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
-) -> None:
-    """Show the decisions of the gate.
-
-    Example: fedml-site journal show --site /srv/fedml/site.toml --last 20
-    """
-    from fedml.clients.gate.journal import entries, to_json
-    from fedml.clients.gate.journal_view import show
-
-    path = _journal(site_file)
-    if as_json:
-        for line in to_json(entries(path)):
-            print(line)
-    else:
-        print(show(entries(path), last or None))
-
-
-@journal_app.command("verify")
-def journal_verify(
-    site_file: SiteFile = Path("site.toml"),
-    head: Annotated[str | None, typer.Option(help="A head that was sent with a reply (in MLflow: fedml.journal_head).")] = None,
-) -> None:
-    """Find entries that were edited, removed, moved or cut off. Exit 1 if there are any.
-
-    Example: fedml-site journal verify --site /srv/fedml/site.toml --head 9f2c...
-    """
-    from fedml.clients.gate.journal import Journal, verify
-    from fedml.errors import RunError
-
-    path = _journal(site_file)
-    problems = verify(path, head)
-    if problems:
-        raise RunError(f"{path}: " + "; ".join(f"line {p.line}: {p.what}" for p in problems[:5]))
-    journal = Journal(path)
-    print(f"{path}: {journal.count} entries, complete and unchanged; head {journal.head}")
-
-
-ledger_app = typer.Typer(
-    name="ledger", help="The privacy budget that each person has spent, over all studies.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(ledger_app)
-
-
-@ledger_app.command("show")
-def ledger_show(
-    site_file: SiteFile = Path("site.toml"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
-) -> None:
-    """Show the spent privacy budget, by study, and the remaining budget.
-
-    Example: fedml-site ledger show --site /srv/fedml/site.toml
-    """
-    from fedml.clients.gate.ledger_view import show, to_json
-
-    site = _site(site_file)
-    path, policy = site.state / "ledger.db", site.manifest.policy
-    print(to_json(path, policy.max_epsilon, policy.delta) if as_json else show(path, policy.max_epsilon, policy.delta))
-
-
-def _journal(site_file: Path) -> Path:
-    path = _site(site_file).state / "journal.jsonl"
-    if not path.exists():
-        raise InputError(f"{path}: no journal yet; fedml-site start and fedml-site approve create it.")
-    return path
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,7 +193,7 @@ def _patients(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, fo
             if name == study.federation.sites[-1]:
                 _report_round(say, study, number)
             if name in canaries:
-                _look(message, reply, study, gradients, real[name], canaries[name], evidence[name], random)
+                _look(message, reply, study, gradients, _Attacked(real[name], canaries[name], evidence[name]), random)
         return reply
 
     (folder / "run").mkdir()
@@ -218,18 +218,23 @@ def _of_others(study: Study, site: str, real: Cohort, gradients: Gradients, rand
     return sums.sum(0) * times, noise
 
 
-def _look(
-    message: Message, reply: Message, study: Study, gradients: Gradients, real: Cohort, canaries: Cohort, evidence: Evidence,
-    random: np.random.Generator,
-) -> None:  # fmt: skip
+class _Attacked(NamedTuple):
+    """A site under attack: its persons, its canaries, and the evidence so far."""
+
+    real: Cohort
+    canaries: Cohort
+    evidence: Evidence
+
+
+def _look(message: Message, reply: Message, study: Study, gradients: Gradients, site: _Attacked, random: np.random.Generator) -> None:
     """Adds the evidence of one round from one site. The adversary knows all persons but not the coins, as in the definition of DP."""
     before = unpack_tensors(message.content.array_records[ARRAYS])
     after = unpack_tensors(reply.content.array_records[ARRAYS])
     constants = unpack_tensors(message.content.array_records[AGREEMENT])
     gradients.load({**before, **{k: v for k, v in constants.items() if k not in (PANEL, FLIPS, IMAGE_SHAPE)}})
-    drawn = sampling(study, real.site)
-    others, noise = _of_others(study, real.site, real, gradients, random)
-    effects = gradients.each(canaries)
+    drawn = sampling(study, site.real.site)
+    others, noise = _of_others(study, site.real.site, site.real, gradients, random)
+    effects = gradients.each(site.canaries)
     sampled = effects * math.sqrt(drawn.rate * (1 - drawn.rate) * drawn.steps / 2)
     effects = effects * drawn.rate * drawn.steps
     noise = Noise(noise.variance, np.vstack([noise.parts, sampled]))
@@ -240,7 +245,7 @@ def _look(
         known = (others + effects.sum(0) / 2) / drawn.steps
         size = np.sqrt(known**2 + (noise.variance + (noise.parts**2).sum(0)) / drawn.steps)
         observed = observed * size / study.training.lr
-    evidence.add(observed, others + effects.sum(0) / 2, effects, noise)
+    site.evidence.add(observed, others + effects.sum(0) / 2, effects, noise)
 
 
 def _sites(study: Study, sites: Mapping[str, Site], coins: Any, seed: int, folder: Path, say: Say) -> Any:

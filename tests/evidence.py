@@ -54,7 +54,7 @@ def finished(study: Study, folder: Path, file: Path | None = None) -> Path:
     """A run of ``study`` with the local engine on the sites in ``folder``/sites."""
     sites: dict[str, Site] = find_sites(folder / "sites", study.federation.sites)[0]
     made = new_run(study, folder / "runs", file, engine="local", job="train")
-    assert run(study, sites, engine="local", run=made, sites_folder=Path()).status == "finished"
+    assert run(study, sites, made).status == "finished"
     return made
 
 

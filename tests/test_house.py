@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -72,3 +75,35 @@ def test_a_folder_that_no_layer_names_is_refused(copy: Path) -> None:
         shutil.rmtree(copy / "fedml" / "annex")
     assert done.returncode == 1
     assert "fedml.annex" in done.stdout
+
+
+def product() -> list[Path]:
+    """Every file of the product's code, once."""
+    return sorted(path for name in FLOORS for path in (ROOT / name).rglob("*.py") if path.resolve() == path)
+
+
+def test_files_are_short() -> None:
+    """None has more than 400 lines, unless docs/architecture.md gives the reason under "Long files"."""
+    lines = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in product()}
+    assert len(lines) > 200
+    assert median(lines.values()) <= 150
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    reasons = set(re.findall(r"^- `([\w/]+\.py)`: ", page.partition("## Long files")[2], re.MULTILINE))
+    assert {name for name, count in lines.items() if count > 400} == reasons
+
+
+def parameters(text: str) -> list[tuple[str, int]]:
+    """(function, number of its parameters without self and cls), functions within functions and classes too."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg]
+            names = [one.arg for one in given if one is not None]
+            found.append((getattr(node, "name", "lambda"), len([name for name in names if name not in ("self", "cls")])))
+    return found
+
+
+def test_no_function_has_more_than_seven_parameters() -> None:
+    assert parameters("class A:\n def f(self, a, b, /, c, *d, e=1, **g): return lambda x: x") == [("f", 6), ("lambda", 1)]
+    long = [(path.name, *found) for path in product() for found in parameters(path.read_text(encoding="utf-8")) if found[1] > 7]
+    assert long == []

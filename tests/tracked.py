@@ -33,7 +33,7 @@ def finished(folder: Path, runs: str = "runs", **changes: Any) -> tuple[Path, St
     study = make_study(sites=SITES, **{"study__question": "Is y so?", "training__lr": 0.1, **changes})
     made = new_run(study, folder / runs, None, engine="local", job="train")
     sites = find_sites(folder / "sites", SITES)[0]
-    outcome = run(study, sites, engine="local", run=made, sites_folder=folder / "sites")
+    outcome = run(study, sites, made)
     assert outcome.status == "finished", outcome.reason
     return made, study
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from fedml.clients.site.manifest import find_sites
 from fedml.experiments.bench.timing import Pairs, machine, table
-from fedml.experiments.runs.run import Engine, new_run, run
+from fedml.experiments.runs.run import Engine, On, new_run, run
 from fedml.runs.events import Agreed, Round
 from fedml.study.study import Study, parse_study, validate
 
@@ -61,7 +61,7 @@ def make_sites(out: Path) -> None:
 def one_run(study: Study, engine: Engine, sites: Path, runs: Path) -> tuple[list[float], str]:
     """Seconds of each round, and the digest of the final weights."""
     found, _ = find_sites(sites, study.federation.sites)
-    outcome = run(study, found, engine=engine, run=new_run(study, runs, None, engine=engine, job="train"), sites_folder=sites)
+    outcome = run(study, found, new_run(study, runs, None, engine=engine, job="train"), On(engine, sites))
     assert outcome.status == "finished", outcome.reason
     times = [e.seconds for e in outcome.events if isinstance(e, Round)]
     assert len(times) == ROUNDS

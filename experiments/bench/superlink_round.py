@@ -38,7 +38,7 @@ from fedml.clients.site.manifest import Site, find_sites
 from fedml.experiments.bench.timing import machine, table
 from fedml.experiments.federation.centre import register, registered
 from fedml.experiments.federation.local import down, home_of, read_running, up
-from fedml.experiments.runs.run import new_run, run
+from fedml.experiments.runs.run import On, new_run, run
 from fedml.flower.keys import write_node_key
 from fedml.flower.superlink import command_path, environment, free_ports, stop_group, submit
 from fedml.modalities.layout import Layout
@@ -180,7 +180,7 @@ def make_sites(out: Path) -> dict[str, Site]:
 def our_rounds(study: Study, sites: Mapping[str, Site], work: Path) -> list[float]:
     """Seconds of each round of fedml. Asserts that the run ends with the arrays of ``arrays.npz``."""
     folder = new_run(study, work / "runs", None, engine="deployment", job="train")
-    outcome = run(study, sites, engine="deployment", run=folder, sites_folder=work / "sites", flower_home=home_of(work / "sites"))
+    outcome = run(study, sites, folder, On("deployment", flower_home=home_of(work / "sites")))
     assert outcome.status == "finished", outcome.reason
     check_unchanged(work, safetensors.numpy.load_file(folder / "model.safetensors"))
     return [e.seconds for e in outcome.events if isinstance(e, Round)]

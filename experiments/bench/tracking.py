@@ -55,7 +55,7 @@ def make_run(folder: Path) -> Path:
     }  # fmt: skip
     study = validate(Study, plan, "the bench's study")
     run_folder = new_run(study, folder / "runs", None, engine="local", job="train")
-    ended = run(study, find_sites(folder / "sites", tuple(names))[0], engine="local", run=run_folder, sites_folder=folder / "sites")
+    ended = run(study, find_sites(folder / "sites", tuple(names))[0], run_folder)
     if ended.status != "finished":
         raise SystemExit(ended.reason)
     logged, _ = read_events(run_folder)

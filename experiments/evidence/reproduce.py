@@ -80,7 +80,7 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
             )
         read_all(study, sites, say)
         folder = new_run(study, runs, None, engine="local", job="train")
-        outcome = run_study(study, sites, engine="local", run=folder, sites_folder=Path())
+        outcome = run_study(study, sites, folder)
         if outcome.status != "finished":
             raise RunError(f"{folder}: the study did not finish ({outcome.reason}).")
         private = study.privacy.unit != "none"

@@ -67,7 +67,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
     deployed = where.engine == "deployment"
     if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
-    from fedml.experiments.runs.run import Tracking, new_run, read_all, run
+    from fedml.experiments.runs.run import On, Tracking, new_run, read_all, run
     from fedml.experiments.runs.show import Progress
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
@@ -80,8 +80,8 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
         tracker.begin(folder)
     progress = Progress(study, console, job)
     outcome = run(
-        study, found, engine=where.engine, run=folder, sites_folder=where.sites or Path(), listeners=[progress], debug=is_debug(),  # type: ignore[arg-type]
-        flower_home=home, connection=connection, job=job,
+        study, found, folder, On(where.engine, where.sites or Path(), home, connection),  # type: ignore[arg-type]
+        listeners=[progress], debug=is_debug(), job=job,
     )  # fmt: skip
     progress.close()
     if job == "train" and found and outcome.status == "finished":

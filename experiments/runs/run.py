@@ -1,6 +1,7 @@
 """One run of a study: check the input, make the run's folder, start an engine, follow its events.
 
-outcome = run(study, sites, engine="local", runs=Path("fedml-runs"), listeners=[...])
+folder = new_run(study, Path("fedml-runs"), None, engine="local", job="train")
+outcome = run(study, sites, folder, On("local"), listeners=[...])
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
@@ -166,21 +167,35 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: 
     server_app(grid, context)
 
 
+class On(NamedTuple):
+    """What a study runs on.
+
+    Args:
+        sites_folder: of the simulation: the folder of the sites' folders.
+        flower_home: of a deployment: Flower's folder; None: the user's own. connection: the name in its ``config.toml``.
+    """
+
+    engine: Engine = "local"
+    sites_folder: Path = Path()
+    flower_home: Path | None = None
+    connection: str = "own"
+
+
 def run(
-    study: Study, sites: Mapping[str, Site], *, engine: Engine, run: Path, sites_folder: Path, listeners: Sequence[Listener] = (),
-    debug: bool = False, flower_home: Path | None = None, connection: str = "own", job: Job = "train",
+    study: Study, sites: Mapping[str, Site], run: Path, on: On = On(), *, listeners: Sequence[Listener] = (), debug: bool = False,
+    job: Job = "train",
 ) -> Outcome:  # fmt: skip
     """Runs ``study`` and returns how it ended; a failed run is an ``Outcome`` too, never an exception."""
     began, stop = time.monotonic(), threading.Event()
     follower = threading.Thread(target=follow, args=(run, listeners, stop), name="fedml-follow")
     follower.start()
     try:
-        if engine == "local":
+        if on.engine == "local":
             run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run, job)
-        elif engine == "simulation":
-            _simulate(study, sites_folder, run, debug, job)
+        elif on.engine == "simulation":
+            _simulate(study, on.sites_folder, run, debug, job)
         else:
-            _deploy(study, run, flower_home, connection, job)
+            _deploy(study, run, on.flower_home, on.connection, job)
     except KeyboardInterrupt:
         emit(run, End(status="stopped", reason="stopped from the keyboard"))
     except Exception as error:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -193,11 +193,12 @@ def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDAr
     # variants are always fitted in full.
     selected = reported.any(0) & ((result.p <= work.plan.first_pass_p) | ~everywhere)
     steps = 0
-    plain, steps = _fitted(work, design, theta, frequency, np.flatnonzero(selected & ~rare), steps, result, method, firth=False)
+    fits = _Fits(design, theta, frequency, result, method)
+    plain, steps = _fitted(work, fits, np.flatnonzero(selected & ~rare), steps, firth=False)
     penalised = np.flatnonzero(selected & rare)
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
-    _fitted(work, design, theta, frequency, penalised, steps, result, method, firth=True)
+    _fitted(work, fits, penalised, steps, firth=True)
     return result, method, {"cases": cases, "controls": controls}
 
 
@@ -228,21 +229,28 @@ def _total(sums: list[Any]) -> Any:
     return sum(sums[1:], sums[0])
 
 
-def _fitted(
-    work: Work, design: dict[str, Any], theta: Floats, frequency: Floats, chosen: npt.NDArray[np.int64], steps: int,
-    result: Association, method: npt.NDArray[np.str_], *, firth: bool,
-) -> tuple[npt.NDArray[np.int64], int]:  # fmt: skip
-    """Fits the ``chosen`` variants in full and writes them to ``result`` and ``method``; returns the variants without a finite solution,
-    and the number of steps so far."""
+class _Fits(NamedTuple):
+    """What a full fit needs, and where its results go: ``result`` and ``method`` of all variants."""
+
+    design: dict[str, Any]
+    theta: Floats
+    frequency: Floats
+    result: Association
+    method: npt.NDArray[np.str_]
+
+
+def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], steps: int, *, firth: bool) -> tuple[npt.NDArray[np.int64], int]:
+    """Fits the ``chosen`` variants in full and writes the results to ``fits``; returns those without a finite solution, and the number
+    of steps so far."""
     lost = []
     name = "firth" if firth else "wald"
     for start in range(0, len(chosen), _FIT_BLOCK):
         block = chosen[start : start + _FIT_BLOCK]
-        state = logistic.start(logistic.with_variant(theta, len(block)), firth=firth)
+        state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth)
         while len(state.active):
             at = block[state.active]
             given = {
-                **design, "frequency": frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
+                **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
                 "penalised": np.array([firth], np.uint8),
             }  # fmt: skip
             local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
@@ -251,9 +259,9 @@ def _fitted(
             _step(work, f"fitting {len(chosen)} variants ({name}), step {state.iteration}", start, len(chosen))
         fitted = logistic.wald(state)
         converged = state.converged
-        for field, values in zip(result, fitted, strict=True):
+        for field, values in zip(fits.result, fitted, strict=True):
             field[block[converged]] = values[converged]
             field[block[~converged]] = values[~converged] if field.dtype.kind == "i" else np.nan
-        method[block] = name
+        fits.method[block] = name
         lost += block[~converged].tolist()
     return np.array(lost, dtype=np.int64), steps

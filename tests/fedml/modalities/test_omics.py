@@ -68,7 +68,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = read_study(folder / "study.toml")
     made = new_run(study, folder / "runs", folder / "study.toml", engine="local", job="train")
     sites = find_sites(folder / "sites", study.federation.sites)[0]
-    assert run(study, sites, engine="local", run=made, sites_folder=folder / "sites").status == "finished"
+    assert run(study, sites, made).status == "finished"
     return folder
 
 

@@ -50,7 +50,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = make_study(training={"lr": 0.05}, cohort__split={"train": 0.6, "val": 0.2, "test": 0.2})
     made = new_run(study, folder / "runs", None, engine="local", job="train")
     sites = find_sites(folder / "sites", ("a", "b"))[0]
-    assert run(study, sites, engine="local", run=made, sites_folder=folder / "sites").status == "finished"
+    assert run(study, sites, made).status == "finished"
     return made
 
 
