@@ -144,7 +144,7 @@ def _data(site: Site) -> Iterator[Finding]:
 
 
 def _absent(what: str, path: Path) -> Finding:
-    return _fail(what, f"{path}: not there", "correct the path in site.toml, or put the file there")
+    return _fail(what, f"{path}: does not exist", "correct the path in site.toml, or put the file there")
 
 
 def _input(site: Site, modality: Modality[Any, Any], path: Path, ids: Sequence[str] | None) -> Iterator[Finding]:

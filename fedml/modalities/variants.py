@@ -103,7 +103,7 @@ def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[L
     own, path = place.data, place.folder / place.data.path
     companions = [path.with_suffix(ending) for ending in (".bim", ".fam")] if path.suffix == ".bed" else []
     if absent := [str(one) for one in companions if not one.exists()]:
-        yield Look("fail", f"{', '.join(absent)}: not there", "correct the path in site.toml, or put the file there")
+        yield Look("fail", f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file there")
         return
     try:
         source = open_source(path)
@@ -115,7 +115,7 @@ def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[L
         yield Look("fail", f"{path}: its contigs are {found}, site.toml says {own.build}", "correct data.variants build in site.toml")
         return
     if own.reference is not None and not (place.folder / own.reference).exists():
-        yield Look("fail", f"{place.folder / own.reference}: not there", "correct data.variants reference in site.toml")
+        yield Look("fail", f"{place.folder / own.reference}: does not exist", "correct data.variants reference in site.toml")
         return
     told = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", build not told by the header")
     known = set() if ids is None else set(ids)

@@ -16,8 +16,8 @@ from scipy import stats
 
 from fedml.errors import InputError
 from fedml.flower.grid import InProcessGrid
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model
-from fedml.models.layout import Layout
 from fedml.privacy.accounting import epsilon_gaussian
 from fedml.privacy.releases import claims
 from fedml.strategies.algorithms.algorithm import Arrays, Folded

@@ -10,7 +10,7 @@ import pytest
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
 from tests.conftest import make_study, write_bed, write_csv, write_manifest
-from tests.fedml.cohort.test_slide_run import write_tiff
+from tests.experiments.studies.test_slide_run import write_tiff
 
 PERSONS = 9
 IDS = [f"p{k}" for k in range(PERSONS)]

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from flwr.app import RecordDict
 
 from fedml.clients.cli import check as site_check
 from fedml.clients.desk.doctor import examine
@@ -18,6 +19,7 @@ from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import Data, Site, read_site
 from fedml.clients.site.read import read_cohort
 from fedml.clients.work.client import execute
+from fedml.clients.work.half import Memory
 from fedml.clients.work.request import Request
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
@@ -292,7 +294,7 @@ def test_what_a_site_says_of_it_is_what_is_declared(known: Known) -> None:
     request = Request(known.study, Phase.DESCRIBE, 0, {}, "a", (str(known.site.file),))
 
     def check(change: Callable[[dict[str, Any]], Any]) -> None:
-        reply = execute(request, {})  # type: ignore[arg-type]
+        reply = execute(request, RecordDict(), Memory(RecordDict(), "1"))
         values = dict(unpack(reply.array_records[DESCRIBED]))
         change(values)
         reply[DESCRIBED] = pack(values)

@@ -119,7 +119,7 @@ def test_the_site_is_shown_what_is_read(work: Path) -> None:
     seen = command("fedml-site", "check", "study.toml", "--site", "sites/a", cwd=work)
     assert seen.returncode == 0, seen.stderr
     assert "would use 250 persons" in seen.stdout
-    assert "left out 10 persons: no input" in seen.stdout
+    assert "excluded 10 persons: no input" in seen.stdout
     matrix = pd.read_csv(work / "sites" / "a" / "expression.csv").set_index("id")[list(FEATURES)]
     assert f"omics: 12 features of 250 persons, {matrix.isna().to_numpy().mean():.1%} missing" in seen.stdout
     looked = command("fedml-site", "doctor", "--site", "sites/a", cwd=work)

@@ -21,8 +21,8 @@ from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.checklists.fill import CONDITIONS
 from fedml.experiments.report import words
 from fedml.experiments.runs.record import Record
+from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model
-from fedml.models.layout import Layout
 from fedml.privacy.counts import noised
 from fedml.strategies.describe import describe
 from fedml.study.sections import Model
