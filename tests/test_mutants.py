@@ -15,7 +15,6 @@ import pytest
 from tests.command import ROOT
 from tests.mutants import centre, cohort, computed, privacy, site
 
-pytestmark = pytest.mark.long
 TABLES = (cohort.MUTANTS, computed.MUTANTS, privacy.MUTANTS, site.MUTANTS, centre.MUTANTS)
 MUTANTS = {name: mutant for table in TABLES for name, mutant in table.items()}
 FOLDERS = ("fedml", "strategies", "clients", "experiments", "tests", "docs")
@@ -89,11 +88,24 @@ def test_there_are_sixty_over_all_wings() -> None:
     assert len(MUTANTS) == sum(map(len, TABLES)) >= 60, "no two have one name"
 
 
+@pytest.mark.parametrize("name", MUTANTS)
+def test_its_place_and_its_test_are_there(name: str) -> None:
+    patches, test = MUTANTS[name]
+    for file, old, new in patches:
+        assert old != new
+        assert old in (ROOT / file).read_text(encoding="utf-8"), f"{file} no longer has: {old}"
+    file, _, function = test.partition("::")
+    text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert not function or f"def {function.partition('[')[0]}(" in text, f"{file} no longer has {function}"
+
+
+@pytest.mark.long
 def test_the_named_tests_pass_without_a_mistake(run: Run) -> None:
     code, said = run(*sorted({test for _, test in MUTANTS.values()}))
     assert code == 0, said[-3000:]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_named_test_finds_it(name: str, restored: Path, run: Run) -> None:
     patches, test = MUTANTS[name]
