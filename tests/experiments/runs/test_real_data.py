@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.command import ROOT, STUDIES, command, run_json
+from tests.command import ROOT, STUDIES
+from tests.command import quick as command
+from tests.command import quick_json as run_json
 
 DATA = ROOT.parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no public data at {DATA}")

@@ -73,10 +73,11 @@ def most_failures(trials: int) -> float:
     return 0.05 * trials + 4 * math.sqrt(0.05 * 0.95 * trials)
 
 
+@pytest.mark.parametrize("trials", [100, pytest.param(400, marks=pytest.mark.long)])
 @pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
-def test_randomised_response_is_bounded_and_nearly_met(truth: float) -> None:
+def test_randomised_response_is_bounded_and_nearly_met(truth: float, trials: int) -> None:
     """The one mechanism for which the bound is tight: each coin is told truly with probability e^eps / (1 + e^eps)."""
-    random, trials = np.random.default_rng(1), 400
+    random = np.random.default_rng(1)
     bounds = []
     for _ in range(trials):
         coins = random.random(400) < 0.5
@@ -86,12 +87,13 @@ def test_randomised_response_is_bounded_and_nearly_met(truth: float) -> None:
     assert float(np.median(bounds)) > 0.5 * truth
 
 
+@pytest.mark.parametrize("trials", [75, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize("truth", [1.0, 3.0, 8.0])
-def test_the_gaussian_mechanism_is_bounded(truth: float) -> None:
+def test_the_gaussian_mechanism_is_bounded(truth: float, trials: int) -> None:
     from fedml.privacy.accounting import gaussian, solve_noise_multiplier
 
     z = solve_noise_multiplier(truth, 1e-5, gaussian)
-    random, trials = np.random.default_rng(2), 300
+    random = np.random.default_rng(2)
     bounds, estimates = [], []
     for _ in range(trials):
         coins = random.random(1000) < 0.5
@@ -171,7 +173,7 @@ def studies(unit: str, folder: Path, **privacy: Any) -> tuple[Study, Any]:
     return study, find_sites(folder / ("image" if unit == "patient" else "clinical"), study.federation.sites)[0]
 
 
-@pytest.mark.parametrize("unit", ["patient", "site"])
+@pytest.mark.parametrize("unit", [pytest.param("patient", marks=pytest.mark.long), "site"])
 def test_with_the_noise_off_the_audit_finds_much(unit: str, folder: Path) -> None:
     study, sites = studies(unit, folder)
     found = audit(without_noise(study), sites, canaries=100, seed=1)

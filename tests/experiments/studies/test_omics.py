@@ -28,7 +28,7 @@ from fedml.study.study import Study, parse_study
 from fedml.synthetic.placeholder import lookalike
 from fedml.tracking.registry import signature_of
 from fedml.tracking.scoring import score
-from tests.command import command
+from tests.command import quick as command
 from tests.conftest import Run, make_plan, make_study, pooled, to_toml, write_csv, write_manifest
 
 FEATURES = tuple(f"ENSG{k:03d}" for k in range(12))

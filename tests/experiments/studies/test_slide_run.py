@@ -30,7 +30,8 @@ from fedml.models.fusion import build_model, load
 from fedml.study.cohort_section import Tiles
 from fedml.study.study import parse_study
 from fedml.tracking.scoring import restore
-from tests.command import command, run_json
+from tests.command import quick as command
+from tests.command import quick_json as run_json
 from tests.conftest import federate, huge_slide, make_plan, make_study, pooled, public_data, to_toml, write_csv, write_manifest
 from tests.inputs import slides_of as found_slides
 

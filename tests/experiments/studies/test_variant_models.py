@@ -39,7 +39,9 @@ from fedml.study.study import Study, parse_study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.registry import make_task
 from fedml.tracking.scoring import restore
-from tests.command import ROOT, command, run_json
+from tests.command import ROOT
+from tests.command import quick as command
+from tests.command import quick_json as run_json
 from tests.conftest import Run, federate, make_plan, to_toml, write_bed, write_csv, write_manifest, write_vcf
 
 VARIANTS = 36

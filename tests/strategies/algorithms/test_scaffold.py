@@ -29,7 +29,7 @@ from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.rounds import run_study
 from fedml.study.study import Study
 from fedml.wire.records import Phase, pack
-from tests.command import run_json
+from tests.command import quick_json as run_json
 from tests.conftest import Run, federate, make_study, to_toml, write_csv, write_manifest
 
 Arrays = dict[str, np.ndarray[Any, Any]]
