@@ -183,7 +183,7 @@ def test_with_the_noise_off_the_audit_finds_much(unit: str, folder: Path) -> Non
 
 
 @pytest.mark.parametrize("epsilon", [pytest.param(1.0, marks=pytest.mark.long), 3.0, pytest.param(8.0, marks=pytest.mark.long)])
-@pytest.mark.parametrize("unit", ["patient", "site"])
+@pytest.mark.parametrize("unit", [pytest.param("patient", marks=pytest.mark.long), "site"])
 def test_the_claim_holds(unit: str, epsilon: float, folder: Path) -> None:
     study, sites = studies(unit, folder, epsilon=epsilon)
     found = audit(study, sites, canaries=100, seed=2)
