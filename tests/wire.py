@@ -5,7 +5,7 @@
     hits = find(searchable(folder), needles(["Anna Kowalska"]))
 
 The proxy ends the site's TLS with a certificate of its own authority, writes every byte of both directions to a file a connection and a
-direction, and passes it on over TLS. flwr 1.41 speaks HTTP/1.1 with protobuf bodies there; bodies that are chunked or compressed are
+direction, and passes it on over TLS. flwr 1.42 speaks HTTP/1.1 with protobuf bodies there; bodies that are chunked or compressed are
 searched as they were before that too, and anything that is not HTTP/1.1 is an error, so that nothing goes by unread.
 """
 

@@ -12,7 +12,6 @@ _SENTENCES = {
     "not-in-roster": "the study does not name this site",
     "bad-message": "the message is not a request of a study",
     "bad-data": "this site's data do not fit the study",
-    "empty-part": "this site has no persons in that part of the study",
     "non-finite": "a number was not finite",
     "internal": "an error at this site; the site's log describes the error",
     "state-lost": "the state that this site kept of earlier rounds of the run was lost in a restart",

@@ -202,11 +202,11 @@ class Ledger:
                 "SELECT study, events IS NULL, min(study_name), count(DISTINCT run), count(DISTINCT run || ' ' || phase || ' ' || round), "
                 "min(time), max(time) FROM charge GROUP BY 1, 2 ORDER BY min(id)"
             )
-            for study, unprotected, name, runs, messages, first, last in db.execute(query).fetchall():
+            for study, unprotected, name, runs, messages, began, ended in db.execute(query).fetchall():
                 persons = first(db, f"{_COUNT} WHERE study = ? AND (events IS NULL) = ?)", study, unprotected)
                 largest = self._largest(db, None, _by_group(db, study))
                 worst = math.inf if unprotected else max(_epsilon(counts, delta) for counts in largest)
-                out.append(Spend(name, study, runs, messages, persons, first, last, worst))
+                out.append(Spend(name, study, runs, messages, persons, began, ended, worst))
         return tuple(out)
 
     def persons(self) -> int:

@@ -1,6 +1,6 @@
 """A SuperLink's list of nodes, through its Control API: registered keys, their names, and which nodes are online.
 
-Uses Flower's non-public ``ControlHttpClient``, because its command line registers a node's name but does not list it; flwr 1.41.
+Uses Flower's non-public ``ControlHttpClient``, because its command line registers a node's name but does not list it; flwr 1.42.
 """
 
 from __future__ import annotations

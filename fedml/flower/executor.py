@@ -1,7 +1,7 @@
 """The site executor's loop: takes tasks from a SuperNode started with ``--isolation process`` and answers them in this process.
 
 The app bundle (FAB) from the SuperNode is discarded: it is never unpacked, put on ``sys.path`` or imported. Only the message, which is
-data, reaches ``handle``. Uses the Runtime API of flwr 1.41.
+data, reaches ``handle``. Uses the Runtime API of flwr 1.42.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``flower-superlink`` with two ports: ``python -m fedml.flower.front --public HOST:PORT --public-certificate F --public-key F ARGUMENTS``.
 
-The SuperLink of flwr 1.41 serves all its APIs at one port and authenticates only nodes: every client that reaches the port could register
+The SuperLink of flwr 1.42 serves all its APIs at one port and authenticates only nodes: every client that reaches the port could register
 nodes, submit a ServerApp (which then runs on the server) or take a ServerApp's task. Here Flower's own port (``--host`` and ``--port`` of
 ARGUMENTS) is for this machine only; the same process serves a public port with the Fleet API and ``/health`` only.
 """

@@ -1,6 +1,6 @@
 """The local engine's ``Grid``: the ClientApp runs in this process when its reply is pulled, without Ray, sockets or subprocesses.
 
-Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and message ids; written for flwr 1.41.
+Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and message ids; written for flwr 1.42.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A SuperLink's process, connection file and submitted app, used by the simulation and the deployment engine.
 
 Depends on the layout of Flower's connection file (``$FLWR_HOME/config.toml``) and of an app's ``pyproject.toml``, and on its commands; flwr
-1.41.
+1.42.
 """
 
 from __future__ import annotations

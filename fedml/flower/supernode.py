@@ -1,6 +1,6 @@
 """``flower-supernode`` with shorter waiting times: ``python -m fedml.flower.supernode ARGUMENTS``, with Flower's arguments.
 
-With running sites most of a round's time would be waiting. The SuperNode of flwr 1.41 sleeps 3 s whenever the SuperLink has no message,
+With running sites most of a round's time would be waiting. The SuperNode of flwr 1.42 sleeps 3 s whenever the SuperLink has no message,
 half a second between checks for its site's reply, and a second or more when it requests parts of a message that the sender has not uploaded
 yet, which is usual for a fast node. Here these times are shorter, and the reply to an executor's request for a task is delayed until a
 complete task is available, so that the executor need not poll often or request missing parts. Nothing else is changed.

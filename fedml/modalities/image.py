@@ -73,7 +73,7 @@ def _check(study: Study) -> None:
     from fedml.networks.image import NETWORKS, build_image_network
     from fedml.networks.segmentation import build_segmentation_network
 
-    if study.model.task == "segmentation":
+    if study.traits.label == "mask":
         spec, image = study.model.segmentation, study.cohort.image
         size = (1, 8, 8) if image is None else (image.channels, *image.size)
         build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
@@ -87,7 +87,7 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.read(place.folder / own.path, tiles, ids, place.cache, place.max_quarantined)
     return read_images(
-        place.folder / own.path, own.format, list(ids), plan.image, codes=plan.classes if study.model.task == "segmentation" else None,
+        place.folder / own.path, own.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,
         rules=ImageRules(
             None if own.masks is None else place.folder / own.masks, place.deidentification, place.max_quarantined, place.cache / "images",
@@ -271,7 +271,7 @@ def _form(study: Study) -> Form:
 
 def _packages(study: Study) -> tuple[str, ...]:
     prepared = study.cohort.image is not None and study.cohort.image.preprocess is not None
-    monai = study.model.image.net != "cnn" or study.model.task == "segmentation" or prepared
+    monai = study.model.image.net != "cnn" or study.traits.label == "mask" or prepared
     decoders = {"imagecodecs", "pydicom", *(form.package for form in FORMATS.values() if form.package)}
     return (*(["monai"] if monai else []), *sorted(decoders))
 

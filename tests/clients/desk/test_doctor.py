@@ -162,7 +162,7 @@ def test_a_good_site_without_a_connection(folder: Path) -> None:
     assert "ok    persons table: 120 persons" in show(findings).splitlines()
     assert "at least 20 training persons" in one(findings, "policy").text
     assert "(0: " in one(findings, "study train").text
-    assert one(findings, "flwr").text.startswith("1.41.")
+    assert one(findings, "flwr").text.startswith("1.42.")
 
 
 def test_a_good_site_and_a_real_server(folder: Path, authority: Path) -> None:
@@ -389,7 +389,7 @@ def test_a_key_newer_than_the_log(folder: Path, authority: Path) -> None:
 
 def test_another_flower(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.40.2")
-    expect(look(folder), "flwr", "fail", "1.40.2", "flwr==1.41.")
+    expect(look(folder), "flwr", "fail", "1.40.2", "flwr==1.42.")
 
 
 def test_a_check_that_breaks_or_hangs_is_a_finding(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

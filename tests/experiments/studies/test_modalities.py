@@ -305,7 +305,7 @@ def test_what_a_site_says_of_it_is_what_is_declared(known: Known) -> None:
         with pytest.raises(SiteError, match=f"{key} is not of the declared shape and type"):
             check(lambda values, key=key: values.update({key: np.zeros((2, 2), np.float32)}))
         if len(modality.declared()) > 1:
-            with pytest.raises(SiteError, match="an input is told of in part"):
+            with pytest.raises(SiteError, match="an input is described in part"):
                 check(lambda values, key=key: values.pop(key))
     for other in (other for other in MODALITIES.values() if other is not modality):
         for key in other.declared():
