@@ -244,7 +244,9 @@ def test_a_refusal_holds_nothing_of_a_person(ask: Any, data: st.DataObject, firs
     if case["kind"] in ("KeyboardInterrupt", "SystemExit"):
         assert code == "left", "who stops a site stops it"
     else:
-        assert code in set(Reason) or (case["place"] == "line" and not code), f"no refusal: {case} {outcome}"
+        # A line may be passed after the reply is complete, and one unusable image of a hundred is excluded, not refused.
+        harmless = case["place"] == "line" or case.get("data") in ("image", "shape")
+        assert code in set(Reason) or (harmless and not code), f"no refusal: {case} {outcome}"
 
 
 def test_that_look_finds_a_gate_that_tells(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
