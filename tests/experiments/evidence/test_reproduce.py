@@ -77,6 +77,7 @@ def test_a_bundle_that_was_changed_is_not_run(bundled: Path, tmp_path: Path) -> 
     assert not (tmp_path / "fedml-runs").exists()
 
 
+@pytest.mark.long
 def test_of_a_private_run_all_but_the_noise_is_compared(tmp_path: Path) -> None:
     run, sites = private(tmp_path)
     write_bundle(run, tmp_path / "run.zip", KEY)

@@ -19,7 +19,7 @@ from fedml.experiments.federation.centre import find_home, make_centre, read_cen
 from fedml.flower.control import nodes
 from fedml.flower.keys import check_certificate, key_fingerprint, read_public_key, write_authority, write_node_key
 from fedml.flower.superlink import command_path, free_ports, stop_group, write_connection
-from tests.command import command
+from tests.command import quick as command
 
 
 @pytest.fixture(scope="module")

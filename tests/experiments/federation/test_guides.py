@@ -195,6 +195,7 @@ def test_a_guide_holds_no_block_that_nothing_checks() -> None:
     assert set(text) == outside, "only what wants root, installs, or stays in the foreground is left to the reader"
 
 
+@pytest.mark.long
 def test_the_installation_installs_both_commands(tmp_path: Path) -> None:
     text = only(JOIN, "Install", "text").text
     line = next(line for line in text.splitlines() if "pip install" in line)

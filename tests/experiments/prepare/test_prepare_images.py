@@ -34,6 +34,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 # --- adrenal
 
 
+@pytest.mark.long
 def test_adrenal_keeps_the_official_parts_and_every_gland(tmp_path: Path) -> None:
     original = public_data("medmnist") / adrenal.FILE
     said: list[str] = []

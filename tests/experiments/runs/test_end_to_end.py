@@ -14,7 +14,7 @@ from fedml.clients.site.manifest import find_sites
 from fedml.clients.site.read import load_aligned
 from fedml.runs.log import load_model, read_events
 from fedml.tracking.scoring import restore
-from tests.command import STUDIES, command, run_json
+from tests.command import STUDIES, command, quick, quick_json, run_json
 from tests.inputs import clinical_of, dosages_of, images_of
 
 SMALL = ("--set", "federation.rounds=2", "--set", "model.image.channels=[4, 8]")
@@ -49,10 +49,11 @@ def test_json_says_what_was_done(first: dict[str, Any]) -> None:
     assert first["privacy"] == {"unit": "none"}
 
 
-def test_local_twice_and_simulation_are_bitwise_equal(work: Path, first: dict[str, Any]) -> None:
-    again = run_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", cwd=work)
-    ray = run_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", "--engine", "simulation", cwd=work)
-    other = run_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", "--seed", "2", cwd=work)
+@pytest.mark.parametrize("engine", ["local", pytest.param("simulation", marks=pytest.mark.long)])
+def test_twice_is_bitwise_equal_on_each_engine_and_another_seed_is_not(work: Path, first: dict[str, Any], engine: str) -> None:
+    again = quick_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", cwd=work)
+    ray = run_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", "--engine", engine, cwd=work)
+    other = quick_json(STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--no-track", "--seed", "2", cwd=work)
     assert first["weights_sha256"] == again["weights_sha256"] == ray["weights_sha256"] != other["weights_sha256"]
     files = [(work / r["folder"] / "model.safetensors").read_bytes() for r in (first, again, ray)]
     assert files[0] == files[1] == files[2]
@@ -116,7 +117,7 @@ def test_check_tells_the_plan_and_site_check_the_data(work: Path) -> None:
 
 
 def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
-    done = command(
+    done = quick(
         "fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--json", cwd=work,
         MLFLOW_TRACKING_URI="http://127.0.0.1:9",
     )  # fmt: skip
@@ -124,7 +125,7 @@ def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
     assert "fedml track" in done.stderr
     told = json.loads(done.stdout.strip().splitlines()[-1])
     assert told["status"] == "finished"
-    later = command("fedml", "track", told["folder"], cwd=work)
+    later = quick("fedml", "track", told["folder"], cwd=work)
     assert later.returncode == 0, later.stderr
     from mlflow import MlflowClient
 
@@ -135,7 +136,7 @@ def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
 
 def test_a_failed_run_says_why_and_is_recorded(work: Path) -> None:
     words = ("--set", "training.lr=1e30", "--set", "training.optimizer=sgd", "--set", "federation.quorum=3")
-    done = command("fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, *words, "--json", cwd=work)
+    done = quick("fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, *words, "--json", cwd=work)
     assert done.returncode == 1
     told = json.loads(done.stdout.strip().splitlines()[-1])
     assert told["status"] == "failed"

@@ -70,6 +70,7 @@ def test_nobody_declares_and_there_is_no_folder(tmp_path: Path) -> None:
     assert not list(folder.rglob("*.png"))
 
 
+@pytest.mark.long
 def test_masks_are_drawn_of_test_persons_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("a", 1), ("b", 2)):
         declare(disc_site(tmp_path / "sites" / name, name, 30, seed))

@@ -51,8 +51,8 @@ def test_float32_on_the_cpu_is_the_plain_loop_bit_for_bit(tmp_path: Path) -> Non
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("kind", ["image", "clinical", "segmentation"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize("kind", ["image", "clinical", pytest.param("segmentation", marks=pytest.mark.long)])
 def test_fewer_bits_train_to_about_the_same_and_are_the_same_twice(tmp_path: Path, kind: str, precision: str) -> None:
     makers: dict[str, Any] = {"image": image_site, "clinical": clinical_site, "segmentation": volume_site}
     make, inputs = makers[kind], "clinical" if kind == "clinical" else "image"

@@ -71,6 +71,7 @@ def page(shown: tuple[str, str, list[str]]) -> Iterator[tuple[Any, list[str]]]:
         browser.close()
 
 
+@pytest.mark.long
 def test_the_table_of_runs_has_study_metric_worst_site_and_epsilon(shown: tuple[str, str, list[str]], page: tuple[Any, list[str]]) -> None:
     view, wrong = page
     view.goto(shown[1])
@@ -86,6 +87,7 @@ def test_the_table_of_runs_has_study_metric_worst_site_and_epsilon(shown: tuple[
     assert wrong == []
 
 
+@pytest.mark.long
 def test_two_runs_compared(shown: tuple[str, str, list[str]], page: tuple[Any, list[str]]) -> None:
     view, wrong = page
     view.goto(f"{shown[0]}/#/compare-runs?runs={json.dumps(shown[2], separators=(',', ':'))}&experiments=[%221%22]")

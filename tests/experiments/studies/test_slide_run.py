@@ -91,6 +91,7 @@ def slide_plan(**changes: Any) -> dict[str, Any]:
     return make_plan(("image",), **slide_changes(**changes))
 
 
+@pytest.mark.long
 def test_attention_finds_what_marks_a_person(tmp_path: Path) -> None:
     """Told only who is ill, it tells new persons apart, and the tile that speaks most is one of the two that were marked."""
     sites = [slide_site(tmp_path / n, n, k, s) for n, k, s in (("a", 40, 1), ("b", 30, 2))]

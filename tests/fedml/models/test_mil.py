@@ -125,6 +125,7 @@ def test_low_precision_goes_the_same_way() -> None:
     torch.testing.assert_close(low.float(), full, rtol=0.1, atol=0.1)
 
 
+@pytest.mark.long
 def test_it_finds_a_signal_in_one_tile_of_twenty() -> None:
     """Half of the persons have a bright square in one tile of twenty. Told only of persons, it tells new persons apart, and its attention
     points at that tile."""

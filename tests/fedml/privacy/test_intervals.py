@@ -182,6 +182,7 @@ def test_the_value_is_the_metrics_own_and_lies_between_the_limits(metric: str) -
         assert interval(counts, TWO, metric, seed=2) != got
 
 
+@pytest.mark.long
 def test_the_bootstrap_is_that_of_persons() -> None:
     """Its spread equals that of samples of persons themselves, metric by metric, and of samples within sites."""
     rng = np.random.default_rng(4)

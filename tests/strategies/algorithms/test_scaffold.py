@@ -142,17 +142,17 @@ def test_it_equals_the_papers_algorithm_1(tmp_path: Path, sites: list[Path], ser
     np.testing.assert_allclose(vector(run), wanted, rtol=2e-5, atol=2e-5)
 
 
-def test_it_finds_the_minimum_that_fedavg_misses(tmp_path: Path, sites: list[Path]) -> None:
+@pytest.mark.parametrize(("rounds", "nearer"), [(20, 10), pytest.param(60, 1000, marks=pytest.mark.long)])
+def test_it_finds_the_minimum_that_fedavg_misses(tmp_path: Path, sites: list[Path], rounds: int, nearer: int) -> None:
     """With many local steps on unlike sites FedAvg stays where local minima pull it; the minimum of the mean loss is known exactly."""
-    ours = federate(study_of({"name": "scaffold"}, rounds=60), sites, tmp_path / "scaffold")
-    plain = federate(study_of({"name": "fedavg", "weighting": "equal"}, rounds=60), sites, tmp_path / "fedavg")
+    ours = federate(study_of({"name": "scaffold"}, rounds=rounds), sites, tmp_path / "scaffold")
+    plain = federate(study_of({"name": "fedavg", "weighting": "equal"}, rounds=rounds), sites, tmp_path / "fedavg")
     best = Losses(sites, ours).minimum()
     missed = float(np.linalg.norm(vector(plain) - best))
-    print(
-        f"distance to the minimum after 60 rounds of {STEPS} steps: scaffold {np.linalg.norm(vector(ours) - best):.2e}, fedavg {missed:.2e}"
-    )
+    reached = float(np.linalg.norm(vector(ours) - best))
+    print(f"distance to the minimum after {rounds} rounds of {STEPS} steps: scaffold {reached:.2e}, fedavg {missed:.2e}")
     assert missed > 0.05
-    assert float(np.linalg.norm(vector(ours) - best)) < missed / 1000
+    assert reached < missed / nearer
 
 
 # --- sites that miss rounds

@@ -559,6 +559,7 @@ for begin in (0, 4001, VARIANTS - 4003):
 """
 
 
+@pytest.mark.long
 def test_a_large_table_is_made_in_little_memory(tmp_path: Path) -> None:
     """5,000 persons x 60,000 variants: a table of 72 MB from 286 MB of dosages, within the 64 MB that were allowed."""
     command = [sys.executable, "-c", LARGE, str(tmp_path), "60000"]

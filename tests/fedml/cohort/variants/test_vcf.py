@@ -284,6 +284,7 @@ def test_the_blocks_ends_change_nothing(tmp_path: Path, format_: str, columns: i
     same(read(path, fast=False), expected)
 
 
+@pytest.mark.long
 def test_a_real_file_against_every_other_reader(tmp_path: Path, chromosome_21: Path) -> None:
     """1000 Genomes, published as plain gzip: written anew as bgzip, as BCF and, where both alleles are plain, as PLINK bed."""
     plain = tmp_path / "plain.vcf"
