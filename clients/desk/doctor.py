@@ -22,8 +22,8 @@ from typing import Any, Literal
 
 from fedml.clients.site.manifest import Connection, Site, check_roster
 from fedml.clients.site.read import read_cohort
-from fedml.errors import InputError, SiteError
-from fedml.modalities.modality import REFUSALS, Look, Modality, NotBuilt
+from fedml.errors import InputError, NotBuilt, SiteError
+from fedml.modalities.modality import REFUSALS, Look, Modality
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.tables import read_or_fault
 from fedml.study.section import PARTS

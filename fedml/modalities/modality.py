@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.inputs import Input
-from fedml.errors import InputError
+from fedml.errors import InputError, NotBuilt
 from fedml.study.section import Section
 from fedml.study.study import Study
 
@@ -43,13 +43,6 @@ Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Random = np.random.Generator
 Text = tuple[str, tuple[str, ...]]  # sentences (empty: none), and where in a run's folder they come from
-
-
-@dataclass(frozen=True)
-class NotBuilt:
-    """In the place of a function: the modality does not have it; ``reason`` is half a sentence."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from fedml.clients.work.request import Request
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
 from fedml.contract.replies import check_form
-from fedml.errors import InputError, RunError, SiteError
+from fedml.errors import InputError, NotBuilt, RunError, SiteError
 from fedml.experiments.checklists.facts import _missing, _network, _preprocessing
 from fedml.learning.statistics import cohort_sums
 from fedml.modalities.layout import Layout
-from fedml.modalities.modality import REFUSALS, Modality, NotBuilt, Words
+from fedml.modalities.modality import REFUSALS, Modality, Words
 from fedml.modalities.registry import MODALITIES, check_inputs, inputs_of, modalities_of, pool
 from fedml.models.fusion import build_model
 from fedml.privacy.attack import Gradients, Noise, canary_persons
