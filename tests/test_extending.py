@@ -264,6 +264,27 @@ def write_metaimage(path: Path, voxels: npt.NDArray[np.int16], affine: Floats) -
     path.write_bytes(header.encode() + voxels.astype("<i2").tobytes(order="F"))
 
 
+# How a saved model reads a file, and how a mask is read: differences from NIfTI, and the reason for a mask of another size.
+ONE_IMAGE = """
+        from pathlib import Path
+        import numpy as np
+        from fedml.cohort.images import masks
+        from fedml.cohort.images.formats import FORMATS
+        from fedml.cohort.images.reasons import ItemError
+        from fedml.cohort.one_image import read_one
+        from fedml.study.read import read_study
+        shape, files = read_study(Path(sys.argv[1])).cohort.image, [Path(name) for name in sys.argv[2:]]
+        first, second = (read_one(path, shape) for path in files)
+        affine = FORMATS["nifti"].read(files[1])[1]
+        drawn = [masks.read(path, affine, (7, 6, 5)) for path in files]
+        answer = [float(np.abs(first - second).max()), float(np.abs(drawn[0].astype(float) - drawn[1]).max()), ""]
+        try:
+            masks.read(files[0], affine, (7, 6, 4))
+        except ItemError as error:
+            answer[2] = str(error.reason)
+        """
+
+
 @pytest.mark.long
 @with_("An image format")
 def test_images_of_the_new_format_give_the_weights_of_the_same_images_as_nifti(copy: Path, tmp_path: Path) -> None:
@@ -290,6 +311,10 @@ def test_images_of_the_new_format_give_the_weights_of_the_same_images_as_nifti(c
     runs = {kind: run(copy, study, tmp_path / kind) for kind in ("nifti", "metaimage")}
     assert runs["metaimage"].told["weights_sha256"] == runs["nifti"].told["weights_sha256"]
     assert found_by_the_doctor(copy, tmp_path / "metaimage" / "a")["image"] == "ok"
+    one = tmp_path / "metaimage" / "a" / "images" / "a00.mha"
+    differ, mask, wrong = ask(copy, ONE_IMAGE, study, one, tmp_path / "nifti" / "a" / "images" / "a00.nii")
+    assert (differ, mask) == (0, 0)
+    assert wrong == "mask-mismatch"
     path = next((tmp_path / "metaimage" / "a" / "images").iterdir())
     path.write_bytes(path.read_bytes()[:-2])
     run(copy, study, tmp_path / "metaimage")
@@ -360,18 +385,21 @@ def test_the_new_input_is_standardised_learned_rehearsed_and_scored(copy: Path, 
         from fedml.clients.desk.rehearsal import rehearse
         from fedml.clients.site.manifest import read_site
         from fedml.runs.restore import restore
-        from fedml.tracking.registry import signature_of
+        from fedml.clients.site.read import load_cohort
+        from fedml.modalities.registry import pool
         from fedml.tracking.scoring import score
         study, model = restore(Path(sys.argv[1]))
         vectors = np.array([[8, 2, 5, 5, 5, 5], [2, 8, 5, 5, 5, 5], [np.nan] * 6])
         risk = score(study, model, {"clinical": np.zeros((3, 3)), "embedding": vectors})["probability_1"].tolist()
         sent = [e.phase for e in rehearse(read_site(Path(sys.argv[2])), study).entries if e.direction == "out"]
-        answer = [risk, sent]
+        pooled = pool([load_cohort((site + "/site.toml",), study) for site in sys.argv[2:]], study).inputs["embedding"]
+        answer = [risk, sent, int(pooled.present.sum())]
         """,
         done.folder,
-        tmp_path / "sites" / "a",
+        *(tmp_path / "sites" / name for name in "ab"),
     )
-    (high, low, without), sent = risks
+    (high, low, without), sent, present = risks
+    assert present == 2 * sum(bool(k % 7) for k in range(120))
     assert high > without > low
     assert sent == ["describe", "statistics", "round", "evaluate"]
     ended(command(copy, "report", done.folder, "-o", tmp_path / "report.html"))
@@ -390,7 +418,7 @@ def test_what_the_new_input_lacks_is_refused_and_other_studies_keep_their_identi
     privacy = {"unit": "patient", "noise_multiplier": 1.0, "persons": {"a": 80, "b": 80}}
     private = write_study(tmp_path / "private.toml", ("embedding",), cohort__embedding={"width": 6}, privacy=privacy)
     text = refused(command(copy, "run", private, "--sites", tmp_path / "sites", "--no-track"))
-    assert "[cohort.embedding] range is missing" in text
+    assert "[cohort.embedding] range is missing or not ascending" in text
     plan = {"cohort__embedding": {"width": 6, "range": [-10, 20]}, "federation__rounds": 1}
     done = run(copy, write_study(private, ("embedding",), **plan, privacy=privacy), tmp_path / "sites")
     text = refused(command(copy, "audit", done.folder, "--sites", tmp_path / "sites"))
