@@ -463,6 +463,7 @@ def test_the_new_task_learns_what_was_planted_and_its_metrics_are_those_of_the_p
     ended(command(copy, "report", done.folder, "-o", tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "the expected numbers of events have a deviance of" in page
+    assert "the squares of errors are not in the counts" in page
     ranges = {c: [-3, 3] for c in ("x1", "x2", "x3")}
     privacy = {"unit": "patient", "epsilon": 3.0, "persons": {"a": 9, "b": 9}, "ranges": ranges}
     private = write_study(tmp_path / "private.toml", **plan, privacy=privacy)
