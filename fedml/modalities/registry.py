@@ -21,7 +21,7 @@ from fedml.modalities.omics import OMICS
 from fedml.modalities.variants import VARIANTS
 from fedml.study.study import Study
 
-MODALITIES: Mapping[str, Modality[Any, Any]] = {one.name: one for one in (CLINICAL, IMAGE, VARIANTS, OMICS)}
+MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for modality in (CLINICAL, IMAGE, VARIANTS, OMICS)}
 
 
 def modalities_of(study: Study) -> list[Modality[Any, Any]]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
 from fedml.study.imaging import Preprocess
 from fedml.study.omics import OmicsColumns
-from fedml.study.section import Code, Fraction, InputName, Section, normal, without_later
+from fedml.study.section import Code, Fraction, Section, normal, without_later
+from fedml.study.task_traits import either
 
 
 class Split(Section):
@@ -133,7 +135,25 @@ class Variants(Section):
         return bool(self.min_call_rate or self.min_maf or self.min_hwe_p)
 
 
-class Cohort(Section):
+class Inputs(Section):
+    """The sections of the inputs in ``[cohort]``: a field for each input, whose name is the input's name."""
+
+    image: ImageShape | None = None
+    variants: Variants = Variants()
+    clinical: ClinicalColumns | None = None
+    omics: OmicsColumns | None = None
+
+
+def _known_input(name: str) -> str:
+    if name not in Inputs.model_fields:
+        raise PydanticKnownError("literal_error", {"expected": either(list(Inputs.model_fields)).replace('"', "'")})
+    return name
+
+
+InputName = Annotated[str, AfterValidator(_known_input)]
+
+
+class Cohort(Inputs):
     """``[cohort]``: the inputs and the target of each person, and the split into parts."""
 
     inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
@@ -141,10 +161,6 @@ class Cohort(Section):
     classes: Annotated[tuple[Code, ...], Field(min_length=2)] = (0, 1)
     split: Split = Split()
     split_key: str = Field(default="", description="key of the hash that assigns persons to parts; empty: the study's seed")
-    clinical: ClinicalColumns | None = None
-    image: ImageShape | None = None
-    variants: Variants = Variants()
-    omics: OmicsColumns | None = None
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -158,14 +174,11 @@ class Cohort(Section):
             raise ValueError("a class is listed twice in classes")
         if "clinical" in self.inputs and self.clinical is None:
             raise ValueError('inputs lists "clinical" but [cohort.clinical] is missing; add it with columns = [...]')
-        if "clinical" not in self.inputs and self.clinical is not None:
-            raise ValueError('[cohort.clinical] is given but inputs does not list "clinical"')
-        if "image" not in self.inputs and self.image is not None:
-            raise ValueError('[cohort.image] is given but inputs does not list "image"')
         if "omics" in self.inputs and self.omics is None:
             raise ValueError('inputs lists "omics", so a section [cohort.omics] with columns = [...] or features = "FILE" is needed')
-        if "omics" not in self.inputs and self.omics is not None:
-            raise ValueError('[cohort.omics] is given but inputs does not list "omics"')
+        for name in Inputs.model_fields:
+            if name not in self.inputs and getattr(self, name) not in (None, Variants()):
+                raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
         if self.omics is not None and self.target in self.omics.columns:
             raise ValueError(f'the target "{self.target}" is also among the omics columns: the model would be given the answer')
         if self.clinical is not None and self.target in self.clinical.columns:

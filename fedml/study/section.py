@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-InputName = Literal["image", "variants", "clinical", "omics"]
 PartName = Literal["train", "val", "test"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
@@ -39,9 +38,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
-_LATER = ("omics",)
+_FIRST = ("clinical", "image")  # inputs of the first studies, whose canonical JSON holds null where they are not used
 
 
 def without_later(values: dict[str, Any]) -> dict[str, Any]:
-    """A section's values without the keys that came after the first studies and are not used: the SHA-256 of those studies stays."""
-    return {key: value for key, value in values.items() if value is not None or key not in _LATER}
+    """A section's values without the inputs that came after the first studies and are not used: the SHA-256 of those studies stays."""
+    return {key: value for key, value in values.items() if value is not None or key in _FIRST}

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from pydantic import BaseModel, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
-from fedml.study.cohort_section import Cohort, Variants
+from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
 from fedml.study.section import Section
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
@@ -50,8 +50,6 @@ class Study(Section):
     def _association(self) -> Self:
         """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
         spec = self.cohort.clinical
-        if self.cohort.variants != Variants() and "variants" not in self.cohort.inputs:
-            raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
         if self.privacy.unit != "none" and self.cohort.variants.counted:
             raise ValueError(
                 "[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them"

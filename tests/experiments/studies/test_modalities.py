@@ -36,7 +36,7 @@ from fedml.privacy.releases import not_covered
 from fedml.privacy.statistics import private_sums, stated_constants
 from fedml.strategies.describe import describe, leaves
 from fedml.study.cohort_section import Cohort as CohortSection
-from fedml.study.section import InputName
+from fedml.study.cohort_section import Inputs
 from fedml.study.study import Study
 from fedml.synthetic.placeholder import lookalike
 from fedml.synthetic.write_site import write_site
@@ -112,7 +112,7 @@ def known(request: pytest.FixtureRequest, tmp_path: Path) -> Known:
 
 
 def test_the_table_names_what_a_study_and_a_manifest_may_list() -> None:
-    assert set(MODALITIES) == set(get_args(InputName))
+    assert set(MODALITIES) == set(Inputs.model_fields)
     assert all(name == modality.name for name, modality in MODALITIES.items())
     sections = {name: hint for name, hint in get_type_hints(Data).items() if name in MODALITIES}
     assert {name: get_args(hint)[0] for name, hint in sections.items()} == {name: m.data for name, m in MODALITIES.items()}
