@@ -30,8 +30,8 @@ from fedml.runs.events import (
     PartScores,
     Privacy,
     Round,
+    SiteDisclosure,
     SiteRow,
-    SiteTold,
     TrainedRow,
 )
 from fedml.runs.log import emit, save_counts, save_model
@@ -112,7 +112,7 @@ def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
     return agreement
 
 
-def agreed_event(agreement: Agreement, *, told: dict[str, SiteTold] | None, parameters: int) -> Agreed:
+def agreed_event(agreement: Agreement, *, told: dict[str, SiteDisclosure] | None, parameters: int) -> Agreed:
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,

@@ -168,7 +168,7 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
     """(reasons, sentences) of what was set aside, and the arrays that were read."""
-    from fedml.cohort.read_images import ImageRules, TooManyAside, read_images
+    from fedml.cohort.read_images import ImageRules, TooManyExcluded, read_images
     from fedml.errors import InputError
     from fedml.study.cohort_section import ImageShape
 
@@ -181,13 +181,13 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
             bench.images, how.format, [PERSON], shape, codes=_codes(kind),
             rules=ImageRules(bench.masks if how.masked else None, max_quarantined=0.0),
         )  # fmt: skip
-    except TooManyAside as error:
-        return [str(a.reason) for a in error.aside], [a.text for a in error.aside], None
+    except TooManyExcluded as error:
+        return [str(a.reason) for a in error.excluded], [a.text for a in error.excluded], None
     except InputError as error:
         if "holds no image with a mask" not in str(error):
             raise
         return ["no-mask"], [str(error)], None
-    return [str(a.reason) for a in found.aside], [a.text for a in found.aside], (found.pixels, found.masks)
+    return [str(a.reason) for a in found.excluded], [a.text for a in found.excluded], (found.pixels, found.masks)
 
 
 def _read_slide(path: Path) -> tuple[list[str], list[str], tuple[Any, ...] | None]:

@@ -22,11 +22,11 @@ from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.half import Memory, begin, end
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import shown
-from fedml.cohort.images.histograms import BINS, Counted
+from fedml.cohort.images.histograms import BINS, HistogramView
 from fedml.cohort.images.images import Images
-from fedml.cohort.images.mapped import taken
+from fedml.cohort.images.mapped import select_images
 from fedml.cohort.persons import Cohort, select
-from fedml.contract.disclosure import aside_counts, policy_bytes
+from fedml.contract.disclosure import excluded_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums
 from fedml.learning.training import GradientHook, Hooks, evaluate, train
@@ -48,10 +48,10 @@ from fedml.wire.records import (
     AGREEMENT,
     ANALYSES,
     ARRAYS,
-    ASIDE,
     COUNTS,
     DATASET,
     DESCRIBED,
+    EXCLUDED,
     FLIPS,
     HISTOGRAM,
     IMAGE_SHAPE,
@@ -171,8 +171,8 @@ def _describe(asked: Request, content: RecordDict) -> RecordDict:
     described: dict[str, Any] = {}
     if not private:
         smallest = _smallest(asked)
-        aside, digest = aside_counts(cohort.set_aside, smallest), np.frombuffer(cohort.digest, np.uint8)
-        described |= {PERSONS: _persons(cohort, asked.study), ASIDE: aside, DATASET: digest}
+        aside, digest = excluded_counts(cohort.excluded_images, smallest), np.frombuffer(cohort.digest, np.uint8)
+        described |= {PERSONS: _persons(cohort, asked.study), EXCLUDED: aside, DATASET: digest}
     policies = [read_site_once(m).manifest.policy for m in asked.manifests]
     if len(policies) == 1 and policies[0].disclose:
         described[POLICY] = policy_bytes(policies[0].disclosed())
@@ -219,8 +219,8 @@ def _voxels(asked: Request, content: RecordDict) -> RecordDict:
     histogram, persons = np.zeros(BINS, np.int64), 0
     if (images := cohort.input("image", Images)) is not None:
         training = np.isin(images.person, cohort.rows("train"))
-        pixels = taken(images.pixels, training)
-        if not isinstance(pixels, Counted):
+        pixels = select_images(images.pixels, training)
+        if not isinstance(pixels, HistogramView):
             raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
         histogram, persons = pixels.histogram(), len(np.unique(images.person[training]))
     if 0 < persons < _smallest(asked):

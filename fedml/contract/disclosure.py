@@ -54,12 +54,12 @@ def read_policy(data: npt.NDArray[Any]) -> DisclosedPolicy:
         raise ValueError("a disclosed policy has exactly its keys") from error
 
 
-def aside_counts(persons: Mapping[str, int], min_count: int) -> npt.NDArray[np.int64]:
+def excluded_counts(persons: Mapping[str, int], min_count: int) -> npt.NDArray[np.int64]:
     """Persons a reason, in the order of ``Unusable``; ``HIDDEN`` where they are fewer than ``min_count`` and not none."""
     counts = np.array([persons.get(str(reason), 0) for reason in Unusable], np.int64)
     return np.where((counts > 0) & (counts < min_count), HIDDEN, counts)
 
 
-def read_aside(counts: npt.NDArray[Any]) -> dict[str, int]:
+def read_excluded_counts(counts: npt.NDArray[Any]) -> dict[str, int]:
     """Reason -> persons (``HIDDEN``: a few), without those of nobody."""
     return {str(reason): int(count) for reason, count in zip(Unusable, counts.tolist(), strict=True) if count}

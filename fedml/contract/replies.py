@@ -31,10 +31,10 @@ from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
-    ASIDE,
     COUNTS,
     DATASET,
     DESCRIBED,
+    EXCLUDED,
     HISTOGRAM,
     JOURNAL,
     METRICS,
@@ -123,7 +123,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
                 raise SiteError(Reason.UNDECLARED, str(error)) from error
         elif key == DATASET and study.privacy.unit != "patient":
             _shaped(value, "uint8", (32,), key)
-        elif key == ASIDE and study.privacy.unit != "patient":
+        elif key == EXCLUDED and study.privacy.unit != "patient":
             _shaped(value, "int64", (len(Unusable),), key)
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")

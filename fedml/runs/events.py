@@ -49,7 +49,7 @@ class TrainedRow(SiteRow):
     seconds: float
 
 
-class SiteTold(TypedDict):
+class SiteDisclosure(TypedDict):
     """What a site says of itself (``fedml.contract.disclosure``); None where it says nothing."""
 
     policy: dict[str, Any] | None
@@ -149,7 +149,7 @@ class Agreed(Event):
     matching: dict[str, dict[str, int]]
     variants: int
     image_shape: list[int]
-    told: dict[str, SiteTold] | None
+    told: dict[str, SiteDisclosure] | None
     parameters: int
 
     def absent(self) -> frozenset[str]:

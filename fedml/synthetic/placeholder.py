@@ -24,7 +24,7 @@ def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
         InputError: an input has no placeholder.
     """
     random = np.random.default_rng(seed)
-    made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), left_out={}, set_aside={})
+    made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), excluded={}, excluded_images={})
     made = replace(made, labels=make_task(study).labels.placeholder(cohort.labels, random))
     inputs = {m.name: require(m.placeholder, m, "placeholder")(value, study, random) for m, value in inputs_of(cohort)}
     return replace(made, inputs=inputs)

@@ -25,8 +25,8 @@ from fedml.runs.events import (
     Gwas,
     Privacy,
     Round,
+    SiteDisclosure,
     SiteRow,
-    SiteTold,
     Start,
     body,
 )
@@ -185,7 +185,7 @@ class Tracker:
             params = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
             params += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
             params += [Param(f"variants.{what}", str(n)) for what, n in event.matching.get(site, {}).items()]
-            tags, told = dict[str, str](), (event.told or {}).get(site) or SiteTold(policy=None, dataset=None, quarantined=None)
+            tags, told = dict[str, str](), (event.told or {}).get(site) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
             if (aside := told["quarantined"]) is not None:
                 few = {reason: "a few" if n == HIDDEN else str(n) for reason, n in aside.items()}
                 tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in few.items()) or "none"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants.checks import EVERYBODY, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks
 from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
 from fedml.errors import RunError
@@ -63,13 +63,13 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Ma
         why = (
             "a study with privacy releases no counts" if not exact else "set a threshold in [cohort.variants], such as min_call_rate = 0.9"
         )
-        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
+        checks.append(Check(ALL_SITES, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
-    checks += [Check(EVERYBODY, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
+    checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
     if not settled.keys:
-        checks.append(Check(EVERYBODY, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
+        checks.append(Check(ALL_SITES, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:
-        checks.append(Check(EVERYBODY, "variants to work with", str(len(settled.keys))))
+        checks.append(Check(ALL_SITES, "variants to work with", str(len(settled.keys))))
     tell(checks)
     if _failed(checks):
         raise RunError(_sentence(checks))

@@ -69,7 +69,7 @@ def read_variants(
         found = "none of the study's variants" if selection else "no variant"
         advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
         raise InputError(f"{path}: has {found}; {advice}.")
-    normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, left_out=notes)
+    normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, excluded=notes)
     if not normal.keys:
         raise InputError(f"{path}: none of its {len(keys)} variants matches the reference; correct data.variants in site.toml.")
     counts = np.array([normal.notes[name] for name in NOTES], dtype=np.int64)

@@ -140,7 +140,7 @@ def test_persons_with_none_one_and_several_images_make_a_batch(tmp_path: Path) -
         write_picture(tmp_path / "images" / f"q{k}.npy", np.full((6, 9), k, np.uint8))
     cohort = read_cohort(read_site(write_manifest(tmp_path, "a", image='{ path = "images", format = "npy" }')), image_study())
     assert cohort.ids == ("p1", *(f"q{k}" for k in range(9)))
-    assert cohort.left_out == {"no input": 2}
+    assert cohort.excluded == {"no input": 2}
     batch = cohort.batch([4, 0, 1])
     assert batch["image_person"].tolist() == [0, 1, 1, 2]
     np.testing.assert_array_equal(batch["image"].numpy()[:, 0], np.stack([np.full((6, 9), 3), GREY[0], GREY[1], np.zeros((6, 9))]))

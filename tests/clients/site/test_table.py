@@ -204,7 +204,7 @@ def test_missing_labels_are_left_out_and_counted(tmp_path: Path, word: str) -> N
     manifest = clinical_site(tmp_path, "a", 30, 1, labels=[word, 0, 1] * 10)
     cohort = read_cohort(read_site(manifest), make_study())
     assert len(cohort) == 20
-    assert cohort.left_out == {"no label": 10}
+    assert cohort.excluded == {"no label": 10}
     assert cohort.labels.tolist() == [0, 1] * 10
 
 
@@ -279,7 +279,7 @@ def test_rows_of_two_tables_are_joined_by_id(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "clinical.csv", index=False)
     after = read_cohort(read_site(manifest), make_study())
     assert after.ids == before.ids[3:]
-    assert after.left_out == {"no input": 3}
+    assert after.excluded == {"no input": 3}
     np.testing.assert_array_equal(clinical_of(after).values, clinical_of(before).values[3:])
     np.testing.assert_array_equal(after.parts, before.parts[3:])
 

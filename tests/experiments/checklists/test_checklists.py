@@ -234,7 +234,7 @@ def test_facts_of_a_report_close_what_was_open(record: Record) -> None:
     assert before.author == "The author must write: confidence intervals; calibration."
     assert (after.state, after.author) == ("filled", "")
     assert resolve(record.run, after.pointers[-2]) == "calibration"
-    with pytest.raises(LookupError, match="no such id"):
+    with pytest.raises(LookupError, match="no element with this id"):
         resolve(record.run, "report.html#roc")
 
 

@@ -129,7 +129,7 @@ def test_nothing_of_a_study_is_markup(pages: dict[str, Page]) -> None:
     assert [e.attributes for e in page.all("script")] == [{"type": "application/json", "id": "fedml-figures"}]
     assert not page.all("img", "b", "iframe", "object", "form", "base")
     assert page.all("h1")[0].text == EVIL
-    assert any(e.text == f"truly {EVIL_CLASS}" for e in page.all("th"))
+    assert any(e.text == f"true {EVIL_CLASS}" for e in page.all("th"))
     for element in page.elements:
         assert not any(name.startswith("on") for name in element.attributes)
         for name in ("href", "src", "action"):
@@ -212,11 +212,11 @@ def test_what_is_weak_or_hidden_is_said(pages: dict[str, Page]) -> None:
     assert "No external validation" in evil.section("limits")
     assert "names no subgroups" in pages["regression"].section("limits")
     assert "Counts were noised" in pages["noised"].section("limits")
-    assert "would be of the noise" in pages["noised"].section("calibration")
+    assert "would show mostly the noise" in pages["noised"].section("calibration")
     assert "Did not take part at all: b." in pages["missing"].section("limits")
     assert "The run did not finish" in pages["failed"].section("limits")
     assert "learning curves are of training persons" not in evil.section("limits")
-    assert "the sites' data were at hand there" in evil.section("limits")
+    assert "the data of all sites were accessible there" in evil.section("limits")
     assert "excluded" in pages["segmentation"].section("sites")
 
 
@@ -286,7 +286,7 @@ def test_a_run_without_counts_has_its_logged_measures(records: dict[str, Record]
     assert found["scores"]["all"]["metrics"]["auroc"]["value"] == pytest.approx(logged, rel=1e-5)
     assert found["scores"]["all"]["metrics"]["auroc"]["low"] is None
     page = parsed(render(record))
-    assert "The run kept no counts" in page.section("limits")
+    assert "The run has no stored counts" in page.section("limits")
     assert page.section("calibration") == ""
 
 

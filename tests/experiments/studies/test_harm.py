@@ -187,7 +187,7 @@ class Ended:
     checks: dict[tuple[str, str], tuple[str, str]]
 
     @property
-    def left_out(self) -> int:
+    def excluded(self) -> int:
         """Variants that the matrix says are missing for all sites."""
         return sum(int(value) for (site, check), (value, _) in self.checks.items() if site == "all sites" and check.startswith("excluded"))
 
@@ -272,7 +272,7 @@ def assert_same(harmed: Ended, expected: Ended, other_strand: bool = False) -> N
 def right(clean: Clean, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     ended = associate(tmp_path_factory.mktemp("clean"), clean, clean.files)
     assert not ended.refused
-    assert ended.left_out == 0
+    assert ended.excluded == 0
     assert len(ended.table) == len(clean.files["a"].keys)
     return ended
 
@@ -401,7 +401,7 @@ HARMLESS = [
 def test_what_can_be_told_changes_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
     harmed = associate(tmp_path, clean, clean.files | {"a": harm(clean.files["a"])})
     assert not harmed.refused
-    assert harmed.left_out == 0
+    assert harmed.excluded == 0
     assert_same(harmed, right)
 
 
@@ -463,7 +463,7 @@ def test_what_cannot_be_told_is_missing_and_counted(
         assert lost == expected
     assert lost
     assert harmed.checks["all sites", f"excluded: {why}"] == (str(len(lost)), "warn")
-    assert harmed.left_out == len(lost)
+    assert harmed.excluded == len(lost)
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
 
 
@@ -604,7 +604,7 @@ def test_all_harms_together_change_no_number(clean: Clean, right: Ended, tmp_pat
     harmed = associate(tmp_path / "harmed", clean, files)
     assert not harmed.refused
     lost = set(by_place(right.table)) - set(by_place(harmed.table))
-    assert 0 < len(lost) == harmed.left_out < len(right.table) / 2
+    assert 0 < len(lost) == harmed.excluded < len(right.table) / 2
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
 
 
@@ -613,7 +613,7 @@ def test_where_no_two_sites_agree_on_the_strand_the_table_is_on_one_of_them(clea
     harmed = associate(tmp_path / "harmed", clean, files)
     assert not harmed.refused
     lost = set(by_place(right.table)) - set(by_place(harmed.table, other_strand=True))
-    assert len(lost) == harmed.left_out
+    assert len(lost) == harmed.excluded
     assert harmed.checks["c", "matched: strand"][1] == "warn", "who reads the matrix sees that the strand is the first site's"
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)), other_strand=True)
 
@@ -630,7 +630,7 @@ def test_a_deletion_and_an_insertion_of_the_same_letters_never_change_places(cle
     ended = associate(tmp_path, clean, files)
     assert not ended.refused
     assert 20_000 not in set(ended.table.base_pair_location)
-    assert ended.left_out == 2
+    assert ended.excluded == 2
 
 
 # --- training
@@ -686,7 +686,7 @@ def test_what_can_be_told_of_the_last_site_changes_no_result(
 ) -> None:  # fmt: skip
     harmed = associate(tmp_path, clean, clean.files | {"c": harm(clean.files["c"])})
     assert not harmed.refused
-    assert harmed.left_out == 0
+    assert harmed.excluded == 0
     assert_same(harmed, right)
 
 

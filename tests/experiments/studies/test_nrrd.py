@@ -240,7 +240,7 @@ def test_a_broken_file_is_set_aside_with_its_reason_and_the_others_are_read(tmp_
     path = tmp_path / "a" / "images" / "a07.nrrd"
     path.write_bytes(path.read_bytes()[:-20])
     cohort = read_cohort(read_site(manifest), make_study(("image",), cohort__image={"size": [8, 8, 6], "crop": True}))
-    assert cohort.set_aside == {"truncated": 1}
+    assert cohort.excluded_images == {"truncated": 1}
     assert len(images_of(cohort).person) == 19
     (entry,) = quarantine.read(tmp_path / "a" / ".fedml")
     assert (entry["person"], entry["reason"]) == ("a07", "truncated")

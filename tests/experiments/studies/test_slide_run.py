@@ -20,7 +20,7 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read as read_quarantine
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.persons import select
-from fedml.cohort.read_images import TooManyAside
+from fedml.cohort.read_images import TooManyExcluded
 from fedml.cohort.slides.cohort import Bag, Looked, Slides, read_slides
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
@@ -373,9 +373,9 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
     spec = {**SPEC, "mpp": 0.5}
     slides = slides_of(tmp_path, spec, ["p", "q"], max_quarantined=0.5)
     assert slides.person.tolist() == [0]
-    assert [(a.person, str(a.reason)) for a in slides.aside] == [("q", reason)]
-    assert str(path) in slides.aside[0].text
-    with pytest.raises(TooManyAside, match=r"q\.tif"):
+    assert [(a.person, str(a.reason)) for a in slides.excluded] == [("q", reason)]
+    assert str(path) in slides.excluded[0].text
+    with pytest.raises(TooManyExcluded, match=r"q\.tif"):
         slides_of(tmp_path, spec, ["p", "q"], max_quarantined=0.4)
 
 

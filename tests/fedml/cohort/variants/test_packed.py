@@ -190,7 +190,7 @@ class ArraySource(Source):
 
     def __init__(self, path: Path, dosage: Dosage, before: Callable[[int], object] = lambda seen: None, size: int = 13) -> None:
         self.path, self.dosage, self.before, self.size = path, dosage, before, size
-        self.samples, self.contigs, self.left_out, self.opened = SAMPLES[: dosage.shape[1]], {"chr1": None}, {}, 0
+        self.samples, self.contigs, self.excluded, self.opened = SAMPLES[: dosage.shape[1]], {"chr1": None}, {}, 0
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
         self.opened += 1
@@ -198,7 +198,7 @@ class ArraySource(Source):
             self.before(at)
             dosage = self.dosage[at : at + self.size, list(samples)]
             yield Block(tuple(Variant("chr1", at + i + 1, f"rs{at + i}", "A", "C") for i in range(len(dosage))), dosage)
-        self.left_out = {"no ALT": 2, "allele too long": 0}
+        self.excluded = {"no ALT": 2, "allele too long": 0}
 
 
 @pytest.fixture
@@ -538,7 +538,7 @@ def expected(begin, end, persons):
 
 class Large(Source):
     def __init__(self, path):
-        self.path, self.samples, self.contigs, self.left_out = path, tuple(map(str, range(PERSONS))), {}, {}
+        self.path, self.samples, self.contigs, self.excluded = path, tuple(map(str, range(PERSONS))), {}, {}
     def blocks(self, samples, selection, memory_mb):
         for at in range(0, VARIANTS, 499):
             dosage = expected(at, min(at + 499, VARIANTS), samples)

@@ -117,9 +117,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     source = PlinkSource(write_bed(tmp_path / "c.bed", SAMPLES, keys, np.ones((5, 5), np.int8)))
     for _ in range(2):
         assert [k.id for b in source.blocks(range(5), Selection(), 64) for k in b.keys] == ["d"]
-        assert source.left_out == {"allele unknown": 2, "allele too long": 1, "no position": 1}
+        assert source.excluded == {"allele unknown": 2, "allele too long": 1, "no position": 1}
     list(source.blocks(range(5), Selection(listed=frozenset({"a"})), 64))
-    assert source.left_out == {"allele unknown": 1}
+    assert source.excluded == {"allele unknown": 1}
 
 
 # --- files that cannot be used

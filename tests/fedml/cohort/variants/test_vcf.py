@@ -332,11 +332,11 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
         for _ in range(2):  # counted anew each time
             keys = [key for b in source.blocks(range(4), Selection(), 64) for key in b.keys]
             assert [(k.position, len(k.ref), k.alt) for k in keys] == [(5, 1, "G"), (6, 1, "<NON_REF>"), (8, 1, "C"), (9, 1000, "A")]
-            assert source.left_out == {"no ALT": 1, "allele too long": 4}
+            assert source.excluded == {"no ALT": 1, "allele too long": 4}
         list(source.blocks(range(4), Selection(listed=frozenset({"rs9", "rs2"})), 64))
-        assert source.left_out == {"no ALT": 1, "allele too long": 1}
+        assert source.excluded == {"no ALT": 1, "allele too long": 1}
         list(source.blocks(range(4), Selection(listed=frozenset({"1:5:A:G"})), 64))
-        assert not any(source.left_out.values())
+        assert not any(source.excluded.values())
 
 
 @pytest.mark.parametrize("ending", [".vcf", ".vcf.gz", ".bcf"])
