@@ -98,7 +98,7 @@ def told_to(run: Path) -> Tell:
 
 
 def _check_row(c: Check) -> CheckRow:
-    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.mend}
+    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.fix}
 
 
 def preflight(study: Study, grid: Grid, run: Path) -> Agreement:

@@ -89,7 +89,7 @@ class Tracking:
     def begin(self, run: Path) -> None:
         """Sends the folder of the run to follow, and marks the run as not yet delivered to MLflow."""
         self.run = run
-        outbox.want(run)
+        outbox.mark_pending(run)
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None  # noqa: S101 - it is a pipe
             self.process.stdin.write(f"{run}\n")

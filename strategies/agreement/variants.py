@@ -105,4 +105,4 @@ def _failed(checks: list[Check]) -> list[Check]:
 def _sentence(checks: list[Check]) -> str:
     failed = _failed(checks)
     more = f" ({len(failed) - 1} more checks fail.)" if len(failed) > 1 else ""
-    return f"{failed[0].site}: {failed[0].check} is {failed[0].value}; {failed[0].mend}.{more}"
+    return f"{failed[0].site}: {failed[0].check} is {failed[0].value}; {failed[0].fix}.{more}"

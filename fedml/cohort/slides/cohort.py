@@ -45,7 +45,7 @@ CHUNK_PIXELS = 2**18  # pixels per chunk of tiles: 4 tiles of 256 x 256; larger 
 Ints = npt.NDArray[np.int64]
 
 
-class Looked(NamedTuple):
+class SlideTissue(NamedTuple):
     """The tiles with tissue of a slide: ``corners`` (tiles, 2) in pixels of level 0; ``sums`` (3, channels): count, sum and sum of squares
     of the tiles' pixels; ``stamp``: the file's size and modification time at the first reading."""
 
@@ -60,7 +60,7 @@ class Slides:
     """All slides of a cohort; ``person`` (slides,): row of each slide's person, ascending; ``excluded``: excluded slides."""
 
     spec: Tiles
-    slides: tuple[Looked, ...]
+    slides: tuple[SlideTissue, ...]
     person: Ints
     excluded: tuple[Exclusion, ...] = ()
 
@@ -129,7 +129,7 @@ class Bag:
     """Tiles of some persons; ``person`` (tiles,): the person's index in the batch. Iteration reads the tiles, chunk by chunk."""
 
     spec: Tiles
-    pieces: tuple[Looked, ...]
+    pieces: tuple[SlideTissue, ...]
     person: Ints
     device: torch.device | None = None  # device of the chunks; None: CPU
 
@@ -195,7 +195,7 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; correct data.image in site.toml.")
-    found, rows, excluded = list[Looked](), list[int](), list[Exclusion]()
+    found, rows, excluded = list[SlideTissue](), list[int](), list[Exclusion]()
     with_slides = set[int]()
     for row, person in enumerate(persons):
         for path in _files(folder, person):
@@ -251,7 +251,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> Looked:
+def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> SlideTissue:
     """The slide's tiles with tissue, from the cache or by reading the slide.
 
     Raises:
@@ -274,7 +274,7 @@ def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> Looked:
     if cached is None:
         cached = _find_tissue(path, spec)
         _save_entry(entry, *cached)
-    return Looked(path, *cached, stamp)
+    return SlideTissue(path, *cached, stamp)
 
 
 def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]]:

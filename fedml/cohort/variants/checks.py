@@ -32,13 +32,13 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Check:
-    """One cell of the table. ``value``: a count of variants, or text; ``mend``: what to do if the verdict is not ``ok``."""
+    """One cell of the table. ``value``: a count of variants, or text; ``fix``: what to do if the verdict is not ``ok``."""
 
     site: str
     check: str
     value: str
     verdict: Literal["ok", "warn", "fail"] = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def aligned(own: Dosages, panel: Panel, name: str, spec: Variants) -> Dosages:
     return align(own, panel.keys, panel.flips[name], spec.match)
 
 
-def stack(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
+def concat_dosages(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
     """Aligned dosages of several sites, concatenated over persons; None with a number of persons adds that many persons without
     genotypes."""
     tables = [
@@ -130,6 +130,6 @@ def stack(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
         for own, persons in parts
     ]  # fmt: skip
     present = np.concatenate([np.zeros(persons, bool) if own is None else own.present for own, persons in parts])
-    from fedml.cohort.variants.packed import stack as concatenate
+    from fedml.cohort.variants.packed import concat_packed
 
-    return Dosages(panel.keys, concatenate(tables), present)
+    return Dosages(panel.keys, concat_packed(tables), present)

@@ -97,7 +97,7 @@ def test_of_few_persons_no_certainty_is_claimed(tmp_path: Path) -> None:
 
 def test_no_baseline_of_privacy_of_a_site(tmp_path: Path, sites: dict[str, Site]) -> None:
     private = studies(1, privacy={"unit": "site", "noise_multiplier": 1.0, "ranges": {f"x{k}": [-10, 200] for k in (1, 2, 3)}})
-    with pytest.raises(InputError, match="no like of it"):
+    with pytest.raises(InputError, match="undefined for pooled data"):
         compare(private, sites, ["pooled"], None, tmp_path / "runs", QUIET)
 
 

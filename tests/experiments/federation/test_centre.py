@@ -180,4 +180,4 @@ def test_a_centre_is_made_once_and_is_found(tmp_path: Path) -> None:
         assert (done.returncode, "is not a centre's folder" in done.stderr) == (2, True)
     (tmp_path / "study.toml").write_text('[study]\nname = "s"\n[cohort]\ninputs = ["image"]\ntarget = "y"\n[federation]\nsites = ["a"]\n')
     run = command("fedml", "run", "study.toml", "--engine", "deployment", "--superlink", tmp_path, "--no-track", cwd=tmp_path)
-    assert (run.returncode, "is no centre's folder" in run.stderr) == (2, True)
+    assert (run.returncode, "is not a centre's folder" in run.stderr) == (2, True)

@@ -35,7 +35,7 @@ def run(folder: Path, study: Study, *more: str) -> Path:
     words = ["run", str(folder / "study.toml"), "--sites", str(folder / "sites"), "--runs", str(folder / "runs"), *more]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "did not take" not in done.output
+    assert "did not accept" not in done.output
     (made,) = (folder / "runs").iterdir()
     return made
 

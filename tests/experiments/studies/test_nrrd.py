@@ -288,7 +288,7 @@ def test_each_format_is_read_by_a_site_and_by_a_saved_model_and_looked_at_by_the
         for path in (tmp_path / "images").iterdir():
             path.unlink()
         found = next(f for f in examine(place) if f.what == "image")
-        assert (found.state, f"holds no file that ends in {FORMATS[name].endings[0]}" in found.text) == ("fail", True)
+        assert (found.state, f"has no file with the extension {FORMATS[name].endings[0]}" in found.text) == ("fail", True)
 
 
 def test_the_documents_name_every_format() -> None:

@@ -21,7 +21,7 @@ from fedml.clients.site.quarantine import read as read_quarantine
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.persons import select
 from fedml.cohort.read_images import TooManyExcluded
-from fedml.cohort.slides.cohort import Bag, Looked, Slides, read_slides
+from fedml.cohort.slides.cohort import Bag, Slides, SlideTissue, read_slides
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
 from fedml.modalities.layout import Layout
@@ -236,7 +236,7 @@ def test_what_is_drawn_keeps_to_the_budget(counts: list[list[int]], budget: int,
     slides = Slides(
         Tiles(per_step=budget),
         tuple(
-            Looked(Path(f"{p}-{k}"), np.stack([np.arange(n), np.full(n, k)], 1), np.zeros((3, 3)), (0, 0))
+            SlideTissue(Path(f"{p}-{k}"), np.stack([np.arange(n), np.full(n, k)], 1), np.zeros((3, 3)), (0, 0))
             for p, own in enumerate(counts) for k, n in enumerate(own)
         ),
         np.repeat(np.arange(len(counts)), [len(own) for own in counts]),
@@ -260,7 +260,7 @@ def test_what_is_drawn_keeps_to_the_budget(counts: list[list[int]], budget: int,
 def test_every_tile_is_drawn_equally_often() -> None:
     corners = [np.stack([np.arange(n), np.zeros(n, np.int64)], 1) for n in (3, 2)]
     slides = Slides(
-        Tiles(per_step=2), tuple(Looked(Path(str(k)), c, np.zeros((3, 3)), (0, 0)) for k, c in enumerate(corners)), np.zeros(2, int)
+        Tiles(per_step=2), tuple(SlideTissue(Path(str(k)), c, np.zeros((3, 3)), (0, 0)) for k, c in enumerate(corners)), np.zeros(2, int)
     )
     often, generator = np.zeros(5), torch.Generator().manual_seed(0)
     for _ in range(4000):
@@ -415,7 +415,7 @@ def test_a_study_of_slides_reads_back_as_itself() -> None:
 
 def test_a_site_and_a_study_that_do_not_fit_are_told(tmp_path: Path) -> None:
     site = slide_site(tmp_path / "a", "a", 4, 1)
-    with pytest.raises(InputError, match=r"does not say how slides are cut"):
+    with pytest.raises(InputError, match=r"does not define tiles"):
         read_cohort(read_site(site), make_study(("image",)))
     write_manifest(tmp_path / "a", "a", image='{ path = "slides", format = "png" }')
     with pytest.raises(InputError, match=r'format = "slide"'):

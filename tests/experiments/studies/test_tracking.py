@@ -15,7 +15,7 @@ from fedml.errors import RunError
 from fedml.runs.log import EVENTS, load_counts, read_events
 from fedml.study.study import Study
 from fedml.tracking import outbox
-from fedml.tracking.deliver import deliver, deliver_owed
+from fedml.tracking.deliver import deliver, deliver_pending
 from fedml.tracking.store import store_key
 from tests.command import quick as command
 from tests.tracked import SITES, content, finished
@@ -124,7 +124,7 @@ def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
 
 def test_a_run_is_recorded_by_one_process_at_a_time(made: tuple[Path, Study, Path]) -> None:
     run, study, _ = made
-    with outbox.alone(run), pytest.raises(RunError, match="another process is recording it"):
+    with outbox.lock_run(run), pytest.raises(RunError, match="another process is recording this run"):
         deliver(run, study)
 
 
@@ -138,8 +138,8 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
         log = tmp_path / "runs" / f"toy-{name}" / EVENTS
         log.write_text(log.read_text().replace(run.name, f"toy-{name}"))
         (log.parent / outbox.MARKER).unlink()
-    outbox.want(tmp_path / "runs" / "toy-kept")
-    outbox.want(tmp_path / "runs" / "toy-going")
+    outbox.mark_pending(tmp_path / "runs" / "toy-kept")
+    outbox.mark_pending(tmp_path / "runs" / "toy-going")
     log = tmp_path / "runs" / "toy-going" / EVENTS
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it has not ended
     done = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
@@ -150,7 +150,7 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
     assert {name for name in now if "/" not in name} == {run.name, "toy-kept"}
     assert now["toy-kept"]["metrics"] == told[run.name]["metrics"]
     again = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
-    assert "MLflow has every run" in again.stdout
+    assert "all runs are delivered" in again.stdout
     marker = (tmp_path / "runs" / "toy-kept" / outbox.MARKER).read_text()
     assert str(tmp_path) not in marker
 
@@ -169,11 +169,11 @@ def test_a_store_that_cannot_be_reached_leaves_the_run_owed(
     run = shutil.copytree(made[0], tmp_path / "runs" / made[0].name)
     (run / outbox.MARKER).write_text("{}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match="1 run\\(s\\) are still owed"):
-        deliver_owed(tmp_path / "runs", print)
-    assert outbox.owed(tmp_path / "runs") == [run]
+    with pytest.raises(RunError, match="1 run\\(s\\) are not delivered yet"):
+        deliver_pending(tmp_path / "runs", print)
+    assert outbox.pending(tmp_path / "runs") == [run]
     (run / outbox.MARKER).write_text("not JSON")
-    assert outbox.owed(tmp_path / "runs") == [run]
+    assert outbox.pending(tmp_path / "runs") == [run]
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.sampled_from(["postgresql", "https"]))

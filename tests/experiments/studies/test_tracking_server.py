@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedml.tracking import outbox
-from fedml.tracking.deliver import deliver, deliver_owed
+from fedml.tracking.deliver import deliver, deliver_pending
 from tests.command import command
 from tests.conftest import make_plan, to_toml
 from tests.tracked import SITES, content, end, finished, free_port, mlflow_server, proxy
@@ -52,7 +52,7 @@ def test_a_server_that_is_down_gets_the_record_when_it_is_up(folder: Path) -> No
         assert there[told["run_id"]]["metrics"]["test/auroc"][0][1] == told["metrics"]["test"]["auroc"]
         assert there[told["run_id"]]["models"] == 1
         again = command("fedml", "track", "--pending", cwd=folder, MLFLOW_TRACKING_URI=address)
-        assert "MLflow has every run" in again.stdout
+        assert "all runs are delivered" in again.stdout
         assert content(address) == there
         # The same run in a file's store reads the same.
         alone = command("fedml", "track", told["folder"], cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'alone.db'}")
@@ -63,7 +63,7 @@ def test_a_server_that_is_down_gets_the_record_when_it_is_up(folder: Path) -> No
 @pytest.mark.long
 def test_a_server_killed_in_the_middle_leaves_no_half_and_no_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, study = finished(tmp_path)
-    outbox.want(run)
+    outbox.mark_pending(run)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     for at in (6, 16):  # while children are made; while figures are written
@@ -78,11 +78,11 @@ def test_a_server_killed_in_the_middle_leaves_no_half_and_no_double(tmp_path: Pa
                 with pytest.raises(Exception, match=r"(?i)connection|max retries"):
                     deliver(run, study)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert outbox.owed(run.parent) == [run]
+        assert outbox.pending(run.parent) == [run]
     with mlflow_server(tmp_path, port):
-        deliver_owed(run.parent, print)
+        deliver_pending(run.parent, print)
         there = content(address)
-        assert outbox.owed(run.parent) == []
+        assert outbox.pending(run.parent) == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'alone.db'}")
     monkeypatch.chdir(tmp_path)
     deliver(run, study)

@@ -24,7 +24,7 @@ from fedml.cohort.variants import cache, packed
 from fedml.cohort.variants.cache import Cached, cached
 from fedml.cohort.variants.model import Block, Selection, Source, Variant
 from fedml.cohort.variants.open import open_source
-from fedml.cohort.variants.packed import Packed, stack
+from fedml.cohort.variants.packed import Packed, concat_packed
 from fedml.cohort.variants.transpose import Spool
 from fedml.errors import InputError
 from tests.conftest import write_bed, write_vcf
@@ -98,7 +98,7 @@ def test_views_of_views_are_what_one_makes_by_hand(dosage: Dosage, data: st.Data
     start = data.draw(st.integers(0, expected.shape[1]))
     stop = data.draw(st.integers(start, expected.shape[1]))
     np.testing.assert_array_equal(view.block(start, stop), expected[:, start:stop])
-    written = stack([view, view.take(slice(0, 1))])
+    written = concat_packed([view, view.take(slice(0, 1))])
     np.testing.assert_array_equal(written, np.concatenate([expected, expected[:1]]))
     assert written.columns is None
     assert written.rows is None
@@ -121,7 +121,7 @@ def test_many_columns_are_gathered_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     columns, flip = generator.integers(-1, 33, 29), generator.random(29) < 0.5
     view, expected = Packed.of(dosage).aligned(columns, flip), aligned_plainly(dosage, columns, flip)
     np.testing.assert_array_equal(view.block(3, 28), expected[:, 3:28])
-    np.testing.assert_array_equal(stack([view, view]), np.concatenate([expected, expected]))
+    np.testing.assert_array_equal(concat_packed([view, view]), np.concatenate([expected, expected]))
 
 
 @pytest.mark.parametrize("value", [-2, 3, -127, 127])
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="out"):
         table.floats([0, 1], np.empty((2, 10), np.float32)[:, :5])
     with pytest.raises(ValueError, match="stacked"):
-        stack([table, Packed.of(np.zeros((3, 6), np.int8))])
+        concat_packed([table, Packed.of(np.zeros((3, 6), np.int8))])
     with pytest.raises(ValueError, match="copy"):
         np.array(table, copy=False)
 
