@@ -49,13 +49,13 @@ def describe(study: Study) -> str:
 
 def _before(study: Study) -> str:
     words = [modality.words for modality in modalities_of(study)]
-    told = [text for one in words for text in one.sends(study)]
-    sums = " and ".join(one.column for one in words)
-    return ", " + ", ".join([*told, f"count, sum and sum of squares of each {sums} over training persons"])
+    sent = [text for modality in words for text in modality.sends(study)]
+    sums = " and ".join(modality.column for modality in words)
+    return ", " + ", ".join([*sent, f"count, sum and sum of squares of each {sums} over training persons"])
 
 
 def _caution(study: Study) -> list[str]:
-    """What exact answers can still reveal; nothing where all that leaves is privatised."""
+    """A warning about exact answers; empty if everything that leaves is privatised."""
     if study.privacy.unit == "patient" and study.privacy.metrics == "private":
         return []
     what = "exact counts" if study.privacy.unit == "patient" else "exact counts and trained weights"

@@ -1,7 +1,7 @@
 """Messages to the roster and their answers, one at a time and in the roster's order.
 
-Only the next site's reply is asked for; the others wait where they are (at the SuperLink, in Flower's simulation; the local engine has
-not even computed them). So memory is flat in the number of sites, and sums are added in the same order on every engine.
+Only the next site's reply is fetched; the others wait at the SuperLink or in Flower's simulation, and the local engine has not computed
+them yet. Memory therefore does not grow with the number of sites, and sums are added in the same order on every engine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fedml.study.study import Study
 from fedml.wire.packing import bundle, unbundle
 from fedml.wire.records import CONFIG, JOURNAL, Phase, size_bytes
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a reply
+_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two polls for a reply
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Participation:
             why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "the roster has no other site"
             raise RunError(
                 f"{doing}: {len(self.answered)} of {len(study.federation.sites)} sites answered, the quorum is "
-                f"{study.federation.needed}; missing: {why}. The site's own log tells the reason behind its code."
+                f"{study.federation.needed}; missing: {why}. The log of the site explains the reason code."
             )
 
 
 def wait_for_nodes(grid: Grid, study: Study) -> dict[int, str]:
-    """Node id -> site, once the roster is there or the timeout is over.
+    """Node id -> site, once all nodes of the roster are connected or the timeout has passed.
 
-    The name is the one under which the coordinator registered the node's key, and only nodes of the roster are kept. Where nodes have no
-    registered name (in this process, in Flower's simulation) it is empty, and they are taken as they come.
+    The name is the one under which the coordinator registered the node's key, and only nodes of the roster are kept. Nodes without a
+    registered name (in this process, in Flower's simulation) have an empty name and are kept in any order.
     """
     roster = study.federation.sites
     deadline, wait = time.monotonic() + study.federation.timeout, _FIRST_WAIT

@@ -127,7 +127,7 @@ def evaluate(
     model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, threads: int = 1, device: torch.device = CPU,
     precision: Precision = "float32",
 ) -> Counts:  # fmt: skip
-    """Counts of ``task`` over the persons in ``part``; empty if there are none. Counted on the CPU, wherever the model is asked."""
+    """Counts of ``task`` over the persons in ``part``; empty if there are none. The counting is on the CPU, for any device of the model."""
     torch.set_num_threads(threads)
     model.eval()
     with on_device(model, device) as network, torch.inference_mode():

@@ -1,4 +1,4 @@
-"""Where the network is trained and asked, and how many bits its products have: the same code on this machine's accelerator and on a CPU.
+"""The device and the precision of the network: the same code for the accelerator of the machine and for a CPU.
 
     device = pick_device("auto")
     with on_device(model, device, back=True) as network, autocast(device, "bfloat16"):     # the model itself on a CPU, else a copy of it

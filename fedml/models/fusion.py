@@ -77,7 +77,7 @@ class CohortModel(nn.Module):
             blank = torch.zeros(persons, self.width + 1, device=self._device())
             return blank[:, 1:], blank[:, :1]
         present, several = batch[f"{name}_present"][:, None], f"{name}_person" in batch
-        if self.head is None and self.training and not several:  # the only input: whoever is in the cohort has it
+        if self.head is None and self.training and not several:  # with a single input, every person of the cohort has it
             return self.encoder[name](self.preprocess[name](batch[name])), present
         if self.training and self.input_dropout:
             present = present * (torch.rand(persons, 1) >= self.input_dropout).to(present.device)

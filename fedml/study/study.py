@@ -1,4 +1,4 @@
-"""The study: one declarative plan, read from TOML, validated, frozen, hashed. Everything a site is asked to do follows from it.
+"""The study: one declarative plan, read from TOML, validated, frozen, hashed. It determines every request to a site.
 
     study = read_study(Path("heart.toml"), overrides={"strategy.name": "fedprox"}, seed=3)
     study.sha256                      # its identity, everywhere
@@ -146,7 +146,7 @@ class Study(Section):
         if plan.unit == "none":
             return self
         if plan.unit == "patient" and self.evaluation != Evaluation():
-            raise ValueError('[evaluation] tells exact counts of small groups, which unit = "patient" does not release; leave it out')
+            raise ValueError('[evaluation] releases exact counts of groups, which unit = "patient" does not allow; remove [evaluation]')
         if self.cohort.image is not None and self.cohort.image.percentiles:
             raise ValueError(f'[cohort.image] percentiles count voxels exactly, which unit = "{plan.unit}" does not allow; state a window')
         spec, columns = self.cohort.clinical, tuple[str, ...]()
@@ -226,13 +226,13 @@ def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
 
 
 def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
-    """``plan`` as a ``kind``; anything wrong becomes one sentence that names ``file`` and the key.
+    """``plan`` as a ``kind``; an error becomes one sentence that names ``file`` and the key.
 
     Raises:
-        InputError: as above; only the first mistake is told, with a count of the others.
+        InputError: as above; the message has the first error and the number of the others.
     """
     try:
-        # By way of JSON: there an array may become a tuple and 1 a float, also where types are strict.
+        # Through JSON, because strict validation accepts a JSON array for a tuple and 1 for a float.
         return kind.model_validate_json(json.dumps(plan, default=str))
     except ValidationError as error:
         # A misspelt key first: it also explains a key that is missing.
@@ -242,9 +242,9 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
 
 
 def _sentence(kind: type[BaseModel], problem: Any) -> str:
-    """One sentence for one of pydantic's errors: the key as it stands in TOML, what was expected, the nearest spelling."""
+    """One sentence for one of pydantic's errors: the key as written in TOML, the expected value, the nearest spelling."""
     where = list(problem["loc"])
-    if problem["type"] != "extra_forbidden":  # there the last part is the user's own word, whatever it is
+    if problem["type"] != "extra_forbidden":  # in that case the last part is the unknown key of the user
         where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
     items = [p for p in where if isinstance(p, int)]
     *sections, last = [p for p in where if isinstance(p, str)] or [""]
@@ -258,8 +258,8 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
         case "missing":
             return f"{key} is missing; add it."
         case "value_error":
-            told = str(problem["ctx"]["error"])
-            return f"{told}." if key == "the file" and told.startswith("[") else f"{key}: {told}."
+            text = str(problem["ctx"]["error"])
+            return f"{text}." if key == "the file" and text.startswith("[") else f"{key}: {text}."
         case "literal_error":
             allowed = problem["ctx"]["expected"]
             return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."

@@ -116,19 +116,19 @@ def _labels(study: Study) -> Labels:
 def _masks(output: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
     """Each person's mask in C order, None for who has no image."""
     masks: list[list[int] | None] = [None] * len(batch["image_present"])
-    for person, one in zip(batch["image_person"].tolist(), output, strict=True):
-        masks[person] = one.argmax(0).flatten().tolist()
+    for person, logits in zip(batch["image_person"].tolist(), output, strict=True):
+        masks[person] = logits.argmax(0).flatten().tolist()
     return {"predicted": masks}
 
 
 def _dice_of(counts: Mapping[str, npt.NDArray[Any]]) -> Floats:
-    """(1, classes) of one person's counts, NaN where a class neither is nor is said to be."""
+    """(1, classes) of one person's counts, NaN for a class that is in neither the true nor the predicted mask."""
     return np.where(counts["scored"] > 0, counts["dice_sum"], np.nan)[None]
 
 
 def _mean_dice(labels: Floats, values: Floats) -> Statistic:
     each = [statistic("mean", labels, dice) for dice in values.T]
-    return lambda drawn: np.nanmean([one(drawn) for one in each], axis=0)
+    return lambda drawn: np.nanmean([of_class(drawn) for of_class in each], axis=0)
 
 
 # --- measures

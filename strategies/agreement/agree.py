@@ -18,7 +18,7 @@ from fedml.learning.statistics import constants_from
 from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.runs.events import SiteDisclosure
-from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
 from fedml.study.study import Study
@@ -41,7 +41,7 @@ from fedml.wire.records import (
 )
 
 
-def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool = True) -> Agreement:
+def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, train: bool = True) -> Agreement:
     """Runs the exchanges before the first round: *describe* (names, panel keys, image shape, counts), *genotypes* if the study needs counts
     of the variants, *voxels* (intensity histograms) if it sets percentiles, and *statistics* (sums over training persons).
 
@@ -67,7 +67,7 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
     descriptions = {site: by_site[site][1] for site in roster}
     refused, persons = described.refused, _persons(study, descriptions, train)
     summaries = {site: _site_summary(values) for site, values in descriptions.items()}
-    agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, told=summaries)
+    agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, disclosures=summaries)
     if "variants" in study.cohort.inputs:
         from fedml.strategies.agreement.variants import agree_variants
 

@@ -46,7 +46,7 @@ class Agreement:
     roster: tuple[str, ...] = ()
     build: str = ""
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    told: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
+    disclosures: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that take no part in this run, with the reason."""
@@ -90,4 +90,4 @@ class Agreement:
         return RecordDict({AGREEMENT: pack(values)})
 
 
-Tell = Callable[[list[Check]], None]
+ReportChecks = Callable[[list[Check]], None]

@@ -14,7 +14,7 @@ from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_chec
 from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
 from fedml.errors import RunError
-from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.agreement.step import take
 from fedml.study.study import Study
 from fedml.wire.records import BUILD, CHECKED, NOTES, PANEL, Phase
@@ -23,7 +23,9 @@ _BLOCK = 50_000  # variants per message
 Counts = dict[str, npt.NDArray[np.int64]]
 
 
-def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
+def agree_variants(
+    study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: ReportChecks
+) -> Agreement:
     """``agreed`` with the panel. Calls ``tell`` with the table of checks, also if a check fails.
 
     Raises:

@@ -116,11 +116,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """See the module's text.
+    """An algorithm; see the module's docstring.
 
-    ``server`` is None where the server's half is a Flower strategy that the study names by its path. ``returns``: records that come back
-    beside the model. ``keeps``: records that a site keeps between the rounds of one run. ``refuses``: takes the study; one sentence why
-    the algorithm is not built for it, "" if it is.
+    ``server`` is None where the server's half is a Flower strategy that the study names by its path. ``returns``: records that a site
+    returns in addition to the model. ``keeps``: records that a site keeps between the rounds of one run. ``refuses``: takes the study and
+    returns the reason why the algorithm does not support it, "" if it does.
     """
 
     server: Server | None

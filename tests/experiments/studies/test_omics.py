@@ -25,7 +25,7 @@ from fedml.runs.restore import restore
 from fedml.strategies.describe import describe
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
-from fedml.synthetic.placeholder import lookalike
+from fedml.synthetic.placeholder import make_placeholder
 from fedml.tracking.registry import signature_of
 from fedml.tracking.scoring import score
 from tests.command import command
@@ -143,7 +143,7 @@ def test_the_saved_model_takes_raw_values(work: Path, study: Study) -> None:
 
 def test_a_rehearsal_plays_persons_who_do_not_exist(work: Path, study: Study) -> None:
     real = cohort_of(work, "a", study).input("omics", Table)
-    made = lookalike(cohort_of(work, "a", study), study).input("omics", Table)
+    made = make_placeholder(cohort_of(work, "a", study), study).input("omics", Table)
     assert real is not None
     assert made is not None
     np.testing.assert_array_equal(np.isnan(made.values), np.isnan(real.values))
