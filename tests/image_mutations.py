@@ -3,8 +3,8 @@
     case = CASES[17]                   # case.kind, case.mutation, case.verdict, case.reasons
     python -m tests.image_mutations DATA 0 300    # makes and reads each; one JSON line before it and one after
 
-A case is ``wrong`` (it must be set aside for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
-(nobody can tell, such as a flipped bit of raw pixels: anything but a crash). The clean files are the real ones, a series cut to 12 slices.
+A case is ``wrong`` (it must be excluded for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
+(it cannot be recognised, such as a flipped bit of raw pixels: anything but a crash). The clean files are the real ones, a series cut to 12 slices.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
-    """(reasons, sentences) of what was set aside, and the arrays that were read."""
+    """(reasons, sentences) of the exclusions, and the arrays that were read."""
     from fedml.cohort.read_images import ImageRules, TooManyExcluded, read_images
     from fedml.errors import InputError
     from fedml.study.cohort_section import ImageShape
@@ -236,7 +236,7 @@ def main(data: Path, start: int, end: int) -> None:
             KINDS[kind].lay(bench := Bench(data, Path(folder)))
             reasons, texts, read = read_item(kind, bench)
             if read is None or reasons:
-                raise AssertionError(f"the clean {kind} is set aside: {texts}")
+                raise AssertionError(f"the clean {kind} is excluded: {texts}")
             clean[kind] = read
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -244,16 +244,20 @@ def main(data: Path, start: int, end: int) -> None:
             print(json.dumps({"begin": case.number}), flush=True)
             _peak_reset()
             began, busy = time.monotonic(), time.process_time()
-            told: dict[str, Any] = {"number": case.number}
+            reported: dict[str, Any] = {"number": case.number}
             try:
                 reasons, texts, read = read_item(case.kind, bench)
-                told |= {"reasons": reasons, "texts": texts, "equal": read is not None and _same(read, clean[case.kind])}
-                told |= {"read": read is not None}
+                reported |= {"reasons": reasons, "texts": texts, "equal": read is not None and _same(read, clean[case.kind])}
+                reported |= {"read": read is not None}
                 del read
             except Exception as error:
-                told |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
-            told |= {"seconds": round(time.process_time() - busy, 3), "wall": round(time.monotonic() - began, 3), "mb": round(_peak_mb())}
-            print(json.dumps(told), flush=True)
+                reported |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
+            reported |= {
+                "seconds": round(time.process_time() - busy, 3),
+                "wall": round(time.monotonic() - began, 3),
+                "mb": round(_peak_mb()),
+            }
+            print(json.dumps(reported), flush=True)
 
 
 def _cases() -> list[Case]:

@@ -1,4 +1,4 @@
-"""fedml-site preview: what is drawn is what the network gets; the sheet stays at the site, and names nobody."""
+"""fedml-site preview: what is drawn is what the network gets; the sheet stays at the site and names no person."""
 
 from __future__ import annotations
 
@@ -141,6 +141,6 @@ def test_a_real_series_and_its_segmentation_are_drawn(tmp_path: Path) -> None:
     site = read_site(write_manifest(folder, "a", image=place, split='"split.csv"'))
     image = {"size": [64, 96, 80], "orientation": "RAS", "spacing_mm": [4.0, 2.0, 2.0]}
     study = make_study(("image",), ("a",), cohort__image=image, model__task="segmentation")
-    told: list[str] = []
-    assert count(pixels(preview(site, study, say=told.append)), COLOURS[0]) > 200
-    assert told[-1].strip() == "1: UCSF-BR-06"
+    reported: list[str] = []
+    assert count(pixels(preview(site, study, say=reported.append)), COLOURS[0]) > 200
+    assert reported[-1].strip() == "1: UCSF-BR-06"

@@ -170,10 +170,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, ending: str, kind: str, pictu
     broken.write_bytes(whole[: int(kept if kept in (0, 10) else kept * len(whole))])
     with pytest.raises(InputError) as raised:
         read_images(tmp_path, kind, IDS, None)
-    told = str(raised.value)
-    assert told.startswith(str(broken))
-    assert any(words in told for words in (f"cannot be read as {kind}", "is truncated", "is empty"))
-    assert "\n" not in told
+    reported = str(raised.value)
+    assert reported.startswith(str(broken))
+    assert any(words in reported for words in (f"cannot be read as {kind}", "is truncated", "is empty"))
+    assert "\n" not in reported
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.95])

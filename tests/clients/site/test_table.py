@@ -208,11 +208,11 @@ def test_missing_labels_are_left_out_and_counted(tmp_path: Path, word: str) -> N
     assert cohort.labels.tolist() == [0, 1] * 10
 
 
-@pytest.mark.parametrize(("label", "told"), [("2", '"2" for 1 person(s)'), ("1.5", '"1.5"'), ("yes", '"yes"')])
-def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: str, told: str) -> None:
+@pytest.mark.parametrize(("label", "reported"), [("2", '"2" for 1 person(s)'), ("1.5", '"1.5"'), ("yes", '"yes"')])
+def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: str, reported: str) -> None:
     with pytest.raises(InputError) as caught:
         labels_of(tmp_path, f"id,y\na,1\nb,{label}\n")
-    for word in ("persons.csv", 'column "y"', told, "not one of: 0, 1"):
+    for word in ("persons.csv", 'column "y"', reported, "not one of: 0, 1"):
         assert word in str(caught.value)
 
 

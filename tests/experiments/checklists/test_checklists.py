@@ -113,7 +113,7 @@ def test_what_the_run_says_is_in_the_answer(record: Record) -> None:
     assert f"auroc {scores['all']['auroc']:.3f}" in tripod["23a"].text
     assert all(f"{site} accuracy {own['accuracy']:.3f}" in tripod["23b"].text for site, own in scores["sites"].items())
     assert all(f"{label} accuracy {own['all']['accuracy']:.3f}" in tripod["23a"].text for label, own in record.final.groups.items())
-    assert record.final.groups, "no subgroup was told"
+    assert record.final.groups, "no subgroup was reported"
     assert '"Is y there?"' in tripod["4"].text
     assert tripod["4"].pointers == ("study.json#/study/question",)
     train = {s.name: s.count("train") for s in record.sites}
@@ -229,7 +229,7 @@ def test_nothing_is_said_but_facts_and_the_lists_own_words(known: set[str], inpu
 
 def test_facts_of_a_report_close_what_was_open(record: Record) -> None:
     (record.run / "report.html").write_text('<h2 id="calibration">x</h2>', encoding="utf-8")
-    more = {name: Fact(f"{name} told.", ("report.html#calibration",)) for name in ("intervals", "calibration")}
+    more = {name: Fact(f"{name} reported.", ("report.html#calibration",)) for name in ("intervals", "calibration")}
     before, after = by_id(fill_all(record)["tripod_ai"])["23a"], by_id(fill_all(record, more)["tripod_ai"])["23a"]
     assert before.author == "The author must write: confidence intervals; calibration."
     assert (after.state, after.author) == ("filled", "")

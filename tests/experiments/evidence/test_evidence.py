@@ -165,9 +165,9 @@ def test_an_edited_number_elsewhere_is_caught_whoever_signs(name: str, heart_bun
 def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
     """A bundle that says it was made by other software passes where that made the same, and fails where it did not, and it says so."""
     files = heart_bundle.files
-    told = json.loads(files["versions.json"])
-    told["bundle"]["code_sha256"] = "0" * 64
-    other = files | {"versions.json": json.dumps(told).encode()}
+    reported = json.loads(files["versions.json"])
+    reported["bundle"]["code_sha256"] = "0" * 64
+    other = files | {"versions.json": json.dumps(reported).encode()}
     found = verify(signed(other, tmp_path / "run.zip"))
     assert failed(found) <= {"ro-crate-metadata.json"}, "which tells of each file's size"
     page, card = files["report.html"].decode(), files["model_card.md"].decode()
@@ -192,9 +192,9 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
 
 def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
-    told = json.loads(files["privacy.json"])
-    told["claims"]["a"]["epsilon"] *= 0.9
-    assert "privacy.json" in failed(verify(signed(files | {"privacy.json": json.dumps(told).encode()}, tmp_path / "one.zip")))
+    reported = json.loads(files["privacy.json"])
+    reported["claims"]["a"]["epsilon"] *= 0.9
+    assert "privacy.json" in failed(verify(signed(files | {"privacy.json": json.dumps(reported).encode()}, tmp_path / "one.zip")))
 
     def lower(rows: list[dict[str, Any]]) -> None:
         row = next(r for r in rows if r["event"] == "privacy")
@@ -248,7 +248,7 @@ def test_a_log_that_does_not_fit_its_counts_and_model_is_caught_whoever_signs(
 def test_journals_that_do_not_grow_are_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
     rows = json.loads(files["journals.json"])
-    assert [row["entries"] for row in rows["a"]] == sorted({row["entries"] for row in rows["a"]}), "heads of a real journal were told"
+    assert [row["entries"] for row in rows["a"]] == sorted({row["entries"] for row in rows["a"]}), "heads of a real journal were reported"
 
     def back(rows: list[dict[str, Any]]) -> None:
         last = [r for r in rows if r["event"] == "round"]
@@ -300,9 +300,9 @@ def zipped(*entries: tuple[str, bytes], **changes: Any) -> bytes:
 )
 def test_a_hostile_container_is_refused_before_anything_is_read(raw: bytes, named: str, tmp_path: Path) -> None:
     (tmp_path / "run.zip").write_bytes(raw)
-    with pytest.raises(BadArchive) as told:
+    with pytest.raises(BadArchive) as reported:
         unpack(tmp_path / "run.zip")
-    assert named in told.value.file
+    assert named in reported.value.file
     assert [p.name for p in tmp_path.iterdir()] == ["run.zip"]
 
 

@@ -1,4 +1,4 @@
-"""Pictures of predictions are kept of sites that declare their images public, of nobody else, and of their test persons alone."""
+"""Pictures of predictions are stored only for sites that declare their images public, and only of test persons."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
     assert names(folder / "examples") == ["a.png"]
     with Image.open(folder / "examples" / "a.png") as picture:
         assert picture.size[0] > 400
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")  # whatever another test told MLflow
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")  # independent of the store that another test set
     experiment = client.get_experiment_by_name("toy")
     parent = next(r for r in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in r.data.tags)
     assert [a.path for a in client.list_artifacts(parent.info.run_id, "examples")] == ["examples/a.png"]

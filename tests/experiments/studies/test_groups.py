@@ -1,4 +1,4 @@
-"""Subgroups of test persons: who is in which, which may be told, and that merged counts are those of the pooled persons."""
+"""Subgroups of test persons: members, reportable groups, and that merged counts are those of the pooled persons."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> 
     total = sum(counts[f"test@age:{g}"][s]["histogram"] for s in "ab" for g in ("under-50", "50-to-60", "60-plus"))
     whole = sum(counts["test"][s]["histogram"] for s in "ab")
     assert (total == coarse({"histogram": whole})["histogram"]).all()
-    assert np.count_nonzero(total) < np.count_nonzero(whole), "single persons are not told apart"
+    assert np.count_nonzero(total) < np.count_nonzero(whole), "single persons cannot be distinguished"
     again = make_task(study).metrics(counts["test@sex:1"]["a"])
     assert again == final["groups"]["sex:1"]["sites"]["a"]
 

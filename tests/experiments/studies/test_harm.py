@@ -1,5 +1,5 @@
-"""One clean cohort, harmed as real files are, at one site or at all: the result is the clean one's, or the run is refused and says how to
-mend it, or the matrix of checks counts what is missing and why. Never is it silently another one."""
+"""One clean cohort with the errors of real files, at one site or at all sites: the result is that of the clean cohort, or the run is refused
+with a message that says how to fix it, or the table of checks counts the losses with reasons. The result never changes silently."""
 
 from __future__ import annotations
 
@@ -204,8 +204,8 @@ def associate(folder: Path, clean: Clean, files: dict[str, File]) -> Ended:
     except (InputError, RunError) as error:
         refused = str(error)
     events = read_events(run)[0]
-    told = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
-    return Ended(table, refused, {(c["site"], c["check"]): (c["value"], c["verdict"]) for c in told})
+    reported = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
+    return Ended(table, refused, {(c["site"], c["check"]): (c["value"], c["verdict"]) for c in reported})
 
 
 def by_place(table: pd.DataFrame, other_strand: bool = False) -> dict[tuple[int, frozenset[str]], tuple[float, float, int, int]]:
@@ -575,9 +575,9 @@ def test_alleles_exchanged_in_every_other_variant_are_refused_and_in_a_few_count
     for every, verdict in ((2, "fail"), (30, "ok")):
         wrong = np.arange(300) % every == 0
         harmed = counts | {"b": np.where(wrong, counts["b"][[2, 1, 0, 3]], counts["b"])}
-        told = {(c.site, c.check): c for c in counts_checks(harmed, {})}
-        assert told["b", "allele frequencies against the other sites"].verdict == verdict
-        few = int(told["b", "minor allele is the major allele elsewhere"].value)
+        reported = {(c.site, c.check): c for c in counts_checks(harmed, {})}
+        assert reported["b", "allele frequencies against the other sites"].verdict == verdict
+        few = int(reported["b", "minor allele is the major allele elsewhere"].value)
         assert 0 < few <= wrong.sum()
 
 
@@ -589,8 +589,8 @@ def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_count
     with pytest.raises(RunError, match="b: allele frequencies against the other sites is r = -"):
         run_nodes(training_study(cohort__variants={"min_call_rate": 0.5}), nodes, tmp_path / "counted")
     run_nodes(training_study(), nodes, tmp_path / "plain")
-    told = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
-    [said] = [c for c in told if c["check"] == "allele frequencies"]
+    reported = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
+    [said] = [c for c in reported if c["check"] == "allele frequencies"]
     assert said["value"] == "not compared"
     assert "exchanged alleles would not be detected" in said["mend"]
 

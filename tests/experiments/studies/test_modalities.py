@@ -50,7 +50,7 @@ PERSONS, KEYS = 60, 7
 LAYOUTS = {"image": Layout((1, 8, 8)), "variants": Layout(variants=KEYS)}
 SECTIONS: dict[str, dict[str, Any]] = {"omics": {"cohort__omics": {"columns": ["g1", "g2"], "range": [-4, 4]}}}
 RANGES = {"clinical": {"ranges": {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}}}
-WHY = "nobody wrote it"
+WHY = "it is not written"
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def test_what_a_site_says_of_it_is_what_is_declared(known: Known) -> None:
         with pytest.raises(SiteError, match=f"{key} is not of the declared shape and type"):
             check(lambda values, key=key: values.update({key: np.zeros((2, 2), np.float32)}))
         if len(modality.declared()) > 1:
-            with pytest.raises(SiteError, match="an input is told of in part"):
+            with pytest.raises(SiteError, match="an input is described in part"):
                 check(lambda values, key=key: values.pop(key))
     for other in (other for other in MODALITIES.values() if other is not modality):
         for key in other.declared():

@@ -60,7 +60,7 @@ def test_itks_file_reads_as_itk_meant_it(tmp_path: Path) -> None:
 
 
 def write(path: Path, voxels: np.ndarray[Any, Any], affine: np.ndarray[Any, Any], space: str = "LPS", **fields: Any) -> Path:
-    """By pynrrd, with a geometry in RAS+ told in ``space``."""
+    """By pynrrd, with a geometry in RAS+, written in ``space``."""
     signs = np.array(SPACES[space], float)
     rows = [signs * affine[:3, axis] for axis in range(3)]
     spatial = [*([np.full(3, np.nan)] if voxels.ndim == 4 else []), *rows]

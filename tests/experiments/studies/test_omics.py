@@ -198,7 +198,7 @@ def write_matrix(path: Path, table: pd.DataFrame) -> Path:
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet"])
 def test_a_matrix_reads_alike_from_each_kind_of_file(tmp_path: Path, ending: str) -> None:
     table = pd.DataFrame({"id": ["p2", "007", "p3"], "g2": [1.5, np.nan, 3], "g1": [7, 8, 9], "g3": [np.nan] * 3})
-    found = read_omics(write_matrix(tmp_path / f"matrix{ending}", table), ["g1", "g2"], ["007", "p3", "nobody"])
+    found = read_omics(write_matrix(tmp_path / f"matrix{ending}", table), ["g1", "g2"], ["007", "p3", "absent"])
     np.testing.assert_array_equal(found.values, [[8, np.nan], [9, 3], [np.nan, np.nan]])
     assert found.present.tolist() == [True, True, False]
     empty = read_omics(tmp_path / f"matrix{ending}", ["g3"], ["007", "p3"])

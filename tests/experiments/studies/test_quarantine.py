@@ -1,4 +1,4 @@
-"""An image that cannot be used is set aside with its reason while the run goes on; too many of them end the reading."""
+"""An unusable image is excluded with its reason and the run continues; too many exclusions end the reading."""
 
 from __future__ import annotations
 

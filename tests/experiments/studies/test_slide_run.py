@@ -91,7 +91,7 @@ def slide_plan(**changes: Any) -> dict[str, Any]:
 
 
 def test_attention_finds_what_marks_a_person(tmp_path: Path) -> None:
-    """Told only who is ill, it tells new persons apart, and the tile that speaks most is one of the two that were marked."""
+    """Trained with labels of persons only, the model classifies new persons, and the tile with most attention is a marked one."""
     sites = [slide_site(tmp_path / n, n, k, s) for n, k, s in (("a", 40, 1), ("b", 30, 2))]
     study = make_study(("image",), **slide_changes(training__local_epochs=4, federation__rounds=5, training__evaluate_every=0))
     run = federate(study, sites, tmp_path / "run")
@@ -136,7 +136,7 @@ def test_the_same_twice_and_two_sites_give_what_one_gives(tmp_path: Path) -> Non
 
 
 def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_path: Path) -> None:
-    """Who has a broken slide is set aside and listed; the run, its record in MLflow and its saved model go on."""
+    """A person with a damaged slide is excluded and listed; the run, its MLflow record and its saved model are complete."""
     import mlflow
 
     for name, persons, seed in (("a", 24, 1), ("b", 22, 2)):
@@ -150,17 +150,17 @@ def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_
         file.write("[policy]\nmax_quarantined = 0.2\n")
     plan = slide_plan(cohort__image={"tiles": {**SPEC, "mpp": 0.5}}, federation__rounds=1)
     (tmp_path / "study.toml").write_text(to_toml(plan))
-    told = command("fedml", "check", "study.toml", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "slides, in tiles of 32 x 32 pixels at 0.5 micrometres a pixel with at least 50% tissue" in told.stdout
+    reported = command("fedml", "check", "study.toml", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "slides, in tiles of 32 x 32 pixels at 0.5 micrometres a pixel with at least 50% tissue" in reported.stdout
     done = command("fedml", "run", "study.toml", "--sites", "sites", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     last = json.loads(done.stdout.strip().splitlines()[-1])
     said = " ".join(done.stderr.split())
     assert "1 with an excluded image (truncated)" in said
     assert "1 with an excluded image (no-tissue)" in said
-    aside = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
-    assert aside == {"b005": "truncated", "b007": "no-tissue"}
+    excluded = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
+    assert excluded == {"b005": "truncated", "b007": "no-tissue"}
     seen = command("fedml-site", "check", "study.toml", "--site", "sites/b", cwd=tmp_path)
     assert "would use 20 persons" in seen.stdout
     assert "slides: 21 with " in seen.stdout
@@ -194,7 +194,7 @@ def test_tiles_of_a_bag_are_those_with_tissue_and_sums_are_of_all_of_them(tmp_pa
     for person, parts in pixels.items():
         for k, part in enumerate(parts):
             write_tiff(tmp_path / "slides" / person / f"{k}.tif", part)
-    slides = slides_of(tmp_path, SPEC, ["nobody", "p", "q"])
+    slides = slides_of(tmp_path, SPEC, ["absent", "p", "q"])
     assert slides.person.tolist() == [1, 1, 2]
     wanted = {
         person: [part[y : y + SIDE, x : x + SIDE] for part in parts
@@ -380,7 +380,7 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"model__task": "segmentation", "model__image": {}}, "tiles have no masks"),
         ({"model__task": "segmentation"}, 'pooling = "attention" is not built'),
@@ -399,8 +399,8 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
         ({"cohort__image": {"channels": 3}}, "size is missing"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_cannot_be_is_refused(changes: dict[str, Any], reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
         make_study(("image",), **slide_changes(**changes))
 
 

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, Path]:
 
 
 @pytest.fixture(scope="module")
-def told(made: tuple[Path, Study, Path]) -> dict[str, Any]:
+def reported(made: tuple[Path, Study, Path]) -> dict[str, Any]:
     """What a fresh store holds once the run is delivered."""
     run, study, folder = made
     with pytest.MonkeyPatch.context() as patch:
@@ -40,12 +40,12 @@ def told(made: tuple[Path, Study, Path]) -> dict[str, Any]:
     return content(f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Study, Path], told: dict[str, Any]) -> None:
+def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
     from fedml.tasks.intervals import interval
     from fedml.tasks.registry import make_task
 
     run, study, _ = made
-    parent, events = told[run.name], read_events(run)[0]
+    parent, events = reported[run.name], read_events(run)[0]
     final = next(e for e in events if e["event"] == "final")["metrics"]["test"]
     tags, value = parent["tags"], {name: history[-1][1] for name, history in parent["metrics"].items()}
     assert parent["status"] == "FINISHED"
@@ -70,13 +70,13 @@ def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Stud
         assert words in note
 
 
-def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study, Path], told: dict[str, Any]) -> None:
+def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
     run, study, _ = made
     events = read_events(run)[0]
     agreed, rounds = next(e for e in events if e["event"] == "agreed"), [e for e in events if e["event"] == "round"]
-    assert set(told) == {run.name, *(f"{run.name}/{site}" for site in SITES)}
+    assert set(reported) == {run.name, *(f"{run.name}/{site}" for site in SITES)}
     for site in SITES:
-        child = told[f"{run.name}/{site}"]
+        child = reported[f"{run.name}/{site}"]
         tags, metrics = child["tags"], child["metrics"]
         assert tags["mlflow.parentRunId"] == run.name  # by name: the ids are MLflow's
         assert tags["fedml.site"] == site
@@ -91,12 +91,12 @@ def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study
         assert metrics["test/auroc"][0][1] == final["metrics"]["test"]["sites"][site]["auroc"]
         for way in ("bytes_in", "bytes_out"):
             assert metrics[f"total/{way}"][0][1] == sum(e["sites"][site][way] for e in (*rounds, final)) > 0
-    assert sorted(told[run.name]["datasets"]) == sorted(told[f"{run.name}/{s}"]["datasets"][0] for s in SITES)
+    assert sorted(reported[run.name]["datasets"]) == sorted(reported[f"{run.name}/{s}"]["datasets"][0] for s in SITES)
     assert study.federation.rounds == 2
 
 
 def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
-    made: tuple[Path, Study, Path], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, Study, Path], reported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -119,7 +119,7 @@ def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
     client.delete_run(lost.info.run_id)  # and one child not made
     assert deliver(run, study) == first
     assert calls
-    assert content(uri) == told
+    assert content(uri) == reported
 
 
 def test_a_run_is_recorded_by_one_process_at_a_time(made: tuple[Path, Study, Path]) -> None:
@@ -129,7 +129,7 @@ def test_a_run_is_recorded_by_one_process_at_a_time(made: tuple[Path, Study, Pat
 
 
 def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
-    made: tuple[Path, Study, Path], told: dict[str, Any], tmp_path: Path
+    made: tuple[Path, Study, Path], reported: dict[str, Any], tmp_path: Path
 ) -> None:
     run, _, folder = made
     shutil.copy(folder / "mlflow.db", tmp_path / "mlflow.db")  # a store that has this run, and none of the next
@@ -148,7 +148,7 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
     assert len(done.stdout.splitlines()) == 1
     now = content(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert {name for name in now if "/" not in name} == {run.name, "toy-kept"}
-    assert now["toy-kept"]["metrics"] == told[run.name]["metrics"]
+    assert now["toy-kept"]["metrics"] == reported[run.name]["metrics"]
     again = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
     assert "all runs are delivered" in again.stdout
     marker = (tmp_path / "runs" / "toy-kept" / outbox.MARKER).read_text()

@@ -54,7 +54,7 @@ def test_merged_counts_equal_scikit_learn_and_statsmodels_on_pooled_predictions(
     assert metrics["auroc"] == pytest.approx(sk.roc_auc_score(y, p), abs=1e-3)
     assert metrics["brier"] == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
     assert interval(counts, TWO, "brier", seed=1).value == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
-    # The histogram alone, by which its spread is told, is within 1e-3 of the sum.
+    # The histogram, from which the spread is computed, is within 1e-3 of the sum.
     risk = expit(MIDPOINTS)
     assert (counts["histogram"][0] * np.stack([risk**2, (1 - risk) ** 2])).sum() / 3000 == pytest.approx(metrics["brier"], abs=1e-3)
 

@@ -101,7 +101,7 @@ def test_every_network_gives_each_persons_own_gradient(net: str, shape: tuple[in
         return functional.cross_entropy(pooled, label, reduction="none")
 
     with pytest.raises(ValueError, match="rows"):
-        clipped_gradient_sum(model, losses, clipping_norm=1.0)  # nobody said whose the images are
+        clipped_gradient_sum(model, losses, clipping_norm=1.0)  # without the person of each image
     # Person 3's loss is a constant: leave its zero norm out of the relative comparison.
     keep = torch.tensor([0, 1, 2, 4])
     assert_exact(model, lambda: losses()[keep], {"image": torch.tensor([2, 0, 0, 1, 2, 2, 3])})
@@ -165,7 +165,7 @@ def test_modules_without_a_rule_and_several_places_a_row(kind: type[nn.Module], 
 
 
 def site(persons: int, seed: int, *, most: int = 4, scale: float = 1.0, hole: bool = True) -> Cohort:
-    """All three inputs, each lacking for some persons; up to ``most`` images a person; everybody trains."""
+    """All three inputs, each lacking for some persons; up to ``most`` images a person; all persons train."""
     rng = np.random.default_rng(seed)
     clinical = np.column_stack(
         [rng.normal(0, scale, persons), rng.integers(0, 3, persons), rng.normal(0, 1, (persons, 2)).T[0], np.ones(persons)]
@@ -287,7 +287,7 @@ def test_a_linear_layers_gradient_of_any_size_is_bounded_and_the_others_stay(bad
     assert apart(found.total, expected) <= 0.5 * WITHIN
     if not np.isfinite(bad):
         assert not bool(torch.isfinite(found.norms[2]))
-        assert apart(found.total, expected) <= 1e-5 * length(expected)  # left out, and nobody else
+        assert apart(found.total, expected) <= 1e-5 * length(expected)  # only this person is excluded
     else:
         assert apart(found.total, expected) >= 0.5 / WITHIN
 
@@ -335,7 +335,7 @@ SGD = {"training__optimizer": "sgd", "training__lr": 1.0}
 
 
 def wide(persons: int, variants: int = 6000, **changes: Any) -> tuple[CohortModel, Cohort, Any]:
-    """Two classes from variants that everybody has."""
+    """Two classes from variants that all persons have."""
     study = make_study(("variants",), **{**SGD, **changes})
     rng = np.random.default_rng(1)
     keys = tuple(Variant("1", k + 1, "", "A", "C") for k in range(variants))
@@ -499,7 +499,7 @@ def test_the_training_loop_draws_anew_each_step_and_may_draw_nobody() -> None:
 
     watched = Watched(**{f: getattr(cohort, f) for f in Cohort.__dataclass_fields__})
     assert private_train(model, watched, study.training, counting, steps(rate=0.25, steps=400)) == 400
-    every = np.array(sizes + [0] * (400 - len(sizes)))  # nobody drawn: no batch is asked for
+    every = np.array(sizes + [0] * (400 - len(sizes)))  # no person sampled: no batch is requested
     assert len(sizes) < 400  # (3/4)^6: nearly one step in five
     assert abs(every.mean() - 1.5) < 5 * (1.125 / 400) ** 0.5
     assert 0.7 < every.var() / 1.125 < 1.4

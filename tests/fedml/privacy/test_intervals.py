@@ -324,14 +324,14 @@ def test_log_odds_beyond_the_histogram_have_a_brier_score_but_no_spread_of_the_l
 
 
 def test_noised_counts_have_no_interval() -> None:
-    told = {
+    reported = {
         "unit": "patient",
         "epsilon": 3.0,
         "delta": 1e-4,
         "persons": {"a": 140, "b": 90},
         "ranges": {c: [0, 1] for c in ("x1", "x2", "x3")},
     }
-    study = make_study(privacy=told | {"metrics": "private"})
+    study = make_study(privacy=reported | {"metrics": "private"})
     counts = counts_of(np.linspace(-3, 3, 40), np.arange(40) % 2)
     assert not noised(counts)
     noisy = add_noise(counts, study)

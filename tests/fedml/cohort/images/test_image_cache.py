@@ -1,4 +1,4 @@
-"""The image cache: what it holds, what it leaves out, and that a damaged or half-made one is made anew."""
+"""The image cache: its content, its exclusions, and that a damaged or incomplete entry is rebuilt."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
     again = cohort.open(tmp_path / "cache", items=items)
     assert again.excluded == expected
     assert cohort.read_names == []
-    cohort.write(1)  # it is mended
+    cohort.write(1)  # it is repaired
     assert list(cohort.open(tmp_path / "cache", items=items).kept) == [0, 1, 2]
     assert cohort.read_names == ["p1"]
 

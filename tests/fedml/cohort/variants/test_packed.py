@@ -182,7 +182,7 @@ def test_the_spool_turns_blocks_of_any_size(tmp_path: Path, persons: int, sizes:
 # --- the cache
 
 SAMPLES = ("s0", "s1", "s2", "s3", "s4", "s5", "s6")
-PERSONS = ["s5", "nobody", "s0", "s3", "s6"]
+PERSONS = ["s5", "absent", "s0", "s3", "s6"]
 
 
 class ArraySource(Source):
@@ -281,7 +281,7 @@ def test_of_one_source_the_two_entries_used_last_are_kept(tmp_path: Path, source
 
     def use(count: int) -> None:
         cached(tmp_path / "c", source, SAMPLES[:count], Selection(), 8)
-        time.sleep(0.02)  # the order is told by the file system's clock
+        time.sleep(0.02)  # the order follows from the time stamps of the file system
 
     for count in (3, 4, 3, 5):
         use(count)
@@ -366,7 +366,7 @@ def test_a_large_table_of_another_size_is_made_anew(tmp_path: Path, source: Arra
 
 def refuse(seen: int) -> None:
     if seen > 100:
-        raise InputError("cohort.vcf.gz: line 112 is junk; mend it.")
+        raise InputError("cohort.vcf.gz: line 112 is junk; fix it.")
 
 
 def test_a_bad_file_leaves_nothing(tmp_path: Path, source: ArraySource) -> None:

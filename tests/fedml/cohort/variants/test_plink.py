@@ -141,18 +141,18 @@ def test_a_bed_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         refused(path, str(path), "not a variant-major PLINK 1 .bed file" if broken[:3] != whole[:3] else "does not match its .bim and .fam")
     path.write_bytes(whole)
     for ending in (".bim", ".fam"):
-        beside = path.with_suffix(ending)
-        text = beside.read_text()
-        beside.unlink()
+        companion = path.with_suffix(ending)
+        text = companion.read_text()
+        companion.unlink()
         refused(path, f"c{ending}: no such file")
-        beside.write_text(text + text.splitlines()[0].replace("s1", "s9") + "\n" * 2)
+        companion.write_text(text + text.splitlines()[0].replace("s1", "s9") + "\n" * 2)
         refused(path, "line", "0 fields")
-        beside.write_bytes(b"\xff" + text.encode())
+        companion.write_bytes(b"\xff" + text.encode())
         refused(path, f"c{ending}: is not UTF-8")
-        beside.write_text("".join(line + "\n" for line in text.splitlines()[:-1]))
+        companion.write_text("".join(line + "\n" for line in text.splitlines()[:-1]))
         if ending == ".bim":  # with one person fewer the bytes a variant are as many, or not
             refused(path, "does not match its .bim and .fam", "3 variants")
-        beside.write_text(text)
+        companion.write_text(text)
     assert read(path)[0] == list(KEYS)
 
 

@@ -1,4 +1,4 @@
-"""A site's variants as a study reads them: selected, packed, in canonical spelling; and what a file that cannot be used is told."""
+"""A site's variants as a study reads them: selected, packed, in canonical spelling; and the error for a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_format_gives_the_dosages_that_were_written_twice(tmp_path: Path, 
 def test_persons_in_their_own_order_and_those_without_genotypes_missing(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_bed(path, SAMPLES, KEYS, DOSAGE) if name.endswith("bed") else write_vcf(path, SAMPLES, RECORDS)
-    own = read(path, ["s4", "nobody", "s1", "s3"])
+    own = read(path, ["s4", "absent", "s1", "s3"])
     assert own.present.tolist() == [True, False, True, True]
     np.testing.assert_array_equal(own.dosage[np.arange(4)], [DOSAGE[3], [-1] * 6, DOSAGE[0], DOSAGE[2]])
     counts = genotype_counts(own)  # of the three who are there
@@ -72,10 +72,11 @@ def test_only_the_wanted_variants_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "told"), [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")]
+    ("region", "reported"),
+    [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")],
 )
-def test_a_region_that_is_none_is_told(region: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_region_that_is_none_is_told(region: str, reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
         Selection(regions=(region,)).spans()
 
 

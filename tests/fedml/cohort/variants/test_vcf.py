@@ -285,7 +285,7 @@ def test_the_blocks_ends_change_nothing(tmp_path: Path, format_: str, columns: i
 
 
 def test_a_real_file_against_every_other_reader(tmp_path: Path, chromosome_21: Path) -> None:
-    """1000 Genomes, published as plain gzip: written anew as bgzip, as BCF and, where both alleles are plain, as PLINK bed."""
+    """1000 Genomes, published as plain gzip: rewritten as bgzip, as BCF and, where both alleles are plain, as PLINK bed."""
     plain = tmp_path / "plain.vcf"
     plain.write_bytes(gzip.decompress(chromosome_21.read_bytes()))
     own = read(plain)
@@ -329,7 +329,7 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "c.vcf", lines)
     for other in (path, convert(path, ".vcf.gz"), convert(path, ".bcf")):
         source = open_vcf(other)
-        for _ in range(2):  # counted anew each time
+        for _ in range(2):  # counted again each time
             keys = [key for b in source.blocks(range(4), Selection(), 64) for key in b.keys]
             assert [(k.position, len(k.ref), k.alt) for k in keys] == [(5, 1, "G"), (6, 1, "<NON_REF>"), (8, 1, "C"), (9, 1000, "A")]
             assert source.excluded == {"no ALT": 1, "allele too long": 4}
@@ -511,8 +511,8 @@ def test_regions_need_an_index_and_a_contig(tmp_path: Path, name: str) -> None:
         400,
     ]
     if name != "c.vcf":
-        for beside in tmp_path.glob("c.*.[ct][sb]i"):
-            beside.write_bytes(b"junk")
+        for index_file in tmp_path.glob("c.*.[ct][sb]i"):
+            index_file.write_bytes(b"junk")
         with pytest.raises(InputError, match="cannot be read as an index"):
             read(path, regions=("22",))
 
@@ -534,14 +534,14 @@ def test_damage_in_a_bcf_record_is_told_in_one_sentence(tmp_path: Path) -> None:
     content = pysam.BGZFile(str(path)).read()
     header = 9 + int.from_bytes(content[5:9], "little")
     rng = np.random.default_rng(0)
-    told = 0
+    reported = 0
     for at in rng.integers(header, len(content), 300):
         broken = bytearray(content)
         broken[at] = rng.integers(256)
         with pysam.BGZFile(str(path), "wb") as out:
             out.write(bytes(broken))
-        told += isinstance(read_or_told(path), str)
-    assert told > 30
+        reported += isinstance(read_or_told(path), str)
+    assert reported > 30
 
 
 def test_an_allele_that_a_bcf_record_lacks_is_refused(tmp_path: Path) -> None:
