@@ -4,7 +4,8 @@
     python -m tests.image_mutations DATA 0 300    # makes and reads each; one JSON line before it and one after
 
 A case is ``wrong`` (it must be excluded for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
-(it cannot be recognised, such as a flipped bit of raw pixels: anything but a crash). The clean files are the real ones, a series cut to 12 slices.
+(it cannot be recognised, such as a flipped bit of raw pixels: any result but a crash). The clean files are real ones, a series cut to 12
+slices.
 """
 
 from __future__ import annotations

@@ -299,7 +299,7 @@ def test_a_root_certificate_with_its_day(folder: Path, authority: Path, days: in
     assert text in one(look(folder, now=NOW), "root certificates", state).text
 
 
-def test_nobody_listens(folder: Path, authority: Path) -> None:
+def test_no_server_listens(folder: Path, authority: Path) -> None:
     findings = look(connected(folder, authority, free_ports(1)[0]))
     expect(findings, "TLS chain", "fail", "connection refused", "outbound firewall")
     expect(findings, "clock", "warn", "could not be compared", "TLS chain")

@@ -297,7 +297,7 @@ def test_truncation_in_plain_words(tmp_path: Path) -> None:
     assert "as entry 4" in verify(path, head, 4)[0].what
 
 
-def test_one_harm_is_told_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]]) -> None:
+def test_one_problem_is_reported_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]]) -> None:
     path = tmp_path / "journal.jsonl"
     lines = sixty[0].splitlines(keepends=True)
     for harmed, line, word in [
@@ -401,7 +401,7 @@ def test_torn_at_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("tail", [b"\n", b"\0" * 40, b"\0" * 40 + b"\n", b"{}\n", b'{"seq":1', b"\xff\xfe\n", b"x" * 60_000])
 @pytest.mark.parametrize("before", [0, 3])
-def test_other_ends_are_set_aside(tmp_path: Path, before: int, tail: bytes) -> None:
+def test_other_ends_are_copied_to_another_file(tmp_path: Path, before: int, tail: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     fill(path, before)
     with path.open("ab") as file:

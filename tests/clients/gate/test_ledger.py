@@ -1,4 +1,4 @@
-"""The ledger: what a person has borne is never counted too low, after any crash of the site, for any name of a study and any excluded persons.
+"""The ledger: the privacy cost of a person is never too low, after any crash, for any name of a study and any excluded persons.
 
 What is true is worked out here from a list of its own: the charges that returned, and for each person the accountant's epsilon of all
 events of all studies that could have drawn the person.
@@ -204,8 +204,11 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_has_no_privacy_is_kept_apart(tmp_path: Path) -> None:
-    ledger, told_of = Ledger(tmp_path / "ledger.db"), {k: reported("open")[k] for k in ("run", "study", "study_name", "phase", "round")}
-    ledger.note_unprotected(["a", "b", "c"], **told_of)
+    ledger, disclosures_of = (
+        Ledger(tmp_path / "ledger.db"),
+        {k: reported("open")[k] for k in ("run", "study", "study_name", "phase", "round")},
+    )
+    ledger.note_unprotected(["a", "b", "c"], **disclosures_of)
     assert (ledger.spent(DELTA), ledger.persons()) == (0.0, 0)
     ledger.charge_all([(["a"], gaussian(3.0))], **reported())
     once = borne([(frozenset("a"), 3.0)], "a")
@@ -675,7 +678,7 @@ def answered(state: Path, unit: str, run: str, rounds: int, **privacy: Any) -> s
 
 
 @pytest.mark.parametrize("lose", [lambda path: path.unlink(), lambda path: os.truncate(path, 0), lambda path: empty_database(path)])
-def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+def test_a_lost_ledger_is_not_recreated(tmp_path: Path, lose: Callable[[Path], None]) -> None:
     path, sha = tmp_path / "ledger.db", answered(tmp_path, "patient", "7", 0)
     ledger = Ledger(path)
     for k in range(3):

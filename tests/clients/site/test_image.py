@@ -231,7 +231,7 @@ def test_an_array_that_is_no_image_is_named(tmp_path: Path, array: Any) -> None:
     refused(tmp_path, "npy", str(tmp_path / "p1.npy"))
 
 
-def test_absent_folders_files_and_persons_are_told(tmp_path: Path) -> None:
+def test_absent_folders_files_and_persons_are_reported(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "png", "nowhere: no such folder", "site.toml")
     refused(tmp_path / "nowhere.npz", "npz", "nowhere.npz: no such file")
     refused(tmp_path, "png", str(tmp_path), "holds no image of a person", "<id>.png")

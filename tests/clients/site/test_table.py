@@ -200,7 +200,7 @@ def test_labels_of_true_and_false_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "NA", "nan", "NULL", "?", "."])
-def test_missing_labels_are_left_out_and_counted(tmp_path: Path, word: str) -> None:
+def test_missing_labels_are_excluded_and_counted(tmp_path: Path, word: str) -> None:
     manifest = clinical_site(tmp_path, "a", 30, 1, labels=[word, 0, 1] * 10)
     cohort = read_cohort(read_site(manifest), make_study())
     assert len(cohort) == 20

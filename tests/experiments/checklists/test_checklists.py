@@ -134,7 +134,7 @@ def test_another_number_in_the_record_is_another_number_in_the_answer(record: Re
     assert {i for i in before if before[i].text != after[i].text} == {"23a"}
 
 
-def test_a_site_that_missed_a_round_is_told_with_the_reason(record: Record, tmp_path: Path) -> None:
+def test_a_site_that_missed_a_round_is_reported_with_the_reason(record: Record, tmp_path: Path) -> None:
     def missed(event: dict[str, Any]) -> None:
         del event["sites"]["b"]
         event["refused"] = {"b": "no-answer"}
@@ -165,7 +165,7 @@ def test_a_run_that_failed_has_no_results(record: Record, tmp_path: Path) -> Non
     assert "unfinished" in checklists_markdown(read_record(run))
 
 
-def test_a_model_that_is_not_in_the_folder_is_not_told_of(record: Record, tmp_path: Path) -> None:
+def test_a_missing_model_is_not_reported(record: Record, tmp_path: Path) -> None:
     shutil.copytree(record.run, tmp_path / "run")
     (tmp_path / "run" / MODEL).unlink()
     before, after = (by_id(fill_all(r)["tripod_ai"])["12g"] for r in (record, read_record(tmp_path / "run")))
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_in_the_folder_is_not_told_of(record: Record, tmp_pa
         (make_study(sites=("a",)), "clusters", {"tripod_ai": ["12d", "23b"]}),
     ],
 )
-def test_what_does_not_concern_a_study_is_told_with_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:
+def test_items_that_do_not_apply_have_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:
     why, pointer = CONDITIONS[condition]
     reason = why(study)
     assert reason

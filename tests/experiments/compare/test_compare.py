@@ -36,7 +36,7 @@ def sites(tmp_path: Path) -> dict[str, Site]:
     return {name: read_site(tmp_path / "sites" / name) for name in "ab"}
 
 
-def test_only_what_is_missing_is_trained_and_all_is_told(tmp_path: Path, sites: dict[str, Site]) -> None:
+def test_only_missing_runs_are_trained_and_all_are_reported(tmp_path: Path, sites: dict[str, Site]) -> None:
     first = compare(studies(2), sites, ["pooled"], None, tmp_path / "runs", QUIET)
     assert [(r.who, r.seed) for r in first] == [("federated", 0), ("pooled", 0), ("federated", 1), ("pooled", 1)]
     assert all(r.seconds is not None for r in first)
@@ -61,7 +61,7 @@ def test_only_what_is_missing_is_trained_and_all_is_told(tmp_path: Path, sites: 
     assert "worst site" in printed
 
 
-def test_changed_data_are_trained_anew(tmp_path: Path, sites: dict[str, Site]) -> None:
+def test_changed_data_are_trained_again(tmp_path: Path, sites: dict[str, Site]) -> None:
     compare(studies(1), sites, [], None, tmp_path / "runs", QUIET)
     clinical_site(tmp_path / "more" / "b", "b", 121, 1)
     other = {"a": sites["a"], "b": read_site(tmp_path / "more" / "b")}

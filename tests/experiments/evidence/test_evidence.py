@@ -94,7 +94,7 @@ def test_the_same_run_gives_the_same_bytes(heart_bundle: Made, tmp_path: Path) -
 @pytest.mark.parametrize("of", ["demo", "heart", "private"])
 @settings(max_examples=60)
 @given(data=st.data())
-def test_any_one_byte_of_any_file_is_missed_by_nobody(of: str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_any_changed_byte_of_any_file_is_detected(of: str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     files = request.getfixturevalue(f"{of}_bundle").files
     name = data.draw(st.sampled_from(sorted(n for n in files if files[n])))
     at, flip = data.draw(st.integers(0, len(files[name]) - 1)), data.draw(st.integers(1, 255))
@@ -109,14 +109,14 @@ def test_any_one_byte_of_any_file_is_missed_by_nobody(of: str, data: st.DataObje
 
 @settings(max_examples=100)
 @given(data=st.data())
-def test_any_one_byte_of_the_container_is_missed_by_nobody(data: st.DataObject, heart_bundle: Made, tmp_path: Path) -> None:
+def test_any_changed_byte_of_the_container_is_detected(data: st.DataObject, heart_bundle: Made, tmp_path: Path) -> None:
     raw = bytearray(heart_bundle.out.read_bytes())
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     (tmp_path / "run.zip").write_bytes(raw)
     assert not verify(tmp_path / "run.zip").ok
 
 
-def test_every_file_that_is_left_out_is_missed(heart_bundle: Made, tmp_path: Path) -> None:
+def test_every_missing_file_is_detected(heart_bundle: Made, tmp_path: Path) -> None:
     files = heart_bundle.files
     for name in files:
         (tmp_path / "run.zip").write_bytes(pack({k: v for k, v in files.items() if k != name}))
@@ -133,7 +133,7 @@ def raised(text: str, number: re.Match[str]) -> tuple[str, str]:
     return text[: number.start()] + higher + text[number.end() :], higher
 
 
-def test_an_edited_figure_of_the_report_is_caught_whoever_signs(bundle: Made, tmp_path: Path) -> None:
+def test_an_edited_figure_of_the_report_is_caught_for_any_signer(bundle: Made, tmp_path: Path) -> None:
     """Every fraction in every table and among the embedded figures, one after the other; hashes and signature fit."""
     report = bundle.files["report.html"].decode()
     numbers = [n for shown in _SHOWN.finditer(report) for n in _FRACTION.finditer(report, *shown.span())]
@@ -151,7 +151,7 @@ def test_an_edited_figure_of_the_report_is_caught_whoever_signs(bundle: Made, tm
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model_card.md", "checklists.md", "checklists.json", "figures.json"])
-def test_an_edited_number_elsewhere_is_caught_whoever_signs(name: str, heart_bundle: Made, tmp_path: Path) -> None:
+def test_an_edited_number_elsewhere_is_caught_for_any_signer(name: str, heart_bundle: Made, tmp_path: Path) -> None:
     files = heart_bundle.files
     text = files[name].decode()
     number = _FRACTION.search(text)
@@ -190,7 +190,7 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
     )
 
 
-def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
+def test_a_lowered_epsilon_is_caught_for_any_signer(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
     reported = json.loads(files["privacy.json"])
     reported["claims"]["a"]["epsilon"] *= 0.9
@@ -207,7 +207,7 @@ def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_pat
     assert "epsilon" in summary(found)
 
 
-def test_a_round_that_is_taken_out_is_caught_whoever_signs(bundle: Made, tmp_path: Path) -> None:
+def test_a_round_that_is_taken_out_is_caught_for_any_signer(bundle: Made, tmp_path: Path) -> None:
     files = bundle.files
 
     def remove(rows: list[dict[str, Any]]) -> None:
@@ -238,14 +238,14 @@ def other_study(rows: list[dict[str, Any]]) -> None:
     ("change", "name"),
     [(better, "events.jsonl"), (round_better, "events.jsonl"), (other_model, "model.safetensors"), (other_study, "study.json")],
 )
-def test_a_log_that_does_not_fit_its_counts_and_model_is_caught_whoever_signs(
+def test_a_log_that_does_not_fit_its_counts_and_model_is_caught_for_any_signer(
     change: Any, name: str, heart_bundle: Made, tmp_path: Path
 ) -> None:
     files = heart_bundle.files
     assert name in failed(verify(rebuilt(files, tmp_path / "run.zip", {"events.jsonl": events(files, change)})))
 
 
-def test_journals_that_do_not_grow_are_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
+def test_journals_that_do_not_grow_are_caught_for_any_signer(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
     rows = json.loads(files["journals.json"])
     assert [row["entries"] for row in rows["a"]] == sorted({row["entries"] for row in rows["a"]}), "heads of a real journal were reported"

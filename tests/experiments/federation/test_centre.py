@@ -114,7 +114,7 @@ def test_a_name_and_a_key_are_registered_once(centre: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_a_second_superlink_is_told_that_the_port_is_taken(centre: Path, tmp_path: Path) -> None:
+def test_a_second_superlink_reports_that_the_port_is_in_use(centre: Path, tmp_path: Path) -> None:
     done = command("fedml", "federation", "start", "--home", centre, cwd=tmp_path)
     assert done.returncode == 2
     assert "if the SuperLink is already running" in done.stderr

@@ -198,7 +198,8 @@ def main(grid, context):
     reported["extra record"] = ask(grid, "query", RecordDict({{"config": config(), "more": ArrayRecord([np.zeros(3)])}}))
     reported["undeclared key"] = ask(grid, "query", RecordDict({{"config": config(path="/etc/passwd")}}))
     reported["pickle"] = ask(grid, "query", RecordDict({{"config": config(data=b"\\x80\\x04\\x95\\x10\\x00\\x00\\x00")}}))
-    reported["unknown study"] = ask(grid, "query", RecordDict({{"config": ConfigRecord({{"study": "{{}}", "phase": "describe", "round": 0}})}}))
+    wrong_study = ConfigRecord({{"study": "{{}}", "phase": "describe", "round": 0}})
+    reported["unknown study"] = ask(grid, "query", RecordDict({{"config": wrong_study}}))
     reported["not ours"] = ask(grid, "train", RecordDict({{"config": ConfigRecord({{"lr": 0.1}})}}))
     lying = ArrayRecord([np.zeros(3)])
     from flwr.app import Array

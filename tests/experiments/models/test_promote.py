@@ -171,7 +171,7 @@ def test_an_audit_that_proves_more_than_the_claim_is_refused(work: dict[str, Pat
         check_sound(read_record(run))
 
 
-def test_wrong_words_are_told_in_a_sentence(work: dict[str, Path]) -> None:
+def test_wrong_words_are_reported_in_a_sentence(work: dict[str, Path]) -> None:
     done = command("fedml", "promote", "nowhere", cwd=work["folder"])
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -62,7 +62,7 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
     assert client.list_artifacts(parent.info.run_id, "model") is not None
 
 
-def test_nobody_declares_and_there_is_no_folder(tmp_path: Path) -> None:
+def test_without_a_declaration_there_is_no_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         image_site(tmp_path / "sites" / name, name, 30, 1)
     folder = run(tmp_path, small(), "--no-track")

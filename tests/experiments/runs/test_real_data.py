@@ -56,7 +56,7 @@ def test_ancestry_by_rsid(work: Path) -> None:
     assert len(panel) == 14_079
 
 
-def test_nobody_is_trained_on_at_one_site_and_tested_at_the_other(work: Path) -> None:
+def test_no_person_is_trained_on_at_one_site_and_tested_at_the_other(work: Path) -> None:
     from fedml.clients.site.manifest import find_sites
     from fedml.clients.site.read import read_cohort
     from fedml.study.read import read_study

@@ -228,7 +228,7 @@ def no_region(place: Path) -> list[str]:
     return ['region "22:here-there"', "not of the form", "[cohort.variants] regions"]
 
 
-def nobody_has_it(place: Path) -> list[str]:
+def no_person_has_it(place: Path) -> list[str]:
     ask(place, 'listed = ["rs1"]')
     return ["oslo/cohort.vcf.gz", "has none of the study's variants", "or [cohort.variants] in the study"]
 
@@ -246,7 +246,7 @@ def three_classes(place: Path) -> list[str]:
 FILES = [
     truncated, no_index, headerless, no_such_contig, strangers, junk, plain_gzip, empty, a_folder, missing_file, little_memory,
     memory_in_words, build_misspelt, other_build, no_reference, reference_without_index, truncated_reference, other_reference,
-    bed_without_bim, short_bed, no_region, nobody_has_it, no_column, three_classes,
+    bed_without_bim, short_bed, no_region, no_person_has_it, no_column, three_classes,
 ]  # fmt: skip
 
 
@@ -314,7 +314,7 @@ def preflight(place: Path) -> dict[str, Any]:
     return reported
 
 
-def test_a_variant_that_stands_twice_is_left_out_and_counted(place: Path) -> None:
+def test_a_variant_that_stands_twice_is_excluded_and_counted(place: Path) -> None:
     rewrite(place / "sites/porto/cohort.vcf.gz", lambda records: [*records[:3], records[2], *records[3:]])
     reported = preflight(place)
     assert reported["variants"] == VARIANTS - 1
@@ -322,7 +322,7 @@ def test_a_variant_that_stands_twice_is_left_out_and_counted(place: Path) -> Non
     assert reported["cells"]["all sites", "excluded: not at every site"] == "1"
 
 
-def test_a_variant_that_is_missing_in_everybody_is_left_out_with_the_reason(place: Path) -> None:
+def test_a_variant_that_is_missing_in_all_persons_is_excluded_with_the_reason(place: Path) -> None:
     for name in ("oslo", "porto"):
         rewrite(
             place / f"sites/{name}/cohort.vcf.gz",

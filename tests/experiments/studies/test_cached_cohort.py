@@ -127,7 +127,7 @@ def test_an_image_is_read_again_when_its_files_change(tmp_path: Path, reads: lis
     assert len(reads) == 12
 
 
-def test_what_was_set_aside_is_remembered_with_its_text(tmp_path: Path, reads: list[Path]) -> None:
+def test_exclusions_are_cached_with_their_text(tmp_path: Path, reads: list[Path]) -> None:
     site, study = read_site(volume_site(tmp_path, "a", 40)), segmentation()
     broken, moved = tmp_path / "images" / "a004" / "1.nii.gz", tmp_path / "masks" / "a007" / "1.nii.gz"
     broken.write_bytes(b"no volume")

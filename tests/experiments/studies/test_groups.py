@@ -51,7 +51,7 @@ def study_of(names: tuple[str, ...] = ("a", "b"), **evaluation: object) -> Study
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(0, 12), st.integers(1, 10))
-def test_nobody_is_told_by_subtraction(sizes: list[int], in_none: int, min_count: int) -> None:
+def test_no_small_group_can_be_computed_by_subtraction(sizes: list[int], in_none: int, min_count: int) -> None:
     shown = reportable_indices(np.array(sizes), sum(sizes) + in_none, min_count)
     assert all(sizes[k] >= min_count for k in shown)
     rest = sum(sizes) + in_none - sum(sizes[k] for k in shown)
@@ -142,9 +142,9 @@ def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> 
 def test_a_finer_histogram_of_a_group_is_refused(tmp_path: Path) -> None:
     study = study_of()
     federate(study, sites(tmp_path).values(), tmp_path / "run")
-    told_of = load_counts(tmp_path / "run")
-    counts = {f"test/{k}": v for k, v in told_of["test"]["a"].items()} | {
-        f"test@sex:1/{k}": v for k, v in told_of["test@sex:1"]["a"].items()
+    disclosures_of = load_counts(tmp_path / "run")
+    counts = {f"test/{k}": v for k, v in disclosures_of["test"]["a"].items()} | {
+        f"test@sex:1/{k}": v for k, v in disclosures_of["test@sex:1"]["a"].items()
     }
     check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack(counts)}), None)
     fine = counts["test@sex:1/histogram"].copy()
@@ -161,11 +161,11 @@ def test_a_small_group_and_the_one_that_would_tell_it_are_hidden(tmp_path: Path)
     assert 0 < sizes[0] < 12 <= sizes[2]
     final = federate(study, [there["a"]], tmp_path / "run").final
     assert "age:under-42" not in final["groups"]
-    told_of = sum(g["all"]["persons"] for g in final["groups"].values())
-    assert final["metrics"]["test"]["all"]["persons"] - told_of >= 12
+    disclosures_of = sum(g["all"]["persons"] for g in final["groups"].values())
+    assert final["metrics"]["test"]["all"]["persons"] - disclosures_of >= 12
 
 
-def test_a_column_that_nobody_has_is_told(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported(tmp_path: Path) -> None:
     site = read_site(sites(tmp_path)["a"])
     with pytest.raises(InputError, match=r'persons.csv: has no column "scanner".*\[evaluation\]'):
         read_cohort(site, study_of(subgroups={"scanner": ["x", "y"]}))
@@ -188,21 +188,21 @@ def test_impossible_groups_are_refused(evaluation: dict[str, object], told_so: s
 def test_what_a_site_says_of_itself(tmp_path: Path) -> None:
     there = sites(tmp_path)
 
-    def told_of(folder: str) -> dict[str, dict[str, object]]:
+    def disclosures_of(folder: str) -> dict[str, dict[str, object]]:
         load_cohort.cache_clear()
         read_site_once.cache_clear()
         events = federate(study_of(), there.values(), tmp_path / folder).events
         return next(e["told"] for e in events if e["event"] == "agreed")
 
-    first = told_of("run")
+    first = disclosures_of("run")
     assert first["a"]["policy"]["min_count"] == 5
     assert first["a"]["quarantined"] == {}
     assert len(str(first["a"]["dataset"])) == 64
     assert first["a"]["dataset"] != first["b"]["dataset"]
     there["b"].write_text(there["b"].read_text() + "disclose = false\n")
-    again = told_of("again")
+    again = disclosures_of("again")
     assert again["a"] == first["a"]
     assert again["b"] == {**first["b"], "policy": None}
     table = there["a"].parent / "persons.csv"
     table.write_text(table.read_text().replace(",1,", ",0,", 1))
-    assert told_of("changed")["a"]["dataset"] != first["a"]["dataset"]
+    assert disclosures_of("changed")["a"]["dataset"] != first["a"]["dataset"]

@@ -1,4 +1,4 @@
-"""One clean cohort with the errors of real files, at one site or at all sites: the result is that of the clean cohort, or the run is refused
+"""One clean cohort with the errors of real files, at one site or at all: the result is that of the clean cohort, or the run is refused
 with a message that says how to fix it, or the table of checks counts the losses with reasons. The result never changes silently."""
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_changes_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
+def test_recognised_errors_change_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
     harmed = associate(tmp_path, clean, clean.files | {"a": harm(clean.files["a"])})
     assert not harmed.refused
     assert harmed.excluded == 0
@@ -407,7 +407,7 @@ def test_what_can_be_told_changes_no_result(harm: Callable[[File], File], clean:
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_changes_no_genotype(
+def test_recognised_errors_change_no_genotype(
     harm: Callable[[File], File], at: str, clean: Clean, right_panel: Read, tmp_path: Path
 ) -> None:  # fmt: skip
     harmed = read_panel(tmp_path / "sites", clean, clean.files | {at: harm(clean.files[at])})
@@ -450,7 +450,7 @@ def expected_losses(clean: Clean, at: str, harm: Callable[[File], File], may_los
 
 
 @pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_cannot_be_told_is_missing_and_counted(
+def test_ambiguous_variants_are_missing_and_counted(
     harm: Callable[[File], File], may_lose: Callable[[File, File], set[int]], why: str, clean: Clean, right: Ended, tmp_path: Path
 ) -> None:
     harmed = associate(tmp_path / "harmed", clean, clean.files | {"a": harm(clean.files["a"])})
@@ -469,7 +469,7 @@ def test_what_cannot_be_told_is_missing_and_counted(
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_cannot_be_told_is_in_no_panel_and_the_others_are_as_they_were(
+def test_ambiguous_variants_are_in_no_panel_and_the_others_are_unchanged(
     harm: Callable[[File], File],
     may_lose: Callable[[File, File], set[int]],
     why: str,
@@ -536,7 +536,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize(("harm", "sentence"), REFUSED, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_means_something_else_is_refused_with_the_mend(
+def test_a_changed_meaning_is_refused_with_the_fix(
     harm: Callable[[File], File], sentence: str, at: str, clean: Clean, tmp_path: Path
 ) -> None:  # fmt: skip
     ended = associate(tmp_path, clean, clean.files | {at: harm(clean.files[at])})
@@ -547,7 +547,7 @@ def test_what_means_something_else_is_refused_with_the_mend(
 
 
 @pytest.mark.parametrize("at", SITES)
-def test_of_ten_variants_exchanged_alleles_are_told_at_the_right_site(at: str, clean: Clean) -> None:
+def test_of_ten_variants_exchanged_alleles_are_reported_at_the_right_site(at: str, clean: Clean) -> None:
     counts = {}
     for name, file in clean.files.items():
         own = np.array([(file.dosage[:10] == d).sum(1) for d in (0, 1, 2, -1)])
@@ -681,7 +681,7 @@ def test_a_model_trained_on_any_harmed_file_predicts_the_same(
 
 @pytest.mark.long
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_of_the_last_site_changes_no_result(
+def test_recognised_errors_of_the_last_site_change_no_result(
     harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path
 ) -> None:  # fmt: skip
     harmed = associate(tmp_path, clean, clean.files | {"c": harm(clean.files["c"])})

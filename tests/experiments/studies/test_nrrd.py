@@ -221,7 +221,7 @@ def test_a_bomb_is_never_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole", [HEADER + DATA, PACKED + gzip.compress(DATA, mtime=0)], ids=["raw", "gzip"])
 @given(data=st.data())
-def test_a_changed_file_is_read_or_set_aside_and_a_cut_one_set_aside(whole: bytes, data: st.DataObject, tmp_path_factory: Any) -> None:
+def test_a_changed_file_is_read_or_excluded_and_a_cut_one_excluded(whole: bytes, data: st.DataObject, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("changed") / "p.nrrd"
     at = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(whole[:at])
@@ -235,7 +235,7 @@ def test_a_changed_file_is_read_or_set_aside_and_a_cut_one_set_aside(whole: byte
     assert voxels.size <= len(whole)
 
 
-def test_a_broken_file_is_set_aside_with_its_reason_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_broken_file_is_excluded_with_its_reason_and_the_others_are_read(tmp_path: Path) -> None:
     manifest = site(tmp_path / "a", "nrrd", 20)
     path = tmp_path / "a" / "images" / "a07.nrrd"
     path.write_bytes(path.read_bytes()[:-20])

@@ -197,7 +197,7 @@ def test_pooled_training_is_private_as_well(manifests: list[Path], tmp_path: Pat
     assert next(e for e in run.events if e["event"] == "privacy")["epsilon"] <= 3.0
 
 
-def test_batch_norm_is_refused_with_the_mend() -> None:
+def test_batch_norm_is_refused_with_the_fix() -> None:
     from fedml.errors import InputError
 
     with pytest.raises(InputError, match='norm = "group"'):

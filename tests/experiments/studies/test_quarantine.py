@@ -55,7 +55,7 @@ def scribble(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("break_it", "reason"), [(cut, Unusable.UNREADABLE), (scribble, Unusable.UNREADABLE), (turn, Unusable.GEOMETRY)])
-def test_one_broken_image_of_many_is_set_aside_and_the_run_goes_on(
+def test_one_broken_image_of_many_is_excluded_and_the_run_goes_on(
     tmp_path: Path, break_it: Callable[[Path], None], reason: Unusable
 ) -> None:
     manifest = picture_site(tmp_path / "a")
@@ -100,7 +100,7 @@ def test_too_many_are_one_sentence_and_still_listed(tmp_path: Path, broken: int,
     assert len(read_cohort(read_site(tmp_path), make_study(("image",), sites=("a",)))) == PERSONS - broken
 
 
-def test_the_commands_show_what_was_set_aside(tmp_path: Path) -> None:
+def test_the_commands_show_the_exclusions(tmp_path: Path) -> None:
     picture_site(tmp_path / "a")
     (tmp_path / "s.toml").write_text(to_toml(make_plan(("image",), sites=("a",))))
     assert "no images are excluded" in command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
@@ -164,7 +164,7 @@ def test_a_file_that_is_not_de_identified_goes_by_the_policy(
     assert "Doe" not in caplog.text
 
 
-def test_a_truncated_slice_and_a_missing_one_are_set_aside(tmp_path: Path) -> None:
+def test_a_truncated_slice_and_a_missing_one_are_excluded(tmp_path: Path) -> None:
     manifest = dicom_site(tmp_path)
     series = tmp_path / "images" / IDS[4] / "study" / "series"
     cut_file = series / "3.dcm"  # the last: without it the others would still be a volume
@@ -176,7 +176,7 @@ def test_a_truncated_slice_and_a_missing_one_are_set_aside(tmp_path: Path) -> No
     assert cohort.excluded_images["gap"] == 1
 
 
-def test_dicom_segmentations_are_masks_and_one_off_its_image_is_set_aside(tmp_path: Path) -> None:
+def test_dicom_segmentations_are_masks_and_one_off_its_image_is_excluded(tmp_path: Path) -> None:
     manifest = dicom_site(tmp_path)
     (tmp_path / "masks").mkdir()
     expected = {}

@@ -118,7 +118,7 @@ def test_a_dicom_series_is_prepared_as_its_voxels_are(tmp_path: Path) -> None:
     assert 0 <= by_path.min() < by_path.max() <= 1
 
 
-def test_what_cannot_be_used_is_told_with_its_file_or_place(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_reported_with_its_file_or_place(tmp_path: Path) -> None:
     study = study_of("classification")
     flat = write_picture(tmp_path / "flat.nii.gz", np.zeros((5, 5), np.int16))
     (tmp_path / "cut.nii.gz").write_bytes(write_picture(tmp_path / "whole.nii.gz", np.zeros((5, 5, 5), np.int16)).read_bytes()[:60])

@@ -314,7 +314,7 @@ def test_a_cache_that_cannot_be_written_to_stops_nothing(tmp_path: Path) -> None
     assert slides_of(tmp_path, SPEC, ["p"]).tiles == 30
 
 
-def test_a_slide_that_changes_after_it_was_looked_at_is_told(tmp_path: Path) -> None:
+def test_a_slide_that_changes_after_its_inspection_is_reported(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "slides" / "p.tif", tissue(np.random.default_rng(0), True))
     bag = slides_of(tmp_path, SPEC, ["p"]).bag(np.array([0]))
     assert sum(len(part) for part in bag) == 30
@@ -348,7 +348,7 @@ def test_a_slide_that_changes_between_rounds_ends_no_other_site(tmp_path: Path) 
         ("small", "no-tissue"),
     ],
 )
-def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, reason: str) -> None:
+def test_a_slide_that_cannot_be_used_is_excluded(tmp_path: Path, broken: str, reason: str) -> None:
     rng = np.random.default_rng(0)
     for person in "pq":
         path = write_tiff(tmp_path / "slides" / f"{person}.tif", tissue(rng, True))
@@ -413,7 +413,7 @@ def test_a_study_of_slides_reads_back_as_itself() -> None:
     assert written.sha256 == study.sha256
 
 
-def test_a_site_and_a_study_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_a_site_and_a_study_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     site = slide_site(tmp_path / "a", "a", 4, 1)
     with pytest.raises(InputError, match=r"does not define tiles"):
         read_cohort(read_site(site), make_study(("image",)))

@@ -333,7 +333,7 @@ def reason_is_a_sentence(text: str) -> bool:
     return not text or text.endswith(".")
 
 
-def test_a_statistic_of_everybody_once_is_the_metric_itself() -> None:
+def test_a_statistic_of_every_person_once_is_the_metric_itself() -> None:
     task = make_task(study_of("classification"))
     output, truth, _ = outputs_and_truth(task)
     p = torch.softmax(output, 1).numpy()

@@ -70,7 +70,7 @@ def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Stud
         assert words in note
 
 
-def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
+def test_each_site_has_a_child_run_with_its_work_and_disclosures(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
     run, study, _ = made
     events = read_events(run)[0]
     agreed, rounds = next(e for e in events if e["event"] == "agreed"), [e for e in events if e["event"] == "round"]
@@ -177,7 +177,7 @@ def test_a_store_that_cannot_be_reached_leaves_the_run_owed(
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.sampled_from(["postgresql", "https"]))
-def test_a_store_is_the_same_whoever_logs_in_and_tells_no_password(secret: str, scheme: str) -> None:
+def test_the_key_of_a_store_depends_on_no_login_and_reveals_no_password(secret: str, scheme: str) -> None:
     plain = store_key(f"{scheme}://db.example.org/mlflow")
     assert store_key(f"{scheme}://fedml:{secret}@db.example.org/mlflow") == plain
     assert store_key(f"{scheme}://db.example.org/mlflow-{secret}") != plain

@@ -131,7 +131,7 @@ def test_linear_with_offsets_and_units_far_from_one() -> None:
     compare(fit_linear(parts), lambda x: sm.OLS(data.number, x).fit(), data)
 
 
-def test_a_site_that_does_not_tell_is_left_out_of_that_variant_alone() -> None:
+def test_a_site_that_suppresses_a_variant_is_excluded_from_it_alone() -> None:
     data = make(seed=2)
     sites = data.sites(SPLITS[6])
     # A covariate that is 1 at the third site only: where that site is silent it is all zeros, which must not matter.

@@ -80,7 +80,7 @@ def test_a_region_is_found_by_its_index(tmp_path: Path) -> None:
         assert [line.split("\t")[1] for line in table.fetch(region="22:7-300")] == ["7", "300"]
 
 
-def test_the_description_beside_it(tmp_path: Path) -> None:
+def test_the_metadata_file(tmp_path: Path) -> None:
     path = tmp_path / "heart.tsv.gz"
     sumstats.write(path, results(), META)
     reported = yaml.safe_load((tmp_path / "heart.tsv.gz-meta.yaml").read_text())

@@ -319,7 +319,7 @@ def test_strides_may_differ_by_axis() -> None:
         ("segresnet", (1, 8, 8), {"channels": (4, 8), "strides": (3,)}, "strides of 2"),
     ],
 )
-def test_a_network_that_cannot_be_is_told(net: str, shape: tuple[int, ...], options: Any, message: str) -> None:
+def test_an_impossible_network_is_reported(net: str, shape: tuple[int, ...], options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_segmentation_network(net, shape, 2, **options)
 
@@ -425,7 +425,7 @@ def test_float16_training_steps_through_the_scaler() -> None:
     assert float(scaler(CPU, "float32").scale(torch.ones(()))) == 1
 
 
-def test_the_device_is_there_or_it_is_told() -> None:
+def test_a_missing_device_is_reported() -> None:
     assert pick_device("cpu") == CPU
     assert torch.ones(2, device=pick_device()).sum() == 2
     assert (pick_device().type == "cpu") == (not torch.accelerator.is_available())

@@ -378,7 +378,7 @@ def test_an_empty_batch_is_a_step_of_noise() -> None:
         assert (gone != 0).mean() > 0.999
 
 
-def test_the_divisor_is_the_expected_batch_whoever_was_drawn() -> None:
+def test_the_divisor_is_the_expected_batch_for_any_sample() -> None:
     model, cohort, study = wide(40)
     task = make_task(study)
     quiet = {"clipping_norm": 1.0, "noise_multiplier": 1e-6, "expected_batch": 7.0}
@@ -410,7 +410,7 @@ def test_buffers_do_not_move() -> None:
 
 
 @pytest.mark.parametrize("net", ["cnn", "resnet10", "densenet121"])
-def test_batch_norm_is_refused_with_the_mend(net: str) -> None:
+def test_batch_norm_is_refused_with_the_fix(net: str) -> None:
     study = make_study(("image",), **{"model__image": {"net": net, "norm": "batch"}})
     model = build_model(study, Layout((1, 16, 16)))
     before, alone = {k: v.clone() for k, v in model.state_dict().items()}, site(8, 9)
@@ -436,7 +436,7 @@ def test_two_runs_differ_whatever_the_study_s_seed_and_torchs() -> None:
     assert abs(np.corrcoef(*runs)[0, 1]) < 0.5
 
 
-def test_dropout_is_nobodys_to_know_and_differs_between_runs() -> None:
+def test_dropout_is_secret_and_differs_between_runs() -> None:
     model, cohort, study = wide(20, 50, model__variants={**MLP, "dropout": 0.5})
     runs = []
     for _ in range(2):
@@ -485,7 +485,7 @@ def test_batch_sizes_are_binomial_and_persons_independent() -> None:
     assert all((np.diff(d) > 0).all() for d in drawn if len(d))
 
 
-def test_the_training_loop_draws_anew_each_step_and_may_draw_nobody() -> None:
+def test_the_training_loop_samples_in_each_step_and_may_sample_no_person() -> None:
     sizes: list[int] = []
     model, cohort, study = wide(6, 20)
     task = make_task(study)

@@ -332,7 +332,7 @@ def test_what_mixes_persons_or_weighs_by_them_is_refused_under_privacy() -> None
         ({"strategy": {"name": "fedprox", "mu": [1]}}, ["[strategy] mu"]),
     ],
 )
-def test_a_mistake_is_told_with_file_section_and_key(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_a_mistake_is_reported_with_file_section_and_key(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
     plan = make_plan(**changes)
     if plan["cohort"].get("clinical", 1) is None:
         del plan["cohort"]["clinical"]

@@ -313,7 +313,7 @@ def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, so
     assert max(worst(table, reference)) < 1e-5
 
 
-def test_what_is_hidden_is_not_told_another_way(sites: Path, pool: Pool, tmp_path: Path) -> None:
+def test_suppressed_numbers_are_not_released_elsewhere(sites: Path, pool: Pool, tmp_path: Path) -> None:
     """A server that goes astray asks for components of a variant that the site may not tell: their sums would be its genotype counts."""
     copy_site(sites / "kg1", tmp_path / "kg1", "kg1", min_count=5)
     secret, sure = (np.flatnonzero(hidden(pool) == yes)[0] for yes in (True, False))
@@ -398,7 +398,7 @@ def test_more_columns_than_persons_are_refused(small: Path, tmp_path: Path) -> N
 
 
 def test_columns_are_counted_over_all_runs_of_a_study(small: Path) -> None:
-    """40 columns a run of 87 persons: two runs are allowed, a third is refused for any coordinator; a repetition of the same columns is allowed."""
+    """40 columns a run of 87 persons: two runs are allowed, a third is refused to any coordinator; the same columns again are allowed."""
     names = ("gujarat", "finland")
     study = for_roster(read_study(STUDIES / "height.toml", overrides={"cohort.variants.listed": ["rs4970383", "rs3748592"]}), names)
     rng, bases = np.random.default_rng(1), []

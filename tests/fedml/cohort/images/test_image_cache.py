@@ -128,7 +128,7 @@ def test_an_image_is_written_where_it_is_wanted(shared: tuple[Cohort, ImageCache
     assert cache.mask(1, mask) is None
 
 
-def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
+def test_broken_items_are_excluded_and_cached(tmp_path: Path) -> None:
     cohort, said = Cohort(tmp_path), list[str]()
     (cohort.folder / "p1.npz").write_bytes(b"no zip")
     np.savez(cohort.folder / "p3.npz", reason="gap")
@@ -216,7 +216,7 @@ HARMS += [put("meta.json", text) for text in ("", "[]", "{}", "null", '{"key": 1
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     cohort = Cohort(tmp_path, 3)
     before = cohort.open(tmp_path / "cache")
     images, masks = [before.image(k) for k in range(3)], [before.mask(k) for k in range(3)]

@@ -238,7 +238,7 @@ def test_a_second_start_maps_the_table_and_opens_no_genotypes(tmp_path: Path, so
     assert (tmp_path / "c").stat().st_mode & 0o077 == 0
 
 
-def test_everybody_in_the_files_order_is_the_table_as_it_stands(tmp_path: Path, source: ArraySource) -> None:
+def test_all_persons_in_the_files_order_are_the_table_unchanged(tmp_path: Path, source: ArraySource) -> None:
     found = cached(tmp_path / "c", source, SAMPLES, Selection(), 8)
     check(found, source, SAMPLES)
     assert found.table.rows is None
@@ -293,7 +293,7 @@ def test_of_one_source_the_two_entries_used_last_are_kept(tmp_path: Path, source
     assert source.opened == 4
 
 
-def test_ploidy_above_two_is_left_out_and_counted(tmp_path: Path, source: ArraySource) -> None:
+def test_ploidy_above_two_is_excluded_and_counted(tmp_path: Path, source: ArraySource) -> None:
     source.dosage[5, 3], source.dosage[100, 0], source.dosage[150, 1] = 3, 8, 4
     found = cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     assert found.notes == {"no ALT": 2, "ploidy above 2": 2}  # sample s1, who has the third, is not among the persons
@@ -344,7 +344,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: ArraySource, how: str) -> None:
+def test_a_damaged_entry_is_rebuilt(tmp_path: Path, source: ArraySource, how: str) -> None:
     cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     (place,) = entries(tmp_path / "c")
     DAMAGE[how](place)
@@ -355,7 +355,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: ArraySource, how: 
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_a_large_table_of_another_size_is_made_anew(tmp_path: Path, source: ArraySource, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_of_another_size_is_rebuilt(tmp_path: Path, source: ArraySource, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SMALL", 0)  # its SHA-256 is not looked at
     cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     (place,) = entries(tmp_path / "c")

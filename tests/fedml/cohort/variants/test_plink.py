@@ -106,7 +106,7 @@ def test_the_blocks_ends_change_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path, memory_mb=1, listed=some)[1], dosage[::3])
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_exclusions_are_counted(tmp_path: Path) -> None:
     keys = [
         ("1", 5, "a", "A", "0"),
         ("1", 6, "b", "A" * 1001, "C"),

@@ -75,8 +75,8 @@ def test_only_the_wanted_variants_are_read(tmp_path: Path) -> None:
     ("region", "reported"),
     [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")],
 )
-def test_a_region_that_is_none_is_told(region: str, reported: str) -> None:
-    with pytest.raises(InputError, match=reported):
+def test_an_invalid_region_is_reported(region: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
         Selection(regions=(region,)).spans()
 
 
@@ -98,7 +98,7 @@ def refused(path: Path, *words: str, persons: list[str] = SAMPLES, **options: ob
     assert [n for n in left if n not in before and not n.endswith((".lock", ".json"))] == []
 
 
-def test_samples_that_nobody_knows_are_told(tmp_path: Path) -> None:
+def test_unknown_samples_are_reported(tmp_path: Path) -> None:
     for path in (write_vcf(tmp_path / "c.vcf.gz", SAMPLES, RECORDS), write_bed(tmp_path / "c.bed", SAMPLES, KEYS, DOSAGE)):
         with pytest.raises(InputError, match="none of its samples"):
             read(path, ["x", "y"])
@@ -113,7 +113,7 @@ def test_a_truncated_file_leaves_no_cache(tmp_path: Path) -> None:
         refused(path)
 
 
-def test_another_build_than_stated_is_told(tmp_path: Path) -> None:
+def test_another_build_than_stated_is_reported(tmp_path: Path) -> None:
     text = (
         "##fileformat=VCFv4.2\n##contig=<ID=22,length=51304566>\n"
         '##FORMAT=<ID=GT,Number=1,Type=String,Description="g">\n'
