@@ -204,11 +204,11 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_has_no_privacy_is_kept_apart(tmp_path: Path) -> None:
-    ledger, disclosures_of = (
+    ledger, noted = (
         Ledger(tmp_path / "ledger.db"),
         {k: reported("open")[k] for k in ("run", "study", "study_name", "phase", "round")},
     )
-    ledger.note_unprotected(["a", "b", "c"], **disclosures_of)
+    ledger.note_unprotected(["a", "b", "c"], **noted)
     assert (ledger.spent(DELTA), ledger.persons()) == (0.0, 0)
     ledger.charge_all([(["a"], gaussian(3.0))], **reported())
     once = borne([(frozenset("a"), 3.0)], "a")
