@@ -1,4 +1,4 @@
-"""One measure of a task: its value and its interval from counts, and what a report says of it. A new measure is one value.
+"""One measure of a task: its value and its interval from counts, and its texts in a report. A new measure is one value.
 
 Measure(name="accuracy", of="all", value=_accuracy, interval=_wilson, printed="accuracy", ...)
 """

@@ -1,6 +1,6 @@
 """Differential privacy of one site, at the server: clip each site's update, add them, add noise, divide by the roster's size.
 
-    strategy = private(Averaging(fedavgm(), sites), study)       # any algorithm of ours; its server step comes after the noise
+    strategy = private(Averaging(fedavgm(), sites), study)       # any algorithm; its server step follows the noise
 
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", with a fixed denominator: a site that drops out counts as
 an update of zero, so adding or removing a site changes the sum by at most the clipping norm C and the released mean by C / n. The noise
@@ -8,7 +8,7 @@ on the mean has standard deviation z C / n. Weights by persons would make a site
 
 Adaptive clipping: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1: C follows a quantile of the
 norms, estimated from a noised count (standard deviation sigma_b) of how many were not clipped. The update's noise grows so that both
-together cost what z says: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2). The paper's sigma_b = n / 20 has no solution where n <= 10 z; the
+together have the cost of z: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2). The paper's sigma_b = n / 20 has no solution where n <= 10 z; the
 larger of it and z is taken, for which z_delta <= 1.155 z always.
 """
 

@@ -66,7 +66,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
-    """Emits a progress event; ``log``: print it also where there is no terminal."""
+    """Emits a progress event; ``log``: print it also without a terminal."""
     emit(work.run, Step(doing=doing, done=done, total=total, told=log))
 
 
@@ -230,7 +230,7 @@ def _total(sums: list[Any]) -> Any:
 
 
 class _Fits(NamedTuple):
-    """What a full fit needs, and where its results go: ``result`` and ``method`` of all variants."""
+    """The inputs of full fits, and their results: ``result`` and ``method`` of all variants."""
 
     design: dict[str, Any]
     theta: Floats

@@ -169,7 +169,7 @@ def test_the_count_behind_the_quantile_changes_by_a_half_at_most() -> None:
 def test_what_cannot_be_private_is_refused() -> None:
     with pytest.raises(InputError, match="weighting"):
         site_study(strategy={"name": "fedavg", "weighting": "persons"})
-    with pytest.raises(InputError, match="strategy of ours"):
+    with pytest.raises(InputError, match="needs one of fedavg"):
         make_strategy(site_study(strategy={"name": "flwr.serverapp.strategy:FedAvg"}))
     with pytest.raises(InputError, match='norm = "group"'):
         make_study(("image",), privacy={"unit": "site", "epsilon": 3.0}, model__image={"norm": "batch"})

@@ -278,5 +278,5 @@ def test_a_pointer_to_nothing_or_out_of_the_folder_is_refused(record: Record, po
 
 
 def test_a_log_that_was_meddled_with_is_one_sentence(record: Record, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"events\.jsonl: is not as a run writes it"):
+    with pytest.raises(InputError, match=r"events\.jsonl: is not in the format of a run"):
         facts_of(changed(record, tmp_path, "start", lambda event: event.pop("engine")))

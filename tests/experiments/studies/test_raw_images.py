@@ -134,5 +134,5 @@ def test_what_cannot_be_used_is_reported_with_its_file_or_place(tmp_path: Path) 
         with pytest.raises(InputError, match=says):
             to_batch(study, given)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"notes.txt: is no image by its ending"):
+    with pytest.raises(InputError, match=r"notes.txt: has no known image extension"):
         read_one(tmp_path / "notes.txt", study.cohort.image)
