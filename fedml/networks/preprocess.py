@@ -1,4 +1,4 @@
-"""Raw inputs to what a network can use: imputation, indication of what was missing, standardisation. Part of the saved model.
+"""Preprocessing of raw inputs for a network: imputation, missing indicators, standardisation. Part of the saved model.
 
 The constants are buffers, filled from federated sums (``fedml.learning.statistics``); training never changes them.
 """
@@ -14,7 +14,7 @@ from fedml.study.cohort_section import ClinicalColumns
 
 
 class _Standard(nn.Module):
-    """Base: buffers ``mean`` and ``std``, and 1 / std, which is 0 where a column is constant: such a column carries nothing."""
+    """Base: buffers ``mean`` and ``std``, and 1 / std, which is 0 for a constant column, because it has no information."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class VariantPreprocess(_Standard):
 
 
 class ImagePreprocess(_Standard):
-    """(images, channels, *size) raw or prepared intensities -> (x - mean) / std, one mean and std a channel.
+    """(images, channels, *size) raw or prepared intensities -> (x - mean) / std, one mean and std for each channel.
 
     With ``windowed`` it has the buffer ``window`` (2,): the raw intensities that were mapped to 0 and 1 when the images were prepared, from
     the percentiles of all sites. The window is stored for the record only.

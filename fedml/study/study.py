@@ -43,12 +43,12 @@ class Study(Section):
 
     @property
     def traits(self) -> TaskTraits:
-        """What its task asks of the other sections."""
+        """The requirements of the task on other sections."""
         return traits_of(self.model.task)
 
     @model_validator(mode="after")
     def _association(self) -> Self:
-        """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
+        """The requirements of ``[gwas]`` and ``[cohort.variants]`` on other sections."""
         spec = self.cohort.clinical
         if self.cohort.variants != Variants() and "variants" not in self.cohort.inputs:
             raise ValueError('[cohort.variants] is given but inputs does not list "variants"')
@@ -57,44 +57,44 @@ class Study(Section):
                 "[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them"
             )
         if self.model.variants.l1 and (self.training.optimizer != "sgd" or self.training.momentum):
-            raise ValueError('[model] variants l1 goes with [training] optimizer = "sgd" without momentum: others reach another minimum')
+            raise ValueError('[model] variants l1 needs [training] optimizer = "sgd" without momentum; others reach another minimum')
         if self.gwas is None:
             return self
         if "variants" not in self.cohort.inputs:
             raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
         if self.traits.gwas is None:
             known = either([name for name, traits in TRAITS.items() if traits.gwas is not None])
-            raise ValueError(f"[gwas] has a number or two classes as target; set [model] task = {known}")
+            raise ValueError(f"[gwas] needs a number or two classes as target; set [model] task = {known}")
         if self.privacy.unit != "none":
-            raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
+            raise ValueError('[gwas] releases exact sums, so it needs [privacy] unit = "none"; a private association is not built')
         if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
             raise ValueError(f"[gwas] compares two classes, [cohort] classes lists {len(self.cohort.classes)}")
         columns = spec.columns if spec is not None else ()
         for name in self.gwas.covariates:
             if name not in columns:
-                raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+                raise ValueError(f'[gwas] covariates names "{name}", which is not a column of [cohort.clinical]{nearest(name, columns)}')
         return self
 
     @model_validator(mode="after")
     def _omics(self) -> Self:
-        """What ``[cohort.omics]`` and ``[model] omics`` need of each other and of ``[privacy]``."""
+        """The requirements of ``[cohort.omics]`` and ``[model] omics`` on each other and on ``[privacy]``."""
         spec = self.cohort.omics
         if spec is None:
             if self.model.omics is not None:
                 raise ValueError('[model] omics is given but [cohort] inputs does not list "omics"')
             return self
         if self.privacy.unit != "none" and spec.range is None:
-            raise ValueError("[cohort.omics] range is missing, which a private study needs: state plausible values, as in range = [-4, 4]")
-        if self.model.omics is None:  # written out, so that the study's hash is that of what it means
+            raise ValueError("[cohort.omics] range is missing, a private study needs it; state plausible values, such as range = [-4, 4]")
+        if self.model.omics is None:  # set explicitly, so that the study's hash covers it
             object.__setattr__(self, "model", self.model.model_copy(update={"omics": TableNetwork()}))
         return self
 
     @model_validator(mode="after")
     def _task(self) -> Self:
-        """What the task needs of the other sections."""
+        """The rules of the task for other sections."""
         task, traits, unit = self.model.task, self.traits, self.privacy.unit
         if traits.inputs is not None and self.cohort.inputs != traits.inputs:
-            raise ValueError(f'[model] task = "{task}" is built for these inputs alone; set [cohort] inputs = {json.dumps(traits.inputs)}')
+            raise ValueError(f'[model] task = "{task}" is built only for these inputs; set [cohort] inputs = {json.dumps(traits.inputs)}')
         if unit not in traits.units:
             raise ValueError(
                 f'[model] task = "{task}" is not built for unit = "{unit}"; set [privacy] unit = {either(list(traits.units[::-1]))}'
@@ -141,7 +141,7 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _private_plan(self) -> Self:
-        """What differential privacy needs of the other sections."""
+        """The requirements of differential privacy on other sections."""
         plan = self.privacy
         if plan.unit == "none":
             return self

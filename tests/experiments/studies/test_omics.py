@@ -231,7 +231,7 @@ def test_a_matrix_that_cannot_be_used_is_refused_by_name(tmp_path: Path, text: s
         ({"cohort__omics": None}, r'inputs lists "omics", so a section \[cohort.omics\]'),
         ({"cohort__omics": {"columns": ["g", "g"]}}, 'columns lists "g" twice'),
         ({"cohort__omics": {"columns": []}}, "at least 1"),
-        ({"cohort__omics": {"columns": ["y"]}}, "the model would be given the answer"),
+        ({"cohort__omics": {"columns": ["y"]}}, "which would reveal it to the model"),
         ({"cohort__omics": {"columns": ["id"]}}, 'columns lists "id"'),
         ({"cohort__omics": {"columns": ["g"], "range": [4, -4]}}, "the first must be smaller"),
         ({"cohort__omics": {"columns": ["g"], "range": [4, 4]}}, "the first must be smaller"),
