@@ -134,7 +134,7 @@ def reliability(
 
 
 def roc(counts: Counts, c: int = 1, *, points: int = 200) -> tuple[Floats, Floats]:
-    """1 - specificity and sensitivity, both rising from 0 to 1, at no more than ``points`` thresholds; empty without persons in both classes.
+    """1 - specificity and sensitivity, both rising from 0 to 1, at no more than ``points`` thresholds; empty if a class is empty.
 
     Corners of the exact curve (of bins), spread evenly along it, with both ends of every jump: the area under the straight lines between
     them is the exact one to 1 / (points - 2).

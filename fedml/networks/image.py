@@ -100,10 +100,7 @@ class _FixedFeatures(nn.Module):
     """
 
     SIDE, DIRECTIONS, LOCAL, SPREAD, IMAGES = 28, 8, 4.0, 0.1, 64  # IMAGES: images per block, sized for the CPU cache
-    WAVES = (
-        (5, 0.8, 0.75 * math.pi),
-        (9, 1.6, 0.375 * math.pi),
-    )  # filter side, width, radians per pixel; every k + 1 pixels
+    WAVES = ((5, 0.8, 0.75 * math.pi), (9, 1.6, 0.375 * math.pi))  # filter side, width, radians per pixel; every k + 1 pixels
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()

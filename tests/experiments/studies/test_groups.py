@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.clients.work.request import read_site_once
-from fedml.cohort.groups import reportable_indices, shown
+from fedml.cohort.groups import reportable_groups, reportable_indices
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, SiteError
 from fedml.runs.log import load_counts
@@ -66,10 +66,10 @@ def test_a_group_within_another_does_not_tell_of_the_rest() -> None:
     sex = np.repeat([0, 1], 50).astype(np.int16)
     pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
     pregnant[99] = 1
-    labels = [label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)]
+    labels = [label for label, _ in reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)]
     assert labels == ["sex:0", "sex:1"]
     pregnant[80:] = 1
-    assert len(list(shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
+    assert len(list(reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
 
 
 Persons = list[set[int]]
@@ -97,7 +97,7 @@ def test_no_few_persons_follow_from_the_groups_that_are_shown(data: st.DataObjec
     plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, persons - 1), min_size=1))))
     found: dict[str, Persons] = {"one": [], "two": []}
-    for label, own in shown(codes, plan, rows, min_count):
+    for label, own in reportable_groups(codes, plan, rows, min_count):
         name, value = label.split(":")
         assert set(own.tolist()) == {row for row in rows.tolist() if codes[name][row] == int(value)}
         found[name].append(set(own.tolist()))
@@ -110,15 +110,15 @@ def test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand(names:
     pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
     pregnant[99] = 1  # alone among fifty women
     plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
-    labels = {label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)}
+    labels = {label for label, _ in reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)}
     assert len({"sex:1", "pregnant:0"} & labels) == 1
 
 
 def test_a_group_is_hidden_if_too_few_persons_are_in_no_group() -> None:
     sex = np.repeat([0, 1, -1], [60, 35, 5]).astype(np.int16)  # five persons whose sex is not known
     plan = Evaluation(subgroups={"sex": (0, 1)})
-    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(100), 10)] == ["sex:0"]
-    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(95), 10)] == ["sex:0", "sex:1"]
+    assert [label for label, _ in reportable_groups({"sex": sex}, plan, np.arange(100), 10)] == ["sex:0"]
+    assert [label for label, _ in reportable_groups({"sex": sex}, plan, np.arange(95), 10)] == ["sex:0", "sex:1"]
 
 
 def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> None:

@@ -140,9 +140,8 @@ def test_other_inputs_an_association_and_noised_metrics_go_by_the_traits(name: s
         with pytest.raises(InputError, match=rf'task = "{name}" is built only for these inputs; set \[cohort\] inputs = \["image"\]'):
             make_study(("image", "clinical"), model__task=name)
     if traits.gwas is None:
-        with pytest.raises(
-            InputError, match=r'\[gwas\] needs a number or two classes as target; set \[model\] task = "classification" or "'
-        ):
+        needs = r'\[gwas\] needs a number or two classes as target; set \[model\] task = "classification" or "'
+        with pytest.raises(InputError, match=needs):
             make_study(("variants",), model__task=name, gwas={})
     else:
         assert make_study(("variants",), model__task=name, gwas={}).traits.gwas == traits.gwas

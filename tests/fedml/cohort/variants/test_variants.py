@@ -72,7 +72,7 @@ def test_only_the_wanted_variants_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "reported"),
+    ("region", "text"),
     [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")],
 )
 def test_an_invalid_region_is_reported(region: str, text: str) -> None:
