@@ -185,7 +185,7 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
     except TooManyExcluded as error:
         return [str(a.reason) for a in error.excluded], [a.text for a in error.excluded], None
     except InputError as error:
-        if "holds no image with a mask" not in str(error):
+        if "has no usable image with a mask" not in str(error):
             raise
         return ["no-mask"], [str(error)], None
     return [str(a.reason) for a in found.excluded], [a.text for a in found.excluded], (found.pixels, found.masks)

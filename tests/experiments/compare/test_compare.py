@@ -139,7 +139,7 @@ def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[s
     assert [r.metrics for r in paired] == [r.metrics for r in counted] == [r.metrics for r in rows]
     events = runs[1] / EVENTS
     events.write_text("".join(line for line in events.read_text().splitlines(keepends=True) if '"event": "end"' not in line))
-    with pytest.raises(InputError, match=r"is no finished run with its counts \(unfinished\)"):
+    with pytest.raises(InputError, match=r"is not a finished run with stored counts \(status unfinished\)"):
         compare_runs(runs, None, QUIET)
 
 
