@@ -242,7 +242,7 @@ def test_a_matrix_that_cannot_be_used_is_refused_by_name(tmp_path: Path, text: s
         ),
         (
             {"privacy": {"unit": "patient", "epsilon": 4.0, "persons": {"a": 90, "b": 90}}},
-            r"\[cohort.omics\] range is missing, which a private study needs",
+            r"\[cohort.omics\] range is missing, a private study needs it",
         ),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_study_that_cannot_work_is_refused(changes: dict[str, object], expecte
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [({}, "cannot be read"), ({"genes.txt": b"\n\n"}, "holds no feature"), ({"genes.txt": b"\xff"}, "is not UTF-8 text")],
+    [({}, "cannot be read"), ({"genes.txt": b"\n\n"}, "has no feature"), ({"genes.txt": b"\xff"}, "is not UTF-8 text")],
 )
 def test_a_list_of_features_that_cannot_be_used_is_refused(tmp_path: Path, files: dict[str, bytes], expected: str) -> None:
     for name, data in files.items():
