@@ -201,9 +201,8 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
     try:
         if spec.percentiles:
             raw = spec.model_copy(update={"percentiles": None, "size": ()})
-            return open_cache(
-                cache, request.path / "voxels", list(by_item), raw, Reader(read, f"{reader} counted", histogram_item), log.info
-            )
+            counting = Reader(read, f"{reader} counted", histogram_item)
+            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info)
         return open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info)
     except CannotKeep as error:
         if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
@@ -213,10 +212,9 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
 
 
 def _from_cache(
-    cache: ImageCache, request: _Folder, found: Sequence[_Found], image_shape: tuple[int, ...] | None, max_quarantined: float
+    cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, max_quarantined: float
 ) -> Images:
-    """The images of ``found`` that are in the cache, as ``read_images`` returns them; ``image_shape``: of one image, if the cache has
-    histograms."""
+    """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
     excluded = []
     for at, reason in sorted(cache.excluded.items()):
         where = found[at].where
@@ -227,8 +225,8 @@ def _from_cache(
         raise _no_images(request, bool(excluded))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
-    if image_shape is not None:
-        return Images(HistogramView(tuple((cache, at) for at in order.tolist()), image_shape), rows[order], excluded=tuple(excluded))
+    if size is not None:
+        return Images(HistogramView(tuple((cache, at) for at in order.tolist()), size), rows[order], excluded=tuple(excluded))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
     known = request.masked and bool(np.isfinite(spacing).any())
