@@ -132,8 +132,8 @@ def read_images(
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
         entry = _cached(cache, request, found, shape, spec, reader)
         if entry is not None:
-            image_shape = (shape.channels, *shape.size)
-            return _from_cache(entry, request, found, image_shape if spec.percentiles else None, rules.max_quarantined)
+            size = (shape.channels, *shape.size) if spec.percentiles else None
+            return _from_cache(entry, request, found, size, rules.max_quarantined)
     read: list[tuple[int, Path, Raw]] = []
     excluded: list[Exclusion] = []
     persons_with_images: set[int] = set()
@@ -211,16 +211,14 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
         return None
 
 
-def _from_cache(
-    cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, max_quarantined: float
-) -> Images:
+def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, limit: float) -> Images:
     """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
     excluded = []
     for at, reason in sorted(cache.excluded.items()):
         where = found[at].where
         reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
         excluded.append(Exclusion(request.persons[found[at].row], str(where), reason, text))
-    check_exclusion_limit(excluded, len({f.row for f in found}), max_quarantined)
+    check_exclusion_limit(excluded, len({f.row for f in found}), limit)
     if not len(cache):
         raise _no_images(request, bool(excluded))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
