@@ -112,9 +112,9 @@ def check(
         rows = cohort.rows(part)
         described = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(classes))
         print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {described})" if described else ""))
-    for why, count in cohort.left_out.items():
+    for why, count in cohort.excluded.items():
         print(f"  excluded {count} persons: {why}")
-    for why, count in cohort.set_aside.items():
+    for why, count in cohort.excluded_images.items():
         print(f"  excluded an image of {count} persons: {why} (fedml-site data lists them)")
     for modality, value in inputs_of(cohort):
         for line in require(modality.summary, modality, "summary")(value, study):

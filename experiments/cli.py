@@ -181,13 +181,13 @@ def track(
     """
     from fedml.runs.log import STUDY
     from fedml.study.study import parse_study
-    from fedml.tracking.deliver import deliver, deliver_owed
-    from fedml.tracking.store import told_plainly
+    from fedml.tracking.deliver import deliver, deliver_pending
+    from fedml.tracking.store import plain_errors
 
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
     if pending:
-        return deliver_owed(runs, print)
+        return deliver_pending(runs, print)
     assert run_folder is not None  # noqa: S101 - checked above
     parent, piped = os.getppid(), str(run_folder) == "-"
     if piped:
@@ -202,7 +202,7 @@ def track(
     study = parse_study((run_folder / STUDY).read_text())
     # The parent process closes the pipe when it has written everything.
     settle = sys.stdin.read if piped and follow else lambda: ""
-    with told_plainly():
+    with plain_errors():
         print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
 
 
@@ -217,9 +217,9 @@ def promote(
     Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
     """
     from fedml.experiments.models.promote import promote as register
-    from fedml.tracking.store import told_plainly
+    from fedml.tracking.store import plain_errors
 
-    with told_plainly():
+    with plain_errors():
         version = register(run_folder, alias, margin)
     print(f"{version.name} version {version.number} is the {alias}: models:/{version.name}@{alias}")
 

@@ -8,7 +8,7 @@ import os
 
 __version__ = "0.1.0"
 
-# A hospital's software calls nobody. Set before flwr, ray or mlflow can be imported.
+# No telemetry from a hospital. Set before flwr, ray or mlflow can be imported.
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

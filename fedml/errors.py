@@ -21,7 +21,7 @@ class RunError(Exception):
 
 @dataclass(frozen=True)
 class NotBuilt:
-    """Stands where a function would: there is none. ``reason`` is half a sentence for the user who needs it."""
+    """Replaces a function that does not exist. ``reason``: a phrase for the error message."""
 
     reason: str
 

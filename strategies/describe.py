@@ -1,4 +1,4 @@
-"""A study in plain words: what a person would want to read before agreeing to it."""
+"""A study as text, for a person who decides about its approval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def describe(study: Study) -> str:
     """The plan as text.
 
     Raises:
-        InputError: the study's algorithm is not known here, or refuses the study.
+        InputError: the study's algorithm is not known, or refuses the study.
     """
     about, cohort, fed, work = study.study, study.cohort, study.federation, study.training
     words = algorithm_of(study).words
@@ -28,10 +28,10 @@ def describe(study: Study) -> str:
         f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
         f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
-        " (unless a site's file fixes it)",
+        " (unless a site has a split file)",
         "",
         f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
-        f"Each round  a site gets the model{words.gets}, measures it, trains it for {work.local_epochs} pass(es) over its training persons",
+        f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {work.local_epochs} passes over its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
@@ -49,13 +49,13 @@ def describe(study: Study) -> str:
 
 def _before(study: Study) -> str:
     words = [modality.words for modality in modalities_of(study)]
-    told = [text for one in words for text in one.sends(study)]
-    sums = " and ".join(one.column for one in words)
-    return ", " + ", ".join([*told, f"count, sum and sum of squares of each {sums} over training persons"])
+    sent = [text for modality in words for text in modality.sends(study)]
+    sums = " and ".join(modality.column for modality in words)
+    return ", " + ", ".join([*sent, f"count, sum and sum of squares of each {sums} over training persons"])
 
 
 def _caution(study: Study) -> list[str]:
-    """What exact answers can still reveal; nothing where all that leaves is privatised."""
+    """A warning about exact answers; empty if everything that leaves is privatised."""
     if study.privacy.unit == "patient" and study.privacy.metrics == "private":
         return []
     what = "exact counts" if study.privacy.unit == "patient" else "exact counts and trained weights"
@@ -63,7 +63,7 @@ def _caution(study: Study) -> list[str]:
 
 
 def leaves(study: Study) -> list[str]:
-    """What leaves a site, by when it does: a sentence each."""
+    """What leaves a site, one sentence for each stage of the run."""
     patient, counts = study.privacy.unit == "patient", make_task(study).words.counts
     noised = ", with noise" if study.privacy.metrics == "private" else ""
     if patient:
@@ -77,7 +77,7 @@ def leaves(study: Study) -> list[str]:
         ]
     stated, more = study.privacy.unit == "site", algorithm_of(study).words.leaves
     return [
-        "before: its site name, persons a part and class" + ("" if stated else _before(study)),
+        "before: its site name, persons by part and class" + ("" if stated else _before(study)),
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
         f"{counts} over its validation persons (at a site that has none, over its training persons)",
         "at the end: the same counts over its test persons" + _groups(study),
@@ -96,7 +96,7 @@ def _groups(study: Study) -> str:
 
 
 def _association(study: Study) -> list[str]:
-    """What checks of genotypes and an association study send."""
+    """The data that genotype checks and an association study send."""
     spec, plan = study.cohort.variants, study.gwas
     if "variants" not in study.cohort.inputs or (plan is None and not spec.counted):
         return []
@@ -117,15 +117,15 @@ def _association(study: Study) -> list[str]:
 def _privacy(study: Study) -> list[str]:
     plan = study.privacy
     if plan.unit == "none":
-        return ["Privacy     unit: none. No noise is added: what is released can in principle reveal something about a person."]
+        return ["Privacy     unit: none. No noise is added: released values can in principle reveal something about a person."]
     kept = f"epsilon {plan.epsilon:g}" if plan.epsilon is not None else f"noise multiplier {plan.noise_multiplier:g}"
     if plan.unit == "patient":
         return [
             f"Privacy     unit: one patient of a site; {kept}, delta {plan.delta:g}: each site clips every person's gradient to "
             f"{plan.clipping_norm:g}",
-            "            and adds noise before anything leaves (DP-SGD); the site's own ledger counts what each person has borne",
+            "            and adds noise before anything leaves (DP-SGD); the site's ledger records the privacy cost to each person",
         ]
     return [
         f"Privacy     unit: one site; {kept}, delta {plan.delta:g}: the server clips each site's update to {plan.clipping_norm:g} and adds",
-        "            noise to their mean. It protects against who sees the models; the server itself receives each site's update as it is.",
+        "            noise to their mean. It protects against readers of the models; the server itself receives each site's exact update.",
     ]

@@ -1,7 +1,7 @@
 """Messages to the roster and their answers, one at a time and in the roster's order.
 
-Only the next site's reply is asked for; the others wait where they are (at the SuperLink, in Flower's simulation; the local engine has
-not even computed them). So memory is flat in the number of sites, and sums are added in the same order on every engine.
+Only the next site's reply is fetched; the others wait at the SuperLink or in Flower's simulation, and the local engine has not computed
+them yet. Memory therefore does not grow with the number of sites, and sums are added in the same order on every engine.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fedml.study.study import Study
 from fedml.wire.packing import bundle, unbundle
 from fedml.wire.records import CONFIG, JOURNAL, Phase, size_bytes
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two questions for a reply
+_FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two polls for a reply
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One site's reply, or why there is none. ``message`` carries content only if ``reason`` is None; ``journal`` is (head, entries)."""
+    """One site's reply, or the reason for its absence. ``message`` has content only if ``reason`` is None; ``journal``: (head, entries)."""
 
     site: str
     message: Message
@@ -55,15 +55,15 @@ class Participation:
             why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "the roster has no other site"
             raise RunError(
                 f"{doing}: {len(self.answered)} of {len(study.federation.sites)} sites answered, the quorum is "
-                f"{study.federation.needed}; missing: {why}. The site's own log tells the reason behind its code."
+                f"{study.federation.needed}; missing: {why}. The log of the site explains the reason code."
             )
 
 
 def wait_for_nodes(grid: Grid, study: Study) -> dict[int, str]:
-    """Node id -> site, once the roster is there or the timeout is over.
+    """Node id -> site, once all nodes of the roster are connected or the timeout has passed.
 
-    The name is the one under which the coordinator registered the node's key, and only nodes of the roster are kept. Where nodes have no
-    registered name (in this process, in Flower's simulation) it is empty, and they are taken as they come.
+    The name is the one under which the coordinator registered the node's key, and only nodes of the roster are kept. Nodes without a
+    registered name (in this process, in Flower's simulation) have an empty name and are kept in any order.
     """
     roster = study.federation.sites
     deadline, wait = time.monotonic() + study.federation.timeout, _FIRST_WAIT
@@ -79,33 +79,33 @@ def wait_for_nodes(grid: Grid, study: Study) -> dict[int, str]:
 
 
 def request(study: Study, phase: Phase, round_number: int) -> ConfigRecord:
-    """What every message says: the study whole, so that a site can hold it against what it approved, the phase and the round."""
+    """The configuration of every message: the complete study, which a site compares with its approvals, the phase and the round."""
     return ConfigRecord({"study": study.canonical, "phase": str(phase), "round": round_number})
 
 
 def ask(node: int, content: RecordDict, kind: str, timeout: int) -> Message:
-    """A message to ``node``. It outlives the timeout: a reply that came in time is read after a site before it was waited for in vain."""
+    """A message to ``node``. Its TTL exceeds the round timeout, because waiting for an earlier site may use up the whole timeout first."""
     return Message(content, node, kind, ttl=2.0 * timeout + 60)
 
 
 def answers(
     grid: Grid, messages: Iterable[Message], names: Mapping[int, str], timeout: float, check: Callable[[str, RecordDict], None]
 ) -> Iterator[Answer]:
-    """Sends ``messages``, then yields one ``Answer`` each in their order; after ``timeout`` seconds the rest are ``no-answer``.
+    """Sends ``messages``, then yields one ``Answer`` for each, in their order; after ``timeout`` seconds the rest are ``no-answer``.
 
     Args:
-        check: takes site and content, raises ``SiteError`` for a reply that must not be used; its reason stands for the answer.
+        check: takes site and content, raises ``SiteError`` for an invalid reply; its reason becomes that of the answer.
     """
     start = time.monotonic()
     outgoing = list(messages)
     packing = wants_packing(grid)
     sizes = [size_bytes(message.content) for message in outgoing]
-    made: dict[int, ArrayRecord] = {}
+    shared: dict[int, ArrayRecord] = {}
     for message in outgoing if packing else ():
-        message.content = bundle(message.content, made)
-    accepted = set(grid.push_messages(outgoing))  # at once: what they share travels once
+        message.content = bundle(message.content, shared)
+    accepted = set(grid.push_messages(outgoing))  # in one call, so that shared records are sent once
     sent = [(m.metadata.dst_node_id, size, m.metadata.message_id) for m, size in zip(outgoing, sizes, strict=True)]
-    del outgoing, made
+    del outgoing, shared
     for node, size, message_id in sent:
         site = names.get(node, str(node))
         reply = _pull(grid, message_id, start + timeout) if message_id in accepted else None
@@ -125,7 +125,7 @@ def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message
         check(site, reply.content)
     except SiteError as error:
         return str(error.reason)
-    except Exception:  # a reply made to break what reads it
+    except Exception:  # a malicious reply may raise any exception
         return str(Reason.BAD_MESSAGE)
     return None
 
@@ -142,14 +142,14 @@ def _pull(grid: Grid, message_id: str, deadline: float) -> Message | None:
 
 
 def _known_reason(error: Error) -> str:
-    """Only our own codes are repeated: a site that runs something else may send any text. Flower's own mean that the node is not there."""
+    """The reason of an error reply. Only known codes are passed on, because other software may send any text."""
     if error.reason in set(Reason):
         return str(error.reason)
     return Reason.NO_ANSWER if error.code in NOT_THERE else Reason.INTERNAL
 
 
 def _journal(content: RecordDict) -> tuple[str, int] | None:
-    """Head and length of the site's journal, if the reply carries them in their own form."""
+    """Head and length of the site's journal, if the reply has them in the valid form."""
     record = dict(content.config_records[JOURNAL]) if JOURNAL in content.config_records else {}
     head, count = record.get("head"), record.get("count")
     well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and type(count) is int and 0 < count < 2**53
@@ -157,6 +157,6 @@ def _journal(content: RecordDict) -> tuple[str, int] | None:
 
 
 def config_with(message: Message, record: ConfigRecord) -> None:
-    """Adds ``record``'s keys to the message's config, keeping what the strategy put there."""
+    """Adds ``record``'s keys to the message's config, keeping the keys of the strategy."""
     config = message.content.config_records.get(CONFIG)
     message.content[CONFIG] = ConfigRecord({**(config or {}), **record})

@@ -1,4 +1,4 @@
-"""The round loop: send, let sites evaluate and train, fold what comes back, step, log. A run is this one screen."""
+"""The round loop: sends the model, collects the replies of the sites, combines them, takes the server step, writes the log."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from fedml.runs.events import (
     PartScores,
     Privacy,
     Round,
+    SiteDisclosure,
     SiteRow,
-    SiteTold,
     TrainedRow,
 )
 from fedml.runs.log import emit, save_counts, save_model
 from fedml.strategies.agreement.agree import agree
-from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.algorithms.algorithm import StepState, returned
 from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunState:
-    """All that the next round depends on, besides the study and the agreement."""
+    """The state of a run after a round. With study and agreement, it determines the next round."""
 
     round: int
     arrays: dict[str, torch.Tensor]
@@ -60,68 +60,68 @@ class RunState:
 
 
 def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None = None, arrays: ArrayRecord | None = None) -> RunState:
-    """Runs the whole study over ``grid`` and writes the record into ``run`` (``fedml.runs.log``).
+    """Runs the whole study over ``grid`` and writes the record to ``run`` (``fedml.runs.log``).
 
     Args:
-        agreement, arrays: given, no statistics are taken and training goes on from these.
+        agreement, arrays: if given, statistics are not requested and training continues from these.
 
     Raises:
-        RunError: the quorum was missed, or nothing usable came back.
+        RunError: the quorum was missed, or no reply was usable.
         InputError: the study names a strategy or network that does not exist.
     """
     strategy = make_strategy(study)
-    agreement = agreement or agree(study, grid, told_to(run))
+    agreement = agreement or agree(study, grid, check_reporter(run))
     model = build_model(study, agreement.layout(study))
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
-    emit(run, agreed_event(agreement, told=agreement.told, parameters=sum(p.numel() for p in model.parameters())))
+    emit(run, agreed_event(agreement, disclosures=agreement.disclosures, parameters=sum(p.numel() for p in model.parameters())))
     state = RunState(0, start, {})
-    asked = dict.fromkeys(sites, 0)  # rounds that each site was asked for: what it may have released
+    requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
     for number in range(1, study.federation.rounds + 1):
-        asked = {site: n + 1 for site, n in asked.items()}
+        requested = {site: n + 1 for site, n in requested.items()}
         try:
             state = one_round(study, grid, run, strategy, agreement, state, number)
         except Exception:
-            emit(run, privacy_record(study, asked))  # a run that fails has released what it has released
+            emit(run, privacy_record(study, requested))  # the releases of a failed run count, too
             raise
     final, counts = evaluate(study, grid, agreement, state)
     save_counts(run, counts)
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
-    emit(run, privacy_record(study, asked))
+    emit(run, privacy_record(study, requested))
     emit(run, final)
     return state
 
 
-def told_to(run: Path) -> Tell:
-    """Writes the matrix of checks into the run's record."""
+def check_reporter(run: Path) -> ReportChecks:
+    """A function that writes the table of checks to the run's log."""
     return lambda checks: emit(run, Checks(checks=[_check_row(c) for c in checks]))
 
 
 def _check_row(c: Check) -> CheckRow:
-    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.mend}
+    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.fix}
 
 
 def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
-    """What comes before a study's first round, and nothing of it: do the sites' data mean the same?
+    """Only the agreement before the first round, which checks that the sites' data are compatible.
 
     Raises:
-        RunError: they do not, or too few sites answered.
+        RunError: the data are not compatible, or too few sites answered.
     """
-    agreement = agree(study, grid, told_to(run), train=False)
-    emit(run, agreed_event(agreement, told=None, parameters=0))
+    agreement = agree(study, grid, check_reporter(run), train=False)
+    emit(run, agreed_event(agreement, disclosures=None, parameters=0))
     return agreement
 
 
-def agreed_event(agreement: Agreement, *, told: dict[str, SiteTold] | None, parameters: int) -> Agreed:
+def agreed_event(agreement: Agreement, *, disclosures: dict[str, SiteDisclosure] | None, parameters: int) -> Agreed:
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-        image_shape=list(agreement.image_shape), told=told, parameters=parameters,
+        image_shape=list(agreement.image_shape), told=disclosures, parameters=parameters,
     )  # fmt: skip
 
 
 def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:
-    """One message a site: evaluate the model that arrives, then train it. Replies are folded as the strategy reads them."""
+    """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
@@ -132,7 +132,7 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
     if following is None:
-        raise RunError(f"round {number}: no site trained on anybody; look at the training persons of each site.")
+        raise RunError(f"round {number}: no site trained on any person; check the training persons of each site with fedml-site check.")
     state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
     sites = {site: _trained_row(a) for site, a in who.answered.items()}
     emit(run, Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused))
@@ -140,7 +140,7 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
 
 
 def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> tuple[Final, dict[str, Counts]]:
-    """The last message evaluates only: validation and test persons, merged exactly. Also site -> the counts as they came."""
+    """The last exchange evaluates only, on validation and test persons. Returns the event and site -> its counts."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
@@ -155,15 +155,19 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     return final, counts
 
 
-def privacy_record(study: Study, asked: Mapping[str, int]) -> Privacy:
-    """What the run released, as events, and what they amount to: epsilon with its unit, adjacency and scope, by site or once."""
+def privacy_record(study: Study, requested: Mapping[str, int]) -> Privacy:
+    """The privacy event: epsilon with unit, adjacency and scope for the run's releases, for each site or for all.
+
+    Args:
+        requested: site -> number of rounds requested from it.
+    """
     if study.privacy.unit == "none":
         return NO_PRIVACY
     from fedml.privacy.releases import claims
 
-    made = claims(study, asked)
-    worst = max(made.values(), key=lambda c: c.epsilon, default=None)
-    rows = {site: _claim_row(c) for site, c in made.items()}
+    by_site = claims(study, requested)
+    worst = max(by_site.values(), key=lambda c: c.epsilon, default=None)
+    rows = {site: _claim_row(c) for site, c in by_site.items()}
     spent, sentence = (None, None) if worst is None else (worst.epsilon, worst.sentence())
     return Privacy(unit=study.privacy.unit, epsilon=spent, delta=study.privacy.delta, claims=rows, sentence=sentence)
 
@@ -180,7 +184,7 @@ def _form(study: Study, phase: Phase, shapes: Shapes | None, extras: Extras = NO
 
 
 def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -> Iterator[Message]:
-    """The strategy's messages to nodes of the roster, in its order, with what every site needs to know."""
+    """The strategy's messages to nodes of the roster, in the roster's order, with agreement and configuration added."""
     by_node = {m.metadata.dst_node_id: m for m in messages}
     extra = agreement.record()[AGREEMENT]
     for node in agreement.nodes:
@@ -192,21 +196,21 @@ def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -
 
 
 def _train_replies(replies: Iterable[Answer], who: Participation, counts: dict[str, Counts], extras: Extras) -> Iterator[Message]:
-    """Passes on what a strategy adds up (arrays and metrics, as Flower's own expect, and ``extras``), and keeps the counts."""
+    """Passes arrays, metrics (as Flower's strategies expect them) and ``extras`` to the strategy, and collects the counts."""
     for answer in replies:
         read = _read_counts(answer, counts)
         if read.reason is None:
             content = read.message.content
             metrics = content.metric_records[METRICS]
-            own = {name: content.array_records[name] for name in (ARRAYS, *extras.records)}
-            yield _with_content(read.message, RecordDict({**own, METRICS: metrics}))
-            # The strategy has read it: keep the numbers and let the arrays go, so that memory stays flat.
+            records = {name: content.array_records[name] for name in (ARRAYS, *extras.records)}
+            yield _with_content(read.message, RecordDict({**records, METRICS: metrics}))
+            # The strategy has read the arrays; they are dropped, so that memory does not grow with the number of sites.
             read = replace(read, message=_with_content(read.message, RecordDict({METRICS: metrics})))
         who.add(read)
 
 
 def _with_content(message: Message, content: RecordDict) -> Message:
-    """A copy of ``message`` with other content; its metadata still say which site it is from."""
+    """A copy of ``message`` with other content; its metadata, which identify the site, are kept."""
     light = copy(message)
     light.content = content
     return light
@@ -219,7 +223,7 @@ def _read_counts(answer: Answer, counts: dict[str, Counts]) -> Answer:
 
 
 def site_row(answer: Answer) -> SiteRow:
-    """What a run records of one answer."""
+    """The entry of one answer in the run's log."""
     journal = None if answer.journal is None else list(answer.journal)
     return {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
 
@@ -232,30 +236,30 @@ def _trained_row(answer: Answer) -> TrainedRow:
 
 
 def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
-    """Site -> its counts of ``part``, of sites that have any."""
-    own = {site: {k[len(part) + 1 :]: v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
-    return {site: c for site, c in own.items() if c}
+    """Site -> its counts of ``part``, for sites that have any."""
+    by_site = {site: {k[len(part) + 1 :]: v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
+    return {site: c for site, c in by_site.items() if c}
 
 
 def groups_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, GroupScores]:
-    """label -> metrics of the test persons in that subgroup, of all sites that told of it ("all") and of each ("sites")."""
+    """label -> metrics of the test persons in that subgroup, of all sites that reported it ("all") and of each ("sites")."""
     task, out = make_task(study), dict[str, GroupScores]()
     for label in (label for labels in study.evaluation.labels().values() for label in labels):
-        if own := _of(f"test@{label}", counts):
-            out[label] = {"all": task.metrics(add_counts(own.values())), "sites": {s: task.metrics(c) for s, c in own.items()}}
+        if group := _of(f"test@{label}", counts):
+            out[label] = {"all": task.metrics(add_counts(group.values())), "sites": {s: task.metrics(c) for s, c in group.items()}}
     return out
 
 
 def metrics_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, PartScores]:
-    """part -> {"all": metrics of the merged counts, "sites": {site: its own}, "worst": the worst site by the watched metric}."""
+    """part -> {"all": metrics of the merged counts, "sites": {site: its metrics}, "worst": the worst site by the watched metric}."""
     task = make_task(study)
     out: dict[str, PartScores] = {}
     for part in ("train", "val", "test"):
-        own = _of(part, counts)
-        if not own:
+        by_site = _of(part, counts)
+        if not by_site:
             continue
-        sites = {site: task.metrics(c) for site, c in own.items()}
+        sites = {site: task.metrics(c) for site, c in by_site.items()}
         valid = {s: m[task.watched] for s, m in sites.items() if math.isfinite(m.get(task.watched, math.nan))}
         worst = (min if task.higher else max)(valid, key=valid.__getitem__) if valid else None
-        out[part] = {"all": task.metrics(add_counts(own.values())), "sites": sites, "worst": worst}
+        out[part] = {"all": task.metrics(add_counts(by_site.values())), "sites": sites, "worst": worst}
     return out

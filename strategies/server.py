@@ -1,4 +1,4 @@
-"""The ServerApp: reads the study from the run's configuration, runs it, leaves the record in the run's folder.
+"""The ServerApp: reads the study from the run's configuration, runs it, and writes the record to the run's folder.
 
 The same app serves every engine: in this process, in Flower's simulation, at a SuperLink.
 """
@@ -22,18 +22,18 @@ app = ServerApp()
 
 
 def _associate(study: Study, grid: Grid, run: Path) -> object:
-    from fedml.strategies.gwas.run import associate  # its libraries take a while, and only it needs them
+    from fedml.strategies.gwas.run import associate  # imported here, because its libraries load slowly and only this job needs them
 
     return associate(study, grid, run)
 
 
-# What a run does: train a model, test every variant, or only see whether the sites' data mean the same.
+# Job -> function: train a model, test every variant, or only check that the sites' data are compatible.
 JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {"train": run_study, "gwas": _associate, "preflight": preflight}
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (``train`` if it is left out)."""
+    """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (default: ``train``)."""
     run = Path(str(context.run_config["run"]))
     ask_for_parts_sooner()
     try:

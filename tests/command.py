@@ -29,7 +29,7 @@ def _environment(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def command(name: str, *words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs ``fedml`` or ``fedml-site`` installed beside this Python, with MLflow's store in ``cwd``."""
+    """Runs ``fedml`` or ``fedml-site`` installed with this Python, with MLflow's store in ``cwd``."""
     path = Path(sys.executable).parent / name
     line = [str(path), *map(str, words)]
     env = _environment(environment)

@@ -58,7 +58,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def mlflow_forgets() -> Iterator[None]:
-    """MLflow keeps the store that it was told last, in this process and in its environment: none of it reaches the next test."""
+    """MLflow keeps the last store in this process and in its environment; this is reset, so that it does not affect the next test."""
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     if "mlflow" in sys.modules:

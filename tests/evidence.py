@@ -59,7 +59,7 @@ def finished(study: Study, folder: Path, file: Path | None = None) -> Path:
 
 
 def private(folder: Path) -> tuple[Path, Path]:
-    """(run, sites) of a study with differential privacy of a patient, through the sites' own gates: their journals are told."""
+    """(run, sites) of a study with patient-level differential privacy, through the gates: replies have the heads of journals."""
     plan = {"unit": "patient", "epsilon": 2.0, "delta": 1e-5, "persons": {"a": 140, "b": 90}, "ranges": RANGES}
     study = validate(Study, make_plan(sites=SITES, privacy=plan), "study")
     gates = []

@@ -110,17 +110,23 @@ def text_of(case: Case) -> str:
 def _loud(base: type[BaseException], case: Case) -> BaseException:
     """An exception that tells in each way in which one can: class, arguments, text, representation, attributes."""
     text = text_of(case)
-    told = {"__str__": lambda self: text, "__repr__": lambda self: f"<{text}>", "reason": text, "code": text, "__module__": case["family"]}
-    return type(f"{case['given']}{case['family']}", (base,), told)(text, case["id"])
+    reported = {
+        "__str__": lambda self: text,
+        "__repr__": lambda self: f"<{text}>",
+        "reason": text,
+        "code": text,
+        "__module__": case["family"],
+    }
+    return type(f"{case['given']}{case['family']}", (base,), reported)(text, case["id"])
 
 
 def _silent(case: Case, error: Exception) -> BaseException:
     """An exception that has no text: asking for it raises another."""
 
-    def told(self: object) -> str:
+    def reported(self: object) -> str:
         raise error
 
-    return type(case["given"], (Exception,), {"__str__": told, "__repr__": told})(text_of(case))
+    return type(case["given"], (Exception,), {"__str__": reported, "__repr__": reported})(text_of(case))
 
 
 def _caused(case: Case) -> BaseException:
@@ -351,7 +357,7 @@ def fault(case: Case, lines: Lines, met: list[str]) -> Any:
 
 
 def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], Case], form: str, note: Callable[[Case], None]) -> Handle:
-    """``handle`` with persons made anew for each message, and the case's fault for those that ``cases`` (phase, round) has."""
+    """``handle`` with new persons for each message, and the case's fault for those that ``cases`` (phase, round) has."""
     template, lines = (site / "site.toml").read_text(encoding="utf-8"), Lines()
 
     def answer(gate: Gate, message: Message, context: Context) -> Message:
@@ -359,7 +365,7 @@ def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], 
         phase = str(config["phase"])
         case = cases.get((phase, int(str(config["round"]))))
         met: list[str] = []
-        told: Case = {"number": case["number"] if case else -1, "phase": phase, "kind": case and case["kind"], "left": ""}
+        reported: Case = {"number": case["number"] if case else -1, "phase": phase, "kind": case and case["kind"], "left": ""}
         folder = write_data(site, case or calm, form, template, calm["marker"])
         threading.current_thread().name = (case or calm)["family"]
         clear_caches()
@@ -367,12 +373,12 @@ def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], 
             with lines.watch(phase) if case is None else fault(case, lines, met):
                 return handle(gate, message, context)
         except BaseException as error:
-            told["left"] = type(error).__name__ if case and case["kind"] not in ("loud", "panic") else "its own class"
+            reported["left"] = type(error).__name__ if case and case["kind"] not in ("loud", "panic") else "its own class"
             raise
         finally:
             shutil.rmtree(folder)
             (site / "site.toml").write_text(template, encoding="utf-8")
-            note(told | {"met": met[:1]})
+            note(reported | {"met": met[:1]})
 
     return answer
 
@@ -399,18 +405,18 @@ def main(site: Path, plan: Path, outcomes: Path, *words: str) -> None:
     from fedml.clients.service import run_site
     from fedml.clients.site.manifest import read_site
 
-    told = read_site(site)
+    reported = read_site(site)
     planned = json.loads(plan.read_text(encoding="utf-8"))
-    cases = {(c["phase"], c["round"]): c for c in planned["cases"] if c["site"] == told.name}
+    cases = {(c["phase"], c["round"]): c for c in planned["cases"] if c["site"] == reported.name}
 
     def note(outcome: Case) -> None:
         with outcomes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(outcome | {"site": told.name}) + "\n")
+            file.write(json.dumps(outcome | {"site": reported.name}) + "\n")
 
-    Gate.handle = faulty(HANDLE, site, planned["calm"][told.name], cases, planned["form"][told.name], note)  # type: ignore[method-assign]
+    Gate.handle = faulty(HANDLE, site, planned["calm"][reported.name], cases, planned["form"][reported.name], note)  # type: ignore[method-assign]
     if "leaky" in words:
         leak()
-    run_site(told)
+    run_site(reported)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
     case = CASES[17]                   # case.kind, case.mutation, case.verdict, case.reasons
     python -m tests.image_mutations DATA 0 300    # makes and reads each; one JSON line before it and one after
 
-A case is ``wrong`` (it must be set aside for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
-(nobody can tell, such as a flipped bit of raw pixels: anything but a crash). The clean files are the real ones, a series cut to 12 slices.
+A case is ``wrong`` (it must be excluded for one of its reasons), ``harmless`` (its voxels must be those of the clean file) or ``untold``
+(it cannot be recognised, such as a flipped bit of raw pixels: any result but a crash). The clean files are real ones, a series cut to 12
+slices.
 """
 
 from __future__ import annotations
@@ -167,8 +168,8 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
-    """(reasons, sentences) of what was set aside, and the arrays that were read."""
-    from fedml.cohort.read_images import ImageRules, TooManyAside, read_images
+    """(reasons, sentences) of the exclusions, and the arrays that were read."""
+    from fedml.cohort.read_images import ImageRules, TooManyExcluded, read_images
     from fedml.errors import InputError
     from fedml.study.cohort_section import ImageShape
 
@@ -181,13 +182,13 @@ def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any,
             bench.images, how.format, [PERSON], shape, codes=_codes(kind),
             rules=ImageRules(bench.masks if how.masked else None, max_quarantined=0.0),
         )  # fmt: skip
-    except TooManyAside as error:
-        return [str(a.reason) for a in error.aside], [a.text for a in error.aside], None
+    except TooManyExcluded as error:
+        return [str(a.reason) for a in error.excluded], [a.text for a in error.excluded], None
     except InputError as error:
-        if "holds no image with a mask" not in str(error):
+        if "has no usable image with a mask" not in str(error):
             raise
         return ["no-mask"], [str(error)], None
-    return [str(a.reason) for a in found.aside], [a.text for a in found.aside], (found.pixels, found.masks)
+    return [str(a.reason) for a in found.excluded], [a.text for a in found.excluded], (found.pixels, found.masks)
 
 
 def _read_slide(path: Path) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
@@ -236,7 +237,7 @@ def main(data: Path, start: int, end: int) -> None:
             KINDS[kind].lay(bench := Bench(data, Path(folder)))
             reasons, texts, read = read_item(kind, bench)
             if read is None or reasons:
-                raise AssertionError(f"the clean {kind} is set aside: {texts}")
+                raise AssertionError(f"the clean {kind} is excluded: {texts}")
             clean[kind] = read
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
@@ -244,16 +245,20 @@ def main(data: Path, start: int, end: int) -> None:
             print(json.dumps({"begin": case.number}), flush=True)
             _peak_reset()
             began, busy = time.monotonic(), time.process_time()
-            told: dict[str, Any] = {"number": case.number}
+            reported: dict[str, Any] = {"number": case.number}
             try:
                 reasons, texts, read = read_item(case.kind, bench)
-                told |= {"reasons": reasons, "texts": texts, "equal": read is not None and _same(read, clean[case.kind])}
-                told |= {"read": read is not None}
+                reported |= {"reasons": reasons, "texts": texts, "equal": read is not None and _same(read, clean[case.kind])}
+                reported |= {"read": read is not None}
                 del read
             except Exception as error:
-                told |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
-            told |= {"seconds": round(time.process_time() - busy, 3), "wall": round(time.monotonic() - began, 3), "mb": round(_peak_mb())}
-            print(json.dumps(told), flush=True)
+                reported |= {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
+            reported |= {
+                "seconds": round(time.process_time() - busy, 3),
+                "wall": round(time.monotonic() - began, 3),
+                "mb": round(_peak_mb()),
+            }
+            print(json.dumps(reported), flush=True)
 
 
 def _cases() -> list[Case]:

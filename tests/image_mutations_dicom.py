@@ -46,7 +46,7 @@ def cut_header(b: Bench, r: random.Random) -> None:
 
 
 def edited(change: Change, *, every: bool = False) -> Mutation:
-    """A slice written anew by pydicom after ``change``; ``every``: all of them."""
+    """A slice rewritten by pydicom after ``change``; ``every``: all of them."""
 
     def how(b: Bench, r: random.Random) -> None:
         for path in b.slices() if every else [any_slice(b, r)]:
@@ -492,8 +492,8 @@ TABLE: list[tuple[str, str, int, str, str, Mutation]] = [
         ("flipped bit in JPEG-LS", 2, "untold", ANYTHING, coded("jpegls", NAMED + "80", flip_stream)),
         ("files named in another order", 3, "harmless", ANYTHING, swap_names),
         ("files in folders, without endings", 2, "harmless", ANYTHING, nested_folders),
-        ("other files beside them", 1, "harmless", ANYTHING, strangers),
-        ("a report beside them", 1, "harmless", ANYTHING, report),
+        ("other files in the folder", 1, "harmless", ANYTHING, strangers),
+        ("a report in the folder", 1, "harmless", ANYTHING, report),
         ("instance numbers of two slices swapped", 1, "harmless", ANYTHING, swap("InstanceNumber")),
         ("private numbers", 1, "harmless", ANYTHING, edited(private, every=True)),
         ("padding after the pixels", 1, "harmless", ANYTHING, edited(padded, every=True)),

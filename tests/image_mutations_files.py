@@ -89,7 +89,7 @@ def plain(change: Bytes) -> Mutation:
 
 
 def volume(change: Callable[[Any, random.Random], Any], where: str = "images") -> Mutation:
-    """The volume written anew by nibabel."""
+    """The volume rewritten by nibabel."""
 
     def how(b: Bench, r: random.Random) -> None:
         path = next((b.folder / where).iterdir())
@@ -188,7 +188,7 @@ def header(at: int, form: str, *values: Any) -> Bytes:
 
 
 def stream(change: Bytes) -> Bytes:
-    """The bytes of the image data before they are compressed; packed and checked anew."""
+    """The bytes of the image data before compression; packed again with new checksums."""
 
     def again(parts: list[tuple[bytes, bytes]], r: random.Random) -> list[tuple[bytes, bytes]]:
         packed = zlib.compress(change(zlib.decompress(b"".join(d for n, d in parts if n == b"IDAT")), r))

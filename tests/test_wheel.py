@@ -83,7 +83,7 @@ def test_a_wheel_from_the_source_archive_holds_the_same_files(source: Path, whee
 
 
 @pytest.mark.long
-def test_the_wheel_runs_beside_folders_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_runs_next_to_folders_of_the_same_names(wheel: Path, tmp_path: Path) -> None:
     """Installed without dependencies in an environment of its own that finds the dependencies of this one, but not this checkout."""
     home, work = tmp_path / "environment", tmp_path / "work"
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PYTHON"))}

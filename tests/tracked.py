@@ -39,7 +39,7 @@ def finished(folder: Path, runs: str = "runs", **changes: Any) -> tuple[Path, St
 
 
 def free_port() -> int:
-    """One that nobody listens on now."""
+    """A port without a listener."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -93,14 +93,14 @@ def proxy(port: int, before: Callable[[int], None]) -> Iterator[str]:
             headers["Host"] = f"127.0.0.1:{port}"
             onward.request(self.command, self.path, body, headers)
             reply = onward.getresponse()
-            told = reply.read()
+            reported = reply.read()
             self.send_response(reply.status)
             for key, value in reply.getheaders():
                 if key.lower() not in {"transfer-encoding", "connection", "content-length", "date", "server"}:
                     self.send_header(key, value)
-            self.send_header("Content-Length", str(len(told)))
+            self.send_header("Content-Length", str(len(reported)))
             self.end_headers()
-            self.wfile.write(told)
+            self.wfile.write(reported)
 
         def chunks(self) -> bytes:
             """A body in chunks (RFC 9112, section 7.1), as an empty file is sent."""

@@ -98,7 +98,7 @@ class Step(NamedTuple):
     effect: list[str]
     turned: Any
     given: dict[str, Any]
-    told: dict[str, Any]
+    reported: dict[str, Any]
 
 
 def observed(study: Study, folder: Path, out: Path, handlers: Sequence[Callable[[Message, Context], Message]] = ()) -> list[Step]:
@@ -115,8 +115,8 @@ def observed(study: Study, folder: Path, out: Path, handlers: Sequence[Callable[
             lines = [line.split("\t") for line in asked[AGREEMENT][PANEL].tobytes().decode().splitlines()]
             turned = asked[AGREEMENT][FLIPS].reshape(len(roster), -1)[place]
             given = asked[ANALYSIS] if phase is Phase.NULL else {}
-            told = unpack(reply.content.array_records[ANALYSIS])
-            steps.append(Step(roster[place], phase, [x[2] for x in lines], [x[4] for x in lines], turned, given, told))
+            reported = unpack(reply.content.array_records[ANALYSIS])
+            steps.append(Step(roster[place], phase, [x[2] for x in lines], [x[4] for x in lines], turned, given, reported))
         return reply
 
     out.mkdir(parents=True)

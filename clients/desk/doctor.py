@@ -23,9 +23,9 @@ from typing import Any, Literal
 from fedml.clients.site.manifest import Connection, Site, check_roster
 from fedml.clients.site.read import read_cohort
 from fedml.errors import InputError, NotBuilt, SiteError
-from fedml.modalities.modality import REFUSALS, Look, Modality
+from fedml.modalities.modality import REFUSALS, InputFinding, Modality
 from fedml.modalities.registry import MODALITIES
-from fedml.modalities.tables import read_or_fault
+from fedml.modalities.tables import read_or_finding
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 
@@ -127,20 +127,20 @@ def _manifest(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site) -> Iterator[Finding]:
     data, least = site.manifest.data, site.manifest.policy.min_persons
-    persons, ids = read_or_fault(site.folder / data.persons), None
-    if isinstance(persons, Look):
-        yield _fail("persons table", persons.text, persons.mend)
+    persons, ids = read_or_finding(site.folder / data.persons), None
+    if isinstance(persons, InputFinding):
+        yield _fail("persons table", persons.text, persons.fix)
     else:
         ids = [str(person) for person in persons.index]
         if len(persons) < least:
-            yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or look at [policy] min_persons")
+            yield _warn("persons table", f"{len(persons)} persons, min_persons is {least}", "add persons, or lower [policy] min_persons")
         else:
             yield _ok("persons table", f"{len(persons)} persons")
     for name, section in data.inputs.items():
         yield from _input(site, MODALITIES[name], site.folder / section.path, ids)
     if data.split is not None:
         path = site.folder / data.split
-        yield _ok("split", f"{path} is there") if path.exists() else _absent("split", path)
+        yield _ok("split", f"{path} exists") if path.exists() else _absent("split", path)
 
 
 def _absent(what: str, path: Path) -> Finding:
@@ -148,14 +148,14 @@ def _absent(what: str, path: Path) -> Finding:
 
 
 def _input(site: Site, modality: Modality[Any, Any], path: Path, ids: Sequence[str] | None) -> Iterator[Finding]:
-    """One input: is its file there, and what its modality sees of it."""
+    """One input: whether its file exists, and the findings of its modality."""
     if not path.exists():
         yield _absent(modality.name, path)
     elif isinstance(modality.inspect, NotBuilt):
-        yield _warn(modality.name, f"{path} is there, but cannot be looked at ({modality.inspect.reason})", REFUSALS["inspect"][1])
+        yield _warn(modality.name, f"{path} exists, but cannot be inspected ({modality.inspect.reason})", REFUSALS["inspect"][1])
     else:
-        for look in modality.inspect(site.place(modality.name), ids):
-            yield Finding(modality.name, look.state, look.text, look.mend)
+        for found in modality.inspect(site.place(modality.name), ids):
+            yield Finding(modality.name, found.state, found.text, found.fix)
 
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:

@@ -49,7 +49,7 @@ def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = N
     cohort = read_cohort(site, study)
     if (images := cohort.input("image", Images)) is None:
         raise InputError(f"{site.file}: no person has a usable image; fedml-site data lists the reasons.")
-    for why, count in cohort.set_aside.items():
+    for why, count in cohort.excluded_images.items():
         say(f"  excluded {count} images: {why} (fedml-site data lists them)")
     rows = spread(np.flatnonzero(images.has(len(cohort))), persons)
     say(f"{site.name}: drawing {len(rows)} of {len(cohort)} persons")

@@ -21,7 +21,7 @@ from fedml.errors import InputError, RunError
 from fedml.runs.events import Round
 from fedml.runs.log import read_log
 from fedml.study.study import Study, for_roster
-from fedml.synthetic.placeholder import lookalike
+from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
 
 
@@ -65,7 +65,7 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
         run.mkdir()
-        write_site(folder, lookalike(cohort, study), study)
+        write_site(folder, make_placeholder(cohort, study), study)
         with (folder / "site.toml").open("a", encoding="utf-8") as file:
             policy = site.manifest.policy.model_dump(mode="json", exclude_none=True)
             file.write("\n[policy]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items()))

@@ -43,10 +43,10 @@ from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
-    ASIDE,
     CONFIG,
     COUNTS,
     DESCRIBED,
+    EXCLUDED,
     FLIPS,
     IMAGE_SHAPE,
     JOURNAL,
@@ -329,7 +329,9 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
         return  # numbers of training persons are not sent, or have noise
     if DESCRIBED in reply:
         described = read_arrays(reply, DESCRIBED)
-        if _too_few(described[PERSONS].sum(1), allowed.min_count) or (ASIDE in described and _too_few(described[ASIDE], allowed.min_count)):
+        if _too_few(described[PERSONS].sum(1), allowed.min_count) or (
+            EXCLUDED in described and _too_few(described[EXCLUDED], allowed.min_count)
+        ):
             raise SiteError(Reason.TOO_FEW, f"a count of {small}")
     if VOXELS in reply and _too_few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
         raise SiteError(Reason.TOO_FEW, f"an intensity histogram of {small}")

@@ -1,7 +1,7 @@
 """The images that the last reading excluded: ``.fedml/quarantine.jsonl`` of the site, one JSON object a line. The file names persons and
 stays at the site.
 
-quarantine.write(site.state, "heart", images.aside)       # replaces the list of the previous reading
+quarantine.write(site.state, "heart", images.excluded)       # replaces the list of the previous reading
 print(quarantine.show(site.name, quarantine.read(site.state)))
 """
 
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedml.cohort.images.reasons import Aside
+from fedml.cohort.images.reasons import Exclusion
 from fedml.errors import InputError
 
 log = logging.getLogger("fedml.site")
@@ -23,7 +23,7 @@ FILE = "quarantine.jsonl"
 Entry = dict[str, str]
 
 
-def write(state: Path, study: str, excluded: Sequence[Aside]) -> None:
+def write(state: Path, study: str, excluded: Sequence[Exclusion]) -> None:
     """Replaces the list by ``excluded``, completely or not at all. If the folder cannot be written, logs a warning; the run continues."""
     path = state / FILE
     if not excluded and not path.exists():

@@ -13,7 +13,7 @@ from fedml.clients.site.manifest import Site, read_site
 from fedml.cohort.groups import read_groups
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons
-from fedml.cohort.read_images import TooManyAside
+from fedml.cohort.read_images import TooManyExcluded
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Dosages, from_text
@@ -25,13 +25,13 @@ from fedml.tasks.registry import make_task
 
 
 def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = None) -> Cohort:
-    """All that ``study`` reads of this site's persons, checked.
+    """All data of this site's persons that ``study`` reads, checked.
 
     Args:
-        window: of intensities, where the study has percentiles: what the sites agreed on. Before, images have only histograms.
+        window: the sites' agreed intensity window, if the study has percentiles; None: images have only histograms.
 
     Raises:
-        InputError: any file that cannot be used: the sentence names it, the column or the person's row, and the mend.
+        InputError: a file cannot be used; the message names the file, the column or row, and how to fix it.
     """
     refuse_unbuilt(study)
     data, folder, plan = site.manifest.data, site.folder, study.cohort
@@ -45,8 +45,8 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
     tables = [(table, path)]
     if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
-        beside = folder / data.clinical.path
-        tables.append((read_table(beside).reindex(table.index), beside))
+        clinical = folder / data.clinical.path
+        tables.append((read_table(clinical).reindex(table.index), clinical))
     groups = read_groups(study.evaluation, tables)
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):
@@ -54,18 +54,20 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
             read = require(modality.read, modality, "read")
             try:
                 inputs[modality.name] = read(site.place(modality.name, window), study, ids)
-            except TooManyAside as error:
-                quarantine.write(site.state, study.study.name, error.aside)
+            except TooManyExcluded as error:
+                quarantine.write(site.state, study.study.name, error.excluded)
                 raise
     if not inputs:
         raise InputError(f"{site.file}: [data] has none of the study's inputs ({', '.join(plan.inputs)}); add one that the site has.")
-    left = [one for value in inputs.values() for one in getattr(value, "aside", ())]
-    if any(hasattr(value, "aside") for value in inputs.values()):  # an input of which a person may have several, some unusable
-        quarantine.write(site.state, study.study.name, left)
-    aside = dict(Counter(reason for _, reason in {(one.person, str(one.reason)) for one in left}))
-    cohort = drop_unusable_persons(Cohort(site.name, tuple(ids), labels, parts, inputs, set_aside=aside, groups=groups))
+    excluded = [e for value in inputs.values() for e in getattr(value, "excluded", ())]
+    if any(hasattr(value, "excluded") for value in inputs.values()):
+        quarantine.write(site.state, study.study.name, excluded)
+    counts = dict(Counter(reason for _, reason in {(e.person, str(e.reason)) for e in excluded}))
+    cohort = drop_unusable_persons(Cohort(site.name, tuple(ids), labels, parts, inputs, excluded_images=counts, groups=groups))
     if not cohort.count("train"):
-        raise InputError(f"{site.file}: none of its {len(cohort)} usable persons is in the train part; look at the split.")
+        raise InputError(
+            f"{site.file}: none of its {len(cohort)} usable persons is in the train part; correct the split file, or [cohort] split."
+        )
     return cohort
 
 
@@ -80,23 +82,23 @@ def load_cohort(manifests: tuple[str, ...], study: Study, window: tuple[float, f
 def load_aligned(
     manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None, window: tuple[float, float] | None = None
 ) -> Cohort:
-    """``load_cohort`` with its variants as the agreed panel has them, turned where this site's ``flips`` (a byte a variant) are 1; without
-    them (a trained model's panel, and nobody to say) as the letters tell.
+    """``load_cohort`` with the variants of the agreed panel; REF and ALT are exchanged where this site's ``flips`` (one byte for each
+    variant) are 1. Without ``flips`` (a trained model's panel), the alleles decide.
 
     Raises:
-        SiteError: the panel cannot be read, or has not as many variants as there are flips.
+        SiteError: the panel cannot be read, or the number of flips differs from the number of variants.
     """
     try:
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    # Called as others call it: for the cache, an argument that is left out and one that is None are two.
+    # ``lru_cache`` treats a missing argument and None as different keys, so the call must have the form of other calls.
     cohort = load_cohort(manifests, study) if window is None else load_cohort(manifests, study, window)
     if flips is None:
         dosages = cohort.input("variants", Dosages)
-        own = {} if dosages is None else {cohort.site: dosages.keys}
-        flips = panel_of(keys, own, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()
+        keys_of_site = {} if dosages is None else {cohort.site: dosages.keys}
+        flips = panel_of(keys, keys_of_site, study.cohort.variants.match).flips.get(cohort.site, np.zeros(len(keys), np.uint8)).tobytes()
     turns = np.frombuffer(flips, dtype=np.uint8)
     if len(turns) != len(keys) or turns.max(initial=0) > 1:
-        raise SiteError(Reason.BAD_MESSAGE, "the panel and its orientation do not fit each other")
+        raise SiteError(Reason.BAD_MESSAGE, "the number of flips differs from the number of variants in the panel")
     return aligned(cohort, keys, turns, study)

@@ -1,13 +1,13 @@
-"""The site's half of the study's algorithm, and what the site keeps for it between the rounds of one run.
+"""The site's part of the study's algorithm, and its state between the rounds of one run.
 
-What is kept lives in the node's ``Context.state``: in memory, at the site, for one run. Two versions stay there: that of the last round in
-which the server counted this site's reply (it says which in ``counted-round``), and that of the last round in which the site trained.
-A reply may be late or lost, so the server decides which of the two goes on. The rules:
+The state is in the node's ``Context.state``: in memory, at the site, for one run. Two versions are kept: from the last round in which the
+server counted this site's reply (the server sends its number as ``counted-round``), and from the last round in which the site trained.
+A reply may be late or lost, so the server decides which version continues:
 
-- a site that missed rounds goes on with what it kept when it was last counted;
-- a site whose reply was not counted goes on as if it had not trained in that round;
-- a site that has lost what it kept (its process or SuperNode restarted) refuses with ``state-lost`` for the rest of the run. To begin again
-  with zeros would leave the lost share in the server's sum for good, and the run would end at another model.
+- a site that missed rounds continues with the version from its last counted round;
+- a site whose reply was not counted continues as if it had not trained in that round;
+- a site that has lost its state (its process or SuperNode restarted) refuses with ``state-lost`` for the rest of the run. Restarting with
+  zeros would leave the lost share in the server's sum, and the run would give another model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"
 
 @dataclass(frozen=True)
 class Memory:
-    """Where a site keeps state: ``state`` is the node's ``Context.state``, ``run`` Flower's id of the run that asks."""
+    """Where a site keeps state: ``state`` is the node's ``Context.state``, ``run`` Flower's id of the requesting run."""
 
     state: RecordDict
     run: str
@@ -45,41 +45,41 @@ def site_algorithm(study: Study) -> Algorithm:
         raise SiteError(Reason.BAD_MESSAGE, f"the study's algorithm is refused: {error}") from error
 
 
-def check_declared(asked: Request, content: RecordDict) -> None:
-    """Raises ``SiteError`` unless a message holds what its phase and the study's algorithm declare, and nothing else."""
-    algorithm = site_algorithm(asked.study)
-    model = shapes_of(content, ARRAYS) if asked.phase is Phase.ROUND else {}
-    check_message(asked.phase, content, sent(algorithm, asked.phase, model))
+def check_declared(request: Request, content: RecordDict) -> None:
+    """Raises ``SiteError`` unless a message has exactly the content that its phase and the study's algorithm declare."""
+    algorithm = site_algorithm(request.study)
+    model = shapes_of(content, ARRAYS) if request.phase is Phase.ROUND else {}
+    check_message(request.phase, content, sent(algorithm, request.phase, model))
 
 
-def begin(asked: Request, content: RecordDict, memory: Memory) -> SiteWork:
-    """The site's half of a round, as the message and what was kept have it.
+def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
+    """The site's part of a round, from the message and the kept state.
 
     Raises:
-        SiteError: the message holds something that is not declared, or what was kept is lost.
+        SiteError: the message has undeclared content, or the state is lost.
     """
-    check_declared(asked, content)
-    algorithm = site_algorithm(asked.study)
+    check_declared(request, content)
+    algorithm = site_algorithm(request.study)
     records = {name: unpack_tensors(content.array_records[name]) for name in algorithm.sends.records}
-    config = {key: asked.config[key] for key in algorithm.sends.config}
-    kept = _unpacked(_records(asked, memory)) if algorithm.keeps else {}
+    config = {key: request.config[key] for key in algorithm.sends.config}
+    kept = _unpacked(_records(request, memory)) if algorithm.keeps else {}
     start = unpack_tensors(content.array_records[ARRAYS])
-    return algorithm.site(Received(config, records, kept, start, asked.study.training))
+    return algorithm.site(Received(config, records, kept, start, request.study.training))
 
 
-def end(asked: Request, work: SiteWork, trained: Mapping[str, torch.Tensor], steps: int, memory: Memory) -> dict[str, ArrayRecord]:
-    """Keeps what the site's half keeps, and gives the records that it returns."""
+def end(request: Request, work: SiteWork, trained: Mapping[str, torch.Tensor], steps: int, memory: Memory) -> dict[str, ArrayRecord]:
+    """Stores the state for the next round and returns the records of the reply."""
     done = work.finish(trained, steps)
-    if site_algorithm(asked.study).keeps:
-        _keep(asked, memory, done.keeps)
+    if site_algorithm(request.study).keeps:
+        _keep(request, memory, done.keeps)
     return {name: pack(arrays) for name, arrays in done.returns.items()}
 
 
-def _records(asked: Request, memory: Memory) -> dict[str, ArrayRecord]:
+def _records(request: Request, memory: Memory) -> dict[str, ArrayRecord]:
     """The records kept when this site was last counted, by name; empty if it was not counted yet."""
-    counted = int(asked.config[COUNTED_ROUND])
-    if not 0 <= counted < asked.round:
-        raise SiteError(Reason.BAD_MESSAGE, f"round {counted} cannot have been counted before round {asked.round}")
+    counted = int(request.config[COUNTED_ROUND])
+    if not 0 <= counted < request.round:
+        raise SiteError(Reason.BAD_MESSAGE, f"round {counted} cannot have been counted before round {request.round}")
     if not counted:
         return {}
     note = dict(memory.state.config_records.get(_KEPT, {}))
@@ -88,18 +88,18 @@ def _records(asked: Request, memory: Memory) -> dict[str, ArrayRecord]:
             if note.get(key) == counted:
                 names = [name for name in memory.state.array_records if name.startswith(version)]
                 return {name.removeprefix(version): memory.state.array_records[name] for name in names}
-    raise SiteError(Reason.STATE_LOST, f"what this site kept in round {counted} of run {memory.run} is gone: it was restarted since")
+    raise SiteError(Reason.STATE_LOST, f"the state of round {counted} of run {memory.run} is lost, because this site was restarted")
 
 
-def _keep(asked: Request, memory: Memory, keeps: Mapping[str, Arrays]) -> None:
-    before, state = _records(asked, memory), memory.state
+def _keep(request: Request, memory: Memory, keeps: Mapping[str, Arrays]) -> None:
+    before, state = _records(request, memory), memory.state
     for name in [name for name in state if name == _KEPT or name.startswith((_COUNTED, _TRAINED))]:
         del state[name]
     for name, record in before.items():
         state[_COUNTED + name] = record
     for name, arrays in keeps.items():
         state[_TRAINED + name] = pack(arrays)
-    state[_KEPT] = ConfigRecord({"run": memory.run, "counted": int(asked.config[COUNTED_ROUND]), "trained": asked.round})
+    state[_KEPT] = ConfigRecord({"run": memory.run, "counted": int(request.config[COUNTED_ROUND]), "trained": request.round})
 
 
 def _unpacked(records: Mapping[str, ArrayRecord]) -> dict[str, Arrays]:

@@ -1,4 +1,4 @@
-"""What a message asks of a site, after it was checked."""
+"""A checked request to a site."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _parse = lru_cache(maxsize=8)(parse_study)
 
 @dataclass(frozen=True)
 class Request:
-    """What a message asks, after it was checked."""
+    """A checked request."""
 
     study: Study
     phase: Phase
@@ -39,32 +39,32 @@ def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
     try:
         return _parse(str(config["study"])), config
     except (KeyError, ValueError, InputError) as error:
-        raise SiteError(Reason.BAD_MESSAGE, f"the message carries no study: {error}") from error
+        raise SiteError(Reason.BAD_MESSAGE, f"the message has no valid study: {error}") from error
 
 
 def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | None) -> Request:
-    """What a message asks of the site with these ``manifests``; ``name`` stands for the site's own where several are pooled.
+    """The request in a message to the site with these ``manifests``; ``name``: of pooled sites.
 
     Raises:
-        SiteError: the message is not one of ours.
+        SiteError: the message is not a valid request.
     """
     study, config = _study_of(content)
     try:
         phase, number = Phase(str(config["phase"])), int(str(config["round"]))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the message has no phase or round: {error}") from error
-    if number < 0 or (number > study.federation.rounds and phase not in ANALYSES):  # of an analysis the gate bounds the steps
-        raise SiteError(Reason.ROUNDS, f"round {number} is none of the study's {study.federation.rounds}")
+    if number < 0 or (number > study.federation.rounds and phase not in ANALYSES):  # the gate limits the steps of an analysis
+        raise SiteError(Reason.ROUNDS, f"round {number} is not one of the study's {study.federation.rounds} rounds")
     return Request(study, phase, number, config, name or read_site_once(manifests[0]).name, manifests)
 
 
 read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
 
 
-def own_flips(asked: Request, flips: np.ndarray[Any, Any]) -> bytes:
+def own_flips(request: Request, flips: np.ndarray[Any, Any]) -> bytes:
     """This site's row of the panel's orientation, which the server sends for all sites of the roster in its order."""
-    sites = asked.study.federation.sites
-    if asked.name not in sites or len(flips) % len(sites):
-        raise SiteError(Reason.BAD_MESSAGE, "the panel's orientation does not fit the roster")
+    sites = request.study.federation.sites
+    if request.name not in sites or len(flips) % len(sites):
+        raise SiteError(Reason.BAD_MESSAGE, "the orientations of the panel do not match the roster")
     rows = flips.reshape(len(sites), -1)
-    return bytes(rows[sites.index(asked.name)].tobytes())
+    return bytes(rows[sites.index(request.name)].tobytes())

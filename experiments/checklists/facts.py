@@ -1,11 +1,11 @@
-"""What a run's folder knows, as short sentences with pointers: the only source of the checklists and of the model card.
+"""Facts of a run as short sentences with pointers into its folder: the only source of the checklists and of the model card.
 
     facts = facts_of(record)                       # {"outcome": Fact("The target is ...", ("study.json#/cohort/target", ...)), ...}
-    resolve(run, "events.jsonl#final/metrics")     # what a pointer points to
+    resolve(run, "events.jsonl#final/metrics")     # the value at a pointer
 
-A pointer is a file of the run's folder, then what in it: ``study.json#/cohort/target`` (JSON Pointer, RFC 6901),
+A pointer is a file of the run's folder and a place in it: ``study.json#/cohort/target`` (JSON Pointer, RFC 6901),
 ``events.jsonl#agreed/persons`` (the last event of that kind, then a JSON Pointer without its first slash; ``round`` is the list of all
-rounds), ``report.html#calibration`` (an id), or ``model.safetensors`` (the file). What the folder does not say is no fact and has no entry.
+rounds), ``report.html#calibration`` (an id), or ``model.safetensors`` (the file). A fact that the folder does not contain has no entry.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
 
 _PART = {"train": "train", "val": "validation", "test": "test"}
-_MANY = "round"  # the one kind of event of which there are many
+_REPEATED = "round"  # the only kind of event that occurs more than once
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One sentence or a few, made of the run's values, and where in the run's folder they are."""
+    """One or more sentences with values of the run, and pointers to these values in the run's folder."""
 
     text: str
     pointers: tuple[str, ...]
 
 
 def resolve(run: Path, pointer: str) -> Any:
-    """What ``pointer`` points to: a JSON value, the id itself in HTML, or the file's path.
+    """The value at ``pointer``: a JSON value, an id in an HTML file, or the path of a file.
 
     Raises:
-        LookupError: nothing is there.
+        LookupError: there is no such value.
     """
     name, _, place = pointer.partition("#")
     path = run / name
@@ -56,46 +56,46 @@ def resolve(run: Path, pointer: str) -> Any:
     if name.endswith(".html"):
         if re.search(rf'\sid="{re.escape(place)}"', path.read_text(encoding="utf-8")):
             return place
-        raise LookupError(f"{pointer}: {name} has no such id")
+        raise LookupError(f"{pointer}: {name} has no element with this id")
     value: Any = json.loads(path.read_text(encoding="utf-8")) if name.endswith(".json") else _by_kind(read_events(run)[0])
     for word in place.removeprefix("/").split("/"):
         key = word.replace("~1", "/").replace("~0", "~")
         try:
             value = value[int(key)] if isinstance(value, list) else value[key]
         except (KeyError, IndexError, ValueError, TypeError) as error:
-            raise LookupError(f"{pointer}: {name} has nothing there") from error
+            raise LookupError(f"{pointer}: {name} has no such value") from error
     return value
 
 
 def _by_kind(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Kind -> its last event; ``round`` -> all of them."""
-    found: dict[str, Any] = {str(e["event"]): e for e in events if e["event"] != _MANY}
-    return {**found, _MANY: [e for e in events if e["event"] == _MANY]}
+    found: dict[str, Any] = {str(e["event"]): e for e in events if e["event"] != _REPEATED}
+    return {**found, _REPEATED: [e for e in events if e["event"] == _REPEATED]}
 
 
 def facts_of(record: Record) -> dict[str, Fact]:
     """All facts of a run, by name.
 
     Raises:
-        InputError: the run's log lacks what every run writes.
+        InputError: the run's log is incomplete.
     """
     try:
         found = [*_plan(record.study), *_method(record), *_happened(record), *_outcome(record)]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{record.run / EVENTS}: is not as a run writes it ({error!r}); take the file that the run wrote.") from error
+        raise InputError(f"{record.run / EVENTS}: is not in the format of a run ({error!r}); use the unchanged file of the run.") from error
     return {name: Fact(text, tuple(pointers)) for name, text, *pointers in found if text}
 
 
-Told = tuple[str, ...]  # name of the fact, its text (empty: not known), pointers
+FactRow = tuple[str, ...]  # name of the fact, its text (empty: not known), pointers
 
 
-def _plan(study: Study) -> Iterator[Told]:
-    """What the study asks, of whom, and with which limits."""
+def _plan(study: Study) -> Iterator[FactRow]:
+    """The question of the study, its inputs, sites and limits."""
     about, cohort, model = study.study, study.cohort, study.model
     yield "question", _quoted(about.question), "study.json#/study/question"
     text = about.purpose and f"Purpose of the use of data (Data Use Ontology): {about.purpose}."
     yield "purpose", text, "study.json#/study/purpose"
-    yield "seed", f"Seed of all that is random: {about.seed}.", "study.json#/study/seed"
+    yield "seed", f"Seed of all random numbers: {about.seed}.", "study.json#/study/seed"
     yield "task", f"Task: {model.task}.", "study.json#/model/task"
     yield "outcome", make_task(study).words.outcome, "study.json#/cohort/target", "study.json#/cohort/classes", "study.json#/model/task"
     yield "inputs", f"Inputs of a person: {', '.join(cohort.inputs)}.", "study.json#/cohort/inputs"
@@ -106,26 +106,26 @@ def _plan(study: Study) -> Iterator[Told]:
     part = cohort.split
     text = f"Planned fractions of persons: train {part.train:g}, validation {part.val:g}, test {part.test:g}, by a keyed hash of the id "
     yield "split", text + "where a site does not list its own split.", "study.json#/cohort/split", "study.json#/cohort/split_key"
-    text = "A person is in one part only: parts are of persons, with all that was read of each, not of images or visits."
+    text = "Each person is in one part only, with all images and visits: the split is by person."
     yield "disjoint", text, "study.json#/cohort/split"
     groups = [label for labels in study.evaluation.labels().values() for label in labels]
     text = f"Subgroups named in the study: {', '.join(groups)}." if groups else ""
     yield "named_groups", text, "study.json#/evaluation/subgroups", "study.json#/evaluation/bands"
     limits = study.policy
-    text = f"The study's own limits: a site needs {_count(limits.min_persons, 'training person')} at least, "
-    yield "limits", text + f"a number that leaves has {_count(limits.min_count, 'person')} behind it at least.", "study.json#/policy"
+    text = f"Limits of the study: a site needs at least {_count(limits.min_persons, 'training person')}, "
+    yield "limits", text + f"a released number has at least {_count(limits.min_count, 'person')} behind it.", "study.json#/policy"
 
 
-def _method(record: Record) -> Iterator[Told]:
-    """How data are prepared, what the model is, how it is trained."""
+def _method(record: Record) -> Iterator[FactRow]:
+    """Preparation of the data, the model and its training."""
     study = record.study
     yield "preprocessing", *_preprocessing(study)
     yield "missing", *_missing(study)
     yield "output", *_output(study)
     size = record.agreed.parameters
-    learned = f" It has {size:,} learned numbers." if size else ""
+    learned = f" It has {size:,} parameters." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
-    text = f"The first weights are random and follow from the study's seed ({study.study.seed}); no pretrained weights are read."
+    text = f"The initial weights are random, from the study's seed ({study.study.seed}); no pretrained weights are used."
     yield "initialisation", text, "study.json#/study/seed"
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
@@ -139,34 +139,32 @@ def _method(record: Record) -> Iterator[Told]:
     )
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"
     changes = ", ".join(f"{name} {value}" for name, value in plan.augment.model_dump().items() if value)
-    text = (
-        f"Training images are changed at random: {changes}." if changes else "No image is turned, mirrored or otherwise varied in training."
-    )
+    text = f"Random augmentation of training images: {changes}." if changes else "Training images are not augmented."
     yield "augmentation", text if "image" in study.cohort.inputs else "", "study.json#/training/augment"
     balance = make_task(study).words.balance
     yield "balance", "" if isinstance(balance, NotBuilt) else balance, "study.json#/training"
 
 
-def _preprocessing(study: Study) -> Told:
+def _preprocessing(study: Study) -> FactRow:
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
         source = "ranges that the study states" if study.privacy.statistics == "stated" else "noised sums over the training persons"
     words = [modality.words for modality in modalities_of(study)]
-    what = [*(one.columns for one in words), *(["the outcome"] if study.traits.standardised else [])]
-    standard = f"Standardised by mean and standard deviation, from {source}: {', '.join(what)}.", ("study.json#/privacy/statistics",)
-    return _joined([*(one.preparation(study) for one in words), standard])
+    columns = [*(text.columns for text in words), *(["the outcome"] if study.traits.standardised else [])]
+    standard = f"Standardised by mean and standard deviation, from {source}: {', '.join(columns)}.", ("study.json#/privacy/statistics",)
+    return _joined([*(text.preparation(study) for text in words), standard])
 
 
-def _missing(study: Study) -> Told:
-    said = [modality.words.missing(study) for modality in modalities_of(study)]
-    if len(said) > 1:
-        text = "An input that a person lacks is masked, and the model is told so; in training an input is hidden with chance "
-        said.append((f"{text}{study.model.input_dropout:g}.", ("study.json#/model/input_dropout",)))
-    return _joined(said)
+def _missing(study: Study) -> FactRow:
+    texts = [modality.words.missing(study) for modality in modalities_of(study)]
+    if len(texts) > 1:
+        text = "A missing input is masked, and the mask is an input of the model; in training an input is masked with probability "
+        texts.append((f"{text}{study.model.input_dropout:g}.", ("study.json#/model/input_dropout",)))
+    return _joined(texts)
 
 
-def _joined(parts: Sequence[Text]) -> Told:
-    """One text of several, with the pointers of all."""
+def _joined(parts: Sequence[Text]) -> FactRow:
+    """The texts joined, with the pointers of all of them."""
     return (" ".join(text for text, _ in parts if text), *dict.fromkeys(pointer for _, pointers in parts for pointer in pointers))
 
 
@@ -177,20 +175,20 @@ def _network(study: Study) -> str:
         return f"Segmentation network {net.net} with channels {', '.join(map(str, net.channels))} and {net.norm} norm."
     encoders = "; ".join(modality.words.network(study) for modality in modalities_of(study))
     hidden = f" with hidden widths {', '.join(map(str, model.hidden))}" if model.hidden else ""
-    return f"One encoder an input ({encoders}), then a fusion{hidden}."
+    return f"One encoder for each input ({encoders}), then a fusion layer{hidden}."
 
 
-def _output(study: Study) -> Told:
+def _output(study: Study) -> FactRow:
     return (make_task(study).words.output, "study.json#/model/task", "study.json#/cohort/classes")
 
 
-def _happened(record: Record) -> Iterator[Told]:
-    """The run itself: identity, versions, sites, persons, rounds."""
+def _happened(record: Record) -> Iterator[FactRow]:
+    """The run: identity, versions, sites, persons, rounds."""
     start, agreed, end, images = record.start, record.agreed, record.end, "image" in record.study.cohort.inputs
     text = f"Run {start.run_id}, engine {start.engine}, study SHA-256 {start.study_sha256}."
     yield "identity", text, "events.jsonl#start/run_id", "events.jsonl#start/engine", "events.jsonl#start/study_sha256"
     commit, _, changed = start.git_commit.partition("+")
-    text = f"The study lay in a working tree at git commit {commit}{', with changes that are in no commit' if changed else ''}."
+    text = f"The study file was in a working tree at git commit {commit}{', with uncommitted changes' if changed else ''}."
     yield "code", "" if commit == "none" else text, "events.jsonl#start/git_commit"
     found = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version != "absent")
     yield "versions", found and f"Versions: {found}.", "events.jsonl#start/versions"
@@ -200,14 +198,14 @@ def _happened(record: Record) -> Iterator[Told]:
     if agreed.came:
         yield "sites", f"Sites that took part: {', '.join(agreed.sites)}.", "events.jsonl#agreed/sites"
         yield from _persons(record)
-    rows = [f"{s.name} {_aside(s.quarantined)}" for s in record.sites if s.quarantined is not None]
+    rows = [f"{s.name} {_excluded(s.quarantined)}" for s in record.sites if s.quarantined is not None]
     text = f"Persons with an excluded image, by reason: {'; '.join(rows)}."
     yield "quarantined", text if rows and images else "", "events.jsonl#agreed/told"
     rows = [f"{s.name} {s.policy['deidentification']}" for s in record.sites if s.policy is not None]
-    text = f"What a site does with a DICOM file that is not de-identified: {'; '.join(rows)}."
+    text = f"Policy of each site for DICOM files that are not de-identified: {'; '.join(rows)}."
     yield "deidentification", text if rows and images else "", "events.jsonl#agreed/told"
     rows = [f"{s.name} {_limits(s.policy)}" for s in record.sites if s.policy is not None]
-    yield "policies", f"Limits of the sites, as they disclosed them: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/told"
+    yield "policies", f"Limits of the sites, as disclosed: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/told"
     rows = [f"{s.name} {s.dataset}" for s in record.sites if s.dataset is not None]
     yield "digests", f"SHA-256 of the data that were read: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/told"
     verdicts = [sum(check["verdict"] == kind for check in record.checks) for kind in ("ok", "warn", "fail")]
@@ -215,46 +213,44 @@ def _happened(record: Record) -> Iterator[Told]:
     yield "checks", text if record.checks else "", "events.jsonl#checks/checks"
     missed = {s.name: "".join(f", missed {len(n)} ({reason})" for reason, n in s.missed.items()) for s in record.sites}
     rows = [f"{s.name} in {len(s.rounds)}{missed[s.name]}" for s in record.sites]
-    text = f"{_count(len(record.rounds), 'round')} of training done, then the last evaluation: {'; '.join(rows)}."
+    text = f"{_count(len(record.rounds), 'round')} of training, then the last evaluation: {'; '.join(rows)}."
     yield "participation", text if record.rounds else "", "events.jsonl#round"
 
 
-def _persons(record: Record) -> Iterator[Told]:
-    study, here = record.study, [s for s in record.sites if s.name in record.agreed.sites]
+def _persons(record: Record) -> Iterator[FactRow]:
+    study, sites = record.study, [s for s in record.sites if s.name in record.agreed.sites]
     hidden = study.privacy.unit == "patient"
-    shown = [p for p in PARTS if any(s.count(p) for s in here)]
-    rows = [f"{s.name} {', '.join(f'{_PART[p]} {s.count(p) or 0:,}' for p in shown)}" for s in here]
-    total = ", ".join(f"{_PART[p]} {sum(s.count(p) or 0 for s in here):,}" for p in shown)
+    parts = [p for p in PARTS if any(s.count(p) for s in sites)]
+    rows = [f"{s.name} {', '.join(f'{_PART[p]} {s.count(p) or 0:,}' for p in parts)}" for s in sites]
+    total = ", ".join(f"{_PART[p]} {sum(s.count(p) or 0 for s in sites):,}" for p in parts)
     text, pointers = f"Persons by site and part: {'; '.join(rows)}. All sites: {total}.", ["events.jsonl#agreed/persons"]
-    if not shown:
+    if not parts:
         text, pointers = "", []
     if hidden:
         stated = "; ".join(f"{site} about {n:,}" for site, n in study.privacy.persons.items())
-        text = f"{text} Training persons as the study states them, for their number is protected: {stated}.".strip()
+        text = f"{text} Training persons as stated in the study, because their number is protected: {stated}.".strip()
         pointers.append("study.json#/privacy/persons")
     yield ("persons", text, *pointers)
     names = make_task(study).person_classes
-    if names and shown:
-        sums = {p: [sum(column) for column in zip(*(s.persons[p] for s in here if s.count(p)), strict=True)] for p in shown}
-        rows = [f"{_PART[p]} {', '.join(f'{n:,} of class {c}' for c, n in zip(names, own, strict=True))}" for p, own in sums.items()]
+    if names and parts:
+        sums = {p: [sum(column) for column in zip(*(s.persons[p] for s in sites if s.count(p)), strict=True)] for p in parts}
+        rows = [f"{_PART[p]} {', '.join(f'{n:,} of class {c}' for c, n in zip(names, counts, strict=True))}" for p, counts in sums.items()]
         text = f"Persons by outcome, all sites: {'; '.join(rows)}."
         yield "events", text, "events.jsonl#agreed/persons", "study.json#/cohort/classes"
 
 
 def _limits(policy: Mapping[str, Any]) -> str:
-    least = (
-        f"{_count(policy['min_persons'], 'training person')} at least, {_count(policy['min_count'], 'person')} behind a number that leaves"
-    )
-    return f"({least}, {_count(policy['max_rounds'], 'round')} at most)"
+    training, count = _count(policy["min_persons"], "training person"), _count(policy["min_count"], "person")
+    return f"(at least {training}, at least {count} behind a released number, at most {_count(policy['max_rounds'], 'round')})"
 
 
-def _aside(counts: Mapping[str, int]) -> str:
+def _excluded(counts: Mapping[str, int]) -> str:
     rows = [f"{'a few' if n < 0 else n} ({reason})" for reason, n in counts.items()]
     return ", ".join(rows) or "none"
 
 
-def _outcome(record: Record) -> Iterator[Told]:
-    """What came out: metrics of all, of each site and subgroup; privacy; the model's file."""
+def _outcome(record: Record) -> Iterator[FactRow]:
+    """The results: metrics of all persons, of each site and subgroup; privacy; the model's file."""
     final, privacy, task = record.final, record.privacy, make_task(record.study)
     part, scores = held_out(record)
     if scores:
@@ -263,18 +259,18 @@ def _outcome(record: Record) -> Iterator[Told]:
         yield "measures", text, f"{at}/all"
         text = f"{held.capitalize()} persons of all sites: {_row(task, scores['all'])}."
         yield "performance", text, f"{at}/all"
-        rows = "; ".join(f"{site} {_row(task, own)}" for site, own in scores["sites"].items())
-        worst = f" The worst is {scores['worst']}." if scores.get("worst") else ""
+        rows = "; ".join(f"{site} {_row(task, metrics)}" for site, metrics in scores["sites"].items())
+        worst = f" The worst site is {scores['worst']}." if scores.get("worst") else ""
         yield "by_site", f"By site: {rows}.{worst}" if len(scores["sites"]) > 1 else "", f"{at}/sites", f"{at}/worst"
         text = "Test persons are of the same sites as training persons; no site outside the roster was tested."
         yield "external", text if part == "test" else "", "study.json#/federation/sites", f"{at}/sites"
-        groups = "; ".join(f"{label} {_row(task, own['all'])}" for label, own in final.groups.items())
+        groups = "; ".join(f"{label} {_row(task, group['all'])}" for label, group in final.groups.items())
         yield "groups", f"Test persons by subgroup: {groups}." if groups else "", "events.jsonl#final/groups"
     if final.came:
-        text = f"The model after round {final.round}, the last, is the result; none was chosen by its score on validation persons."
+        text = f"The result is the model after the last round, {final.round}; no model was selected by validation scores."
         yield "selection", text, "events.jsonl#final/round"
-        there = (record.run / MODEL).is_file()
-        text = f"The model is {MODEL}, SHA-256 of its numbers {final.weights_sha256}." if there else ""
+        exists = (record.run / MODEL).is_file()
+        text = f"The model is {MODEL}, SHA-256 of its arrays {final.weights_sha256}." if exists else ""
         yield "file", text, MODEL, "events.jsonl#final/weights_sha256"
     heads = [f"{s.name} {s.journal[0]} after {s.journal[1]:,} entries" for s in record.sites if s.journal is not None]
     yield "journals", f"Heads of the sites' journals: {'; '.join(heads)}." if heads else "", "events.jsonl#round"
@@ -289,18 +285,18 @@ def _outcome(record: Record) -> Iterator[Told]:
 
 
 def held_out(record: Record) -> tuple[str, dict[str, Any]]:
-    """The part on which the run was evaluated at last, test persons where there are any, and its scores; empty if there are none."""
+    """The part of the last evaluation (test persons if there are any) and its scores; empty if there are none."""
     metrics = record.final.metrics
     return next(((part, dict(metrics[part])) for part in ("test", "val") if part in metrics), ("", {}))
 
 
 def _row(task: Task, metrics: Mapping[str, Any]) -> str:
-    values = [f"{name} {shown(task, name, value)}" for name, value in metrics.items() if name != "persons"]
+    values = [f"{name} {formatted(task, name, value)}" for name, value in metrics.items() if name != "persons"]
     return f"{', '.join(values)} ({_count(int(metrics['persons']), 'person')})"
 
 
-def shown(task: Task, name: str, value: float | None) -> str:
-    """A measure as it is printed: three decimals, counts of persons (of a class, such as ``missed/1``) as whole numbers."""
+def formatted(task: Task, name: str, value: float | None) -> str:
+    """A measure as text: three decimals; counts of persons, such as ``missed/1``, as whole numbers."""
     counts = name == "persons" or task.described(name).counted
     return "not defined" if value is None else f"{value:,.0f}" if counts else f"{value:.3f}"
 

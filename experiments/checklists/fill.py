@@ -1,21 +1,21 @@
 """Reporting checklists, filled from a run's record: TRIPOD+AI (prediction models), CLAIM 2024 (imaging), FUTURE-AI (trustworthy AI).
 
-    filled = fill_all(record)              # for each checklist the items, each filled, partly, author or not applicable
+    filled = fill_all(record)              # for each checklist the items, each with its state
     checklists_markdown(record), checklists_json(record)
 
-The files beside this one hold, item by item, the guideline's number and subject, a short paraphrase of ours, and what of a run answers it:
+The TOML files in this folder list for each item the guideline's number and subject, a short paraphrase, and the facts that answer it:
 
     [[item]]
     id = "20a"
     subject = "Participants"
     needs = "how many persons went through the study, with and without the outcome"
     source = ["persons", "events"]          # facts (``facts.py``) that answer it
-    also = { intervals = "..." }            # facts that answer the rest; where one is not there, its text is what the author must write
-    rest = "a diagram of the flow"          # what no record can know
-    when = "images"                         # only for such studies (``CONDITIONS``)
-    never = "..."                           # why it does not apply to any run
+    also = { intervals = "..." }            # facts that answer the rest; if one is missing, the author must write its text
+    rest = "a diagram of the flow"          # never in a record
+    when = "images"                         # only for these studies (``CONDITIONS``)
+    never = "..."                           # why it applies to no run
 
-An item without ``source`` is the author's. No text comes from anywhere else than these files and the run's values.
+An item without ``source`` is left to the author. All text is from these files or from the run's values.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ AUTHOR = "The author must write this."
 State = Literal["filled", "partly", "author", "not applicable"]
 STATES: tuple[State, ...] = ("filled", "partly", "author", "not applicable")
 
-# Name -> why it does not hold of the study ("": it holds), and where the study says so.
+# Name -> the reason why it does not apply to the study ("": it applies), and the pointer to that setting.
 CONDITIONS: dict[str, tuple[Callable[[Study], str], str]] = {
     "prediction": (lambda s: make_task(s).words.no_prediction, "study.json#/model/task"),
     "images": (lambda s: "" if "image" in s.cohort.inputs else "The study reads no images.", "study.json#/cohort/inputs"),
@@ -56,7 +56,7 @@ class _Part(BaseModel):
 
 
 class Item(_Part):
-    """One item of a checklist: see the module's text."""
+    """One item of a checklist; fields as in the module's docstring."""
 
     id: Text
     section: Text
@@ -71,14 +71,14 @@ class Item(_Part):
     @model_validator(mode="after")
     def _answered(self) -> Self:
         if self.never and (self.source or self.also or self.rest or self.when):
-            raise ValueError(f"item {self.id} never applies, so nothing answers it")
+            raise ValueError(f"item {self.id}: has never, so it cannot have source, also, rest or when")
         if (self.also or self.rest) and not self.source:
-            raise ValueError(f"item {self.id} has no source, so all of it is the author's")
+            raise ValueError(f"item {self.id}: has no source, so it cannot have also or rest")
         return self
 
 
 class Checklist(_Part):
-    """A guideline: its name, where it was published, against what its numbers were held, and its items in order."""
+    """A guideline: its name, its publication, the source against which the item numbers were checked, and its items in order."""
 
     name: Text
     title: Text
@@ -90,7 +90,7 @@ class Checklist(_Part):
 
 @dataclass(frozen=True)
 class Filled:
-    """An item with its answer. ``text``: from the run, or the reason why it does not apply; ``author``: what the author must write."""
+    """An item with its answer. ``text``: from the run, or why the item does not apply; ``author``: what the author must write."""
 
     id: str
     section: str
@@ -106,12 +106,12 @@ class Filled:
 def read_checklist(name: str) -> Checklist:
     """One of ``NAMES``, from the file in this package."""
     text = (files(__package__) / f"{name}.toml").read_text(encoding="utf-8")
-    # By way of JSON: there an array may become a tuple, also where types are strict.
+    # Through JSON, because strict validation accepts a JSON array for a tuple, but not a Python list.
     return Checklist.model_validate_json(json.dumps(tomllib.loads(text)))
 
 
 def fill(items: Iterable[Item], facts: Mapping[str, Fact], study: Study, when: Sequence[Condition] = ()) -> list[Filled]:
-    """Each item with what ``facts`` say of it. ``when``: conditions of the whole checklist."""
+    """Each item filled from ``facts``. ``when``: conditions of the whole checklist."""
     return [_filled(item, facts, study, when) for item in items]
 
 
@@ -134,27 +134,27 @@ def _filled(item: Item, facts: Mapping[str, Fact], study: Study, when: Sequence[
 
 
 def fill_all(record: Record, more: Mapping[str, Fact] | None = None) -> dict[str, list[Filled]]:
-    """Every checklist by its file's name, filled from the run's record.
+    """Every checklist by name, filled from the run's record.
 
     Args:
-        more: facts beside those of the record, such as ``intervals`` and ``calibration`` with pointers into a report there.
+        more: additional facts, such as ``intervals`` and ``calibration`` with pointers into a report.
 
     Raises:
-        InputError: the run's log lacks what every run writes.
+        InputError: the run's log is incomplete.
     """
     facts = {**facts_of(record), **(more or {})}
     lists = {name: read_checklist(name) for name in NAMES}
-    return {name: fill(one.item, facts, record.study, one.when) for name, one in lists.items()}
+    return {name: fill(checklist.item, facts, record.study, checklist.when) for name, checklist in lists.items()}
 
 
 def counted(filled: Iterable[Filled]) -> dict[State, int]:
-    """How many items are in each state."""
+    """The number of items in each state."""
     rows = list(filled)
     return {state: sum(row.state == state for row in rows) for state in STATES}
 
 
 def checklists_json(record: Record, more: Mapping[str, Fact] | None = None) -> str:
-    """The same as JSON: ``{"checklists": [{"name", "title", "published", "checked", "counts", "items"}]}``."""
+    """The checklists as JSON: ``{"checklists": [{"name", "title", "published", "checked", "counts", "items"}]}``."""
     out = []
     for name, filled in fill_all(record, more).items():
         about = read_checklist(name).model_dump(include={"name", "title", "published", "checked"})
@@ -163,13 +163,13 @@ def checklists_json(record: Record, more: Mapping[str, Fact] | None = None) -> s
 
 
 def checklists_markdown(record: Record, more: Mapping[str, Fact] | None = None) -> str:
-    """The checklists as one Markdown text: a table each, an item a row."""
+    """The checklists as one Markdown text: a table for each checklist, a row for each item."""
     out = ["# Reporting checklists", "", f"Run `{record.run_id}`, {record.status}. {INTRODUCTION}"]
     for name, filled in fill_all(record, more).items():
         about = read_checklist(name)
         numbers = ", ".join(f"{n} {state}" for state, n in counted(filled).items())
         out += ["", f"## {about.title}", "", f"{about.published} {about.checked}", "", f"{len(filled)} items: {numbers}.", ""]
-        out += ["| Item | Asks for | State | Answer | Where in the run |", "|---|---|---|---|---|"]
+        out += ["| Item | Requires | State | Answer | Where in the run |", "|---|---|---|---|---|"]
         for row in filled:
             answer = " ".join(text for text in (markdown(row.text), f"**{row.author}**" if row.author else "") if text)
             where = "<br>".join(f"`{pointer}`" for pointer in row.pointers)
@@ -179,13 +179,13 @@ def checklists_markdown(record: Record, more: Mapping[str, Fact] | None = None) 
 
 INTRODUCTION = (
     "*filled*: the record answers the item; *partly*: it answers some of it; *author*: nothing in the "
-    "record answers it; *not applicable*: with the reason. What an item asks for is paraphrased: the guideline itself is what counts. "
-    "A filled item says what the record holds, and not that it is good."
+    "record answers it; *not applicable*: with the reason. The requirements are paraphrased; the guideline itself is authoritative. "
+    "A filled item states what the record contains, not that it is adequate."
 )
 
 
 def markdown(text: str) -> str:
-    """``text`` as plain words in a Markdown table: one line, none of its characters is markup or HTML."""
+    """``text`` for a cell of a Markdown table: one line, with Markdown and HTML characters escaped."""
     plain = " ".join(text.split()).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "|`*_~[]":
         plain = plain.replace(mark, f"\\{mark}")

@@ -1,6 +1,6 @@
-"""What a trained model says of each test person, at the sites' own folders: what comparing two models on the same persons needs.
+"""The outputs of a trained model for each test person, for comparing two models on the same persons.
 
-It is for data at hand (the local engine): nothing of it is part of a run, and none of it leaves.
+They are computed at the sites' folders on this machine (the local engine); they are not part of a run and never leave the machine.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import built
 
-_PERSONS = 64  # at a time
+_BATCH = 64  # persons
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of all sites' test persons, in one order: ``person`` (site/id), ``site`` (its name), ``truth`` (its label) and
-    ``output`` (persons, ...): what the task compares models by (``fedml.tasks.task.Compared``)."""
+    """Of all sites' test persons, in one order: ``person`` (site/id), ``site`` (name), ``truth`` (label) and ``output`` (persons, ...),
+    the values by which the task compares models (``fedml.tasks.task.Compared``)."""
 
     person: npt.NDArray[np.str_]
     site: npt.NDArray[np.str_]
@@ -35,23 +35,23 @@ class Outputs:
 
 
 def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outputs:
-    """Of a finished run's model (its folder) on every site's test persons."""
+    """The outputs of the model in ``trained``, the folder of a finished run, for the test persons of every site."""
     import torch
 
     from fedml.runs.restore import restore
 
-    own, model = restore(trained)
+    trained_study, model = restore(trained)
     task, (arrays, _, panel) = make_task(study), load_model(trained)
     compared = built(task.compared, task.name, "a comparison of two models on the same persons")
     persons: list[str] = []
     names: list[str] = []
     truth: list[npt.NDArray[Any]] = []
     output: list[npt.NDArray[Any]] = []
-    torch.set_num_threads(own.training.threads)
+    torch.set_num_threads(trained_study.training.threads)
     for name, site in sites.items():
         cohort = load_aligned((str(site.file.resolve()),), study, panel, window=saved_window(arrays))
         rows = cohort.rows("test")
-        size = min(task.evaluation_batch, _PERSONS)
+        size = min(task.evaluation_batch, _BATCH)
         for at in range(0, len(rows), size):
             chosen = rows[at : at + size]
             batch = cohort.batch(chosen)

@@ -1,9 +1,9 @@
-"""What a comparison says: means over seeds, intervals over persons, paired differences; by site and by subgroup. Tables and JSON.
+"""Results of a comparison as tables and JSON: means over seeds, intervals over persons, paired differences; by site and by subgroup.
 
-*Interval over persons*: bootstrap of persons within their site (Efron and Tibshirani 1993). Where seeds split persons differently, a
-person is drawn once for all seeds, so one who is tested with two seeds counts as one person. *Over seeds*: Student's t of the differences
-between runs with the same seed. A difference is the row's less the first row's, on the same persons and seeds; of runs that test others
-``method`` says how many are shared. p values are of one comparison each, not adjusted for how many there are.
+*Interval over persons*: bootstrap of persons within their site (Efron and Tibshirani 1993). If seeds split persons differently, a
+person is drawn once for all seeds, so a person who is tested with two seeds counts once. *Over seeds*: Student's t of the differences
+between runs with the same seed. A difference is the row minus the first row, on the same persons and seeds; if the test persons differ,
+``method`` states how many are shared. p values are not adjusted for multiple comparisons.
 """
 
 from __future__ import annotations
@@ -30,97 +30,99 @@ from fedml.tasks.task import built
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDE = 3  # columns with limits that a terminal has room for
+_WIDE = 3  # most columns with limits in a terminal
 
 
 def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
-    """One entry a way to train, the first being what the others are compared with.
+    """One entry for each way to train; the others are compared with the first.
 
     ``watched`` {metric, mean, low, high, method}, ``metrics`` {name: {mean, sd}}, ``difference`` (over persons) and ``over_seeds``
     {value, low, high, p, method} or None, ``sites`` and ``groups`` {name: {mean, low, high, persons}}, ``worst_site``, ``recovery``.
     """
     task = make_task(study)
-    whos = list(dict.fromkeys(r.who for r in rows))
-    by_who = {who: [r for r in rows if r.who == who] for who in whos}
-    first, out = by_who[whos[0]], []
-    for who, mine in by_who.items():
-        told, difference = _over_persons(study, first, mine)
-        gaps = [a.metrics[task.watched] - b.metrics[task.watched] for a, b in zip(mine, first, strict=True)]
-        names = [n for n in mine[0].metrics if n != "persons" and task.described(n).brief]
-        sites = {s: _where(study, [(r.counts[s], r.sites[s]) for r in mine if s in r.counts]) for s in mine[0].counts}
-        labels = list(dict.fromkeys(label for r in mine for label in r.groups))
-        groups = {g: _plain([r.groups[g]["all"] for r in mine if g in r.groups], task.watched) for g in labels}
+    ways = list(dict.fromkeys(r.who for r in rows))
+    by_who = {who: [r for r in rows if r.who == who] for who in ways}
+    first, out = by_who[ways[0]], []
+    for who, group in by_who.items():
+        watched, difference = _over_persons(study, first, group)
+        gaps = [a.metrics[task.watched] - b.metrics[task.watched] for a, b in zip(group, first, strict=True)]
+        names = [n for n in group[0].metrics if n != "persons" and task.described(n).brief]
+        sites = {s: _at_site(study, [(r.counts[s], r.sites[s]) for r in group if s in r.counts]) for s in group[0].counts}
+        labels = list(dict.fromkeys(label for r in group for label in r.groups))
+        groups = {g: _plain([r.groups[g]["all"] for r in group if g in r.groups], task.watched) for g in labels}
         valid = {s: w["mean"] for s, w in sites.items() if w["mean"] is not None}
         out.append(
             {
                 "who": who,
-                "seeds": [r.seed for r in mine],
-                "watched": {"metric": task.watched, **told},
-                "metrics": {n: _spread([r.metrics.get(n, math.nan) for r in mine]) for n in names},
-                "difference": _of(difference) if who != whos[0] else None,
-                "over_seeds": _of(over_seeds(gaps)) if who != whos[0] and len(mine) > 1 else None,
+                "seeds": [r.seed for r in group],
+                "watched": {"metric": task.watched, **watched},
+                "metrics": {n: _spread([r.metrics.get(n, math.nan) for r in group]) for n in names},
+                "difference": _of(difference) if who != ways[0] else None,
+                "over_seeds": _of(over_seeds(gaps)) if who != ways[0] and len(group) > 1 else None,
                 "sites": sites,
                 "worst_site": (min if task.higher else max)(valid, key=lambda s: valid[s]) if valid else None,
                 "groups": groups,
-                "recovery": float(np.mean([r.recovery for r in mine if r.recovery is not None])) if mine[0].recovery is not None else None,
-                "runs": [str(r.run) for r in mine],
+                "recovery": float(np.mean([r.recovery for r in group if r.recovery is not None]))
+                if group[0].recovery is not None
+                else None,
+                "runs": [str(r.run) for r in group],
             }
         )
     return out
 
 
-def _over_persons(study: Study, first: Sequence[Trained], mine: Sequence[Trained]) -> tuple[dict[str, Any], Difference]:
-    """The interval of ``mine``, mean over seeds, and its difference from ``first``: on the same persons where their outputs are at hand."""
-    task, seed, many = make_task(study), study.study.seed, len(mine) > 1
-    counted = None if many else _counted(study, list(mine[0].counts.values()))
-    outputs = [r.outputs for r in (*first, *mine) if r.outputs is not None]
-    if counted is not None and len(outputs) < len(first) + len(mine):
+def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained]) -> tuple[dict[str, Any], Difference]:
+    """The mean of ``rows`` over seeds with its interval, and the difference from ``first``, paired by person if all outputs are known."""
+    task, seed, many = make_task(study), study.study.seed, len(rows) > 1
+    counted = None if many else _counted(study, list(rows[0].counts.values()))
+    outputs = [r.outputs for r in (*first, *rows) if r.outputs is not None]
+    if counted is not None and len(outputs) < len(first) + len(rows):
         return _limits(counted), unpaired(counted, _counted(study, list(first[0].counts.values())))
-    everybody, at = np.unique(np.concatenate([o.person for o in outputs]), return_index=True)
+    persons, at = np.unique(np.concatenate([o.person for o in outputs]), return_index=True)
     site = np.concatenate([o.site for o in outputs])[at]
 
     compared = built(task.compared, task.name, "a comparison of two models on the same persons")
 
-    def of(own: Outputs) -> Statistic:
-        alone, places = compared.statistic(own.truth, own.output), np.searchsorted(everybody, own.person)
-        return lambda drawn: alone(drawn[:, places])
+    def statistic_of(result: Outputs) -> Statistic:
+        single, places = compared.statistic(result.truth, result.output), np.searchsorted(persons, result.person)
+        return lambda drawn: single(drawn[:, places])
 
-    statistics = [of(own) for own in outputs]
-    theirs, ours = _mean_of(statistics[: len(first)]), _mean_of(statistics[len(first) :])
-    difference = paired_bootstrap(ours, theirs, len(everybody), seed=seed, site=site)
-    both, each = ({p for r in rows if r.outputs for p in r.outputs.person.tolist()} for rows in (first, mine))
-    if both != each:
-        difference = replace(difference, method=f"bootstrap; {len(both & each)} of {len(everybody)} persons are in both tests")
-    few = any(int((o.truth == c).sum()) < FEW for o in outputs for c in range(len(task.person_classes)))
-    if few:  # a bootstrap of so few is too sure of itself
+    statistics = [statistic_of(result) for result in outputs]
+    reference, mean_of_rows = _mean_of(statistics[: len(first)]), _mean_of(statistics[len(first) :])
+    difference = paired_bootstrap(mean_of_rows, reference, len(persons), seed=seed, site=site)
+    in_first, in_rows = ({p for r in group if r.outputs for p in r.outputs.person.tolist()} for group in (first, rows))
+    if in_first != in_rows:
+        difference = replace(difference, method=f"bootstrap; {len(in_first & in_rows)} of {len(persons)} persons are in both tests")
+    too_few = any(int((o.truth == c).sum()) < FEW for o in outputs for c in range(len(task.person_classes)))
+    if too_few:  # the bootstrap interval would be too narrow
         why = f"none: a class has fewer than {FEW} test persons"
         difference = replace(difference, low=math.nan, high=math.nan, p=math.nan, method=why)
     if counted is not None:
         return _limits(counted), difference
-    found = paired_bootstrap(ours, lambda drawn: np.zeros(len(drawn)), len(everybody), seed=seed, site=site)
-    mean = float(np.mean([r.metrics[task.watched] for r in mine]))
-    if few or found.low == found.high:
+    found = paired_bootstrap(mean_of_rows, lambda drawn: np.zeros(len(drawn)), len(persons), seed=seed, site=site)
+    mean = float(np.mean([r.metrics[task.watched] for r in rows]))
+    if too_few or found.low == found.high:
         return {
             "mean": _number(mean),
             "low": None,
             "high": None,
             "method": "none: too few persons of a class, or no draw differs",
         }, difference
-    shift = mean - found.value  # a run tells its AUROC by a histogram, which is off by less than 0.001
-    method = f"bootstrap over persons, mean of {len(mine)} seeds"
+    shift = mean - found.value  # a run computes AUROC from a histogram, with an error below 0.001
+    method = f"bootstrap over persons, mean of {len(rows)} seeds"
     return {"mean": mean, "low": found.low + shift, "high": found.high + shift, "method": method}, difference
 
 
 def _mean_of(statistics: Sequence[Statistic]) -> Statistic:
     def mean(drawn: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        out: npt.NDArray[np.float64] = np.mean([one(drawn) for one in statistics], axis=0)
+        out: npt.NDArray[np.float64] = np.mean([statistic(drawn) for statistic in statistics], axis=0)
         return out
 
     return mean
 
 
 def plain_rows(rows: Sequence[Trained]) -> list[dict[str, Any]]:
-    """Each way to train and seed for a machine, without persons."""
+    """Each way to train and each seed for JSON, without outputs of persons."""
     names = ("who", "seed", "metrics", "sites", "groups", "recovery")
     return [{**{n: getattr(r, n) for n in names}, "run": str(r.run)} for r in rows]
 
@@ -134,18 +136,18 @@ def _limits(found: Interval) -> dict[str, Any]:
     return {"mean": _number(found.value), "low": _number(found.low), "high": _number(found.high), "method": found.method}
 
 
-def _where(study: Study, told: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]) -> dict[str, Any]:
-    """One site's mean over seeds; with an interval where there is one seed."""
+def _at_site(study: Study, results: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]) -> dict[str, Any]:
+    """One site's mean over seeds; with an interval if there is only one seed."""
     task = make_task(study)
-    out = _plain([metrics for _, metrics in told], task.watched)
-    if len(told) == 1:
-        out |= {k: v for k, v in _limits(_counted(study, [told[0][0]])).items() if k in ("low", "high")}
+    out = _plain([metrics for _, metrics in results], task.watched)
+    if len(results) == 1:
+        out |= {k: v for k, v in _limits(_counted(study, [results[0][0]])).items() if k in ("low", "high")}
     return out
 
 
-def _plain(told: Sequence[Mapping[str, float]], metric: str) -> dict[str, Any]:
-    values = [m[metric] for m in told if metric in m and math.isfinite(m[metric])]
-    persons = float(np.mean([m["persons"] for m in told])) if told else None
+def _plain(results: Sequence[Mapping[str, float]], metric: str) -> dict[str, Any]:
+    values = [m[metric] for m in results if metric in m and math.isfinite(m[metric])]
+    persons = float(np.mean([m["persons"] for m in results])) if results else None
     return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None, "persons": persons}
 
 
@@ -157,8 +159,8 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 def _of(found: Difference | None) -> dict[str, Any] | None:
     if found is None:
         return None
-    told = {name: _number(getattr(found, name)) for name in ("value", "low", "high", "p")}
-    return {**told, "method": found.method}
+    numbers = {name: _number(getattr(found, name)) for name in ("value", "low", "high", "p")}
+    return {**numbers, "method": found.method}
 
 
 def _number(value: float) -> float | None:
@@ -168,24 +170,24 @@ def _number(value: float) -> float | None:
 # --- tables
 
 
-def main_table(study: Study, told: Sequence[Mapping[str, Any]]) -> Table:
-    """One row a way to train: the watched metric with its interval, and the difference from the first row."""
+def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
+    """One row for each way to train: the watched metric with its interval, and the difference from the first row."""
     from rich.table import Table
 
-    watched, seeds = told[0]["watched"]["metric"], len(told[0]["seeds"])
+    watched, seeds = summary[0]["watched"]["metric"], len(summary[0]["seeds"])
     out = Table(title=f"{study.study.name}: all sites' test persons, {seeds} seed(s)")
     out.add_column("trained", no_wrap=True)
     out.add_column(f"{watched} [95 % over persons]", justify="right", no_wrap=True)
-    if len(told) > 1:
-        out.add_column(f"less {told[0]['who']} [95 %]", justify="right", no_wrap=True)
+    if len(summary) > 1:
+        out.add_column(f"minus {summary[0]['who']} [95 %]", justify="right", no_wrap=True)
         out.add_column("p", justify="right", no_wrap=True)
         if seeds > 1:
             out.add_column("[95 % over seeds]", justify="right", no_wrap=True)
-    if told[0]["recovery"] is not None:
+    if summary[0]["recovery"] is not None:
         out.add_column("recovery of planted risk", justify="right", no_wrap=True)
-    for row in told:
+    for row in summary:
         cells = [row["who"], _with_limits(row["watched"])]
-        if len(told) > 1:
+        if len(summary) > 1:
             gap, over = row["difference"], row["over_seeds"]
             cells += [_signed(gap), "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"]
             cells += [_bounds(over, "+.3f") if over else ""] if seeds > 1 else []
@@ -193,51 +195,51 @@ def main_table(study: Study, told: Sequence[Mapping[str, Any]]) -> Table:
     return out
 
 
-def where_table(study: Study, told: Sequence[Mapping[str, Any]]) -> Table:
-    """Other metrics of all, then the watched one at each site, at the worst, and in each subgroup that may be told; a column a way."""
+def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
+    """Other metrics of all persons, then the watched metric by site, at the worst site, and by reported subgroup; a column for each way."""
     from rich.table import Table
 
-    watched = told[0]["watched"]["metric"]
-    out = Table(title=f"{study.study.name}: other metrics; test {watched} by site{' and subgroup' if told[0]['groups'] else ''}")
+    watched = summary[0]["watched"]["metric"]
+    out = Table(title=f"{study.study.name}: other metrics; test {watched} by site{' and subgroup' if summary[0]['groups'] else ''}")
     out.add_column("", no_wrap=True)
     out.add_column("persons", justify="right", no_wrap=True)
-    narrow = len(told) > _WIDE
-    for row in told:
+    narrow = len(summary) > _WIDE
+    for row in summary:
         out.add_column(row["who"].replace(" ", "\n") if narrow else row["who"], justify="right")
-    for name in (n for n in told[0]["metrics"] if n != watched and "/" not in n):
-        means = [row["metrics"][name]["mean"] for row in told]
+    for name in (n for n in summary[0]["metrics"] if n != watched and "/" not in n):
+        means = [row["metrics"][name]["mean"] for row in summary]
         out.add_row(f"all: {name}", "", *("" if mean is None else f"{mean:.3f}" for mean in means))
     out.add_section()
-    for site in told[0]["sites"]:
-        out.add_row(site, _persons(told[0]["sites"][site]), *(_with_limits(row["sites"].get(site), narrow) for row in told))
+    for site in summary[0]["sites"]:
+        out.add_row(site, _persons(summary[0]["sites"][site]), *(_with_limits(row["sites"].get(site), narrow) for row in summary))
     out.add_section()
-    worst = [(row["worst_site"], row["sites"]) for row in told]
+    worst = [(row["worst_site"], row["sites"]) for row in summary]
     out.add_row("worst site", "", *(f"{sites[site]['mean']:.3f}\n{site}" if site else "" for site, sites in worst))
     labels = [label for group in study.evaluation.labels().values() for label in group]
     if labels:
         out.add_section()
     for label in labels:
-        here = [row["groups"].get(label) for row in told]
-        persons = next((_persons(w) for w in here if w), "hidden")
-        out.add_row(label, persons, *(_with_limits(w, narrow) for w in here))
+        cells = [row["groups"].get(label) for row in summary]
+        persons = next((_persons(w) for w in cells if w), "hidden")
+        out.add_row(label, persons, *(_with_limits(w, narrow) for w in cells))
     return out
 
 
-def _with_limits(told: Mapping[str, Any] | None, narrow: bool = False) -> str:
-    if told is None or told["mean"] is None:
+def _with_limits(result: Mapping[str, Any] | None, narrow: bool = False) -> str:
+    if result is None or result["mean"] is None:
         return ""
-    return f"{told['mean']:.3f}" + (f" {_bounds(told, '.3f')}" if told["low"] is not None and not narrow else "")
+    return f"{result['mean']:.3f}" + (f" {_bounds(result, '.3f')}" if result["low"] is not None and not narrow else "")
 
 
-def _signed(told: Mapping[str, Any] | None) -> str:
-    if told is None or told["value"] is None:
+def _signed(difference: Mapping[str, Any] | None) -> str:
+    if difference is None or difference["value"] is None:
         return ""
-    return f"{told['value']:+.3f}" + (f" {_bounds(told, '+.3f')}" if told["low"] is not None else "")
+    return f"{difference['value']:+.3f}" + (f" {_bounds(difference, '+.3f')}" if difference["low"] is not None else "")
 
 
-def _bounds(told: Mapping[str, Any], form: str) -> str:
-    return rf"\[{told['low']:{form}}, {told['high']:{form}}]" if told["low"] is not None else ""
+def _bounds(result: Mapping[str, Any], form: str) -> str:
+    return rf"\[{result['low']:{form}}, {result['high']:{form}}]" if result["low"] is not None else ""
 
 
-def _persons(told: Mapping[str, Any]) -> str:
-    return "" if told["persons"] is None else f"{told['persons']:.0f}"
+def _persons(result: Mapping[str, Any]) -> str:
+    return "" if result["persons"] is None else f"{result['persons']:.0f}"

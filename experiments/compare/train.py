@@ -1,8 +1,8 @@
-"""Federated against pooled data and against each site alone: same study, same seeds, same test persons, in one process.
+"""Federated training compared with pooled data and with each site alone: same study, seeds and test persons, in one process.
 
 *Pooled* is the study on one node that holds all persons: the same model, optimiser and number of passes over the data. *Local* trains at
-one site only (its own preprocessing constants too) and is then tested on every site's test persons. What was trained before with the same
-study, data and versions is taken from its folder, and only what is missing is run.
+one site only, with preprocessing constants of that site, and is then tested on every site's test persons. Earlier runs with the same study,
+data and versions are reused; only missing runs are started.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ FEDERATED, POOLED = "federated", "pooled"
 
 @dataclass(frozen=True)
 class Trained:
-    """One way to train, with one seed: test metrics of all persons, of each site and subgroup, the sites' counts, each person's output."""
+    """One way to train with one seed: test metrics of all persons, of each site and subgroup, counts of the sites, outputs of persons."""
 
     who: str
     seed: int
@@ -54,11 +54,11 @@ class Trained:
     counts: dict[str, Counts]
     outputs: Outputs | None
     recovery: float | None = None
-    seconds: float | None = field(default=None, compare=False)  # None: it was there already
+    seconds: float | None = field(default=None, compare=False)  # None: an earlier run was reused
 
 
 def parse_baselines(text: str) -> list[str]:
-    """``pooled,local`` as a list; ``InputError`` for another word."""
+    """``pooled,local`` as a list; ``InputError`` for any other word."""
     words = [w.strip() for w in text.split(",") if w.strip()]
     for word in words:
         if word not in BASELINES:
@@ -67,7 +67,7 @@ def parse_baselines(text: str) -> list[str]:
 
 
 def parse_seeds(text: str, default: int) -> list[int]:
-    """``0-4`` or ``0,1,5`` as a list; the study's own seed if empty."""
+    """``0-4`` or ``0,1,5`` as a list; the study's seed if empty."""
     try:
         if "-" in text:
             first, last = (int(t) for t in text.split("-"))
@@ -80,17 +80,17 @@ def parse_seeds(text: str, default: int) -> list[int]:
 def compare(
     studies: Sequence[Study], sites: Mapping[str, Site], kinds: Sequence[str], truth: Path | None, runs: Path, console: Console
 ) -> list[Trained]:
-    """One row for each way to train and each seed, the federated first; ``recovery`` if truth is given.
+    """One row for each way to train and each seed, federated first; with ``recovery`` if ``truth`` is given.
 
     Args:
-        runs: folder of runs; what is trained here is kept in ``compare`` below it, and taken from there next time.
+        runs: folder of runs; the runs of comparisons are kept in its subfolder ``compare`` and reused.
 
     Raises:
         InputError: bad site data. RunError: a run failed.
     """
     if kinds and any(study.privacy.unit == "site" for study in studies):
         raise InputError(
-            '[privacy] unit = "site" hides one site among several: pooled data or one site alone has no like of it; give --baselines "" or '
+            '[privacy] unit = "site": site-level privacy is undefined for pooled data and for a single site; give --baselines "" or '
             "--set privacy.unit=none."
         )
     for study in studies:
@@ -113,19 +113,19 @@ def compare(
             )  # fmt: skip
             rows.append(row)
             watched = make_task(study).watched
-            took = f"{seconds:.1f} s" if seconds is not None else f"trained before, {run}"
+            took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
             console.print(f"seed {study.study.seed}, {who}: test {watched} {row.metrics[watched]:.3f} ({took})", soft_wrap=True)
     return rows
 
 
 def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> tuple[Study, list[Trained]]:
-    """Finished runs as they are recorded, a row a run; says in what they differ.
+    """One row for each finished run, from its record; prints the differences between the runs.
 
     Args:
-        sites: the folder of their sites: then the models are asked again, so that differences are paired by person.
+        sites: the folder of their sites: then the models are evaluated again, so that differences are paired by person.
 
     Raises:
-        InputError: one is not finished, or they do not predict the same.
+        InputError: a run is not finished, or the runs do not predict the same outcome.
     """
     from fedml.experiments.runs.launch import find
 
@@ -133,16 +133,16 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
     rows, first = [], records[0]
     for record in records:
         if record.status != "finished" or not record.counts:
-            raise InputError(f"{record.run}: is no finished run with its counts ({record.status}); give one that ended well.")
+            raise InputError(f"{record.run}: is not a finished run with stored counts (status {record.status}); give a run that finished.")
         for key in ("task", "target", "classes"):
-            own, wanted = (getattr(r.study.model if key == "task" else r.study.cohort, key) for r in (record, first))
-            if own != wanted:
-                raise InputError(f"{record.run}: its {key} is {own}, that of {first.run.name} is {wanted}; compare runs of one question.")
+            value, wanted = (getattr(r.study.model if key == "task" else r.study.cohort, key) for r in (record, first))
+            if value != wanted:
+                raise InputError(f"{record.run}: {key} is {value}, in {first.run.name} it is {wanted}; compare runs of one question.")
         found = None if sites is None else find(sites, record.study, console.print)
         if found is not None:
             for name, site in found.items():
                 if load_cohort((str(site.file),), record.study).digest.hex() != record.site(name).dataset:
-                    raise InputError(f"{site.file}: holds other data than run {record.run_id} read; leave --sites out to compare counts.")
+                    raise InputError(f"{site.file}: the data differ from those of run {record.run_id}; omit --sites to compare by counts.")
         test = record.final.metrics["test"]
         outputs = None if found is None else test_outputs(record.study, found, record.run)
         groups, counts = record.final.groups, record.counts["test"]
@@ -154,9 +154,9 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
 
 
 def _differences(first: Record, other: Record) -> list[str]:
-    """In what another run differs from the first: keys of the study, versions, data."""
-    ours, theirs = (_flat("", r.study.model_dump(mode="json")) for r in (first, other))
-    lines = [f"{key} = {theirs.get(key)}, not {ours.get(key)}" for key in sorted(ours | theirs) if ours.get(key) != theirs.get(key)]
+    """The differences of a run from the first: keys of the study, versions, data."""
+    old, new = (_flat("", r.study.model_dump(mode="json")) for r in (first, other))
+    lines = [f"{key} = {new.get(key)}, not {old.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
     old, new = (r.start.versions for r in (first, other))
     lines += [f"{name} {new.get(name)}, not {old.get(name)}" for name in sorted(old | new) if old.get(name) != new.get(name)]
     data = {site.name: site.dataset for site in first.sites}
@@ -170,22 +170,22 @@ def _flat(section: str, value: Any) -> dict[str, Any]:
 
 
 def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str], runs: Path) -> tuple[Path, float | None]:
-    """The folder of a finished run of ``study`` on ``roster``, and the seconds that it took; None if it was there."""
+    """The folder of a finished run of ``study`` on ``roster``, and its seconds; None for a reused run."""
     data = {name: load_cohort((str(site.file),), study).digest.hex() for name, site in sites.items()}
-    if who == FEDERATED and (there := _recorded(study, data, runs)) is not None:
-        return there, None
+    if who == FEDERATED and (recorded := _recorded(study, data, runs)) is not None:
+        return recorded, None
     plan = for_roster(study, roster)
-    own = data if who == POOLED else {name: data[name] for name in roster}
-    key = hashlib.sha256(json.dumps([plan.canonical, own, versions()], sort_keys=True).encode()).hexdigest()[:16]
+    used = data if who == POOLED else {name: data[name] for name in roster}
+    key = hashlib.sha256(json.dumps([plan.canonical, used, versions()], sort_keys=True).encode()).hexdigest()[:16]
     run = runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
     if run.exists() and outcome(run, 0.0).status == "finished":
         return run, None
-    shutil.rmtree(run, ignore_errors=True)  # of a comparison that was stopped
+    shutil.rmtree(run, ignore_errors=True)  # from an interrupted comparison
     run.mkdir(parents=True)
     write_whole(run / STUDY, plan.canonical.encode())
-    began_as = Start(run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
+    start = Start(run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
                      versions=versions(), engine="local", job="train")  # fmt: skip
-    emit(run, began_as)
+    emit(run, start)
     if who == POOLED:
         nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": POOLED}]
     else:
@@ -199,11 +199,11 @@ def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str
 
 
 def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
-    """The newest finished run of this very study on these very data in which every site took part in every round."""
+    """The newest finished run of the same study on the same data in which every site took part in every round; None if there is none."""
     for run in sorted(runs.glob(f"{study.study.name}-*"), reverse=True):
         try:
             record = read_record(run)
-        except (InputError, LookupError, TypeError):  # none of training, or of another version of ours
+        except (InputError, LookupError, TypeError):  # not a training run, or of another version
             continue
         same = record.study.sha256 == study.sha256 and record.start.versions == versions()
         whole = record.status == "finished" and not any(s.missed for s in record.sites)
@@ -224,7 +224,7 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
     names = dict(enumerate(sites, start=1))
     keys = from_text(panel)
     read = {name: load_cohort((str(s.file.resolve()),), study).input("variants", Dosages) for name, s in sites.items()} if keys else {}
-    shared = panel_of(keys, {name: own.keys for name, own in read.items() if own is not None}, study.cohort.variants.match)
+    shared = panel_of(keys, {name: dosages.keys for name, dosages in read.items() if dosages is not None}, study.cohort.variants.match)
     agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
     grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])
     state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
@@ -235,12 +235,12 @@ def _read_truth(path: Path) -> dict[str, dict[str, float]]:
     try:
         log_odds: dict[str, dict[str, float]] = json.loads(path.read_text())["log_odds"]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: is no truth.json of `fedml synth` ({error}).") from error
+        raise InputError(f"{path}: is not a truth.json of `fedml synth` ({error}); give the file that `fedml synth` wrote.") from error
     return log_odds
 
 
 def _recovery(outputs: Outputs, planted: dict[str, dict[str, float]]) -> float:
     """Correlation (Pearson) of predicted with planted log-odds over all sites' test persons."""
-    said = np.log(outputs.output[:, 1]) - np.log(outputs.output[:, 0])
+    predicted = np.log(outputs.output[:, 1]) - np.log(outputs.output[:, 0])
     true = [planted[site][person.removeprefix(f"{site}/")] for site, person in zip(outputs.site, outputs.person, strict=True)]
-    return float(np.corrcoef(said, true)[0, 1])
+    return float(np.corrcoef(predicted, true)[0, 1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedml.experiments.checklists.facts import Fact, facts_of, held_out, shown
+from fedml.experiments.checklists.facts import Fact, facts_of, formatted, held_out
 from fedml.experiments.checklists.fill import AUTHOR, markdown
 from fedml.experiments.runs.record import Record
 from fedml.tasks.registry import make_task
@@ -106,7 +106,7 @@ def _table(record: Record) -> list[str]:
     groups = record.final.groups
     rows = {"all sites": scores["all"], **scores["sites"], **{label: group["all"] for label, group in groups.items()}}
     names, task = list(scores["all"]), make_task(record.study)
-    cells = [[markdown(title), *(shown(task, name, values.get(name)) for name in names)] for title, values in rows.items()]
+    cells = [[markdown(title), *(formatted(task, name, values.get(name)) for name in names)] for title, values in rows.items()]
     places = [f"events.jsonl#final/metrics/{part}", *(["events.jsonl#final/groups"] if groups else [])]
     return [
         f"| {' | '.join([part, *map(markdown, names)])} |", f"|---|{'---:|' * len(names)}",

@@ -1,12 +1,12 @@
-"""A run's report: one HTML page that needs nothing else, for a reviewer, on a screen, a phone or paper.
+"""A run's report: one self-contained HTML page for a reviewer, on a screen, a phone or paper.
 
     record = read_record(run)
-    figures(record)                                   # every number that the tables show
+    figures(record)                                   # every number in the tables
     write_report(record, run / "report.html")
     fill_all(record, more=report_facts(record))       # checklists and model card point into the page
 
-The page is a function of the record: the same record gives the same bytes. It has no script; the figures lie in it as JSON, in
-``<script type="application/json" id="fedml-figures">``, and a table's cell says by a JSON Pointer, ``data-figure``, which of them it shows.
+The page is a function of the record: the same record gives the same bytes. It runs no script. The figures are embedded as JSON in
+``<script type="application/json" id="fedml-figures">``; a table cell names its figure by a JSON Pointer in ``data-figure``.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ __all__ = ["NAME", "embedded", "figures", "render", "report_facts", "write_repor
 
 NAME = "report.html"
 _OPEN, _CLOSE = '<script type="application/json" id="fedml-figures">', "</script>"
-# Nothing is fetched and nothing runs, whatever a study or a site wrote.
+# The browser loads nothing and runs nothing, even if text of a study or a site contains markup.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
 def render(record: Record) -> str:
-    """The page."""
+    """The page as HTML."""
     found = figures(record)
     name, question = record.study.study.name, " ".join(record.study.study.question.split())
     style = (files(__package__) / "report.css").read_text(encoding="utf-8")
-    made = [part for part in (build(record, found) for build in sections.ALL) if part]
+    parts = [part for part in (build(record, found) for build in sections.ALL) if part]
     head = [
         '<meta charset="utf-8">', f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{escape(name)}: report of a federated run</title>",
@@ -49,40 +49,40 @@ def render(record: Record) -> str:
         paragraph(f"Report of a federated run · {record.run_id}", kind="eyebrow"),
         f"<h1>{escape(question or name)}</h1>",
     ]
-    body = [f"<header>{''.join(top)}</header>", f"<main>{''.join(made)}</main>", f"<footer>{sections.closing(record)}</footer>"]
+    body = [f"<header>{''.join(top)}</header>", f"<main>{''.join(parts)}</main>", f"<footer>{sections.closing(record)}</footer>"]
     data = f"{_OPEN}{_json(found)}{_CLOSE}"
     lines = ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", *body, data, "</body>", "</html>"]
     return "\n".join(lines) + "\n"
 
 
 def _json(found: Mapping[str, Any]) -> str:
-    """In a page no text may end the element that it is in."""
+    """JSON without <, > and &, so that no text can end the script element."""
     text = json.dumps(found, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def embedded(page: str) -> dict[str, Any]:
-    """The figures in a page.
+    """The figures embedded in a page.
 
     Raises:
-        ValueError: there are none, or more than once.
+        ValueError: the page does not contain figures exactly once.
     """
     if page.count(_OPEN) != 1:
-        raise ValueError("a report holds its figures once")
+        raise ValueError("a report must contain its figures exactly once")
     found: dict[str, Any] = json.loads(page.split(_OPEN)[1].split(_CLOSE)[0])
     return found
 
 
 def write_report(record: Record, out: Path) -> None:
-    """Writes the page, whole or not at all.
+    """Writes the page completely or not at all.
 
     Raises:
-        InputError: the file cannot be written, or the run's log lacks what every run writes.
+        InputError: the file cannot be written, or the run's log is incomplete.
     """
     try:
         page = render(record)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise InputError(f"{record.run}: its log is not as a run writes it ({error!r}); take the folder that the run wrote.") from error
+        raise InputError(f"{record.run}: the log is not in the format of a run ({error!r}); give an unchanged run folder.") from error
     try:
         write_whole(out, page.encode("utf-8"))
     except OSError as error:
@@ -90,7 +90,7 @@ def write_report(record: Record, out: Path) -> None:
 
 
 def report_facts(record: Record) -> dict[str, Fact]:
-    """What the report adds to the facts of checklists and model card: ``intervals`` and ``calibration``, where there are any."""
+    """The facts that the report adds for checklists and model card: ``intervals`` and ``calibration``, if the run has them."""
     found, out = figures(record), {}
     score = found["scores"]["all"]
     known = {} if score is None else {n: e for n, e in score["metrics"].items() if e["low"] is not None}
@@ -102,10 +102,10 @@ def report_facts(record: Record) -> dict[str, Fact]:
         out["intervals"] = Fact(text, tuple(pointers))
     if found.get("by_class"):
         rows = "; ".join(
-            f"{words.outcome(record, found, int(c))}: slope {words.interval_of(own['all']['slope'])}, intercept "
-            f"{words.interval_of(own['all']['intercept'])}, in the large {words.interval_of(own['all']['in_the_large'])}, "
-            f"expected / observed {words.interval_of(own['all']['expected_observed'])}"
-            for c, own in found["by_class"].items()
+            f"{words.outcome(record, found, int(c))}: slope {words.interval_of(result['all']['slope'])}, intercept "
+            f"{words.interval_of(result['all']['intercept'])}, in the large {words.interval_of(result['all']['in_the_large'])}, "
+            f"expected / observed {words.interval_of(result['all']['expected_observed'])}"
+            for c, result in found["by_class"].items()
         )
         out["calibration"] = Fact(
             f"Calibration on {words.PARTS[found['part']]} persons by logistic recalibration (Cox 1958) and a reliability curve: {rows}.",

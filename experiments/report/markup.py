@@ -1,4 +1,4 @@
-"""HTML from plain text: everything from a study or a site goes through ``escape``; every number of a table comes from the figures."""
+"""HTML from plain text: all text of a study or a site is escaped; every number in a table is taken from the figures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 @dataclass(frozen=True)
 class Number:
-    """A cell whose number is at ``at`` in the figures."""
+    """A table cell that shows the figure at the JSON Pointer ``at``."""
 
     at: str
     kind: Kind = "measure"
@@ -32,8 +32,8 @@ def written(value: Any, kind: Kind = "measure") -> str:
     if kind == "estimate":
         if value is None or value["value"] is None:
             return NOTHING if value is None else "not defined"
-        limits, own = between(value), written(value["value"], "count" if value["method"] == "count" else "measure")
-        return f"{own} ({limits})" if limits else own
+        limits, text = between(value), written(value["value"], "count" if value["method"] == "count" else "measure")
+        return f"{text} ({limits})" if limits else text
     if value is None:
         return NOTHING
     if isinstance(value, str):
@@ -52,14 +52,14 @@ def written(value: Any, kind: Kind = "measure") -> str:
 
 
 def between(estimate: Mapping[str, Any]) -> str:
-    """``0.83 to 0.91``; empty where there are no limits."""
+    """``0.83 to 0.91``; empty if there are no limits."""
     if estimate["low"] is None or estimate["high"] is None:
         return ""
     return f"{written(estimate['low'])} to {written(estimate['high'])}"
 
 
 def _reasons(counts: Mapping[str, int] | None) -> str:
-    """How many for which reason; a number below 0 is one that the site keeps to itself."""
+    """The count of each reason; a negative number means a count that the site suppressed."""
     if counts is None:
         return "not reported"
     return "; ".join(f"{'a few' if n < 0 else f'{n:,}'}: {reason}" for reason, n in counts.items()) or "none"
@@ -90,7 +90,7 @@ def terms(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def table(found: Mapping[str, Any], caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> str:
-    """A table: the first cell of a row is its head. It scrolls by itself where the screen is narrower."""
+    """A table; the first cell of each row is the row header. It scrolls horizontally on a narrow screen."""
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     body = "".join(f'<tr><th scope="row">{escape(str(first))}</th>{"".join(_cell(found, c) for c in rest)}</tr>' for first, *rest in rows)
     inner = f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -113,7 +113,7 @@ def _cell(found: Mapping[str, Any], cell: Cell) -> str:
 
 
 def picture(svg: str, title: str, caption: str = "") -> str:
-    """A plot with its title above and what it shows below."""
+    """A plot with its title and caption."""
     more = f" {escape(caption)}" if caption else ""
     return f"<figure>{svg}<figcaption><strong>{escape(title)}.</strong>{more}</figcaption></figure>"
 

@@ -1,10 +1,10 @@
-"""Every number of a report, as one JSON value made from the record alone.
+"""All numbers of a report as one JSON value, computed from the record alone.
 
     found = figures(record)
     resolve(found, "/scores/sites/cleveland/metrics/auroc/value")
 
-Measures of the last evaluation, their intervals, curves and calibration are computed anew from the counts that the sites told; where a run
-kept none, its measures are those of its log, without intervals. Numbers have six significant digits; what is not defined is null.
+Measures of the last evaluation, their intervals, curves and calibration are recomputed from the sites' counts. A run without counts has
+the measures of its log, without intervals. Numbers have six significant digits; an undefined number is null.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ Counts = dict[str, dict[str, npt.NDArray[Any]]]
 
 MOST_POINTS = 120  # of a learning curve
 ROC_POINTS = 100
-MOST_CLASSES = 12  # that have curves of their own
+MOST_CLASSES = 12  # with separate curves
 
 
 def figures(record: Record) -> dict[str, Any]:
-    """All numbers of the report by name; ``fedml.experiments.report`` shows no other."""
+    """All numbers of the report by name; the report shows no other number."""
     task = make_task(record.study)
-    part, told = held_out(record)
+    part, logged = held_out(record)
     counts = _roster(record, part)
-    scores = _scores(record, task, part, told)
+    scores = _scores(record, task, part, logged)
     merged = add_counts(counts.values()) if counts else {}
     noised = record.study.privacy.metrics == "private"
     end, start = record.end, record.start
@@ -64,7 +64,7 @@ def figures(record: Record) -> dict[str, Any]:
 
 
 def resolve(found: Mapping[str, Any], pointer: str) -> Any:
-    """What a JSON Pointer (RFC 6901) points to; ``KeyError`` or ``IndexError`` where nothing is."""
+    """The value at a JSON Pointer (RFC 6901); raises ``KeyError`` or ``IndexError`` if there is none."""
     value: Any = found
     for word in pointer.split("/")[1:]:
         key = word.replace("~1", "/").replace("~0", "~")
@@ -78,7 +78,7 @@ def pointer(*keys: str | int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: six significant digits, NaN as null, infinity as a word."""
+    """For JSON: six significant digits, NaN as null, infinity as the text "infinite"."""
     if isinstance(value, bool | str | None):
         return value
     if isinstance(value, int | np.integer):
@@ -95,34 +95,34 @@ def _interval(found: Interval) -> dict[str, Any]:
 
 
 def _roster(record: Record, part: str) -> Counts:
-    """Site -> its counts of ``part``, in the roster's order, on which intervals depend."""
-    told = record.counts.get(part, {})
-    return {site.name: told[site.name] for site in record.sites if site.name in told}
+    """Site -> its counts of ``part``, in the order of the roster, because intervals depend on the order."""
+    counts = record.counts.get(part, {})
+    return {site.name: counts[site.name] for site in record.sites if site.name in counts}
 
 
-def _scores(record: Record, task: Task, part: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    """ "all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that nobody told of is null."""
+def _scores(record: Record, task: Task, part: str, logged: Mapping[str, Any]) -> dict[str, Any]:
+    """ "all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that no site reported is null."""
     if not part:
         return {"all": None, "sites": {}, "groups": {}}
     counts, groups = _roster(record, part), {}
-    seen = record.final.groups
+    logged_groups = record.final.groups
     for label in (label for labels in record.study.evaluation.labels().values() for label in labels):
-        own = _roster(record, f"test@{label}")
-        there = seen.get(label)
-        row = _score(record, task, list(own.values()), None if there is None else there["all"])
-        telling = [s.name for s in record.sites if s.name in own or (there is not None and s.name in there["sites"])]
-        groups[label] = {**row, "sites": telling} if row is not None else None
+        group_counts = _roster(record, f"test@{label}")
+        group = logged_groups.get(label)
+        row = _score(record, task, list(group_counts.values()), None if group is None else group["all"])
+        reporting = [s.name for s in record.sites if s.name in group_counts or (group is not None and s.name in group["sites"])]
+        groups[label] = {**row, "sites": reporting} if row is not None else None
     return {
-        "all": _score(record, task, list(counts.values()), told["all"]),
+        "all": _score(record, task, list(counts.values()), logged["all"]),
         "sites": {
-            s.name: _score(record, task, [counts[s.name]] if s.name in counts else [], told["sites"].get(s.name)) for s in record.sites
+            s.name: _score(record, task, [counts[s.name]] if s.name in counts else [], logged["sites"].get(s.name)) for s in record.sites
         },
         "groups": groups,
     }
 
 
 def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    parts = [p for p in parts if float(p["persons"][0])]  # a noised one may be below 0
+    parts = [p for p in parts if float(p["persons"][0])]  # a noised count may be negative
     if not parts:
         if not logged or not logged.get("persons"):
             return None
@@ -146,7 +146,7 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
 
 
 def _worst(task: Task, scores: Mapping[str, Any]) -> str | None:
-    """The site that is worst by the measure that the page shows; none where fewer than two have one."""
+    """The site with the worst value of the main measure; None if fewer than two sites have a value."""
     measure = task.measure
     value = {site: row["metrics"][measure]["value"] for site, row in scores["sites"].items() if row and measure in row["metrics"]}
     value = {site: v for site, v in value.items() if not math.isnan(v)}
@@ -172,17 +172,17 @@ def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
 
 
 def _curves(record: Record, measure: str) -> dict[str, Any]:
-    """The measure and the training loss by round, at ``MOST_POINTS`` rounds at most, evenly spaced, the last among them."""
+    """The measure and the training loss by round, at no more than ``MOST_POINTS`` evenly spaced rounds, including the last."""
     part = next((p for p in ("val", "train") if any(p in e.metrics for e in record.rounds)), "")
     sites = [s.name for s in record.sites]
-    shown = _thinned([e for e in record.rounds if part and part in e.metrics])
-    of = [e.metrics[part] for e in shown]
+    selected = _thinned([e for e in record.rounds if part and part in e.metrics])
+    metrics = [e.metrics[part] for e in selected]
     trained = _thinned(record.rounds)
     return {
         "part": part,
-        "rounds": [e.round for e in shown],
-        "all": [_or_nan(m["all"].get(measure)) for m in of],
-        "sites": {s: [_or_nan(m["sites"].get(s, {}).get(measure)) for m in of] for s in sites},
+        "rounds": [e.round for e in selected],
+        "all": [_or_nan(m["all"].get(measure)) for m in metrics],
+        "sites": {s: [_or_nan(m["sites"].get(s, {}).get(measure)) for m in metrics] for s in sites},
         "loss_rounds": [e.round for e in trained],
         "loss": {s: [_or_nan(e.sites[s]["train_loss"] if s in e.sites else None) for e in trained] for s in sites},
     }
@@ -199,7 +199,7 @@ def _or_nan(value: Any) -> float:
 
 
 def _flow(record: Record) -> dict[str, Any]:
-    """Bytes of arrays to and from each site: by round (the mean of those it took part in), at the last evaluation, and together."""
+    """Bytes of arrays to and from each site: per round (mean over its rounds), at the last evaluation, and in total."""
     out: dict[str, Any] = {"sites": {}}
     for site in record.sites:
         rows: list[SiteRow] = [e.sites[site.name] for e in record.rounds if site.name in e.sites]
@@ -207,7 +207,7 @@ def _flow(record: Record) -> dict[str, Any]:
         every = [*rows, *([last] if last else [])]
         row: dict[str, Any] = {}
         ways: tuple[tuple[str, Literal["bytes_out", "bytes_in"]], ...] = (("to", "bytes_out"), ("from", "bytes_in"))
-        for direction, key in ways:  # the log names them as the server sees them
+        for direction, key in ways:  # the log counts from the server's point of view
             row[direction] = {
                 "round": sum(r[key] for r in rows) / len(rows) if rows else math.nan,
                 "last": last[key] if last else math.nan,
@@ -219,17 +219,17 @@ def _flow(record: Record) -> dict[str, Any]:
 
 
 def _privacy(record: Record) -> dict[str, Any]:
-    told = record.privacy
-    if told.unit == "none" or not told.claims:
-        return {"unit": record.study.privacy.unit, "told": told.came}
-    worst = max(told.claims.values(), key=lambda c: _inf(c["epsilon"]))
+    event = record.privacy
+    if event.unit == "none" or not event.claims:
+        return {"unit": record.study.privacy.unit, "told": event.came}
+    worst = max(event.claims.values(), key=lambda c: _inf(c["epsilon"]))
     epsilon = _up(_inf(worst["epsilon"]))
-    # Whoever guesses from even odds whether the unit was in is right so often at most (Kairouz, Oh and Viswanath 2015, IEEE Trans Inf
-    # Theory 63:4037: false alarms and misses of (epsilon, delta) differential privacy).
+    # The largest probability of guessing correctly, from even prior odds, whether the unit took part (Kairouz, Oh and Viswanath 2015, IEEE
+    # Trans Inf Theory 63:4037: type I and type II errors under (epsilon, delta) differential privacy).
     guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
-    return {"unit": told.unit, "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
+    return {"unit": event.unit, "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
             "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
-            "claims": {site: _up(_inf(c["epsilon"])) for site, c in told.claims.items() if site}}  # fmt: skip
+            "claims": {site: _up(_inf(c["epsilon"])) for site, c in event.claims.items() if site}}  # fmt: skip
 
 
 def _inf(value: float | None) -> float:
@@ -237,14 +237,14 @@ def _inf(value: float | None) -> float:
 
 
 def _up(epsilon: float) -> float:
-    """As it is printed: rounded up, so that it stays a bound."""
+    """Rounded up as in print, so that it remains an upper bound."""
     from fedml.privacy.claims import rounded_up
 
     return epsilon if math.isinf(epsilon) else float(rounded_up(epsilon))
 
 
 def _by_class(merged: Any, counts: Mapping[str, Any], classes: int) -> dict[str, Any]:
-    """Class (its number) -> curves and calibration of it against the rest; of two classes the second alone."""
+    """Class number -> curves and calibration of this class against the others; for two classes, only the second."""
     out = {}
     for c in range(1, 2) if classes == 2 else range(min(classes, MOST_CLASSES)):
         groups = reliability(merged, c)
@@ -254,7 +254,7 @@ def _by_class(merged: Any, counts: Mapping[str, Any], classes: int) -> dict[str,
             "roc": {"x": x, "y": y},
             "groups": [dict(zip(("predicted", "observed", "low", "high", "persons"), row, strict=True)) for row in rows],
             "all": _calibration(merged, c),
-            "sites": {site: _calibration(own, c) for site, own in counts.items() if float(own["persons"][0]) > 0},
+            "sites": {site: _calibration(local, c) for site, local in counts.items() if float(local["persons"][0]) > 0},
         }
     return out
 

@@ -1,7 +1,7 @@
-"""Plots as SVG text, made here: the same numbers give the same bytes, whatever is installed.
+"""Plots as SVG text, without a plotting library, so that the same numbers always give the same bytes.
 
-Every plot is ``WIDTH`` units wide, so that its letters are readable on a phone, is one image to a screen reader, with its text
-alternative, and tells apart by dash, mark and name what it tells apart by colour (colours: Okabe and Ito 2008, Color Universal Design).
+Every plot is ``WIDTH`` units wide, so that its letters are readable on a phone. It is one image with a text alternative for a screen
+reader. Dash, mark and name distinguish everything that colour distinguishes (colours: Okabe and Ito 2008, Color Universal Design).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ INK, GREY, PALE = "#1a1a1a", "#595959", "#d5d9de"
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "10 4", "4 2")
-_LETTER = 6.3  # mean width of a letter of 12 units
+_LETTER = 6.3  # mean width of a letter at font size 12
 
 Value = float | None
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name, x, y (None: a gap), and how it is drawn."""
+    """A line: name, x, y (None: a gap), and style."""
 
     name: str
     x: Sequence[float]
@@ -35,7 +35,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a forest plot: what it is of, persons, the value with its limits (None: not defined), and whether it is of all."""
+    """A row of a forest plot: name, persons, the value with its limits (None: not defined), and whether it is the total."""
 
     name: str
     persons: float
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where data lie on the drawing. x, y: the smallest and the largest value."""
+    """Maps data to drawing coordinates. x, y: the smallest and the largest value."""
 
     x: tuple[float, float]
     y: tuple[float, float]
@@ -80,7 +80,7 @@ def _limits(values: Sequence[float], least: float = 0.0) -> tuple[float, float]:
     if high - low < least:
         low, high = (low + high - least) / 2, (low + high + least) / 2
     size = max(abs(low), abs(high))
-    if high - low <= 1e-9 * max(size, 1e-3):  # one value, to rounding
+    if high - low <= 1e-9 * max(size, 1e-3):  # a single value, up to rounding
         low, high = low - (size if size > 1e-3 else 1) / 10, high + (size if size > 1e-3 else 1) / 10
     marks = ticks(low, high)
     step = marks[1] - marks[0] if len(marks) > 1 else (high - low) / 5
@@ -126,7 +126,7 @@ def _axes(frame: _Frame, across: str, up: str, marks: tuple[Sequence[float], Seq
 
 
 def _path(frame: _Frame, series: Series) -> str:
-    """The line, broken at gaps; a point that has no neighbour is a dot."""
+    """The line, interrupted at gaps; an isolated point is a dot."""
     runs: list[list[str]] = [[]]
     for x, y in zip(series.x, series.y, strict=True):
         if y is None:
@@ -141,19 +141,19 @@ def _path(frame: _Frame, series: Series) -> str:
 
 
 def _key(series: Sequence[Series], top: float) -> tuple[list[str], float]:
-    """Samples of the lines with their names, in as many rows as they need, and where they end."""
+    """The legend: line samples with names, in as many rows as needed, and the y coordinate of its last row."""
     out, x, y = [], 8.0, top
-    for one in series:
-        wide = 34 + _LETTER * len(one.name) + 12
+    for line in series:
+        wide = 34 + _LETTER * len(line.name) + 12
         if x > 8 and x + wide > WIDTH:
             x, y = 8.0, y + 18
-        out += [_line(x, y - 4, x + 26, y - 4, one.colour, one.width, one.dash), _text(x + 31, y, one.name)]
+        out += [_line(x, y - 4, x + 26, y - 4, line.colour, line.width, line.dash), _text(x + 31, y, line.name)]
         x += wide
     return out, y
 
 
 def curves(series: Sequence[Series], across: str, up: str, alt: str, *, least: float = 0.0) -> str:
-    """Lines over rounds. ``least``: the axis of y spans so much at least."""
+    """Lines over rounds. ``least``: the smallest span of the y axis."""
     values = [y for s in series for y in s.y if y is not None]
     key, end = _key(series, 14)
     first, last = min(s.x[0] for s in series), max(s.x[-1] for s in series)
@@ -167,7 +167,7 @@ def curves(series: Sequence[Series], across: str, up: str, alt: str, *, least: f
 
 
 def roc_plot(series: Sequence[Series], alt: str) -> str:
-    """Sensitivity against 1 - specificity, with the diagonal of a guess."""
+    """Sensitivity against 1 - specificity, with the diagonal of a random guess."""
     key, end = _key(series, 14) if len(series) > 1 else ([], -4)
     frame = _Frame((0, 1), (0, 1), 52, end + 16, 382, end + 346)
     marks = [0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -178,7 +178,7 @@ def roc_plot(series: Sequence[Series], alt: str) -> str:
 
 
 def reliability_plot(groups: Sequence[Mapping[str, float]], alt: str) -> str:
-    """Share of cases with its interval against the mean predicted risk, by group; below, how many persons a group has."""
+    """Share of cases with its interval against the mean predicted risk, for each group."""
     frame = _Frame((0, 1), (0, 1), 52, 12, 382, 342)
     marks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     parts = _axes(frame, "predicted risk (mean of the group)", "observed (share of cases)", (marks, marks))
@@ -193,7 +193,7 @@ def reliability_plot(groups: Sequence[Mapping[str, float]], alt: str) -> str:
 
 
 def forest(rows: Sequence[Row], across: str, alt: str, *, bounds: tuple[float, float] | None = None, at: float | None = None) -> str:
-    """A row each: persons, a square with its interval. A dashed line at the value of all; ``at``: one more, such as that of a guess."""
+    """Each row: persons, and a square with its interval. Dashed line: the value of all persons; ``at``: another line, such as a guess."""
     label = min(150.0, max(_LETTER * max(len(_short(r.name)) for r in rows) + 8, 60))
     values = [v for r in rows for v in (r.value, r.low, r.high) if v is not None] + ([at] if at is not None else [])
     if bounds is not None:
@@ -222,7 +222,7 @@ def forest(rows: Sequence[Row], across: str, alt: str, *, bounds: tuple[float, f
         if row.value is None:
             parts += [_text(frame.left + 6, y + 4, "not defined", colour=GREY)]
             continue
-        if not low <= row.value <= high:  # noised counts may give what no person could
+        if not low <= row.value <= high:  # noised counts may give an impossible value
             parts += [_text(frame.left + 6, y + 4, f"{row.value:.2f}, off the scale", colour=GREY)]
             continue
         x, half = frame.px(row.value), 3 + 4 * math.sqrt(row.persons / most)
@@ -239,8 +239,8 @@ def _short(name: str) -> str:
 
 
 def grid(sites: Mapping[str, Sequence[tuple[int, int, bool]]], columns: int, names: tuple[str, str], alt: str) -> str:
-    """Rounds by sites. ``sites``: name -> runs of rounds alike (first, last, took part), from 1 to ``columns``; the last one is the
-    evaluation. A round that was missed is half as high and of another colour: told apart without it too."""
+    """Rounds by sites. ``sites``: name -> runs of equal rounds (first, last, took part), from 1 to ``columns``; the last column is the
+    evaluation. A missed round has another colour and about half the height, so that colour is not needed to distinguish it."""
     label = min(150.0, max(_LETTER * max(len(_short(name)) for name in sites) + 12, 60))
     key = [_rect(8, 4, 14, 14, BLUE), _text(27, 16, names[0]), _rect(48 + _LETTER * len(names[0]), 8, 14, 6, VERMILLION)]
     key += [_text(67 + _LETTER * len(names[0]), 16, names[1])]
@@ -250,12 +250,12 @@ def grid(sites: Mapping[str, Sequence[tuple[int, int, bool]]], columns: int, nam
     for k, (name, runs) in enumerate(sites.items()):
         y = frame.top + 22 * k
         parts.append(_text(4, y + 14, _short(name)))
-        for first, last, there in runs:
-            # Neighbours alike are one rectangle where single rounds would be too thin to see.
+        for first, last, took_part in runs:
+            # Equal neighbours are merged into one rectangle if single rounds would be too thin to see.
             for a, b in [(r, r) for r in range(first, last + 1)] if gap else [(first, last)]:
                 left, right = frame.px(a - 0.5), frame.px(b + 0.5)
-                high = 18 if there else 8
-                parts.append(_rect(left, y + 10 - high / 2, max(right - left - gap, 0.6), high, BLUE if there else VERMILLION))
+                high = 18 if took_part else 8
+                parts.append(_rect(left, y + 10 - high / 2, max(right - left - gap, 0.6), high, BLUE if took_part else VERMILLION))
     marks = [r for r in sorted({1, *(round(t) for t in ticks(1, columns - 1))}) if r == 1 or frame.px(r) - frame.px(1) > 26]
     marks = [r for r in marks if frame.px(columns) - frame.px(r) > 76 or r == 1 < columns]
     parts += [_text(frame.px(r), frame.bottom + 15, str(r), anchor="middle", colour=GREY) for r in marks]

@@ -1,4 +1,4 @@
-"""The sections of results: by site, by subgroup, curves and calibration, learning. As ``fedml.experiments.report.sections``."""
+"""The result sections of the page: by site, by subgroup, curves and calibration, learning curves."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fedml.tasks.registry import make_task
 
 Found = Mapping[str, Any]
 ALL_SITES = "all sites"
-MOST_LINES = 6  # sites with a colour of their own
+MOST_LINES = 6  # with more sites, only the worst site has a colour
 
 
 def _lines(found: Found, curves: Mapping[str, Sequence[plots.Value]], x: Sequence[float]) -> list[plots.Series]:
-    """A line a site; of many sites only the worst has a colour."""
+    """One line for each site; with many sites only the worst has a colour."""
     out = []
     for k, (name, y) in enumerate(curves.items()):
         few = len(curves) <= MOST_LINES
@@ -31,7 +31,7 @@ def _lines(found: Found, curves: Mapping[str, Sequence[plots.Value]], x: Sequenc
 
 def learning(record: Record, found: Found) -> str:
     """The measure and the loss over rounds."""
-    curves, made = found["curves"], []
+    curves, pictures = found["curves"], []
     if not record.rounds:
         return ""
     measure = named(record, found["measure"])
@@ -43,14 +43,14 @@ def learning(record: Record, found: Found) -> str:
         first, last = (next(y for y in ys if y is not None) for ys in (curves["all"], curves["all"][::-1]))
         alt = f"{measure} of {PARTS[curves['part']]} persons by round: all sites from {written(first)} to {written(last)}."
         svg = plots.curves(shown, "round", make_task(record.study).described(found["measure"]).axis, alt, least=0.1)
-        made.append(picture(svg, f"{measure} by round", f"Of the model as it arrives in a round, on {PARTS[curves['part']]} persons."))
+        pictures.append(picture(svg, f"{measure} by round", f"Measured at the start of each round, on {PARTS[curves['part']]} persons."))
     kept = {s: y for s, y in curves["loss"].items() if any(v is not None for v in y)}
     if kept:
         lines = _lines(found, kept, curves["loss_rounds"])
         shown = lines if len(kept) <= MOST_LINES else [line for line in lines if line.colour != plots.GREY]
         svg = plots.curves(shown or lines[:MOST_LINES], "round", "training loss (mean over persons)", "Training loss by round and site.")
-        made.append(picture(svg, "Training loss by round", "Mean over a site's training persons while it trains."))
-    if not made:
+        pictures.append(picture(svg, "Training loss by round", "Mean over a site's training persons during training."))
+    if not pictures:
         return section("learning", "Learning curves", paragraph("No metric and no loss was reported in the rounds."))
     at = [0, (len(curves["rounds"]) - 1) // 2, len(curves["rounds"]) - 1] if curves["rounds"] else []
     at = sorted(set(at))
@@ -58,7 +58,7 @@ def learning(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = [[ALL_SITES, *(Number(pointer("curves", "all", k)) for k in at)]]
     rows += [[s, *(Number(pointer("curves", "sites", s, k)) for k in at)] for s in curves["sites"]]
     numbers = table(found, f"{measure} of {PARTS.get(curves['part'], '')} persons by round", heads, rows) if at else ""
-    return section("learning", "Learning curves", f'<div class="plots">{"".join(made)}</div>', numbers)
+    return section("learning", "Learning curves", f'<div class="plots">{"".join(pictures)}</div>', numbers)
 
 
 def _columns(record: Record, names: Sequence[str]) -> list[str]:
@@ -70,13 +70,13 @@ def _estimates(found: Found, where: tuple[str, ...], label: str, names: Sequence
 
 
 def _whole(found: Found) -> list[str]:
-    """Measures of all classes together, the first one first."""
+    """Measures over all classes, the main measure first."""
     names = [n for n in found["scores"]["all"]["metrics"] if "/" not in n]
     return sorted(names, key=lambda n: n != found["measure"])
 
 
 def _methods(record: Record, found: Found) -> str:
-    """How each interval was made, and why some have none."""
+    """The method of each interval, and why some measures have none."""
     by: dict[str, list[str]] = {}
     for row in (found["scores"]["all"], *found["scores"]["sites"].values(), *found["scores"]["groups"].values()):
         for name, e in row["metrics"].items() if row else ():
@@ -85,29 +85,31 @@ def _methods(record: Record, found: Found) -> str:
             elif e["method"] != "count":
                 by.setdefault("Student's t", []).append(name)
     kinds = {m: ", ".join(dict.fromkeys(named(record, n.partition("/")[0]) for n in ns)) for m, ns in by.items()}
-    said = {m: f"{m.removeprefix('none: ')} ({names})" for m, names in kinds.items()}
-    made = [text for m, text in said.items() if not m.startswith("none")]
-    none = [text for m, text in said.items() if m.startswith("none")]
-    first = f"Below a measure: its 95 % interval over persons such as these, by {'; '.join(made)}." if made else ""
+    texts = {m: f"{m.removeprefix('none: ')} ({names})" for m, names in kinds.items()}
+    methods = [text for m, text in texts.items() if not m.startswith("none")]
+    none = [text for m, text in texts.items() if m.startswith("none")]
+    first = f"Below each measure: its 95 % interval over persons such as these, by {'; '.join(methods)}." if methods else ""
     return " ".join(filter(None, [first, f"No interval: {'; '.join(none)}." if none else ""]))
 
 
 def _forest(record: Record, found: Found, rows: Mapping[str, Any], about: str) -> str:
-    """Values of the main measure by ``rows``, then of all."""
+    """A forest plot of the main measure: ``rows``, then all sites."""
     name = found["measure"]
     measure = make_task(record.study).described(name)
 
-    def row(label: str, own: Any, total: bool = False) -> plots.Row:
-        e = own["metrics"][name]
-        return plots.Row(label, own["persons"], e["value"], e["low"], e["high"], total)
+    def row(label: str, score: Any, total: bool = False) -> plots.Row:
+        e = score["metrics"][name]
+        return plots.Row(label, score["persons"], e["value"], e["low"], e["high"], total)
 
-    made = [*(row(label, own) for label, own in rows.items() if own), row(ALL_SITES, found["scores"]["all"], True)]
-    told = "; ".join(f"{label} {interval_of(own['metrics'][name])}" for label, own in rows.items() if own)
-    guess = measure.guess if measure.guess is not None and _crosses(made, measure.guess) else None
-    alt = f"{measure.printed} by {about}, with 95 % intervals: {told}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
-    svg = plots.forest(made, f"{measure.printed}, with 95 % interval", alt, bounds=measure.bounds, at=guess)
-    caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: all sites together."
-    return picture(svg, f"{measure.printed} by {about}", caption + (" Black line: a guess." if guess is not None else ""))
+    plotted = [*(row(label, score) for label, score in rows.items() if score), row(ALL_SITES, found["scores"]["all"], True)]
+    values = "; ".join(f"{label} {interval_of(score['metrics'][name])}" for label, score in rows.items() if score)
+    guess = measure.guess if measure.guess is not None and _crosses(plotted, measure.guess) else None
+    alt = (
+        f"{measure.printed} by {about}, with 95 % intervals: {values}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
+    )
+    svg = plots.forest(plotted, f"{measure.printed}, with 95 % interval", alt, bounds=measure.bounds, at=guess)
+    caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: all sites."
+    return picture(svg, f"{measure.printed} by {about}", caption + (" Black line: a random guess." if guess is not None else ""))
 
 
 def _crosses(rows: Sequence[plots.Row], at: float) -> bool:
@@ -115,16 +117,16 @@ def _crosses(rows: Sequence[plots.Row], at: float) -> bool:
 
 
 def by_site(record: Record, found: Found) -> str:
-    """The measures of all and of each site, with intervals."""
+    """The measures of all sites and of each site, with intervals."""
     score = found["scores"]["all"]
     if score is None:
         return ""
     names = _whole(found)
     rows = [_estimates(found, ("scores", "all"), ALL_SITES, names)]
-    for site, own in found["scores"]["sites"].items():
+    for site, result in found["scores"]["sites"].items():
         label = f"{site} (worst)" if site == found["worst"] else site
-        rows.append(_estimates(found, ("scores", "sites", site), label, names) if own else [site, "nobody", *[""] * len(names)])
-    alike: dict[str, list[Measure]] = {}  # by meaning: HD95 has several measures of one
+        rows.append(_estimates(found, ("scores", "sites", site), label, names) if result else [site, "no persons", *[""] * len(names)])
+    alike: dict[str, list[Measure]] = {}  # by meaning: several measures of HD95 share one
     for measure in dict.fromkeys(make_task(record.study).described(n) for n in (*names, *score["metrics"])):
         alike.setdefault(measure.meaning, []).append(measure)
     meaning = [(some[0].printed if len(some) == 1 else some[0].axis, text) for text, some in alike.items()]
@@ -134,45 +136,45 @@ def by_site(record: Record, found: Found) -> str:
 
 
 def _by_class(record: Record, found: Found) -> list[str]:
-    """Measures of a class, as those of segmentation are: a table of all sites, and one of sites by class."""
+    """Measures of single classes, as in segmentation: one table for each class, with all sites and each site."""
     names = [n for n in found["scores"]["all"]["metrics"] if "/" in n]
     kinds = list(dict.fromkeys(n.partition("/")[0] for n in names))
     classes = list(dict.fromkeys(n.partition("/")[2] for n in names))
     out = []
     for c in classes:
         rows: list[list[Cell]] = []
-        for label, where in ((ALL_SITES, ("all",)), *((s, ("sites", s)) for s, own in found["scores"]["sites"].items() if own)):
+        for label, where in ((ALL_SITES, ("all",)), *((s, ("sites", s)) for s, result in found["scores"]["sites"].items() if result)):
             rows.append([label, *(Number(pointer("scores", *where, "metrics", f"{k}/{c}"), "estimate") for k in kinds)])
-        note = "Missed: persons with the class in one mask only; HD95 is not defined in them." if "missed" in kinds else ""
+        note = "Missed: persons with the class in only one of the two masks; HD95 is not defined for them." if "missed" in kinds else ""
         out.append(table(found, f"Class {c}", ["", *(named(record, k) for k in kinds)], rows, note))
     return out
 
 
 def subgroups(record: Record, found: Found) -> str:
-    """The measures by the groups that the study names; who is hidden is said."""
+    """The measures of the subgroups that the study names, and which sites did not report them."""
     groups = found["scores"]["groups"]
     if found["scores"]["all"] is None:
         return ""
     if not groups:
-        return section("subgroups", "Subgroups", paragraph("The study names none ([evaluation] in a study does)."))
+        return section("subgroups", "Subgroups", paragraph("The study names no subgroups (section [evaluation] of a study)."))
     task = make_task(record.study)
     names = [n for n in _whole(found) if not task.described(n).counted]
-    measured = [s for s, own in found["scores"]["sites"].items() if own]
+    measured = [s for s, result in found["scores"]["sites"].items() if result]
     rows: list[list[Cell]] = []
-    for label, own in groups.items():
-        if own is None:
+    for label, group in groups.items():
+        if group is None:
             rows.append([label, "hidden at every site, or no person", *[""] * (len(names) + 1)])
             continue
-        silent = [s for s in measured if s not in own["sites"]]
+        silent = [s for s in measured if s not in group["sites"]]
         rows.append([*_estimates(found, ("scores", "groups", label), label, names), join(silent) or "none"])
     note = (
-        "A site tells of a group only where enough persons are in it and outside it (its min_count, and the study's); persons of sites "
-        "that do not tell are in no number here. Groups were named before the run. Where many are looked at, one may stand out by chance. "
+        "A site reports a group only if enough of its persons are in the group and outside it (min_count of site and study); the numbers "
+        "do not include persons of other sites. Groups were named before the run. Among many groups, one may stand out by chance. "
     )
     note += task.words.groups
     heads = [*_columns(record, names), "not reported by"]
-    shown = {label: own for label, own in groups.items() if own}
-    plot = _forest(record, found, shown, "subgroup") if shown else ""
+    reported = {label: group for label, group in groups.items() if group}
+    plot = _forest(record, found, reported, "subgroup") if reported else ""
     return section("subgroups", "Subgroups", plot, table(found, f"Measures on {PARTS['test']} persons by subgroup", heads, rows, note))
 
 
@@ -181,24 +183,24 @@ def discrimination(record: Record, found: Found) -> str:
     if "by_class" not in found:
         return ""
     if not found["by_class"]:
-        why = "The counts were noised for privacy: a curve or a calibration of them would be of the noise."
+        why = "The counts were noised for privacy, so curves and calibration would show mostly the noise."
         return section("calibration", "Discrimination and calibration", paragraph(why), _confusion(record, found))
     two = len(found["classes"]) == 2
     lines = []
-    for k, (c, own) in enumerate(found["by_class"].items()):
+    for k, (c, result) in enumerate(found["by_class"].items()):
         name = outcome(record, found, int(c))
         colour, dash = plots.COLOURS[k % len(plots.COLOURS)], plots.DASHES[k % len(plots.DASHES)]
-        lines.append(plots.Series(name, own["roc"]["x"], own["roc"]["y"], colour, dash, 2.2))
+        lines.append(plots.Series(name, result["roc"]["x"], result["roc"]["y"], colour, dash, 2.2))
     auroc = interval_of(found["scores"]["all"]["metrics"]["auroc"])
     alt = f"ROC curve of {PARTS[found['part']]} persons of all sites; area (AUROC) {auroc}."
-    caption = f"All sites together, AUROC {auroc}. Each point is a threshold on the risk."
-    made = [picture(plots.roc_plot(lines, alt), "ROC curve", caption)] if any(line.x for line in lines) else []
-    for c, own in found["by_class"].items():
-        rows = "; ".join(f"predicted {written(g['predicted'])}, observed {written(g['observed'])}" for g in own["groups"])
+    caption = f"All sites, AUROC {auroc}. Each point is a threshold on the risk."
+    pictures = [picture(plots.roc_plot(lines, alt), "ROC curve", caption)] if any(line.x for line in lines) else []
+    for c, result in found["by_class"].items():
+        rows = "; ".join(f"predicted {written(g['predicted'])}, observed {written(g['observed'])}" for g in result["groups"])
         title = f"Reliability of the risk of {outcome(record, found, int(c))}"
-        caption = "Groups of about equally many persons; bars: 95 % intervals; dashed: perfect. Below it the model says too much risk, "
-        made.append(picture(plots.reliability_plot(own["groups"], f"{title}: {rows}."), title, f"{caption}above it too little."))
-    body = [paragraph(words.calibrated(found)), f'<div class="plots">{"".join(made)}</div>', _calibration(record, found)]
+        caption = "Groups of about equal size; bars: 95 % intervals; dashed: perfect. Below that line the predicted risk is too high, "
+        pictures.append(picture(plots.reliability_plot(result["groups"], f"{title}: {rows}."), title, f"{caption}above it too low."))
+    body = [paragraph(words.calibrated(found)), f'<div class="plots">{"".join(pictures)}</div>', _calibration(record, found)]
     body += [_groups(record, found)] if two else []
     return section("calibration", "Discrimination and calibration", *body, _confusion(record, found))
 
@@ -211,20 +213,20 @@ _CALIBRATION = {
 def _calibration(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = []
     two = len(found["classes"]) == 2
-    for c, own in found["by_class"].items():
+    for c, result in found["by_class"].items():
         label = ALL_SITES if two else f"class {found['classes'][int(c)]}"
-        places = [(label, ("all",)), *(((s, ("sites", s)) for s in own["sites"]) if two else ())]
+        places = [(label, ("all",)), *(((s, ("sites", s)) for s in result["sites"]) if two else ())]
         for name, where in places:
             at = ("by_class", c, *where)
             cells: list[Cell] = [name, Number(pointer(*at, "persons"), "count"), Number(pointer(*at, "cases"), "count")]
             cells += [Number(pointer(*at, key), "estimate") for key in _CALIBRATION]
             rows.append([*cells, Number(pointer(*at, "error"))])
     note = (
-        "Slope and intercept: of the outcome's log-odds on the model's, 1 and 0 if perfect; slope below 1: risks too extreme. In the "
-        "large: the intercept with slope 1; below 0 if risks are too high. Error: mean distance of predicted from observed in ten equally "
-        "wide groups of risk."
+        "Slope and intercept: logistic regression of the outcome on the predicted log-odds, 1 and 0 if perfect; slope below 1: risks too "
+        "extreme. In the large: the intercept with slope 1; negative if risks are too high. Error: mean absolute difference of predicted "
+        "and observed risk in ten equally wide intervals of risk."
     )
-    heads = ["", "persons", "with it", *_CALIBRATION.values(), "error"]
+    heads = ["", "persons", "with the outcome", *_CALIBRATION.values(), "error"]
     return table(found, f"Calibration on {PARTS[found['part']]} persons, with 95 % intervals", heads, rows, note)
 
 
@@ -235,13 +237,13 @@ def _groups(record: Record, found: Found) -> str:
         cells: list[Cell] = [str(k + 1), Number(pointer(*at, "persons"), "count")]
         rows.append([*cells, *(Number(pointer(*at, key)) for key in ("predicted", "observed", "low", "high"))])
     heads = ["group", "persons", "predicted risk", "observed share", "95 %, low", "95 %, high"]
-    return table(found, "Reliability curve, in numbers", heads, rows)
+    return table(found, "Reliability curve as a table", heads, rows)
 
 
 def _confusion(record: Record, found: Found) -> str:
     classes = found["classes"]
     rows: list[list[Cell]] = [
-        [f"truly {c}", *(Number(pointer("confusion", k, j), "count") for j in range(len(classes)))] for k, c in enumerate(classes)
+        [f"true {c}", *(Number(pointer("confusion", k, j), "count") for j in range(len(classes)))] for k, c in enumerate(classes)
     ]
     caption = f"Persons by true and most probable class of {record.study.cohort.target}"
-    return table(found, caption, ["", *(f"held for {c}" for c in classes)], rows)
+    return table(found, caption, ["", *(f"predicted {c}" for c in classes)], rows)

@@ -1,4 +1,4 @@
-"""The page's sections, in their order: each takes the record and its figures, and gives HTML, or nothing where it has no subject."""
+"""The sections of the page, in order. Each function takes the record and its figures and returns HTML, or "" if it does not apply."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ Found = Mapping[str, Any]
 
 
 def top(record: Record, found: Found) -> str:
-    """The answer, four figures, and where to read on."""
+    """The answer, up to four key figures, and links to the other sections."""
     score, (spent, unit) = found["scores"]["all"], words.privacy_short(found)
     cards = []
     if score is not None:
         main = score["metrics"][found["measure"]]
-        sure = f"95 %: {between(main)}" if between(main) else "no interval"
-        cards.append((named(record, found["measure"]), written(main["value"]), sure))
+        limits = f"95 %: {between(main)}" if between(main) else "no interval"
+        cards.append((named(record, found["measure"]), written(main["value"]), limits))
         if (worst := found["worst"]) is not None:
-            own = found["scores"]["sites"][worst]
-            cards.append(("worst site", written(own["metrics"][found["measure"]]["value"]), f"{worst}, {count(own['persons'], 'person')}"))
+            row = found["scores"]["sites"][worst]
+            cards.append(("worst site", written(row["metrics"][found["measure"]]["value"]), f"{worst}, {count(row['persons'], 'person')}"))
     slope = found.get("by_class", {}).get("1", {}).get("all", {}).get("slope") if len(found["classes"]) == 2 else None
     if slope and slope["value"] is not None:
         cards.append(("calibration slope", written(slope["value"]), f"95 %: {between(slope)}; 1 is perfect"))
     cards.append(("privacy", spent, unit))
-    shown = "".join(
+    items = "".join(
         f'<li><span class="what">{escape(a)}</span><span class="value">{escape(b)}</span><span class="more">{escape(c)}</span></li>'
         for a, b, c in cards
     )
@@ -43,33 +43,34 @@ def top(record: Record, found: Found) -> str:
     rest = [*words.weak(record, found), words.calibrated(found)] if score else []
     cost = words.privacy(found)[0]
     cost = f"Privacy: {cost[:1].lower()}{cost[1:]}"
-    body = [lead, f'<ul class="cards">{shown}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
-    links = [("asked", "what was asked"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
+    body = [lead, f'<ul class="cards">{items}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
+    links = [("asked", "question and methods"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
              ("subgroups", "subgroups"), ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
-    have = {"by-site": bool(score), "subgroups": bool(score), "calibration": bool(found.get("by_class")), "learning": bool(record.rounds)}
-    items = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if have.get(at, True))
-    return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{items}</ul></nav>'
+    present = {"by-site": bool(score), "subgroups": bool(score), "calibration": bool(found.get("by_class")),
+               "learning": bool(record.rounds)}  # fmt: skip
+    linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
+    return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
 
 
-def asked(record: Record, found: Found) -> str:
-    """The question, and what was done to answer it."""
+def question(record: Record, found: Found) -> str:
+    """The question and the methods."""
     facts = facts_of(record)
-    rows = [("Question", "question"), ("Purpose", "purpose"), ("Outcome", "outcome"), ("Read of a person", "inputs"),
+    rows = [("Question", "question"), ("Purpose", "purpose"), ("Outcome", "outcome"), ("Inputs", "inputs"),
             ("Columns", "columns"), ("Preparation", "preprocessing"), ("Missing values", "missing"), ("Model", "model"),
-            ("Training", "training"), ("Held-out persons", "split"), ("Which model", "selection")]  # fmt: skip
-    return section("asked", "What was asked, and how", terms([(a, facts[b].text) for a, b in rows if b in facts]))
+            ("Training", "training"), ("Held-out persons", "split"), ("Model selection", "selection")]  # fmt: skip
+    return section("asked", "Question and methods", terms([(a, facts[b].text) for a, b in rows if b in facts]))
 
 
 def sites(record: Record, found: Found) -> str:
-    """Who took part: persons, rounds, what was set aside."""
-    shown = [p for p in PARTS if any(row["persons"].get(p, {}).get("persons") for row in found["sites"].values())]
-    parts = [p for p in ("train", "val", "test") if p in shown]
+    """Participation of each site: persons, rounds, excluded images."""
+    counted = [p for p in PARTS if any(row["persons"].get(p, {}).get("persons") for row in found["sites"].values())]
+    parts = [p for p in ("train", "val", "test") if p in counted]
     stated = any(row["stated"] for row in found["sites"].values())
     images = "image" in record.study.cohort.inputs
     heads = ["site", *(f"{PARTS[p]} persons" for p in parts), *(["training persons, as stated"] if stated else [])]
-    told = stated and bool(found["scores"]["sites"])
-    heads += [f"{PARTS[found['part']]} persons"] if told else []
+    measured = stated and bool(found["scores"]["sites"])
+    heads += [f"{PARTS[found['part']]} persons"] if measured else []
     two = len(make_task(record.study).person_classes) == 2 and parts
     heads += [*([f"with {outcome(record, found)}, {PARTS[parts[-1]]}"] if two else []), "rounds", "missed"]
     heads += [*(["images excluded"] if images else []), *(["epsilon"] if found["privacy"].get("claims") else [])]
@@ -78,14 +79,14 @@ def sites(record: Record, found: Found) -> str:
         at = ("sites", name)
         cells: list[Cell] = [name, *(Number(pointer(*at, "persons", p, "persons"), "count") for p in parts)]
         cells += [Number(pointer(*at, "stated"), "count")] if stated else []
-        cells += [Number(pointer("scores", *at, "persons"), "count")] if told else []
+        cells += [Number(pointer("scores", *at, "persons"), "count")] if measured else []
         cells += [Number(pointer(*at, "persons", parts[-1], "classes", 1), "count")] if two else []
         cells += [Number(pointer(*at, "rounds"), "count"), Number(pointer(*at, "missed"), "reasons")]
         cells += [Number(pointer(*at, "aside"), "reasons")] if images else []
         cells += [Number(pointer("privacy", "claims", name), "epsilon")] if found["privacy"].get("claims") else []
         rows.append(cells)
     run = found["run"]
-    notes = ["Missed: exchanges in which the site did not answer or refused, with the reason's code, the evaluation among them."]
+    notes = ["Missed: exchanges, including the evaluation, in which the site did not answer or refused, with the code of the reason."]
     if stated:
         notes.append("Under patient-level privacy, training persons are not counted; the study states their approximate number.")
     took = f"{count(len([s for s in found['sites'].values() if s['agreed']]), 'site')} of {len(found['sites'])} took part in "
@@ -108,39 +109,39 @@ def _grid(record: Record) -> str:
         states = [(k + 1, site.name in e.sites) for k, e in enumerate(events)]
         chunks = [list(same) for _, same in groupby(states, key=lambda s: s[1])]
         runs[site.name] = [(chunk[0][0], chunk[-1][0], chunk[0][1]) for chunk in chunks]
-    told = [f"{s.name} took part in {len(s.rounds)} of {count(len(record.rounds), 'round')}" for s in record.sites]
-    svg = plots.grid(runs, max(len(events), 2), ("took part", "missed"), f"Participation by round. {'; '.join(told)}.")
-    return picture(svg, "Participation by round", "High blue: the site took part; low orange: it missed. Last column: the evaluation.")
+    rows = [f"{s.name} took part in {len(s.rounds)} of {count(len(record.rounds), 'round')}" for s in record.sites]
+    svg = plots.grid(runs, max(len(events), 2), ("took part", "missed"), f"Participation by round. {'; '.join(rows)}.")
+    return picture(svg, "Participation by round", "Tall blue: took part; short orange: missed. Last column: the evaluation.")
 
 
 def privacy(record: Record, found: Found) -> str:
-    """Unit, adjacency, epsilon, delta, what is covered and what is not."""
-    told, facts = found["privacy"], []
-    if "epsilon" in told:
-        unit = "one person of a site" if told["unit"] == "patient" else "one site"
-        facts = [("Unit", unit), ("Neighbours", f"{told['adjacency'].replace('-', ' ')}: data sets that differ by {unit}, there or not")]
-        facts += [("Epsilon", f"{written(told['epsilon'], 'epsilon')}, rounded up; of the site that spent most. {_checked(told)}")]
-        facts += [("Delta", f"{told['delta']:g}"), ("Covered", "; ".join(told["covers"]))]
-        facts += [("Not covered", "; ".join(told["not_covered"]) or "nothing is named")]
+    """Unit, adjacency, epsilon, delta, and what the claim covers."""
+    claim, facts = found["privacy"], []
+    if "epsilon" in claim:
+        unit = "one person of a site" if claim["unit"] == "patient" else "one site"
+        facts = [("Unit", unit), ("Neighbours", f"{claim['adjacency'].replace('-', ' ')}: data sets of which only one contains {unit}")]
+        facts += [("Epsilon", f"{written(claim['epsilon'], 'epsilon')}, rounded up; the largest of all sites. {_method(claim)}")]
+        facts += [("Delta", f"{claim['delta']:g}"), ("Covered", "; ".join(claim["covers"]))]
+        facts += [("Not covered", "; ".join(claim["not_covered"]) or "none is named")]
     return section("privacy", "Privacy", *(paragraph(line) for line in words.privacy(found)), terms(facts))
 
 
-def _checked(told: Mapping[str, Any]) -> str:
-    return f"Counted with privacy loss distributions; cross-check by Rényi: {written(told['epsilon_rdp'], 'epsilon')}."
+def _method(claim: Mapping[str, Any]) -> str:
+    return f"Computed with privacy loss distributions; cross-check by Rényi accounting: {written(claim['epsilon_rdp'], 'epsilon')}."
 
 
 def flow(record: Record, found: Found) -> str:
-    """What left the sites, and how many bytes."""
+    """The kinds of records that left the sites, and their bytes."""
     rows: list[list[Cell]] = []
     for name in found["flow"]["sites"]:
         at = ("flow", "sites", name)
         rows.append([name, *(Number(pointer(*at, way, when), "bytes") for when in ("round", "last", "total") for way in ("to", "from"))])
     rows.append([ALL_SITES, "", "", "", "", Number("/flow/total/to", "bytes"), Number("/flow/total/from", "bytes")])
-    heads = ["site", "to it, a round", "from it, a round", "to it, evaluation", "from it, evaluation", "to it, all", "from it, all"]
-    note = "Arrays only, before encryption; a round: mean of those it took part in. Messages before the first round are not counted."
+    heads = ["site", "to, per round", "from, per round", "to, evaluation", "from, evaluation", "to, total", "from, total"]
+    note = "Arrays to and from the site, before encryption; per round: mean over its rounds. Messages before round 1 are not counted."
     kinds = [text[:1].upper() + text[1:] + "." for text in leaves(record.study)]
     body = [
-        "<h3>Kinds of records that leave a site, by the plan</h3>",
+        "<h3>Kinds of records that leave a site, from the plan</h3>",
         listing(kinds),
         paragraph("No person's id, image, genotype or row of a table."),
     ]
@@ -150,11 +151,11 @@ def flow(record: Record, found: Found) -> str:
 
 _POLICIES = {"min_persons": "training persons, least", "min_count": "persons behind a number, least", "max_rounds": "rounds, most",
              "max_epsilon": "epsilon, most", "delta": "delta", "deidentification": "not de-identified",
-             "max_quarantined": "largest share excluded", "allow_unprotected": "studies without privacy of a person"}  # fmt: skip
+             "max_quarantined": "largest share excluded", "allow_unprotected": "studies without patient-level privacy"}  # fmt: skip
 
 
 def policies(record: Record, found: Found) -> str:
-    """What sites disclosed of their own limits."""
+    """The limits that the sites disclosed."""
     images = "image" in record.study.cohort.inputs
     columns = {key: head for key, head in _POLICIES.items() if images or key not in ("deidentification", "max_quarantined")}
     rows: list[list[Cell]] = []
@@ -166,7 +167,7 @@ def policies(record: Record, found: Found) -> str:
         for key in columns:
             value = row["policy"][key]
             if isinstance(value, bool):
-                # Without a budget there is nothing that an unprotected study would evade.
+                # Without a budget, an unprotected study evades no limit, so the site runs it.
                 cells.append("run" if value or row["policy"]["max_epsilon"] == 0 else "do not run")
             elif isinstance(value, str):
                 cells.append(value)
@@ -175,16 +176,16 @@ def policies(record: Record, found: Found) -> str:
             else:
                 cells.append(Number(pointer("sites", name, "policy", key), "count" if isinstance(value, int) else "epsilon"))
         rows.append(cells)
-    return table(found, "Sites' own policies, as they disclosed them", ["site", *columns.values()], rows)
+    return table(found, "Policies of the sites, as they disclosed them", ["site", *columns.values()], rows)
 
 
 def limits(record: Record, found: Found) -> str:
-    """What to hold against the result."""
+    """The limits of the result."""
     return section("limits", "Limits", listing(words.limits(record, found)))
 
 
 def check(record: Record, found: Found) -> str:
-    """Identities, and how to make this page again."""
+    """Identifiers, and how to check this page."""
     facts, run = facts_of(record), found["run"]
     rows = [
         ("Run", f"{run['id']}, engine {run['engine']}, status {run['status']}"),
@@ -200,26 +201,26 @@ def check(record: Record, found: Found) -> str:
     data = [(s, row["dataset"] or "not reported") for s, row in found["sites"].items() if row["agreed"]]
     heads = [(s, f"{row['journal'][0]}, number {row['journal'][1]:,}") for s, row in found["sites"].items() if row["journal"]]
     how = (
-        "This page is made from the run's folder alone, and the same folder gives the same page, byte for byte. Measures, intervals, "
-        "curves and calibration are computed from the counts that the sites told (counts.safetensors); every number of a table is also in "
-        "the page as JSON."
+        "This page is computed from the run's folder alone; the same folder gives the same page, byte for byte. Measures, intervals, "
+        "curves and calibration are computed from the sites' counts (counts.safetensors). Every number in a table is also in the page as "
+        "JSON."
     )
     more = ["<h3>SHA-256 of the data that a site read</h3>", terms(data)] if data else []
     more += ["<h3>Last entry of a site's journal</h3>", terms(heads)] if heads else []
     lines = (
         f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
-        "fedml verify run.zip    # of a bundle (fedml bundle): hashes, signature, every figure and epsilon recomputed, offline",
-        "fedml reproduce run.zip --sites FOLDER    # where the sites' data are: the same bits, or where they first differ",
+        "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes every figure and epsilon",
+        "fedml reproduce run.zip --sites FOLDER    # at the sites' data: confirms identical bits, or reports the first difference",
     )
-    line = "".join(f"<p><code>{escape(one)}</code></p>" for one in lines)
-    return section("check", "How to check it", paragraph(how), line, terms(rows), *more)
+    commands = "".join(f"<p><code>{escape(line)}</code></p>" for line in lines)
+    return section("check", "How to check it", paragraph(how), commands, terms(rows), *more)
 
 
 def closing(record: Record) -> str:
-    """The last line."""
-    return paragraph(f"Made by fedml report from the run {record.run_id}; colours: Okabe and Ito 2008.")
+    """The footer."""
+    return paragraph(f"Written by fedml report from the run {record.run_id}; colours: Okabe and Ito 2008.")
 
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
-    top, asked, sites, results.by_site, results.subgroups, results.discrimination, results.learning, privacy, flow, limits, check,
+    top, question, sites, results.by_site, results.subgroups, results.discrimination, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What `fedml preflight` and `fedml gwas` show, and a meta-analysis of each site alone beside the federated result."""
+"""The output of `fedml preflight` and `fedml gwas`, and a meta-analysis of the single sites for comparison."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:38
 
 
 def require(study: Study, file: Path) -> Study:
-    """``study``, which has to have a [gwas] section.
+    """``study``, if it has a [gwas] section.
 
     Raises:
-        InputError: it has none.
+        InputError: the study has no [gwas] section.
     """
     if study.gwas is None:
         raise InputError(f'{file}: has no [gwas] section; add one, such as [gwas] covariates = ["age", "sex"] and components = 4.')
@@ -59,7 +59,7 @@ def gwas_summary(launched: Launched) -> dict[str, Any]:
 
 
 def show_result(launched: Launched, console: Console) -> None:
-    """The strongest associations, and the figures of the whole scan; nothing if the run did not come so far."""
+    """Prints the strongest associations and the figures of the whole scan; nothing if the run ended before."""
     from rich.table import Table
 
     found = _gwas(launched)
@@ -75,7 +75,7 @@ def show_result(launched: Launched, console: Console) -> None:
         )  # fmt: skip
     persons = ", ".join(f"{site} {n}" for site, n in found.persons.items())
     lines = [
-        f"persons: {persons}; lambda {_inflation_shown(found)}; below {HIT:g}: {found.hits}; left out at some site: {found.partly_told}",
+        f"persons: {persons}; lambda {_inflation_text(found)}; below {HIT:g}: {found.hits}; missing at some site: {found.partly_told}",
         f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
     ]
     console.print(table)
@@ -83,12 +83,12 @@ def show_result(launched: Launched, console: Console) -> None:
         console.print(line, soft_wrap=True)
 
 
-def _inflation_shown(found: Gwas) -> str:
+def _inflation_text(found: Gwas) -> str:
     return "not defined" if found.inflation is None else f"{found.inflation:.3f}"
 
 
 def read_table(run: Path) -> pd.DataFrame:
-    """``gwas.tsv.gz`` of a run, with numbers where the standard writes ``#NA``."""
+    """``gwas.tsv.gz`` of a run as a table; ``#NA`` is read as NaN."""
     text = {"chromosome": str, "p_value": str, "rsid": str, "variant_id": str}
     table = pd.read_csv(run / GWAS_TABLE, sep="\t", compression="gzip", na_values=["#NA"], keep_default_na=False, dtype=text)
     parts = table.p_value.str.extract(r"^([\d.]+)(?:e([+-]\d+))?$").astype(float)
@@ -97,7 +97,7 @@ def read_table(run: Path) -> pd.DataFrame:
 
 
 def meta_table(launched: Launched, sites: Path, console: Console) -> dict[str, Any]:
-    """Each site alone (its own components, its own model), combined by inverse variance: what is lost beside the federated result.
+    """Analyses each site alone (with its own components and model), combines the results by inverse variance, and compares with the run.
 
     Fixed effects (Borenstein et al. 2009, Introduction to Meta-Analysis, chapter 11).
     """
@@ -108,44 +108,44 @@ def meta_table(launched: Launched, sites: Path, console: Console) -> dict[str, A
     study = launched.study
     found, _ = find_sites(sites, study.federation.sites)
     tables = {}
-    with tempfile.TemporaryDirectory(prefix="fedml-meta-") as name:
-        for site, there in found.items():
-            folder = Path(name) / site
+    with tempfile.TemporaryDirectory(prefix="fedml-meta-") as temporary:
+        for name, site in found.items():
+            folder = Path(temporary) / name
             folder.mkdir()
             try:
-                run_nodes(for_roster(study, [site]), [{"manifest": str(there.file.resolve())}], folder, "gwas")
-                tables[site] = read_table(folder)
+                run_nodes(for_roster(study, [name]), [{"manifest": str(site.file.resolve())}], folder, "gwas")
+                tables[name] = read_table(folder)
             except RunError as error:
-                console.print(f"{site} alone: {error}", soft_wrap=True)
+                console.print(f"{name} alone: {error}", soft_wrap=True)
             outcome(folder, 0.0)
     federated = read_table(launched.outcome.run)
     combined = combine({site: _to_reference(table, federated) for site, table in tables.items()})
-    beside = federated.join(combined, rsuffix="_meta")
-    both = beside.dropna(subset=["beta", "beta_meta"])
-    told = {
+    joined = federated.join(combined, rsuffix="_meta")
+    both = joined.dropna(subset=["beta", "beta_meta"])
+    summary = {
         "sites": list(tables), "variants_federated": int(federated.beta.notna().sum()), "variants_meta": int(combined.beta.notna().sum()),
         "correlation_of_betas": float(np.corrcoef(both.beta, both.beta_meta)[0, 1]) if len(both) > 2 else None,
         "median_standard_error_ratio": float((both.standard_error_meta / both.standard_error).median()),
         "hits_federated": _hits(federated), "hits_meta": _hits(combined),
         "lambda_federated": _inflation(federated.neg_log10_p), "lambda_meta": _inflation(combined.neg_log10_p),
     }  # fmt: skip
-    (launched.outcome.run / "meta.json").write_text(json.dumps(told, indent=1))
-    console.print(_meta_shown(told))
-    return told
+    (launched.outcome.run / "meta.json").write_text(json.dumps(summary, indent=1))
+    console.print(_summary_table(summary))
+    return summary
 
 
 def _to_reference(table: pd.DataFrame, reference: pd.DataFrame) -> pd.DataFrame:
-    """A site's table by the federated one's variants, its effect allele that one's."""
-    own = table.set_index("rsid" if table.rsid.notna().all() and table.rsid.is_unique else "variant_id")
-    by = reference.rsid if own.index.name == "rsid" else reference.variant_id
-    own = own.reindex(by)
-    own.index = reference.index
-    turned = own.effect_allele == reference.other_allele
-    return own.assign(beta=np.where(turned, -own.beta, own.beta))
+    """A site's table with the variants and the effect alleles of ``reference``."""
+    local = table.set_index("rsid" if table.rsid.notna().all() and table.rsid.is_unique else "variant_id")
+    by = reference.rsid if local.index.name == "rsid" else reference.variant_id
+    local = local.reindex(by)
+    local.index = reference.index
+    exchanged = local.effect_allele == reference.other_allele
+    return local.assign(beta=np.where(exchanged, -local.beta, local.beta))
 
 
 def combine(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """Inverse-variance weighted mean of the sites' betas, one row a variant; a site without a result gives none."""
+    """Inverse-variance weighted mean of the sites' betas, one row for each variant; sites without a result are ignored."""
     from fedml.analytics.linear import normal_log10_p
 
     beta = np.stack([t.beta.to_numpy(float) for t in tables.values()])
@@ -169,7 +169,7 @@ def _inflation(neg_log10_p: pd.Series) -> float:
     return float(genomic_inflation(10.0 ** -neg_log10_p.dropna().to_numpy()))
 
 
-def _meta_shown(told: dict[str, Any]) -> Table:
+def _summary_table(summary: dict[str, Any]) -> Table:
     from rich.table import Table
 
     table = Table(
@@ -178,9 +178,9 @@ def _meta_shown(told: dict[str, Any]) -> Table:
     for name in ("", "federated", "meta-analysis"):
         table.add_column(name, justify="right" if name else "left")
     for name, key in (("variants with a result", "variants"), ("below 5e-8", "hits"), ("lambda", "lambda")):
-        cells = [told[f"{key}_federated"], told[f"{key}_meta"]]
+        cells = [summary[f"{key}_federated"], summary[f"{key}_meta"]]
         table.add_row(name, *(f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
-    r, ratio = told["correlation_of_betas"], told["median_standard_error_ratio"]
+    r, ratio = summary["correlation_of_betas"], summary["median_standard_error_ratio"]
     table.caption = (
         f"betas correlate by {r:.4f}; the meta-analysis' standard errors are {ratio:.3f} x the federated ones (median)"
         if r is not None

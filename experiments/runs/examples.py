@@ -1,7 +1,7 @@
-"""Pictures of what a trained model says of test persons, for sites that declare their images public (``[data] public = true``).
+"""Pictures of a model's predictions for test persons, for sites that declare their images public (``[data] public = true``).
 
-They are drawn where the data are, by the process that has just run the study beside them: no picture crosses the federation, and there is
-no such process in a deployment.
+The process that ran the study on the same machine as the data draws the pictures. No picture crosses the federation, and in a deployment
+no pictures are drawn.
 
     write_examples(run, study, sites, print)      # RUN/examples/<site>.png, which fedml.tracking.deliver puts into MLflow
 """
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from fedml.cohort.persons import Batch
     from fedml.models.fusion import CohortModel
 
-PERSONS = 6  # of a site, at most
-_NOTE = "The site declares these images public. They are examples, evenly over its test persons, not chosen by how well they did."
+PERSONS = 6  # most persons of a site
+_NOTE = "The site declares these images public. The examples are spread evenly over its test persons, not selected by the result."
 
 
 def write_examples(run: Path, study: Study, sites: Mapping[str, Site], say: Callable[[str], None]) -> list[Path]:
-    """Draws up to six test persons of each site that declares its images public; returns the files, none where nobody does."""
+    """Draws up to six test persons of each site that declares its images public; returns the files."""
     if "image" not in study.cohort.inputs:
         return []
     public = {name: site for name, site in sites.items() if site.manifest.data.public}
@@ -80,31 +80,31 @@ def _predict(model: CohortModel, batch: Batch) -> Any:
 
 
 def _masks(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: npt.NDArray[np.int64]) -> bytes:
-    """A row a person: the first image, its true mask, the predicted one with the Dice of each class."""
+    """One row for each person: the first image, its true mask, and the predicted mask with the Dice of each class."""
     names = [normal(c) for c in study.cohort.classes]
     tiles: list[Tile] = []
     for number, row in enumerate(rows, start=1):
         batch = cohort.batch([int(row)])
         image, true = batch["image"][0].numpy(), batch["mask"][0, 0].numpy()
         guess = _predict(model, {**batch, "image": batch["image"][:1]})[0].argmax(0).numpy().astype(np.uint8)
-        told = ", ".join(f"{name} {_dice(true == k, guess == k)}" for k, name in enumerate(names[1:4], start=1))
+        scores = ", ".join(f"{name} {_dice(true == k, guess == k)}" for k, name in enumerate(names[1:4], start=1))
         at = most_of(true, 2) if true.ndim == 3 else 0
-        for mask, caption in ((None, f"{number}"), (true, "true"), (guess, f"predicted; Dice {told}")):
+        for mask, caption in ((None, f"{number}"), (true, "true"), (guess, f"predicted; Dice {scores}")):
             tiles.append(plane(image, mask, caption, at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
     return sheet(tiles, columns=3, title=_title(study, site), classes=names[1:], note=_NOTE)
 
 
 def _answers(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: npt.NDArray[np.int64]) -> bytes:
-    """A tile a person: the first image, what is true, and the probability of that (or the predicted number)."""
+    """One tile for each person: the first image, the true label, and the prediction."""
     tiles: list[Tile] = []
     task = make_task(study)
     caption = built(task.answer.caption, task.name, "a caption of an example")
     for number, row in enumerate(rows, start=1):
         batch = cohort.batch([int(row)])
         image, answer, label = batch["image"][0].numpy(), _predict(model, batch)[0].double(), cohort.labels[row]
-        told = f"{study.cohort.target} {task.labels.show(float(label))}, {caption(answer)}"
+        text = f"{study.cohort.target} {task.labels.show(float(label))}, {caption(answer)}"
         at = image.shape[-1] // 2 if image.ndim == 4 else 0
-        tiles.append(plane(image, None, f"{number}  {told}", at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
+        tiles.append(plane(image, None, f"{number}  {text}", at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
     return sheet(tiles, columns=3, title=_title(study, site), note=_NOTE)
 
 

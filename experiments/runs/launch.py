@@ -1,4 +1,4 @@
-"""What every command that runs a study does: read it, find the sites, start MLflow's process, run, show, end with the right code."""
+"""The steps of every command that runs a study: read it, find the sites, start the tracking process, run, show, set the exit code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Launched:
 
 
 def make_console(as_json: bool) -> Console:
-    """Standard output, or standard error where the output is for a machine."""
+    """Standard output, or standard error if standard output is for JSON."""
     from rich.console import Console
 
     stream = sys.stderr if as_json else sys.stdout
-    # Where there is no terminal a table may be as wide as it needs.
+    # Without a terminal, tables may be wider than 80 columns.
     return Console(stderr=as_json, highlight=False, width=None if stream.isatty() else 140)
 
 
@@ -47,17 +47,17 @@ def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study
 
 
 def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, Any]:
-    """The roster's sites in ``folder``; says which others are there."""
+    """The roster's sites in ``folder``; reports the other sites in the folder."""
     from fedml.clients.site.manifest import find_sites
 
     found, others = find_sites(folder, study.federation.sites)
     if others:
-        say(f"not in the roster, left out: {', '.join(others)}")
+        say(f"not in the roster, ignored: {', '.join(others)}")
     return found
 
 
 def launch(study_file: Path, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
-    """Runs the study and shows it while it goes on; a failed run is an outcome too.
+    """Runs the study and shows its progress. A failed run is returned as an outcome, not raised.
 
     Raises:
         InputError: options that do not go together, or data that cannot be used.
@@ -91,7 +91,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
 
 
 def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:
-    """Pictures of predictions of sites that declare their images public; if they cannot be drawn the run is none the worse."""
+    """Pictures of predictions of sites that declare their images public; a failure is printed and does not affect the run."""
     from fedml.experiments.runs.examples import write_examples
 
     try:
@@ -101,18 +101,20 @@ def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Cons
 
 
 def _connection(superlink: str) -> tuple[Path | None, str]:
-    """Flower's folder and the connection's name in it: of a centre on this machine, or the user's own."""
+    """Flower's folder and the connection's name in it: of a centre on this machine, or of the user."""
     from fedml.experiments.federation.centre import find_home
     from fedml.flower.superlink import CONNECTION
 
     home = find_home(Path(superlink))
     if home is None and Path(superlink).is_dir():
-        raise InputError(f"--superlink {superlink}: is no centre's folder; make one with `fedml federation init`, or `up` for trying.")
+        raise InputError(
+            f"--superlink {superlink}: is not a centre's folder; create one with `fedml federation init` or `fedml federation up`."
+        )
     return (home, CONNECTION) if home else (None, superlink)
 
 
 def closing_line(launched: Launched, console: Console) -> None:
-    """How the run ended and where its record is."""
+    """Prints the status of the run and the folder of its record."""
     outcome = launched.outcome
     console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}[/dim]", soft_wrap=True)
 

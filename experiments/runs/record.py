@@ -1,4 +1,4 @@
-"""A run's folder read as one value: what the report, the model card, the checklists, the bundle and comparisons are made from.
+"""A run's folder as one value: the source of the report, the model card, the checklists, the bundle and comparisons.
 
 record = read_record(Path("fedml-runs/heart-20260131-101500-3fa2b1"))
 record.sites[0].persons, record.final.metrics["test"]["all"]["auroc"], record.counts["test"]["cleveland"]["histogram"]
@@ -26,7 +26,7 @@ from fedml.runs.events import (
     Final,
     Privacy,
     Round,
-    SiteTold,
+    SiteDisclosure,
     Start,
 )
 from fedml.runs.log import STUDY, last, load_counts, read_log
@@ -39,12 +39,13 @@ Journal = tuple[str, int]  # head of the chain, entries
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """One site of the roster, as the run saw it.
+    """One site of the roster in the run.
 
-    persons: part -> persons a class (empty under privacy of a patient, where nobody counts). rounds: those it took part in. missed: reason
-    -> rounds. policy: what it disclosed, None if nothing. quarantined: reason -> persons (-1: a few). dataset: SHA-256 of what it read.
-    metrics: part -> its own. epsilon: what its persons have borne, None without. journal: head and entries as last told. bytes_in,
-    bytes_out: from and to the site (as the server sees them) over the rounds and the last evaluation.
+    persons: part -> persons of each class (empty under patient-level privacy, where persons are not counted).
+    rounds: the rounds in which the site took part. missed: reason -> rounds. policy: as disclosed; None: not disclosed.
+    quarantined: reason -> excluded persons (-1: suppressed). dataset: SHA-256 of the data that the site read.
+    metrics: part -> metrics of the site. epsilon: privacy cost to its persons; None: no claim.
+    journal: head and number of entries in its last reply. bytes_in, bytes_out: from and to the site, over all exchanges.
     """
 
     name: str
@@ -61,14 +62,14 @@ class SiteRecord:
     bytes_out: int
 
     def count(self, part: str) -> int | None:
-        """Persons in ``part``; None where they are not told."""
+        """Persons in ``part``; None if not reported."""
         return sum(self.persons[part]) if part in self.persons else None
 
 
 @dataclass(frozen=True)
 class Record:
     """A whole run. ``start``, ``agreed``, ``rounds``, ``final``, ``privacy``, ``end`` are its events (``fedml.runs.events``); an event that
-    the run did not reach is empty, and its ``came`` is False."""
+    did not occur is empty, and its ``came`` is False."""
 
     run: Path
     study: Study
@@ -89,7 +90,7 @@ class Record:
 
     @property
     def status(self) -> str:
-        """``finished``, ``failed``, ``stopped``, or ``unfinished`` where the log has no end."""
+        """``finished``, ``failed``, ``stopped``, or ``unfinished`` if the log has no end event."""
         return self.end.status
 
     def site(self, name: str) -> SiteRecord:
@@ -101,16 +102,16 @@ def read_record(run: Path) -> Record:
     """Reads a run's folder.
 
     Raises:
-        InputError: the folder is none of a training run, or its log cannot be read; the message names the event and field.
+        InputError: this is not the folder of a training run, or its log cannot be read; the message names event and field.
     """
     try:
         study = parse_study((run / STUDY).read_text())
         events = read_log(run, strict=True)[0]
     except (OSError, ValueError) as error:
-        raise InputError(f"{run}: is no run's folder ({error}); give one from fedml-runs.") from error
+        raise InputError(f"{run}: is not a run's folder ({error}); give a folder from fedml-runs.") from error
     start = next((e for e in reversed(events) if isinstance(e, Start)), None)
     if start is None or start.job != "train":
-        raise InputError(f"{run}: is not the folder of a training run; give one that `fedml run` made.")
+        raise InputError(f"{run}: is not the folder of a training run; give a folder that `fedml run` wrote.")
     agreed, final, privacy = last(events, NOT_AGREED), last(events, NO_FINAL), last(events, NO_PRIVACY)
     rounds = tuple(e for e in events if isinstance(e, Round))
     checks = tuple(last(events, Checks(checks=[])).checks)
@@ -119,12 +120,12 @@ def read_record(run: Path) -> Record:
 
 
 def exchanges(rounds: Sequence[Round], final: Final) -> list[Round | Final]:
-    """The rounds, and the last evaluation if it came."""
+    """The rounds, and the last evaluation if there was one."""
     return [*rounds, *([final] if final.came else [])]
 
 
 def _site(name: str, agreed: Agreed, rounds: Sequence[Round], final: Final, privacy: Privacy) -> SiteRecord:
-    told = (agreed.told or {}).get(name) or SiteTold(policy=None, dataset=None, quarantined=None)
+    disclosed = (agreed.told or {}).get(name) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
     persons = agreed.persons.get(name, {})
     both = exchanges(rounds, final)
     answered = [e.sites[name] for e in both if name in e.sites]
@@ -139,9 +140,9 @@ def _site(name: str, agreed: Agreed, rounds: Sequence[Round], final: Final, priv
         persons={part: list(persons[part]) for part in PARTS if part in persons},
         rounds=tuple(e.round for e in rounds if name in e.sites),
         missed={reason: tuple(numbers) for reason, numbers in missed.items()},
-        policy=told["policy"],
-        quarantined=told["quarantined"],
-        dataset=told["dataset"],
+        policy=disclosed["policy"],
+        quarantined=disclosed["quarantined"],
+        dataset=disclosed["dataset"],
         metrics={part: m["sites"][name] for part, m in final.metrics.items() if name in m["sites"]},
         epsilon=None if claim is None else claim["epsilon"],
         journal=(str(heads[-1][0]), int(heads[-1][1])) if heads else None,

@@ -34,13 +34,13 @@ from fedml.tracking.store import versions
 Engine = Literal["local", "simulation", "deployment"]
 Job = Literal["train", "gwas", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
-_TRACKING_SECONDS = 300  # for MLflow to take what is left once the run has ended
-_TICK = 0.2  # seconds between two looks at a run's events
+_TRACKING_SECONDS = 300  # time limit for delivery to MLflow after the run has ended
+_POLL_SECONDS = 0.2  # between two reads of a run's events
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and its folder. ``final`` is the event with the last metrics (it has not come if the run failed)."""
+    """How a run ended, and its folder. ``final``: the event with the last metrics (``came`` is False if the run failed before)."""
 
     run: Path
     status: str
@@ -51,10 +51,10 @@ class Outcome:
 
 
 def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None] = lambda _: None, job: Job = "train") -> dict[str, Cohort]:
-    """Reads every site's data as the study will, before anything is started or written.
+    """Reads every site's data as the run will, before anything is started or written.
 
     Raises:
-        InputError: the first thing that cannot be used, or nobody to test on.
+        InputError: the first error in a site's data, or there are no test persons.
     """
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
@@ -64,9 +64,9 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     cohorts = {}
     for name, site in sites.items():
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
-        left = "".join(f", {count} left out ({why})" for why, count in cohort.left_out.items())
-        left += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.set_aside.items())
-        say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{left}")
+        excluded = "".join(f", {count} excluded ({why})" for why, count in cohort.excluded.items())
+        excluded += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.excluded_images.items())
+        say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{excluded}")
     if job == "train" and not any(c.count("test") for c in cohorts.values()):
         raise InputError(
             f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or correct the split files.'
@@ -75,9 +75,9 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
 
 
 class Tracking:
-    """``fedml track --follow`` in a process of its own: MLflow, slow or down, cannot hold up a run, and works on another core. Final.
+    """``fedml track --follow`` in a separate process, so that a slow or unavailable MLflow does not delay the run. Final.
 
-    It is started early, for MLflow's import takes seconds, and is told the run's folder once there is one.
+    The process is started early, because importing MLflow takes seconds. It receives the run's folder on standard input.
     """
 
     def __init__(self) -> None:
@@ -87,30 +87,30 @@ class Tracking:
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     def begin(self, run: Path) -> None:
-        """Tells which run to follow; should MLflow not take it, the run's folder says that it is owed."""
+        """Sends the folder of the run to follow, and marks the run as not yet delivered to MLflow."""
         self.run = run
-        outbox.want(run)
+        outbox.mark_pending(run)
         with suppress(BrokenPipeError):
             assert self.process.stdin is not None  # noqa: S101 - it is a pipe
             self.process.stdin.write(f"{run}\n")
             self.process.stdin.flush()
 
     def wait(self, say: Callable[[str], None]) -> str | None:
-        """MLflow's run id once the record is complete; None, and a line on what to do, if MLflow did not take it."""
+        """MLflow's run id once the record is complete. If MLflow did not accept the record: None, and ``say`` receives the next step."""
         try:
-            told, trouble = self.process.communicate(timeout=_TRACKING_SECONDS)
+            output, errors = self.process.communicate(timeout=_TRACKING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            told, trouble = "", f"it took longer than {_TRACKING_SECONDS} s"
-        if self.process.returncode == 0 and told.strip():
-            return told.split()[-1]
-        why = (trouble.strip().splitlines() or ["no word from it"])[-1].removeprefix("error: ")
-        say(f"MLflow did not take the record ({why}); later: fedml track --pending, or fedml track {self.run}")
+            output, errors = "", f"it took longer than {_TRACKING_SECONDS} s"
+        if self.process.returncode == 0 and output.strip():
+            return output.split()[-1]
+        why = (errors.strip().splitlines() or ["no error message"])[-1].removeprefix("error: ")
+        say(f"MLflow did not accept the record ({why}); later: fedml track --pending, or fedml track {self.run}")
         return None
 
 
 def git_commit(folder: Path) -> str:
-    """Commit of the working tree at ``folder``, ``+changes`` if it differs from it, or ``none``."""
+    """Commit of the working tree at ``folder``, with ``+changes`` if there are uncommitted changes; ``none`` without git."""
     try:
         head = _git(folder, "rev-parse", "HEAD")
         return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
@@ -123,7 +123,7 @@ def _git(folder: Path, *words: str) -> str:
 
 
 def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, job: str) -> Path:
-    """A fresh run folder that holds the study."""
+    """Creates a run folder with the study and the start event."""
     name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     run = runs / name
     run.mkdir(parents=True)
@@ -137,24 +137,24 @@ def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, j
 
 
 def follow(run: Path, listeners: Sequence[Listener], stop: threading.Event) -> None:
-    """Hands new events to every listener until ``stop`` is set and nothing is left. A listener that fails is told and dropped."""
-    at, alive = 0, list(listeners)
+    """Passes new events to every listener until ``stop`` is set and no events remain. A listener that raises is logged and removed."""
+    position, active = 0, list(listeners)
     while True:
         ending = stop.is_set()
-        events, at = read_log(run, at)
-        for listener in list(alive):
+        events, position = read_log(run, position)
+        for listener in list(active):
             try:
                 listener(events)
-            except Exception as error:  # a record that cannot be shown or tracked must not stop the run
-                alive.remove(listener)
+            except Exception as error:  # an error in display or tracking must not stop the run
+                active.remove(listener)
                 logging.getLogger("fedml").warning("%s stopped: %s", getattr(listener, "__name__", type(listener).__name__), error)
         if ending and not events:
             return
-        stop.wait(_TICK)
+        stop.wait(_POLL_SECONDS)
 
 
 def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: Job = "train") -> None:
-    """The local engine over nodes with the given configurations (``manifest``, and ``name`` for a pooled one)."""
+    """The local engine over nodes with the given configurations (``manifest``, and ``name`` for pooled data)."""
     from flwr.app import Context, RecordDict
 
     from fedml.clients.work.client import app as client_app
@@ -168,11 +168,11 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: 
 
 
 class On(NamedTuple):
-    """What a study runs on.
+    """Where a study runs.
 
     Args:
-        sites_folder: of the simulation: the folder of the sites' folders.
-        flower_home: of a deployment: Flower's folder; None: the user's own. connection: the name in its ``config.toml``.
+        sites_folder: for a simulation: the folder that contains the sites' folders.
+        flower_home: for a deployment: Flower's folder; None: that of the user. connection: the name in its ``config.toml``.
     """
 
     engine: Engine = "local"
@@ -185,7 +185,7 @@ def run(
     study: Study, sites: Mapping[str, Site], run: Path, on: On = On(), *, listeners: Sequence[Listener] = (), debug: bool = False,
     job: Job = "train",
 ) -> Outcome:  # fmt: skip
-    """Runs ``study`` and returns how it ended; a failed run is an ``Outcome`` too, never an exception."""
+    """Runs ``study`` and returns its outcome; a failed run returns an ``Outcome``, it does not raise."""
     began, stop = time.monotonic(), threading.Event()
     follower = threading.Thread(target=follow, args=(run, listeners, stop), name="fedml-follow")
     follower.start()
@@ -213,7 +213,7 @@ def run(
 def outcome(run: Path, seconds: float) -> Outcome:
     """Reads how a run ended from its folder."""
     events, _ = read_log(run)
-    end = last(events, End(status="failed", reason="it left no last event"))
+    end = last(events, End(status="failed", reason='the log ends without an "end" event'))
     return Outcome(run, end.status, end.reason, last(events, NO_FINAL), events, seconds)
 
 
@@ -222,7 +222,7 @@ def _ended(run: Path) -> bool:
 
 
 def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Job) -> None:
-    """Submits the study to a SuperLink and waits for its last event; no event for longer than a round may take ends the wait."""
+    """Submits the study to a SuperLink and waits for its end event. Raises ``RunError`` after a time without events."""
     from fedml.flower.superlink import submit, write_app
 
     home = home or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
@@ -231,11 +231,11 @@ def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Jo
     write_app(app, apps, {"study": study.canonical, "run": str(run.resolve()), "job": job})
     submit(home, app, connection=connection)
     shutil.rmtree(app)
-    patience = study.federation.timeout * (len(study.federation.sites) + 1) + 120
+    silence_seconds = study.federation.timeout * (len(study.federation.sites) + 1) + 120
     while not _ended(run):
-        if time.time() - (run / EVENTS).stat().st_mtime > patience:
-            raise RunError(f"nothing was heard of the run for {patience} s; look at the SuperLink's log.")
-        time.sleep(_TICK)
+        if time.time() - (run / EVENTS).stat().st_mtime > silence_seconds:
+            raise RunError(f"the run has written no event for {silence_seconds} s; see the SuperLink's log.")
+        time.sleep(_POLL_SECONDS)
 
 
 def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool, job: Job) -> None:

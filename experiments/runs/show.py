@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it goes on, a table at its end, one JSON object for a machine."""
+"""Display of a run: progress, a table at the end, and one JSON object for ``--json``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fedml.cohort.variants.checks import EVERYBODY
+from fedml.cohort.variants.checks import ALL_SITES
 from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Round, SiteRow, Step, body
 from fedml.runs.log import last
 from fedml.study.study import Study
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A bar over the rounds with the watched metric, sites and time left; plain lines, a few, where there is no terminal."""
+    """A bar over the rounds with the watched metric, sites and remaining time; without a terminal, about ten plain lines."""
 
     def __init__(self, study: Study, console: Console, job: str = "train") -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -41,7 +41,7 @@ class Progress:
         self.every = max(1, study.federation.rounds // 10)
 
     def __call__(self, events: Sequence[Event]) -> None:
-        """Shows the newest of ``events``."""
+        """Updates the display with ``events``."""
         for event in events:
             match event:
                 case Checks():
@@ -55,12 +55,12 @@ class Progress:
                     model = f"; model of {event.parameters} parameters" if event.parameters else ""
                     self.console.print(f"{len(event.sites)} sites agreed{model}{shared}")
                 case Round():
-                    number, told = event.round, self._told(event)
-                    self.bar.update(self.row, completed=number, description=told)
+                    number, text = event.round, self._summary(event)
+                    self.bar.update(self.row, completed=number, description=text)
                     if not self.console.is_terminal and (number % self.every == 0 or number == 1):
-                        self.console.print(f"round {number}/{self.study.federation.rounds}: {told}")
+                        self.console.print(f"round {number}/{self.study.federation.rounds}: {text}")
 
-    def _told(self, event: Round) -> str:
+    def _summary(self, event: Round) -> str:
         part = next((p for p in ("val", "train") if p in event.metrics), None)
         value = event.metrics[part]["all"].get(self.watched) if part else None
         score = f"{part} {self.watched} {value:.3f}, " if value is not None else ""
@@ -68,7 +68,7 @@ class Progress:
         return f"{score}{len(event.sites)} sites, {event.seconds:.2f} s{missing}"
 
     def close(self) -> None:
-        """Takes the bar away."""
+        """Removes the bar."""
         self.bar.stop()
 
 
@@ -77,30 +77,30 @@ def _number(value: Any) -> str:
 
 
 def show_checks(checks: Sequence[CheckRow], console: Console) -> None:
-    """Site x check: what each site's variants are and what was done to them; below, what is wrong and how to mend it."""
+    """Site x check: what each site's variants are and what was done to them; below, the problems and how to fix them."""
     from rich.table import Table
 
-    sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != EVERYBODY))
+    sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != ALL_SITES))
     table = Table(title="do the sites' variants mean the same?", title_justify="left")
     table.add_column("check")
     for site in sites:
         table.add_column(site, justify="right")
     mark = {"ok": "", "warn": " (!)", "fail": " FAILS"}
     cells = {(c["check"], c["site"]): c["value"] + mark[c["verdict"]] for c in checks}
-    for name in dict.fromkeys(c["check"] for c in checks if c["site"] != EVERYBODY):
+    for name in dict.fromkeys(c["check"] for c in checks if c["site"] != ALL_SITES):
         table.add_row(name, *(cells.get((name, site), "-") for site in sites))
-    mends = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
-    common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == EVERYBODY]
+    fixes = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
+    common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == ALL_SITES]
     console.print(table)
-    for line in (*common, *mends):
-        console.print(line, markup=False, soft_wrap=True)  # not markup: a mend names sections, such as [cohort.variants]
+    for line in (*common, *fixes):
+        console.print(line, markup=False, soft_wrap=True)  # not markup, because a fix names sections such as [cohort.variants]
 
 
 def final_table(study: Study, final: Final) -> Group:
-    """Per site, worst site and all: persons and metrics on the test persons (validation where nobody is in test).
+    """Per site, worst site and all: persons and metrics on the test persons (validation persons if there are no test persons).
 
-    Metrics of a class (``dice/spleen``) have a table of their own below, a row a class, of all persons, and one of the worst site:
-    beside the others they would be wider than a terminal.
+    Metrics of a class (``dice/spleen``) are in separate tables below, a row for each class: one table of all persons, one of the worst
+    site. In the first table they would be wider than a terminal.
     """
     from rich.console import Group
 
@@ -110,8 +110,8 @@ def final_table(study: Study, final: Final) -> Group:
     names = [n for n in scores["all"] if n != "persons" and "/" not in n and task.described(n).brief]
     table = _table(f"{study.study.name}: {part} persons, after {final.round} rounds", "site", ("persons", *names))
     worst = scores["worst"] if len(scores["sites"]) > 1 else None
-    for site, own in scores["sites"].items():
-        table.add_row(site + " (worst)" * (site == worst), str(int(own["persons"])), *(_number(own.get(n)) for n in names))
+    for site, values in scores["sites"].items():
+        table.add_row(site + " (worst)" * (site == worst), str(int(values["persons"])), *(_number(values.get(n)) for n in names))
     table.add_section()
     table.add_row("all, merged", str(int(scores["all"]["persons"])), *(_number(scores["all"].get(n)) for n in names))
     by_class = [n.split("/", 1) for n in scores["all"] if "/" in n]
@@ -119,16 +119,16 @@ def final_table(study: Study, final: Final) -> Group:
         return Group(table)
     columns = list(dict.fromkeys(name for name, _ in by_class))
     below = []
-    for where, own in [("all, merged", scores["all"]), *([(f"{worst} (worst)", scores["sites"][worst])] if worst else [])]:
+    for where, values in [("all, merged", scores["all"]), *([(f"{worst} (worst)", scores["sites"][worst])] if worst else [])]:
         below.append(_table(f"by class: {where}", "class", columns))
         for label in dict.fromkeys(label for _, label in by_class):
-            cells = ((name, own.get(f"{name}/{label}")) for name in columns)
+            cells = ((name, values.get(f"{name}/{label}")) for name in columns)
             below[-1].add_row(label, *(_count(v) if task.described(name).counted else _number(v) for name, v in cells))
     return Group(table, *below)
 
 
-# A head is broken at its underscores where that is needed, and then anywhere: nothing is cut off.
-_HEADS = {"balanced_accuracy": "balanced"}
+# A header is wrapped at underscores if possible, otherwise anywhere; it is never truncated.
+_HEADERS = {"balanced_accuracy": "balanced"}
 
 
 def _table(title: str, first: str, columns: Sequence[str]) -> Table:
@@ -137,7 +137,7 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(first, no_wrap=True)
     for name in columns:
-        table.add_column(_HEADS.get(name, name).replace("_", " "), justify="right", min_width=6, overflow="fold")
+        table.add_column(_HEADERS.get(name, name).replace("_", " "), justify="right", min_width=6, overflow="fold")
     return table
 
 
@@ -146,7 +146,7 @@ def _count(value: Any) -> str:
 
 
 def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
-    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes`` are those of arrays, out of and in to the server."""
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes``: arrays sent and received by the server."""
     rounds = [e for e in outcome.events if isinstance(e, Round)]
     scores = outcome.final.metrics
     rows: list[SiteRow] = [row for e in rounds for row in e.sites.values()]
@@ -174,6 +174,6 @@ def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str,
 
 
 def privacy_of(events: Sequence[Event]) -> dict[str, Any]:
-    """What the run's record says of its privacy: the last word, without the event's own fields; empty if it never came so far."""
-    told = last(events, NO_PRIVACY)
-    return body(told) if told.came else {}
+    """The body of the last privacy event; empty if there is none."""
+    event = last(events, NO_PRIVACY)
+    return body(event) if event.came else {}

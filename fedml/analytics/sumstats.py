@@ -1,6 +1,6 @@
 """Writes summary statistics as GWAS-SSF v1.0, the GWAS Catalog's format (Hayhurst et al. 2022, bioRxiv 2022.07.15.500230), and plots.
 
-    left_out = write(Path("disease.tsv.gz"), results, Meta(trait="disease", build="GRCh38", samples=2100, ...))
+    excluded = write(Path("disease.tsv.gz"), results, Meta(trait="disease", build="GRCh38", samples=2100, ...))
     # also writes disease.tsv.gz-meta.yaml and the index disease.tsv.gz.tbi (tabix disease.tsv.gz 22:1-51000000)
     manhattan(Path("manhattan.svg"), contig, position, log10_p)
     quantile_quantile(Path("qq.svg"), log10_p, genomic_inflation(p))
@@ -89,10 +89,10 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
     spelled = np.array([bool(letters.fullmatch(k.ref) and letters.fullmatch(k.alt)) for k in results.keys], np.bool_)
     values = np.stack([results.beta, results.standard_error, results.frequency, np.where(results.log10_p <= 0, 0.0, np.nan)])
     reasons = {"contig": number == 0, "alleles": ~spelled, "no estimate": ~np.isfinite(values).all(0)}
-    kept, left_out = np.ones(len(number), np.bool_), {}
+    kept, excluded = np.ones(len(number), np.bool_), {}
     for reason, fails in reasons.items():
         if count := int((kept & fails).sum()):
-            left_out[reason] = count
+            excluded[reason] = count
         kept &= ~fails
     order = np.flatnonzero(kept)
     order = order[np.lexsort((position[order], number[order]))]
@@ -118,7 +118,7 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
                 lines.clear()
     pysam.tabix_index(str(path), force=True, seq_col=0, start_col=1, end_col=1, line_skip=1)
     path.with_name(path.name + "-meta.yaml").write_text(_yaml(_described(path, meta)), encoding="utf-8")
-    return left_out
+    return excluded
 
 
 def p_text(log10_p: float) -> str:

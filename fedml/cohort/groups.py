@@ -1,7 +1,7 @@
 """Subgroups of persons that a study names (``[evaluation]``): their members, and which groups are large enough to be reported.
 
     codes = read_groups(study.evaluation, [(persons, path), (clinical, path)])    # {"sex": [0, 1, -1, ...]}: index of the label, -1 unknown
-    for label, rows in shown(codes, study.evaluation, rows, min_count=5): ...     # "sex:0", rows of its persons
+    for label, rows in reportable_groups(codes, study.evaluation, rows, min_count=5): ...     # "sex:0", rows of its persons
 
 Small groups are suppressed. A larger group is suppressed too if subtraction would reveal a small one: from the total, or between nested
 groups of two variables (complementary suppression: Hundepool et al. 2012, "Statistical Disclosure Control", section 4.3). Disclosure
@@ -47,7 +47,7 @@ def read_groups(plan: Evaluation, tables: Sequence[tuple[pd.DataFrame, Path]]) -
     return found
 
 
-def shown(
+def reportable_groups(
     groups: Mapping[str, npt.NDArray[np.int16]], plan: Evaluation, rows: npt.NDArray[np.int64], min_count: int
 ) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     """(label, the group's members among ``rows``) of each group that may be reported; subtraction between the reported groups and all

@@ -1,8 +1,8 @@
-"""One input of a cohort's persons as a value: what a cohort asks of it, whatever it is made of (``Input``), and a table of numbers as one.
+"""The interface of a cohort's inputs (``Input``), and its implementation for a table of numbers (``Table``).
 
 table = Table("clinical", values, present)      # (persons, columns), NaN where missing
-table.has(persons), table.tensors(rows, None)   # who has it; what a batch holds of it
-table.select(rows), table.content()             # fewer persons; what the digest of the data covers
+table.has(persons), table.tensors(rows, None)   # which persons have it; its tensors in a batch
+table.select(rows), table.content()             # a subset of the persons; the bytes that the data digest covers
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ class Input(Protocol):
     """One input of all persons of a cohort, in the order of its persons."""
 
     def has(self, persons: int) -> npt.NDArray[np.bool_]:
-        """(persons,): which of the cohort's ``persons`` have it."""
+        """(persons,): whether each person of the cohort has the input."""
 
     def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
-        """What a batch of the persons in ``rows``, in that order, holds of it, by key (``fedml.cohort.persons``); ``<name>_present`` is the
-        cohort's work. ``draw``: what is random in a step of training; None: all that there is."""
+        """The tensors of the persons in ``rows``, by key (``fedml.cohort.persons``), without ``<name>_present``, which the cohort
+        adds. ``draw``: generator for sampling in a training step; None: everything is read."""
 
     def select(self, rows: Rows) -> Self:
-        """The same of the persons in ``rows`` (ascending)."""
+        """The input of the persons in ``rows`` (ascending)."""
 
     def content(self) -> dict[str, bytes]:
-        """Bytes that stand for all that was read, by the name of each part: the same data give the same."""
+        """Part name -> bytes that identify the data that were read: equal data give equal bytes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """Numbers of persons: ``values`` (persons, columns) float64, NaN where missing; ``present`` (persons,): who has a row at all."""
+    """Numbers of persons: ``values`` (persons, columns) float64, NaN where missing; ``present`` (persons,): whether a person has a row."""
 
     name: str
     values: npt.NDArray[np.float64]
@@ -54,7 +54,7 @@ class Table:
         return torch.from_numpy(self.values.astype(np.float32))
 
     def has(self, persons: int) -> npt.NDArray[np.bool_]:
-        """(persons,)."""
+        """(persons,): ``present``."""
         return self.present
 
     def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Table:
         return {self.name: self._floats[torch.from_numpy(rows)]}
 
     def select(self, rows: Rows) -> Table:
-        """The table of those persons."""
+        """The rows of these persons."""
         return Table(self.name, self.values[rows], self.present[rows])
 
     def content(self) -> dict[str, bytes]:
@@ -73,7 +73,7 @@ class Table:
 
 
 def pool_tables(parts: Sequence[tuple[Table | None, int]]) -> Table:
-    """Several sites' tables, at least one of them there, one under the other; of a site without one as many persons with nothing."""
+    """The tables of several sites concatenated; a site without a table contributes missing rows. At least one table is required."""
     first = next(table for table, _ in parts if table is not None)
     blanks = (Table(first.name, np.full((persons, first.values.shape[1]), np.nan), np.zeros(persons, bool)) for _, persons in parts)
     tables = [blank if table is None else table for (table, _), blank in zip(parts, blanks, strict=True)]
@@ -81,7 +81,7 @@ def pool_tables(parts: Sequence[tuple[Table | None, int]]) -> Table:
 
 
 def content_of(values: Any) -> bytes:
-    """Bytes that stand for an array: a digest of its own, or of its numbers with shape and type."""
+    """Bytes that identify an array: its ``digest`` attribute if it has one, otherwise a hash of values, shape and type."""
     if hasattr(values, "digest"):
         return bytes(values.digest)
     plain = np.ascontiguousarray(values)
@@ -89,7 +89,7 @@ def content_of(values: Any) -> bytes:
 
 
 def rows_of_items(person: npt.NDArray[np.int64], rows: Rows) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """Of items with the row of their ``person``: (items,) which belong to the persons in ``rows`` (ascending), and the new row of those."""
+    """(items,): whether the item's ``person`` is in ``rows`` (ascending); and the new row for each of these items."""
     place = np.searchsorted(rows, person)
     kept = np.isin(person, rows)
     return kept, place[kept]

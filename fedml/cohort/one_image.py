@@ -1,9 +1,9 @@
-"""One image from its file, for a model that is asked about it: read and prepared as a site's are, but for checks that are a site's.
+"""Reads one image for prediction with a saved model, prepared as at a site but without the checks of a site.
 
-    image = read_one(Path("scan.nii.gz"), study.cohort.image)     # float32 (channels, *size), as the network takes it
+    image = read_one(Path("scan.nii.gz"), study.cohort.image)     # float32 (channels, *size), as the network expects it
     image = prepare_one(voxels, affine, study.cohort.image)
 
-Neither masks nor de-identification are looked at: nothing leaves the caller's machine.
+Masks are not read and de-identification is not checked, because nothing leaves the caller's machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
     """The image in ``path``: a file of one of ``fedml.cohort.images.formats.FORMATS``, a DICOM file, or a folder with one DICOM series.
 
     Raises:
-        InputError: no such file, a file of another kind, or an image that the study cannot use.
+        InputError: no such file, an unknown format, or an image that the study cannot use.
     """
     if not path.exists():
         raise InputError(f"{path}: no such file; give the path of an image.")
@@ -38,27 +38,27 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
         else:
             form = by_ending(path)
             if form is None:
-                known = ", ".join(ending for one in FORMATS.values() for ending in one.endings)
-                raise InputError(f"{path}: is no image by its ending; give {known}, .dcm or a folder with a DICOM series.")
+                known = ", ".join(ending for known_form in FORMATS.values() for ending in known_form.endings)
+                raise InputError(f"{path}: has no known image extension; give {known}, .dcm or a folder with a DICOM series.")
             raw, affine = form.read(path)
             volumes = form.volumes
         return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
     except InputError:
         raise
     except ItemError as error:
-        told = str(error).rstrip(".")
-        raise InputError(f"{told}." if str(path) in told else f"{path}: {told}.") from error
-    except Exception as error:  # a decoder raises whatever it likes on a broken file
+        text = str(error).rstrip(".")
+        raise InputError(f"{text}." if str(path) in text else f"{path}: {text}.") from error
+    except Exception as error:  # a decoder may raise any exception on a damaged file
         raise InputError(f"{path}: cannot be read as an image ({error}); give another file.") from error
 
 
 def prepare_one(
     image: npt.NDArray[Any], affine: npt.NDArray[Any] | None, shape: ImageShape | None, window: Window | None = None
 ) -> npt.NDArray[Any]:
-    """Raw voxels (channels, *any size) through the study's preprocessing; as they are where it has none.
+    """Raw voxels (channels, *any size) through the study's preprocessing; unchanged if the study has none.
 
     Args:
-        window: what the sites agreed on, where the study states percentiles (``fedml.runs.log.saved_window``).
+        window: the sites' agreed intensity window, if the study states percentiles (``fedml.runs.log.saved_window``).
 
     Raises:
         ItemError: as ``fedml.cohort.images.transforms.prepared`` says.
@@ -66,17 +66,17 @@ def prepare_one(
     spec = None if shape is None else shape.preprocess
     if spec is None:
         return np.asarray(image, np.float32)
-    made = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
-    return made.astype(np.float16).astype(np.float32)  # as the network saw those of the sites: ``image_cache`` keeps half precision
+    image = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
+    return image.astype(np.float16).astype(np.float32)  # half precision, as in the image cache with which the network was trained
 
 
 def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
-    """(voxels, affine, are they a volume) of one series; a series of one slice is a picture unless the study has volumes."""
+    """(voxels, affine, whether it is a volume) of one series; a single slice is 2D unless the study has volumes."""
     from fedml.cohort.dicom.series import group_series, read_series
 
     found = group_series(path) if path.is_dir() else {"": [path]}
     if len(found) != 1:
-        raise InputError(f"{path}: holds {len(found)} DICOM series; give the folder of one.")
+        raise InputError(f"{path}: has {len(found)} DICOM series; give a folder with one series.")
     volume = read_series(next(iter(found.values())))
     affine = volume.affine if volume.placed else None
     if volume.voxels.shape[2] > 1 or axes == 3:

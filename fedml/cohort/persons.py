@@ -1,16 +1,16 @@
-"""The cohort of one site: its persons with all that a study reads of them, one row a person; genotypes and prepared images stay on disk.
+"""The cohort of one site: its persons with all inputs of the study, one row for each person. Genotypes and prepared images stay on disk.
 
-``cohort[i]`` is a MONAI-style dictionary of tensors; ``cohort.batch(rows)`` the same for many persons at once. In both:
+``cohort[i]`` is a MONAI-style dictionary of tensors of one person; ``cohort.batch(rows)`` is a dictionary of several persons. Keys:
 
     label              class index (int64), or the number itself for regression (float32)
-    <input>_present    (persons,) float32: has the person that input?
+    <input>_present    (persons,) float32: 1 if the person has the input
 
-and of each input what its own value gives (``fedml.cohort.inputs.Input.tensors``):
+and the tensors of each input (``fedml.cohort.inputs.Input.tensors``):
 
     clinical, omics    (persons, columns) float32, NaN where missing
     variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing
     image              (images, channels, *size), image_person (images,) the row in the batch;
-                       of slides a ``fedml.cohort.slides.cohort.Bag``, which reads its tiles when it is gone through
+                       for slides a ``fedml.cohort.slides.cohort.Bag``, which reads its tiles when iterated
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]  # of tensors
 Kind = TypeVar("Kind")
-# Parts of an input's content in the order in which the digest was first defined: a run's record holds such digests, and they are compared.
-# A part that is absent counts as "-", those of images where there are no images as nothing. Parts of other inputs follow by name.
+# Parts of an input's content in the order of the digest's definition. The order must not change, because records of runs contain digests
+# that are compared. A missing part is hashed as "-", a missing image part is skipped. Parts of other inputs follow by name.
 _OF_IMAGES, _KEYS = ("image", "mask", "image_person", "image_spacing"), "variant_keys"
 
 
 @dataclass(frozen=True, eq=False)
 class Cohort:
-    """Persons of one site who have a label and at least one of the study's inputs. ``inputs``: by name, those that the site has.
-    ``left_out`` counts the others by reason, ``set_aside`` persons with an image that could not be used (``fedml.cohort.images.reasons``).
+    """Persons of one site who have a label and at least one of the study's inputs. ``inputs``: the site's inputs by name.
+    ``excluded``: reason -> excluded persons. ``excluded_images``: reason -> persons with an excluded image.
     ``groups``: see ``fedml.cohort.groups``."""
 
     site: str
@@ -53,8 +53,8 @@ class Cohort:
     labels: npt.NDArray[np.float64]
     parts: npt.NDArray[np.int8]
     inputs: dict[str, Input] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
-    set_aside: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
+    excluded_images: dict[str, int] = field(default_factory=dict)
     groups: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -69,26 +69,26 @@ class Cohort:
         return int((self.parts == PARTS.index(part)).sum())
 
     def input(self, name: str, kind: type[Kind]) -> Kind | None:
-        """The input of that name as a ``kind``, such as ``("image", Images)``; None where the site has none, or one of another kind."""
+        """The input ``name``, such as ``("image", Images)``; None if the site does not have it, or it is not a ``kind``."""
         found = self.inputs.get(name)
         return found if isinstance(found, kind) else None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(channels, *size) of an image or a tile; empty where there are none."""
+        """(channels, *size) of an image or a tile; empty without images."""
         found = self.input("image", Images) or self.input("image", Slides)
         return () if found is None else found.shape
 
     def __getitem__(self, row: int) -> Batch:
-        """One person: as a batch, without the axis over persons (the one over the person's images stays)."""
+        """One person: a batch without the axis over persons; the axis over the person's images stays."""
         batch = self.batch([row])
         several = {key for name in self.inputs if f"{name}_person" in batch for key in (name, f"{name}_person")}
         return {k: v if k in several else v[0] for k, v in batch.items()}
 
     @cached_property
     def digest(self) -> bytes:
-        """SHA-256 of all that was read of the persons, 32 bytes: the same data give the same; who has them can tell, nobody else."""
-        content = {key: part for one in self.inputs.values() for key, part in one.content().items()}
+        """SHA-256 of all data that were read, 32 bytes. It can only be checked by a party that has the data."""
+        content = {key: part for value in self.inputs.values() for key, part in value.content().items()}
         sha256 = hashlib.sha256("\n".join(self.ids).encode())
         sha256.update(content_of(self.labels) + content_of(self.parts) + content.pop("clinical", b"-"))
         for codes in self.groups.values():
@@ -106,34 +106,34 @@ class Cohort:
         import torch
 
         out: Batch = {"label": torch.from_numpy(self.labels.astype(np.float32))}
-        return out | {f"{k}_present": torch.from_numpy(one.has(len(self)).astype(np.float32)) for k, one in self.inputs.items()}
+        return out | {f"{k}_present": torch.from_numpy(value.has(len(self)).astype(np.float32)) for k, value in self.inputs.items()}
 
     def batch(self, rows: Sequence[int] | npt.NDArray[np.int64], draw: torch.Generator | None = None) -> Batch:
-        """The persons in ``rows``, in that order; see the module's text for keys and shapes. With ``draw``, of each person's tiles no more
-        than the study has in a step of training."""
+        """The persons in ``rows``, in that order; keys and shapes as in the module's docstring. With ``draw``, a random sample of each
+        person's tiles, as many as the study uses in a training step."""
         import torch
 
         chosen = np.asarray(rows, dtype=np.int64)
         at = torch.from_numpy(chosen)
         out = {key: values[at] for key, values in self._tensors.items()}
-        for one in self.inputs.values():
-            out |= one.tensors(chosen, draw)
+        for value in self.inputs.values():
+            out |= value.tensors(chosen, draw)
         return out
 
 
 def with_inputs(cohort: Cohort, **inputs: Input) -> Cohort:
-    """``cohort`` with these inputs in the place of its own of the same names."""
+    """``cohort`` with these inputs added or replaced."""
     return replace(cohort, inputs={**cohort.inputs, **inputs})
 
 
 def drop_unusable_persons(cohort: Cohort) -> Cohort:
-    """``cohort`` without persons who lack a label or every input of the study; ``left_out`` says how many and why."""
+    """``cohort`` without persons who lack a label or every input of the study; ``excluded`` has the counts by reason."""
     has = np.zeros(len(cohort), dtype=bool)
-    for one in cohort.inputs.values():
-        has |= one.has(len(cohort))
+    for value in cohort.inputs.values():
+        has |= value.has(len(cohort))
     labelled = ~np.isnan(cohort.labels)
-    left_out = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
-    return replace(select(cohort, np.flatnonzero(labelled & has)), left_out={k: v for k, v in left_out.items() if v})
+    excluded = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
+    return replace(select(cohort, np.flatnonzero(labelled & has)), excluded={k: v for k, v in excluded.items() if v})
 
 
 def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
@@ -145,12 +145,12 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         ids=tuple(cohort.ids[r] for r in rows),
         labels=cohort.labels[rows],
         parts=cohort.parts[rows],
-        inputs={name: one.select(rows) for name, one in cohort.inputs.items()},
+        inputs={name: value.select(rows) for name, value in cohort.inputs.items()},
         groups={name: codes[rows] for name, codes in cohort.groups.items()},
     )
 
 
 def aligned(cohort: Cohort, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], study: Study) -> Cohort:
-    """``cohort`` with its variants in the panel's order, turned where ``flips`` (panel,) is 1."""
+    """``cohort`` with its variants in the panel's order; REF and ALT are exchanged where ``flips`` (panel,) is 1."""
     dosages = cohort.input("variants", Dosages)
     return cohort if dosages is None else with_inputs(cohort, variants=align(dosages, panel, flips, study.cohort.variants.match))

@@ -1,13 +1,13 @@
-"""Images of persons: files of one image each (``fedml.cohort.images.formats``), DICOM series, or one ``.npz`` array.
+"""Reads images of persons: files with one image each (``fedml.cohort.images.formats``), DICOM series, or one ``.npz`` array.
 
-Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` where a person has several (DICOM: ``fedml.cohort.dicom.persons``). An ``.npz``
-holds ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may stand there
-several times. Intensities stay raw unless the study says otherwise; the model standardises.
+Files: ``<id>.<ending>``, or ``<id>/<anything>.<ending>`` for persons with several (DICOM: ``fedml.cohort.dicom.persons``). An ``.npz``
+contains ``ids`` (text), ``images`` (images, then the axes of one image) and for segmentation ``masks`` (images, *size); an id may occur
+several times. Intensities stay raw unless the study states a window; the model standardises them.
 
     images = read_images(Path("images"), "nifti", ids, study.cohort.image)
-    images.aside                                       # excluded images, each with its reason
+    images.excluded                                       # excluded images, each with its reason
 
-An unusable image is excluded and the others are read; too many of them are one ``TooManyAside``.
+An unusable image is excluded and the others are read. If too many are excluded, ``TooManyExcluded`` is raised.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.formats import FORMATS
-from fedml.cohort.images.histograms import Counted, counted
+from fedml.cohort.images.histograms import HistogramView, histogram_item
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
-from fedml.cohort.images.reasons import Aside, ItemError, Unusable
+from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
@@ -47,16 +47,16 @@ if TYPE_CHECKING:
 Affine = npt.NDArray[np.float64]
 READER_VERSION = 1  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
-_IN_MEMORY = 2**30  # bytes of prepared images that are held in memory where they cannot be kept on disk
+_IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
 
 
-class TooManyAside(InputError):
-    """More persons have an unusable image than the site's policy allows; ``aside``: all excluded images."""
+class TooManyExcluded(InputError):
+    """More persons have an unusable image than the site's policy allows; ``excluded``: all excluded images."""
 
-    def __init__(self, text: str, aside: tuple[Aside, ...] = ()) -> None:
+    def __init__(self, text: str, excluded: tuple[Exclusion, ...] = ()) -> None:
         super().__init__(text)
-        self.aside = aside
+        self.excluded = excluded
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ class ImageRules:
 
     Args:
         masks: the folder of masks.
-        deidentification: what is done with a DICOM file that is not de-identified.
-        max_quarantined: the largest fraction of the persons with images of whom an image may be excluded.
-        cache: folder of prepared images (``fedml.cohort.images.cache``); None: they are held in memory. If it cannot be written, this is
-            logged, and they are held in memory if they fit.
+        deidentification: the policy for a DICOM file that is not de-identified.
+        max_quarantined: of the persons with images, the largest fraction that may have an excluded image.
+        cache: folder of prepared images (``fedml.cohort.images.cache``); None: images are kept in memory. If the folder cannot be written,
+            a warning is logged, and images are kept in memory if they fit.
     """
 
     masks: Path | None = None
@@ -78,7 +78,7 @@ class ImageRules:
 
 
 class _Folder(NamedTuple):
-    """What was asked for: images of the format ``kind`` in ``path``, of ``persons``; only those with masks if ``masked``."""
+    """The request: images of ``persons`` of the format ``kind`` in ``path``; only images with masks if ``masked``."""
 
     path: Path
     kind: str
@@ -112,10 +112,10 @@ def read_images(
             (``fedml.cohort.images.histograms``). Percentiles need ``rules.cache``.
 
     Raises:
-        TooManyAside: persons with an excluded image exceed ``rules.max_quarantined``; the sentence names the first file.
+        TooManyExcluded: persons with an excluded image exceed ``rules.max_quarantined``; the message names the first file.
         InputError: a folder or array is missing; no person has an image; a file is not de-identified and the policy is to refuse.
     """
-    asked, cache = _Folder(path, kind, persons, codes is not None), rules.cache
+    request, cache = _Folder(path, kind, persons, codes is not None), rules.cache
     row = {person: at for at, person in enumerate(persons)}
     found = list(
         _npz(path, row, shape, codes)
@@ -128,33 +128,33 @@ def read_images(
     if cache is not None and spec is not None and shape is not None and found:
         if spec.percentiles and window is not None:
             spec = windowed(spec, *window)
-        how = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
-        reader = json.dumps([READER_VERSION, how, [version(package) for package in decoders_of(kind)]])
-        kept = _kept(cache, asked, found, shape, spec, reader)
-        if kept is not None:
-            one = (shape.channels, *shape.size)
-            return _from_cache(kept, asked, found, one if spec.percentiles else None, rules.max_quarantined)
+        settings = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
+        reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
+        entry = _cached(cache, request, found, shape, spec, reader)
+        if entry is not None:
+            size = (shape.channels, *shape.size) if spec.percentiles else None
+            return _from_cache(entry, request, found, size, rules.max_quarantined)
     read: list[tuple[int, Path, Raw]] = []
-    aside: list[Aside] = []
-    seen: set[int] = set()
+    excluded: list[Exclusion] = []
+    persons_with_images: set[int] = set()
     for at, where, load, _, _ in found:
-        seen.add(at)
+        persons_with_images.add(at)
         try:
             read.append((at, where, _prepared(load(), spec)))
         except InputError:
             raise
-        except Exception as error:  # a decoder raises whatever it likes on a broken file
+        except Exception as error:  # a decoder may raise any exception on a damaged file
             reason, text = _why(error, where, kind)
-            aside.append(Aside(persons[at], str(where), reason, text))
+            excluded.append(Exclusion(persons[at], str(where), reason, text))
     if shape is None and read:
         most = Counter(raw.image.shape for _, _, raw in read).most_common(1)[0][0]
         for at, where, raw in [r for r in read if r[2].image.shape != most]:
-            text = f"{where}: is {raw.image.shape}, most images here are {most} (channels, *size); make them alike."
-            aside.append(Aside(persons[at], str(where), Unusable.GEOMETRY, text))
+            text = f"{where}: is {raw.image.shape}, most images in the folder are {most} (channels, *size); resample it to this shape."
+            excluded.append(Exclusion(persons[at], str(where), Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
-    hold(aside, len(seen), rules.max_quarantined)
+    check_exclusion_limit(excluded, len(persons_with_images), rules.max_quarantined)
     if not read:
-        raise _no_images(asked, bool(aside))
+        raise _no_images(request, bool(excluded))
     read.sort(key=lambda r: r[0])  # stable: a person's images keep their order
     raws = [raw for _, _, raw in read]
     drawn = [raw.mask for raw in raws if raw.mask is not None]
@@ -165,75 +165,75 @@ def read_images(
         np.stack([spacing_after(spec, r.affine, r.image.ndim - 1) for r in raws])
         if drawn and any(raw.affine is not None for raw in raws)
         else None,
-        tuple(aside),
+        tuple(excluded),
     )
 
 
 def decoders_of(kind: str) -> tuple[str, ...]:
-    """The packages whose versions decide what is read of an image of that format."""
-    own = FORMATS[kind].package if kind in FORMATS else ""
-    return (*_DECODERS, *([own] if own and own not in _DECODERS else []))
+    """The packages whose versions may change the voxels that are read from this format."""
+    package = FORMATS[kind].package if kind in FORMATS else ""
+    return (*_DECODERS, *([package] if package and package not in _DECODERS else []))
 
 
-def _no_images(asked: _Folder, aside: bool) -> InputError:
-    kind = asked.kind
+def _no_images(request: _Folder, any_excluded: bool) -> InputError:
+    kind = request.kind
     expected = "in its array ids" if kind == "npz" else "as <id>.dcm or <id>/" if kind == "dicom" else "as <id>{0} or <id>/<name>{0}"
     expected = expected.format(FORMATS[kind].endings[0]) if kind in FORMATS else expected
-    usable = "image with a mask that can be used" if asked.masked else "image that can be used" if aside else "image"
-    return InputError(f"{asked.path}: holds no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
+    usable = "usable image with a mask" if request.masked else "usable image" if any_excluded else "image"
+    return InputError(f"{request.path}: has no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
 
 
-def _kept(cache: Path, asked: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str) -> ImageCache | None:
-    """The cache's entry of these images; None where it cannot be written and they fit into memory."""
+def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str) -> ImageCache | None:
+    """The cache entry of these images; None if it cannot be written and the images fit into memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
-    by_item = {Item(str(one.where), one.files, one.part): one for one in found}
+    by_item = {Item(str(image.where), image.files, image.part): image for image in found}
 
     def read(item: Item) -> Raw:
-        one = by_item[item]
+        image = by_item[item]
         try:
-            return one.load()
+            return image.load()
         except InputError:
             raise
-        except Exception as error:  # a decoder raises whatever it likes on a broken file
-            raise ItemError(*_why(error, one.where, asked.kind)) from error
+        except Exception as error:  # a decoder may raise any exception on a damaged file
+            raise ItemError(*_why(error, image.where, request.kind)) from error
 
     try:
         if spec.percentiles:
             raw = spec.model_copy(update={"percentiles": None, "size": ()})
-            return open_cache(cache, asked.path / "voxels", list(by_item), raw, Reader(read, f"{reader} counted", counted), log.info)
-        return open_cache(cache, asked.path, list(by_item), spec, Reader(read, reader), log.info)
+            counting = Reader(read, f"{reader} counted", histogram_item)
+            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info)
+        return open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info)
     except CannotKeep as error:
         if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
-        log.warning("%s The images are read into memory, and will be again at the next start.", error)
+        log.warning("%s The images are read into memory at every start.", error)
         return None
 
 
-def _from_cache(cache: ImageCache, asked: _Folder, found: Sequence[_Found], one: tuple[int, ...] | None, max_quarantined: float) -> Images:
-    """The images of ``found`` that are in the cache, as ``read_images`` returns them; ``one``: shape of an image if the cache has
-    histograms."""
-    aside = []
-    for at, reason in sorted(cache.left_out.items()):
+def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, limit: float) -> Images:
+    """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
+    excluded = []
+    for at, reason in sorted(cache.excluded.items()):
         where = found[at].where
-        reason, text = _why(ItemError(reason, cache.texts[at]), where, asked.kind)
-        aside.append(Aside(asked.persons[found[at].row], str(where), reason, text))
-    hold(aside, len({f.row for f in found}), max_quarantined)
+        reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
+        excluded.append(Exclusion(request.persons[found[at].row], str(where), reason, text))
+    check_exclusion_limit(excluded, len({f.row for f in found}), limit)
     if not len(cache):
-        raise _no_images(asked, bool(aside))
+        raise _no_images(request, bool(excluded))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
-    if one is not None:
-        return Images(Counted(tuple((cache, at) for at in order.tolist()), one), rows[order], aside=tuple(aside))
+    if size is not None:
+        return Images(HistogramView(tuple((cache, at) for at in order.tolist()), size), rows[order], excluded=tuple(excluded))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
-    known = asked.masked and bool(np.isfinite(spacing).any())
+    known = request.masked and bool(np.isfinite(spacing).any())
     return Images(
         mapped(cache, order),
         rows[order],
-        mapped(cache, order, masks=True) if asked.masked else None,
+        mapped(cache, order, masks=True) if request.masked else None,
         spacing if known else None,
-        tuple(aside),
+        tuple(excluded),
     )
 
 
@@ -248,20 +248,20 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     if isinstance(error, ItemError):
         text = str(error)
         return error.reason, text if str(where) in text or text.startswith("/") else f"{where}: {text.rstrip('.')}; replace the file."
-    text = f"{where}: cannot be read as {kind} ({_short(error)}); replace the file or take it away."
+    text = f"{where}: cannot be read as {kind} ({_short(error)}); replace or delete the file."
     if isinstance(error, MemoryError):
         return Unusable.TOO_LARGE, text
     short = isinstance(error, EOFError) or "truncated" in str(error).lower()
     return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
 
 
-def hold(aside: Sequence[Aside], persons: int, most: float) -> None:
-    """Raises ``TooManyAside`` above the fraction ``most`` of ``persons``; an image that nobody drew a mask for is no fault."""
-    faults = [a for a in aside if a.reason is not Unusable.NO_MASK]
-    hit = len({a.person for a in faults})
-    if faults and hit > most * persons:
-        told = f"{hit} of {persons} persons with images have one that cannot be used, [policy] max_quarantined is {most:g}"
-        raise TooManyAside(f"{faults[0].text.rstrip('.')} ({told}).", tuple(aside))
+def check_exclusion_limit(excluded: Sequence[Exclusion], persons: int, limit: float) -> None:
+    """Raises ``TooManyExcluded`` if the affected persons exceed the fraction ``limit`` of ``persons``. A missing mask is not an error."""
+    errors = [exclusion for exclusion in excluded if exclusion.reason is not Unusable.NO_MASK]
+    affected = len({exclusion.person for exclusion in errors})
+    if errors and affected > limit * persons:
+        counts = f"{affected} of {persons} persons with images have an unusable image, [policy] max_quarantined is {limit:g}"
+        raise TooManyExcluded(f"{errors[0].text.rstrip('.')} ({counts}).", tuple(excluded))
 
 
 def _dicom(
@@ -270,15 +270,15 @@ def _dicom(
     from fedml.cohort.dicom.persons import Masks, Series, series_of
 
     def load(read: Callable[[], Series], where: Path) -> Raw:
-        one = read()
-        return Raw(channels_first(one.voxels, shape, where, volumes=not one.flat), one.affine, one.mask)
+        series = read()
+        return Raw(channels_first(series.voxels, shape, where, volumes=not series.flat), series.affine, series.mask)
 
     _need_folder(folder)
     axes = None if shape is None else len(shape.size)
     masks = None if codes is None else Masks(rules.masks, codes)
     for person, at in row.items():
         for where, files, read in series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification):
-            # A file's name decides how it is read, and the person's id whether it is de-identified.
+            # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
             yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
 
 
@@ -303,11 +303,11 @@ def _files(
 
     _need_folder(folder)
     for person, at in row.items():
-        own = [(folder / f"{person}{ending}", person, ending) for ending in form.endings]
+        candidates = [(folder / f"{person}{ending}", person, ending) for ending in form.endings]
         if (folder / person).is_dir():
             inside = sorted(p for p in (folder / person).iterdir() if p.name.endswith(form.endings))
-            own += [(p, f"{person}/{p.name}", next(e for e in form.endings if p.name.endswith(e))) for p in inside]
-        for path, name, ending in own:
+            candidates += [(p, f"{person}/{p.name}", next(e for e in form.endings if p.name.endswith(e))) for p in inside]
+        for path, name, ending in candidates:
             if path.exists():
                 drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
                 files = (path,) if drawn is None else (path, drawn)
@@ -318,29 +318,29 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     try:
         with np.load(path, allow_pickle=False) as arrays:
             sizes = {entry.filename: (entry.compress_size, entry.file_size) for entry in arrays.zip.infolist()}
-            for name in ("ids.npy", "images.npy"):  # masks are mostly nothing, and are held against the images
+            for name in ("ids.npy", "images.npy"):  # masks compress too well for this check; their size is compared with the images below
                 require_plausible(path, *sizes.get(name, (0, 0)))
             if sizes.get("masks.npy", (0, 0))[1] > 8 * sizes.get("images.npy", (0, 0))[1] + 4096:
-                raise ValueError("its masks are larger than its images")
+                raise ValueError("the masks are larger than the images")
             ids, images = arrays["ids"].astype(str), arrays["images"]
             drawn = arrays["masks"] if codes is not None and "masks" in arrays else None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
-    except Exception as error:  # zip, zlib and numpy each have their own
+    except Exception as error:  # zipfile, zlib and NumPy raise different exceptions
         raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); save it again.") from error
     if ids.ndim != 1 or images.ndim < 3:
-        raise InputError(f"{path}: ids is {ids.shape} and images {images.shape}; ids has one axis, images one more than an image.")
+        raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; they need one axis and at least three axes.")
     if len(ids) != len(images):
-        raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id an image.")
+        raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id for each image.")
     if codes is not None and (drawn is None or drawn.ndim < 3 or len(drawn) != len(ids)):
-        raise InputError(f"{path}: has no array masks with one mask an image, as segmentation needs; add it.")
+        raise InputError(f"{path}: has no array masks with one mask for each image; segmentation needs it, add it.")
 
     def load(k: int) -> Raw:
         image = channels_first(images[k], shape, path)
         if codes is None or drawn is None:
             return Raw(image)
         if drawn[k].shape != image.shape[1:]:
-            text = f"{path}: the mask of image {k} is {drawn[k].shape}, the image {image.shape[1:]}; make them alike."
+            text = f"{path}: the mask of image {k} has shape {drawn[k].shape}, the image {image.shape[1:]}; give them the same shape."
             raise ItemError(Unusable.MASK_MISMATCH, text)
         return Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
 
@@ -350,13 +350,13 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
 
 
 def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, *, volumes: bool = False) -> npt.NDArray[Any]:
-    """``raw`` as (channels, *size), uint8 or float32. Where the study preprocesses, ``size`` is not asked for yet.
+    """``raw`` as (channels, *size), uint8 or float32. If the study preprocesses images, ``size`` is not checked here.
 
     Raises:
-        ItemError: the image cannot be brought to ``shape`` by naming its axes, or a voxel is not finite.
+        ItemError: the axes of the image do not match ``shape``, or a voxel is not finite.
     """
     if raw.dtype.kind not in "buif":
-        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: holds {raw.dtype}, not plain numbers; replace the file or take it away.")
+        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: has the type {raw.dtype}, not numbers; replace or delete the file.")
     out = _any_shape(raw, path, volumes) if shape is None else _named_axes(raw, shape)
     if out is None and shape is not None:
         text = f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); "
@@ -365,13 +365,13 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, 
     if out.dtype != np.uint8:
         out = out.astype(np.float32)
         if not np.isfinite(out).all():
-            raise ItemError(Unusable.NON_FINITE, f"{path}: holds voxels that are not finite numbers; replace the file or take it away.")
+            raise ItemError(Unusable.NON_FINITE, f"{path}: has voxels that are not finite; replace or delete the file.")
     return np.ascontiguousarray(out)
 
 
 def _any_shape(raw: npt.NDArray[Any], path: Path, volumes: bool) -> npt.NDArray[Any]:
     if not 2 <= raw.ndim <= 4:
-        text = f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace the file or take it away."
+        text = f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace or delete the file."
         raise ItemError(Unusable.NOT_AN_IMAGE, text)
     picture = raw.ndim == 3 and raw.shape[-1] in ((1,) if volumes else (1, 3, 4))
     return np.moveaxis(raw, -1, 0) if picture or raw.ndim == 4 else raw[None]

@@ -1,6 +1,6 @@
-"""What a site says of itself beside its data: the policy in force, a digest of what was read, how many persons have an image set aside.
+"""Information that a site discloses in addition to its data: its policy, a digest of its data, the persons with an excluded image.
 
-They are evidence for whoever reads the run, and no more than that: nothing is decided by them.
+It is evidence for readers of the run; no decision depends on it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Number = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class DisclosedPolicy(BaseModel):
-    """The part of a site's ``[policy]`` that it tells (``disclose = true``)."""
+    """The part of a site's ``[policy]`` that the site discloses (``disclose = true``)."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
@@ -36,7 +36,7 @@ class DisclosedPolicy(BaseModel):
 
 
 def policy_bytes(policy: DisclosedPolicy) -> npt.NDArray[np.uint8]:
-    """As it crosses the wire: canonical JSON."""
+    """The wire form: canonical JSON."""
     return np.frombuffer(json.dumps(policy.model_dump(), sort_keys=True).encode(), np.uint8)
 
 
@@ -44,22 +44,22 @@ def read_policy(data: npt.NDArray[Any]) -> DisclosedPolicy:
     """The inverse.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the data are not a disclosed policy.
     """
     if data.dtype != np.uint8 or data.ndim != 1 or data.size > _LARGEST:
-        raise ValueError("a disclosed policy is a short text")
+        raise ValueError("a disclosed policy must be a short text")
     try:
         return DisclosedPolicy.model_validate_json(data.tobytes())
     except ValidationError as error:
-        raise ValueError("a disclosed policy has exactly its keys") from error
+        raise ValueError("a disclosed policy must have exactly its keys") from error
 
 
-def aside_counts(persons: Mapping[str, int], min_count: int) -> npt.NDArray[np.int64]:
-    """Persons a reason, in the order of ``Unusable``; ``HIDDEN`` where they are fewer than ``min_count`` and not none."""
+def excluded_counts(persons: Mapping[str, int], min_count: int) -> npt.NDArray[np.int64]:
+    """Persons for each reason, in the order of ``Unusable``; ``HIDDEN`` for counts from 1 to ``min_count`` - 1."""
     counts = np.array([persons.get(str(reason), 0) for reason in Unusable], np.int64)
     return np.where((counts > 0) & (counts < min_count), HIDDEN, counts)
 
 
-def read_aside(counts: npt.NDArray[Any]) -> dict[str, int]:
-    """Reason -> persons (``HIDDEN``: a few), without those of nobody."""
+def read_excluded_counts(counts: npt.NDArray[Any]) -> dict[str, int]:
+    """Reason -> persons (``HIDDEN``: suppressed), without zero counts."""
     return {str(reason): int(count) for reason, count in zip(Unusable, counts.tolist(), strict=True) if count}

@@ -1,7 +1,7 @@
 """What a reply must look like, phase by phase. The site's gate holds its own replies against this before they leave, and the server holds
 every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
 
-    describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, persons set aside)
+    describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, excluded persons)
     voxels      voxels (histogram of raw intensities of training persons' images, how many persons: ``fedml.cohort.images.histograms``)
     statistics  sums (three a quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived), and what
@@ -31,10 +31,10 @@ from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
-    ASIDE,
     COUNTS,
     DATASET,
     DESCRIBED,
+    EXCLUDED,
     HISTOGRAM,
     JOURNAL,
     METRICS,
@@ -96,20 +96,20 @@ def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
 
 
 def is_finite(value: Any) -> bool:
-    """Are all its numbers finite?"""
+    """Whether all numbers are finite."""
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())
 
 
 def _check_described(study: Study, name: str, reply: RecordDict) -> None:
     if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
-        raise SiteError(Reason.WRONG_NAME, "the site record holds something else than the site's own name")
+        raise SiteError(Reason.WRONG_NAME, "the site record does not have exactly the name of the site")
     values = read_arrays(reply, DESCRIBED)
     classes = len(make_task(study).person_classes) or 1
-    if study.privacy.unit != "patient":  # there nobody is counted
+    if study.privacy.unit != "patient":  # under patient-level privacy persons are not counted
         persons = values.pop(PERSONS, None)
         _shaped(persons, "int64", (len(PARTS), classes), PERSONS)
         if persons is not None and (persons < 0).any():
-            raise SiteError(Reason.UNDECLARED, "persons hold a count below 0")
+            raise SiteError(Reason.UNDECLARED, "persons has a negative count")
     declared = [modality.declared() for modality in modalities_of(study)]
     of_input = {key: wrong for keys in declared for key, wrong in keys.items()}
     for key, value in values.items():
@@ -123,7 +123,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
                 raise SiteError(Reason.UNDECLARED, str(error)) from error
         elif key == DATASET and study.privacy.unit != "patient":
             _shaped(value, "uint8", (32,), key)
-        elif key == ASIDE and study.privacy.unit != "patient":
+        elif key == EXCLUDED and study.privacy.unit != "patient":
             _shaped(value, "int64", (len(Unusable),), key)
         else:
             raise SiteError(Reason.UNDECLARED, "described holds a key that is not declared")

@@ -1,1 +1,1 @@
-"""Tasks, metrics that merge exactly, the one local training loop."""
+"""Local training, evaluation, calibration, and comparison of models."""

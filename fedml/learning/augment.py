@@ -1,7 +1,7 @@
-"""The random part of the images' preprocessing: a batch of training images, each turned and changed by a draw of its own.
+"""Random augmentation of training images, sampled separately for each image.
 
     change = augmentation(study.training.augment, seed=seed)       # of the site and round
-    batch = change(batch, ids, epoch)                              # image and mask; the rest as it is
+    batch = change(batch, ids, epoch)                              # changes image and mask only
 
 A draw follows from (seed, epoch, the person's id, which of the person's images) alone, so neither the order of persons nor the size of a
 batch changes it, and it is the same on every engine.
@@ -23,7 +23,7 @@ Change = Callable[[Batch, Sequence[str], int], dict[str, torch.Tensor]]
 
 
 def augmentation(spec: Augment, *, seed: int) -> Change | None:
-    """What changes a batch of the persons ``ids`` in an epoch; None where ``spec`` changes nothing."""
+    """The function that augments a batch of the persons ``ids`` in an epoch; None if ``spec`` changes nothing."""
     if spec == Augment():
         return None
     pipelines = {keys: random(spec, keys) for keys in (("image",), ("image", "mask"))}

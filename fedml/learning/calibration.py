@@ -1,4 +1,4 @@
-"""Are the predicted risks right? Calibration, reliability and ROC curves from the histogram of log-odds: from counts that add over sites.
+"""Calibration, reliability and ROC curves from the histogram of log-odds, that is, from counts that add over sites.
 
     calibration(counts)                   # slope, intercept, expected / observed, calibration error: with intervals
     reliability(counts, by="persons")     # ten groups: mean risk, share of cases
@@ -35,7 +35,7 @@ _HALVINGS = 30
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of one class. saturated: persons in the first or last bin, whose log-odds are known as beyond it only; they pull at the slope.
+    """Calibration of one class. saturated: persons in the first or last bin, whose exact log-odds are unknown; they bias the slope.
 
     slope, intercept: fitted together. in_the_large: intercept with the slope held at 1; below 0 where risks are too high.
     expected_observed: sum of risks / number of cases. error: expected calibration error, ten equally wide groups (Naeini et al. 2015).
@@ -53,7 +53,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Reliability:
-    """By group, lowest risk first: mean risk, share of cases with Wilson's limits, persons. Empty groups are left out."""
+    """By group, lowest risk first: mean risk, share of cases with Wilson's limits, persons. Empty groups are omitted."""
 
     predicted: Floats
     observed: Floats
@@ -63,11 +63,11 @@ class Reliability:
 
 
 def _table(counts: Counts, c: int) -> npt.NDArray[np.int64]:
-    """(other/own, bin) persons of class ``c``; of two classes either, as the histogram is of class 1 alone."""
+    """(other/own, bin) persons of class ``c``; for two classes, either class from the histogram of class 1."""
     histogram = counts["histogram"]
     classes = 2 if len(histogram) == 1 else len(histogram)
     if not 0 <= c < classes:
-        raise ValueError(f"class {c} is none of the {classes}")
+        raise ValueError(f"class {c} is not one of the {classes} classes")
     if noised(counts):
         return np.zeros(histogram.shape[1:], dtype=np.int64)
     found = histogram[c] if classes > 2 else histogram[0] if c == 1 else histogram[0][::-1, ::-1]
@@ -118,10 +118,10 @@ def reliability(
         ValueError: there is no such class, or no group.
     """
     if groups < 1:
-        raise ValueError("a reliability curve needs a group")
+        raise ValueError("a reliability curve needs at least one group")
     table = _table(counts, c)
     persons, risk = table.sum(0), expit(MIDPOINTS)
-    # By persons: the group of a bin is that of its middle person.
+    # Groups of equally many persons: a bin belongs to the group of its middle person.
     share = (np.cumsum(persons) - persons / 2) / max(int(persons.sum()), 1) if by == "persons" else risk
     group = np.minimum((share * groups).astype(np.int64), groups - 1)
     n = np.bincount(group, weights=persons, minlength=groups)
@@ -134,7 +134,7 @@ def reliability(
 
 
 def roc(counts: Counts, c: int = 1, *, points: int = 200) -> tuple[Floats, Floats]:
-    """1 - specificity and sensitivity, both rising from 0 to 1, at no more than ``points`` thresholds; empty where a side is.
+    """1 - specificity and sensitivity, both rising from 0 to 1, at no more than ``points`` thresholds; empty if a class is empty.
 
     Corners of the exact curve (of bins), spread evenly along it, with both ends of every jump: the area under the straight lines between
     them is the exact one to 1 / (points - 2).
@@ -143,7 +143,7 @@ def roc(counts: Counts, c: int = 1, *, points: int = 200) -> tuple[Floats, Float
         ValueError: there is no such class, or fewer than 3 points.
     """
     if points < 3:
-        raise ValueError("a curve has two ends and something between")
+        raise ValueError("a curve needs at least three points")
     others, cases = _table(counts, c)[:, ::-1]
     if not others.sum() or not cases.sum():
         return np.zeros(0), np.zeros(0)
@@ -158,19 +158,19 @@ def roc(counts: Counts, c: int = 1, *, points: int = 200) -> tuple[Floats, Float
 
 
 def _overlap(cases: Floats, others: Floats) -> bool:
-    """Is there a maximum of the likelihood (Albert and Anderson 1984)? Bins ascending."""
+    """Whether the likelihood has a maximum (Albert and Anderson 1984). Bins ascending."""
     with_cases, with_others = np.flatnonzero(cases), np.flatnonzero(others)
     return bool(with_cases[0] < with_others[-1] and with_others[0] < with_cases[-1])
 
 
 def _newton(design: Floats, offset: Floats, cases: Floats, persons: Floats) -> tuple[Floats, Floats]:
-    """Maximum likelihood of a grouped logistic regression, and its covariance: Newton's steps, halved where they go too far."""
+    """Maximum likelihood of a grouped logistic regression, and its covariance: Newton's method with step halving."""
 
     def likelihood(beta: Floats) -> float:
         eta = offset + design @ beta
         return float(cases @ eta - persons @ np.logaddexp(0, eta))
 
-    # Starts at the share of cases, so that the first step is not from where all weights vanish.
+    # Starts at the share of cases, because at 0 all weights could vanish.
     beta = np.zeros(design.shape[1])
     if not offset.any():
         beta[0] = math.log(cases.sum() / (persons.sum() - cases.sum()))

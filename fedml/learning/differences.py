@@ -1,4 +1,4 @@
-"""Is one model better than another? Three tests, by what is at hand.
+"""Differences between two models. Three methods, depending on the available data.
 
     unpaired(interval_a, interval_b)                                   # counts of both only
     paired_bootstrap(statistic("auroc", y, p_a), statistic("auroc", y, p_b), len(y), site=site, seed=7)   # each person's predictions
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """The first's metric less the second's, its limits at ``level``, and p (two sides) of there being none; NaN where not defined."""
+    """The metric of the first model minus that of the second, limits at ``level``, and two-sided p for no difference; NaN if undefined."""
 
     value: float
     low: float
@@ -38,7 +38,7 @@ class Difference:
 
 
 def unpaired(a: Interval, b: Interval) -> Difference:
-    """From two intervals, as if of other persons: MOVER (Zou and Donner 2008, Stat Med 27:1693). No p.
+    """From two intervals, treated as independent: MOVER (Zou and Donner 2008, Stat Med 27:1693). No p.
 
     Of two models on the same persons it is too wide, since who is hard for one is hard for the other, unless they err on opposite
     persons. Intervals of one level are wanted.
@@ -97,7 +97,7 @@ def _together(sizes: npt.NDArray[np.int64]) -> list[list[int]]:
 
 
 def over_seeds(differences: Sequence[float], *, level: float = 0.95) -> Difference:
-    """Student's t of the differences of runs paired by seed. It says nothing of other persons: these were the same each time."""
+    """Student's t of the differences of runs paired by seed. It does not generalise to other persons."""
     d = np.asarray(differences, dtype=np.float64)
     value = float(d.mean()) if len(d) else math.nan
     if len(d) < 2:

@@ -1,4 +1,4 @@
-"""The first round: sums over training persons, from which the server makes the preprocessing constants. Never raw values.
+"""The first round: sums over training persons, from which the server computes the preprocessing constants. No raw values are sent.
 
 Each quantity is three sums (count, sum, sum of squares) in float64, so sites' sums add up to the pooled ones.
 
@@ -21,7 +21,7 @@ from fedml.study.task_traits import traits_of
 
 
 def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array]:
-    """Sums over the training persons, by the name of the preprocessing module they are for, each (3, columns).
+    """Sums over the training persons, by the name of the preprocessing module, each (3, columns).
 
     A column in which fewer than ``smallest`` persons have a value counts as absent here: such a sum would tell about each of them.
     """
@@ -33,12 +33,12 @@ def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array
 
 
 def constants_from(sums: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    """Mean and (population) standard deviation by buffer name; mean 0 and std 0 where nothing is present anywhere."""
+    """Mean and (population) standard deviation by buffer name; mean 0 and std 0 if no site has a value."""
     out: dict[str, torch.Tensor] = {}
     for name, (count, total, squares) in sums.items():
         mean = total / np.maximum(count, 1)
         variance = squares / np.maximum(count, 1) - mean**2
-        # Cancellation leaves about 1e-12 of the mean's square where a column is constant: that is no variance.
+        # For a constant column, rounding leaves about 1e-12 of the squared mean; this is set to 0.
         variance = np.where(variance > 1e-10 * mean**2, variance, 0.0)
         out[f"{name}.mean"] = torch.from_numpy(mean.astype(np.float32))
         out[f"{name}.std"] = torch.from_numpy(np.sqrt(variance).astype(np.float32))

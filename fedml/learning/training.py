@@ -1,4 +1,4 @@
-"""The one local training loop, and evaluation by counts.
+"""The local training loop of all algorithms, and evaluation by counts.
 
 Everything a strategy or a privacy mechanism adds to a step goes through ``hook``, called between backward and step with the
 parameters by name; it changes their gradients in place.
@@ -30,7 +30,7 @@ GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
 
 @dataclass(frozen=True)
 class Hooks:
-    """What an algorithm or a penalty adds to a step.
+    """Changes of a training step by an algorithm or a penalty.
 
     Args:
         gradient: called in order between backward and step.
@@ -47,7 +47,7 @@ SLIDE_BATCH = 16  # persons whose slides are evaluated together: a person may ha
 
 @dataclass(frozen=True)
 class LocalResult:
-    """One site's training in one round: sum of the persons' losses as they were seen, how many were seen, steps taken."""
+    """One site's training in one round: sum of the losses, number of persons in that sum, number of steps."""
 
     loss_sum: float
     seen: int
@@ -55,16 +55,16 @@ class LocalResult:
 
 
 def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The study's optimiser, fresh: its state does not outlive a round."""
+    """A new instance of the study's optimiser; its state is not kept between rounds."""
     if plan.optimizer == "sgd":
         return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
     kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
-    # Fused: one call for all parameters. It differs from the default in the last bit, and a third of a small model's step was spent there.
+    # Fused: one call for all parameters, which saves a third of a small model's step. Results differ from the default in the last bit.
     return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
 
 
 def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1) -> Iterator[npt.NDArray[np.int64]]:
-    """``rows`` in a random order, ``size`` at a time (0: all at once). A rest below ``smallest`` joins the batch before it."""
+    """``rows`` in a random order, ``size`` at a time (0: all at once). A last batch below ``smallest`` is merged with the one before."""
     order = rows[torch.randperm(len(rows), generator=generator).numpy()] if size else rows
     size = size or len(rows)
     ends = list(range(size, len(rows), size))
@@ -88,7 +88,7 @@ def train(
     if not plan.local_epochs or not len(rows):
         return LocalResult(0.0, 0, 0)
     torch.set_num_threads(plan.threads)
-    # Batch norm cannot learn from a single person.
+    # Batch norm cannot be trained on a single person.
     smallest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
     loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
     scale = scaler(device, plan.precision)
@@ -127,7 +127,7 @@ def evaluate(
     model: nn.Module, cohort: Cohort, part: PartName, task: Task, *, threads: int = 1, device: torch.device = CPU,
     precision: Precision = "float32",
 ) -> Counts:  # fmt: skip
-    """Counts of ``task`` over the persons in ``part``; empty if there are none. Counted on the CPU, wherever the model is asked."""
+    """Counts of ``task`` over the persons in ``part``; empty if there are none. The counting is on the CPU, for any device of the model."""
     torch.set_num_threads(threads)
     model.eval()
     with on_device(model, device) as network, torch.inference_mode():

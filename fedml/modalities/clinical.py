@@ -15,7 +15,7 @@ from fedml.modalities.modality import (
     Array,
     DataSection,
     Form,
-    Look,
+    InputFinding,
     Modality,
     Place,
     Random,
@@ -42,7 +42,7 @@ NAME = "clinical"
 
 
 class ClinicalData(DataSection):
-    """Where clinical columns are."""
+    """Path of the table of clinical columns."""
 
 
 def spec_of(study: Study) -> ClinicalColumns:
@@ -58,7 +58,7 @@ def _read(place: Place[ClinicalData], study: Study, ids: Sequence[str]) -> Table
     return Table(NAME, code_columns(table.reindex(list(ids)), spec_of(study), path), present)
 
 
-def _inspect(place: Place[ClinicalData], ids: Sequence[str] | None) -> Iterator[Look]:
+def _inspect(place: Place[ClinicalData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
     yield inspect_table(place.folder / place.data.path, ids)
 
 
@@ -81,7 +81,7 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
     from fedml.networks.preprocess import ClinicalPreprocess
     from fedml.networks.variants import build_table_network
 
-    assert isinstance(preprocess, ClinicalPreprocess)  # noqa: S101 - what _preprocess made
+    assert isinstance(preprocess, ClinicalPreprocess)  # noqa: S101 - from _preprocess
     return build_table_network(study.model.clinical, preprocess.width, outputs)
 
 
@@ -94,18 +94,18 @@ def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:
 
 
 def _ranges(study: Study, layout: Layout) -> Array:
-    # A categorical column is not standardised: -2..2 leaves it as it is.
+    # A categorical column is not standardised; the range -2..2 leaves it unchanged.
     return np.array([study.privacy.ranges.get(c, (-2.0, 2.0)) for c in spec_of(study).columns]).T
 
 
 def _canary(value: Table, study: Study, ranges: Array, count: int, random: Random) -> Table:
-    """A few columns far out, missing or of a random category, and the others in the middle."""
+    """Persons with one to three columns that are extreme, missing or of a random category; the others are in the middle of their range."""
     spec, (low, high) = spec_of(study), ranges
     values = np.tile((low + high) / 2, (count, 1))
     numeric = [at for at, name in enumerate(spec.columns) if name not in spec.categories]
     coded = [(at, len(spec.categories[name])) for at, name in enumerate(spec.columns) if name in spec.categories]
     values[:, [at for at, _ in coded]] = np.nan
-    for person in values:  # one to three columns: a number far out, a number that is missing, or a category
+    for person in values:
         for at in random.choice(len(spec.columns), min(len(spec.columns), int(random.integers(1, 4))), replace=False):
             far = random.choice([-1, 1]) * random.uniform(0.5, 1.5) * (high[at] - low[at])
             person[at] = (np.nan if random.random() < 0.3 else person[at] + far) if at in numeric else random.integers(dict(coded)[at])
@@ -152,10 +152,10 @@ def _fact(study: Study) -> Text:
 
 def _missing(study: Study) -> Text:
     spec = spec_of(study)
-    said = ["A missing clinical number is replaced by the mean" + (" and marked by an indicator." if spec.indicate else ".")]
+    texts = ["A missing clinical number is replaced by the mean" + (" and marked by an indicator." if spec.indicate else ".")]
     codes = [f"{column}: {', '.join(normal(v) for v in values)}" for column, values in spec.missing.items()]
-    said += [f"Codes read as missing: {'; '.join(codes)}."] if codes else []
-    return " ".join(said), ("study.json#/cohort/clinical/indicate", "study.json#/cohort/clinical/missing")
+    texts += [f"Codes read as missing: {'; '.join(codes)}."] if codes else []
+    return " ".join(texts), ("study.json#/cohort/clinical/indicate", "study.json#/cohort/clinical/missing")
 
 
 CLINICAL: Modality[Table, ClinicalData] = Modality(

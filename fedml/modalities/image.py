@@ -24,7 +24,7 @@ from fedml.modalities.modality import (
     Array,
     DataSection,
     Form,
-    Look,
+    InputFinding,
     Modality,
     Place,
     Random,
@@ -50,7 +50,7 @@ Kind = Images | Slides
 
 
 class ImageData(DataSection):
-    """Where images are; ``format`` is one of ``fedml.cohort.images.formats.NAMES``, ``masks`` as in
+    """Path of the images; ``format`` is one of ``fedml.cohort.images.formats.NAMES``, ``masks`` as in
     ``fedml.cohort.images.masks``."""
 
     format: Annotated[str, AfterValidator(known)]
@@ -82,26 +82,27 @@ def _check(study: Study) -> None:
 
 
 def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
-    own, plan = place.data, study.cohort
-    slides.check_format(own.format, study, place.file)
+    data, plan = place.data, study.cohort
+    slides.check_format(data.format, study, place.file)
     if (tiles := slides.tiles_of(study)) is not None:
-        return slides.read(place.folder / own.path, tiles, ids, place.cache, place.max_quarantined)
+        return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined)
     return read_images(
-        place.folder / own.path, own.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
+        place.folder / data.path, data.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,
         rules=ImageRules(
-            None if own.masks is None else place.folder / own.masks, place.deidentification, place.max_quarantined, place.cache / "images",
+            None if data.masks is None else place.folder / data.masks,
+            place.deidentification, place.max_quarantined, place.cache / "images",
         ),
     )  # fmt: skip
 
 
-def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Look]:
+def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
     path, form = place.folder / place.data.path, FORMATS.get(place.data.format)
     if form is None or any(name.endswith(form.endings) for _, _, names in os.walk(path) for name in names):
-        yield Look("ok", f"{path} is there")
+        yield InputFinding("ok", f"{path} exists")
     else:
         ends = " or ".join(form.endings)
-        yield Look("fail", f"{path}: holds no file that ends in {ends}", "correct data.image path or format in site.toml")
+        yield InputFinding("fail", f"{path}: has no file with the extension {ends}", "correct data.image path or format in site.toml")
 
 
 def _summary(value: Kind, study: Study) -> list[str]:
@@ -132,14 +133,14 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
 
 def _sums(value: Kind, rows: Rows) -> Array:
-    """Of each channel, over all voxels of those persons."""
+    """For each channel, over all voxels of these persons."""
     match value:
         case Slides():
             return value.sums(rows)
         case Images():
             channels = value.shape[0]
             total = np.zeros((3, channels))
-            for at in np.flatnonzero(np.isin(value.person, rows)):  # one at a time: float64 of all would be eight times the cohort
+            for at in np.flatnonzero(np.isin(value.person, rows)):  # one by one: float64 of all images needs too much memory
                 flat = value.pixels[int(at)].reshape(channels, -1).astype(np.float64)
                 total += np.stack([np.full(channels, flat.shape[1]), flat.sum(1), (flat**2).sum(1)])
             return total
@@ -147,7 +148,7 @@ def _sums(value: Kind, rows: Rows) -> Array:
 
 
 def _bounded(value: Kind, rows: Rows, unit: Callable[[Array], Array]) -> Array:
-    """Of a person the means over all voxels of all images count, as one."""
+    """Each person contributes one value: the mean over all voxels of all images."""
     match value:
         case Slides():
             raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none".')
@@ -155,9 +156,9 @@ def _bounded(value: Kind, rows: Rows, unit: Callable[[Array], Array]) -> Array:
             channels = value.shape[0]
             total = np.zeros((3, channels))
             for row in rows:
-                own = value.pixels[value.person == row].astype(np.float64)
-                if len(own):
-                    flat = unit(np.moveaxis(own, 1, -1).reshape(-1, channels))  # (voxels of all images, channels)
+                images = value.pixels[value.person == row].astype(np.float64)
+                if len(images):
+                    flat = unit(np.moveaxis(images, 1, -1).reshape(-1, channels))  # (voxels of all images, channels)
                     total += np.stack([np.ones(channels), flat.mean(0), (flat**2).mean(0)])
             return total
     assert_never(value)
@@ -168,9 +169,9 @@ def _ranges(study: Study, layout: Layout) -> Array:
 
 
 def _canary(value: Kind, study: Study, ranges: Array, count: int, random: Random) -> Kind:
-    """Stripes in the darkest and the brightest value, one image a person."""
+    """One image for each person: stripes in the darkest and the brightest value."""
     if isinstance(value, Slides):
-        raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient", so no person of slides is audited.')
+        raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient", so a run on slides cannot be audited.')
     pixels = np.stack([_stripes(value.shape, study.privacy.image_range, random) for _ in range(count)])
     byte = value.pixels.dtype == np.uint8
     return Images(pixels.round().clip(0, 255).astype(np.uint8) if byte else pixels, np.arange(count))
@@ -206,7 +207,7 @@ def _write(value: Kind, study: Study, ids: Sequence[str], folder: Path) -> Mappi
             return slides.write(value, ids, folder)
         case Images():
             stored = value.pixels[:]
-            # Where the study states no shape, a reader takes the last axis of an image for its channels.
+            # Without a shape in the study, a reader takes the last axis of an image as its channels.
             pixels = stored if study.cohort.image is not None else np.moveaxis(stored, 1, -1)
             drawn = value.masks
             masks: dict[str, Any] = {} if drawn is None else {"masks": as_values(drawn[:][:, 0], study.cohort.classes)}
@@ -220,21 +221,21 @@ def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
 
     if slides.tiles_of(study) is not None:
         return slides.raw(values)
-    made = raw_images(study, values, given.affine, given.window)
-    present = torch.tensor([one is not None for one in made])
-    whole = [one for one in made if one is not None]
+    images = raw_images(study, values, given.affine, given.window)
+    present = torch.tensor([image is not None for image in images])
+    whole = [image for image in images if image is not None]
     shape = study.cohort.image
-    blank = (1, 1, 1) if shape is None else (shape.channels, *shape.size)  # of a batch without an image: nothing is made of it
+    blank = (1, 1, 1) if shape is None else (shape.channels, *shape.size)  # shape for a batch without images
     x = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, *blank)
     return {"image_person": torch.nonzero(present)[:, 0], "image_present": present.float(), "image": x}
 
 
 def raw_images(study: Study, given: Any, affine: Any = None, window: tuple[float, float] | None = None) -> list[npt.NDArray[Any] | None]:
-    """Each person's image as the network takes it, (channels, *size), None where there is none. ``given``: a path or an array a person, as
-    a list or as the column ``image`` of a table.
+    """The image of each person as the network expects it, (channels, *size); None: no image. ``given``: a path or an array for each person,
+    as a list or as the column ``image`` of a table.
 
     Raises:
-        InputError: an image cannot be read, or is not one that the study can use; the sentence names the file or the person's place.
+        InputError: an image cannot be read, or the study cannot use it; the message names the file or the position in the list.
     """
     import pandas as pd
 
@@ -250,7 +251,7 @@ def raw_images(study: Study, given: Any, affine: Any = None, window: tuple[float
         else:
             voxels = np.asarray(entry)
             if voxels.dtype.kind not in "buif":
-                raise InputError(f"image {number} of {len(entries)}: holds {voxels.dtype}; give numbers, or a path.")
+                raise InputError(f"image {number} of {len(entries)}: has the type {voxels.dtype}; give numbers or a path.")
             try:
                 out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape, window))
             except ItemError as error:
@@ -263,7 +264,7 @@ def _example(study: Study, layout: Layout) -> Any:
 
 
 def _form(study: Study) -> Form:
-    # Raw images are of any size, as arrays or as paths, which no schema says; persons differ in how many tiles they have.
+    # No schema describes raw images (arrays of any size, or paths); the number of tiles differs between persons.
     if slides.tiles_of(study) is not None:
         return Form("bag")
     return Form("any" if study.cohort.image is not None and study.cohort.image.preprocess is not None else "array")
@@ -296,22 +297,22 @@ def _preparation(study: Study) -> Text:
     if image.preprocess is not None:
         return f"Images are {', '.join(_steps(image))}.", ("study.json#/cohort/image",)
     size = " x ".join(map(str, image.size))
-    return f"Images are read as they are and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
+    return f"Images are read unchanged and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
 
 
 def _steps(image: ImageShape) -> list[str]:
-    steps = [f"turned to {image.orientation}"] if image.orientation else []
+    steps = [f"reoriented to {image.orientation}"] if image.orientation else []
     steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
-    steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} brought to 0 to 1"] if image.window else []
+    steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
     two = image.percentiles
-    steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels brought to 0 and 1"] if two else []
+    steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels scaled to 0 and 1"] if two else []
     return [*steps, f"cropped and padded to {' x '.join(map(str, image.size))}"]
 
 
 def _network(study: Study) -> str:
     spec = study.model.image
     text = f"image: {spec.net} with channels {', '.join(map(str, spec.channels))} and {spec.norm} norm"
-    return text + (", a person's images put together by learned attention" if spec.pooling == "attention" else "")
+    return text + (", a person's images combined by learned attention" if spec.pooling == "attention" else "")
 
 
 IMAGE: Modality[Kind, ImageData] = Modality(

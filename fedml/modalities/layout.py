@@ -1,4 +1,4 @@
-"""What the study leaves to the data: the sizes that a model is built for."""
+"""The sizes of a model that depend on the data and not on the study."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fedml.study.study import Study
 
 @dataclass(frozen=True)
 class Layout:
-    """What the study leaves to the data: (channels, *size) of an image, how many variants the shared panel has, and for ``net = "genes"``
-    the gene of each (``fedml.cohort.scores.genes.group``)."""
+    """The sizes that depend on the data: (channels, *size) of an image, the number of variants in the shared panel, and for
+    ``net = "genes"`` the gene of each variant (``fedml.cohort.scores.genes.group``)."""
 
     image_shape: tuple[int, ...] = ()
     variants: int = 0
@@ -23,7 +23,7 @@ class Layout:
 
 @lru_cache(maxsize=8)
 def make_layout(study: Study, image_shape: tuple[int, ...], panel: bytes) -> Layout:
-    """The layout for a panel as it crosses the wire (``fedml.cohort.variants.model.to_text``)."""
+    """The layout for a panel in its wire form (``fedml.cohort.variants.model.to_text``)."""
     groups: tuple[int, ...] = ()
     if study.model.variants.net == "genes":
         groups = tuple(group(from_text(panel), [Interval(*i) for i in study.model.variants.intervals])[1].tolist())

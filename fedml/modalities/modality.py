@@ -1,10 +1,10 @@
-"""An input of a person as one frozen value: all that the product asks of it, from a site's files to the saved model and the report.
+"""An input of a person as one frozen value: all functions of this input, from reading a site's files to the saved model and the report.
 
     IMAGE = Modality(name="image", read=..., sums=..., ranges=NotBuilt("..."), ...)     # every field is required
-    read = require(modality.read, modality, "read")     # InputError where it is not built
+    read = require(modality.read, modality, "read")     # InputError if it is not built
 
-What a modality cannot do is stated as ``NotBuilt`` with the reason, and whoever needs it is refused by a sentence (``REFUSALS``): nothing
-has a default that another modality would inherit. Functions take and give plain values, arrays and torch modules.
+A missing function is stated as ``NotBuilt`` with the reason; a caller that needs it gets an error (``REFUSALS``). No field has a default.
+Functions take and return plain values, arrays and torch modules.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class DataSection(Section):
-    """Base of an input's section of a manifest's ``[data]``: where its files are, relative to the manifest."""
+    """Base class of an input's section in ``[data]`` of a manifest: the path of its files, relative to the manifest."""
 
     path: str
 
@@ -42,16 +42,16 @@ Part = TypeVar("Part")
 Array = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 Random = np.random.Generator
-Text = tuple[str, tuple[str, ...]]  # sentences (empty: none), and where in a run's folder they come from
+Text = tuple[str, tuple[str, ...]]  # sentences ("": none), and pointers to their sources in a run's folder
 
 
 @dataclass(frozen=True)
 class Place(Generic[Data]):
-    """One input's section of a site's manifest, ``data``, and what reading needs besides.
+    """One input's section of a site's manifest, ``data``, and the other arguments of reading.
 
     Args:
-        folder: that the manifest's paths start from. file: the manifest itself, for errors. cache: the site's folder for caches.
-        deidentification, max_quarantined: of the site's policy. window: of raw intensities, once the sites agreed on one.
+        folder: base of the manifest's paths. file: the manifest, for error messages. cache: the site's folder for caches.
+        deidentification, max_quarantined: from the site's policy. window: the agreed intensity window; None: not agreed yet.
     """
 
     data: Data
@@ -63,23 +63,23 @@ class Place(Generic[Data]):
     window: tuple[float, float] | None = None
 
 
-class Look(NamedTuple):
-    """What a site's doctor found: ``state`` is ok, warn or fail; ``mend`` says how to correct it. No text holds an id or a value."""
+class InputFinding(NamedTuple):
+    """A finding of ``fedml-site doctor``: ``state`` is ok, warn or fail; ``fix``: how to correct it. No text contains an id or a value."""
 
     state: Literal["ok", "warn", "fail"]
     text: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Form(NamedTuple):
-    """What a schema can say of raw values: named ``columns``, an array of a fixed shape, a bag of arrays, or nothing (any)."""
+    """The schema of raw values: named ``columns``, an array of a fixed shape, a bag of arrays, or no schema (any)."""
 
     kind: Literal["columns", "array", "bag", "any"]
     columns: tuple[str, ...] = ()
 
 
 class Raw(NamedTuple):
-    """What goes with raw inputs to a saved model: ``affine`` of arrays of voxels, and the window that the sites agreed on."""
+    """Additional arguments of raw inputs to a saved model: ``affine`` of voxel arrays, and the agreed intensity window."""
 
     affine: Any = None
     window: tuple[float, float] | None = None
@@ -87,13 +87,13 @@ class Raw(NamedTuple):
 
 @dataclass(frozen=True)
 class Words:
-    """What is said of an input in the plan, the report, the checklists and the privacy statement. Each takes the study.
+    """Texts about an input in the plan, the report, the checklists and the privacy statement. The functions take the study.
 
     Args:
-        plan: what is read, for the plan. column: what a sum before training is taken of, singular. columns: what is standardised, plural.
-        sends: what a site says of the input before training, besides sums. uncovered: what a private study releases of it all the same.
-        fact: what the study declares of the input. preparation: what is done to it before standardisation. missing: what stands for a value
-        that is missing. network: its encoder.
+        plan: the data that are read, for the plan. column: one column in the sums before training. columns: of the standardised.
+        sends: information that a site sends before training, in addition to sums. uncovered: information that privacy does not cover.
+        fact: the study's declaration of the input. preparation: preprocessing before standardisation. missing: treatment of missing values.
+        network: the encoder.
     """
 
     plan: Callable[[Study], str]
@@ -109,29 +109,29 @@ class Words:
 
 @dataclass(frozen=True)
 class Modality(Generic[Kind, Data]):
-    """One input of a person. ``value``: an instance of ``Kind``, that input of a cohort's persons.
+    """One input of a person. ``value``: an instance of ``Kind``, the input of all persons of a cohort.
 
     Args:
-        name: in ``[cohort] inputs``, in the manifest's ``[data]``, and of its keys in a batch and in the model.
+        name: in ``[cohort] inputs``, in the manifest's ``[data]``, and in the keys of batches and models.
         data: its section of the manifest. words: see ``Words``.
-        layout: fields of ``fedml.modalities.layout.Layout`` that its preprocessing and encoder are built from.
-        described: what a site says of its value before training, by key; declared: for each such key what is wrong with an array that a
-            site sends under it ("" where nothing is).
-        check: refuses what the study asks of the input and nobody can build.
-        read: (place, study, ids) the input of those persons, in that order.
-        inspect: (place, ids of the persons table or None) what the site's doctor finds, without reading more than it must.
+        layout: fields of ``fedml.modalities.layout.Layout`` that preprocessing and encoder depend on.
+        described: arrays that a site sends about its value before training, by key; declared: key -> function that returns the error in an
+            array with this key ("": valid).
+        check: raises for a study whose settings of this input cannot be built.
+        read: (place, study, ids) the input of these persons, in this order.
+        inspect: (place, ids of the persons table or None) findings for ``fedml-site doctor``, from reading as little as possible.
         summary: (value, study) lines for ``fedml-site check``.
-        pool: of several sites: (site, value or None, persons) each.
+        pool: the values of several sites, each (site, value or None, persons), as one.
         preprocess: (study, layout). encoder: (study, layout, preprocess, outputs).
-        sums: (value, rows) (3, columns): count, sum and sum of squares over those persons.
-        bounded: (value, rows, unit) the same where a person adds numbers from -1 to 1 to each; ``unit`` brings values there.
+        sums: (value, rows) (3, columns): count, sum and sum of squares over these persons.
+        bounded: (value, rows, unit) the same sums with contributions of one person from -1 to 1; ``unit`` scales values to this range.
         ranges: (study, layout) (2, columns) lowest and highest plausible value, from the study alone.
-        canary: (value, study, ranges, count, random) that many persons who are easily found again: for ``fedml audit``.
-        placeholder: (value, study, random) persons who do not exist, as many and with the same values missing: no value of a real one.
-        write: (value, study, ids, folder) writes files that ``read`` reads back; returns the value of its key in ``[data]``.
-        raw: (values, study, given) a batch's tensors of raw values, as a saved model is given them.
-        example: (study, layout) one person in that form. form: see ``Form``.
-        packages: that the study's use of the input needs beyond those of every model.
+        canary: (value, study, ranges, count, random) ``count`` persons who are easy to detect, for ``fedml audit``.
+        placeholder: (value, study, random) as many synthetic persons with the same pattern of missing values, without real values.
+        write: (value, study, ids, folder) writes files that ``read`` can read; returns the value of the input's key in ``[data]``.
+        raw: (values, study, given) the tensors of a batch from raw values in the form of a saved model's input.
+        example: (study, layout) one person in this form. form: see ``Form``.
+        packages: packages that this input needs in addition to those of every model.
     """
 
     name: str
@@ -142,7 +142,7 @@ class Modality(Generic[Kind, Data]):
     declared: Callable[[], Mapping[str, Callable[[Any], str]]]
     check: Callable[[Study], object]
     read: Callable[[Place[Data], Study, Sequence[str]], Kind] | NotBuilt
-    inspect: Callable[[Place[Data], Sequence[str] | None], Iterator[Look]] | NotBuilt
+    inspect: Callable[[Place[Data], Sequence[str] | None], Iterator[InputFinding]] | NotBuilt
     summary: Callable[[Kind, Study], list[str]] | NotBuilt
     pool: Callable[[Sequence[tuple[str, Kind | None, int]], Study], Kind] | NotBuilt
     preprocess: Callable[[Study, Layout], nn.Module] | NotBuilt
@@ -159,21 +159,21 @@ class Modality(Generic[Kind, Data]):
     packages: Callable[[Study], tuple[str, ...]] | NotBuilt
 
 
-# Field -> what is refused without it, and what to do.
+# Field -> the error without it, and what to do.
 REFUSALS: dict[str, tuple[str, str]] = {
-    "read": ("no study can read it", "take it out of [cohort] inputs"),
-    "inspect": ("fedml-site doctor cannot look at it", "use fedml-site check, which reads all of it"),
-    "summary": ("fedml-site check cannot say what it read of it", "take it out of [cohort] inputs"),
+    "read": ("no study can read it", "remove it from [cohort] inputs"),
+    "inspect": ("fedml-site doctor cannot inspect it", "use fedml-site check, which reads all of it"),
+    "summary": ("fedml-site check cannot summarise it", "remove it from [cohort] inputs"),
     "pool": ("sites that have it cannot be pooled", "run the sites one by one"),
-    "preprocess": ("no model can be built on it", "take it out of [cohort] inputs"),
-    "encoder": ("no model can be built on it", "take it out of [cohort] inputs"),
-    "sums": ("it cannot be standardised before training", "take it out of [cohort] inputs"),
+    "preprocess": ("no model can be built on it", "remove it from [cohort] inputs"),
+    "encoder": ("no model can be built on it", "remove it from [cohort] inputs"),
+    "sums": ("it cannot be standardised before training", "remove it from [cohort] inputs"),
     "bounded": ('a study with [privacy] statistics = "private" cannot use it', 'set statistics = "stated"'),
-    "ranges": ("a private study cannot use it", 'set [privacy] unit = "none", or take it out of [cohort] inputs'),
+    "ranges": ("a private study cannot use it", 'set [privacy] unit = "none", or remove it from [cohort] inputs'),
     "canary": ("a run that uses it cannot be audited", "audit a study without it"),
     "placeholder": ("a study that uses it cannot be rehearsed", "start the site without --dry-run"),
-    "write": ("persons who do not exist cannot be written with it, for a rehearsal or an audit", "leave both out"),
-    "raw": ("a saved model cannot be given raw values of it", "score with a model that does not use it"),
+    "write": ("it cannot be written for synthetic persons, as a rehearsal or an audit needs", "use neither"),
+    "raw": ("a saved model cannot read raw values of it", "score with a model that does not use it"),
     "example": ("a saved model that uses it has no signature", "track a run that does not use it"),
     "form": ("a saved model that uses it has no signature", "track a run that does not use it"),
     "packages": ("a saved model that uses it has no list of requirements", "track a run that does not use it"),
@@ -184,7 +184,7 @@ def require(part: Part | NotBuilt, modality: Modality[Any, Any], field: str) -> 
     """``part``, the modality's ``field``.
 
     Raises:
-        InputError: the modality does not have it; the sentence names the input, what cannot be done, the reason and what to do.
+        InputError: the modality does not have it; the message names the input, the missing function, the reason and what to do.
     """
     if not isinstance(part, NotBuilt):
         return part
@@ -193,7 +193,7 @@ def require(part: Part | NotBuilt, modality: Modality[Any, Any], field: str) -> 
 
 
 def nothing(study: Study) -> tuple[()]:
-    """Nothing to say."""
+    """No text."""
     return ()
 
 
@@ -203,13 +203,13 @@ def no_text(study: Study) -> Text:
 
 
 def table_sums(values: Array) -> Array:
-    """(3, columns): how many are present, their sum, the sum of their squares; NaN is absent."""
+    """(3, columns): count, sum and sum of squares of the values that are not NaN."""
     filled = np.nan_to_num(values, nan=0.0)
     return np.stack([(~np.isnan(values)).sum(0).astype(np.float64), filled.sum(0), (filled**2).sum(0)])
 
 
 def shaped(dtype: str, *shape: int | None) -> Callable[[Any], str]:
-    """A check of ``declared``: the type, and for each axis its length or None for any."""
+    """A function for ``declared`` that checks the type and the length of each axis; None: any length."""
 
     def wrong(value: Any) -> str:
         fits = str(value.dtype) == dtype and value.ndim == len(shape)

@@ -15,7 +15,7 @@ from fedml.modalities.modality import (
     Array,
     DataSection,
     Form,
-    Look,
+    InputFinding,
     Modality,
     Place,
     Random,
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from fedml.modalities.layout import Layout
 
 NAME = "omics"
-_NAMED = 10  # features that a sentence names; a study may have thousands
+_NAMED = 10  # most features in a sentence; a study may have thousands
 
 
 class OmicsData(DataSection):
-    """Where the matrix is: a CSV, TSV or Parquet file (``fedml.cohort.omics``)."""
+    """Path of the matrix: a CSV, TSV or Parquet file (``fedml.cohort.omics``)."""
 
 
 def spec_of(study: Study) -> OmicsColumns:
@@ -53,7 +53,7 @@ def spec_of(study: Study) -> OmicsColumns:
 
 
 def network_of(study: Study) -> TableNetwork:
-    """The study's network on them."""
+    """The study's network on the features."""
     assert study.model.omics is not None  # noqa: S101 - the study was validated
     return study.model.omics
 
@@ -62,13 +62,15 @@ def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table:
     return read_omics(place.folder / place.data.path, spec_of(study).columns, ids)
 
 
-def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[Look]:
+def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
     yield inspect_table(place.folder / place.data.path, ids)
 
 
 def _summary(value: Table, study: Study) -> list[str]:
-    here = value.values[value.present]
-    return [f"omics: {value.values.shape[1]} features of {len(here)} persons, {np.isnan(here).mean() if here.size else 0:.1%} missing"]
+    present = value.values[value.present]
+    return [
+        f"omics: {value.values.shape[1]} features of {len(present)} persons, {np.isnan(present).mean() if present.size else 0:.1%} missing"
+    ]
 
 
 def _pool(parts: Sequence[tuple[str, Table | None, int]], study: Study) -> Table:
@@ -98,12 +100,12 @@ def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:
 def _ranges(study: Study, layout: Layout) -> Array:
     spec = spec_of(study)
     if spec.range is None:
-        raise InputError("[cohort.omics] range is missing, which a private study needs: state plausible values, as in range = [-4, 4].")
+        raise InputError("[cohort.omics] range is missing, a private study needs it; state plausible values, such as range = [-4, 4].")
     return np.repeat(np.array(spec.range)[:, None], len(spec.columns), axis=1)
 
 
 def _canary(value: Table, study: Study, ranges: Array, count: int, random: Random) -> Table:
-    """A few features far out, the others in the middle."""
+    """Persons with one to three extreme features; the others are in the middle of the range."""
     (low, high), features = ranges, ranges.shape[1]
     values = np.tile((low + high) / 2, (count, 1))
     for person in values:

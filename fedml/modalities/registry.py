@@ -1,4 +1,4 @@
-"""The inputs of a person by name: one closed table, and what follows from it for a study or a cohort.
+"""The table of all modalities by name, and functions over the inputs of a study or a cohort.
 
 for modality, value in inputs_of(cohort): ...       # every input that the site has
 for modality in modalities_of(study): ...           # every input that the study lists
@@ -25,19 +25,19 @@ MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for moda
 
 
 def modalities_of(study: Study) -> list[Modality[Any, Any]]:
-    """Those of the study's inputs, in its order."""
+    """The modalities of the study's inputs, in the study's order."""
     return [MODALITIES[name] for name in study.cohort.inputs]
 
 
 def inputs_of(cohort: Cohort) -> Iterator[tuple[Modality[Any, Any], Input]]:
-    """Each input that the cohort has, in the table's order, so that what is drawn at random does not depend on the study's order."""
+    """Each input that the cohort has, in the order of the table, so that random numbers do not depend on the study's order."""
     if unknown := sorted(cohort.inputs.keys() - MODALITIES.keys()):
         raise InputError(f'site {cohort.site}: no modality is named "{unknown[0]}"; its inputs are {", ".join(MODALITIES)}.')
     return ((modality, cohort.inputs[name]) for name, modality in MODALITIES.items() if name in cohort.inputs)
 
 
 def refuse_unbuilt(study: Study) -> None:
-    """Refuses a study that asks of an input what its modality does not have; every reading and every run begins with it.
+    """Refuses a study that needs a function that a modality does not have. Called before every reading and every run.
 
     Raises:
         InputError: the input cannot be read, modelled or standardised, or has no ranges in a private study.
@@ -61,7 +61,7 @@ def check_inputs(study: Study) -> None:
 
 
 def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohort:
-    """All persons of several sites as one: what a federation is compared with. A person at two sites stands twice, as there."""
+    """All persons of several sites as one site, for comparison with the federation. A person at two sites is included twice."""
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):
         parts = [(c.site, c.inputs.get(modality.name), len(c)) for c in cohorts]

@@ -1,4 +1,4 @@
-"""What modalities that are a table of numbers share: looking at its file, writing it, raw values of it, words."""
+"""Functions shared by modalities that are a table of numbers: inspecting and writing the file, raw values, texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from fedml.cohort.inputs import Table
 from fedml.cohort.table import read_table
 from fedml.errors import InputError
-from fedml.modalities.modality import Array, Look
+from fedml.modalities.modality import Array, InputFinding
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,37 +20,41 @@ if TYPE_CHECKING:
 
     from fedml.networks.variants import TableSpec
 
-_FAULTS = (  # what read_table's sentence holds, and the same without the id or the name that it quotes
+_ERRORS = (  # a part of read_table's message, the error without the quoted id or name, and the fix
     ("no such file", "no such file", "correct the path in site.toml"),
     ("has no id", "a row has no id", "give every row its person's id"),
-    ("keep one row a person", "an id stands in more than one row", "keep one row a person"),
+    ("keep one row a person", "an id is in more than one row", "keep one row for each person"),
     ("has no column", 'has no column "id"', 'give each person\'s id in a column named "id"'),
     ("", "cannot be read as a table", "save it as CSV (UTF-8) or Parquet that this account may read"),
 )
 
 
-def read_or_fault(path: Path) -> pd.DataFrame | Look:
-    """The table, or what is wrong with it in words that quote none of its cells."""
+def read_or_finding(path: Path) -> pd.DataFrame | InputFinding:
+    """The table, or its error in a text that quotes no cell."""
     try:
         return read_table(path)
     except InputError as error:
-        _, text, mend = next(fault for fault in _FAULTS if fault[0] in str(error))
-        return Look("fail", f"{path}: {text}", mend)
+        _, text, fix = next(row for row in _ERRORS if row[0] in str(error))
+        return InputFinding("fail", f"{path}: {text}", fix)
 
 
-def inspect_table(path: Path, ids: Sequence[str] | None) -> Look:
+def inspect_table(path: Path, ids: Sequence[str] | None) -> InputFinding:
     """Whether the table can be read, and how many of its ids are among ``ids`` (None: not known)."""
-    table = read_or_fault(path)
-    if isinstance(table, Look):
+    table = read_or_finding(path)
+    if isinstance(table, InputFinding):
         return table
-    if ids is not None and (strangers := int((~table.index.isin(ids)).sum())):
-        mend = "see whether both tables write ids alike (leading zeros, prefixes)"
-        return Look("warn", f"{strangers} of {len(table)} ids are not in the persons table and will not be used", mend)
-    return Look("ok", f"{len(table)} persons")
+    if ids is not None and (unknown := int((~table.index.isin(ids)).sum())):
+        fix = "check that both tables write ids in the same way (leading zeros, prefixes)"
+        return InputFinding("warn", f"{unknown} of {len(table)} ids are not in the persons table and will not be used", fix)
+    return InputFinding("ok", f"{len(table)} persons")
 
 
 def write_table(path: Path, value: Table, ids: Sequence[str], categories: Mapping[str, Sequence[Any] | None]) -> Mapping[str, str]:
-    """The rows of who is present as CSV; returns its ``path`` for the manifest. ``categories``: column -> its codes, None for a number."""
+    """Writes the rows of persons who have the input as CSV; returns its ``path`` for the manifest.
+
+    Args:
+        categories: column -> its codes; None: a number.
+    """
     known = list(categories.values())
     cells = [["" if v != v else k[int(v)] if k else v for v, k in zip(row, known, strict=True)] for row in value.values.tolist()]
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -60,7 +64,7 @@ def write_table(path: Path, value: Table, ids: Sequence[str], categories: Mappin
 
 
 def raw_table(name: str, values: Any, columns: Sequence[str], code: Callable[[pd.DataFrame], Array]) -> dict[str, torch.Tensor]:
-    """A table or an array (persons, columns) as a batch has it; a person whose values are all missing lacks the input."""
+    """The tensors of a batch from a table or an array (persons, columns). A person without any value lacks the input."""
     import pandas as pd
     import torch
 
@@ -70,5 +74,5 @@ def raw_table(name: str, values: Any, columns: Sequence[str], code: Callable[[pd
 
 
 def network_text(name: str, spec: TableSpec) -> str:
-    """The encoder in words."""
+    """The encoder as text."""
     return f"{name}: {spec.net}" + (f" with hidden widths {', '.join(map(str, spec.hidden))}" if spec.hidden else "")

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, build_of
-from fedml.cohort.variants.genotypes import Genome, genotype_counts, read_variants, shared_panel, stack
+from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.model import Dosages, Selection, to_text
 from fedml.cohort.variants.normalise import NOTES
@@ -21,7 +21,7 @@ from fedml.modalities.modality import (
     Array,
     DataSection,
     Form,
-    Look,
+    InputFinding,
     Modality,
     Place,
     Random,
@@ -49,8 +49,7 @@ _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t
 
 
 class VariantData(DataSection):
-    """Where genotypes are, the genome build of their positions, a FASTA of it (with its index) to hold REF against, and how much memory
-    reading may take."""
+    """Path of the genotype file, genome build of its positions, an indexed FASTA of that build to check REF, and the memory limit in MB."""
 
     build: Build
     reference: str | None = None
@@ -58,7 +57,7 @@ class VariantData(DataSection):
 
 
 def _described(value: Dosages) -> Mapping[str, Any]:
-    """Which variants the file holds, its build, what was done to it, whether REF was held against a reference."""
+    """The variants in the file, its build, the counts of normalisation, and whether REF was checked against a reference."""
     from fedml.wire import records
 
     return {
@@ -80,51 +79,53 @@ def _wrong_panel(value: Any) -> str:
     if text := shaped("uint8", None)(value):
         return text
     lines = value.tobytes().decode("ascii", "replace").removesuffix("\n").split("\n")
-    return "" if all(_VARIANT.fullmatch(line) for line in lines) else "holds a line that is no variant"
+    return "" if all(_VARIANT.fullmatch(line) for line in lines) else "has a line that is not a variant"
 
 
 def _wrong_build(value: Any) -> str:
     if text := shaped("uint8", None)(value):
         return text
-    return "" if value.tobytes().decode("ascii", "replace") in BUILDS else "is no build that is known"
+    return "" if value.tobytes().decode("ascii", "replace") in BUILDS else "is not a known build"
 
 
 def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosages:
-    own, wanted = place.data, study.cohort.variants
+    data, wanted = place.data, study.cohort.variants
     return read_variants(
-        place.folder / own.path, ids, cache=place.cache, memory_mb=own.memory_mb,
-        genome=Genome(own.build, None if own.reference is None else place.folder / own.reference),
+        place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
+        genome=Genome(data.build, None if data.reference is None else place.folder / data.reference),
         selection=Selection(wanted.regions, frozenset(wanted.listed)),
     )  # fmt: skip
 
 
-def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[Look]:
-    """The header alone: samples, and whether its contigs' lengths are those of the stated build."""
-    own, path = place.data, place.folder / place.data.path
+def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
+    """Inspects only the header: samples, and whether the contig lengths match the stated build."""
+    data, path = place.data, place.folder / place.data.path
     companions = [path.with_suffix(ending) for ending in (".bim", ".fam")] if path.suffix == ".bed" else []
-    if absent := [str(one) for one in companions if not one.exists()]:
-        yield Look("fail", f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file there")
+    if absent := [str(file) for file in companions if not file.exists()]:
+        yield InputFinding("fail", f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file there")
         return
     try:
         source = open_source(path)
     except InputError as error:
-        yield Look("fail", str(error), "write the file anew, or correct the path in site.toml")
+        yield InputFinding("fail", str(error), "replace the file, or correct the path in site.toml")
         return
     found = build_of(source.contigs)
-    if found is not None and found != own.build:
-        yield Look("fail", f"{path}: its contigs are {found}, site.toml says {own.build}", "correct data.variants build in site.toml")
+    if found is not None and found != data.build:
+        yield InputFinding(
+            "fail", f"{path}: the contigs are {found}, site.toml says {data.build}", "correct data.variants build in site.toml"
+        )
         return
-    if own.reference is not None and not (place.folder / own.reference).exists():
-        yield Look("fail", f"{place.folder / own.reference}: does not exist", "correct data.variants reference in site.toml")
+    if data.reference is not None and not (place.folder / data.reference).exists():
+        yield InputFinding("fail", f"{place.folder / data.reference}: does not exist", "correct data.variants reference in site.toml")
         return
-    told = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", build not told by the header")
+    text = f"{path}: {len(source.samples)} samples" + (f", {found}" if found else ", build not stated in the header")
     known = set() if ids is None else set(ids)
-    strangers = 0 if ids is None else sum(sample not in known for sample in source.samples)
-    if strangers:
-        mend = "see whether sample names and ids are written alike; those samples will not be used"
-        yield Look("warn", f"{told}; {strangers} samples are not in the persons table", mend)
+    unknown = 0 if ids is None else sum(sample not in known for sample in source.samples)
+    if unknown:
+        fix = "check that sample names equal the ids of persons; these samples will not be used"
+        yield InputFinding("warn", f"{text}; {unknown} samples are not in the persons table", fix)
     else:
-        yield Look("ok", told)
+        yield InputFinding("ok", text)
 
 
 def _summary(value: Dosages, study: Study) -> list[str]:
@@ -135,12 +136,12 @@ def _summary(value: Dosages, study: Study) -> list[str]:
 
 
 def _pool(parts: Sequence[tuple[str, Dosages | None, int]], study: Study) -> Dosages:
-    """Of the variants that all sites share, oriented as they agree on it."""
+    """The dosages of the variants that all sites share, with the agreed orientation."""
     spec = study.cohort.variants
-    panel = shared_panel({site: own for site, own, _ in parts if own is not None}, spec, counted=study.privacy.unit == "none")
+    panel = shared_panel({site: dosages for site, dosages, _ in parts if dosages is not None}, spec, counted=study.privacy.unit == "none")
     blank = np.zeros(0, np.uint8)
-    turned = [None if own is None else align(own, panel.keys, panel.flips.get(site, blank), spec.match) for site, own, _ in parts]
-    return stack([(own, persons) for own, (_, _, persons) in zip(turned, parts, strict=True)], panel)
+    aligned = [None if d is None else align(d, panel.keys, panel.flips.get(site, blank), spec.match) for site, d, _ in parts]
+    return concat_dosages([(d, persons) for d, (_, _, persons) in zip(aligned, parts, strict=True)], panel)
 
 
 def _preprocess(study: Study, layout: Layout) -> nn.Module:
@@ -156,8 +157,8 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
 
 def _sums(value: Dosages, rows: Rows) -> Array:
-    none, one, two, _ = genotype_counts(value, rows)
-    return np.stack([none + one + two, one + 2 * two, one + 4 * two]).astype(np.float64)
+    no_alt, one_alt, two_alt, _ = genotype_counts(value, rows)
+    return np.stack([no_alt + one_alt + two_alt, one_alt + 2 * two_alt, one_alt + 4 * two_alt]).astype(np.float64)
 
 
 def _bounded(value: Dosages, rows: Rows, unit: Callable[[Array], Array]) -> Array:
@@ -166,7 +167,7 @@ def _bounded(value: Dosages, rows: Rows, unit: Callable[[Array], Array]) -> Arra
 
 
 def _ranges(study: Study, layout: Layout) -> Array:
-    # A dosage is not standardised, and a missing one becomes 0: two REF alleles.
+    # This range means no standardisation; a missing dosage becomes 0, as two REF alleles.
     return np.repeat([[-2.0], [2.0]], layout.variants, axis=1)
 
 
@@ -176,10 +177,10 @@ def _canary(value: Dosages, study: Study, ranges: Array, count: int, random: Ran
 
 
 def _placeholder(value: Dosages, study: Study, random: Random) -> Dosages:
-    """The first variants of the file, with random genotypes where there is one."""
-    there = slice(0, _PLACEHOLDERS)
-    keys = value.keys[there]
-    real = np.asarray(value.dosage[:, there] if isinstance(value.dosage, np.ndarray) else value.dosage.block(0, len(keys)))
+    """The first variants of the file, with random genotypes in place of real ones; missing ones stay missing."""
+    first = slice(0, _PLACEHOLDERS)
+    keys = value.keys[first]
+    real = np.asarray(value.dosage[:, first] if isinstance(value.dosage, np.ndarray) else value.dosage.block(0, len(keys)))
     dosage = random.binomial(2, random.uniform(0.05, 0.5, len(keys)), real.shape).astype(np.int8)
     return Dosages(keys, np.where(real < 0, -1, dosage).astype(np.int8), value.present)
 
@@ -188,7 +189,7 @@ def _write(value: Dosages, study: Study, ids: Sequence[str], folder: Path) -> Ma
     from bed_reader import to_bed
 
     keys, has = value.keys, value.present
-    people = [i for i, there in zip(ids, has, strict=True) if there]
+    people = [i for i, present in zip(ids, has, strict=True) if present]
     properties = {
         "iid": people, "fid": people, "sid": [k.id or "." for k in keys], "chromosome": [k.contig for k in keys],
         "bp_position": [k.position for k in keys], "allele_1": [k.alt for k in keys], "allele_2": [k.ref for k in keys],
@@ -221,11 +222,11 @@ def _plan(study: Study) -> str:
 
 
 def _file(study: Study) -> tuple[str, ...]:
-    return ("which variants its file holds",)
+    return ("the variants in its file",)
 
 
 def _uncovered(study: Study) -> tuple[str, ...]:
-    return ("which variants a site's file holds",)
+    return ("the variants in a site's file",)
 
 
 def _missing(study: Study) -> Text:

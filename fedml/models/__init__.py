@@ -1,1 +1,1 @@
-"""Networks by name, and the model that is saved: preprocessing, one encoder an input, fusion."""
+"""The model that is trained and saved: preprocessing, one encoder for each input, fusion."""

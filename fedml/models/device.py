@@ -1,11 +1,11 @@
-"""Where the network is trained and asked, and how many bits its products have: the same code on this machine's accelerator and on a CPU.
+"""The device and the precision of the network: the same code for the accelerator of the machine and for a CPU.
 
     device = pick_device("auto")
     with on_device(model, device, back=True) as network, autocast(device, "bfloat16"):     # the model itself on a CPU, else a copy of it
         output = network(to_device(batch, device))
 
-Weights, their sums and the optimiser's state are float32 in any case. On a CPU with float32 bits follow from the seed alone; those of an
-accelerator differ from them in rounding.
+Weights, their sums and the optimiser's state are float32 in any case. On a CPU with float32 the result depends only on the seed; an
+accelerator rounds differently.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def pick_device(wanted: str = "auto") -> torch.device:
         try:
             return torch.empty(0, device=wanted).device
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f'device "{wanted}" is none that this machine has; take "auto" or "cpu".') from error
+            raise InputError(f'device "{wanted}" does not exist on this machine; use "auto" or "cpu".') from error
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Inside the block matrix products and convolutions are taken in ``precision``; weights and sums stay float32. ``float32``: nothing.
+    """Computes matrix products and convolutions in the block in ``precision``; weights and sums stay float32. ``float32``: no change.
 
     ``float16`` needs ``scaler`` in training: small gradients would become 0.
     """
@@ -46,18 +46,18 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 def scaler(device: torch.device, precision: Precision) -> torch.amp.GradScaler:
-    """Scales the loss, and the gradients back, for ``float16``; for the others it is switched off and passes everything through."""
+    """Scales the loss, and the gradients back, for ``float16``; for other types it is disabled and changes nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
 def to_device(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """``batch`` where ``device`` can use it; on a CPU the same tensors."""
+    """``batch`` on ``device``; on a CPU the same tensors."""
     return {key: value.to(device) for key, value in batch.items()}
 
 
 @contextmanager
 def on_device(model: nn.Module, device: torch.device, *, seed: int = 0, back: bool = False) -> Iterator[nn.Module]:
-    """The model on ``device``: itself where it is there already, else a copy, whose parameters and buffers are copied ``back`` at the end.
+    """The model on ``device``: itself if it is already there, else a copy, whose parameters and buffers are copied ``back`` at the end.
 
     Convolutions on an accelerator are taken by deterministic algorithms, and with float32 in float32; what is random there (dropout) draws
     from ``seed``, and the accelerator's generator is as before afterwards.

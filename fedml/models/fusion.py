@@ -1,4 +1,4 @@
-"""The model that a study describes: preprocessing, one encoder an input, fusion of whatever a person has.
+"""The model of a study: preprocessing, one encoder for each input, and fusion of the inputs that a person has.
 
     model = build_model(study, Layout(image_shape=(1, 28, 28), variants=0))
     output = model(cohort.batch(rows))      # (persons, classes) logits, or (persons, 1) in the target's unit
@@ -28,11 +28,11 @@ from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
-TILE_WIDTH = 64  # numbers of an image or tile that attention pools
+TILE_WIDTH = 64  # features of an image or tile for attention pooling
 
 
 class CohortModel(nn.Module):
-    """See the module's text. ``forward`` takes a batch as ``fedml.cohort.persons.Cohort.batch`` gives it.
+    """The model of a study. ``forward`` takes a batch of ``fedml.cohort.persons.Cohort.batch``.
 
     For segmentation it is one network on the images, and the answer (images, classes, *size) logits.
     """
@@ -72,26 +72,26 @@ class CohortModel(nn.Module):
         self.target = TargetScale() if study.traits.standardised else None
 
     def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """((persons, width) features, (persons, 1) presence) of one input, 0 where a person lacks it."""
+        """((persons, width) features, (persons, 1) presence) of one input, 0 for a person without it."""
         if name not in batch:
             blank = torch.zeros(persons, self.width + 1, device=self._device())
             return blank[:, 1:], blank[:, :1]
         present, several = batch[f"{name}_present"][:, None], f"{name}_person" in batch
-        if self.head is None and self.training and not several:  # the only input: whoever is in the cohort has it
+        if self.head is None and self.training and not several:  # with a single input, every person of the cohort has it
             return self.encoder[name](self.preprocess[name](batch[name])), present
         if self.training and self.input_dropout:
             present = present * (torch.rand(persons, 1) >= self.input_dropout).to(present.device)
         x = batch[name]
         if not several:
             return self.encoder[name](self.preprocess[name](x)) * present, present
-        person = batch[f"{name}_person"]  # the row of each item's person: a person's items count together
+        person = batch[f"{name}_person"]  # the row of each item's person; the items of a person are combined
         total = torch.zeros(persons, self.width, device=person.device)
         if not len(x):
             return total, present
         each = embed(lambda part: self.encoder[name](self.preprocess[name](part)), x)
         if self.pooling is not None:
             return self.pooling(each, person, persons) * present, present
-        if len(x) == persons and torch.equal(person, torch.arange(persons, device=person.device)):  # one image each
+        if len(x) == persons and torch.equal(person, torch.arange(persons, device=person.device)):  # one image for each person
             return each * present, present
         count = torch.bincount(person, minlength=persons).clamp_min(1)[:, None]
         return total.index_add(0, person, each.float()) / count * present, present
@@ -111,7 +111,7 @@ class CohortModel(nn.Module):
 
 
 def build_model(study: Study, layout: Layout) -> CohortModel:
-    """The study's model with its first weights, which depend on the study's seed alone.
+    """The study's model with its initial weights, which depend only on the study's seed.
 
     Raises:
         InputError: a network's name is not known, or the genes of the panel's variants are not.
@@ -126,7 +126,7 @@ def constants(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def learned(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes and sites send: parameters and floating buffers (batch norm's), sharing the model's memory."""
+    """The tensors that training changes and sites send: parameters and floating-point buffers (batch norm), sharing the model's memory."""
     return {k: v for k, v in model.state_dict().items() if v.is_floating_point() and not k.startswith(("preprocess.", "target."))}
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def linear_score(model: CohortModel) -> tuple[npt.NDArray[np.float64], float]:
-    """((variants,) weights on standardised dosages, intercept) of a linear model on variants alone: what ``write_scoring`` takes.
+    """((variants,) weights on standardised dosages, intercept) of a linear model on variants alone, as input of ``write_scoring``.
 
     They give a regression's output in the target's unit, and of two classes the log-odds of the second.
 

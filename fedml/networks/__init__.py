@@ -1,1 +1,1 @@
-"""Blocks that a model is made of: networks by name, preprocessing. They know no cohort and no site."""
+"""Building blocks of a model: networks by name, and preprocessing. They do not depend on cohorts or sites."""

@@ -1,4 +1,4 @@
-"""Image networks by name, each (images, channels, *size) -> (images, outputs). Adding one is one function and one line.
+"""Image networks by name, each (images, channels, *size) -> (images, outputs). A new network is one function and one line.
 
 The residual and dense networks are MONAI's; its import takes seconds, so it happens in the function that needs it.
 """
@@ -26,7 +26,7 @@ def _norm(kind: str, channels: int, dims: int) -> nn.Module:
 
 
 def cnn(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
-    """A small convolutional network: for each of ``spec.channels`` convolution, norm, ReLU, halving; then the mean over places."""
+    """A small convolutional network: for each of ``spec.channels`` convolution, norm, ReLU, halving; then the mean over positions."""
     dims = len(shape) - 1
     conv, pool = (nn.Conv2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.MaxPool3d)
     mean = nn.AdaptiveAvgPool2d(1) if dims == 2 else nn.AdaptiveAvgPool3d(1)
@@ -49,7 +49,7 @@ def _resnet(depth: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Modul
     def build(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
         from monai.networks import nets
 
-        # conv1_t_size 3, stride 1 on small images: the usual 7 and 2 would leave nothing of them.
+        # conv1_t_size 3 and stride 1 for small images, because the usual 7 and 2 would reduce them to nothing.
         small = min(shape[1:]) < 64
         network: nn.Module = getattr(nets, f"resnet{depth}")(
             spatial_dims=len(shape) - 1,
@@ -62,7 +62,7 @@ def _resnet(depth: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Modul
             shortcut_type="B",
             bias_downsample=False,
         )
-        if spec.norm != "batch":  # MONAI gives the norm to the first layer alone
+        if spec.norm != "batch":  # MONAI applies the norm argument only to the first layer
             _replace_batch_norm(network, spec.norm, len(shape) - 1)
         return network
 
@@ -83,7 +83,7 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
     from monai.networks import nets
 
     network: Any = nets.DenseNet121(spatial_dims=len(shape) - 1, in_channels=shape[0], out_channels=outputs, norm=_monai_norm(spec))
-    if min(shape[1:]) < 64:  # as in the residual networks: the usual halvings would leave nothing of a small image
+    if min(shape[1:]) < 64:  # as in the residual networks: the usual downsampling would reduce small images to nothing
         network.features.conv0.stride = (1,) * (len(shape) - 1)
         network.features.pool0 = nn.Identity()
     built: nn.Module = network
@@ -91,7 +91,7 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
 
 
 class _FixedFeatures(nn.Module):
-    """(images, channels, height, width) -> (images, ``width``): numbers that follow from an image by formula, each image's of length 1.
+    """(images, channels, height, width) -> (images, ``width``): features computed without training, with length 1 for each image.
 
     Of each channel, reduced to at most 28 places a side: its own values, and how strong waves of two lengths in eight directions are
     around each place (moduli of Gabor filters) after the local mean was taken away and the rest divided by the local spread. Three
@@ -99,8 +99,8 @@ class _FixedFeatures(nn.Module):
     Nothing is trained: the filters are buffers that are neither saved nor sent.
     """
 
-    SIDE, DIRECTIONS, LOCAL, SPREAD, IMAGES = 28, 8, 4.0, 0.1, 64  # IMAGES at a time: what lies between stays in the cache
-    WAVES = ((5, 0.8, 0.75 * math.pi), (9, 1.6, 0.375 * math.pi))  # filter's side, its width, radians a place; taken every k + 1 places
+    SIDE, DIRECTIONS, LOCAL, SPREAD, IMAGES = 28, 8, 4.0, 0.1, 64  # IMAGES: images per block, sized for the CPU cache
+    WAVES = ((5, 0.8, 0.75 * math.pi), (9, 1.6, 0.375 * math.pi))  # filter side, width, radians per pixel; every k + 1 pixels
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class _FixedFeatures(nn.Module):
         groups = []
         for values, grid in zip((x, *(self._strength(even, k) for k in range(len(self.WAVES)))), self.grids, strict=True):
             flat = functional.adaptive_avg_pool2d(values, grid).flatten(1)
-            # The bounds keep the rounding errors of a blank image from being brought to length 1.
+            # The lower bounds prevent scaling the rounding errors of a blank image to length 1.
             groups.append(functional.normalize(flat - flat.mean(1, keepdim=True), eps=1e-2))
         return functional.normalize(torch.cat(groups, dim=1).reshape(images, -1), eps=1.0)
 
@@ -139,14 +139,14 @@ class _FixedFeatures(nn.Module):
 
 
 def _nearness(places: int, width: float) -> torch.Tensor:
-    """(places, places), each row a bell around its place that sums to 1."""
+    """(positions, positions), each row a Gaussian window around its position that sums to 1."""
     place = torch.arange(places, dtype=torch.float64)
     bell = torch.exp(-((place[:, None] - place) ** 2) / (2 * width**2))
     return (bell / bell.sum(1, keepdim=True)).float()
 
 
 def _gabor(side: int, width: float, frequency: float, directions: int) -> torch.Tensor:
-    """(2 * directions, 1, side, side): real parts of complex waves under a bell twice as wide across as along, then imaginary parts.
+    """(2 * directions, 1, side, side): real parts, then imaginary parts, of complex waves in a Gaussian window.
 
     Each sums to 0 and its moduli to 1: Morlet wavelets as in Bruna and Mallat 2013, section 2.1.
     """
@@ -165,7 +165,7 @@ def _gabor(side: int, width: float, frequency: float, directions: int) -> torch.
 
 
 def gabor(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
-    """Fixed features and one trained linear layer that starts at 0; ``spec``'s norm and channels have no say.
+    """Fixed features and one trained linear layer that starts at 0; norm and channels of ``spec`` are ignored.
 
     For DP-SGD, whose noise leaves little to train: Tramèr and Boneh 2021, "Differentially private learning needs better features (or
     much more data)"; theirs are a scattering network's.

@@ -1,9 +1,9 @@
-"""Attention over the tiles, or several images, of a person: multiple instance learning for what is too large to be one image.
+"""Attention over the tiles, or several images, of a person: multiple instance learning for data that are too large for one image.
 
     features = embed(encoder, tiles)                          # (tiles, width); tiles of all slides of a person are one bag
     pooling = GatedAttention(width, outputs=2)
     logits = pooling(features, person, persons)
-    weight = pooling.attention(features, person, persons)     # which tiles spoke: 1 in all for each person
+    weight = pooling.attention(features, person, persons)     # weight of each tile; sum 1 for each person
 
 Gated attention: Ilse, Tomczak and Welling 2018, "Attention-based deep multiple instance learning", ICML, equation 9.
 """
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Tiles(Protocol):
-    """Tiles that are read chunk by chunk as they are gone through, at most ``chunk`` at a time (``fedml.cohort.slides.cohort.Bag``)."""
+    """Tiles that are read in chunks of at most ``chunk`` when iterated (``fedml.cohort.slides.cohort.Bag``)."""
 
     @property
     def chunk(self) -> int: ...
@@ -28,7 +28,7 @@ class Tiles(Protocol):
 
 
 def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | Tiles) -> torch.Tensor:
-    """(tiles, features): ``encode`` of all of them, at least one; of ``Tiles`` chunk by chunk, so that memory holds what one chunk needs.
+    """(tiles, features): ``encode`` of all of them, at least one; for ``Tiles`` chunk by chunk, so that memory holds only one chunk.
 
     Where there is a gradient, a chunk's way through the network is gone again when its turn comes backwards (Chen et al. 2016, "Training
     deep nets with sublinear memory cost"), and the numbers are the same. ``encode`` treats each tile alone: no batch norm.
@@ -39,9 +39,7 @@ def embed(encode: Callable[[torch.Tensor], torch.Tensor], tiles: torch.Tensor | 
         again = len(tiles) > tiles.chunk
         return torch.cat([checkpoint(encode, part, use_reentrant=False) if again else encode(part) for part in tiles])
     out, begin = torch.empty(0), 0
-    for (
-        part
-    ) in tiles:  # into one place: results kept one by one would lie between the chunks' large blocks and keep those from being reused
+    for part in tiles:  # into one buffer, because small results between the chunks' large blocks would fragment memory
         found = encode(part)
         out = out if begin else found.new_empty(len(tiles), found.shape[1])
         out[begin : begin + len(part)] = found
@@ -63,16 +61,16 @@ class GatedAttention(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def attention(self, features: torch.Tensor, person: torch.Tensor, persons: int) -> torch.Tensor:
-        """(tiles,) weights, from 0 to 1, that sum to 1 over the tiles of each person; in float32 whatever the features are."""
+        """(tiles,) weights, from 0 to 1, that sum to 1 over the tiles of each person; in float32 for any type of features."""
         score = self.score(torch.tanh(self.tanh(features)) * torch.sigmoid(self.gate(features)))[:, 0].float()
-        # Softmax does not change with what is taken off all scores of a person, so no gradient goes through the largest.
+        # Subtracting a constant from all scores of a person does not change the softmax, so the maximum needs no gradient.
         largest = score.new_zeros(persons).scatter_reduce(0, person, score.detach(), "amax", include_self=False)
         power = torch.exp(score - largest[person])
         weight: torch.Tensor = power / score.new_zeros(persons).index_add(0, person, power)[person]
         return weight
 
     def forward(self, features: torch.Tensor, person: torch.Tensor, persons: int) -> torch.Tensor:
-        """(persons, outputs); exactly 0, and without gradient, for a person who has no tile.
+        """(persons, outputs); exactly 0, and without gradient, for a person without tiles.
 
         Args:
             features: (tiles, width). person (tiles,): row of each tile's person, in any order, below ``persons``.

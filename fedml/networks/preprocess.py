@@ -1,4 +1,4 @@
-"""Raw inputs to what a network can use: imputation, indication of what was missing, standardisation. Part of the saved model.
+"""Preprocessing of raw inputs for a network: imputation, missing indicators, standardisation. Part of the saved model.
 
 The constants are buffers, filled from federated sums (``fedml.learning.statistics``); training never changes them.
 """
@@ -14,7 +14,7 @@ from fedml.study.cohort_section import ClinicalColumns
 
 
 class _Standard(nn.Module):
-    """Base: buffers ``mean`` and ``std``, and 1 / std, which is 0 where a column is constant: such a column carries nothing."""
+    """Base: buffers ``mean`` and ``std``, and 1 / std, which is 0 for a constant column, because it has no information."""
 
     def __init__(self, columns: int) -> None:
         super().__init__()
@@ -25,8 +25,8 @@ class _Standard(nn.Module):
         self._kept: tuple[tuple[int, int], torch.Tensor] | None = None
 
     def inverse(self) -> torch.Tensor:
-        """1 / std, made anew when the buffer was written to."""
-        version = self.std._version, id(self.std)  # written to in place, or replaced
+        """1 / std, recomputed when the buffer has changed."""
+        version = self.std._version, id(self.std)  # changes if the tensor is written in place or replaced
         if self._kept is None or self._kept[0] != version:
             smallest = torch.finfo(self.std.dtype).tiny
             self._kept = version, torch.where(self.std > 0, 1 / self.std.clamp_min(smallest), torch.zeros_like(self.std))
@@ -79,10 +79,10 @@ class VariantPreprocess(_Standard):
 
 
 class ImagePreprocess(_Standard):
-    """(images, channels, *size) raw or prepared intensities -> (x - mean) / std, one mean and std a channel.
+    """(images, channels, *size) raw or prepared intensities -> (x - mean) / std, one mean and std for each channel.
 
-    With ``windowed`` it carries ``window`` (2,): the raw intensities that became 0 and 1 when the images were prepared, which all sites'
-    percentiles gave. Nothing is computed with it here.
+    With ``windowed`` it has the buffer ``window`` (2,): the raw intensities that were mapped to 0 and 1 when the images were prepared, from
+    the percentiles of all sites. The window is stored for the record only.
     """
 
     def __init__(self, shape: Sequence[int], *, windowed: bool = False) -> None:
@@ -96,7 +96,7 @@ class ImagePreprocess(_Standard):
 
 
 class TargetScale(nn.Module):
-    """Regression only: the network predicts on a standard scale, the model answers in the target's own unit."""
+    """Regression only: the network predicts a standardised target; this layer converts it to the target's unit."""
 
     def __init__(self) -> None:
         super().__init__()

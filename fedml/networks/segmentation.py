@@ -3,7 +3,7 @@
     network = build_segmentation_network("unet", (1, 96, 96, 64), classes=2, channels=(16, 32, 64), strides=(2, 2))
 
 ``unet``: Ronneberger, Fischer and Brox 2015 with the residual units of Kerfoot et al. 2018. ``segresnet``: Myronenko 2018 without its
-variational branch. Both are MONAI's. An image of any size is brought to a multiple of the strides and the logits are cut back.
+variational branch. Both are from MONAI. An image of any size is padded to a multiple of the strides, and the logits are cropped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.nn import functional
 from fedml.errors import InputError, nearest
 from fedml.networks.image import _replace_batch_norm
 
-Stride = int | Sequence[int]  # one for all axes, or one an axis
-RESIDUAL_UNITS = 2  # convolutions a level of the U-Net
+Stride = int | Sequence[int]  # one for all axes, or one for each axis
+RESIDUAL_UNITS = 2  # convolutions on each level of the U-Net
 
 
 class Segmenter(nn.Module):
-    """``network`` for images of any size: padded by their own edge up to a multiple of ``factors`` (one an axis), logits cut back.
+    """``network`` for images of any size: padded with edge values to a multiple of ``factors`` (one for each axis); logits are cropped.
 
-    The padding is split between both sides. At the deepest level at least two places are left, which instance norm needs.
+    The padding is split between both sides. At the deepest level at least two positions remain, which instance norm needs.
     """
 
     def __init__(self, network: nn.Module, classes: int, factors: Sequence[int]) -> None:
@@ -50,10 +50,10 @@ class Segmenter(nn.Module):
 
 
 def unet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride]) -> nn.Module:
-    """MONAI's UNet with two residual units a level; ``channels`` top level first, one stride between two levels.
+    """MONAI's UNet with two residual units on each level; ``channels`` from the top level, one stride between two levels.
 
     Raises:
-        InputError: fewer than two channels, or strides do not stand between them.
+        InputError: fewer than two channels, or the number of strides does not match.
     """
     from monai.networks import nets
 
@@ -71,7 +71,7 @@ def unet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: S
 
 
 def segresnet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride]) -> nn.Module:
-    """MONAI's SegResNet: each level twice as wide as the one above and half as large.
+    """MONAI's SegResNet: each level has twice the channels and half the size of the level above.
 
     Raises:
         InputError: channels do not double, or a stride is not 2.
@@ -99,7 +99,7 @@ def segresnet(shape: Sequence[int], classes: int, channels: Sequence[int], strid
     return network
 
 
-# name -> network with batch norm, which ``build_segmentation_network`` replaces. Adding one is one function and one line.
+# name -> network with batch norm, which ``build_segmentation_network`` replaces. A new network is one function and one line.
 SEGMENTATION_NETWORKS: dict[str, Callable[[Sequence[int], int, Sequence[int], Sequence[Stride]], nn.Module]] = {
     "unet": unet,
     "segresnet": segresnet,
@@ -109,14 +109,14 @@ SEGMENTATION_NETWORKS: dict[str, Callable[[Sequence[int], int, Sequence[int], Se
 def build_segmentation_network(
     net: str, shape: Sequence[int], classes: int, *, channels: Sequence[int], strides: Sequence[Stride] = (), norm: str = "group"
 ) -> Segmenter:
-    """The network ``net`` for images of ``shape`` (channels, *size) and ``classes``, the background among them.
+    """The network ``net`` for images of ``shape`` (channels, *size) and ``classes``, including the background.
 
     Args:
         channels: widths, the top level first. strides: one between two levels, a number or one an axis; none given: all are 2.
         norm: ``group`` (the greatest common divisor of 8 and the width as groups), ``instance``, or ``batch``.
 
     Raises:
-        InputError: no network has that name, or channels and strides are not what it takes.
+        InputError: no network has that name, or channels and strides are invalid for it.
     """
     if net not in SEGMENTATION_NETWORKS:
         known = ", ".join(SEGMENTATION_NETWORKS)
@@ -132,8 +132,8 @@ def build_segmentation_network(
 
 
 def _axes(stride: Stride, dims: int) -> tuple[int, ...]:
-    """One number an axis."""
+    """One number for each axis."""
     axes = (stride,) * dims if isinstance(stride, int) else tuple(stride)
     if len(axes) != dims or min(axes) < 1:
-        raise InputError(f"[model] strides holds {stride}, which is not one whole number from 1 on for each of {dims} axes; correct it.")
+        raise InputError(f"[model] strides has {stride}, which is not a positive whole number for each of {dims} axes; correct it.")
     return axes

@@ -1,4 +1,4 @@
-"""Networks on tables by name, those on variants among them; the elastic net's step; a linear model as weights of a score.
+"""Networks on tables by name, including networks on variants; the proximal step of the elastic net.
 
     network = build_variant_network(study.model.variants, variants=20_000, outputs=16, groups=layout.groups)
     network(x)                                   # (persons, variants) float32, standardised -> (persons, outputs)
@@ -28,7 +28,7 @@ NETWORKS = ("linear", "mlp", "genes")
 
 
 class TableSpec(Protocol):
-    """What a network on a table is made from: ``fedml.study.study.TableNetwork``."""
+    """The settings of a network on a table: ``fedml.study.study.TableNetwork``."""
 
     @property
     def net(self) -> str: ...
@@ -39,7 +39,7 @@ class TableSpec(Protocol):
 
 
 class VariantSpec(TableSpec, Protocol):
-    """And of one on variants: numbers a gene."""
+    """The settings of a network on variants, with features for each gene."""
 
     @property
     def width(self) -> int: ...
@@ -47,7 +47,7 @@ class VariantSpec(TableSpec, Protocol):
 
 @final
 class GeneLayer(nn.Module):
-    """(persons, variants) -> (persons, genes x width): of each gene ``width`` weighted sums of its own variants, and a bias each.
+    """(persons, variants) -> (persons, genes x width): for each gene, ``width`` weighted sums of its variants, each with a bias.
 
     ``weight`` (variants, width), ``bias`` (genes, width); the output has one gene's numbers side by side. The weights begin as those of a
     linear layer whose inputs are the gene's variants. Sums run variant after variant, so bits do not depend on the number of threads.
@@ -69,7 +69,7 @@ class GeneLayer(nn.Module):
         bound = torch.from_numpy(1 / np.sqrt(np.maximum(size, 1))).float()
         self.weight = nn.Parameter((torch.rand(len(gene), width) * 2 - 1) * bound[torch.from_numpy(gene)][:, None])
         self.bias = nn.Parameter((torch.rand(self.genes, width) * 2 - 1) * bound[:, None])
-        # Bags of gene after gene, in it number after number, in that its variants in the panel's order.
+        # Bags in the order of genes, then features, then variants of the panel.
         variant = np.argsort(gene, kind="stable")
         begin = np.cumsum(size) - size
         bags = np.repeat(begin * width, width) + np.tile(np.arange(width), self.genes) * np.repeat(size, width)
@@ -91,7 +91,7 @@ class GeneLayer(nn.Module):
         return self._sums(x, self.weight) + self.bias.flatten()
 
     def _sums(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        # A person's dosages are what is summed, in columns: the fastest segment sum there is, and no (persons, variants, width) tensor.
+        # embedding_bag over columns of persons is the fastest segment sum, without a (persons, variants, width) tensor.
         each = weight.flatten().gather(0, self.place)
         return functional.embedding_bag(self.member, x.t().contiguous(), self.bag, mode="sum", per_sample_weights=each).t()
 
@@ -103,17 +103,17 @@ class GeneLayer(nn.Module):
         return found
 
     def squared_norms(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """(persons,) float64: of each person's own weight gradient. A gene's part is the product of two sums of squares."""
+        """(persons,) float64: of each person's weight gradient. A gene's part is the product of two sums of squares."""
         inputs = functional.embedding_bag(self.order, x.t().double().square(), self.begin, mode="sum")
         return (inputs.t() * g.view(len(g), self.genes, self.width).double().square().sum(2)).sum(1)
 
     def own_gradients(self, x: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        """(rows, variants, width): every row's own weight gradient."""
+        """(rows, variants, width): the weight gradient of every row."""
         return x[:, :, None] * g.view(len(g), self.genes, self.width)[:, self.gene]
 
 
 def build_table_network(spec: TableSpec, inputs: int, outputs: int) -> nn.Module:
-    """(persons, inputs) -> (persons, outputs): linear layers of the hidden widths with ReLU and dropout between; none hidden, one layer."""
+    """(persons, inputs) -> (persons, outputs): linear layers of the hidden widths with ReLU and dropout between them."""
     layers: list[nn.Module] = []
     for width in spec.hidden:
         layers += [nn.Linear(inputs, width), nn.ReLU(), *([nn.Dropout(spec.dropout)] if spec.dropout else [])]
@@ -150,7 +150,7 @@ def build_variant_network(spec: VariantSpec, variants: int, outputs: int, groups
 
 
 def shrink(parameters: Mapping[str, nn.Parameter], amounts: Mapping[str, float]) -> None:
-    """Brings each number of the parameters named towards 0 by its amount, and to 0 what is nearer: sign(p) max(|p| - amount, 0), in place.
+    """Soft thresholding in place of the named parameters: sign(p) max(|p| - amount, 0).
 
     After a step of plain SGD with the amount ``lr x l1`` this is proximal gradient descent on loss + l1 |p| (Parikh and Boyd 2014,
     Proximal Algorithms, sections 4.2 and 6.5.2); weight decay adds the other part of the elastic net. After steps of momentum or Adam it
@@ -162,5 +162,5 @@ def shrink(parameters: Mapping[str, nn.Parameter], amounts: Mapping[str, float])
     with torch.no_grad():
         for name, amount in amounts.items():
             if name not in parameters or not (math.isfinite(amount) and amount >= 0):
-                raise ValueError(f"cannot bring {name} towards 0 by {amount}")
+                raise ValueError(f"cannot threshold {name} by {amount}")
             parameters[name].copy_(functional.softshrink(parameters[name], amount))

@@ -4,8 +4,8 @@
     event = from_row(row, schema=1, strict=True)
 
 The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``_lifted``
-adds what it may lack, and what is no longer read is left out. Read strictly, a log of version 1 or later has known events with exactly
-their fields. JSON has no NaN: an undefined number is null, None here.
+adds missing fields, and fields that are no longer read are dropped. With ``strict``, a log of version 1 or later must have known events
+with exactly their fields. JSON has no NaN: an undefined number is null, None here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GroupScores(TypedDict):
 
 
 class SiteRow(TypedDict):
-    """One site in one exchange: bytes of arrays as the server sees them, and head and length of the site's journal as it said."""
+    """One site in one exchange: bytes of arrays from the server's view, and head and length of the site's journal from its reply."""
 
     bytes_out: int
     bytes_in: int
@@ -49,8 +49,8 @@ class TrainedRow(SiteRow):
     seconds: float
 
 
-class SiteTold(TypedDict):
-    """What a site says of itself (``fedml.contract.disclosure``); None where it says nothing."""
+class SiteDisclosure(TypedDict):
+    """The information that a site disclosed (``fedml.contract.disclosure``); None: not disclosed."""
 
     policy: dict[str, Any] | None
     dataset: str | None
@@ -141,7 +141,7 @@ class Checks(Event):
 @dataclass(frozen=True, kw_only=True)
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
-    ``told``: what sites say of themselves; None, and not written, where no model is trained."""
+    ``told``: disclosures of the sites; None, and not written, if no model is trained."""
 
     kind = "agreed"
     sites: list[str]
@@ -149,11 +149,11 @@ class Agreed(Event):
     matching: dict[str, dict[str, int]]
     variants: int
     image_shape: list[int]
-    told: dict[str, SiteTold] | None
+    told: dict[str, SiteDisclosure] | None
     parameters: int
 
     def absent(self) -> frozenset[str]:
-        """``told``, where there is none."""
+        """``told``, if it is None."""
         return frozenset({"told"}) if self.told is None else frozenset()
 
 
@@ -202,7 +202,7 @@ class Final(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """Progress of an analysis. ``total`` is None where it is not known; ``told``: is it worth a line without a terminal?"""
+    """Progress of an analysis. ``total``: None if unknown; ``told``: whether to print a line without a terminal."""
 
     kind = "step"
     doing: str

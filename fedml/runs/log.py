@@ -1,15 +1,15 @@
-"""A run's own folder: everything that happened, as it happened, before and whatever else is told about it.
+"""A run's folder: the complete record, written while the run proceeds.
 
     RUN/study.json          canonical JSON
     RUN/events.jsonl        one JSON object a line: start, agreed, round, end (``fedml.runs.events``)
     RUN/model.safetensors   learned arrays and preprocessing constants
-    RUN/counts.safetensors  the counts of the last evaluation as each site told them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
-    RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), where there are any
+    RUN/counts.safetensors  the counts of the last evaluation, as each site sent them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
+    RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), if there are any
     RUN/layout.json         image shape and number of variants
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
 
-Whoever shows progress, tracks in MLflow or writes a report reads this folder, so a run does not depend on any of them.
+Progress display, MLflow tracking and reports read this folder, so a run does not depend on them.
 """
 
 from __future__ import annotations
@@ -62,22 +62,22 @@ def read_log(run: Path, start: int = 0, *, strict: bool = False) -> tuple[list[E
     """Complete events from byte ``start`` on, and where the next one will begin.
 
     Args:
-        strict: refuse what this software does not know (``fedml.runs.events.from_row``); else unknown events are left out.
+        strict: refuse unknown events and fields (``fedml.runs.events.from_row``); otherwise unknown events are skipped.
 
     Raises:
-        InputError: an event is not as a run writes it; the message names file, event and field. ValueError: a line is not JSON.
+        InputError: an event is not in the format of a run; the message names file, event and field. ValueError: a line is not JSON.
     """
     rows, end = read_events(run, start)
     schema = _schema(run)
     try:
         events = [event for row in rows if (event := from_row(row, schema=schema, strict=strict)) is not None]
     except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"{run / EVENTS}: is not as a run writes it ({error}); take the file that the run wrote.") from error
+        raise InputError(f"{run / EVENTS}: is not in the format of a run ({error}); use the unchanged file of the run.") from error
     return events, end
 
 
 def _schema(run: Path) -> int:
-    """The version of a run's log; 0 where its first line does not state one."""
+    """The version of a run's log; 0 if its first line does not state one."""
     try:
         with (run / EVENTS).open("rb") as file:
             first = json.loads(file.readline() or b"{}")
@@ -91,12 +91,12 @@ Kind = TypeVar("Kind", bound=Event)
 
 
 def last(events: Sequence[Event], missing: Kind) -> Kind:
-    """The last event of the kind of ``missing``; ``missing`` where there is none."""
+    """The last event of the kind of ``missing``; ``missing`` if there is none."""
     return next((e for e in reversed(events) if isinstance(e, type(missing))), missing)
 
 
 def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Complete lines from byte ``start`` on as they stand, and where the next one will begin; to read them is ``read_log``."""
+    """Complete lines from byte ``start`` on as JSON objects, and the position of the next line; ``read_log`` gives events."""
     try:
         with (run / EVENTS).open("rb") as file:
             file.seek(start)
@@ -108,7 +108,7 @@ def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes a file completely or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("wb") as file:
         file.write(data)
@@ -118,7 +118,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def save_counts(run: Path, counts: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
-    """Saves site -> the counts that it told last, from which every metric of the run's end follows."""
+    """Saves site -> its counts of the last evaluation, from which every final metric follows."""
     from safetensors.numpy import save
 
     write_whole(run / COUNTS, save({f"{site}/{key}": np.ascontiguousarray(v) for site, own in counts.items() for key, v in own.items()}))
@@ -138,7 +138,7 @@ def load_counts(run: Path) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:
 def save_model(
     run: Path, learned: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor], image_shape: tuple[int, ...], panel: bytes
 ) -> None:
-    """Saves what is needed to build and load the model again. ``panel`` is ``fedml.cohort.variants.model.to_text``."""
+    """Saves everything needed to build and load the model. ``panel`` is ``fedml.cohort.variants.model.to_text``."""
     from safetensors.torch import save
 
     variants = panel.count(b"\n")
@@ -156,6 +156,6 @@ def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], byt
 
 
 def saved_window(arrays: Mapping[str, Any]) -> tuple[float, float] | None:
-    """The window of raw intensities that a run's sites agreed on, from its saved arrays; None where there was nothing to agree on."""
+    """The window of raw intensities that a run's sites agreed on, from its saved arrays; None if the study has no percentiles."""
     low, high = arrays.get("preprocess.image.window", (None, None))
     return None if low is None or high is None else (float(low), float(high))

@@ -180,7 +180,7 @@ class Cohort(Inputs):
             if name not in self.inputs and getattr(self, name) not in (None, Variants()):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
         if self.omics is not None and self.target in self.omics.columns:
-            raise ValueError(f'the target "{self.target}" is also among the omics columns: the model would be given the answer')
+            raise ValueError(f'the target "{self.target}" is also among the omics columns, which would reveal it to the model')
         if self.clinical is not None and self.target in self.clinical.columns:
             raise ValueError(f'the target "{self.target}" is also among the clinical columns, which would reveal it to the model')
         return self

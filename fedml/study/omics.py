@@ -1,4 +1,4 @@
-"""What a study says of omics: the features that are read of every person, as a frozen section."""
+"""The section of omics: the features that are read of every person."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class OmicsColumns(BaseModel):
 
 
 def read_features(path: Path) -> list[str]:
-    """The names in a file, one a line; empty lines are passed over.
+    """The names in a file, one on each line; empty lines are skipped.
 
     Raises:
         InputError: the file cannot be read, is not UTF-8 text, or holds no name.
@@ -52,5 +52,5 @@ def read_features(path: Path) -> list[str]:
         raise InputError(f"{path}: is not UTF-8 text; save the list of features as UTF-8.") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise InputError(f"{path}: holds no feature; write one name a line.")
+        raise InputError(f"{path}: has no feature; write one name on each line.")
     return names

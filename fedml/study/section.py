@@ -1,4 +1,4 @@
-"""What the sections of a study file are made of: the base class, names, codes, parts."""
+"""Base class, names, codes and parts for the sections of a study file."""
 
 from __future__ import annotations
 
@@ -42,5 +42,5 @@ _FIRST = ("clinical", "image")  # inputs of the first studies, whose canonical J
 
 
 def without_later(values: dict[str, Any]) -> dict[str, Any]:
-    """A section's values without the inputs that came after the first studies and are not used: the SHA-256 of those studies stays."""
+    """A section's values without unused inputs that were added later, so that the SHA-256 of older studies is unchanged."""
     return {key: value for key, value in values.items() if value is not None or key in _FIRST}

@@ -1,4 +1,4 @@
-"""The study: one declarative plan, read from TOML, validated, frozen, hashed. Everything a site is asked to do follows from it.
+"""The study: one declarative plan, read from TOML, validated, frozen, hashed. It determines every request to a site.
 
     study = read_study(Path("heart.toml"), overrides={"strategy.name": "fedprox"}, seed=3)
     study.sha256                      # its identity, everywhere
@@ -43,56 +43,56 @@ class Study(Section):
 
     @property
     def traits(self) -> TaskTraits:
-        """What its task asks of the other sections."""
+        """The requirements of the task on other sections."""
         return traits_of(self.model.task)
 
     @model_validator(mode="after")
     def _association(self) -> Self:
-        """What ``[gwas]`` and ``[cohort.variants]`` need of the other sections."""
+        """The requirements of ``[gwas]`` and ``[cohort.variants]`` on other sections."""
         spec = self.cohort.clinical
         if self.privacy.unit != "none" and self.cohort.variants.counted:
             raise ValueError(
                 "[cohort.variants] thresholds need exact counts of genotypes, which a private study does not release; leave them"
             )
         if self.model.variants.l1 and (self.training.optimizer != "sgd" or self.training.momentum):
-            raise ValueError('[model] variants l1 goes with [training] optimizer = "sgd" without momentum: others reach another minimum')
+            raise ValueError('[model] variants l1 needs [training] optimizer = "sgd" without momentum; others reach another minimum')
         if self.gwas is None:
             return self
         if "variants" not in self.cohort.inputs:
             raise ValueError('[gwas] needs variants: add "variants" to [cohort] inputs')
         if self.traits.gwas is None:
             known = either([name for name, traits in TRAITS.items() if traits.gwas is not None])
-            raise ValueError(f"[gwas] has a number or two classes as target; set [model] task = {known}")
+            raise ValueError(f"[gwas] needs a number or two classes as target; set [model] task = {known}")
         if self.privacy.unit != "none":
-            raise ValueError('[gwas] releases exact sums, which unit = "none" says; a private association is not built')
+            raise ValueError('[gwas] releases exact sums, so it needs [privacy] unit = "none"; a private association is not built')
         if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
             raise ValueError(f"[gwas] compares two classes, [cohort] classes lists {len(self.cohort.classes)}")
         columns = spec.columns if spec is not None else ()
         for name in self.gwas.covariates:
             if name not in columns:
-                raise ValueError(f'[gwas] covariates names "{name}", which is no column of [cohort.clinical]{nearest(name, columns)}')
+                raise ValueError(f'[gwas] covariates names "{name}", which is not a column of [cohort.clinical]{nearest(name, columns)}')
         return self
 
     @model_validator(mode="after")
     def _omics(self) -> Self:
-        """What ``[cohort.omics]`` and ``[model] omics`` need of each other and of ``[privacy]``."""
+        """The requirements of ``[cohort.omics]`` and ``[model] omics`` on each other and on ``[privacy]``."""
         spec = self.cohort.omics
         if spec is None:
             if self.model.omics is not None:
                 raise ValueError('[model] omics is given but [cohort] inputs does not list "omics"')
             return self
         if self.privacy.unit != "none" and spec.range is None:
-            raise ValueError("[cohort.omics] range is missing, which a private study needs: state plausible values, as in range = [-4, 4]")
-        if self.model.omics is None:  # written out, so that the study's hash is that of what it means
+            raise ValueError("[cohort.omics] range is missing, a private study needs it; state plausible values, such as range = [-4, 4]")
+        if self.model.omics is None:  # set explicitly, so that the study's hash covers it
             object.__setattr__(self, "model", self.model.model_copy(update={"omics": TableNetwork()}))
         return self
 
     @model_validator(mode="after")
     def _task(self) -> Self:
-        """What the task needs of the other sections."""
+        """The rules of the task for other sections."""
         task, traits, unit = self.model.task, self.traits, self.privacy.unit
         if traits.inputs is not None and self.cohort.inputs != traits.inputs:
-            raise ValueError(f'[model] task = "{task}" is built for these inputs alone; set [cohort] inputs = {json.dumps(traits.inputs)}')
+            raise ValueError(f'[model] task = "{task}" is built only for these inputs; set [cohort] inputs = {json.dumps(traits.inputs)}')
         if unit not in traits.units:
             raise ValueError(
                 f'[model] task = "{task}" is not built for unit = "{unit}"; set [privacy] unit = {either(list(traits.units[::-1]))}'
@@ -139,12 +139,12 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _private_plan(self) -> Self:
-        """What differential privacy needs of the other sections."""
+        """The requirements of differential privacy on other sections."""
         plan = self.privacy
         if plan.unit == "none":
             return self
         if plan.unit == "patient" and self.evaluation != Evaluation():
-            raise ValueError('[evaluation] tells exact counts of small groups, which unit = "patient" does not release; leave it out')
+            raise ValueError('[evaluation] releases exact counts of groups, which unit = "patient" does not allow; remove [evaluation]')
         if self.cohort.image is not None and self.cohort.image.percentiles:
             raise ValueError(f'[cohort.image] percentiles count voxels exactly, which unit = "{plan.unit}" does not allow; state a window')
         spec, columns = self.cohort.clinical, tuple[str, ...]()
@@ -224,13 +224,13 @@ def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
 
 
 def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
-    """``plan`` as a ``kind``; anything wrong becomes one sentence that names ``file`` and the key.
+    """``plan`` as a ``kind``; an error becomes one sentence that names ``file`` and the key.
 
     Raises:
-        InputError: as above; only the first mistake is told, with a count of the others.
+        InputError: as above; the message has the first error and the number of the others.
     """
     try:
-        # By way of JSON: there an array may become a tuple and 1 a float, also where types are strict.
+        # Through JSON, because strict validation accepts a JSON array for a tuple and 1 for a float.
         return kind.model_validate_json(json.dumps(plan, default=str))
     except ValidationError as error:
         # A misspelt key first: it also explains a key that is missing.
@@ -240,9 +240,9 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
 
 
 def _sentence(kind: type[BaseModel], problem: Any) -> str:
-    """One sentence for one of pydantic's errors: the key as it stands in TOML, what was expected, the nearest spelling."""
+    """One sentence for one of pydantic's errors: the key as written in TOML, the expected value, the nearest spelling."""
     where = list(problem["loc"])
-    if problem["type"] != "extra_forbidden":  # there the last part is the user's own word, whatever it is
+    if problem["type"] != "extra_forbidden":  # in that case the last part is the unknown key of the user
         where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
     items = [p for p in where if isinstance(p, int)]
     *sections, last = [p for p in where if isinstance(p, str)] or [""]
@@ -256,8 +256,8 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
         case "missing":
             return f"{key} is missing; add it."
         case "value_error":
-            told = str(problem["ctx"]["error"])
-            return f"{told}." if key == "the file" and told.startswith("[") else f"{key}: {told}."
+            text = str(problem["ctx"]["error"])
+            return f"{text}." if key == "the file" and text.startswith("[") else f"{key}: {text}."
         case "literal_error":
             allowed = problem["ctx"]["expected"]
             return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."

@@ -25,7 +25,7 @@ class TaskTraits:
 
     Args:
         label: what is predicted: a class of each person, a number of each person, or a class of each voxel.
-        standardised: the target is divided by its standard deviation over all sites, whose sums are asked for before training.
+        standardised: the target is divided by its standard deviation over all sites, from sums that are requested before training.
         inputs: the only inputs that the task is built for; None: any.
         units: the privacy units that the task is built for.
         private_metrics: its counts of held-out persons can be noised (``fedml.privacy.counts``).

@@ -1,7 +1,7 @@
-"""Persons who do not exist, as many as a site has, with the same inputs, parts and classes, and noise for values: what a rehearsal runs on.
+"""Synthetic persons for a rehearsal: as many as a site has, with the same inputs, parts and classes, and random values.
 
-Of the real cohort only shapes and counts are looked at, where values are missing, and the variants' keys. An input without a placeholder of
-its own is refused: no value of a real person stands in for it.
+The real cohort contributes only shapes, counts, the pattern of missing values, and the keys of the variants. An input without a placeholder
+is refused, so that no real value is used.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
 
-def lookalike(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
-    """A cohort of the shape of ``cohort``, as ``fedml.clients.site.read.read_cohort`` read it for ``study``; ``seed``: of the noise.
+def make_placeholder(cohort: Cohort, study: Study, *, seed: int = 0) -> Cohort:
+    """A cohort with the shape of ``cohort``, as ``fedml.clients.site.read.read_cohort`` read it for ``study``; ``seed``: of the noise.
 
     Raises:
         InputError: an input has no placeholder.
     """
     random = np.random.default_rng(seed)
-    made = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), left_out={}, set_aside={})
-    made = replace(made, labels=make_task(study).labels.placeholder(cohort.labels, random))
+    placeholder = replace(cohort, ids=tuple(f"synthetic-{n + 1:06d}" for n in range(len(cohort))), excluded={}, excluded_images={})
+    placeholder = replace(placeholder, labels=make_task(study).labels.placeholder(cohort.labels, random))
     inputs = {m.name: require(m.placeholder, m, "placeholder")(value, study, random) for m, value in inputs_of(cohort)}
-    return replace(made, inputs=inputs)
+    return replace(placeholder, inputs=inputs)

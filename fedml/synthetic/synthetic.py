@@ -57,7 +57,7 @@ MISSING_RATES = (0.02, 0.05, 0.08)  # of age, CRP and BMI cells, by turns over t
 AGE_SHIFTS = (0.0, 3.0, -3.0)  # years, by turns over the sites
 
 SITE_TOML = """\
-# A synthetic site: nobody in it is a real person.
+# A synthetic site without real persons.
 [site]
 name = "NAME"
 [data]
@@ -160,8 +160,8 @@ def write_synthetic(
             folder = tree / name
             folder.mkdir()
             place, write = WRITERS[image]
-            told = SITE_TOML.replace("NAME", name).replace("IMAGES", place).replace("FORMAT", image)
-            (folder / "site.toml").write_text(told, encoding="utf-8", newline="\n")
+            manifest = SITE_TOML.replace("NAME", name).replace("IMAGES", place).replace("FORMAT", image)
+            (folder / "site.toml").write_text(manifest, encoding="utf-8", newline="\n")
             risks[name] = dict(zip(who.ids, log_odds[k].round(6).tolist(), strict=True))
             radii[name] = dict(zip(who.ids, who.radius.round(6).tolist(), strict=True))
             disease.append(_write_persons(folder / "persons.csv", name, who, log_odds[k], seed))

@@ -120,7 +120,7 @@ def tissue_of(radius: float, size: int, rng: np.random.Generator) -> NDArray[np.
     return cube
 
 
-# format, as in a manifest -> (file or folder beside it, what writes it)
+# format, as in a manifest -> (file or folder next to the manifest, function that writes it)
 WRITERS: dict[str, tuple[str, Callable[[Path, str, int, float, Scans], None]]] = {
     "nifti": ("images", _nifti),
     "dicom": ("images", _dicom),

@@ -1,1 +1,1 @@
-"""Prediction tasks: one frozen value a task holds its loss, counts, measures, labels and sentences."""
+"""Prediction tasks: each task is one frozen value with its loss, counts, measures, labels and texts."""

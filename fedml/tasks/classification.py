@@ -39,12 +39,12 @@ def classification_task(study: Study) -> Task:
             counts="counts of right and wrong answers and of scores (a histogram)",
             outcome=f'The outcome is the column "{target}", with classes {", ".join(names)}.',
             output=f"The model gives a probability for each of {len(names)} classes; the predicted class is the most probable one.",
-            balance="At a site the loss weighs all training persons alike; none is drawn more often for its class.",
+            balance="All training persons of a site have the same weight in the loss; no class is oversampled.",
             no_prediction="",
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
-            unknown=("It does not say at which risk a person would be treated, so nothing here is about benefit or harm.",),
-            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is a little less exact than that of "
+            unknown=("It does not state the risk at which a person would be treated, so benefit and harm are not assessed.",),
+            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is slightly less exact than that of "
             "all.",
         ),
     )  # fmt: skip
@@ -56,7 +56,7 @@ def cross_entropy(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _labels(study: Study) -> Labels:
-    """A label is the number of the person's class."""
+    """Labels that are the number of the person's class."""
     classes, target = study.cohort.classes, study.cohort.target
     return Labels(
         read=lambda cells: cells.codes(target, classes),
@@ -84,19 +84,19 @@ def _answer(names: tuple[str, ...]) -> Answer:
 
 
 def _sentences(target: str, names: tuple[str, ...], result: Result) -> list[str]:
-    """How well the model ranks, whether that is more than a guess, and how often its most probable class is the right one."""
+    """The AUROC and whether it is better than a guess, and the accuracy."""
     two, second = len(names) == 2, f"{target} = {names[1]}"
     if two:
         cases = f", {result.by_class[1]:,} of them with {second}" if result.by_class else ""
         out = [f"Measured on {result.held}{cases}: AUROC {result.headline}."]
-        out += [f"Shown one person with {second} and one without, the model gives the higher risk to the right one in "
+        out += [f"For a person with {second} and a person without, the model gives the higher risk to the person with it in "
                 f"{result.percent('auroc')} of such pairs (50 % would be a guess)."]  # fmt: skip
     else:
         out = [f"Measured on {result.held}: AUROC {result.headline}, the mean over {len(names)} classes, each against the rest."]
     main = result.estimates["auroc"]
     if main["low"] is not None and main["low"] <= 0.5:
-        out += ["It ranks worse than a guess would." if main["high"] < 0.5 else "The model is not shown to be better than a guess."]
-    right = f"The class that it holds for most probable is the right one in {result.percent('accuracy')} of persons"
+        out += ["The ranking is worse than a guess." if main["high"] < 0.5 else "The model is not shown to be better than a guess."]
+    right = f"The most probable class is correct in {result.percent('accuracy')} of persons"
     found = f" (it finds {result.percent('sensitivity')} of those with, and {result.percent('specificity')} of those without)"
     noise = ["The counts behind these numbers were noised for privacy."] if result.noised else []
     return [*out, f"{right}{found if two else ''}.", *noise]

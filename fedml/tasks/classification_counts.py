@@ -13,9 +13,9 @@ from fedml.tasks.counts import Counts
 
 BINS = 4096
 COARSE = 64  # bins: half a unit of log-odds
-LOGIT_RANGE = 16.0  # log-odds beyond it share the last bin: probabilities within 1.2e-7 of 0 or 1
+LOGIT_RANGE = 16.0  # larger log-odds are in the last bin: probabilities within 1.2e-7 of 0 or 1
 
-# The log-odds that a bin stands for. The first and the last one hold all beyond them too.
+# The log-odds of each bin; the first and the last bin also contain all values beyond.
 MIDPOINTS: npt.NDArray[np.float64] = np.linspace(-LOGIT_RANGE, LOGIT_RANGE, 2 * BINS + 1)[1::2]
 
 
@@ -26,7 +26,7 @@ def class_fields(classes: int) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
-    """confusion (true, predicted); histogram (class, other/own, bin) of log-odds, class 1 alone when there are two; sums."""
+    """confusion (true, predicted); histogram (class, other/own, bin) of log-odds, only class 1 if there are two; sums."""
     z = output.detach().double().numpy()
     if not np.isfinite(z).all():
         raise FloatingPointError("the model's output is not finite")
@@ -54,8 +54,8 @@ def class_counts(output: torch.Tensor, label: torch.Tensor) -> Counts:
 
 
 def coarse(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
-    """``counts`` with ``COARSE`` bins of their histogram put into the middle one: all that a subgroup may show. With all bins the groups of
-    several variables could be joined into rows of single persons by the bin that only one person is in."""
+    """``counts`` with ``COARSE`` bins of the histogram, for subgroups. With all bins, groups of several variables could be linked to
+    rows of single persons by bins with only one person."""
     if "histogram" not in counts:
         return dict(counts)
     fine = counts["histogram"]
@@ -65,5 +65,5 @@ def coarse(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
 
 
 def noised(counts: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """Are these the noised counts of a private study (``fedml.privacy.counts``)? They hold no persons to be drawn."""
+    """Whether these are noised counts of a private study (``fedml.privacy.counts``), from which persons cannot be resampled."""
     return "histogram" in counts and "log_loss_sum" not in counts

@@ -32,7 +32,7 @@ from fedml.tasks.interval_tools import (
 )
 from fedml.tasks.measure import Measure, Value
 
-FEW = 5  # persons of a class: below, the bootstrap's spread is too small
+FEW = 5  # persons of a class; with fewer, the bootstrap interval is too narrow
 NOISED = "none: the counts are noised"
 
 
@@ -40,7 +40,7 @@ NOISED = "none: the counts are noised"
 
 
 def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
-    """AUROC of one (2, bins) histogram, row 0 the negatives; NaN where a side is empty."""
+    """AUROC of one (2, bins) histogram, row 0 the negatives; NaN if either is empty."""
     negative, positive = histogram.astype(np.float64)
     below = np.cumsum(negative) - negative
     pairs = negative.sum() * positive.sum()
@@ -48,7 +48,7 @@ def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
 
 
 def _auroc(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
-    # Without persons of a class, or of any other, the class has no AUROC: the mean is over the classes that have one.
+    # A class without persons, or without persons of other classes, has no AUROC; the mean is over the other classes.
     each = [a for a in map(histogram_auroc, _histograms(counts, one)) if not np.isnan(a)]
     return float(np.mean(each)) if each else float("nan")
 
@@ -105,7 +105,7 @@ def _brier(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
 
 
 def _log_loss(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float | None:
-    # It has no bound, so noised counts are without it.
+    # Log loss has no bound, so it cannot be computed from noised counts.
     return float(counts["log_loss_sum"][0] / counts["persons"][0]) if "log_loss_sum" in counts else None
 
 
@@ -113,7 +113,7 @@ def _log_loss(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float 
 
 
 def _of_persons(value: Value, find: FindInterval) -> FindInterval:
-    """``find`` over strata of sites; noised counts have the value alone."""
+    """``find`` over strata of sites; noised counts give only the value."""
 
     def found(parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval | None:
         total = add_counts(parts)
@@ -152,12 +152,12 @@ def _auroc_of(tables: Sequence[npt.NDArray[Any]], total: npt.NDArray[Any], value
         pairs = n.sum(1) * p.sum(1)
         area = (p * (np.cumsum(n, 1) - n / 2)).sum(1)
         drawn.append((area / np.where(pairs > 0, pairs, np.nan))[pairs > 0])
-    # A sample that is separated has no logit: it is taken to be half a pair short of it.
+    # A separated sample has no logit; half a pair is subtracted.
     return _on_logit_scale(value, np.concatenate(drawn), 0.5 / (negative * positive), level)
 
 
 def _on_logit_scale(value: float, drawn: Floats, edge: float, level: float) -> Interval:
-    """Normal limits on the logit scale, from bootstrap values that are kept ``edge`` away from 0 and 1."""
+    """Normal limits on the logit scale, from bootstrap values clipped to ``edge`` from 0 and 1."""
     from scipy.special import expit, logit
 
     spread = quantile(level) * float(np.std(logit(np.clip(drawn, edge, 1 - edge)), ddof=1))
@@ -202,7 +202,7 @@ def _brier_interval(groups: Parts, one: int | None, level: float, by: tuple[int,
         part = float((np.sum(tables, axis=0) * values).sum())
         factor = math.exp(_log_spread(tables, values, level, (derive_seed(by[0], c), by[1])))
         total, low, high = total + part, low + part / factor, high + part * factor
-    # The histogram gives the spread; the sum of each person's own score gives the value.
+    # The histogram gives the standard deviation; the sum of the persons' exact scores gives the value.
     return Interval(value, value * low / total, value * high / total, level, "bootstrap, log scale")
 
 
@@ -260,7 +260,7 @@ def _f1_interval(groups: Parts, one: int | None, level: float, by: tuple[int, in
 
 
 def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
-    """The classes' limits put together by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399). Their correlation is that of
+    """The classes' limits combined by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399). Their correlation is that of
     bootstrap samples of persons, each a cell of the confusion matrix; 1 where a class does not vary in them."""
     confusion = add_counts(groups)["confusion"]
     classes, there = len(confusion), np.flatnonzero(~np.isnan(_f1_by_class(confusion)))

@@ -1,4 +1,4 @@
-"""Metrics of persons drawn with replacement: what comparing two models on the same persons needs (``fedml.learning.differences``)."""
+"""Metrics of persons sampled with replacement, for comparing two models on the same persons (``fedml.learning.differences``)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-# How often each person was drawn, (draws, persons) -> the metric of each draw, (draws,); NaN where a draw has none.
+# (draws, persons) number of times each person was sampled -> (draws,) the metric of each draw, NaN if undefined.
 Statistic = Callable[[npt.NDArray[Any]], Floats]
 
 
 def statistic(metric: str, truth: npt.ArrayLike, output: npt.ArrayLike) -> Statistic:
-    """The metric as the task names it, of persons drawn so often.
+    """The metric by the task's name, as a function of resampled persons.
 
     Args:
         truth: (persons,) class, or target. output: (persons, classes) probabilities, or (persons,) that of class 1 of two; for rmse, mae

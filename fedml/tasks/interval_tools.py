@@ -1,4 +1,4 @@
-"""What intervals of measures are made of: strata, bootstrap samples of cells, Wilson's limits, Student's t. See ``intervals.py``."""
+"""Tools for intervals of measures: strata, bootstrap samples of cells, Wilson's limits, Student's t. See ``intervals.py``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fedml.tasks.counts import add_counts
 
 Floats = npt.NDArray[np.float64]
 Parts = Sequence[Mapping[str, npt.NDArray[Any]]]
-# Counts by site, which class of the outcome (None: all), level, (seed, draws) -> None where these counts do not hold the metric.
+# Counts by site, which class of the outcome (None: all), level, (seed, draws) -> None if these counts do not contain the metric.
 FindInterval = Callable[[Parts, int | None, float, tuple[int, int]], "Interval | None"]
 
 STRATUM = 20  # a bootstrap sample of n has (n - 1) / n of the variance: at most 5 % is lost
@@ -23,7 +23,7 @@ _CELLS = 1 << 21  # numbers in memory at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """A metric, and its limits at ``level``; where it has none, they are NaN and ``method`` says why."""
+    """A metric, and its limits at ``level``; without limits they are NaN and ``method`` gives the reason."""
 
     value: float
     low: float
@@ -33,12 +33,12 @@ class Interval:
 
 
 def no_interval(value: float, level: float, why: str) -> Interval:
-    """``value`` without limits, and why."""
+    """``value`` without limits, with the reason."""
     return Interval(value, math.nan, math.nan, level, f"none: {why}")
 
 
 def strata(parts: Parts, least: int = STRATUM) -> list[dict[str, npt.NDArray[Any]]]:
-    """The counts by stratum: sites with at least ``least`` persons each alone, smaller ones put together until they have as many."""
+    """The counts by stratum: sites with at least ``least`` persons are strata; smaller sites are combined until they have as many."""
     out: list[dict[str, npt.NDArray[Any]]] = []
     open_: list[Mapping[str, npt.NDArray[Any]]] = []
     for part in sorted(parts, key=lambda p: float(p["persons"][0])):
@@ -57,12 +57,12 @@ def resampled(tables: Sequence[npt.NDArray[Any]], seed: int, draws: int) -> Iter
     """
     rng = np.random.default_rng(seed)
     cells = len(tables[0])
-    taken = [(np.flatnonzero(table), int(table.sum())) for table in tables]
+    filled = [(np.flatnonzero(table), int(table.sum())) for table in tables]
     step = max(1, _CELLS // cells)
     for at in range(0, draws, step):
         rows = min(step, draws - at)
         out = np.zeros((rows, cells), dtype=np.int64)
-        for table, (cell, persons) in zip(tables, taken, strict=True):
+        for table, (cell, persons) in zip(tables, filled, strict=True):
             if persons:
                 out[:, cell] += rng.multinomial(persons, table[cell] / persons, size=rows)
         yield out
@@ -102,7 +102,7 @@ def student(values: Sequence[tuple[float, float, float]], level: float) -> Inter
     value, free = float(total.sum() / persons), float(persons - len(n))
     if free < 1:
         return no_interval(value, level, "one person has no spread")
-    within = np.maximum(squares - total**2 / n, 0)  # rounding may leave less than nothing
+    within = np.maximum(squares - total**2 / n, 0)  # rounding may give a negative value
     half = float(t.ppf(0.5 + level / 2, free)) * math.sqrt(float((n * within / (n - 1)).sum())) / persons
     return Interval(value, value - half, value + half, level, f"Student's t, {free:.0f} degrees of freedom")
 

@@ -1,9 +1,9 @@
-"""Intervals over held-out persons, from counts alone: how far a metric might be from that of all persons such as these.
+"""Intervals over held-out persons, from counts alone: the uncertainty of a metric for the population of these persons.
 
     interval(counts, task, "auroc", seed=7)                    # of merged counts
     interval([counts_a, counts_b], task, "auroc", seed=7)      # of all sites together, whose number of persons is fixed
 
-What the counts say of single persons decides the method; ``Interval.method`` names it, or says why there is none:
+The method depends on the information in the counts; ``Interval.method`` names it, or the reason why there is no interval:
 
     auroc                     standard deviation over bootstrap samples, on the logit scale (below 5 persons of a class, or where the
                               AUROC is 0 or 1: Newcombe 2006, Stat Med 25:559, method 5)
@@ -68,7 +68,7 @@ def interval(
     parts = [p for p in parts if float(p["persons"][0])]
     name, _, one = metric.partition("/")
     if one and one not in task.classes:
-        raise ValueError(f'"{one}" is none of the classes')
+        raise ValueError(f'"{one}" is not one of the classes')
     measure = next((m for m in task.measures if m.name == name), None)
     if measure is None or (one and measure.of == "all") or (not one and measure.of == "class"):
         raise ValueError(f'a {task.name} has no metric "{metric}"')

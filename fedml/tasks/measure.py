@@ -1,4 +1,4 @@
-"""One measure of a task: its value and its interval from counts, and what a report says of it. A new measure is one value.
+"""One measure of a task: its value and its interval from counts, and its texts in a report. A new measure is one value.
 
 Measure(name="accuracy", of="all", value=_accuracy, interval=_wilson, printed="accuracy", ...)
 """
@@ -49,19 +49,19 @@ class Measure:
 
 
 def metrics_of(measures: Sequence[Measure], scored: Mapping[int, str], counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-    """``persons``, then every measure of all classes, then ``measure/CLASS``; ``persons`` alone where no person is counted.
+    """``persons``, then every measure of all classes, then ``measure/CLASS``; only ``persons`` if no person is counted.
 
     Args:
-        scored: the classes that have measures of their own, by their number.
+        scored: the classes with separate measures, by their number.
     """
     persons = float(counts["persons"][0])
     if persons <= 0:  # noised counts may be negative
         return {"persons": 0.0}
     out = {"persons": persons}
-    asked: list[tuple[Measure, int | None]] = [(m, None) for m in measures if m.of != "class"]
-    asked += [(m, c) for m in measures if m.of != "all" for c in scored]
-    for measure, one in asked:
-        value = measure.value(counts, one)
+    wanted: list[tuple[Measure, int | None]] = [(m, None) for m in measures if m.of != "class"]
+    wanted += [(m, c) for m in measures if m.of != "all" for c in scored]
+    for measure, c in wanted:
+        value = measure.value(counts, c)
         if value is not None:
-            out[measure.name if one is None else f"{measure.name}/{scored[one]}"] = value
+            out[measure.name if c is None else f"{measure.name}/{scored[c]}"] = value
     return out

@@ -21,8 +21,8 @@ def number_labels(study: Study) -> Labels:
 
 
 def _canary(count: int, between: tuple[float, float] | None, random: np.random.Generator) -> Floats:
-    """The lowest or the highest plausible value of the target, by lot."""
+    """The lowest or the highest plausible value of the target, at random."""
     if between is None:
-        raise ValueError("a canary's number is an end of the target's stated range, and none is stated")
+        raise ValueError("a canary needs the target's stated range, and the study states none")
     low, high = between
     return np.where(random.random(count) < 0.5, low, high)

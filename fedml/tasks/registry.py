@@ -1,4 +1,4 @@
-"""The tasks by name: the closed table. A new task is one file and one line here, and its traits in ``fedml.study.task_traits``."""
+"""The table of all tasks by name. A new task is one file, one line here, and its traits in ``fedml.study.task_traits``."""
 
 from __future__ import annotations
 

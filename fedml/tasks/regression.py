@@ -133,5 +133,5 @@ def _answer(target: str, result: Result) -> list[str]:
 def _higher(result: Result) -> str:
     bias = result.estimates["bias"]
     if bias["low"] is None or bias["low"] <= 0 <= bias["high"]:
-        return "It is not shown to be too high or too low on average."
+        return "There is no evidence that it is too high or too low on average."
     return f"On average it is too {'high' if bias['value'] > 0 else 'low'}, by {result.say({**bias, 'value': abs(bias['value'])})}."

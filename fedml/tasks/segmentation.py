@@ -5,7 +5,7 @@
     logits = infer(model, images, window=(96, 96, 96), device=pick_device(), precision="bfloat16")
     task.metrics(add_counts([task.counts(logits, truth), others]))   # {"dice/spleen": ..., "hd95_mean_mm/spleen": ...}
 
-A person's masks are those of all the person's images together. By person and class, with what is not defined left out of the mean and
+A person's masks are those of all the person's images together. By person and class, with undefined values excluded from the mean and
 counted separately (the convention of nnU-Net: Isensee et al. 2021):
 
     true        predicted   Dice                            HD95
@@ -59,7 +59,7 @@ def segmentation_task(study: Study) -> Task:
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names[1:], start=1)), outputs=len(names),
         truth=truth_of, loss=dice_ce, counts=counts, fields=segmentation_fields(len(names), distances=distances), coarse=unchanged,
-        evaluation_batch=1,  # logits of a voxel a class are large
+        evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),
         answer=Answer(columns=_masks, example={"predicted": [[0]]}, caption=NotBuilt("the picture shows the predicted mask")),
@@ -114,21 +114,21 @@ def _labels(study: Study) -> Labels:
 
 
 def _masks(output: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
-    """Each person's mask in C order, None for who has no image."""
+    """Each person's mask in C order; None: no image."""
     masks: list[list[int] | None] = [None] * len(batch["image_present"])
-    for person, one in zip(batch["image_person"].tolist(), output, strict=True):
-        masks[person] = one.argmax(0).flatten().tolist()
+    for person, logits in zip(batch["image_person"].tolist(), output, strict=True):
+        masks[person] = logits.argmax(0).flatten().tolist()
     return {"predicted": masks}
 
 
 def _dice_of(counts: Mapping[str, npt.NDArray[Any]]) -> Floats:
-    """(1, classes) of one person's counts, NaN where a class neither is nor is said to be."""
+    """(1, classes) of one person's counts, NaN for a class that is in neither the true nor the predicted mask."""
     return np.where(counts["scored"] > 0, counts["dice_sum"], np.nan)[None]
 
 
 def _mean_dice(labels: Floats, values: Floats) -> Statistic:
     each = [statistic("mean", labels, dice) for dice in values.T]
-    return lambda drawn: np.nanmean([one(drawn) for one in each], axis=0)
+    return lambda drawn: np.nanmean([of_class(drawn) for of_class in each], axis=0)
 
 
 # --- measures
@@ -198,7 +198,7 @@ def _median_interval(unit: str, parts: Parts, one: int | None, level: float, by:
         return None
     histogram = total["hd95_histogram"][one - 1]
     persons = int(histogram.sum())
-    # So many order statistics are left out on either side, less one.
+    # The number of order statistics outside the interval on either side, minus one.
     below = int(binom.ppf((1 - level) / 2, persons, 0.5)) if persons else 0
     if not below:
         return no_interval(value, level, "too few persons for limits of a median")

@@ -1,4 +1,4 @@
-"""A prediction task as one frozen value: all that the product must know of it. Every field is required; what is not built says so.
+"""A prediction task as one frozen value. Every field is required; a part that is not built is ``NotBuilt`` with a reason.
 
     task = make_task(study)                        # fedml.tasks.registry
     counts = task.counts(output, label)            # numpy arrays by name, as ``task.fields`` declares them
@@ -31,7 +31,7 @@ Built = TypeVar("Built")
 
 
 class Cells(Protocol):
-    """Columns of a site's persons table, one cell a person (``fedml.cohort.table``)."""
+    """Columns of a site's persons table, one cell for each person (``fedml.cohort.table``)."""
 
     def codes(self, name: str, known: tuple[Any, ...]) -> Floats:
         """(persons,) place of each cell of column ``name`` among ``known``, NaN where it is empty; any other value is an ``InputError``."""
@@ -62,7 +62,7 @@ class Labels:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a saved model gives.
+    """The outputs of a saved model.
 
     Args:
         columns: the network's output and its batch -> columns by name, one cell a person.
@@ -90,7 +90,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class LinearScore:
-    """What a linear score of variants means: the weights' type in a scoring file, and the score in words."""
+    """The meaning of a linear score of variants: the type of weights in a scoring file, and a description of the score."""
 
     weight_type: str
     meaning: str
@@ -98,11 +98,11 @@ class LinearScore:
 
 @dataclass(frozen=True)
 class Result:
-    """What the sentence of the answer is made of.
+    """The values in the answer of a report.
 
     Args:
         held: such as ``90 test persons held out at 2 sites``. by_class: those persons by class, empty where that is not known.
-        estimates: measure -> its value and limits. measure: the one that the report leads with.
+        estimates: measure -> value and limits. measure: the main measure of the report.
         noised: the counts were noised for privacy. say: an estimate as text with its interval. number: a number as text.
     """
 
@@ -127,14 +127,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Words:
-    """The task in sentences, for this study.
+    """Texts about the task for this study.
 
     Args:
-        predicts: plan: what is predicted, after the target's name. counts: plan: what leaves a site about held-out persons.
+        predicts: plan: what is predicted, after the target's name. counts: plan: the counts of held-out persons that leave a site.
         outcome: checklists: what the outcome is. output: checklists: what the model gives. balance: checklists: how classes are weighed.
         no_prediction: why a checklist of prediction models does not apply; "" where it does. no_classes: the same of items about classes.
-        answer: report: the answer to the study's question. unknown: report: what the record cannot say.
-        groups: report: what to know of measures of subgroups; "" for nothing.
+        answer: report: the answer to the study's question. unknown: report: what the record does not contain.
+        groups: report: a note on measures of subgroups; "": none.
     """
 
     predicts: str
@@ -151,7 +151,7 @@ class Words:
 
 @dataclass(frozen=True)
 class Task:
-    """See the module's text.
+    """A prediction task; see the module's docstring.
 
     Args:
         name: as in ``[model] task``. traits: what the study's other sections ask of it.
@@ -159,7 +159,7 @@ class Task:
         outputs: numbers that the network gives for a person, or for a voxel.
         truth: what ``loss`` and ``counts`` take, from a batch. loss: the mean over persons.
         counts: output and truth of a batch -> counts that add. fields: type and shape of each of its arrays.
-        coarse: what of the counts may be shown of a subgroup; counts that are coarse already stay as they are.
+        coarse: the counts that may be released for a subgroup; coarse counts are unchanged.
         evaluation_batch: persons that are evaluated together.
         measures: in the order of records and reports. watched: the one by which models are compared; higher is better if ``higher``.
         measure: the one that a report leads with.
@@ -189,12 +189,12 @@ class Task:
     words: Words
 
     def metrics(self, counts: Mapping[str, npt.NDArray[Any]]) -> dict[str, float]:
-        """Every measure of all persons in ``counts``; NaN where it is not defined, ``persons`` alone where no person is counted."""
+        """Every measure of all persons in ``counts``; NaN where it is not defined, only ``persons`` if no person is counted."""
         return metrics_of(self.measures, self.scored, counts)
 
     @property
     def person_classes(self) -> tuple[str, ...]:
-        """The classes of persons; empty where persons have none, as where voxels have them."""
+        """The classes of persons; empty if persons have no classes, as in segmentation."""
         return self.classes if self.traits.label == "classes" else ()
 
     def described(self, name: str) -> Measure:
@@ -210,7 +210,7 @@ class Task:
 
 
 def unchanged(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
-    """``coarse`` of a task whose counts show no single person's place in a fine histogram."""
+    """``coarse`` of a task whose counts have no fine histogram of single persons."""
     return dict(counts)
 
 

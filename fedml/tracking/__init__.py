@@ -1,1 +1,1 @@
-"""A run's folder into MLflow. The only folder that imports mlflow."""
+"""Delivers a run's folder to MLflow. The only folder that imports mlflow."""

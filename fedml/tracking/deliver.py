@@ -1,9 +1,9 @@
-"""The run's record in MLflow, made from the run's folder.
+"""Writes the record of a run to MLflow, from the run's folder.
 
-    deliver(run, study)    # at once, or while the run goes on: `fedml run` has a second process that does
+    deliver(run, study)    # after the run, or during the run, in a second process of `fedml run`
 
-Delivered twice it is there once: the parent is found by its tag ``fedml.run_id``, and what is there already is taken up again. What a
-record says is a function of the run's folder, times and all, so MLflow knows a figure that it has.
+Delivery is idempotent: the parent is found by its tag ``fedml.run_id`` and an existing record is continued. The record, including its
+timestamps, is a function of the run's folder, so MLflow recognises figures that were delivered before.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fedml.tracking import outbox
 from fedml.tracking.store import runs_of, store
 from fedml.tracking.tracker import Tracker
 
-_TICK_SECONDS = 0.1  # between two looks at the events
-_SIZE_TAG = "fedml.events_bytes"  # set last: a record that has it is whole up to there
+_POLL_SECONDS = 0.1  # between two reads of the events
+_SIZE_TAG = "fedml.events_bytes"  # set last: the record is complete up to this size of the log
 _AUDIT = "audit.json"
 
 
@@ -35,7 +35,7 @@ def _find(client: Any, start: Start) -> Any:
 
 
 def _audit(client: Any, run: Path, parent: str) -> None:
-    """An audit's lower bound beside the claim, once."""
+    """Logs the lower bound of an audit next to the claim, once."""
     if (run / _AUDIT).exists():
         bound = json.loads((run / _AUDIT).read_text(encoding="utf-8")).get("audit", {}).get("epsilon")
         if bound is not None and client.get_run(parent).data.metrics.get("privacy/epsilon_lower_bound") != float(bound):
@@ -44,7 +44,7 @@ def _audit(client: Any, run: Path, parent: str) -> None:
 
 
 def note_audit(run: Path) -> bool:
-    """Puts ``audit.json`` into the run's MLflow record, its bound beside the claim; False: there is no such record."""
+    """Adds ``audit.json`` and its bound to the run's MLflow record; False: there is no such record."""
     from mlflow import MlflowClient
 
     client = MlflowClient(store())
@@ -56,28 +56,28 @@ def note_audit(run: Path) -> bool:
 
 
 def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, settle: Callable[[], object] = lambda: None) -> str:
-    """Tracks a run from its folder and returns the parent's MLflow run id. What MLflow has whole is not written again.
+    """Tracks a run from its folder and returns the parent's MLflow run id. A complete record is not written again.
 
     Args:
-        wait: asked when nothing is new and the run has not ended: true to look again a little later, false to close the record.
-        settle: called once the run has ended, before its files are logged: returns when whoever ran it has written the last of them.
+        wait: called if there are no new events and the run has not ended; true: poll again, false: close the record.
+        settle: called after the end of the run, before its files are logged; returns when all files of the run are written.
 
     Raises:
-        InputError: the folder has no log. RunError: another process is at it.
+        InputError: the folder has no log. RunError: another process is recording the run.
     """
     from mlflow import MlflowClient
 
-    from fedml.tracking import scoring  # noqa: F401 - torch and mlflow take seconds, better while the run goes on than after its end
+    from fedml.tracking import scoring  # noqa: F401 - importing torch and mlflow takes seconds, so it is done while the run continues
 
     if not (run / EVENTS).exists():
-        raise InputError(f"{run}: is no run's folder, it has no {EVENTS}; give one from fedml-runs.")
-    with outbox.alone(run):
+        raise InputError(f"{run}: is not a run's folder, it has no {EVENTS}; give a folder from fedml-runs.")
+    with outbox.lock_run(run):
         client, (events, at) = MlflowClient(store()), read_log(run)
         start = events[0] if events and isinstance(events[-1], End) else None
-        there = _find(client, start) if isinstance(start, Start) else None
-        if there is not None and there.data.tags.get(_SIZE_TAG) == str(at):
-            outbox.note(run, there.info.run_id, at)
-            return str(there.info.run_id)
+        recorded = _find(client, start) if isinstance(start, Start) else None
+        if recorded is not None and recorded.data.tags.get(_SIZE_TAG) == str(at):
+            outbox.mark_delivered(run, recorded.info.run_id, at)
+            return str(recorded.info.run_id)
         tracker, at = Tracker(run, study), 0
         while True:
             events, at = read_log(run, at)
@@ -87,20 +87,21 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
                 parent = tracker.close()
                 _audit(client, run, parent)
                 client.set_tag(parent, _SIZE_TAG, str(at))
-                outbox.note(run, parent, at)
+                outbox.mark_delivered(run, parent, at)
                 return parent
-            time.sleep(_TICK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
 
-def deliver_owed(runs: Path, say: Callable[[str], object]) -> None:
-    """Delivers every run in a folder that is owed (``fedml.tracking.outbox``), and says each; one that is being recorded is left to that.
+def deliver_pending(runs: Path, say: Callable[[str], object]) -> None:
+    """Delivers every undelivered run in a folder (``fedml.tracking.outbox``) and reports each. A run that another process is recording is
+    skipped.
 
     Raises:
-        InputError: there is no such folder. RunError: MLflow did not take one; those before it are there.
+        InputError: there is no such folder. RunError: MLflow did not accept a run; earlier runs are delivered.
     """
     if not runs.is_dir():
-        raise InputError(f"--runs {runs}: is no folder; give the one in which runs are kept.")
-    found = outbox.owed(runs)
+        raise InputError(f"--runs {runs}: is not a folder; give the folder that contains the runs.")
+    found = outbox.pending(runs)
     for done, run in enumerate(found):
         try:
             say(f"{run.name}: {deliver(run, parse_study((run / STUDY).read_text(encoding='utf-8')))}")
@@ -108,7 +109,7 @@ def deliver_owed(runs: Path, say: Callable[[str], object]) -> None:
             say(str(error))
         except Exception as error:
             raise RunError(
-                f"{run}: MLflow did not take it ({error}); {len(found) - done} run(s) are still owed, try again later."
+                f"{run}: MLflow did not accept the run ({error}); {len(found) - done} run(s) are not delivered yet, try again later."
             ) from error
     if not found:
-        say("MLflow has every run that it was to have")
+        say("all runs are delivered to MLflow")

@@ -1,8 +1,8 @@
-"""Which runs MLflow is still owed: a run's folder says whether it is to be recorded, and in which stores it is.
+"""Runs not yet delivered to MLflow. A file in the run's folder states whether the run is to be recorded, and which stores have it.
 
-    RUN/tracked.json    store (``fedml.tracking.store.store_key``) -> MLflow's run id and how much of the log it has; {} while none has it
+    RUN/tracked.json    store (``fedml.tracking.store.store_key``) -> MLflow's run id and delivered bytes of the log; {}: not delivered
 
-A run without that file was not to be recorded (``--no-track``), and is left alone.
+A run without that file is not to be recorded (``--no-track``).
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ MARKER = "tracked.json"
 
 
 class Busy(RunError):
-    """Another process records this run now. Final."""
+    """Another process is recording this run. Final."""
 
 
-def want(run: Path) -> None:
-    """Notes that MLflow is to have this run."""
+def mark_pending(run: Path) -> None:
+    """Marks the run as to be delivered to MLflow."""
     if not (run / MARKER).exists():
         write_whole(run / MARKER, b"{}\n")
 
 
-def note(run: Path, mlflow_run: str, size: int) -> None:
-    """Notes that the store of now has the first ``size`` bytes of the run's log."""
-    told = {**_read(run), store_key(store()): {"mlflow_run_id": mlflow_run, "events_bytes": size}}
-    write_whole(run / MARKER, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+def mark_delivered(run: Path, mlflow_run: str, size: int) -> None:
+    """Notes that the current store has the first ``size`` bytes of the run's log."""
+    deliveries = {**_read(run), store_key(store()): {"mlflow_run_id": mlflow_run, "events_bytes": size}}
+    write_whole(run / MARKER, (json.dumps(deliveries, indent=1, sort_keys=True) + "\n").encode())
 
 
-def owed(runs: Path) -> list[Path]:
-    """Runs in a folder that ended, were to be recorded, and are not (or not to their end) in the store of now; the oldest first."""
+def pending(runs: Path) -> list[Path]:
+    """Runs in a folder that ended, are to be recorded, and are not completely delivered to the current store; oldest first."""
     key, found = store_key(store()), []
     for marker in runs.glob(f"*/{MARKER}"):
         run = marker.parent
@@ -51,22 +51,22 @@ def owed(runs: Path) -> list[Path]:
 
 def _read(run: Path) -> dict[str, Any]:
     try:
-        told = json.loads((run / MARKER).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # lost or spoiled: delivered again, which does no harm
+        deliveries = json.loads((run / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # missing or damaged: deliver again, which is idempotent
         return {}
-    return {k: v for k, v in told.items() if isinstance(v, dict)} if isinstance(told, dict) else {}
+    return {k: v for k, v in deliveries.items() if isinstance(v, dict)} if isinstance(deliveries, dict) else {}
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
-    """Inside the block nobody else records this run.
+def lock_run(run: Path) -> Iterator[None]:
+    """Holds the exclusive right to record this run.
 
     Raises:
-        Busy: somebody does already.
+        Busy: another process holds it.
     """
-    with (run / EVENTS).open("ab") as file:  # opened for appending, for a lock over NFS needs that; nothing is written
+    with (run / EVENTS).open("ab") as file:  # a lock over NFS requires write access; nothing is written
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise Busy(f"{run}: another process is recording it in MLflow; wait until that is done.") from error
+            raise Busy(f"{run}: another process is recording this run in MLflow; wait until it has finished.") from error
         yield

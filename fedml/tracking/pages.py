@@ -1,7 +1,7 @@
-"""What MLflow's pages show of a study and a run beside figures: the experiment with its columns, descriptions in Markdown.
+"""Text and layout of MLflow's pages: the experiment with its columns, descriptions of studies and runs in Markdown.
 
-MLflow keeps a table's columns in the browser, not on the server; but a link can carry a view that is kept as a tag of the experiment
-(``mlflow.sharedViewState.<key>``, what its "Share" button writes). So every study's experiment has one, and `fedml ui` gives the link.
+MLflow stores a table's columns in the browser, not on the server. But a link can refer to a view that is stored as a tag of the experiment
+(``mlflow.sharedViewState.<key>``, written by the "Share" button). Every study's experiment has such a tag, and `fedml ui` prints the link.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 from fedml.runs.events import Start
 from fedml.study.study import Study
 
-VIEW = "fedml"  # of the view's key
+VIEW = "fedml"  # the view's key
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 
 def view_link(address: str, experiment: str) -> str:
-    """The page with an experiment's runs, with the columns that a reviewer wants."""
+    """The link to an experiment's runs, with the columns for a reviewer."""
     return f"{address}/#/experiments/{experiment}/runs?viewStateShareKey={VIEW}"
 
 
 def columns(metric: str) -> list[str]:
-    """The runs table's columns, as MLflow's view state names them."""
+    """The columns of the table of runs, in the names of MLflow's view state."""
     metrics = (f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"test/{metric}_worst_site")
     tags = ("fedml.study.study", "fedml.worst_site", "fedml.epsilon")
     return [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)]
 
 
 def experiment_of(client: Any, study: Study) -> str:
-    """The id of the study's experiment, made or found, with its description, main metric and view."""
+    """The id of the study's experiment. The experiment is created if missing and has description, main metric and view."""
     from fedml.tasks.registry import make_task
 
     task, about = make_task(study), study.study
@@ -45,17 +45,17 @@ def experiment_of(client: Any, study: Study) -> str:
     found = client.get_experiment_by_name(about.name)
     number = found.experiment_id if found else client.create_experiment(about.name)
     for key, value in tags.items():
-        # A description that somebody wrote in MLflow stays.
+        # A description that was edited in MLflow is kept.
         if (found is None or key not in found.tags) or (key == VIEW_TAG and found.tags[key] != value):
             client.set_experiment_tag(number, key, value)
     return str(number)
 
 
 def description(study: Study, start: Start | None, answer: str, privacy: str) -> str:
-    """A run's description: the question, the answer, what privacy it cost, what exactly was run."""
+    """A run's description: question, answer, privacy cost, identity of the run."""
     about = study.study
-    told = [("Question", about.question), ("Answer", answer), ("Privacy", privacy), ("Purpose", about.purpose)]
-    lines = [f"**{name}.** {text}" for name, text in told if text]
+    entries = [("Question", about.question), ("Answer", answer), ("Privacy", privacy), ("Purpose", about.purpose)]
+    lines = [f"**{name}.** {text}" for name, text in entries if text]
     roster = ", ".join(study.federation.sites)
     lines.append(
         f"**Run.** Study `{about.name}`, SHA-256 `{study.sha256}`; seed {study.study.seed}; {study.federation.rounds} rounds; "
@@ -66,7 +66,7 @@ def description(study: Study, start: Start | None, answer: str, privacy: str) ->
 
 
 def answer_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
-    """One sentence on the test persons. ``scores``: {"all": metrics, "sites": {site: metrics}, "worst": site or None}."""
+    """One sentence on the results in the test persons. ``scores``: {"all": metrics, "sites": {site: metrics}, "worst": site or None}."""
     from fedml.tasks.registry import make_task
 
     metric = make_task(study).watched

@@ -1,6 +1,6 @@
-"""Models in MLflow: a run's model with its signature, and the registry that says which of a study's models is in use.
+"""Models in MLflow: the model of a run with its signature, and the registry with the model in use for each study.
 
-model = log_model(run, study, parent)                   # once a run; found again if it is there
+model = log_model(run, study, parent)                   # one model for each run; an existing one is returned
 register(client, "heart", parent, model, tags, "challenger")
 """
 
@@ -30,7 +30,7 @@ RUN_TAG, STUDY_TAG, WEIGHTS_TAG = "fedml.run_id", "fedml.study_sha256", "fedml.w
 
 @dataclass(frozen=True)
 class Version:
-    """A version of a registered model: the run it came from, here and in MLflow."""
+    """A version of a registered model: the run it is from (``run_id``) and the id of that run in MLflow (``mlflow_run``)."""
 
     name: str
     number: int
@@ -39,10 +39,10 @@ class Version:
 
 
 def holder(client: Any, name: str, alias: str) -> Version | None:
-    """The version that an alias points to; None where there is no such model or alias."""
+    """The version with an alias; None if the model or the alias does not exist."""
     from mlflow.exceptions import MlflowException
 
-    if not client.search_registered_models(f"name = '{name}'"):  # a server with accounts forbids to ask of what is not there
+    if not client.search_registered_models(f"name = '{name}'"):  # a server with accounts refuses requests for a model that does not exist
         return None
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -59,30 +59,30 @@ def _version(found: Any) -> Version:
 
 
 def register(client: Any, name: str, parent: str, model: str, tags: Mapping[str, str], alias: str, about: str = "") -> Version:
-    """Gives ``alias`` to the version of a run's model, made if it is not there. A challenger that becomes champion is none any more.
+    """Gives ``alias`` to the version of a run's model; creates the version if missing. A new champion loses the alias challenger.
 
     Args:
-        parent: MLflow's id of the run. model: of its logged model. tags: of the version; ``RUN_TAG`` tells the run.
-        about: description of the model, where it is new.
+        parent: MLflow's id of the run. model: of its logged model. tags: of the version; ``RUN_TAG`` identifies the run.
+        about: description of a new model.
     """
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name, description=about)
-    there = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(RUN_TAG) == tags[RUN_TAG]]
+    versions_of_run = [v for v in client.search_model_versions(f"name = '{name}'") if v.tags.get(RUN_TAG) == tags[RUN_TAG]]
     found = (
-        there[0]
-        if there
+        versions_of_run[0]
+        if versions_of_run
         else client.create_model_version(name, f"models:/{model}", run_id=parent, tags=dict(tags), model_id=model, await_creation_for=0)
     )
-    made = _version(found)
-    client.set_registered_model_alias(name, alias, str(made.number))
+    version = _version(found)
+    client.set_registered_model_alias(name, alias, str(version.number))
     other = holder(client, name, CHALLENGER)
-    if alias == CHAMPION and other is not None and other.number == made.number:
+    if alias == CHAMPION and other is not None and other.number == version.number:
         client.delete_registered_model_alias(name, CHALLENGER)
-    return made
+    return version
 
 
 def logged_model(client: Any, parent: str) -> str | None:
-    """The id of the model that a run has logged whole; None if there is none."""
+    """The id of the completely logged model of a run; None if there is none."""
     outputs = client.get_run(parent).outputs
     for output in outputs.model_outputs if outputs else ():
         if str(client.get_logged_model(output.model_id).status) == "READY":
@@ -91,43 +91,43 @@ def logged_model(client: Any, parent: str) -> str | None:
 
 
 def log_model(run: Path, study: Study, parent: str) -> str:
-    """Logs the run's model with its signature: ``mlflow.pyfunc.load_model`` scores raw inputs with it, preprocessing included.
+    """Logs the run's model with its signature. A model from ``mlflow.pyfunc.load_model`` predicts from raw inputs, with preprocessing.
 
-    Returns the model's id; a run that has one already keeps it.
+    Returns the model's id; an existing model of the run is kept.
     """
     import mlflow
     from mlflow import MlflowClient
 
     from fedml.tracking import scoring
 
-    if (there := logged_model(MlflowClient(store()), parent)) is not None:
-        return there
+    if (logged := logged_model(MlflowClient(store()), parent)) is not None:
+        return logged
     signature, requirements = signature_of(study, scoring.read_layout(run)), requirements_of(study)
     with tempfile.TemporaryDirectory() as folder:
-        kept = Path(folder) / "run"
-        kept.mkdir()
+        copy = Path(folder) / "run"
+        copy.mkdir()
         for name in (STUDY, MODEL, PANEL, LAYOUT):
-            (kept / name).write_bytes((run / name).read_bytes())
+            (copy / name).write_bytes((run / name).read_bytes())
         mlflow.set_tracking_uri(store())
-        # MLflow would have type hints on predict and an input example; the signature is given instead.
+        # MLflow warns about missing type hints and input example; the signature replaces them.
         with warnings.catch_warnings(), mlflow.start_run(run_id=parent):
             warnings.simplefilter("ignore")
-            made = mlflow.pyfunc.log_model(
+            model = mlflow.pyfunc.log_model(
                 name="model",
                 python_model=scoring.__file__,
-                artifacts={"run": str(kept)},
+                artifacts={"run": str(copy)},
                 signature=signature,
                 pip_requirements=requirements,
-                code_paths=[str(_ground_floor(Path(folder)))],
+                code_paths=[str(_package_copy(Path(folder)))],
             )
-    return str(made.model_id)
+    return str(model.model_id)
 
 
 def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
-    """The schema of what the saved model takes and gives. ``layout``: ``layout.json`` of the run.
+    """The schema of inputs and outputs of the saved model. ``layout``: ``layout.json`` of the run.
 
     Raises:
-        InputError: an input has no form of its raw values.
+        InputError: an input does not define the form of its raw values.
     """
     from mlflow.models import ModelSignature, infer_signature
     from mlflow.types import ColSpec, Schema, TensorSpec
@@ -139,12 +139,12 @@ def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
     forms = [require(modality.form, modality, "form")(study) for modality in modalities_of(study)]
     kinds = [form.kind for form in forms]
     if kinds == ["columns"]:
-        # Any type: MLflow turns whole numbers away where it was told of floats, and a CSV's columns are sometimes the one, sometimes
-        # the other. The model checks the values itself and says which column it cannot read.
+        # Any type, because MLflow refuses integers if the schema has floats, and a CSV column may be read as either. The model checks the
+        # values and names a column that it cannot read.
         columns = [ColSpec(AnyType(), c, required=False) for c in forms[0].columns]
-        return ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of what came out
+        return ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of the example
     if "any" in kinds:
-        # Of any size, as arrays or as paths, which no schema of MLflow's says. The model checks them itself.
+        # Arrays of any size or paths cannot be expressed in MLflow's schema. The model checks them.
         return ModelSignature(outputs=infer_signature(output).inputs)
     signature = infer_signature(example, output)
     if "bag" in kinds:  # persons differ in how many arrays they have
@@ -154,10 +154,10 @@ def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
 
 
 def requirements_of(study: Study) -> list[str]:
-    """The packages that a saved model needs, each at the version that is here.
+    """The packages that a saved model needs, with the installed versions.
 
     Raises:
-        InputError: an input does not say what it needs.
+        InputError: an input does not define its packages.
     """
     wanted = {package for modality in modalities_of(study) for package in require(modality.packages, modality, "packages")(study)}
     known = versions()
@@ -165,8 +165,8 @@ def requirements_of(study: Study) -> list[str]:
     return found + [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
 
 
-def _ground_floor(folder: Path) -> Path:
-    """A copy of ``fedml`` in ``folder`` that a saved model carries: without clients, strategies and experiments."""
+def _package_copy(folder: Path) -> Path:
+    """A copy of ``fedml`` in ``folder`` for a saved model, without clients, strategies and experiments."""
     package = Path(__file__).parents[1]
     return Path(
         shutil.copytree(package, folder / "fedml", ignore=shutil.ignore_patterns("clients", "strategies", "experiments", "__pycache__"))

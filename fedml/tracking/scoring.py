@@ -1,17 +1,16 @@
-"""The saved model as MLflow loads it: raw inputs in, probabilities (or the target's own unit) out. MLflow runs this file.
+"""The saved model as MLflow loads it: from raw inputs to probabilities (or the target in its unit). MLflow runs this file.
 
-Inputs by the study's list: clinical alone, a table with the raw columns; images or variants alone, what stands below; several, a
-dictionary of them by name.
+With one input, ``predict`` takes its values in the form below; with several inputs, a dictionary of these values by name.
 
     clinical    a table, or an array (persons, columns)
     variants    an array (persons, variants) of ALT dosages
-    image       an array (persons, channels, *size); or one entry a person: a path (PNG, JPEG, NPY, NIfTI, DICOM file or series' folder) or
+    image       an array (persons, channels, *size); or for each person a path (PNG, JPEG, NPY, NIfTI, DICOM file or series' folder) or
                 an array (channels, *any size), as a list or as the column ``image`` of a table
-    slides      their tiles as the study cuts them, (persons, tiles, channels, size, size), a tile that is all NaN standing for none
+    slides      tiles as the study cuts them, (persons, tiles, channels, size, size); a missing tile is all NaN
 
-Images are raw: what ``[cohort.image]`` says is done here. Where it needs to know where voxels are (orientation, spacing), a file says so;
-beside arrays goes ``affine``, (4, 4) for all or one a person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. A person lacks an
-input whose values are all NaN (variants: -1), and an image that is None or "".
+Images are raw; the preprocessing of ``[cohort.image]`` is applied here. Orientation and spacing are read from the file; for arrays, give
+``affine`` in addition, (4, 4) for all or for each person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. An input
+is missing for a person if all values are NaN (variants: -1), or if the image is None or "".
 """
 
 from __future__ import annotations
@@ -40,26 +39,26 @@ if TYPE_CHECKING:
 
 
 class Scorer(PythonModel):  # type: ignore[misc]
-    """Loads a run's folder (artifact ``run``) and scores."""
+    """Loads a run's folder (artifact ``run``) and predicts."""
 
     def load_context(self, context: Any) -> None:
-        """Builds the network and fills it; nothing is unpickled."""
+        """Builds the network and loads its weights; nothing is unpickled."""
         self.study, self.model = restore(Path(context.artifacts["run"]))
 
-    # MLflow reads the annotation: of a table it asks nothing more, the signature says what it is (an array or a dictionary too).
+    # MLflow reads the annotation; DataFrame makes it accept the types of the signature, also an array or a dictionary.
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """A table, one row a person, with the columns of the task's answer: ``predicted``, of classes ``probability_<class>`` too."""
         return score(self.study, self.model, model_input)
 
 
 def to_batch(study: Study, given: Any, window: tuple[float, float] | None = None) -> dict[str, torch.Tensor]:
-    """Raw inputs as the model takes them; see the module's text.
+    """Raw inputs as a batch of the model; forms as in the module's docstring.
 
     Raises:
-        InputError: values of an input that the model does not have, or that cannot be used.
+        InputError: an input that the model does not have, or values that cannot be used.
     """
     inputs = study.cohort.inputs
-    # A dictionary is by name even where there is one input: an image may have its affine beside it.
+    # With one input a dictionary is also allowed, because an image may come with its affine.
     named = {inputs[0]: given} if len(inputs) == 1 and not isinstance(given, dict) else dict(given)
     also = Raw(named.pop("affine", None), window)
     if unknown := sorted(named.keys() - set(inputs)):
@@ -72,7 +71,7 @@ def to_batch(study: Study, given: Any, window: tuple[float, float] | None = None
 
 
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
-    """Predictions of ``model`` for raw inputs. A predicted mask is on the voxels that the network gets, in C order."""
+    """Predictions of ``model`` for raw inputs. A predicted mask has the voxels of the prepared image, in C order."""
     import torch
 
     batch = to_batch(study, given, saved_window(model.state_dict()))
@@ -82,15 +81,15 @@ def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
 
 
 def output_example(study: Study) -> pd.DataFrame:
-    """One person's answer in the form that ``predict`` gives, for the signature."""
+    """The output of ``predict`` for one person, for the signature."""
     return pd.DataFrame(dict(make_task(study).answer.example))
 
 
 def input_example(study: Study, layout: dict[str, Any]) -> Any:
-    """One person in the form that ``predict`` takes, for the signature."""
+    """The input of ``predict`` for one person, for the signature."""
     sizes = Layout(tuple(layout["image_shape"]), layout["variants"])
-    made = {m.name: require(m.example, m, "example")(study, sizes) for m in modalities_of(study)}
-    return made if len(made) > 1 else next(iter(made.values()))
+    values = {m.name: require(m.example, m, "example")(study, sizes) for m in modalities_of(study)}
+    return values if len(values) > 1 else next(iter(values.values()))
 
 
 def read_layout(run: Path) -> dict[str, Any]:
@@ -99,5 +98,5 @@ def read_layout(run: Path) -> dict[str, Any]:
     return layout
 
 
-if __name__ != "fedml.tracking.scoring":  # run by MLflow, which gives the file a name of its own
+if __name__ != "fedml.tracking.scoring":  # MLflow runs this file under another module name
     mlflow.models.set_model(Scorer())

@@ -1,4 +1,4 @@
-"""Where MLflow keeps records, how it is spoken to, and which versions a result depends on. Imports nothing heavy."""
+"""The MLflow store, its error handling, and the package versions that a result depends on. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
 _FILE = "sqlite:///"
 
-# A server that is down is given up on in seconds, not in MLflow's minutes: the run's folder has everything.
+# Short timeouts: MLflow's defaults wait minutes for a server that is down, and the run's folder has all data anyway.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `fedml track` prints a run's id
 
 
 def store() -> str:
-    """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` here."""
+    """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 def store_key(uri: str) -> str:
-    """A short name of a store that tells neither a password nor a path: 16 hexadecimal digits of a SHA-256."""
+    """A short name of a store that reveals neither password nor path: 16 hexadecimal digits of a SHA-256."""
     if uri.startswith(_FILE):
         plain = str(Path(uri.removeprefix(_FILE)).resolve())
     else:
@@ -40,15 +40,15 @@ def store_key(uri: str) -> str:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
-    """Inside the block MLflow's own errors become a ``RunError`` of one sentence, without the store's password."""
+def plain_errors() -> Iterator[None]:
+    """Converts MLflow's errors in the block to a ``RunError`` with one sentence, without the store's password."""
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        shown = re.sub(r"//[^/@]*@", "//", f"{store()}: MLflow did not do it ({' '.join(str(error).split())[:600]})")
-        raise RunError(f"{shown}; the run's folder has everything, try again (docs/tracking.md).") from error
+        message = re.sub(r"//[^/@]*@", "//", f"{store()}: MLflow reports an error ({' '.join(str(error).split())[:600]})")
+        raise RunError(f"{message}; the run's folder has all data, try again (docs/tracking.md).") from error
 
 
 def versions() -> dict[str, str]:
@@ -63,7 +63,7 @@ def versions() -> dict[str, str]:
 
 
 def runs_of(client: Any, experiment: str, run_id: str) -> list[Any]:
-    """MLflow's runs of one run of ours: the parent and the children that are there. ``client`` is an ``MlflowClient``."""
+    """The MLflow runs of one run: the parent and the existing children. ``client`` is an ``MlflowClient``."""
     found: list[Any] = []
     page = None
     while page is None or page.token:

@@ -1,7 +1,7 @@
-"""Writes a run's events into MLflow as they come: one parent run, one child a site. ``fedml.tracking.deliver`` reads the log and drives it.
+"""Writes a run's events to MLflow: one parent run, and a child run for each site. ``fedml.tracking.deliver`` reads the log and calls it.
 
-Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1``, limits ``test/auroc_low``, of the site that does worst
-``test/auroc_worst_site``; ``train/loss``, ``round/seconds``; a step is the round that the model has behind it.
+Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1``, limits ``test/auroc_low``, of the worst site
+``test/auroc_worst_site``; ``train/loss``, ``round/seconds``; a step is the number of rounds that the model was trained.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from fedml.runs.events import (
     Gwas,
     Privacy,
     Round,
+    SiteDisclosure,
     SiteRow,
-    SiteTold,
     Start,
     body,
 )
@@ -37,7 +37,7 @@ from fedml.tracking.registry import log_model
 from fedml.tracking.store import runs_of, store, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
-_METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # MLflow's limits: metrics and parameters a batch, and less than characters a tag
+_METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
 _DIGEST = 36  # characters of a dataset's digest
 
@@ -49,17 +49,17 @@ def _flat(section: str, value: Any) -> dict[str, str]:
 
 
 def _name(text: str) -> str:
-    """With the characters that MLflow has in names."""
+    """``text`` with only the characters that MLflow allows in names."""
     return re.sub(r"[^\w.\-: /]", "_", text)
 
 
 def _unprotected(study: Study) -> str:
-    """What stands until the run has said more."""
+    """The text about privacy until the run has a privacy event."""
     return "none: no differential privacy" if study.privacy.unit == "none" else f"unit {study.privacy.unit}: not counted yet"
 
 
 def _spans(rounds: Sequence[int]) -> str:
-    """Round numbers with runs of them as a span: ``1-3, 7``."""
+    """Round numbers as spans: ``1-3, 7``."""
     out: list[list[int]] = []
     for number in rounds:
         if out and number == out[-1][-1] + 1:
@@ -69,14 +69,14 @@ def _spans(rounds: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, span)) for span in out)
 
 
-def _commit(told: str) -> dict[str, str]:
+def _commit(text: str) -> dict[str, str]:
     """MLflow's tags of a commit: ``HASH``, ``HASH+changes`` or ``none``."""
-    commit, _, changed = told.partition("+")
+    commit, _, changed = text.partition("+")
     return {} if commit == "none" else {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changed)).lower()}
 
 
 class Tracker:
-    """Writes events into MLflow as they come. Raises what MLflow raises: the run itself is another process and does not notice."""
+    """Writes events to MLflow. Raises MLflow's errors; they do not affect the run, which is another process."""
 
     def __init__(self, run: Path, study: Study) -> None:
         self.run, self.study = run, study
@@ -86,23 +86,23 @@ class Tracker:
         self.refused: dict[str, dict[str, list[int]]] = {}  # site -> reason -> rounds
         self.rounds: dict[str, list[int]] = {site: [] for site in study.federation.sites}  # that a site took part in
         self.bytes: dict[str, dict[str, int]] = {site: {"bytes_in": 0, "bytes_out": 0} for site in study.federation.sites}
-        self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, as the last reply told
+        self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, from the last reply
         self.start: Start | None = None
         self.final = NO_FINAL
         self.privacy, self.answer = _unprotected(study), ""
-        self._stamp = 0  # of the last event, milliseconds: a record delivered again has the same
+        self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
 
     def put(self, run_id: str, name: str, value: Any, step: int) -> None:
-        """Keeps a metric until the next write; None is none."""
+        """Keeps a metric until the next write; None is ignored."""
         from mlflow.entities import Metric
 
         if value is not None:
             self._rows[run_id].append(Metric(_name(name), float(value), self._stamp, step))
 
     def __call__(self, events: Sequence[Event]) -> None:
-        """Delivers ``events``: one batch for the parent and one for each site, however many rounds they span."""
+        """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
         from mlflow import MlflowClient
 
         client = MlflowClient(store())
@@ -152,24 +152,24 @@ class Tracker:
             "mlflow.source.type": "LOCAL",
             **_commit(event.git_commit),
         }
-        told = {
+        description_tags = {
             "fedml.question": about.question,
             "fedml.purpose": about.purpose,
             "fedml.privacy": self.privacy,
-            "fedml.epsilon": "none" if self.study.privacy.unit == "none" else "not counted yet",  # as text, for every run to have a cell
+            "fedml.epsilon": "none" if self.study.privacy.unit == "none" else "not counted yet",  # text, so that every run has a value
             "fedml.roster": ", ".join(self.study.federation.sites),
-            "mlflow.note.content": description(self.study, event, "not there yet", self.privacy),
+            "mlflow.note.content": description(self.study, event, "not yet available", self.privacy),
         }
         packages = {f"fedml.version.{k}": v for k, v in (event.versions or versions()).items()}
-        there = {r.data.tags.get("fedml.site", ""): r.info for r in runs_of(client, number, event.run_id)}
+        existing = {r.data.tags.get("fedml.site", ""): r.info for r in runs_of(client, number, event.run_id)}
 
         def make(site: str, name: str, tags: dict[str, str]) -> str:
-            if site in there:  # taken up again; what was said of it before is kept until it is said anew
-                client.update_run(there[site].run_id, status="RUNNING")
-                return str(there[site].run_id)
+            if site in existing:  # the record is continued; old values remain until they are written again
+                client.update_run(existing[site].run_id, status="RUNNING")
+                return str(existing[site].run_id)
             return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
 
-        self.parent = make("", event.run_id, {**common, **told, **packages})
+        self.parent = make("", event.run_id, {**common, **description_tags, **packages})
         params = sorted(_flat("", self.study.model_dump(mode="json")).items())
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
@@ -185,15 +185,15 @@ class Tracker:
             params = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
             params += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
             params += [Param(f"variants.{what}", str(n)) for what, n in event.matching.get(site, {}).items()]
-            tags, told = dict[str, str](), (event.told or {}).get(site) or SiteTold(policy=None, dataset=None, quarantined=None)
-            if (aside := told["quarantined"]) is not None:
-                few = {reason: "a few" if n == HIDDEN else str(n) for reason, n in aside.items()}
-                tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in few.items()) or "none"
-            if told["policy"] is not None:
-                tags["fedml.policy"] = json.dumps(told["policy"], sort_keys=True)
-            if told["dataset"]:
-                tags["fedml.dataset_sha256"] = told["dataset"]
-                datasets.append(_dataset(site, told["dataset"], parts))
+            tags, disclosed = dict[str, str](), (event.told or {}).get(site) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
+            if (excluded := disclosed["quarantined"]) is not None:
+                counts = {reason: "a few" if n == HIDDEN else str(n) for reason, n in excluded.items()}
+                tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in counts.items()) or "none"
+            if disclosed["policy"] is not None:
+                tags["fedml.policy"] = json.dumps(disclosed["policy"], sort_keys=True)
+            if disclosed["dataset"]:
+                tags["fedml.dataset_sha256"] = disclosed["dataset"]
+                datasets.append(_dataset(site, disclosed["dataset"], parts))
                 client.log_inputs(self.children[site], datasets=datasets[-1:])
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
@@ -207,12 +207,12 @@ class Tracker:
         self.privacy = event.sentence or self.privacy
         client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
         client.set_tag(self.parent, "fedml.epsilon", f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded")
-        for site, told in event.claims.items():
+        for site, claim in event.claims.items():
             run_id = self.children[site] if site else self.parent
-            client.set_tag(run_id, "fedml.privacy", told["sentence"][:_TEXT])
-            client.set_tag(run_id, "fedml.privacy.events", told["events_json"][:_TEXT])
-            self.put(run_id, "privacy/epsilon", told["epsilon"], step)
-        if "" in event.claims:  # of one site among all: what holds of all holds of each
+            client.set_tag(run_id, "fedml.privacy", claim["sentence"][:_TEXT])
+            client.set_tag(run_id, "fedml.privacy.events", claim["events_json"][:_TEXT])
+            self.put(run_id, "privacy/epsilon", claim["epsilon"], step)
+        if "" in event.claims:  # site-level privacy: the same claim holds for every site
             for child in self.children.values():
                 self.put(child, "privacy/epsilon", event.epsilon, step)
         self.put(self.parent, "privacy/epsilon", event.epsilon, step)
@@ -220,9 +220,9 @@ class Tracker:
 
     def _gwas(self, client: Any, event: Gwas) -> None:
         """Figures of an association study; its table and plots are artifacts of the run."""
-        told = body(event)
+        values = body(event)
         for name in ("lambda", "hits", "tested", "variants", "partly_told", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds"):
-            self.put(self.parent, f"gwas/{name}", told.get(name), 0)
+            self.put(self.parent, f"gwas/{name}", values.get(name), 0)
         self.put(self.parent, "gwas/persons", sum(event.persons.values()), 0)
         for site, row in event.sites.items():
             self.put(self.children[site], "gwas/persons", event.persons[site], 0)
@@ -242,18 +242,18 @@ class Tracker:
             self.heads[site] = (str(head), int(entries))
 
     def _round(self, event: Round | Final) -> None:
-        # A round's metrics are those of the model it began with.
-        number, behind = event.round, event.round - isinstance(event, Round)
+        # The metrics of a round are those of the model at its start.
+        number, trained_rounds = event.round, event.round - isinstance(event, Round)
         watched = self._watched()
         for part, scores in event.metrics.items():
-            # MLflow's page that compares runs opens with the metric that came first.
+            # MLflow's comparison page shows the metric first that was logged first.
             for name in sorted(scores["all"], key=lambda n: n != watched):
-                self.put(self.parent, f"{part}/{name}", scores["all"][name], behind)
-            for site, own in scores["sites"].items():
-                for name, value in own.items():
-                    self.put(self.children[site], f"{part}/{name}", value, behind)
+                self.put(self.parent, f"{part}/{name}", scores["all"][name], trained_rounds)
+            for site, metrics in scores["sites"].items():
+                for name, value in metrics.items():
+                    self.put(self.children[site], f"{part}/{name}", value, trained_rounds)
             if scores["worst"]:
-                self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], behind)
+                self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], trained_rounds)
         self.put(self.parent, "round/sites", len(event.sites), number)
         self.put(self.parent, "round/seconds", event.seconds, number)
         trained = [row for row in event.sites.values() if row["seen"]] if isinstance(event, Round) else []
@@ -285,7 +285,7 @@ class Tracker:
         return make_task(self.study).watched
 
     def _held_out(self) -> None:
-        """Of the test persons: intervals of the metric that is watched, all and by site; subgroups; the answer in a sentence."""
+        """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer."""
         from fedml.tasks.intervals import interval
         from fedml.tasks.registry import make_task
 
@@ -294,22 +294,22 @@ class Tracker:
         task, step, limits = make_task(self.study), self.final.round, None
         scores = self.final.metrics["test"]
         counts = load_counts(self.run).get("test", {})
-        told = [site for site in self.study.federation.sites if site in counts]
-        wanted = {self.parent: told, **{self.children[site]: [site] for site in told}} if told else {}
+        reporting = [site for site in self.study.federation.sites if site in counts]
+        wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
         for run_id, sites in wanted.items():
             found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
-            if found.low == found.low:  # there is one
+            if found.low == found.low:  # not NaN: an interval exists
                 self.put(run_id, f"test/{task.watched}_low", found.low, step)
                 self.put(run_id, f"test/{task.watched}_high", found.high, step)
                 limits = (found.low, found.high) if run_id == self.parent else limits
         for label, group in self.final.groups.items():
-            for run_id, own in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
+            for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
-                    self.put(run_id, f"test/{name}/{label}", own.get(name), step)
+                    self.put(run_id, f"test/{name}/{label}", metrics.get(name), step)
         self.answer = answer_of(self.study, scores, limits)
 
     def close(self) -> str:
-        """Artifacts, the model if the run made one, and the status; returns the parent's run id."""
+        """Logs artifacts, the model if there is one, and the status; returns the parent's run id."""
         from mlflow import MlflowClient
         from mlflow.entities import RunTag
 
@@ -335,13 +335,13 @@ class Tracker:
         return self.parent
 
     def _last_tags(self) -> dict[str, str]:
-        tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: the run did not get so far", self.privacy)}
+        tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
         if "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
             tags["fedml.worst_site"] = worst
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
-        yield "fedml.took_part", _spans(self.rounds[site]) or "in no round"
+        yield "fedml.took_part", _spans(self.rounds[site]) or "none"
         if site in self.heads:
             yield "fedml.journal_head", self.heads[site][0]
             yield "fedml.journal_entries", str(self.heads[site][1])
@@ -350,7 +350,7 @@ class Tracker:
 
 
 def _dataset(site: str, digest: str, persons: dict[str, list[int]]) -> Any:
-    """What a site read, as MLflow has it: its name and the start of its SHA-256. Where it lies is the site's own affair."""
+    """The data set of a site for MLflow: its name and the start of its SHA-256. Its location stays at the site."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     profile = json.dumps({part: sum(n) for part, n in persons.items()})

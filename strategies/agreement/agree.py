@@ -11,23 +11,23 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedml.cohort.images.histograms import window_from
-from fedml.contract.disclosure import read_aside, read_policy
+from fedml.contract.disclosure import read_excluded_counts, read_policy
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
 from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
-from fedml.runs.events import SiteTold
-from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.runs.events import SiteDisclosure
+from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.wire.records import (
-    ASIDE,
     CONFIG,
     DATASET,
     DESCRIBED,
+    EXCLUDED,
     HISTOGRAM,
     IMAGE_SHAPE,
     PERSONS,
@@ -41,7 +41,7 @@ from fedml.wire.records import (
 )
 
 
-def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool = True) -> Agreement:
+def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, train: bool = True) -> Agreement:
     """Runs the exchanges before the first round: *describe* (names, panel keys, image shape, counts), *genotypes* if the study needs counts
     of the variants, *voxels* (intensity histograms) if it sets percentiles, and *statistics* (sums over training persons).
 
@@ -67,7 +67,7 @@ def agree(study: Study, grid: Grid, tell: Tell = lambda _: None, *, train: bool 
     descriptions = {site: by_site[site][1] for site in roster}
     refused, persons = described.refused, _persons(study, descriptions, train)
     summaries = {site: _site_summary(values) for site, values in descriptions.items()}
-    agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, told=summaries)
+    agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, disclosures=summaries)
     if "variants" in study.cohort.inputs:
         from fedml.strategies.agreement.variants import agree_variants
 
@@ -132,11 +132,15 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     return participation
 
 
-def _site_summary(described: Mapping[str, Any]) -> SiteTold:
+def _site_summary(described: Mapping[str, Any]) -> SiteDisclosure:
     """A site's policy, data set digest and excluded persons, as JSON values."""
     policy = read_policy(described[POLICY]).model_dump() if POLICY in described else None
     dataset = described[DATASET].tobytes().hex() if DATASET in described else None
-    return {"policy": policy, "dataset": dataset, "quarantined": read_aside(described[ASIDE]) if ASIDE in described else None}
+    return {
+        "policy": policy,
+        "dataset": dataset,
+        "quarantined": read_excluded_counts(described[EXCLUDED]) if EXCLUDED in described else None,
+    }
 
 
 def _image_shape(study: Study, descriptions: Mapping[str, Mapping[str, Any]]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from fedml.cohort.variants.harmonise import Panel, choose
 from fedml.cohort.variants.model import to_text
 from fedml.errors import Reason
 from fedml.modalities.layout import Layout, make_layout
-from fedml.runs.events import SiteTold
+from fedml.runs.events import SiteDisclosure
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,
@@ -46,7 +46,7 @@ class Agreement:
     roster: tuple[str, ...] = ()
     build: str = ""
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
-    told: dict[str, SiteTold] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
+    disclosures: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that take no part in this run, with the reason."""
@@ -90,4 +90,4 @@ class Agreement:
         return RecordDict({AGREEMENT: pack(values)})
 
 
-Tell = Callable[[list[Check]], None]
+ReportChecks = Callable[[list[Check]], None]

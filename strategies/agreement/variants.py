@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants.checks import EVERYBODY, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks
 from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
 from fedml.errors import RunError
-from fedml.strategies.agreement.agreement import Agreement, Tell
+from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.agreement.step import take
 from fedml.study.study import Study
 from fedml.wire.records import BUILD, CHECKED, NOTES, PANEL, Phase
@@ -23,7 +23,9 @@ _BLOCK = 50_000  # variants per message
 Counts = dict[str, npt.NDArray[np.int64]]
 
 
-def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: Tell) -> Agreement:
+def agree_variants(
+    study: Study, grid: Grid, agreed: Agreement, descriptions: Mapping[str, Mapping[str, Any]], tell: ReportChecks
+) -> Agreement:
     """``agreed`` with the panel. Calls ``tell`` with the table of checks, also if a check fails.
 
     Raises:
@@ -63,13 +65,13 @@ def agree_variants(study: Study, grid: Grid, agreed: Agreement, descriptions: Ma
         why = (
             "a study with privacy releases no counts" if not exact else "set a threshold in [cohort.variants], such as min_call_rate = 0.9"
         )
-        checks.append(Check(EVERYBODY, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
+        checks.append(Check(ALL_SITES, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
-    checks += [Check(EVERYBODY, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
+    checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
     if not settled.keys:
-        checks.append(Check(EVERYBODY, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
+        checks.append(Check(ALL_SITES, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:
-        checks.append(Check(EVERYBODY, "variants to work with", str(len(settled.keys))))
+        checks.append(Check(ALL_SITES, "variants to work with", str(len(settled.keys))))
     tell(checks)
     if _failed(checks):
         raise RunError(_sentence(checks))
@@ -105,4 +107,4 @@ def _failed(checks: list[Check]) -> list[Check]:
 def _sentence(checks: list[Check]) -> str:
     failed = _failed(checks)
     more = f" ({len(failed) - 1} more checks fail.)" if len(failed) > 1 else ""
-    return f"{failed[0].site}: {failed[0].check} is {failed[0].value}; {failed[0].mend}.{more}"
+    return f"{failed[0].site}: {failed[0].check} is {failed[0].value}; {failed[0].fix}.{more}"

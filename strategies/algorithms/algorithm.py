@@ -1,12 +1,12 @@
-"""The value ``Algorithm``: both halves of a federated algorithm, what it adds to the messages, what a site keeps, and what it refuses.
+"""The value ``Algorithm``: server part and site part of a federated algorithm, its additional records, its state, and what it refuses.
 
     algorithm = algorithm_of(study)                      # fedml.strategies.algorithms.registry
     algorithm.server.step(state, folded)                 # server: (next state, next model)
     algorithm.site(received).hooks                       # site: hooks of the training loop; finish() after it
 
 An algorithm is one file of this folder with a function that returns an ``Algorithm``, and one line in ``registry.py``. The gate, the
-contract, the plan, the round loop and the client read this value; none of them knows an algorithm by name. All fields are required, so
-that the type checker finds a gap before a hospital does.
+contract, the plan, the round loop and the client read this value; none of them has code for a single algorithm. All fields are required, so
+that the type checker finds a missing part.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Arrays = dict[str, torch.Tensor]
 StepState = Mapping[str, Arrays]
 Weighting = Literal["persons", "equal"]
 ShapesOf = Callable[[Shapes], Shapes]  # the shapes of a record's arrays, from those of the model's arrays
-BUFFERS = ("running_mean", "running_var")  # batch norm's statistics: arrays of the model that are no parameters
+BUFFERS = ("running_mean", "running_var")  # batch norm's statistics: arrays of the model that are not parameters
 
 
 @dataclass(frozen=True)
 class Folded:
-    """One round as the server step gets it.
+    """The input of the server step: one combined round.
 
     ``current``: the model that was sent. ``mean``: the mean of the sites' models. ``extra``: the mean of each record that the algorithm
     ``returns``, with the same weights. ``answered``: sites in the means. ``sites``: of the roster.
@@ -50,7 +50,7 @@ ServerStep = Callable[[StepState, Folded], tuple[StepState, Arrays]]
 
 @dataclass(frozen=True)
 class Server:
-    """The server's half. ``step`` is pure: (state, folded) -> (next state, next model).
+    """The server's part. ``step`` is pure: (state, folded) -> (next state, next model).
 
     ``config``: values of the config keys that the algorithm ``sends``. A record that it sends is the state's entry of that name, zeros
     before the first step.
@@ -63,10 +63,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Received:
-    """What a site's half starts a round with.
+    """The input of a site's part of a round.
 
-    ``config``, ``records``: what the algorithm ``sends``. ``kept``: what this site kept of the last round of the run in which its reply was
-    counted; empty before the first. ``start``: the model's arrays as they arrived, read only.
+    ``config``, ``records``: as the algorithm ``sends`` them. ``kept``: the site's state from the last round in which its reply was counted;
+    empty before the first. ``start``: the received arrays of the model, read only.
     """
 
     config: Mapping[str, Any]
@@ -78,7 +78,7 @@ class Received:
 
 @dataclass(frozen=True)
 class SiteEnd:
-    """What a site's half ends a round with: the records that go to the server, and those that stay at the site."""
+    """The result of a site's part of a round: the records for the server, and the state for the next round."""
 
     returns: Mapping[str, Arrays]
     keeps: Mapping[str, Arrays]
@@ -88,7 +88,7 @@ class SiteEnd:
 class SiteWork:
     """One round at a site: ``hooks`` change gradients between backward and step; ``finish`` takes (trained arrays, steps taken).
 
-    Under privacy of one patient ``finish`` is not called: an algorithm that returns or keeps something is refused there.
+    Under privacy of one patient ``finish`` is not called: algorithms that return or keep records are refused.
     """
 
     hooks: Sequence[GradientHook]
@@ -97,7 +97,7 @@ class SiteWork:
 
 @dataclass(frozen=True)
 class Sends:
-    """What goes to every site with the model: config keys with their types, and records of float32 arrays."""
+    """Sent to every site with the model: config keys with their types, and records of float32 arrays."""
 
     config: Mapping[str, type]
     records: Mapping[str, ShapesOf]
@@ -105,8 +105,8 @@ class Sends:
 
 @dataclass(frozen=True)
 class Words:
-    """What persons read. ``gets`` and ``leaves`` continue the plan's sentences of a round ("" for nothing), ``keeps`` says what stays at
-    the site between rounds ("" for nothing), ``report`` is one sentence on how the next model is made."""
+    """Texts. ``gets`` and ``leaves`` continue the plan's sentences about a round, ``keeps`` names the state that stays at the site between
+    rounds ("": none), ``report`` is one sentence on the computation of the next model."""
 
     gets: str
     leaves: str
@@ -116,11 +116,11 @@ class Words:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """See the module's text.
+    """An algorithm; see the module's docstring.
 
-    ``server`` is None where the server's half is a Flower strategy that the study names by its path. ``returns``: records that come back
-    beside the model. ``keeps``: records that a site keeps between the rounds of one run. ``refuses``: takes the study; one sentence why
-    the algorithm is not built for it, "" if it is.
+    ``server`` is None if the server's part is a Flower strategy that the study names by its path. ``returns``: records that a site
+    returns in addition to the model. ``keeps``: records that a site keeps between the rounds of one run. ``refuses``: takes the study and
+    returns the reason why the algorithm does not support it, "" if it does.
     """
 
     server: Server | None
@@ -133,7 +133,7 @@ class Algorithm:
 
 
 def sent(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
-    """What a message of ``phase`` to a site holds for ``algorithm``, with a model of these shapes."""
+    """The additional content of a message of ``phase`` to a site for ``algorithm``, with a model of these shapes."""
     if phase is not Phase.ROUND:
         return NO_EXTRAS
     counted: dict[str, type] = {COUNTED_ROUND: int} if algorithm.keeps else {}
@@ -141,7 +141,7 @@ def sent(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
 
 
 def returned(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
-    """What a reply of ``phase`` holds for ``algorithm``, with a model of these shapes."""
+    """The additional content of a reply of ``phase`` for ``algorithm``, with a model of these shapes."""
     return Extras({}, _resolved(algorithm.returns, model)) if phase is Phase.ROUND else NO_EXTRAS
 
 
@@ -150,7 +150,7 @@ def _resolved(records: Mapping[str, ShapesOf], model: Shapes) -> dict[str, Shape
 
 
 def parameters(model: Shapes) -> Shapes:
-    """The shapes of a model's parameters: of all its arrays but batch norm's statistics."""
+    """The shapes of a model's parameters: all arrays except batch norm's statistics."""
     return {name: shape for name, shape in model.items() if not name.endswith(BUFFERS)}
 
 
@@ -160,25 +160,25 @@ def keep_mean(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
 
 
 def nothing_more(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
-    """The end of a site's half that returns the model alone and keeps nothing."""
+    """``finish`` of a site's part without returned records and state."""
     return SiteEnd({}, {})
 
 
 def plain_site(received: Received) -> SiteWork:
-    """The site's half that trains and does nothing else."""
+    """The site's part of an algorithm without hooks."""
     return SiteWork((), nothing_more)
 
 
 def no_objection(study: Study) -> str:
-    """``refuses`` of an algorithm that is built for every study."""
+    """``refuses`` of an algorithm that supports every study."""
     return ""
 
 
 def at_server(server: Server | None, report: str) -> Algorithm:
-    """An algorithm of which the server's half is all: sites train plainly, and nothing but the model crosses the wire."""
+    """An algorithm with only a server part: sites train without hooks, and only the model is exchanged."""
     return Algorithm(server, plain_site, Sends({}, {}), {}, {}, no_objection, Words("", "", "", report))
 
 
 def by_weight(weighting: Weighting) -> str:
-    """The weights of a mean, in words."""
-    return "weighted by their training persons" if weighting == "persons" else "each site counting alike"
+    """The weights of a mean, as text."""
+    return "weighted by their training persons" if weighting == "persons" else "each site with the same weight"

@@ -1,8 +1,9 @@
-"""Averaging with a server step: the one Flower ``Strategy`` of ours; it runs the server half of any ``Algorithm`` of ours.
+"""Averaging with a server step: the only Flower ``Strategy`` of this project; it runs the server part of any ``Algorithm``.
 
     strategy = Averaging(fedadam(server_lr=0.1), sites=3)
 
-Replies are added as they arrive and forgotten: memory stays flat in the number of sites. FedAvg: McMahan et al. 2017, algorithm 1.
+Replies are added as they arrive and then dropped, so memory does not grow with the number of sites.
+FedAvg: McMahan et al. 2017, algorithm 1.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from fedml.wire.records import ARRAYS, CONFIG, COUNTED_ROUND, METRICS, NUM_EXAMP
 
 
 class Fold:
-    """A running weighted sum of array dictionaries; ``mean()`` divides it. Memory: one model, however many are added."""
+    """A running weighted sum of array dictionaries; ``mean()`` divides it. Memory: one model, for any number of additions."""
 
     def __init__(self) -> None:
         self.total: Arrays = {}
@@ -31,7 +32,7 @@ class Fold:
         """Adds ``weight`` times ``arrays``.
 
         Raises:
-            ValueError: names or shapes differ from those added before.
+            ValueError: names or shapes differ from earlier ones.
         """
         with _one_thread():
             self._add(arrays, weight)
@@ -54,7 +55,7 @@ class Fold:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Adding is bound by memory: more threads gain little, and wait for each other for seconds where a core is busy."""
+    """One thread, because addition is limited by memory bandwidth, and threads wait for each other for seconds if a core is busy."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -64,7 +65,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class Collector(Protocol):
-    """What takes the sites' models one by one and gives their mean: ``Fold``, or the clipped and noised one of
+    """Adds the sites' models one by one and returns their mean: ``Fold``, or the clipped and noised sum of
     ``fedml.strategies.algorithms.private``."""
 
     weight: float
@@ -75,20 +76,20 @@ class Collector(Protocol):
 
 
 class Averaging(Strategy):
-    """See the module's text. Final: a new algorithm is a new ``Algorithm``, not a subclass.
+    """The averaging strategy. Final: a new algorithm is a new ``Algorithm``, not a subclass.
 
-    ``collect`` makes the collector of a round from the round's model and the state; what it says of itself in ``state`` is kept.
+    ``collect`` creates the collector of a round from the round's model and the state; the collector's ``state`` is kept.
 
     Args:
-        algorithm: one with a server half of ours. sites: of the roster.
+        algorithm: with a server part. sites: number of sites in the roster.
 
     Raises:
-        ValueError: the algorithm has no server half.
+        ValueError: the algorithm has no server part.
     """
 
     def __init__(self, algorithm: Algorithm, sites: int) -> None:
         if algorithm.server is None:
-            raise ValueError("the server half of this algorithm is a Flower strategy")
+            raise ValueError("the server part of this algorithm is a Flower strategy")
         self.algorithm, self.sites = algorithm, sites
         self.step, self.weighting, self.config = algorithm.server.step, algorithm.server.weighting, algorithm.server.config
         self.state: StepState = {}
@@ -96,12 +97,12 @@ class Averaging(Strategy):
         self.collect: Callable[[Arrays, StepState], Collector] = lambda current, state: Fold()
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """The same message to every node of the grid; where sites keep state, also the last round in which the node's reply was counted."""
+        """The same message to every node of the grid; if sites keep state, with the last round in which the node's reply was counted."""
         self.current = unpack_tensors(arrays)
         shapes = {name: tuple(value.shape) for name, value in self.current.items()}
         records = {
-            name: pack(self.state.get(name) or {key: torch.zeros(shape) for key, shape in own.items()})
-            for name, own in sent(self.algorithm, Phase.ROUND, shapes).records.items()
+            name: pack(self.state.get(name) or {key: torch.zeros(shape) for key, shape in wanted.items()})
+            for name, wanted in sent(self.algorithm, Phase.ROUND, shapes).records.items()
         }
         shared = {**config, "server-round": server_round, **self.config}
         content = RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord(shared), **records})
@@ -114,7 +115,7 @@ class Averaging(Strategy):
         ]
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Folds ``replies`` (an iterator is read once, one reply at a time) and takes the server step."""
+        """Combines ``replies`` (an iterator is read once, one reply at a time) and takes the server step."""
         fold, extra = self.collect(self.current, self.state), {name: Fold() for name in self.algorithm.returns}
         counted = dict(self.state.get(COUNTED_ROUND, {}))
         answered = 0
@@ -128,7 +129,7 @@ class Averaging(Strategy):
                     total.add(unpack_tensors(reply.content.array_records[name]), weight)
                 counted[str(reply.metadata.src_node_id)] = torch.tensor(server_round)
                 answered += 1
-            del reply  # before the next one is made
+            del reply  # before the next reply is created
         if not fold.weight:
             return None, None
         folded = Folded(self.current, fold.mean(), {name: total.mean() for name, total in extra.items()}, answered, self.sites)
@@ -137,15 +138,15 @@ class Averaging(Strategy):
         return pack(following), MetricRecord({NUM_EXAMPLES: fold.weight})
 
     def configure_evaluate(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Nothing: the message that trains evaluates first."""
+        """No messages, because the training message also evaluates."""
         return []
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Nothing to add: see ``configure_evaluate``."""
+        """None: see ``configure_evaluate``."""
         return None
 
     def summary(self) -> None:
-        """Flower logs this at the start of its own loop; ours prints the study's plan instead."""
+        """Empty: Flower would log this in its own loop; here the plan is printed instead."""
 
 
 def _number(value: object) -> float:

@@ -1,7 +1,7 @@
-"""Server optimisers: FedAdam, FedYogi, FedAdagrad and FedAvgM. The mean of the sites' models minus the current one is taken as a
-gradient step of the server. Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2; FedAvgM: Hsu et al. 2019.
+"""Server optimisers: FedAdam, FedYogi, FedAdagrad and FedAvgM. The mean of the sites' models minus the current one is the
+gradient of the server step. Reddi et al. 2021, "Adaptive Federated Optimization", algorithm 2; FedAvgM: Hsu et al. 2019.
 
-Batch norm's running statistics are no parameters: they are averaged, as in FedAvg.
+Batch norm's running statistics are not parameters; they are averaged, as in FedAvg.
 """
 
 from __future__ import annotations

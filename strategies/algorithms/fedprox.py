@@ -24,7 +24,7 @@ from fedml.strategies.algorithms.algorithm import (
     nothing_more,
 )
 
-# Flower's own FedProx sends mu under this key, so that either server works with this site half.
+# The key of Flower's FedProx, so that this site part works with both servers.
 MU = "proximal-mu"
 
 
@@ -36,17 +36,17 @@ def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Algorithm:
     """
     if mu < 0:
         raise InputError(f"[strategy] mu is {mu:g}; it must be 0 or more.")
-    made = f"The next model is the mean of the sites' models, {by_weight(weighting)}"
-    return _proximal(Server(keep_mean, weighting, {MU: float(mu)}), made)
+    step = f"The next model is the mean of the sites' models, {by_weight(weighting)}"
+    return _proximal(Server(keep_mean, weighting, {MU: float(mu)}), step)
 
 
 def flower_fedprox() -> Algorithm:
-    """The site half for ``flwr.serverapp.strategy:FedProx``, whose server half is Flower's."""
-    return _proximal(None, "The next model is made by Flower's FedProx")
+    """The site part for ``flwr.serverapp.strategy:FedProx``; the server part is Flower's."""
+    return _proximal(None, "The next model is computed by Flower's FedProx")
 
 
-def _proximal(server: Server | None, made: str) -> Algorithm:
-    report = f"{made}; a proximal term holds each site's training near the round's model."
+def _proximal(server: Server | None, step: str) -> Algorithm:
+    report = f"{step}; a proximal term keeps each site's training close to the round's model."
     return Algorithm(server, _site, Sends({MU: float}, {}), {}, {}, no_objection, Words("", "", "", report))
 
 

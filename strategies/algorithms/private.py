@@ -1,6 +1,6 @@
 """Differential privacy of one site, at the server: clip each site's update, add them, add noise, divide by the roster's size.
 
-    strategy = private(Averaging(fedavgm(), sites), study)       # any algorithm of ours; its server step comes after the noise
+    strategy = private(Averaging(fedavgm(), sites), study)       # any algorithm; its server step follows the noise
 
 McMahan et al. 2018, "Learning Differentially Private Recurrent Language Models", with a fixed denominator: a site that drops out counts as
 an update of zero, so adding or removing a site changes the sum by at most the clipping norm C and the released mean by C / n. The noise
@@ -8,7 +8,7 @@ on the mean has standard deviation z C / n. Weights by persons would make a site
 
 Adaptive clipping: Andrew et al. 2021, "Differentially Private Learning with Adaptive Clipping", algorithm 1: C follows a quantile of the
 norms, estimated from a noised count (standard deviation sigma_b) of how many were not clipped. The update's noise grows so that both
-together cost what z says: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2). The paper's sigma_b = n / 20 has no solution where n <= 10 z; the
+together have the cost of z: z_delta = (z^-2 - (2 sigma_b)^-2)^(-1/2). The paper's sigma_b = n / 20 has no solution where n <= 10 z; the
 larger of it and z is taken, for which z_delta <= 1.155 z always.
 """
 
@@ -34,7 +34,7 @@ def private(strategy: Averaging, study: Study) -> Averaging:
     """``strategy`` with the study's privacy of one site; the same object.
 
     Raises:
-        InputError: weighting by persons, records beside the model, or no noise keeps the study's epsilon.
+        InputError: weighting by persons, records in addition to the model, or no noise multiplier achieves the study's epsilon.
     """
     if strategy.algorithm.returns or strategy.algorithm.keeps:
         raise InputError(
@@ -58,7 +58,7 @@ def private(strategy: Averaging, study: Study) -> Averaging:
 
 
 def quantile_noise(sites: int, noise_multiplier: float) -> tuple[float, float]:
-    """(sigma_b, z_delta): the noise on the count of unclipped sites, and the update's own multiplier; see the module's text."""
+    """(sigma_b, z_delta): the noise on the count of unclipped sites, and the update's own multiplier; see the module's docstring."""
     sigma_b = max(sites / 20, noise_multiplier)
     return sigma_b, (noise_multiplier**-2 - (2 * sigma_b) ** -2) ** -0.5
 
@@ -67,8 +67,8 @@ class ClippedSum:
     """The collector of one round. Final.
 
     Args:
-        current: the round's model: what is clipped is a site's model minus it.
-        sites: of the roster: the denominator, whoever answers.
+        current: the round's model; a site's update is its model minus this one.
+        sites: number of sites in the roster: the denominator, independent of how many answer.
         norm: C, over all arrays together.
         quantile: None for a fixed norm.
     """
@@ -77,13 +77,13 @@ class ClippedSum:
         self.current, self.sites, self.norm, self.quantile = current, sites, norm, quantile
         self.sigma_b, self.z = quantile_noise(sites, noise_multiplier) if quantile is not None else (0.0, noise_multiplier)
         self.total = {key: torch.zeros(value.shape, dtype=torch.float64) for key, value in current.items()}
-        self.weight = float(sites)  # even if nobody answers, noise is released: whether anybody did would tell
+        self.weight = float(sites)  # noise is released even without answers, because its absence would reveal that no site answered
         self.unclipped = self.counted = 0
         self.answered = 0
         self.state: StepState = {}
 
     def add(self, arrays: Mapping[str, torch.Tensor], weight: float) -> None:
-        """Adds one site's clipped update. Its weight is not looked at; an update that is not finite counts as zero.
+        """Adds one site's clipped update. The weight is ignored; an update that is not finite counts as zero.
 
         Raises:
             ValueError: names or shapes differ from the model's, or there are more sites than the roster has.

@@ -1,4 +1,4 @@
-"""Algorithms by name. A new one is a file with a function, and a line here; its parameters are its keys in ``[strategy]``."""
+"""Algorithms by name. A new algorithm is a file with a function and a line here; its parameters are its keys in ``[strategy]``."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ STRATEGIES: dict[str, Callable[..., Algorithm]] = {
     "scaffold": scaffold,
 }
 
-# Flower strategies with a site half of ours. With any other "module:Class" sites train plainly: it sends, returns and keeps nothing more.
+# Flower strategies with a site part in this project. With any other "module:Class", sites train without hooks and further records.
 FLOWER: dict[str, Callable[[], Algorithm]] = {"flwr.serverapp.strategy:FedProx": flower_fedprox}
 
 
 @lru_cache(maxsize=8)
 def algorithm_of(study: Study) -> Algorithm:
-    """The study's algorithm: ours by name; for a Flower strategy (``module:Class``) what the sites do. Imports no foreign code.
+    """The study's algorithm, by name; for a Flower strategy (``module:Class``) only the sites' part. Imports no foreign code.
 
     Raises:
-        InputError: no such name, an option that it does not take, or the algorithm refuses the study.
+        InputError: an unknown name or option, or the algorithm refuses the study.
     """
     name, options = study.strategy.name, study.strategy.options
     if name in STRATEGIES:
@@ -53,7 +53,7 @@ def algorithm_of(study: Study) -> Algorithm:
     elif name in FLOWER:
         algorithm = FLOWER[name]()
     elif ":" in name:
-        algorithm = at_server(None, f"The next model is made by {name}.")
+        algorithm = at_server(None, f"The next model is computed by {name}.")
     else:
         raise InputError(
             f'[strategy] name "{name}" is not known{nearest(name, STRATEGIES)}; one of {", ".join(STRATEGIES)}, '
@@ -70,21 +70,21 @@ def algorithm_of(study: Study) -> Algorithm:
 
 
 def make_strategy(study: Study) -> Strategy:
-    """The study's server half: ours around the algorithm, or the Flower ``Strategy`` of that import path (``module:Class``).
+    """The study's server part: ``Averaging`` with the algorithm, or the Flower ``Strategy`` of that import path (``module:Class``).
 
     Raises:
         InputError: as ``algorithm_of``; or the path cannot be imported, or its class does not take an option.
     """
     name, algorithm, sites = study.strategy.name, algorithm_of(study), len(study.federation.sites)
     if algorithm.server is not None:
-        made = Averaging(algorithm, sites)
-        return private(made, study) if study.privacy.unit == "site" else made
+        strategy = Averaging(algorithm, sites)
+        return private(strategy, study) if study.privacy.unit == "site" else strategy
     make, options = _imported(name), study.strategy.options
     _check_options(name, make, options)
     if study.privacy.unit == "site":
-        raise InputError(f'[privacy] unit = "site" needs a strategy of ours ({", ".join(STRATEGIES)}), not {name}.')
+        raise InputError(f'[privacy] unit = "site" needs one of {", ".join(STRATEGIES)}, not {name}; change [strategy] name.')
     known = inspect.signature(make).parameters
-    # Flower's samplers wait for ever when fewer nodes are there than these, and the roster may have one site.
+    # Flower's samplers wait forever for this number of nodes, and the roster may have only one site.
     floors = {k: study.federation.needed for k in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes") if k in known}
     try:
         return make(**{**floors, **options})
@@ -107,9 +107,9 @@ def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any])
 def _imported(path: str) -> Callable[..., Strategy]:
     module, _, name = path.partition(":")
     try:
-        made: Any = getattr(importlib.import_module(module), name)
+        found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f'[strategy] name "{path}" cannot be imported ({error}); write "module:Class".') from error
-    if not (isinstance(made, type) and issubclass(made, Strategy)):
+    if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise InputError(f'[strategy] name "{path}" is not a flwr.serverapp.strategy.Strategy; name a class that is.')
-    return made
+    return found

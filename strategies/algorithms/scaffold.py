@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take the sites' drift out of local steps. Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging
+"""SCAFFOLD: control variates remove the sites' drift from local steps. Karimireddy et al. 2020, "SCAFFOLD: Stochastic Controlled Averaging
 for Federated Learning", algorithm 1 with option II.
 
 With x the round's model, y a site's trained model, K its local steps, eta its learning rate, N the sites of the roster, S those that
@@ -8,8 +8,8 @@ answered, c the server's control variate and c_i the site's (all zero at first):
               afterwards:  c_i' = c_i - c + (x - y) / (K eta);  returns y and c_i' - c_i;  keeps c_i'
     server    x' = x + server_lr (mean of y over S - x);  c' = c + |S| / N (mean of c_i' - c_i over S)
 
-Each site counts alike, as in the paper: the minimum is that of the mean of the sites' losses. Batch norm's statistics are averaged. A site
-that takes no step keeps its c_i and returns zeros.
+Each site has the same weight, as in the paper: the minimum is that of the mean of the sites' losses. Batch norm's statistics are averaged.
+A site that takes no step keeps its c_i and returns zeros.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CONTROL, CHANGE = "control", "control-change"  # c to the site, c_i at the site;
 
 
 def scaffold(server_lr: float = 1.0) -> Algorithm:
-    """SCAFFOLD with the server's learning rate ``server_lr``; 1 takes the mean of the sites' models.
+    """SCAFFOLD with the server's learning rate ``server_lr``; with 1 the next model is the mean of the sites' models.
 
     Raises:
         InputError: server_lr is not positive.
@@ -62,8 +62,8 @@ def scaffold(server_lr: float = 1.0) -> Algorithm:
         gets=" and the server's control variate",
         leaves="the change of the site's control variate (one number for each number of the model)",
         keeps="the site's control variate (SCAFFOLD), in memory until the run ends",
-        report="The next model is the mean of the sites' models, each site counting alike; control variates take the difference between "
-        "the sites' gradients out of each local step (SCAFFOLD).",
+        report="The next model is the mean of the sites' models, each site with the same weight; control variates remove the difference "
+        "between the sites' gradients from each local step (SCAFFOLD).",
     )
     records = {CONTROL: parameters}
     return Algorithm(Server(step, "equal", {}), _site, Sends({}, records), {CHANGE: parameters}, records, _refuses, words)
@@ -71,23 +71,23 @@ def scaffold(server_lr: float = 1.0) -> Algorithm:
 
 def _site(received: Received) -> SiteWork:
     server = received.records[CONTROL]
-    own = received.kept.get(CONTROL) or {name: torch.zeros_like(value) for name, value in server.items()}
-    correction = {name: value - own[name] for name, value in server.items()}
+    local = received.kept.get(CONTROL) or {name: torch.zeros_like(value) for name, value in server.items()}
+    correction = {name: value - local[name] for name, value in server.items()}
 
     def hook(network: Mapping[str, nn.Parameter]) -> None:
         with torch.no_grad():
             for name, p in network.items():
                 shift = correction[name].to(p.device)
-                # Without a gradient of its own (an input that the site lacks) a parameter moves by the correction all the same.
+                # A parameter without a gradient (an input that the site lacks) still moves by the correction.
                 p.grad = shift.clone() if p.grad is None else p.grad.add_(shift)
 
     def finish(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
         if not steps:
-            return SiteEnd({CHANGE: {name: torch.zeros_like(value) for name, value in own.items()}}, {CONTROL: own})
+            return SiteEnd({CHANGE: {name: torch.zeros_like(value) for name, value in local.items()}}, {CONTROL: local})
         change, following = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
-        for name, before in own.items():
+        for name, before in local.items():
             gradient = (received.start[name].double() - trained[name].double()) / (steps * received.training.lr)
-            following[name] = (gradient - correction[name].double()).float()  # double: a difference of models that are almost equal
+            following[name] = (gradient - correction[name].double()).float()  # double precision, because the two models are almost equal
             change[name] = following[name] - before
         return SiteEnd({CHANGE: change}, {CONTROL: following})
 

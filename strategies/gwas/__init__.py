@@ -1,1 +1,1 @@
-"""Association studies: the server's half."""
+"""Association studies: the server's part."""

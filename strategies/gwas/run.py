@@ -30,7 +30,7 @@ from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import take
 from fedml.strategies.gwas.work import Floats, Work
-from fedml.strategies.rounds import agreed_event, told_to
+from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -48,11 +48,11 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
 
     assert study.gwas is not None  # noqa: S101 - the command has checked
     began = time.monotonic()
-    agreement = agree(study, grid, told_to(run), train=False)
+    agreement = agree(study, grid, check_reporter(run), train=False)
     nodes = {node: site for node, site in agreement.nodes.items() if agreement.shared is not None and site in agreement.shared.flips}
     agreement = replace(agreement, nodes=nodes)
     work = Work(study, grid, run, agreement, study.gwas, agreement.counts, {})
-    emit(run, replace(agreed_event(agreement, told=None, parameters=0), image_shape=[]))  # nothing of images is read
+    emit(run, replace(agreed_event(agreement, disclosures=None, parameters=0), image_shape=[]))  # images are not read
     design, persons = _scale(work)
     components: dict[str, Any] = {}
     if study.gwas.components:
@@ -66,7 +66,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
-    """Emits a progress event; ``log``: print it also where there is no terminal."""
+    """Emits a progress event; ``log``: print it also without a terminal."""
     emit(work.run, Step(doing=doing, done=done, total=total, told=log))
 
 
@@ -230,7 +230,7 @@ def _total(sums: list[Any]) -> Any:
 
 
 class _Fits(NamedTuple):
-    """What a full fit needs, and where its results go: ``result`` and ``method`` of all variants."""
+    """The inputs of full fits, and their results: ``result`` and ``method`` of all variants."""
 
     design: dict[str, Any]
     theta: Floats

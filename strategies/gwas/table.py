@@ -38,7 +38,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         more={"study_name": study.study.name, "study_sha256": study.sha256, "sites": list(persons)},
     )  # fmt: skip
     results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, extra)
-    left_out = sumstats.write(work.run / GWAS_TABLE, results, meta)
+    excluded = sumstats.write(work.run / GWAS_TABLE, results, meta)
     tested = np.isfinite(result.log10_p)
     inflation = sumstats.genomic_inflation(result.p)
     contig, position = [k.contig for k in work.keys], np.array([k.position for k in work.keys], dtype=np.int64)
@@ -65,7 +65,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         seconds=0.0, sites=work.traffic, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
         pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
         pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
-        tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=left_out, top=top,
+        tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=excluded, top=top,
         hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_told=int((~reported.all(0)).sum()),
         methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
     )  # fmt: skip

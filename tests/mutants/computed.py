@@ -61,7 +61,7 @@ MUTANTS: Mutants = {
     ),
     "calibration in the large without the offset": (
         [("fedml/learning/calibration.py", "_newton(np.ones((len(x), 1)), x,", "_newton(np.ones((len(x), 1)), np.zeros_like(x),")],
-        "fedml/learning/test_calibration.py::test_the_fit_is_statsmodels_own_where_everybody_is_at_the_middle_of_a_bin",
+        "fedml/learning/test_calibration.py::test_the_fit_is_statsmodels_own_where_every_person_is_at_the_middle_of_a_bin",
     ),
     "ties won in the AUROC": (
         [("fedml/tasks/classification_measures.py", "below + negative / 2", "below + negative")],

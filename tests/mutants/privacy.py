@@ -43,7 +43,7 @@ MUTANTS: Mutants = {
                 "noisy_mean(total, replace(privacy, expected_batch=max(len(sampled), 1)), entropy=entropy)",
             ),
         ],
-        "fedml/privacy/test_dpsgd.py::test_the_divisor_is_the_expected_batch_whoever_was_drawn",
+        "fedml/privacy/test_dpsgd.py::test_the_divisor_is_the_expected_batch_for_any_sample",
     ),
     "weighted mean": (
         [
@@ -64,7 +64,7 @@ MUTANTS: Mutants = {
     ),
     "buffers released as they are (patient)": (
         [("fedml/privacy/dpsgd.py", "    refuse_shared_statistics(model)\n", "")],
-        "fedml/privacy/test_dpsgd.py::test_batch_norm_is_refused_with_the_mend",
+        "fedml/privacy/test_dpsgd.py::test_batch_norm_is_refused_with_the_fix",
     ),
     "batches of a fixed size, counted as Poisson's": (
         [

@@ -31,7 +31,7 @@ MUTANTS: Mutants = {
         [("clients/gate/gate.py", "sum(known.values()) + columns > persons", "columns > persons")],
         "strategies/gwas/test_gwas.py::test_columns_are_counted_over_all_runs_of_a_study",
     ),
-    "few persons may be told by subtraction": (
+    "few persons can be computed by subtraction": (
         [("clients/gate/gate.py", "if _too_few(_rest(", "if False and _too_few(_rest(")],
         "clients/gate/test_gate_plan.py::test_no_metrics_of_few_persons_leave_neither_plainly_nor_by_subtraction",
     ),
@@ -81,7 +81,7 @@ MUTANTS: Mutants = {
         [("fedml/contract/replies.py", "if label and (value", "if False and (value")],
         "experiments/studies/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
     ),
-    "few set aside are told to the person": (
+    "exact counts of few excluded persons leave": (
         [("fedml/contract/disclosure.py", "(counts > 0) & (counts < min_count)", "(counts < 0)")],
         "fedml/contract/test_replies.py::test_few_persons_without_an_image_are_not_counted",
     ),

@@ -12,7 +12,7 @@ from tests.conftest import make_study
 
 
 def test_the_worst_site_is_the_one_with_the_lowest_auroc_or_the_highest_error() -> None:
-    """Site a is right about everybody, b about most, c about hardly anybody."""
+    """Site a classifies all persons correctly, b most, c few."""
     truth = torch.tensor([0, 1] * 20)
     wrong = {"a": 0, "b": 8, "c": 30}
     study = make_study(sites="abc")

@@ -242,7 +242,7 @@ def test_a_tau_of_zero_is_refused_or_harmless(name: str) -> None:
         pytest.param({"name": ".relative:FedAvg"}, ["cannot be imported"]),
     ],
 )
-def test_a_wrong_strategy_is_told(strategy: dict[str, Any], words: list[str]) -> None:
+def test_a_wrong_strategy_is_reported(strategy: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(InputError) as caught:
         make_strategy(make_study(strategy=strategy))
     for word in words:
@@ -409,7 +409,7 @@ def test_a_run_leaves_the_global_random_states_alone(tmp_path: Path, two_sites: 
 # --- quorum
 
 
-def test_a_site_that_fails_is_left_out_if_the_quorum_allows_it(tmp_path: Path, two_sites: list[Path]) -> None:
+def test_a_site_that_fails_is_excluded_if_the_quorum_allows_it(tmp_path: Path, two_sites: list[Path]) -> None:
     broken = clinical_site(tmp_path / "c", "c", 30, 9)
     (broken.parent / "persons.csv").unlink()
     federation = {"sites": ["a", "b", "c"], "rounds": 2, "quorum": 2}

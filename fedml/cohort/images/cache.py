@@ -1,7 +1,7 @@
 """Caches a cohort's images after deterministic preprocessing, in half precision in one memory-mapped file.
 
     cache = open_cache(Path("cache"), Path("images"), items, spec, Reader(read, "nifti"), say=print)
-    cache.kept, cache.left_out                                   # which of items are in it; why the others are not
+    cache.kept, cache.excluded                                   # which of items are in it; why the others are not
     cache.image(0), cache.mask(0)                                # float32 (channels, *size), uint8 or None; read from the disk here
 
 A cache entry is a folder: ``image.bin`` (float16, items in order), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
@@ -53,18 +53,18 @@ class _Kept(NamedTuple):
     spacing: tuple[float, ...]  # mm along each axis; () if unknown
 
 
-class _LeftOut(NamedTuple):
+class _Excluded(NamedTuple):
     key: str
     reason: Unusable
     text: str  # of the error; NUL k NUL stands for the path of the item's k-th file, because an identical item may have other paths
 
 
-_Index = tuple[_Kept | _LeftOut, ...]
+_Index = tuple[_Kept | _Excluded, ...]
 
 
 @final
 class ImageCache:
-    """A complete cache entry. ``kept`` (n,) int64: indices of the cached items, in order; ``left_out``: index of an excluded item -> reason
+    """A complete cache entry. ``kept`` (n,) int64: indices of the cached items, in order; ``excluded``: index of an excluded item -> reason
     code; ``texts``: index -> error text. ``shapes``: (channels, *size) of each cached item; ``spacings``: mm along each axis, () if
     unknown. ``image`` and ``mask`` take an index into ``kept``.
     """
@@ -72,7 +72,7 @@ class ImageCache:
     def __init__(self, place: Path, index: _Index, texts: Mapping[int, str]) -> None:
         kept = [(at, entry) for at, entry in enumerate(index) if isinstance(entry, _Kept)]
         self.kept = np.array([at for at, _ in kept], dtype=np.int64)
-        self.left_out = {at: entry.reason for at, entry in enumerate(index) if isinstance(entry, _LeftOut)}
+        self.excluded = {at: entry.reason for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
         self.texts = dict(texts)
         self.shapes = tuple(entry.shape for _, entry in kept)
         self.mask_shapes = tuple(entry.mask for _, entry in kept)
@@ -229,10 +229,10 @@ def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:
     text = (place / "items.json").read_bytes()
     if hashlib.sha256(text).hexdigest() != meta["items_sha256"]:
         raise ValueError("items.json is damaged")
-    index: list[_Kept | _LeftOut] = []
+    index: list[_Kept | _Excluded] = []
     for entry in json.loads(text):
         if len(entry) == 3:
-            index.append(_LeftOut(str(entry[0]), Unusable(entry[1]), str(entry[2])))
+            index.append(_Excluded(str(entry[0]), Unusable(entry[1]), str(entry[2])))
         else:
             key, shape, mask, sha256, spacing = entry
             index.append(_Kept(str(key), tuple(map(int, shape)), tuple(map(int, mask)), str(sha256), tuple(map(float, spacing))))
@@ -248,13 +248,13 @@ def _open(place: Path, key: str, items: Sequence[Item]) -> ImageCache | None:
         meta, index = _read_index(place)
         if meta["key"] != key:
             return None
-        texts = {at: _named(entry.text, items[at]) for at, entry in enumerate(index) if isinstance(entry, _LeftOut)}
+        texts = {at: _named(entry.text, items[at]) for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
         return ImageCache(place, index, texts) if sum(_sizes(index)) > SMALL or _whole(place, index) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _sizes(index: Sequence[_Kept | _LeftOut]) -> tuple[int, int]:
+def _sizes(index: Sequence[_Kept | _Excluded]) -> tuple[int, int]:
     """Bytes of ``image.bin`` and ``mask.bin``."""
     kept = [entry for entry in index if isinstance(entry, _Kept)]
     return sum(2 * math.prod(k.shape) for k in kept), sum(math.prod(k.mask) for k in kept if k.mask)
@@ -279,7 +279,7 @@ def _content(image: bytes, mask: bytes) -> str:
 
 # --- making an entry
 
-_Result = tuple[_Kept | _LeftOut, bytes, bytes]
+_Result = tuple[_Kept | _Excluded, bytes, bytes]
 
 
 def _results(place: Path, items: Sequence[Item], keys: Sequence[str], spec: Preprocess, reader: Reader, say: Say) -> Iterator[_Result]:
@@ -299,7 +299,7 @@ class _Older:
     """Items in the existing entries of a source, by key; damaged items are ignored."""
 
     def __init__(self, folder: Path, source: str, wanted: set[str]) -> None:
-        self._found: dict[str, tuple[Path, _Kept | _LeftOut, int, int]] = {}
+        self._found: dict[str, tuple[Path, _Kept | _Excluded, int, int]] = {}
         for place in folder.glob(f"{source}-*"):
             try:
                 index = _read_index(place)[1]
@@ -317,7 +317,7 @@ class _Older:
         if key not in self._found:
             return None
         place, entry, image_at, mask_at = self._found[key]
-        if isinstance(entry, _LeftOut):
+        if isinstance(entry, _Excluded):
             return entry, b"", b""
         sizes = _sizes([entry])
         try:
@@ -341,13 +341,13 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
             raise ItemError(Unusable.NON_FINITE, "contains values outside the range of half precision; set a window in the study")
     except ItemError as error:
         say(f"{item.name}: excluded as {error.reason} ({error})")
-        return _LeftOut(key, error.reason, _unnamed(str(error), item)), b"", b""
+        return _Excluded(key, error.reason, _unnamed(str(error), item)), b"", b""
     except InputError:
         raise
     except Exception as error:  # decoders raise exceptions of any class on damaged files
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
         say(f"{item.name}: excluded as {reason} ({type(error).__name__}: {error})")
-        return _LeftOut(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
+        return _Excluded(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = half.tobytes(), b"" if mask is None else mask.tobytes()
     return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
@@ -373,7 +373,7 @@ def _make(place: Path, key: str, source: Path, results: Iterator[_Result], diges
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(mode=0o700)
             images, masks = (temporary / "image.bin").open("wb"), (temporary / "mask.bin").open("wb")
-        index: list[_Kept | _LeftOut] = []
+        index: list[_Kept | _Excluded] = []
         with writing(), images, masks:
             for entry, image, mask in results:  # an OSError of an item's files was already converted to its reason
                 images.write(image)

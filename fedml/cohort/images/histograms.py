@@ -33,14 +33,14 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Counted:
-    """Images whose intensity window is not agreed yet: their later shape ``one`` (channels, *size), and the cache rows of their histograms.
+class HistogramView:
+    """Images before the intensity window is agreed: the later shape of an image (channels, *size), and the cache rows of the histograms.
 
     Voxels cannot be read, because they depend on the window.
     """
 
     places: tuple[tuple[ImageCache, int], ...]
-    one: tuple[int, ...]
+    image_shape: tuple[int, ...]
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -50,7 +50,7 @@ class Counted:
     @property
     def shape(self) -> tuple[int, ...]:
         """(images, channels, *size)."""
-        return (len(self.places), *self.one)
+        return (len(self.places), *self.image_shape)
 
     @property
     def digest(self) -> bytes:
@@ -63,9 +63,9 @@ class Counted:
     def __getitem__(self, rows: object) -> NoReturn:
         raise ValueError("the window of these images is not agreed yet: only histograms can be read, not voxels")
 
-    def take(self, rows: Any) -> Counted:
+    def take(self, rows: Any) -> HistogramView:
         """The images in ``rows``, any index of a NumPy axis."""
-        return Counted(tuple(self.places[k] for k in np.arange(len(self))[rows]), self.one)
+        return HistogramView(tuple(self.places[k] for k in np.arange(len(self))[rows]), self.image_shape)
 
     def histogram(self) -> Counts:
         """(BINS,) number of voxels in each bin, over all images."""
@@ -77,7 +77,7 @@ class Counted:
         return total
 
 
-def counted(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+def histogram_item(spec: Preprocess, raw: Raw) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """An empty image, and its histogram in place of the mask: the cache item of an image whose window is not agreed yet.
 
     Raises:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.histograms import Counted
-from fedml.cohort.images.mapped import Mapped, Stored, joined, taken
-from fedml.cohort.images.reasons import Aside
+from fedml.cohort.images.histograms import HistogramView
+from fedml.cohort.images.mapped import Mapped, Stored, concat_images, select_images
+from fedml.cohort.images.reasons import Exclusion
 from fedml.cohort.inputs import Rows, content_of, rows_of_items
 
 if TYPE_CHECKING:
@@ -23,18 +23,18 @@ _FLOAT_BYTES = 2**30
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images that a study
-    prepares are read from a cache when they are asked for (``fedml.cohort.images.mapped``), others are arrays.
+    """All images of a cohort: ``pixels`` (images, channels, *size) and, for each, the row of its person (ascending). Images with
+    preprocessing are read from a cache on access (``fedml.cohort.images.mapped``), others are arrays.
 
-    ``masks`` (images, 1, *size): the place of each voxel's class. ``spacing`` (images, axes): mm, NaN where the file does not say.
-    ``aside``: what could not be used.
+    ``masks`` (images, 1, *size): the class index of each voxel. ``spacing`` (images, axes): mm, NaN if unknown.
+    ``excluded``: excluded images.
     """
 
     pixels: Stored
     person: npt.NDArray[np.int64]
     masks: Stored | None = None
     spacing: npt.NDArray[np.float64] | None = None
-    aside: tuple[Aside, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,21 +42,21 @@ class Images:
         return tuple(self.pixels.shape[1:])
 
     @cached_property
-    def _read(self) -> torch.Tensor | Mapped | Counted:
+    def _read(self) -> torch.Tensor | Mapped | HistogramView:
         """Images as one tensor, or as a view of a cache."""
         import torch
 
         pixels = torch.from_numpy(self.pixels) if isinstance(self.pixels, np.ndarray) else self.pixels
-        # As floats once instead of in every batch, unless that would be large.
+        # Convert to float once instead of in every batch, unless that needs too much memory.
         return pixels.float() if isinstance(pixels, torch.Tensor) and pixels.numel() * 4 <= _FLOAT_BYTES else pixels
 
     @cached_property
-    def _one_each(self) -> bool:
-        """Has each person up to the last one exactly one image?"""
+    def _single_images(self) -> bool:
+        """Whether each person has exactly one image."""
         return np.array_equal(self.person, np.arange(len(self.person)))
 
     def has(self, persons: int) -> npt.NDArray[np.bool_]:
-        """(persons,): who has an image."""
+        """(persons,): whether each person has an image."""
         return np.bincount(self.person, minlength=persons) > 0
 
     def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class Images:
         spacings ``image_spacing``."""
         import torch
 
-        if self._one_each and rows.max(initial=-1) < len(self.person):
+        if self._single_images and rows.max(initial=-1) < len(self.person):
             images, person = rows, torch.arange(len(rows))
         else:
             begin, end = np.searchsorted(self.person, rows), np.searchsorted(self.person, rows + 1)
@@ -80,25 +80,25 @@ class Images:
         return out
 
     def select(self, rows: Rows) -> Images:
-        """The images of those persons; what was set aside is not repeated."""
+        """The images of these persons, without the list of excluded images."""
         kept, person = rows_of_items(self.person, rows)
-        masks = None if self.masks is None else taken(self.masks, kept)
-        return Images(taken(self.pixels, kept), person, masks, None if self.spacing is None else self.spacing[kept])
+        masks = None if self.masks is None else select_images(self.masks, kept)
+        return Images(select_images(self.pixels, kept), person, masks, None if self.spacing is None else self.spacing[kept])
 
     def content(self) -> dict[str, bytes]:
-        """Pixels, masks, whose they are, spacings."""
+        """Pixels, masks, persons, spacings."""
         found = {"image": self.pixels, "mask": self.masks, "image_person": self.person, "image_spacing": self.spacing}
         return {key: content_of(values) for key, values in found.items() if values is not None}
 
 
 def pool_images(parts: Sequence[tuple[Images | None, int]]) -> Images:
-    """Several sites' images, at least one of them with any; each with the number of its site's persons."""
+    """The images of several sites, concatenated; each with the number of persons of its site. At least one site has images."""
     start = np.cumsum([0, *(persons for _, persons in parts)])
     pairs = [(images, int(s)) for (images, _), s in zip(parts, start, strict=False) if images is not None]
     masks, spacings = [i.masks for i, _ in pairs if i.masks is not None], [i.spacing for i, _ in pairs if i.spacing is not None]
     return Images(
-        joined([i.pixels for i, _ in pairs]),
+        concat_images([i.pixels for i, _ in pairs]),
         np.concatenate([i.person + s for i, s in pairs]),
-        joined(masks) if len(masks) == len(pairs) else None,
+        concat_images(masks) if len(masks) == len(pairs) else None,
         np.concatenate(spacings) if len(spacings) == len(pairs) else None,
     )

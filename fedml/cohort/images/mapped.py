@@ -2,7 +2,7 @@
 
 pixels = mapped(cache, np.arange(len(cache)))         # .shape, .dtype, len()
 pixels[rows]                                          # float32 (rows, channels, *size), read from the cache
-taken(pixels, rows), joined([pixels, others])         # views, not read
+select_images(pixels, rows), concat_images([pixels, others])         # views, not read
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.histograms import Counted
+from fedml.cohort.images.histograms import HistogramView
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
@@ -25,12 +25,12 @@ Rows = npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Rows of image caches, each of shape ``one`` (channels, *size): row r is item ``at[r]`` of ``caches[which[r]]``, or its mask."""
+    """Rows of image caches, each of shape ``image_shape``: row r is item ``at[r]`` of ``caches[which[r]]``, or its mask."""
 
     caches: tuple[ImageCache, ...]
     which: npt.NDArray[np.int64]
     at: npt.NDArray[np.int64]
-    one: tuple[int, ...]
+    image_shape: tuple[int, ...]
     masks: bool = False
 
     @property
@@ -41,7 +41,7 @@ class Mapped:
     @property
     def shape(self) -> tuple[int, ...]:
         """(rows, channels, *size)."""
-        return (len(self.at), *self.one)
+        return (len(self.at), *self.image_shape)
 
     @property
     def digest(self) -> bytes:
@@ -60,7 +60,7 @@ class Mapped:
         import torch
 
         chosen = np.arange(len(self))[rows]
-        out = torch.empty((chosen.size, *self.one), dtype=torch.uint8 if self.masks else torch.float32)
+        out = torch.empty((chosen.size, *self.image_shape), dtype=torch.uint8 if self.masks else torch.float32)
         for into, row in zip(out, chosen.ravel().tolist(), strict=True):
             cache = self.caches[self.which[row]]
             (cache.mask if self.masks else cache.image)(int(self.at[row]), out=into)
@@ -68,7 +68,7 @@ class Mapped:
         return values if chosen.ndim else values[0]
 
 
-Stored = npt.NDArray[Any] | Mapped | Counted
+Stored = npt.NDArray[Any] | Mapped | HistogramView
 
 
 def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False) -> Mapped:
@@ -83,23 +83,23 @@ def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False)
     return Mapped((cache,), np.zeros(len(at), np.int64), at, shapes.pop(), masks)
 
 
-def taken(values: Stored, rows: Rows) -> Stored:
+def select_images(values: Stored, rows: Rows) -> Stored:
     """``values[rows]``; a view of a view is a view."""
-    if isinstance(values, Counted):
+    if isinstance(values, HistogramView):
         return values.take(rows)
     return replace(values, which=values.which[rows], at=values.at[rows]) if isinstance(values, Mapped) else values[rows]
 
 
-def joined(many: Sequence[Stored]) -> Stored:
+def concat_images(many: Sequence[Stored]) -> Stored:
     """``np.concatenate`` along the first axis; a view if all of ``many`` are views.
 
     Raises:
         ValueError: ``many`` is empty, or the shapes differ.
     """
-    if counted := [values for values in many if isinstance(values, Counted)]:
-        return Counted(tuple(place for values in counted for place in values.places), counted[0].one)
+    if histograms := [values for values in many if isinstance(values, HistogramView)]:
+        return HistogramView(tuple(place for values in histograms for place in values.places), histograms[0].image_shape)
     views = [values for values in many if isinstance(values, Mapped)]
-    if not views or len(views) < len(many) or len({view.one for view in views}) != 1:
+    if not views or len(views) < len(many) or len({view.image_shape for view in views}) != 1:
         return np.concatenate([values[:] for values in many])
     begin = np.cumsum([0, *(len(view.caches) for view in views)])
     which = np.concatenate([view.which + k for view, k in zip(views, begin, strict=False)])

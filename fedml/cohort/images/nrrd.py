@@ -24,7 +24,7 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import LARGEST
 
 ENDING = ".nrrd"
-_HEADER = 2**20  # bytes; a longer header is none
+_HEADER = 2**20  # bytes; a longer header is invalid
 _PADDING = 512  # bytes; zeros up to here may follow the voxels
 _GZIP = zlib.MAX_WBITS | 16
 _TYPES = {

@@ -41,7 +41,7 @@ class ItemError(Exception):
 
 
 @dataclass(frozen=True)
-class Aside:
+class Exclusion:
     """An excluded item: person, file, reason code and error text. Stays at the site."""
 
     person: str

@@ -29,9 +29,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cache_entries import content_digests
-from fedml.cohort.images.reasons import Aside, ItemError, Unusable
+from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable
 from fedml.cohort.inputs import rows_of_items
-from fedml.cohort.read_images import hold
+from fedml.cohort.read_images import check_exclusion_limit
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
 from fedml.study.cohort_section import Tiles
@@ -45,7 +45,7 @@ CHUNK_PIXELS = 2**18  # pixels per chunk of tiles: 4 tiles of 256 x 256; larger 
 Ints = npt.NDArray[np.int64]
 
 
-class Looked(NamedTuple):
+class SlideTissue(NamedTuple):
     """The tiles with tissue of a slide: ``corners`` (tiles, 2) in pixels of level 0; ``sums`` (3, channels): count, sum and sum of squares
     of the tiles' pixels; ``stamp``: the file's size and modification time at the first reading."""
 
@@ -57,12 +57,12 @@ class Looked(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Slides:
-    """All slides of a cohort; ``person`` (slides,): row of each slide's person, ascending; ``aside``: excluded slides."""
+    """All slides of a cohort; ``person`` (slides,): row of each slide's person, ascending; ``excluded``: excluded slides."""
 
     spec: Tiles
-    slides: tuple[Looked, ...]
+    slides: tuple[SlideTissue, ...]
     person: Ints
-    aside: tuple[Aside, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -129,7 +129,7 @@ class Bag:
     """Tiles of some persons; ``person`` (tiles,): the person's index in the batch. Iteration reads the tiles, chunk by chunk."""
 
     spec: Tiles
-    pieces: tuple[Looked, ...]
+    pieces: tuple[SlideTissue, ...]
     person: Ints
     device: torch.device | None = None  # device of the chunks; None: CPU
 
@@ -190,12 +190,12 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
         max_quarantined: largest fraction of the persons with slides who may have an excluded slide.
 
     Raises:
-        TooManyAside: the fraction is exceeded; the message names the first file.
+        TooManyExcluded: the fraction is exceeded; the message names the first file.
         InputError: the folder does not exist, or no person has a usable slide.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; correct data.image in site.toml.")
-    found, rows, excluded = list[Looked](), list[int](), list[Aside]()
+    found, rows, excluded = list[SlideTissue](), list[int](), list[Exclusion]()
     with_slides = set[int]()
     for row, person in enumerate(persons):
         for path in _files(folder, person):
@@ -204,8 +204,8 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
                 found.append(_slide_tissue(path, spec, cache))
                 rows.append(row)
             except ItemError as error:
-                excluded.append(Aside(person, str(path), error.reason, str(error)))
-    hold(excluded, len(with_slides), max_quarantined)
+                excluded.append(Exclusion(person, str(path), error.reason, str(error)))
+    check_exclusion_limit(excluded, len(with_slides), max_quarantined)
     if not found:
         endings = ", ".join(ENDINGS)
         usable = "usable slide" if excluded else "slide"
@@ -251,7 +251,7 @@ def _stamp(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> Looked:
+def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> SlideTissue:
     """The slide's tiles with tissue, from the cache or by reading the slide.
 
     Raises:
@@ -274,7 +274,7 @@ def _slide_tissue(path: Path, spec: Tiles, cache: Path) -> Looked:
     if cached is None:
         cached = _find_tissue(path, spec)
         _save_entry(entry, *cached)
-    return Looked(path, *cached, stamp)
+    return SlideTissue(path, *cached, stamp)
 
 
 def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]]:

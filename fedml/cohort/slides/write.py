@@ -15,7 +15,7 @@ def write_tiff(path: Path, pixels: np.ndarray[Any, np.dtype[np.uint8]], mpp: flo
     """A tiled, uncompressed TIFF (TIFF 6.0, sections 2 and 15) that OpenSlide reads as a slide of one level.
 
     Args:
-        pixels: uint8 (rows, columns, 3), both sides multiples of ``TIFF_TILE``. mpp: micrometres a pixel, None: not told.
+        pixels: uint8 (rows, columns, 3), both sides multiples of ``TIFF_TILE``. mpp: micrometres per pixel; None: not stated.
     """
     (rows, columns), size = pixels.shape[:2], TIFF_TILE**2 * 3
     tiles = pixels.reshape(rows // TIFF_TILE, TIFF_TILE, columns // TIFF_TILE, TIFF_TILE, 3).swapaxes(1, 2).reshape(-1, size)

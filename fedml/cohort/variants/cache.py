@@ -241,7 +241,7 @@ def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant],
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             job.say(f"{name}: {total:,} variants read")
             logged = time.monotonic()
-    notes.update({reason: count for reason, count in {**job.source.left_out, "ploidy above 2": higher}.items() if count})
+    notes.update({reason: count for reason, count in {**job.source.excluded, "ploidy above 2": higher}.items() if count})
 
 
 def _write_table(path: Path, spool: Spool, job: _Job) -> str:

@@ -19,7 +19,7 @@ from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.normalise import NOTES, UNSURE
 from fedml.study.cohort_section import Variants
 
-EVERYBODY = "all sites"
+ALL_SITES = "all sites"
 _MIN_CORRELATED = 50  # variants needed to conclude from uncorrelated frequencies that alleles are exchanged
 _CONTRADICTS = ((0.15, 0.2), (0.1, -0.3))  # (mean frequency difference above, correlation below) that show exchanged alleles
 _MIN_SWAPPED = 10  # variants needed to conclude from frequencies that match 1 - frequency that alleles are exchanged
@@ -32,13 +32,13 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Check:
-    """One cell of the table. ``value``: a count of variants, or text; ``mend``: what to do if the verdict is not ``ok``."""
+    """One cell of the table. ``value``: a count of variants, or text; ``fix``: what to do if the verdict is not ``ok``."""
 
     site: str
     check: str
     value: str
     verdict: Literal["ok", "warn", "fail"] = "ok"
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
         'normalise indels (give a reference), set [cohort.variants] match = "rsid", or lower min_shared'
     )
     verdict: Literal["ok", "fail"] = "fail" if too_few else "ok"
-    out.append(Check(EVERYBODY, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", verdict, advice if too_few else ""))
-    return out + [Check(EVERYBODY, f"excluded: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
+    out.append(Check(ALL_SITES, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", verdict, advice if too_few else ""))
+    return out + [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
 
 
 def doubts_checks(before: Panel, after: Panel) -> list[Check]:
@@ -124,7 +124,7 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
     for site, (r, wrong) in sorted(compared.items(), key=lambda item: item[1]):  # the first failed check becomes the error message
         advice = f"dosages at {site} seem to count the allele that its file names REF; check how the file was written" if wrong else ""
         out.append(Check(site, "allele frequencies against the other sites", f"r = {r:.2f}", "fail" if wrong else "ok", advice))
-    return out + [Check(EVERYBODY, f"excluded: {why}", str(n), "warn") for why, n in failed.items()]
+    return out + [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in failed.items()]
 
 
 def _compare(own: npt.NDArray[np.float64], rest: npt.NDArray[np.float64]) -> tuple[float, bool] | None:

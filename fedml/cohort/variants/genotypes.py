@@ -69,7 +69,7 @@ def read_variants(
         found = "none of the study's variants" if selection else "no variant"
         advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
         raise InputError(f"{path}: has {found}; {advice}.")
-    normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, left_out=notes)
+    normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, excluded=notes)
     if not normal.keys:
         raise InputError(f"{path}: none of its {len(keys)} variants matches the reference; correct data.variants in site.toml.")
     counts = np.array([normal.notes[name] for name in NOTES], dtype=np.int64)
@@ -121,7 +121,7 @@ def aligned(own: Dosages, panel: Panel, name: str, spec: Variants) -> Dosages:
     return align(own, panel.keys, panel.flips[name], spec.match)
 
 
-def stack(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
+def concat_dosages(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
     """Aligned dosages of several sites, concatenated over persons; None with a number of persons adds that many persons without
     genotypes."""
     tables = [
@@ -130,6 +130,6 @@ def stack(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) -> Dosages:
         for own, persons in parts
     ]  # fmt: skip
     present = np.concatenate([np.zeros(persons, bool) if own is None else own.present for own, persons in parts])
-    from fedml.cohort.variants.packed import stack as concatenate
+    from fedml.cohort.variants.packed import concat_packed
 
-    return Dosages(panel.keys, concatenate(tables), present)
+    return Dosages(panel.keys, concat_packed(tables), present)

@@ -92,13 +92,13 @@ class Selection:
 
 
 class Source(ABC):
-    """An opened genotype file: the header has been read, the genotypes have not. ``left_out`` counts excluded variants by reason; it is
+    """An opened genotype file: the header has been read, the genotypes have not. ``excluded`` counts excluded variants by reason; it is
     complete once ``blocks`` has been read to the end."""
 
     path: Path
     samples: tuple[str, ...]
     contigs: dict[str, int | None]  # name in the header -> length in bases, None where the header gives no length
-    left_out: dict[str, int]
+    excluded: dict[str, int]
 
     @abstractmethod
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:

@@ -65,7 +65,7 @@ def fingerprint(
     *,
     where: str,
     reference: Path | None = None,
-    left_out: Mapping[str, int] | None = None,
+    excluded: Mapping[str, int] | None = None,
 ) -> Fingerprint:
     """The site's variants in normalised form.
 
@@ -73,7 +73,7 @@ def fingerprint(
         contigs: contigs in the file's header, with their lengths in bases.
         build: the build that the manifest states.
         where: the file's name in error messages.
-        left_out: counts of variants that the reader excluded, by reason.
+        excluded: counts of variants that the reader excluded, by reason.
 
     Raises:
         InputError: the header's lengths or the positions belong to another build, or the reference cannot be read or does not match.
@@ -82,7 +82,7 @@ def fingerprint(
     if found is not None and found != build:
         raise InputError(f"{where}: the contig lengths are those of {found}, but site.toml says {build}; correct data.variants build.")
     notes = dict.fromkeys(NOTES, 0) | {"read": len(keys)}
-    for reason, count in (left_out or {}).items():
+    for reason, count in (excluded or {}).items():
         notes[reason if reason in notes else "other"] += count
     bases = _reference(reference) if reference is not None else None
     kept: list[Variant] = []

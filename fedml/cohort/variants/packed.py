@@ -259,7 +259,7 @@ def pack(dosage: npt.NDArray[np.int8], out: npt.NDArray[np.uint8]) -> None:
     np.right_shift(padded.view("<u4") * np.uint32(0x01041040), 24, out=out, casting="unsafe")
 
 
-def stack(pieces: Sequence[Packed]) -> Packed:
+def concat_packed(pieces: Sequence[Packed]) -> Packed:
     """The persons of ``pieces`` concatenated as one table in memory. A single view becomes a table of its columns, which reads faster.
 
     Raises:

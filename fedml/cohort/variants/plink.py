@@ -35,7 +35,7 @@ class PlinkSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.left_out: dict[str, int] = {}
+        self.excluded: dict[str, int] = {}
         for ending in (".bim", ".fam"):
             if not path.with_suffix(ending).exists():
                 raise InputError(f"{path.with_suffix(ending)}: no such file; put the .bim and .fam of a .bed in the same folder.")
@@ -62,15 +62,15 @@ class PlinkSource(Source):
         """As ``Source.blocks``. Regions are found by reading the whole ``.bim``."""
         from bed_reader import open_bed
 
-        left_out: Counter[str] = Counter()
-        self.left_out = left_out
+        excluded: Counter[str] = Counter()
+        self.excluded = excluded
         if not self.samples:
             return
         persons = np.fromiter(samples, dtype=np.intp, count=len(samples))
         which = slice(None) if np.array_equal(persons, np.arange(len(self.samples))) else persons
         rows = max(1, min((memory_mb << 20) // 8, 2**23) // (len(self.samples) + 500))  # 500: bytes of a key in memory, approximately
         with open_bed(self.path, iid_count=len(self.samples), sid_count=self.variants, skip_format_check=True, num_threads=1) as bed:
-            for places, keys in self._wanted(selection, left_out, rows):
+            for places, keys in self._wanted(selection, excluded, rows):
                 yield Block(keys, self._read(bed, which, places))
 
     def _read(self, bed: Any, samples: npt.NDArray[np.intp] | slice, places: list[int]) -> npt.NDArray[np.int8]:
@@ -83,7 +83,7 @@ class PlinkSource(Source):
         dosage[dosage < 0] = MISSING
         return np.ascontiguousarray(dosage.T)
 
-    def _wanted(self, selection: Selection, left_out: Counter[str], rows: int) -> Iterator[tuple[list[int], tuple[Variant, ...]]]:
+    def _wanted(self, selection: Selection, excluded: Counter[str], rows: int) -> Iterator[tuple[list[int], tuple[Variant, ...]]]:
         """Indices in the file and keys of the selected variants, at most ``rows`` at a time."""
         spans = merged(selection)
         check_contigs(spans, self.contigs, self.path)
@@ -102,7 +102,7 @@ class PlinkSource(Source):
                 continue
             reason = _flaw(key)
             if reason:
-                left_out[reason] += 1
+                excluded[reason] += 1
                 continue
             places.append(number - 1)
             keys.append(key)

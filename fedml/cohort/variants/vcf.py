@@ -33,7 +33,7 @@ class VcfSource(Source):
         self.path, self.header, self.binary, self.bgzip, self.lines = path, header, binary, bgzip, lines
         self.samples = tuple(header.samples)
         self.contigs = {name: header.contigs[name].length for name in header.contigs}
-        self.left_out: dict[str, int] = {}
+        self.excluded: dict[str, int] = {}
         self.fast = True
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
@@ -46,12 +46,12 @@ class VcfSource(Source):
         inside = Inside(spans)
         if self.bgzip and spans:
             check_contigs(spans, [*self.contigs, *self._index_contigs()], self.path)
-        left_out: Counter[str] = Counter()
-        self.left_out = left_out
+        excluded: Counter[str] = Counter()
+        self.excluded = excluded
         chosen = np.fromiter(samples, dtype=np.intp, count=len(samples))
         columns = None if np.array_equal(chosen, np.arange(len(self.samples))) else chosen
         size = min(2**20, (memory_mb << 20) // 32)
-        wanted = vcf_text.Wanted(self.path, len(self.samples), columns, selection, inside if spans else None, left_out)
+        wanted = vcf_text.Wanted(self.path, len(self.samples), columns, selection, inside if spans else None, excluded)
         wanted.fast = self.fast
         parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
         yield from (block for block in parts if block is not None)

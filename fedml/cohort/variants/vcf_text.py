@@ -52,7 +52,7 @@ class Wanted:
     samples: npt.NDArray[np.intp] | None  # None: all samples in file order
     selection: Selection
     in_region: Callable[[str, int], bool] | None
-    left_out: Counter[str] = field(default_factory=Counter)
+    excluded: Counter[str] = field(default_factory=Counter)
     fast: bool = True
     line: int | None = None
 
@@ -148,7 +148,7 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
 def take_alleles(
     contig: str, position: int, id_: bytes, ref: bytes, alts: Sequence[bytes], wanted: Wanted, keys: list[Variant]
 ) -> tuple[tuple[int, ...], int]:
-    """Appends a record's selected variants to ``keys``; counts variants without a usable key in ``wanted.left_out``.
+    """Appends a record's selected variants to ``keys``; counts variants without a usable key in ``wanted.excluded``.
 
     Returns:
         the numbers of the selected ALT alleles, and the record's number of ALT alleles.
@@ -164,11 +164,11 @@ def take_alleles(
         keys.append(key)
         return (1,), 1
     named = not selection.listed or name in selection.listed
-    wanted.left_out["no ALT"] += named and not alts
+    wanted.excluded["no ALT"] += named and not alts
     numbers = []
     for number, alt in enumerate(alts, start=1):
         if max(len(ref), len(alt)) > LONGEST_ALLELE:
-            wanted.left_out["allele too long"] += named
+            wanted.excluded["allele too long"] += named
             continue
         key = Variant(contig, position, name, ref.decode(), alt.decode())
         if selection.wants(key):

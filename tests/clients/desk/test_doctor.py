@@ -77,13 +77,13 @@ def state_of(folder: Path) -> Path:
 def look(folder: Path, study: Study | None = None, **more: Any) -> list[Finding]:
     """``examine``, and what holds of every finding."""
     findings = examine(read_site(folder), study, **more)
-    told = show(findings)
-    assert PLANTED not in told
-    assert "hansen" not in told
-    assert "Traceback" not in told
-    assert len(told.splitlines()) == len(findings)
-    assert all(bool(f.action) == (f.state != "ok") for f in findings), told
-    assert worst(findings) == any(line.startswith("fail  ") for line in told.splitlines())
+    reported = show(findings)
+    assert PLANTED not in reported
+    assert "hansen" not in reported
+    assert "Traceback" not in reported
+    assert len(reported.splitlines()) == len(findings)
+    assert all(bool(f.action) == (f.state != "ok") for f in findings), reported
+    assert worst(findings) == any(line.startswith("fail  ") for line in reported.splitlines())
     return findings
 
 
@@ -299,7 +299,7 @@ def test_a_root_certificate_with_its_day(folder: Path, authority: Path, days: in
     assert text in one(look(folder, now=NOW), "root certificates", state).text
 
 
-def test_nobody_listens(folder: Path, authority: Path) -> None:
+def test_no_server_listens(folder: Path, authority: Path) -> None:
     findings = look(connected(folder, authority, free_ports(1)[0]))
     expect(findings, "TLS chain", "fail", "connection refused", "outbound firewall")
     expect(findings, "clock", "warn", "could not be compared", "TLS chain")

@@ -1,4 +1,4 @@
-"""fedml-site preview: what is drawn is what the network gets; the sheet stays at the site, and names nobody."""
+"""fedml-site preview: what is drawn is what the network gets; the sheet stays at the site and names no person."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_persons_are_spread_over_the_table(rows: int, wanted: int, chosen: list[
     assert spread(np.arange(rows), wanted).tolist() == chosen
 
 
-def test_the_command_writes_for_this_account_alone_and_names_nobody_in_the_picture(tmp_path: Path) -> None:
+def test_the_command_writes_for_this_account_alone_and_names_no_person_in_the_picture(tmp_path: Path) -> None:
     volume_site(tmp_path / "a")
     (tmp_path / "study.toml").write_text(to_toml(volume_study().model_dump(mode="json", exclude_defaults=True)))
     done = CliRunner().invoke(app, ["preview", str(tmp_path / "study.toml"), "--site", str(tmp_path / "a"), "--persons", "3"])
@@ -110,7 +110,7 @@ def test_the_command_writes_for_this_account_alone_and_names_nobody_in_the_pictu
 @pytest.mark.parametrize(
     ("out", "says"), [("nowhere/p.png", "folder does not exist"), ("p.jpg", "ends with .png"), ("d.png", "is a folder")]
 )
-def test_a_place_that_cannot_be_is_told_before_anything_is_read(tmp_path: Path, out: str, says: str) -> None:
+def test_an_impossible_output_path_is_reported_before_anything_is_read(tmp_path: Path, out: str, says: str) -> None:
     site = read_site(image_site(tmp_path / "a", "a", 4, 1))
     (tmp_path / "d.png").mkdir()
     (tmp_path / "a" / "persons.csv").unlink()
@@ -118,7 +118,7 @@ def test_a_place_that_cannot_be_is_told_before_anything_is_read(tmp_path: Path, 
         preview(site, make_study(("image",)), out=tmp_path / out)
 
 
-def test_a_study_or_site_without_images_and_a_site_off_the_roster_are_told(tmp_path: Path) -> None:
+def test_a_study_or_site_without_images_and_a_site_off_the_roster_are_reported(tmp_path: Path) -> None:
     site = read_site(clinical_site(tmp_path / "a", "a", 20, 1))
     with pytest.raises(InputError, match="reads no images"):
         preview(site, make_study())
@@ -141,6 +141,6 @@ def test_a_real_series_and_its_segmentation_are_drawn(tmp_path: Path) -> None:
     site = read_site(write_manifest(folder, "a", image=place, split='"split.csv"'))
     image = {"size": [64, 96, 80], "orientation": "RAS", "spacing_mm": [4.0, 2.0, 2.0]}
     study = make_study(("image",), ("a",), cohort__image=image, model__task="segmentation")
-    told: list[str] = []
-    assert count(pixels(preview(site, study, say=told.append)), COLOURS[0]) > 200
-    assert told[-1].strip() == "1: UCSF-BR-06"
+    reported: list[str] = []
+    assert count(pixels(preview(site, study, say=reported.append)), COLOURS[0]) > 200
+    assert reported[-1].strip() == "1: UCSF-BR-06"

@@ -1,4 +1,4 @@
-"""The gate answers what a study plans, in its own numbers, and no more: whoever sends it, in whatever run."""
+"""The gate answers what a study plans, in its own numbers, and no more, from any sender and in any run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The journal: whatever is done to the file is found, and whatever a crash does to it is mended without losing what was acknowledged."""
+"""The journal: whatever is done to the file is found, and whatever a crash does to it is repaired without losing what was acknowledged."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def fill(path: Path, count: int) -> list[Entry]:
 
 
 def line_of(fields: dict[str, Any]) -> bytes:
-    """A line as somebody who knows the format would write it, its digest made anew."""
+    """A line as somebody who knows the format would write it, with a new digest."""
     fields = {k: v for k, v in fields.items() if k != "digest"}
     fields["digest"] = hashlib.sha256(json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode() + b"\n"
@@ -177,7 +177,7 @@ def edit(data: bytes, r: random.Random) -> bytes:
 
 
 def clever(data: bytes, r: random.Random) -> bytes:
-    """A value changed and the digest made anew."""
+    """A value changed and the digest recomputed."""
     lines = data.splitlines(keepends=True)
     at = r.randrange(len(lines))
     lines[at] = line_of(changed(json.loads(lines[at]), r))
@@ -185,7 +185,7 @@ def clever(data: bytes, r: random.Random) -> bytes:
 
 
 def rewrite(data: bytes, r: random.Random) -> bytes:
-    """A value changed and the chain made anew from there to the end, so that only the digest kept elsewhere tells."""
+    """A value changed and the chain recomputed from there to the end, so that only a head kept elsewhere reveals it."""
     lines = data.splitlines(keepends=True)
     at = r.randrange(len(lines))
     lines[at] = line_of(changed(json.loads(lines[at]), r))
@@ -297,7 +297,7 @@ def test_truncation_in_plain_words(tmp_path: Path) -> None:
     assert "as entry 4" in verify(path, head, 4)[0].what
 
 
-def test_one_harm_is_told_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]]) -> None:
+def test_one_problem_is_reported_once(tmp_path: Path, sixty: tuple[bytes, list[Entry]]) -> None:
     path = tmp_path / "journal.jsonl"
     lines = sixty[0].splitlines(keepends=True)
     for harmed, line, word in [
@@ -323,10 +323,10 @@ def start(path: Path, label: str, count: int, slow: bool = False) -> subprocess.
 def test_two_processes_write_one_chain(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     children = [start(path, label, 200) for label in ("site", "approve")]
-    told = [child.communicate(timeout=60)[0].split() for child in children]
+    reported = [child.communicate(timeout=60)[0].split() for child in children]
     written = list(entries(path))
     assert verify(path, count=400) == []
-    for label, digests in zip(("site", "approve"), told, strict=True):
+    for label, digests in zip(("site", "approve"), reported, strict=True):
         assert [e.digest.encode() for e in written if e.run == label] == digests
         assert [e.round for e in written if e.run == label] == list(range(200))
     assert not list(tmp_path.glob("*.torn-*"))
@@ -369,7 +369,7 @@ def test_killed_twenty_times(tmp_path: Path) -> None:
     kept = {e.digest for e in written}
     assert not [digest for digest in acknowledged if digest not in kept]
     torn = [e for e in written if e.reason == "torn-line"]
-    print(len(acknowledged), "acknowledged,", len(written), "in the journal,", len(torn), "torn lines set aside")
+    print(len(acknowledged), "acknowledged,", len(written), "in the journal,", len(torn), "torn lines copied")
     assert torn
     for entry in torn:
         [note] = entry.records
@@ -394,14 +394,14 @@ def test_torn_at_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         append(journal, direction="site", verdict="noted", reason="start")
         assert verify(path, written[1].digest, 2) == []
         assert [e.reason for e in entries(path)][2:] == ["torn-line", "start"]
-        aside = path.with_name("journal.jsonl.torn-1")
-        assert aside.read_bytes() == data[begin:cut]
-        assert aside.stat().st_mode & 0o777 == 0o600
+        copy = path.with_name("journal.jsonl.torn-1")
+        assert copy.read_bytes() == data[begin:cut]
+        assert copy.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("tail", [b"\n", b"\0" * 40, b"\0" * 40 + b"\n", b"{}\n", b'{"seq":1', b"\xff\xfe\n", b"x" * 60_000])
 @pytest.mark.parametrize("before", [0, 3])
-def test_other_ends_are_set_aside(tmp_path: Path, before: int, tail: bytes) -> None:
+def test_other_ends_are_copied_to_another_file(tmp_path: Path, before: int, tail: bytes) -> None:
     path = tmp_path / "journal.jsonl"
     fill(path, before)
     with path.open("ab") as file:
@@ -419,7 +419,7 @@ def test_other_ends_are_set_aside(tmp_path: Path, before: int, tail: bytes) -> N
 def test_a_crash_amid_the_mending_leaves_a_note_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tail: bytes, call: str
 ) -> None:
-    """At every write of 50 bytes and at every fsync, from the copy of the torn line to the entry that mends it."""
+    """At every write of 50 bytes and at every fsync, from the copy of the torn line to the entry that repairs it."""
     whole: dict[str, Callable[..., Any]] = {"write": os.write, "fsync": lambda fd: None}  # nothing reaches the disk: speed only
     left = 0
 
@@ -552,9 +552,9 @@ def test_show(tmp_path: Path) -> None:
 def test_show_has_no_control_characters(text: str, verdict: Any) -> None:
     """Even for entries that never passed a check."""
     entry = Entry(1, text, "in", text, text, text, text, 1, (RecordNote(text, 1, text),), verdict, text, START, START)
-    told = show([entry]).split("\n")
-    assert len(told) == (2 if verdict == "accepted" else 3)
-    assert all(line.isprintable() for line in told)
+    reported = show([entry]).split("\n")
+    assert len(reported) == (2 if verdict == "accepted" else 3)
+    assert all(line.isprintable() for line in reported)
 
 
 def test_seen_is_what_was_accepted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The ledger: what a person has borne is never counted too low, whatever kills the site, whatever a study is called, whoever it leaves out.
+"""The ledger: the privacy cost of a person is never too low, after any crash, for any name of a study and any excluded persons.
 
 What is true is worked out here from a list of its own: the charges that returned, and for each person the accountant's epsilon of all
 events of all studies that could have drawn the person.
@@ -43,7 +43,7 @@ DELTA = 1e-5
 Charge = tuple[frozenset[str], float]  # persons, noise multiplier
 
 
-def told(name: str = "heart", run: str = "1", round: int = 1, granted: float = 50.0, **more: Any) -> dict[str, Any]:
+def reported(name: str = "heart", run: str = "1", round: int = 1, granted: float = 50.0, **more: Any) -> dict[str, Any]:
     study = name.encode().hex().ljust(64, "0")[:64]
     rest = {"phase": "round", "round": round, "max_epsilon": granted, "delta": DELTA}
     return {"run": run, "study": study, "study_name": name} | rest | more
@@ -89,10 +89,12 @@ def test_spent_is_the_largest_over_persons_in_any_order_under_any_name(
     folder = tmp_path_factory.mktemp("ledger")
     one, other = Ledger(folder / "one.db"), Ledger(folder / "other.db")
     for persons, z in charges:
-        bound = one.charge_all([(sorted(persons), gaussian(z))], **told(granted=math.inf))
+        bound = one.charge_all([(sorted(persons), gaussian(z))], **reported(granted=math.inf))
         assert bound >= worst(charges[: len(rows(one.path))], persons)
     for k, (persons, z) in enumerate(r.sample(charges, len(charges))):
-        other.charge_all([(r.sample(sorted(persons), len(persons)), gaussian(z))], **told(name=f"study-{k}", run=str(k), granted=math.inf))
+        other.charge_all(
+            [(r.sample(sorted(persons), len(persons)), gaussian(z))], **reported(name=f"study-{k}", run=str(k), granted=math.inf)
+        )
     assert one.spent(DELTA) == other.spent(DELTA) == Ledger(one.path).spent(DELTA) == worst(charges)
     assert one.persons() == len(frozenset().union(*(p for p, _ in charges)))
 
@@ -105,10 +107,10 @@ def test_what_is_refused_is_what_would_pass_and_leaves_nothing(
     for (persons, z), more in zip(charges, ahead, strict=False):
         before = everything(ledger.path)
         if worst([*kept, (persons, z)], persons) > granted:
-            refused(ledger, sorted(persons), gaussian(z), **told(granted=granted, ahead=more))
+            refused(ledger, sorted(persons), gaussian(z), **reported(granted=granted, ahead=more))
             assert everything(ledger.path) == before
         else:
-            assert ledger.charge_all([(sorted(persons), gaussian(z))], **told(granted=granted, ahead=more)) <= granted
+            assert ledger.charge_all([(sorted(persons), gaussian(z))], **reported(granted=granted, ahead=more)) <= granted
             kept.append((persons, z))
     assert len(rows(ledger.path)) == len(kept)
     assert ledger.spent(DELTA) == worst(kept) <= granted
@@ -118,9 +120,9 @@ def test_sampled_events_are_composed_over_studies(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     first, second, third = sampled_gaussian(0.1, 1.2, 10), sampled_gaussian(0.3, 2.0, 4), gaussian(4.0)
     for k in range(3):
-        ledger.charge_all([(["a", "b"], first)], **told("one", round=k + 1, ahead=2 - k))
-        ledger.charge_all([(["b", "c"], second)], **told("two", round=k + 1))
-    ledger.charge_all([(["c", "d"], third)], **told("three"))
+        ledger.charge_all([(["a", "b"], first)], **reported("one", round=k + 1, ahead=2 - k))
+        ledger.charge_all([(["b", "c"], second)], **reported("two", round=k + 1))
+    ledger.charge_all([(["c", "d"], third)], **reported("three"))
     assert ledger.spent(DELTA) == max(epsilon(3 * first + 3 * second, DELTA), epsilon(3 * second + third, DELTA))
     alone = {row.study_name: (row.epsilon, row.messages, row.persons) for row in ledger.spends(DELTA)}
     assert alone == {
@@ -134,40 +136,40 @@ def test_leaving_one_person_out_or_renaming_does_not_reset_the_budget(tmp_path: 
     ledger, persons = Ledger(tmp_path / "ledger.db"), [f"p{k}" for k in range(30)]
     granted = worst([(frozenset("a"), 3.0)] * 4)
     for k in range(4):
-        ledger.charge_all([(persons, gaussian(3.0))], **told(round=k, granted=granted))
-    refused(ledger, persons, gaussian(3.0), **told(round=5, granted=granted))
+        ledger.charge_all([(persons, gaussian(3.0))], **reported(round=k, granted=granted))
+    refused(ledger, persons, gaussian(3.0), **reported(round=5, granted=granted))
     for k in range(30):
-        refused(ledger, [p for p in persons if p != f"p{k}"], gaussian(3.0), **told(f"another-{k}", "2", granted=granted))
-    refused(ledger, ["p7"], gaussian(1000.0), **told("small", "3", granted=granted))
-    refused(ledger, ["new", "p7"], gaussian(3.0), **told("mixed", "3", granted=granted))
-    assert ledger.charge_all([(["new"], gaussian(3.0))], **told("new", "3", granted=granted)) == borne([(frozenset("a"), 3.0)], "a")
+        refused(ledger, [p for p in persons if p != f"p{k}"], gaussian(3.0), **reported(f"another-{k}", "2", granted=granted))
+    refused(ledger, ["p7"], gaussian(1000.0), **reported("small", "3", granted=granted))
+    refused(ledger, ["new", "p7"], gaussian(3.0), **reported("mixed", "3", granted=granted))
+    assert ledger.charge_all([(["new"], gaussian(3.0))], **reported("new", "3", granted=granted)) == borne([(frozenset("a"), 3.0)], "a")
     assert len(rows(ledger.path)) == 5
 
 
 def test_the_same_answer_made_again_counts_again(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
     for _ in range(2):
-        ledger.charge_all([(["a"], gaussian(3.0))], **told())
+        ledger.charge_all([(["a"], gaussian(3.0))], **reported())
     assert ledger.spent(DELTA) == borne([(frozenset("a"), 3.0)] * 2, "a")
 
 
 def test_a_person_named_twice_is_one_person(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    ledger.charge_all([(["a", "b", "a"], gaussian(3.0))], **told())
-    ledger.charge_all([(["b", "a"], gaussian(3.0))], **told())
+    ledger.charge_all([(["a", "b", "a"], gaussian(3.0))], **reported())
+    ledger.charge_all([(["b", "a"], gaussian(3.0))], **reported())
     assert {row[2] for row in rows(ledger.path)} == {1}
     assert ledger.persons() == 2
 
 
 def test_an_answer_about_two_parts_is_charged_whole_or_not_at_all(tmp_path: Path) -> None:
     ledger, once = Ledger(tmp_path / "ledger.db"), borne([(frozenset("a"), 3.0)], "a")
-    ledger.charge_all([(["a", "b"], gaussian(3.0)), (["c"], gaussian(3.0))], **told(granted=once))
+    ledger.charge_all([(["a", "b"], gaussian(3.0)), (["c"], gaussian(3.0))], **reported(granted=once))
     assert ledger.spent(DELTA) == once  # a person is in one part: they are not added
     before = everything(ledger.path)
     with pytest.raises(SiteError, match="the policy grants"):
-        ledger.charge_all([(["new"], gaussian(3.0)), (["c", "d"], gaussian(3.0))], **told(granted=once))
+        ledger.charge_all([(["new"], gaussian(3.0)), (["c", "d"], gaussian(3.0))], **reported(granted=once))
     assert everything(ledger.path) == before
-    ledger.charge_all([(["e"], gaussian(3.0)), (["e"], gaussian(3.0))], **told())  # in both: they are
+    ledger.charge_all([(["e"], gaussian(3.0)), (["e"], gaussian(3.0))], **reported())  # in both: they are
     assert ledger.spent(DELTA) == borne([(frozenset("e"), 3.0)] * 2, "e")
 
 
@@ -176,32 +178,39 @@ def test_a_study_of_exactly_the_budget_runs_to_its_end_and_no_further(tmp_path: 
     study = make_study(sites=("a",), federation__rounds=12, privacy=plan | {"ranges": {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}})
     ledger, persons = Ledger(tmp_path / "ledger.db"), [f"a{k}" for k in range(140)]
     what: dict[str, Any] = {"granted": 3.0, "study": study.sha256}
-    ledger.charge_all([(persons, message_events(study, "a", Phase.STATISTICS, 0)["train"])], **told(phase="statistics", round=0, **what))
+    ledger.charge_all(
+        [(persons, message_events(study, "a", Phase.STATISTICS, 0)["train"])], **reported(phase="statistics", round=0, **what)
+    )
     for k in range(1, 13):
-        ledger.charge_all([(persons, message_events(study, "a", Phase.ROUND, k)["train"])], **told(round=k, ahead=12 - k, **what))
+        ledger.charge_all([(persons, message_events(study, "a", Phase.ROUND, k)["train"])], **reported(round=k, ahead=12 - k, **what))
     assert ledger.spent(DELTA) == epsilon(training_events(study, "a"), DELTA) <= 3.0
-    refused(ledger, persons, message_events(study, "a", Phase.ROUND, 1)["train"], **told(run="2", **what))
+    refused(ledger, persons, message_events(study, "a", Phase.ROUND, 1)["train"], **reported(run="2", **what))
 
 
 def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "ledger.db")
-    assert "epsilon to infinity" in refused(ledger, ["a"], gaussian(0.0), **told())
-    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **told())
-    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], gaussian(3.0), **told(delta=1e-12))
-    refused(ledger, ["a"], gaussian(3.0), **told(granted=0.0))
-    refused(ledger, ["a"], gaussian(3.0), **told(granted=math.nan))
+    assert "epsilon to infinity" in refused(ledger, ["a"], gaussian(0.0), **reported())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], sampled_gaussian(1.0, 900.0, 10**6 + 1), **reported())
+    assert "epsilon of this reply cannot be computed" in refused(ledger, ["a"], gaussian(3.0), **reported(delta=1e-12))
+    refused(ledger, ["a"], gaussian(3.0), **reported(granted=0.0))
+    refused(ledger, ["a"], gaussian(3.0), **reported(granted=math.nan))
     for persons, events in (([], gaussian(3.0)), (["a"], [])):
         with pytest.raises(ValueError, match="about persons"):
-            ledger.charge_all([(persons, events)], **told())
+            ledger.charge_all([(persons, events)], **reported())
     assert rows(ledger.path) == []
-    assert ledger.charge_all([(["a"], sampled_gaussian(1.0, 900.0, 10))], **told(ahead=10**6)) < 0.1  # too far ahead to count, itself not
+    assert (
+        ledger.charge_all([(["a"], sampled_gaussian(1.0, 900.0, 10))], **reported(ahead=10**6)) < 0.1
+    )  # too far ahead to count, itself not
 
 
 def test_what_has_no_privacy_is_kept_apart(tmp_path: Path) -> None:
-    ledger, told_of = Ledger(tmp_path / "ledger.db"), {k: told("open")[k] for k in ("run", "study", "study_name", "phase", "round")}
-    ledger.note_unprotected(["a", "b", "c"], **told_of)
+    ledger, noted = (
+        Ledger(tmp_path / "ledger.db"),
+        {k: reported("open")[k] for k in ("run", "study", "study_name", "phase", "round")},
+    )
+    ledger.note_unprotected(["a", "b", "c"], **noted)
     assert (ledger.spent(DELTA), ledger.persons()) == (0.0, 0)
-    ledger.charge_all([(["a"], gaussian(3.0))], **told())
+    ledger.charge_all([(["a"], gaussian(3.0))], **reported())
     once = borne([(frozenset("a"), 3.0)], "a")
     assert (ledger.spent(DELTA), ledger.persons()) == (once, 1)
     assert [(r.study_name, r.epsilon, r.persons) for r in ledger.spends(DELTA)] == [("open", math.inf, 3), ("heart", once, 1)]
@@ -215,8 +224,8 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
     assert not path.exists()
     ledger = Ledger(path)
     for k in range(4):
-        ledger.charge_all([(["a", "b"], gaussian(3.0))], **told("heart", run=str(k % 2), round=k))
-    ledger.charge_all([(["b"], gaussian(2.0))], **told("lung"))
+        ledger.charge_all([(["a", "b"], gaussian(3.0))], **reported("heart", run=str(k % 2), round=k))
+    ledger.charge_all([(["b"], gaussian(2.0))], **reported("lung"))
     text, spent = show(path, 8.0, DELTA), ledger.spent(DELTA)
     assert f"spent    epsilon {math.ceil(100 * spent) / 100:.2f}, the most" in text
     assert f"left     epsilon {math.floor(100 * (8 - spent)) / 100:.2f} for that person" in text
@@ -228,7 +237,7 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
     made = json.loads(to_json(path, 8.0, DELTA))
     assert (made["spent"], made["left"], made["persons"]) == (spent, 8.0 - spent, 2)
     assert {s["study_name"]: s["epsilon"] for s in made["studies"]} == {r.study_name: r.epsilon for r in ledger.spends(DELTA)}
-    ledger.charge_all([(["c"], gaussian(0.0))], **told("bare", granted=math.inf))
+    ledger.charge_all([(["c"], gaussian(0.0))], **reported("bare", granted=math.inf))
     assert "spent    epsilon infinity" in show(path, math.inf, DELTA)
     assert "left     epsilon 0.00" in show(path, math.inf, DELTA)
     assert json.loads(to_json(path, 8.0, DELTA))["spent"] is None
@@ -237,7 +246,7 @@ def test_show_says_what_was_spent_by_which_study_and_what_is_left(tmp_path: Path
 def test_no_person_can_be_read_off_the_file(tmp_path: Path) -> None:
     persons = [f"NHS-{k:07d}" for k in range(50)]
     for name in ("one.db", "other.db"):
-        Ledger(tmp_path / name).charge_all([(persons, gaussian(3.0))], **told())
+        Ledger(tmp_path / name).charge_all([(persons, gaussian(3.0))], **reported())
     for path in tmp_path.iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
         assert not any(p.encode() in path.read_bytes() for p in persons)
@@ -370,7 +379,7 @@ def recovered(folder: Path, run: str) -> int:
     assert not released - charged
     true = worst([(frozenset(p), float(z)) for _, _, p, z in lines])
     assert ledger.spent(DELTA) >= true
-    ledger.charge_all([(["a", "h"], gaussian(20.0))], **told(run=run, round=9999, granted=1e6))
+    ledger.charge_all([(["a", "h"], gaussian(20.0))], **reported(run=run, round=9999, granted=1e6))
     assert not path.with_name("ledger.db-journal").exists()
     with file.open("a") as out:
         out.write(f"{run} 9999 ah 20.0\n")
@@ -448,7 +457,7 @@ def test_a_charge_is_on_the_disk_when_it_returns_not_after_the_reply(site: Site,
         site.start(tmp_path, f"run-{k}", k + 1)  # the last thing it does after ``charge`` is to end without a word, by _exit
         assert site.ended() == 0
     ledger = Ledger(tmp_path / "other.db")
-    ledger.charge_all([(["a"], gaussian(3.0))], **told())
+    ledger.charge_all([(["a"], gaussian(3.0))], **reported())
     seen = "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM charge').fetchone()[0])"
     command = [sys.executable, "-c", seen]
     assert subprocess.run([*command, str(ledger.path)], capture_output=True, text=True, check=True).stdout == "1\n"
@@ -471,7 +480,7 @@ def test_charges_are_durable_through_a_power_loss_by_their_settings(tmp_path: Pa
         return [f"{name} {db.execute(f'PRAGMA {name}').fetchone()[0]}" for name in ("journal_mode", "synchronous")]
 
     monkeypatch.setattr(sqlite3, "connect", connect)
-    Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **told())
+    Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **reported())
     assert seen == ["journal_mode delete", "synchronous 3"]
 
 
@@ -521,7 +530,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
     def work(label: str) -> None:
         for k in range(15):
             try:
-                ledger.charge_all([(["a", label, str(k)], gaussian(3.0))], **told(run=label, round=k, granted=granted))
+                ledger.charge_all([(["a", label, str(k)], gaussian(3.0))], **reported(run=label, round=k, granted=granted))
             except SiteError:
                 continue
             passed.append(k)
@@ -542,7 +551,7 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
 def filled(path: Path, charges: int = 12) -> Ledger:
     ledger = Ledger(path)
     for k in range(charges):
-        ledger.charge_all([([f"p{j}" for j in range(k % 3, 40)], gaussian(3.0 + k % 2))], **told(f"study-{k % 2}", round=k))
+        ledger.charge_all([([f"p{j}" for j in range(k % 3, 40)], gaussian(3.0 + k % 2))], **reported(f"study-{k % 2}", round=k))
     return ledger
 
 
@@ -669,21 +678,21 @@ def answered(state: Path, unit: str, run: str, rounds: int, **privacy: Any) -> s
 
 
 @pytest.mark.parametrize("lose", [lambda path: path.unlink(), lambda path: os.truncate(path, 0), lambda path: empty_database(path)])
-def test_a_lost_ledger_is_not_begun_anew(tmp_path: Path, lose: Callable[[Path], None]) -> None:
+def test_a_lost_ledger_is_not_recreated(tmp_path: Path, lose: Callable[[Path], None]) -> None:
     path, sha = tmp_path / "ledger.db", answered(tmp_path, "patient", "7", 0)
     ledger = Ledger(path)
     for k in range(3):
-        ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=k + 1, study=sha))
+        ledger.charge_all([(["a"], gaussian(3.0))], **reported(run="7", round=k + 1, study=sha))
     answered(tmp_path, "patient", "7", 3)
     Ledger(path)
     lose(path)
     before = path.read_bytes() if path.exists() else None
-    assert "restore it from a backup" in refused(ledger, ["a"], gaussian(3.0), **told(run="7", round=4))
+    assert "restore it from a backup" in refused(ledger, ["a"], gaussian(3.0), **reported(run="7", round=4))
     for look in (lambda: Ledger(path), lambda: show(path, 8.0, DELTA)):
         with pytest.raises(InputError, match="is missing, but the journal in its folder holds 3 answers"):
             look()
     assert (path.read_bytes() if path.exists() else None) == before
-    shutil.rmtree(tmp_path / "studies")  # then nobody knows what the journal's studies were
+    shutil.rmtree(tmp_path / "studies")  # the studies in the journal are then unknown
     with pytest.raises(InputError, match="is missing"):
         Ledger(path)
 
@@ -703,24 +712,24 @@ def test_a_site_that_was_killed_before_its_first_charge_begins_one(tmp_path: Pat
     log.append(direction="in", verdict="accepted", about=about)
     log.append(direction="out", verdict="refused", about=about, reason="internal")
     assert "No study has been charged." in show(tmp_path / "ledger.db", 8.0, DELTA)
-    assert Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **told()) > 0
+    assert Ledger(tmp_path / "ledger.db").charge_all([(["a"], gaussian(3.0))], **reported()) > 0
 
 
 def test_an_older_copy_is_found(tmp_path: Path) -> None:
     path, copy, sha = tmp_path / "ledger.db", tmp_path / "copy", answered(tmp_path, "patient", "7", 0)
     ledger = Ledger(path)
-    ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=1, study=sha))
+    ledger.charge_all([(["a"], gaussian(3.0))], **reported(run="7", round=1, study=sha))
     shutil.copy(path, copy)
-    ledger.charge_all([(["a"], gaussian(3.0))], **told(run="7", round=2, study=sha))
+    ledger.charge_all([(["a"], gaussian(3.0))], **reported(run="7", round=2, study=sha))
     shutil.copy(copy, path)
-    assert "replaced while it was in use" in refused(ledger, ["a"], gaussian(3.0), **told(run="7", round=3))
+    assert "replaced while it was in use" in refused(ledger, ["a"], gaussian(3.0), **reported(run="7", round=3))
     answered(tmp_path, "patient", "7", 2)
     with pytest.raises(InputError, match="lacks 1 charges whose answers are in the journal"):
         Ledger(path)
     (tmp_path / "elsewhere").mkdir()
     other = filled(tmp_path / "elsewhere" / "ledger.db")
     shutil.copy(other.path, path)
-    assert "replaced while it was in use" in refused(ledger, ["a"], gaussian(3.0), **told(run="7", round=3))
+    assert "replaced while it was in use" in refused(ledger, ["a"], gaussian(3.0), **reported(run="7", round=3))
 
 
 def test_noised_statistics_must_have_their_charge(tmp_path: Path) -> None:

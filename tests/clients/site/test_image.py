@@ -140,7 +140,7 @@ def test_persons_with_none_one_and_several_images_make_a_batch(tmp_path: Path) -
         write_picture(tmp_path / "images" / f"q{k}.npy", np.full((6, 9), k, np.uint8))
     cohort = read_cohort(read_site(write_manifest(tmp_path, "a", image='{ path = "images", format = "npy" }')), image_study())
     assert cohort.ids == ("p1", *(f"q{k}" for k in range(9)))
-    assert cohort.left_out == {"no input": 2}
+    assert cohort.excluded == {"no input": 2}
     batch = cohort.batch([4, 0, 1])
     assert batch["image_person"].tolist() == [0, 1, 1, 2]
     np.testing.assert_array_equal(batch["image"].numpy()[:, 0], np.stack([np.full((6, 9), 3), GREY[0], GREY[1], np.zeros((6, 9))]))
@@ -170,10 +170,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, ending: str, kind: str, pictu
     broken.write_bytes(whole[: int(kept if kept in (0, 10) else kept * len(whole))])
     with pytest.raises(InputError) as raised:
         read_images(tmp_path, kind, IDS, None)
-    told = str(raised.value)
-    assert told.startswith(str(broken))
-    assert any(words in told for words in (f"cannot be read as {kind}", "is truncated", "is empty"))
-    assert "\n" not in told
+    reported = str(raised.value)
+    assert reported.startswith(str(broken))
+    assert any(words in reported for words in (f"cannot be read as {kind}", "is truncated", "is empty"))
+    assert "\n" not in reported
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.5, 0.95])
@@ -231,10 +231,10 @@ def test_an_array_that_is_no_image_is_named(tmp_path: Path, array: Any) -> None:
     refused(tmp_path, "npy", str(tmp_path / "p1.npy"))
 
 
-def test_absent_folders_files_and_persons_are_told(tmp_path: Path) -> None:
+def test_absent_folders_files_and_persons_are_reported(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "png", "nowhere: no such folder", "site.toml")
     refused(tmp_path / "nowhere.npz", "npz", "nowhere.npz: no such file")
-    refused(tmp_path, "png", str(tmp_path), "holds no image of a person", "<id>.png")
+    refused(tmp_path, "png", str(tmp_path), "has no image of a person", "<id>.png")
     (tmp_path / "p1.png").write_text("not a picture")
     refused(tmp_path, "png", "p1.png: cannot be read as png")
 
@@ -253,7 +253,7 @@ def test_an_npz_that_unpacks_to_far_more_than_it_is_is_refused_before_it_is(tmp_
     arrays[member] = np.zeros((4, 5000, 5000), np.uint8)
     np.savez_compressed(tmp_path / "bomb.npz", **arrays)
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"bomb.npz: cannot be read as .npz .*(decompresses to|larger than its images)"):
+    with pytest.raises(InputError, match=r"bomb.npz: cannot be read as .npz .*(decompresses to|larger than the images)"):
         read_images(tmp_path / "bomb.npz", "npz", ["p1"], None, codes=(0, 1))
     assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
     tracemalloc.stop()

@@ -200,19 +200,19 @@ def test_labels_of_true_and_false_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "NA", "nan", "NULL", "?", "."])
-def test_missing_labels_are_left_out_and_counted(tmp_path: Path, word: str) -> None:
+def test_missing_labels_are_excluded_and_counted(tmp_path: Path, word: str) -> None:
     manifest = clinical_site(tmp_path, "a", 30, 1, labels=[word, 0, 1] * 10)
     cohort = read_cohort(read_site(manifest), make_study())
     assert len(cohort) == 20
-    assert cohort.left_out == {"no label": 10}
+    assert cohort.excluded == {"no label": 10}
     assert cohort.labels.tolist() == [0, 1] * 10
 
 
-@pytest.mark.parametrize(("label", "told"), [("2", '"2" for 1 person(s)'), ("1.5", '"1.5"'), ("yes", '"yes"')])
-def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: str, told: str) -> None:
+@pytest.mark.parametrize(("label", "reported"), [("2", '"2" for 1 person(s)'), ("1.5", '"1.5"'), ("yes", '"yes"')])
+def test_a_label_outside_the_classes_is_refused(tmp_path: Path, label: str, reported: str) -> None:
     with pytest.raises(InputError) as caught:
         labels_of(tmp_path, f"id,y\na,1\nb,{label}\n")
-    for word in ("persons.csv", 'column "y"', told, "not one of: 0, 1"):
+    for word in ("persons.csv", 'column "y"', reported, "not one of: 0, 1"):
         assert word in str(caught.value)
 
 
@@ -279,7 +279,7 @@ def test_rows_of_two_tables_are_joined_by_id(tmp_path: Path) -> None:
     table.to_csv(tmp_path / "clinical.csv", index=False)
     after = read_cohort(read_site(manifest), make_study())
     assert after.ids == before.ids[3:]
-    assert after.left_out == {"no input": 3}
+    assert after.excluded == {"no input": 3}
     np.testing.assert_array_equal(clinical_of(after).values, clinical_of(before).values[3:])
     np.testing.assert_array_equal(after.parts, before.parts[3:])
 

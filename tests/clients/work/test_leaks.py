@@ -283,13 +283,13 @@ server = ServerApp()
 
 def send(grid, messages, patience):
     left = dict(zip(grid.push_messages([m for _, m in messages]), [n for n, _ in messages]))
-    told, until = {{}}, time.monotonic() + patience
+    reported, until = {{}}, time.monotonic() + patience
     while left and time.monotonic() < until:
         for reply in grid.pull_messages(list(left)):
             error = [reply.error.code, reply.error.reason] if reply.has_error() else None
-            told[left.pop(reply.metadata.reply_to_message_id)] = {{"error": error, "records": [] if error else sorted(reply.content)}}
+            reported[left.pop(reply.metadata.reply_to_message_id)] = {{"error": error, "records": [] if error else sorted(reply.content)}}
         time.sleep(0.05)
-    return told
+    return reported
 
 def drive(grid):
     asked = json.loads(ASK.read_text())
@@ -298,15 +298,15 @@ def drive(grid):
     shared = {{**agreed.record(), "arrays": pack(learned(build_model(study, agreed.layout(study))))}}
     wanted = {{"describe": [], "statistics": ["agreement"], "round": ["agreement", "arrays"], "evaluate": ["agreement", "arrays"]}}
     nodes = {{site: node for node, site in agreed.nodes.items()}}
-    told = {{}}
+    reported = {{}}
     for batch in asked["batches"]:
         messages = []
         for m in batch:
             config = {{"study": asked["study"], "phase": m["phase"], "round": m["round"]}} | {proximal!r}.get(m["phase"], {{}})
             content = RecordDict({{"config": ConfigRecord(config), **{{k: shared[k] for k in wanted[m["phase"]]}}}})
             messages.append((m["number"], Message(content, nodes[m["site"]], KINDS[m["phase"]], ttl=600.0)))
-        told |= send(grid, messages, asked["patience"])
-    return {{"told": told}}
+        reported |= send(grid, messages, asked["patience"])
+    return {{"reported": reported}}
 
 @server.main()
 def main(grid, context):
@@ -395,7 +395,7 @@ class Federation:
 
     def drive(self, messages: Sequence[Case], name: str, patience: int = 120) -> dict[int, Any]:
         """Sends ``messages`` in one submitted app; the replies by number."""
-        app, ask, out = self.work / name, self.work / f"{name}-ask.json", self.work / f"{name}-told.json"
+        app, ask, out = self.work / name, self.work / f"{name}-ask.json", self.work / f"{name}-reported.json"
         app.mkdir()
         asked = [{k: m[k] for k in ("number", "site", "phase", "round")} for m in messages]
         batches = [asked[i : i + BATCH] for i in range(0, len(asked), BATCH)]
@@ -408,14 +408,14 @@ class Federation:
         deadline = time.monotonic() + 120 + len(batches) * patience
         while not out.exists() and time.monotonic() < deadline:
             time.sleep(0.3)
-        told = json.loads(out.read_text())
-        assert "failed" not in told, told["failed"]
-        return {int(number): reply for number, reply in told["told"].items()}
+        reported = json.loads(out.read_text())
+        assert "failed" not in reported, reported["failed"]
+        return {int(number): reply for number, reply in reported["reported"].items()}
 
     def outcomes(self, name: str) -> dict[int, Any]:
         """What the sites say of their cases, by number."""
         lines = (self.work / f"{name}-outcomes.jsonl").read_text(encoding="utf-8").splitlines()
-        return {told["number"]: told for told in map(json.loads, lines) if told["number"] >= 0}
+        return {reported["number"]: reported for reported in map(json.loads, lines) if reported["number"] >= 0}
 
 
 def calm_messages(first: int) -> list[Case]:
@@ -442,8 +442,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
         try:
             assert done.returncode == 0, done.stderr
             for folder in folders.values():
-                told = command("fedml-site", "approve", "leaks.toml", "--site", folder, "--yes", "--by", "Dr. Test", cwd=work)
-                assert told.returncode == 0, told.stderr
+                reported = command("fedml-site", "approve", "leaks.toml", "--site", folder, "--yes", "--by", "Dr. Test", cwd=work)
+                assert reported.returncode == 0, reported.stderr
             yield made
         finally:
             made.stop(list(SITES))
@@ -455,15 +455,15 @@ def test_no_byte_of_a_person_leaves_through_an_exception(federation: Federation,
     cases = draw_cases("long", CASES, list(SITES), FIRST_ROUND)
     warm, after = calm_messages(1), calm_messages(FIRST_ROUND + CASES)
     federation.start(list(SITES), cases, "all")
-    told = federation.drive([*warm, *cases, *after], "all")
+    reported = federation.drive([*warm, *cases, *after], "all")
     outcomes = federation.outcomes("all")
 
     for message in (*warm, *after):
-        assert told[message["number"]]["error"] is None, f"{message}: a site that failed goes on as before"
+        assert reported[message["number"]]["error"] is None, f"{message}: a site that failed goes on as before"
     handled: list[str] = []
     missed: list[Case] = []
     for case in cases:
-        outcome, reply = outcomes[case["number"]], told.get(case["number"])
+        outcome, reply = outcomes[case["number"]], reported.get(case["number"])
         if case["place"] == "line" and not outcome["met"]:
             missed.append(case)  # a line that is passed once in a process, as where something is made that is kept
             continue
@@ -491,7 +491,7 @@ def test_no_byte_of_a_person_leaves_through_an_exception(federation: Federation,
         "identifiers": len(set(texts)) + len(set(others)),
         "places": len({outcome["met"][0] for outcome in outcomes.values() if outcome["met"]}),
         "kinds": len({case["kind"] for case in cases}),
-        "reasons": dict(Counter((told[case["number"]]["error"] or [0, "answered"])[1] for case in cases)),
+        "reasons": dict(Counter((reported[case["number"]]["error"] or [0, "answered"])[1] for case in cases)),
         "answered at": handled,
         "faults not met": len(missed),
         "phases": dict(Counter(case["phase"] for case in cases)),
@@ -515,14 +515,14 @@ def test_what_is_hard_to_refuse_is_refused(federation: Federation) -> None:
     ends = ({"place": "execute", "kind": "panic"}, {"place": "journal#all", "kind": "OSError"}, {"place": "execute", "kind": "endless"})
     cases = [case | {"phase": "describe", "call": 1} | end for case, end in zip(cases, ends, strict=True)]
     federation.start(list(SITES), cases, "deaths")
-    told = federation.drive(cases, "deaths", 90)
+    reported = federation.drive(cases, "deaths", 90)
     outcomes = federation.outcomes("deaths")
     assert all(outcomes[case["number"]]["met"] for case in cases)
     for case in cases:
-        code, reason = told[case["number"]]["error"]
+        code, reason = reported[case["number"]]["error"]
         assert code == 600, case["kind"]
         assert reason in (Reason.INTERNAL, Reason.BAD_DATA), case["kind"]
-    print(json.dumps({case["kind"]: told.get(case["number"], {"error": "no answer"})["error"] for case in cases}))
+    print(json.dumps({case["kind"]: reported.get(case["number"], {"error": "no answer"})["error"] for case in cases}))
     texts = [text for case in cases for text in planted(case)] + federation.names()
     assert find(searchable(federation.wire), needles(texts, plainly=[i for case in cases for i in crowd(case)])) == set()
 
@@ -533,8 +533,8 @@ def test_the_same_search_finds_a_gate_that_tells(federation: Federation) -> None
     cases = draw_cases("leaky", len(kinds), ["oslo"], 10)
     cases = [case | {"phase": "describe", "place": "check_reply", "call": 1, "kind": kind} for case, kind in zip(cases, kinds, strict=True)]
     federation.start(["oslo"], cases, "leaky", "leaky")
-    told = federation.drive(cases, "leaky")
-    assert all(told[case["number"]]["error"] for case in cases)
+    reported = federation.drive(cases, "leaky")
+    assert all(reported[case["number"]]["error"] for case in cases)
     hits = find(searchable(federation.wire), needles([text for case in cases for text in planted(case)]))
     for case in cases:
         assert hits & set(planted(case)), f"the search missed {case['kind']}"

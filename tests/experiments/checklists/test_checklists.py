@@ -113,7 +113,7 @@ def test_what_the_run_says_is_in_the_answer(record: Record) -> None:
     assert f"auroc {scores['all']['auroc']:.3f}" in tripod["23a"].text
     assert all(f"{site} accuracy {own['accuracy']:.3f}" in tripod["23b"].text for site, own in scores["sites"].items())
     assert all(f"{label} accuracy {own['all']['accuracy']:.3f}" in tripod["23a"].text for label, own in record.final.groups.items())
-    assert record.final.groups, "no subgroup was told"
+    assert record.final.groups, "no subgroup was reported"
     assert '"Is y there?"' in tripod["4"].text
     assert tripod["4"].pointers == ("study.json#/study/question",)
     train = {s.name: s.count("train") for s in record.sites}
@@ -134,7 +134,7 @@ def test_another_number_in_the_record_is_another_number_in_the_answer(record: Re
     assert {i for i in before if before[i].text != after[i].text} == {"23a"}
 
 
-def test_a_site_that_missed_a_round_is_told_with_the_reason(record: Record, tmp_path: Path) -> None:
+def test_a_site_that_missed_a_round_is_reported_with_the_reason(record: Record, tmp_path: Path) -> None:
     def missed(event: dict[str, Any]) -> None:
         del event["sites"]["b"]
         event["refused"] = {"b": "no-answer"}
@@ -165,7 +165,7 @@ def test_a_run_that_failed_has_no_results(record: Record, tmp_path: Path) -> Non
     assert "unfinished" in checklists_markdown(read_record(run))
 
 
-def test_a_model_that_is_not_in_the_folder_is_not_told_of(record: Record, tmp_path: Path) -> None:
+def test_a_missing_model_is_not_reported(record: Record, tmp_path: Path) -> None:
     shutil.copytree(record.run, tmp_path / "run")
     (tmp_path / "run" / MODEL).unlink()
     before, after = (by_id(fill_all(r)["tripod_ai"])["12g"] for r in (record, read_record(tmp_path / "run")))
@@ -181,7 +181,7 @@ def test_a_model_that_is_not_in_the_folder_is_not_told_of(record: Record, tmp_pa
         (make_study(sites=("a",)), "clusters", {"tripod_ai": ["12d", "23b"]}),
     ],
 )
-def test_what_does_not_concern_a_study_is_told_with_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:
+def test_items_that_do_not_apply_have_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:
     why, pointer = CONDITIONS[condition]
     reason = why(study)
     assert reason
@@ -229,12 +229,12 @@ def test_nothing_is_said_but_facts_and_the_lists_own_words(known: set[str], inpu
 
 def test_facts_of_a_report_close_what_was_open(record: Record) -> None:
     (record.run / "report.html").write_text('<h2 id="calibration">x</h2>', encoding="utf-8")
-    more = {name: Fact(f"{name} told.", ("report.html#calibration",)) for name in ("intervals", "calibration")}
+    more = {name: Fact(f"{name} reported.", ("report.html#calibration",)) for name in ("intervals", "calibration")}
     before, after = by_id(fill_all(record)["tripod_ai"])["23a"], by_id(fill_all(record, more)["tripod_ai"])["23a"]
     assert before.author == "The author must write: confidence intervals; calibration."
     assert (after.state, after.author) == ("filled", "")
     assert resolve(record.run, after.pointers[-2]) == "calibration"
-    with pytest.raises(LookupError, match="no such id"):
+    with pytest.raises(LookupError, match="no element with this id"):
         resolve(record.run, "report.html#roc")
 
 
@@ -278,5 +278,5 @@ def test_a_pointer_to_nothing_or_out_of_the_folder_is_refused(record: Record, po
 
 
 def test_a_log_that_was_meddled_with_is_one_sentence(record: Record, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"events\.jsonl: is not as a run writes it"):
+    with pytest.raises(InputError, match=r"events\.jsonl: is not in the format of a run"):
         facts_of(changed(record, tmp_path, "start", lambda event: event.pop("engine")))

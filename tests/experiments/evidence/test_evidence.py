@@ -94,7 +94,7 @@ def test_the_same_run_gives_the_same_bytes(heart_bundle: Made, tmp_path: Path) -
 @pytest.mark.parametrize("of", ["demo", "heart", "private"])
 @settings(max_examples=60)
 @given(data=st.data())
-def test_any_one_byte_of_any_file_is_missed_by_nobody(of: str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_any_changed_byte_of_any_file_is_detected(of: str, data: st.DataObject, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     files = request.getfixturevalue(f"{of}_bundle").files
     name = data.draw(st.sampled_from(sorted(n for n in files if files[n])))
     at, flip = data.draw(st.integers(0, len(files[name]) - 1)), data.draw(st.integers(1, 255))
@@ -109,14 +109,14 @@ def test_any_one_byte_of_any_file_is_missed_by_nobody(of: str, data: st.DataObje
 
 @settings(max_examples=100)
 @given(data=st.data())
-def test_any_one_byte_of_the_container_is_missed_by_nobody(data: st.DataObject, heart_bundle: Made, tmp_path: Path) -> None:
+def test_any_changed_byte_of_the_container_is_detected(data: st.DataObject, heart_bundle: Made, tmp_path: Path) -> None:
     raw = bytearray(heart_bundle.out.read_bytes())
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= data.draw(st.integers(1, 255))
     (tmp_path / "run.zip").write_bytes(raw)
     assert not verify(tmp_path / "run.zip").ok
 
 
-def test_every_file_that_is_left_out_is_missed(heart_bundle: Made, tmp_path: Path) -> None:
+def test_every_missing_file_is_detected(heart_bundle: Made, tmp_path: Path) -> None:
     files = heart_bundle.files
     for name in files:
         (tmp_path / "run.zip").write_bytes(pack({k: v for k, v in files.items() if k != name}))
@@ -133,7 +133,7 @@ def raised(text: str, number: re.Match[str]) -> tuple[str, str]:
     return text[: number.start()] + higher + text[number.end() :], higher
 
 
-def test_an_edited_figure_of_the_report_is_caught_whoever_signs(bundle: Made, tmp_path: Path) -> None:
+def test_an_edited_figure_of_the_report_is_caught_for_any_signer(bundle: Made, tmp_path: Path) -> None:
     """Every fraction in every table and among the embedded figures, one after the other; hashes and signature fit."""
     report = bundle.files["report.html"].decode()
     numbers = [n for shown in _SHOWN.finditer(report) for n in _FRACTION.finditer(report, *shown.span())]
@@ -151,7 +151,7 @@ def test_an_edited_figure_of_the_report_is_caught_whoever_signs(bundle: Made, tm
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "model_card.md", "checklists.md", "checklists.json", "figures.json"])
-def test_an_edited_number_elsewhere_is_caught_whoever_signs(name: str, heart_bundle: Made, tmp_path: Path) -> None:
+def test_an_edited_number_elsewhere_is_caught_for_any_signer(name: str, heart_bundle: Made, tmp_path: Path) -> None:
     files = heart_bundle.files
     text = files[name].decode()
     number = _FRACTION.search(text)
@@ -165,9 +165,9 @@ def test_an_edited_number_elsewhere_is_caught_whoever_signs(name: str, heart_bun
 def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
     """A bundle that says it was made by other software passes where that made the same, and fails where it did not, and it says so."""
     files = heart_bundle.files
-    told = json.loads(files["versions.json"])
-    told["bundle"]["code_sha256"] = "0" * 64
-    other = files | {"versions.json": json.dumps(told).encode()}
+    reported = json.loads(files["versions.json"])
+    reported["bundle"]["code_sha256"] = "0" * 64
+    other = files | {"versions.json": json.dumps(reported).encode()}
     found = verify(signed(other, tmp_path / "run.zip"))
     assert failed(found) <= {"ro-crate-metadata.json"}, "which tells of each file's size"
     page, card = files["report.html"].decode(), files["model_card.md"].decode()
@@ -189,11 +189,11 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
     )
 
 
-def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
+def test_a_lowered_epsilon_is_caught_for_any_signer(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
-    told = json.loads(files["privacy.json"])
-    told["claims"]["a"]["epsilon"] *= 0.9
-    assert "privacy.json" in failed(verify(signed(files | {"privacy.json": json.dumps(told).encode()}, tmp_path / "one.zip")))
+    reported = json.loads(files["privacy.json"])
+    reported["claims"]["a"]["epsilon"] *= 0.9
+    assert "privacy.json" in failed(verify(signed(files | {"privacy.json": json.dumps(reported).encode()}, tmp_path / "one.zip")))
 
     def lower(rows: list[dict[str, Any]]) -> None:
         row = next(r for r in rows if r["event"] == "privacy")
@@ -206,7 +206,7 @@ def test_a_lowered_epsilon_is_caught_whoever_signs(private_bundle: Made, tmp_pat
     assert "epsilon" in summary(found)
 
 
-def test_a_round_that_is_taken_out_is_caught_whoever_signs(bundle: Made, tmp_path: Path) -> None:
+def test_a_round_that_is_taken_out_is_caught_for_any_signer(bundle: Made, tmp_path: Path) -> None:
     files = bundle.files
 
     def remove(rows: list[dict[str, Any]]) -> None:
@@ -237,17 +237,17 @@ def other_study(rows: list[dict[str, Any]]) -> None:
     ("change", "name"),
     [(better, "events.jsonl"), (round_better, "events.jsonl"), (other_model, "model.safetensors"), (other_study, "study.json")],
 )
-def test_a_log_that_does_not_fit_its_counts_and_model_is_caught_whoever_signs(
+def test_a_log_that_does_not_fit_its_counts_and_model_is_caught_for_any_signer(
     change: Any, name: str, heart_bundle: Made, tmp_path: Path
 ) -> None:
     files = heart_bundle.files
     assert name in failed(verify(rebuilt(files, tmp_path / "run.zip", {"events.jsonl": events(files, change)})))
 
 
-def test_journals_that_do_not_grow_are_caught_whoever_signs(private_bundle: Made, tmp_path: Path) -> None:
+def test_journals_that_do_not_grow_are_caught_for_any_signer(private_bundle: Made, tmp_path: Path) -> None:
     files = private_bundle.files
     rows = json.loads(files["journals.json"])
-    assert [row["entries"] for row in rows["a"]] == sorted({row["entries"] for row in rows["a"]}), "heads of a real journal were told"
+    assert [row["entries"] for row in rows["a"]] == sorted({row["entries"] for row in rows["a"]}), "heads of a real journal were reported"
 
     def back(rows: list[dict[str, Any]]) -> None:
         last = [r for r in rows if r["event"] == "round"]
@@ -299,9 +299,9 @@ def zipped(*entries: tuple[str, bytes], **changes: Any) -> bytes:
 )
 def test_a_hostile_container_is_refused_before_anything_is_read(raw: bytes, named: str, tmp_path: Path) -> None:
     (tmp_path / "run.zip").write_bytes(raw)
-    with pytest.raises(BadArchive) as told:
+    with pytest.raises(BadArchive) as reported:
         unpack(tmp_path / "run.zip")
-    assert named in told.value.file
+    assert named in reported.value.file
     assert [p.name for p in tmp_path.iterdir()] == ["run.zip"]
 
 

@@ -60,10 +60,10 @@ def test_the_table_is_the_last_evaluation(record: Record) -> None:
     rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|")}
     names, scores = [name.replace("\\", "") for name in rows["test"]], record.final.metrics["test"]
     expected = {"all sites": scores["all"], **scores["sites"], **{k: v["all"] for k, v in record.final.groups.items()}}
-    assert len(expected) > 3, "no subgroup was told"
+    assert len(expected) > 3, "no subgroup was reported"
     for who, own in expected.items():
-        told = dict(zip(names, rows[who], strict=True))
-        assert told == {n: "not defined" if v is None else f"{v:.0f}" if n == "persons" else f"{v:.3f}" for n, v in own.items()}
+        reported = dict(zip(names, rows[who], strict=True))
+        assert reported == {n: "not defined" if v is None else f"{v:.0f}" if n == "persons" else f"{v:.3f}" for n, v in own.items()}
 
 
 def test_a_run_without_a_model_says_so(record: Record, tmp_path: Path) -> None:

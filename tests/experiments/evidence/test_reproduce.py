@@ -40,13 +40,13 @@ def again(bundle: Path, sites: Path, runs: Path) -> Reproduced:
 def test_a_run_comes_out_again_bit_by_bit(bundled: Path, tmp_path: Path) -> None:
     done = command("fedml", "reproduce", bundled / "run.zip", "--sites", bundled / "sites", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["equal"]
-    assert not told["private"]
-    assert told["differences"] == []
+    reported = json.loads(done.stdout)
+    assert reported["equal"]
+    assert not reported["private"]
+    assert reported["differences"] == []
     assert "bitwise equal" in done.stderr
     final = next(json.loads(line) for line in unpack(bundled / "run.zip")["events.jsonl"].splitlines() if b'"final"' in line)
-    assert told["weights_sha256"] == final["weights_sha256"]
+    assert reported["weights_sha256"] == final["weights_sha256"]
 
 
 def test_one_cell_of_one_site_is_named_and_so_is_where_the_runs_part(bundled: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_of_a_private_run_all_but_the_noise_is_compared(tmp_path: Path) -> None:
     assert found.equal
     assert found.private
     assert "cannot be reproduced bit by bit" in found.sentence()
-    assert {d.where for d in found.differences} == {"data", "metrics"}, "both runs' metrics stand beside each other"
+    assert {d.where for d in found.differences} == {"data", "metrics"}, "the metrics of both runs are listed"
     assert "a: a run has no digest of this site's data" in found.differences[0].text, "under privacy of a patient no site tells one"
     final = next(json.loads(line) for line in unpack(tmp_path / "run.zip")["events.jsonl"].splitlines() if b'"final"' in line)
-    assert found.weights_sha256 != final["weights_sha256"], "the noise was drawn anew"
+    assert found.weights_sha256 != final["weights_sha256"], "the noise was sampled again"

@@ -61,7 +61,7 @@ def status(home: Path, port: int, method: str, path: str, ca: Path) -> int:
 
 @pytest.mark.long
 def test_what_commands_a_superlink_is_not_served_where_sites_come(centre: Path, tmp_path: Path) -> None:
-    told = read_centre(centre)
+    reported = read_centre(centre)
     public, own = centre / "ca.pem", centre / "control" / "ca.pem"
     hidden = [
         "/v1/control/start-run",
@@ -79,11 +79,11 @@ def test_what_commands_a_superlink_is_not_served_where_sites_come(centre: Path, 
         "/v1/fleet/get-run/",
     ]
     for path in [*hidden, *odd]:
-        assert {status(centre, told.port, method, path, public) for method in ("GET", "POST")} == {404}, path
-    assert status(centre, told.control, "POST", "/v1/control/list-nodes", own) == 200, "Flower itself asks nobody who they are"
-    assert status(centre, told.port, "GET", "/health", public) == 200
-    assert status(centre, told.port, "POST", "/v1/fleet/pull-messages", public) == 401
-    write_connection(tmp_path, f"127.0.0.1:{told.port}", public)
+        assert {status(centre, reported.port, method, path, public) for method in ("GET", "POST")} == {404}, path
+    assert status(centre, reported.control, "POST", "/v1/control/list-nodes", own) == 200, "Flower's port has no authentication"
+    assert status(centre, reported.port, "GET", "/health", public) == 200
+    assert status(centre, reported.port, "POST", "/v1/fleet/pull-messages", public) == 401
+    write_connection(tmp_path, f"127.0.0.1:{reported.port}", public)
     with pytest.raises(RunError, match="404"):
         nodes(tmp_path)
 
@@ -91,10 +91,10 @@ def test_what_commands_a_superlink_is_not_served_where_sites_come(centre: Path, 
 @pytest.mark.long
 def test_a_name_and_a_key_are_registered_once(centre: Path, tmp_path: Path) -> None:
     first, second = write_node_key(tmp_path / "first"), write_node_key(tmp_path / "second")
-    told = register(centre, "oslo", first)
-    assert told == key_fingerprint(read_public_key(first))
+    reported = register(centre, "oslo", first)
+    assert reported == key_fingerprint(read_public_key(first))
     shown = subprocess.run(["ssh-keygen", "-l", "-f", first], capture_output=True, text=True, check=True).stdout
-    assert told in shown.split()
+    assert reported in shown.split()
     with pytest.raises(InputError, match="this key is registered as oslo"):
         register(centre, "porto", first)
     with pytest.raises(InputError, match='"oslo" is registered with another key'):
@@ -114,7 +114,7 @@ def test_a_name_and_a_key_are_registered_once(centre: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-def test_a_second_superlink_is_told_that_the_port_is_taken(centre: Path, tmp_path: Path) -> None:
+def test_a_second_superlink_reports_that_the_port_is_in_use(centre: Path, tmp_path: Path) -> None:
     done = command("fedml", "federation", "start", "--home", centre, cwd=tmp_path)
     assert done.returncode == 2
     assert "if the SuperLink is already running" in done.stderr
@@ -180,4 +180,4 @@ def test_a_centre_is_made_once_and_is_found(tmp_path: Path) -> None:
         assert (done.returncode, "is not a centre's folder" in done.stderr) == (2, True)
     (tmp_path / "study.toml").write_text('[study]\nname = "s"\n[cohort]\ninputs = ["image"]\ntarget = "y"\n[federation]\nsites = ["a"]\n')
     run = command("fedml", "run", "study.toml", "--engine", "deployment", "--superlink", tmp_path, "--no-track", cwd=tmp_path)
-    assert (run.returncode, "is no centre's folder" in run.stderr) == (2, True)
+    assert (run.returncode, "is not a centre's folder" in run.stderr) == (2, True)

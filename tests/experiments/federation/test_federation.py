@@ -78,9 +78,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     try:
         assert done.returncode == 0, done.stderr
         for name in SITES:
-            told = command("fedml-site", "approve", "trial.toml", "--site", f"sites/{name}", "--yes", "--by", "Dr. Test", cwd=folder)
-            assert told.returncode == 0, told.stderr
-            assert "Leaves a site" in told.stdout
+            reported = command("fedml-site", "approve", "trial.toml", "--site", f"sites/{name}", "--yes", "--by", "Dr. Test", cwd=folder)
+            assert reported.returncode == 0, reported.stderr
+            assert "Leaves a site" in reported.stdout
         yield folder
     finally:
         for process in back:
@@ -138,9 +138,9 @@ def test_a_study_that_one_site_never_approved_ends_with_its_name_or_goes_on_with
         assert command("fedml-site", "approve", "new.toml", "--site", f"sites/{name}", "--yes", cwd=work).returncode == 0
     go_on = deploy(work, "new.toml")
     assert go_on.returncode == 0, go_on.stderr
-    told = json.loads(go_on.stdout.strip().splitlines()[-1])
-    assert {s: row["rounds"] for s, row in told["sites"].items()} == {"oslo": 2, "porto": 2, "utrecht": 0}
-    events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+    reported = json.loads(go_on.stdout.strip().splitlines()[-1])
+    assert {s: row["rounds"] for s, row in reported["sites"].items()} == {"oslo": 2, "porto": 2, "utrecht": 0}
+    events = [json.loads(line) for line in (work / reported["folder"] / "events.jsonl").read_text().splitlines()]
     assert [e["refused"] for e in events if e["event"] == "round"] == [{"utrecht": "not-approved"}] * 2
     (work / "strict.toml").write_text(STUDY.replace('"trial"', '"new"').replace("quorum = 2", "quorum = 3"))
     for name in ("oslo", "porto"):
@@ -158,14 +158,14 @@ def test_a_study_of_one_site_runs_by_itself(work: Path) -> None:
     before = {name: len(journal(work, name)) for name in SITES}
     done = deploy(work, "one.toml")
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert (told["status"], told["sites"]["porto"]["rounds"]) == ("finished", 2)
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (reported["status"], reported["sites"]["porto"]["rounds"]) == ("finished", 2)
     assert [len(journal(work, name)) - before[name] > 0 for name in SITES] == [True, False, False], "only the roster is written to"
 
 
 def test_an_approval_can_be_withdrawn_and_the_run_names_the_site(work: Path) -> None:
-    told = command("fedml-site", "revoke", "trial", "--site", "sites/oslo", "--by", "Dr. Test", cwd=work)
-    assert told.returncode == 0, told.stderr
+    reported = command("fedml-site", "revoke", "trial", "--site", "sites/oslo", "--by", "Dr. Test", cwd=work)
+    assert reported.returncode == 0, reported.stderr
     done = deploy(work, "trial.toml", "--set", "federation.quorum=2")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.strip().splitlines()[-1])
@@ -194,12 +194,13 @@ def ask(grid, kind, content):
 @server.main()
 def main(grid, context):
     config = lambda **more: ConfigRecord({{"study": STUDY, "phase": "describe", "round": 0, **more}})
-    told = {{}}
-    told["extra record"] = ask(grid, "query", RecordDict({{"config": config(), "more": ArrayRecord([np.zeros(3)])}}))
-    told["undeclared key"] = ask(grid, "query", RecordDict({{"config": config(path="/etc/passwd")}}))
-    told["pickle"] = ask(grid, "query", RecordDict({{"config": config(data=b"\\x80\\x04\\x95\\x10\\x00\\x00\\x00")}}))
-    told["unknown study"] = ask(grid, "query", RecordDict({{"config": ConfigRecord({{"study": "{{}}", "phase": "describe", "round": 0}})}}))
-    told["not ours"] = ask(grid, "train", RecordDict({{"config": ConfigRecord({{"lr": 0.1}})}}))
+    reported = {{}}
+    reported["extra record"] = ask(grid, "query", RecordDict({{"config": config(), "more": ArrayRecord([np.zeros(3)])}}))
+    reported["undeclared key"] = ask(grid, "query", RecordDict({{"config": config(path="/etc/passwd")}}))
+    reported["pickle"] = ask(grid, "query", RecordDict({{"config": config(data=b"\\x80\\x04\\x95\\x10\\x00\\x00\\x00")}}))
+    wrong_study = ConfigRecord({{"study": "{{}}", "phase": "describe", "round": 0}})
+    reported["unknown study"] = ask(grid, "query", RecordDict({{"config": wrong_study}}))
+    reported["not ours"] = ask(grid, "train", RecordDict({{"config": ConfigRecord({{"lr": 0.1}})}}))
     lying = ArrayRecord([np.zeros(3)])
     from flwr.app import Array
     header = np.lib.format.magic(1, 0)
@@ -207,11 +208,11 @@ def main(grid, context):
     out = io.BytesIO(); np.lib.format.write_array_header_1_0(out, {{"descr": "<f4", "fortran_order": False, "shape": (2_500_000_000,)}})
     ten_gigabytes = Array("float32", (2_500_000_000,), "numpy.ndarray", out.getvalue() + bytes(12))
     agreement = ArrayRecord({{"panel": ten_gigabytes}})
-    told["ten gigabytes"] = ask(grid, "query", RecordDict(
+    reported["ten gigabytes"] = ask(grid, "query", RecordDict(
         {{"config": ConfigRecord({{"study": STUDY, "phase": "statistics", "round": 0}}), "agreement": agreement}}))
-    told["good"] = ask(grid, "query", RecordDict({{"config": config()}}))
-    told["replayed"] = ask(grid, "query", RecordDict({{"config": config()}}))
-    open(OUT, "w").write(json.dumps(told))
+    reported["good"] = ask(grid, "query", RecordDict({{"config": config()}}))
+    reported["replayed"] = ask(grid, "query", RecordDict({{"config": config()}}))
+    open(OUT, "w").write(json.dumps(reported))
 '''
 EVIL_CLIENT = """
 open({trap!r}, "w").write("imported")
@@ -240,7 +241,7 @@ clientapp = "evil_client:client"
 def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Path) -> None:
     from fedml.study.read import read_study
 
-    app, out, trap = work / "evil", work / "told.json", work / "trap.txt"
+    app, out, trap = work / "evil", work / "reported.json", work / "trap.txt"
     app.mkdir()
     study = read_study(work / "trial.toml").canonical
     (app / "pyproject.toml").write_text(APP)
@@ -255,7 +256,7 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
     deadline = time.monotonic() + 240
     while not out.exists() and time.monotonic() < deadline:
         time.sleep(0.5)
-    told = json.loads(out.read_text())
+    reported = json.loads(out.read_text())
     expected = {
         "extra record": "undeclared-record",
         "undeclared key": "undeclared-record",
@@ -266,7 +267,7 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
         "good": "ANSWERED",
         "replayed": "replayed",
     }
-    assert told == {attack: [code] * 3 for attack, code in expected.items()}
+    assert reported == {attack: [code] * 3 for attack, code in expected.items()}
     assert not trap.exists(), "the app's client code was run at a site"
     for name in SITES:
         new = journal(work, name)[before[name] :]
@@ -310,14 +311,14 @@ def replaced(work: Path, name: str, start: Callable[[], subprocess.Popen[bytes]]
         assert deploy_until_all(work), "the federation must go on afterwards"
 
 
-back: list[int] = []  # sites that a test started anew
+back: list[int] = []  # sites that a test restarted
 
 
 def deploy_until_all(work: Path) -> bool:
     """A restarted site is turned away for up to a minute: runs the trial until all three took part, three times at most."""
     for _ in range(3):
-        told = json.loads(deploy(work).stdout.strip().splitlines()[-1])
-        if all(site["rounds"] == 2 for site in told["sites"].values()):
+        reported = json.loads(deploy(work).stdout.strip().splitlines()[-1])
+        if all(site["rounds"] == 2 for site in reported["sites"].values()):
             return True
     return False
 
@@ -332,8 +333,8 @@ def test_a_reply_with_a_person_in_a_metrics_name_does_not_leave(work: Path) -> N
         while time.monotonic() < deadline:
             done = deploy(work)
             assert done.returncode == 0, "two of three are the quorum: " + done.stderr
-            told = json.loads(done.stdout.strip().splitlines()[-1])
-            events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+            reported = json.loads(done.stdout.strip().splitlines()[-1])
+            events = [json.loads(line) for line in (work / reported["folder"] / "events.jsonl").read_text().splitlines()]
             if [e["refused"] for e in events if e["event"] == "round"] == [{"oslo": "undeclared-record"}] * 2:
                 assert "oslo-001" not in "".join(map(json.dumps, events))
                 return
@@ -358,10 +359,10 @@ def test_a_node_cannot_take_another_sites_name(work: Path) -> None:
         while time.monotonic() < deadline:
             done = deploy(work)
             assert done.returncode == 0, done.stderr
-            told = json.loads(done.stdout.strip().splitlines()[-1])
-            events = [json.loads(line) for line in (work / told["folder"] / "events.jsonl").read_text().splitlines()]
+            reported = json.loads(done.stdout.strip().splitlines()[-1])
+            events = [json.loads(line) for line in (work / reported["folder"] / "events.jsonl").read_text().splitlines()]
             if [e["refused"] for e in events if e["event"] == "round"] == [{"oslo": "wrong-name"}] * 2:
-                assert told["sites"]["porto"]["rounds"] == 2, "the true porto is not touched"
+                assert reported["sites"]["porto"]["rounds"] == 2, "the true porto is not touched"
                 return
         pytest.fail("the false name was never refused")
 
@@ -411,8 +412,8 @@ def test_sites_find_a_restarted_superlink_by_themselves(work: Path) -> None:
     assert after.sites == before.sites
     done = deploy(work)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert all(site["rounds"] == 2 for site in told["sites"].values())
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    assert all(site["rounds"] == 2 for site in reported["sites"].values())
 
 
 def test_a_site_killed_in_mid_study_is_named_and_takes_part_again(work: Path) -> None:

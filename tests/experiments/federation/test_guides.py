@@ -110,16 +110,16 @@ class Machine:
         """All under a heading: commands are run, files are written, a unit is started; what was printed."""
         found = [b for b in BLOCKS[guide] if b.heading == heading]
         assert found, f"{guide.name} has no block under {heading}"
-        told = ""
+        reported = ""
         for block in found:
             if block.language == "sh":
-                told += self.shell(block, code=code)
+                reported += self.shell(block, code=code)
             elif block.language == "toml":
                 with (self.root / "site.toml").open("w" if block.text.startswith("[site]") else "a", encoding="utf-8") as file:
                     file.write("\n" + self.here(block.text))
             elif block.language == "ini":
                 self.start(block)
-        return told
+        return reported
 
     def start(self, unit: Block) -> None:
         """Starts what the unit starts, in its folder and environment."""
@@ -280,7 +280,7 @@ STUDY_CHANGES = (
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[tuple[Machine, list[Machine]]]:
-    """The centre and two hospitals with synthetic data beside where site.toml will be, and the study that all were sent."""
+    """The centre and two hospitals with synthetic data in the folder of the later site.toml, and the study that all received."""
     study = (STUDIES / "demo.toml").read_text()
     for old, new in STUDY_CHANGES:
         assert old in study
@@ -335,8 +335,8 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
     oslo, porto = hospitals
 
     for hospital in hospitals:
-        told = hospital.follow(JOIN, "Describe your data")
-        assert f'{hospital.name}: study "demo" would use 120 persons' in told
+        reported = hospital.follow(JOIN, "Describe your data")
+        assert f'{hospital.name}: study "demo" would use 120 persons' in reported
         assert "SHA256:" in hospital.follow(JOIN, "Make your key")
 
     made = centre.follow(RUN, "Make the centre")
@@ -352,29 +352,29 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
         key = (hospital.root / "node.key.pub").read_text()
         (centre.root / f"{hospital.name}.pub").write_text(key)
         centre.name = hospital.name
-        told = centre.follow(RUN, "Register a site")
-        shown, accepted = re.findall(r"SHA256:\S+", told)
+        reported = centre.follow(RUN, "Register a site")
+        shown, accepted = re.findall(r"SHA256:\S+", reported)
         assert shown == accepted, "what ssh-keygen shows is what register says"
     centre.name = "oslo"
 
     before = {}
     for hospital in hospitals:
         shutil.copy(centre.root / "centre" / "ca.pem", hospital.root)
-        told = hospital.follow(JOIN, "Connect")
-        (shown,) = re.findall(r"Fingerprint=(\S+)", told)
+        reported = hospital.follow(JOIN, "Connect")
+        (shown,) = re.findall(r"Fingerprint=(\S+)", reported)
         assert shown in made.split(), "what the hospital reads by phone is what init showed"
-        assert "fail" not in told
-        told = hospital.follow(JOIN, "Approve a study")
-        assert "approved by Dr. A. Hansen" in told
-        assert "placeholder persons" in told
+        assert "fail" not in reported
+        reported = hospital.follow(JOIN, "Approve a study")
+        assert "approved by Dr. A. Hansen" in reported
+        assert "placeholder persons" in reported
         before[hospital.name] = files(hospital.root)
         hospital.follow(JOIN, "Start")
     wait_online(centre, hospitals)
 
-    told = centre.follow(RUN, "Send out the study")
-    assert [line.split()[:2] for line in told.splitlines() if line.startswith(HOSPITALS)] == [[name, "online"] for name in HOSPITALS]
-    told = centre.follow(RUN, "Run")
-    assert "finished in" in told
+    reported = centre.follow(RUN, "Send out the study")
+    assert [line.split()[:2] for line in reported.splitlines() if line.startswith(HOSPITALS)] == [[name, "online"] for name in HOSPITALS]
+    reported = centre.follow(RUN, "Run")
+    assert "finished in" in reported
     events = last_run(centre)
     final = next(e for e in events if e["event"] == "final")
     assert [sorted(e["sites"]) for e in events if e["event"] == "round"] == [list(HOSPITALS)] * 2  # type: ignore[call-overload]
@@ -386,8 +386,8 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
     for hospital in hospitals:
         head, _ = final["sites"][hospital.name]["journal"]  # type: ignore[index]
         hospital.environment["HEAD"] = head
-        told = hospital.follow(JOIN, "Every day")
-        assert "complete and unchanged" in told
+        reported = hospital.follow(JOIN, "Every day")
+        assert "complete and unchanged" in reported
         assert files(hospital.root) == before[hospital.name], "the service wrote where its unit does not let it"
     centre.follow(RUN, "Back up")
     assert {"state.db", "server.key", "runs", "control"} <= {p.name for p in (centre.root / "backup").iterdir()}
@@ -406,11 +406,11 @@ def test_two_hospitals_and_a_centre_follow_the_guides_to_a_run_and_on(machines: 
     assert "finished in" in centre.follow(RUN, "Run"), "with the new certificate"
 
     oslo.follow(JOIN, "Withdraw")
-    told = centre.follow(RUN, "Run", code=1)
-    assert "1 of 2 sites answered, the quorum is 2; missing: oslo (not-approved)" in told
+    reported = centre.follow(RUN, "Run", code=1)
+    assert "1 of 2 sites answered, the quorum is 2; missing: oslo (not-approved)" in reported
     assert list(entries(oslo.root / ".fedml" / "journal.jsonl"))[-1].reason == "not-approved"
-    told = centre.follow(RUN, "Remove a site")
-    assert "oslo may not join any more" in told
+    reported = centre.follow(RUN, "Remove a site")
+    assert "oslo may not join any more" in reported
     assert [node.name for node in registered(centre.root / "centre")] == ["porto"]
     assert verify(porto.root / ".fedml" / "journal.jsonl") == []
 

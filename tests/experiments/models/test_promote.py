@@ -96,7 +96,7 @@ def test_a_run_at_which_a_site_loses_is_refused_with_site_and_figures(work: dict
         assert words in done.stderr
     client = MlflowClient(f"sqlite:///{work['folder'] / 'mlflow.db'}")
     assert [v.tags["fedml.run_id"] for v in client.search_model_versions("name = 'toy'")] == [work["good"].name]
-    made = promote(work["worse"], "challenger", 1.0)  # whoever allows the loss has it
+    made = promote(work["worse"], "challenger", 1.0)  # a margin that allows the loss
     assert int(client.get_model_version_by_alias("toy", "challenger").version) == made.number == 2
     promote(work["worse"], "champion", 1.0)
     assert int(client.get_model_version_by_alias("toy", "champion").version) == 2
@@ -171,7 +171,7 @@ def test_an_audit_that_proves_more_than_the_claim_is_refused(work: dict[str, Pat
         check_sound(read_record(run))
 
 
-def test_wrong_words_are_told_in_a_sentence(work: dict[str, Path]) -> None:
+def test_wrong_words_are_reported_in_a_sentence(work: dict[str, Path]) -> None:
     done = command("fedml", "promote", "nowhere", cwd=work["folder"])
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

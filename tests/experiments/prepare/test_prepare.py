@@ -221,11 +221,11 @@ def test_trait_is_planted_as_the_truth_says(prepared: Prepared, tmp_path: Path) 
     truth = json.loads((out / "truth.json").read_text())
     persons = {site: pd.read_csv(out / site / "persons.csv").merge(pd.read_csv(out / site / "clinical.csv")) for site in ("hapmap3", "kg1")}
     assert {site: len(table) for site, table in persons.items()} == {"hapmap3": 957, "kg1": 501}
-    assert not set(persons["hapmap3"].id) & set(persons["kg1"].id), "nobody is counted twice"
+    assert not set(persons["hapmap3"].id) & set(persons["kg1"].id), "no person is counted twice"
     assert "excluded from kg1: 546 persons who are also in hapmap3" in said
-    everybody = pd.concat(persons.values())
-    assert everybody.tall.mean() == pytest.approx(0.25, abs=0.002)
-    assert everybody.height[everybody.tall == 1].min() > everybody.height[everybody.tall == 0].max()
+    all_persons = pd.concat(persons.values())
+    assert all_persons.tall.mean() == pytest.approx(0.25, abs=0.002)
+    assert all_persons.height[all_persons.tall == 1].min() > all_persons.height[all_persons.tall == 0].max()
     planted = pd.DataFrame(truth["planted"]).set_index("id")
     assert len(planted) == 40
     assert planted.frequency.between(0.05, 0.95).all()
@@ -240,8 +240,8 @@ def test_trait_is_planted_as_the_truth_says(prepared: Prepared, tmp_path: Path) 
     genetic = np.nan_to_num(dosage - 2 * planted.frequency.to_numpy()) @ planted.effect_cm
     assert genetic.std() == pytest.approx(3.5, rel=1e-3)
     ancestry = {row["id"]: row["ancestry"] for site in persons for row in read(prepared("ancestry")[0] / site / "persons.csv")}
-    shift = everybody.id.map(ancestry).map(truth["shift_cm"])
-    rest = everybody.height - 170 - genetic - shift - truth["age_cm_a_year"] * (everybody.age - 50) - truth["sex_cm"] * everybody.sex
+    shift = all_persons.id.map(ancestry).map(truth["shift_cm"])
+    rest = all_persons.height - 170 - genetic - shift - truth["age_cm_a_year"] * (all_persons.age - 50) - truth["sex_cm"] * all_persons.sex
     assert abs(rest.mean()) < 4 * truth["noise_sd_cm"] / np.sqrt(len(rest))
     assert rest.std() == pytest.approx(truth["noise_sd_cm"], rel=0.08)
     prepare("trait", tmp_path / "two", data=DATA, seed=2, say=lambda _: None)

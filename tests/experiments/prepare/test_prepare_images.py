@@ -27,7 +27,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def tree(folder: Path) -> dict[str, bytes]:
-    """What was prepared, without what a site keeps beside it once a study has read it."""
+    """The prepared files, without the state that a site keeps after a study has read them."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and ".fedml" not in p.parts}
 
 

@@ -75,17 +75,17 @@ def test_every_number_of_a_table_is_a_figure_of_the_record(kind: str, records: d
         if at is None:
             assert not re.search(r"\d", cell.text), cell.text  # a number would be from nowhere
             continue
-        value, told = resolve(found, at), read(cell.text)
+        value, reported = resolve(found, at), read(cell.text)
         if isinstance(value, dict) and "value" not in value:  # reason -> how many, a few if below 0
             assert all(reason in cell.text for reason in value)
-            assert told == [n for n in value.values() if n >= 0]
+            assert reported == [n for n in value.values() if n >= 0]
             continue
         if value is None or isinstance(value, str):
-            assert not told
+            assert not reported
             continue
         wanted = [value] if not isinstance(value, dict) else [v for v in (value[k] for k in ("value", "low", "high")) if v is not None]
         wanted = [w for w in wanted if not isinstance(w, str)]
-        np.testing.assert_allclose(told, wanted, rtol=0.006, atol=0.00051)
+        np.testing.assert_allclose(reported, wanted, rtol=0.006, atol=0.00051)
         numbers += 1
     assert numbers > 20 or kind == "failed"
 
@@ -96,11 +96,11 @@ def test_measures_and_intervals_follow_from_the_counts(kind: str, records: dict[
     if kind == "failed":
         assert scores["all"] is None
         return
-    told = record.final.metrics["test"]
+    reported = record.final.metrics["test"]
     own = record.counts["test"]
     task = make_task(record.study)
-    for logged, found, parts in [(told["all"], scores["all"], [own[s.name] for s in record.sites if s.name in own])] + [
-        (told["sites"][s], scores["sites"][s], [own[s]]) for s in told["sites"]
+    for logged, found, parts in [(reported["all"], scores["all"], [own[s.name] for s in record.sites if s.name in own])] + [
+        (reported["sites"][s], scores["sites"][s], [own[s]]) for s in reported["sites"]
     ]:
         expected = {n: v if v is None else pytest.approx(v, rel=1e-5) for n, v in logged.items() if n != "persons"}
         if found is None:  # noise made it a number of persons below 1
@@ -129,7 +129,7 @@ def test_nothing_of_a_study_is_markup(pages: dict[str, Page]) -> None:
     assert [e.attributes for e in page.all("script")] == [{"type": "application/json", "id": "fedml-figures"}]
     assert not page.all("img", "b", "iframe", "object", "form", "base")
     assert page.all("h1")[0].text == EVIL
-    assert any(e.text == f"truly {EVIL_CLASS}" for e in page.all("th"))
+    assert any(e.text == f"true {EVIL_CLASS}" for e in page.all("th"))
     for element in page.elements:
         assert not any(name.startswith("on") for name in element.attributes)
         for name in ("href", "src", "action"):
@@ -190,15 +190,15 @@ def test_calibration_and_curves_are_of_the_merged_counts(records: dict[str, Reco
 
 
 def test_privacy_is_in_plain_words(pages: dict[str, Page], records: dict[str, Record]) -> None:
-    told = figures(records["private"])["privacy"]
+    reported = figures(records["private"])["privacy"]
     text = pages["private"].section("privacy")
-    assert told["epsilon"] >= records["private"].privacy.epsilon
-    assert f"epsilon {told['epsilon']:.2f}, delta 0.0001" in text
+    assert reported["epsilon"] >= records["private"].privacy.epsilon
+    assert f"epsilon {reported['epsilon']:.2f}, delta 0.0001" in text
     # Of all tests, the one with equal errors: 1 - error = e^epsilon error + delta.
-    error = (1 - 1e-4) / (1 + math.exp(told["epsilon"]))
-    assert told["guess"] == pytest.approx(1 - error, rel=1e-5)
-    assert f"at most {100 * told['guess']:.1f} %" in text
-    for phrase in (*told["covers"], *told["not_covered"], "add or remove one", "one person of a site"):
+    error = (1 - 1e-4) / (1 + math.exp(reported["epsilon"]))
+    assert reported["guess"] == pytest.approx(1 - error, rel=1e-5)
+    assert f"at most {100 * reported['guess']:.1f} %" in text
+    for phrase in (*reported["covers"], *reported["not_covered"], "add or remove one", "one person of a site"):
         assert phrase in text
     assert "None. There is no differential privacy" in pages["two_classes"].section("privacy")
     assert "ε" not in pages["two_classes"].section("answer")
@@ -212,11 +212,11 @@ def test_what_is_weak_or_hidden_is_said(pages: dict[str, Page]) -> None:
     assert "No external validation" in evil.section("limits")
     assert "names no subgroups" in pages["regression"].section("limits")
     assert "Counts were noised" in pages["noised"].section("limits")
-    assert "would be of the noise" in pages["noised"].section("calibration")
+    assert "would show mostly the noise" in pages["noised"].section("calibration")
     assert "Did not take part at all: b." in pages["missing"].section("limits")
     assert "The run did not finish" in pages["failed"].section("limits")
     assert "learning curves are of training persons" not in evil.section("limits")
-    assert "the sites' data were at hand there" in evil.section("limits")
+    assert "the data of all sites were accessible there" in evil.section("limits")
     assert "excluded" in pages["segmentation"].section("sites")
 
 
@@ -245,9 +245,9 @@ def test_the_weakest_are_named(records: dict[str, Record]) -> None:
     found = figures(record)
     auroc = {label: row["metrics"]["auroc"]["value"] for label, row in found["scores"]["groups"].items() if row}
     assert len(auroc) > 1
-    told = words.weak(record, found)
-    assert told[0].startswith(f"Weakest at {record.final.metrics['test']['worst']}:")
-    assert told[1].startswith(f"Weakest reported subgroup, {min(auroc, key=auroc.__getitem__)}:")
+    reported = words.weak(record, found)
+    assert reported[0].startswith(f"Weakest at {record.final.metrics['test']['worst']}:")
+    assert reported[1].startswith(f"Weakest reported subgroup, {min(auroc, key=auroc.__getitem__)}:")
     errors = figures(records["regression"])
     rmse = {site: row["metrics"]["rmse"]["value"] for site, row in errors["scores"]["sites"].items()}
     assert errors["worst"] == max(rmse, key=rmse.__getitem__) == records["regression"].final.metrics["test"]["worst"]
@@ -260,7 +260,7 @@ def test_bytes_go_the_way_that_is_said(records: dict[str, Record]) -> None:
     # The log is the server's: what went out of it went to the site.
     assert flow["sites"]["a"]["to"]["total"] == sum(row["bytes_out"] for row in rows)
     assert flow["sites"]["a"]["from"]["last"] == record.final.sites["a"]["bytes_in"]
-    assert flow["total"]["from"] > flow["total"]["to"], "replies carry counts beside the model"
+    assert flow["total"]["from"] > flow["total"]["to"], "replies carry counts in addition to the model"
 
 
 def test_missed_rounds_are_counted_by_reason(records: dict[str, Record], tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_a_run_without_counts_has_its_logged_measures(records: dict[str, Record]
     assert found["scores"]["all"]["metrics"]["auroc"]["value"] == pytest.approx(logged, rel=1e-5)
     assert found["scores"]["all"]["metrics"]["auroc"]["low"] is None
     page = parsed(render(record))
-    assert "The run kept no counts" in page.section("limits")
+    assert "The run has no stored counts" in page.section("limits")
     assert page.section("calibration") == ""
 
 

@@ -109,8 +109,8 @@ def test_logged_model_scores_raw_inputs(work: Path, first: dict[str, Any], monke
 def test_check_tells_the_plan_and_site_check_the_data(work: Path) -> None:
     plan = command("fedml", "check", STUDIES / "demo.toml", cwd=work)
     assert plan.returncode == 0
-    for told in ("Leaves a site", "oslo, porto, utrecht", "unit: none", "4 clinical columns", "20 rounds"):
-        assert told in plan.stdout
+    for reported in ("Leaves a site", "oslo, porto, utrecht", "unit: none", "4 clinical columns", "20 rounds"):
+        assert reported in plan.stdout
     data = command("fedml-site", "check", STUDIES / "demo.toml", "--site", work / "sites" / "oslo", cwd=work)
     assert data.returncode == 0, data.stderr
     assert "would use 40 persons" in data.stdout
@@ -123,26 +123,26 @@ def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "fedml track" in done.stderr
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert told["status"] == "finished"
-    later = quick("fedml", "track", told["folder"], cwd=work)
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    assert reported["status"] == "finished"
+    later = quick("fedml", "track", reported["folder"], cwd=work)
     assert later.returncode == 0, later.stderr
     from mlflow import MlflowClient
 
     kept = MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_run(later.stdout.strip())
     assert kept.info.status == "FINISHED"
-    assert kept.data.metrics["test/auroc"] == pytest.approx(told["metrics"]["test"]["auroc"])
+    assert kept.data.metrics["test/auroc"] == pytest.approx(reported["metrics"]["test"]["auroc"])
 
 
 def test_a_failed_run_says_why_and_is_recorded(work: Path) -> None:
     words = ("--set", "training.lr=1e30", "--set", "training.optimizer=sgd", "--set", "federation.quorum=3")
     done = quick("fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, *words, "--json", cwd=work)
     assert done.returncode == 1
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert told["status"] == "failed"
-    assert "oslo (non-finite)" in told["reason"]
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    assert reported["status"] == "failed"
+    assert "oslo (non-finite)" in reported["reason"]
     assert "quorum is 3" in done.stderr
-    assert [e["event"] for e in read_events(work / told["folder"])[0]][-1] == "end"
+    assert [e["event"] for e in read_events(work / reported["folder"])[0]][-1] == "end"
     from mlflow import MlflowClient
 
-    assert MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_run(told["mlflow_run_id"]).info.status == "FAILED"
+    assert MlflowClient(f"sqlite:///{work / 'mlflow.db'}").get_run(reported["mlflow_run_id"]).info.status == "FAILED"

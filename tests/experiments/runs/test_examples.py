@@ -1,4 +1,4 @@
-"""Pictures of predictions are kept of sites that declare their images public, of nobody else, and of their test persons alone."""
+"""Pictures of predictions are stored only for sites that declare their images public, and only of test persons."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def run(folder: Path, study: Study, *more: str) -> Path:
     words = ["run", str(folder / "study.toml"), "--sites", str(folder / "sites"), "--runs", str(folder / "runs"), *more]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
-    assert "did not take" not in done.output
+    assert "did not accept" not in done.output
     (made,) = (folder / "runs").iterdir()
     return made
 
@@ -55,14 +55,14 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
     assert names(folder / "examples") == ["a.png"]
     with Image.open(folder / "examples" / "a.png") as picture:
         assert picture.size[0] > 400
-    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")  # whatever another test told MLflow
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")  # independent of the store that another test set
     experiment = client.get_experiment_by_name("toy")
     parent = next(r for r in client.search_runs([experiment.experiment_id]) if "mlflow.parentRunId" not in r.data.tags)
     assert [a.path for a in client.list_artifacts(parent.info.run_id, "examples")] == ["examples/a.png"]
     assert client.list_artifacts(parent.info.run_id, "model") is not None
 
 
-def test_nobody_declares_and_there_is_no_folder(tmp_path: Path) -> None:
+def test_without_a_declaration_there_is_no_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
         image_site(tmp_path / "sites" / name, name, 30, 1)
     folder = run(tmp_path, small(), "--no-track")

@@ -45,20 +45,20 @@ def test_heart_is_near_pooled_over_five_seeds(work: Path) -> None:
 
 @pytest.mark.long
 def test_pneumonia_under_label_skew(work: Path) -> None:
-    told = run_json(STUDIES / "pneumonia.toml", "--sites", "pneumonia", "--no-track", cwd=work)
-    assert told["rounds"] <= 15
-    assert told["metrics"]["test"]["persons"] == 624  # the official test images, all of them
-    assert told["metrics"]["test"]["auroc"] >= 0.955
+    reported = run_json(STUDIES / "pneumonia.toml", "--sites", "pneumonia", "--no-track", cwd=work)
+    assert reported["rounds"] <= 15
+    assert reported["metrics"]["test"]["persons"] == 624  # the official test images, all of them
+    assert reported["metrics"]["test"]["auroc"] >= 0.955
 
 
 def test_ancestry_by_rsid(work: Path) -> None:
-    told = run_json(STUDIES / "ancestry.toml", "--sites", "ancestry", "--no-track", cwd=work)
-    assert told["metrics"]["test"]["accuracy"] >= 0.97
-    panel = (work / told["folder"] / "panel.tsv").read_text().splitlines()
+    reported = run_json(STUDIES / "ancestry.toml", "--sites", "ancestry", "--no-track", cwd=work)
+    assert reported["metrics"]["test"]["accuracy"] >= 0.97
+    panel = (work / reported["folder"] / "panel.tsv").read_text().splitlines()
     assert len(panel) == 14_079
 
 
-def test_nobody_is_trained_on_at_one_site_and_tested_at_the_other(work: Path) -> None:
+def test_no_person_is_trained_on_at_one_site_and_tested_at_the_other(work: Path) -> None:
     from fedml.clients.site.manifest import find_sites
     from fedml.clients.site.read import read_cohort
     from fedml.study.read import read_study

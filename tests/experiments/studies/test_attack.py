@@ -76,13 +76,13 @@ def most_failures(trials: int) -> float:
 @pytest.mark.parametrize("trials", [100, pytest.param(400, marks=pytest.mark.long)])
 @pytest.mark.parametrize("truth", [0.5, 1.0, 3.0])
 def test_randomised_response_is_bounded_and_nearly_met(truth: float, trials: int) -> None:
-    """The one mechanism for which the bound is tight: each coin is told truly with probability e^eps / (1 + e^eps)."""
+    """The one mechanism for which the bound is tight: each coin is reported correctly with probability e^eps / (1 + e^eps)."""
     random = np.random.default_rng(1)
     bounds = []
     for _ in range(trials):
         coins = random.random(400) < 0.5
-        told = coins ^ (random.random(400) >= 1 / (1 + math.exp(-truth)))
-        bounds.append(lower_bound(told.astype(float), coins, 1e-6).epsilon)
+        reported = coins ^ (random.random(400) >= 1 / (1 + math.exp(-truth)))
+        bounds.append(lower_bound(reported.astype(float), coins, 1e-6).epsilon)
     assert sum(b > truth for b in bounds) <= most_failures(trials)
     assert float(np.median(bounds)) > 0.5 * truth
 
@@ -208,9 +208,9 @@ def test_noise_that_is_forgotten_is_found_and_said(
     monkeypatch.setattr(f"{module}.add_gaussian", weak)
     words = ["audit", str(run), "--sites", str(folder / ("image" if unit == "patient" else "clinical")), "--seed", "5", "--json"]
     assert _run(app, words, False) == 1
-    told = capsys.readouterr()
-    assert "the claim does not hold" in told.err
-    record = json.loads(told.out.splitlines()[-1])
+    reported = capsys.readouterr()
+    assert "the claim does not hold" in reported.err
+    record = json.loads(reported.out.splitlines()[-1])
     assert record["epsilon"] > 1 >= record["claimed_epsilon"]
     assert json.loads((run / AUDIT).read_text())["audit"] == record
     assert _run(app, [*words, "--noise-off"], False) == 0

@@ -93,7 +93,7 @@ def strange_label(study: Path, sites: Path) -> list[str]:
 
 
 def truncated_images(study: Path, sites: Path) -> list[str]:
-    images = sorted(p for p in (sites / "oslo" / "images").iterdir() if p.is_file())[:6]  # one alone would be set aside
+    images = sorted(p for p in (sites / "oslo" / "images").iterdir() if p.is_file())[:6]  # a single one would be excluded
     for image in images:
         image.write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     return [f"oslo/images/{images[0].name}", "is truncated", "6 of", "[policy] max_quarantined is 0.1"]

@@ -1,5 +1,5 @@
-"""Broken genotype files, references and association studies, as their user meets them: exit 2, one sentence that names the file and the
-mend, and nothing half-written. What can be left out is left out and counted, and the run goes on."""
+"""Broken genotype files, references and association studies, from the command line: exit code 2, one sentence that names the file and the
+fix, and no partial output. Single bad variants are excluded and counted, and the run continues."""
 
 from __future__ import annotations
 
@@ -228,7 +228,7 @@ def no_region(place: Path) -> list[str]:
     return ['region "22:here-there"', "not of the form", "[cohort.variants] regions"]
 
 
-def nobody_has_it(place: Path) -> list[str]:
+def no_person_has_it(place: Path) -> list[str]:
     ask(place, 'listed = ["rs1"]')
     return ["oslo/cohort.vcf.gz", "has none of the study's variants", "or [cohort.variants] in the study"]
 
@@ -246,7 +246,7 @@ def three_classes(place: Path) -> list[str]:
 FILES = [
     truncated, no_index, headerless, no_such_contig, strangers, junk, plain_gzip, empty, a_folder, missing_file, little_memory,
     memory_in_words, build_misspelt, other_build, no_reference, reference_without_index, truncated_reference, other_reference,
-    bed_without_bim, short_bed, no_region, nobody_has_it, no_column, three_classes,
+    bed_without_bim, short_bed, no_region, no_person_has_it, no_column, three_classes,
 ]  # fmt: skip
 
 
@@ -309,29 +309,31 @@ def test_gwas_says_what_is_wrong(broken: str, words: list[str], expected: list[s
 def preflight(place: Path) -> dict[str, Any]:
     done = command("fedml", "preflight", "study.toml", "--sites", "sites", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    told["cells"] = {(c["site"], c["check"]): c["value"] for c in told["checks"]}
-    return told
+    reported: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    reported["cells"] = {(c["site"], c["check"]): c["value"] for c in reported["checks"]}
+    return reported
 
 
-def test_a_variant_that_stands_twice_is_left_out_and_counted(place: Path) -> None:
+def test_a_variant_that_stands_twice_is_excluded_and_counted(place: Path) -> None:
     rewrite(place / "sites/porto/cohort.vcf.gz", lambda records: [*records[:3], records[2], *records[3:]])
-    told = preflight(place)
-    assert told["variants"] == VARIANTS - 1
-    assert told["cells"]["porto", "matched: twice"] == "2"
-    assert told["cells"]["all sites", "excluded: not at every site"] == "1"
+    reported = preflight(place)
+    assert reported["variants"] == VARIANTS - 1
+    assert reported["cells"]["porto", "matched: twice"] == "2"
+    assert reported["cells"]["all sites", "excluded: not at every site"] == "1"
 
 
-def test_a_variant_that_is_missing_in_everybody_is_left_out_with_the_reason(place: Path) -> None:
+def test_a_variant_that_is_missing_in_all_persons_is_excluded_with_the_reason(place: Path) -> None:
     for name in ("oslo", "porto"):
         rewrite(
             place / f"sites/{name}/cohort.vcf.gz",
             lambda records: [*records[:7], "\t".join([*records[7].split("\t")[:9], *["./."] * PERSONS]), *records[8:]],
         )
-    told = preflight(place)
-    assert told["variants"] == VARIANTS - 1
-    assert told["cells"]["porto", "no genotype called"] == "1"
-    [count] = [v for (site, check), v in told["cells"].items() if site == "all sites" and check.startswith("excluded: no counts reported")]
+    reported = preflight(place)
+    assert reported["variants"] == VARIANTS - 1
+    assert reported["cells"]["porto", "no genotype called"] == "1"
+    [count] = [
+        v for (site, check), v in reported["cells"].items() if site == "all sites" and check.startswith("excluded: no counts reported")
+    ]
     assert count == "1"
 
 
@@ -355,6 +357,6 @@ def test_persons_without_genotypes_are_said_and_the_others_analysed(place: Path)
     write_vcf(vcf, records, [f"stranger{k}" if k < 5 else name for k, name in enumerate(header[-1].split("\t")[9:])])
     done = command("fedml", "gwas", "study.toml", "--sites", "sites", "--json", "--no-track", cwd=place)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    assert told["metrics"]["persons"] == {"oslo": PERSONS, "porto": PERSONS - 5}
-    assert told["metrics"]["tested"] == VARIANTS
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    assert reported["metrics"]["persons"] == {"oslo": PERSONS, "porto": PERSONS - 5}
+    assert reported["metrics"]["tested"] == VARIANTS

@@ -71,11 +71,11 @@ def test_what_is_charged_is_what_was_released(tmp_path: Path) -> None:
     sites = hospitals(tmp_path, max_epsilon=8.0)
     study = validate(Study, plan(), "study")
     run = through_gates(study, sites, tmp_path / "run", 1)
-    told = next(e for e in run.events if e["event"] == "privacy")
+    reported = next(e for e in run.events if e["event"] == "privacy")
     for site in sites:
         ledger = Ledger(site.state / "ledger.db")
         assert ledger.spent(1e-5) == pytest.approx(epsilon(training_events(study, site.name), 1e-5))
-        assert ledger.spent(1e-5) == pytest.approx(told["claims"][site.name]["epsilon"])
+        assert ledger.spent(1e-5) == pytest.approx(reported["claims"][site.name]["epsilon"])
         assert reasons(site) == []
         text = show(site.state / "ledger.db", 8.0, 1e-5)
         assert "By study" in text
@@ -98,10 +98,10 @@ def test_a_spent_budget_refuses_and_the_run_names_it(tmp_path: Path) -> None:
         ledger = Ledger(site.state / "ledger.db")
         assert before <= ledger.spent(1e-5) <= 2.5, "what fits is released; what does not is not"
         assert reasons(site)[-1] == "privacy-budget"
-    told = command("fedml-site", "ledger", "show", "--site", "a", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "toy" in told.stdout
-    assert "2.5" in told.stdout
+    reported = command("fedml-site", "ledger", "show", "--site", "a", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "toy" in reported.stdout
+    assert "2.5" in reported.stdout
 
 
 def test_without_a_granted_budget_no_private_study_runs(tmp_path: Path) -> None:
@@ -119,9 +119,9 @@ def test_with_a_budget_an_unprotected_study_is_refused_unless_allowed(tmp_path: 
     sites = hospitals(tmp_path / "open", max_epsilon=3.0, allow_unprotected=True)
     through_gates(study, sites, tmp_path / "two", 2)
     assert all(reasons(site) == [] for site in sites)
-    told = command("fedml-site", "ledger", "show", "--site", "open/a", cwd=tmp_path)
-    assert "Without differential privacy" in told.stdout, told.stdout
-    assert "138 persons, 2 answers" in told.stdout
+    reported = command("fedml-site", "ledger", "show", "--site", "open/a", cwd=tmp_path)
+    assert "Without differential privacy" in reported.stdout, reported.stdout
+    assert "138 persons, 2 answers" in reported.stdout
 
 
 def test_noised_sums_and_metrics_are_charged_too(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_the_study_plan_reaches_the_site_whole(tmp_path: Path) -> None:
     """Approving shows the unit and the promise in plain words."""
     hospitals(tmp_path, max_epsilon=8.0)
     (tmp_path / "study.toml").write_text(to_toml(plan()))
-    told = command("fedml-site", "approve", "study.toml", "--site", "a", "--yes", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "one patient of a site; epsilon 2" in told.stdout
+    reported = command("fedml-site", "approve", "study.toml", "--site", "a", "--yes", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "one patient of a site; epsilon 2" in reported.stdout
 
 
 def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
 from fedml.cohort import read_images as image
 from fedml.cohort.images.formats import FORMATS
-from fedml.cohort.images.mapped import Mapped, joined, taken
+from fedml.cohort.images.mapped import Mapped, concat_images, select_images
 from fedml.cohort.persons import Cohort, drop_unusable_persons, select
 from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
@@ -127,19 +127,19 @@ def test_an_image_is_read_again_when_its_files_change(tmp_path: Path, reads: lis
     assert len(reads) == 12
 
 
-def test_what_was_set_aside_is_remembered_with_its_text(tmp_path: Path, reads: list[Path]) -> None:
+def test_exclusions_are_cached_with_their_text(tmp_path: Path, reads: list[Path]) -> None:
     site, study = read_site(volume_site(tmp_path, "a", 40)), segmentation()
     broken, moved = tmp_path / "images" / "a004" / "1.nii.gz", tmp_path / "masks" / "a007" / "1.nii.gz"
     broken.write_bytes(b"no volume")
     nibabel.save(nibabel.Nifti1Image(np.asarray(nibabel.load(moved).dataobj), np.eye(4)), moved)
     (tmp_path / "masks" / "a010" / "1.nii.gz").unlink()
     first, listed = read_cohort(site, study), read(site.state)
-    assert first.set_aside == {"unreadable": 1, "mask-mismatch": 1, "no-mask": 1}
+    assert first.excluded_images == {"unreadable": 1, "mask-mismatch": 1, "no-mask": 1}
     assert {e["person"]: e["file"] for e in listed}["a004"] == str(broken)
     assert all(e["file"] in e["text"] or str(moved) in e["text"] for e in listed)
     reads.clear()
     again = read_cohort(site, study)
-    assert (reads, again.set_aside, again.ids) == ([], first.set_aside, first.ids)
+    assert (reads, again.excluded_images, again.ids) == ([], first.excluded_images, first.ids)
     assert read(site.state) == listed
     for kind in ("images", "masks"):  # another person's files of the same bytes
         (tmp_path / kind / "a005" / "1.nii.gz").write_bytes((tmp_path / kind / "a004" / "1.nii.gz").read_bytes())
@@ -169,7 +169,7 @@ def test_a_slice_of_a_series_is_part_of_what_was_read(tmp_path: Path) -> None:
     assert changed == [k == 3 for k in range(20)]
     np.testing.assert_allclose(after[3]["image"][0, 0, :, :, 3], ((voxels[3] + 60 - 1024 + 100) / 400).T, atol=HALF)
     (tmp_path / "images" / "p05" / "1.dcm").unlink()
-    assert read_cohort(site, study).set_aside == {"gap": 1}
+    assert read_cohort(site, study).excluded_images == {"gap": 1}
 
 
 def test_a_folder_that_cannot_be_written_leaves_the_images_in_memory(
@@ -202,16 +202,16 @@ def test_a_view_is_indexed_taken_and_joined_as_an_array_is(views: list[Mapped], 
     drawn: list[tuple[Any, Any]] = []
     for view in views:
         rows = data.draw(st.lists(st.integers(-len(view), len(view) - 1), min_size=1, max_size=6).map(lambda r: np.array(r, np.int64)))
-        drawn.append((taken(view, rows), view[:][rows]))
-    one, other = joined([v for v, _ in drawn]), np.concatenate([a for _, a in drawn])
-    one, other = joined([one, views[0]]), np.concatenate([other, views[0][:]])
+        drawn.append((select_images(view, rows), view[:][rows]))
+    one, other = concat_images([v for v, _ in drawn]), np.concatenate([a for _, a in drawn])
+    one, other = concat_images([one, views[0]]), np.concatenate([other, views[0][:]])
     assert isinstance(one, Mapped)
     assert (one.shape, one.dtype, len(one)) == (other.shape, other.dtype, len(other))
     at = data.draw(st.integers(-len(other), len(other) - 1))
     np.testing.assert_array_equal(one[at], other[at])
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=len(other), max_size=len(other))), bool)
     np.testing.assert_array_equal(one[mask], other[mask])
-    np.testing.assert_array_equal(taken(one, mask)[:], other[mask])
+    np.testing.assert_array_equal(select_images(one, mask)[:], other[mask])
     np.testing.assert_array_equal(np.stack(list(one)), other)
 
 

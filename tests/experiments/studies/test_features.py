@@ -85,7 +85,7 @@ def test_only_the_last_layer_is_learned_and_it_starts_at_nothing() -> None:
     assert [n for n, p in model.named_parameters() if p.requires_grad] == list(sent)
 
 
-def test_images_of_three_dimensions_are_refused_with_the_mend() -> None:
+def test_images_of_three_dimensions_are_refused_with_the_fix() -> None:
     with pytest.raises(InputError, match=r'is for images of two dimensions.*take "cnn"'):
         build_image_network(GABOR, (1, 8, 8, 8), 2)
 

@@ -1,4 +1,4 @@
-"""Subgroups of test persons: who is in which, which may be told, and that merged counts are those of the pooled persons."""
+"""Subgroups of test persons: members, reportable groups, and that merged counts are those of the pooled persons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.clients.work.request import read_site_once
-from fedml.cohort.groups import reportable_indices, shown
+from fedml.cohort.groups import reportable_groups, reportable_indices
 from fedml.contract.replies import check_form
 from fedml.errors import InputError, SiteError
 from fedml.runs.log import load_counts
@@ -51,7 +51,7 @@ def study_of(names: tuple[str, ...] = ("a", "b"), **evaluation: object) -> Study
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6), st.integers(0, 12), st.integers(1, 10))
-def test_nobody_is_told_by_subtraction(sizes: list[int], in_none: int, min_count: int) -> None:
+def test_no_small_group_can_be_computed_by_subtraction(sizes: list[int], in_none: int, min_count: int) -> None:
     shown = reportable_indices(np.array(sizes), sum(sizes) + in_none, min_count)
     assert all(sizes[k] >= min_count for k in shown)
     rest = sum(sizes) + in_none - sum(sizes[k] for k in shown)
@@ -66,10 +66,10 @@ def test_a_group_within_another_does_not_tell_of_the_rest() -> None:
     sex = np.repeat([0, 1], 50).astype(np.int16)
     pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
     pregnant[99] = 1
-    labels = [label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)]
+    labels = [label for label, _ in reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)]
     assert labels == ["sex:0", "sex:1"]
     pregnant[80:] = 1
-    assert len(list(shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
+    assert len(list(reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10))) == 4
 
 
 Persons = list[set[int]]
@@ -97,7 +97,7 @@ def test_no_few_persons_follow_from_the_groups_that_are_shown(data: st.DataObjec
     plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
     rows = np.array(sorted(data.draw(st.sets(st.integers(0, persons - 1), min_size=1))))
     found: dict[str, Persons] = {"one": [], "two": []}
-    for label, own in shown(codes, plan, rows, min_count):
+    for label, own in reportable_groups(codes, plan, rows, min_count):
         name, value = label.split(":")
         assert set(own.tolist()) == {row for row in rows.tolist() if codes[name][row] == int(value)}
         found[name].append(set(own.tolist()))
@@ -110,15 +110,15 @@ def test_of_two_nested_groups_one_is_hidden_in_whichever_order_they_stand(names:
     pregnant = np.where(sex == 0, -1, 0).astype(np.int16)
     pregnant[99] = 1  # alone among fifty women
     plan = Evaluation(subgroups=dict.fromkeys(names, (0, 1)))
-    labels = {label for label, _ in shown({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)}
+    labels = {label for label, _ in reportable_groups({"sex": sex, "pregnant": pregnant}, plan, np.arange(100), 10)}
     assert len({"sex:1", "pregnant:0"} & labels) == 1
 
 
 def test_a_group_is_hidden_if_too_few_persons_are_in_no_group() -> None:
     sex = np.repeat([0, 1, -1], [60, 35, 5]).astype(np.int16)  # five persons whose sex is not known
     plan = Evaluation(subgroups={"sex": (0, 1)})
-    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(100), 10)] == ["sex:0"]
-    assert [label for label, _ in shown({"sex": sex}, plan, np.arange(95), 10)] == ["sex:0", "sex:1"]
+    assert [label for label, _ in reportable_groups({"sex": sex}, plan, np.arange(100), 10)] == ["sex:0"]
+    assert [label for label, _ in reportable_groups({"sex": sex}, plan, np.arange(95), 10)] == ["sex:0", "sex:1"]
 
 
 def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> 
     total = sum(counts[f"test@age:{g}"][s]["histogram"] for s in "ab" for g in ("under-50", "50-to-60", "60-plus"))
     whole = sum(counts["test"][s]["histogram"] for s in "ab")
     assert (total == coarse({"histogram": whole})["histogram"]).all()
-    assert np.count_nonzero(total) < np.count_nonzero(whole), "single persons are not told apart"
+    assert np.count_nonzero(total) < np.count_nonzero(whole), "single persons cannot be distinguished"
     again = make_task(study).metrics(counts["test@sex:1"]["a"])
     assert again == final["groups"]["sex:1"]["sites"]["a"]
 
@@ -142,9 +142,9 @@ def test_groups_are_read_from_both_tables_and_merged_exactly(tmp_path: Path) -> 
 def test_a_finer_histogram_of_a_group_is_refused(tmp_path: Path) -> None:
     study = study_of()
     federate(study, sites(tmp_path).values(), tmp_path / "run")
-    told_of = load_counts(tmp_path / "run")
-    counts = {f"test/{k}": v for k, v in told_of["test"]["a"].items()} | {
-        f"test@sex:1/{k}": v for k, v in told_of["test@sex:1"]["a"].items()
+    disclosures_of = load_counts(tmp_path / "run")
+    counts = {f"test/{k}": v for k, v in disclosures_of["test"]["a"].items()} | {
+        f"test@sex:1/{k}": v for k, v in disclosures_of["test@sex:1"]["a"].items()
     }
     check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack(counts)}), None)
     fine = counts["test@sex:1/histogram"].copy()
@@ -161,11 +161,11 @@ def test_a_small_group_and_the_one_that_would_tell_it_are_hidden(tmp_path: Path)
     assert 0 < sizes[0] < 12 <= sizes[2]
     final = federate(study, [there["a"]], tmp_path / "run").final
     assert "age:under-42" not in final["groups"]
-    told_of = sum(g["all"]["persons"] for g in final["groups"].values())
-    assert final["metrics"]["test"]["all"]["persons"] - told_of >= 12
+    disclosures_of = sum(g["all"]["persons"] for g in final["groups"].values())
+    assert final["metrics"]["test"]["all"]["persons"] - disclosures_of >= 12
 
 
-def test_a_column_that_nobody_has_is_told(tmp_path: Path) -> None:
+def test_a_missing_column_is_reported(tmp_path: Path) -> None:
     site = read_site(sites(tmp_path)["a"])
     with pytest.raises(InputError, match=r'persons.csv: has no column "scanner".*\[evaluation\]'):
         read_cohort(site, study_of(subgroups={"scanner": ["x", "y"]}))
@@ -188,21 +188,21 @@ def test_impossible_groups_are_refused(evaluation: dict[str, object], told_so: s
 def test_what_a_site_says_of_itself(tmp_path: Path) -> None:
     there = sites(tmp_path)
 
-    def told_of(folder: str) -> dict[str, dict[str, object]]:
+    def disclosures_of(folder: str) -> dict[str, dict[str, object]]:
         load_cohort.cache_clear()
         read_site_once.cache_clear()
         events = federate(study_of(), there.values(), tmp_path / folder).events
         return next(e["told"] for e in events if e["event"] == "agreed")
 
-    first = told_of("run")
+    first = disclosures_of("run")
     assert first["a"]["policy"]["min_count"] == 5
     assert first["a"]["quarantined"] == {}
     assert len(str(first["a"]["dataset"])) == 64
     assert first["a"]["dataset"] != first["b"]["dataset"]
     there["b"].write_text(there["b"].read_text() + "disclose = false\n")
-    again = told_of("again")
+    again = disclosures_of("again")
     assert again["a"] == first["a"]
     assert again["b"] == {**first["b"], "policy": None}
     table = there["a"].parent / "persons.csv"
     table.write_text(table.read_text().replace(",1,", ",0,", 1))
-    assert told_of("changed")["a"]["dataset"] != first["a"]["dataset"]
+    assert disclosures_of("changed")["a"]["dataset"] != first["a"]["dataset"]

@@ -1,5 +1,5 @@
-"""One clean cohort, harmed as real files are, at one site or at all: the result is the clean one's, or the run is refused and says how to
-mend it, or the matrix of checks counts what is missing and why. Never is it silently another one."""
+"""One clean cohort with the errors of real files, at one site or at all: the result is that of the clean cohort, or the run is refused
+with a message that says how to fix it, or the table of checks counts the losses with reasons. The result never changes silently."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class Ended:
     checks: dict[tuple[str, str], tuple[str, str]]
 
     @property
-    def left_out(self) -> int:
+    def excluded(self) -> int:
         """Variants that the matrix says are missing for all sites."""
         return sum(int(value) for (site, check), (value, _) in self.checks.items() if site == "all sites" and check.startswith("excluded"))
 
@@ -204,8 +204,8 @@ def associate(folder: Path, clean: Clean, files: dict[str, File]) -> Ended:
     except (InputError, RunError) as error:
         refused = str(error)
     events = read_events(run)[0]
-    told = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
-    return Ended(table, refused, {(c["site"], c["check"]): (c["value"], c["verdict"]) for c in told})
+    reported = next((e["checks"] for e in reversed(events) if e["event"] == "checks"), [])
+    return Ended(table, refused, {(c["site"], c["check"]): (c["value"], c["verdict"]) for c in reported})
 
 
 def by_place(table: pd.DataFrame, other_strand: bool = False) -> dict[tuple[int, frozenset[str]], tuple[float, float, int, int]]:
@@ -272,7 +272,7 @@ def assert_same(harmed: Ended, expected: Ended, other_strand: bool = False) -> N
 def right(clean: Clean, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     ended = associate(tmp_path_factory.mktemp("clean"), clean, clean.files)
     assert not ended.refused
-    assert ended.left_out == 0
+    assert ended.excluded == 0
     assert len(ended.table) == len(clean.files["a"].keys)
     return ended
 
@@ -398,16 +398,16 @@ HARMLESS = [
 
 
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_changes_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
+def test_recognised_errors_change_no_result(harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path) -> None:
     harmed = associate(tmp_path, clean, clean.files | {"a": harm(clean.files["a"])})
     assert not harmed.refused
-    assert harmed.left_out == 0
+    assert harmed.excluded == 0
     assert_same(harmed, right)
 
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_changes_no_genotype(
+def test_recognised_errors_change_no_genotype(
     harm: Callable[[File], File], at: str, clean: Clean, right_panel: Read, tmp_path: Path
 ) -> None:  # fmt: skip
     harmed = read_panel(tmp_path / "sites", clean, clean.files | {at: harm(clean.files[at])})
@@ -450,7 +450,7 @@ def expected_losses(clean: Clean, at: str, harm: Callable[[File], File], may_los
 
 
 @pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_cannot_be_told_is_missing_and_counted(
+def test_ambiguous_variants_are_missing_and_counted(
     harm: Callable[[File], File], may_lose: Callable[[File, File], set[int]], why: str, clean: Clean, right: Ended, tmp_path: Path
 ) -> None:
     harmed = associate(tmp_path / "harmed", clean, clean.files | {"a": harm(clean.files["a"])})
@@ -463,13 +463,13 @@ def test_what_cannot_be_told_is_missing_and_counted(
         assert lost == expected
     assert lost
     assert harmed.checks["all sites", f"excluded: {why}"] == (str(len(lost)), "warn")
-    assert harmed.left_out == len(lost)
+    assert harmed.excluded == len(lost)
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
 
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize(("harm", "may_lose", "why"), LOSING, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_cannot_be_told_is_in_no_panel_and_the_others_are_as_they_were(
+def test_ambiguous_variants_are_in_no_panel_and_the_others_are_unchanged(
     harm: Callable[[File], File],
     may_lose: Callable[[File, File], set[int]],
     why: str,
@@ -536,7 +536,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("at", ["a", "c"])
 @pytest.mark.parametrize(("harm", "sentence"), REFUSED, ids=lambda f: getattr(f, "__name__", "-"))
-def test_what_means_something_else_is_refused_with_the_mend(
+def test_a_changed_meaning_is_refused_with_the_fix(
     harm: Callable[[File], File], sentence: str, at: str, clean: Clean, tmp_path: Path
 ) -> None:  # fmt: skip
     ended = associate(tmp_path, clean, clean.files | {at: harm(clean.files[at])})
@@ -547,7 +547,7 @@ def test_what_means_something_else_is_refused_with_the_mend(
 
 
 @pytest.mark.parametrize("at", SITES)
-def test_of_ten_variants_exchanged_alleles_are_told_at_the_right_site(at: str, clean: Clean) -> None:
+def test_of_ten_variants_exchanged_alleles_are_reported_at_the_right_site(at: str, clean: Clean) -> None:
     counts = {}
     for name, file in clean.files.items():
         own = np.array([(file.dosage[:10] == d).sum(1) for d in (0, 1, 2, -1)])
@@ -575,9 +575,9 @@ def test_alleles_exchanged_in_every_other_variant_are_refused_and_in_a_few_count
     for every, verdict in ((2, "fail"), (30, "ok")):
         wrong = np.arange(300) % every == 0
         harmed = counts | {"b": np.where(wrong, counts["b"][[2, 1, 0, 3]], counts["b"])}
-        told = {(c.site, c.check): c for c in counts_checks(harmed, {})}
-        assert told["b", "allele frequencies against the other sites"].verdict == verdict
-        few = int(told["b", "minor allele is the major allele elsewhere"].value)
+        reported = {(c.site, c.check): c for c in counts_checks(harmed, {})}
+        assert reported["b", "allele frequencies against the other sites"].verdict == verdict
+        few = int(reported["b", "minor allele is the major allele elsewhere"].value)
         assert 0 < few <= wrong.sum()
 
 
@@ -589,8 +589,8 @@ def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_count
     with pytest.raises(RunError, match="b: allele frequencies against the other sites is r = -"):
         run_nodes(training_study(cohort__variants={"min_call_rate": 0.5}), nodes, tmp_path / "counted")
     run_nodes(training_study(), nodes, tmp_path / "plain")
-    told = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
-    [said] = [c for c in told if c["check"] == "allele frequencies"]
+    reported = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
+    [said] = [c for c in reported if c["check"] == "allele frequencies"]
     assert said["value"] == "not compared"
     assert "exchanged alleles would not be detected" in said["mend"]
 
@@ -604,7 +604,7 @@ def test_all_harms_together_change_no_number(clean: Clean, right: Ended, tmp_pat
     harmed = associate(tmp_path / "harmed", clean, files)
     assert not harmed.refused
     lost = set(by_place(right.table)) - set(by_place(harmed.table))
-    assert 0 < len(lost) == harmed.left_out < len(right.table) / 2
+    assert 0 < len(lost) == harmed.excluded < len(right.table) / 2
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)))
 
 
@@ -613,7 +613,7 @@ def test_where_no_two_sites_agree_on_the_strand_the_table_is_on_one_of_them(clea
     harmed = associate(tmp_path / "harmed", clean, files)
     assert not harmed.refused
     lost = set(by_place(right.table)) - set(by_place(harmed.table, other_strand=True))
-    assert len(lost) == harmed.left_out
+    assert len(lost) == harmed.excluded
     assert harmed.checks["c", "matched: strand"][1] == "warn", "who reads the matrix sees that the strand is the first site's"
     assert_same(harmed, associate(tmp_path / "rest", clean, without(clean.files, lost)), other_strand=True)
 
@@ -630,7 +630,7 @@ def test_a_deletion_and_an_insertion_of_the_same_letters_never_change_places(cle
     ended = associate(tmp_path, clean, files)
     assert not ended.refused
     assert 20_000 not in set(ended.table.base_pair_location)
-    assert ended.left_out == 2
+    assert ended.excluded == 2
 
 
 # --- training
@@ -681,12 +681,12 @@ def test_a_model_trained_on_any_harmed_file_predicts_the_same(
 
 @pytest.mark.long
 @pytest.mark.parametrize("harm", HARMLESS, ids=lambda f: f.__name__)
-def test_what_can_be_told_of_the_last_site_changes_no_result(
+def test_recognised_errors_of_the_last_site_change_no_result(
     harm: Callable[[File], File], clean: Clean, right: Ended, tmp_path: Path
 ) -> None:  # fmt: skip
     harmed = associate(tmp_path, clean, clean.files | {"c": harm(clean.files["c"])})
     assert not harmed.refused
-    assert harmed.left_out == 0
+    assert harmed.excluded == 0
     assert_same(harmed, right)
 
 

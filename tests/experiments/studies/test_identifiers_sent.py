@@ -150,15 +150,15 @@ def test_nothing_planted_is_sent_or_kept_by_a_run(tmp_path: Path, policy: str) -
     assert found_in([done.stderr], planted["values"]) == set()
 
     entries = read(tmp_path / "sites" / "a" / ".fedml")  # the site's own list tells who and which file, and never a value
-    told = [json.dumps(entries, ensure_ascii=False).encode()]
-    aside = {e["person"] for e in entries}
-    assert found_in(told, planted["values"]) == set()
-    assert len(found_in(told, planted["names"])) == 2 * len(aside)
+    reported = [json.dumps(entries, ensure_ascii=False).encode()]
+    excluded = {e["person"] for e in entries}
+    assert found_in(reported, planted["values"]) == set()
+    assert len(found_in(reported, planted["names"])) == 2 * len(excluded)
     reasons = {e["reason"] for e in entries}
     if policy == "quarantine":
         assert reasons == {"not-de-identified", "truncated"}
-        assert len(aside) >= 12
+        assert len(excluded) >= 12
     else:
         assert reasons == {"truncated"}
-        assert len(aside) == 1
+        assert len(excluded) == 1
         assert len(found_in([done.stderr], planted["names"])) >= 2 * 12  # the site's own log, which in this engine shares the process

@@ -1,6 +1,6 @@
-"""Broken images made from real ones: what a careful reader can tell is set aside with its reason, what is harmless is read as it was.
+"""Damaged images made from real ones: recognisable damage is excluded with its reason, harmless changes are read as the clean image.
 
-No input ends the process, takes longer than 10 s or needs 2 GB. Each is read as a study reads it, in a process beside this one.
+No input ends the process, takes longer than 10 s or needs 2 GB. Each is read as a study reads it, in a separate process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.image_mutations import CASES, KINDS, PERSON, Bench, Case, make
 SECONDS, MB = 10.0, 2048  # of the processor, and of memory at its peak
 PATIENCE = 60.0  # by the clock, on a machine that others use too; the 10 s are of its own time
 MAKING = 120.0  # seconds for imports, clean readings and the making of a case; nothing is held against it
-Told = dict[str, Any]
+Report = dict[str, Any]
 
 
 def lines_of(process: subprocess.Popen[str]) -> Queue[str]:
@@ -43,7 +43,7 @@ def lines_of(process: subprocess.Popen[str]) -> Queue[str]:
     return lines
 
 
-def read_all(start: int, end: int, patience: float = PATIENCE) -> Iterator[Told]:
+def read_all(start: int, end: int, patience: float = PATIENCE) -> Iterator[Report]:
     """What became of each case: one process after another, a new one where one ended or hung."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     while start < end:
@@ -63,10 +63,10 @@ def read_all(start: int, end: int, patience: float = PATIENCE) -> Iterator[Told]
                     yield {"number": start, "error": f"the process ended with {process.wait()}: {''.join(errors)[-300:]}"}
                     start += 1
                     break
-                told = json.loads(line)
-                reading = "begin" in told
+                reported = json.loads(line)
+                reading = "begin" in reported
                 if not reading:
-                    yield told
+                    yield reported
                     start += 1
         except Empty:
             assert reading, f"making case {start} ({CASES[start]}) takes too long"
@@ -77,49 +77,49 @@ def read_all(start: int, end: int, patience: float = PATIENCE) -> Iterator[Told]
             process.wait()
 
 
-def verdict_of(case: Case, told: Told) -> str:
+def verdict_of(case: Case, reported: Report) -> str:
     """What is wrong with how a case was read; "" if nothing is."""
-    if "error" in told:
-        return str(told["error"])
-    if told["seconds"] > SECONDS or told["mb"] > MB:
-        return f"took {told['seconds']} s and {told['mb']} MB"
-    if told["reasons"] and not all(text.startswith("/") for text in told["texts"]):
-        return f"the sentence does not begin with the file: {told['texts']}"
-    if case.verdict == "harmless" and (told["reasons"] or not told["equal"]):
-        return f"is harmless, but {told['texts'] or 'is read otherwise'}"
-    if case.verdict == "wrong" and not told["reasons"]:
-        return "is wrong, but nothing was set aside" + (", and read as the clean one" if told["equal"] else "")
-    if case.verdict == "wrong" and not set(told["reasons"]) <= case.reasons:
-        return f"is set aside as {told['reasons']}, not as {sorted(case.reasons)}: {told['texts']}"
+    if "error" in reported:
+        return str(reported["error"])
+    if reported["seconds"] > SECONDS or reported["mb"] > MB:
+        return f"took {reported['seconds']} s and {reported['mb']} MB"
+    if reported["reasons"] and not all(text.startswith("/") for text in reported["texts"]):
+        return f"the sentence does not begin with the file: {reported['texts']}"
+    if case.verdict == "harmless" and (reported["reasons"] or not reported["equal"]):
+        return f"is harmless, but {reported['texts'] or 'is read otherwise'}"
+    if case.verdict == "wrong" and not reported["reasons"]:
+        return "is wrong, but was not excluded" + (", and read as the clean one" if reported["equal"] else "")
+    if case.verdict == "wrong" and not set(reported["reasons"]) <= case.reasons:
+        return f"is excluded as {reported['reasons']}, not as {sorted(case.reasons)}: {reported['texts']}"
     return ""
 
 
-def table(told: dict[int, Told]) -> str:
-    """Kind and verdict, and how many were set aside, read as the clean one, read otherwise."""
+def table(reported: dict[int, Report]) -> str:
+    """Kind and verdict, and how many were excluded, read as the clean one, read otherwise."""
     counts: dict[tuple[str, str], Counter[str]] = {}
     for case in CASES:
-        if (one := told.get(case.number)) is not None:
-            how = "failed" if "error" in one else "aside" if one["reasons"] else "equal" if one["equal"] else "other"
+        if (one := reported.get(case.number)) is not None:
+            how = "failed" if "error" in one else "excluded" if one["reasons"] else "equal" if one["equal"] else "other"
             counts.setdefault((case.kind, case.verdict), Counter())[how] += 1
-    names = ("aside", "equal", "other", "failed")
+    names = ("excluded", "equal", "other", "failed")
     rows = [f"{k:14}{v:10}" + "".join(f"{c[n]:>8}" for n in (*names,)) + f"{c.total():>8}" for (k, v), c in sorted(counts.items())]
     return "\n".join([f"{'kind':14}{'verdict':10}" + "".join(f"{n:>8}" for n in (*names, "all")), *rows])
 
 
 @pytest.mark.long
-def test_what_a_careful_reader_can_tell_is_set_aside_and_nothing_crashes() -> None:
+def test_recognisable_damage_is_excluded_and_nothing_crashes() -> None:
     for name in ("dicom_mr", "nifti", "wbc_two_labs", "wsi"):
         public_data(name)
-    told = {one["number"]: one for one in read_all(0, len(CASES))}
-    print("\n" + table(told))
-    reasons = Counter(reason for one in told.values() for reason in one.get("reasons", []))
+    reported = {one["number"]: one for one in read_all(0, len(CASES))}
+    print("\n" + table(reported))
+    reasons = Counter(reason for one in reported.values() for reason in one.get("reasons", []))
     print("reasons:", ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()))
-    slowest = max(told.values(), key=lambda one: one.get("seconds", 0))
-    largest = max(told.values(), key=lambda one: one.get("mb", 0))
+    slowest = max(reported.values(), key=lambda one: one.get("seconds", 0))
+    largest = max(reported.values(), key=lambda one: one.get("mb", 0))
     print(f"slowest {slowest.get('seconds')} s ({CASES[slowest['number']].mutation}), largest {largest.get('mb')} MB "
           f"({CASES[largest['number']].mutation})")  # fmt: skip
-    assert len(told) == len(CASES) >= 300
-    wrong = {(c.number, c.kind, c.mutation): text for c in CASES if (text := verdict_of(c, told[c.number]))}
+    assert len(reported) == len(CASES) >= 300
+    wrong = {(c.number, c.kind, c.mutation): text for c in CASES if (text := verdict_of(c, reported[c.number]))}
     assert not wrong, json.dumps({str(k): v for k, v in wrong.items()}, indent=1, ensure_ascii=False)
 
 
@@ -133,7 +133,7 @@ WHOLE = {  # kind -> how many of its wrong cases, drawn over the table, go throu
 @pytest.mark.long
 @pytest.mark.parametrize("kind", list(WHOLE))
 def test_a_run_goes_on_without_what_is_broken(tmp_path: Path, kind: str) -> None:
-    """``fedml run`` over a site with some broken images among whole ones: a result, and a list of what was set aside and why."""
+    """``fedml run`` over a site with some broken images among whole ones: a result, and a list of the exclusions with reasons."""
     for name in ("dicom_mr", "nifti", "wbc_two_labs"):
         public_data(name)
     how = KINDS[kind]
@@ -161,8 +161,8 @@ def test_a_run_goes_on_without_what_is_broken(tmp_path: Path, kind: str) -> None
     done = command("fedml", "run", "study.toml", "--sites", "sites", "--runs", "runs", "--no-track", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    told = {entry["person"]: entry["reason"] for entry in read(site / ".fedml")}
-    assert set(told) == set(broken)
+    reported = {entry["person"]: entry["reason"] for entry in read(site / ".fedml")}
+    assert set(reported) == set(broken)
     for person, case in broken.items():
-        assert told[person] in case.reasons, (case.mutation, told[person])
-    assert "set aside" in done.stdout
+        assert reported[person] in case.reasons, (case.mutation, reported[person])
+    assert "excluded" in done.stdout

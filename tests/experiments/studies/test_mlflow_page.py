@@ -50,9 +50,9 @@ def page(shown: tuple[str, str, list[str]]) -> Iterator[tuple[Any, list[str]]]:
     wrong: list[str] = []
 
     def complain(message: Any) -> None:
-        told = f"{message.text} {message.location}"
-        if message.type == "error" and not any(known in told for known in MLFLOWS_OWN):
-            wrong.append(told)
+        reported = f"{message.text} {message.location}"
+        if message.type == "error" and not any(known in reported for known in MLFLOWS_OWN):
+            wrong.append(reported)
 
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])

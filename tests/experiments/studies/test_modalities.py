@@ -38,7 +38,7 @@ from fedml.strategies.describe import describe, leaves
 from fedml.study.cohort_section import Cohort as CohortSection
 from fedml.study.cohort_section import Inputs
 from fedml.study.study import Study
-from fedml.synthetic.placeholder import lookalike
+from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
 from fedml.tracking.registry import requirements_of, signature_of
 from fedml.tracking.scoring import input_example, to_batch
@@ -50,7 +50,7 @@ PERSONS, KEYS = 60, 7
 LAYOUTS = {"image": Layout((1, 8, 8)), "variants": Layout(variants=KEYS)}
 SECTIONS: dict[str, dict[str, Any]] = {"omics": {"cohort__omics": {"columns": ["g1", "g2"], "range": [-4, 4]}}}
 RANGES = {"clinical": {"ranges": {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}}}
-WHY = "nobody wrote it"
+WHY = "it is not written"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,11 @@ def test_the_sizes_that_data_leave_open_are_those_of_the_layout() -> None:
 
 def test_a_cohort_with_an_input_that_the_table_lacks_is_refused(known: Known) -> None:
     strange = replace(known.cohort, inputs={"sounds": Table("sounds", np.zeros((PERSONS, 1)), np.ones(PERSONS, bool))})
-    for ask in (lambda: list(inputs_of(strange)), lambda: lookalike(strange, known.study), lambda: cohort_sums(strange, "classification")):
+    for ask in (
+        lambda: list(inputs_of(strange)),
+        lambda: make_placeholder(strange, known.study),
+        lambda: cohort_sums(strange, "classification"),
+    ):
         with pytest.raises(InputError, match='no modality is named "sounds"'):
             ask()
 
@@ -171,7 +175,7 @@ DISPATCHERS: dict[str, Callable[[Known], Any]] = {
     "bounded": lambda known: private_sums(known.cohort, known.private, known.layout),
     "ranges": lambda known: stated_constants(known.private, known.layout),
     "canary": _canaries,
-    "placeholder": lambda known: lookalike(known.cohort, known.study),
+    "placeholder": lambda known: make_placeholder(known.cohort, known.study),
     "write": lambda known: write_site(known.folder / "copy", known.cohort, known.study),
     "raw": lambda known: to_batch(known.study, input_example(known.study, known.saved)),
     "example": lambda known: input_example(known.study, known.saved),
@@ -231,7 +235,7 @@ def test_a_rehearsal_plays_each_modality_and_ends_where_there_is_no_placeholder(
 
 
 def test_a_placeholder_holds_no_value_of_a_real_person(known: Known) -> None:
-    real, made = known.cohort, lookalike(known.cohort, known.study)
+    real, made = known.cohort, make_placeholder(known.cohort, known.study)
     assert made.inputs.keys() == real.inputs.keys()
     assert set(made.ids).isdisjoint(real.ids)
     before, after = (c.batch(range(PERSONS))[known.name].float() for c in (real, made))
@@ -278,7 +282,7 @@ def test_canaries_have_the_input_and_stand_apart(known: Known) -> None:
 
 def test_the_digest_covers_each_modality(known: Known) -> None:
     cohort = known.cohort
-    changed = lookalike(cohort, known.study).inputs
+    changed = make_placeholder(cohort, known.study).inputs
     assert replace(cohort, inputs=changed).digest != cohort.digest
     assert replace(cohort, inputs={}).digest != cohort.digest
     assert read_cohort(known.site, known.study).digest == cohort.digest

@@ -169,7 +169,7 @@ def test_rules_and_commands_that_it_is_not_built_for_refuse_it_by_name(made: tup
     ranges = {c: [-3, 3] for c in ("x1", "x2", "x3")}
     with pytest.raises(InputError, match=r'task = "events" is not built for unit = "patient"; set \[privacy\] unit = "none"'):
         make_study(**PLAN, privacy={"unit": "patient", "epsilon": 3.0, "persons": {"a": 9, "b": 9}, "ranges": ranges})
-    with pytest.raises(InputError, match=r"\[gwas\] has a number or two classes as target"):
+    with pytest.raises(InputError, match=r"\[gwas\] needs a number or two classes as target"):
         make_study(("variants",), **PLAN, gwas={})
 
 

@@ -60,7 +60,7 @@ def test_itks_file_reads_as_itk_meant_it(tmp_path: Path) -> None:
 
 
 def write(path: Path, voxels: np.ndarray[Any, Any], affine: np.ndarray[Any, Any], space: str = "LPS", **fields: Any) -> Path:
-    """By pynrrd, with a geometry in RAS+ told in ``space``."""
+    """By pynrrd, with a geometry in RAS+, written in ``space``."""
     signs = np.array(SPACES[space], float)
     rows = [signs * affine[:3, axis] for axis in range(3)]
     spatial = [*([np.full(3, np.nan)] if voxels.ndim == 4 else []), *rows]
@@ -221,7 +221,7 @@ def test_a_bomb_is_never_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("whole", [HEADER + DATA, PACKED + gzip.compress(DATA, mtime=0)], ids=["raw", "gzip"])
 @given(data=st.data())
-def test_a_changed_file_is_read_or_set_aside_and_a_cut_one_set_aside(whole: bytes, data: st.DataObject, tmp_path_factory: Any) -> None:
+def test_a_changed_file_is_read_or_excluded_and_a_cut_one_excluded(whole: bytes, data: st.DataObject, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.mktemp("changed") / "p.nrrd"
     at = data.draw(st.integers(0, len(whole) - 1))
     path.write_bytes(whole[:at])
@@ -235,12 +235,12 @@ def test_a_changed_file_is_read_or_set_aside_and_a_cut_one_set_aside(whole: byte
     assert voxels.size <= len(whole)
 
 
-def test_a_broken_file_is_set_aside_with_its_reason_and_the_others_are_read(tmp_path: Path) -> None:
+def test_a_broken_file_is_excluded_with_its_reason_and_the_others_are_read(tmp_path: Path) -> None:
     manifest = site(tmp_path / "a", "nrrd", 20)
     path = tmp_path / "a" / "images" / "a07.nrrd"
     path.write_bytes(path.read_bytes()[:-20])
     cohort = read_cohort(read_site(manifest), make_study(("image",), cohort__image={"size": [8, 8, 6], "crop": True}))
-    assert cohort.set_aside == {"truncated": 1}
+    assert cohort.excluded_images == {"truncated": 1}
     assert len(images_of(cohort).person) == 19
     (entry,) = quarantine.read(tmp_path / "a" / ".fedml")
     assert (entry["person"], entry["reason"]) == ("a07", "truncated")
@@ -288,7 +288,7 @@ def test_each_format_is_read_by_a_site_and_by_a_saved_model_and_looked_at_by_the
         for path in (tmp_path / "images").iterdir():
             path.unlink()
         found = next(f for f in examine(place) if f.what == "image")
-        assert (found.state, f"holds no file that ends in {FORMATS[name].endings[0]}" in found.text) == ("fail", True)
+        assert (found.state, f"has no file with the extension {FORMATS[name].endings[0]}" in found.text) == ("fail", True)
 
 
 def test_the_documents_name_every_format() -> None:

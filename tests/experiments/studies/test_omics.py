@@ -25,7 +25,7 @@ from fedml.runs.restore import restore
 from fedml.strategies.describe import describe
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
-from fedml.synthetic.placeholder import lookalike
+from fedml.synthetic.placeholder import make_placeholder
 from fedml.tracking.registry import signature_of
 from fedml.tracking.scoring import score
 from tests.command import quick as command
@@ -143,7 +143,7 @@ def test_the_saved_model_takes_raw_values(work: Path, study: Study) -> None:
 
 def test_a_rehearsal_plays_persons_who_do_not_exist(work: Path, study: Study) -> None:
     real = cohort_of(work, "a", study).input("omics", Table)
-    made = lookalike(cohort_of(work, "a", study), study).input("omics", Table)
+    made = make_placeholder(cohort_of(work, "a", study), study).input("omics", Table)
     assert real is not None
     assert made is not None
     np.testing.assert_array_equal(np.isnan(made.values), np.isnan(real.values))
@@ -198,7 +198,7 @@ def write_matrix(path: Path, table: pd.DataFrame) -> Path:
 @pytest.mark.parametrize("ending", [".csv", ".tsv", ".parquet"])
 def test_a_matrix_reads_alike_from_each_kind_of_file(tmp_path: Path, ending: str) -> None:
     table = pd.DataFrame({"id": ["p2", "007", "p3"], "g2": [1.5, np.nan, 3], "g1": [7, 8, 9], "g3": [np.nan] * 3})
-    found = read_omics(write_matrix(tmp_path / f"matrix{ending}", table), ["g1", "g2"], ["007", "p3", "nobody"])
+    found = read_omics(write_matrix(tmp_path / f"matrix{ending}", table), ["g1", "g2"], ["007", "p3", "absent"])
     np.testing.assert_array_equal(found.values, [[8, np.nan], [9, 3], [np.nan, np.nan]])
     assert found.present.tolist() == [True, True, False]
     empty = read_omics(tmp_path / f"matrix{ending}", ["g3"], ["007", "p3"])
@@ -231,7 +231,7 @@ def test_a_matrix_that_cannot_be_used_is_refused_by_name(tmp_path: Path, text: s
         ({"cohort__omics": None}, r'inputs lists "omics", so a section \[cohort.omics\]'),
         ({"cohort__omics": {"columns": ["g", "g"]}}, 'columns lists "g" twice'),
         ({"cohort__omics": {"columns": []}}, "at least 1"),
-        ({"cohort__omics": {"columns": ["y"]}}, "the model would be given the answer"),
+        ({"cohort__omics": {"columns": ["y"]}}, "which would reveal it to the model"),
         ({"cohort__omics": {"columns": ["id"]}}, 'columns lists "id"'),
         ({"cohort__omics": {"columns": ["g"], "range": [4, -4]}}, "the first must be smaller"),
         ({"cohort__omics": {"columns": ["g"], "range": [4, 4]}}, "the first must be smaller"),
@@ -242,7 +242,7 @@ def test_a_matrix_that_cannot_be_used_is_refused_by_name(tmp_path: Path, text: s
         ),
         (
             {"privacy": {"unit": "patient", "epsilon": 4.0, "persons": {"a": 90, "b": 90}}},
-            r"\[cohort.omics\] range is missing, which a private study needs",
+            r"\[cohort.omics\] range is missing, a private study needs it",
         ),
     ],
 )
@@ -253,7 +253,7 @@ def test_a_study_that_cannot_work_is_refused(changes: dict[str, object], expecte
 
 @pytest.mark.parametrize(
     ("files", "expected"),
-    [({}, "cannot be read"), ({"genes.txt": b"\n\n"}, "holds no feature"), ({"genes.txt": b"\xff"}, "is not UTF-8 text")],
+    [({}, "cannot be read"), ({"genes.txt": b"\n\n"}, "has no feature"), ({"genes.txt": b"\xff"}, "is not UTF-8 text")],
 )
 def test_a_list_of_features_that_cannot_be_used_is_refused(tmp_path: Path, files: dict[str, bytes], expected: str) -> None:
     for name, data in files.items():

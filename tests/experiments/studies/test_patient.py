@@ -41,14 +41,14 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_run_learns_and_says_what_it_cost(manifests: list[Path], tmp_path: Path) -> None:
     study = patient_study(federation__rounds=8, training__lr=0.05, privacy={"epsilon": 8.0})
     run = federate(study, manifests, tmp_path / "run")
-    told = next(e for e in run.events if e["event"] == "privacy")
-    assert set(told["claims"]) == {"a", "b"}
-    for site, row in told["claims"].items():
+    reported = next(e for e in run.events if e["event"] == "privacy")
+    assert set(reported["claims"]) == {"a", "b"}
+    for site, row in reported["claims"].items():
         assert row["epsilon"] <= 8.0
         assert epsilon(events_from_json(row["events_json"]), 1e-4) == row["epsilon"]
         assert row["events_json"] == claims(study)[site].events_json
-    assert told["epsilon"] == max(row["epsilon"] for row in told["claims"].values())
-    assert "one person of a site" in told["sentence"]
+    assert reported["epsilon"] == max(row["epsilon"] for row in reported["claims"].values())
+    assert "one person of a site" in reported["sentence"]
     assert run.final["metrics"]["test"]["all"]["auroc"] > 0.7
     again = federate(study, manifests, tmp_path / "again")
     assert run.sha256 != again.sha256
@@ -151,8 +151,8 @@ def test_private_metrics_are_noised_and_counted(manifests: list[Path], tmp_path:
     assert np.array([m["brier_sum"] for m in made]).std() == pytest.approx(expected, rel=0.06)
     assert all("log_loss_sum" not in m for m in made)
     run = federate(patient_study(privacy={"metrics": "private"}, federation__rounds=3), manifests, tmp_path / "run")
-    told = next(e for e in run.events if e["event"] == "privacy")
-    assert "the counts behind every metric" in told["sentence"]
+    reported = next(e for e in run.events if e["event"] == "privacy")
+    assert "the counts behind every metric" in reported["sentence"]
     assert "log_loss" not in run.final["metrics"]["test"]["all"]
     assert evaluations(study) == 3
 
@@ -197,7 +197,7 @@ def test_pooled_training_is_private_as_well(manifests: list[Path], tmp_path: Pat
     assert next(e for e in run.events if e["event"] == "privacy")["epsilon"] <= 3.0
 
 
-def test_batch_norm_is_refused_with_the_mend() -> None:
+def test_batch_norm_is_refused_with_the_fix() -> None:
     from fedml.errors import InputError
 
     with pytest.raises(InputError, match='norm = "group"'):

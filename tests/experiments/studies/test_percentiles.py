@@ -127,9 +127,9 @@ def test_the_gate_lets_a_histogram_and_a_window_pass_and_nothing_else_of_the_kin
     """A rehearsal plays the exchange through the site's own gate; a window for a study without percentiles does not come in."""
     site = read_site(image_site(tmp_path, "a", 60, 1))
     study = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "percentiles": [1, 99]})
-    told = [(e.phase, e.direction, e.verdict) for e in rehearse(site, study).entries]
-    assert ("voxels", "out", "accepted") in told
-    assert {verdict for _, _, verdict in told} == {"accepted"}
+    reported = [(e.phase, e.direction, e.verdict) for e in rehearse(site, study).entries]
+    assert ("voxels", "out", "accepted") in reported
+    assert {verdict for _, _, verdict in reported} == {"accepted"}
     plain = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "window": [0, 1]})
     agreement = {PANEL: np.zeros(0, np.uint8), FLIPS: np.zeros(0, np.uint8), IMAGE_SHAPE: np.array([1, 8, 8])}
     for plan, phase, window in ((plain, Phase.STATISTICS, [0, 1]), (study, Phase.STATISTICS, [0, np.inf])):

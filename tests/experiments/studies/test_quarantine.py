@@ -1,4 +1,4 @@
-"""An image that cannot be used is set aside with its reason while the run goes on; too many of them end the reading."""
+"""An unusable image is excluded with its reason and the run continues; too many exclusions end the reading."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def scribble(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("break_it", "reason"), [(cut, Unusable.UNREADABLE), (scribble, Unusable.UNREADABLE), (turn, Unusable.GEOMETRY)])
-def test_one_broken_image_of_many_is_set_aside_and_the_run_goes_on(
+def test_one_broken_image_of_many_is_excluded_and_the_run_goes_on(
     tmp_path: Path, break_it: Callable[[Path], None], reason: Unusable
 ) -> None:
     manifest = picture_site(tmp_path / "a")
@@ -63,9 +63,11 @@ def test_one_broken_image_of_many_is_set_aside_and_the_run_goes_on(
     break_it(broken)
     cohort = read_cohort(site := read_site(manifest), study := make_study(("image",), sites=("a",)))
     assert (len(cohort), "p07" in cohort.ids) == (PERSONS - 1, False)
-    assert cohort.left_out == {"no input": 1}
-    assert sum(cohort.set_aside.values()) == 1
-    assert (cohort.set_aside.keys() == {str(reason)}) or (reason is Unusable.UNREADABLE and set(cohort.set_aside) == {"truncated"})
+    assert cohort.excluded == {"no input": 1}
+    assert sum(cohort.excluded_images.values()) == 1
+    assert (cohort.excluded_images.keys() == {str(reason)}) or (
+        reason is Unusable.UNREADABLE and set(cohort.excluded_images) == {"truncated"}
+    )
     (entry,) = read(site.state)
     assert (entry["person"], entry["file"]) == ("p07", str(broken))
     assert str(broken) in entry["text"]
@@ -79,9 +81,9 @@ def test_the_list_is_that_of_the_last_reading(tmp_path: Path) -> None:
     assert not site.state.exists()
     whole = (tmp_path / "images" / "p03.png").read_bytes()
     cut(tmp_path / "images" / "p03.png")
-    assert read_cohort(site, study).set_aside
+    assert read_cohort(site, study).excluded_images
     (tmp_path / "images" / "p03.png").write_bytes(whole)
-    assert not read_cohort(site, study).set_aside
+    assert not read_cohort(site, study).excluded_images
     assert read(site.state) == []
 
 
@@ -98,7 +100,7 @@ def test_too_many_are_one_sentence_and_still_listed(tmp_path: Path, broken: int,
     assert len(read_cohort(read_site(tmp_path), make_study(("image",), sites=("a",)))) == PERSONS - broken
 
 
-def test_the_commands_show_what_was_set_aside(tmp_path: Path) -> None:
+def test_the_commands_show_the_exclusions(tmp_path: Path) -> None:
     picture_site(tmp_path / "a")
     (tmp_path / "s.toml").write_text(to_toml(make_plan(("image",), sites=("a",))))
     assert "no images are excluded" in command("fedml-site", "data", "--site", tmp_path / "a", cwd=tmp_path).stdout
@@ -149,7 +151,7 @@ def test_a_file_that_is_not_de_identified_goes_by_the_policy(
     study = make_study(("image",), sites=("a",))
     manifest = dicom_site(tmp_path, **changes)
     cohort = read_cohort(read_site(manifest), study)
-    assert cohort.set_aside == {"not-de-identified": 1}
+    assert cohort.excluded_images == {"not-de-identified": 1}
     assert IDS[4] not in cohort.ids
     text = manifest.read_text()
     manifest.write_text(text + '[policy]\ndeidentification = "refuse"\n')
@@ -162,7 +164,7 @@ def test_a_file_that_is_not_de_identified_goes_by_the_policy(
     assert "Doe" not in caplog.text
 
 
-def test_a_truncated_slice_and_a_missing_one_are_set_aside(tmp_path: Path) -> None:
+def test_a_truncated_slice_and_a_missing_one_are_excluded(tmp_path: Path) -> None:
     manifest = dicom_site(tmp_path)
     series = tmp_path / "images" / IDS[4] / "study" / "series"
     cut_file = series / "3.dcm"  # the last: without it the others would still be a volume
@@ -170,11 +172,11 @@ def test_a_truncated_slice_and_a_missing_one_are_set_aside(tmp_path: Path) -> No
     (tmp_path / "images" / IDS[6] / "study" / "series" / "1.dcm").unlink()
     cohort = read_cohort(read_site(manifest), make_study(("image",), sites=("a",)))
     assert len(cohort) == PERSONS - 2
-    assert sum(cohort.set_aside.values()) == 2
-    assert cohort.set_aside["gap"] == 1
+    assert sum(cohort.excluded_images.values()) == 2
+    assert cohort.excluded_images["gap"] == 1
 
 
-def test_dicom_segmentations_are_masks_and_one_off_its_image_is_set_aside(tmp_path: Path) -> None:
+def test_dicom_segmentations_are_masks_and_one_off_its_image_is_excluded(tmp_path: Path) -> None:
     manifest = dicom_site(tmp_path)
     (tmp_path / "masks").mkdir()
     expected = {}
@@ -186,7 +188,7 @@ def test_dicom_segmentations_are_masks_and_one_off_its_image_is_set_aside(tmp_pa
     manifest.write_text(manifest.read_text().replace('format = "dicom"', 'format = "dicom", masks = "masks"'))
     study = make_study(("image",), sites=("a",), model__task="segmentation", model__segmentation={"channels": [4, 8], "window": [4, 4, 4]})
     cohort = read_cohort(read_site(manifest), study)
-    assert cohort.set_aside == {"mask-mismatch": 1, "no-mask": 1}
+    assert cohort.excluded_images == {"mask-mismatch": 1, "no-mask": 1}
     images = images_of(cohort)
     assert images.masks is not None
     assert images.masks.shape == (PERSONS - 2, 1, 5, 6, 4)
@@ -213,7 +215,7 @@ def test_nifti_masks_lie_on_their_images_and_both_are_preprocessed(tmp_path: Pat
     images = read_images(
         tmp_path / "images", "nifti", IDS[:3], shape, codes=(0, 128), rules=ImageRules(tmp_path / "masks", max_quarantined=0.5)
     )  # fmt: skip
-    assert [(a.person, a.reason) for a in images.aside] == [(IDS[2], Unusable.MASK_MISMATCH)]
+    assert [(a.person, a.reason) for a in images.excluded] == [(IDS[2], Unusable.MASK_MISMATCH)]
     assert images.shape == (1, 12, 12, 12)
     assert images.masks is not None
     assert set(np.unique(images.masks)) == {0, 1}
@@ -259,4 +261,4 @@ def test_real_dicom_of_two_makers_is_read_as_images(tmp_path: Path) -> None:
     images = read_images(tmp_path, "dicom", ["q"], None, rules=ImageRules(deidentification="warn"))
     assert images.pixels.shape[0] == 1
     assert np.isfinite(images.pixels).all()
-    assert images.aside == ()
+    assert images.excluded == ()

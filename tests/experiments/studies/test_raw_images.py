@@ -82,11 +82,11 @@ def test_raw_nifti_through_mlflow_is_scored_as_the_cohort_is(tmp_path: Path, mon
     assert len({a.shape for a in arrays}) == 3
     affines = np.stack([v.affine for v in volumes])
     for given in (paths, {"image": paths}, {"image": arrays, "affine": affines}):
-        told = model.predict(given)
+        reported = model.predict(given)
         if task == "segmentation":
-            assert told["predicted"].tolist() == [one.argmax(0).flatten().tolist() for one in expected]
+            assert reported["predicted"].tolist() == [one.argmax(0).flatten().tolist() for one in expected]
         else:
-            np.testing.assert_array_equal(told["probability_1"], torch.softmax(expected.double(), 1)[:, 1].numpy())
+            np.testing.assert_array_equal(reported["probability_1"], torch.softmax(expected.double(), 1)[:, 1].numpy())
     twice = np.stack([arrays[0], arrays[0]])
     both = model.predict({"image": twice, "affine": affines[0]})  # one affine for all
     assert both.iloc[0].equals(model.predict([paths[0]]).iloc[0])
@@ -99,9 +99,9 @@ def test_who_has_no_image_has_no_mask_and_keeps_the_others_in_place(tmp_path: Pa
     (tmp_path / "run" / "study.json").write_text(study.canonical)
     model = restore(tmp_path / "run")[1]
     path = manifest.parent / "images" / "a00.nii.gz"
-    told = score(study, model, [None, path, ""])["predicted"].tolist()
-    assert told[0] is told[2] is None
-    assert told[1] == score(study, model, [str(path)])["predicted"][0]
+    reported = score(study, model, [None, path, ""])["predicted"].tolist()
+    assert reported[0] is reported[2] is None
+    assert reported[1] == score(study, model, [str(path)])["predicted"][0]
 
 
 def test_a_dicom_series_is_prepared_as_its_voxels_are(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_dicom_series_is_prepared_as_its_voxels_are(tmp_path: Path) -> None:
     assert 0 <= by_path.min() < by_path.max() <= 1
 
 
-def test_what_cannot_be_used_is_told_with_its_file_or_place(tmp_path: Path) -> None:
+def test_what_cannot_be_used_is_reported_with_its_file_or_place(tmp_path: Path) -> None:
     study = study_of("classification")
     flat = write_picture(tmp_path / "flat.nii.gz", np.zeros((5, 5), np.int16))
     (tmp_path / "cut.nii.gz").write_bytes(write_picture(tmp_path / "whole.nii.gz", np.zeros((5, 5, 5), np.int16)).read_bytes()[:60])
@@ -127,12 +127,12 @@ def test_what_cannot_be_used_is_told_with_its_file_or_place(tmp_path: Path) -> N
         ([tmp_path / "none.nii"], "none.nii: no such file"),
         ([flat], "flat.nii.gz: is"),
         ([tmp_path / "cut.nii.gz"], "cut.nii.gz: cannot be read"),
-        ([tmp_path / "empty"], "empty: holds 0 DICOM series"),
+        ([tmp_path / "empty"], "empty: has 0 DICOM series"),
         ([np.zeros((1, 5, 5, 5))], "image 1 of 1: has no affine"),
         ({"image": [np.full((1, 5, 5, 5), np.inf)], "affine": np.eye(4)}, "image 1 of 1: contains voxels that are not finite"),
     ):
         with pytest.raises(InputError, match=says):
             to_batch(study, given)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(InputError, match=r"notes.txt: is no image by its ending"):
+    with pytest.raises(InputError, match=r"notes.txt: has no known image extension"):
         read_one(tmp_path / "notes.txt", study.cohort.image)

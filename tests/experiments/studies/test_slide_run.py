@@ -20,8 +20,8 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read as read_quarantine
 from fedml.clients.site.read import load_cohort, read_cohort
 from fedml.cohort.persons import select
-from fedml.cohort.read_images import TooManyAside
-from fedml.cohort.slides.cohort import Bag, Looked, Slides, read_slides
+from fedml.cohort.read_images import TooManyExcluded
+from fedml.cohort.slides.cohort import Bag, Slides, SlideTissue, read_slides
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
 from fedml.modalities.layout import Layout
@@ -93,7 +93,7 @@ def slide_plan(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.long
 def test_attention_finds_what_marks_a_person(tmp_path: Path) -> None:
-    """Told only who is ill, it tells new persons apart, and the tile that speaks most is one of the two that were marked."""
+    """Trained with labels of persons only, the model classifies new persons, and the tile with most attention is a marked one."""
     sites = [slide_site(tmp_path / n, n, k, s) for n, k, s in (("a", 40, 1), ("b", 30, 2))]
     study = make_study(("image",), **slide_changes(training__local_epochs=4, federation__rounds=5, training__evaluate_every=0))
     run = federate(study, sites, tmp_path / "run")
@@ -138,7 +138,7 @@ def test_the_same_twice_and_two_sites_give_what_one_gives(tmp_path: Path) -> Non
 
 
 def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_path: Path) -> None:
-    """Who has a broken slide is set aside and listed; the run, its record in MLflow and its saved model go on."""
+    """A person with a damaged slide is excluded and listed; the run, its MLflow record and its saved model are complete."""
     import mlflow
 
     for name, persons, seed in (("a", 24, 1), ("b", 22, 2)):
@@ -152,17 +152,17 @@ def test_a_run_as_a_process_with_a_real_slide_a_broken_one_and_one_of_glass(tmp_
         file.write("[policy]\nmax_quarantined = 0.2\n")
     plan = slide_plan(cohort__image={"tiles": {**SPEC, "mpp": 0.5}}, federation__rounds=1)
     (tmp_path / "study.toml").write_text(to_toml(plan))
-    told = command("fedml", "check", "study.toml", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
-    assert "slides, in tiles of 32 x 32 pixels at 0.5 micrometres a pixel with at least 50% tissue" in told.stdout
+    reported = command("fedml", "check", "study.toml", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
+    assert "slides, in tiles of 32 x 32 pixels at 0.5 micrometres a pixel with at least 50% tissue" in reported.stdout
     done = command("fedml", "run", "study.toml", "--sites", "sites", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     last = json.loads(done.stdout.strip().splitlines()[-1])
     said = " ".join(done.stderr.split())
     assert "1 with an excluded image (truncated)" in said
     assert "1 with an excluded image (no-tissue)" in said
-    aside = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
-    assert aside == {"b005": "truncated", "b007": "no-tissue"}
+    excluded = {entry["person"]: entry["reason"] for entry in read_quarantine(tmp_path / "sites" / "b" / ".fedml")}
+    assert excluded == {"b005": "truncated", "b007": "no-tissue"}
     seen = command("fedml-site", "check", "study.toml", "--site", "sites/b", cwd=tmp_path)
     assert "would use 20 persons" in seen.stdout
     assert "slides: 21 with " in seen.stdout
@@ -196,7 +196,7 @@ def test_tiles_of_a_bag_are_those_with_tissue_and_sums_are_of_all_of_them(tmp_pa
     for person, parts in pixels.items():
         for k, part in enumerate(parts):
             write_tiff(tmp_path / "slides" / person / f"{k}.tif", part)
-    slides = slides_of(tmp_path, SPEC, ["nobody", "p", "q"])
+    slides = slides_of(tmp_path, SPEC, ["absent", "p", "q"])
     assert slides.person.tolist() == [1, 1, 2]
     wanted = {
         person: [part[y : y + SIDE, x : x + SIDE] for part in parts
@@ -238,7 +238,7 @@ def test_what_is_drawn_keeps_to_the_budget(counts: list[list[int]], budget: int,
     slides = Slides(
         Tiles(per_step=budget),
         tuple(
-            Looked(Path(f"{p}-{k}"), np.stack([np.arange(n), np.full(n, k)], 1), np.zeros((3, 3)), (0, 0))
+            SlideTissue(Path(f"{p}-{k}"), np.stack([np.arange(n), np.full(n, k)], 1), np.zeros((3, 3)), (0, 0))
             for p, own in enumerate(counts) for k, n in enumerate(own)
         ),
         np.repeat(np.arange(len(counts)), [len(own) for own in counts]),
@@ -262,7 +262,7 @@ def test_what_is_drawn_keeps_to_the_budget(counts: list[list[int]], budget: int,
 def test_every_tile_is_drawn_equally_often() -> None:
     corners = [np.stack([np.arange(n), np.zeros(n, np.int64)], 1) for n in (3, 2)]
     slides = Slides(
-        Tiles(per_step=2), tuple(Looked(Path(str(k)), c, np.zeros((3, 3)), (0, 0)) for k, c in enumerate(corners)), np.zeros(2, int)
+        Tiles(per_step=2), tuple(SlideTissue(Path(str(k)), c, np.zeros((3, 3)), (0, 0)) for k, c in enumerate(corners)), np.zeros(2, int)
     )
     often, generator = np.zeros(5), torch.Generator().manual_seed(0)
     for _ in range(4000):
@@ -316,7 +316,7 @@ def test_a_cache_that_cannot_be_written_to_stops_nothing(tmp_path: Path) -> None
     assert slides_of(tmp_path, SPEC, ["p"]).tiles == 30
 
 
-def test_a_slide_that_changes_after_it_was_looked_at_is_told(tmp_path: Path) -> None:
+def test_a_slide_that_changes_after_its_inspection_is_reported(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "slides" / "p.tif", tissue(np.random.default_rng(0), True))
     bag = slides_of(tmp_path, SPEC, ["p"]).bag(np.array([0]))
     assert sum(len(part) for part in bag) == 30
@@ -350,7 +350,7 @@ def test_a_slide_that_changes_between_rounds_ends_no_other_site(tmp_path: Path) 
         ("small", "no-tissue"),
     ],
 )
-def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, reason: str) -> None:
+def test_a_slide_that_cannot_be_used_is_excluded(tmp_path: Path, broken: str, reason: str) -> None:
     rng = np.random.default_rng(0)
     for person in "pq":
         path = write_tiff(tmp_path / "slides" / f"{person}.tif", tissue(rng, True))
@@ -375,14 +375,14 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
     spec = {**SPEC, "mpp": 0.5}
     slides = slides_of(tmp_path, spec, ["p", "q"], max_quarantined=0.5)
     assert slides.person.tolist() == [0]
-    assert [(a.person, str(a.reason)) for a in slides.aside] == [("q", reason)]
-    assert str(path) in slides.aside[0].text
-    with pytest.raises(TooManyAside, match=r"q\.tif"):
+    assert [(a.person, str(a.reason)) for a in slides.excluded] == [("q", reason)]
+    assert str(path) in slides.excluded[0].text
+    with pytest.raises(TooManyExcluded, match=r"q\.tif"):
         slides_of(tmp_path, spec, ["p", "q"], max_quarantined=0.4)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "reported"),
     [
         ({"model__task": "segmentation", "model__image": {}}, "tiles have no masks"),
         ({"model__task": "segmentation"}, 'pooling = "attention" is not built'),
@@ -401,8 +401,8 @@ def test_a_slide_that_cannot_be_used_is_set_aside(tmp_path: Path, broken: str, r
         ({"cohort__image": {"channels": 3}}, "size is missing"),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_what_cannot_be_is_refused(changes: dict[str, Any], reported: str) -> None:
+    with pytest.raises(InputError, match=reported):
         make_study(("image",), **slide_changes(**changes))
 
 
@@ -415,9 +415,9 @@ def test_a_study_of_slides_reads_back_as_itself() -> None:
     assert written.sha256 == study.sha256
 
 
-def test_a_site_and_a_study_that_do_not_fit_are_told(tmp_path: Path) -> None:
+def test_a_site_and_a_study_that_do_not_fit_are_reported(tmp_path: Path) -> None:
     site = slide_site(tmp_path / "a", "a", 4, 1)
-    with pytest.raises(InputError, match=r"does not say how slides are cut"):
+    with pytest.raises(InputError, match=r"does not define tiles"):
         read_cohort(read_site(site), make_study(("image",)))
     write_manifest(tmp_path / "a", "a", image='{ path = "slides", format = "png" }')
     with pytest.raises(InputError, match=r'format = "slide"'):

@@ -40,7 +40,7 @@ def test_voxels_persons_and_place_are_the_same_in_each_format(made: dict[str, Pa
     for kind in ("dicom", "npz"):
         np.testing.assert_array_equal(read[kind].pixels, read["nifti"].pixels)
         np.testing.assert_array_equal(read[kind].person, read["nifti"].person)
-        assert read[kind].aside == ()
+        assert read[kind].excluded == ()
     person = next(p for p in ids if (made["nifti"] / "oslo" / "images" / f"{p}.nii.gz").exists())
     volume = read_series(sorted((made["dicom"] / "oslo" / "images" / person / "1").iterdir()))
     np.testing.assert_allclose(volume.affine, nibabel.load(made["nifti"] / "oslo" / "images" / f"{person}.nii.gz").affine, atol=1e-6)
@@ -80,7 +80,7 @@ def test_the_demo_study_ends_alike_on_each_format(made: dict[str, Path], tmp_pat
     for kind in ("dicom", "npz"):
         assert runs[kind].final["metrics"] == runs["nifti"].final["metrics"]
         assert runs[kind].sha256 == runs["nifti"].sha256
-    assert load_cohort((str(made["dicom"] / "oslo" / "site.toml"),), study).set_aside == {}
+    assert load_cohort((str(made["dicom"] / "oslo" / "site.toml"),), study).excluded_images == {}
 
 
 def test_another_format_is_refused_with_the_nearest(tmp_path: Path) -> None:

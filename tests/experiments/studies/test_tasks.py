@@ -137,10 +137,11 @@ def test_a_privacy_unit_that_a_task_is_not_built_for_is_refused(name: str, unit:
 def test_other_inputs_an_association_and_noised_metrics_go_by_the_traits(name: str) -> None:
     traits = TRAITS[name]
     if traits.inputs is not None:
-        with pytest.raises(InputError, match=rf'task = "{name}" is built for these inputs alone; set \[cohort\] inputs = \["image"\]'):
+        with pytest.raises(InputError, match=rf'task = "{name}" is built only for these inputs; set \[cohort\] inputs = \["image"\]'):
             make_study(("image", "clinical"), model__task=name)
     if traits.gwas is None:
-        with pytest.raises(InputError, match=r'\[gwas\] has a number or two classes as target; set \[model\] task = "classification" or "'):
+        needs = r'\[gwas\] needs a number or two classes as target; set \[model\] task = "classification" or "'
+        with pytest.raises(InputError, match=needs):
             make_study(("variants",), model__task=name, gwas={})
     else:
         assert make_study(("variants",), model__task=name, gwas={}).traits.gwas == traits.gwas
@@ -333,7 +334,7 @@ def reason_is_a_sentence(text: str) -> bool:
     return not text or text.endswith(".")
 
 
-def test_a_statistic_of_everybody_once_is_the_metric_itself() -> None:
+def test_a_statistic_of_every_person_once_is_the_metric_itself() -> None:
     task = make_task(study_of("classification"))
     output, truth, _ = outputs_and_truth(task)
     p = torch.softmax(output, 1).numpy()

@@ -15,7 +15,7 @@ from fedml.errors import RunError
 from fedml.runs.log import EVENTS, load_counts, read_events
 from fedml.study.study import Study
 from fedml.tracking import outbox
-from fedml.tracking.deliver import deliver, deliver_owed
+from fedml.tracking.deliver import deliver, deliver_pending
 from fedml.tracking.store import store_key
 from tests.command import quick as command
 from tests.tracked import SITES, content, finished
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, Path]:
 
 
 @pytest.fixture(scope="module")
-def told(made: tuple[Path, Study, Path]) -> dict[str, Any]:
+def reported(made: tuple[Path, Study, Path]) -> dict[str, Any]:
     """What a fresh store holds once the run is delivered."""
     run, study, folder = made
     with pytest.MonkeyPatch.context() as patch:
@@ -40,12 +40,12 @@ def told(made: tuple[Path, Study, Path]) -> dict[str, Any]:
     return content(f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Study, Path], told: dict[str, Any]) -> None:
+def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
     from fedml.tasks.intervals import interval
     from fedml.tasks.registry import make_task
 
     run, study, _ = made
-    parent, events = told[run.name], read_events(run)[0]
+    parent, events = reported[run.name], read_events(run)[0]
     final = next(e for e in events if e["event"] == "final")["metrics"]["test"]
     tags, value = parent["tags"], {name: history[-1][1] for name, history in parent["metrics"].items()}
     assert parent["status"] == "FINISHED"
@@ -70,13 +70,13 @@ def test_the_parent_says_what_was_asked_and_what_came_out(made: tuple[Path, Stud
         assert words in note
 
 
-def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study, Path], told: dict[str, Any]) -> None:
+def test_each_site_has_a_child_run_with_its_work_and_disclosures(made: tuple[Path, Study, Path], reported: dict[str, Any]) -> None:
     run, study, _ = made
     events = read_events(run)[0]
     agreed, rounds = next(e for e in events if e["event"] == "agreed"), [e for e in events if e["event"] == "round"]
-    assert set(told) == {run.name, *(f"{run.name}/{site}" for site in SITES)}
+    assert set(reported) == {run.name, *(f"{run.name}/{site}" for site in SITES)}
     for site in SITES:
-        child = told[f"{run.name}/{site}"]
+        child = reported[f"{run.name}/{site}"]
         tags, metrics = child["tags"], child["metrics"]
         assert tags["mlflow.parentRunId"] == run.name  # by name: the ids are MLflow's
         assert tags["fedml.site"] == site
@@ -91,12 +91,12 @@ def test_each_site_has_a_child_with_what_it_did_and_told(made: tuple[Path, Study
         assert metrics["test/auroc"][0][1] == final["metrics"]["test"]["sites"][site]["auroc"]
         for way in ("bytes_in", "bytes_out"):
             assert metrics[f"total/{way}"][0][1] == sum(e["sites"][site][way] for e in (*rounds, final)) > 0
-    assert sorted(told[run.name]["datasets"]) == sorted(told[f"{run.name}/{s}"]["datasets"][0] for s in SITES)
+    assert sorted(reported[run.name]["datasets"]) == sorted(reported[f"{run.name}/{s}"]["datasets"][0] for s in SITES)
     assert study.federation.rounds == 2
 
 
 def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
-    made: tuple[Path, Study, Path], told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, Study, Path], reported: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow import MlflowClient
 
@@ -119,17 +119,17 @@ def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
     client.delete_run(lost.info.run_id)  # and one child not made
     assert deliver(run, study) == first
     assert calls
-    assert content(uri) == told
+    assert content(uri) == reported
 
 
 def test_a_run_is_recorded_by_one_process_at_a_time(made: tuple[Path, Study, Path]) -> None:
     run, study, _ = made
-    with outbox.alone(run), pytest.raises(RunError, match="another process is recording it"):
+    with outbox.lock_run(run), pytest.raises(RunError, match="another process is recording this run"):
         deliver(run, study)
 
 
 def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
-    made: tuple[Path, Study, Path], told: dict[str, Any], tmp_path: Path
+    made: tuple[Path, Study, Path], reported: dict[str, Any], tmp_path: Path
 ) -> None:
     run, _, folder = made
     shutil.copy(folder / "mlflow.db", tmp_path / "mlflow.db")  # a store that has this run, and none of the next
@@ -138,8 +138,8 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
         log = tmp_path / "runs" / f"toy-{name}" / EVENTS
         log.write_text(log.read_text().replace(run.name, f"toy-{name}"))
         (log.parent / outbox.MARKER).unlink()
-    outbox.want(tmp_path / "runs" / "toy-kept")
-    outbox.want(tmp_path / "runs" / "toy-going")
+    outbox.mark_pending(tmp_path / "runs" / "toy-kept")
+    outbox.mark_pending(tmp_path / "runs" / "toy-going")
     log = tmp_path / "runs" / "toy-going" / EVENTS
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))  # it has not ended
     done = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
@@ -148,9 +148,9 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
     assert len(done.stdout.splitlines()) == 1
     now = content(f"sqlite:///{tmp_path / 'mlflow.db'}")
     assert {name for name in now if "/" not in name} == {run.name, "toy-kept"}
-    assert now["toy-kept"]["metrics"] == told[run.name]["metrics"]
+    assert now["toy-kept"]["metrics"] == reported[run.name]["metrics"]
     again = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
-    assert "MLflow has every run" in again.stdout
+    assert "all runs are delivered" in again.stdout
     marker = (tmp_path / "runs" / "toy-kept" / outbox.MARKER).read_text()
     assert str(tmp_path) not in marker
 
@@ -169,15 +169,15 @@ def test_a_store_that_cannot_be_reached_leaves_the_run_owed(
     run = shutil.copytree(made[0], tmp_path / "runs" / made[0].name)
     (run / outbox.MARKER).write_text("{}")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    with pytest.raises(RunError, match="1 run\\(s\\) are still owed"):
-        deliver_owed(tmp_path / "runs", print)
-    assert outbox.owed(tmp_path / "runs") == [run]
+    with pytest.raises(RunError, match="1 run\\(s\\) are not delivered yet"):
+        deliver_pending(tmp_path / "runs", print)
+    assert outbox.pending(tmp_path / "runs") == [run]
     (run / outbox.MARKER).write_text("not JSON")
-    assert outbox.owed(tmp_path / "runs") == [run]
+    assert outbox.pending(tmp_path / "runs") == [run]
 
 
 @given(st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1), st.sampled_from(["postgresql", "https"]))
-def test_a_store_is_the_same_whoever_logs_in_and_tells_no_password(secret: str, scheme: str) -> None:
+def test_the_key_of_a_store_depends_on_no_login_and_reveals_no_password(secret: str, scheme: str) -> None:
     plain = store_key(f"{scheme}://db.example.org/mlflow")
     assert store_key(f"{scheme}://fedml:{secret}@db.example.org/mlflow") == plain
     assert store_key(f"{scheme}://db.example.org/mlflow-{secret}") != plain

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedml.tracking import outbox
-from fedml.tracking.deliver import deliver, deliver_owed
+from fedml.tracking.deliver import deliver, deliver_pending
 from tests.command import command
 from tests.conftest import make_plan, to_toml
 from tests.tracked import SITES, content, end, finished, free_port, mlflow_server, proxy
@@ -28,34 +28,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_it(folder: Path, address: str) -> dict[str, Any]:
-    """`fedml run` with MLflow at an address: its JSON, and what it said beside."""
+    """`fedml run` with MLflow at an address: its JSON, and its other output."""
     done = command("fedml", "run", "toy.toml", "--sites", "sites", "--json", cwd=folder, MLFLOW_TRACKING_URI=address)
     assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    assert told["status"] == "finished"
-    return {**told, "said": done.stderr}
+    reported: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    assert reported["status"] == "finished"
+    return {**reported, "said": done.stderr}
 
 
 @pytest.mark.long
 def test_a_server_that_is_down_gets_the_record_when_it_is_up(folder: Path) -> None:
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    told = run_it(folder, address)
-    assert told["mlflow_run_id"] is None
-    assert "fedml track --pending" in told["said"]
+    reported = run_it(folder, address)
+    assert reported["mlflow_run_id"] is None
+    assert "fedml track --pending" in reported["said"]
     with mlflow_server(folder, port):
         done = command("fedml", "track", "--pending", cwd=folder, MLFLOW_TRACKING_URI=address)
         assert done.returncode == 0, done.stderr
         there = content(address)
-        assert set(there) == {told["run_id"], *(f"{told['run_id']}/{site}" for site in SITES)}
+        assert set(there) == {reported["run_id"], *(f"{reported['run_id']}/{site}" for site in SITES)}
         assert {r["status"] for r in there.values()} == {"FINISHED"}
-        assert there[told["run_id"]]["metrics"]["test/auroc"][0][1] == told["metrics"]["test"]["auroc"]
-        assert there[told["run_id"]]["models"] == 1
+        assert there[reported["run_id"]]["metrics"]["test/auroc"][0][1] == reported["metrics"]["test"]["auroc"]
+        assert there[reported["run_id"]]["models"] == 1
         again = command("fedml", "track", "--pending", cwd=folder, MLFLOW_TRACKING_URI=address)
-        assert "MLflow has every run" in again.stdout
+        assert "all runs are delivered" in again.stdout
         assert content(address) == there
         # The same run in a file's store reads the same.
-        alone = command("fedml", "track", told["folder"], cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'alone.db'}")
+        alone = command("fedml", "track", reported["folder"], cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder / 'alone.db'}")
         assert alone.returncode == 0, alone.stderr
         assert content(f"sqlite:///{folder / 'alone.db'}") == there
 
@@ -63,7 +63,7 @@ def test_a_server_that_is_down_gets_the_record_when_it_is_up(folder: Path) -> No
 @pytest.mark.long
 def test_a_server_killed_in_the_middle_leaves_no_half_and_no_double(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, study = finished(tmp_path)
-    outbox.want(run)
+    outbox.mark_pending(run)
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     for at in (6, 16):  # while children are made; while figures are written
@@ -78,11 +78,11 @@ def test_a_server_killed_in_the_middle_leaves_no_half_and_no_double(tmp_path: Pa
                 with pytest.raises(Exception, match=r"(?i)connection|max retries"):
                     deliver(run, study)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        assert outbox.owed(run.parent) == [run]
+        assert outbox.pending(run.parent) == [run]
     with mlflow_server(tmp_path, port):
-        deliver_owed(run.parent, print)
+        deliver_pending(run.parent, print)
         there = content(address)
-        assert outbox.owed(run.parent) == []
+        assert outbox.pending(run.parent) == []
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'alone.db'}")
     monkeypatch.chdir(tmp_path)
     deliver(run, study)
@@ -93,8 +93,8 @@ def test_a_server_killed_in_the_middle_leaves_no_half_and_no_double(tmp_path: Pa
 def test_a_slow_server_gets_it_all(folder: Path) -> None:
     port = free_port()
     with mlflow_server(folder, port), proxy(port, lambda _: time.sleep(0.2)) as through:
-        told = run_it(folder, through)
-        there = content(f"http://127.0.0.1:{port}")[told["run_id"]]
-    assert told["mlflow_run_id"], told["said"]
+        reported = run_it(folder, through)
+        there = content(f"http://127.0.0.1:{port}")[reported["run_id"]]
+    assert reported["mlflow_run_id"], reported["said"]
     assert there["status"] == "FINISHED"
     assert [step for step, _, _ in there["metrics"]["round/seconds"]] == [1, 2, 2]  # two rounds and the last evaluation

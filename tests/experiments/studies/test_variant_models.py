@@ -162,9 +162,11 @@ def test_a_gene_wise_network_is_trained_saved_and_predicts_the_same(tmp_path: Pa
     task = make_task(restored)
     cohorts = [load_aligned((str(p.manifest),), restored, done.panel) for p in places.values()]
     again = task.metrics(add_counts(evaluate(model, cohort, "test", task) for cohort in cohorts))
-    told = done.final["metrics"]["test"]["all"]
-    assert told["persons"] > 10
-    assert {name: again[name] for name in ("accuracy", "auroc", "brier")} == {name: told[name] for name in ("accuracy", "auroc", "brier")}
+    reported = done.final["metrics"]["test"]["all"]
+    assert reported["persons"] > 10
+    assert {name: again[name] for name in ("accuracy", "auroc", "brier")} == {
+        name: reported[name] for name in ("accuracy", "auroc", "brier")
+    }
 
     other = trained(gene_study(tmp_path, BED.replace("20012000", "20030000"), federation__rounds=6), places, tmp_path / "other")
     assert other.arrays["encoder.variants.genes.bias"].shape == (4, 2)  # all of the second lies in the first
@@ -181,8 +183,8 @@ def test_a_gene_wise_network_under_privacy_of_a_patient(tmp_path: Path, places: 
     privacy = {"unit": "patient", "noise_multiplier": 0.8, "delta": 1e-3, "persons": {"a": 40, "b": 40}}
     study = gene_study(tmp_path, privacy=privacy, training__optimizer="sgd", training__batch_size=0)
     done = trained(study, places, tmp_path / "run")
-    told = [e for e in done.events if e["event"] == "privacy"][-1]
-    assert 0 < told["epsilon"] < 100
+    reported = [e for e in done.events if e["event"] == "privacy"][-1]
+    assert 0 < reported["epsilon"] < 100
     _, model = restore(tmp_path / "run")
     first = learned(build_model(study, _layout(study, done)))
     for name, value in learned(model).items():
@@ -260,10 +262,10 @@ def test_a_run_is_exported_and_scored_by_commands_as_the_model_says(tmp_path: Pa
     folder = next(iter(places.values())).manifest.parent.parent
     study = study_file(tmp_path, study={"name": "risk", "question": "Who gets it?\nAnd who not?"}, federation__rounds=4)
     done = run_json(study, "--sites", folder, "--no-track", cwd=tmp_path)
-    told = command("fedml", "export-score", done["folder"], "--out", "risk.txt.gz", cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
+    reported = command("fedml", "export-score", done["folder"], "--out", "risk.txt.gz", cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
     assert (
-        told.stdout
+        reported.stdout
         == f"risk.txt.gz: {VARIANTS} of {VARIANTS} variants have a weight (GRCh38); the score is the log-odds of y 1 against 0\n"
     )
     header = read_scoring(tmp_path / "risk.txt.gz").header
@@ -272,10 +274,10 @@ def test_a_run_is_exported_and_scored_by_commands_as_the_model_says(tmp_path: Pa
         "run_id": done["run_id"], "weights_sha256": done["weights_sha256"],
     }  # fmt: skip
     for name, place in places.items():
-        told = command("fedml-site", "score", "risk.txt.gz", "--site", place.manifest.parent, "--out", f"{name}.csv", cwd=tmp_path)
-        assert told.returncode == 0, told.stderr
-        assert re.search(rf"matched    {VARIANTS} \(100\.0%\); of these swapped {4 * (name == 'b')}, strand 0\n", told.stdout)
-        assert f"{name}: 60 persons scored, 1 without genotypes" in told.stdout
+        reported = command("fedml-site", "score", "risk.txt.gz", "--site", place.manifest.parent, "--out", f"{name}.csv", cwd=tmp_path)
+        assert reported.returncode == 0, reported.stderr
+        assert re.search(rf"matched    {VARIANTS} \(100\.0%\); of these swapped {4 * (name == 'b')}, strand 0\n", reported.stdout)
+        assert f"{name}: 60 persons scored, 1 without genotypes" in reported.stdout
         found, expected = read_scores(tmp_path / f"{name}.csv"), outputs(tmp_path / done["folder"], place)
         assert found.pop(f"{name}-none") == ("", 0)
         assert list(found) == place.ids
@@ -348,7 +350,7 @@ def test_where_the_files_are_of_several_builds_a_score_is_matched_by_rsid(tmp_pa
         scores(places["a"], tmp_path / "r.txt")
     for place in places.values():
         found, expected = scores(place, tmp_path / "r.txt", by="rsid"), outputs(tmp_path / "run", place)
-        # By rsID nobody knows of the strand, so A/T and C/G count by their frequency: with the model for who has them so.
+        # With rsIDs the strand is unknown, so A/T and C/G count by their frequency: with the model for who has them so.
         assert (found.counts["matched"], found.counts["ambiguous"], found.expected[0]) == (24, 12, 12)
         weight, ambiguous = read.weight, np.arange(VARIANTS) % 6 >= 4
         own = np.where(place.dosage >= 0, place.dosage - 2 * read.frequency, 0)[:, ambiguous] @ weight[ambiguous]
@@ -378,9 +380,9 @@ def test_what_is_no_score_is_not_exported(tmp_path: Path, places: dict[str, Plac
         (tmp_path / "mlp", r'needs \[cohort\] inputs = \["variants"\], \[model.variants\] net = "linear"'),
     ]
     for run, sentence in cases:
-        with pytest.raises(InputError, match=sentence) as told:
+        with pytest.raises(InputError, match=sentence) as reported:
             export_score(run, tmp_path / "out.txt")
-        assert str(told.value).startswith(f"{run}: ")
+        assert str(reported.value).startswith(f"{run}: ")
     shutil.copytree(number[0], tmp_path / "clinical")
     write_whole(tmp_path / "clinical" / STUDY, clinical.canonical.encode())
     with pytest.raises(InputError, match=r"reads no variants \(inputs: clinical\)"):
@@ -468,8 +470,8 @@ def test_the_command_gives_the_scores_of_plink(tmp_path: Path, places: dict[str,
     file = scoring_file(tmp_path / "s.txt", rows)
     place = places["b"]
     options = ("--site", place.manifest, "--missing", "own", "--out", "own.csv")
-    told = command("fedml-site", "score", file.name, *options, cwd=tmp_path)
-    assert told.returncode == 0, told.stderr
+    reported = command("fedml-site", "score", file.name, *options, cwd=tmp_path)
+    assert reported.returncode == 0, reported.stderr
     (tmp_path / "weights.txt").write_text("".join(f"{r[0]}\t{r[3]}\t{r[5]}\n" for r in rows))
     bed = place.manifest.parent / "cohort"
     words = ["plink2", "--bfile", bed, "--allow-extra-chr", "--score", "weights.txt", "1", "2", "3", "cols=+scoresums", "--out", "plink"]
@@ -612,6 +614,6 @@ def test_the_guide_is_followed_to_the_letter(tmp_path: Path) -> None:
             assert done.returncode == 0, f"{text}\n{done.stdout[-1500:]}\n{done.stderr[-1500:]}"
             printed += done.stdout + done.stderr
     assert "variants to work with" in printed
-    assert "beside it: each site alone" in printed
+    assert "for comparison: each site alone" in printed
     assert "the score is the log-odds of disease 1 against 0" in printed
     assert len(read_scores(tmp_path / "out" / "oslo.csv")) == 120

@@ -58,11 +58,11 @@ def make(persons: int = 600, variants: int = 24, seed: int = 0, missing: float =
 
 
 def fit_linear(sites: list[Data], contributes: Any = None) -> linear.Association:
-    told = np.ones((len(sites), len(sites[0].frequency)), bool) if contributes is None else contributes
+    reported = np.ones((len(sites), len(sites[0].frequency)), bool) if contributes is None else contributes
     null = [linear.null_sums(s.covariates, s.number) for s in sites]
     sums = [linear.variant_sums(s.dosage, s.frequency, s.covariates, s.number) for s in sites]
-    masked = [linear.VariantSums(v.xg * c, v.gg * c, v.gy * c) for v, c in zip(sums, told, strict=True)]
-    return linear.solve(null, told, reduce(add, masked))
+    masked = [linear.VariantSums(v.xg * c, v.gg * c, v.gy * c) for v, c in zip(sums, reported, strict=True)]
+    return linear.solve(null, reported, reduce(add, masked))
 
 
 def fit_null(sites: list[Data]) -> logistic.LogisticState:
@@ -79,20 +79,20 @@ def fit_logistic(sites: list[Data], *, firth: bool = False, contributes: Any = N
         parts = []
         for i, s in enumerate(sites):
             sums = logistic.likelihood_sums(s.dosage[:, at], s.frequency[at], s.covariates, s.case, state.ask, inverse)
-            told = np.ones(len(at)) if contributes is None else contributes[i, at]
-            n = (sums.n * told).astype(np.int64)
-            parts.append(logistic.LikelihoodSums(sums.gradient * told, sums.information * told, sums.log_likelihood * told, n))
+            reported = np.ones(len(at)) if contributes is None else contributes[i, at]
+            n = (sums.n * reported).astype(np.int64)
+            parts.append(logistic.LikelihoodSums(sums.gradient * reported, sums.information * reported, sums.log_likelihood * reported, n))
         state = logistic.step(state, reduce(add, parts))
     return state
 
 
 def fit_score(sites: list[Data], contributes: Any = None) -> linear.Association:
-    told = np.ones((len(sites), len(sites[0].frequency)), bool) if contributes is None else contributes
+    reported = np.ones((len(sites), len(sites[0].frequency)), bool) if contributes is None else contributes
     theta = fit_null(sites).theta
     null = [logistic.likelihood_sums(None, None, s.covariates, s.case, theta) for s in sites]
     sums = [logistic.score_sums(s.dosage, s.frequency, s.covariates, s.case, theta) for s in sites]
     return logistic.score_test(
-        null, told, reduce(add, [logistic.ScoreSums(v.score * c, v.gwg * c, v.xwg * c) for v, c in zip(sums, told, strict=True)])
+        null, reported, reduce(add, [logistic.ScoreSums(v.score * c, v.gwg * c, v.xwg * c) for v, c in zip(sums, reported, strict=True)])
     )
 
 
@@ -131,21 +131,21 @@ def test_linear_with_offsets_and_units_far_from_one() -> None:
     compare(fit_linear(parts), lambda x: sm.OLS(data.number, x).fit(), data)
 
 
-def test_a_site_that_does_not_tell_is_left_out_of_that_variant_alone() -> None:
+def test_a_site_that_suppresses_a_variant_is_excluded_from_it_alone() -> None:
     data = make(seed=2)
     sites = data.sites(SPLITS[6])
     # A covariate that is 1 at the third site only: where that site is silent it is all zeros, which must not matter.
     own = [np.column_stack([s.covariates, np.full(len(s.case), float(i == 2))]) for i, s in enumerate(sites)]
     sites = [s._replace(covariates=x) for s, x in zip(sites, own, strict=True)]
-    told = np.ones((6, 24), bool)
-    told[2, :8], told[[0, 4], 8:10], told[:, 11] = False, False, False
+    reported = np.ones((6, 24), bool)
+    reported[2, :8], reported[[0, 4], 8:10], reported[:, 11] = False, False, False
     who = np.repeat(np.arange(6), [len(s.case) for s in sites])
-    ours, score = fit_linear(sites, told), fit_score(sites, told)
-    state = fit_logistic(sites, contributes=told)
+    ours, score = fit_linear(sites, reported), fit_score(sites, reported)
+    state = fit_logistic(sites, contributes=reported)
     wald = logistic.wald(state)
     everything = np.vstack(own)
     for j in (0, 3, 8, 9, 20):
-        rows = told[who, j]
+        rows = reported[who, j]
         design = np.column_stack([everything, data.imputed[:, j]])[rows]
         design = design[:, [k for k in range(design.shape[1]) if design[:, k].any()]]
         fit = sm.OLS(data.number[rows], design).fit()

@@ -41,7 +41,7 @@ def population(persons: int, variants: int, seed: int, groups: int = 4) -> Any:
     own = rng.beta(base * 10, (1 - base) * 10, (groups, variants))
     dosage = rng.binomial(2, own[rng.integers(0, groups, persons)]).astype(np.int8)
     dosage[rng.random(dosage.shape) < 0.02] = -1
-    dosage[:, 3], dosage[:, 7] = 0, -1  # monomorphic; nobody called
+    dosage[:, 3], dosage[:, 7] = 0, -1  # monomorphic; no genotype called
     return dosage
 
 

@@ -80,11 +80,11 @@ def test_a_region_is_found_by_its_index(tmp_path: Path) -> None:
         assert [line.split("\t")[1] for line in table.fetch(region="22:7-300")] == ["7", "300"]
 
 
-def test_the_description_beside_it(tmp_path: Path) -> None:
+def test_the_metadata_file(tmp_path: Path) -> None:
     path = tmp_path / "heart.tsv.gz"
     sumstats.write(path, results(), META)
-    told = yaml.safe_load((tmp_path / "heart.tsv.gz-meta.yaml").read_text())
-    assert told == {
+    reported = yaml.safe_load((tmp_path / "heart.tsv.gz-meta.yaml").read_text())
+    assert reported == {
         "date_metadata_last_modified": date(2025, 1, 2),
         "trait_description": ["heart: #1"],
         "genome_assembly": "GRCh38",
@@ -115,8 +115,8 @@ scalars = st.text() | st.integers() | st.booleans() | st.floats(allow_nan=False,
 
 @given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8))
 def test_yaml_is_read_back_as_it_was(value: Any) -> None:
-    told = yaml.safe_load(sumstats._yaml({"field": value}))
-    assert told == {"field": value}
+    reported = yaml.safe_load(sumstats._yaml({"field": value}))
+    assert reported == {"field": value}
 
 
 def test_no_variant_at_all_is_a_head_with_an_index(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedml.cohort.images.reasons import Unusable
-from fedml.contract.disclosure import HIDDEN, aside_counts
+from fedml.contract.disclosure import HIDDEN, excluded_counts
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, SiteError
 from fedml.wire.records import Phase, pack
@@ -64,6 +64,6 @@ def test_arrays_and_metrics_are_those_that_are_declared(changes: dict[str, Any],
 
 def test_few_persons_without_an_image_are_not_counted() -> None:
     reasons = list(Unusable)[:4]
-    counts = aside_counts({str(reason): persons for reason, persons in zip(reasons, (0, 1, 4, 5), strict=True)}, 5)
+    counts = excluded_counts({str(reason): persons for reason, persons in zip(reasons, (0, 1, 4, 5), strict=True)}, 5)
     assert counts[:4].tolist() == [0, HIDDEN, HIDDEN, 5]
     assert not counts[4:].any()

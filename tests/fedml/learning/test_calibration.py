@@ -54,7 +54,7 @@ def test_merged_counts_equal_scikit_learn_and_statsmodels_on_pooled_predictions(
     assert metrics["auroc"] == pytest.approx(sk.roc_auc_score(y, p), abs=1e-3)
     assert metrics["brier"] == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
     assert interval(counts, TWO, "brier", seed=1).value == pytest.approx(sk.brier_score_loss(y, p), abs=1e-12)
-    # The histogram alone, by which its spread is told, is within 1e-3 of the sum.
+    # The histogram, from which the spread is computed, is within 1e-3 of the sum.
     risk = expit(MIDPOINTS)
     assert (counts["histogram"][0] * np.stack([risk**2, (1 - risk) ** 2])).sum() / 3000 == pytest.approx(metrics["brier"], abs=1e-3)
 
@@ -69,7 +69,7 @@ def test_merged_counts_equal_scikit_learn_and_statsmodels_on_pooled_predictions(
     assert 0.6 < got.slope.value < 0.85
 
 
-def test_the_fit_is_statsmodels_own_where_everybody_is_at_the_middle_of_a_bin() -> None:
+def test_the_fit_is_statsmodels_own_where_every_person_is_at_the_middle_of_a_bin() -> None:
     logit, y = cohort(400, 7)
     logit = MIDPOINTS[np.searchsorted(MIDPOINTS, logit)]
     got = calibration(merged(logit, y))
@@ -87,7 +87,7 @@ def test_the_fit_is_statsmodels_own_where_everybody_is_at_the_middle_of_a_bin() 
 
 
 @given(st.integers(1, 400), st.integers(0, 999), st.floats(0.1, 5), st.floats(-3, 3), st.integers(1, 12))
-def test_groups_of_the_reliability_curve_hold_everybody_once(persons: int, seed: int, slope: float, shift: float, groups: int) -> None:
+def test_groups_of_the_reliability_curve_hold_every_person_once(persons: int, seed: int, slope: float, shift: float, groups: int) -> None:
     logit, y = cohort(persons, seed, slope, shift)
     counts = counts_of(logit, y)
     largest = counts["histogram"].sum((0, 1)).max()
@@ -220,7 +220,7 @@ def test_one_class_only_has_no_calibration_but_a_curve(y: int, persons: int) -> 
     assert roc(counts)[0].size == 0
 
 
-def test_everybody_in_one_bin_has_a_level_but_no_slope() -> None:
+def test_every_person_in_one_bin_has_a_level_but_no_slope() -> None:
     y = np.array([1] * 12 + [0] * 28)
     got = calibration(counts_of(np.full(40, 0.3), y))
     assert math.isnan(got.slope.value)

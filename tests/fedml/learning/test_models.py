@@ -135,7 +135,7 @@ def test_clinical_preprocessing_is_mean_imputation_and_sklearns_scaler() -> None
     np.testing.assert_array_equal(out[:, 6:], sex[:, None] == np.arange(3))
 
 
-def test_indicators_can_be_left_out() -> None:
+def test_indicators_can_be_omitted() -> None:
     module = ClinicalPreprocess(ClinicalColumns(columns=("a", "b"), indicate=False))
     out = module(torch.tensor([[1.0, float("nan")]]))
     assert out.tolist() == [[1, 0]]
@@ -234,7 +234,7 @@ def test_cnn_takes_any_widths(channels: tuple[int, ...]) -> None:
     assert network(torch.randn(2, 1, 9, 9)).shape == (2, 2)
 
 
-def test_an_unknown_network_is_told() -> None:
+def test_an_unknown_network_is_reported() -> None:
     with pytest.raises(InputError, match=r'net "resnet19" is not known \(did you mean "resnet1.?"\?\); one of: cnn, resnet10'):
         build_image_network(ImageNetwork(net="resnet19"), (1, 8, 8), 2)
 

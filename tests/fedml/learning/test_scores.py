@@ -100,7 +100,7 @@ def test_of_a_harmonised_file_the_harmonised_places(tmp_path: Path) -> None:
     assert read.rsid == ("rs1b", "rs2", "rs3")
     assert read.position.tolist() == [170, 0, 7]
     assert read.other == ("G", "", "T")
-    assert scoring(tmp_path, rows, columns).build == ""  # whose build nobody says
+    assert scoring(tmp_path, rows, columns).build == ""  # no file states the build
 
 
 @pytest.mark.parametrize(("text", "build"), [("hg19", "GRCh37"), ("GRCh38.p14", "GRCh38"), ("NCBI36", "NCBI36"), ("NR", ""), ("", "")])
@@ -137,9 +137,9 @@ GOOD: Row = ("rs1", 1, 5, "A", "G", 1)
 def test_a_bad_file_is_one_sentence_with_its_line(tmp_path: Path, text: str, sentence: str) -> None:
     path = tmp_path / "score.txt"
     path.write_text(text)
-    with pytest.raises(InputError, match=sentence) as told:
+    with pytest.raises(InputError, match=sentence) as reported:
         read_scoring(path)
-    assert str(told.value).startswith(str(path))
+    assert str(reported.value).startswith(str(path))
     with pytest.raises(InputError, match=r"none\.txt: cannot be read"):
         read_scoring(tmp_path / "none.txt")
 
@@ -174,11 +174,11 @@ KEYS = (
         (("rs1", 1, 100, "G", "C", 1), None, "differ"),
         (("rs1", 1, 100, "G", "", 1), (0, False), "same"),
         (("rs1", 1, 100, "A", "", 1), (0, True), "same"),
-        (("rs1", 1, 100, "C", "", 1), None, "differ"),  # the strand of one allele alone cannot be told
+        (("rs1", 1, 100, "C", "", 1), None, "differ"),  # the strand cannot be determined from one allele
         (("rs4", 1, 400, "T", "C", 1), (4, False), "same"),
         (("rs4", 1, 400, "A", "C", 1), (3, False), "same"),
         (("rs4", 1, 400, "C", "T", 1), (4, True), "same"),
-        (("rs4", 1, 400, "C", "", 1), None, "differ"),  # REF beside two ALTs
+        (("rs4", 1, 400, "C", "", 1), None, "differ"),  # REF with two ALTs
         (("rs55", 1, 500, "GA", "G", 1), (5, False), "same"),
         (("rs5", 1, 500, "CT", "C", 1), None, "differ"),
         (("rs9", 1, 999, "A", "C", 1), None, "absent"),
@@ -508,5 +508,5 @@ def test_shrink_brings_towards_zero_and_no_further(values: list[float], amount: 
 
 @pytest.mark.parametrize("amounts", [{"q": 0.1}, {"p": -0.1}, {"p": float("nan")}, {"p": float("inf")}])
 def test_shrink_refuses_other_names_and_amounts(amounts: dict[str, float]) -> None:
-    with pytest.raises(ValueError, match="towards 0"):
+    with pytest.raises(ValueError, match="cannot threshold"):
         shrink({"p": nn.Parameter(torch.ones(2))}, amounts)

@@ -127,7 +127,7 @@ def test_low_precision_goes_the_same_way() -> None:
 
 @pytest.mark.long
 def test_it_finds_a_signal_in_one_tile_of_twenty() -> None:
-    """Half of the persons have a bright square in one tile of twenty. Told only of persons, it tells new persons apart, and its attention
+    """Half of the persons have a bright square in one tile of twenty. From labels of persons only, it classifies new ones; its attention
     points at that tile."""
     rng = np.random.default_rng(0)
     persons, each = 200, 20

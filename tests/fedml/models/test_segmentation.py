@@ -130,8 +130,8 @@ def test_metrics_equal_a_direct_computation_and_monais(size: tuple[int, ...]) ->
         defined = far[there & found, at].astype(np.float64)
         assert m[f"hd95_mean_mm/{name}"] == pytest.approx(defined.mean(), rel=1e-6)
         assert m[f"missed/{name}"] == (there ^ found).sum()
-        everybody = np.concatenate([defined, np.full((there ^ found).sum(), np.inf)])
-        assert m[f"hd95_median_mm/{name}"] == pytest.approx(np.median(everybody), rel=0.01)
+        with_missed = np.concatenate([defined, np.full((there ^ found).sum(), np.inf)])
+        assert m[f"hd95_median_mm/{name}"] == pytest.approx(np.median(with_missed), rel=0.01)
     assert states == {(a, b) for a in (False, True) for b in (False, True)}  # every row of the module's table was met
     assert m["dice"] == pytest.approx(np.mean([m[f"dice/{c}"] for c in CLASSES[1:]]), abs=1e-12)
 
@@ -153,9 +153,9 @@ def test_empty_masks_keep_to_the_stated_conventions() -> None:
     assert m["dice_mean_person/liver"] == pytest.approx(1 / 3)
     assert m["dice/liver"] == pytest.approx(2 * 9 / (13 + 13))
     assert math.isnan(m["dice/spleen"])
-    assert m["dice"] == m["dice/liver"]  # a class that nobody has is not in the mean
-    nobody = TASK.counts(torch.zeros(0, 3, 6, 6), Truth(torch.zeros(0, 6, 6), torch.zeros(0).long()))
-    assert TASK.metrics(nobody) == {"persons": 0.0}
+    assert m["dice"] == m["dice/liver"]  # a class that no person has is not in the mean
+    no_person = TASK.counts(torch.zeros(0, 3, 6, 6), Truth(torch.zeros(0, 6, 6), torch.zeros(0).long()))
+    assert TASK.metrics(no_person) == {"persons": 0.0}
 
 
 def test_a_person_with_several_images_is_one_person() -> None:
@@ -319,7 +319,7 @@ def test_strides_may_differ_by_axis() -> None:
         ("segresnet", (1, 8, 8), {"channels": (4, 8), "strides": (3,)}, "strides of 2"),
     ],
 )
-def test_a_network_that_cannot_be_is_told(net: str, shape: tuple[int, ...], options: Any, message: str) -> None:
+def test_an_impossible_network_is_reported(net: str, shape: tuple[int, ...], options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_segmentation_network(net, shape, 2, **options)
 
@@ -425,12 +425,12 @@ def test_float16_training_steps_through_the_scaler() -> None:
     assert float(scaler(CPU, "float32").scale(torch.ones(()))) == 1
 
 
-def test_the_device_is_there_or_it_is_told() -> None:
+def test_a_missing_device_is_reported() -> None:
     assert pick_device("cpu") == CPU
     assert torch.ones(2, device=pick_device()).sum() == 2
     assert (pick_device().type == "cpu") == (not torch.accelerator.is_available())
     for unknown in ("cuda:99", "tpu", "xpu:7"):
-        with pytest.raises(InputError, match="none that this machine has"):
+        with pytest.raises(InputError, match="does not exist on this machine"):
             pick_device(unknown)
 
 

@@ -160,7 +160,7 @@ def test_ten_thousand_single_events_equal_one_composed() -> None:
 
 
 def test_sampled_and_plain_releases_add_up() -> None:
-    """A sampled release beside a plain one: at a rate a hair below 1 both are Gaussians, and the closed form holds."""
+    """A sampled release and a plain one: at a rate a hair below 1 both are Gaussians, and the closed form holds."""
     truth = epsilon_gaussian((10 / 16 + 1 / 4) ** -0.5, 1e-5)
     assert truth * (1 - 1e-9) <= epsilon(sampled_gaussian(1 - 1e-12, 4.0, 10) + gaussian(2.0), 1e-5) <= truth * 1.001
 

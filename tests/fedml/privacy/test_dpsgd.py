@@ -101,7 +101,7 @@ def test_every_network_gives_each_persons_own_gradient(net: str, shape: tuple[in
         return functional.cross_entropy(pooled, label, reduction="none")
 
     with pytest.raises(ValueError, match="rows"):
-        clipped_gradient_sum(model, losses, clipping_norm=1.0)  # nobody said whose the images are
+        clipped_gradient_sum(model, losses, clipping_norm=1.0)  # without the person of each image
     # Person 3's loss is a constant: leave its zero norm out of the relative comparison.
     keep = torch.tensor([0, 1, 2, 4])
     assert_exact(model, lambda: losses()[keep], {"image": torch.tensor([2, 0, 0, 1, 2, 2, 3])})
@@ -165,7 +165,7 @@ def test_modules_without_a_rule_and_several_places_a_row(kind: type[nn.Module], 
 
 
 def site(persons: int, seed: int, *, most: int = 4, scale: float = 1.0, hole: bool = True) -> Cohort:
-    """All three inputs, each lacking for some persons; up to ``most`` images a person; everybody trains."""
+    """All three inputs, each lacking for some persons; up to ``most`` images a person; all persons train."""
     rng = np.random.default_rng(seed)
     clinical = np.column_stack(
         [rng.normal(0, scale, persons), rng.integers(0, 3, persons), rng.normal(0, 1, (persons, 2)).T[0], np.ones(persons)]
@@ -287,7 +287,7 @@ def test_a_linear_layers_gradient_of_any_size_is_bounded_and_the_others_stay(bad
     assert apart(found.total, expected) <= 0.5 * WITHIN
     if not np.isfinite(bad):
         assert not bool(torch.isfinite(found.norms[2]))
-        assert apart(found.total, expected) <= 1e-5 * length(expected)  # left out, and nobody else
+        assert apart(found.total, expected) <= 1e-5 * length(expected)  # only this person is excluded
     else:
         assert apart(found.total, expected) >= 0.5 / WITHIN
 
@@ -335,7 +335,7 @@ SGD = {"training__optimizer": "sgd", "training__lr": 1.0}
 
 
 def wide(persons: int, variants: int = 6000, **changes: Any) -> tuple[CohortModel, Cohort, Any]:
-    """Two classes from variants that everybody has."""
+    """Two classes from variants that all persons have."""
     study = make_study(("variants",), **{**SGD, **changes})
     rng = np.random.default_rng(1)
     keys = tuple(Variant("1", k + 1, "", "A", "C") for k in range(variants))
@@ -378,7 +378,7 @@ def test_an_empty_batch_is_a_step_of_noise() -> None:
         assert (gone != 0).mean() > 0.999
 
 
-def test_the_divisor_is_the_expected_batch_whoever_was_drawn() -> None:
+def test_the_divisor_is_the_expected_batch_for_any_sample() -> None:
     model, cohort, study = wide(40)
     task = make_task(study)
     quiet = {"clipping_norm": 1.0, "noise_multiplier": 1e-6, "expected_batch": 7.0}
@@ -410,7 +410,7 @@ def test_buffers_do_not_move() -> None:
 
 
 @pytest.mark.parametrize("net", ["cnn", "resnet10", "densenet121"])
-def test_batch_norm_is_refused_with_the_mend(net: str) -> None:
+def test_batch_norm_is_refused_with_the_fix(net: str) -> None:
     study = make_study(("image",), **{"model__image": {"net": net, "norm": "batch"}})
     model = build_model(study, Layout((1, 16, 16)))
     before, alone = {k: v.clone() for k, v in model.state_dict().items()}, site(8, 9)
@@ -436,7 +436,7 @@ def test_two_runs_differ_whatever_the_study_s_seed_and_torchs() -> None:
     assert abs(np.corrcoef(*runs)[0, 1]) < 0.5
 
 
-def test_dropout_is_nobodys_to_know_and_differs_between_runs() -> None:
+def test_dropout_is_secret_and_differs_between_runs() -> None:
     model, cohort, study = wide(20, 50, model__variants={**MLP, "dropout": 0.5})
     runs = []
     for _ in range(2):
@@ -485,7 +485,7 @@ def test_batch_sizes_are_binomial_and_persons_independent() -> None:
     assert all((np.diff(d) > 0).all() for d in drawn if len(d))
 
 
-def test_the_training_loop_draws_anew_each_step_and_may_draw_nobody() -> None:
+def test_the_training_loop_samples_in_each_step_and_may_sample_no_person() -> None:
     sizes: list[int] = []
     model, cohort, study = wide(6, 20)
     task = make_task(study)
@@ -499,7 +499,7 @@ def test_the_training_loop_draws_anew_each_step_and_may_draw_nobody() -> None:
 
     watched = Watched(**{f: getattr(cohort, f) for f in Cohort.__dataclass_fields__})
     assert private_train(model, watched, study.training, counting, steps(rate=0.25, steps=400)) == 400
-    every = np.array(sizes + [0] * (400 - len(sizes)))  # nobody drawn: no batch is asked for
+    every = np.array(sizes + [0] * (400 - len(sizes)))  # no person sampled: no batch is requested
     assert len(sizes) < 400  # (3/4)^6: nearly one step in five
     assert abs(every.mean() - 1.5) < 5 * (1.125 / 400) ** 0.5
     assert 0.7 < every.var() / 1.125 < 1.4

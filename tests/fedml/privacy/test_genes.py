@@ -96,9 +96,9 @@ def test_genes_of_one_biotype(tmp_path: Path) -> None:
 )
 def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=sentence) as told:
+    with pytest.raises(InputError, match=sentence) as reported:
         read_genes(tmp_path / name)
-    assert str(tmp_path / name) in str(told.value)
+    assert str(tmp_path / name) in str(reported.value)
     with pytest.raises(InputError, match=r"none\.bed: cannot be read"):
         read_genes(tmp_path / "none.bed")
 

@@ -243,7 +243,7 @@ def test_every_draw_keeps_each_sites_number_and_only_what_was_seen(tables: list[
 
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=12))
-def test_strata_hold_everybody_once_and_large_sites_alone(sizes: list[int]) -> None:
+def test_strata_hold_every_person_once_and_large_sites_alone(sizes: list[int]) -> None:
     parts = [{"persons": np.array([float(n)]), "who": np.eye(len(sizes))[k] * n} for k, n in enumerate(sizes)]
     groups = strata(parts)
     np.testing.assert_array_equal(np.sum([g["who"] for g in groups], axis=0), sizes)
@@ -297,13 +297,13 @@ def test_separated_classes_leave_room_on_one_side_only(sign: int) -> None:
     assert 0.05 < got.high - got.low < 0.25
 
 
-def test_everybody_in_one_bin_is_a_half() -> None:
+def test_every_person_in_one_bin_is_a_half() -> None:
     got = interval(counts_of(np.full(50, 0.3), np.arange(50) % 2), TWO, "auroc", seed=1)
     assert got.low <= got.value == 0.5 <= got.high
 
 
 @pytest.mark.parametrize("y", [0, 1])
-def test_one_person_and_nobody_have_no_interval_and_nothing_crashes(y: int) -> None:
+def test_one_person_and_no_person_have_no_interval_and_nothing_crashes(y: int) -> None:
     for metric in METRICS:
         for persons in (1, 0):
             got = interval(counts_of([0.4] * persons, [y] * persons), TWO, metric, seed=1)
@@ -325,14 +325,14 @@ def test_log_odds_beyond_the_histogram_have_a_brier_score_but_no_spread_of_the_l
 
 
 def test_noised_counts_have_no_interval() -> None:
-    told = {
+    reported = {
         "unit": "patient",
         "epsilon": 3.0,
         "delta": 1e-4,
         "persons": {"a": 140, "b": 90},
         "ranges": {c: [0, 1] for c in ("x1", "x2", "x3")},
     }
-    study = make_study(privacy=told | {"metrics": "private"})
+    study = make_study(privacy=reported | {"metrics": "private"})
     counts = counts_of(np.linspace(-3, 3, 40), np.arange(40) % 2)
     assert not noised(counts)
     noisy = add_noise(counts, study)

@@ -1,4 +1,4 @@
-"""The study: what is accepted, how a mistake is told, and an identity that depends on the plan alone."""
+"""The study: what is accepted, how an error is reported, and an identity that depends on the plan alone."""
 
 from __future__ import annotations
 
@@ -283,9 +283,9 @@ def test_hash_changes_with_any_part_of_a_privacy_plan(change: dict[str, Any]) ->
     ids=str,
 )
 def test_a_privacy_plan_that_cannot_hold_is_refused(change: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as reported:
         make_study(privacy=PRIVATE | change)
-    assert all(word in str(told.value) for word in words), told.value
+    assert all(word in str(reported.value) for word in words), reported.value
 
 
 def test_what_mixes_persons_or_weighs_by_them_is_refused_under_privacy() -> None:
@@ -332,7 +332,7 @@ def test_what_mixes_persons_or_weighs_by_them_is_refused_under_privacy() -> None
         ({"strategy": {"name": "fedprox", "mu": [1]}}, ["[strategy] mu"]),
     ],
 )
-def test_a_mistake_is_told_with_file_section_and_key(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_a_mistake_is_reported_with_file_section_and_key(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
     plan = make_plan(**changes)
     if plan["cohort"].get("clinical", 1) is None:
         del plan["cohort"]["clinical"]

@@ -139,7 +139,7 @@ def test_one_class_only_has_no_auroc_and_nothing_crashes(label: float) -> None:
     assert math.isnan(m["auroc"])
 
 
-def test_a_class_that_nobody_has_is_left_out_of_the_mean() -> None:
+def test_a_class_that_no_person_has_is_not_in_the_mean() -> None:
     z, y = scores(400, 3, 2)
     y = torch.where(y == 2, torch.zeros(()), y)
     m = THREE.metrics(THREE.counts(z, y))

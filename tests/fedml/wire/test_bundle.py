@@ -45,8 +45,8 @@ def test_what_is_plain_stays_and_shared_records_stay_shared() -> None:
 
 
 def broken(index: object, body: bytes = bytes(128), length: int | None = None) -> RecordDict:
-    told = json.dumps(index).encode() if not isinstance(index, bytes) else index
-    head = (len(told) if length is None else length).to_bytes(8, "little") + told
+    reported = json.dumps(index).encode() if not isinstance(index, bytes) else index
+    head = (len(reported) if length is None else length).to_bytes(8, "little") + reported
     data = head + bytes(-len(head) % 64) + body
     return RecordDict({"arrays": ArrayRecord({"bundle": Array("uint8", (len(data),), "fedml.wire.packing", data)})})
 

@@ -36,7 +36,7 @@ def variant_site(folder: Path, name: str, seed: int, *, swapped: Sequence[int] =
 
 
 @pytest.mark.parametrize("absent", ["a", "b", "c"])
-def test_each_site_has_its_own_row_of_the_orientation_whoever_is_absent(absent: str) -> None:
+def test_each_site_has_its_row_of_the_orientation_if_others_are_absent(absent: str) -> None:
     rows = {name: np.array([at == k for at in range(6)], dtype=np.uint8) for k, name in enumerate("abc")}
     there = {name: row for name, row in rows.items() if name != absent}
     agreement = Agreement(dict(enumerate(there)), shared=Panel(KEYS, there, {}, {}, {}), roster=("a", "b", "c"))

@@ -76,8 +76,8 @@ def test_a_round_between_both_halves_holds_exactly_what_is_declared(name: str) -
             check_message(Phase.ROUND, RecordDict({**content, "config": ConfigRecord(less)}), extras)
 
     received = {key: wire.unpack_tensors(content.array_records[key]) for key in algorithm.sends.records}
-    told = {key: content.config_records["config"][key] for key in algorithm.sends.config}
-    work = algorithm.site(Received(told, received, {}, MODEL, study.training))
+    reported = {key: content.config_records["config"][key] for key in algorithm.sends.config}
+    work = algorithm.site(Received(reported, received, {}, MODEL, study.training))
     network = {k: torch.nn.Parameter(v.clone()) for k, v in MODEL.items() if not k.endswith("running_mean")}
     for parameter in network.values():
         parameter.grad = torch.ones_like(parameter)

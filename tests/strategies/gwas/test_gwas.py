@@ -91,7 +91,7 @@ def test_genotype_counts_are_the_pooled_ones(height: Ran, pool: Pool) -> None:
     own = np.where(np.array([pool.alt[j] for j in at]) == counted[0].effect, own, 2 - own)
     expected = np.stack([(own == 0).sum(0), (own == 1).sum(0), (own == 2).sum(0), np.isnan(own).sum(0)])
     assert len(at) == 14079
-    assert np.array_equal(np.sum([s.told["counts"] for s in counted], axis=0), expected)
+    assert np.array_equal(np.sum([s.reported["counts"] for s in counted], axis=0), expected)
     f = (expected[1] + 2 * expected[2]) / (2 * expected[:3].sum(0))
     written = height.table.loc[counted[0].rsid]
     same = written.effect_allele.to_numpy() == counted[0].effect
@@ -257,15 +257,15 @@ def test_no_small_cell_leaves(strict: Ran, pool: Pool) -> None:
         mine = np.array([rsid in secret for rsid in step.rsid], bool)
         seen.add(step.phase)
         if step.phase is Phase.GENOTYPES:
-            counts = step.told["counts"]
+            counts = step.reported["counts"]
             assert (counts[:, mine] == -1).all()
             cells = counts[:3, ~mine]
             assert ((cells == 0) | (cells >= 5)).all()
         elif step.phase is Phase.ASSOCIATION:
-            assert np.array_equal(step.told["used"], ~mine)
+            assert np.array_equal(step.reported["used"], ~mine)
             for name in ("xg", "gg", "gy"):
-                assert not step.told[name][..., mine].any()
-                assert step.told[name][..., ~mine].any()
+                assert not step.reported[name][..., mine].any()
+                assert step.reported[name][..., ~mine].any()
         elif step.phase is Phase.SUBSPACE:
             assert not mine.any()
     assert seen == {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION}
@@ -276,13 +276,13 @@ def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) 
     f = pool.frequency()
     components = pool.components(~secret & (np.minimum(f, 1 - f) >= 0.01), 4)
     table, there = strict.table, (pool.persons.site == "hapmap3").to_numpy()
-    told = dict(zip(pool.rsid, ~secret, strict=True))
-    everybody = np.ones(len(there), bool)
-    whole = table.index.map(told).to_numpy(bool)
+    reported = dict(zip(pool.rsid, ~secret, strict=True))
+    all_rows = np.ones(len(there), bool)
+    whole = table.index.map(reported).to_numpy(bool)
     assert np.array_equal(table.sites, np.where(whole, 2, 1))
     assert np.array_equal(table.n, np.where(whole, len(there), there.sum()))
     assert strict.event["partly_told"] == secret.sum()
-    for rows, own in ((everybody, table[whole]), (there, table[~whole])):
+    for rows, own in ((all_rows, table[whole]), (there, table[~whole])):
         reference = {}
         for rsid in chosen(own, 60, 5):
             x = np.column_stack([pool.design(components, rows), pool.genotype(pool.rsid.index(rsid), own.effect_allele[rsid], rows)])
@@ -313,7 +313,7 @@ def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, so
     assert max(worst(table, reference)) < 1e-5
 
 
-def test_what_is_hidden_is_not_told_another_way(sites: Path, pool: Pool, tmp_path: Path) -> None:
+def test_suppressed_numbers_are_not_released_elsewhere(sites: Path, pool: Pool, tmp_path: Path) -> None:
     """A server that goes astray asks for components of a variant that the site may not tell: their sums would be its genotype counts."""
     copy_site(sites / "kg1", tmp_path / "kg1", "kg1", min_count=5)
     secret, sure = (np.flatnonzero(hidden(pool) == yes)[0] for yes in (True, False))
@@ -376,9 +376,9 @@ def test_gates_change_no_byte(two: Ran, sites: Path, tmp_path: Path) -> None:
     through = run(study, sites, tmp_path / "through", gates(study, sites, run_id=8))
     assert (through.folder / "gwas.tsv.gz").read_bytes() == (two.folder / "gwas.tsv.gz").read_bytes()
     for site in SITES:
-        told = [e for e in entries(sites / site / ".fedml" / "journal.jsonl") if e.run == "8"]
-        assert {e.verdict for e in told} == {"accepted"}
-        assert {Phase(e.phase) for e in told} >= {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION}
+        reported = [e for e in entries(sites / site / ".fedml" / "journal.jsonl") if e.run == "8"]
+        assert {e.verdict for e in reported} == {"accepted"}
+        assert {Phase(e.phase) for e in reported} >= {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION}
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_more_columns_than_persons_are_refused(small: Path, tmp_path: Path) -> N
 
 
 def test_columns_are_counted_over_all_runs_of_a_study(small: Path) -> None:
-    """40 columns a run of 87 persons: two runs may ask, a third not, whoever runs it; the same once more tells nothing new."""
+    """40 columns a run of 87 persons: two runs are allowed, a third is refused to any coordinator; the same columns again are allowed."""
     names = ("gujarat", "finland")
     study = for_roster(read_study(STUDIES / "height.toml", overrides={"cohort.variants.listed": ["rs4970383", "rs3748592"]}), names)
     rng, bases = np.random.default_rng(1), []
@@ -452,17 +452,17 @@ def test_the_command(two: Ran, sites: Path, tmp_path: Path, meta: bool) -> None:
     also = ["--meta"] if meta else []
     done = command("fedml", "gwas", STUDIES / "height.toml", "--sites", sites, *also, "--json", "--no-track", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
-    folder = tmp_path / told["folder"]
+    reported = json.loads(done.stdout.strip().splitlines()[-1])
+    folder = tmp_path / reported["folder"]
     assert (folder / "gwas.tsv.gz").read_bytes() == (two.folder / "gwas.tsv.gz").read_bytes(), "another process, the same bytes"
-    assert told["status"] == "finished"
-    assert told["metrics"]["lambda"] == two.event["lambda"]
-    assert told["metrics"]["hits"] == two.event["hits"]
-    assert told["metrics"]["persons"] == {"hapmap3": 957, "kg1": 501}
-    assert told["bytes"]["in"] > 0
-    assert ("meta" in told) == meta
+    assert reported["status"] == "finished"
+    assert reported["metrics"]["lambda"] == two.event["lambda"]
+    assert reported["metrics"]["hits"] == two.event["hits"]
+    assert reported["metrics"]["persons"] == {"hapmap3": 957, "kg1": 501}
+    assert reported["bytes"]["in"] > 0
+    assert ("meta" in reported) == meta
     if meta:
-        compared = told["meta"]
+        compared = reported["meta"]
         assert compared["sites"] == list(SITES)
         assert compared["variants_federated"] == 14079
         assert 0.8 < compared["correlation_of_betas"] < 1

@@ -45,28 +45,28 @@ def test_deployed_the_table_is_that_of_the_local_engine_and_every_step_is_in_the
         done = command("fedml", "federation", "up", "--sites", "sites", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         for name in SITES:
-            told = command("fedml-site", "approve", "severity.toml", "--site", f"sites/{name}", "--yes", cwd=tmp_path)
-            assert told.returncode == 0, told.stderr
-            assert "association (`fedml gwas`) of each variant with severity, adjusted for age, sex" in told.stdout
+            reported = command("fedml-site", "approve", "severity.toml", "--site", f"sites/{name}", "--yes", cwd=tmp_path)
+            assert reported.returncode == 0, reported.stderr
+            assert "association (`fedml gwas`) of each variant with severity, adjusted for age, sex" in reported.stdout
         words = ("--engine", "deployment", "--superlink", "sites", "--no-track", "--json")
         done = command("fedml", "gwas", "severity.toml", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         real = json.loads(done.stdout.strip().splitlines()[-1])
         local = command("fedml", "gwas", "severity.toml", "--sites", "sites", "--no-track", "--json", cwd=tmp_path)
         assert local.returncode == 0, local.stderr
-        beside = json.loads(local.stdout.strip().splitlines()[-1])
-        tables = [gzip.decompress((tmp_path / told["folder"] / "gwas.tsv.gz").read_bytes()) for told in (real, beside)]
+        in_process = json.loads(local.stdout.strip().splitlines()[-1])
+        tables = [gzip.decompress((tmp_path / reported["folder"] / "gwas.tsv.gz").read_bytes()) for reported in (real, in_process)]
         assert tables[0] == tables[1]
         assert tables[0].count(b"\n") > 50
-        assert real["checks"] == beside["checks"]
+        assert real["checks"] == in_process["checks"]
         phases = ["describe", "genotypes", "covariates", "subspace", "null", "association"]
         for name in SITES:
             journal = tmp_path / "sites" / name / ".fedml" / "journal.jsonl"
             events = (tmp_path / real["folder"] / "events.jsonl").read_text().splitlines()
             head, count = next(json.loads(line) for line in reversed(events) if '"gwas"' in line[:20])["sites"][name]["journal"]
             assert verify(journal, head, count) == []
-            told = [e for e in entries(journal) if e.direction == "out"]
-            assert all(e.verdict == "accepted" for e in told)
-            assert list(dict.fromkeys(e.phase for e in told)) == phases
+            reported = [e for e in entries(journal) if e.direction == "out"]
+            assert all(e.verdict == "accepted" for e in reported)
+            assert list(dict.fromkeys(e.phase for e in reported)) == phases
     finally:
         command("fedml", "federation", "down", "--sites", "sites", cwd=tmp_path)

@@ -100,7 +100,7 @@ def test_monai_reads_the_same_image(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
 
 
-def test_series_of_one_folder_are_told_apart_and_broken_files_are_named(tmp_path: Path) -> None:
+def test_series_of_one_folder_are_distinguished_and_broken_files_are_named(tmp_path: Path) -> None:
     ours = write_series(tmp_path / "a" / "b", CUBE)
     other = write_series(tmp_path / "c", CUBE, SeriesInstanceUID="1.2.3")
     broken = tmp_path / "c" / "9.dcm"

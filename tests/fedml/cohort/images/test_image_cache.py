@@ -1,4 +1,4 @@
-"""The image cache: what it holds, what it leaves out, and that a damaged or half-made one is made anew."""
+"""The image cache: its content, its exclusions, and that a damaged or incomplete entry is rebuilt."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_it_holds_what_the_transforms_give(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path)
     cache = cohort.open(tmp_path / "cache")
     assert list(cache.kept) == [0, 1, 2, 3, 4]
-    assert cache.left_out == {}
+    assert cache.excluded == {}
     assert len(set(cache.shapes)) == 5
     for at in range(5):
         image, mask = cohort.prepared(f"p{at}")
@@ -128,7 +128,7 @@ def test_an_image_is_written_where_it_is_wanted(shared: tuple[Cohort, ImageCache
     assert cache.mask(1, mask) is None
 
 
-def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
+def test_broken_items_are_excluded_and_cached(tmp_path: Path) -> None:
     cohort, said = Cohort(tmp_path), list[str]()
     (cohort.folder / "p1.npz").write_bytes(b"no zip")
     np.savez(cohort.folder / "p3.npz", reason="gap")
@@ -137,13 +137,13 @@ def test_broken_items_are_set_aside_and_remembered(tmp_path: Path) -> None:
     cache = cohort.open(tmp_path / "cache", items=items, say=said.append)
     assert list(cache.kept) == [0, 2]
     expected = {1: Unusable.UNREADABLE, 3: Unusable.GAP, 4: Unusable.NON_FINITE, 5: Unusable.UNREADABLE}
-    assert cache.left_out == expected
+    assert cache.excluded == expected
     assert np.abs(cache.image(1).numpy() - cohort.prepared("p2")[0]).max() <= HALF
     assert sum("excluded as gap" in line and "as it says itself" in line for line in said) == 1
     again = cohort.open(tmp_path / "cache", items=items)
-    assert again.left_out == expected
+    assert again.excluded == expected
     assert cohort.read_names == []
-    cohort.write(1)  # it is mended
+    cohort.write(1)  # it is repaired
     assert list(cohort.open(tmp_path / "cache", items=items).kept) == [0, 1, 2]
     assert cohort.read_names == ["p1"]
 
@@ -153,13 +153,13 @@ def test_all_items_broken_is_an_empty_cache(tmp_path: Path) -> None:
     (cohort.folder / "p0.npz").write_bytes(b"")
     cache = cohort.open(tmp_path / "cache")
     assert len(cache) == 0
-    assert cache.left_out == {0: Unusable.UNREADABLE}
+    assert cache.excluded == {0: Unusable.UNREADABLE}
 
 
 def test_numbers_beyond_half_precision_need_a_window(tmp_path: Path) -> None:
     cohort = Cohort(tmp_path, 1)
     np.savez(cohort.folder / "p0.npz", image=np.full((1, 4, 4, 4), 70_000.0))
-    assert cohort.open(tmp_path / "cache", Preprocess()).left_out == {0: Unusable.NON_FINITE}
+    assert cohort.open(tmp_path / "cache", Preprocess()).excluded == {0: Unusable.NON_FINITE}
     assert len(cohort.open(tmp_path / "cache", Preprocess(window=(0.0, 1e5)))) == 1
 
 
@@ -216,7 +216,7 @@ HARMS += [put("meta.json", text) for text in ("", "[]", "{}", "null", '{"key": 1
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_damaged_cache_is_made_anew(tmp_path: Path, harm: Callable[[Path], object]) -> None:
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, harm: Callable[[Path], object]) -> None:
     cohort = Cohort(tmp_path, 3)
     before = cohort.open(tmp_path / "cache")
     images, masks = [before.image(k) for k in range(3)], [before.mask(k) for k in range(3)]
@@ -339,7 +339,7 @@ def test_a_copy_for_a_worker(shared: tuple[Cohort, ImageCache]) -> None:
     cache = shared[1]
     other = copy.copy(cache)  # by the way that a spawned worker gets it
     assert torch.equal(other.image(3), cache.image(3))
-    assert other.left_out == cache.left_out
+    assert other.excluded == cache.excluded
 
 
 def test_names_are_not_in_the_cache(tmp_path: Path) -> None:

@@ -156,9 +156,9 @@ def test_what_an_item_must_be() -> None:
         (Unusable.TOO_LARGE, Preprocess(spacing_mm=(1e-3, 1e-3, 1e-3)), (image, np.eye(4))),
     ]
     for reason, spec, arguments in cases:
-        with pytest.raises(ItemError) as told:
+        with pytest.raises(ItemError) as reported:
             prepared(spec, *arguments)
-        assert told.value.reason == reason, (reason, spec)
+        assert reported.value.reason == reason, (reason, spec)
 
 
 @pytest.mark.parametrize(

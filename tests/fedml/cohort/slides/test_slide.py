@@ -104,9 +104,9 @@ def test_the_same_scale_from_unlike_scanners(tmp_path: Path) -> None:
     forty = open_slide(write_slide(tmp_path / "40.tif", [coarse.repeat(2, 0).repeat(2, 1)], mpp=0.25))
     twenty = open_slide(write_slide(tmp_path / "20.tif", [coarse], mpp=0.502))
     np.testing.assert_array_equal(tile_at(forty, 32, 64, 32, mpp=0.5), tile_at(twenty, 16, 32, 32, mpp=0.5))
-    with pytest.raises(ItemError) as told:
+    with pytest.raises(ItemError) as reported:
         tile_at(twenty, 0, 0, 32, mpp=0.25)
-    assert told.value.reason == Unusable.GEOMETRY
+    assert reported.value.reason == Unusable.GEOMETRY
     unknown = open_slide(write_slide(tmp_path / "unknown.tif", [coarse], mpp=None))
     assert unknown.mpp is None
     with pytest.raises(ItemError):
@@ -208,9 +208,9 @@ def broken(biopsy: Path) -> Iterator[tuple[str, bytes]]:
 def test_files_that_are_no_slides(biopsy: Path, tmp_path: Path) -> None:
     for name, content in broken(biopsy):
         (tmp_path / "a.svs").write_bytes(content)
-        with pytest.raises(ItemError) as told:
+        with pytest.raises(ItemError) as reported:
             open_slide(tmp_path / "a.svs")
-        assert told.value.reason in (Unusable.UNREADABLE, Unusable.TRUNCATED), name
+        assert reported.value.reason in (Unusable.UNREADABLE, Unusable.TRUNCATED), name
     for path in (tmp_path, tmp_path / "nowhere.svs"):
         with pytest.raises(ItemError):
             open_slide(path)
@@ -226,9 +226,9 @@ def test_a_tile_that_is_damaged(biopsy: Path, tmp_path: Path) -> None:
     (tmp_path / "a.svs").write_bytes(data)
     slide = open_slide(tmp_path / "a.svs")
     assert slide.tile(0, 0, 64).shape == (3, 64, 64)
-    with pytest.raises(ItemError) as told:
+    with pytest.raises(ItemError) as reported:
         slide.tile(1200, 0, 64)
-    assert told.value.reason == Unusable.UNREADABLE
+    assert reported.value.reason == Unusable.UNREADABLE
     with pytest.raises(ItemError):
         tissue_tiles(open_slide(tmp_path / "a.svs"), 256)
 
@@ -239,9 +239,9 @@ def test_a_slide_that_says_it_is_absurdly_large(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=True) as out:
         tiles = iter([np.zeros((64, 64, 3), np.uint8)] + [None] * (2**15 - 1))
         out.write(tiles, shape=(64, 2**21, 3), dtype=np.uint8, tile=(64, 64), photometric="rgb", metadata=None)
-    with pytest.raises(ItemError) as told:
+    with pytest.raises(ItemError) as reported:
         open_slide(tmp_path / "a.tif")
-    assert told.value.reason == Unusable.TOO_LARGE
+    assert reported.value.reason == Unusable.TOO_LARGE
 
 
 def test_workers_and_closing(biopsy: Path) -> None:

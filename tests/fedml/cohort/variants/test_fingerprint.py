@@ -1,4 +1,4 @@
-"""A site's variants in canonical spelling: builds told apart, indels trimmed and moved, every REF held against a reference."""
+"""A site's variants in canonical spelling: builds distinguished, indels trimmed and left-aligned, every REF checked against a reference."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def test_ref_is_held_against_the_reference(fasta: Path) -> None:
     assert [(k.id, k.ref, k.alt) for k in own.keys] == [(n, ref, alt) for n in ("rs1", "rs2", "rs3", "rs4", "rs1")]
     assert own.flip.tolist() == [False, True, False, True, False]
     assert own.columns.tolist() == [0, 1, 2, 3, 5]
-    told = {k: v for k, v in own.notes.items() if v}
-    assert told == {
+    reported = {k: v for k, v in own.notes.items() if v}
+    assert reported == {
         "read": 6, "contig renamed": 1, "alleles swapped to the reference": 2, "strand turned to the reference": 2, "reference mismatch": 1,
     }  # fmt: skip
     with pytest.raises(InputError, match="do not match"):

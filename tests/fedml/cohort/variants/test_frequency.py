@@ -62,9 +62,9 @@ def test_small_cells_are_those_of_a_loop(dosage: Any, min_count: int, data: Any)
 
 def test_a_missing_call_and_an_empty_cell_hide_nothing() -> None:
     dosage = np.array([[0, 0, 0, 0, 0, -1], [0, 0, 0, 1, 1, 1]], np.int8).T
-    everybody = np.ones((1, 6), bool)
-    assert f.small_cells_of(f.group_counts(dosage, everybody), 4).tolist() == [False, True]
-    assert not f.small_cells_of(f.group_counts(dosage, everybody), 1).any()
+    all_persons = np.ones((1, 6), bool)
+    assert f.small_cells_of(f.group_counts(dosage, all_persons), 4).tolist() == [False, True]
+    assert not f.small_cells_of(f.group_counts(dosage, all_persons), 1).any()
 
 
 def test_frequency_and_call_rate() -> None:

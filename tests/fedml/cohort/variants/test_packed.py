@@ -24,7 +24,7 @@ from fedml.cohort.variants import cache, packed
 from fedml.cohort.variants.cache import Cached, cached
 from fedml.cohort.variants.model import Block, Selection, Source, Variant
 from fedml.cohort.variants.open import open_source
-from fedml.cohort.variants.packed import Packed, stack
+from fedml.cohort.variants.packed import Packed, concat_packed
 from fedml.cohort.variants.transpose import Spool
 from fedml.errors import InputError
 from tests.conftest import write_bed, write_vcf
@@ -98,7 +98,7 @@ def test_views_of_views_are_what_one_makes_by_hand(dosage: Dosage, data: st.Data
     start = data.draw(st.integers(0, expected.shape[1]))
     stop = data.draw(st.integers(start, expected.shape[1]))
     np.testing.assert_array_equal(view.block(start, stop), expected[:, start:stop])
-    written = stack([view, view.take(slice(0, 1))])
+    written = concat_packed([view, view.take(slice(0, 1))])
     np.testing.assert_array_equal(written, np.concatenate([expected, expected[:1]]))
     assert written.columns is None
     assert written.rows is None
@@ -121,7 +121,7 @@ def test_many_columns_are_gathered_in_pieces(monkeypatch: pytest.MonkeyPatch) ->
     columns, flip = generator.integers(-1, 33, 29), generator.random(29) < 0.5
     view, expected = Packed.of(dosage).aligned(columns, flip), aligned_plainly(dosage, columns, flip)
     np.testing.assert_array_equal(view.block(3, 28), expected[:, 3:28])
-    np.testing.assert_array_equal(stack([view, view]), np.concatenate([expected, expected]))
+    np.testing.assert_array_equal(concat_packed([view, view]), np.concatenate([expected, expected]))
 
 
 @pytest.mark.parametrize("value", [-2, 3, -127, 127])
@@ -153,7 +153,7 @@ def test_what_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match="out"):
         table.floats([0, 1], np.empty((2, 10), np.float32)[:, :5])
     with pytest.raises(ValueError, match="stacked"):
-        stack([table, Packed.of(np.zeros((3, 6), np.int8))])
+        concat_packed([table, Packed.of(np.zeros((3, 6), np.int8))])
     with pytest.raises(ValueError, match="copy"):
         np.array(table, copy=False)
 
@@ -182,7 +182,7 @@ def test_the_spool_turns_blocks_of_any_size(tmp_path: Path, persons: int, sizes:
 # --- the cache
 
 SAMPLES = ("s0", "s1", "s2", "s3", "s4", "s5", "s6")
-PERSONS = ["s5", "nobody", "s0", "s3", "s6"]
+PERSONS = ["s5", "absent", "s0", "s3", "s6"]
 
 
 class ArraySource(Source):
@@ -190,7 +190,7 @@ class ArraySource(Source):
 
     def __init__(self, path: Path, dosage: Dosage, before: Callable[[int], object] = lambda seen: None, size: int = 13) -> None:
         self.path, self.dosage, self.before, self.size = path, dosage, before, size
-        self.samples, self.contigs, self.left_out, self.opened = SAMPLES[: dosage.shape[1]], {"chr1": None}, {}, 0
+        self.samples, self.contigs, self.excluded, self.opened = SAMPLES[: dosage.shape[1]], {"chr1": None}, {}, 0
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
         self.opened += 1
@@ -198,7 +198,7 @@ class ArraySource(Source):
             self.before(at)
             dosage = self.dosage[at : at + self.size, list(samples)]
             yield Block(tuple(Variant("chr1", at + i + 1, f"rs{at + i}", "A", "C") for i in range(len(dosage))), dosage)
-        self.left_out = {"no ALT": 2, "allele too long": 0}
+        self.excluded = {"no ALT": 2, "allele too long": 0}
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def test_a_second_start_maps_the_table_and_opens_no_genotypes(tmp_path: Path, so
     assert (tmp_path / "c").stat().st_mode & 0o077 == 0
 
 
-def test_everybody_in_the_files_order_is_the_table_as_it_stands(tmp_path: Path, source: ArraySource) -> None:
+def test_all_persons_in_the_files_order_are_the_table_unchanged(tmp_path: Path, source: ArraySource) -> None:
     found = cached(tmp_path / "c", source, SAMPLES, Selection(), 8)
     check(found, source, SAMPLES)
     assert found.table.rows is None
@@ -281,7 +281,7 @@ def test_of_one_source_the_two_entries_used_last_are_kept(tmp_path: Path, source
 
     def use(count: int) -> None:
         cached(tmp_path / "c", source, SAMPLES[:count], Selection(), 8)
-        time.sleep(0.02)  # the order is told by the file system's clock
+        time.sleep(0.02)  # the order follows from the time stamps of the file system
 
     for count in (3, 4, 3, 5):
         use(count)
@@ -293,7 +293,7 @@ def test_of_one_source_the_two_entries_used_last_are_kept(tmp_path: Path, source
     assert source.opened == 4
 
 
-def test_ploidy_above_two_is_left_out_and_counted(tmp_path: Path, source: ArraySource) -> None:
+def test_ploidy_above_two_is_excluded_and_counted(tmp_path: Path, source: ArraySource) -> None:
     source.dosage[5, 3], source.dosage[100, 0], source.dosage[150, 1] = 3, 8, 4
     found = cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     assert found.notes == {"no ALT": 2, "ploidy above 2": 2}  # sample s1, who has the third, is not among the persons
@@ -344,7 +344,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: ArraySource, how: str) -> None:
+def test_a_damaged_entry_is_rebuilt(tmp_path: Path, source: ArraySource, how: str) -> None:
     cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     (place,) = entries(tmp_path / "c")
     DAMAGE[how](place)
@@ -355,7 +355,7 @@ def test_a_damaged_entry_is_made_anew(tmp_path: Path, source: ArraySource, how: 
 
 
 @pytest.mark.parametrize("by", [-1, 1])
-def test_a_large_table_of_another_size_is_made_anew(tmp_path: Path, source: ArraySource, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_table_of_another_size_is_rebuilt(tmp_path: Path, source: ArraySource, by: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SMALL", 0)  # its SHA-256 is not looked at
     cached(tmp_path / "c", source, PERSONS, Selection(), 8)
     (place,) = entries(tmp_path / "c")
@@ -366,7 +366,7 @@ def test_a_large_table_of_another_size_is_made_anew(tmp_path: Path, source: Arra
 
 def refuse(seen: int) -> None:
     if seen > 100:
-        raise InputError("cohort.vcf.gz: line 112 is junk; mend it.")
+        raise InputError("cohort.vcf.gz: line 112 is junk; fix it.")
 
 
 def test_a_bad_file_leaves_nothing(tmp_path: Path, source: ArraySource) -> None:
@@ -538,7 +538,7 @@ def expected(begin, end, persons):
 
 class Large(Source):
     def __init__(self, path):
-        self.path, self.samples, self.contigs, self.left_out = path, tuple(map(str, range(PERSONS))), {}, {}
+        self.path, self.samples, self.contigs, self.excluded = path, tuple(map(str, range(PERSONS))), {}, {}
     def blocks(self, samples, selection, memory_mb):
         for at in range(0, VARIANTS, 499):
             dosage = expected(at, min(at + 499, VARIANTS), samples)

@@ -164,7 +164,7 @@ def test_the_panel_is_what_all_sites_have_in_the_spelling_of_most() -> None:
     assert draft_panel({"a": v, "b": [swapped(k) for k in v]}, "position", checked=["b"]).keys == tuple(swapped(k) for k in v)
 
 
-def test_a_deletion_is_not_the_insertion_beside_it() -> None:
+def test_a_deletion_is_not_the_insertion_at_the_same_place() -> None:
     deletion, insertion = Variant("1", 5, "rs1", "CA", "C"), Variant("1", 5, "rs1", "C", "CA")
     assert draft_panel({"a": [deletion], "b": [insertion]}, "position").keys == ()
     panel = draft_panel({"a": [deletion], "b": [insertion]}, "rsid")

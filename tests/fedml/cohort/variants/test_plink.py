@@ -106,7 +106,7 @@ def test_the_blocks_ends_change_nothing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path, memory_mb=1, listed=some)[1], dosage[::3])
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_exclusions_are_counted(tmp_path: Path) -> None:
     keys = [
         ("1", 5, "a", "A", "0"),
         ("1", 6, "b", "A" * 1001, "C"),
@@ -117,9 +117,9 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     source = PlinkSource(write_bed(tmp_path / "c.bed", SAMPLES, keys, np.ones((5, 5), np.int8)))
     for _ in range(2):
         assert [k.id for b in source.blocks(range(5), Selection(), 64) for k in b.keys] == ["d"]
-        assert source.left_out == {"allele unknown": 2, "allele too long": 1, "no position": 1}
+        assert source.excluded == {"allele unknown": 2, "allele too long": 1, "no position": 1}
     list(source.blocks(range(5), Selection(listed=frozenset({"a"})), 64))
-    assert source.left_out == {"allele unknown": 1}
+    assert source.excluded == {"allele unknown": 1}
 
 
 # --- files that cannot be used
@@ -141,18 +141,18 @@ def test_a_bed_that_is_not_whole_is_refused(tmp_path: Path) -> None:
         refused(path, str(path), "not a variant-major PLINK 1 .bed file" if broken[:3] != whole[:3] else "does not match its .bim and .fam")
     path.write_bytes(whole)
     for ending in (".bim", ".fam"):
-        beside = path.with_suffix(ending)
-        text = beside.read_text()
-        beside.unlink()
+        companion = path.with_suffix(ending)
+        text = companion.read_text()
+        companion.unlink()
         refused(path, f"c{ending}: no such file")
-        beside.write_text(text + text.splitlines()[0].replace("s1", "s9") + "\n" * 2)
+        companion.write_text(text + text.splitlines()[0].replace("s1", "s9") + "\n" * 2)
         refused(path, "line", "0 fields")
-        beside.write_bytes(b"\xff" + text.encode())
+        companion.write_bytes(b"\xff" + text.encode())
         refused(path, f"c{ending}: is not UTF-8")
-        beside.write_text("".join(line + "\n" for line in text.splitlines()[:-1]))
+        companion.write_text("".join(line + "\n" for line in text.splitlines()[:-1]))
         if ending == ".bim":  # with one person fewer the bytes a variant are as many, or not
             refused(path, "does not match its .bim and .fam", "3 variants")
-        beside.write_text(text)
+        companion.write_text(text)
     assert read(path)[0] == list(KEYS)
 
 

@@ -1,4 +1,4 @@
-"""A site's variants as a study reads them: selected, packed, in canonical spelling; and what a file that cannot be used is told."""
+"""A site's variants as a study reads them: selected, packed, in canonical spelling; and the error for a file that cannot be used."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_format_gives_the_dosages_that_were_written_twice(tmp_path: Path, 
 def test_persons_in_their_own_order_and_those_without_genotypes_missing(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write_bed(path, SAMPLES, KEYS, DOSAGE) if name.endswith("bed") else write_vcf(path, SAMPLES, RECORDS)
-    own = read(path, ["s4", "nobody", "s1", "s3"])
+    own = read(path, ["s4", "absent", "s1", "s3"])
     assert own.present.tolist() == [True, False, True, True]
     np.testing.assert_array_equal(own.dosage[np.arange(4)], [DOSAGE[3], [-1] * 6, DOSAGE[0], DOSAGE[2]])
     counts = genotype_counts(own)  # of the three who are there
@@ -72,10 +72,11 @@ def test_only_the_wanted_variants_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "told"), [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")]
+    ("region", "text"),
+    [("22:5-1", "ends before"), ("a b", "not of the form"), ("22:x-y", "not of the form"), ("22:1", "not of the form")],
 )
-def test_a_region_that_is_none_is_told(region: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_an_invalid_region_is_reported(region: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
         Selection(regions=(region,)).spans()
 
 
@@ -97,7 +98,7 @@ def refused(path: Path, *words: str, persons: list[str] = SAMPLES, **options: ob
     assert [n for n in left if n not in before and not n.endswith((".lock", ".json"))] == []
 
 
-def test_samples_that_nobody_knows_are_told(tmp_path: Path) -> None:
+def test_unknown_samples_are_reported(tmp_path: Path) -> None:
     for path in (write_vcf(tmp_path / "c.vcf.gz", SAMPLES, RECORDS), write_bed(tmp_path / "c.bed", SAMPLES, KEYS, DOSAGE)):
         with pytest.raises(InputError, match="none of its samples"):
             read(path, ["x", "y"])
@@ -112,7 +113,7 @@ def test_a_truncated_file_leaves_no_cache(tmp_path: Path) -> None:
         refused(path)
 
 
-def test_another_build_than_stated_is_told(tmp_path: Path) -> None:
+def test_another_build_than_stated_is_reported(tmp_path: Path) -> None:
     text = (
         "##fileformat=VCFv4.2\n##contig=<ID=22,length=51304566>\n"
         '##FORMAT=<ID=GT,Number=1,Type=String,Description="g">\n'

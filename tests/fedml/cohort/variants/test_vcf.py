@@ -286,7 +286,7 @@ def test_the_blocks_ends_change_nothing(tmp_path: Path, format_: str, columns: i
 
 @pytest.mark.long
 def test_a_real_file_against_every_other_reader(tmp_path: Path, chromosome_21: Path) -> None:
-    """1000 Genomes, published as plain gzip: written anew as bgzip, as BCF and, where both alleles are plain, as PLINK bed."""
+    """1000 Genomes, published as plain gzip: rewritten as bgzip, as BCF and, where both alleles are plain, as PLINK bed."""
     plain = tmp_path / "plain.vcf"
     plain.write_bytes(gzip.decompress(chromosome_21.read_bytes()))
     own = read(plain)
@@ -320,7 +320,7 @@ def test_a_person_stays_as_she_is_from_vcf_over_bcf_to_bed(genotypes: list[str])
         same(second, third)
 
 
-def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_exclusions_are_counted(tmp_path: Path) -> None:
     long = "A" * 1001
     lines = [
         f"1\t{k + 5}\trs{k}\t{ref}\t{alt}\t.\t.\t.\tGT\t0/0\t0/0\t0/0\t0/1"
@@ -330,14 +330,14 @@ def test_what_is_left_out_is_counted(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "c.vcf", lines)
     for other in (path, convert(path, ".vcf.gz"), convert(path, ".bcf")):
         source = open_vcf(other)
-        for _ in range(2):  # counted anew each time
+        for _ in range(2):  # counted again each time
             keys = [key for b in source.blocks(range(4), Selection(), 64) for key in b.keys]
             assert [(k.position, len(k.ref), k.alt) for k in keys] == [(5, 1, "G"), (6, 1, "<NON_REF>"), (8, 1, "C"), (9, 1000, "A")]
-            assert source.left_out == {"no ALT": 1, "allele too long": 4}
+            assert source.excluded == {"no ALT": 1, "allele too long": 4}
         list(source.blocks(range(4), Selection(listed=frozenset({"rs9", "rs2"})), 64))
-        assert source.left_out == {"no ALT": 1, "allele too long": 1}
+        assert source.excluded == {"no ALT": 1, "allele too long": 1}
         list(source.blocks(range(4), Selection(listed=frozenset({"1:5:A:G"})), 64))
-        assert not any(source.left_out.values())
+        assert not any(source.excluded.values())
 
 
 @pytest.mark.parametrize("ending", [".vcf", ".vcf.gz", ".bcf"])
@@ -371,7 +371,7 @@ def refused(path: Path, *words: str, **selection: Any) -> None:
     assert len(str(caught.value)) < 400
 
 
-def read_or_told(path: Path) -> Read | str:
+def read_or_message(path: Path) -> Read | str:
     """What the file holds, or the one sentence of why it cannot be read."""
     try:
         return read(path)
@@ -404,7 +404,7 @@ BAD = {
 
 @pytest.mark.parametrize("line", list(BAD), ids=lambda line: repr(line[-20:]))
 @pytest.mark.parametrize("fast", [True, False])
-def test_a_line_that_is_no_record_is_told_by_its_number(tmp_path: Path, line: str, fast: bool) -> None:
+def test_an_invalid_line_is_reported_by_its_number(tmp_path: Path, line: str, fast: bool) -> None:
     path = tmp_path / "c.vcf"
     text = (
         HEADER + "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\tFORMAT\ts1\ts2\ts3\ts4\n" + "\n".join([*many(700, 4), line, GOOD]) + "\n"
@@ -482,7 +482,7 @@ def test_a_truncated_or_corrupt_bgzip_is_refused(tmp_path: Path, ending: str, ca
         broken_ = bytearray(whole)
         broken_[at] ^= 1 << rng.integers(8)
         path.write_bytes(broken_)
-        found = read_or_told(path)
+        found = read_or_message(path)
         if isinstance(found, str):
             assert str(path) in found
         else:  # a bit of a block's head that means nothing (time, system)
@@ -492,7 +492,7 @@ def test_a_truncated_or_corrupt_bgzip_is_refused(tmp_path: Path, ending: str, ca
     assert capfd.readouterr() == ("", "")
 
 
-def test_plain_gzip_is_refused_with_its_mend(tmp_path: Path) -> None:
+def test_plain_gzip_is_refused_with_its_fix(tmp_path: Path) -> None:
     path = tmp_path / "c.vcf.gz"
     path.write_bytes(gzip.compress(vcf_text(SAMPLES, RECORDS).encode()))
     refused(path, "bgzip")
@@ -512,8 +512,8 @@ def test_regions_need_an_index_and_a_contig(tmp_path: Path, name: str) -> None:
         400,
     ]
     if name != "c.vcf":
-        for beside in tmp_path.glob("c.*.[ct][sb]i"):
-            beside.write_bytes(b"junk")
+        for index_file in tmp_path.glob("c.*.[ct][sb]i"):
+            index_file.write_bytes(b"junk")
         with pytest.raises(InputError, match="cannot be read as an index"):
             read(path, regions=("22",))
 
@@ -527,7 +527,7 @@ def test_a_record_that_reaches_into_a_region_is_not_in_it(tmp_path: Path) -> Non
         assert read(other, regions=("2",))[0] == []
 
 
-def test_damage_in_a_bcf_record_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_damage_in_a_bcf_record_is_reported_in_one_sentence(tmp_path: Path) -> None:
     """Any byte of the records may be wrong: what is read is refused, or has the shape that it should have."""
     import pysam
 
@@ -535,14 +535,14 @@ def test_damage_in_a_bcf_record_is_told_in_one_sentence(tmp_path: Path) -> None:
     content = pysam.BGZFile(str(path)).read()
     header = 9 + int.from_bytes(content[5:9], "little")
     rng = np.random.default_rng(0)
-    told = 0
+    reported = 0
     for at in rng.integers(header, len(content), 300):
         broken = bytearray(content)
         broken[at] = rng.integers(256)
         with pysam.BGZFile(str(path), "wb") as out:
             out.write(bytes(broken))
-        told += isinstance(read_or_told(path), str)
-    assert told > 30
+        reported += isinstance(read_or_message(path), str)
+    assert reported > 30
 
 
 def test_an_allele_that_a_bcf_record_lacks_is_refused(tmp_path: Path) -> None:
@@ -588,7 +588,7 @@ def test_many_samples_in_a_line_of_odd_calls(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dosage[9:], np.array([[0, 0, -1, 1, 0], [0, 0, -1, 1, 1]])[:, np.arange(40_000) % 5])
 
 
-def test_haploid_calls_beside_many_alleles(tmp_path: Path) -> None:
+def test_haploid_calls_with_many_alleles(tmp_path: Path) -> None:
     alts = [f"A{'C' * k}" for k in range(1, 21)]
     line = "\t".join(["1", "5", ".", "A", ",".join(alts), ".", ".", ".", "GT", "0", "1/0", ".", "9"])
     keys, dosage = read(write_lines(tmp_path / "c.vcf", [line]))
