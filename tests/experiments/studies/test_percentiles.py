@@ -140,7 +140,7 @@ def test_the_gate_lets_a_histogram_and_a_window_pass_and_nothing_else_of_the_kin
             check_request(asked, content)
     for window in ([1, 0], [1], []):
         content = RecordDict({CONFIG: config, AGREEMENT: pack({**agreement, WINDOW: np.array(window, np.float32)})})
-        with pytest.raises(SiteError, match="no window"):
+        with pytest.raises(SiteError, match="no intensity window"):
             execute(read_request(content, (str(site.file),), "a"), content, Memory(RecordDict(), "1"))
 
 
