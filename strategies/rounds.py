@@ -98,7 +98,7 @@ def check_reporter(run: Path) -> ReportChecks:
 
 
 def _check_row(c: Check) -> CheckRow:
-    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "mend": c.fix}
+    return {"site": c.site, "check": c.check, "value": c.value, "verdict": c.verdict, "fix": c.fix}
 
 
 def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
@@ -116,7 +116,7 @@ def agreed_event(agreement: Agreement, *, disclosures: dict[str, SiteDisclosure]
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-        image_shape=list(agreement.image_shape), told=disclosures, parameters=parameters,
+        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters,
     )  # fmt: skip
 
 

@@ -181,7 +181,7 @@ class Finished:
     """A run of the copy: the object of ``--json``, the last evaluation's event, and the saved arrays."""
 
     folder: Path
-    told: dict[str, Any]
+    reported: dict[str, Any]
 
     @property
     def final(self) -> dict[str, Any]:
@@ -195,9 +195,9 @@ class Finished:
 
 def run(copy: Path, study: Path, sites: Path, *words: object) -> Finished:
     out = ended(command(copy, "run", study, "--sites", sites, "--no-track", "--json", *words))
-    told = json.loads(out.strip().splitlines()[-1])
-    assert told["status"] == "finished"
-    return Finished(copy.parent / told["folder"], told)
+    reported = json.loads(out.strip().splitlines()[-1])
+    assert reported["status"] == "finished"
+    return Finished(copy.parent / reported["folder"], reported)
 
 
 def write_study(path: Path, inputs: Sequence[str] = ("clinical",), **changes: Any) -> Path:
@@ -309,7 +309,7 @@ def test_images_of_the_new_format_give_the_weights_of_the_same_images_as_nifti(c
     image = {"size": [8, 8, 4], "orientation": "RAS", "spacing_mm": [2, 1.5, 3], "window": [0, 250]}
     study = write_study(tmp_path / "study.toml", ("image",), cohort__image=image, model__image={"channels": [4]})
     runs = {kind: run(copy, study, tmp_path / kind) for kind in ("nifti", "metaimage")}
-    assert runs["metaimage"].told["weights_sha256"] == runs["nifti"].told["weights_sha256"]
+    assert runs["metaimage"].reported["weights_sha256"] == runs["nifti"].reported["weights_sha256"]
     assert found_by_the_doctor(copy, tmp_path / "metaimage" / "a")["image"] == "ok"
     one = tmp_path / "metaimage" / "a" / "images" / "a00.mha"
     differ, mask, wrong = ask(copy, ONE_IMAGE, study, one, tmp_path / "nifti" / "a" / "images" / "a00.nii")
@@ -343,7 +343,7 @@ def test_the_new_network_learns_also_under_privacy_of_a_patient(copy: Path, tmp_
     for name in "ab":
         with (tmp_path / "sites" / name / "site.toml").open("a") as file:
             file.write("[policy]\nmax_epsilon = 100\n")
-    assert run(copy, private, tmp_path / "sites").told["privacy"]["unit"] == "patient"
+    assert run(copy, private, tmp_path / "sites").reported["privacy"]["unit"] == "patient"
 
 
 # --- an input of a person
@@ -488,7 +488,7 @@ def test_the_new_metric_is_that_of_scikit_learn_and_is_verified(copy: Path, tmp_
         assert scores["sites"][site]["youden"] == pytest.approx(expected)
     y, predicted = (np.concatenate([np.array(a[key], float) for a in answers.values()]) for key in ("truth", "predicted"))
     value = sk.balanced_accuracy_score(y, predicted, adjusted=True)
-    assert done.told["metrics"]["test"]["youden"] == scores["all"]["youden"] == pytest.approx(value)
+    assert done.reported["metrics"]["test"]["youden"] == scores["all"]["youden"] == pytest.approx(value)
     assert 0.2 < value < 1
     ended(command(copy, "report", done.folder, "-o", tmp_path / "report.html"))
     page = (tmp_path / "report.html").read_text(encoding="utf-8").replace("&#x27;", "'").replace("&#39;", "'")
@@ -581,9 +581,9 @@ def test_the_new_study_runs_on_the_sites_that_it_names(copy: Path, tmp_path: Pat
     before = read_study(study).sha256
     assert before in ended(command(copy, "check", study))
     done = run(copy, study, sites)
-    assert {site: row["rounds"] for site, row in done.told["sites"].items()} == {"oslo": 5, "porto": 5, "utrecht": 5}
+    assert {site: row["rounds"] for site, row in done.reported["sites"].items()} == {"oslo": 5, "porto": 5, "utrecht": 5}
     assert set(done.final["groups"]) == {"sex:0", "sex:1"}
-    assert done.told["study_sha256"] == before
+    assert done.reported["study_sha256"] == before
     study.write_text(study.read_text(encoding="utf-8").replace("# general research use", "# another comment"), encoding="utf-8")
     assert read_study(study).sha256 == before
     assert 'did you mean "rounds"' in refused(command(copy, "check", study, "--set", "federation.round=3"))

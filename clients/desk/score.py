@@ -36,7 +36,7 @@ By = Literal["position", "rsid"]
 Missing = Literal["stated", "own"]
 _MARGIN_BASES = 1000  # read on both sides of a weight: an indel may be at another position before it is left-aligned
 _MAX_GAP, _MAX_REGIONS = 10_000, 1000  # weights closer than _MAX_GAP bases are read as one region
-_POSITION_BITS = 33  # positions are below 2^33
+_POSITION_BITS = 33  # of a number that joins contig and base position, which is below 2^31
 _MAX_OTHER_STRAND = 0.001  # fraction of matched weights on the other strand above which A/T and C/G are excluded
 
 

@@ -332,11 +332,11 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
         if _too_few(described[PERSONS].sum(1), allowed.min_count) or (
             EXCLUDED in described and _too_few(described[EXCLUDED], allowed.min_count)
         ):
-            raise SiteError(Reason.TOO_FEW, f"a count of {small}")
+            raise SiteError(Reason.TOO_FEW, f"the reply has a count of {small}")
     if VOXELS in reply and _too_few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
-        raise SiteError(Reason.TOO_FEW, f"an intensity histogram of {small}")
+        raise SiteError(Reason.TOO_FEW, f"the reply has an intensity histogram of {small}")
     if SUMS in reply and any(_too_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
-        raise SiteError(Reason.TOO_FEW, f"sums over {small}")
+        raise SiteError(Reason.TOO_FEW, f"the reply has sums over {small}")
     if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
 

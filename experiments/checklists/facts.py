@@ -22,7 +22,8 @@ from fedml.errors import InputError, NotBuilt
 from fedml.experiments.runs.record import Record
 from fedml.modalities.modality import Text
 from fedml.modalities.registry import modalities_of
-from fedml.runs.log import EVENTS, MODEL, read_events
+from fedml.runs.events import to_row
+from fedml.runs.log import EVENTS, MODEL, read_log
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.section import PARTS
 from fedml.study.study import Study
@@ -57,7 +58,10 @@ def resolve(run: Path, pointer: str) -> Any:
         if re.search(rf'\sid="{re.escape(place)}"', path.read_text(encoding="utf-8")):
             return place
         raise LookupError(f"{pointer}: {name} has no element with this id")
-    value: Any = json.loads(path.read_text(encoding="utf-8")) if name.endswith(".json") else _by_kind(read_events(run)[0])
+    if name.endswith(".json"):
+        value: Any = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        value = _by_kind([to_row(event) for event in read_log(run)[0]])
     for word in place.removeprefix("/").split("/"):
         key = word.replace("~1", "/").replace("~0", "~")
         try:
@@ -200,14 +204,14 @@ def _happened(record: Record) -> Iterator[FactRow]:
         yield from _persons(record)
     rows = [f"{s.name} {_excluded(s.quarantined)}" for s in record.sites if s.quarantined is not None]
     text = f"Persons with an excluded image, by reason: {'; '.join(rows)}."
-    yield "quarantined", text if rows and images else "", "events.jsonl#agreed/told"
+    yield "quarantined", text if rows and images else "", "events.jsonl#agreed/disclosed"
     rows = [f"{s.name} {s.policy['deidentification']}" for s in record.sites if s.policy is not None]
     text = f"Policy of each site for DICOM files that are not de-identified: {'; '.join(rows)}."
-    yield "deidentification", text if rows and images else "", "events.jsonl#agreed/told"
+    yield "deidentification", text if rows and images else "", "events.jsonl#agreed/disclosed"
     rows = [f"{s.name} {_limits(s.policy)}" for s in record.sites if s.policy is not None]
-    yield "policies", f"Limits of the sites, as disclosed: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/told"
+    yield "policies", f"Limits of the sites, as disclosed: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/disclosed"
     rows = [f"{s.name} {s.dataset}" for s in record.sites if s.dataset is not None]
-    yield "digests", f"SHA-256 of the data that were read: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/told"
+    yield "digests", f"SHA-256 of the data that were read: {'; '.join(rows)}." if rows else "", "events.jsonl#agreed/disclosed"
     verdicts = [sum(check["verdict"] == kind for check in record.checks) for kind in ("ok", "warn", "fail")]
     text = f"Checks of the sites' variants: {verdicts[0]} passed, {verdicts[1]} warned, {verdicts[2]} failed."
     yield "checks", text if record.checks else "", "events.jsonl#checks/checks"

@@ -30,7 +30,7 @@ from fedml.tasks.task import built
 if TYPE_CHECKING:
     from rich.table import Table
 
-_WIDE = 3  # most columns with limits in a terminal
+_WIDE = 3  # a table with more columns than this has no confidence limits in a terminal
 
 
 def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:

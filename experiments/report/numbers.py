@@ -164,7 +164,7 @@ def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
         "rounds": len(site.rounds),
         "missed": {reason: len(numbers) for reason, numbers in site.missed.items()},
         "evaluated": site.name in record.final.sites,
-        "aside": site.quarantined,
+        "excluded": site.quarantined,
         "policy": site.policy,
         "dataset": site.dataset,
         "journal": list(site.journal) if site.journal else None,
@@ -221,13 +221,13 @@ def _flow(record: Record) -> dict[str, Any]:
 def _privacy(record: Record) -> dict[str, Any]:
     event = record.privacy
     if event.unit == "none" or not event.claims:
-        return {"unit": record.study.privacy.unit, "told": event.came}
+        return {"unit": record.study.privacy.unit, "stated": event.came}
     worst = max(event.claims.values(), key=lambda c: _inf(c["epsilon"]))
     epsilon = _up(_inf(worst["epsilon"]))
     # The largest probability of guessing correctly, from even prior odds, whether the unit took part (Kairouz, Oh and Viswanath 2015, IEEE
     # Trans Inf Theory 63:4037: type I and type II errors under (epsilon, delta) differential privacy).
     guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
-    return {"unit": event.unit, "told": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
+    return {"unit": event.unit, "stated": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
             "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
             "claims": {site: _up(_inf(c["epsilon"])) for site, c in event.claims.items() if site}}  # fmt: skip
 

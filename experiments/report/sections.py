@@ -82,7 +82,7 @@ def sites(record: Record, found: Found) -> str:
         cells += [Number(pointer("scores", *at, "persons"), "count")] if measured else []
         cells += [Number(pointer(*at, "persons", parts[-1], "classes", 1), "count")] if two else []
         cells += [Number(pointer(*at, "rounds"), "count"), Number(pointer(*at, "missed"), "reasons")]
-        cells += [Number(pointer(*at, "aside"), "reasons")] if images else []
+        cells += [Number(pointer(*at, "excluded"), "reasons")] if images else []
         cells += [Number(pointer("privacy", "claims", name), "epsilon")] if found["privacy"].get("claims") else []
         rows.append(cells)
     run = found["run"]

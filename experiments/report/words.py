@@ -212,7 +212,7 @@ def _limits_of_sites(record: Record, found: Found) -> list[str]:
                 f"At {site} the model seems to perform worse: the interval, {between(local)}, is entirely {side} the value of all sites; "
                 f"among {sum(bool(r) for r in scores['sites'].values())} sites this may happen by chance."
             )
-    excluding = [s for s, row in found["sites"].items() if row["aside"]]
+    excluding = [s for s, row in found["sites"].items() if row["excluded"]]
     if excluding:
         out.append(f"No measure includes persons with excluded images ({join(excluding)}): see the table of sites.")
     return out

@@ -75,7 +75,7 @@ def show_result(launched: Launched, console: Console) -> None:
         )  # fmt: skip
     persons = ", ".join(f"{site} {n}" for site, n in found.persons.items())
     lines = [
-        f"persons: {persons}; lambda {_inflation_text(found)}; below {HIT:g}: {found.hits}; missing at some site: {found.partly_told}",
+        f"persons: {persons}; lambda {_inflation_text(found)}; below {HIT:g}: {found.hits}; missing at some site: {found.partly_reported}",
         f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
     ]
     console.print(table)

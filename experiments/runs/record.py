@@ -125,7 +125,7 @@ def exchanges(rounds: Sequence[Round], final: Final) -> list[Round | Final]:
 
 
 def _site(name: str, agreed: Agreed, rounds: Sequence[Round], final: Final, privacy: Privacy) -> SiteRecord:
-    disclosed = (agreed.told or {}).get(name) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
+    disclosed = (agreed.disclosed or {}).get(name) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
     persons = agreed.persons.get(name, {})
     both = exchanges(rounds, final)
     answered = [e.sites[name] for e in both if name in e.sites]

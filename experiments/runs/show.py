@@ -48,7 +48,7 @@ class Progress:
                     show_checks(event.checks, self.console)
                 case Step():
                     self.bar.update(self.row, completed=event.done, total=event.total, description=event.doing)
-                    if not self.console.is_terminal and event.told:
+                    if not self.console.is_terminal and event.log:
                         self.console.print(event.doing)
                 case Agreed():
                     shared = f", {event.variants} shared variants" if event.variants else ""
@@ -89,7 +89,7 @@ def show_checks(checks: Sequence[CheckRow], console: Console) -> None:
     cells = {(c["check"], c["site"]): c["value"] + mark[c["verdict"]] for c in checks}
     for name in dict.fromkeys(c["check"] for c in checks if c["site"] != ALL_SITES):
         table.add_row(name, *(cells.get((name, site), "-") for site in sites))
-    fixes = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['mend']}" for c in checks if c["mend"])
+    fixes = dict.fromkeys(f"{mark[c['verdict']].strip()} {c['check']} at {c['site']}: {c['fix']}" for c in checks if c["fix"])
     common = [f"{c['check']}: {c['value']}{mark[c['verdict']]}" for c in checks if c["site"] == ALL_SITES]
     console.print(table)
     for line in (*common, *fixes):

@@ -329,7 +329,7 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     except Exception as error:  # zipfile, zlib and NumPy raise different exceptions
         raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); save it again.") from error
     if ids.ndim != 1 or images.ndim < 3:
-        raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; they need one axis and at least three axes.")
+        raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; ids needs one axis, images at least three.")
     if len(ids) != len(images):
         raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id for each image.")
     if codes is not None and (drawn is None or drawn.ndim < 3 or len(drawn) != len(ids)):

@@ -137,7 +137,8 @@ def build_variant_network(spec: VariantSpec, variants: int, outputs: int, groups
         return build_table_network(spec, variants, outputs)
     if len(groups) != variants or not variants:
         raise InputError(
-            f'[model.variants] net = "genes" has the genes of {len(groups)} variants and the panel {variants}; state the genes\' intervals.'
+            f'[model.variants] net = "genes": genes are known for {len(groups)} of the {variants} variants; give all genes in '
+            'genes = "FILE" (GFF3, GTF or BED).'
         )
     genes = GeneLayer(groups, spec.width)
     network = nn.Sequential()

@@ -308,7 +308,8 @@ def _weight(name: str, layer: Any, x: torch.Tensor, g: torch.Tensor, group: _Gro
     """Adds the weight of a linear layer or a convolution, for the rows of a group; methods: see the module's docstring."""
     outputs, inputs = layer.weight.shape[0], layer.weight[0].numel()
     columns = group.each * g.shape[2]
-    # Products are in float64, and the weighted pass costs as much as one gradient per person: worthwhile only with much fewer columns.
+    # Two ways to each person's norm: products of inputs and gradients (quadratic in the columns, in float64, and a second backward pass),
+    # or the gradients themselves. The first is faster only with far fewer columns than weights.
     if 4 * columns * (inputs + outputs) < inputs * outputs or (columns == 1 and isinstance(layer, nn.Linear)):
         a, b = group.gather(unfolded(layer, x)), group.gather(g)
         a2, b2 = _squares(a.flatten(1)), _squares(b.flatten(1))

@@ -64,7 +64,7 @@ class CheckRow(TypedDict):
     check: str
     value: str
     verdict: str
-    mend: str
+    fix: str
 
 
 class ClaimRow(TypedDict):
@@ -141,7 +141,7 @@ class Checks(Event):
 @dataclass(frozen=True, kw_only=True)
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
-    ``told``: disclosures of the sites; None, and not written, if no model is trained."""
+    ``disclosed``: what each site disclosed; None, and not written, if no model is trained."""
 
     kind = "agreed"
     sites: list[str]
@@ -149,12 +149,12 @@ class Agreed(Event):
     matching: dict[str, dict[str, int]]
     variants: int
     image_shape: list[int]
-    told: dict[str, SiteDisclosure] | None
+    disclosed: dict[str, SiteDisclosure] | None
     parameters: int
 
     def absent(self) -> frozenset[str]:
-        """``told``, if it is None."""
-        return frozenset({"told"}) if self.told is None else frozenset()
+        """``disclosed``, if it is None."""
+        return frozenset({"disclosed"}) if self.disclosed is None else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +202,13 @@ class Final(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Event):
-    """Progress of an analysis. ``total``: None if unknown; ``told``: whether to print a line without a terminal."""
+    """Progress of an analysis. ``total``: None if unknown; ``log``: whether to print a line without a terminal."""
 
     kind = "step"
     doing: str
     done: int
     total: int | None
-    told: bool
+    log: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class Gwas(Event):
     left_out: dict[str, int]
     top: list[VariantRow]
     hits: int
-    partly_told: int
+    partly_reported: int
     methods: dict[str, int]
 
     def absent(self) -> frozenset[str]:
@@ -254,14 +254,14 @@ class End(Event):
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, End)}
 
 # What stands for an event that has not come.
-NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], told=None, parameters=0)
+NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0)
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
 NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0)
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
-    Agreed: {"told": None},
+    Agreed: {"disclosed": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
 }
@@ -270,8 +270,14 @@ _LACKING: dict[type[Event], dict[str, Any]] = {
     Agreed: {"matching": {}, "variants": 0, "image_shape": [], "parameters": 0},
     Round: {"metrics": {}, "refused": {}},
     Final: {"groups": {}, "refused": {}, "seconds": 0.0},
-    Step: {"total": None, "told": False},
+    Step: {"total": None, "log": False},
     End: {"reason": ""},
+}
+# Names of fields in version 0 -> names since version 1.
+_RENAMED: dict[type[Event], dict[str, str]] = {
+    Agreed: {"told": "disclosed"},
+    Step: {"told": "log"},
+    Gwas: {"partly_told": "partly_reported"},
 }
 _ROW: dict[type[Event], dict[str, Any]] = {
     Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "bytes_out": 0, "bytes_in": 0, "journal": None},
@@ -332,7 +338,10 @@ def _key(f: Any) -> str:
 
 def _lifted(kind: type[Event], row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of version 0 with what its event has had since."""
-    lifted = {**_LACKING.get(kind, {}), **row}
+    names = _RENAMED.get(kind, {})
+    lifted = {**_LACKING.get(kind, {}), **{names.get(key, key): value for key, value in row.items()}}
+    if kind is Checks and isinstance(lifted.get("checks"), list):
+        lifted["checks"] = [{("fix" if key == "mend" else key): value for key, value in cell.items()} for cell in lifted["checks"]]
     if kind in _ROW and isinstance(lifted.get("sites"), Mapping):
         lifted["sites"] = {site: {**_ROW[kind], **own} for site, own in lifted["sites"].items()}
     return lifted

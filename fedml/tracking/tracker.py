@@ -185,7 +185,10 @@ class Tracker:
             params = [Param(f"persons.{part}", str(sum(n))) for part, n in parts.items()]
             params += [Param(f"persons.{part}.by_class", str(n)) for part, n in parts.items()]
             params += [Param(f"variants.{what}", str(n)) for what, n in event.matching.get(site, {}).items()]
-            tags, disclosed = dict[str, str](), (event.told or {}).get(site) or SiteDisclosure(policy=None, dataset=None, quarantined=None)
+            tags, disclosed = (
+                dict[str, str](),
+                (event.disclosed or {}).get(site) or SiteDisclosure(policy=None, dataset=None, quarantined=None),
+            )
             if (excluded := disclosed["quarantined"]) is not None:
                 counts = {reason: "a few" if n == HIDDEN else str(n) for reason, n in excluded.items()}
                 tags["fedml.quarantined"] = "; ".join(f"{reason}: {n}" for reason, n in counts.items()) or "none"
@@ -221,7 +224,18 @@ class Tracker:
     def _gwas(self, client: Any, event: Gwas) -> None:
         """Figures of an association study; its table and plots are artifacts of the run."""
         values = body(event)
-        for name in ("lambda", "hits", "tested", "variants", "partly_told", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds"):
+        for name in (
+            "lambda",
+            "hits",
+            "tested",
+            "variants",
+            "partly_reported",
+            "pca_columns",
+            "pca_angle_rad",
+            "cases",
+            "controls",
+            "seconds",
+        ):
             self.put(self.parent, f"gwas/{name}", values.get(name), 0)
         self.put(self.parent, "gwas/persons", sum(event.persons.values()), 0)
         for site, row in event.sites.items():

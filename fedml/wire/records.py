@@ -35,7 +35,7 @@ VOXELS, HISTOGRAM, WINDOW = (
     "preprocess.image.window",
 )  # histogram of raw intensities; the window computed from all sites' histograms
 FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, build, normalisation counts, REF checked
-POLICY, DATASET, EXCLUDED = "policy", "dataset", "aside"  # policy, data set digest, excluded persons (``fedml.contract.disclosure``)
+POLICY, DATASET, EXCLUDED = "policy", "dataset", "excluded"  # policy, data set digest, excluded persons (``fedml.contract.disclosure``)
 ANALYSIS = "analysis"  # arrays of a request in one step of an analysis, and the sums in its reply
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"

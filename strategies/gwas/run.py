@@ -67,7 +67,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
     """Emits a progress event; ``log``: print it also without a terminal."""
-    emit(work.run, Step(doing=doing, done=done, total=total, told=log))
+    emit(work.run, Step(doing=doing, done=done, total=total, log=log))
 
 
 def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:

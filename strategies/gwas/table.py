@@ -66,6 +66,6 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
         pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
         tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=excluded, top=top,
-        hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_told=int((~reported.all(0)).sum()),
+        hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_reported=int((~reported.all(0)).sum()),
         methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
     )  # fmt: skip

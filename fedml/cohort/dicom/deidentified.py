@@ -260,7 +260,7 @@ def _walk(dataset: Dataset, where: str, depth: int, check: _Check) -> bool:
         try:
             element = dataset[tag]
             vr, value = str(element.VR), element.value
-        except Exception:  # the value is not valid for its VR: check its bytes
+        except Exception:  # pydicom cannot parse the value as its type (VR); it may still hold a name: search its bytes
             vr, value = "UN", raw.value
         if vr == "SQ":
             if depth >= _MAX_DEPTH:

@@ -338,7 +338,8 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         with np.errstate(over="ignore"):
             half = image.astype(np.float16)
         if not np.isfinite(half).all():
-            raise ItemError(Unusable.NON_FINITE, "contains values outside the range of half precision; set a window in the study")
+            text = "has values beyond 65504, which half precision cannot store; set [cohort.image] window = [LOW, HIGH] in the study"
+            raise ItemError(Unusable.NON_FINITE, text)
     except ItemError as error:
         say(f"{item.name}: excluded as {error.reason} ({error})")
         return _Excluded(key, error.reason, _unnamed(str(error), item)), b"", b""

@@ -74,7 +74,7 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
     if by == "position" and scoring.build and same_build and scoring.build != same_build:
         raise InputError(
             f"scoring file {scoring.name}: the positions are of {scoring.build}, the cohort's of {same_build}; "
-            f"use the file harmonised to {same_build}, or match by rsid."
+            f"use the file harmonised to {same_build}, or match by rsid (--by rsid)."
         )
     if not (scoring.position.any() if by == "position" else any(scoring.rsid)):
         have, lack = ("rsID", "positions") if by == "position" else ("positions", "rsIDs")
@@ -181,7 +181,7 @@ def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: M
     at, swapped, weight, model = matched.at[part], matched.swapped[part], matched.weight[part], matched.model[part]
     if copies.size and copies.max() > 2:
         which = at[copies.max(0).argmax()]
-        raise InputError(f"variant {which + 1} of the panel: a genotype has more than two ALT alleles; exclude the variant.")
+        raise InputError(f"variant {which + 1} of the file: a person has more than two ALT alleles; delete the variant from the file.")
     number = copies.astype(np.float64)  # -1 where missing, corrected below
     # For every model, a weight is a constant, a slope, and a remainder for two copies of ALT: matrix products without a temporary table.
     zero, single, double = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))

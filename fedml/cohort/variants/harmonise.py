@@ -359,7 +359,7 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
         own.places[match] = unique(own.keys, match)
     index = own.places[match]
     columns = np.array([index.get(place(key, match), -1) for key in panel], dtype=np.int64)
-    # The server decides the orientation; the site checks that the alleles match the panel's.
+    # The server decides which allele each site counts, so that all count the same; here only the alleles are compared.
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
             columns[at] = -1

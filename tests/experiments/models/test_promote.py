@@ -108,10 +108,10 @@ def test_only_the_same_test_persons_are_compared(work: dict[str, Path], tmp_path
     good = read_record(work["good"])
     with pytest.raises(InputError, match=r"split_key \(or the seed\).*not tested alike"):
         check_sites(read_record(work["other"]), good, 0.02)
-    data = changed(work["good"], tmp_path / "data", lambda e: of(e, "agreed")["told"]["lund"].update(dataset="0" * 64))
+    data = changed(work["good"], tmp_path / "data", lambda e: of(e, "agreed")["disclosed"]["lund"].update(dataset="0" * 64))
     with pytest.raises(InputError, match="lund read or prepared other data than for the champion"):
         check_sites(read_record(data), good, 0.02)
-    silent = changed(work["good"], tmp_path / "silent", lambda e: of(e, "agreed")["told"]["lund"].update(dataset=None))
+    silent = changed(work["good"], tmp_path / "silent", lambda e: of(e, "agreed")["disclosed"]["lund"].update(dataset=None))
     with pytest.raises(InputError, match="lund read or prepared other data"):
         check_sites(read_record(silent), read_record(silent), 0.02)
     gone = changed(work["good"], tmp_path / "gone", lambda e: of(e, "final")["metrics"]["test"]["sites"].pop("lund"))

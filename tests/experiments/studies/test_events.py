@@ -22,7 +22,7 @@ GOLDEN, VERSION_0 = HERE / "golden_events.jsonl", HERE / "version_0"
 PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256"}  # of the moment, the folder or the machine
 
 OPTIONAL = {
-    "agreed": {"told"},
+    "agreed": {"disclosed"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
 }
 
@@ -158,7 +158,7 @@ def test_no_field_has_a_default_that_hides_a_gap() -> None:
 
 def test_what_a_study_does_not_have_is_not_written() -> None:
     base: dict[str, Any] = dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"))
-    figures: dict[str, Any] = {"tested": 1, "variants": 1, "inflation": 1.0, "left_out": {}, "top": [], "hits": 0, "partly_told": 0}
+    figures: dict[str, Any] = {"tested": 1, "variants": 1, "inflation": 1.0, "left_out": {}, "top": [], "hits": 0, "partly_reported": 0}
     event = Gwas(seconds=1.0, sites={}, persons={}, methods={}, **base, **figures)
     assert "lambda" in body(event)
     assert not base.keys() & body(event).keys()

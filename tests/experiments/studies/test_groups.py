@@ -192,7 +192,7 @@ def test_what_a_site_says_of_itself(tmp_path: Path) -> None:
         load_cohort.cache_clear()
         read_site_once.cache_clear()
         events = federate(study_of(), there.values(), tmp_path / folder).events
-        return next(e["told"] for e in events if e["event"] == "agreed")
+        return next(e["disclosed"] for e in events if e["event"] == "agreed")
 
     first = disclosures_of("run")
     assert first["a"]["policy"]["min_count"] == 5

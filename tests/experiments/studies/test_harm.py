@@ -592,7 +592,7 @@ def test_a_model_is_not_trained_on_exchanged_alleles_if_the_study_asks_for_count
     reported = next(e["checks"] for e in read_events(tmp_path / "plain")[0] if e["event"] == "checks")
     [said] = [c for c in reported if c["check"] == "allele frequencies"]
     assert said["value"] == "not compared"
-    assert "exchanged alleles would not be detected" in said["mend"]
+    assert "exchanged alleles would not be detected" in said["fix"]
 
 
 def test_all_harms_together_change_no_number(clean: Clean, right: Ended, tmp_path: Path) -> None:

@@ -82,9 +82,9 @@ def test_each_site_has_a_child_run_with_its_work_and_disclosures(made: tuple[Pat
         assert tags["fedml.site"] == site
         assert tags["fedml.took_part"] == "1-2"
         assert tags["fedml.quarantined"] == "none"
-        assert tags["fedml.dataset_sha256"] == agreed["told"][site]["dataset"]
-        assert json.loads(tags["fedml.policy"]) == agreed["told"][site]["policy"]
-        assert child["datasets"] == [(site, agreed["told"][site]["dataset"][:36])]
+        assert tags["fedml.dataset_sha256"] == agreed["disclosed"][site]["dataset"]
+        assert json.loads(tags["fedml.policy"]) == agreed["disclosed"][site]["policy"]
+        assert child["datasets"] == [(site, agreed["disclosed"][site]["dataset"][:36])]
         assert child["params"]["persons.train"] == str(sum(agreed["persons"][site]["train"]))
         assert [value for _, value, _ in metrics["round/took_part"]] == [1, 1]
         final = next(e for e in events if e["event"] == "final")

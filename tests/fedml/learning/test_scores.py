@@ -292,7 +292,7 @@ def test_blocks_of_variants_add_up_and_packed_dosages_are_dosages(tmp_path: Path
 
 def test_a_genotype_of_more_than_two_alleles_is_refused(tmp_path: Path) -> None:
     matched = match(scoring(tmp_path, [("rs1", 1, 100, "A", "G", 1)]), KEYS)
-    with pytest.raises(InputError, match="variant 1 of the panel: a genotype has more than two ALT alleles; exclude the variant"):
+    with pytest.raises(InputError, match="variant 1 of the file: a person has more than two ALT alleles; delete the variant"):
         score(np.array([[0] * 7, [3] + [0] * 6], dtype=np.int8), matched)
 
 

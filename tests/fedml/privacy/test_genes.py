@@ -211,7 +211,7 @@ def test_no_tensor_of_genes_times_variants_nor_of_persons_times_variants_times_w
 
 
 def test_a_network_on_genes_needs_the_gene_of_each_variant() -> None:
-    with pytest.raises(InputError, match="the genes of 0 variants and the panel 10; state the genes' intervals"):
+    with pytest.raises(InputError, match="genes are known for 0 of the 10 variants; give all genes"):
         build_variant_network(Spec(), 10, 2)
     with pytest.raises(InputError, match=r'net "gene" is not known \(did you mean "genes"\?\); one of: linear, mlp, genes'):
         build_variant_network(Spec(net="gene"), 10, 2, GROUPS)

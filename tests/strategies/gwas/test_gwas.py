@@ -281,7 +281,7 @@ def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) 
     whole = table.index.map(reported).to_numpy(bool)
     assert np.array_equal(table.sites, np.where(whole, 2, 1))
     assert np.array_equal(table.n, np.where(whole, len(there), there.sum()))
-    assert strict.event["partly_told"] == secret.sum()
+    assert strict.event["partly_reported"] == secret.sum()
     for rows, own in ((all_rows, table[whole]), (there, table[~whole])):
         reference = {}
         for rsid in chosen(own, 60, 5):
