@@ -216,7 +216,7 @@ def bytes_of_another_kind(folder: Path) -> None:
     [
         (remove_persons, "persons table", "no such file", "correct the path"),
         (remove_clinical, "clinical", "does not exist", "correct the path"),
-        (id_twice, "persons table", "more than one row", "one row a person"),
+        (id_twice, "persons table", "more than one row", "one row for each person"),
         (no_id, "persons table", "no id", "every row"),
         (no_header, "persons table", 'no column "id"', "named"),
         (ragged, "persons table", "cannot be read", "CSV"),
