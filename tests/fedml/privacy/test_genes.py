@@ -178,7 +178,8 @@ def test_names_and_sizes_of_the_weights_that_are_sent() -> None:
 
 def test_first_weights_are_as_large_as_those_of_a_linear_layer_on_the_genes_variants() -> None:
     groups = [0] * 400 + [1] * 25 + [2]
-    layer = GeneLayer(groups, 500)
+    with torch_seed(1):
+        layer = GeneLayer(groups, 500)
     for gene, size in enumerate((400, 25, 1)):
         part = layer.weight.detach()[torch.tensor(groups) == gene].abs()
         assert 0.99 / size**0.5 < float(part.max()) <= 1 / size**0.5
