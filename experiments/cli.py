@@ -72,11 +72,13 @@ def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -
 
     Example: fedml check experiments/studies/heart.toml
     """
+    from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
     from fedml.strategies.describe import describe
 
     study = load_study(study_file, changes, seed)
     make_strategy(study)
+    check_inputs(study)
     print(describe(study))
     if study.privacy.unit != "none":
         from fedml.privacy.forecast import forecast

@@ -65,10 +65,14 @@ def vectors(rng: np.random.Generator, count: int, width: int, scale: float) -> l
 
 
 @pytest.mark.parametrize("sites", [2, 7, 50])
-@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"scaffold"}))  # which refuses: test_algorithms.py
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_the_noise_on_the_released_mean_is_z_c_over_n(name: str, sites: int) -> None:
     study = site_study(sites, strategy={"name": name})
-    strategy = make_strategy(study)
+    try:
+        strategy = make_strategy(study)
+    except InputError as refusal:
+        assert name not in ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedavgm")
+        pytest.skip(str(refusal))
     assert isinstance(strategy, Averaging)
     current = {"w": torch.zeros(40_000), "b": torch.zeros(1)}
     same = {"w": torch.full((40_000,), 1e-6), "b": torch.zeros(1)}  # below the clipping norm
