@@ -14,8 +14,7 @@ import numpy.typing as npt
 from fedml.errors import NotBuilt
 from fedml.tasks.interval_tools import FindInterval
 
-# Counts, and the class of the outcome (None: all classes together) -> the value, NaN where it is not defined, None where these counts do
-# not hold it.
+# Counts, and the class (None: all classes together) -> the value; NaN if it is undefined, None if the counts do not contain it.
 Value = Callable[[Mapping[str, npt.NDArray[Any]], int | None], float | None]
 
 
@@ -25,13 +24,13 @@ class Measure:
 
     Args:
         name: its key in the record of a run; of one class ``name/CLASS``.
-        of: all classes together, one class, or both.
-        interval: how far it may be from that of all such persons, or why that is not built.
-        printed: its name in a report. axis: its short name on an axis. meaning: what it says, in half a sentence.
-        bounds: the least and the largest value; None: there are none. guess: the value of a guess, None: there is none.
-        counted: it is a number of persons, which has no interval.
-        additive: of all persons it is the mean over sites, weighted by persons.
-        brief: the terminal's tables show it.
+        of: whether the measure is of all classes together, of one class, or of both.
+        interval: the function that computes the confidence interval (``fedml.tasks.interval_tools.FindInterval``), or why there is none.
+        printed: its name in a report. axis: its short name on an axis. meaning: its definition in half a sentence.
+        bounds: smallest and largest possible value; None: unbounded. guess: its value for random predictions; None: not defined.
+        counted: True for a number of persons, which has no interval.
+        additive: True if its value over all persons is the mean of the sites' values, weighted by persons.
+        brief: True if the terminal's tables show it.
     """
 
     name: str

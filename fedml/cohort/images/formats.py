@@ -19,16 +19,18 @@ from fedml.cohort.images.pictures import open_picture
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import nearest
 
-Voxels = tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None]  # raw, and voxel to mm in RAS+ where the file says
+Voxels = tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None]  # raw values, and the affine (voxel to mm in RAS+) or None
 
 
 class Format(NamedTuple):
-    """One file an image.
+    """A format of which each file holds one image.
 
     Args:
-        endings: of its files. read: the voxels and their affine. mask: the same of a mask on so many voxels, which are held against what
-            the file declares before it is decoded; None: masks are not kept in this format.
-        volumes: its axes are those of space (columns first), so the last one is no colour. package: the decoder's, empty for NumPy.
+        endings: file name endings. read: the raw voxels, without rescaling, and their affine (None if the file has none).
+        mask: the same for a mask; its second argument is the size of the image, which is compared with the file's header before the mask is
+            decoded. None: a mask cannot have this format.
+        volumes: True: all axes are spatial, columns first. False: (rows, columns), and a third axis is colour.
+        package: the Python package that decodes the file; empty for NumPy.
     """
 
     endings: tuple[str, ...]
