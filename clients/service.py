@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from fedml.cli import PrintableFormatter
 from fedml.clients.gate.gate import Gate
 from fedml.clients.site.manifest import Connection, Site
 from fedml.errors import InputError
@@ -116,7 +117,7 @@ def _file_log(path: Path) -> logging.Handler:
     from logging.handlers import RotatingFileHandler
 
     handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
 
 

@@ -12,6 +12,15 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NoReturn, get_type_hints
 
 from fedml.errors import InputError, RunError, SiteError
+from fedml.text import printable
+
+
+class PrintableFormatter(logging.Formatter):
+    """Records with U+FFFD in the place of characters that a terminal interprets, or that hide or reorder others (``fedml.text``). Final."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The text of the record; line ends of a traceback stay."""
+        return printable(super().format(record), "\n\t")
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +57,9 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     for name in ("mlflow", "alembic", "absl"):
         logging.getLogger(name).setLevel(logging.INFO if debug else logging.ERROR)
     logging.getLogger("flwr").setLevel(logging.DEBUG if debug else logging.ERROR)
@@ -79,7 +90,7 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             logging.exception("unexpected")
-        text = f"unexpected {type(error).__name__}: {error}".splitlines()[0]
+        text = printable(f"unexpected {type(error).__name__}: {error}".splitlines()[0])
         print(f"error: {text} (run again with --debug for the traceback and report the error)", file=sys.stderr)
         return 1
     return 0
@@ -88,7 +99,7 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
 def _report(error: Exception, code: int, debug: bool) -> int:
     if debug:
         logging.exception("%s", error)
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error), chr(10))}", file=sys.stderr)
     return code
 
 

@@ -1,13 +1,32 @@
-"""Reads numbered lines of a text file, plain or gzip."""
+"""Text from outside: which characters may be shown, and numbered lines of a file, plain or gzip."""
 
 from __future__ import annotations
 
 import gzip
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from fedml.errors import InputError
+
+
+def unsafe_character(text: str, allowed: str = "") -> str:
+    """The first character of ``text`` that a terminal interprets, or that is invisible or reorders others (Unicode categories C, Zl and Zp:
+    controls, bidirectional marks, zero-width characters, line separators), as ``U+001B``; "" if there is none.
+
+    Args:
+        allowed: characters that are not looked for, such as line ends.
+    """
+    for c in text:
+        if not c.isprintable() and unicodedata.category(c) != "Zs" and c not in allowed:
+            return f"U+{ord(c):04X}"
+    return ""
+
+
+def printable(text: str, allowed: str = "") -> str:
+    """``text`` with U+FFFD in the place of each character that ``unsafe_character`` finds."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unsafe_character(c, allowed) else c for c in text)
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -8,6 +8,7 @@ from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
+from fedml.text import printable
 
 
 def describe(study: Study) -> str:
@@ -21,7 +22,7 @@ def describe(study: Study) -> str:
     split = cohort.split
     lines = [
         f"Study       {about.name}",
-        f"Question    {about.question or '(none given)'}",
+        f"Question    {' '.join(about.question.split()) or '(none given)'}",
         f"Purpose     {about.purpose or '(none given)'}",
         f"Identity    {study.sha256}",
         "",
@@ -44,7 +45,7 @@ def describe(study: Study) -> str:
         *_caution(study),
         *_privacy(study),
     ]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def _before(study: Study) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedml.errors import InputError
 from fedml.study.study import Study, validate
+from fedml.text import printable
 
 
 def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Study:
@@ -24,7 +25,11 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; save the study as UTF-8.") from error
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path}: is not valid TOML: {error}; correct the line.") from error
+        raise InputError(f"{path}: is not valid TOML: {printable(str(error))}; correct the line.") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: is nested too deeply; a study has sections and keys, and lists of values.") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise InputError(f"{path}: {error}; correct the number.") from error
     changes = dict(overrides or {})
     if seed is not None:
         changes["study.seed"] = seed

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self, TypeVar
 
@@ -23,6 +23,7 @@ from fedml.study.imaging import Augment
 from fedml.study.section import Section
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
+from fedml.text import printable, unsafe_character
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -205,7 +206,9 @@ def parse_study(text: str) -> Study:
     """
     try:
         plan = json.loads(text)
-    except json.JSONDecodeError as error:
+    except RecursionError as error:
+        raise InputError("study: is nested too deeply.") from error
+    except ValueError as error:  # not JSON, or a number of more digits than Python reads
         raise InputError(f"study: is not JSON: {error}.") from error
     return validate(Study, plan, "study")
 
@@ -229,14 +232,37 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
     Raises:
         InputError: as above; the message has the first error and the number of the others.
     """
+    if found := _unsafe(plan):
+        raise InputError(f"{file}: {found}.")
     try:
         # Through JSON, because strict validation accepts a JSON array for a tuple and 1 for a float.
         return kind.model_validate_json(json.dumps(plan, default=str))
-    except ValidationError as error:
-        # A misspelt key first: it also explains a key that is missing.
-        problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
-        more = f" ({len(problems) - 1} more after this one.)" if len(problems) > 1 else ""
-        raise InputError(f"{file}: {_sentence(kind, problems[0])}{more}") from None
+    except (RecursionError, OverflowError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise InputError(f"{file}: {_first_problem(kind, error)}") from None
+        raise InputError(f"{file}: is nested too deeply or has a number that is too large; correct it.") from error
+
+
+def _unsafe(plan: Any) -> str:
+    """What is wrong with the first text of a plan that would be shown otherwise than it is written; "" if there is none."""
+    waiting: list[tuple[str, Any]] = [("", plan)]
+    while waiting:  # not by recursion: a plan may be nested deeply
+        key, value = waiting.pop()
+        if isinstance(value, Mapping):
+            waiting += [(f"{key}.{printable(str(name))}".removeprefix("."), item) for name, item in value.items()]
+            waiting += [(f"a key of {key or 'the study'}", str(name)) for name in value]
+        elif isinstance(value, list | tuple):
+            waiting += [(key, item) for item in value]
+        elif isinstance(value, str) and (character := unsafe_character(value, "\n\t" if key == "study.question" else "")):
+            return f"{key} has the character {character}, which is invisible or changes what a terminal shows; delete it"
+    return ""
+
+
+def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
+    # A misspelt key first: it also explains a key that is missing.
+    problems = sorted(error.errors(include_url=False), key=lambda p: p["type"] != "extra_forbidden")
+    more = f" ({len(problems) - 1} more after this one.)" if len(problems) > 1 else ""
+    return f"{_sentence(kind, problems[0])}{more}"
 
 
 def _sentence(kind: type[BaseModel], problem: Any) -> str:
