@@ -1,9 +1,9 @@
-"""What a reply must look like, phase by phase. The site's gate holds its own replies against this before they leave, and the server holds
-every reply against it before anything of it is used: a site that runs something else is named, and cannot end a run or spoil a model.
+"""The form of every reply, by phase. The site's gate checks its own replies before they leave, and the server checks every reply before it
+uses any part of it: a site whose reply has another form is named, and the run goes on without it. A reply of the right form can be false.
 
     describe    site (name), described (panel keys, image shape, persons by part and class; policy, digest of the data, excluded persons)
-    voxels      voxels (histogram of raw intensities of training persons' images, how many persons: ``fedml.cohort.images.histograms``)
-    statistics  sums (three a quantity, over training persons)
+    voxels      voxels (histogram of raw intensities of training persons' images, number of persons: ``fedml.cohort.images.histograms``)
+    statistics  sums (count, sum and sum of squares of each quantity, over training persons)
     round       arrays (trained), metrics (num-examples, loss-sum, seen, steps, train_loss), counts (of the model as it arrived), and what
                 the study's algorithm returns (``fedml.contract.extras``)
     evaluate    counts (of the model as it arrived)
@@ -51,7 +51,7 @@ from fedml.wire.records import (
 )
 
 _MOST_VOXELS = 2.0**44
-_RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, which may
+_RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # required records, optional records
     Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
     Phase.VOXELS: ({VOXELS}, set()),
     Phase.STATISTICS: ({SUMS}, set()),
@@ -62,11 +62,11 @@ _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # which must be there, whi
 
 
 def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights: Shapes | None, extras: Extras = NO_EXTRAS) -> None:
-    """Raises ``SiteError`` unless ``reply`` holds exactly what its phase declares, of the declared types and shapes, and finite.
+    """Raises ``SiteError`` unless ``reply`` has exactly the records of its phase, with the declared types and shapes, and finite numbers.
 
     Args:
-        name: of the site that answers. weights: shapes of the arrays that are to come back: of the study's model for a round, of the sums
-        (``reply_shapes``) for an analysis. extras: the records that the study's algorithm returns.
+        name: the site's name. weights: expected shapes of the arrays: of the study's model for a round, of the sums (``reply_shapes``) for
+        an analysis. extras: the records that the study's algorithm returns.
     """
     must, may = _RECORDS[phase]
     must = must | extras.records.keys()
@@ -88,7 +88,7 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
 
 
 def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
-    """Record ``name`` as arrays; ``SiteError`` if it is not there or cannot be read."""
+    """Record ``name`` as arrays; ``SiteError`` if it is missing or cannot be read."""
     try:
         return unpack(content.array_records[name])
     except (KeyError, ValueError, TypeError) as error:
@@ -137,7 +137,7 @@ def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shape
         raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
     values = read_arrays(reply, ANALYSIS)
     if values.keys() != shapes.keys():
-        raise SiteError(Reason.UNDECLARED, "the sums' names are not those of this step")
+        raise SiteError(Reason.UNDECLARED, "the names of the sums differ from those of this step")
     for key, value in values.items():
         _shaped(value, REPLY_TYPES[key], shapes[key], key)
         if not is_finite(value):
@@ -149,13 +149,13 @@ def _check_voxels(study: Study, reply: RecordDict) -> None:
         raise SiteError(Reason.UNDECLARED, "the study has no percentiles")
     values = read_arrays(reply, VOXELS)
     if values.keys() != {HISTOGRAM, PERSONS}:
-        raise SiteError(Reason.UNDECLARED, "voxels are a histogram and a number of persons")
+        raise SiteError(Reason.UNDECLARED, "voxels must be a histogram and a number of persons")
     for key, size in ((HISTOGRAM, BINS), (PERSONS, 1)):
         _shaped(values[key], "int64", (size,), key)
         if (values[key] < 0).any():
-            raise SiteError(Reason.NON_FINITE, f"{key} holds a count below 0")
+            raise SiteError(Reason.NON_FINITE, f"{key} has a negative count")
     if float(values[HISTOGRAM].sum(dtype=np.float64)) > _MOST_VOXELS:  # so that no roster's sum leaves 64 bits
-        raise SiteError(Reason.NON_FINITE, "more voxels than a site can have")
+        raise SiteError(Reason.NON_FINITE, f"the histogram has more than {_MOST_VOXELS:g} voxels")
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:
@@ -171,7 +171,7 @@ def _check_sums(study: Study, reply: RecordDict) -> None:
 def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) -> None:
     arrays = read_arrays(reply, ARRAYS)
     if arrays.keys() != weights.keys():
-        raise SiteError(Reason.UNDECLARED, "the arrays' names are not those of the study's model")
+        raise SiteError(Reason.UNDECLARED, "the names of the arrays differ from those of the study's model")
     for key, value in arrays.items():
         _shaped(value, "float32", weights[key], "an array")
         if not is_finite(value):
@@ -180,11 +180,11 @@ def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) 
     private = study.privacy.unit == "patient"
     declared = PRIVATE_METRICS if private else REPLY_METRICS
     if metrics.keys() != declared.keys() or any(type(metrics[k]) is not kind for k, kind in declared.items()):
-        raise SiteError(Reason.UNDECLARED, "the metrics are not the declared ones")
+        raise SiteError(Reason.UNDECLARED, "the metrics differ from the declared ones")
     if not np.isfinite([float(str(v)) for v in metrics.values()]).all() or int(str(metrics[NUM_EXAMPLES])) < 0:
-        raise SiteError(Reason.NON_FINITE, "a metric is not finite, or persons are fewer than none")
+        raise SiteError(Reason.NON_FINITE, "a metric is not finite, or the number of persons is negative")
     if private and metrics[NUM_EXAMPLES] != study.privacy.persons[name]:
-        raise SiteError(Reason.UNDECLARED, "another number of persons than the study states would leave")
+        raise SiteError(Reason.UNDECLARED, "num-examples differs from [privacy] persons of the study")
 
 
 def _check_counts(study: Study, reply: RecordDict) -> None:
@@ -203,10 +203,10 @@ def _check_counts(study: Study, reply: RecordDict) -> None:
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
         if label and (value != task.coarse({name: value})[name]).any():
-            raise SiteError(Reason.UNDECLARED, f"a subgroup's {name} is finer than it may be")
+            raise SiteError(Reason.UNDECLARED, f"a subgroup's {name} has more bins than are allowed")
 
 
 def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:
     fits = value is not None and str(value.dtype) == dtype and value.ndim == len(shape)
     if not fits or any(want is not None and have != want for have, want in zip(value.shape, shape, strict=True)):
-        raise SiteError(Reason.UNDECLARED, f"{what} is not of the declared shape and type")
+        raise SiteError(Reason.UNDECLARED, f"{what} has another shape or type than declared")

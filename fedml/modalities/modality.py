@@ -214,6 +214,6 @@ def shaped(dtype: str, *shape: int | None) -> Callable[[Any], str]:
     def wrong(value: Any) -> str:
         fits = str(value.dtype) == dtype and value.ndim == len(shape)
         fits = fits and all(want is None or have == want for have, want in zip(value.shape, shape, strict=True))
-        return "" if fits else "is not of the declared shape and type"
+        return "" if fits else "has another shape or type than declared"
 
     return wrong

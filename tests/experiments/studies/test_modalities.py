@@ -306,7 +306,7 @@ def test_what_a_site_says_of_it_is_what_is_declared(known: Known) -> None:
 
     check(lambda values: None)
     for key in modality.declared():
-        with pytest.raises(SiteError, match=f"{key} is not of the declared shape and type"):
+        with pytest.raises(SiteError, match=f"{key} has another shape or type than declared"):
             check(lambda values, key=key: values.update({key: np.zeros((2, 2), np.float32)}))
         if len(modality.declared()) > 1:
             with pytest.raises(SiteError, match="an input is described in part"):

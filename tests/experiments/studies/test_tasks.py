@@ -180,7 +180,7 @@ def test_counts_are_what_their_fields_declare(task: Task) -> None:
         check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack(sent | {"test/more": counts["persons"]})}), None)
     if any((coarse[name] != counts[name]).any() for name in counts):
         fine = RecordDict({COUNTS: pack(sent | {f"test@sex:1/{k}": v for k, v in counts.items()})})
-        with pytest.raises(SiteError, match="finer than it may be"):
+        with pytest.raises(SiteError, match="has more bins than are allowed"):
             check_form(study, Phase.EVALUATE, "a", fine, None)
 
 
