@@ -34,6 +34,7 @@ class Reason(StrEnum):
     BAD_MESSAGE = "bad-message"
     BAD_DATA = "bad-data"
     NON_FINITE = "non-finite"
+    IMPLAUSIBLE = "implausible"
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"
     NOT_APPROVED = "not-approved"

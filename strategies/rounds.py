@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 
 from fedml.cohort.variants.checks import Check
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
+from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
 from fedml.errors import RunError
 from fedml.models.fusion import build_model, digest, learned
@@ -127,7 +128,7 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
-    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.ROUND, shapes, extras))
+    incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))
     replies = _train_replies(incoming, who, counts, extras)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
@@ -144,7 +145,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
-    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _form(study, Phase.EVALUATE, None)):
+    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
         who.add(_read_counts(answer, counts))
     who.check_quorum(study, "the last evaluation")
     final = Final(
@@ -179,8 +180,16 @@ def _claim_row(c: Claim) -> ClaimRow:
     }  # fmt: skip
 
 
-def _form(study: Study, phase: Phase, shapes: Shapes | None, extras: Extras = NO_EXTRAS) -> Callable[[str, RecordDict], None]:
-    return lambda site, reply: check_form(study, phase, site, reply, shapes, extras)
+def _check(
+    study: Study, phase: Phase, agreement: Agreement, shapes: Shapes | None, extras: Extras = NO_EXTRAS
+) -> Callable[[str, RecordDict], None]:
+    """A function that checks a site's reply: its form, then whether the site's persons can have sent it."""
+
+    def check(site: str, reply: RecordDict) -> None:
+        check_form(study, phase, site, reply, shapes, extras)
+        check_plausible(study, phase, reply, agreement.persons.get(site))
+
+    return check
 
 
 def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -> Iterator[Message]:

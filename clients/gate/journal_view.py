@@ -13,6 +13,7 @@ _SENTENCES = {
     "bad-message": "the message is not a request of a study",
     "bad-data": "this site's data do not fit the study",
     "non-finite": "a number was not finite",
+    "implausible": "a number that the persons of this site cannot have",
     "internal": "an error at this site; the site's log describes the error",
     "state-lost": "the state that this site kept of earlier rounds of the run was lost in a restart",
 }

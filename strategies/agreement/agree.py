@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from fedml.cohort.images.histograms import window_from
 from fedml.contract.disclosure import read_excluded_counts, read_policy
+from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, RunError, SiteError
 from fedml.learning.statistics import constants_from
@@ -117,14 +118,19 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     messages = [ask(node, RecordDict({**content, CONFIG: config}), "query", study.federation.timeout) for node in nodes]
     unnamed = {f"node {node}" for node, name in nodes.items() if not name}
 
+    claimed: dict[str, str] = {}
+
     def check(site: str, reply: RecordDict) -> None:
         name = str(reply.config_records[SITE]["name"]) if phase is Phase.DESCRIBE and site in unnamed else site
         if name not in study.federation.sites:
             raise SiteError(Reason.NOT_IN_ROSTER, "the node answers with a name that is not in the roster")
+        claimed[site] = name
         check_form(study, phase, name, reply, None)
+        check_plausible(study, phase, reply, None)
 
     for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, study.federation.timeout, check):
-        participation.add(answer)
+        # A node without a registered name (in this process, in a simulation) is named in a refusal by the name with which it answered.
+        participation.add(answer if answer.reason is None else replace(answer, site=claimed.get(answer.site, answer.site)))
     for site in study.federation.sites:
         if phase is Phase.DESCRIBE and not unnamed and site not in nodes.values():
             participation.refused[site] = str(Reason.NO_ANSWER)

@@ -1,0 +1,103 @@
+"""Whether a reply of the declared form is possible at all: numbers of persons that the site described, sums that persons can have, and
+arrays that can be added to those of other sites. A false reply within these bounds is not found.
+
+    check_plausible(study, Phase.ROUND, reply, agreement.persons["oslo"])     # at the server, after ``check_form``
+
+Each rule holds for every honest site, whatever its data, so an error names the site that made the reply, before it meets another site's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import RecordDict
+
+from fedml.contract.disclosure import HIDDEN
+from fedml.contract.replies import read_arrays
+from fedml.errors import Reason, SiteError
+from fedml.study.study import Study
+from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase
+
+MOST_PERSONS = 2**31  # of one site
+MOST_VOXELS = 2**40  # of one image
+LARGEST = 1e15  # absolute value of a weight, and of a value of one person: products with ``MOST_PERSONS`` stay finite in float32
+_ROUNDING = 1e-6  # relative, of sums in another order
+_AXIS = 2**20
+Persons = Mapping[str, Sequence[int]]  # part -> persons by class, as the site described them
+
+
+def check_plausible(study: Study, phase: Phase, reply: RecordDict, persons: Persons | None) -> None:
+    """Raises ``SiteError`` (``implausible``) if no site with these persons can send ``reply``.
+
+    Args:
+        persons: None: not known, as in ``describe`` and with privacy of a patient.
+    """
+    if phase is Phase.DESCRIBE:
+        _check_described(read_arrays(reply, DESCRIBED))
+    if SUMS in reply and study.privacy.unit == "none":  # noise may make a private sum impossible
+        for value in read_arrays(reply, SUMS).values():
+            _check_moments(value)
+    if ARRAYS in reply and phase is Phase.ROUND:
+        for name, value in read_arrays(reply, ARRAYS).items():
+            if value.size and float(np.abs(value).max()) > LARGEST:
+                raise _wrong(f"{name} has a weight above {LARGEST:g}")
+    if METRICS in reply and persons is not None:
+        _check_metrics(study, dict(reply.metric_records[METRICS]), sum(persons["train"]))
+    if COUNTS in reply and study.privacy.metrics != "private":
+        _check_counts(read_arrays(reply, COUNTS), persons)
+
+
+def _wrong(text: str) -> SiteError:
+    return SiteError(Reason.IMPLAUSIBLE, text)
+
+
+def _check_described(values: Mapping[str, npt.NDArray[Any]]) -> None:
+    if PERSONS in values and int(values[PERSONS].max(initial=0)) > MOST_PERSONS:
+        raise _wrong(f"more than {MOST_PERSONS} persons of a class")
+    excluded = values.get(EXCLUDED)
+    if excluded is not None and excluded.size and not HIDDEN <= int(excluded.min()) <= int(excluded.max()) <= MOST_PERSONS:
+        raise _wrong("a number of excluded persons is negative or too large")
+    shape = [int(n) for n in values.get(IMAGE_SHAPE, np.zeros(0, np.int64)).tolist()]
+    if shape and (not all(0 < n <= _AXIS for n in shape) or math.prod(shape) > MOST_VOXELS):
+        raise _wrong(f"an image has at least one voxel along each axis, and at most {MOST_VOXELS} voxels")
+
+
+def _check_moments(value: npt.NDArray[Any]) -> None:
+    """Count, sum and sum of squares, (3, quantities): the count is not negative, and the square of the mean is at most the mean square."""
+    count, total, squares = value
+    if (count < 0).any() or (squares < 0).any() or float(count.max(initial=0)) > MOST_VOXELS * float(MOST_PERSONS):
+        raise _wrong("a count or a sum of squares is negative or too large")
+    n = np.maximum(count, 1)
+    if (np.abs(total) / n > LARGEST).any() or (squares / n > LARGEST**2).any():
+        raise _wrong(f"the mean of a quantity is above {LARGEST:g}")
+    if ((total / n) ** 2 > (squares / n) * (1 + _ROUNDING) + np.finfo(np.float64).tiny).any():
+        raise _wrong("the square of a mean is larger than the mean square")
+
+
+def _check_metrics(study: Study, metrics: Mapping[str, Any], training: int) -> None:
+    trained, seen = int(str(metrics[NUM_EXAMPLES])), float(str(metrics.get("seen", 0)))
+    if trained > training:
+        raise _wrong(f"{trained} persons trained, the site described {training}")
+    if not 0 <= seen <= max(trained, 1) * max(study.training.local_epochs, 1):
+        raise _wrong("more persons were seen than trained, in all local epochs")
+    if abs(float(str(metrics.get("loss-sum", 0)))) > LARGEST * max(seen, 1):
+        raise _wrong(f"the mean loss of a person is above {LARGEST:g}")
+
+
+def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None) -> None:
+    for key, value in counts.items():
+        part, _, name = key.partition("/")
+        if value.dtype.kind in "iu" and value.size and int(value.min()) < 0:
+            raise _wrong(f"{key} has a negative count")
+        if value.size and float(np.abs(value.astype(np.float64)).max()) > LARGEST * LARGEST:
+            raise _wrong(f"{key} has a number above {LARGEST * LARGEST:g}")
+        if persons is not None and name == "persons":
+            described = sum(persons[part.partition("@")[0]])
+            if float(value.sum()) > described:
+                raise _wrong(f"{key} counts {float(value.sum()):g} persons, the site described {described}")
+        if name == "confusion" and float(value.sum()) != float(counts[f"{part}/persons"].sum()):
+            raise _wrong(f"{key} has another number of persons than {part}/persons")
