@@ -149,7 +149,7 @@ def test_a_finer_histogram_of_a_group_is_refused(tmp_path: Path) -> None:
     check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack(counts)}), None)
     fine = counts["test@sex:1/histogram"].copy()
     fine[..., 5] = 1
-    with pytest.raises(SiteError, match="finer"):
+    with pytest.raises(SiteError, match="has more bins than are allowed"):
         check_form(study, Phase.EVALUATE, "a", RecordDict({COUNTS: pack({**counts, "test@sex:1/histogram": fine})}), None)
 
 
