@@ -15,6 +15,6 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 # Processes of one site, and of one centre, talk to each other on this machine. A hospital's HTTP_PROXY must not receive these requests.
-for _name in ("no_proxy", "NO_PROXY"):  # libraries read one or the other
-    _hosts = [host for host in os.environ.get(_name, "").split(",") if host.strip()]
-    os.environ[_name] = ",".join(dict.fromkeys([*_hosts, "localhost", "127.0.0.1", "::1"]))
+# Both spellings get the hosts of both, because libraries read the lower case first and the other only if it is not set.
+_HOSTS = ",".join(filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1")))
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = _HOSTS

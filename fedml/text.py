@@ -18,6 +18,8 @@ def unsafe_character(text: str, allowed: str = "") -> str:
     Args:
         allowed: characters that are not looked for, such as line ends.
     """
+    if text.isprintable():  # nearly always, and a study may have 100,000 texts
+        return ""
     for c in text:
         if not c.isprintable() and unicodedata.category(c) != "Zs" and c not in allowed:
             return f"U+{ord(c):04X}"

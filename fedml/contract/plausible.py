@@ -3,7 +3,8 @@ arrays that can be added to those of other sites. A false reply within these bou
 
     check_plausible(study, Phase.ROUND, reply, agreement.persons["oslo"])     # at the server, after ``check_form``
 
-Each rule holds for every honest site, whatever its data, so an error names the site that made the reply, before it meets another site's.
+An honest site meets the rules unless a value of its data is above ``LARGEST_VALUE`` or its training diverges. Each reply is checked alone,
+before it is added to others, so an error names the site that made it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE,
 
 MOST_PERSONS = 2**31  # of one site
 MOST_VOXELS = 2**40  # of one image
-LARGEST = 1e15  # absolute value of a weight, and of a value of one person: products with ``MOST_PERSONS`` stay finite in float32
+LARGEST = 1e15  # absolute value of a weight, and mean loss of a person: products with ``MOST_PERSONS`` stay finite in float32
+LARGEST_VALUE = 1e30  # absolute value of a quantity of one person: sums of its square stay finite in float64, and its mean in float32
 _ROUNDING = 1e-6  # relative, of sums in another order
 _AXIS = 2**20
 Persons = Mapping[str, Sequence[int]]  # part -> persons by class, as the site described them
@@ -71,9 +73,11 @@ def _check_moments(value: npt.NDArray[Any]) -> None:
     count, total, squares = value
     if (count < 0).any() or (squares < 0).any() or float(count.max(initial=0)) > MOST_VOXELS * float(MOST_PERSONS):
         raise _wrong("a count or a sum of squares is negative or too large")
+    if ((count == 0) & ((total != 0) | (squares != 0))).any():
+        raise _wrong("a sum of no persons is not 0")
     n = np.maximum(count, 1)
-    if (np.abs(total) / n > LARGEST).any() or (squares / n > LARGEST**2).any():
-        raise _wrong(f"the mean of a quantity is above {LARGEST:g}")
+    if (np.abs(total) / n > LARGEST_VALUE).any() or (squares / n > LARGEST_VALUE**2).any():
+        raise _wrong(f"the mean of a quantity is above {LARGEST_VALUE:g}")
     if ((total / n) ** 2 > (squares / n) * (1 + _ROUNDING) + np.finfo(np.float64).tiny).any():
         raise _wrong("the square of a mean is larger than the mean square")
 
@@ -93,8 +97,8 @@ def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | Non
         part, _, name = key.partition("/")
         if value.dtype.kind in "iu" and value.size and int(value.min()) < 0:
             raise _wrong(f"{key} has a negative count")
-        if value.size and float(np.abs(value.astype(np.float64)).max()) > LARGEST * LARGEST:
-            raise _wrong(f"{key} has a number above {LARGEST * LARGEST:g}")
+        if value.size and float(np.abs(value.astype(np.float64)).max()) > MOST_PERSONS * LARGEST_VALUE**2:
+            raise _wrong(f"{key} has a number above {MOST_PERSONS * LARGEST_VALUE**2:g}")
         if persons is not None and name == "persons":
             described = sum(persons[part.partition("@")[0]])
             if float(value.sum()) > described:

@@ -64,6 +64,15 @@ def test_a_request_to_this_machine_does_not_go_to_the_proxy(library: str, given:
 
 
 @pytest.mark.parametrize("library", ASK)
+@pytest.mark.parametrize("name", ["no_proxy", "NO_PROXY"])
+def test_the_hosts_that_a_user_excludes_stay_excluded(library: str, name: str) -> None:
+    with server("proxy") as proxy:
+        environment = {"http_proxy": f"http://127.0.0.1:{proxy}", name: "own.invalid"}
+        assert ask(library, "http://other.invalid/", "import fedml", **environment) == "proxy"
+        assert ask(library, "http://own.invalid/", "import fedml", **environment) == "", "asked directly, and there is no such host"
+
+
+@pytest.mark.parametrize("library", ASK)
 def test_without_it_the_proxy_gets_them(library: str) -> None:
     with server("site") as own, server("proxy") as proxy:
         assert ask(library, f"http://127.0.0.1:{own}/", "", http_proxy=f"http://127.0.0.1:{proxy}") == "proxy"

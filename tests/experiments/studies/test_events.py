@@ -77,6 +77,27 @@ def test_a_log_of_version_0_still_reads(finished: Path) -> None:
     assert canonical(old.final.metrics) == canonical(without_newer(new.final.metrics))
     assert canonical(body(old.rounds[0])) == canonical(without_newer(body(new.rounds[0])))
     assert [site.persons for site in old.sites] == [site.persons for site in new.sites]
+    assert [site.policy for site in old.sites] == [site.policy for site in new.sites]
+    assert all(site.policy for site in old.sites), "what a site disclosed had another key"
+
+
+def test_keys_of_version_0_have_their_new_names(tmp_path: Path) -> None:
+    cell = {"site": "a", "check": "genome build", "value": "GRCh38", "verdict": "fail"}
+    policy = {"a": {"policy": {"min_persons": 20}, "dataset": None, "quarantined": None}}
+    figures: dict[str, Any] = {"tested": 1, "variants": 1, "lambda": 1.0, "left_out": {}, "top": [], "hits": 0, "methods": {}}
+    lines: list[dict[str, Any]] = [
+        {"event": "start", "time": 1.0, "run_id": "old", "study": "toy", "study_sha256": "0" * 64},
+        {"event": "checks", "time": 2.0, "checks": [{**cell, "mend": "lift the file over"}]},
+        {"event": "agreed", "time": 3.0, "sites": ["a"], "persons": {}, "told": policy},
+        {"event": "step", "time": 4.0, "doing": "x", "done": 1, "told": True},
+        {"event": "gwas", "time": 5.0, "seconds": 1.0, "sites": {}, "persons": {}, **figures, "partly_told": 3},
+    ]
+    (tmp_path / EVENTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    _, checks, agreed, step, found = read_log(tmp_path)[0]
+    assert body(checks) == {"checks": [{**cell, "fix": "lift the file over"}]}
+    assert body(agreed)["disclosed"] == policy
+    assert body(step)["log"] is True
+    assert body(found)["partly_reported"] == 3
 
 
 def test_what_version_0_lacked_is_filled_in(tmp_path: Path) -> None:
