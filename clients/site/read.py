@@ -11,9 +11,9 @@ import numpy as np
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
 from fedml.cohort.groups import read_groups
+from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons
-from fedml.cohort.read_images import TooManyExcluded
 from fedml.cohort.table import part_of, read_labels, read_parts, read_table
 from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Dosages, from_text

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
-from fedml.cohort.read_images import channels_first
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 

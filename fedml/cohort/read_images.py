@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,12 +29,13 @@ import numpy.typing as npt
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
+from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.histograms import HistogramView, histogram_item
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
-from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable
+from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
@@ -49,14 +50,6 @@ READER_VERSION = 1  # increment when a reader returns other values for the same 
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
-
-
-class TooManyExcluded(InputError):
-    """More persons have an unusable image than the site's policy allows; ``excluded``: all excluded images."""
-
-    def __init__(self, text: str, excluded: tuple[Exclusion, ...] = ()) -> None:
-        super().__init__(text)
-        self.excluded = excluded
 
 
 @dataclass(frozen=True)
@@ -255,15 +248,6 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     return Unusable.TRUNCATED if short else Unusable.UNREADABLE, text
 
 
-def check_exclusion_limit(excluded: Sequence[Exclusion], persons: int, limit: float) -> None:
-    """Raises ``TooManyExcluded`` if the affected persons exceed the fraction ``limit`` of ``persons``. A missing mask is not an error."""
-    errors = [exclusion for exclusion in excluded if exclusion.reason is not Unusable.NO_MASK]
-    affected = len({exclusion.person for exclusion in errors})
-    if errors and affected > limit * persons:
-        counts = f"{affected} of {persons} persons with images have an unusable image, [policy] max_quarantined is {limit:g}"
-        raise TooManyExcluded(f"{errors[0].text.rstrip('.')} ({counts}).", tuple(excluded))
-
-
 def _dicom(
     folder: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None, rules: ImageRules
 ) -> Iterator[_Found]:
@@ -347,52 +331,6 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     for k, person in enumerate(ids):
         if person in row:
             yield _Found(row[person], path, partial(load, k), (path,), str(k))
-
-
-def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, *, volumes: bool = False) -> npt.NDArray[Any]:
-    """``raw`` as (channels, *size), uint8 or float32. If the study preprocesses images, ``size`` is not checked here.
-
-    Raises:
-        ItemError: the axes of the image do not match ``shape``, or a voxel is not finite.
-    """
-    if raw.dtype.kind not in "buif":
-        raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: has the type {raw.dtype}, not numbers; replace or delete the file.")
-    out = _any_shape(raw, path, volumes) if shape is None else _named_axes(raw, shape)
-    if out is None and shape is not None:
-        text = f"{path}: is {raw.shape}, the study expects {shape.size} with {shape.channels} channel(s); "
-        raise ItemError(Unusable.GEOMETRY, text + "resample it or change [cohort.image].")
-    assert out is not None  # noqa: S101 - for the type checker
-    if out.dtype != np.uint8:
-        out = out.astype(np.float32)
-        if not np.isfinite(out).all():
-            raise ItemError(Unusable.NON_FINITE, f"{path}: has voxels that are not finite; replace or delete the file.")
-    return np.ascontiguousarray(out)
-
-
-def _any_shape(raw: npt.NDArray[Any], path: Path, volumes: bool) -> npt.NDArray[Any]:
-    if not 2 <= raw.ndim <= 4:
-        text = f"{path}: has {raw.ndim} axes, an image has 2 to 4; replace or delete the file."
-        raise ItemError(Unusable.NOT_AN_IMAGE, text)
-    picture = raw.ndim == 3 and raw.shape[-1] in ((1,) if volumes else (1, 3, 4))
-    return np.moveaxis(raw, -1, 0) if picture or raw.ndim == 4 else raw[None]
-
-
-def _named_axes(raw: npt.NDArray[Any], shape: ImageShape) -> npt.NDArray[Any] | None:
-    free = shape.preprocess is not None
-    axes = len(shape.size)
-
-    def fits(size: tuple[int, ...]) -> bool:
-        return len(size) == axes and (free or size == shape.size)
-
-    if shape.channels == 1 and fits(raw.shape):
-        return raw[None]
-    if raw.ndim == axes + 1:
-        last, first = raw.shape[-1] == shape.channels, raw.shape[0] == shape.channels
-        if first and fits(raw.shape[1:]) and not (free and last):
-            return raw
-        if last and fits(raw.shape[:-1]):
-            return np.moveaxis(raw, -1, 0)
-    return None
 
 
 def _short(error: Exception) -> str:

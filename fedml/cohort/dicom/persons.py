@@ -1,7 +1,7 @@
 """DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with one or more series in nested folders; each series is one image.
 
     for where, files, load in series_of(Path("images"), "p1", masks=None, classes=None, axes=None, deidentification="quarantine"):
-        item = load()             # fedml.cohort.read_images.Raw, or ItemError
+        item = load()             # fedml.cohort.images.items.Raw, or ItemError
 
 The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
 ``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series (``fedml.cohort.images.masks``).

@@ -6,8 +6,11 @@ except ItemError as error: excluded[error.reason] += 1  # the text stays at the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from fedml.errors import InputError
 
 
 class Unusable(StrEnum):
@@ -48,3 +51,20 @@ class Exclusion:
     file: str
     reason: Unusable
     text: str
+
+
+class TooManyExcluded(InputError):
+    """More persons have an unusable image than the site's policy allows; ``excluded``: all excluded images."""
+
+    def __init__(self, text: str, excluded: tuple[Exclusion, ...] = ()) -> None:
+        super().__init__(text)
+        self.excluded = excluded
+
+
+def check_exclusion_limit(excluded: Sequence[Exclusion], persons: int, limit: float) -> None:
+    """Raises ``TooManyExcluded`` if the affected persons exceed the fraction ``limit`` of ``persons``. A missing mask is not an error."""
+    errors = [exclusion for exclusion in excluded if exclusion.reason is not Unusable.NO_MASK]
+    affected = len({exclusion.person for exclusion in errors})
+    if errors and affected > limit * persons:
+        counts = f"{affected} of {persons} persons with images have an unusable image, [policy] max_quarantined is {limit:g}"
+        raise TooManyExcluded(f"{errors[0].text.rstrip('.')} ({counts}).", tuple(excluded))

@@ -29,9 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cache_entries import content_digests
-from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable
+from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.inputs import rows_of_items
-from fedml.cohort.read_images import check_exclusion_limit
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
 from fedml.study.cohort_section import Tiles

@@ -19,8 +19,8 @@ from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read as read_quarantine
 from fedml.clients.site.read import load_cohort, read_cohort
+from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.persons import select
-from fedml.cohort.read_images import TooManyExcluded
 from fedml.cohort.slides.cohort import Bag, Slides, SlideTissue, read_slides
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums
