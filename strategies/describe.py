@@ -42,7 +42,7 @@ def describe(study: Study) -> str:
         *(line for text in leaves(study) for line in _wrapped(text)),
         *_association(study),
         "Never       a person's id, image, genotype or row of a table as such",
-        *_caution(study),
+        *([f"Caution     {text}"] if (text := caution(study)) else []),
         *_privacy(study),
     ]
     return "\n".join(printable(line) for line in lines)
@@ -55,12 +55,12 @@ def _before(study: Study) -> str:
     return ", " + ", ".join([*sent, f"count, sum and sum of squares of each {sums} over training persons"])
 
 
-def _caution(study: Study) -> list[str]:
-    """A warning about exact answers; empty if everything that leaves is privatised."""
+def caution(study: Study) -> str:
+    """A warning about exact answers; "" if everything that leaves is privatised."""
     if study.privacy.unit == "patient" and study.privacy.metrics == "private":
-        return []
+        return ""
     what = "exact counts" if study.privacy.unit == "patient" else "exact counts and trained weights"
-    return [f"Caution     {what} can still reveal single persons to a server that chooses the weights it sends"]
+    return f"{what} can still reveal single persons to a server that chooses the weights it sends"
 
 
 def leaves(study: Study) -> list[str]:

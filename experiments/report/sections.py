@@ -14,7 +14,7 @@ from fedml.experiments.report.numbers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
 from fedml.experiments.runs.record import Record, exchanges
-from fedml.strategies.describe import leaves
+from fedml.strategies.describe import caution, leaves
 from fedml.tasks.registry import make_task
 
 Found = Mapping[str, Any]
@@ -130,6 +130,10 @@ def _method(claim: Mapping[str, Any]) -> str:
     return f"Computed with privacy loss distributions; cross-check by Rényi accounting: {written(claim['epsilon_rdp'], 'epsilon')}."
 
 
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
 def flow(record: Record, found: Found) -> str:
     """The kinds of records that left the sites, and their bytes."""
     rows: list[list[Cell]] = []
@@ -139,11 +143,11 @@ def flow(record: Record, found: Found) -> str:
     rows.append([ALL_SITES, "", "", "", "", Number("/flow/total/to", "bytes"), Number("/flow/total/from", "bytes")])
     heads = ["site", "to, per round", "from, per round", "to, evaluation", "from, evaluation", "to, total", "from, total"]
     note = "Arrays to and from the site, before encryption; per round: mean over its rounds. Messages before round 1 are not counted."
-    kinds = [text[:1].upper() + text[1:] + "." for text in leaves(record.study)]
+    kinds = [_sentence(text) for text in leaves(record.study)]
     body = [
         "<h3>Kinds of records that leave a site, from the plan</h3>",
         listing(kinds),
-        paragraph("No person's id, image, genotype or row of a table."),
+        paragraph("No person's id, image, genotype or row of a table as such.", _sentence(caution(record.study))),
     ]
     body += [table(found, "Bytes to and from each site", heads, rows, note)] if record.rounds or record.final.came else []
     return section("flow", "What left the sites", *body, policies(record, found) if record.agreed.came else "")
