@@ -44,6 +44,7 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 
 # [policy] # values are the defaults, except purposes and max_epsilon; a study may set stricter limits
 # purposes = ["DUO:0000042"] # default: the purposes of the studies approved at this site
+# centre = "distrusted" # answers only studies with privacy of a patient and noised metrics; "curious": other studies too, within bounds
 # min_persons = 20 # fewest training persons with whom the site takes part
 # min_count = 5 # fewest persons in any count or sum that is sent; for a variant, also fewest persons with each genotype
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); default 0: no study with privacy of a patient runs
@@ -53,6 +54,11 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 # max_rounds = 1000
 # max_steps = 2000 # for each kind of step of an association study
 # max_runs = 20 # of one approved study
+# max_evaluations = 1 # models that may be evaluated on the test persons of one approved study
+# changed_data = "refuse" # a file of this site changes during a run: refuse the rest of the run, or continue with the new data
+# max_drift = 10.0 # largest distance of a round's weights from the last ones, in lengths of this site's own longest update
+# max_lr = 1.0 # largest learning rate of a study without privacy of a patient
+# max_local_steps = 10000 # of one round of such a study
 # max_request_mb = 512
 # max_reply_mb = 512
 
@@ -95,6 +101,7 @@ def check(
 
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
+    from fedml.clients.gate.foresee import would_refuse
     from fedml.clients.site.manifest import check_roster
     from fedml.clients.site.read import load_cohort
     from fedml.modalities.modality import require
@@ -119,6 +126,8 @@ def check(
     for modality, value in inputs_of(cohort):
         for line in require(modality.summary, modality, "summary")(value, study):
             print(f"  {line}")
+    for line in would_refuse(site, study, cohort.count("train")):
+        print(f"  the site would refuse this study: {line}")
 
 
 ScoreBy = Literal["position", "rsid"]
@@ -182,13 +191,17 @@ def approve(
     site_file: SiteFile = Path("site.toml"),
     by: By = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; the plan is still printed.")] = False,
+    trust_centre: Annotated[
+        str, typer.Option("--trust-centre", help="Why the centre is trusted with this study; lifts the bounds on its messages.")
+    ] = "",
 ) -> None:
     """Print a study's plan as text, ask for confirmation, and record who approved the study and when.
 
     Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
     """
     from fedml.clients.gate import approvals
-    from fedml.clients.gate.journal import About, Journal
+    from fedml.clients.gate.foresee import would_refuse
+    from fedml.clients.gate.trust import level_of, words
     from fedml.clients.service import prepare_state
     from fedml.clients.site.manifest import check_roster
     from fedml.strategies.describe import describe
@@ -197,15 +210,15 @@ def approve(
     study, site = read_study(study_file), site_of(site_file)
     check_roster(site, study)
     print(describe(study))
+    print(f"Centre      {words('trusted' if trust_centre else level_of(site), study)}")
+    for line in would_refuse(site, study, None, trust_centre):
+        print(f"Refused     {line}")
     print()
     if not yes and not typer.confirm(f"May this study run on {site.name}'s persons?"):
         print("not approved")
         return
     state = prepare_state(site)
-    approval = approvals.approve(state, study, _who(by))
-    Journal(state / "journal.jsonl").append(
-        direction="site", verdict="noted", about=About(study=study.sha256, study_name=study.study.name), reason="approve"
-    )
+    approval = approvals.approve(state, study, _who(by), trust_centre)
     print(f"approved by {approval.approved_by} at {approval.approved_at}: {study.study.name} {study.sha256}")
 
 
@@ -220,13 +233,9 @@ def revoke(
     Example: fedml-site revoke heart --site /srv/fedml/site.toml
     """
     from fedml.clients.gate import approvals
-    from fedml.clients.gate.journal import About, Journal
 
     site = site_of(site_file)
     for approval in approvals.revoke(site.state, study, _who(by)):
-        Journal(site.state / "journal.jsonl").append(
-            direction="site", verdict="noted", about=About(study=approval.sha256, study_name=approval.name), reason="revoke"
-        )
         print(f"revoked by {approval.revoked_by} at {approval.revoked_at}: {approval.name} {approval.sha256}")
 
 

@@ -7,6 +7,7 @@ by a secret.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import secrets
@@ -17,6 +18,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import IO
 
 from fedml.cli import PrintableFormatter
 from fedml.clients.gate.gate import Gate
@@ -46,6 +48,12 @@ def connection_of(site: Site) -> Connection:
         path = site.folder / str(getattr(found, key))
         if not path.is_file():
             raise InputError(f"{site.file}: [connection] {key} is {path}, which does not exist; put the file there or correct the path.")
+    private = site.folder / found.key
+    if mode := private.stat().st_mode & 0o077:
+        raise InputError(
+            f"{private}: other accounts can access the private key (mode {mode | 0o600:o}); run chmod 600 {private}, and if others may "
+            "have read it, make a new one with fedml-site key and send its .pub file to the coordinating centre."
+        )
     return found
 
 
@@ -65,7 +73,7 @@ def run_site(site: Site) -> None:
     from fedml.flower.superlink import free_ports
 
     connection, state = connection_of(site), prepare_state(site)
-    _claim(state)
+    claim = _claim(state)
     log.addHandler(_file_log(state / LOG_FILE))
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -92,25 +100,38 @@ def run_site(site: Site) -> None:
         stop.set()
         keeper.join(20)
         gate.journal.append(direction="site", verdict="noted", reason="stop")
-        (state / PID_FILE).unlink(missing_ok=True)
+        claim.close()
         log.info("%s stopped", site.name)
 
 
 def running(state: Path) -> int | None:
-    """The process id of the site's resident process; None if it is not running."""
+    """The process id of the site's resident process; None if it is not running. That process holds a lock, which ends with it."""
     try:
-        number = int((state / PID_FILE).read_text())
-        os.kill(number, 0)
-    except (OSError, ValueError):
-        return None
-    return number
+        with (state / PID_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return int((state / PID_FILE).read_text() or 0) or None
+    except OSError:
+        pass
+    return None
 
 
-def _claim(state: Path) -> None:
-    other = running(state)
-    if other is not None and other != os.getpid():
-        raise InputError(f"{state}: the site is already running (process {other}); stop that process first.")
-    (state / PID_FILE).write_text(str(os.getpid()))
+def _claim(state: Path) -> IO[str]:
+    """Locks the site for this process until the returned file is closed, or the process ends.
+
+    Raises:
+        InputError: another process runs the site.
+    """
+    file = (state / PID_FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"{state}: the site is already running (process {running(state)}); stop that process first.") from None
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
 
 
 def _file_log(path: Path) -> logging.Handler:

@@ -60,7 +60,7 @@ def caution(study: Study) -> str:
     if study.privacy.unit == "patient" and study.privacy.metrics == "private":
         return ""
     what = "exact counts" if study.privacy.unit == "patient" else "exact counts and trained weights"
-    return f"{what} can still reveal single persons to a server that chooses the weights it sends"
+    return f"{what} can still reveal something about single persons; a site refuses the messages by which that is known to be done"
 
 
 def leaves(study: Study) -> list[str]:
@@ -80,7 +80,7 @@ def leaves(study: Study) -> list[str]:
     return [
         "before: its site name, persons by part and class" + ("" if stated else _before(study)),
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
-        f"{counts} over its validation persons (at a site that has none, over its training persons)",
+        f"{counts} over its validation persons",
         "at the end: the same counts over its test persons" + _groups(study),
         "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and the limits in its policy, "
         "unless the site does not disclose them",

@@ -42,6 +42,7 @@ from fedml.strategies.algorithms.algorithm import StepState, returned
 from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
+from fedml.strategies.judge import judged
 from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.registry import make_task
@@ -129,13 +130,16 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
     incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))
-    replies = _train_replies(incoming, who, counts, extras)
+    norms = dict[str, float]()
+    # With privacy of a site, updates are clipped: none can stand out.
+    incoming = incoming if study.privacy.unit == "site" else judged(incoming, state.arrays, norms)
+    replies = _train_replies(study, incoming, who, counts, extras)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")
     if following is None:
         raise RunError(f"round {number}: no site trained on any person; check the training persons of each site with fedml-site check.")
     state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
-    sites = {site: _trained_row(a) for site, a in who.answered.items()}
+    sites = {site: _trained_row(a, norms.get(site)) for site, a in who.answered.items()}
     emit(run, Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused))
     return state
 
@@ -146,7 +150,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
     for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
-        who.add(_read_counts(answer, counts))
+        who.add(_read_counts(study, answer, counts))
     who.check_quorum(study, "the last evaluation")
     final = Final(
         round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
@@ -204,10 +208,12 @@ def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -
             yield message
 
 
-def _train_replies(replies: Iterable[Answer], who: Participation, counts: dict[str, Counts], extras: Extras) -> Iterator[Message]:
+def _train_replies(
+    study: Study, replies: Iterable[Answer], who: Participation, counts: dict[str, Counts], extras: Extras
+) -> Iterator[Message]:
     """Passes arrays, metrics (as Flower's strategies expect them) and ``extras`` to the strategy, and collects the counts."""
     for answer in replies:
-        read = _read_counts(answer, counts)
+        read = _read_counts(study, answer, counts)
         if read.reason is None:
             content = read.message.content
             metrics = content.metric_records[METRICS]
@@ -225,9 +231,16 @@ def _with_content(message: Message, content: RecordDict) -> Message:
     return light
 
 
-def _read_counts(answer: Answer, counts: dict[str, Counts]) -> Answer:
+def _read_counts(study: Study, answer: Answer, counts: dict[str, Counts]) -> Answer:
     if answer.reason is None and COUNTS in answer.message.content.array_records:
-        counts[answer.site] = unpack(answer.message.content.array_records[COUNTS])
+        received = unpack(answer.message.content.array_records[COUNTS])
+        parts = dict.fromkeys(key.rpartition("/")[0] for key in received)
+        spread = make_task(study).spread
+        counts[answer.site] = {
+            f"{part}/{name}": value
+            for part in parts
+            for name, value in spread({k.rpartition("/")[2]: v for k, v in received.items() if k.rpartition("/")[0] == part}).items()
+        }
     return answer
 
 
@@ -237,11 +250,11 @@ def site_row(answer: Answer) -> SiteRow:
     return {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
 
 
-def _trained_row(answer: Answer) -> TrainedRow:
+def _trained_row(answer: Answer, norm: float | None) -> TrainedRow:
     metrics = answer.message.content.metric_records[METRICS]
     seen = float(metrics.get("seen", 0))  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
-    return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, **site_row(answer)}
+    return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, "update_norm": norm, **site_row(answer)}
 
 
 def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:

@@ -173,9 +173,9 @@ def write_bed(path: Path, samples: Sequence[str], keys: Sequence[tuple[str, int,
 
 
 def write_manifest(folder: Path, name: str, **data: str) -> Path:
-    """``site.toml``; each of ``data`` is TOML: ``clinical='{ path = "clinical.csv" }'``."""
+    """``site.toml``; each of ``data`` is TOML: ``clinical='{ path = "clinical.csv" }'``. The persons do not exist, so they are public."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = "".join(f"{key} = {value}\n" for key, value in {"persons": '"persons.csv"', **data}.items())
+    lines = "".join(f"{key} = {value}\n" for key, value in {"persons": '"persons.csv"', "public": "true", **data}.items())
     (folder / "site.toml").write_text(f'[site]\nname = "{name}"\n[data]\n{lines}')
     return folder / "site.toml"
 

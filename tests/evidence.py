@@ -66,7 +66,7 @@ def private(folder: Path) -> tuple[Path, Path]:
     for i, name in enumerate(SITES):
         clinical_site(folder / "sites" / name, name, (200, 130)[i], i)
         with (folder / "sites" / name / "site.toml").open("a") as file:
-            file.write("[policy]\nmax_epsilon = 8.0\n")
+            file.write("[policy]\nmax_epsilon = 8.0\nallow_unprotected = true\n")
         site = read_site(folder / "sites" / name)
         approvals.approve(prepare_state(site), study, "Dr. Test")
         gates.append(Gate(site, site.state))

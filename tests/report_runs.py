@@ -42,7 +42,7 @@ def two_classes(folder: Path) -> Record:
         write_csv(place / "persons.csv", ids, {"y": y, "sex": group})
         write_csv(place / "clinical.csv", ids, {f"x{k + 1}": x[k] for k in range(3)})
         (place / "site.toml").write_text(
-            f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
+            f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\npublic = true\nclinical = {{ path = "clinical.csv" }}\n'
             "[policy]\nmin_persons = 1\nmin_count = 5\n"
         )
         made.append(place / "site.toml")

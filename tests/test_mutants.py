@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.command import ROOT
-from tests.mutants import centre, cohort, computed, privacy, site
+from tests.mutants import centre, cohort, computed, privacy, site, trust
 
-TABLES = (cohort.MUTANTS, computed.MUTANTS, privacy.MUTANTS, site.MUTANTS, centre.MUTANTS)
+TABLES = (cohort.MUTANTS, computed.MUTANTS, privacy.MUTANTS, site.MUTANTS, centre.MUTANTS, trust.MUTANTS)
 MUTANTS = {name: mutant for table in TABLES for name, mutant in table.items()}
 FOLDERS = ("fedml", "strategies", "clients", "experiments", "tests", "docs")
 # Imports what tests import from others, and then forks for each line of its input: {"tests": [...], "out": file}; answers pytest's code.

@@ -114,7 +114,8 @@ def _manifest(site: Site) -> Iterator[Finding]:
     else:
         yield _warn("manifest", "[data] has persons but no input", f"add one of {', '.join(MODALITIES)} under [data]")
     purposes = "those of approved studies" if policy.purposes is None else ", ".join(policy.purposes) or "none"
-    text = f"approved studies only; purposes: {purposes}; at least {policy.min_persons} training persons, {policy.min_count} persons in "
+    text = f"approved studies only; centre {policy.centre}{' (data are public)' if data.public else ''}; purposes: {purposes}; at least "
+    text += f"{policy.min_persons} training persons, {policy.min_count} persons in "
     text += f"every count that is sent; at most {policy.max_rounds} rounds, {policy.max_request_mb} MB a request, "
     text += f"{policy.max_reply_mb} MB a reply"
     yield _ok("policy", f"{text}; privacy budget: {policy.max_epsilon or 'none'}")
@@ -159,7 +160,7 @@ def _input(site: Site, modality: Modality[Any, Any], path: Path, ids: Sequence[s
 
 
 def _study(site: Site, study: Study) -> Iterator[Finding]:
-    from fedml.clients.gate.gate import limits
+    from fedml.clients.gate.checks import limits
     from fedml.tasks.registry import make_task
 
     try:

@@ -65,12 +65,16 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
         run.mkdir()
-        write_site(folder, make_placeholder(cohort, study), study)
-        with (folder / "site.toml").open("a", encoding="utf-8") as file:
-            policy = site.manifest.policy.model_dump(mode="json", exclude_none=True)
-            file.write("\n[policy]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items()))
+        manifest = write_site(folder, make_placeholder(cohort, study), study)
+        policy = site.manifest.policy.model_dump(mode="json", exclude_none=True)
+        text = manifest.read_text(encoding="utf-8").replace(
+            "[data]\n", "[data]\npublic = true\n" if site.manifest.data.public else "[data]\n"
+        )
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items())
+        manifest.write_text(f"{text}\n[policy]\n{lines}", encoding="utf-8")
         copy = read_site(folder)
-        approvals.approve(copy.state, single, "rehearsal")
+        approved = approvals.approval_of(site.state, study.sha256) if site.state.exists() else None
+        approvals.approve(copy.state, single, "rehearsal", approved.trust if approved else "")
         gate = Gate(copy, copy.state)
         config: dict[str, bool | int | float | str] = {"study": single.canonical, "run": str(run)}
         try:

@@ -1,92 +1,67 @@
 """The gate: checks every request and every reply of the site, and writes a journal entry for each decision.
 
-Request: the exact study must be approved at this site and must name the site in its roster; rounds and sizes must be within the site's
-policy; every record must be declared and of the declared type; the same request is not answered twice. Reply: only declared records, of
-the declared shapes, finite, about enough persons, and not too large. Site and study may both set a limit: the stricter one applies.
-A refusal sends a code of ``fedml.errors.Reason`` and no text.
+Request: the exact study must be approved at this site and must name the site in its roster; the centre must be trusted as far as the study
+needs (``fedml.clients.gate.trust``); rounds and sizes must be within the site's policy; every record must be declared and of the declared
+type; what the message sets must follow from the plan (``fedml.clients.gate.course``); the same request is not answered twice. Reply: only
+declared records, of the declared shapes, finite, about enough persons, and not too large. Site and study may both set a limit: the stricter
+one applies. A refusal sends a code of ``fedml.errors.Reason`` and no text.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
-from fedml.analytics import forms
-from fedml.clients.gate.approvals import is_approved
-from fedml.clients.gate.journal import About, Direction, Journal, RecordNote, asked_for, columns_of, runs_of, seen
+from fedml.clients.gate.approvals import Approval, approval_of, stamp
+from fedml.clients.gate.bounds import check_bounds
+from fedml.clients.gate.charge import charge, check_budget
+from fedml.clients.gate.checks import (
+    MEGABYTE,
+    Limits,
+    check_planned,
+    check_reply,
+    check_request,
+    limits,
+    named,
+    notes_of,
+    round_numbers,
+)
+from fedml.clients.gate.course import (
+    Arrival,
+    check_constants,
+    check_sent,
+    check_values,
+    check_weights,
+    followed,
+    keep_course,
+    read_course,
+)
+from fedml.clients.gate.history import asked_for, columns_of, evaluations_of, runs_of, seen
+from fedml.clients.gate.journal import About, Direction, Journal, RecordNote
 from fedml.clients.gate.ledger import Ledger
-from fedml.clients.site.manifest import Policy, Site, check_roster
+from fedml.clients.gate.pins import pin
+from fedml.clients.gate.trust import Level, check_level, exact_answers, level_of
+from fedml.clients.site import released
+from fedml.clients.site.manifest import Site, check_roster, read_site
 from fedml.clients.site.read import load_cohort
+from fedml.clients.site.stamp import stamp_of
 from fedml.clients.work import genomics
-from fedml.clients.work.client import execute, model_for, reason_of, refusal
-from fedml.clients.work.half import Memory, check_declared, site_algorithm
+from fedml.clients.work.client import execute, reason_of, refusal
+from fedml.clients.work.half import Memory, site_algorithm
+from fedml.clients.work.known import first_update, first_weights, forget_data, own_sums, planned_persons
 from fedml.clients.work.request import Request, read_request
-from fedml.contract.extras import NO_EXTRAS
-from fedml.contract.replies import check_form, is_finite, read_arrays
-from fedml.errors import Reason, SiteError
-from fedml.modalities.layout import Layout, make_layout
-from fedml.privacy.releases import counted_parts, message_events
-from fedml.strategies.algorithms.algorithm import returned
-from fedml.study.section import PartName
+from fedml.contract.replies import read_arrays
+from fedml.errors import InputError, Reason, SiteError
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import (
-    AGREEMENT,
-    ANALYSES,
-    ANALYSIS,
-    ARRAYS,
-    CONFIG,
-    COUNTS,
-    DESCRIBED,
-    EXCLUDED,
-    FLIPS,
-    IMAGE_SHAPE,
-    JOURNAL,
-    METRICS,
-    NUM_EXAMPLES,
-    PANEL,
-    PERSONS,
-    REQUEST_RECORDS,
-    SITE,
-    SUMS,
-    VOXELS,
-    WINDOW,
-    Phase,
-)
+from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CONFIG, JOURNAL, Phase
 
 log = logging.getLogger("fedml.site")
-_MEGABYTE = 1_000_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The limits in force: for each limit, the stricter of the site's and the study's."""
-
-    min_persons: int
-    min_count: int
-    max_rounds: int
-    max_request_mb: int
-    max_reply_mb: int
-
-
-def limits(policy: Policy, study: Study) -> Limits:
-    """The limits for ``study`` at a site with ``policy``."""
-    stated = study.policy
-    return Limits(
-        min_persons=max(policy.min_persons, stated.min_persons),
-        min_count=max(policy.min_count, stated.min_count),
-        max_rounds=policy.max_rounds,
-        max_request_mb=policy.max_request_mb,
-        max_reply_mb=min(policy.max_reply_mb, stated.max_reply_mb or policy.max_reply_mb),
-    )
 
 
 class Gate:
@@ -94,13 +69,17 @@ class Gate:
 
     def __init__(self, site: Site, state: Path) -> None:
         self.site, self.state = site, state
-        self.journal = Journal(state / "journal.jsonl")
-        self._accepted = seen(state / "journal.jsonl")  # (run, phase, round)
+        path = state / "journal.jsonl"
+        self.journal = Journal(path)
+        self._accepted = seen(path)  # (run, phase, round)
         self.ledger = Ledger(state / "ledger.db")
-        self._runs = runs_of(state / "journal.jsonl")
-        self._columns = columns_of(state / "journal.jsonl", Phase.SUBSPACE)
-        self._designs: dict[str, str] = {}  # run -> digest of the design of its analysis
-        self._agreed: dict[tuple[str, str], str] = {}  # (run, name of the array) -> SHA-256 of the agreed array
+        self._runs = runs_of(path)
+        self._columns = columns_of(path, Phase.SUBSPACE)
+        self._evaluated = evaluations_of(path, Phase.EVALUATE)
+        self._approvals: tuple[str, dict[str, Approval | None]] = ("", {})  # stamp of the files, approvals by study
+        self._stamp = stamp_of(site)
+        self._cut = self.journal.cut()
+        self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
 
     def handle(self, message: Message, context: Context) -> Message:
         """The reply to ``message``: checked content, or the code of a refusal. Writes a journal entry for the request, and one for the
@@ -108,16 +87,20 @@ class Gate:
         note: dict[str, Any] = {"about": About(str(message.metadata.run_id)), "records": ()}
         direction: Direction = "in"
         try:
+            if self._cut:
+                raise SiteError(Reason.STATE_LOST, self._cut)
+            self._read_again()
             bundled = is_bundled(message.content)
             message.content = unbundle(message.content)
-            note["records"] = _notes(message.content)
-            request = self._admit(message, note)
+            note["records"] = notes_of(message.content)
+            request, level = self._admit(message, note)
             self.journal.append(direction="in", verdict="accepted", reason="", **note)
             direction, note["records"] = "out", ()
-            self._charge(request, note["about"].run)
+            charge(self.ledger, self.site.manifest.policy, request, note["about"].run)
             content = execute(request, message.content, Memory(context.state, note["about"].run))
-            note["records"] = _named(_notes(content), content, site_algorithm(request.study).returns)
+            note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study))
+            self._remember(request, level, message.content, content, note["about"].run)
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
             return Message(bundle(content) if bundled else content, reply_to=message)
@@ -133,22 +116,50 @@ class Gate:
                 log.error("the journal cannot be written; every request is refused until it can be written", exc_info=True)
             return refusal(message, reason)
 
-    def _admit(self, message: Message, note: dict[str, Any]) -> Request:
+    def _read_again(self) -> None:
+        """Reads manifest and data anew if one of their files changed."""
+        now = stamp_of(self.site)
+        if now != self._stamp:
+            forget_data()
+            self.site, self._stamp = read_site(self.site.file), now
+            log.info("a file of the site changed; manifest and data are read again")
+
+    def _approval(self, sha256: str) -> Approval:
+        """The study's approval; ``SiteError`` if there is none."""
+        now = stamp(self.state)
+        if now != self._approvals[0]:
+            self._approvals = (now, {})
+        known = self._approvals[1]
+        if sha256 not in known:
+            try:
+                known[sha256] = approval_of(self.state, sha256)
+            except InputError as error:
+                raise SiteError(Reason.NOT_APPROVED, str(error)) from error
+        found = known[sha256]
+        if found is None:
+            raise SiteError(Reason.NOT_APPROVED, f"study {sha256} is not approved at this site")
+        return found
+
+    def _admit(self, message: Message, note: dict[str, Any]) -> tuple[Request, Level]:
         """The request, if it is allowed. Fills ``note`` for the journal as far as the message can be read."""
         policy = self.site.manifest.policy
-        if sum(n.bytes for n in note["records"]) > policy.max_request_mb * _MEGABYTE:
+        if sum(n.bytes for n in note["records"]) > policy.max_request_mb * MEGABYTE:
             raise SiteError(Reason.TOO_LARGE, f"the message is larger than {policy.max_request_mb} MB")
+        run = note["about"].run
+        sha256 = _sha256_of(message.content)
+        note["about"] = About(run, sha256)
+        approval = self._approval(sha256)  # before the study is parsed: a text that nobody approved costs no more than its digest
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
         study = request.study
-        run = note["about"].run
         note["about"] = About(run, study.sha256, study.study.name, str(request.phase), request.round)
-        if not is_approved(self.state, study.sha256):
-            raise SiteError(Reason.NOT_APPROVED, f"study {study.study.name} ({study.sha256}) is not approved at this site")
         check_roster(self.site, study)
         if policy.purposes is not None and study.study.purpose not in policy.purposes:
             raise SiteError(Reason.PURPOSE, f'purpose "{study.study.purpose}" is not allowed by [policy] purposes')
+        level = level_of(self.site, approval)
+        check_level(level, study)
+        check_budget(study, policy)
         allowed = limits(policy, study)
-        fewest, most = _numbers(request.phase, study.federation.rounds, policy.max_steps)
+        fewest, most = round_numbers(request.phase, study.federation.rounds, policy.max_steps)
         if study.federation.rounds > allowed.max_rounds or not fewest <= request.round <= most:
             raise SiteError(
                 Reason.ROUNDS,
@@ -156,30 +167,54 @@ class Gate:
                 f"[policy] max_rounds allows {allowed.max_rounds}",
             )
         check_planned(study, request.phase)
-        note["records"] = _named(note["records"], message.content, site_algorithm(study).sends.records)
+        note["records"] = named(note["records"], message.content, site_algorithm(study).sends.records)
         check_request(request, message.content)
-        if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
-            raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
         key = (run, str(request.phase), request.round)
-        if key in self._accepted:
-            raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
+        self._check_repeats(study, key, note["records"])
         cohort = load_cohort(request.manifests, study)
         if cohort.count("train") < allowed.min_persons:
             raise SiteError(
                 Reason.TOO_FEW, f"{cohort.count('train')} training persons, [policy] min_persons requires {allowed.min_persons}"
             )
         if request.phase in ANALYSES:
-            before = max((step for run, phase, step in self._accepted if (run, phase) == key[:2]), default=0)
-            persons = genomics.check_persons(request, message.content, allowed.min_persons, before)
-            if request.phase is Phase.SUBSPACE:
-                self._count_columns(study, note["records"], request.round - before, persons)
-            design = genomics.design_digest(request, message.content)
-            if design and self._designs.setdefault(run, design) != design:
-                raise SiteError(Reason.REPLAYED, "the covariates or components changed within the run of the analysis")
+            self._check_analysis(request, message.content, note["records"], key, allowed)
+        if level != "trusted":
+            self._check_bounds(request, allowed, cohort.count("train"))
         self._pin(request, message.content, run)
+        if level != "trusted":
+            self._check_course(request, message.content, run)
         self._accepted.add(key)
         self._runs[study.sha256].add(run)
-        return request
+        if request.phase is Phase.EVALUATE:
+            self._evaluated.setdefault(study.sha256, set()).add(asked_for(note["records"]))
+        return request, level
+
+    def _check_repeats(self, study: Study, key: tuple[str, str, int], records: tuple[RecordNote, ...]) -> None:
+        """Raises ``SiteError`` for a request that was answered, and for more runs or evaluations of the study than the policy allows."""
+        policy, (run, phase, _) = self.site.manifest.policy, key
+        if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
+            raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
+        if key in self._accepted:
+            raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
+        evaluated = self._evaluated.get(study.sha256, set())
+        if phase == Phase.EVALUATE and asked_for(records) not in evaluated and len(evaluated) >= policy.max_evaluations:
+            raise SiteError(
+                Reason.REPLAYED,
+                f"the test persons of this study were evaluated with {len(evaluated)} other models, [policy] max_evaluations allows "
+                f"{policy.max_evaluations}; a run that gives the same weights again is answered",
+            )
+
+    def _check_analysis(
+        self, request: Request, content: RecordDict, records: tuple[RecordNote, ...], key: tuple[str, str, int], allowed: Limits
+    ) -> None:
+        """The persons and columns of an analysis, and its design, which is fixed within a run."""
+        before = max((step for run, phase, step in self._accepted if (run, phase) == key[:2]), default=0)
+        persons = genomics.check_persons(request, content, allowed.min_persons, before)
+        if request.phase is Phase.SUBSPACE:
+            self._count_columns(request.study, records, request.round - before, persons)
+        if design := genomics.design_digest(request, content):
+            text = "the covariates or components changed within the run of the analysis"
+            pin(self.state, key[0], {"design": design}, Reason.REPLAYED, text)
 
     def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:
         """Counts the products of genotypes (columns) over all runs of a study: as many columns as persons would let the genotypes be
@@ -194,168 +229,70 @@ class Gate:
             )
         known.setdefault(requested, columns)
 
+    def _check_bounds(self, request: Request, allowed: Limits, training: int) -> None:
+        """The plan's bounds, and the persons' differences from those of earlier answers. Public data have neither."""
+        study, policy = request.study, self.site.manifest.policy
+        if self.site.manifest.data.public:
+            return
+        if study.privacy.unit != "patient" and request.phase in (Phase.STATISTICS, Phase.ROUND):
+            check_bounds(study, policy, allowed.min_count, training)
+        if (study.sha256, request.phase in ANALYSES, self._stamp) in self._apart:
+            return
+        for persons in planned_persons(request):
+            if near := released.too_near(self.state, persons, allowed.min_count):
+                raise SiteError(
+                    Reason.TOO_FEW,
+                    f"exact values were released (study {near[1]}) about a group that differs by {near[0]} persons from one of this study; "
+                    f"subtraction would reveal them, so at least {allowed.min_count} (min_count) persons must differ",
+                )
+
     def _pin(self, request: Request, content: RecordDict, run: str) -> None:
-        """Raises ``SiteError`` if the agreement differs from the one of the run's earlier messages: window and constants are fixed."""
+        """Raises ``SiteError`` if the data or the agreement differ from those of the run's earlier messages."""
+        text = "a file of the site changed within the run; start a new run"
+        if self.site.manifest.policy.changed_data == "refuse":
+            pin(self.state, run, {"data": self._stamp}, Reason.DATA_CHANGED, text)
         if request.phase in ANALYSES or AGREEMENT not in content:
             return
-        for name, value in read_arrays(content, AGREEMENT).items():
-            digest = hashlib.sha256(value.tobytes()).hexdigest()
-            if self._agreed.setdefault((run, name), digest) != digest:
-                raise SiteError(Reason.REPLAYED, f"the agreement changed within the run: array {name}")
+        arrays = read_arrays(content, AGREEMENT)
+        digests = {f"agreement {name}": hashlib.sha256(value.tobytes()).hexdigest() for name, value in arrays.items()}
+        pin(self.state, run, digests, Reason.REPLAYED, "the agreement changed within the run")
 
-    def _charge(self, request: Request, run: str) -> None:
-        """Charges the reply's releases to the ledger before the reply is computed. Raises ``SiteError`` if a budget would be exceeded."""
-        policy, study = self.site.manifest.policy, request.study
-        cohort = load_cohort(request.manifests, study)
-
-        note: dict[str, Any] = {
-            "run": run,
-            "study": study.sha256,
-            "study_name": study.study.name,
-            "phase": request.phase,
-            "round": request.round,
-        }
-
-        def persons(part: PartName) -> list[str]:
-            return [cohort.ids[row] for row in cohort.rows(part)]
-
-        if study.privacy.unit != "patient":
-            if policy.max_epsilon > 0 and not policy.allow_unprotected:
-                text = (
-                    f"[policy] max_epsilon is {policy.max_epsilon:g} and allow_unprotected is false, but study "
-                    f'"{study.study.name}" has no privacy of a patient'
-                )
-                raise SiteError(Reason.BUDGET, text)
-            if request.phase in ANALYSES:
-                self.ledger.note_unprotected(genomics.persons(request), **note)
-            elif request.phase is Phase.ROUND and (trained := persons("train")):
-                self.ledger.note_unprotected(trained, **note)
+    def _check_course(self, request: Request, content: RecordDict, run: str) -> None:
+        """Raises ``SiteError`` if weights, constants or the server's values do not follow from the plan (``fedml.clients.gate.course``)."""
+        study, drift = request.study, self.site.manifest.policy.max_drift
+        if request.phase not in (Phase.ROUND, Phase.EVALUATE) or not exact_answers(study):
             return
-        # Exact counts about held-out persons have no epsilon: the plan states it, and the ledger lists them without one.
-        counted = [row for part in counted_parts(study, request.phase, request.round) for row in persons(part)]
-        if counted and study.privacy.metrics == "exact":
-            self.ledger.note_unprotected(counted, **note)
-        released = message_events(study, request.name, request.phase, request.round)
-        parts = [(ids, events) for part, events in released.items() if events and (ids := persons(part))]
-        if parts:
-            ahead = study.federation.rounds - request.round if request.phase is Phase.ROUND else 0
-            self.ledger.charge_all(parts, **note, max_epsilon=policy.max_epsilon, delta=policy.delta, ahead=ahead)
+        algorithm = site_algorithm(study)
+        course, last = read_course(self.state, study, run)
+        number = request.round + (request.phase is Phase.EVALUATE)  # the final weights would begin the next round
+        if study.privacy.unit == "none" and last is None:
+            check_constants(own_sums(request, content), read_arrays(content, AGREEMENT))
+        if request.phase is Phase.ROUND:
+            check_values(study, algorithm, request.config, number)
+            check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
+        weights = read_arrays(content, ARRAYS)
+        start = (lambda: first_weights(request, content)), (lambda: first_update(request, content))
+        check_weights(study, algorithm, Arrival(number, weights, course, last, *start), drift)
+
+    def _remember(self, request: Request, level: Level, content: RecordDict, reply: RecordDict, run: str) -> None:
+        """What later messages are held against."""
+        study = request.study
+        key = (study.sha256, request.phase in ANALYSES, self._stamp)
+        if level != "trusted" and not self.site.manifest.data.public and key not in self._apart:
+            for persons in planned_persons(request):
+                released.note(self.state, persons, study.study.name)
+            self._apart.add(key)
+        if level != "trusted" and request.phase is Phase.ROUND and exact_answers(study):
+            course, _ = read_course(self.state, study, run)
+            received = read_arrays(content, ARRAYS)
+            returned = [read_arrays(reply, name) for name in site_algorithm(study).returns]
+            flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
+            keep_course(self.state, study, followed(course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
 
 
-def _notes(content: RecordDict) -> tuple[RecordNote, ...]:
-    """Size and digest of each record, arrays without a copy. A record name that no phase declares is noted as "undeclared"."""
-    known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, VOXELS, JOURNAL}
-    notes = []
-    for name, record in content.items():
-        digest, size = hashlib.sha256(), 0
-        for key in sorted(record):
-            value = record[key]
-            data = value.data if hasattr(value, "data") and hasattr(value, "stype") else repr(value).encode()
-            digest.update(key.encode() + b"\0")
-            digest.update(data)
-            size += len(data)
-        notes.append(RecordNote(name if name in known else "undeclared", size, digest.hexdigest()))
-    return tuple(notes[:64])
-
-
-def _named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:
-    """``notes`` of ``content`` with the names of the records that the study's algorithm declares."""
-    return tuple(replace(note, name=name) if name in declared else note for note, name in zip(notes, content, strict=False))
-
-
-def _numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
-    """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round."""
-    if phase in ANALYSES:
-        return 0, steps
-    return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (rounds, rounds)}.get(phase, (0, 0))
-
-
-def check_planned(study: Study, phase: Phase) -> None:
-    """Raises ``SiteError`` if a private study does not plan ``phase``: its epsilon covers planned phases only."""
-    plan = study.privacy
-    if plan.unit != "none" and (phase in (*ANALYSES, Phase.VOXELS) or (phase is Phase.STATISTICS and plan.statistics == "stated")):
-        raise SiteError(Reason.UNDECLARED, f"a study with privacy of one {plan.unit} has no phase {phase}")
-
-
-def check_request(request: Request, content: RecordDict) -> None:
-    """Raises ``SiteError`` unless the message holds exactly what its phase (``fedml.wire.records``) and the study's algorithm declare."""
-    check_declared(request, content)
-    expected = REQUEST_RECORDS[request.phase]
-    if AGREEMENT in expected:
-        values = read_arrays(content, AGREEMENT)
-        fixed = {f"preprocess.{name}.{what}" for name in request.study.cohort.inputs for what in ("mean", "std")} | {
-            "target.mean",
-            "target.std",
-        }
-        if request.study.cohort.image is not None and request.study.cohort.image.percentiles:
-            fixed.add(WINDOW)
-        for key, value in values.items():
-            wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
-            if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
-                raise SiteError(Reason.UNDECLARED, "the agreement has an array that is not declared")
-    if ANALYSIS in expected:
-        step = read_arrays(content, ANALYSIS)
-        forms.check_request(request.study, request.phase, step, read_arrays(content, AGREEMENT)[PANEL].tobytes().count(b"\n"))
-        if not all(is_finite(value) for value in step.values()):
-            raise SiteError(Reason.NON_FINITE, "the request of the analysis step has a number that is not finite")
-    if ARRAYS in expected and any(str(v.dtype) != "float32" or not is_finite(v) for v in read_arrays(content, ARRAYS).values()):
-        raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
-
-
-def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowed: Limits) -> None:
-    """Raises ``SiteError`` unless ``reply`` holds what its phase declares (``fedml.contract.replies``), is about enough persons and is
-    not too large."""
-    if sum(n.bytes for n in _notes(reply)) > allowed.max_reply_mb * _MEGABYTE:
-        raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
-    weights, extras = None, NO_EXTRAS
-    if request.phase is Phase.ROUND:
-        weights = {k: tuple(v.shape) for k, v in model_for(request.study, _layout(request.study, content)).weights.items()}
-        extras = returned(site_algorithm(request.study), request.phase, weights)
-    elif request.phase in ANALYSES:
-        weights = genomics.shapes_of_reply(request, content)
-    check_form(request.study, request.phase, request.name, reply, weights, extras)
-    small = f"fewer than {allowed.min_count} persons (min_count) would be sent"
-    if request.phase in ANALYSES:
-        genomics.check_small(request, reply, content, allowed.min_count)
-        return
-    plan = request.study.privacy
-    if COUNTS in reply and plan.metrics == "exact":
-        counts = read_arrays(reply, COUNTS)
-        if any(key.endswith("/persons") and _too_few(value, allowed.min_count) for key, value in counts.items()):
-            raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
-        if _too_few(_rest(request.study, counts), allowed.min_count):
-            raise SiteError(Reason.TOO_FEW, f"metrics that subtraction would reveal, of {small}")
-    if plan.unit == "patient":
-        return  # numbers of training persons are not sent, or have noise
-    if DESCRIBED in reply:
-        described = read_arrays(reply, DESCRIBED)
-        if _too_few(described[PERSONS].sum(1), allowed.min_count) or (
-            EXCLUDED in described and _too_few(described[EXCLUDED], allowed.min_count)
-        ):
-            raise SiteError(Reason.TOO_FEW, f"the reply has a count of {small}")
-    if VOXELS in reply and _too_few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
-        raise SiteError(Reason.TOO_FEW, f"the reply has an intensity histogram of {small}")
-    if SUMS in reply and any(_too_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
-        raise SiteError(Reason.TOO_FEW, f"the reply has sums over {small}")
-    if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
-        raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
-
-
-def _rest(study: Study, counts: dict[str, Any]) -> Any:
-    """(variables with a reported group,) test persons who are in none of the reported groups of the variable."""
-    rest = []
-    for labels in study.evaluation.labels().values():
-        reported = [float(counts[key][0]) for label in labels if (key := f"test@{label}/persons") in counts]
-        if reported:
-            rest.append(float(counts["test/persons"][0]) - sum(reported))
-    return np.array(rest)
-
-
-def _too_few(persons: Any, smallest: int) -> bool:
-    """Whether any number of ``persons`` is above 0 and below ``smallest``."""
-    return bool(((persons > 0) & (persons < smallest)).any())
-
-
-def _layout(study: Study, request: RecordDict) -> Layout:
-    values = read_arrays(request, AGREEMENT)
-    return make_layout(study, tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes())
+def _sha256_of(content: RecordDict) -> str:
+    """SHA-256 of the study's text in a message; ``SiteError`` if it has none."""
+    text = content.config_records[CONFIG].get("study") if CONFIG in content.config_records else None
+    if not isinstance(text, str):
+        raise SiteError(Reason.BAD_MESSAGE, "the message has no study")
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -212,6 +212,8 @@ class Journal:
             InputError: the journal is damaged in more than its last line.
             OSError: the entry could not be written (full disk, no permission): the caller must not do what the entry describes.
         """
+        if cut := self.cut():
+            raise InputError(cut)
         given = about._asdict() | {"direction": direction, "verdict": verdict, "records": tuple(records), "reason": reason}
         _entry(None, given)  # refuses bad values before the file is created
         with open(self.path, "a+b", 0, opener=_private) as file:
@@ -224,7 +226,34 @@ class Journal:
             _write(file.fileno(), _canonical(_fields(entry)) + b"\n")
             if last is None:
                 _sync_folder(self.path)
+            self._write_head(entry)
         return entry
+
+    @property
+    def _head_file(self) -> Path:
+        return self.path.with_suffix(".head")
+
+    def _write_head(self, entry: Entry) -> None:
+        """The last entry's number and digest in a second file, without which a journal that was cut off looks whole."""
+        partial = self._head_file.with_suffix(".partial")
+        with open(partial, "wb", opener=_private) as file:
+            file.write(f"{entry.seq} {entry.digest}\n".encode())
+        partial.replace(self._head_file)
+
+    def cut(self) -> str:
+        """A sentence if entries are missing that were in the journal; "" if not."""
+        try:
+            count, digest = self._head_file.read_text().split()
+        except (OSError, ValueError):
+            return ""
+        last = self._last()
+        if last is not None and (last.seq > int(count) or last.digest == digest):
+            return ""
+        return (
+            f"{self.path}: had {count} entries and has {last.seq if last else 0}: it was cut off or replaced, so requests could be "
+            f"answered again; restore it from a copy. To give up the old entries, move it and {self._head_file.name} to another folder and "
+            "approve the studies anew."
+        )
 
     def _last(self) -> Entry | None:
         if not self.path.exists():
@@ -322,46 +351,3 @@ def verify(path: Path, head: str | None = None, count: int | None = None, *, rep
 def to_json(entries: Iterable[Entry]) -> Iterator[str]:
     """One JSON object for each entry, equal to the journal's lines."""
     return (_canonical(_fields(entry)).decode() for entry in entries)
-
-
-def seen(path: Path) -> set[tuple[str, str, int]]:
-    """(run, phase, round) of every request that was accepted, so that it is not accepted again after a restart.
-
-    Raises:
-        InputError: a line other than the last is not an entry.
-    """
-    return {(e.run, e.phase, e.round) for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}
-
-
-def runs_of(path: Path) -> dict[str, set[str]]:
-    """Study (SHA-256) -> its runs of which a request was accepted.
-
-    Raises:
-        InputError: a line other than the last is not an entry.
-    """
-    found: dict[str, set[str]] = {}
-    for entry in entries(path):
-        if entry.direction == "in" and entry.verdict == "accepted":
-            found.setdefault(entry.study, set()).add(entry.run)
-    return found
-
-
-def asked_for(records: Sequence[RecordNote]) -> str:
-    """Identifies the content of a request without its config record: names and digests of the other records."""
-    return " ".join(sorted(f"{note.name}:{note.sha256}" for note in records if note.name != "config"))
-
-
-def columns_of(path: Path, phase: str) -> dict[str, dict[str, int]]:
-    """Study (SHA-256) -> content of a request in ``phase`` (``asked_for``) -> its number of columns: the difference between the request's
-    round number and that of the run's request before it.
-
-    Raises:
-        InputError: a line other than the last is not an entry.
-    """
-    found: dict[str, dict[str, int]] = {}
-    last: dict[str, int] = {}
-    for entry in entries(path):
-        if entry.direction == "in" and entry.verdict == "accepted" and entry.phase == phase:
-            found.setdefault(entry.study, {}).setdefault(asked_for(entry.records), entry.round - last.get(entry.run, 0))
-            last[entry.run] = max(entry.round, last.get(entry.run, 0))
-    return found

@@ -41,8 +41,8 @@ class _Section(BaseModel):
 class Data(_Section):
     """``[data]``: paths are relative to the manifest.
 
-    ``public``: the site declares that its images are published or synthetic; a run on the same machine may then store pictures of
-    predictions. Default: no picture of a person leaves the site.
+    ``public``: the site declares that its data are published or synthetic: exact counts of them may leave, and a run on the same machine
+    may store pictures of predictions. Default: no picture of a person leaves the site.
     """
 
     persons: str
@@ -68,16 +68,26 @@ class Policy(_Section):
     ``min_count``: the smallest number of persons in a count or sum that is sent; in analyses of genotypes also the smallest group of
     persons with the same genotype (also among cases, controls and each category of a covariate): a variant with a smaller group is
     excluded. ``max_steps``: limit for each kind of step of such an analysis. ``max_runs``: how often one approved study may run.
+    ``centre``: how far the centre that chooses the messages is trusted (``fedml.clients.gate.trust``). ``max_evaluations``: how many models
+    may be evaluated on the test persons of an approved study. ``max_drift``: how far the weights of a round may be from those that
+    the site last received, in lengths of its own longest update. ``max_lr``, ``max_local_steps``: bounds on a plan with exact answers.
+    ``changed_data``: whether a run goes on when a file of the site changes during it; a new run reads the files anew in any case.
     ``deidentification``: what to do with a DICOM file that is not de-identified (``fedml.cohort.dicom.deidentified``).
     ``max_quarantined``: the fraction of persons with images whose image may be unusable and excluded; above it the site refuses.
     ``disclose``: whether these limits are sent to the researcher, as evidence of the policy in force.
     """
 
     studies: Literal["approved"] = "approved"
+    centre: Literal["distrusted", "curious"] = "distrusted"
     purposes: tuple[str, ...] | None = None
     max_rounds: Annotated[int, Field(ge=1, le=2**53)] = 1000
     max_steps: Annotated[int, Field(ge=1)] = 2_000
     max_runs: Annotated[int, Field(ge=1)] = 20
+    max_evaluations: Annotated[int, Field(ge=1)] = 1
+    changed_data: Literal["refuse", "continue"] = "refuse"
+    max_drift: Annotated[float, Field(ge=1)] = 10.0
+    max_lr: Annotated[float, Field(gt=0)] = 1.0
+    max_local_steps: Annotated[int, Field(ge=1)] = 10_000
     max_request_mb: Annotated[int, Field(ge=1)] = 512
     min_persons: Annotated[int, Field(ge=1, le=2**53)] = 20
     max_epsilon: Annotated[float, Field(ge=0)] = 0.0

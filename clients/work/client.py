@@ -41,6 +41,7 @@ from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
+from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
 from fedml.wire.packing import bundle, is_bundled, unbundle
@@ -170,9 +171,12 @@ def _describe(request: Request, content: RecordDict) -> RecordDict:
     private = request.study.privacy.unit == "patient"
     described: dict[str, Any] = {}
     if not private:
-        smallest = _smallest(request)
+        smallest = smallest_of(request)
         excluded, digest = excluded_counts(cohort.excluded_images, smallest), np.frombuffer(cohort.digest, np.uint8)
-        described |= {PERSONS: _persons(cohort, request.study), EXCLUDED: excluded, DATASET: digest}
+        persons = _persons(cohort, request.study)
+        if protected(request):
+            persons = np.stack([rounded_cells(part, smallest) for part in persons])
+        described |= {PERSONS: persons, EXCLUDED: excluded, DATASET: digest}
     policies = [read_site_once(m).manifest.policy for m in request.manifests]
     if len(policies) == 1 and policies[0].disclose:
         described[POLICY] = policy_bytes(policies[0].disclosed())
@@ -189,7 +193,7 @@ def _persons(cohort: Cohort, study: Study) -> np.ndarray[Any, np.dtype[np.int64]
     return np.stack([np.bincount(cohort.labels[cohort.rows(p)].astype(int), minlength=classes) for p in PARTS]).astype(np.int64)
 
 
-def _agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[str, torch.Tensor]]:
+def agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[str, torch.Tensor]]:
     """The cohort with the agreed panel and window, the layout of the model, and the preprocessing constants."""
     try:
         values = unpack(content.array_records[AGREEMENT])
@@ -215,7 +219,7 @@ def _window(request: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[
 
 def _voxels(request: Request, content: RecordDict) -> RecordDict:
     """The histogram of raw intensities of the training persons' images."""
-    cohort = _agreed(request, content)[0]
+    cohort = agreed(request, content)[0]
     histogram, persons = np.zeros(BINS, np.int64), 0
     if (images := cohort.input("image", Images)) is not None:
         training = np.isin(images.person, cohort.rows("train"))
@@ -223,26 +227,37 @@ def _voxels(request: Request, content: RecordDict) -> RecordDict:
         if not isinstance(pixels, HistogramView):
             raise SiteError(Reason.UNDECLARED, "the study states no percentiles, so it uses no histograms")
         histogram, persons = pixels.histogram(), len(np.unique(images.person[training]))
-    if 0 < persons < _smallest(request):
+    if 0 < persons < smallest_of(request):
         raise SiteError(Reason.TOO_FEW, f"a histogram of the voxels of {persons} persons")
     return RecordDict({VOXELS: pack({HISTOGRAM: histogram, PERSONS: np.array([persons], np.int64)})})
 
 
-def _smallest(request: Request) -> int:
+def smallest_of(request: Request) -> int:
     """The smallest number of persons behind a released number: the largest min_count of the study and the sites."""
     return max(request.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in request.manifests))
 
 
+def protected(request: Request) -> bool:
+    """Whether the persons are real: a site may declare that its data are public, and then exact counts of them may be sent."""
+    return not all(read_site_once(m).manifest.data.public for m in request.manifests)
+
+
+def sums_of(request: Request, cohort: Cohort) -> dict[str, Any]:
+    """The site's sums over its training persons; of real persons, not of an input that few have."""
+    smallest = smallest_of(request)
+    return dict(cohort_sums(cohort, request.study.model.task, smallest, smallest if protected(request) else 1))
+
+
 def _statistics(request: Request, content: RecordDict) -> RecordDict:
-    cohort, layout, _ = _agreed(request, content)
+    cohort, layout, _ = agreed(request, content)
     if request.study.privacy.unit == "patient":
         return RecordDict({SUMS: pack(private_sums(cohort, request.study, layout))})
-    return RecordDict({SUMS: pack(cohort_sums(cohort, request.study.model.task, _smallest(request)))})
+    return RecordDict({SUMS: pack(sums_of(request, cohort))})
 
 
 def _filled(request: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     """The model with the arrays and constants of the message, and the cohort."""
-    cohort, layout, values = _agreed(request, content)
+    cohort, layout, values = agreed(request, content)
     loaded = model_for(request.study, layout)
     try:
         load(loaded.fixed, values)
@@ -252,18 +267,31 @@ def _filled(request: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     return loaded, cohort
 
 
-def _device(request: Request) -> torch.device:
+def device_of(request: Request) -> torch.device:
     """The device of the site; the CPU if pooled sites have different ones."""
     wanted = {read_site_once(m).manifest.compute.device for m in request.manifests}
     return pick_device(wanted.pop() if len(wanted) == 1 else "cpu")
 
 
 def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Task, request: Request) -> dict[str, Any]:
-    study, device = request.study, _device(request)
+    study, device = request.study, device_of(request)
     threads, precision = study.training.threads, study.training.precision
     found = {part: evaluate(model, cohort, part, task, threads=threads, device=device, precision=precision) for part in parts}
-    private = study.privacy.metrics == "private"
-    return {f"{part}/{key}": v for part, counts in found.items() for key, v in (noised(counts, study) if private else counts).items()}
+    if study.privacy.metrics == "private":
+        none = {name: np.zeros(shape, dtype) for name, (dtype, shape) in task.fields.items()}
+        found = {part: noised(counts or none, study) for part, counts in found.items()}
+    elif protected(request):
+        found = {part: task.grouped(counts, smallest_of(request)) for part, counts in found.items()}
+    return {f"{part}/{key}": v for part, counts in found.items() for key, v in counts.items()}
+
+
+def _evaluated(parts: Sequence[PartName], cohort: Cohort, request: Request) -> list[PartName]:
+    """The ``parts`` about which counts are sent. Noised counts are sent of a part without persons too, because their absence would tell
+    that there is none; exact ones only of enough persons."""
+    if request.study.privacy.metrics == "private":
+        return list(parts)
+    fewest = smallest_of(request) if protected(request) else 1
+    return [part for part in parts if cohort.count(part) >= max(fewest, 1)]
 
 
 def _round(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
@@ -274,19 +302,17 @@ def _round(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
     reply = RecordDict()
     every = study.training.evaluate_every
     private = study.privacy.unit == "patient"
-    if every and (request.round - 1) % every == 0:
-        # Without validation persons the learning curve is of the training persons, because test persons are evaluated only at the end.
-        # Under patient-level privacy no counts of training persons leave.
-        part: PartName = "val" if cohort.count("val") else "train"
-        if not (private and part == "train"):
-            reply[COUNTS] = pack(_counts([part], model, cohort, task, request))
+    # Of training persons nothing leaves but the update and its loss; without validation persons there is no learning curve.
+    if every and (request.round - 1) % every == 0 and (parts := _evaluated(["val"], cohort, request)):
+        reply[COUNTS] = pack(_counts(parts, model, cohort, task, request))
     if private:
         _train_private(request, model, cohort, task, work.hooks)
         reply[ARRAYS] = pack(loaded.weights)
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[request.name]})
         return reply
     seed = derive_seed("training", study.study.seed, request.round, request.name)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=Hooks(work.hooks, _penalty(study)), device=_device(request))
+    hooks = Hooks(work.hooks, _penalty(study), smallest_of(request) if protected(request) else 1)
+    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, device=device_of(request))
     reply[ARRAYS] = pack(loaded.weights)
     reply.update(end(request, work, loaded.weights, result.steps, memory))
     reply[METRICS] = MetricRecord(
@@ -317,10 +343,9 @@ def _penalty(study: Study) -> dict[str, float]:
 
 def _evaluate(request: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(request, content)
-    parts: list[PartName] = [p for p in ("val", "test") if cohort.count(p)]
-    counts = _counts(parts, loaded.model, cohort, loaded.task, request)
+    counts = _counts(_evaluated(["val", "test"], cohort, request), loaded.model, cohort, loaded.task, request)
     if cohort.groups:
-        for label, rows in reportable_groups(cohort.groups, request.study.evaluation, cohort.rows("test"), _smallest(request)):
+        for label, rows in reportable_groups(cohort.groups, request.study.evaluation, cohort.rows("test"), smallest_of(request)):
             group = _counts(["test"], loaded.model, select(cohort, rows), loaded.task, request)
             counts |= {
                 f"test@{label}/{key}": v for key, v in loaded.task.coarse({k.removeprefix("test/"): v for k, v in group.items()}).items()

@@ -30,6 +30,7 @@ from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
 
 Floats = npt.NDArray[np.float64]
+FEWEST_SHARE = 0.1  # of the persons, by their weights in a logistic model
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
 _VARIANTS = 4096  # in a block
 
@@ -61,6 +62,13 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
         case = cohort.labels[rows] == 1
         groups += [case, ~case]
     return Analysed(rows, raw[rows], cohort.labels[rows], np.stack(groups))
+
+
+def forget_data() -> None:
+    """Computes everything anew from now on: a file of the site changed."""
+    analysed.cache_clear()
+    _any_small.cache_clear()
+    _COMPONENTS.clear()
 
 
 def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:
@@ -166,9 +174,13 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
     x, y = _design(request, people, given)
+    if forms.kind(request.study) == "logistic" and request.phase is not Phase.FIT and _few_effective(x @ given["theta"], floor):
+        raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if request.phase is Phase.NULL:
         return _reply(_null(request.study, x, y, given["theta"]))
     used = ~_small(request, dosages, floor)
+    if request.phase is Phase.FIT:
+        used &= ~_few_in_fit(dosages, people, x, given, floor)
     sums_of = _association if request.phase is Phase.ASSOCIATION else _fit
     sums = sums_of(request.study, dosages, people, x, y, given)
     return _reply({**{name: np.where(used, value, 0) for name, value in sums.items()}, "used": used.astype(np.uint8)})
@@ -204,6 +216,20 @@ def _components(request: Request, people: Analysed, given: Mapping[str, Any]) ->
             _COMPONENTS.clear()
         _COMPONENTS[key] = np.concatenate(parts) if parts else np.zeros((0, len(given["loading_values"])))
     return _COMPONENTS[key]
+
+
+def effective_persons(weights: Floats) -> Floats:
+    """(sum w)^2 / sum w^2 over the first axis: how many persons a weighted sum is about (Kish 1965, "Survey Sampling", section 8.2)."""
+    total, squares = weights.sum(0), (weights**2).sum(0)
+    out: Floats = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
+    return out
+
+
+def _few_effective(eta: Floats, smallest: int) -> Any:
+    """Whether a logistic model's sums are about too few persons. ``eta`` (persons, ...): log-odds at the coefficients of the request. With
+    coefficients of a centre's choice the weights p (1 - p) can vanish in all persons but one."""
+    small = np.exp(-np.abs(eta))
+    return effective_persons(small / (1 + small) ** 2) < max(smallest, FEWEST_SHARE * len(eta))
 
 
 def _null(study: Study, x: Floats, y: Floats, theta: Floats) -> dict[str, Any]:
@@ -257,6 +283,22 @@ def _fit(study: Study, dosages: Dosages, people: Analysed, x: Floats, y: Floats,
         sums = {"gradient": fit.gradient, "information": fit.information, "log_likelihood": fit.log_likelihood, "n": fit.n}
         _add(out, sums, variants, len(dosages.keys))
     return out or _zeros(study, Phase.FIT, len(dosages.keys))
+
+
+def _few_in_fit(dosages: Dosages, people: Analysed, x: Floats, given: Mapping[str, Any], smallest: int) -> npt.NDArray[np.bool_]:
+    """(variants,) whether the sums of a variant's model would be about few persons."""
+    total, squares = np.zeros(len(dosages.keys)), np.zeros(len(dosages.keys))
+    for persons_, variants, dosage in _dosage_blocks(dosages, people):
+        theta = given["theta_fit"][:, variants]
+        called = dosage >= 0
+        eta = x[persons_] @ theta[:-1] + np.where(called, dosage - 2 * given["frequency"][variants], 0) * theta[-1]
+        small = np.exp(-np.abs(eta))
+        weights = np.where(called, small / (1 + small) ** 2, 0)
+        total[variants] += weights.sum(0)
+        squares[variants] += (weights**2).sum(0)
+    effective = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
+    few: npt.NDArray[np.bool_] = effective < max(smallest, FEWEST_SHARE * len(people.rows))
+    return few
 
 
 def _add(out: dict[str, Any], sums: Mapping[str, Any], variants: slice, total: int) -> None:

@@ -1,6 +1,6 @@
 """Shared parts of the benchmarks: paired medians, time and peak memory of a child process, peak memory of this process, the machine's line.
 
-Does not import torch: the kernel counts the parent's peak memory as the child's, so the parent of a measured process must be small.
+The kernel counts the parent's peak memory as the child's (``ru_maxrss``), so the peak of a child is read from ``/proc`` while it runs.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -76,12 +77,29 @@ def run_process(command: Sequence[str], cwd: Path, environment: Mapping[str, str
     with log.open("wb") as out:
         began = time.perf_counter()
         process = subprocess.Popen(command, cwd=cwd, env={**os.environ, **(environment or {})}, stdout=out, stderr=out)
+        peak, ended = [0.0], threading.Event()
+        looking = threading.Thread(target=_look, args=(process.pid, peak, ended), daemon=True)
+        looking.start()
         _, status, used = os.wait4(process.pid, 0)
         took = time.perf_counter() - began
+        ended.set()
+        looking.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{log.read_text(errors='replace')[-4000:]}")
-    return Ended(took, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
+    return Ended(took, used.ru_utime + used.ru_stime, peak[0])
+
+
+def _look(process: int, peak: list[float], ended: threading.Event) -> None:
+    """Keeps the largest peak of resident memory (VmHWM, MB) of the process and of each of its children."""
+    while not ended.wait(0.02):
+        waiting = [process]
+        while waiting:
+            here = Path(f"/proc/{waiting.pop()}")
+            with suppress(OSError, StopIteration):
+                lines = (here / "status").read_text().splitlines()
+                peak[0] = max(peak[0], next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024)
+                waiting += [int(child) for child in (here / "task" / here.name / "children").read_text().split()]
 
 
 class PeakMemory:

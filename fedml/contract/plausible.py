@@ -103,5 +103,21 @@ def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | Non
             described = sum(persons[part.partition("@")[0]])
             if float(value.sum()) > described:
                 raise _wrong(f"{key} counts {float(value.sum()):g} persons, the site described {described}")
+        _check_scores(key, name, value, counts.get(f"{part}/persons"), counts.get(f"{part}/histogram"))
         if name == "confusion" and float(value.sum()) != float(counts[f"{part}/persons"].sum()):
             raise _wrong(f"{key} has another number of persons than {part}/persons")
+
+
+def _check_scores(key: str, name: str, value: npt.NDArray[Any], persons: Any, histogram: Any) -> None:
+    """Sums and histograms of scores that so many persons can have."""
+    people = float(persons.sum()) if persons is not None else math.inf
+    if name in ("brier_sum", "log_loss_sum") and float(value.min(initial=0)) < 0:
+        raise _wrong(f"{key} is negative")
+    if name == "brier_sum" and float(value.sum()) > 2 * people * (1 + _ROUNDING):
+        raise _wrong(f"{key} is above 2 for each person")
+    if name == "histogram" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
+        raise _wrong(f"{key} has more persons than {people:g}")
+    if name == "beyond" and histogram is not None:
+        sides = histogram.sum(-1, dtype=np.float64)
+        if (np.abs(value) > sides[:, 0] * sides[:, 1] * (1 + _ROUNDING)).any():
+            raise _wrong(f"{key} has more pairs than there are")

@@ -189,14 +189,13 @@ def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) 
 
 def _check_counts(study: Study, reply: RecordDict) -> None:
     task = make_task(study)
-    private = study.privacy.unit == "patient"
     labels = {label for group in study.evaluation.labels().values() for label in group}
     for key, value in read_arrays(reply, COUNTS).items():
         part, _, name = key.partition("/")
         part, _, label = part.partition("@")  # "test@sex:1/histogram": of a subgroup
         if label and (part != "test" or label not in labels):
             raise SiteError(Reason.UNDECLARED, "counts hold a group that is not declared")
-        if part not in PARTS or name not in task.fields or (private and part == "train"):
+        if part not in ("val", "test") or name not in task.fields:
             raise SiteError(Reason.UNDECLARED, "counts hold a key that is not declared")
         dtype, shape = task.fields[name]
         _shaped(value, dtype, shape, name)

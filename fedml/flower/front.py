@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import asyncio.constants
+import asyncio.sslproto
 import importlib
+import resource
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,8 +23,8 @@ from flwr.superlink.cli import flower_superlink
 from flwr.superlink.routers.fleet.router import router
 
 import fedml  # noqa: F401 - switches telemetry off
+from fedml.flower.strangers import BACKLOG, HANDSHAKE_SECONDS, App, FrugalTLS, Hurried, limited
 
-App = Callable[[MutableMapping[str, Any], Callable[[], Awaitable[Any]], Callable[[Any], Awaitable[None]]], Awaitable[None]]
 # Complete paths, so that access does not depend on how prefixes are matched.
 OPEN = frozenset({"/health", *(str(getattr(route, "path", "")) for route in router.routes)})
 _POLL_SECONDS = 0.1  # between checks whether Flower's server has ended
@@ -30,9 +33,7 @@ _POLL_SECONDS = 0.1  # between checks whether Flower's server has ended
 def only_fleet(app: App) -> App:
     """``app`` restricted to the paths in ``OPEN``; other paths answer 404. HTTP only."""
 
-    async def guarded(
-        scope: MutableMapping[str, Any], receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
+    async def guarded(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
         if scope["type"] == "http" and scope["path"] in OPEN:
             await app(scope, receive, send)
         elif scope["type"] == "http":
@@ -69,12 +70,20 @@ def main() -> None:
         parser.add_argument(name, required=True)
     options, rest = parser.parse_known_args()
     host, _, port = options.public.rpartition(":")
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_SECONDS
+    vars(asyncio.sslproto)["SSLProtocol"] = FrugalTLS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard) if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))
 
-    def run(app: App, **settings: Any) -> None:
+    def run(app: Any, **settings: Any) -> None:
+        def node_of(key: bytes) -> Any:
+            return app.state.linkstate_factory.state().get_node_id_by_public_key(key)
+
         inner = uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False}))
         outer = uvicorn.Config(
-            only_fleet(app), host=host.strip("[]"), port=int(port), ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
-            lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
+            only_fleet(limited(app, node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"), port=int(port),
+            ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
+            backlog=BACKLOG, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
         )  # fmt: skip
         asyncio.run(_both(inner, uvicorn.Server(outer)))
 

@@ -21,6 +21,7 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.servicer.runtime import runtime_handlers
 
 import fedml  # noqa: F401 - switches telemetry off
+from fedml.flower.parent import end_with_parent
 
 # Seconds: between requests to the SuperLink (each is a signed request on an open connection); between checks of the SuperNode's memory;
 # before a missing part of a message is requested again, first (it doubles) and at most; how long the reply to an executor's request is
@@ -61,7 +62,8 @@ def acquire(request: AcquireTaskRequest, state: Any) -> AcquireTaskResponse:
 
 
 def main() -> None:
-    """Runs Flower's command with these functions in place of Flower's."""
+    """Runs Flower's command with these functions in place of Flower's; ends with the process that started it."""
+    end_with_parent()
     parts = partial(pull_objects, initial_backoff=PART_NAP, backoff_cap=LONGEST_PART_NAP, max_tries_per_object=None)
     clock = SimpleNamespace(**{**vars(time), "sleep": nap})
     vars(start_client_internal).update(time=clock, pull_objects=parts, _pull_and_store_message=receive)

@@ -35,10 +35,12 @@ class Hooks:
     Args:
         gradient: called in order between backward and step.
         l1: parameter -> weight of the sum of its absolute values, taken by a proximal step after each step of the optimiser.
+        smallest: persons in a step; a last batch of fewer is merged with the one before.
     """
 
     gradient: Sequence[GradientHook] = ()
     l1: Mapping[str, float] = field(default_factory=dict)
+    smallest: int = 1
 
 
 CPU = torch.device("cpu")
@@ -89,7 +91,8 @@ def train(
         return LocalResult(0.0, 0, 0)
     torch.set_num_threads(plan.threads)
     # Batch norm cannot be trained on a single person.
-    smallest = 2 if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()) else 1
+    alone = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    smallest = max(hooks.smallest, 2 if alone else 1)
     loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
     scale = scaler(device, plan.precision)
     change = augmentation(plan.augment, seed=seed)

@@ -42,11 +42,13 @@ class SiteRow(TypedDict):
 
 
 class TrainedRow(SiteRow):
-    """One site in one round. ``train_loss`` is the mean over ``seen`` persons, ``seconds`` from the round's beginning to the reply."""
+    """One site in one round. ``train_loss`` is the mean over ``seen`` persons, ``seconds`` from the round's beginning to the reply.
+    ``update_norm``: Euclidean length of the site's update; None where it is not known."""
 
     train_loss: float | None
     seen: float
     seconds: float
+    update_norm: float | None
 
 
 class SiteDisclosure(TypedDict):
@@ -280,7 +282,7 @@ _RENAMED: dict[type[Event], dict[str, str]] = {
     Gwas: {"partly_told": "partly_reported"},
 }
 _ROW: dict[type[Event], dict[str, Any]] = {
-    Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "bytes_out": 0, "bytes_in": 0, "journal": None},
+    Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "update_norm": None, "bytes_out": 0, "bytes_in": 0, "journal": None},
     Final: {"bytes_out": 0, "bytes_in": 0, "journal": None},
     Gwas: {"bytes_out": 0, "bytes_in": 0, "journal": None},
 }

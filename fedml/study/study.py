@@ -144,6 +144,12 @@ class Study(Section):
         plan = self.privacy
         if plan.unit == "none":
             return self
+        most = max(plan.persons.values(), default=1) if plan.unit == "patient" else len(self.federation.sites)
+        if most > 1 and plan.delta >= 1 / most:
+            raise ValueError(
+                f"[privacy] delta is {plan.delta:g}; it must be below 1 / {most}: a mechanism that publishes one of {most} completely has "
+                "that delta; 1e-5 is usual"
+            )
         if plan.unit == "patient" and self.evaluation != Evaluation():
             raise ValueError('[evaluation] releases exact counts of groups, which unit = "patient" does not allow; remove [evaluation]')
         if self.cohort.image is not None and self.cohort.image.percentiles:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedml.errors import NotBuilt
 from fedml.study.section import normal
 from fedml.study.study import Study
-from fedml.tasks.classification_counts import class_counts, class_fields, coarse
+from fedml.tasks.classification_counts import class_counts, class_fields, coarse, grouped, spread
 from fedml.tasks.classification_measures import MEASURES
 from fedml.tasks.drawn import statistic
 from fedml.tasks.task import Answer, Compared, Floats, Labels, LinearScore, Result, Task, Words
@@ -26,6 +26,7 @@ def classification_task(study: Study) -> Task:
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names),
         truth=itemgetter("label"), loss=cross_entropy, counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
+        grouped=grouped, spread=spread,
         evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True,
         labels=_labels(study), answer=_answer(names),
         compared=Compared(

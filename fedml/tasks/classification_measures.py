@@ -1,8 +1,8 @@
 """Measures of a classification, from its counts. A new measure is one value of ``MEASURES``.
 
-AUROC is the Mann-Whitney statistic on a histogram of the log-odds, ties counting one half (Hanley and McNeil 1982); with 4,096
-bins from -16 to 16 it differs from the exact one by the pairs that share a bin. Brier score: Brier 1950, over all classes. F1 of a class:
-2 TP / (2 TP + FP + FN); macro F1 is its mean over the classes that occur or are predicted.
+AUROC is the Mann-Whitney statistic on a histogram of the log-odds, ties counting one half (Hanley and McNeil 1982), plus the pairs of a
+site's own persons that a grouped histogram does not show (``fedml.tasks.classification_counts``). Brier score: Brier 1950, over all
+classes. F1 of a class: 2 TP / (2 TP + FP + FN); macro F1 is its mean over the classes that occur or are predicted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.seeds import derive_seed
-from fedml.tasks.classification_counts import LOGIT_RANGE, MIDPOINTS, noised
+from fedml.tasks.classification_counts import BEYOND, LOGIT_RANGE, MIDPOINTS, concordant, noised
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import (
     FindInterval,
@@ -39,24 +39,29 @@ NOISED = "none: the counts are noised"
 # --- values
 
 
-def histogram_auroc(histogram: npt.NDArray[Any]) -> float:
-    """AUROC of one (2, bins) histogram, row 0 the negatives; NaN if either is empty."""
-    negative, positive = histogram.astype(np.float64)
-    below = np.cumsum(negative) - negative
-    pairs = negative.sum() * positive.sum()
-    return float((positive * (below + negative / 2)).sum() / pairs) if pairs else float("nan")
+def histogram_auroc(histogram: npt.NDArray[Any], beyond: float = 0.0) -> float:
+    """AUROC of one (2, bins) histogram, row 0 the negatives; NaN if either is empty. ``beyond``: concordant pairs that it does not show."""
+    negative, positive = (float(n) for n in histogram.sum(1))
+    pairs = negative * positive
+    return min(max((concordant(histogram) + beyond) / pairs, 0.0), 1.0) if pairs else float("nan")
 
 
 def _auroc(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
     # A class without persons, or without persons of other classes, has no AUROC; the mean is over the other classes.
-    each = [a for a in map(histogram_auroc, _histograms(counts, one)) if not np.isnan(a)]
+    values = (histogram_auroc(counts["histogram"][c], _beyond(counts, c)) for c in _ranked(counts, one))
+    each = [a for a in values if not np.isnan(a)]
     return float(np.mean(each)) if each else float("nan")
 
 
-def _histograms(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> list[npt.NDArray[Any]]:
-    """Of class ``one`` or of all; two classes have one histogram, whose AUROC is that of either."""
-    histogram = counts["histogram"]
-    return list(histogram if one is None or len(histogram) == 1 else histogram[one : one + 1])
+def _ranked(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> Sequence[int]:
+    """Class ``one`` or all; two classes have one histogram, whose AUROC is that of either."""
+    classes = len(counts["histogram"])
+    return range(classes) if one is None or classes == 1 else (one,)
+
+
+def _beyond(counts: Mapping[str, npt.NDArray[Any]], c: int) -> float:
+    """Records before 2026-12 and noised counts have none."""
+    return float(counts[BEYOND][c]) if BEYOND in counts else 0.0
 
 
 def _recall(counts: Mapping[str, npt.NDArray[Any]]) -> Floats:
@@ -127,10 +132,10 @@ def _of_persons(value: Value, find: FindInterval) -> FindInterval:
 
 def _auroc_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
     """Of one class's histogram, or the mean over the classes that have an AUROC."""
-    histogram = add_counts(groups)["histogram"]
-    each = []
-    for c in range(len(histogram)) if one is None or len(histogram) == 1 else [one]:
-        value = histogram_auroc(histogram[c])
+    total = add_counts(groups)
+    histogram, each = total["histogram"], []
+    for c in _ranked(total, one):
+        value = histogram_auroc(histogram[c], _beyond(total, c))
         if not math.isnan(value):
             each.append(_auroc_of([g["histogram"][c] for g in groups], histogram[c], value, level, (derive_seed(by[0], c), by[1])))
     if not each:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 Counts = dict[str, npt.NDArray[Any]]
@@ -17,3 +18,16 @@ def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
         for key, value in counts.items():
             total[key] = total[key] + value if key in total else value.copy()
     return total
+
+
+def rounded_cells(table: npt.NDArray[Any], smallest: int) -> npt.NDArray[Any]:
+    """A table of persons without cells from 1 to ``smallest`` - 1: each becomes 0 or ``smallest``, whichever is nearer, and the largest
+    cell takes the difference, so that the total stays (conventional rounding of small cells: Hundepool et al. 2012, section 5.4)."""
+    out = table.copy()
+    small = (out > 0) & (out < smallest)
+    if not small.any():
+        return out
+    out[small] = np.where(2 * out[small] > smallest, smallest, 0)
+    largest = np.unravel_index(int(out.argmax()), out.shape)
+    out[largest] += table.sum() - out.sum()
+    return out

@@ -18,7 +18,7 @@ from fedml.tasks.drawn import statistic
 from fedml.tasks.interval_tools import Interval, Parts, student
 from fedml.tasks.measure import Measure
 from fedml.tasks.number_labels import number_labels
-from fedml.tasks.task import Answer, Compared, Fields, LinearScore, Result, Task, Words, unchanged
+from fedml.tasks.task import Answer, Compared, Fields, LinearScore, Result, Task, Words, not_grouped, unchanged
 
 _FIELDS: Fields = dict.fromkeys(("persons", "y_sum", "y2_sum", "e_sum", "e2_sum", "abs_sum"), ("float64", (1,)))
 _NO_SPREAD = NotBuilt("the spread of squared errors is not in the counts")
@@ -31,6 +31,7 @@ def regression_task(study: Study) -> Task:
     return Task(
         name=study.model.task, traits=study.traits, classes=(), scored={}, outputs=1,
         truth=itemgetter("label"), loss=squared_error, counts=regression_counts, fields=_FIELDS, coarse=unchanged,
+        grouped=not_grouped, spread=unchanged,
         evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="rmse", higher=False, measure="mae", risks=False,
         labels=number_labels(study),
         answer=Answer(

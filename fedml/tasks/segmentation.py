@@ -39,6 +39,7 @@ from fedml.tasks.measure import Measure
 from fedml.tasks.segmentation_counts import (
     Truth,
     bin_centres,
+    grouped,
     histogram_median,
     segmentation_counts,
     segmentation_fields,
@@ -59,6 +60,7 @@ def segmentation_task(study: Study) -> Task:
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names[1:], start=1)), outputs=len(names),
         truth=truth_of, loss=dice_ce, counts=counts, fields=segmentation_fields(len(names), distances=distances), coarse=unchanged,
+        grouped=grouped, spread=unchanged,
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),

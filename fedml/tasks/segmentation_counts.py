@@ -93,6 +93,43 @@ def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool =
     return {**out, **_distance_counts(guess, mask, truth.spacing, row, true + predicted > 0)} if distances else out
 
 
+def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
+    """``counts`` with no number about fewer than ``smallest`` persons.
+
+    A class in the masks of fewer persons is taken out at this site. Its distances are taken out where few persons have one or few were
+    missed; what is left of their histogram is in groups of neighbours, each at the mean of their places.
+    """
+    out = {name: value.copy() for name, value in counts.items()}
+    if smallest <= 1 or "scored" not in out:
+        return out
+    few = _few(out["scored"], smallest) | _few(out["occurs"], smallest)
+    for name in ("intersection", "predicted", "true", "occurs", "scored", "dice_sum", "dice_sq_sum"):
+        out[name][few] = 0
+    if "hd95_histogram" in out:
+        missed = out["hd95_histogram"][:, -1]
+        for name in ("hd95_sum", "hd95_persons", "hd95_histogram"):
+            out[name][few | _few(out["hd95_persons"], smallest) | _few(missed, smallest)] = 0
+        out["hd95_histogram"] = np.stack([_in_groups(row, smallest) for row in out["hd95_histogram"]])
+        out["spaced"][_few(out["spaced"], smallest)] = 0
+    return out
+
+
+def _few(persons: npt.NDArray[Any], smallest: int) -> npt.NDArray[np.bool_]:
+    few: npt.NDArray[np.bool_] = (persons > 0) & (persons < smallest)
+    return few
+
+
+def _in_groups(row: npt.NDArray[Any], smallest: int) -> npt.NDArray[Any]:
+    """A histogram of distances with neighbours together; persons who were missed, in the last place, stay."""
+    out = np.zeros_like(row)
+    out[-1] = row[-1]
+    persons = np.repeat(np.arange(len(row) - 1), row[:-1])
+    groups = np.array_split(persons, max(len(persons) // smallest, 1)) if len(persons) else []
+    for group in groups:
+        out[round(float(group.mean()))] += len(group)
+    return out
+
+
 def _confusion(mask: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int) -> npt.NDArray[np.int64]:
     """(true, predicted) voxels of one image."""
     low, high = (int(mask.min()), int(mask.max())) if mask.size else (0, 0)

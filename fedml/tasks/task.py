@@ -160,6 +160,8 @@ class Task:
         truth: what ``loss`` and ``counts`` take, from a batch. loss: the mean over persons.
         counts: output and truth of a batch -> counts that add. fields: type and shape of each of its arrays.
         coarse: the counts that may be released for a subgroup; coarse counts are unchanged.
+        grouped: (counts, fewest persons) -> the counts that may be released of a part; spread: their inverse at the receiver, as far as
+        there is one.
         evaluation_batch: persons that are evaluated together.
         measures: in the order of records and reports. watched: the one by which models are compared; higher is better if ``higher``.
         measure: the one that a report leads with.
@@ -176,6 +178,8 @@ class Task:
     counts: Callable[[torch.Tensor, Any], Counts]
     fields: Fields
     coarse: Callable[[Mapping[str, npt.NDArray[Any]]], Counts]
+    grouped: Callable[[Mapping[str, npt.NDArray[Any]], int], Counts]
+    spread: Callable[[Mapping[str, npt.NDArray[Any]]], Counts]
     evaluation_batch: int
     measures: tuple[Measure, ...]
     watched: str
@@ -210,7 +214,12 @@ class Task:
 
 
 def unchanged(counts: Mapping[str, npt.NDArray[Any]]) -> Counts:
-    """``coarse`` of a task whose counts have no fine histogram of single persons."""
+    """``coarse`` and ``spread`` of a task whose counts have no fine histogram of single persons."""
+    return dict(counts)
+
+
+def not_grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
+    """``grouped`` of a task whose counts are sums over all persons of a part."""
     return dict(counts)
 
 

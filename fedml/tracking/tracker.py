@@ -289,6 +289,7 @@ class Tracker:
             if isinstance(event, Round):
                 self.rounds[site].append(number)
                 self.put(self.children[site], "round/train_loss", event.sites[site]["train_loss"], number)
+                self.put(self.children[site], "round/update_norm", event.sites[site]["update_norm"], number)
             for way in _WAYS:
                 self.bytes[site][way] += row[way]
                 self.put(self.children[site], f"round/{way}", row[way], number)

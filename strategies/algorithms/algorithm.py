@@ -53,12 +53,13 @@ class Server:
     """The server's part. ``step`` is pure: (state, folded) -> (next state, next model).
 
     ``config``: values of the config keys that the algorithm ``sends``. A record that it sends is the state's entry of that name, zeros
-    before the first step.
+    before the first step. ``reach``: (length, number of weights) -> how far one step can move the model if no site's update is longer.
     """
 
     step: ServerStep
     weighting: Weighting
     config: Mapping[str, float]
+    reach: Callable[[float, int], float]
 
 
 @dataclass(frozen=True)
@@ -97,10 +98,12 @@ class SiteWork:
 
 @dataclass(frozen=True)
 class Sends:
-    """Sent to every site with the model: config keys with their types, and records of float32 arrays."""
+    """Sent to every site with the model: config keys with their types, and records of float32 arrays. ``values``: of the config keys that
+    follow from the study alone; a site answers no other."""
 
     config: Mapping[str, type]
     records: Mapping[str, ShapesOf]
+    values: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,11 @@ def parameters(model: Shapes) -> Shapes:
     return {name: shape for name, shape in model.items() if not name.endswith(BUFFERS)}
 
 
+def as_far(longest: float, weights: int) -> float:
+    """``reach`` of a mean: no farther than the longest update."""
+    return longest
+
+
 def keep_mean(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:
     """FedAvg's server step: the mean is the next model."""
     return state, folded.mean
@@ -176,7 +184,7 @@ def no_objection(study: Study) -> str:
 
 def at_server(server: Server | None, report: str) -> Algorithm:
     """An algorithm with only a server part: sites train without hooks, and only the model is exchanged."""
-    return Algorithm(server, plain_site, Sends({}, {}), {}, {}, no_objection, Words("", "", "", report))
+    return Algorithm(server, plain_site, Sends({}, {}, {}), {}, {}, no_objection, Words("", "", "", report))
 
 
 def by_weight(weighting: Weighting) -> str:

@@ -6,6 +6,7 @@ Batch norm's running statistics are not parameters; they are averaged, as in Fed
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -24,6 +25,7 @@ from fedml.strategies.algorithms.algorithm import (
     by_weight,
 )
 
+_MOST = 3.0  # of m / sqrt(v), after a gradient that grew
 _SecondMoment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -49,28 +51,40 @@ def _adaptive(lr: float, beta_1: float, tau: float, second: _SecondMoment) -> Se
     return step
 
 
-def _made(name: str, step: ServerStep, weighting: Weighting) -> Algorithm:
+def _made(name: str, step: ServerStep, weighting: Weighting, reach: Callable[[float, int], float]) -> Algorithm:
     report = f"The next model is a step of {name} from the current one towards the mean of the sites' models, {by_weight(weighting)}."
-    return at_server(Server(step, weighting, {}), report)
+    return at_server(Server(step, weighting, {}, reach), report)
+
+
+def _each_weight(lr: float) -> Callable[[float, int], float]:
+    """``reach`` of an adaptive step: a weight moves by about the learning rate, and by at most a few times it."""
+    return lambda longest, weights: _MOST * lr * math.sqrt(weights)
 
 
 def fedadam(
     server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
 ) -> Algorithm:
     """Adam at the server."""
-    return _made("Adam", _adaptive(server_lr, beta_1, tau, lambda v, d2: beta_2 * v + (1 - beta_2) * d2), weighting)
+    return _made(
+        "Adam", _adaptive(server_lr, beta_1, tau, lambda v, d2: beta_2 * v + (1 - beta_2) * d2), weighting, _each_weight(server_lr)
+    )
 
 
 def fedyogi(
     server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
 ) -> Algorithm:
     """Yogi at the server: the second moment moves by a bounded amount."""
-    return _made("Yogi", _adaptive(server_lr, beta_1, tau, lambda v, d2: v - (1 - beta_2) * d2 * torch.sign(v - d2)), weighting)
+    return _made(
+        "Yogi",
+        _adaptive(server_lr, beta_1, tau, lambda v, d2: v - (1 - beta_2) * d2 * torch.sign(v - d2)),
+        weighting,
+        _each_weight(server_lr),
+    )
 
 
 def fedadagrad(server_lr: float = 0.01, beta_1: float = 0.0, tau: float = 1e-3, weighting: Weighting = "persons") -> Algorithm:
     """Adagrad at the server."""
-    return _made("Adagrad", _adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting)
+    return _made("Adagrad", _adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting, _each_weight(server_lr))
 
 
 def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting = "persons") -> Algorithm:
@@ -88,4 +102,4 @@ def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting 
             following[key] = current[key] + server_lr * velocity[key]
         return {"velocity": velocity}, following
 
-    return _made("momentum", step, weighting)
+    return _made("momentum", step, weighting, lambda longest, weights: server_lr / max(1 - momentum, 1e-3) * longest)

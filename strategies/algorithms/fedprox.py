@@ -18,6 +18,7 @@ from fedml.strategies.algorithms.algorithm import (
     SiteWork,
     Weighting,
     Words,
+    as_far,
     by_weight,
     keep_mean,
     no_objection,
@@ -37,17 +38,17 @@ def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Algorithm:
     if mu < 0:
         raise InputError(f"[strategy] mu is {mu:g}; it must be 0 or more.")
     step = f"The next model is the mean of the sites' models, {by_weight(weighting)}"
-    return _proximal(Server(keep_mean, weighting, {MU: float(mu)}), step)
+    return _proximal(Server(keep_mean, weighting, {MU: float(mu)}, as_far), step, mu)
 
 
-def flower_fedprox() -> Algorithm:
-    """The site part for ``flwr.serverapp.strategy:FedProx``; the server part is Flower's."""
-    return _proximal(None, "The next model is computed by Flower's FedProx")
+def flower_fedprox(proximal_mu: float = 0.0) -> Algorithm:
+    """The site part for ``flwr.serverapp.strategy:FedProx``, with its option; the server part is Flower's."""
+    return _proximal(None, "The next model is computed by Flower's FedProx", proximal_mu)
 
 
-def _proximal(server: Server | None, step: str) -> Algorithm:
+def _proximal(server: Server | None, step: str, mu: float) -> Algorithm:
     report = f"{step}; a proximal term keeps each site's training close to the round's model."
-    return Algorithm(server, _site, Sends({MU: float}, {}), {}, {}, no_objection, Words("", "", "", report))
+    return Algorithm(server, _site, Sends({MU: float}, {}, {MU: float(mu)}), {}, {}, no_objection, Words("", "", "", report))
 
 
 def _site(received: Received) -> SiteWork:

@@ -31,7 +31,7 @@ STRATEGIES: dict[str, Callable[..., Algorithm]] = {
 }
 
 # Flower strategies with a site part in this project. With any other "module:Class", sites train without hooks and further records.
-FLOWER: dict[str, Callable[[], Algorithm]] = {"flwr.serverapp.strategy:FedProx": flower_fedprox}
+FLOWER: dict[str, Callable[..., Algorithm]] = {"flwr.serverapp.strategy:FedProx": flower_fedprox}
 
 
 @lru_cache(maxsize=8)
@@ -51,7 +51,8 @@ def algorithm_of(study: Study) -> Algorithm:
         except (TypeError, ValueError) as error:
             raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
     elif name in FLOWER:
-        algorithm = FLOWER[name]()
+        known = inspect.signature(FLOWER[name]).parameters
+        algorithm = FLOWER[name](**{key: value for key, value in options.items() if key in known})
     elif ":" in name:
         algorithm = at_server(None, f"The next model is computed by {name}.")
     else:

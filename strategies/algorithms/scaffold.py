@@ -66,7 +66,8 @@ def scaffold(server_lr: float = 1.0) -> Algorithm:
         "between the sites' gradients from each local step (SCAFFOLD).",
     )
     records = {CONTROL: parameters}
-    return Algorithm(Server(step, "equal", {}), _site, Sends({}, records), {CHANGE: parameters}, records, _refuses, words)
+    server = Server(step, "equal", {}, lambda longest, weights: server_lr * longest)
+    return Algorithm(server, _site, Sends({}, records, {}), {CHANGE: parameters}, records, _refuses, words)
 
 
 def _site(received: Received) -> SiteWork:

@@ -48,7 +48,13 @@ MUTANTS: Mutants = {
         "experiments/evidence/test_evidence.py::test_a_lowered_epsilon_is_caught_for_any_signer",
     ),
     "journals may stand still": (
-        [("experiments/evidence/verify.py", "later[1] < earlier[1] + 2", "later[1] < earlier[1]")],
+        [
+            (
+                "experiments/evidence/verify.py",
+                "any(later[1] < earlier[1] + 2 or later[0] == earlier[0] for earlier, later in pairwise(rows))",
+                "False",
+            )
+        ],
         "experiments/evidence/test_evidence.py::test_journals_that_do_not_grow_are_caught_for_any_signer",
     ),
     "a run that is recorded in part is not owed": (

@@ -64,7 +64,7 @@ MUTANTS: Mutants = {
         "fedml/learning/test_calibration.py::test_the_fit_is_statsmodels_own_where_every_person_is_at_the_middle_of_a_bin",
     ),
     "ties won in the AUROC": (
-        [("fedml/tasks/classification_measures.py", "below + negative / 2", "below + negative")],
+        [("fedml/tasks/classification_counts.py", "below + negative / 2", "below + negative")],
         "fedml/tasks/test_metrics.py::test_auroc_of_perfect_opposite_and_constant_scores",
     ),
     "the Brier score of two classes counted over both": (

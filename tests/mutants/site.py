@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutants
 
-CHARGED = '            self._charge(request, note["about"].run)\n'
+CHARGED = '            charge(self.ledger, self.site.manifest.policy, request, note["about"].run)\n'
 ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["about"].run))\n'
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
-        [("clients/gate/gate.py", "if not is_approved(", "if False and not is_approved(")],
+        [
+            ("clients/gate/approvals.py", "if a.stands and a.sha256 == sha256]", "if a.stands]"),
+            ("clients/gate/approvals.py", "and _noted(state, found[-1])", ""),
+        ],
         "clients/gate/test_gate_plan.py::test_a_study_that_was_not_approved_is_not_answered",
     ),
     "a request is answered twice": (
@@ -16,11 +19,11 @@ MUTANTS: Mutants = {
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "test persons looked at in every round": (
-        [("clients/gate/gate.py", "Phase.EVALUATE: (rounds, rounds)", "Phase.EVALUATE: (0, rounds)")],
+        [("clients/gate/checks.py", "Phase.EVALUATE: (rounds, rounds)", "Phase.EVALUATE: (0, rounds)")],
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "constants may change within a run": (
-        [("clients/gate/gate.py", "self._agreed.setdefault((run, name), digest) != digest", "False")],
+        [("clients/gate/pins.py", "if fixed.get(name, value) != value:", "if False:")],
         "clients/gate/test_gate_plan.py::test_a_run_goes_on_with_what_was_agreed_on",
     ),
     "runs of a study are not counted": (
@@ -32,11 +35,11 @@ MUTANTS: Mutants = {
         "strategies/gwas/test_gwas.py::test_columns_are_counted_over_all_runs_of_a_study",
     ),
     "few persons can be computed by subtraction": (
-        [("clients/gate/gate.py", "if _too_few(_rest(", "if False and _too_few(_rest(")],
+        [("clients/gate/checks.py", "if _too_few(_rest(", "if False and _too_few(_rest(")],
         "clients/gate/test_gate_plan.py::test_no_metrics_of_few_persons_leave_neither_plainly_nor_by_subtraction",
     ),
     "metrics of few persons leave a private study": (
-        [("clients/gate/gate.py", 'if any(key.endswith("/persons") and ', "if any(False and ")],
+        [("clients/gate/checks.py", 'if any(key.endswith("/persons") and ', "if any(False and ")],
         "experiments/studies/test_budget.py::test_exact_metrics_of_too_few_do_not_leave_a_private_study_either",
     ),
     "the journal's digest does not cover the records": (
@@ -50,7 +53,7 @@ MUTANTS: Mutants = {
     "requests that were refused count as answered": (
         [
             (
-                "clients/gate/journal.py",
+                "clients/gate/history.py",
                 'for e in entries(path) if e.direction == "in" and e.verdict == "accepted"}',
                 'for e in entries(path) if e.direction == "in"}',
             )

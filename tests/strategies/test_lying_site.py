@@ -65,6 +65,14 @@ def described(name: str, change: Callable[[Any], Any]) -> Callable[[RecordDict],
     return arrays("described", lambda key, value: change(value).astype(value.dtype) if key == name else None)
 
 
+def _noise(value: Any) -> Any:
+    return np.random.default_rng(7).normal(0, 20, value.shape).astype(value.dtype)
+
+
+def _renamed(content: RecordDict, old: str, new: str) -> None:
+    content["counts"] = pack({key.replace(old, new): value for key, value in unpack(content.array_records["counts"]).items()})
+
+
 def first_is(number: float) -> Callable[[str, Any], Any]:
     def change(name: str, value: Any) -> Any:
         value.flat[0] = number
@@ -95,6 +103,22 @@ LIES: dict[str, tuple[str, Callable[[RecordDict], None]]] = {
     "10^8 persons counted": ("evaluate", counted("persons", lambda value: value * 0 + 10**8)),
     "one person more in the confusion": ("evaluate", counted("confusion", lambda value: value + np.array([[1, 0], [0, 0]]))),
     "a Brier sum of 1e308": ("evaluate", counted("brier_sum", lambda value: value * 0 + 1e308)),
+    "an update of -50 times": ("round", arrays("arrays", lambda name, value: value * -50)),
+    "an update of 100 times": ("round", arrays("arrays", lambda name, value: value * 100)),
+    "an update of -1000 times": ("round", arrays("arrays", lambda name, value: value * -1000)),
+    "one weight of 1e4": ("round", arrays("arrays", first_is(1e4))),
+    "weights of 1e6": ("round", arrays("arrays", lambda name, value: np.full_like(value, 1e6))),
+    "noise in place of weights": ("round", arrays("arrays", lambda name, value: _noise(value))),
+    "all weights at their bound": ("round", arrays("arrays", lambda name, value: np.full_like(value, 9e14))),
+    "a negative Brier sum": ("evaluate", counted("brier_sum", lambda value: -value)),
+    "a Brier sum above 2 for each person": ("evaluate", counted("brier_sum", lambda value: value * 0 + 200)),
+    "a negative log loss": ("evaluate", counted("log_loss_sum", lambda value: -value)),
+    "a histogram of ten times as many": ("evaluate", counted("histogram", lambda value: value * 10)),
+    "a negative histogram": ("evaluate", counted("histogram", lambda value: -value)),
+    "pairs that there are not": ("evaluate", counted("beyond", lambda value: value + 10**9)),
+    "fewer pairs than none": ("evaluate", counted("beyond", lambda value: value - 10**9)),
+    "counts of training persons": ("evaluate", lambda content: _renamed(content, "test/", "train/")),
+    "counts of another part": ("evaluate", lambda content: _renamed(content, "test/", "other/")),
     "2^62 persons described": ("describe", described("persons", lambda value: value * 0 + 2**62)),
     "a negative number described": ("describe", described("persons", lambda value: value - 1000)),
     "negative excluded persons": ("describe", described("excluded", lambda value: value * 0 - 2**62)),
@@ -161,3 +185,23 @@ def test_the_bound_of_a_weight(value: float, fits: bool) -> None:
         with pytest.raises(SiteError, match="a weight above") as refused:
             check_plausible(make_study(), Phase.ROUND, reply, None)
         assert refused.value.reason is Reason.IMPLAUSIBLE
+
+
+def test_lengths_of_updates_are_in_the_events(manifests: dict[str, Path], tmp_path: Path) -> None:
+    """A reply's arrays minus those that were sent, by hand."""
+    sent: dict[str, Any] = {}
+    study = make_study(sites=tuple(manifests), federation__rounds=2)
+    places = dict(enumerate(manifests, start=1))
+
+    def app(message: Message, context: Context) -> Message:
+        before = {k: v.copy() for k, v in unpack(message.content.array_records["arrays"]).items()} if "arrays" in message.content else {}
+        reply = answer(message, context)
+        if message.content.config_records["config"]["phase"] == "round":
+            after = unpack(reply.content.array_records["arrays"])
+            sent[places[context.node_id]] = float(np.sqrt(sum(((after[k].astype(float) - before[k]) ** 2).sum() for k in after)))
+        return reply
+
+    (tmp_path / "run").mkdir()
+    run_study(study, InProcessGrid(app, [{"manifest": str(m)} for m in manifests.values()]), tmp_path / "run")
+    last = [event for event in read_log(tmp_path / "run")[0] if isinstance(event, Round)][-1]
+    assert {site: row["update_norm"] for site, row in last.sites.items()} == pytest.approx(sent)

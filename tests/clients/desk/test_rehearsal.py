@@ -76,7 +76,7 @@ def test_the_sites_own_policy_holds_in_a_rehearsal(tmp_path: Path) -> None:
 def test_a_private_study_is_rehearsed_at_the_price_it_would_have(tmp_path: Path) -> None:
     clinical_site(tmp_path / "a", "a", 120, seed=1)
     ranges = {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}
-    study = make_study(privacy={"unit": "patient", "epsilon": 3.0, "persons": {"a": 80, "b": 90}, "ranges": ranges})
+    study = make_study(privacy={"unit": "patient", "epsilon": 3.0, "persons": {"a": 80, "b": 90}, "ranges": ranges, "metrics": "private"})
     with pytest.raises(RunError, match="privacy-budget"):
         rehearse(read_site(tmp_path / "a"), study)
     with (tmp_path / "a" / "site.toml").open("a") as file:

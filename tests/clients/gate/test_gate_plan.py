@@ -11,7 +11,8 @@ import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.clients.gate.approvals import approve
-from fedml.clients.gate.gate import Gate, Limits, check_reply, limits
+from fedml.clients.gate.checks import Limits, check_reply, limits
+from fedml.clients.gate.gate import Gate
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import Policy, read_site
 from fedml.clients.work.request import Request

@@ -21,7 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedml.clients.gate.journal import START, About, Entry, Journal, RecordNote, entries, seen, to_json, verify
+from fedml.clients.gate.history import seen
+from fedml.clients.gate.journal import START, About, Entry, Journal, RecordNote, entries, to_json, verify
 from fedml.clients.gate.journal_view import show
 from fedml.errors import InputError
 from tests.command import ROOT

@@ -59,7 +59,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path) -> Site:
-    return Site(clinical_site(tmp_path / PLANTED, "a", 40, 1), make_study())
+    return Site(clinical_site(tmp_path / PLANTED, "a", 80, 1), make_study())
 
 
 def refused(reply: Message, reason: Reason, *secrets: str) -> None:
@@ -93,7 +93,7 @@ def test_describe_tells_persons_by_part_and_class(site: Site) -> None:
     reply = site.ask(site.content("describe"), "query")
     persons = unpack(reply.content.array_records["described"])["persons"]
     assert persons.shape == (3, 2)
-    assert persons.sum() == 40
+    assert persons.sum() == 80
     assert dict(reply.content.config_records["site"]) == {"name": "a"}
 
 

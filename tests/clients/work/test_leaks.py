@@ -142,8 +142,9 @@ def make_site(folder: Path, name: str, port: int = 0) -> None:
     )
     data = {"persons": '"data/persons.csv"', "clinical": '{ path = "data/clinical.csv" }'}
     write_manifest(folder, name, **data, variants='{ path = "data/cohort.vcf", build = "GRCh38" }', image=image)
-    if port:
-        with (folder / "site.toml").open("a") as file:
+    with (folder / "site.toml").open("a") as file:
+        file.write('[policy]\nchanged_data = "continue"\n')
+        if port:
             file.write(f'[connection]\nsuperlink = "127.0.0.1:{port}"\nroot_certificates = "wire.pem"\nkey = "node.key"\n')
 
 
@@ -370,10 +371,23 @@ class Federation:
         for site in sites:
             state = self.folders[site] / ".fedml"
             (state / "supernode.log").unlink(missing_ok=True)
-            line = [sys.executable, str(script), str(self.folders[site]), str(plan), str(self.work / f"{name}-outcomes.jsonl"), *words]
+            line = [
+                sys.executable,
+                "-P",
+                str(script),
+                str(self.folders[site]),
+                str(plan),
+                str(self.work / f"{name}-outcomes.jsonl"),
+                *words,
+            ]
             with (state / "start.log").open("ab") as out:
                 waiting[state] = subprocess.Popen(
-                    line, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True, env=os.environ | self.environment()
+                    line,
+                    stdout=out,
+                    stderr=out,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env=os.environ | self.environment() | {"PYTHONPATH": str(ROOT)},
                 )
         deadline = time.monotonic() + 240
         while waiting:

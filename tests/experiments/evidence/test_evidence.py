@@ -222,7 +222,10 @@ def better(rows: list[dict[str, Any]]) -> None:
 
 
 def round_better(rows: list[dict[str, Any]]) -> None:
-    next(r for r in rows if r["event"] == "round")["metrics"]["train"]["all"]["accuracy"] += 0.01
+    """Metrics over all persons that those of the sites do not give."""
+    ours = {"persons": 10.0, "accuracy": 0.5}
+    last = [r for r in rows if r["event"] == "round"][-1]
+    last["metrics"]["val"] = {"all": {"persons": 10.0, "accuracy": 0.9}, "sites": {"cleveland": ours}, "worst": None}
 
 
 def other_model(rows: list[dict[str, Any]]) -> None:

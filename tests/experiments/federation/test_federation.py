@@ -63,7 +63,8 @@ def make_site(folder: Path, name: str, seed: int) -> None:
     ids = [f"{name}-{i:03d}" for i in range(60)]
     (folder / "persons.csv").write_text("id,sick\n" + "".join(f"{i},{v}\n" for i, v in zip(ids, y, strict=True)))
     (folder / "clinical.csv").write_text("id,age,crp\n" + "".join(f"{i},{a:.4f},{b:.4f}\n" for i, (a, b) in zip(ids, x, strict=True)))
-    manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
+    manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\npublic = true\nclinical = {{ path = "clinical.csv" }}\n'
+    manifest += "[policy]\nmax_evaluations = 20\n"  # one study runs with all sites, and without one: other weights
     (folder / "site.toml").write_text(manifest)
 
 

@@ -294,6 +294,8 @@ def machines(tmp_path: Path) -> Iterator[tuple[Machine, list[Machine]]]:
         for path in (made / hospital.name).iterdir():
             if path.name != "site.toml":
                 (shutil.copytree if path.is_dir() else shutil.copy)(path, hospital.root / path.name)
+        ids = [line.split(",")[0] for line in (hospital.root / "persons.csv").read_text().splitlines()[1:]]
+        (hospital.root / "expression.csv").write_text("id,gene1\n" + "".join(f"{one},1.5\n" for one in ids))
     for host in (centre, *hospitals):
         (host.root / "study.toml").write_text(study)
     try:

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedml.clients.site.manifest import find_sites
+from fedml.clients.cli import app as site_app
+from fedml.clients.site.manifest import find_sites, read_site
 from fedml.experiments.cli import app
 from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.examples import write_examples
@@ -21,8 +22,8 @@ from tests.conftest import clinical_site, image_site, make_study, to_toml
 from tests.experiments.studies.test_segmentation_run import disc_site
 
 
-def declare(manifest: Path) -> None:
-    manifest.write_text(manifest.read_text().replace("[data]\n", "[data]\npublic = true\n"))
+def undeclared(manifest: Path) -> None:
+    manifest.write_text(manifest.read_text().replace("public = true\n", ""))
 
 
 def small(**changes: object) -> Study:
@@ -49,8 +50,8 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
-    declare(image_site(tmp_path / "sites" / "a", "a", 30, 1))
-    image_site(tmp_path / "sites" / "b", "b", 30, 2)
+    image_site(tmp_path / "sites" / "a", "a", 30, 1)
+    undeclared(image_site(tmp_path / "sites" / "b", "b", 30, 2))
     folder = run(tmp_path, small())
     assert names(folder / "examples") == ["a.png"]
     with Image.open(folder / "examples" / "a.png") as picture:
@@ -64,7 +65,7 @@ def test_only_the_declaring_site_is_drawn_and_mlflow_has_the_picture(tmp_path: P
 
 def test_without_a_declaration_there_is_no_folder(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        image_site(tmp_path / "sites" / name, name, 30, 1)
+        undeclared(image_site(tmp_path / "sites" / name, name, 30, 1))
     folder = run(tmp_path, small(), "--no-track")
     assert not (folder / "examples").exists()
     assert not list(folder.rglob("*.png"))
@@ -73,7 +74,7 @@ def test_without_a_declaration_there_is_no_folder(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_masks_are_drawn_of_test_persons_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, seed in (("a", 1), ("b", 2)):
-        declare(disc_site(tmp_path / "sites" / name, name, 30, seed))
+        disc_site(tmp_path / "sites" / name, name, 30, seed)
     study = small(cohort__classes=[0, 1, 2], model__task="segmentation", model__segmentation={"channels": [4, 8]})
     folder = run(tmp_path, study, "--no-track")
     assert names(folder / "examples") == ["a.png", "b.png"]
@@ -96,7 +97,7 @@ def test_masks_are_drawn_of_test_persons_alone(tmp_path: Path, monkeypatch: pyte
 
 def test_a_site_without_images_and_a_study_without_them_have_none(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        declare(clinical_site(tmp_path / "sites" / name, name, 40, 1))
+        clinical_site(tmp_path / "sites" / name, name, 40, 1)
     folder = run(tmp_path, make_study(federation__rounds=1), "--no-track")
     assert not (folder / "examples").exists()
 
@@ -108,17 +109,18 @@ def test_an_example_that_cannot_be_drawn_does_not_fail_the_run(tmp_path: Path, m
         raise RuntimeError("no font")
 
     for name in ("a", "b"):
-        declare(image_site(tmp_path / "sites" / name, name, 30, 1))
+        image_site(tmp_path / "sites" / name, name, 30, 1)
     monkeypatch.setattr(module, "_answers", broken)
     folder = run(tmp_path, small(), "--no-track")
     assert names(folder / "examples") == []
 
 
-def test_synthetic_and_prepared_sites_declare_themselves_and_no_other_does(tmp_path: Path) -> None:
+def test_synthetic_sites_declare_themselves_and_a_new_manifest_does_not(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "made", Size(sites=1, persons=20, variants=20, image_size=8))
     assert tomllib.loads((tmp_path / "made" / "oslo" / "site.toml").read_text())["data"]["public"] is True
-    image_site(tmp_path / "sites" / "a", "a", 4, 1)
-    assert find_sites(tmp_path / "sites", ("a",))[0]["a"].manifest.data.public is False
+    made = CliRunner().invoke(site_app, ["init", "a", "--out", str(tmp_path / "site.toml")])
+    assert made.exit_code == 0, made.output
+    assert read_site(tmp_path / "site.toml").manifest.data.public is False
 
 
 def test_prepared_sites_declare_themselves(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def hospitals(folder: Path, **policy: Any) -> list[Site]:
-    """Two hospitals whose policies are alike."""
+    """Two hospitals whose policies are alike; if not said otherwise, exact counts beside a budget are allowed."""
+    policy.setdefault("allow_unprotected", True)
     for i, name in enumerate(SITES):
         clinical_site(folder / name, name, (200, 130)[i], i)
         lines = "".join(f"{key} = {str(value).lower()}\n" for key, value in policy.items())
@@ -113,7 +114,7 @@ def test_without_a_granted_budget_no_private_study_runs(tmp_path: Path) -> None:
 
 def test_with_a_budget_an_unprotected_study_is_refused_unless_allowed(tmp_path: Path) -> None:
     study = validate(Study, make_plan(sites=SITES), "study")
-    sites = hospitals(tmp_path / "strict", max_epsilon=3.0)
+    sites = hospitals(tmp_path / "strict", max_epsilon=3.0, allow_unprotected=False)
     through_gates(study, sites, tmp_path / "one", 1)
     assert all(reasons(site) == ["privacy-budget"] for site in sites)
     sites = hospitals(tmp_path / "open", max_epsilon=3.0, allow_unprotected=True)

@@ -40,7 +40,8 @@ def sites(folder: Path, *, persons: int = 120, policy: str = "min_persons = 1\nm
         y = (x[0] + random.normal(size=persons) > 0).astype(int)
         write_csv(place / "persons.csv", ids, {"y": y, "sex": sex})
         write_csv(place / "clinical.csv", ids, {"x1": x[0], "x2": x[1], "x3": x[2], "age": age})
-        site = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n[policy]\n{policy}\n'
+        data = 'persons = "persons.csv"\npublic = true\nclinical = { path = "clinical.csv" }'
+        site = f'[site]\nname = "{name}"\n[data]\n{data}\n[policy]\n{policy}\n'
         (place / "site.toml").write_text(site)
         out[name] = place / "site.toml"
     return out

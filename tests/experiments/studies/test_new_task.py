@@ -39,7 +39,7 @@ from fedml.tasks.interval_tools import Interval, Parts, student
 from fedml.tasks.measure import Measure
 from fedml.tasks.number_labels import number_labels
 from fedml.tasks.registry import TASKS
-from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, unchanged
+from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, not_grouped, unchanged
 from fedml.tracking.scoring import Scorer, output_example
 from tests.conftest import make_plan, make_study, to_toml, write_csv, write_manifest
 from tests.report_runs import parsed, record_of
@@ -55,7 +55,8 @@ def events_task(study: Study) -> Task:
         truth=itemgetter("label"),
         loss=lambda output, label: functional.poisson_nll_loss(output[:, 0], label),
         counts=event_counts, fields=dict.fromkeys(("persons", "deviance_sum", "deviance_sq_sum", "abs_sum"), ("float64", (1,))),
-        coarse=unchanged, evaluation_batch=512, measures=MEASURES, watched="deviance", higher=False, measure="deviance", risks=False,
+        coarse=unchanged, grouped=not_grouped, spread=unchanged,
+        evaluation_batch=512, measures=MEASURES, watched="deviance", higher=False, measure="deviance", risks=False,
         labels=Labels(**{**vars(number_labels(study)), "placeholder": lambda labels, random: random.poisson(2, len(labels)).astype(float),
                          "canary": NotBuilt("no audit of events is built")}),
         answer=Answer(

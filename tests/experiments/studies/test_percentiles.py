@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedml.clients.desk.rehearsal import rehearse
-from fedml.clients.gate.gate import check_request
+from fedml.clients.gate.checks import check_request
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
 from fedml.clients.work.client import execute
@@ -129,7 +129,7 @@ def test_the_gate_lets_a_histogram_and_a_window_pass_and_nothing_else_of_the_kin
     study = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "percentiles": [1, 99]})
     reported = [(e.phase, e.direction, e.verdict) for e in rehearse(site, study).entries]
     assert ("voxels", "out", "accepted") in reported
-    assert {verdict for _, _, verdict in reported} == {"accepted"}
+    assert {verdict for _, direction, verdict in reported if direction != "site"} == {"accepted"}
     plain = make_study(("image",), sites=("a",), cohort__image={"size": [8, 8], "window": [0, 1]})
     agreement = {PANEL: np.zeros(0, np.uint8), FLIPS: np.zeros(0, np.uint8), IMAGE_SHAPE: np.array([1, 8, 8])}
     for plan, phase, window in ((plain, Phase.STATISTICS, [0, 1]), (study, Phase.STATISTICS, [0, np.inf])):

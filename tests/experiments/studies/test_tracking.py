@@ -151,8 +151,13 @@ def test_pending_delivers_what_was_to_be_recorded_and_nothing_else(
     assert now["toy-kept"]["metrics"] == reported[run.name]["metrics"]
     again = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
     assert "all runs are delivered" in again.stdout
-    marker = (tmp_path / "runs" / "toy-kept" / outbox.MARKER).read_text()
+    path = tmp_path / "runs" / "toy-kept" / outbox.MARKER
+    marker = path.read_text()
     assert str(tmp_path) not in marker
+    deliveries = {key: {**own, "events_bytes": own["events_bytes"] - 9} for key, own in json.loads(marker).items()}
+    path.write_text(json.dumps(deliveries))  # the store has the run but for its end
+    rest = command("fedml", "track", "--pending", "--runs", "runs", cwd=tmp_path)
+    assert rest.stdout.startswith("toy-kept: ")
 
 
 def test_track_says_what_it_needs(tmp_path: Path) -> None:

@@ -26,6 +26,12 @@ from tests.conftest import make_study
 TWO, THREE = make_task(make_study()), make_task(make_study(cohort__classes=["a", "b", "c"]))
 
 
+def place_of(logit: Any) -> Any:
+    """The bin of each log-odds: 4,096 equally wide in asinh up to 1,000."""
+    edge = np.arcsinh(1000.0)
+    return np.clip(np.floor((np.arcsinh(logit) + edge) * (2048 / edge)), 0, BINS - 1)
+
+
 def counts_of(logit: Any, y: Any) -> Counts:
     z = torch.as_tensor(np.asarray(logit, dtype=np.float64))
     return TWO.counts(torch.stack([torch.zeros_like(z), z], 1), torch.as_tensor(np.asarray(y, dtype=np.float32)))
@@ -125,7 +131,7 @@ def test_the_roc_curve_is_scikit_learns_where_it_has_a_point(persons: int, seed:
     assert (x[0], sensitivity[0], x[-1], sensitivity[-1]) == (0, 0, 1, 1)
     assert (np.diff(x) >= 0).all()
     assert (np.diff(sensitivity) >= 0).all()
-    place = np.clip(np.floor((logit + 16) * 128), 0, BINS - 1)
+    place = place_of(logit)
     exact = set(zip(*(np.round(v, 12) for v in sk.roc_curve(y, place, drop_intermediate=False)[:2]), strict=True))
     assert set(zip(np.round(x, 12), np.round(sensitivity, 12), strict=True)) <= exact
     assert np.trapezoid(sensitivity, x) == pytest.approx(sk.roc_auc_score(y, place), abs=1 / (points - 2))
@@ -138,8 +144,7 @@ def test_both_ends_of_a_jump_are_points_of_the_curve() -> None:
     y = np.concatenate([rng.random(3000) < expit(logit[:3000]), rng.random(3000) < 0.5]).astype(int)
     x, sensitivity = roc(counts_of(logit, y), points=20)
     jump = np.argmax(np.diff(x + sensitivity))
-    place = np.floor((logit + 16) * 128)
-    at = int((1.234 + 16) * 128)
+    place, at = place_of(logit), place_of(np.array(1.234))
     for end, above in ((jump, place > at), (jump + 1, place >= at)):
         assert (x[end], sensitivity[end]) == pytest.approx((above[y == 0].mean(), above[y == 1].mean()), abs=1e-12)
 
@@ -246,11 +251,11 @@ def test_separated_classes_have_no_slope(sign: int, touching: bool) -> None:
 
 def test_log_odds_beyond_the_histogram_are_counted_and_do_not_break_the_fit() -> None:
     logit, y = cohort(300, 2, slope=1.0, shift=0.0)
-    logit[:4], y[:4] = [-900, 40, 17, -16.5], [0, 1, 0, 1]
+    logit[:4], y[:4] = [-90_000, 4_000, 1_001, -1_000.5], [0, 1, 0, 1]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         got = calibration(counts_of(logit, y))
-        far = calibration(counts_of(np.where(y == 1, 500.0, -500.0), 1 - y))
+        far = calibration(counts_of(np.where(y == 1, 5000.0, -5000.0), 1 - y))
     assert got.saturated == 4
     assert 0 < got.slope.value < 1
     clipped = np.clip(logit, MIDPOINTS[0], MIDPOINTS[-1])
@@ -272,8 +277,8 @@ def test_any_counts_have_the_maximum_of_the_likelihood_or_say_that_there_is_none
     if math.isnan(got.slope.value):
         assert got.slope.method.startswith("none: ")
         return
-    x = MIDPOINTS[np.clip(np.floor((logit + 16) * 128), 0, BINS - 1).astype(int)]
+    x = MIDPOINTS[place_of(logit).astype(int)]
     residual = y - expit(got.intercept.value + got.slope.value * x)
     assert abs(residual.sum()) < 1e-6 * persons
-    assert abs((residual * x).sum()) < 1e-6 * persons * 16
+    assert abs((residual * x).sum()) < 1e-6 * persons * 110
     assert abs((y - expit(got.in_the_large.value + x)).sum()) < 1e-6 * persons

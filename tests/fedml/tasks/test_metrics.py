@@ -98,7 +98,8 @@ def test_auroc_is_near_sklearns_at_any_size_and_scale(persons: int, seed: int, s
     if len(set(truth)) < 2:
         assert math.isnan(found)
         return
-    place = np.clip(np.floor((logit + 16) * 128), 0, 4095)
+    edge = np.arcsinh(1000.0)
+    place = np.clip(np.floor((np.arcsinh(logit) + edge) * (2048 / edge)), 0, 4095)
     shared = (place[truth == 1][:, None] == place[truth == 0][None, :]).mean()
     assert abs(found - sk.roc_auc_score(truth, logit)) <= shared / 2 + 1e-12
     assert found == pytest.approx(sk.roc_auc_score(truth, place), abs=1e-12)

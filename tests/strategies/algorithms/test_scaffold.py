@@ -296,10 +296,10 @@ def test_the_gate_lets_in_and_out_what_the_algorithm_declares_and_no_more(tmp_pa
     assert site.code(1, first, control=site.zeros, more=site.zeros) == "undeclared-record"
     assert site.code(1, {"counted-round": 1}, control=site.zeros) == "bad-message"
     reply = site.ask(2, first, control=site.zeros)
-    assert set(reply.content) == {"arrays", "metrics", "counts", "control-change", "journal"}
+    assert set(reply.content) == {"arrays", "metrics", "control-change", "journal"}
     assert site.code(3, {"counted-round": 1}, control=site.zeros) == "state-lost"
     noted = {e.direction: {note.name for note in e.records} for e in entries(site.site.state / "journal.jsonl") if e.verdict == "accepted"}
-    assert noted == {"in": {"config", "agreement", "arrays", "control"}, "out": {"arrays", "metrics", "counts", "control-change"}}
+    assert noted == {"in": {"config", "agreement", "arrays", "control"}, "out": {"arrays", "metrics", "control-change"}}
 
 
 def test_the_gate_refuses_scaffolds_records_in_a_study_without_it(tmp_path: Path) -> None:

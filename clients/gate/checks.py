@@ -1,0 +1,192 @@
+"""The checks of the gate on one request and one reply: their records, sizes, numbers of persons, and limits. They keep no state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+
+from fedml.analytics import forms
+from fedml.clients.gate.journal import RecordNote
+from fedml.clients.site.manifest import Policy
+from fedml.clients.work import genomics
+from fedml.clients.work.client import model_for
+from fedml.clients.work.half import check_declared, site_algorithm
+from fedml.clients.work.request import Request
+from fedml.contract.extras import NO_EXTRAS
+from fedml.contract.replies import check_form, is_finite, read_arrays
+from fedml.errors import Reason, SiteError
+from fedml.modalities.layout import Layout, make_layout
+from fedml.strategies.algorithms.algorithm import returned
+from fedml.study.study import Study
+from fedml.wire.records import (
+    AGREEMENT,
+    ANALYSES,
+    ANALYSIS,
+    ARRAYS,
+    CONFIG,
+    COUNTS,
+    DESCRIBED,
+    EXCLUDED,
+    FLIPS,
+    IMAGE_SHAPE,
+    JOURNAL,
+    METRICS,
+    NUM_EXAMPLES,
+    PANEL,
+    PERSONS,
+    REQUEST_RECORDS,
+    SITE,
+    SUMS,
+    VOXELS,
+    WINDOW,
+    Phase,
+)
+
+MEGABYTE = 1_000_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits in force: for each limit, the stricter of the site's and the study's."""
+
+    min_persons: int
+    min_count: int
+    max_rounds: int
+    max_request_mb: int
+    max_reply_mb: int
+
+
+def limits(policy: Policy, study: Study) -> Limits:
+    """The limits for ``study`` at a site with ``policy``."""
+    stated = study.policy
+    return Limits(
+        min_persons=max(policy.min_persons, stated.min_persons),
+        min_count=max(policy.min_count, stated.min_count),
+        max_rounds=policy.max_rounds,
+        max_request_mb=policy.max_request_mb,
+        max_reply_mb=min(policy.max_reply_mb, stated.max_reply_mb or policy.max_reply_mb),
+    )
+
+
+def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:
+    """Size and digest of each record, arrays without a copy. A record name that no phase declares is noted as "undeclared"."""
+    known = {ANALYSIS, ARRAYS, AGREEMENT, CONFIG, METRICS, COUNTS, SITE, DESCRIBED, SUMS, VOXELS, JOURNAL}
+    notes = []
+    for name, record in content.items():
+        digest, size = hashlib.sha256(), 0
+        for key in sorted(record):
+            value = record[key]
+            data = value.data if hasattr(value, "data") and hasattr(value, "stype") else repr(value).encode()
+            digest.update(key.encode() + b"\0")
+            digest.update(data)
+            size += len(data)
+        notes.append(RecordNote(name if name in known else "undeclared", size, digest.hexdigest()))
+    return tuple(notes[:64])
+
+
+def named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collection[str]) -> tuple[RecordNote, ...]:
+    """``notes`` of ``content`` with the names of the records that the study's algorithm declares."""
+    return tuple(replace(note, name=name) if name in declared else note for note, name in zip(notes, content, strict=False))
+
+
+def round_numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
+    """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round."""
+    if phase in ANALYSES:
+        return 0, steps
+    return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (rounds, rounds)}.get(phase, (0, 0))
+
+
+def check_planned(study: Study, phase: Phase) -> None:
+    """Raises ``SiteError`` if a private study does not plan ``phase``: its epsilon covers planned phases only."""
+    plan = study.privacy
+    if plan.unit != "none" and (phase in (*ANALYSES, Phase.VOXELS) or (phase is Phase.STATISTICS and plan.statistics == "stated")):
+        raise SiteError(Reason.UNDECLARED, f"a study with privacy of one {plan.unit} has no phase {phase}")
+
+
+def check_request(request: Request, content: RecordDict) -> None:
+    """Raises ``SiteError`` unless the message holds exactly what its phase (``fedml.wire.records``) and the study's algorithm declare."""
+    check_declared(request, content)
+    expected = REQUEST_RECORDS[request.phase]
+    if AGREEMENT in expected:
+        values = read_arrays(content, AGREEMENT)
+        fixed = {f"preprocess.{name}.{what}" for name in request.study.cohort.inputs for what in ("mean", "std")} | {
+            "target.mean",
+            "target.std",
+        }
+        if request.study.cohort.image is not None and request.study.cohort.image.percentiles:
+            fixed.add(WINDOW)
+        for key, value in values.items():
+            wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
+            if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):
+                raise SiteError(Reason.UNDECLARED, "the agreement has an array that is not declared")
+    if ANALYSIS in expected:
+        step = read_arrays(content, ANALYSIS)
+        forms.check_request(request.study, request.phase, step, read_arrays(content, AGREEMENT)[PANEL].tobytes().count(b"\n"))
+        if not all(is_finite(value) for value in step.values()):
+            raise SiteError(Reason.NON_FINITE, "the request of the analysis step has a number that is not finite")
+    if ARRAYS in expected and any(str(v.dtype) != "float32" or not is_finite(v) for v in read_arrays(content, ARRAYS).values()):
+        raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
+
+
+def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowed: Limits) -> None:
+    """Raises ``SiteError`` unless ``reply`` holds what its phase declares (``fedml.contract.replies``), is about enough persons and is
+    not too large."""
+    if sum(n.bytes for n in notes_of(reply)) > allowed.max_reply_mb * MEGABYTE:
+        raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
+    weights, extras = None, NO_EXTRAS
+    if request.phase is Phase.ROUND:
+        weights = {k: tuple(v.shape) for k, v in model_for(request.study, layout_of(request.study, content)).weights.items()}
+        extras = returned(site_algorithm(request.study), request.phase, weights)
+    elif request.phase in ANALYSES:
+        weights = genomics.shapes_of_reply(request, content)
+    check_form(request.study, request.phase, request.name, reply, weights, extras)
+    small = f"fewer than {allowed.min_count} persons (min_count) would be sent"
+    if request.phase in ANALYSES:
+        genomics.check_small(request, reply, content, allowed.min_count)
+        return
+    plan = request.study.privacy
+    if COUNTS in reply and plan.metrics == "exact":
+        counts = read_arrays(reply, COUNTS)
+        if any(key.endswith("/persons") and _too_few(value, allowed.min_count) for key, value in counts.items()):
+            raise SiteError(Reason.TOO_FEW, f"metrics of {small}")
+        if _too_few(_rest(request.study, counts), allowed.min_count):
+            raise SiteError(Reason.TOO_FEW, f"metrics that subtraction would reveal, of {small}")
+    if plan.unit == "patient":
+        return  # numbers of training persons are not sent, or have noise
+    if DESCRIBED in reply:
+        described = read_arrays(reply, DESCRIBED)
+        if _too_few(described[PERSONS].sum(1), allowed.min_count) or (
+            EXCLUDED in described and _too_few(described[EXCLUDED], allowed.min_count)
+        ):
+            raise SiteError(Reason.TOO_FEW, f"the reply has a count of {small}")
+    if VOXELS in reply and _too_few(read_arrays(reply, VOXELS)[PERSONS], allowed.min_count):
+        raise SiteError(Reason.TOO_FEW, f"the reply has an intensity histogram of {small}")
+    if SUMS in reply and any(_too_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
+        raise SiteError(Reason.TOO_FEW, f"the reply has sums over {small}")
+    if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
+        raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
+
+
+def _rest(study: Study, counts: dict[str, Any]) -> Any:
+    """(variables with a reported group,) test persons who are in none of the reported groups of the variable."""
+    rest = []
+    for labels in study.evaluation.labels().values():
+        reported = [float(counts[key][0]) for label in labels if (key := f"test@{label}/persons") in counts]
+        if reported:
+            rest.append(float(counts["test/persons"][0]) - sum(reported))
+    return np.array(rest)
+
+
+def _too_few(persons: Any, smallest: int) -> bool:
+    """Whether any number of ``persons`` is above 0 and below ``smallest``."""
+    return bool(((persons > 0) & (persons < smallest)).any())
+
+
+def layout_of(study: Study, request: RecordDict) -> Layout:
+    values = read_arrays(request, AGREEMENT)
+    return make_layout(study, tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes())

@@ -1,0 +1,44 @@
+"""What the gate would refuse of a study, told before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedml.clients.gate.approvals import approval_of
+from fedml.clients.gate.bounds import objections
+from fedml.clients.gate.charge import check_budget
+from fedml.clients.gate.checks import limits
+from fedml.clients.gate.trust import check_level, level_of
+from fedml.clients.site.manifest import Site
+from fedml.errors import InputError, SiteError
+from fedml.study.study import Study
+
+
+def would_refuse(site: Site, study: Study, training_persons: int | None, trust: str = "") -> Iterator[str]:
+    """Sentences about what in the plan this site's policy does not allow.
+
+    Args:
+        training_persons: of this site; None: not known, and what depends on it is not examined.
+        trust: why the approver trusts the centre; "": as the study's approval says, if there is one.
+    """
+    policy = site.manifest.policy
+    try:
+        approval = approval_of(site.state, study.sha256) if site.state.exists() else None
+    except InputError as error:
+        yield str(error)
+        approval = None
+    level = "trusted" if trust else level_of(site, approval)
+    try:
+        check_level(level, study)
+        check_budget(study, policy)
+    except SiteError as error:
+        yield str(error)
+    if study.federation.rounds > policy.max_rounds:
+        yield f"it has {study.federation.rounds} rounds, [policy] max_rounds allows {policy.max_rounds}"
+    if policy.purposes is not None and study.study.purpose not in policy.purposes:
+        yield f'purpose "{study.study.purpose}" is not allowed by [policy] purposes'
+    allowed = limits(policy, study)
+    if training_persons is not None and training_persons < allowed.min_persons:
+        yield f"{training_persons} training persons, min_persons requires {allowed.min_persons}"
+    if level != "trusted" and study.privacy.unit != "patient" and not site.manifest.data.public and training_persons is not None:
+        yield from objections(study, policy, allowed.min_count, training_persons)

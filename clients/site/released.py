@@ -1,0 +1,58 @@
+"""The sets of persons about whom this site has released exact values, over all studies and runs: ``released.db`` in the state folder.
+
+Exact sums of two sets of persons that differ by one person give that person's values by subtraction, whether a person was added between two
+runs, or two studies draw a limit at another place. So nothing is released about a set that differs from an earlier one by 1 to
+``min_count`` - 1 persons. Differences of sums of more than two sets are not looked for. Persons are keyed hashes of their ids.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import secrets
+import sqlite3
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+FILE = "released.db"
+
+
+@contextmanager
+def _opened(state: Path) -> Iterator[sqlite3.Connection]:
+    path = state / FILE
+    path.touch(mode=0o600, exist_ok=True)
+    os.chmod(path, 0o600)
+    with closing(sqlite3.connect(path, timeout=60)) as found:
+        found.execute("PRAGMA synchronous = FULL")
+        with found:
+            found.execute("CREATE TABLE IF NOT EXISTS released (persons TEXT PRIMARY KEY, study TEXT NOT NULL)")
+            found.execute("CREATE TABLE IF NOT EXISTS secret (place INTEGER PRIMARY KEY, key BLOB NOT NULL)")
+            found.execute("INSERT OR IGNORE INTO secret VALUES (1, ?)", (secrets.token_bytes(32),))
+        yield found
+
+
+def _hashed(found: sqlite3.Connection, persons: Collection[str]) -> list[str]:
+    (key,) = found.execute("SELECT key FROM secret").fetchone()
+    return sorted(hmac.digest(key, person.encode(), "sha256").hex()[:24] for person in persons)
+
+
+def note(state: Path, persons: Collection[str], study: str) -> None:
+    """Adds a set; it is on the disk when this returns."""
+    if persons:
+        with _opened(state) as found, found:
+            found.execute("INSERT OR IGNORE INTO released VALUES (?, ?)", (json.dumps(_hashed(found, persons)), study))
+
+
+def too_near(state: Path, persons: Collection[str], smallest: int) -> tuple[int, str] | None:
+    """(persons of difference, study) of the first earlier set that differs from ``persons`` by 1 to ``smallest`` - 1 persons."""
+    if not persons or not (state / FILE).exists():
+        return None
+    with _opened(state) as found:
+        own = frozenset(_hashed(found, persons))
+        for ids, study in found.execute("SELECT persons, study FROM released").fetchall():
+            other = frozenset(json.loads(ids))
+            if abs(len(other) - len(own)) < smallest and 0 < (apart := len(own ^ other)) < smallest:
+                return apart, study
+    return None

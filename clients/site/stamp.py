@@ -1,0 +1,37 @@
+"""A stamp of the files that a site's manifest names: it changes when one of them is replaced, written or removed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from fedml.clients.site.manifest import Site
+
+
+def stamp_of(site: Site) -> str:
+    """SHA-256 over path, size, time of change and inode of the manifest and of every data file, in folders too. Reads no content."""
+    data = site.manifest.data
+    names = [data.persons, *([data.split] if data.split else [])]
+    for section in data.inputs.values():
+        names += [value for value in section.model_dump().values() if isinstance(value, str)]
+    digest = hashlib.sha256()
+    for path in [site.file, *(site.folder / name for name in dict.fromkeys(names))]:
+        _add(digest, path)
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, path: Path) -> None:
+    try:
+        about = path.stat()
+    except OSError:  # not a file: a key such as a format or a build
+        return
+    digest.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ino}\0".encode())
+    if path.is_dir():
+        with os.scandir(path) as found:
+            for entry in sorted(found, key=lambda e: e.name):
+                if entry.is_dir(follow_symlinks=False):
+                    _add(digest, Path(entry.path))
+                else:
+                    one = entry.stat()
+                    digest.update(f"{entry.name}\0{one.st_size}\0{one.st_mtime_ns}\0{one.st_ino}\0".encode())

@@ -1,0 +1,64 @@
+"""What the gate asks about a request besides its reply: the weights with which a study begins, the site's own sums, the persons."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from flwr.app import RecordDict
+
+from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.work.client import agreed, device_of, model_for, smallest_of, sums_of
+from fedml.clients.work.genomics import forget_data as forget_analyses
+from fedml.clients.work.genomics import persons as analysed_persons
+from fedml.clients.work.request import Request, read_site_once
+from fedml.cohort.groups import reportable_groups
+from fedml.learning.training import train
+from fedml.models.fusion import build_model, learned, load
+from fedml.seeds import derive_seed
+from fedml.study.section import PARTS, PartName
+from fedml.wire.records import ANALYSES
+
+
+def first_weights(request: Request, content: RecordDict) -> dict[str, Any]:
+    """The arrays with which the study begins, by its seed."""
+    _, layout, _ = agreed(request, content)
+    return {name: tensor.detach().numpy().copy() for name, tensor in learned(build_model(request.study, layout)).items()}
+
+
+def first_update(request: Request, content: RecordDict) -> float:
+    """The length of the update that this site's training makes of the study's first weights."""
+    cohort, layout, values = agreed(request, content)
+    loaded, study = model_for(request.study, layout), request.study
+    start = learned(build_model(study, layout))
+    load(loaded.fixed, values)
+    load(loaded.weights, start)
+    seed = derive_seed("training", study.study.seed, 1, request.name)
+    train(loaded.model, cohort, study.training, loaded.task, seed=seed, device=device_of(request))
+    return math.sqrt(sum(float(((loaded.weights[name] - value) ** 2).sum()) for name, value in start.items()))
+
+
+def own_sums(request: Request, content: RecordDict) -> dict[str, Any]:
+    """The site's own sums over its training persons, from which the preprocessing constants follow."""
+    cohort, _, _ = agreed(request, content)
+    return sums_of(request, cohort)
+
+
+def planned_persons(request: Request) -> list[list[str]]:
+    """The sets of persons about whom a run of the study would send exact values: parts, reported subgroups, persons of an analysis."""
+    study, cohort = request.study, load_cohort(request.manifests, request.study)
+    if request.phase in ANALYSES:
+        return [analysed_persons(request)]
+    patient = study.privacy.unit == "patient"
+    parts: tuple[PartName, ...] = PARTS if not patient else () if study.privacy.metrics == "private" else ("val", "test")
+    rows = [cohort.rows(part) for part in parts]
+    if cohort.groups:
+        rows += [own for _, own in reportable_groups(cohort.groups, study.evaluation, cohort.rows("test"), smallest_of(request))]
+    return [[cohort.ids[row] for row in some] for some in rows if len(some)]
+
+
+def forget_data() -> None:
+    """Reads and computes everything anew from now on: a file of the site changed."""
+    for cache in (load_cohort, load_aligned, read_site_once):
+        cache.cache_clear()
+    forget_analyses()

@@ -1,0 +1,179 @@
+"""Limits at the public port for whoever is not a registered node: small bodies, short waits. The SuperLink reads a body of any size into
+memory, and without end, before it looks who sent it.
+
+A node signs the time of each request with its key, in headers, so it is known before its body is read. Connections without a complete
+header are ``WAITING`` at most: a new one then ends the oldest. asyncio gives each TLS connection a buffer of 256 KB; here it has 16 KB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.sslproto
+import datetime
+from base64 import b64decode
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, ClassVar
+
+from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, verify_signature
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+HANDSHAKE_SECONDS = 10.0  # of TLS
+HEADER_SECONDS = 10.0  # from the handshake to a complete request header
+STRANGERS_BYTES, STRANGERS_SECONDS = 64 * 1024, 10.0  # of a body
+BACKLOG = 128  # connections that are accepted together: asyncio makes the TLS of all of them before it counts them
+WAITING = 256  # connections without a complete request header
+STRANGERS_AT_ONCE = 64  # whose bodies are read
+NODES_BYTES, NODES_SECONDS = 2**30, 600.0  # of the body of a registered node
+
+
+class FrugalTLS(asyncio.sslproto.SSLProtocol):
+    """asyncio's TLS of one connection, counted until its first request header is complete. Final."""
+
+    max_size = 16 * 1024  # bytes
+    waiting: ClassVar[dict[int, FrugalTLS]] = {}  # in the order of arrival
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.waiting[id(self)] = self
+        while len(self.waiting) > WAITING:
+            oldest = next(iter(self.waiting.values()))
+            oldest.known()
+            oldest._abort(None)
+
+    def connection_lost(self, error: Any) -> None:
+        self.known()
+        super().connection_lost(error)
+
+    def known(self) -> None:
+        """It has sent a request, or it has ended."""
+        self.waiting.pop(id(self), None)
+
+
+class Hurried(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """uvicorn's protocol for a connection that must send a request header soon. Final."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        asyncio.get_running_loop().call_later(HEADER_SECONDS, self._end_idle)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and isinstance(found := getattr(self.transport, "_ssl_protocol", None), FrugalTLS):
+            found.known()
+
+    def _end_idle(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.abort()
+
+
+def registered(scope: Scope, node_of: Callable[[bytes], Any]) -> bool:
+    """Whether a request's headers are signed by a key that ``node_of`` knows."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    try:
+        key = b64decode(headers[str.lower(FLEET_HTTP_PUBLIC_KEY_HEADER)], validate=True)
+        signature = b64decode(headers[str.lower(FLEET_HTTP_SIGNATURE_HEADER)], validate=True)
+        stamp = headers[str.lower(TIMESTAMP_HEADER)]
+        age = (now() - datetime.datetime.fromisoformat(stamp)).total_seconds()
+        if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
+            return False
+        return verify_signature(bytes_to_public_key(key), stamp.encode("ascii"), signature) and node_of(key) is not None
+    except (KeyError, ValueError, TypeError, UnicodeError):
+        return False
+
+
+def limited(app: App, node_of: Callable[[bytes], Any]) -> App:
+    """``app`` with these limits: it gets a stranger's body when that is complete, and a node's as it comes; 413 and 408 else."""
+
+    strangers = 0
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal strangers
+        if scope["method"] == "GET":  # /health, without a body
+            await app(scope, _no_body, _closing(send))
+        elif await asyncio.to_thread(registered, scope, node_of):
+            await app(scope, _bounded(receive), send)
+        elif strangers >= STRANGERS_AT_ONCE:
+            await _refuse(send, 503)
+        else:
+            strangers += 1
+            try:
+                await of_stranger(scope, receive, send)
+            finally:
+                strangers -= 1
+
+    async def of_stranger(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            async with asyncio.timeout(STRANGERS_SECONDS):
+                body = await _whole(receive)
+        except TimeoutError:
+            await _refuse(send, 408)
+            return
+        if body is None:
+            await _refuse(send, 413)
+            return
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def again() -> Any:
+            return messages.pop() if messages else await receive()
+
+        await app(scope, again, _closing(send))
+
+    return guarded
+
+
+async def _no_body() -> Any:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+async def _whole(receive: Receive) -> bytes | None:
+    """The body; None if it is larger than a stranger's may be, or the connection ended."""
+    found = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        found += message.get("body", b"")
+        if len(found) > STRANGERS_BYTES:
+            return None
+        if not message.get("more_body"):
+            return bytes(found)
+
+
+def _bounded(receive: Receive) -> Receive:
+    """``receive`` of a registered node; raises ``ConnectionError`` beyond its limits."""
+    loop, size = asyncio.get_running_loop(), 0
+    until = loop.time() + NODES_SECONDS
+
+    async def found() -> Any:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if message["type"] == "http.request" and (size > NODES_BYTES or loop.time() > until):
+            raise ConnectionError("a node's message is too large or too slow")
+        return message
+
+    return found
+
+
+def _closing(send: Send) -> Send:
+    """``send`` that ends the connection after the answer, so that a stranger does not keep one."""
+
+    async def sent(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+        await send(message)
+
+    return sent
+
+
+async def _refuse(send: Send, status: int) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0"), (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": b""})

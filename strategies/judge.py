@@ -1,0 +1,59 @@
+"""Updates that stand out: a site whose update is many times longer than those of the others is left out of the round.
+
+A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. The replies of a round are held until
+their lengths are known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from statistics import median
+
+import torch
+
+from fedml.errors import Reason
+from fedml.strategies.exchange import Answer
+from fedml.wire.records import ARRAYS, unpack_tensors
+
+LONGEST = 10.0  # times the median of the other sites
+FEWEST = 3  # other sites
+HELD_BYTES = 64 * 2**20
+
+
+def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
+    """The Euclidean length of a site's update, over all weights."""
+    trained = unpack_tensors(answer.message.content.array_records[ARRAYS])
+    return math.sqrt(sum(float(((trained[name].double() - value.double()) ** 2).sum()) for name, value in current.items()))
+
+
+def judged(incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norms: dict[str, float]) -> Iterator[Answer]:
+    """``incoming`` in its order; one that stands out has the reason ``implausible``.
+
+    Args:
+        current: the weights that were sent. norms: filled with site -> length of its update.
+    """
+    held, size, stream = list[Answer](), 0, iter(incoming)
+    for answer in stream:
+        held.append(answer)
+        size += answer.bytes_in
+        if answer.reason is None:
+            norms[answer.site] = update_norm(answer, current)
+        if size > HELD_BYTES:
+            break
+    else:
+        held = [_judge(answer, norms) for answer in held]
+    yield from held
+    del held
+    for answer in stream:
+        if answer.reason is None:
+            norms[answer.site] = update_norm(answer, current)
+        yield answer
+
+
+def _judge(answer: Answer, norms: Mapping[str, float]) -> Answer:
+    others = [norm for site, norm in norms.items() if site != answer.site]
+    if answer.reason is None and len(others) >= FEWEST and norms[answer.site] > LONGEST * median(others) > 0:
+        return replace(answer, reason=str(Reason.IMPLAUSIBLE))
+    return answer

@@ -1,0 +1,114 @@
+"""Mistakes in what holds against a centre, or a site, that lies."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutants
+
+MUTANTS: Mutants = {
+    "first weights of the centre's choice": (
+        [
+            (
+                "clients/gate/course.py",
+                "if any(not np.allclose(value, last[name], *_SAME)",
+                "if False and any(not np.allclose(value, last[name], *_SAME)",
+            )
+        ],
+        "clients/gate/test_lying_centre.py::test_weights_that_write_columns_into_the_answer_are_refused",
+    ),
+    "weights as far away as one likes": (
+        [("clients/gate/course.py", "if not far <= allowed:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_weights_that_write_columns_into_the_answer_are_refused",
+    ),
+    "rounds in any order": (
+        [("clients/gate/course.py", "if number <= course.round:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_rounds_come_in_order_and_in_their_own_number",
+    ),
+    "another round in the strategy's key": (
+        [("clients/gate/course.py", 'if int(config.get("server-round", number)) != number:', "if False:")],
+        "clients/gate/test_lying_centre.py::test_rounds_come_in_order_and_in_their_own_number",
+    ),
+    "mu of the message": (
+        [("clients/gate/course.py", "if config.get(key) != value:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_mu_is_that_of_the_study",
+    ),
+    "a control variate of any length": (
+        [("clients/gate/course.py", "if not length(records[name]) <= max_drift * course.returned + 1e-6:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_a_control_variate_is_no_longer_than_what_was_returned",
+    ),
+    "constants of any kind": (
+        [("clients/gate/course.py", "if ((count > 1) & (small | far)).any() or (agreed_std < 0).any():", "if False:")],
+        "clients/gate/test_lying_centre.py::test_constants_fit_the_sites_own_persons",
+    ),
+    "test persons evaluated with any number of models": (
+        [("clients/gate/gate.py", "len(evaluated) >= policy.max_evaluations", "False")],
+        "clients/gate/test_lying_centre.py::test_test_persons_are_evaluated_with_one_model_a_study",
+    ),
+    "any learning rate": (
+        [("clients/gate/bounds.py", "if plan.lr > policy.max_lr:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_a_plan_that_could_hold_persons_is_refused_though_approved",
+    ),
+    "steps of few persons": (
+        [("clients/gate/bounds.py", "if 0 < plan.batch_size < min_count:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_a_plan_that_could_hold_persons_is_refused_though_approved",
+    ),
+    "any number of steps": (
+        [("clients/gate/bounds.py", "if steps > policy.max_local_steps:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_a_plan_that_could_hold_persons_is_refused_though_approved",
+    ),
+    "layers wider than there are persons": (
+        [("clients/gate/bounds.py", "if width > training_persons:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_a_plan_that_could_hold_persons_is_refused_though_approved",
+    ),
+    "a person added between two runs": (
+        [("clients/site/released.py", "0 < (apart := len(own ^ other)) < smallest", "0 < (apart := len(own ^ other)) < 1")],
+        "clients/gate/test_lying_centre.py::test_a_patient_added_between_two_runs_is_not_told_by_subtraction",
+    ),
+    "a distrusted centre is answered": (
+        [("clients/gate/trust.py", 'if level == "distrusted" and', 'if level == "never" and')],
+        "clients/gate/test_lying_centre.py::test_a_distrusted_centre_is_answered_in_private_studies_only",
+    ),
+    "an approval without its journal entry": (
+        [("clients/gate/approvals.py", "if found and _noted(state, found[-1]) else None", "if found else None")],
+        "clients/gate/test_lying_centre.py::test_an_approval_needs_its_journal_entry_and_a_file_that_others_cannot_write",
+    ),
+    "approvals that others can write": (
+        [("clients/gate/approvals.py", "if about.st_mode & 0o022 or", "if")],
+        "clients/gate/test_lying_centre.py::test_an_approval_needs_its_journal_entry_and_a_file_that_others_cannot_write",
+    ),
+    "a journal that was cut off": (
+        [("clients/gate/journal.py", "if last is not None and (last.seq > int(count) or last.digest == digest):", "if True:")],
+        "clients/gate/test_lying_centre.py::test_a_journal_that_was_cut_starts_no_replays",
+    ),
+    "data of yesterday": (
+        [("clients/gate/gate.py", "if now != self._stamp:", "if False:")],
+        "clients/gate/test_lying_centre.py::test_data_that_change_are_read_anew_and_end_the_run",
+    ),
+    "a run goes on with other data": (
+        [("clients/gate/gate.py", 'if self.site.manifest.policy.changed_data == "refuse":', "if False:")],
+        "clients/gate/test_lying_centre.py::test_data_that_change_are_read_anew_and_end_the_run",
+    ),
+    "scores of single persons": (
+        [("clients/work/client.py", "    elif protected(request):\n        found", "    elif False:\n        found")],
+        "clients/gate/test_lying_centre.py::test_an_honest_run_is_answered_to_its_end",
+    ),
+    "sums of one person's image": (
+        [("fedml/learning/statistics.py", "sums if persons >= fewest else np.zeros_like(sums)", "sums")],
+        "clients/gate/test_lying_centre.py::test_sums_of_one_persons_image_do_not_leave",
+    ),
+    "exact metrics beside a budget": (
+        [("clients/gate/charge.py", 'elif study.privacy.metrics != "private":', "elif False:")],
+        "clients/gate/test_lying_centre.py::test_a_budget_covers_exact_metrics_and_delta",
+    ),
+    "an association about one person": (
+        [("clients/work/genomics.py", "< max(smallest, FEWEST_SHARE * len(eta))", "< 0")],
+        "strategies/gwas/test_lying_gwas_centre.py::test_coefficients_that_leave_one_person_are_refused",
+    ),
+    "an update of any length": (
+        [("strategies/judge.py", "norms[answer.site] > LONGEST * median(others) > 0", "False")],
+        "strategies/test_lying_site.py::test_the_liar_is_named_and_the_run_goes_on",
+    ),
+    "more pairs than there are": (
+        [("fedml/contract/plausible.py", 'if name == "beyond" and histogram is not None:', "if False:")],
+        "strategies/test_lying_site.py::test_the_liar_is_named_and_the_run_goes_on",
+    ),
+}
