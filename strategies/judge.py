@@ -1,7 +1,8 @@
 """Updates that stand out: a site whose update is many times longer than those of the others is left out of the round.
 
-A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. The replies of a round are held until
-their lengths are known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
+A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. Lengths are compared by local step.
+The replies of a round are held until their lengths are known, as long as they are small together: memory does not grow with the number of
+sites. Beyond that they pass unjudged.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from statistics import median
 import torch
 
 from fedml.errors import Reason
+from fedml.learning.training import planned_steps
 from fedml.strategies.exchange import Answer
-from fedml.wire.records import ARRAYS, unpack_tensors
+from fedml.study.study import Study
+from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, unpack_tensors
 
 LONGEST = 10.0  # times the median of the other sites
 FEWEST = 3  # other sites
@@ -28,7 +31,7 @@ def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(((trained[name].double() - value.double()) ** 2).sum()) for name, value in current.items()))
 
 
-def judged(incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norms: dict[str, float]) -> Iterator[Answer]:
+def judged(study: Study, incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norms: dict[str, float]) -> Iterator[Answer]:
     """``incoming`` in its order; one that stands out has the reason ``implausible``.
 
     Args:
@@ -43,13 +46,19 @@ def judged(incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norm
         if size > HELD_BYTES:
             break
     else:
-        held = [_judge(answer, norms) for answer in held]
+        steps = {answer.site: _steps(study, answer) for answer in held if answer.reason is None}
+        held = [_judge(answer, {site: norm / steps[site] for site, norm in norms.items()}) for answer in held]
     yield from held
     del held
     for answer in stream:
         if answer.reason is None:
             norms[answer.site] = update_norm(answer, current)
         yield answer
+
+
+def _steps(study: Study, answer: Answer) -> int:
+    """Local steps that follow from the plan: a site of more persons takes more of them, and goes farther."""
+    return max(planned_steps(study, int(str(answer.message.content.metric_records[METRICS][NUM_EXAMPLES]))), 1)
 
 
 def _judge(answer: Answer, norms: Mapping[str, float]) -> Answer:

@@ -9,13 +9,14 @@ holds the values of one.
 - The preprocessing constants fit the site's own persons: of a federation of up to 900 times as many persons, no mean is farther than 30
   standard deviations, and no standard deviation is below a thirtieth.
 
-Lengths are Euclidean norms over all weights. They, and the last two rounds' weights, are kept in the state folder until another run begins.
+Lengths are Euclidean norms over all weights. They, and the last round's weights, are kept in the state folder, of a few runs.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.errors import Reason, SiteError
+from fedml.learning.training import planned_steps
 from fedml.runs.log import write_whole
 from fedml.strategies.algorithms.algorithm import Algorithm
 from fedml.study.study import Study
@@ -33,6 +35,8 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 FOLDER = "course"
 _SAME = 1e-4, 1e-6  # relative, absolute: two versions of torch draw first weights that differ in the last bits
 _FARTHEST = 30.0  # standard deviations; the square root of how many times more persons than this site a federation has
+_ROUNDS = 5  # missed rounds for which the weights may have moved on
+_KEPT = 32  # runs
 _NOISE = 1.5  # the length of normal noise in many dimensions is near its expectation; 1.5 times is never exceeded
 
 
@@ -56,31 +60,42 @@ def length(arrays: Arrays, less: Arrays | None = None) -> float:
     return math.sqrt(total)
 
 
+def _folder(state: Path, study: Study, run: str) -> Path:
+    return state / FOLDER / f"{study.sha256[:32]}-{run}"
+
+
 def read_course(state: Path, study: Study, run: str) -> tuple[Course, dict[str, npt.NDArray[Any]] | None]:
-    """What is remembered of this run, and the weights that came last; a new course and None if it is another run."""
+    """What is remembered of this run, and the weights that came last; a new course and None if nothing is."""
     from safetensors.numpy import load_file
 
-    folder = state / FOLDER / study.sha256[:32]
+    folder = _folder(state, study, run)
     try:
         course = Course(**json.loads((folder / "course.json").read_text()))
-        if course.run == run:
-            return course, dict(load_file(folder / f"{course.round}.safetensors"))
+        return course, dict(load_file(folder / f"{course.round}.safetensors"))
     except (OSError, ValueError, TypeError):
-        pass
-    return Course(run), None
+        return Course(run), None
 
 
 def keep_course(state: Path, study: Study, course: Course, received: Arrays) -> None:
-    """Replaces what is remembered of the study's last round."""
+    """Replaces what is remembered of the run's last round; the oldest runs are forgotten."""
     from safetensors.numpy import save
 
-    folder = state / FOLDER / study.sha256[:32]
+    folder = _folder(state, study, course.run)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / f"{course.round}.safetensors", save({k: np.ascontiguousarray(v) for k, v in received.items()}))
     write_whole(folder / "course.json", json.dumps(asdict(course)).encode())
     for old in folder.glob("*.safetensors"):
         if old.stem != str(course.round):
             old.unlink()
+    for old in sorted(folder.parent.iterdir(), key=lambda place: place.stat().st_mtime)[:-_KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def joined_late(course: Course, study: Study, number: int, update: float, training_persons: int) -> Course:
+    """The course of a site that was not there before round ``number``, as if it had returned what its training would: a change of gradient,
+    the length of its update over learning rate and steps, in each round up to ``_ROUNDS``."""
+    steps = planned_steps(study, training_persons)
+    return replace(course, returned=min(number - 1, _ROUNDS) * update / (study.training.lr * max(steps, 1)))
 
 
 def followed(course: Course, number: int, received: Arrays, sent: Arrays, returned: Arrays) -> Course:
@@ -139,10 +154,10 @@ def _reach(study: Study, algorithm: Algorithm, course: Course, rounds: int, weig
         norm = max(study.privacy.clipping_norm, course.longest)
         step += _NOISE * noise_multiplier(study, "") * norm * math.sqrt(count) / len(study.federation.sites)
     # The first weights differ in the last bits between versions of torch.
-    return rounds * step + 1e-3 * (1 + length(weights))
+    return min(rounds, _ROUNDS) * step + 1e-3 * (1 + length(weights))
 
 
-def check_values(study: Study, algorithm: Algorithm, config: Mapping[str, Any], number: int) -> None:
+def check_values(algorithm: Algorithm, config: Mapping[str, Any], number: int) -> None:
     """Raises ``SiteError`` if the server's values for the site are not those of the study."""
     if int(config.get("server-round", number)) != number:
         raise SiteError(Reason.OFF_PLAN, "server-round is another round than the message's")
@@ -156,6 +171,13 @@ def check_sent(algorithm: Algorithm, records: Mapping[str, Arrays], course: Cour
     for name in algorithm.sends.records:
         if not length(records[name]) <= max_drift * course.returned + 1e-6:
             raise SiteError(Reason.OFF_PLAN, f"{name} is longer than [policy] max_drift times all that this site returned")
+
+
+def check_stated(stated: Mapping[str, Any], constants: Arrays) -> None:
+    """Raises ``SiteError`` if constants differ from those that follow from the study alone."""
+    for name, value in stated.items():
+        if name not in constants or not np.allclose(constants[name], value.numpy(), *_SAME):
+            raise SiteError(Reason.OFF_PLAN, f"{name} is not what the study states")
 
 
 def check_constants(sums: Arrays, constants: Arrays) -> None:

@@ -26,6 +26,7 @@ from fedml.clients.gate.checks import (
     check_planned,
     check_reply,
     check_request,
+    layout_of,
     limits,
     named,
     notes_of,
@@ -35,13 +36,15 @@ from fedml.clients.gate.course import (
     Arrival,
     check_constants,
     check_sent,
+    check_stated,
     check_values,
     check_weights,
     followed,
+    joined_late,
     keep_course,
     read_course,
 )
-from fedml.clients.gate.history import asked_for, columns_of, evaluations_of, runs_of, seen
+from fedml.clients.gate.history import answered_runs, asked_for, columns_of, evaluations_of, runs_of, seen
 from fedml.clients.gate.journal import About, Direction, Journal, RecordNote
 from fedml.clients.gate.ledger import Ledger
 from fedml.clients.gate.pins import pin
@@ -57,6 +60,7 @@ from fedml.clients.work.known import first_update, first_weights, forget_data, o
 from fedml.clients.work.request import Request, read_request
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
+from fedml.privacy.statistics import stated_constants
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
 from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CONFIG, JOURNAL, Phase
@@ -76,6 +80,7 @@ class Gate:
         self._runs = runs_of(path)
         self._columns = columns_of(path, Phase.SUBSPACE)
         self._evaluated = evaluations_of(path, Phase.EVALUATE)
+        self._trained = answered_runs(path, Phase.ROUND)
         self._approvals: tuple[str, dict[str, Approval | None]] = ("", {})  # stamp of the files, approvals by study
         self._stamp = stamp_of(site)
         self._cut = self.journal.cut()
@@ -265,14 +270,31 @@ class Gate:
         algorithm = site_algorithm(study)
         course, last = read_course(self.state, study, run)
         number = request.round + (request.phase is Phase.EVALUATE)  # the final weights would begin the next round
-        if study.privacy.unit == "none" and last is None:
-            check_constants(own_sums(request, content), read_arrays(content, AGREEMENT))
+        if last is None:
+            if run in self._trained:
+                raise SiteError(Reason.STATE_LOST, f"what this site remembered of run {run} is lost")
+            if request.phase is Phase.EVALUATE and study.federation.rounds:
+                raise SiteError(Reason.OFF_PLAN, "the last evaluation is requested of a site that answered no round of the run")
+            self._check_constants(request, content)
         if request.phase is Phase.ROUND:
-            check_values(study, algorithm, request.config, number)
+            check_values(algorithm, request.config, number)
+            if last is None and number > 1 and algorithm.sends.records:
+                course = joined_late(course, study, number, first_update(request, content), self._training(request))
             check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
         weights = read_arrays(content, ARRAYS)
         start = (lambda: first_weights(request, content)), (lambda: first_update(request, content))
         check_weights(study, algorithm, Arrival(number, weights, course, last, *start), drift)
+
+    def _training(self, request: Request) -> int:
+        return load_cohort(request.manifests, request.study).count("train")
+
+    def _check_constants(self, request: Request, content: RecordDict) -> None:
+        """Raises ``SiteError`` if the preprocessing constants are not those that the study states, or do not fit the site's persons."""
+        study, agreed = request.study, read_arrays(content, AGREEMENT)
+        if study.privacy.unit != "none" and study.privacy.statistics == "stated":
+            check_stated(stated_constants(study, layout_of(study, content)), agreed)
+        else:
+            check_constants(own_sums(request, content), agreed)
 
     def _remember(self, request: Request, level: Level, content: RecordDict, reply: RecordDict, run: str) -> None:
         """What later messages are held against."""
@@ -287,6 +309,7 @@ class Gate:
             received = read_arrays(content, ARRAYS)
             returned = [read_arrays(reply, name) for name in site_algorithm(study).returns]
             flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
+            self._trained.add(run)
             keep_course(self.state, study, followed(course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
 
 

@@ -48,6 +48,15 @@ def evaluations_of(path: Path, phase: str) -> dict[str, set[str]]:
     return found
 
 
+def answered_runs(path: Path, phase: str) -> set[str]:
+    """The runs of which a request in ``phase`` was answered.
+
+    Raises:
+        InputError: a line other than the last is not an entry.
+    """
+    return {e.run for e in entries(path) if e.direction == "out" and e.verdict == "accepted" and e.phase == phase}
+
+
 def columns_of(path: Path, phase: str) -> dict[str, dict[str, int]]:
     """Study (SHA-256) -> content of a request in ``phase`` (``asked_for``) -> its number of columns: the difference between the request's
     round number and that of the run's request before it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from fedml.clients.site.manifest import Site
@@ -21,17 +22,14 @@ def stamp_of(site: Site) -> str:
     return digest.hexdigest()
 
 
-def _add(digest: hashlib._Hash, path: Path) -> None:
+def _add(digest: hashlib._Hash, path: Path, deeper: int = 16) -> None:
     try:
         about = path.stat()
-    except OSError:  # not a file: a key such as a format or a build
+    except OSError:  # not a file: a key such as a format or a build; or a link to nothing
+        digest.update(f"{path}\0".encode(errors="surrogateescape"))
         return
-    digest.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ino}\0".encode())
-    if path.is_dir():
-        with os.scandir(path) as found:
+    digest.update(f"{path}\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ino}\0".encode(errors="surrogateescape"))
+    if path.is_dir() and deeper:
+        with suppress(OSError), os.scandir(path) as found:
             for entry in sorted(found, key=lambda e: e.name):
-                if entry.is_dir(follow_symlinks=False):
-                    _add(digest, Path(entry.path))
-                else:
-                    one = entry.stat()
-                    digest.update(f"{entry.name}\0{one.st_size}\0{one.st_mtime_ns}\0{one.st_ino}\0".encode())
+                _add(digest, Path(entry.path), deeper - 1)

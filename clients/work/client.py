@@ -17,6 +17,7 @@ import torch
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.half import Memory, begin, end
@@ -204,6 +205,8 @@ def agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[
     cohort = load_aligned(request.manifests, request.study, panel, flips, _window(request, values))
     if cohort.image_shape and cohort.image_shape != layout.image_shape:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, this site has {cohort.image_shape}")
+    if protected(request) and request.study.privacy.unit != "patient":
+        cohort = without_few(cohort, smallest_of(request))
     return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
 
 

@@ -47,7 +47,7 @@ def own_sums(request: Request, content: RecordDict) -> dict[str, Any]:
 def planned_persons(request: Request) -> list[list[str]]:
     """The sets of persons about whom a run of the study would send exact values: parts, reported subgroups, persons of an analysis."""
     study, cohort = request.study, load_cohort(request.manifests, request.study)
-    if request.phase in ANALYSES:
+    if request.phase in ANALYSES or study.gwas is not None:
         return [analysed_persons(request)]
     patient = study.privacy.unit == "patient"
     parts: tuple[PartName, ...] = PARTS if not patient else () if study.privacy.metrics == "private" else ("val", "test")

@@ -6,6 +6,7 @@ parameters by name; it changes their gradients in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -22,6 +23,7 @@ from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study.section import PartName, Precision
 from fedml.study.sections import Training
+from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.task import Task
 
@@ -54,6 +56,12 @@ class LocalResult:
     loss_sum: float
     seen: int
     steps: int
+
+
+def planned_steps(study: Study, persons: int) -> int:
+    """Steps of one round at a site with so many training persons."""
+    plan = study.training
+    return plan.local_epochs * (math.ceil(persons / plan.batch_size) if plan.batch_size else 1)
 
 
 def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -80,20 +80,22 @@ def concordant(histogram: npt.NDArray[Any]) -> float:
 def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
     """``counts`` with no number about fewer than ``smallest`` persons of one class; see the module's docstring.
 
-    Small cells of the confusion matrix are rounded. A class of fewer persons is left out of the histogram.
+    Small cells of the confusion matrix are rounded within the persons of their class. With a class of fewer persons there is no histogram.
     """
     if smallest <= 1 or "histogram" not in counts:
         return dict(counts)
     fine = counts["histogram"]
     out, lost = np.zeros_like(fine), np.zeros(len(fine))
+    totals = counts["confusion"].sum(1)
+    if ((totals > 0) & (totals < smallest)).any():  # the number of its persons would follow from those of the other classes
+        return {**counts, "confusion": rounded_cells(counts["confusion"], smallest), "histogram": out, BEYOND: lost}
     for c, side in np.ndindex(fine.shape[:2]):
         for place, persons in _groups(fine[c, side], smallest):
             out[c, side, place] += persons
     for c in range(len(fine)):
         lost[c] = concordant(fine[c]) - concordant(_spread(out[c]))
-        if not (out[c].sum(1) == fine[c].sum(1)).all():
-            lost[c] = 0.0  # pairs with persons who are left out are not told
-    return {**counts, "confusion": rounded_cells(counts["confusion"], smallest), "histogram": out, BEYOND: lost}
+    rows = np.stack([rounded_cells(row, smallest) for row in counts["confusion"]])
+    return {**counts, "confusion": rows, "histogram": out, BEYOND: lost}
 
 
 def _groups(row: npt.NDArray[Any], smallest: int) -> list[tuple[int, int]]:

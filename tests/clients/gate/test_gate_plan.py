@@ -67,6 +67,8 @@ def test_test_persons_are_looked_at_once_a_run_at_its_end(tmp_path: Path) -> Non
     site = Site(tmp_path / "a", make_study(sites=("a",), federation__rounds=3))
     for number in (0, 1, 2):
         assert site.ask("evaluate", number) == "rounds-beyond-policy"
+    assert site.ask("evaluate", 3) == "not-of-the-plan", "no round was answered"
+    assert site.ask("round", 1) == ""
     assert site.ask("evaluate", 3) == ""
     assert site.ask("evaluate", 3) == "replayed"
     assert site.ask("round", 0) == "rounds-beyond-policy"

@@ -283,7 +283,7 @@ def test_sums_of_one_persons_image_do_not_leave(tmp_path: Path) -> None:
     assert centre.ask("describe", 0, 1) == ""
     agreed = replace(Centre(plan(), real_site(tmp_path / "c")).agree(1), image_shape=(1, 8, 8), constants={})
     assert centre.ask("statistics", 0, 1, agreed=agreed) == ""
-    assert not centre.answered[-1][1]["sums/preprocess.image"].any()
+    assert not centre.answered[-1][1].get("sums/preprocess.image", np.zeros(1)).any()
 
 
 def test_a_budget_covers_exact_metrics_and_delta(tmp_path: Path) -> None:
@@ -310,6 +310,69 @@ def test_noised_counts_are_sent_of_a_part_without_persons_too(tmp_path: Path, pe
     got = centre.answered[-1][1]
     assert {"counts/val/confusion", "counts/val/histogram"} <= got.keys()
     assert got["counts/val/confusion"].any()
+
+
+@pytest.mark.parametrize("persons", [1, 4])
+def test_a_column_that_few_persons_have_is_not_learned(tmp_path: Path, persons: int) -> None:
+    """Its weights would change by those persons alone."""
+    folder = real_site(tmp_path / "a")
+    known = Centre(plan(), real_site(tmp_path / "b")).cohort()
+    kept = {known.ids[row] for row in known.rows("train")[:persons]}
+    lines = [line.split(",") for line in (folder / "clinical.csv").read_text().splitlines()]
+    rows = [",".join([*line[:3], line[3] if line[0] in kept or line[0] == "id" else ""]) for line in lines]
+    (folder / "clinical.csv").write_text("\n".join(rows))
+    centre = Centre(plan(training__optimizer="sgd", training__lr=0.1), folder)
+    agreed = centre.agree(1)
+    constants = {k: v.clone() for k, v in agreed.constants.items()}
+    constants["preprocess.clinical.mean"][2], constants["preprocess.clinical.std"][2] = 0.0, 1.0
+    weights = centre.first(agreed)
+    assert centre.ask("round", 1, 1, replace(agreed, constants=constants), weights) == ""
+    change = centre.answered[-1][1]["arrays/" + WEIGHT] - weights[WEIGHT]
+    assert change[:, :2].all()
+    assert not change[:, 2].any()
+
+
+@pytest.mark.parametrize(
+    "privacy", [{"unit": "site", "noise_multiplier": 1.0, "ranges": PRIVATE["ranges"]}, {**PRIVATE, "metrics": "exact"}]
+)
+def test_stated_constants_are_those_of_the_study(tmp_path: Path, privacy: dict[str, Any]) -> None:
+    centre = Centre(plan(privacy=privacy), real_site(tmp_path / "a", 'centre = "curious"\nmax_epsilon = 5\nallow_unprotected = true'))
+    agreed = centre.agree(1)
+    weights = centre.first(agreed)
+    crafted = {k: v * 1e-6 if k.endswith("std") else v for k, v in agreed.constants.items()}
+    assert centre.ask("round", 1, 2, replace(agreed, constants=crafted), weights) == "not-of-the-plan"
+    assert centre.ask("round", 1, 3, agreed, weights) == ""
+
+
+def test_another_run_does_not_lift_the_order_of_the_first(centre: Centre) -> None:
+    agreed = centre.agree(1)
+    weights = centre.first(agreed)
+    for number in (1, 6):
+        assert centre.ask("round", number, 1, agreed, weights) == ""
+    assert centre.ask("round", 1, 2, agreed, weights) == ""
+    assert centre.ask("round", 2, 1, agreed, weights) == "not-of-the-plan"
+
+
+def test_missed_rounds_do_not_let_weights_run_away(tmp_path: Path) -> None:
+    centre = Centre(plan(federation__rounds=1000), real_site(tmp_path / "a"))
+    agreed = centre.agree(1)
+    far = {k: v + np.float32(3) for k, v in centre.first(agreed).items()}
+    assert centre.ask("round", 1000, 1, agreed, far) == "not-of-the-plan"
+    assert centre.ask("evaluate", 1000, 1, agreed, centre.first(agreed)) == "not-of-the-plan"
+    assert centre.ask("round", 900, 1, agreed, centre.first(agreed)) == "", "a site that joins late takes part"
+
+
+def test_a_late_site_takes_part_in_scaffold(tmp_path: Path) -> None:
+    study = plan(strategy={"name": "scaffold"}, training__optimizer="sgd", training__lr=0.01)
+    centre = Centre(study, real_site(tmp_path / "a"))
+    agreed = centre.agree(1)
+    weights = centre.first(agreed)
+    small = {k: np.full_like(v, 1e-3) for k, v in weights.items()}
+    assert (
+        centre.ask("round", 3, 1, agreed, weights, {"counted-round": 0}, control={k: v + 1e6 for k, v in small.items()})
+        == "not-of-the-plan"
+    )
+    assert centre.ask("round", 3, 1, agreed, weights, {"counted-round": 0}, control=small) == ""
 
 
 def attack(centre: Centre, agreed: Any, honest: Arrays, draw: np.random.Generator, number: int) -> str:

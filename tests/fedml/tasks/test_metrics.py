@@ -180,3 +180,23 @@ def test_losses_are_the_means_over_persons() -> None:
     assert float(THREE.loss(z, y)) == pytest.approx(m["log_loss"], rel=1e-12)
     n = NUMBER.metrics(NUMBER.counts(z[:, :1], y.double()))
     assert float(NUMBER.loss(z[:, :1], y.double())) == pytest.approx(n["rmse"] ** 2, rel=1e-12)
+
+
+def test_what_a_site_sends_hides_each_small_cell_and_keeps_its_auroc() -> None:
+    """The cells of a class cannot be had from its total, which the histogram has; the site's own AUROC is as before."""
+    rng = np.random.default_rng(3)
+    y = torch.tensor([0.0] * 48 + [1.0] * 32)
+    logit = np.concatenate([rng.uniform(-3, -0.5, 48), rng.uniform(0.5, 3, 31), [-1.0]])
+    z = torch.from_numpy(np.stack([np.zeros(80), logit], 1))
+    counts = TWO.counts(z, y)
+    sent = TWO.grouped(counts, 5)
+    assert counts["confusion"].tolist() == [[48, 0], [1, 31]]
+    assert sent["confusion"].tolist() == [[48, 0], [0, 32]]
+    cells = sent["histogram"][sent["histogram"] > 0]
+    assert cells.min() >= 5
+    assert sent["histogram"].sum(-1).tolist() == [[48, 32]]
+    assert TWO.metrics(TWO.spread(sent))["auroc"] == pytest.approx(TWO.metrics(counts)["auroc"], abs=1e-12)
+    few = TWO.grouped(TWO.counts(z[:51], y[:51]), 5)
+    assert not few["histogram"].any(), "three persons of a class would follow from the other class and all"
+    assert few["confusion"].sum() == 51
+    assert ((few["confusion"] == 0) | (few["confusion"] >= 5)).all()
