@@ -48,14 +48,14 @@ AGREED, TRAINED, COUNTED = ("statistics", *WITH_MODEL), ("round",), WITH_MODEL
 # name -> (owner, attribute, phases that pass there, at which call at the latest)
 PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "read_request": ("fedml.clients.gate.gate", "read_request", ALL, 1),
-    "is_approved": ("fedml.clients.gate.gate", "is_approved", ALL, 1),
+    "check_level": ("fedml.clients.gate.gate", "check_level", ALL, 1),
     "check_roster": ("fedml.clients.gate.gate", "check_roster", ALL, 1),
     "check_request": ("fedml.clients.gate.gate", "check_request", ALL, 1),
     "load_cohort": ("fedml.clients.gate.gate", "load_cohort", ALL, 1),
     "execute": ("fedml.clients.gate.gate", "execute", ALL, 1),
     "check_reply": ("fedml.clients.gate.gate", "check_reply", ALL, 1),
     "journal": ("fedml.clients.gate.journal:Journal", "append", ALL, 2),
-    "read_site": ("fedml.clients.site.manifest", "read_site", ALL, 1),
+    "read_site": ("fedml.clients.gate.gate", "read_site", ALL, 1),
     "read_table": ("fedml.clients.site.read", "read_table", ALL, 1),
     "read_labels": ("fedml.clients.site.read", "read_labels", ALL, 1),
     "part_of": ("fedml.clients.site.read", "part_of", ALL, PERSONS),

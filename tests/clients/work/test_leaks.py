@@ -251,6 +251,15 @@ def test_a_refusal_holds_nothing_of_a_person(ask: Any, data: st.DataObject, firs
         assert code in set(Reason) or (harmless and not code), f"no refusal: {case} {outcome}"
 
 
+@pytest.mark.parametrize("place", sorted(PLACES))
+def test_each_place_of_a_fault_is_reached(ask: Any, place: str) -> None:
+    """A name that has moved would be a fault that no case meets."""
+    for phase in PLACES[place][2]:
+        number = next(ROUNDS)
+        case = person(random.Random(place), number) | {"phase": phase, "round": number, "place": place, "call": 1, "kind": "KeyError"}
+        assert ask(case)[1]["met"], phase
+
+
 def test_that_look_finds_a_gate_that_tells(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("reason_of", "refusal"):
         monkeypatch.setattr(fedml.clients.gate.gate, name, getattr(fedml.clients.gate.gate, name))  # put back afterwards
