@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pytest
 from flwr.app import Context, Message, RecordDict
 
 from fedml.clients.gate import approvals
@@ -21,6 +22,7 @@ from fedml.clients.gate.gate import Gate
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import find_sites
 from fedml.clients.work.client import app as client_app
+from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.association import read_table
 from fedml.flower.grid import InProcessGrid
 from fedml.runs.log import read_events
@@ -31,8 +33,17 @@ from fedml.study.read import read_study
 from fedml.study.study import Study, for_roster
 from fedml.wire.records import AGREEMENT, ANALYSIS, CONFIG, FLIPS, PANEL, Phase, unpack
 from tests.command import STUDIES
+from tests.conftest import DATA
 
 SITES = ("hapmap3", "kg1")
+
+
+def prepared(folder: Path) -> Path:
+    """The two studies as two sites, with the planted trait, in ``folder``/sites; the test is skipped where the public data are absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"the public data are not at {DATA}")
+    prepare("trait", folder / "sites", data=DATA, say=lambda _: None)
+    return folder / "sites"
 
 
 class Pool(NamedTuple):

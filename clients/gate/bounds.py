@@ -6,11 +6,11 @@ They do not apply to public data, to a trusted centre, or to privacy of one pati
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from fedml.clients.site.manifest import Policy
 from fedml.errors import Reason, SiteError
+from fedml.learning.training import planned_steps
 from fedml.study.study import Study
 
 
@@ -25,7 +25,7 @@ def objections(study: Study, policy: Policy, min_count: int, training_persons: i
         yield f"[training] lr is {plan.lr:g}, [policy] max_lr allows {policy.max_lr:g}"
     if 0 < plan.batch_size < min_count:
         yield f"[training] batch_size is {plan.batch_size}: a step must be of at least {min_count} persons (min_count)"
-    steps = plan.local_epochs * math.ceil(training_persons / plan.batch_size if plan.batch_size else 1)
+    steps = planned_steps(study, training_persons)
     if steps > policy.max_local_steps:
         yield f"a round would be {steps} steps, [policy] max_local_steps allows {policy.max_local_steps}"
     for key, width in _widths(study):

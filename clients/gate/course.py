@@ -37,7 +37,7 @@ _SAME = 1e-4, 1e-6  # relative, absolute: two versions of torch draw first weigh
 _FARTHEST = 30.0  # standard deviations; the square root of how many times more persons than this site a federation has
 _ROUNDS = 5  # missed rounds for which the weights may have moved on
 _KEPT = 32  # runs
-_NOISE = 1.5  # the length of normal noise in many dimensions is near its expectation; 1.5 times is never exceeded
+_NOISE = 6.0  # standard normal noise of d weights is longer than sqrt(d) + 6 with a probability below exp(-18)
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _reach(study: Study, algorithm: Algorithm, course: Course, rounds: int, weig
         from fedml.privacy.releases import noise_multiplier
 
         norm = max(study.privacy.clipping_norm, course.longest)
-        step += _NOISE * noise_multiplier(study, "") * norm * math.sqrt(count) / len(study.federation.sites)
+        step += (math.sqrt(count) + _NOISE) * noise_multiplier(study, "") * norm / len(study.federation.sites)
     # The first weights differ in the last bits between versions of torch.
     return min(rounds, _ROUNDS) * step + 1e-3 * (1 + length(weights))
 

@@ -23,7 +23,6 @@ from fedml.clients.gate.journal import entries
 from fedml.cohort.variants.model import Variant
 from fedml.errors import Reason, RunError
 from fedml.experiments.bench.gwas import PIECES, deal
-from fedml.experiments.prepare import prepare
 from fedml.experiments.runs.association import HIT
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import take
@@ -32,18 +31,14 @@ from fedml.study.study import Study, for_roster, parse_study
 from fedml.wire.records import Phase
 from tests.command import STUDIES
 from tests.command import quick as command
-from tests.conftest import DATA, write_bed
-from tests.trait import SITES, Pool, Ran, agreed, chosen, copy_site, firth, gates, read_pool, run, study_of, worst
+from tests.conftest import write_bed
+from tests.trait import SITES, Pool, Ran, agreed, chosen, copy_site, firth, gates, prepared, read_pool, run, study_of, worst
 
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two studies as two sites, with the planted trait."""
-    if not DATA.is_dir():
-        pytest.skip(f"the public data are not at {DATA}")
-    out = tmp_path_factory.mktemp("trait") / "sites"
-    prepare("trait", out, data=DATA, say=lambda _: None)
-    return out
+    return prepared(tmp_path_factory.mktemp("trait"))
 
 
 @pytest.fixture(scope="module")

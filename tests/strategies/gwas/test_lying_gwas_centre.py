@@ -16,11 +16,9 @@ from fedml.clients.gate.gate import Gate
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import read_site
 from fedml.clients.work.genomics import FEWEST_SHARE, effective_persons
-from fedml.experiments.prepare import prepare
 from fedml.flower.grid import InProcessGrid
 from fedml.wire.records import pack, unpack
-from tests.conftest import DATA
-from tests.trait import study_of
+from tests.trait import prepared, study_of
 
 NONE = {"panel": np.zeros(0, np.uint8), "flips": np.zeros(0, np.uint8), "image_shape": np.zeros(0, np.int64)}
 
@@ -57,11 +55,7 @@ class Centre:
 
 @pytest.fixture(scope="module")
 def kg1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not DATA.is_dir():
-        pytest.skip(f"the public data are not at {DATA}")
-    out = tmp_path_factory.mktemp("trait") / "sites"
-    prepare("trait", out, data=DATA, say=lambda _: None)
-    return out / "kg1"
+    return prepared(tmp_path_factory.mktemp("trait")) / "kg1"
 
 
 @pytest.fixture
