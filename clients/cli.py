@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,9 +11,6 @@ from fedml.cli import guarded
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
 from fedml.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="fedml-site",
@@ -66,6 +63,7 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 # superlink = "federation.example.org:9092"
 # root_certificates = "ca.pem"
 # key = "node.key"
+# proxy = "http://proxy.hospital.example:3128" # default: HTTPS_PROXY and NO_PROXY of the environment; "": none
 """
 
 
@@ -101,7 +99,9 @@ def check(
 
     Example: fedml-site check heart.toml --site /srv/fedml/site.toml
     """
+    from fedml.clients.gate.checks import limits
     from fedml.clients.gate.foresee import would_refuse
+    from fedml.clients.site.few import changes
     from fedml.clients.site.manifest import check_roster
     from fedml.clients.site.read import load_cohort
     from fedml.modalities.modality import require
@@ -126,6 +126,13 @@ def check(
     for modality, value in inputs_of(cohort):
         for line in require(modality.summary, modality, "summary")(value, study):
             print(f"  {line}")
+    if not site.manifest.data.public and study.privacy.unit != "patient" and study.gwas is None:
+        for line in changes(cohort, study, limits(site.manifest.policy, study).min_count):
+            print(f"  {line}")
+    if study.privacy.unit != "none":
+        from fedml.privacy.releases import attacker_sentence
+
+        print(f"  {attacker_sentence(study)}")
     for line in would_refuse(site, study, cohort.count("train")):
         print(f"  the site would refuse this study: {line}")
 
@@ -192,7 +199,10 @@ def approve(
     by: By = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; the plan is still printed.")] = False,
     trust_centre: Annotated[
-        str, typer.Option("--trust-centre", help="Why the centre is trusted with this study; lifts the bounds on its messages.")
+        str,
+        typer.Option(
+            "--trust-centre", help="Why the centre is trusted with this study, for the run's evidence; lifts the bounds on its messages."
+        ),
     ] = "",
 ) -> None:
     """Print a study's plan as text, ask for confirmation, and record who approved the study and when.
@@ -211,6 +221,10 @@ def approve(
     check_roster(site, study)
     print(describe(study))
     print(f"Centre      {words('trusted' if trust_centre else level_of(site), study)}")
+    if study.privacy.unit != "none":
+        from fedml.privacy.releases import attacker_sentence
+
+        print(f"Attacker    {attacker_sentence(study)}")
     for line in would_refuse(site, study, None, trust_centre):
         print(f"Refused     {line}")
     print()
@@ -303,6 +317,32 @@ def status(site_file: SiteFile = Path("site.toml")) -> None:
     path = site.state / "journal.jsonl"
     if path.exists():
         print(show(entries(path), 5))
+
+
+@app.command()
+def remove(
+    site_file: SiteFile = Path("site.toml"),
+    with_journal: Annotated[bool, typer.Option("--with-journal", help="Also delete journal, ledger and studies.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; the list is still printed.")] = False,
+) -> None:
+    """Leave the federation: delete the node key, approvals, caches and logs of this site. The data and site.toml stay.
+
+    Example: fedml-site remove --site /srv/fedml/site.toml
+    """
+    from fedml.clients.desk import remove as removal
+    from fedml.clients.service import running
+
+    site = site_of(site_file)
+    if process := running(site.state):
+        how = "stop the service first (systemctl disable --now fedml-site)"
+        raise InputError(f"{site.state}: the site is running (process {process}); {how}.")
+    plan = removal.plan_removal(site, with_journal)
+    print(removal.show(site, plan))
+    if plan.deleted and not yes and not typer.confirm(f"Remove {site.name}?"):
+        print("not removed")
+        return
+    removal.remove(site, with_journal)
+    print(f"{site.name} is removed; {removal.say_to_centre(site)}")
 
 
 @app.command()

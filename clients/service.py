@@ -20,16 +20,19 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from fedml.cli import PrintableFormatter
 from fedml.clients.gate.gate import Gate
+from fedml.clients.site import logs
 from fedml.clients.site.manifest import Connection, Site
 from fedml.errors import InputError
+from fedml.flower.address import node_environment
+from fedml.flower.parent import owned
 
 log = logging.getLogger("fedml.site")
 # Back-off between restarts of the SuperNode, reset after _RESET_SECONDS of uptime. A SuperLink refuses a restarted node until the
 # heartbeats of the old node have timed out (up to a minute), so the longest wait is short.
 _FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS, _RESET_SECONDS = 1.0, 8.0, 120.0
-PID_FILE, LOG_FILE, NODE_LOG = "site.pid", "site.log", "supernode.log"
+PID_FILE, SECRET, WAY = "site.pid", "runtime.secret", "proxy"  # WAY: the proxy of the service that runs, without its password
+DIRECT = "no proxy"
 
 
 def connection_of(site: Site) -> Connection:
@@ -73,8 +76,11 @@ def run_site(site: Site) -> None:
     from fedml.flower.superlink import free_ports
 
     connection, state = connection_of(site), prepare_state(site)
-    claim = _claim(state)
-    log.addHandler(_file_log(state / LOG_FILE))
+    proxy = connection.way()
+    way = proxy.shown if proxy else DIRECT
+    claim = claim_site(state)
+    (state / WAY).write_text(way, encoding="utf-8")
+    log.addHandler(logs.rotated(state / logs.SITE_LOG, logs.SITE_BYTES, "%(asctime)s %(levelname)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False
     gate, stop = Gate(site, state), threading.Event()
@@ -84,15 +90,16 @@ def run_site(site: Site) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    secret_file = state / "runtime.secret"
+    secret_file = state / SECRET
     secret = secrets.token_hex(32).encode()
     secret_file.unlink(missing_ok=True)
     with os.fdopen(os.open(secret_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(secret)
     address = f"127.0.0.1:{free_ports(1)[0]}"
-    keeper = threading.Thread(target=_keep_node, args=(_node_command(site, connection, address, secret_file), state, stop), daemon=True)
+    command = _node_command(site, connection, address, secret_file)
+    keeper = threading.Thread(target=_keep_node, args=(command, node_environment(proxy), state, stop), daemon=True)
     gate.journal.append(direction="site", verdict="noted", reason="start")
-    log.info("%s started; SuperLink %s", site.name, connection.superlink)
+    log.info("%s started; SuperLink %s, %s", site.name, connection.superlink, f"through the proxy {way}" if proxy else way)
     keeper.start()
     try:
         serve(address, secret, gate.handle, stop)
@@ -116,7 +123,7 @@ def running(state: Path) -> int | None:
     return None
 
 
-def _claim(state: Path) -> IO[str]:
+def claim_site(state: Path) -> IO[str]:
     """Locks the site for this process until the returned file is closed, or the process ends.
 
     Raises:
@@ -134,14 +141,6 @@ def _claim(state: Path) -> IO[str]:
     return file
 
 
-def _file_log(path: Path) -> logging.Handler:
-    from logging.handlers import RotatingFileHandler
-
-    handler = RotatingFileHandler(path, maxBytes=10_000_000, backupCount=5, encoding="utf-8")
-    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(message)s"))
-    return handler
-
-
 def _node_command(site: Site, connection: Connection, address: str, secret_file: Path) -> list[str]:
     host, _, port = address.partition(":")
     return [
@@ -152,13 +151,14 @@ def _node_command(site: Site, connection: Connection, address: str, secret_file:
     ]  # fmt: skip
 
 
-def _keep_node(command: list[str], state: Path, stop: threading.Event) -> None:
+def _keep_node(command: list[str], environment: dict[str, str], state: Path, stop: threading.Event) -> None:
     """Runs the SuperNode and restarts it when it ends; waits longer each time it ends early."""
-    wait = _FIRST_WAIT_SECONDS
+    wait, out = _FIRST_WAIT_SECONDS, logs.rotated(state / logs.NODE_LOG, logs.NODE_BYTES, "%(message)s")
     while not stop.is_set():
         began = time.monotonic()
-        with (state / NODE_LOG).open("ab") as out:
-            node = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
+        node = subprocess.Popen(command, env=owned(environment), stdout=pipe, stderr=subprocess.STDOUT, stdin=nothing)
+        threading.Thread(target=logs.copy_lines, args=(node.stdout, out), daemon=True).start()
         while node.poll() is None and not stop.wait(0.2):
             pass
         if stop.is_set():
@@ -169,5 +169,5 @@ def _keep_node(command: list[str], state: Path, stop: threading.Event) -> None:
                 node.kill()
             return
         wait = _FIRST_WAIT_SECONDS if time.monotonic() - began > _RESET_SECONDS else min(2 * wait, _LONGEST_WAIT_SECONDS)
-        log.warning("the SuperNode ended (exit code %s, see %s); restart in %.0f s", node.returncode, NODE_LOG, wait)
+        log.warning("the SuperNode ended (exit code %s, see %s); restart in %.0f s", node.returncode, logs.NODE_LOG, wait)
         stop.wait(wait)

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -108,7 +108,7 @@ def run(
         console.print(f"Privacy: {privacy['sentence']}", soft_wrap=True)
     closing_line(launched, console)
     if as_json:
-        print(json.dumps(summary(study, outcome, launched.mlflow_run)), flush=True)
+        print(json.dumps(summary(study, outcome, launched.mlflow_run, launched.mlflow_error)), flush=True)
     judge(launched)
 
 
@@ -253,11 +253,12 @@ def compare(
 
     Example: fedml compare experiments/studies/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
+    from fedml.experiments.compare.cost import lines
     from fedml.experiments.compare.tables import main_table, plain_rows, summarise, where_table
     from fedml.experiments.compare.train import compare as make
-    from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds
+    from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds, together
 
-    console = make_console(as_json)
+    console, cost = make_console(as_json), dict[str, dict[str, Any]]()
     if all((path / "study.json").exists() for path in what):
         study, rows = compare_runs(what, sites, console)
     else:
@@ -266,12 +267,16 @@ def compare(
         kinds = parse_baselines(against.baselines)
         study = load_study(what[0], changes, None)
         studies = [load_study(what[0], changes, s) for s in parse_seeds(against.seeds, study.study.seed)]
-        rows = make(studies, find(sites, study, console.print), kinds, against.truth, runs, console)
+        found = find(sites, study, console.print)
+        rows = make(studies, found, kinds, against.truth, runs, console)
+        cost = together(studies, found, rows)
     described = summarise(study, rows)
     console.print(main_table(study, described))
     console.print(where_table(study, described))
+    for line in lines(cost):
+        console.print(line, markup=False, soft_wrap=True)
     if as_json:
-        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described}), flush=True)
+        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}), flush=True)
 
 
 @app.command()
@@ -287,6 +292,7 @@ def audit(
 
     Example: fedml audit fedml-runs/heart-private-20260131-101500-3fa2b1 --sites out/heart
     """
+    from fedml.clients.gate.local import Plan, charge_whole
     from fedml.experiments.privacy_audit import audit as attack
     from fedml.experiments.privacy_audit import claimed, read_run, save, sentence, without_noise
 
@@ -294,10 +300,12 @@ def audit(
     study, privacy = read_run(run_folder)
     found = find(sites, study, console.print)
     limit = claimed(study)
+    attacked = without_noise(study) if noise_off else study
+    charge_whole([Plan(attacked, name, site) for name, site in found.items()], f"audit {run_folder.name}", "audit")
     console.print(f"Claim: {privacy.sentence}", soft_wrap=True)
     if noise_off:
         console.print("The noise is off: the claim does not apply, and a working attack finds a large epsilon.", soft_wrap=True)
-    record = attack(without_noise(study) if noise_off else study, found, canaries=canaries, seed=seed, say=console.print)
+    record = attack(attacked, found, canaries=canaries, seed=seed, say=console.print)
     record = {**record, "claimed_epsilon": limit if limit < float("inf") else None, "claim": privacy.sentence}
     save(run_folder, "noise_off" if noise_off else "audit", record)
     console.print(f"Audit: {sentence(record)}", soft_wrap=True)

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 
 
 class InputError(Exception):
@@ -62,6 +63,8 @@ class SiteError(Exception):
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """``' (did you mean "x"?)'`` with the most similar of ``known``, or ``''`` if none is similar."""
-    spelled = {str(k).lower(): k for k in known}
+    if len(word) > 200:  # the comparison takes a time that grows with the square of the length
+        return ""
+    spelled = {str(k).lower(): k for k in islice(known, 2_000)}
     close = difflib.get_close_matches(word.lower(), list(spelled), n=1, cutoff=0.6)
     return f' (did you mean "{spelled[close[0]]}"?)' if close else ""

@@ -10,6 +10,10 @@ from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.text import printable
 
+_DISCLOSED = (
+    "the limits in its policy, how far it trusts the centre, and the approver's reason for that, unless the site does not disclose them"
+)
+
 
 def describe(study: Study) -> str:
     """The plan as text.
@@ -74,7 +78,7 @@ def leaves(study: Study) -> list[str]:
             "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
             f"{counts} over its validation persons{noised}",
             f"at the end: the same counts over its test persons{noised}",
-            "as evidence: the limits in its policy, unless the site does not disclose them",
+            f"as evidence: {_DISCLOSED}",
         ]
     stated, more = study.privacy.unit == "site", algorithm_of(study).words.leaves
     return [
@@ -82,8 +86,7 @@ def leaves(study: Study) -> list[str]:
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
         f"{counts} over its validation persons",
         "at the end: the same counts over its test persons" + _groups(study),
-        "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and the limits in its policy, "
-        "unless the site does not disclose them",
+        "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and " + _DISCLOSED,
     ]
 
 

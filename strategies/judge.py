@@ -1,14 +1,15 @@
-"""Updates that stand out: a site whose update is many times longer than those of the others is left out of the round.
+"""Updates that stand out: a site whose update, or another record that its algorithm returns (SCAFFOLD's change of the control variate), is
+many times longer than those of the others is left out.
 
-A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. Lengths are compared by local step.
-The replies of a round are held until their lengths are known, as long as they are small together: memory does not grow with the number of
-sites. Beyond that they pass unjudged.
+A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. Lengths of updates are compared by
+local step; other records are means over the local steps, and are compared as they are. Replies of a round are held until their lengths are
+known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -31,11 +32,20 @@ def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     return math.sqrt(sum(float(((trained[name].double() - value.double()) ** 2).sum()) for name, value in current.items()))
 
 
-def judged(study: Study, incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norms: dict[str, float]) -> Iterator[Answer]:
+def record_norm(answer: Answer, record: str) -> float:
+    """The Euclidean length of another record that a site returned."""
+    arrays = unpack_tensors(answer.message.content.array_records[record])
+    return math.sqrt(sum(float((value.double() ** 2).sum()) for value in arrays.values()))
+
+
+def judged(
+    study: Study, incoming: Iterable[Answer], current: Mapping[str, torch.Tensor], norms: dict[str, float], records: Sequence[str] = ()
+) -> Iterator[Answer]:
     """``incoming`` in its order; one that stands out has the reason ``implausible``.
 
     Args:
         current: the weights that were sent. norms: filled with site -> length of its update.
+        records: the names of what the algorithm returns besides the model.
     """
     held, size, stream = list[Answer](), 0, iter(incoming)
     for answer in stream:
@@ -46,8 +56,10 @@ def judged(study: Study, incoming: Iterable[Answer], current: Mapping[str, torch
         if size > HELD_BYTES:
             break
     else:
-        steps = {answer.site: _steps(study, answer) for answer in held if answer.reason is None}
-        held = [_judge(answer, {site: norm / steps[site] for site, norm in norms.items()}) for answer in held]
+        valid = [answer for answer in held if answer.reason is None]
+        lengths = [{a.site: norms[a.site] / _steps(study, a) for a in valid}]
+        lengths += [{a.site: record_norm(a, record) for a in valid} for record in records]
+        held = [_judge(answer, lengths) for answer in held]
     yield from held
     del held
     for answer in stream:
@@ -61,8 +73,9 @@ def _steps(study: Study, answer: Answer) -> int:
     return max(planned_steps(study, int(str(answer.message.content.metric_records[METRICS][NUM_EXAMPLES]))), 1)
 
 
-def _judge(answer: Answer, norms: Mapping[str, float]) -> Answer:
-    others = [norm for site, norm in norms.items() if site != answer.site]
-    if answer.reason is None and len(others) >= FEWEST and norms[answer.site] > LONGEST * median(others) > 0:
-        return replace(answer, reason=str(Reason.IMPLAUSIBLE))
+def _judge(answer: Answer, lengths: Sequence[Mapping[str, float]]) -> Answer:
+    for norms in lengths:
+        others = [norm for site, norm in norms.items() if site != answer.site]
+        if answer.reason is None and len(others) >= FEWEST and norms[answer.site] > LONGEST * median(others) > 0:
+            return replace(answer, reason=str(Reason.IMPLAUSIBLE))
     return answer

@@ -132,7 +132,7 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
     incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))
     norms = dict[str, float]()
     # With privacy of a site, updates are clipped: none can stand out.
-    incoming = incoming if study.privacy.unit == "site" else judged(study, incoming, state.arrays, norms)
+    incoming = incoming if study.privacy.unit == "site" else judged(study, incoming, state.arrays, norms, list(extras.records))
     replies = _train_replies(study, incoming, who, counts, extras)
     following, _ = strategy.aggregate_train(number, replies)
     who.check_quorum(study, f"round {number}")

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedml.errors import InputError, RunError
 from fedml.flower.grid import ask_for_parts_sooner
+from fedml.flower.parent import working
 from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
@@ -36,12 +37,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (default: ``train``)."""
     run = Path(str(context.run_config["run"]))
     ask_for_parts_sooner()
-    try:
-        JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)
-    except (RunError, InputError) as error:
-        emit(run, End(status="failed", reason=str(error)))
-        raise
-    except Exception as error:
-        emit(run, End(status="failed", reason=f"{type(error).__name__}: {error}"))
-        raise
-    emit(run, End(status="finished", reason=""))
+    with working(run):
+        try:
+            JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)
+        except (RunError, InputError) as error:
+            emit(run, End(status="failed", reason=str(error)))
+            raise
+        except Exception as error:
+            emit(run, End(status="failed", reason=f"{type(error).__name__}: {error}"))
+            raise
+        emit(run, End(status="finished", reason=""))

@@ -20,7 +20,9 @@ from fedml.clients.site.read import load_cohort
 from fedml.errors import InputError, RunError
 from fedml.runs.events import Round
 from fedml.runs.log import read_log
-from fedml.study.study import Study, for_roster
+from fedml.strategies.algorithms.fedprox import MU
+from fedml.strategies.algorithms.registry import algorithm_of
+from fedml.study.study import Study, for_roster, parse_study
 from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
 
@@ -33,6 +35,7 @@ class Rehearsal:
     seconds: float
     entries: tuple[Entry, ...]
     memory_mb: int
+    replaced: str = ""  # the import path of a server's strategy, in whose place a built-in one ran
 
 
 def studies_of(site: Site) -> list[Study]:
@@ -47,8 +50,18 @@ def studies_of(site: Site) -> list[Study]:
     return found
 
 
+def _without_imports(study: Study) -> Study:
+    """``study``, with a built-in strategy of the same messages in the place of one that the study names by an import path: that module is
+    code of the study's author, which only the server runs."""
+    if ":" not in study.strategy.name:
+        return study
+    replies = algorithm_of(study)  # the site's part, which imports nothing that the study names
+    sent = {"name": "fedprox", "mu": replies.sends.values[MU]} if MU in replies.sends.config else {"name": "fedavg"}
+    return parse_study(json.dumps(study.model_dump(mode="json") | {"strategy": sent}))
+
+
 def rehearse(site: Site, study: Study) -> Rehearsal:
-    """Runs one round of ``study`` in this process, with the site's policy.
+    """Runs one round of ``study`` in this process, with the site's policy. Imports nothing that the study names.
 
     Raises:
         InputError, SiteError: the site's files cannot be used, or the study's roster lacks the site.
@@ -61,7 +74,7 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
 
     check_roster(site, study)
     cohort = load_cohort((str(site.file.resolve()),), study)
-    single = for_roster(study, [site.name], rounds=1)
+    single = _without_imports(for_roster(study, [site.name], rounds=1))
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
         run.mkdir()
@@ -86,7 +99,8 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
             raise RunError(f'study "{study.study.name}" would not run at this site: {"; ".join(refused) or error}.') from error
         rounds = [e.seconds for e in read_log(run)[0] if isinstance(e, Round)]
         journal = tuple(entries(copy.state / "journal.jsonl"))
-    return Rehearsal(len(cohort), rounds[0], journal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    replaced = "" if single.strategy.name == study.strategy.name else study.strategy.name
+    return Rehearsal(len(cohort), rounds[0], journal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, replaced)
 
 
 def show(site: Site, study: Study, played: Rehearsal) -> str:
@@ -95,6 +109,11 @@ def show(site: Site, study: Study, played: Rehearsal) -> str:
         f'{site.name}: one round of study "{study.study.name}" on {played.persons} placeholder persons with the shapes of your data',
         "(no machine was contacted; no value of a real person was used or stored). A round would send from this site:",
     ]
+    if played.replaced:
+        lines.append(
+            f"(the server's strategy {played.replaced} was not imported, because it is code that the study names; the server's step was "
+            "computed by a built-in strategy, with the same records in each message)"
+        )
     for entry in played.entries:
         if entry.direction == "out":
             sizes = ", ".join(f"{r.name} {r.bytes / 1e3:.1f} kB" for r in entry.records)

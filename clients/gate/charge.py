@@ -30,6 +30,15 @@ def check_budget(study: Study, policy: Policy) -> None:
     raise SiteError(Reason.BUDGET, text)
 
 
+def check_delta(study: Study, policy: Policy, persons: int) -> None:
+    """Raises ``SiteError`` if a delta is not below 1 / ``persons``: releasing one of them completely would satisfy it."""
+    for key, delta in (("[privacy] delta", study.privacy.delta), ("[policy] delta", policy.delta)):
+        if study.privacy.unit == "patient" and persons > 1 and delta * persons >= 1:
+            raise SiteError(
+                Reason.BUDGET, f"{key} is {delta:g}, and {persons} persons take part: it must be below 1 / {persons}; 1e-5 is usual"
+            )
+
+
 def charge(ledger: Ledger, policy: Policy, request: Request, run: str) -> None:
     """Charges the reply's releases to the ledger. Raises ``SiteError`` if a budget would be exceeded."""
     study = request.study
@@ -58,6 +67,8 @@ def charge(ledger: Ledger, policy: Policy, request: Request, run: str) -> None:
         ledger.note_unprotected(counted, **note)
     released = message_events(study, request.name, request.phase, request.round)
     parts = [(ids, events) for part, events in released.items() if events and (ids := persons(part))]
+    for ids, _ in parts:
+        check_delta(study, policy, len(ids))
     if parts:
         ahead = study.federation.rounds - request.round if request.phase is Phase.ROUND else 0
         ledger.charge_all(parts, **note, max_epsilon=policy.max_epsilon, delta=policy.delta, ahead=ahead)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fedml.clients.gate.approvals import approval_of
 from fedml.clients.gate.bounds import objections
-from fedml.clients.gate.charge import check_budget
+from fedml.clients.gate.charge import check_budget, check_delta
 from fedml.clients.gate.checks import limits
 from fedml.clients.gate.trust import check_level, level_of
 from fedml.clients.site.manifest import Site
@@ -31,6 +31,7 @@ def would_refuse(site: Site, study: Study, training_persons: int | None, trust: 
     try:
         check_level(level, study)
         check_budget(study, policy)
+        check_delta(study, policy, training_persons or 0)
     except SiteError as error:
         yield str(error)
     if study.federation.rounds > policy.max_rounds:

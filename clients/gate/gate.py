@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ class Gate:
             if self._cut:
                 raise SiteError(Reason.STATE_LOST, self._cut)
             self._read_again()
+            note["records"] = notes_of(message.content)
+            note["about"] = About(note["about"].run, _sha256_of(message.content))
+            self._approval(note["about"].study)  # before anything is unpacked or parsed: without an approval a message costs its digest
             bundled = is_bundled(message.content)
             message.content = unbundle(message.content)
             note["records"] = notes_of(message.content)
@@ -116,9 +120,10 @@ class Gate:
             with suppress(Exception):  # str(error) itself may raise
                 log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
             try:
-                self.journal.append(direction=direction, verdict="refused", reason=str(reason), **note)
-            except Exception:
-                log.error("the journal cannot be written; every request is refused until it can be written", exc_info=True)
+                if not self._cut:
+                    self.journal.append(direction=direction, verdict="refused", reason=str(reason), **note)
+            except Exception as failed:
+                log.error("the journal cannot be written; every request is refused until it can be written: %s", failed)
             return refusal(message, reason)
 
     def _read_again(self) -> None:
@@ -153,7 +158,7 @@ class Gate:
         run = note["about"].run
         sha256 = _sha256_of(message.content)
         note["about"] = About(run, sha256)
-        approval = self._approval(sha256)  # before the study is parsed: a text that nobody approved costs no more than its digest
+        approval = self._approval(sha256)
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
         study = request.study
         note["about"] = About(run, study.sha256, study.study.name, str(request.phase), request.round)
@@ -192,7 +197,7 @@ class Gate:
         self._runs[study.sha256].add(run)
         if request.phase is Phase.EVALUATE:
             self._evaluated.setdefault(study.sha256, set()).add(asked_for(note["records"]))
-        return request, level
+        return replace(request, trust=approval.trust), level
 
     def _check_repeats(self, study: Study, key: tuple[str, str, int], records: tuple[RecordNote, ...]) -> None:
         """Raises ``SiteError`` for a request that was answered, and for more runs or evaluations of the study than the policy allows."""

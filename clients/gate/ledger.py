@@ -82,6 +82,7 @@ _SCHEMA += [
 ]
 _TRANSIENT = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_READONLY")  # errors that leave the ledger itself intact
 _create_lock = threading.Lock()
+Part = tuple[Sequence[str], "Sequence[DpEvent]"]  # ids of all persons who could be sampled, events
 EventCounts = Counter[str]  # how often each list of events (canonical JSON) was charged
 
 
@@ -141,7 +142,7 @@ class Ledger:
             self._recognise(db)
             verify(db, path, self._key, answered)
 
-    def charge_all(self, parts: Sequence[tuple[Sequence[str], Sequence[DpEvent]]], **info: Unpack[ChargeInfo]) -> float:
+    def charge_all(self, parts: Sequence[Part], **info: Unpack[ChargeInfo]) -> float:
         """Charges what one reply will release: to the persons of each part, the events of that part. All charges are written, or none.
 
         Args:
@@ -172,6 +173,23 @@ class Ledger:
         except InputError as error:  # the ledger itself
             raise SiteError(Reason.BUDGET, str(error)) from error
         return spent
+
+    def after(self, parts: Sequence[Part], delta: float) -> float:
+        """The largest epsilon of any person of the parts if their events were charged now; nothing is written.
+
+        Raises:
+            InputError: the ledger is unusable, or the epsilon cannot be computed.
+        """
+        try:
+            with self._transaction(keep=False) as db:
+                groups = [self._group(db, persons) for persons, _ in parts]
+                charged = _by_group(db)
+                for group, (_, events) in zip(groups, parts, strict=True):
+                    charged[group] = charged.get(group, EventCounts()) + EventCounts({events_to_json(events): 1})
+                largest = [counts for group in dict.fromkeys(groups) for counts in self._largest(db, group, charged)]
+            return max((_epsilon(counts, delta) for counts in largest), default=0.0)
+        except ValueError as error:
+            raise InputError(f"{self.path}: the epsilon cannot be computed: {error}.") from error
 
     def note_unprotected(self, persons: Sequence[str], *, run: str, study: str, study_name: str, phase: str, round: int) -> None:
         """Records a release about ``persons`` without differential privacy: it has no epsilon, so it is listed and never summed.
@@ -215,8 +233,8 @@ class Ledger:
             return int(first(db, f"{_COUNT} WHERE events IS NOT NULL)"))
 
     @contextmanager
-    def _transaction(self, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
-        """One connection with one transaction: committed if the block ends without an error, else rolled back."""
+    def _transaction(self, kind: str = "IMMEDIATE", *, keep: bool = True) -> Iterator[sqlite3.Connection]:
+        """One connection with one transaction: committed if the block ends without an error and ``keep`` is true, else rolled back."""
         db = None
         try:
             db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", uri=True, timeout=_LOCK_TIMEOUT, isolation_level=None)
@@ -226,9 +244,10 @@ class Ledger:
             if self._key:
                 self._recognise(db)
             yield db
-            newest = _last(db)
-            db.execute("COMMIT")
-            self._last = newest
+            if keep:
+                newest = _last(db)
+                db.execute("COMMIT")
+                self._last = newest
         except (sqlite3.Error, UnicodeDecodeError) as error:
             transient = getattr(error, "sqlite_errorname", "").startswith(_TRANSIENT)
             action = "nothing was written; check the free disk space and the write permissions of the folder" if transient else RESTORE

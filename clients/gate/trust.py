@@ -36,8 +36,11 @@ def exact_answers(study: Study) -> list[str]:
     found = []
     if plan.metrics != "private":
         found.append('its metrics are exact ([privacy] metrics = "exact")')
-    if "variants" in study.cohort.inputs:
-        found.append("the list of a site's variants is sent as it is, and a rare variant can identify a person")
+    if "variants" in study.cohort.inputs and not study.cohort.variants.stated:
+        found.append(
+            "the list of a site's variants is sent as it is, and a rare variant can identify a person (a study states the variants with "
+            '[cohort.variants] listed = ["CONTIG:POSITION:REF:ALT", ...])'
+        )
     return found
 
 

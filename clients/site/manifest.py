@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.contract.disclosure import DisclosedPolicy
 from fedml.errors import InputError, Reason, SiteError, nearest
+from fedml.flower.address import Proxy, check_proxy, proxy_for, split
 from fedml.modalities.clinical import ClinicalData
 from fedml.modalities.image import ImageData
 from fedml.modalities.modality import DataSection, Place
@@ -110,12 +111,31 @@ class SiteName(_Section):
     name: Name
 
 
-class Connection(_Section):
-    """``[connection]``: how the site reaches its federation. The private key never leaves the site."""
+def _address(text: str) -> str:
+    split(text)
+    return text
 
-    superlink: Annotated[str, Field(pattern=r"^[A-Za-z0-9.-]+:\d{1,5}$", description="host:port")]
+
+class Connection(_Section):
+    """``[connection]``: how the site reaches its federation. The private key never leaves the site.
+
+    ``superlink``: host:port, an IPv6 literal in brackets. ``proxy``: an HTTP proxy on the way to it; "": none; by default that of the
+    environment (HTTPS_PROXY, NO_PROXY).
+    """
+
+    superlink: Annotated[str, AfterValidator(_address)]
     root_certificates: str
     key: str
+    proxy: Annotated[str, AfterValidator(lambda url: url and check_proxy(url))] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """(host, port) of the SuperLink; an IPv6 host without its brackets."""
+        return split(self.superlink)
+
+    def way(self) -> Proxy | None:
+        """The proxy on the way to the SuperLink, None without one. Raises ``InputError`` if the environment's cannot be used."""
+        return proxy_for(*self.address, self.proxy)
 
 
 class Compute(_Section):

@@ -27,6 +27,7 @@ from fedml.cohort.images.histograms import BINS, HistogramView
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.mapped import select_images
 from fedml.cohort.persons import Cohort, select
+from fedml.cohort.variants.model import stated_keys, to_text
 from fedml.contract.disclosure import excluded_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums
@@ -58,6 +59,7 @@ from fedml.wire.records import (
     HISTOGRAM,
     IMAGE_SHAPE,
     METRICS,
+    NOTES,
     NUM_EXAMPLES,
     PANEL,
     PERSONS,
@@ -100,7 +102,7 @@ def answer(message: Message, context: Context) -> Message:
     try:
         config, bundled = context.node_config, is_bundled(message.content)
         message.content = unbundle(message.content)
-        request = read_request(message.content, _manifests(context, message), str(config["name"]) if "name" in config else None)
+        request = read_request(message.content, manifests_of(context, message), str(config["name"]) if "name" in config else None)
         if len(request.manifests) == 1:
             check_roster(read_site_once(request.manifests[0]), request.study)
         content = execute(request, message.content, Memory(context.state, str(message.metadata.run_id)))
@@ -134,7 +136,7 @@ def execute(request: Request, content: RecordDict, memory: Memory) -> RecordDict
     return _round(request, content, memory) if request.phase is Phase.ROUND else _PHASES[request.phase](request, content)
 
 
-def _manifests(context: Context, message: Message) -> tuple[str, ...]:
+def manifests_of(context: Context, message: Message) -> tuple[str, ...]:
     """The node's ``manifest``; several, one on each line, are pooled. In Flower's simulation a node knows only its place in the roster."""
     if "manifest" in context.node_config:
         return tuple(str(context.node_config["manifest"]).split("\n"))
@@ -178,11 +180,16 @@ def _describe(request: Request, content: RecordDict) -> RecordDict:
         if protected(request):
             persons = np.stack([rounded_cells(part, smallest) for part in persons])
         described |= {PERSONS: persons, EXCLUDED: excluded, DATASET: digest}
-    policies = [read_site_once(m).manifest.policy for m in request.manifests]
-    if len(policies) == 1 and policies[0].disclose:
-        described[POLICY] = policy_bytes(policies[0].disclosed())
+    sites = [read_site_once(m).manifest for m in request.manifests]
+    if len(sites) == 1 and sites[0].policy.disclose:
+        trusted = {"centre": "trusted", "trust": request.trust} if request.trust else {}
+        disclosed = sites[0].policy.disclosed().model_copy(update={"public": sites[0].data.public, **trusted})
+        described[POLICY] = policy_bytes(disclosed)
     for modality, value in inputs_of(cohort):
         described |= modality.described(value)
+    if request.study.privacy.unit != "none" and PANEL in described and (stated := request.study.cohort.variants.stated):
+        # Which variants a site has, and what normalisation did to them, would be exact values about persons.
+        described |= {PANEL: np.frombuffer(to_text(stated_keys(stated)), np.uint8), NOTES: np.zeros_like(described[NOTES])}
     return RecordDict({SITE: ConfigRecord({"name": request.name}), DESCRIBED: pack(described)})
 
 
@@ -206,8 +213,8 @@ def agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[
     if cohort.image_shape and cohort.image_shape != layout.image_shape:
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, this site has {cohort.image_shape}")
     if protected(request) and request.study.privacy.unit != "patient":
-        cohort = without_few(cohort, smallest_of(request))
-    return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
+        cohort = without_few(cohort, request.study, smallest_of(request))
+    return cohort, layout, {k: torch.tensor(v) for k, v in values.items()}
 
 
 def _window(request: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[float, float] | None:
@@ -246,9 +253,8 @@ def protected(request: Request) -> bool:
 
 
 def sums_of(request: Request, cohort: Cohort) -> dict[str, Any]:
-    """The site's sums over its training persons; of real persons, not of an input that few have."""
-    smallest = smallest_of(request)
-    return dict(cohort_sums(cohort, request.study.model.task, smallest, smallest if protected(request) else 1))
+    """The site's sums over its training persons."""
+    return dict(cohort_sums(cohort, request.study.model.task, smallest_of(request)))
 
 
 def _statistics(request: Request, content: RecordDict) -> RecordDict:

@@ -7,6 +7,7 @@ from typing import Any
 
 from flwr.app import RecordDict
 
+from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.client import agreed, device_of, model_for, smallest_of, sums_of
 from fedml.clients.work.genomics import forget_data as forget_analyses
@@ -59,6 +60,6 @@ def planned_persons(request: Request) -> list[list[str]]:
 
 def forget_data() -> None:
     """Reads and computes everything anew from now on: a file of the site changed."""
-    for cache in (load_cohort, load_aligned, read_site_once):
+    for cache in (load_cohort, load_aligned, read_site_once, without_few):
         cache.cache_clear()
     forget_analyses()

@@ -24,7 +24,7 @@ _parse = lru_cache(maxsize=8)(parse_study)
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request."""
+    """A checked request. ``trust``: why the approver trusts the centre with this study; "": without such a statement."""
 
     study: Study
     phase: Phase
@@ -32,6 +32,7 @@ class Request:
     config: dict[str, Any]
     name: str
     manifests: tuple[str, ...]
+    trust: str = ""
 
 
 def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedml.contract.disclosure import trust_text
 from fedml.errors import InputError, NotBuilt
 from fedml.experiments.runs.record import Record
 from fedml.modalities.modality import Text
@@ -245,7 +246,8 @@ def _persons(record: Record) -> Iterator[FactRow]:
 
 def _limits(policy: Mapping[str, Any]) -> str:
     training, count = _count(policy["min_persons"], "training person"), _count(policy["min_count"], "person")
-    return f"(at least {training}, at least {count} behind a released number, at most {_count(policy['max_rounds'], 'round')})"
+    rounds = _count(policy["max_rounds"], "round")
+    return f"(at least {training}, at least {count} behind a released number, at most {rounds}; the centre: {trust_text(policy)})"
 
 
 def _excluded(counts: Mapping[str, int]) -> str:

@@ -23,6 +23,8 @@ from fedml.clients.site.read import load_cohort
 from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Dosages, from_text
 from fedml.errors import InputError, RunError, nearest
+from fedml.experiments.compare import cost
+from fedml.experiments.compare.cost import Training
 from fedml.experiments.compare.outputs import Outputs, test_outputs
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import outcome, read_all, run_nodes
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BASELINES = ("pooled", "local")
-FEDERATED, POOLED = "federated", "pooled"
+FEDERATED, POOLED, ALONE = "federated", "pooled", " alone"
+_MOST_SEEDS = 1_000
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,14 @@ def parse_seeds(text: str, default: int) -> list[int]:
     try:
         if "-" in text:
             first, last = (int(t) for t in text.split("-"))
-            return list(range(first, last + 1))
-        return [int(t) for t in text.split(",")] if text else [default]
+            seeds: Sequence[int] = range(first, last + 1)
+        else:
+            seeds = [int(t) for t in text.split(",")] if text else [default]
     except ValueError as error:
         raise InputError(f'--seeds "{text}" is neither a range such as 0-4 nor a list such as 0,1,5.') from error
+    if not 1 <= len(seeds) <= _MOST_SEEDS:
+        raise InputError(f'--seeds "{text[:80]}" gives {len(seeds):,} seeds, from 1 to {_MOST_SEEDS} are possible.')
+    return list(dict.fromkeys(seeds))
 
 
 def compare(
@@ -86,25 +93,31 @@ def compare(
         runs: folder of runs; the runs of comparisons are kept in its subfolder ``compare`` and reused.
 
     Raises:
-        InputError: bad site data. RunError: a run failed.
+        InputError: bad site data, or a privacy budget that does not suffice. RunError: a run failed.
     """
     if kinds and any(study.privacy.unit == "site" for study in studies):
         raise InputError(
             '[privacy] unit = "site": site-level privacy is undefined for pooled data and for a single site; give --baselines "" or '
             "--set privacy.unit=none."
         )
+    planned: list[Training] = []
     for study in studies:
         built(make_task(study).compared, study.model.task, "a comparison of two models on the same persons")
     planted = _read_truth(truth) if truth else None
     rows: list[Trained] = []
     for study in studies:
         read_all(study, sites)
-        plans: list[tuple[str, list[str]]] = [(FEDERATED, list(sites))]
-        plans += [(POOLED, [POOLED])] if "pooled" in kinds else []
-        plans += [(f"{site} alone", [site]) for site in sites if "local" in kinds and len(sites) > 1]
-        for who, roster in plans:
-            run, seconds = _trained(study, sites, who, roster, runs)
+        ways = [FEDERATED, *([POOLED] if "pooled" in kinds else [])]
+        ways += [f"{site}{ALONE}" for site in sites if "local" in kinds and len(sites) > 1]
+        rosters = [(who, _roster(who, sites)) for who in ways]
+        planned += [Training(study, who, tuple(roster), _earlier(study, sites, who, roster, runs)) for who, roster in rosters]
+    cost.check(planned, sites, POOLED)
+    for study in studies:
+        for training in (t for t in planned if t.study is study):
+            who = training.who
+            run, seconds = _trained(training, sites, runs)
             final, counts = _test_everywhere(study, sites, run)
+            cost.note_outputs(study, sites, run)
             test = {site: {k[5:]: v for k, v in c.items() if k.startswith("test/")} for site, c in counts.items()}
             outputs = test_outputs(study, sites, run)
             row = Trained(
@@ -116,6 +129,17 @@ def compare(
             took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
             console.print(f"seed {study.study.seed}, {who}: test {watched} {row.metrics[watched]:.3f} ({took})", soft_wrap=True)
     return rows
+
+
+def together(studies: Sequence[Study], sites: Mapping[str, Site], rows: Sequence[Trained]) -> dict[str, dict[str, Any]]:
+    """What all rows of a comparison cost the persons of each site (``fedml.experiments.compare.cost.totals``)."""
+    by_seed = {study.study.seed: study for study in studies}
+    return cost.totals([Training(by_seed[r.seed], r.who, tuple(_roster(r.who, sites)), r.run) for r in rows], sites, POOLED)
+
+
+def _roster(who: str, sites: Mapping[str, Site]) -> list[str]:
+    """The nodes of one way to train."""
+    return {FEDERATED: list(sites), POOLED: [POOLED]}.get(who) or [who.removesuffix(ALONE)]
 
 
 def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> tuple[Study, list[Trained]]:
@@ -169,17 +193,32 @@ def _flat(section: str, value: Any) -> dict[str, Any]:
     return {section: value}
 
 
-def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str], runs: Path) -> tuple[Path, float | None]:
-    """The folder of a finished run of ``study`` on ``roster``, and its seconds; None for a reused run."""
-    data = {name: load_cohort((str(site.file),), study).digest.hex() for name, site in sites.items()}
-    if who == FEDERATED and (recorded := _recorded(study, data, runs)) is not None:
-        return recorded, None
-    plan = for_roster(study, roster)
+def _data(study: Study, sites: Mapping[str, Site]) -> dict[str, str]:
+    return {name: load_cohort((str(site.file),), study).digest.hex() for name, site in sites.items()}
+
+
+def _folder(study: Study, sites: Mapping[str, Site], who: str, roster: Sequence[str], runs: Path) -> Path:
+    """The folder of a training of a comparison, which depends on study, data and versions."""
+    data, plan = _data(study, sites), for_roster(study, roster)
     used = data if who == POOLED else {name: data[name] for name in roster}
     key = hashlib.sha256(json.dumps([plan.canonical, used, versions()], sort_keys=True).encode()).hexdigest()[:16]
-    run = runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
-    if run.exists() and outcome(run, 0.0).status == "finished":
-        return run, None
+    return runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
+
+
+def _earlier(study: Study, sites: Mapping[str, Site], who: str, roster: Sequence[str], runs: Path) -> Path | None:
+    """The folder of a finished run of the same training; None if there is none."""
+    if who == FEDERATED and (recorded := _recorded(study, _data(study, sites), runs)) is not None:
+        return recorded
+    run = _folder(study, sites, who, roster, runs)
+    return run if run.exists() and outcome(run, 0.0).status == "finished" else None
+
+
+def _trained(training: Training, sites: Mapping[str, Site], runs: Path) -> tuple[Path, float | None]:
+    """The folder of a finished run of the training, and its seconds; None for an earlier run."""
+    if training.run is not None:
+        return training.run, None
+    study, who = training.study, training.who
+    plan, run = for_roster(study, training.roster), _folder(study, sites, who, training.roster, runs)
     shutil.rmtree(run, ignore_errors=True)  # from an interrupted comparison
     run.mkdir(parents=True)
     write_whole(run / STUDY, plan.canonical.encode())
@@ -189,7 +228,7 @@ def _trained(study: Study, sites: Mapping[str, Site], who: str, roster: list[str
     if who == POOLED:
         nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": POOLED}]
     else:
-        nodes = [{"manifest": str(sites[name].file.resolve())} for name in roster]
+        nodes = [{"manifest": str(sites[name].file.resolve())} for name in training.roster]
     began = time.monotonic()
     try:
         run_nodes(plan, nodes, run)
@@ -214,7 +253,7 @@ def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
 
 def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
     """Test metrics and counts of a trained run's model over all sites: an evaluation with the arrays and constants of that run."""
-    from fedml.clients.work.client import app
+    from fedml.clients.gate.local import app
     from fedml.flower.grid import InProcessGrid
     from fedml.strategies.agreement.agreement import Agreement
     from fedml.strategies.rounds import RunState, evaluate
@@ -226,7 +265,8 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
     read = {name: load_cohort((str(s.file.resolve()),), study).input("variants", Dosages) for name, s in sites.items()} if keys else {}
     shared = panel_of(keys, {name: dosages.keys for name, dosages in read.items() if dosages is not None}, study.cohort.variants.match)
     agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
-    grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()])
+    label: dict[str, bool | int | float | str] = {"run": str(trained.resolve())}
+    grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()], label)
     state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
     return evaluate(study, grid, agreement, state)
 

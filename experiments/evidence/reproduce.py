@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from fedml.clients.gate.local import Plan, check_budgets
 from fedml.clients.site.manifest import Site
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence.contents import counts_by_site, is_source, record_of
@@ -79,6 +80,7 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
                 "trust that code."
             )
         read_all(study, sites, say)
+        check_budgets([Plan(study, name, site) for name, site in sites.items()])
         folder = new_run(study, runs, None, engine="local", job="train")
         outcome = run_study(study, sites, folder)
         if outcome.status != "finished":

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fedml.errors import InputError, nearest
+from fedml.flower.address import bare, join, split
 from fedml.flower.control import Node, nodes, register_node, unregister_node
 from fedml.flower.keys import certificate_fingerprint, check_certificate, key_fingerprint, read_public_key, write_authority
 from fedml.flower.superlink import environment, superlink_command, write_connection
@@ -68,14 +69,15 @@ def make_centre(
     """Creates the folder of a centre that sites reach at ``host:port``.
 
     Args:
+        host: a name or an IP address; an IPv6 address with or without brackets.
         control: the control port on loopback; None: ``port`` + 1.
         certificate: files of the server certificate (with its chain), its key, and the authority's certificate; None: a new authority
             issues a server certificate that is valid for ``days``.
 
     Raises:
-        InputError: the folder already has a centre, or a site would not accept the certificate.
+        InputError: the folder already has a centre, the host is none, or a site would not accept the certificate.
     """
-    home = home.resolve()
+    home, host = home.resolve(), _host(host, port)
     if (home / SETTINGS).exists():
         raise InputError(f"{home}: is already a centre's folder; give another --home.")
     if certificate is not None:
@@ -95,6 +97,14 @@ def make_centre(
     return centre
 
 
+def _host(host: str, port: int) -> str:
+    """``host`` without brackets, if a site could write it into its manifest. Raises ``InputError`` if not."""
+    try:
+        return split(join(bare(host), port))[0]
+    except ValueError as error:
+        raise InputError(f"--host {host}, --port {port}: {error}.") from error
+
+
 def fingerprint(home: Path) -> str:
     """SHA-256 of the certificate ``ca.pem``, in the form of ``openssl x509 -fingerprint``."""
     return certificate_fingerprint(home / "ca.pem")
@@ -106,7 +116,7 @@ def superlink_options(home: Path, listen: str = "0.0.0.0") -> tuple[int, list[st
     Raises:
         InputError: ``home`` is not a centre's folder, or a port is in use.
     """
-    home, centre = home.resolve(), read_centre(home)
+    home, centre, listen = home.resolve(), read_centre(home), listen.strip("[]")
     for host, port in ((listen, centre.port), ("127.0.0.1", centre.control)):
         _check_free(host, port)
     inner = home / "control"
@@ -118,7 +128,7 @@ def superlink_options(home: Path, listen: str = "0.0.0.0") -> tuple[int, list[st
         "--ssl-keyfile",
         str(inner / "server.key"),
     ]
-    public = ["--public", f"{listen}:{centre.port}", "--public-certificate", str(home / "server.pem")]
+    public = ["--public", join(listen, centre.port), "--public-certificate", str(home / "server.pem")]
     return centre.control, [*tls, "--enable-supernode-auth"], [*public, "--public-key", str(home / "server.key")]
 
 
@@ -129,7 +139,7 @@ def _check_free(host: str, port: int) -> None:
             tried.bind((host, port))
         except OSError as error:
             raise InputError(
-                f"{host}:{port}: cannot listen on this port ({error.strerror}); if the SuperLink is already running, stop it first."
+                f"{join(host, port)}: cannot listen on this port ({error.strerror}); if the SuperLink is already running, stop it first."
             ) from error
 
 

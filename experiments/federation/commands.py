@@ -9,6 +9,7 @@ import typer
 
 from fedml.errors import InputError
 from fedml.experiments.options import Sites
+from fedml.flower.address import join
 
 app = typer.Typer(
     name="federation",
@@ -21,7 +22,7 @@ Home = Annotated[Path, typer.Option("--home", help="The centre's folder: certifi
 @app.command("init")
 def init_(
     home: Home,
-    host: Annotated[str, typer.Option("--host", help="The host name at which sites reach this centre.", show_default=False)],
+    host: Annotated[str, typer.Option("--host", help="The host name or IP address at which sites reach this centre.", show_default=False)],
     port: Annotated[int, typer.Option("--port", help="The port for sites; commands use the next port, on loopback.")] = 9092,
     certificate: Annotated[Path | None, typer.Option(help="Your certificate with its chain (PEM); default: a new one.")] = None,
     key: Annotated[Path | None, typer.Option(help="The key of --certificate (PEM, no password).")] = None,
@@ -38,14 +39,14 @@ def init_(
     if any(given) and not all(given):
         raise InputError("--certificate, --key and --ca go together: give all three, or none for new ones.")
     centre = make_centre(home, host, port, certificate=(certificate, key, ca) if certificate and key and ca else None, days=days)
-    print(f"sites connect to {centre.host}:{centre.port}; send them {home / 'ca.pem'} and confirm its SHA-256 fingerprint by phone:")
+    print(f"sites connect to {join(centre.host, centre.port)}; send them {home / 'ca.pem'} and confirm its SHA-256 fingerprint by phone:")
     print(fingerprint(home))
     print(f"next: fedml federation start --home {home}")
 
 
 @app.command("start")
 def start_(
-    home: Home, listen: Annotated[str, typer.Option("--listen", help="Address to listen on.")] = "0.0.0.0"  # noqa: S104
+    home: Home, listen: Annotated[str, typer.Option("--listen", help="Address to listen on; \"::\" for IPv6.")] = "0.0.0.0"  # noqa: S104
 ) -> None:  # fmt: skip
     """Run the SuperLink until stopped (SIGTERM or Ctrl-C): TLS, registered node keys only; commands from this machine only.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from fedml.errors import InputError
 from fedml.tracking.pages import VIEW_TAG, view_link
@@ -20,6 +22,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
     Raises:
         InputError: the port is in use, or the store cannot be read.
     """
+    import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
@@ -44,6 +47,8 @@ def serve(port: int, say: Callable[[str], None]) -> None:
     if remote:
         return
     words = ["-P", "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    # uvicorn puts its --app-dir, by default the current folder, before all else on Python's path.
+    words += ["--uvicorn-opts", f"--app-dir {shlex.quote(str(Path(mlflow.__file__).parent.parent))}"]
     sys.stdout.flush()
     # The store's address may contain a password, so it is not passed as an argument. MLflow's jobs are for language models: off.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}

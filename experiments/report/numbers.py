@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.errors import Reason
 from fedml.experiments.checklists.facts import held_out
 from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
@@ -164,11 +166,22 @@ def _site(record: Record, site: SiteRecord) -> dict[str, Any]:
         "rounds": len(site.rounds),
         "missed": {reason: len(numbers) for reason, numbers in site.missed.items()},
         "evaluated": site.name in record.final.sites,
+        "updates": _updates(record, site),
         "excluded": site.quarantined,
         "policy": site.policy,
         "dataset": site.dataset,
         "journal": list(site.journal) if site.journal else None,
     }
+
+
+def _updates(record: Record, site: SiteRecord) -> dict[str, Any] | None:
+    """Lengths of the site's updates over the rounds, and the rounds in which it was left out as implausible; None if none is known."""
+    norms = [norm for e in record.rounds if (row := e.sites.get(site.name)) and (norm := row["update_norm"]) is not None]
+    left_out = [e.round for e in record.rounds if e.refused.get(site.name) == Reason.IMPLAUSIBLE]
+    if not norms and not left_out:
+        return None
+    lengths = {"first": norms[0], "median": median(norms), "longest": max(norms), "last": norms[-1]} if norms else {}
+    return {**{key: lengths.get(key, math.nan) for key in ("first", "median", "longest", "last")}, "implausible": left_out}
 
 
 def _curves(record: Record, measure: str) -> dict[str, Any]:
@@ -219,14 +232,17 @@ def _flow(record: Record) -> dict[str, Any]:
 
 
 def _privacy(record: Record) -> dict[str, Any]:
+    from fedml.privacy.accounting import best_accuracy, events_from_json
+    from fedml.privacy.releases import evaluation_events
+
     event = record.privacy
     if event.unit == "none" or not event.claims:
         return {"unit": record.study.privacy.unit, "stated": event.came}
     worst = max(event.claims.values(), key=lambda c: _inf(c["epsilon"]))
     epsilon = _up(_inf(worst["epsilon"]))
-    # The largest probability of guessing correctly, from even prior odds, whether the unit took part (Kairouz, Oh and Viswanath 2015, IEEE
-    # Trans Inf Theory 63:4037: type I and type II errors under (epsilon, delta) differential privacy).
-    guess = min((1 + worst["delta"] * math.exp(-epsilon)) / (1 + math.exp(-epsilon)), 1.0)
+    releases = [events_from_json(claim["events_json"]) for claim in event.claims.values()]
+    guess = max(best_accuracy(events) for events in [*releases, evaluation_events(record.study)])
+    guess = math.ceil(round(guess * 1000, 6)) / 1000  # rounded up as in print
     return {"unit": event.unit, "stated": True, "adjacency": worst["adjacency"], "epsilon": epsilon, "delta": worst["delta"],
             "epsilon_rdp": _up(_inf(worst["epsilon_rdp"])), "guess": guess, "covers": worst["covers"], "not_covered": worst["not_covered"],
             "claims": {site: _up(_inf(c["epsilon"])) for site, c in event.claims.items() if site}}  # fmt: skip

@@ -7,6 +7,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
+from fedml.contract.disclosure import trust_text
 from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.report import plots, results, words
 from fedml.experiments.report.markup import Cell, Number, between, listing, paragraph, picture, section, table, terms, written
@@ -97,7 +98,25 @@ def sites(record: Record, found: Found) -> str:
         paragraph(took),
         table(found, "Sites of the roster", heads, rows, " ".join(notes)),
         _grid(record),
+        _updates(found),
     )
+
+
+def _updates(found: Found) -> str:
+    """Lengths of the sites' updates; a site whose update was left out as implausible is named. Empty if no length is known."""
+    known = {name: row["updates"] for name, row in found["sites"].items() if row["updates"] is not None}
+    if not known:
+        return ""
+    rows: list[list[Cell]] = []
+    for name, updates in known.items():
+        at = ("sites", name, "updates")
+        left_out = ", ".join(map(str, updates["implausible"][:20])) + (", ..." if len(updates["implausible"]) > 20 else "")
+        rows.append([name, *(Number(pointer(*at, key), "measure") for key in ("first", "median", "longest", "last")), left_out or "none"])
+    heads = ["site", "first round", "median", "longest", "last round", "rounds left out as implausible"]
+    note = "Euclidean length over all weights, of the rounds in which the update was used; it grows with a site's local steps."
+    named = [f"{name} in {count(len(row['implausible']), 'round')}" for name, row in known.items() if row["implausible"]]
+    text = f"Left out as implausible, because a reply cannot be that of its persons or stands out from the others: {'; '.join(named)}."
+    return (paragraph(text) if named else "") + table(found, "Lengths of the sites' updates", heads, rows, note)
 
 
 def _grid(record: Record) -> str:
@@ -153,7 +172,8 @@ def flow(record: Record, found: Found) -> str:
     return section("flow", "What left the sites", *body, policies(record, found) if record.agreed.came else "")
 
 
-_POLICIES = {"min_persons": "training persons, least", "min_count": "persons behind a number, least", "max_rounds": "rounds, most",
+_POLICIES = {"centre": "the centre is",
+             "min_persons": "training persons, least", "min_count": "persons behind a number, least", "max_rounds": "rounds, most",
              "max_epsilon": "epsilon, most", "delta": "delta", "deidentification": "not de-identified",
              "max_quarantined": "largest share excluded", "allow_unprotected": "studies without patient-level privacy"}  # fmt: skip
 
@@ -169,6 +189,9 @@ def policies(record: Record, found: Found) -> str:
             continue
         cells: list[Cell] = [name]
         for key in columns:
+            if key == "centre":
+                cells.append(trust_text(row["policy"]))
+                continue
             value = row["policy"][key]
             if isinstance(value, bool):
                 # Without a budget, an unprotected study evades no limit, so the site runs it.

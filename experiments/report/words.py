@@ -126,8 +126,10 @@ def privacy(found: Found) -> list[str]:
     return [
         f"Differential privacy of one {protected}: epsilon {epsilon}, delta {claim['delta']:g}. Two data sets are neighbours if one of "
         f"them has one {protected} more.",
-        f"In plain words: an adversary who sees everything that is covered and guesses whether a given {protected.partition(' ')[0]} "
-        f"{inside} is right in at most {written(claim['guess'], 'percent')} of cases; a coin toss is right in 50 %.",
+        f"In plain words: an attacker who knows everything but whether a given {protected.partition(' ')[0]} {inside}, holds both for "
+        f"equally likely, and sees everything that is covered, is right in at most {written(claim['guess'], 'percent')} of cases; a coin "
+        "toss is right in 50 %. This follows from the noise of all releases, not from epsilon. Delta alone: epsilon bounds the change of "
+        f"odds except with a probability of {claim['delta']:g}.",
     ]
 
 

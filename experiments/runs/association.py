@@ -55,7 +55,8 @@ def gwas_summary(launched: Launched) -> dict[str, Any]:
     found = {} if event is None else {k: v for k, v in body(event).items() if k not in ("seconds", "sites")}
     rows = {} if event is None else event.sites
     size = {"out": sum(row["bytes_out"] for row in rows.values()), "in": sum(row["bytes_in"] for row in rows.values())}
-    return {**preflight_summary(launched), "mlflow_run_id": launched.mlflow_run, "metrics": found, "bytes": size, "sites": list(rows)}
+    mlflow = {"mlflow_run_id": launched.mlflow_run, "mlflow_error": launched.mlflow_error or None}
+    return {**preflight_summary(launched), **mlflow, "metrics": found, "bytes": size, "sites": list(rows)}
 
 
 def show_result(launched: Launched, console: Console) -> None:

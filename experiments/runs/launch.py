@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from fedml.experiments.runs.run import Job, Outcome
     from fedml.study.study import Study
 
+UNDELIVERED = 3  # exit code: the run finished, and MLflow has no complete record of it
 ENGINES = ("local", "simulation", "deployment")
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A run that has ended: the study, how it ended, MLflow's run id."""
+    """A run that has ended: the study, how it ended, MLflow's run id (None: no complete record, or not asked for), and why MLflow has no
+    complete record (empty: it has, or was not to have one)."""
 
     study: Study
     outcome: Outcome
     mlflow_run: str | None
+    mlflow_error: str = ""
 
 
 def make_console(as_json: bool) -> Console:
@@ -67,6 +70,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
     deployed = where.engine == "deployment"
     if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
+    from fedml.clients.gate.local import Plan, check_budgets
     from fedml.experiments.runs.run import On, Tracking, new_run, read_all, run
     from fedml.experiments.runs.show import Progress
 
@@ -75,6 +79,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
     tracker = Tracking() if track else None
     if where.superlink is None:
         read_all(study, found, console.print, job)
+        check_budgets([Plan(study, name, site) for name, site in found.items()])
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
     if tracker:
         tracker.begin(folder)
@@ -86,8 +91,7 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
     progress.close()
     if job == "train" and found and outcome.status == "finished":
         _draw_examples(folder, study, found, console)
-    mlflow_run = tracker.wait(lambda line: console.print(line, soft_wrap=True)) if tracker else None
-    return Launched(study, outcome, mlflow_run)
+    return Launched(study, outcome, *(tracker.wait() if tracker else (None, "")))
 
 
 def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:
@@ -114,12 +118,20 @@ def _connection(superlink: str) -> tuple[Path | None, str]:
 
 
 def closing_line(launched: Launched, console: Console) -> None:
-    """Prints the status of the run and the folder of its record."""
+    """Prints the status of the run, the folder of its record and, last, that MLflow has no complete record."""
     outcome = launched.outcome
     console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}[/dim]", soft_wrap=True)
+    if why := launched.mlflow_error:
+        console.print(
+            f"MLflow has no complete record of this run ({why}); the run itself {outcome.status}, and its folder has all data. "
+            f"Deliver it later: fedml track --pending --runs {outcome.run.parent}, or fedml track {outcome.run}",
+            soft_wrap=True, markup=False,
+        )  # fmt: skip
 
 
 def judge(launched: Launched) -> None:
-    """Raises ``RunError`` with its reason if the run failed."""
+    """Raises ``RunError`` with its reason if the run failed; ends the command with ``UNDELIVERED`` if only MLflow's record is missing."""
     if launched.outcome.status != "finished":
         raise RunError(launched.outcome.reason)
+    if launched.mlflow_error:
+        raise SystemExit(UNDELIVERED)

@@ -28,6 +28,7 @@ from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
 from fedml.study.study import Study
+from fedml.text import printable
 from fedml.tracking import outbox
 from fedml.tracking.store import versions
 
@@ -36,6 +37,7 @@ Job = Literal["train", "gwas", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
 _TRACKING_SECONDS = 300  # time limit for delivery to MLflow after the run has ended
 _POLL_SECONDS = 0.2  # between two reads of a run's events
+_ASK_SECONDS = 10.0  # between two questions to the SuperLink how the run is
 
 
 @dataclass(frozen=True)
@@ -95,18 +97,19 @@ class Tracking:
             self.process.stdin.write(f"{run}\n")
             self.process.stdin.flush()
 
-    def wait(self, say: Callable[[str], None]) -> str | None:
-        """MLflow's run id once the record is complete. If MLflow did not accept the record: None, and ``say`` receives the next step."""
+    def wait(self) -> tuple[str | None, str]:
+        """(MLflow's run id, "") once the record is complete; (None, why) if MLflow has no complete record."""
         try:
             output, errors = self.process.communicate(timeout=_TRACKING_SECONDS)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            output, errors = "", f"it took longer than {_TRACKING_SECONDS} s"
-        if self.process.returncode == 0 and output.strip():
-            return output.split()[-1]
-        why = (errors.strip().splitlines() or ["no error message"])[-1].removeprefix("error: ")
-        say(f"MLflow did not accept the record ({why}); later: fedml track --pending, or fedml track {self.run}")
-        return None
+            self.process.communicate()
+            return None, f"it took longer than {_TRACKING_SECONDS} s"
+        code = self.process.returncode
+        if code == 0 and output.strip():
+            return output.split()[-1], ""
+        ended = f"the process that records it was ended by signal {-code}" if code < 0 else "no error message"
+        return None, printable((errors.strip().splitlines() or [ended])[-1].removeprefix("error: "))
 
 
 def git_commit(folder: Path) -> str:
@@ -157,7 +160,7 @@ def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: 
     """The local engine over nodes with the given configurations (``manifest``, and ``name`` for pooled data)."""
     from flwr.app import Context, RecordDict
 
-    from fedml.clients.work.client import app as client_app
+    from fedml.clients.gate.local import app as client_app
     from fedml.flower.grid import InProcessGrid
     from fedml.strategies.server import app as server_app
 
@@ -223,18 +226,29 @@ def _ended(run: Path) -> bool:
 
 def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Job) -> None:
     """Submits the study to a SuperLink and waits for its end event. Raises ``RunError`` after a time without events."""
+    from fedml.flower.control import run_failed
+    from fedml.flower.parent import has_left
     from fedml.flower.superlink import submit, write_app
 
     home = home or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     app = run / "app"
     apps = {"server": "fedml.strategies.server:app", "client": "fedml.clients.work.client:app"}
     write_app(app, apps, {"study": study.canonical, "run": str(run.resolve()), "job": job})
-    submit(home, app, connection=connection)
+    number = submit(home, app, connection=connection)
     shutil.rmtree(app)
     silence_seconds = study.federation.timeout * (len(study.federation.sites) + 1) + 120
+    asked = time.monotonic()
     while not _ended(run):
         if time.time() - (run / EVENTS).stat().st_mtime > silence_seconds:
             raise RunError(f"the run has written no event for {silence_seconds} s; see the SuperLink's log.")
+        if has_left(run):
+            time.sleep(1.0)
+            if has_left(run) and not _ended(run):
+                raise RunError("the server app was ended without a result, by itself or with the SuperLink; see its log, run again.")
+        if time.monotonic() - asked > _ASK_SECONDS:
+            asked = time.monotonic()
+            if (why := run_failed(home, number)) and not _ended(run):
+                raise RunError(f"the SuperLink gave up the run ({why}); see the SuperLink's log, run again.")
         time.sleep(_POLL_SECONDS)
 
 
@@ -245,7 +259,7 @@ def _simulate(study: Study, sites_folder: Path, run: Path, debug: bool, job: Job
     if study.training.threads > cpus:
         raise RunError(f"[training] threads is {study.training.threads}, this machine has {cpus} CPUs; lower it.")
     run_simulation(
-        {"server": "fedml.strategies.server:app", "client": "fedml.clients.work.client:app"},
+        {"server": "fedml.strategies.server:app", "client": "fedml.clients.gate.local:app"},
         {"study": study.canonical, "run": str(run.resolve()), "sites": str(sites_folder.resolve()), "job": job},
         len(study.federation.sites),
         cpus_per_node=study.training.threads,

@@ -145,8 +145,9 @@ def _count(value: Any) -> str:
     return "-" if value is None or value != value else str(int(value))
 
 
-def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str, Any]:
-    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes``: arrays sent and received by the server."""
+def summary(study: Study, outcome: Outcome, mlflow_run: str | None, mlflow_error: str = "") -> dict[str, Any]:
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes``: arrays sent and received by the server; ``mlflow_error``: why
+    MLflow has no complete record, null if it has one or was not to have one."""
     rounds = [e for e in outcome.events if isinstance(e, Round)]
     scores = outcome.final.metrics
     rows: list[SiteRow] = [row for e in rounds for row in e.sites.values()]
@@ -155,6 +156,7 @@ def summary(study: Study, outcome: Outcome, mlflow_run: str | None) -> dict[str,
     return {
         "run_id": outcome.run.name,
         "mlflow_run_id": mlflow_run,
+        "mlflow_error": mlflow_error or None,
         "status": outcome.status,
         "reason": outcome.reason,
         "rounds": len(rounds),

@@ -1,4 +1,5 @@
-"""Information that a site discloses in addition to its data: its policy, a digest of its data, the persons with an excluded image.
+"""Information that a site discloses in addition to its data: its policy, how far it trusts the centre, a digest of its data, the persons
+with an excluded image.
 
 It is evidence for readers of the run; no decision depends on it.
 """
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedml.cohort.images.reasons import Unusable
 
@@ -33,6 +34,26 @@ class DisclosedPolicy(BaseModel):
     allow_unprotected: bool
     deidentification: Literal["refuse", "quarantine", "warn"]
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
+    centre: Literal["distrusted", "curious", "trusted"] | None = Field(default=None, description="None: the site does not say it")
+    public: bool = False
+    trust: Annotated[str, Field(max_length=120)] = Field(default="", description="why the approver trusts the centre with this study")
+
+    @field_validator("trust")
+    @classmethod
+    def _printable(cls, text: str) -> str:
+        if not text.isprintable():
+            raise ValueError("is shown to readers, so it is printable")
+        return text
+
+
+def trust_text(policy: Mapping[str, Any]) -> str:
+    """How far a site trusted the centre that chose the messages, for a reader; ``policy``: a ``DisclosedPolicy`` as a dictionary."""
+    centre = policy.get("centre")
+    if centre == "trusted":
+        return f"trusted: {policy.get('trust') or 'no reason is given'}"
+    if policy.get("public"):
+        return "public data"
+    return str(centre or "not stated")
 
 
 def policy_bytes(policy: DisclosedPolicy) -> npt.NDArray[np.uint8]:

@@ -101,3 +101,16 @@ def unregister_node(home: Path, node_id: int) -> None:
 
     with _client(home) as client:
         client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+
+def run_failed(home: Path, number: int) -> str:
+    """Why the SuperLink of ``home`` counts a run as over without success; empty if it does not, does not answer, or is not a centre's."""
+    from flwr.proto.control_pb2 import ListRunsRequest
+
+    try:
+        with _client(home) as client:
+            status = client.ListRuns(ListRunsRequest(run_id=number)).run_dict[number].status
+    except (RunError, OSError, KeyError, ValueError):
+        return ""
+    over = status.status == "finished" and status.sub_status != "completed"
+    return f"{status.sub_status}: {' '.join(status.details.split())[:200]}" if over else ""

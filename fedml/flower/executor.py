@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from flwr.app import Context, Message
@@ -16,6 +17,7 @@ from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -23,6 +25,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 log = logging.getLogger("fedml.site")
@@ -31,6 +34,9 @@ Handle = Callable[[Message, Context], Message]
 # failures.
 _POLL_SECONDS, _MAX_POLL_SECONDS = 0.05, 1.0
 _FIRST_HEARTBEAT_SECONDS = 5.0  # a SuperNode drops a claimed task after 30 without a heartbeat
+# A task is handed out when its message is whole (``fedml.flower.supernode``), or when its run ended in between: then the rest never comes,
+# and Flower would wait for it for an hour, with every later run behind it.
+_PART_SECONDS = 5.0
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -54,6 +60,9 @@ def serve(address: str, secret: bytes, handle: Handle, stop: threading.Event) ->
         secret: shared with the SuperNode, so that no other user of this machine can take a task.
         handle: returns the reply to a message; must not raise.
     """
+    vars(run_clientapp)["pull_and_inflate_object_from_tree"] = partial(
+        pull_and_inflate_object_from_tree, max_time=_PART_SECONDS, initial_backoff=0.05, backoff_cap=1.0
+    )
     runtime = _client(address, 1, SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE))
     pause = _POLL_SECONDS
     try:

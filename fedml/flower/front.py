@@ -2,7 +2,8 @@
 
 The SuperLink of flwr 1.42 serves all its APIs at one port and authenticates only nodes: every client that reaches the port could register
 nodes, submit a ServerApp (which then runs on the server) or take a ServerApp's task. Here Flower's own port (``--host`` and ``--port`` of
-ARGUMENTS) is for this machine only; the same process serves a public port with the Fleet API and ``/health`` only.
+ARGUMENTS) is for this machine only; the same process serves a public port with the Fleet API and ``/health`` only. It also starts Flower's
+SuperExec, the parent of every ServerApp, again if that ends.
 """
 
 from __future__ import annotations
@@ -12,22 +13,27 @@ import asyncio
 import asyncio.constants
 import asyncio.sslproto
 import importlib
+import logging
 import resource
 import sys
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import uvicorn
 from flwr.superlink.cli import flower_superlink
+from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
 from flwr.superlink.routers.fleet.router import router
 
 import fedml  # noqa: F401 - switches telemetry off
-from fedml.flower.strangers import BACKLOG, HANDSHAKE_SECONDS, App, FrugalTLS, Hurried, limited
+from fedml.flower.strangers import ACCEPTED, BACKLOG, CLOSING_SECONDS, HANDSHAKE_SECONDS, App, FrugalTLS, Hurried, limited
 
 # Complete paths, so that access does not depend on how prefixes are matched.
 OPEN = frozenset({"/health", *(str(getattr(route, "path", "")) for route in router.routes)})
 _POLL_SECONDS = 0.1  # between checks whether Flower's server has ended
+_RESTART_SECONDS = 1.0  # before SuperExec is started again, so that one that cannot start does not use a processor
 
 
 def only_fleet(app: App) -> App:
@@ -45,6 +51,30 @@ def only_fleet(app: App) -> App:
     return guarded
 
 
+class KeptLifespan(SuperLinkLifespan):
+    """Flower's, with a thread that starts SuperExec again: without it the SuperLink accepts runs and starts none. Final."""
+
+    ending = False
+
+    def _start_superexec_if_needed(self) -> None:
+        super()._start_superexec_if_needed()
+        if self.superexec_process is not None:
+            threading.Thread(target=self._keep_superexec, name="keep-superexec", daemon=True).start()
+
+    def _keep_superexec(self) -> None:
+        while not self.ending:
+            time.sleep(_RESTART_SECONDS)
+            process = self.superexec_process
+            if not self.ending and process is not None and process.poll() is not None:
+                logging.getLogger("uvicorn.error").warning("SuperExec ended (exit code %s) and is started again", process.returncode)
+                super()._start_superexec_if_needed()
+
+    def shutdown(self) -> None:
+        """Flower's end."""
+        self.ending = True
+        super().shutdown()
+
+
 async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
     """Runs both servers until the inner server ends; signals go to the inner server."""
     sockets = [outer.config.bind_socket()]  # before anything starts, so that an occupied port ends the command here
@@ -55,6 +85,9 @@ async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
                 return
             await asyncio.sleep(_POLL_SECONDS)
         serving = asyncio.create_task(outer._serve(sockets))
+        while not outer.started and not serving.done():
+            await asyncio.sleep(_POLL_SECONDS)
+        sockets[0].listen(BACKLOG)  # asyncio has one number for the queue and for how many it accepts together
         while not inner.should_exit:
             await asyncio.sleep(_POLL_SECONDS)
         outer.should_exit = True
@@ -70,7 +103,7 @@ def main() -> None:
         parser.add_argument(name, required=True)
     options, rest = parser.parse_known_args()
     host, _, port = options.public.rpartition(":")
-    asyncio.constants.SSL_HANDSHAKE_TIMEOUT = HANDSHAKE_SECONDS
+    asyncio.constants.SSL_HANDSHAKE_TIMEOUT, asyncio.constants.SSL_SHUTDOWN_TIMEOUT = HANDSHAKE_SECONDS, CLOSING_SECONDS
     vars(asyncio.sslproto)["SSLProtocol"] = FrugalTLS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard) if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))
@@ -83,11 +116,14 @@ def main() -> None:
         outer = uvicorn.Config(
             only_fleet(limited(app, node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"), port=int(port),
             ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
-            backlog=BACKLOG, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
+            backlog=ACCEPTED, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
         )  # fmt: skip
         asyncio.run(_both(inner, uvicorn.Server(outer)))
 
-    vars(importlib.import_module("flwr.superlink.cli.flower_superlink"))["uvicorn"] = SimpleNamespace(run=run)
+    # By its name: the package has a function that is called like the module.
+    vars(importlib.import_module("flwr.superlink.cli.flower_superlink")).update(
+        uvicorn=SimpleNamespace(run=run), SuperLinkLifespan=KeptLifespan
+    )
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

@@ -2,7 +2,8 @@
 memory, and without end, before it looks who sent it.
 
 A node signs the time of each request with its key, in headers, so it is known before its body is read. Connections without a complete
-header are ``WAITING`` at most: a new one then ends the oldest. asyncio gives each TLS connection a buffer of 256 KB; here it has 16 KB.
+header are ``WAITING`` at most, and connections that asked something and are not a node's are ``ASKING`` at most, until they are closed: a
+new one ends the oldest. asyncio gives each TLS connection a buffer of 256 KB; here it has 16 KB.
 """
 
 from __future__ import annotations
@@ -28,46 +29,92 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 HANDSHAKE_SECONDS = 10.0  # of TLS
 HEADER_SECONDS = 10.0  # from the handshake to a complete request header
 STRANGERS_BYTES, STRANGERS_SECONDS = 64 * 1024, 10.0  # of a body
-BACKLOG = 128  # connections that are accepted together: asyncio makes the TLS of all of them before it counts them
+# Connections that are accepted together (asyncio makes the TLS of all of them before it counts them): a small part of WAITING, so that an
+# honest one has time for its handshake before newer ones end it. The others wait in the kernel's queue.
+ACCEPTED, BACKLOG = 16, 1024
+CLOSING_SECONDS = 10.0  # for the other side to confirm the end of TLS
 WAITING = 256  # connections without a complete request header
+ASKING = 256  # connections of strangers after that
+CONNECTION_BYTES = 256 * 1024  # from a stranger in all: uvicorn's parser has no limit for headers and trailers
 STRANGERS_AT_ONCE = 64  # whose bodies are read
+CONNECTION = "fedml.connection"  # key of a request's scope
 NODES_BYTES, NODES_SECONDS = 2**30, 600.0  # of the body of a registered node
 
 
 class FrugalTLS(asyncio.sslproto.SSLProtocol):
-    """asyncio's TLS of one connection, counted until its first request header is complete. Final."""
+    """asyncio's TLS of one connection, counted unless it is known as a node's. Final."""
 
     max_size = 16 * 1024  # bytes
     waiting: ClassVar[dict[int, FrugalTLS]] = {}  # in the order of arrival
+    asking: ClassVar[dict[int, FrugalTLS]] = {}
+    is_node = False
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.waiting[id(self)] = self
-        while len(self.waiting) > WAITING:
-            oldest = next(iter(self.waiting.values()))
-            oldest.known()
-            oldest._abort(None)
+        self._join(self.waiting, WAITING)
 
     def connection_lost(self, error: Any) -> None:
-        self.known()
+        self._leave()
         super().connection_lost(error)
 
-    def known(self) -> None:
-        """It has sent a request, or it has ended."""
+    def asks(self) -> None:
+        """A request header is complete."""
+        if not self.is_node:
+            self._join(self.asking, ASKING)
+
+    def known(self, is_node: bool) -> None:
+        """Its last request was a registered node's, or not."""
+        self.is_node = is_node
+        if is_node:
+            self._leave()
+        elif self._transport is not None:
+            self._join(self.asking, ASKING)
+
+    def _join(self, crowd: dict[int, FrugalTLS], most: int) -> None:
+        if id(self) in crowd:
+            return
+        self._leave()
+        crowd[id(self)] = self
+        while len(crowd) > most:
+            oldest = next(iter(crowd.values()))
+            oldest._leave()
+            if isinstance(oldest._transport, asyncio.WriteTransport):
+                oldest._transport.abort()
+
+    def _leave(self) -> None:
         self.waiting.pop(id(self), None)
+        self.asking.pop(id(self), None)
 
 
 class Hurried(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """uvicorn's protocol for a connection that must send a request header soon. Final."""
+    """uvicorn's protocol for a connection that must send a request header soon, and little unless it is a node's. Final."""
+
+    received = 0
+    timer: asyncio.TimerHandle | None = None
+    tls: FrugalTLS | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        asyncio.get_running_loop().call_later(HEADER_SECONDS, self._end_idle)
+        found = getattr(transport, "_ssl_protocol", None)
+        self.tls = found if isinstance(found, FrugalTLS) else None
+        self.timer = asyncio.get_running_loop().call_later(HEADER_SECONDS, self._end_idle)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.timer is not None:  # it would keep this connection's memory for its time
+            self.timer.cancel()
+        super().connection_lost(error)
 
     def data_received(self, data: bytes) -> None:
+        if self.tls is None or not self.tls.is_node:
+            self.received += len(data)
+            if self.received > CONNECTION_BYTES:
+                self.transport.abort()
+                return
+        last = self.cycle
         super().data_received(data)
-        if self.cycle is not None and isinstance(found := getattr(self.transport, "_ssl_protocol", None), FrugalTLS):
-            found.known()
+        if self.tls is not None and self.cycle is not None and self.cycle is not last:
+            self.cycle.scope[CONNECTION] = self.tls
+            self.tls.asks()
 
     def _end_idle(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
@@ -98,7 +145,11 @@ def limited(app: App, node_of: Callable[[bytes], Any]) -> App:
         nonlocal strangers
         if scope["method"] == "GET":  # /health, without a body
             await app(scope, _no_body, _closing(send))
-        elif await asyncio.to_thread(registered, scope, node_of):
+            return
+        is_node = await asyncio.to_thread(registered, scope, node_of)
+        if isinstance(tls := scope.get(CONNECTION), FrugalTLS):
+            tls.known(is_node)
+        if is_node:
             await app(scope, _bounded(receive), send)
         elif strangers >= STRANGERS_AT_ONCE:
             await _refuse(send, 503)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from fedml.errors import RunError
+from fedml.flower.parent import owned
 
 CONNECTION = "own"
 _SUBMIT_SECONDS = 60
@@ -83,9 +85,10 @@ def write_connection(home: Path, address: str, root_certificate: Path | None) ->
 def superlink_command(home: Path, port: int, arguments: Sequence[str], public: Sequence[str] = ()) -> list[str]:
     """The SuperLink's command line: listens on ``port`` of loopback only, with its database in ``home``.
 
-    ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes on other machines can reach.
+    ``public``: options of ``fedml.flower.front``, for a SuperLink that nodes on other machines can reach; without them it is one of a
+    simulation, which ends with this process.
     """
-    begin = [sys.executable, "-P", "-m", "fedml.flower.front", *public] if public else [command_path("flower-superlink")]
+    begin = [sys.executable, "-P", "-m", *(["fedml.flower.front", *public] if public else ["fedml.flower.owned"])]
     begin += ["--host", "127.0.0.1", "--port", str(port), "--isolation", "subprocess", "--database", str(home / "state.db")]
     return [*begin, "--disable-runtime-dependency-installation", *arguments]
 
@@ -94,7 +97,9 @@ def start_superlink(home: Path, port: int, arguments: Sequence[str], public: Seq
     """Starts ``superlink_command`` in a new process group, with its log in ``home``."""
     command = superlink_command(home, port, arguments, public)
     with (home / "superlink.log").open("ab") as log:
-        return subprocess.Popen(command, env=environment(home), stdout=log, stderr=log, start_new_session=True, cwd=home)
+        return subprocess.Popen(
+            command, env=environment(home) if public else owned(environment(home)), stdout=log, stderr=log, start_new_session=True, cwd=home
+        )
 
 
 def stop_group(process_id: int, seconds: float = 15) -> None:
@@ -127,25 +132,27 @@ def write_app(app: Path, apps: Mapping[str, str], config: Mapping[str, str]) -> 
 
 def submit(
     home: Path, app: Path, options: Sequence[str] = (), *, alive: Callable[[], bool] = lambda: True, connection: str = CONNECTION
-) -> None:
-    """Runs ``flwr run``, with retries while the SuperLink is starting.
+) -> int:
+    """Runs ``flwr run``, with retries while the SuperLink is starting; returns Flower's number of the run.
 
     Raises:
         RunError: Flower refuses the app, or the SuperLink does not answer within 60 s.
     """
-    command = [command_path("flwr"), "run", str(app), connection, *options]
+    command = [command_path("flwr"), "run", str(app), connection, "--format", "json", *options]
     deadline = time.monotonic() + _SUBMIT_SECONDS
     while True:
         done = subprocess.run(command, env=environment(home), capture_output=True, text=True, timeout=120, check=False)
-        if done.returncode == 0:
-            return
+        if found := re.search(r'"run-id": "([0-9]+)"', done.stdout):  # with --format json the exit code is 0 after an error too
+            return int(found[1])
         if not alive() or time.monotonic() > deadline:
             raise RunError(f"flwr run failed: {_plain(done.stderr or done.stdout)}")
         time.sleep(0.5)
 
 
 def _plain(text: str) -> str:
-    """Flower's message in a box as one line of at most 500 characters."""
+    """Flower's message, in a box or in JSON, as one line of at most 500 characters."""
+    with suppress(ValueError, TypeError, KeyError):
+        text = json.loads(text)["error-message"]
     return " ".join("".join(c for c in text if c not in "╭╮╰╯│─").split())[-500:]
 
 

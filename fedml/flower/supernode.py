@@ -3,7 +3,8 @@
 With running sites most of a round's time would be waiting. The SuperNode of flwr 1.42 sleeps 3 s whenever the SuperLink has no message,
 half a second between checks for its site's reply, and a second or more when it requests parts of a message that the sender has not uploaded
 yet, which is usual for a fast node. Here these times are shorter, and the reply to an executor's request for a task is delayed until a
-complete task is available, so that the executor need not poll often or request missing parts. Nothing else is changed.
+complete task is available, so that the executor need not poll often or request missing parts.
+Heartbeats are sent twice as often. Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
+from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
-from flwr.supernode import start_client_internal
+from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.servicer.runtime import runtime_handlers
 
@@ -29,6 +31,8 @@ from fedml.flower.parent import end_with_parent
 ASK_NAP, LOOK_NAP = 0.2, 0.02
 PART_NAP, LONGEST_PART_NAP = 0.05, 2.0
 HOLD = 1.0
+# After two missed heartbeats a killed node counts as gone, and its key can come back: 30 s in place of Flower's 60.
+HEARTBEAT = 15
 
 _receive, _acquire = start_client_internal._pull_and_store_message, runtime_handlers.acquire_task
 _receiving, _received = threading.Lock(), threading.Event()
@@ -67,6 +71,7 @@ def main() -> None:
     parts = partial(pull_objects, initial_backoff=PART_NAP, backoff_cap=LONGEST_PART_NAP, max_tries_per_object=None)
     clock = SimpleNamespace(**{**vars(time), "sleep": nap})
     vars(start_client_internal).update(time=clock, pull_objects=parts, _pull_and_store_message=receive)
+    vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = vars(fleet_http_connection)["HEARTBEAT_DEFAULT_INTERVAL"] = HEARTBEAT
     vars(runtime_handlers)["acquire_task"] = acquire
     flower_supernode()
 

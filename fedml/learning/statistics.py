@@ -20,18 +20,15 @@ from fedml.modalities.registry import inputs_of
 from fedml.study.task_traits import traits_of
 
 
-def cohort_sums(cohort: Cohort, task: str, smallest: int = 1, fewest: int = 1) -> dict[str, Array]:
+def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array]:
     """Sums over the training persons, by the name of the preprocessing module, each (3, columns).
 
-    A column with fewer than ``smallest`` values counts as absent here, and so does an input that fewer than ``fewest`` persons have,
-    however many voxels or tiles they have: such a sum would tell about each of them.
+    A column with fewer than ``smallest`` values counts as absent here: such a sum would tell about each of them.
     """
     rows = cohort.rows("train")
     out = {}
     for modality, value in inputs_of(cohort):
-        sums = require(modality.sums, modality, "sums")(value, rows)
-        persons = int(value.has(len(cohort))[rows].sum())
-        out[f"preprocess.{modality.name}"] = sums if persons >= fewest else np.zeros_like(sums)
+        out[f"preprocess.{modality.name}"] = require(modality.sums, modality, "sums")(value, rows)
     if traits_of(task).standardised:
         out["target"] = table_sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}

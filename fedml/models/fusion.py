@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from fedml.errors import InputError
 from fedml.modalities.layout import Layout
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
@@ -24,6 +25,7 @@ from fedml.networks.preprocess import TargetScale
 from fedml.networks.segmentation import build_segmentation_network
 from fedml.networks.variants import build_table_network
 from fedml.seeds import derive_seed, torch_seed
+from fedml.study.parameters import check_parameters
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
@@ -114,8 +116,12 @@ def build_model(study: Study, layout: Layout) -> CohortModel:
     """The study's model with its initial weights, which depend only on the study's seed.
 
     Raises:
-        InputError: a network's name is not known, or the genes of the panel's variants are not.
+        InputError: a network's name is not known, or the genes of the panel's variants are not, or the model would be too large.
     """
+    try:
+        check_parameters(study.model, study.cohort, layout.variants)
+    except ValueError as error:
+        raise InputError(f'study "{study.study.name}": {error}.') from error
     with torch_seed(derive_seed("initial weights", study.study.seed)):
         return CohortModel(study, layout)
 

@@ -5,6 +5,7 @@ A mechanism describes its releases as frozen events of ``dp_accounting``; the ac
     gaussian(z), sampled_gaussian(q, z, steps)       events: one noisy sum; noisy sums over Poisson samples
     events_to_json, events_from_json                 canonical text, for ledgers, records and bundles, from which anyone can recompute
     epsilon(events, delta)                           the figure: privacy loss distributions (PLD); Gaussians alone in closed form
+    best_accuracy(events)                            how often the best attacker is right about a person's part, at prior 1/2
     epsilon_rdp(events, delta)                       the cross-check by Rényi differential privacy, a looser bound
     solve_noise_multiplier(epsilon, delta, events_of)
 
@@ -116,6 +117,20 @@ def epsilon(events: Iterable[DpEvent], delta: float) -> float:
     return _epsilon(_sorted_terms(events), delta)
 
 
+def best_accuracy(events: Iterable[DpEvent]) -> float:
+    """An upper bound of how often an attacker is right who knows everything else, sees what the events release, and decides whether a unit
+    took part, if both are equally likely beforehand: (1 + TV) / 2, with TV the total variation distance of the releases with and without
+    the unit, which is delta at epsilon 0. 0.5 without events, 1 without noise. For one Gaussian: Phi(1 / 2z).
+
+    The decision is the likelihood-ratio test (Neyman and Pearson 1933), so no other attacker is right more often; a bound from an epsilon
+    and its delta is looser, since it holds for every mechanism with these (Kairouz, Oh and Viswanath 2015).
+
+    Raises:
+        ValueError: an unsupported event, or more than ``MOST_STEPS`` releases.
+    """
+    return (1 + _total_variation(_sorted_terms(events))) / 2
+
+
 def epsilon_rdp(events: Iterable[DpEvent], delta: float) -> float:
     """The same by Rényi differential privacy (Mironov 2017; Mironov, Talwar and Zhang 2019): a looser bound, computed independently.
 
@@ -215,24 +230,52 @@ def _candidate(step: int) -> float:
 
 @lru_cache(maxsize=4096)
 def _epsilon(terms: tuple[tuple[Term, int], ...], delta: float) -> float:
-    """Epsilon of merged, sorted terms. Gaussians without sampling are combined into one, because 1/z**2 is additive."""
+    """Epsilon of merged, sorted terms."""
     if any(z == 0 for (_, z), _ in terms):
         return math.inf
-    sampled = [(q, z, count) for (q, z), count in terms if q < 1]
-    precision = math.fsum(count / z**2 for (q, z), count in terms if q == 1)
-    if not sampled:
-        return epsilon_gaussian(precision**-0.5, delta) if precision else 0.0
-    if precision:
-        sampled.append((1.0, precision**-0.5, 1))
-
-    steps = sum(count for _, _, count in sampled)
+    if (alone := _one_gaussian(terms)) is not None:
+        return epsilon_gaussian(alone, delta) if alone < math.inf else 0.0
+    steps = _releases(terms)
     if (allowance := _ALLOWANCE * steps) > delta / 2:
         raise ValueError(f"delta {delta:g} is too small for {steps} releases; set at least {2 * allowance:.1g}")
-    spreads, widths = zip(*(_losses(q, z) for q, z, _ in sampled), strict=True)
-    variance = math.fsum(count * spread**2 for (_, _, count), spread in zip(sampled, spreads, strict=True))
-    interval = max(_FINE * math.sqrt(variance / steps), max(widths) / _POINTS)
-    total = reduce(lambda first, second: first.compose(second), (_distribution(q, z, interval).self_compose(n) for q, z, n in sampled))
-    return float(total.get_epsilon_for_delta(delta - allowance))
+    return float(_composed(terms).get_epsilon_for_delta(delta - allowance))
+
+
+@lru_cache(maxsize=4096)
+def _total_variation(terms: tuple[tuple[Term, int], ...]) -> float:
+    """The total variation distance between the outputs with and without the unit: delta at epsilon 0, an upper bound."""
+    if any(z == 0 for (_, z), _ in terms):
+        return 1.0
+    if (alone := _one_gaussian(terms)) is not None:
+        return delta_gaussian(alone, 0.0) if alone < math.inf else 0.0
+    return min(float(_composed(terms).get_delta_for_epsilon(0.0)) + _ALLOWANCE * _releases(terms), 1.0)
+
+
+def _one_gaussian(terms: tuple[tuple[Term, int], ...]) -> float | None:
+    """The noise multiplier of one Gaussian equal to all terms, because 1/z**2 is additive; infinite for none; None if any is sampled."""
+    if any(q < 1 for (q, _), _ in terms):
+        return None
+    precision = math.fsum(count / z**2 for (_, z), count in terms)
+    return precision**-0.5 if precision else math.inf
+
+
+def _merged(terms: tuple[tuple[Term, int], ...]) -> list[tuple[float, float, int]]:
+    """(rate, multiplier, count) of the sampled terms, and one Gaussian in place of those without sampling."""
+    whole = _one_gaussian(tuple(term for term in terms if term[0][0] == 1))
+    return [(q, z, count) for (q, z), count in terms if q < 1] + ([(1.0, whole, 1)] if whole is not None and whole < math.inf else [])
+
+
+def _releases(terms: tuple[tuple[Term, int], ...]) -> int:
+    return sum(count for _, _, count in _merged(terms))
+
+
+def _composed(terms: tuple[tuple[Term, int], ...]) -> Any:
+    """The privacy loss distribution of all terms, of which at least one is sampled."""
+    merged = _merged(terms)
+    spreads, widths = zip(*(_losses(q, z) for q, z, _ in merged), strict=True)
+    variance = math.fsum(count * spread**2 for (_, _, count), spread in zip(merged, spreads, strict=True))
+    interval = max(_FINE * math.sqrt(variance / _releases(terms)), max(widths) / _POINTS)
+    return reduce(lambda first, second: first.compose(second), (_distribution(q, z, interval).self_compose(n) for q, z, n in merged))
 
 
 @lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import TYPE_CHECKING, Literal
 
-from fedml.privacy.accounting import ADJACENCY, epsilon, epsilon_rdp, events_to_json
+from fedml.privacy.accounting import ADJACENCY, best_accuracy, epsilon, epsilon_rdp, events_to_json
 
 if TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -65,6 +65,25 @@ def claim(
     events = list(events)
     spent, cross = epsilon(events, delta), epsilon_rdp(events, delta)
     return Claim(unit, ADJACENCY, spent, delta, tuple(covers), tuple(not_covered), events_to_json(events), cross)
+
+
+def attacker(unit: Literal["person", "site"], events: Iterable[Iterable[DpEvent]], delta: float) -> str:
+    """The trade-off behind the claims as sentences: how often the best attacker is right, and what delta alone means.
+
+    Args:
+        events: of each site and part; the worst counts.
+    """
+    share = max((best_accuracy(own) for own in events), default=0.5)
+    return (
+        f"An attacker who knows everything but whether a given {unit} took part, holds both for equally likely, and sees all that is "
+        f"covered, is right in at most {percent_up(share)} % of cases (from the noise of all releases, not from epsilon; guessing: 50 %). "
+        f"Delta alone: epsilon bounds the change of odds except with a probability of {delta:g}."
+    )
+
+
+def percent_up(share: float) -> str:
+    """A share as a percentage with one decimal, rounded up."""
+    return f"{math.ceil(round(share * 1000, 6)) / 10:.1f}"
 
 
 def rounded_up(epsilon: float) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 from fedml.privacy.claims import rounded_up
-from fedml.privacy.releases import claims, metrics_multiplier, noise_multiplier, sampling
+from fedml.privacy.releases import attacker_sentence, claims, metrics_multiplier, noise_multiplier, sampling
 from fedml.study.study import Study
 
 
 def forecast(study: Study) -> str:
     """The forecast as text, for unit ``site`` or ``patient``."""
-    return "\n".join(_site(study) if study.privacy.unit == "site" else _patient(study))
+    lines = _site(study) if study.privacy.unit == "site" else _patient(study)
+    return "\n".join([*lines, f"Attacker    {attacker_sentence(study)}"])
 
 
 def _site(study: Study) -> list[str]:

@@ -109,6 +109,20 @@ def message_events(study: Study, site: str, phase: Phase, number: int) -> dict[P
     return {"train": round_events(study, site, 1), **counted} if phase is Phase.ROUND else {**counted}
 
 
+def whole_events(study: Study, site: str, *, only_evaluated: bool = False) -> dict[PartName, list[DpEvent]]:
+    """Part of a person -> events of all replies of ``site`` in a whole study, unit patient; the sum of ``message_events``.
+
+    Args:
+        only_evaluated: of the last evaluation alone.
+    """
+    if study.privacy.unit != "patient":
+        return {}
+    last = evaluation_events(study, 1)
+    if only_evaluated:
+        return {"val": last, "test": last}
+    return {"train": training_events(study, site), "val": evaluation_events(study), "test": last}
+
+
 def counted_parts(study: Study, phase: Phase, number: int) -> tuple[PartName, ...]:
     """The parts whose counts are in the reply to one message, for unit patient; never the training part."""
     every = study.training.evaluate_every
@@ -164,6 +178,14 @@ def claims(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, C
         unit: Literal["person", "site"] = "site" if study.privacy.unit == "site" else "person"
         out[site] = claim(unit, worst, study.privacy.delta, covered(study), not_covered(study))
     return out
+
+
+def attacker_sentence(study: Study) -> str:
+    """How often the best attacker is right about one person, or one site, after the whole study (``fedml.privacy.claims.attacker``)."""
+    from fedml.privacy.claims import attacker
+
+    unit: Literal["person", "site"] = "site" if study.privacy.unit == "site" else "person"
+    return attacker(unit, [*events_by_site(study).values(), evaluation_events(study)], study.privacy.delta)
 
 
 def _epsilon(study: Study, events: list[DpEvent]) -> float:

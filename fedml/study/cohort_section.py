@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
+from fedml.study import limits
 from fedml.study.imaging import Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later
@@ -28,13 +29,17 @@ class Split(Section):
         return self
 
 
+ColumnName = Annotated[str, Field(max_length=200)]
+Codes = Annotated[tuple[Code, ...], Field(max_length=10_000), FailFast()]
+
+
 class ClinicalColumns(Section):
     """``[cohort.clinical]``: the columns that every site must have, in order; categories of categorical columns; codes of missing
     values."""
 
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    categories: dict[str, tuple[Code, ...]] = Field(default_factory=dict)
-    missing: dict[str, tuple[Code, ...]] = Field(default_factory=dict)
+    columns: Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=limits.COLUMNS), FailFast()]
+    categories: dict[str, Codes] = Field(default_factory=dict)
+    missing: dict[str, Codes] = Field(default_factory=dict)
     indicate: bool = True
 
     @model_validator(mode="after")
@@ -71,9 +76,11 @@ class ImageShape(Section):
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = 1
-    size: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2, max_length=3)] = ()
+    size: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=2, max_length=3)] = ()
     orientation: str = Field(default="", description="such as RAS; for images of three axes")
-    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), description="millimetres from voxel to voxel along each axis")
+    spacing_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=3)] = Field(
+        default=(), description="millimetres from voxel to voxel along each axis"
+    )
     window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1; values beyond are clipped")
     percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
     crop: bool = Field(default=False, description="crop and pad to size around the centre, without other preprocessing")
@@ -105,8 +112,12 @@ class ImageShape(Section):
             # Set explicitly, so that other code reads the actual shape and the study's hash covers it.
             object.__setattr__(self, "channels", 3)
             object.__setattr__(self, "size", (side, side))
+            if (values := self.tiles.per_step * limits.values_of(self.size, self.channels)) > limits.TILE_VALUES:
+                raise ValueError(f"tiles per_step gives {values:,} values of a person in a step, the limit is {limits.TILE_VALUES:,}")
         elif not self.size:
             raise ValueError("size is missing; add size, or tiles for whole slides")
+        if (values := limits.values_of(self.size, self.channels)) > limits.VOXELS:
+            raise ValueError(f"size and channels give {values:,} values of an image, the limit is {limits.VOXELS:,}")
         try:
             _ = self.preprocess
         except ValidationError as error:
@@ -122,12 +133,24 @@ class Variants(Section):
 
     match: Literal["position", "rsid"] = "position"
     build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(default="", description="the build that every site must have")
-    regions: tuple[str, ...] = Field(default=(), description="such as 22 or 22:17000000-18000000")
-    listed: tuple[str, ...] = Field(default=(), description="rsIDs, or contig:position:ref:alt")
+    regions: Annotated[tuple[str, ...], Field(max_length=10_000), FailFast()] = Field(
+        default=(), description="such as 22 or 22:17000000-18000000"
+    )
+    listed: Annotated[tuple[str, ...], Field(max_length=limits.FEATURES), FailFast()] = Field(
+        default=(), description="rsIDs, or contig:position:ref:alt"
+    )
     min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the variants of the site with the fewest")
     min_call_rate: Fraction = 0.0
     min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @property
+    def stated(self) -> tuple[tuple[str, int, str, str], ...]:
+        """(contig, position, REF, ALT) of each listed variant; empty if nothing is listed, or one is listed by its name only."""
+        parts = [text.split(":", 3) for text in self.listed]
+        if self.match != "position" or not all(len(part) == 4 and part[1].isdecimal() for part in parts):
+            return ()
+        return tuple((contig, int(position), ref, alt) for contig, position, ref, alt in parts)
 
     @property
     def counted(self) -> bool:
@@ -158,7 +181,7 @@ class Cohort(Inputs):
 
     inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
     target: str
-    classes: Annotated[tuple[Code, ...], Field(min_length=2)] = (0, 1)
+    classes: Annotated[tuple[Code, ...], Field(min_length=2, max_length=limits.CLASSES)] = (0, 1)
     split: Split = Split()
     split_key: str = Field(default="", description="key of the hash that assigns persons to parts; empty: the study's seed")
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
 
 from fedml.errors import InputError
+from fedml.study import limits
 from fedml.study.contigs import canonical_contig
 from fedml.text import numbered_lines
 
@@ -65,7 +67,10 @@ def read_genes(path: Path, biotype: str = "") -> tuple[Interval, ...]:
     readers: dict[str, Callable[[Path, str], Iterable[Interval]]] = {"gff3": _gff3, "gff": _gff3, "gtf": _gtf, "bed": _bed}
     if ending not in readers:
         raise InputError(f"{path}: unknown extension; genes are read from .gff3, .gtf or .bed, plain or .gz: rename or convert the file.")
-    genes = tuple(sorted(readers[ending](path, biotype)))
+    found = list(islice(readers[ending](path, biotype), limits.GENES + 1))
+    if len(found) > limits.GENES:
+        raise InputError(f"{path}: has more than {limits.GENES:,} genes, the limit of a study; give a file with fewer.")
+    genes = tuple(sorted(found))
     if not genes:
         raise InputError(f"{path}: has no gene{f' of the biotype {biotype}' if biotype else ''}; give a gene annotation.")
     return genes

@@ -70,7 +70,7 @@ class Augment(_Section):
     Intended for intensities in 0..1.
     """
 
-    flip: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
+    flip: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(max_length=3)] = ()
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
     scale: Annotated[float, Field(ge=0, le=1)] = 0.0
     shift: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, model_validator
 
 from fedml.errors import InputError
+from fedml.study import limits
 
 Feature = Annotated[str, Field(min_length=1, max_length=200)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -23,7 +24,7 @@ class OmicsColumns(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    columns: Annotated[tuple[Feature, ...], Field(min_length=1)]
+    columns: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=limits.FEATURES), FailFast()]
     range: tuple[Finite, Finite] | None = Field(default=None, description="lowest and highest plausible value of every column")
 
     @model_validator(mode="after")
@@ -45,11 +46,15 @@ def read_features(path: Path) -> list[str]:
         InputError: the file cannot be read, is not UTF-8 text, or holds no name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open("rb") as file:
+            text = file.read(limits.TEXT_BYTES + 1)
+        lines = text.decode("utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct [cohort.omics] features.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8 text; save the list of features as UTF-8.") from error
+    if len(text) > limits.TEXT_BYTES:
+        raise InputError(f"{path}: is longer than {limits.TEXT_BYTES:,} bytes, the limit of a list of features; list fewer.")
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path}: has no feature; write one name on each line.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError
+from fedml.study import limits
 from fedml.study.study import Study, validate
 from fedml.text import printable
 
@@ -19,7 +20,14 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
         InputError: the file cannot be read, is not TOML, or is not a valid study.
     """
     try:
-        plan = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:  # no more than the limit: the path may be of a device
+            raw = file.read(limits.TOML_BYTES + 1)
+        if found := limits.text_problem(raw, limits.TOML_BYTES):
+            raise InputError(f"{path}: {found}; list variants, genes and features in files of their own.")
+        text = raw.decode("utf-8").replace("\r\n", "\n")
+        if found := limits.toml_problem(text):
+            raise InputError(f"{path}: {found}; a study has sections and keys.")
+        plan = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); give the path of a study file.") from error
     except UnicodeDecodeError as error:
@@ -35,6 +43,8 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
         changes["study.seed"] = seed
     for key, value in changes.items():
         _put(plan, key, value)
+    if found := limits.value_problem(plan):  # before files are opened that the plan names
+        raise InputError(f"{path}: {found}.")
     _expand_genes(plan, path)
     _expand_features(plan, path)
     return validate(Study, plan, str(path))

@@ -12,15 +12,23 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
 )  # fmt: skip
 
-from fedml.study.imaging import Augment
+from fedml.study import limits
+from fedml.study.imaging import Augment, Pixels
 from fedml.study.section import Code, Name, Option, Precision, Section, normal, without_later
 from fedml.study.task_traits import TaskName
+
+Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
+Widths = Annotated[tuple[Width, ...], Field(max_length=limits.LAYERS)]
+Channels = Annotated[int, Field(ge=1, le=limits.CHANNELS)]
+Stride = Annotated[int, Field(ge=1, le=64)]
+Persons = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class About(Section):
@@ -38,7 +46,7 @@ class ImageNetwork(Section):
 
     net: str = "cnn"
     norm: Literal["batch", "group", "instance"] = "group"
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (16, 32, 64)
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=limits.LAYERS)] = (16, 32, 64)
     pooling: Literal["mean", "attention"] = "mean"
 
 
@@ -47,11 +55,11 @@ class SegmentationNetwork(Section):
 
     net: str = "unet"
     norm: Literal["batch", "group", "instance"] = "instance"
-    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
-    strides: tuple[Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...], ...] = Field(
+    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=limits.LAYERS)] = (16, 32, 64, 128)
+    strides: Annotated[tuple[Stride | Annotated[tuple[Stride, ...], Field(max_length=3)], ...], Field(max_length=limits.LAYERS)] = Field(
         default=(), description="one stride between two levels, a number or one number per axis; default: 2"
     )
-    window: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="voxels per axis; default: whole images")
+    window: Annotated[tuple[Pixels, ...], Field(max_length=3)] = Field(default=(), description="voxels per axis; default: whole images")
     distances: bool = True
 
 
@@ -59,7 +67,7 @@ class TableNetwork(Section):
     """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
     net: Literal["linear", "mlp"] = "linear"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    hidden: Widths = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
     @model_validator(mode="after")
@@ -78,11 +86,13 @@ class VariantNetwork(Section):
     """
 
     net: Literal["linear", "mlp", "genes"] = "linear"
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    hidden: Widths = ()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     width: Annotated[int, Field(ge=1, le=1024, description="features per gene")] = 4
-    l1: Annotated[float, Field(ge=0, description="net linear: weight of the sum of absolute weights")] = 0.0
-    intervals: tuple[tuple[str, int, int, str], ...] = Field(default=(), description="contig, start, end, name of each gene")
+    l1: Annotated[float, Field(ge=0, le=1e6, description="net linear: weight of the sum of absolute weights")] = 0.0
+    intervals: Annotated[tuple[tuple[str, int, int, str], ...], Field(max_length=limits.GENES), FailFast()] = Field(
+        default=(), description="contig, start, end, name of each gene"
+    )
 
     @model_validator(mode="after")
     def _widths(self) -> Self:
@@ -104,8 +114,8 @@ class Model(Section):
     variants: VariantNetwork = VariantNetwork()
     clinical: TableNetwork = TableNetwork()
     omics: TableNetwork | None = Field(default=None, description="default: linear")
-    width: Annotated[int, Field(ge=1, description="features of each input in the fusion")] = 16
-    hidden: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(), description="hidden widths of the fusion")
+    width: Annotated[int, Field(ge=1, le=limits.WIDTH, description="features of each input in the fusion")] = 16
+    hidden: Widths = Field(default=(), description="hidden widths of the fusion")
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="probability that training hides an input of a person, if the study has several inputs"
     )
@@ -123,26 +133,26 @@ class Gwas(Section):
     used where a class or an allele is rare.
     """
 
-    covariates: tuple[str, ...] = ()
+    covariates: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     components: Annotated[int, Field(ge=0, le=50)] = 4
     first_pass_p: Annotated[float, Field(gt=0, le=1)] = 0.05
     firth: Literal["auto", "never"] = "auto"
     block: Annotated[int, Field(ge=1, le=1_000_000, description="variants per message")] = 20_000
-    pca_spacing: Annotated[int, Field(ge=0, description="least distance in bases between two variants used for components")] = 0
+    pca_spacing: Annotated[int, Field(ge=0, le=2**33, description="least distance in bases between two variants used for components")] = 0
     pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    pca_tolerance: Annotated[float, Field(gt=0, le=1e-3, description="largest angle to the exact components, radians")] = 1e-8
+    pca_tolerance: Annotated[float, Field(ge=1e-14, le=1e-3, description="largest angle to the exact components, radians")] = 1e-8
 
 
 class Training(Section):
     """``[training]``: one site's work in one round."""
 
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0)] = 1e-3
+    lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    batch_size: Annotated[int, Field(ge=0, description="persons; 0: all persons in one batch")] = 32
-    local_epochs: Annotated[int, Field(ge=0)] = 1
-    evaluate_every: Annotated[int, Field(ge=0, description="rounds; 0: at the end only")] = 1
+    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    batch_size: Annotated[int, Field(ge=0, le=1_000_000, description="persons; 0: all persons in one batch")] = 32
+    local_epochs: Annotated[int, Field(ge=0, le=10_000)] = 1
+    evaluate_every: Annotated[int, Field(ge=0, le=100_000, description="rounds; 0: at the end only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="torch threads; results are bit-equal only for equal numbers")] = 1
     precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
     augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
@@ -157,10 +167,10 @@ class Training(Section):
 class Federation(Section):
     """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round."""
 
-    sites: Annotated[tuple[Name, ...], Field(min_length=1)]
+    sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES)]
     rounds: Annotated[int, Field(ge=0, le=100_000)] = 10
-    quorum: Annotated[int, Field(ge=0, description="sites that must answer; 0: all sites")] = 0
-    timeout: Annotated[int, Field(ge=1, description="seconds that a round waits")] = 600
+    quorum: Annotated[int, Field(ge=0, le=limits.SITES, description="sites that must answer; 0: all sites")] = 0
+    timeout: Annotated[int, Field(ge=1, le=604_800, description="seconds that a round waits")] = 600
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
@@ -190,7 +200,7 @@ class Strategy(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(ge=1e-6, le=1e6)]  # as far as the accountant computes
 
 
 class Privacy(Section):
@@ -203,16 +213,16 @@ class Privacy(Section):
     unit: Literal["none", "site", "patient"] = "none"
     noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise divided by the clipping norm")
     epsilon: Positive | None = None
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    delta: Annotated[float, Field(ge=1e-10, lt=1)] = 1e-5
     clipping_norm: Positive = 1.0
     clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive tracks a quantile of the norms")
     quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    persons: dict[Name, Annotated[int, Field(ge=1)]] = Field(
+    persons: Annotated[dict[Name, Persons], Field(max_length=limits.SITES)] = Field(
         default={}, description="unit patient: approximate number of training persons of each site; public, sets the sampling rate"
     )
     statistics: Literal["stated", "private"] = "stated"
     statistics_multiplier: Positive = 5.0
-    ranges: dict[str, tuple[float, float]] = Field(
+    ranges: Annotated[dict[str, tuple[float, float]], Field(max_length=limits.COLUMNS)] = Field(
         default={}, description="clinical column (or target): lowest and highest plausible value"
     )
     image_range: tuple[float, float] = (0.0, 255.0)
@@ -248,8 +258,12 @@ class Evaluation(Section):
     ``subgroups = { sex = [0, 1] }``: one group per value; ``bands = { age = [45, 60] }``: below 45, from 45 to below 60, 60 and above.
     """
 
-    subgroups: dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]] = Field(default_factory=dict)
-    bands: dict[Column, Annotated[tuple[float, ...], Field(min_length=1, max_length=19)]] = Field(default_factory=dict)
+    subgroups: Annotated[dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
+    bands: Annotated[dict[Column, Annotated[tuple[float, ...], Field(min_length=1, max_length=19)]], Field(max_length=100)] = Field(
+        default_factory=dict
+    )
 
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Variable -> its groups' labels, such as ``sex:1``, ``age:under-45``, ``age:45-to-60``, ``age:60-plus``."""
@@ -277,6 +291,6 @@ class Evaluation(Section):
 class Policy(Section):
     """``[policy]``: the study's limits. A site has limits too; the stricter one applies."""
 
-    min_persons: Annotated[int, Field(ge=1, description="training persons that a site must have")] = 1
-    min_count: Annotated[int, Field(ge=1, description="least number of persons behind a number that leaves the site")] = 1
-    max_reply_mb: Annotated[int, Field(ge=0, description="0: the site's limit")] = 0
+    min_persons: Annotated[int, Field(ge=1, le=2**53, description="training persons that a site must have")] = 1
+    min_count: Annotated[int, Field(ge=1, le=2**53, description="least number of persons behind a number that leaves the site")] = 1
+    max_reply_mb: Annotated[int, Field(ge=0, le=1_000_000, description="0: the site's limit")] = 0

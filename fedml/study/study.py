@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
+from reprlib import Repr
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
+from fedml.study import limits
 from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
+from fedml.study.parameters import check_parameters
 from fedml.study.section import Section
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
-from fedml.text import printable, unsafe_character
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -72,6 +74,17 @@ class Study(Section):
         for name in self.gwas.covariates:
             if name not in columns:
                 raise ValueError(f'[gwas] covariates names "{name}", which is not a column of [cohort.clinical]{nearest(name, columns)}')
+        return self
+
+    @model_validator(mode="after")
+    def _size(self) -> Self:
+        """Limits of products of keys: work and weights of the whole study."""
+        epochs = self.federation.rounds * self.training.local_epochs
+        if epochs > limits.EPOCHS:
+            raise ValueError(f"[training] local_epochs times [federation] rounds is {epochs:,}, the limit is {limits.EPOCHS:,}")
+        if limits.values_of(self.model.segmentation.window) > limits.VOXELS:
+            raise ValueError(f"[model] segmentation window has more than {limits.VOXELS:,} voxels")
+        check_parameters(self.model, self.cohort)
         return self
 
     @model_validator(mode="after")
@@ -150,6 +163,12 @@ class Study(Section):
                 f"[privacy] delta is {plan.delta:g}; it must be below 1 / {most}: a mechanism that publishes one of {most} completely has "
                 "that delta; 1e-5 is usual"
             )
+        most_steps = min(limits.PRIVATE_STEPS, int(plan.delta * limits.STEPS_PER_DELTA))
+        if (steps := self._private_steps()) > most_steps:
+            raise ValueError(
+                f"[federation] rounds, [training] local_epochs and batch_size give {steps:,} steps with noise, the limit is {most_steps:,} "
+                f"at [privacy] delta = {plan.delta:g}"
+            )
         if plan.unit == "patient" and self.evaluation != Evaluation():
             raise ValueError('[evaluation] releases exact counts of groups, which unit = "patient" does not allow; remove [evaluation]')
         if self.cohort.image is not None and self.cohort.image.percentiles:
@@ -160,7 +179,8 @@ class Study(Section):
         needed = [*columns, *([self.cohort.target] if self.traits.standardised else [])]
         lacking = [c for c in needed if c not in plan.ranges]
         if lacking:
-            raise ValueError(f"[privacy] ranges lacks {', '.join(lacking)}: state plausible values, such as ranges = {{ age = [18, 100] }}")
+            some = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
+            raise ValueError(f"[privacy] ranges lacks {some}: state plausible values, such as ranges = {{ age = [18, 100] }}")
         unknown = [c for c in plan.ranges if c not in needed]
         if unknown:
             raise ValueError(f"[privacy] ranges names {unknown[0]}, which is no numeric column of the study{nearest(unknown[0], needed)}")
@@ -184,6 +204,14 @@ class Study(Section):
         if plan.unit == "site" and plan.persons:
             raise ValueError('[privacy] persons goes with unit = "patient"')
         return self
+
+    def _private_steps(self) -> int:
+        """The largest number of noised sums about one site or one of its persons, evaluations and statistics included."""
+        rounds, work = self.federation.rounds, self.training
+        if self.privacy.unit == "site":
+            return rounds
+        steps = max((-(-persons // min(work.batch_size or persons, persons)) for persons in self.privacy.persons.values()), default=1)
+        return max(rounds * work.local_epochs * steps, rounds) + 2
 
     @cached_property
     def canonical(self) -> str:
@@ -210,6 +238,8 @@ def parse_study(text: str) -> Study:
     Raises:
         InputError: the text is no valid study.
     """
+    if found := limits.text_problem(text, limits.TEXT_BYTES):
+        raise InputError(f"study: {found}.")
     try:
         plan = json.loads(text)
     except RecursionError as error:
@@ -238,30 +268,18 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
     Raises:
         InputError: as above; the message has the first error and the number of the others.
     """
-    if found := _unsafe(plan):
+    if found := limits.value_problem(plan):
         raise InputError(f"{file}: {found}.")
     try:
         # Through JSON, because strict validation accepts a JSON array for a tuple and 1 for a float.
-        return kind.model_validate_json(json.dumps(plan, default=str))
+        text = json.dumps(plan, default=str)
+        if found := limits.text_problem(text, limits.TEXT_BYTES):  # with the genes and features of other files
+            raise InputError(f"{file}: {found}; list fewer variants, genes and features.")
+        return kind.model_validate_json(text)
     except (RecursionError, OverflowError, ValueError) as error:
         if isinstance(error, ValidationError):
             raise InputError(f"{file}: {_first_problem(kind, error)}") from None
         raise InputError(f"{file}: is nested too deeply or has a number that is too large; correct it.") from error
-
-
-def _unsafe(plan: Any) -> str:
-    """What is wrong with the first text of a plan that would be shown otherwise than it is written; "" if there is none."""
-    waiting: list[tuple[str, Any]] = [("", plan)]
-    while waiting:  # not by recursion: a plan may be nested deeply
-        key, value = waiting.pop()
-        if isinstance(value, Mapping):
-            waiting += [(f"{key}.{printable(str(name))}".removeprefix("."), item) for name, item in value.items()]
-            waiting += [(f"a key of {key or 'the study'}", str(name)) for name in value]
-        elif isinstance(value, list | tuple):
-            waiting += [(key, item) for item in value]
-        elif isinstance(value, str) and (character := unsafe_character(value, "\n\t" if key == "study.question" else "")):
-            return f"{key} has the character {character}, which is invisible or changes what a terminal shows; delete it"
-    return ""
 
 
 def _first_problem(kind: type[BaseModel], error: ValidationError) -> str:
@@ -292,14 +310,21 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
             return f"{text}." if key == "the file" and text.startswith("[") else f"{key}: {text}."
         case "literal_error":
             allowed = problem["ctx"]["expected"]
-            return f"{key} must be {allowed}, not {problem['input']!r}{nearest(str(problem['input']), _quoted(allowed))}."
+            return f"{key} must be {allowed}, not {_shown(problem['input'])}{nearest(str(problem['input']), _quoted(allowed))}."
         case _:
             expected = problem["msg"].rstrip(".")
             if expected.startswith("Input should be "):
                 expected = "should be " + expected.removeprefix("Input should be ")
             else:
                 expected = "is not valid: " + expected[0].lower() + expected[1:]
-            return f"{key} {expected}, not {problem['input']!r}."
+            return f"{key} {expected}, not {_shown(problem['input'])}."
+
+
+def _shown(value: Any) -> str:
+    """A value of the user's in an error, the start of it if it is long."""
+    short = Repr()
+    short.maxstring = short.maxother = short.maxlong = 120
+    return short.repr(value)
 
 
 _UNION_TAGS = {"int", "float", "str", "bool"}

@@ -19,7 +19,7 @@ from fedml.errors import Reason, SiteError
 _NAME, _STYPE = "bundle", "fedml.wire.packing"
 _ALIGN = 64
 _LENGTH = 8  # bytes that give the length of the index
-_MAX_INDEX_BYTES = 16_000_000
+_MAX_INDEX_BYTES = 1_000_000  # of all records together: about 10,000 arrays, which take a second to read
 
 
 def bundle(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> RecordDict:
@@ -57,9 +57,13 @@ def unbundle(content: RecordDict) -> RecordDict:
 def _unbundled(content: RecordDict) -> RecordDict:
     if not is_bundled(content):
         return content
-    out = RecordDict()
+    out, left = RecordDict(), _MAX_INDEX_BYTES
     for name, record in content.items():
         whole = _single(record) if isinstance(record, ArrayRecord) else None
+        if whole is not None:
+            left -= (length := int.from_bytes(whole.data[:_LENGTH], "little"))
+            if left < 0:
+                raise ValueError(f"the indexes of packed records are longer than {_MAX_INDEX_BYTES:,} bytes, or than a record ({length:,})")
         out[name] = record if whole is None else ArrayRecord(dict(_parts(whole.data)))
     return out
 
@@ -85,7 +89,7 @@ def _bundled(record: ArrayRecord) -> Array:
 
 def _parts(data: bytes) -> Iterator[tuple[str, Array]]:
     length = int.from_bytes(data[:_LENGTH], "little")
-    if not 0 < length <= min(len(data) - _LENGTH, _MAX_INDEX_BYTES):
+    if not 0 < length <= len(data) - _LENGTH:
         raise ValueError("the index of a packed record is longer than the record")
     try:
         index = json.loads(data[_LENGTH : _LENGTH + length])

@@ -20,7 +20,10 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_weights_that_write_columns_into_the_answer_are_refused",
     ),
     "rounds in any order": (
-        [("clients/gate/course.py", "if number <= course.round:", "if False:")],
+        [
+            ("clients/gate/course.py", "if number <= course.round:", "if False:"),
+            ("clients/gate/course.py", "course, number - course.round, received", "course, abs(number - course.round), received"),
+        ],
         "clients/gate/test_lying_centre.py::test_rounds_come_in_order_and_in_their_own_number",
     ),
     "another round in the strategy's key": (
@@ -92,8 +95,68 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_an_honest_run_is_answered_to_its_end",
     ),
     "sums of one person's image": (
-        [("fedml/learning/statistics.py", "sums if persons >= fewest else np.zeros_like(sums)", "sums")],
+        [("clients/site/few.py", "if 0 < int(value.has(len(cohort))[rows].sum()) < smallest:", "if False:")],
         "clients/gate/test_lying_centre.py::test_sums_of_one_persons_image_do_not_leave",
+    ),
+    "a category of one person": (
+        [("clients/site/few.py", "column[np.isin(column, levels[persons < smallest])] = common", "pass")],
+        "clients/site/test_few.py::test_the_centre_reads_neither_from_an_update",
+    ),
+    "a gap of one person": (
+        [("clients/site/few.py", "if 0 < gaps < smallest:", "if False:")],
+        "clients/site/test_few.py::test_the_centre_reads_neither_from_an_update",
+    ),
+    "a column in which one person differs": (
+        [("clients/site/few.py", "or 0 < len(known) - persons.max(initial=0) < smallest:", "or False:")],
+        "clients/site/test_few.py::test_a_column_in_which_few_differ_is_left_out",
+    ),
+    "a variant that one person carries": (
+        [("clients/site/few.py", "| ((others > 0) & (others < smallest))", "")],
+        "clients/site/test_few.py::test_a_variant_that_few_carry_is_left_out",
+    ),
+    "a list of the site's own variants in a private study": (
+        [("clients/work/client.py", "(stated := request.study.cohort.variants.stated)", "(stated := ())")],
+        "experiments/studies/test_stated_variants.py::test_what_a_site_says_of_its_variants_is_the_same_with_and_without_a_carrier",
+    ),
+    "a study of any size": (
+        [("fedml/study/limits.py", "if size > limit:", "if False:")],
+        "experiments/studies/test_limits.py::test_a_text_too_long_is_not_parsed",
+    ),
+    "numbers of any size": (
+        [("fedml/study/limits.py", "and not abs(value) <= LARGEST:", "and False:")],
+        "experiments/studies/test_limits.py::test_a_limit_is_named_with_its_key",
+    ),
+    "a local run without the ledger": (
+        [("clients/gate/local.py", "if has_ledger(site, request.study):", "if False:")],
+        "clients/gate/test_local_ledger.py::test_a_budget_that_another_study_spends_meanwhile_ends_the_run",
+    ),
+    "a comparison without a look at the budget": (
+        [("clients/gate/local.py", "if not after <= policy.max_epsilon:", "if False:")],
+        "clients/gate/test_local_ledger.py::test_a_comparison_that_exceeds_the_budget_is_not_begun",
+    ),
+    "the best attacker from half of the releases": (
+        [("fedml/privacy/accounting.py", "return (1 + _total_variation(", "return (1 + 0.9 * _total_variation(")],
+        "fedml/privacy/test_best_accuracy.py::test_gaussians_have_their_closed_form",
+    ),
+    "a change of the control variate of any length": (
+        [("strategies/judge.py", "lengths += [{a.site: record_norm(a, record) for a in valid} for record in records]", "pass")],
+        "strategies/test_lying_site.py::test_a_change_of_the_control_variate_is_judged_like_an_update",
+    ),
+    "a rehearsal that imports the strategy": (
+        [("clients/desk/rehearsal.py", 'if ":" not in study.strategy.name:', "if True:")],
+        "clients/desk/test_rehearsal.py::test_a_site_imports_no_strategy_that_a_study_names",
+    ),
+    "strangers that are only forgotten": (
+        [("fedml/flower/strangers.py", "oldest._transport.abort()", "pass")],
+        "experiments/federation/test_strangers.py::test_the_oldest_strangers_are_ended_before_their_time",
+    ),
+    "a stranger's connection without an end": (
+        [("fedml/flower/strangers.py", "if self.received > CONNECTION_BYTES:", "if False:")],
+        "experiments/federation/test_strangers.py::test_headers_and_trailers_have_an_end",
+    ),
+    "a child whose parent was gone at once": (
+        [("fedml/flower/parent.py", "int(os.environ.pop(_PARENT, os.getppid()))", "os.getppid()")],
+        "clients/test_service.py::test_a_child_ends_when_its_parent_is_killed",
     ),
     "exact metrics beside a budget": (
         [("clients/gate/charge.py", 'elif study.privacy.metrics != "private":', "elif False:")],

@@ -126,9 +126,11 @@ LIES: dict[str, tuple[str, Callable[[RecordDict], None]]] = {
 }  # fmt: skip
 
 
-def run_with(manifests: Mapping[str, Path], folder: Path, phase: str, lie: Callable[[RecordDict], None] | None) -> list[Event]:
+def run_with(
+    manifests: Mapping[str, Path], folder: Path, phase: str, lie: Callable[[RecordDict], None] | None, **changes: Any
+) -> list[Event]:
     """The events of a run in which ``LIAR`` changes its replies of ``phase``, in the second round of a round."""
-    study = make_study(sites=tuple(manifests), federation__rounds=3, federation__quorum=2)
+    study = make_study(sites=tuple(manifests), federation__rounds=3, federation__quorum=2, **changes)
     places = dict(enumerate(manifests, start=1))
 
     def app(message: Message, context: Context) -> Message:
@@ -205,3 +207,26 @@ def test_lengths_of_updates_are_in_the_events(manifests: dict[str, Path], tmp_pa
     run_study(study, InProcessGrid(app, [{"manifest": str(m)} for m in manifests.values()]), tmp_path / "run")
     last = [event for event in read_log(tmp_path / "run")[0] if isinstance(event, Round)][-1]
     assert {site: row["update_norm"] for site, row in last.sites.items()} == pytest.approx(sent)
+
+
+SCAFFOLD = {"strategy": {"name": "scaffold"}, "training__optimizer": "sgd", "training__lr": 0.05}
+CONTROL_LIES: dict[str, Callable[[str, Any], Any]] = {
+    "-50 times": lambda name, value: value * -50,
+    "11 times its own, and noise": lambda name, value: value * 11 + _noise(value),
+    "one number of 1e4": first_is(1e4),
+    "1e30 everywhere": lambda name, value: np.full_like(value, 1e30),
+    "not finite": lambda name, value: np.full_like(value, np.nan),
+}
+
+
+@pytest.mark.parametrize("name", CONTROL_LIES)
+def test_a_change_of_the_control_variate_is_judged_like_an_update(name: str, manifests: dict[str, Path], tmp_path: Path) -> None:
+    """The model of the liar is honest, only the change is not: it would be in the gradient of every site in all later rounds."""
+    honest = run_with(manifests, tmp_path / "honest", "", None, **SCAFFOLD)
+    assert all(event.refused == {} for event in honest if isinstance(event, Round | Final))
+    events = run_with(manifests, tmp_path / "run", "round", arrays("control-change", CONTROL_LIES[name]), **SCAFFOLD)
+    refused = {event.round: event.refused for event in events if isinstance(event, Round)}
+    assert refused[1] == refused[3] == {}
+    assert refused[2].keys() == {LIAR}
+    assert refused[2][LIAR] in (Reason.IMPLAUSIBLE, Reason.NON_FINITE)
+    assert auroc(events) == pytest.approx(auroc(honest), abs=0.02)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.cache import cached
 from fedml.cohort.variants.harmonise import Panel, choose, doubt, draft_panel, quality, settle
-from fedml.cohort.variants.model import Dosages, Selection
+from fedml.cohort.variants.model import Dosages, Selection, stated_keys
 from fedml.cohort.variants.normalise import NOTES, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
@@ -96,8 +96,10 @@ def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArra
 
 def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool = True) -> Panel:
     """The panel: the variants that all ``sites`` share, oriented, and above the study's quality thresholds. Equals the server's result from
-    genotype counts, or without counts (``counted`` False) as in a private study, which releases none."""
-    keys = {name: own.keys for name, own in sites.items()}
+    genotype counts, or without counts (``counted`` False) as in a private study, which releases none; there the variants that the
+    study states are the panel, whichever a site has."""
+    stated = () if counted else stated_keys(spec.stated)
+    keys = {name: stated or own.keys for name, own in sites.items()}
     notes = {name: own.notes for name, own in sites.items() if own.notes is not None}
     draft = draft_panel(keys, spec.match, [n for n, own in sites.items() if own.checked], notes)
     doubtful = any(mask.any() for mask in draft.doubtful.values())

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from sys import intern
@@ -147,6 +147,11 @@ class Dosages:
     def content(self) -> dict[str, bytes]:
         """Dosages, and the keys of the variants as text."""
         return {"variants": content_of(self.dosage), "variant_keys": to_text(self.keys)}
+
+
+def stated_keys(stated: Iterable[tuple[str, int, str, str]]) -> tuple[Variant, ...]:
+    """Keys of variants that a study states by (contig, position, REF, ALT)."""
+    return tuple(Variant(contig, position, ".", ref, alt) for contig, position, ref, alt in stated)
 
 
 def to_text(keys: Sequence[Variant]) -> bytes:

@@ -22,8 +22,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import NameOID
 
-from fedml.clients.desk import doctor
-from fedml.clients.desk.doctor import Finding, examine, show, worst
+from fedml.clients.desk import doctor, network
+from fedml.clients.desk.doctor import examine, show, worst
+from fedml.clients.desk.finding import Finding
+from fedml.clients.gate.approvals import approve
 from fedml.clients.gate.journal import Journal
 from fedml.clients.site.manifest import Site, read_site
 from fedml.flower.keys import write_authority, write_node_key
@@ -105,7 +107,7 @@ def tls_server(authority: Path) -> Iterator[int]:
 
     class Quiet(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(404)
+            self.send_response(200)
             self.end_headers()
 
         def log_message(self, *args: Any) -> None:
@@ -307,7 +309,7 @@ def test_no_server_listens(folder: Path, authority: Path) -> None:
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_a_server_without_tls(folder: Path, authority: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
-    monkeypatch.setattr(doctor, "_NETWORK_SECONDS", 0.3)
+    monkeypatch.setattr(network, "NETWORK_SECONDS", 0.3)
     with plain_server(answer) as port:
         expect(look(connected(folder, authority, port)), "TLS chain", "fail", "does not speak TLS", "whether TLS is on")
 
@@ -402,9 +404,26 @@ def test_a_check_that_breaks_or_hangs_is_a_finding(folder: Path, monkeypatch: py
         yield Finding("late", "ok", "")
 
     monkeypatch.setattr(doctor, "_disk", breaks)
-    monkeypatch.setattr(doctor, "_state", hangs)
+    monkeypatch.setattr(doctor.state, "folder", hangs)
     monkeypatch.setattr(doctor, "_CHECK_SECONDS", 0.3)
     findings = look(folder)
     assert one(findings, "first").state == "ok"
     expect(findings, "disk", "fail", "raised RuntimeError", "report")
     expect(findings, "state folder", "fail", "not done after 0.3 s", "network")
+
+
+def test_what_a_gate_would_refuse_because_of_its_state(folder: Path) -> None:
+    """The quick version of ``test_doctor_states.py``."""
+    state, study = state_of(folder), make_study(sites=("oslo", "porto"))
+    approve(state, study, "Dr. A")
+    assert one(look(folder), "approvals").state == "ok"
+    (state / "approvals.json").write_text((state / "approvals.json").read_text().replace(study.sha256, "ab" * 32))
+    expect(look(folder), "approvals", "fail", "has no entry in the journal", "who changed approvals.json")
+    lines = (state / "journal.jsonl").read_text()
+    (state / "journal.jsonl").write_text("")
+    expect(look(folder), "journal", "fail", "had 1 entries and has 0", "restore")
+    (state / "journal.jsonl").write_text(lines)
+    (state / "ledger.db").write_text("no database")
+    expect(look(folder), "ledger", "fail", "the privacy ledger", "restore it from a backup")
+    state.chmod(0o777)
+    expect(look(folder), "state folder", "fail", "no approval counts", "chmod go-w")

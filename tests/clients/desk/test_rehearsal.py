@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.errors import RunError
+from tests.command import command as started
 from tests.command import quick as command
 from tests.conftest import clinical_site, image_site, make_plan, make_study, to_toml, write_bed, write_manifest
 
@@ -84,3 +86,64 @@ def test_a_private_study_is_rehearsed_at_the_price_it_would_have(tmp_path: Path)
     played = rehearse(read_site(tmp_path / "a"), study)
     assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "round", "evaluate"]
     assert not (tmp_path / "a" / ".fedml").exists(), "the site's own budget is not touched"
+
+
+MARKER = """
+import os, pathlib
+pathlib.Path(os.environ["MARKER"]).write_text("imported")
+from flwr.serverapp.strategy import FedAvg
+class Own(FedAvg):
+    pass
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> dict[str, str]:
+    """A site ``a``, a study that names a strategy of its author, and an environment that can import it: it leaves a file."""
+    clinical_site(tmp_path / "a", "a", 60, seed=1)
+    (tmp_path / "study.toml").write_text(to_toml(make_plan(strategy__name="foreign_strategy:Own")))
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "foreign_strategy.py").write_text(MARKER)
+    path = os.pathsep.join(filter(None, (str(tmp_path / "code"), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "MARKER": str(tmp_path / "marker")}
+
+
+def test_a_site_imports_no_strategy_that_a_study_names(tmp_path: Path, foreign: dict[str, str]) -> None:
+    done = started("fedml-site", "start", "--dry-run", "--site", "a", "--study", "study.toml", cwd=tmp_path, **foreign)
+    assert done.returncode == 0, done.stderr
+    assert "foreign_strategy:Own was not imported" in done.stdout
+    assert any(line.split()[0] == "round" and "arrays" in line for line in done.stdout.splitlines() if line.startswith("  "))
+    assert not (tmp_path / "marker").exists()
+
+
+@pytest.mark.long
+def test_no_command_of_a_site_imports_what_a_study_names(tmp_path: Path, foreign: dict[str, str]) -> None:
+    for words in (
+        ("check", "study.toml", "--site", "a"),
+        ("approve", "study.toml", "--site", "a", "--yes"),
+        ("doctor", "--site", "a", "--study", "study.toml"),
+        ("start", "--dry-run", "--site", "a"),
+        ("status", "--site", "a"),
+        ("revoke", "toy", "--site", "a"),
+    ):
+        done = started("fedml-site", *words, cwd=tmp_path, **foreign)
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        assert not (tmp_path / "marker").exists(), words
+    started("fedml", "check", "study.toml", cwd=tmp_path, **foreign)
+    assert (tmp_path / "marker").exists(), "the server imports it, so this test would notice"
+
+
+@pytest.mark.parametrize("name", ["nowhere_module:Class", "flwr.serverapp.strategy:FedMedian", "os:system", "antigravity:x"])
+def test_a_strategy_by_its_path_is_rehearsed_without_it(tmp_path: Path, name: str) -> None:
+    clinical_site(tmp_path / "a", "a", 60, seed=1)
+    played = rehearse(read_site(tmp_path / "a"), make_study(strategy__name=name))
+    assert played.replaced == name
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
+
+
+def test_flowers_fedprox_is_rehearsed_with_its_value_for_the_sites(tmp_path: Path) -> None:
+    clinical_site(tmp_path / "a", "a", 60, seed=1)
+    study = make_study(strategy={"name": "flwr.serverapp.strategy:FedProx", "proximal_mu": 0.25})
+    played = rehearse(read_site(tmp_path / "a"), study)
+    assert played.replaced == "flwr.serverapp.strategy:FedProx"
+    assert rehearse(read_site(tmp_path / "a"), make_study()).replaced == ""

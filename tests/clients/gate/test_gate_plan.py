@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from fedml.models.fusion import build_model, learned
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.study.study import Study
+from fedml.wire.packing import bundle
 from fedml.wire.records import COUNTS, HISTOGRAM, PERSONS, VOXELS, Phase, pack
 from tests.conftest import clinical_site, make_study
 
@@ -170,3 +173,18 @@ def test_the_stricter_of_site_and_study_holds() -> None:
     assert (strict.min_persons, strict.min_count, strict.max_reply_mb) == (30, 8, 50)
     own = limits(policy, make_study(policy={"min_persons": 10, "min_count": 2, "max_reply_mb": 200}))
     assert (own.min_persons, own.min_count, own.max_reply_mb) == (20, 5, 100)
+
+
+def test_without_an_approval_nothing_is_unpacked(tmp_path: Path) -> None:
+    """An index within the limit, in a message of a study that nobody approved: it is not read, and the journal has its size and digest."""
+    site = Site(tmp_path, make_study(sites=("a",)))
+    site.study = make_study(sites=("a",), study__seed=8)
+    content = RecordDict({"arrays": bundle(RecordDict({"x": pack({f"k{k}": np.zeros(1) for k in range(9_000)})}))["x"]})
+    content["config"] = ConfigRecord({"study": site.study.canonical, "phase": "round", "round": 1})
+    with patch("fedml.clients.gate.gate.unbundle", side_effect=AssertionError("it was unpacked")):
+        (sent,) = site.grid.push_messages([Message(content, 1, "train")])
+        (reply,) = site.grid.pull_messages([sent])
+    assert reply.error.reason == Reason.NOT_APPROVED
+    last = json.loads((tmp_path / ".fedml" / "journal.jsonl").read_text().splitlines()[-1])
+    assert last["reason"] == Reason.NOT_APPROVED
+    assert any(record["bytes"] > 500_000 for record in last["records"])

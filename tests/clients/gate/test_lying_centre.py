@@ -414,7 +414,7 @@ def rows_read(centre: Centre) -> int:
 def test_messages_of_its_own_choice_read_no_person_at_a_curious_site(centre: Centre, messages: int) -> None:
     codes = many_messages(centre, messages, seed=3)
     assert rows_read(centre) == 0
-    assert codes["not-of-the-plan"] > messages / 8
+    assert codes["not-of-the-plan"] > messages / 10, codes
     sent = [got for phase, got in centre.answered if phase in ("round", "evaluate")]
     spread = [float(np.abs(got["arrays/" + WEIGHT]).max()) for got in sent if "arrays/" + WEIGHT in got]
     assert max(spread, default=0.0) < 5, "no model that saturates was trained or evaluated"

@@ -277,8 +277,8 @@ def test_divergence_is_refused_in_the_same_round(tmp_path: Path) -> None:
 
 
 def diverging(local_epochs: int) -> Study:
-    """A first step far beyond float32."""
-    training = {"optimizer": "sgd", "lr": 3e38, "batch_size": 0, "local_epochs": local_epochs}
+    """Some steps far beyond float32."""
+    training = {"optimizer": "sgd", "lr": 1e6, "batch_size": 1, "local_epochs": local_epochs}
     return make_study(model__task="regression", training=training)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import select
+import socket
 import ssl
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -13,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from fedml.experiments.federation.centre import read_centre
+from fedml.flower.strangers import ASKING, WAITING
 from tests.experiments.federation.test_centre import centre, status  # noqa: F401 - a fixture
 
 KINDS = ("no TLS", "no request", "half a header", "slow body")
 PATH = "/v1/fleet/pull-messages"
+HEAD = f"POST {PATH} HTTP/1.1\r\n"
 
 
 def memory_mb(home: Path) -> float:
@@ -97,6 +101,51 @@ def meanwhile(port: int, ca: Path, connections: int, seconds: float) -> tuple[li
             most = max(most, memory_mb(home))
             time.sleep(0.3)
         return there.result(), waits, most
+
+
+def connect(port: int, ca: Path) -> ssl.SSLSocket:
+    """TLS with the public port."""
+    return ssl.create_default_context(cafile=ca).wrap_socket(socket.create_connection(("127.0.0.1", port), 20), server_hostname="127.0.0.1")
+
+
+def still_open(connections: list[ssl.SSLSocket]) -> int:
+    """How many the server has not closed; TLS that was ended on a connection that stays is open."""
+    poll = select.poll()
+    for connection in connections:
+        poll.register(connection, select.POLLRDHUP)
+    return len(connections) - len(poll.poll(0))
+
+
+# More than the limit, and fewer than that in a second, so that each gets through.
+@pytest.mark.parametrize(("request_", "most"), [("", WAITING), (f"{HEAD}content-length: 0\r\n\r\n", ASKING)])
+def test_the_oldest_strangers_are_ended_before_their_time(centre: Path, request_: str, most: int) -> None:  # noqa: F811
+    port, ca = read_centre(centre).port, centre / "ca.pem"
+    connections, began = [], time.monotonic()
+    for _ in range(most + 50):
+        connections.append(connect(port, ca))
+        connections[-1].sendall(request_.encode())
+    if time.monotonic() - began > 8:
+        pytest.skip("this machine is too slow: the first ones have had their time")
+    deadline = began + 9
+    while still_open(connections) > most and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert still_open(connections) <= most
+    assert still_open(connections[-10:]) == 10, "the newest are kept"
+    assert status(centre, port, "GET", "/health", ca) == 200
+    for connection in connections:
+        connection.close()
+
+
+@pytest.mark.parametrize("begin", [HEAD, f"{HEAD}transfer-encoding: chunked\r\n\r\n0\r\n"])
+def test_headers_and_trailers_have_an_end(centre: Path, begin: str) -> None:  # noqa: F811
+    connection, sent = connect(read_centre(centre).port, centre / "ca.pem"), 0
+    line = b"x-more: " + b"x" * 1000 + b"\r\n"
+    with connection, suppress(OSError):
+        connection.sendall(begin.encode())
+        while sent < 100_000_000:
+            connection.sendall(line * 100)
+            sent += len(line) * 100
+    assert sent < 20_000_000
 
 
 @pytest.mark.long

@@ -14,9 +14,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from flwr.app import Context, Message
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
+from fedml.clients.work.client import answer
 from fedml.experiments.checklists.facts import resolve as resolve_in_run
 from fedml.experiments.checklists.fill import fill_all
 from fedml.experiments.evidence.model_card import model_card
@@ -24,12 +27,17 @@ from fedml.experiments.report import NAME, embedded, figures, render, report_fac
 from fedml.experiments.report.numbers import resolve
 from fedml.experiments.report.plots import Row, Series, curves, forest, ticks
 from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.runs.run import new_run
+from fedml.flower.grid import InProcessGrid
 from fedml.learning.calibration import calibration
+from fedml.strategies.rounds import run_study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task
+from fedml.wire.records import pack, unpack
 from tests import report_runs
 from tests.command import quick as command
+from tests.conftest import clinical_site, make_study
 from tests.report_runs import EVIL, EVIL_CLASS, KINDS, Page, parsed
 
 NUMBER = re.compile(r"[-−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
@@ -194,9 +202,10 @@ def test_privacy_is_in_plain_words(pages: dict[str, Page], records: dict[str, Re
     text = pages["private"].section("privacy")
     assert reported["epsilon"] >= records["private"].privacy.epsilon
     assert f"epsilon {reported['epsilon']:.2f}, delta 0.0001" in text
-    # Of all tests, the one with equal errors: 1 - error = e^epsilon error + delta.
-    error = (1 - 1e-4) / (1 + math.exp(reported["epsilon"]))
-    assert reported["guess"] == pytest.approx(1 - error, rel=1e-5)
+    # Full batches, one step in each of two rounds: Gaussian releases without sampling, so Phi(sqrt(2) / 2z), rounded up to 0.1 %.
+    z = [json.loads(claim["events_json"])[0]["event"]["noise_multiplier"] for claim in records["private"].privacy.claims.values()]
+    assert reported["guess"] == math.ceil(1000 * norm.cdf(math.sqrt(2) / (2 * min(z)))) / 1000
+    assert reported["guess"] < 1 / (1 + math.exp(-reported["epsilon"]))
     assert f"at most {100 * reported['guess']:.1f} %" in text
     for phrase in (*reported["covers"], *reported["not_covered"], "add or remove one", "one person of a site"):
         assert phrase in text
@@ -343,3 +352,29 @@ def test_ticks_are_few_and_between(low: float, width: float) -> None:
     marks = ticks(low, low + width)
     assert 1 <= len(marks) <= 8 or low + width == low or width < abs(low) * 1e-8
     assert all(low - width * 1e-6 <= m <= low + width * (1 + 1e-6) for m in marks) or width < abs(low) * 1e-8
+
+
+def test_lengths_of_updates_and_a_site_that_was_left_out_are_shown(tmp_path: Path) -> None:
+    """One site of five sends -50 times its update in the second of three rounds."""
+    names = ("s0", "s1", "s2", "s3", "s4")
+    made = {name: clinical_site(tmp_path / name, name, 60, seed) for seed, name in enumerate(names)}
+    study = make_study(sites=names, federation__rounds=3, federation__quorum=2)
+    run, places = new_run(study, tmp_path / "runs", None, engine="local", job="train"), dict(enumerate(names, start=1))
+
+    def app(message: Message, context: Context) -> Message:
+        reply, config = answer(message, context), message.content.config_records["config"]
+        if (config["phase"], config["round"], places[context.node_id]) == ("round", 2, "s2"):
+            weights = unpack(reply.content.array_records["arrays"])
+            reply.content["arrays"] = pack({name: value * -50 for name, value in weights.items()})
+        return reply
+
+    run_study(study, InProcessGrid(app, [{"manifest": str(path)} for path in made.values()]), run)
+    record = read_record(run)
+    text = parsed(render(record)).section("sites")
+    assert "Left out as implausible, because a reply cannot be that of its persons or stands out from the others: s2 in 1 round" in text
+    rows = figures(record)["sites"]
+    assert rows["s2"]["updates"]["implausible"] == [2]
+    assert all(rows[name]["updates"]["implausible"] == [] for name in names if name != "s2")
+    lengths = [event.sites["s0"]["update_norm"] for event in record.rounds]
+    shown = [rows["s0"]["updates"][key] for key in ("first", "median", "longest", "last")]
+    assert shown == pytest.approx([lengths[0], sorted(lengths)[1], max(lengths), lengths[-1]], rel=1e-5)

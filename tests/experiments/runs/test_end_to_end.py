@@ -121,7 +121,7 @@ def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
         "fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, "--json", cwd=work,
         MLFLOW_TRACKING_URI="http://127.0.0.1:9",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert "fedml track" in done.stderr
     reported = json.loads(done.stdout.strip().splitlines()[-1])
     assert reported["status"] == "finished"
@@ -135,7 +135,16 @@ def test_a_missing_tracking_server_does_not_fail_the_run(work: Path) -> None:
 
 
 def test_a_failed_run_says_why_and_is_recorded(work: Path) -> None:
-    words = ("--set", "training.lr=1e30", "--set", "training.optimizer=sgd", "--set", "federation.quorum=3")
+    words = (
+        "--set",
+        "training.lr=1e6",
+        "--set",
+        "training.batch_size=1",
+        "--set",
+        "training.optimizer=sgd",
+        "--set",
+        "federation.quorum=3",
+    )
     done = quick("fedml", "run", STUDIES / "demo.toml", "--sites", "sites", *SMALL, *words, "--json", cwd=work)
     assert done.returncode == 1
     reported = json.loads(done.stdout.strip().splitlines()[-1])

@@ -70,3 +70,15 @@ def broken(index: object, body: bytes = bytes(128), length: int | None = None) -
 def test_a_malformed_bundle_is_refused(content: RecordDict) -> None:
     with pytest.raises(SiteError, match="packed record"):
         unbundle(content)
+
+
+def test_indexes_are_short_together() -> None:
+    """Reading 220,000 entries takes ten seconds; nine records of 100,000 bytes each are read, eleven are not."""
+
+    def records(number: int) -> RecordDict:
+        rows = [[f"k{k}", "uint8", [0], "numpy.ndarray", 0, 0] for k in range(2_000)]
+        return RecordDict({f"r{k}": broken(rows)["arrays"] for k in range(number)})
+
+    assert len(unbundle(records(9)).array_records) == 9
+    with pytest.raises(SiteError, match="longer than 1,000,000 bytes"):
+        unbundle(records(11))
