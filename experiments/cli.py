@@ -294,9 +294,10 @@ def audit(
     """
     from fedml.clients.gate.local import Plan, charge_whole
     from fedml.experiments.privacy_audit import audit as attack
-    from fedml.experiments.privacy_audit import claimed, read_run, save, sentence, without_noise
+    from fedml.experiments.privacy_audit import check_canaries, claimed, read_run, save, sentence, without_noise
 
     console = make_console(as_json)
+    check_canaries(canaries)  # before the ledgers are charged
     study, privacy = read_run(run_folder)
     found = find(sites, study, console.print)
     limit = claimed(study)

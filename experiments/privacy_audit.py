@@ -82,6 +82,12 @@ def without_noise(study: Study) -> Study:
     return validate(Study, plan, "study")
 
 
+def check_canaries(canaries: int) -> None:
+    """Raises ``InputError`` if they are too few."""
+    if canaries < FEWEST:
+        raise InputError(f"--canaries {canaries}: too few for a result; give at least {FEWEST}, better 100.")
+
+
 def audit(study: Study, sites: Mapping[str, Site], *, canaries: int, seed: int | None = None, say: Say = lambda _: None) -> dict[str, Any]:
     """Runs ``study`` with canaries and returns the result, with the coins, scores and seed from which it can be recomputed.
 
@@ -92,8 +98,7 @@ def audit(study: Study, sites: Mapping[str, Site], *, canaries: int, seed: int |
         InputError: too few canaries, or a site's data cannot be used.
         RunError: the run with canaries failed.
     """
-    if canaries < FEWEST:
-        raise InputError(f"--canaries {canaries}: too few for a result; give at least {FEWEST}, better 100.")
+    check_canaries(canaries)
     began = time.monotonic()
     seed = secrets.randbits(62) if seed is None else seed
     coins = toss(canaries, seed)

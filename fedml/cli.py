@@ -52,7 +52,8 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a typer app and exits: 0 on success, 1 on a failed run, 2 on invalid input. Prints an error as one sentence, with ``--debug``
+    """Runs a typer app and exits: 0 on success, 1 on a failed run, 2 on invalid input, 3 if MLflow has no complete
+    record of a finished run. Prints an error as one sentence, with ``--debug``
     also its traceback."""
     os.environ["PYTHONSAFEPATH"] = "1"  # no Python that this one starts, however it does, imports from the current folder
     words = list(sys.argv[1:] if arguments is None else arguments)

@@ -146,7 +146,7 @@ def charge_whole(plans: Sequence[Plan], run: str, phase: str) -> None:
     """Charges everything that the plans release at once, for a command that has its own engine.
 
     Raises:
-        InputError: a budget does not suffice; nothing was charged.
+        InputError: a budget does not suffice, which is checked for all sites before any of them is charged.
     """
     check_budgets(plans)
     for plan in plans:

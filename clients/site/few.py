@@ -2,7 +2,8 @@
 it, and its sums, would be about those persons alone.
 
 A value that few persons have cannot be told from others afterwards: where nearly everybody has the same value, the column counts as
-missing for everybody; a category of few counts as the most common one; gaps of few are filled with the most common category or the median.
+missing for everybody; a category of few counts as the most common one; gaps of few are filled with the most common category or the
+median, and so is the row of a table that few do not have.
 """
 
 from __future__ import annotations
@@ -35,8 +36,11 @@ def without_few(cohort: Cohort, study: Study, smallest: int) -> Cohort:
     spec = study.cohort.clinical
     categories = () if spec is None else tuple(at for at, name in enumerate(spec.columns) if name in spec.categories)
     for name, value in cohort.inputs.items():
-        if 0 < int(value.has(len(cohort))[rows].sum()) < smallest:
+        there = value.has(len(cohort))[rows]
+        if 0 < int(there.sum()) < smallest:
             continue
+        if 0 < int((~there).sum()) < smallest:
+            value = _complete(value, rows[~there])
         if isinstance(value, Table):
             inputs[name] = _table(value, rows, smallest, categories if name == "clinical" else ())
         else:
@@ -73,6 +77,15 @@ def changes(cohort: Cohort, study: Study, smallest: int) -> Iterator[str]:
             yield f"{few} variants are left out: fewer than {smallest} training persons have another genotype than the others"
 
 
+def _complete(value: Input, absent: npt.NDArray[np.int64]) -> Input:
+    """With a row of missing values for persons without one, so that a model does not learn from who they are. Images stay as they are."""
+    if not isinstance(value, Table | Dosages):
+        return value
+    present = value.present.copy()
+    present[absent] = True
+    return replace(value, present=present)
+
+
 def _table(table: Table, rows: npt.NDArray[np.int64], smallest: int, categories: tuple[int, ...]) -> Table:
     train = table.present.copy()
     train[np.setdiff1d(np.arange(len(train)), rows)] = False
@@ -92,7 +105,7 @@ def _table(table: Table, rows: npt.NDArray[np.int64], smallest: int, categories:
         gaps = int(train.sum()) - len(known)
         if 0 < gaps < smallest:
             column[table.present & np.isnan(column)] = common
-    return table if np.array_equal(values, table.values, equal_nan=True) else Table(table.name, values, table.present)
+    return table if np.array_equal(values, table.values, equal_nan=True) else replace(table, values=values)
 
 
 def _few_variants(value: Dosages, rows: npt.NDArray[np.int64], smallest: int) -> npt.NDArray[np.bool_]:

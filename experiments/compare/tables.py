@@ -45,7 +45,8 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
     first, out = by_who[ways[0]], []
     for who, group in by_who.items():
         watched, difference = _over_persons(study, first, group)
-        gaps = [a.metrics[task.watched] - b.metrics[task.watched] for a, b in zip(group, first, strict=True)]
+        pairs = [(a.metrics.get(task.watched), b.metrics.get(task.watched)) for a, b in zip(group, first, strict=True)]
+        gaps = [a - b for a, b in pairs if a is not None and b is not None]
         names = [n for n in group[0].metrics if n != "persons" and task.described(n).brief]
         sites = {s: _at_site(study, [(r.counts[s], r.sites[s]) for r in group if s in r.counts]) for s in group[0].counts}
         labels = list(dict.fromkeys(label for r in group for label in r.groups))
@@ -58,7 +59,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
                 "watched": {"metric": task.watched, **watched},
                 "metrics": {n: _spread([r.metrics.get(n, math.nan) for r in group]) for n in names},
                 "difference": _of(difference) if who != ways[0] else None,
-                "over_seeds": _of(over_seeds(gaps)) if who != ways[0] and len(group) > 1 else None,
+                "over_seeds": _of(over_seeds(gaps)) if who != ways[0] and len(gaps) > 1 else None,
                 "sites": sites,
                 "worst_site": (min if task.higher else max)(valid, key=lambda s: valid[s]) if valid else None,
                 "groups": groups,
@@ -100,8 +101,9 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     if counted is not None:
         return _limits(counted), difference
     found = paired_bootstrap(mean_of_rows, lambda drawn: np.zeros(len(drawn)), len(persons), seed=seed, site=site)
-    mean = float(np.mean([r.metrics[task.watched] for r in rows]))
-    if too_few or found.low == found.high:
+    known = [r.metrics[task.watched] for r in rows if task.watched in r.metrics]
+    mean = float(np.mean(known)) if known else math.nan
+    if too_few or found.low == found.high or not known:
         return {
             "mean": _number(mean),
             "low": None,

@@ -127,7 +127,9 @@ def compare(
             rows.append(row)
             watched = make_task(study).watched
             took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
-            console.print(f"seed {study.study.seed}, {who}: test {watched} {row.metrics[watched]:.3f} ({took})", soft_wrap=True)
+            value = row.metrics.get(watched)  # noised counts may have no value
+            shown = "undefined" if value is None else f"{value:.3f}"
+            console.print(f"seed {study.study.seed}, {who}: test {watched} {shown} ({took})", soft_wrap=True)
     return rows
 
 

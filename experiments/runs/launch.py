@@ -79,7 +79,8 @@ def launch(study_file: Path, study: Study, where: Where, console: Console, job: 
     tracker = Tracking() if track else None
     if where.superlink is None:
         read_all(study, found, console.print, job)
-        check_budgets([Plan(study, name, site) for name, site in found.items()])
+        if job != "preflight":  # which trains nothing
+            check_budgets([Plan(study, name, site) for name, site in found.items()])
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
     if tracker:
         tracker.begin(folder)

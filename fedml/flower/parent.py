@@ -36,6 +36,7 @@ def end_with_parent(*, all_children: bool = False) -> None:
         below = descendants(os.getpid()) if all_children else []
         if below and os.fork() == 0:  # who ends the others must not end with them
             os.setsid()
+            os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # no port and no database stays open
             time.sleep(_GRACE_SECONDS)
             for process, began in below:
                 with suppress(OSError):
@@ -70,9 +71,12 @@ def _began(process: int) -> str:
 def working(run: Path) -> Iterator[None]:
     """Tells ``has_left`` that this process works on the run in folder ``run``."""
     with (run / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-        (run / LOCK).unlink(missing_ok=True)
+        with suppress(OSError):  # a file system without locks: ``has_left`` then asks in vain, and the SuperLink is asked
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            (run / LOCK).unlink(missing_ok=True)
 
 
 def has_left(run: Path) -> bool:

@@ -39,7 +39,7 @@ PRIVATE_STEPS = 1_000_000  # noised steps of all rounds together, as many as the
 STEPS_PER_DELTA = 5e14  # noised steps for each unit of delta, as far as the accountant is exact
 
 # A key of more dotted parts than this takes tomllib a time that grows with the square of their number.
-_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){17}""")
+_DOTTED = re.compile(r"""(?<![\w-])(?:(?:[\w-]++|"(?:\\.|[^"\\\n])*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){17}""")
 
 
 def text_problem(text: str | bytes, limit: int) -> str:

@@ -95,7 +95,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_an_honest_run_is_answered_to_its_end",
     ),
     "sums of one person's image": (
-        [("clients/site/few.py", "if 0 < int(value.has(len(cohort))[rows].sum()) < smallest:", "if False:")],
+        [("clients/site/few.py", "if 0 < int(there.sum()) < smallest:", "if False:")],
         "clients/gate/test_lying_centre.py::test_sums_of_one_persons_image_do_not_leave",
     ),
     "a category of one person": (

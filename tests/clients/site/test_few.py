@@ -76,12 +76,29 @@ def test_gaps_of_few_are_filled_with_what_the_others_have(few: int) -> None:
     assert (found[10 : 10 + few, 1] == 0).all()
 
 
+@pytest.mark.parametrize("few", [1, 4])
+def test_a_row_that_few_do_not_have_is_filled(few: int) -> None:
+    """The model sees which inputs a person has."""
+    x, kind, there = AGES.copy(), kinds(SMALLEST, 10).astype(float), np.ones(PERSONS, bool)
+    there[:few] = False
+    x[:few] = kind[:few] = np.nan
+    dosage = np.zeros((PERSONS, 1), np.int8)
+    dosage[::2] = 1
+    dosage[:few] = -1
+    own = Dosages((Variant("1", 1, "rs1", "A", "G"),), dosage, there)
+    found = without_few(cohort(x, kind, there, variants=own), study(), SMALLEST)
+    assert found.inputs["clinical"].has(PERSONS).all()
+    assert found.inputs["variants"].has(PERSONS).all()
+    assert (values(found)[:few, 0] == np.median(AGES[few:TRAIN])).all()
+    assert (values(found)[:few, 1] == 0).all()
+
+
 def test_gaps_of_enough_and_of_persons_without_a_row_stay() -> None:
     x, there = AGES.copy(), np.ones(PERSONS, bool)
     x[:SMALLEST] = np.nan
-    there[30:33] = False
+    there[30:35] = False
     kind = kinds(SMALLEST, 10).astype(float)
-    x[30:33] = kind[30:33] = np.nan
+    x[30:35] = kind[30:35] = np.nan
     whole = cohort(x, kind, there)
     assert without_few(whole, study(), SMALLEST) is whole
 

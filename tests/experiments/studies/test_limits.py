@@ -210,6 +210,7 @@ MEGABYTE = 2**20
 COSTLY: dict[str, bytes] = {
     "dotted.toml": b".".join([b"a"] * 500_000) + b" = 1",
     "quoted dots.toml": b".".join([b'"a"', b"'b'"] * 200_000) + b" = 1",
+    "escaped quotes.toml": b".".join([b'"\\""'] * 500_000) + b" = 1",
     "header.toml": b"[" + b" . ".join([b"a"] * 500_000) + b"]",
     "inline dots.toml": b"x = {" + b".".join([b"a"] * 500_000) + b" = 1}",
     "nested.toml": b"x = " + b"[" * MEGABYTE + b"]" * MEGABYTE,
@@ -250,6 +251,7 @@ def test_a_text_too_long_is_not_parsed(tmp_path: Path) -> None:
 def test_a_long_dotted_key_is_refused_before_it_is_parsed(tmp_path: Path) -> None:
     """tomllib takes hours for this line; the small version of the test above."""
     assert "line 1 has a key of more than 16 parts" in refused(tmp_path / "study.toml", COSTLY["dotted.toml"])
+    assert "line 1 has a key of more than 16 parts" in refused(tmp_path / "study.toml", COSTLY["escaped quotes.toml"])
     assert tomllib.loads("a.b.c = 'a.b.c.d.e.f.g.h.i.j.k.l.m.n.o.p'")["a"]
     assert not limits.toml_problem("x = [0.5, 0.25, 1.5]\ny = { a.b = 1 }")
 
