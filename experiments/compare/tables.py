@@ -47,7 +47,8 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
         watched, difference = _over_persons(study, first, group)
         pairs = [(a.metrics.get(task.watched), b.metrics.get(task.watched)) for a, b in zip(group, first, strict=True)]
         gaps = [a - b for a, b in pairs if a is not None and b is not None]
-        names = [n for n in group[0].metrics if n != "persons" and task.described(n).brief]
+        every = dict.fromkeys(n for r in rows for n in r.metrics)  # noised counts may have no value of some
+        names = [n for n in every if n != "persons" and task.described(n).brief]
         sites = {s: _at_site(study, [(r.counts[s], r.sites[s]) for r in group if s in r.counts]) for s in group[0].counts}
         labels = list(dict.fromkeys(label for r in group for label in r.groups))
         groups = {g: _plain([r.groups[g]["all"] for r in group if g in r.groups], task.watched) for g in labels}
