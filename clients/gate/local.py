@@ -16,14 +16,13 @@ from functools import lru_cache
 from pathlib import Path
 
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 
 from fedml.clients.gate.charge import charge, check_budget, check_delta
 from fedml.clients.gate.ledger import Ledger, Part
 from fedml.clients.site.manifest import Site, read_site
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.client import answer as answered
-from fedml.clients.work.client import manifests_of, reason_of, refusal
+from fedml.clients.work.client import app_of, manifests_of, reason_of, refusal
 from fedml.clients.work.request import read_request
 from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.claims import rounded_up
@@ -31,25 +30,6 @@ from fedml.privacy.releases import whole_events
 from fedml.study.study import Study
 
 log = logging.getLogger("fedml.site")
-app = ClientApp()
-
-
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """Describe, statistics."""
-    return answer(message, context)
-
-
-@app.train()
-def train_round(message: Message, context: Context) -> Message:
-    """One round."""
-    return answer(message, context)
-
-
-@app.evaluate()
-def evaluate_model(message: Message, context: Context) -> Message:
-    """The last evaluation."""
-    return answer(message, context)
 
 
 def has_ledger(site: Site, study: Study) -> bool:
@@ -85,6 +65,9 @@ def answer(message: Message, context: Context) -> Message:
         log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
         return refusal(message, reason)
     return answered(message, context)
+
+
+app = app_of(answer)
 
 
 @dataclass(frozen=True)

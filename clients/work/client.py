@@ -6,7 +6,7 @@ An exception becomes one of ``fedml.errors.Reason``; its text goes to the site's
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -75,26 +75,15 @@ from fedml.wire.records import (
 )
 
 log = logging.getLogger("fedml.site")
-app = ClientApp()
 ERROR_CODE = 600  # outside the range of Flower's codes; the text of the error is the reason code
 
 
-@app.query()
-def query(message: Message, context: Context) -> Message:
-    """Describe, statistics."""
-    return answer(message, context)
-
-
-@app.train()
-def train_round(message: Message, context: Context) -> Message:
-    """One round: evaluates the received model, then trains it."""
-    return answer(message, context)
-
-
-@app.evaluate()
-def evaluate_last(message: Message, context: Context) -> Message:
-    """The last evaluation."""
-    return answer(message, context)
+def app_of(answers: Callable[[Message, Context], Message]) -> ClientApp:
+    """The ClientApp in which one function answers every kind of message."""
+    made = ClientApp()
+    for kind in (made.query, made.train, made.evaluate):
+        kind()(answers)
+    return made
 
 
 def answer(message: Message, context: Context) -> Message:
@@ -111,6 +100,9 @@ def answer(message: Message, context: Context) -> Message:
         reason = reason_of(error)
         log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
         return refusal(message, reason)
+
+
+app = app_of(answer)
 
 
 def reason_of(error: BaseException) -> Reason:
