@@ -7,8 +7,11 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO, cast
 
 from fedml.errors import InputError
+
+LINE_BYTES = 2**20
 
 
 def unsafe_character(text: str, allowed: str = "") -> str:
@@ -31,17 +34,30 @@ def printable(text: str, allowed: str = "") -> str:
     return "".join("\N{REPLACEMENT CHARACTER}" if unsafe_character(c, allowed) else c for c in text)
 
 
-def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _bounded(lines: IO[bytes], path: Path, limit: int) -> Iterator[bytes]:
+    """The lines; ``InputError`` before more than ``limit`` bytes, or a longer line than ``LINE_BYTES``, are in memory."""
+    size = 0
+    for line in iter(lambda: lines.readline(LINE_BYTES + 1), b""):
+        size += len(line)
+        if size > limit or len(line) > LINE_BYTES:
+            raise InputError(f"{path}: has more than {limit:,} bytes, or a line of more than {LINE_BYTES:,}; give a smaller file.")
+        yield line
+
+
+def numbered_lines(path: Path, limit: int | None = None) -> Iterator[tuple[int, str]]:
     """(number from 1, line without line end) of a UTF-8 text file; gzip and bgzip are recognised by their first bytes.
 
+    ``limit``: the largest number of bytes, unpacked; a line then has at most ``LINE_BYTES``.
+
     Raises:
-        InputError: the file cannot be read, is truncated, or is not UTF-8 text.
+        InputError: the file cannot be read, is truncated, is not UTF-8 text, or is too long.
     """
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            lines: Iterable[bytes] = gzip.GzipFile(fileobj=raw) if packed else raw
+            whole = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if packed else raw)
+            lines: Iterable[bytes] = whole if limit is None else _bounded(whole, path, limit)
             for number, line in enumerate(lines, start=1):
                 yield number, line.decode().rstrip("\r\n")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

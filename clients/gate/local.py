@@ -43,8 +43,13 @@ def ledger_of(site: Site) -> Ledger:
     Raises:
         InputError: it cannot be used.
     """
-    site.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _open(site.state.resolve() / "ledger.db")
+    try:
+        site.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _open(site.state.resolve() / "ledger.db")
+    except OSError as error:
+        raise InputError(
+            f"{site.state}: the site's ledger cannot be used ({error.strerror}); run this as the account that runs the site's service."
+        ) from error
 
 
 _open = lru_cache(maxsize=128)(Ledger)  # opening verifies the whole file

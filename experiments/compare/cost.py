@@ -33,7 +33,10 @@ class Training:
 
 
 def check(trainings: Sequence[Training], sites: Mapping[str, Site], pooled: str) -> None:
-    """Raises ``InputError`` if what is still to be trained and evaluated would exceed a site's budget."""
+    """Raises ``InputError`` if what is still to be trained and evaluated would exceed a site's budget, or if the cost of all together
+    cannot be computed."""
+    for name, site in sites.items():
+        _together(trainings, name, site, pooled)
     plans = [plan for t in trainings if t.run is None for plan in t.plans(sites, pooled=t.who == pooled)]
     check_budgets(plans + [Plan(t.study, name, site, only_evaluated=True) for t in trainings for name, site in sites.items()])
 
@@ -56,17 +59,12 @@ def totals(trainings: Sequence[Training], sites: Mapping[str, Site], pooled: str
     """
     out: dict[str, dict[str, Any]] = {}
     for name, site in sites.items():
-        events = [event for t in trainings for event in _events(t, name, site, pooled)]
-        if not events:
+        if not any(_events(t, name, site, pooled) for t in trainings):
             continue
         delta, policy = trainings[0].study.privacy.delta, site.manifest.policy
         charged = has_ledger(site, trainings[0].study)
-        try:
-            total: float | None = epsilon(events, delta)
-        except ValueError as error:
-            raise InputError(f"the epsilon of all runs together cannot be computed: {error}; compare fewer seeds.") from error
         out[name] = {
-            "epsilon": total,
+            "epsilon": _together(trainings, name, site, pooled),
             "delta": delta,
             "trainings": sum(t.who == pooled or name in t.roster for t in trainings),
             "evaluations": len(trainings),
@@ -74,6 +72,14 @@ def totals(trainings: Sequence[Training], sites: Mapping[str, Site], pooled: str
             "max_epsilon": policy.max_epsilon if charged else None,
         }
     return out
+
+
+def _together(trainings: Sequence[Training], name: str, site: Site, pooled: str) -> float:
+    events = [event for t in trainings for event in _events(t, name, site, pooled)]
+    try:
+        return epsilon(events, trainings[0].study.privacy.delta) if events else 0.0
+    except ValueError as error:
+        raise InputError(f"the epsilon of all runs together cannot be computed: {error}; compare fewer seeds.") from error
 
 
 def _events(training: Training, name: str, site: Site, pooled: str) -> list[Any]:

@@ -102,6 +102,8 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     if counted is not None:
         return _limits(counted), difference
     found = paired_bootstrap(mean_of_rows, lambda drawn: np.zeros(len(drawn)), len(persons), seed=seed, site=site)
+    if study.privacy.metrics == "private":
+        found = replace(found, low=found.value, high=found.value)  # an interval of exact outputs does not surround noised figures
     known = [r.metrics[task.watched] for r in rows if task.watched in r.metrics]
     mean = float(np.mean(known)) if known else math.nan
     if too_few or found.low == found.high or not known:
@@ -109,7 +111,7 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
             "mean": _number(mean),
             "low": None,
             "high": None,
-            "method": "none: too few persons of a class, or no draw differs",
+            "method": "none: too few persons of a class, noised counts, or no draw differs",
         }, difference
     shift = mean - found.value  # a run computes AUROC from a histogram, with an error below 0.001
     method = f"bootstrap over persons, mean of {len(rows)} seeds"

@@ -14,7 +14,7 @@ import ipaddress
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from fedml.errors import InputError
@@ -71,7 +71,7 @@ def is_loopback(host: str) -> bool:
 class Proxy:
     """An HTTP proxy. ``url`` may hold a name and a password: show ``shown`` in its place. ``source``: where it is set."""
 
-    url: str
+    url: str = field(repr=False)
     source: str
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
@@ -9,6 +10,7 @@ from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
 from fedml.study import limits
+from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later
@@ -125,6 +127,9 @@ class ImageShape(Section):
         return self
 
 
+_STATED = re.compile(r"([A-Za-z0-9._-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
+
+
 class Variants(Section):
     """``[cohort.variants]``: which variants are read, how they are matched between sites, and quality thresholds of the shared variants.
 
@@ -146,11 +151,11 @@ class Variants(Section):
 
     @property
     def stated(self) -> tuple[tuple[str, int, str, str], ...]:
-        """(contig, position, REF, ALT) of each listed variant; empty if nothing is listed, or one is listed by its name only."""
-        parts = [text.split(":", 3) for text in self.listed]
-        if self.match != "position" or not all(len(part) == 4 and part[1].isdecimal() for part in parts):
-            return ()
-        return tuple((contig, int(position), ref, alt) for contig, position, ref, alt in parts)
+        """(contig, position, REF, ALT) of each listed variant; empty if nothing is listed, if one is listed by its name only or with
+        another name of its contig, or if ``regions`` or rsIDs select too."""
+        parts = [_STATED.fullmatch(text) for text in self.listed]
+        found = tuple((m[1], int(m[2]), m[3], m[4]) for m in parts if m and canonical_contig(m[1]) == m[1])
+        return found if len(found) == len(parts) and self.match == "position" and not self.regions else ()
 
     @property
     def counted(self) -> bool:

@@ -94,7 +94,7 @@ def _interval(path: Path, number: int, contig: str, start: str, end: str, name: 
 def _bed(path: Path, biotype: str) -> Iterable[Interval]:
     if biotype:
         raise InputError(f"{path}: a BED file does not state biotypes; give a GFF3 or GTF file to select genes by biotype.")
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, limits.GENE_BYTES):
         if not line.strip() or line.startswith(("#", "track", "browser")):
             continue
         cells = line.split("\t") if "\t" in line else line.split()
@@ -106,7 +106,7 @@ def _bed(path: Path, biotype: str) -> Iterable[Interval]:
 
 def _features(path: Path) -> Iterable[tuple[int, list[str]]]:
     """(line number, the nine columns) of each line of a GFF3 or GTF, up to a FASTA section."""
-    for number, line in numbered_lines(path):
+    for number, line in numbered_lines(path, limits.GENE_BYTES):
         if line.startswith("##FASTA"):
             return
         if not line.strip() or line.startswith("#"):

@@ -26,6 +26,7 @@ LARGEST = 1e15  # absolute value of a decimal number
 FEATURES = 1_000_000  # listed variants, columns of omics
 COLUMNS = 5_000  # of a clinical table
 GENES = 200_000
+GENE_BYTES = 4 * 2**30  # of a file of genes, unpacked; GENCODE's has 1.6 GB
 SITES = 1_000
 CLASSES = 1_000
 LAYERS = 32

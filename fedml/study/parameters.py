@@ -17,9 +17,12 @@ def check_parameters(model: Model, cohort: Cohort, variants: int = 0) -> None:
     Args:
         variants: of the agreed panel; 0: not known yet.
     """
-    for key, count in _weights(model, cohort, variants):
-        if count > limits.PARAMETERS:
-            raise ValueError(f"{key} gives the model {count:,} weights, the limit is {limits.PARAMETERS:,}; choose narrower layers")
+    found = dict(_weights(model, cohort, variants))
+    if (total := sum(found.values())) > limits.PARAMETERS:
+        key = max(found, key=lambda k: found[k])
+        raise ValueError(
+            f"{key} gives the model {found[key]:,} of its {total:,} weights, the limit is {limits.PARAMETERS:,}; choose narrower layers"
+        )
 
 
 def _weights(model: Model, cohort: Cohort, variants: int) -> Iterator[tuple[str, int]]:

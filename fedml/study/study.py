@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from reprlib import Repr
 from typing import Any, Self, TypeVar
@@ -321,7 +321,9 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value of the user's in an error, the start of it if it is long."""
+    """A value of the user's in an error, the start of it if it is long; of several values only that, since one may be a password."""
+    if isinstance(value, Mapping | list | tuple):
+        return "a table" if isinstance(value, Mapping) else "a list"
     short = Repr()
     short.maxstring = short.maxother = short.maxlong = 120
     return short.repr(value)

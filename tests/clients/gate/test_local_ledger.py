@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from fedml.clients.gate.ledger import Ledger
 from fedml.privacy.accounting import epsilon
@@ -126,6 +127,20 @@ def test_a_comparison_that_exceeds_the_budget_is_not_begun(tmp_path: Path) -> No
     assert done.returncode == 2
     assert "the privacy budget does not suffice" in done.stderr
     assert not list(tmp_path.glob("sites/*/.fedml/ledger.db")) or not charges(tmp_path)
+
+
+def test_a_comparison_whose_cost_cannot_be_computed_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of public data too, which have no ledger: afterwards it would be too late."""
+    from fedml.clients.site.manifest import read_site
+    from fedml.errors import InputError
+    from fedml.experiments.compare.train import compare
+
+    plan, folder = read_study(study(tmp_path)), sites(tmp_path, None)
+    found = {name: read_site(folder / name) for name in "ab"}
+    monkeypatch.setattr("fedml.privacy.accounting.MOST_STEPS", 3)
+    with pytest.raises(InputError, match="all runs together cannot be computed"):
+        compare([plan], found, ("pooled",), None, tmp_path / "runs", Console())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_budget_that_another_study_spends_meanwhile_ends_the_run(tmp_path: Path) -> None:

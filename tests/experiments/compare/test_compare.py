@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,32 @@ def test_persons_of_several_seeds_are_drawn_once(tmp_path: Path, sites: dict[str
     thrice = [replace(r, seed=seed) for seed in range(3) for r in one]
     alone, many = (summarise(studies(1)[0], rows)[1]["difference"] for rows in (one, thrice))
     assert [alone[k] for k in ("value", "low", "high", "p")] == pytest.approx([many[k] for k in ("value", "low", "high", "p")], abs=1e-12)
+
+
+def test_a_way_without_a_value_of_a_figure_is_shown_without_it(tmp_path: Path, sites: dict[str, Site]) -> None:
+    """Noised counts may have no AUROC and no accuracy: whichever row it is, the tables are printed, and the mean is of the others."""
+    rows = compare(studies(2), sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    for hidden in range(len(rows)):
+        some = [replace(r, metrics={}) if n == hidden else r for n, r in enumerate(rows)]
+        reported = summarise(studies(1)[0], some)
+        who = rows[hidden].who
+        (other,) = (r for n, r in enumerate(rows) if r.who == who and n != hidden)
+        entry = next(e for e in reported if e["who"] == who)
+        assert entry["watched"]["mean"] == pytest.approx(other.metrics["auroc"])
+        assert entry["metrics"]["accuracy"]["mean"] is None
+        for table in (main_table, where_table):
+            Console(file=io.StringIO()).print(table(studies(1)[0], reported))
+    none = summarise(studies(1)[0], [replace(r, metrics={}) for r in rows])
+    assert none[0]["watched"]["mean"] is None
+
+
+def test_noised_figures_have_no_interval_of_exact_outputs(tmp_path: Path, sites: dict[str, Site]) -> None:
+    rows = compare(studies(2), sites, [], None, tmp_path / "runs", QUIET)
+    study = studies(1)[0]
+    noised = study.model_copy(update={"privacy": study.privacy.model_copy(update={"metrics": "private"})})
+    assert summarise(study, rows)[0]["watched"]["high"] is not None
+    found = summarise(noised, [replace(r, metrics={**r.metrics, "auroc": 1.0}) for r in rows])[0]["watched"]
+    assert (found["mean"], found["low"], found["high"]) == (1.0, None, None)
 
 
 def test_of_few_persons_no_certainty_is_claimed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model
 from fedml.privacy.accounting import MOST_STEPS, SMALLEST_DELTA
 from fedml.study import limits
+from fedml.study.genes import read_genes
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study, validate
 from tests.conftest import make_plan, make_study, to_toml
@@ -180,7 +182,7 @@ def test_noised_steps_are_as_many_as_the_accountant_composes() -> None:
 def test_a_model_too_large_is_refused_before_it_is_built() -> None:
     """65,536 features of 10,000 agreed variants are 2.6 GB of weights; of the study alone the number of variants is not known."""
     study = make_study(("variants",), model__variants={"net": "mlp", "hidden": [65_536]})
-    with pytest.raises(InputError, match=r"\[model\] variants hidden gives the model 655,425,536 weights, the limit is 268,435,456"):
+    with pytest.raises(InputError, match=r"variants hidden gives the model 655,425,536 of its 655,425,536 weights"):
         build_model(study, Layout((), 10_000))
 
 
@@ -260,3 +262,23 @@ def test_a_long_dotted_key_is_refused_before_it_is_parsed(tmp_path: Path) -> Non
 def test_a_file_that_the_study_names_cannot_do_more(name: str, tmp_path: Path) -> None:
     plan = make_plan(("omics",), cohort__omics={"features": name})
     assert refused(tmp_path / "study.toml", to_toml(plan).encode())
+
+
+@pytest.mark.parametrize("text", [b"#" * (3 * MEGABYTE), b"# a comment\n" * 200_000])
+def test_a_packed_file_of_genes_is_not_unpacked_without_end(text: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "genes.gff3.gz").write_bytes(gzip.compress(text))
+    monkeypatch.setattr(limits, "GENE_BYTES", 2 * MEGABYTE)
+    with pytest.raises(InputError, match=r"genes\.gff3\.gz: has more than 2,097,152 bytes, or a line of more than 1,048,576"):
+        read_genes(tmp_path / "genes.gff3.gz")
+
+
+def test_parts_of_a_model_count_together() -> None:
+    wide = {"net": "mlp", "hidden": [14_000, 14_000]}
+    names = {"columns": ["x1"]}
+    one = make_plan(("clinical",), cohort__clinical=names, model__clinical=wide)
+    assert validate(Study, one, "study.toml")
+    both = make_plan(
+        ("clinical", "omics"), cohort__clinical=names, cohort__omics={"columns": ["g1"]}, model__clinical=wide, model__omics=wide
+    )
+    with pytest.raises(InputError, match=r"of its 392,\d{3},\d{3} weights"):
+        validate(Study, both, "study.toml")

@@ -52,7 +52,9 @@ def test_what_a_site_says_of_its_variants_is_the_same_with_and_without_a_carrier
     assert not said["described/notes"].any()
 
 
-@pytest.mark.parametrize("listed", [[], [f"rs{v}" for v in range(VARIANTS)], [*STATED[:-1], "rs11"]])
+@pytest.mark.parametrize(
+    "listed", [[], [f"rs{v}" for v in range(VARIANTS)], [*STATED[:-1], "rs11"], [*STATED[:-1], "chr21:1110:A:G"], ["21:\u0661:A:G"]]
+)
 def test_a_list_of_the_sites_own_variants_is_refused(tmp_path: Path, dosage: Any, listed: list[str]) -> None:
     centre = Centre(plan(listed), site(tmp_path / "a", dosage))
     assert centre.ask("describe", 0, 1) == "centre-distrusted"
