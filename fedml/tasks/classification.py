@@ -12,7 +12,7 @@ from torch.nn import functional
 from fedml.errors import NotBuilt
 from fedml.study.section import normal
 from fedml.study.study import Study
-from fedml.tasks.classification_counts import class_counts, class_fields, coarse, grouped, spread
+from fedml.tasks.classification_counts import COARSE, COARSE_STEP, class_counts, class_fields, coarse, grouped, spread
 from fedml.tasks.classification_measures import MEASURES
 from fedml.tasks.drawn import statistic
 from fedml.tasks.task import Answer, Compared, Floats, Labels, LinearScore, Result, Task, Words
@@ -45,8 +45,8 @@ def classification_task(study: Study) -> Task:
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
             unknown=("It does not state the risk at which a person would be treated, so benefit and harm are not assessed.",),
-            groups="Scores of a group are released in steps of half a unit of log-odds, so its AUROC is slightly less exact than that of "
-            "all.",
+            groups=f"Scores of a group are released in {COARSE} steps, {COARSE_STEP:.2f} of log-odds wide at 0 and wider beyond, so "
+            "its AUROC is less exact than that of all.",
         ),
     )  # fmt: skip
 

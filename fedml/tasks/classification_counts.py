@@ -23,6 +23,7 @@ CELLS = 256  # of the grid on which a group's place is rounded: 0.06 of log-odds
 LOGIT_RANGE = 1000.0  # larger log-odds are in the last bin
 BEYOND = "beyond"  # concordant pairs of a site's own persons that its grouped histogram does not show
 _SCALED = float(np.arcsinh(LOGIT_RANGE))
+COARSE_STEP = 2 * _SCALED / COARSE  # of asinh(log-odds), which is log-odds near 0
 
 # The log-odds of each bin; the first and the last bin also contain all values beyond.
 MIDPOINTS: npt.NDArray[np.float64] = np.sinh(np.linspace(-_SCALED, _SCALED, 2 * BINS + 1)[1::2])
