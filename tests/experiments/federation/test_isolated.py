@@ -176,6 +176,7 @@ def test_every_command(work: Path) -> None:
     go("fedml-site journal show --site sites/lund")
     go("fedml-site journal verify --site sites/lund")
     go("fedml-site ledger show --site sites/lund")
+    go("fedml-site remove --site sites/lund --yes")
     known = {*names(typer.main.get_command(fedml_app), "fedml"), *names(typer.main.get_command(site_app), "fedml-site")}
     missed = {name for name in known if not any(words == name or words.startswith(f"{name} ") for words in ran)}
     assert not missed, f"add these commands to this test: {missed}"
