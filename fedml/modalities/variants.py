@@ -12,8 +12,9 @@ from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, build_of
 from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
-from fedml.cohort.variants.harmonise import align
-from fedml.cohort.variants.model import Dosages, Selection, to_text
+from fedml.cohort.variants.harmonise import Fit, align, fit, unique
+from fedml.cohort.variants.harmonise import place as place_of
+from fedml.cohort.variants.model import Dosages, Selection, stated_keys, to_text
 from fedml.cohort.variants.normalise import NOTES
 from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError
@@ -132,7 +133,13 @@ def _summary(value: Dosages, study: Study) -> list[str]:
     counts = genotype_counts(value)
     notes = zip(NOTES[1:], value.notes[1:] if value.notes is not None else (), strict=False)
     lines = [f"variants: {len(value.keys)}, {counts[3].sum() / max(counts.sum(), 1):.1%} missing"]
-    return lines + [f"  {name}: {count}" for name, count in notes if count]
+    lines += [f"  {name}: {count}" for name, count in notes if count]
+    stated, there = stated_keys(study.cohort.variants.stated), unique(value.keys, "position")
+    places = [there.get(place_of(key, "position")) for key in stated]
+    if lacks := [key for key, at in zip(stated, places, strict=True) if at is None or fit(value.keys[at], key) is Fit.OTHER]:
+        example = f"{lacks[0].contig}:{lacks[0].position}:{lacks[0].ref}:{lacks[0].alt}"
+        lines.append(f"  {len(lacks)} of {len(stated)} stated variants are not in the file, such as {example}: missing for every person")
+    return lines
 
 
 def _pool(parts: Sequence[tuple[str, Dosages | None, int]], study: Study) -> Dosages:

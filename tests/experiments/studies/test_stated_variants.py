@@ -10,7 +10,8 @@ import pytest
 
 from fedml.study.study import Study
 from tests.clients.gate.centre import Centre
-from tests.conftest import make_study, write_csv, write_manifest, write_vcf
+from tests.command import quick
+from tests.conftest import make_study, to_toml, write_csv, write_manifest, write_vcf
 
 VARIANTS, PERSONS = 12, 80
 STATED = [f"21:{1000 + 10 * v}:A:G" for v in range(VARIANTS)]
@@ -73,3 +74,14 @@ def test_a_run_is_answered_to_its_end(tmp_path: Path, dosage: Any) -> None:
     learned = weights["encoder.variants.weight"]
     assert learned.shape[1] == VARIANTS
     assert np.abs(learned).max() > 0
+
+
+def test_check_names_stated_variants_that_the_file_lacks(tmp_path: Path, dosage: Any) -> None:
+    dosage[:, 7] = 0
+    folder = site(tmp_path / "a", dosage)
+    (tmp_path / "study.toml").write_text(to_toml(plan().model_dump(mode="json", exclude_none=True)))
+    found = quick("fedml-site", "check", "study.toml", "--site", folder, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert f"1 of {VARIANTS} stated variants are not in the file, such as {STATED[7]}: missing for every person" in found.stdout
+    (tmp_path / "study.toml").write_text(to_toml(plan(STATED[:7] + STATED[8:]).model_dump(mode="json", exclude_none=True)))
+    assert "stated variants" not in quick("fedml-site", "check", "study.toml", "--site", folder, cwd=tmp_path).stdout
