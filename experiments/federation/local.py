@@ -79,9 +79,10 @@ def up(folder: Path, say: Callable[[str], None]) -> Running:
             if name not in known:
                 register(home, name, site.folder / "node.key.pub")
                 say(f"registered the key of {name}")
+        before = {name: _joined(site) for name, site in sites.items()}
         for name, site in sites.items():
             processes[name] = start_site(site)
-        _wait_online(sites)
+        _wait_online(sites, before, port)
     except BaseException:
         stop_group(superlink.pid)
         for process in processes.values():
@@ -128,20 +129,31 @@ def start_site(site: Site) -> int:
         return subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True).pid
 
 
-def _wait_online(sites: dict[str, Site]) -> None:
+def _joined(site: Site) -> int:
+    """How often the SuperLink let this site's SuperNode in, by the log."""
+    log = site.state / "supernode.log"
+    return log.read_text(errors="replace").count("SuperNode ID:") if log.exists() else 0
+
+
+def _wait_online(sites: dict[str, Site], before: dict[str, int], port: int) -> None:
     """Waits until every site's SuperNode has received its id from the SuperLink. Raises ``RunError`` after ``_START_SECONDS``."""
     deadline = time.monotonic() + _START_SECONDS
     waiting = dict(sites)
     while waiting and time.monotonic() < deadline:
-        for name, site in list(waiting.items()):
-            log = site.state / "supernode.log"
-            if log.exists() and "SuperNode ID:" in log.read_text(errors="replace"):
-                del waiting[name]
+        waiting = {name: site for name, site in waiting.items() if _joined(site) in (0, before[name])}
         time.sleep(0.2)
     if waiting:
-        name, site = next(iter(waiting.items()))
-        tail = (site.state / "start.log").read_text(errors="replace").strip().splitlines()[-1:]
-        raise RunError(f"{', '.join(waiting)} did not start; last line of {site.state / 'start.log'}: {' '.join(tail) or 'none'}")
+        site = next(iter(waiting.values()))
+        asked = site.manifest.connection.superlink if site.manifest.connection else ""
+        logs = (site.state / "start.log", site.state / "supernode.log")
+        why = [f"last line of {log}: {lines[-1]}" for log in logs if (lines := _lines(log))]
+        if asked not in ("", f"127.0.0.1:{port}"):
+            why.append(f"{site.file}: [connection] superlink is {asked}, this federation's is 127.0.0.1:{port}; delete the section")
+        raise RunError("; ".join([f"{', '.join(waiting)} did not start", *why]))
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(errors="replace").strip().splitlines() if log.exists() else []
 
 
 def read_running(folder: Path) -> Running | None:

@@ -4,7 +4,8 @@ With running sites most of a round's time would be waiting. The SuperNode of flw
 half a second between checks for its site's reply, and a second or more when it requests parts of a message that the sender has not uploaded
 yet, which is usual for a fast node. Here these times are shorter, and the reply to an executor's request for a task is delayed until a
 complete task is available, so that the executor need not poll often or request missing parts.
-Heartbeats are sent twice as often. Nothing else is changed.
+A site without messages asks less and less often, after a minute every 3 s as Flower's. Heartbeats are sent twice as often.
+Nothing else is changed.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 import fedml  # noqa: F401 - switches telemetry off
 from fedml.flower.parent import end_with_parent
 
-# Seconds: between requests to the SuperLink (each is a signed request on an open connection); between checks of the SuperNode's memory;
-# before a missing part of a message is requested again, first (it doubles) and at most; how long the reply to an executor's request is
-# delayed.
-ASK_NAP, LOOK_NAP = 0.2, 0.02
+# Seconds: between requests to the SuperLink, at least and at most (each is signed and takes the centre about 20 ms, so that many sites
+# that asked five times a second would fill its processor while nothing runs); between checks of the SuperNode's memory; before a missing
+# part of a message is requested again, first (it doubles) and at most; how long the reply to an executor's request is delayed.
+ASK_NAP, LONGEST_ASK_NAP, LOOK_NAP = 0.2, 3.0, 0.02
+ASK_SHARE = 0.05  # a site that waits for the others of a round asks at intervals of this share of the time since its last message
 PART_NAP, LONGEST_PART_NAP = 0.05, 2.0
 HOLD = 1.0
 # After two missed heartbeats a killed node counts as gone, and its key can come back: 30 s in place of Flower's 60.
@@ -36,12 +38,18 @@ HEARTBEAT = 15
 
 _receive, _acquire = start_client_internal._pull_and_store_message, runtime_handlers.acquire_task
 _receiving, _received = threading.Lock(), threading.Event()
+_last = {"message": time.monotonic()}
+
+
+def ask_nap(quiet: float) -> float:
+    """Seconds until the next request to the SuperLink, ``quiet`` seconds after the last message."""
+    return min(max(ASK_NAP, ASK_SHARE * quiet), LONGEST_ASK_NAP)
 
 
 def nap(seconds: float) -> None:
-    """Sleeps ``ASK_NAP`` in place of Flower's pause between requests (above 1 s), ``LOOK_NAP`` in place of its pause between memory
+    """Sleeps ``ask_nap`` in place of Flower's pause between requests (above 1 s), ``LOOK_NAP`` in place of its pause between memory
     checks."""
-    time.sleep(min(seconds, ASK_NAP if seconds > 1 else LOOK_NAP))
+    time.sleep(min(seconds, ask_nap(time.monotonic() - _last["message"]) if seconds > 1 else LOOK_NAP))
 
 
 def receive(**how: Any) -> int | None:
@@ -49,6 +57,7 @@ def receive(**how: Any) -> int | None:
     with _receiving:
         run = _receive(**how)
     if run is not None:
+        _last["message"] = time.monotonic()
         _received.set()
     return run
 
