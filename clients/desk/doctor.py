@@ -108,7 +108,7 @@ def _manifest(site: Site) -> Iterator[Finding]:
 
 def _data(site: Site) -> Iterator[Finding]:
     data, least = site.manifest.data, site.manifest.policy.min_persons
-    persons, ids = read_or_finding(site.folder / data.persons), None
+    persons, ids = read_or_finding(site.folder / data.persons, data.id), None
     if isinstance(persons, InputFinding):
         yield fail("persons table", persons.text, persons.fix)
     else:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from fedml.clients.site.manifest import Site
 from fedml.cohort.scores.scores import Matched, Scores, match, score
 from fedml.cohort.scores.scoring_file import ADDITIVE, Scoring, read_scoring
-from fedml.cohort.table import read_table
+from fedml.cohort.sheet import read_table
 from fedml.cohort.variants.genotypes import Genome, read_variants
 from fedml.cohort.variants.model import Dosages, Selection, Source
 from fedml.cohort.variants.normalise import ENOUGH, NOTES, UNSURE, is_ambiguous
@@ -82,7 +82,7 @@ def score_site(
     genotypes, path = data.variants, site.folder / data.variants.path
     scoring = read_scoring(scoring_file)
     match(scoring, (), genotypes.build, by)  # checks build and positions before a large file is read
-    ids = tuple(str(i) for i in read_table(site.folder / data.persons).index)
+    ids = tuple(str(i) for i in read_table(site.folder / data.persons, data.id).index)
     dosages = read_variants(
         path, ids, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
         genome=Genome(genotypes.build, None if genotypes.reference is None else site.folder / genotypes.reference),

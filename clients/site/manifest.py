@@ -3,7 +3,9 @@
 [site]
 name = "oslo"
 [data]
-persons = "persons.csv"                                    # columns id and targets, one row a person
+persons = "persons.csv"                                    # columns of ids and targets, one row a person
+id = "patient_id"                                          # optional: the column of ids in every table; default: id
+extremes = ["ferritin"]                                    # optional: columns whose extreme cells were checked and are right
 image = { path = "images", format = "nifti" }              # nifti | nrrd | png | bmp | jpeg | npy | dicom | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
@@ -47,6 +49,8 @@ class Data(_Section):
     """
 
     persons: str
+    id: str = "id"
+    extremes: tuple[str, ...] = ()
     image: ImageData | None = None
     variants: VariantData | None = None
     clinical: ClinicalData | None = None
@@ -182,7 +186,7 @@ class Site:
         policy = self.manifest.policy
         return Place(
             self.manifest.data.inputs[name], self.folder, self.file, self.state / "cache", policy.deidentification,
-            policy.max_quarantined, window,
+            policy.max_quarantined, window, self.manifest.data.id, self.manifest.data.extremes,
         )  # fmt: skip
 
 

@@ -14,9 +14,11 @@ from fedml.cohort.groups import read_groups
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons
-from fedml.cohort.table import part_of, read_labels, read_parts, read_table
+from fedml.cohort.sheet import read_table
+from fedml.cohort.table import part_of, read_labels, read_parts
 from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Dosages, from_text
+from fedml.cohort.wild import check_wild
 from fedml.errors import InputError, Reason, SiteError
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of, pool, refuse_unbuilt
@@ -36,17 +38,19 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     refuse_unbuilt(study)
     data, folder, plan = site.manifest.data, site.folder, study.cohort
     path = folder / data.persons
-    table = read_table(path)
+    table = read_table(path, data.id)
     ids = [str(i) for i in table.index]
     labels = read_labels(table, path, make_task(study))
+    if study.traits.label == "number" and study.privacy.unit != "patient":
+        check_wild(labels[:, None], [plan.target], path, data.extremes)
     if data.split is not None:
-        parts = read_parts(folder / data.split, table.index)
+        parts = read_parts(folder / data.split, table.index, data.id)
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
     tables = [(table, path)]
     if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
         clinical = folder / data.clinical.path
-        tables.append((read_table(clinical).reindex(table.index), clinical))
+        tables.append((read_table(clinical, data.clinical.id or data.id).reindex(table.index), clinical))
     groups = read_groups(study.evaluation, tables)
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):

@@ -30,7 +30,7 @@ def code_columns(table: pd.DataFrame, spec: ClinicalColumns, path: Path) -> npt.
         values = column(table, name, path, "[cohort.clinical] columns")
         if name in spec.missing:
             declared = {normal(m) for m in spec.missing[name]}
-            values = values.mask(values.map(normal, na_action="ignore").isin(declared))
+            values = values.astype(object).mask(values.map(normal, na_action="ignore").isin(declared))
         if name in spec.categories:
             index = codes(values, spec.categories[name], f'column "{name}"', path).astype(np.float64)
             index[index == NO_LABEL] = np.nan

@@ -27,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.deidentified import Deidentification
+from fedml.cohort.ids import check_ids
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.channels import channels_first
@@ -328,6 +329,7 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
             raise ItemError(Unusable.MASK_MISMATCH, text)
         return Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
 
+    check_ids(list(row), set(ids.tolist()), str(path))
     for k, person in enumerate(ids):
         if person in row:
             yield _Found(row[person], path, partial(load, k), (path,), str(k))

@@ -7,64 +7,31 @@ same id at two sites is in the same part at both. A file (columns ``id,part``) m
 from __future__ import annotations
 
 import hashlib
-import warnings
+import math
+import re
+from collections import Counter
 from dataclasses import dataclass
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.ids import check_ids
+from fedml.cohort.sheet import MISSING_WORDS, read_table
 from fedml.errors import InputError, nearest
 from fedml.study.cohort_section import Split
 from fedml.study.section import PARTS, normal
 from fedml.tasks.task import Task
+from fedml.text import printable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?", ".")
 NO_LABEL = -1
-
-
-def separator(path: Path) -> str:
-    """What separates the cells of a text table, by the file's ending."""
-    return "\t" if path.suffix == ".tsv" else ","
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV, TSV or Parquet file as text and numbers, indexed by its column ``id`` (text, so that leading zeros survive).
-
-    Raises:
-        InputError: the file is missing or unreadable, has no column ``id``, an empty id, or an id twice.
-    """
-    import pandas as pd
-
-    try:
-        if path.suffix == ".parquet":
-            table = pd.read_parquet(path)
-        else:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header would shift its values
-                table = pd.read_csv(
-                    path, sep=separator(path), dtype={"id": str}, index_col=False, na_values=list(MISSING_WORDS), keep_default_na=False,
-                    encoding="utf-8",
-                )  # fmt: skip
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
-    except (OSError, ValueError, pd.errors.ParserWarning) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        raise InputError(f"{path}: cannot be read as a table ({_first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
-    if "id" not in table.columns:
-        raise InputError(f'{path}: has no column "id"{nearest("id", table.columns)}; add a column "id" with each person\'s id.')
-    absent = table["id"].isna().to_numpy(copy=True)
-    table["id"] = table["id"].astype(str).str.strip()
-    absent |= (table["id"] == "").to_numpy()
-    if absent.any():
-        raise InputError(f"{path}: line {int(np.flatnonzero(absent)[0]) + 2} has no id; give every row a person's id.")
-    twice = table["id"][table["id"].duplicated()]
-    if len(twice):
-        raise InputError(f'{path}: person "{twice.iloc[0]}" has {int((table["id"] == twice.iloc[0]).sum())} rows; keep one row a person.')
-    return table.set_index("id")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def column(table: pd.DataFrame, name: str, path: Path, asked_by: str) -> pd.Series[Any]:
@@ -73,31 +40,48 @@ def column(table: pd.DataFrame, name: str, path: Path, asked_by: str) -> pd.Seri
     Raises:
         InputError: the table has no such column; the message names the file, the study's key ``asked_by`` and the nearest column name.
     """
-    if name not in table.columns:
-        raise InputError(f'{path}: has no column "{name}"{nearest(name, table.columns)}; {asked_by} needs it.')
-    return table[name]
+    try:
+        place = table.columns.get_loc(name)
+    except KeyError:
+        raise InputError(f'{path}: has no column "{name}"{nearest(name, table.columns)}; {asked_by} needs it.') from None
+    if not isinstance(place, int):
+        raise InputError(f'{path}: has the column "{name}" {int((table.columns == name).sum())} times; keep one.')
+    return table.iloc[:, place]
 
 
 def codes(values: pd.Series[Any], known: tuple[Any, ...], what: str, path: Path) -> npt.NDArray[np.int64]:
     """(persons,) index of each value in ``known``, ``NO_LABEL`` where the value is missing.
 
+    A cell is the value that is written as the cell is, or else the one that is the same number (1 is 1.0); what is left and is a word for
+    a missing value is missing, and ``true`` and ``false`` are 1 and 0.
+
     Raises:
         InputError: a value is not among ``known``; the message starts with ``path`` and names ``what``.
     """
-    index = {normal(k): i for i, k in enumerate(known)}
-    named = {k.lower(): k for k in index}
+    exact = {str(k).strip(): i for i, k in enumerate(known)}
+    alike = Counter(normal(k) for k in known)
+    numbers_of = {normal(k): i for i, k in enumerate(known) if alike[normal(k)] == 1}
+    words = {text.lower(): i for text, i in exact.items()} | {normal(k).lower(): i for k, i in numbers_of.items()}
 
-    # pandas reads True, TRUE and true as booleans: a boolean matches the study's "true" or "false" by name, or else 1 or 0.
-    def spelling(value: Any) -> str:
-        return named.get(str(value).lower(), normal(value)) if isinstance(value, bool | np.bool_) else normal(value)
+    def index(value: Any) -> int | None:
+        text = normal(value) if isinstance(value, float) else str(value).strip()
+        if text in exact:
+            return exact[text]
+        number = normal(text) if _NUMBER.fullmatch(text) else text
+        if number in numbers_of:
+            return numbers_of[number]
+        if text.lower() in ("true", "false"):
+            return words.get(text.lower(), words.get("1" if text.lower() == "true" else "0"))
+        return NO_LABEL if text in MISSING_WORDS else None
 
-    texts = values.map(spelling, na_action="ignore")
-    found = texts.map(index, na_action="ignore")
-    strange = texts[found.isna() & texts.notna()]
-    if len(strange):
-        expected = ", ".join(index)
-        raise InputError(f'{path}: {what} is "{strange.iloc[0]}" for {len(strange)} person(s), not one of: {expected}.')
-    return np.asarray(found.fillna(NO_LABEL), dtype=np.int64)
+    different = {value: index(value) for value in values.dropna().unique()}
+    strange = [value for value, found in different.items() if found is None]
+    if strange:
+        expected, cell = ", ".join(map(str, known)), printable(str(strange[0])[:60])
+        count = int((values == strange[0]).sum())
+        expected = f"{expected}{nearest(cell, exact)}; correct the cell, or what the study lists"
+        raise InputError(f'{path}: {what} is "{cell}" for {count} person(s), not one of: {expected}.')
+    return np.asarray(values.map(different).fillna(NO_LABEL), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -131,22 +115,56 @@ def read_labels(table: pd.DataFrame, path: Path, task: Task) -> npt.NDArray[np.f
     return task.labels.read(TargetCells(table, path))
 
 
-def numbers(values: pd.Series[Any], path: Path) -> npt.NDArray[np.float64]:
-    """(persons,) numbers of a column, NaN where missing.
+def numbers(values: pd.Series[Any], path: Path, *, booleans: bool = True) -> npt.NDArray[np.float64]:
+    """(persons,) numbers of a column, NaN where missing. With ``booleans`` a column of true and false is one of 1 and 0.
 
     Raises:
         InputError: a cell contains something other than a finite number.
     """
     import pandas as pd
 
-    out = pd.to_numeric(values, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = (np.isnan(out) & values.notna().to_numpy()) | np.isinf(out)
-    if wrong.any():
-        raise InputError(
-            f'{path}: column "{values.name}" has no finite number for {int(wrong.sum())} person(s); '
-            "correct the cell, leave it empty, or declare the column under [cohort.clinical] categories."
-        )
-    return out
+    boolean = pd.api.types.is_bool_dtype(values.dtype)
+    if pd.api.types.is_numeric_dtype(values.dtype) and (booleans or not boolean):  # of Parquet, or of a caller's own table
+        found = values.to_numpy(dtype=np.float64, na_value=np.nan)
+        strange = values[np.isinf(found)]
+    elif boolean or values.dtype == object or pd.api.types.is_string_dtype(values.dtype):
+        different = {value: _number(value) for value in values.dropna().unique()}
+        cells = {str(value).strip().lower() for value in different if str(value).strip() not in MISSING_WORDS}
+        if booleans and cells and cells <= {"true", "false"}:
+            different |= {value: float(str(value).strip().lower() == "true") for value in different if str(value).strip().lower() in cells}
+        found = values.map(different).to_numpy(dtype=np.float64, na_value=np.nan)
+        strange = values[values.isin([value for value, number in different.items() if number is None])]
+    else:
+        found, strange = np.empty(0), values[values.notna()]
+    if len(strange):
+        raise InputError(f'{path}: column "{values.name}" has no finite number for {len(strange)} person(s){_kind(strange.iloc[0])}.')
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """The number of a cell, NaN for a missing one, None for neither."""
+    if isinstance(value, str):
+        text = value.strip()
+        number = float(text) if _NUMBER.fullmatch(text) else math.nan if text in MISSING_WORDS else None
+        return None if number is not None and math.isinf(number) else number
+    if isinstance(value, int | float | np.integer | np.floating | Decimal):
+        return None if math.isinf(value) else float(value)
+    return None
+
+
+def _kind(value: Any) -> str:
+    """What a cell is that is no number, and what to write."""
+    text = printable(str(value)[:40])
+    if isinstance(value, str):
+        if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*\d", value):
+            return f', such as "{text}"; write numbers with a decimal point and without separators of thousands'
+        if re.match(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}", value):
+            return f', but a date such as "{text}"; write a number in its place, such as an age in years or a number of days'
+        fix = "correct the cell, leave it empty, list it under [cohort.clinical] missing, or declare the column under categories"
+        return f', such as "{text}"; {fix}'
+    if isinstance(value, date | timedelta | np.datetime64 | np.timedelta64):
+        return f", but dates or durations such as {text}; write a number in its place, such as an age in years or a number of days"
+    return f", such as {text}; correct the cell or leave it empty"
 
 
 def part_of(person: str, key: str, split: Split) -> int:
@@ -156,13 +174,14 @@ def part_of(person: str, key: str, split: Split) -> int:
     return 0 if at < split.train else 1 if at < split.train + split.val else 2
 
 
-def read_parts(path: Path, persons: pd.Index[str]) -> npt.NDArray[np.int8]:
+def read_parts(path: Path, persons: pd.Index[str], id_column: str = "id") -> npt.NDArray[np.int8]:
     """(persons,) parts from a file, 0 train, 1 val, 2 test, in the order of ``persons``.
 
     Raises:
         InputError: a person has no part, or a part is not train, val or test.
     """
-    table = read_table(path)
+    table = read_table(path, id_column)
+    check_ids([str(person) for person in persons], table.index, str(path))
     parts = column(table, "part", path, "data.split of site.toml")
     absent = persons.difference(table.index)
     if len(absent):
@@ -171,7 +190,3 @@ def read_parts(path: Path, persons: pd.Index[str]) -> npt.NDArray[np.int8]:
     if (found == NO_LABEL).any():
         raise InputError(f"{path}: {int((found == NO_LABEL).sum())} person(s) have an empty part; give each one of train, val, test.")
     return found.astype(np.int8)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedml.cohort.clinical import code_columns
+from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table, pool_tables
-from fedml.cohort.table import read_table
+from fedml.cohort.sheet import read_table
+from fedml.cohort.wild import check_wild
+from fedml.errors import InputError
 from fedml.modalities.modality import (
     Array,
-    DataSection,
     Form,
     InputFinding,
     Modality,
@@ -27,7 +29,7 @@ from fedml.modalities.modality import (
     nothing,
     table_sums,
 )
-from fedml.modalities.tables import inspect_table, network_text, raw_table, write_table
+from fedml.modalities.tables import TableData, id_of, inspect_table, network_text, raw_table, write_table
 from fedml.study.cohort_section import ClinicalColumns
 from fedml.study.section import normal
 from fedml.study.study import Study
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 NAME = "clinical"
 
 
-class ClinicalData(DataSection):
+class ClinicalData(TableData):
     """Path of the table of clinical columns."""
 
 
@@ -53,18 +55,41 @@ def spec_of(study: Study) -> ClinicalColumns:
 
 def _read(place: Place[ClinicalData], study: Study, ids: Sequence[str]) -> Table:
     path = place.folder / place.data.path
-    table = read_table(path)
+    table = read_table(path, id_of(place), {*spec_of(study).columns})
+    check_ids(ids, table.index, str(path))
     present = np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
-    return Table(NAME, code_columns(table.reindex(list(ids)), spec_of(study), path), present)
+    if not len(table):
+        raise InputError(f"{path}: has no row; correct the path in site.toml, or export the table again.")
+    spec = spec_of(study)
+    values = code_columns(table.reindex(list(ids)), spec, path)
+    if study.privacy.unit != "patient":  # there, a refusal would tell of one person, and values are clipped to the study's ranges
+        check_wild(values, ["" if name in spec.categories else name for name in spec.columns], path, place.extremes)
+    return Table(NAME, values, present)
 
 
 def _inspect(place: Place[ClinicalData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
-    yield inspect_table(place.folder / place.data.path, ids)
+    yield inspect_table(place, ids)
 
 
 def _summary(value: Table, study: Study) -> list[str]:
-    shares = np.isnan(value.values).mean(0)
-    return [f"{name}: {share:.0%} missing" for name, share in zip(spec_of(study).columns, shares, strict=True)]
+    spec, rows = spec_of(study), len(value.values)
+    absent = rows - int(value.present.sum())
+    lines = [f"clinical: {absent} of {rows} persons have no row"] if absent else []
+    return lines + [f"{name}: {_column_text(value.values[:, at], spec.categories.get(name))}" for at, name in enumerate(spec.columns)]
+
+
+def _column_text(values: Array, categories: Sequence[Any] | None) -> str:
+    """Range and median of a column, or its categories, and how much is missing."""
+    known = values[~np.isnan(values)]
+    missing = f"{1 - len(known) / max(len(values), 1):.0%} missing"
+    if not len(known):
+        return "missing for every person"
+    if categories is not None:
+        counts = np.bincount(known.astype(int), minlength=len(categories))
+        return f"{', '.join(f'{code} {count}' for code, count in zip(categories, counts, strict=True))}; {missing}"
+    if known.min() == known.max():
+        return f"{known[0]:g} for every person, which teaches nothing; {missing}"
+    return f"{known.min():g} to {known.max():g}, median {np.median(known):g}; {missing}"
 
 
 def _pool(parts: Sequence[tuple[str, Table | None, int]], study: Study) -> Table:

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator
 
+from fedml.cohort.ids import check_ids
 from fedml.cohort.images.formats import FORMATS, known
 from fedml.cohort.images.images import Images, pool_images
 from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
 from fedml.cohort.read_images import ImageRules, read_images
-from fedml.cohort.slides.cohort import Slides, pool_slides
+from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides
 from fedml.modalities.modality import (
@@ -84,6 +85,8 @@ def _check(study: Study) -> None:
 def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
     data, plan = place.data, study.cohort
     slides.check_format(data.format, study, place.file)
+    if data.format != "npz":
+        check_ids(ids, _names(place.folder / data.path, data.format), str(place.folder / data.path))
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined)
     return read_images(
@@ -94,6 +97,17 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
             place.deidentification, place.max_quarantined, place.cache / "images",
         ),
     )  # fmt: skip
+
+
+def _names(folder: Path, kind: str) -> set[str]:
+    """The names in the folder that are a person's id: of folders, and of files without their ending."""
+    endings = FORMATS[kind].endings if kind in FORMATS else (".dcm",) if kind == "dicom" else ENDINGS
+    if not folder.is_dir():
+        return set()
+    with os.scandir(folder) as entries:
+        found = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    ended = [next((name.removesuffix(e) for e in endings if name.endswith(e)), "") for name, is_folder in found if not is_folder]
+    return {*(name for name, is_folder in found if is_folder), *ended} - {""}
 
 
 def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[InputFinding]:

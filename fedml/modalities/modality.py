@@ -52,6 +52,7 @@ class Place(Generic[Data]):
     Args:
         folder: base of the manifest's paths. file: the manifest, for error messages. cache: the site's folder for caches.
         deidentification, max_quarantined: from the site's policy. window: the agreed intensity window; None: not agreed yet.
+        id_column: name of the column of ids in the site's tables. extremes: columns whose extreme cells were checked and are right.
     """
 
     data: Data
@@ -61,6 +62,8 @@ class Place(Generic[Data]):
     deidentification: Deidentification
     max_quarantined: float
     window: tuple[float, float] | None = None
+    id_column: str = "id"
+    extremes: tuple[str, ...] = ()
 
 
 class InputFinding(NamedTuple):

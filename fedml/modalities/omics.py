@@ -13,7 +13,6 @@ from fedml.cohort.omics import numbers_of, read_omics
 from fedml.errors import InputError
 from fedml.modalities.modality import (
     Array,
-    DataSection,
     Form,
     InputFinding,
     Modality,
@@ -27,7 +26,7 @@ from fedml.modalities.modality import (
     nothing,
     table_sums,
 )  # fmt: skip
-from fedml.modalities.tables import inspect_table, network_text, raw_table, write_table
+from fedml.modalities.tables import TableData, id_of, inspect_table, network_text, raw_table, write_table
 from fedml.study.omics import OmicsColumns
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
@@ -42,7 +41,7 @@ NAME = "omics"
 _NAMED = 10  # most features in a sentence; a study may have thousands
 
 
-class OmicsData(DataSection):
+class OmicsData(TableData):
     """Path of the matrix: a CSV, TSV or Parquet file (``fedml.cohort.omics``)."""
 
 
@@ -59,11 +58,11 @@ def network_of(study: Study) -> TableNetwork:
 
 
 def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table:
-    return read_omics(place.folder / place.data.path, spec_of(study).columns, ids)
+    return read_omics(place.folder / place.data.path, spec_of(study).columns, ids, id_of(place))
 
 
 def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
-    yield inspect_table(place.folder / place.data.path, ids)
+    yield inspect_table(place, ids)
 
 
 def _summary(value: Table, study: Study) -> list[str]:

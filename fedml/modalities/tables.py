@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table
-from fedml.cohort.table import read_table
+from fedml.cohort.sheet import read_table
 from fedml.errors import InputError
-from fedml.modalities.modality import Array, InputFinding
+from fedml.modalities.modality import Array, DataSection, InputFinding, Place
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,25 +25,44 @@ _ERRORS = (  # a part of read_table's message, the error without the quoted id o
     ("no such file", "no such file", "correct the path in site.toml"),
     ("has no id", "a row has no id", "give every row its person's id"),
     ("keep one row a person", "an id is in more than one row", "keep one row for each person"),
-    ("has no column", 'has no column "id"', 'give each person\'s id in a column named "id"'),
+    ("has no column", "has no column of ids", 'name the column of ids: id = "..." in [data] of site.toml'),
+    (" times; keep one", "has its column of ids twice", "keep one"),
     ("", "cannot be read as a table", "save it as CSV (UTF-8) or Parquet that this account may read"),
 )
 
 
-def read_or_finding(path: Path) -> pd.DataFrame | InputFinding:
+class TableData(DataSection):
+    """Path of a table of persons. ``id``: its column of ids, where that is not the site's ``[data] id``."""
+
+    id: str = ""
+
+
+def id_of(place: Place[Any]) -> str:
+    """The name of the table's column of ids."""
+    return place.data.id or place.id_column
+
+
+def read_or_finding(path: Path, id_column: str) -> pd.DataFrame | InputFinding:
     """The table, or its error in a text that quotes no cell."""
     try:
-        return read_table(path)
+        return read_table(path, id_column)
     except InputError as error:
         _, text, fix = next(row for row in _ERRORS if row[0] in str(error))
         return InputFinding("fail", f"{path}: {text}", fix)
 
 
-def inspect_table(path: Path, ids: Sequence[str] | None) -> InputFinding:
+def inspect_table(place: Place[Any], ids: Sequence[str] | None) -> InputFinding:
     """Whether the table can be read, and how many of its ids are among ``ids`` (None: not known)."""
-    table = read_or_finding(path)
+    path = place.folder / place.data.path
+    table = read_or_finding(path, id_of(place))
     if isinstance(table, InputFinding):
         return table
+    if ids is not None:
+        try:
+            check_ids(ids, table.index, str(path))
+        except InputError:
+            fix = "write ids alike in every file, as text (leading zeros, case, prefixes)"
+            return InputFinding("fail", f"{path}: ids of persons are spelled in another way than in the persons table", fix)
     if ids is not None and (unknown := int((~table.index.isin(ids)).sum())):
         fix = "check that both tables write ids in the same way (leading zeros, prefixes)"
         return InputFinding("warn", f"{unknown} of {len(table)} ids are not in the persons table and will not be used", fix)

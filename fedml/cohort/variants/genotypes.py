@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.ids import check_ids
 from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.cache import cached
 from fedml.cohort.variants.harmonise import Panel, choose, doubt, draft_panel, quality, settle
@@ -64,6 +65,8 @@ def read_variants(
         source = open_source(path)
     except OSError as error:  # the path is a folder, or the process may not read it
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
+    check_ids(persons, source.samples, str(path))
+    check_ids(persons, source.samples, str(path))
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
         found = "none of the study's variants" if selection else "no variant"
