@@ -77,11 +77,11 @@ def _number(value: Any) -> str:
 
 
 def show_checks(checks: Sequence[CheckRow], console: Console) -> None:
-    """Site x check: what each site's variants are and what was done to them; below, the problems and how to fix them."""
+    """Site x check: what each site's variants and columns are, and what was done to variants; below, the problems and how to fix them."""
     from rich.table import Table
 
     sites = list(dict.fromkeys(c["site"] for c in checks if c["site"] != ALL_SITES))
-    table = Table(title="do the sites' variants mean the same?", title_justify="left")
+    table = Table(title="do the sites' data mean the same?", title_justify="left")
     table.add_column("check")
     for site in sites:
         table.add_column(site, justify="right")

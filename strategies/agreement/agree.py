@@ -11,6 +11,7 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from fedml.cohort.images.histograms import window_from
+from fedml.cohort.variants.checks import Check
 from fedml.contract.disclosure import read_excluded_counts, read_policy
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
@@ -20,6 +21,7 @@ from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.runs.events import SiteDisclosure
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
+from fedml.strategies.agreement.columns import column_checks
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
 from fedml.study.study import Study
@@ -69,10 +71,15 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
     refused, persons = described.refused, _persons(study, descriptions, train)
     summaries = {site: _site_summary(values) for site, values in descriptions.items()}
     agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, disclosures=summaries)
+    checks: list[Check] = []
     if "variants" in study.cohort.inputs:
         from fedml.strategies.agreement.variants import agree_variants
 
-        agreed = agree_variants(study, grid, agreed, descriptions, tell)
+        def remember(found: list[Check]) -> None:
+            checks[:] = found
+            tell(found)
+
+        agreed = agree_variants(study, grid, agreed, descriptions, remember)
     if not train:
         return agreed
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
@@ -81,7 +88,10 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
         agreed = _agree_window(study, grid, agreed, percentiles.percentiles)
     sums = _exchange(study, grid, agreed.nodes, Phase.STATISTICS, agreed.record())
     answered = {node: site for node, site in agreed.nodes.items() if site in sums.answered}
-    total = add_counts(unpack(a.message.content.array_records[SUMS]) for a in sums.answered.values())
+    by_name = {site: unpack(a.message.content.array_records[SUMS]) for site, a in sums.answered.items()}
+    if study.privacy.unit == "none" and (columns := column_checks(study, by_name)):
+        tell([*checks, *columns])
+    total = add_counts(by_name.values())
     computed = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
     persons = {site: n for site, n in agreed.persons.items() if site in answered.values()}
     constants, refused = {**computed, **agreed.constants}, {**agreed.refused, **sums.refused}
