@@ -90,7 +90,7 @@ def _text(path: Path, id_column: str, columns: Collection[str] | None, numeric: 
         try:
             table, wrong = _parse(path, separator, len(names), wanted, {at for at in wanted if names[at] != id_column})
             if not wrong:
-                return _cells(table, [names[at] for at in wanted], separator)
+                return _cells(table, [names[at] for at in wanted], separator, id_column)
         except ValueError:  # read again as text, for an error that names the cell
             pass
     table, wrong = _parse(path, separator, len(names), wanted)
@@ -101,7 +101,7 @@ def _text(path: Path, id_column: str, columns: Collection[str] | None, numeric: 
         wrong = others or (wrong if any(table.column(len(wanted)).to_pylist()) else [])
     if wrong:
         raise ValueError(f"row {wrong[0].number} has {wrong[0].actual_columns} cells, the header has {len(names)}; row 1 is the header")
-    return _cells(table, [names[at] for at in wanted], separator)
+    return _cells(table, [names[at] for at in wanted], separator, id_column)
 
 
 def _nothing(names: list[str]) -> pd.DataFrame:
@@ -136,7 +136,7 @@ def _parse(
     return table, wrong
 
 
-def _cells(table: pa.Table, names: list[str], separator: str) -> pd.DataFrame:
+def _cells(table: pa.Table, names: list[str], separator: str, id_column: str) -> pd.DataFrame:
     """The columns under their names, without spaces around cells, with decimal points, and without empty rows."""
     import pandas as pd
     import pyarrow as pa
@@ -148,9 +148,12 @@ def _cells(table: pa.Table, names: list[str], separator: str) -> pd.DataFrame:
         column = pc.utf8_trim_whitespace(column)
         return column if separator == "," else _decimal_points(column)
 
-    frame = pd.DataFrame({at: clean(table.column(at)).to_pandas() for at in range(len(names))}, copy=False)
+    keys = [str(at) for at in range(len(names))]
+    frame: pd.DataFrame = pa.table([clean(table.column(at)) for at in range(len(names))], names=keys).to_pandas()
     frame.columns = pd.Index(names)
-    return frame[((frame != "") & frame.notna()).any(axis=1)]
+    blank = np.flatnonzero(frame.iloc[:, names.index(id_column)] == "")  # only a row without an id can be empty
+    empty = blank[~((frame.iloc[blank] != "") & frame.iloc[blank].notna()).any(axis=1)]
+    return frame.drop(index=frame.index[empty])
 
 
 def _decimal_points(column: Any) -> Any:

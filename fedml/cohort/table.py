@@ -126,14 +126,15 @@ def numbers(values: pd.Series[Any], path: Path, *, booleans: bool = True) -> npt
     boolean = pd.api.types.is_bool_dtype(values.dtype)
     if pd.api.types.is_numeric_dtype(values.dtype) and (booleans or not boolean):  # of Parquet, or of a caller's own table
         found = values.to_numpy(dtype=np.float64, na_value=np.nan)
-        strange = values[np.isinf(found)]
+        strange = values[np.isinf(found)] if np.isinf(found).any() else values[:0]
     elif boolean or values.dtype == object or pd.api.types.is_string_dtype(values.dtype):
         different = {value: _number(value) for value in values.dropna().unique()}
         cells = {str(value).strip().lower() for value in different if str(value).strip() not in MISSING_WORDS}
         if booleans and cells and cells <= {"true", "false"}:
             different |= {value: float(str(value).strip().lower() == "true") for value in different if str(value).strip().lower() in cells}
         found = values.map(different).to_numpy(dtype=np.float64, na_value=np.nan)
-        strange = values[values.isin([value for value, number in different.items() if number is None])]
+        wrong = [value for value, number in different.items() if number is None]
+        strange = values[values.isin(wrong)] if wrong else values[:0]
     else:
         found, strange = np.empty(0), values[values.notna()]
     if len(strange):
