@@ -254,7 +254,7 @@ def compare(
     Example: fedml compare experiments/studies/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
     from fedml.experiments.compare.cost import lines
-    from fedml.experiments.compare.tables import main_table, plain_rows, summarise, where_table
+    from fedml.experiments.compare.tables import main_table, notes, plain_rows, summarise, where_table
     from fedml.experiments.compare.train import compare as make
     from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds, together
 
@@ -273,7 +273,7 @@ def compare(
     described = summarise(study, rows)
     console.print(main_table(study, described))
     console.print(where_table(study, described))
-    for line in lines(cost):
+    for line in (*notes(described), *lines(cost)):
         console.print(line, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}), flush=True)

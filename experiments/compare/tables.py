@@ -77,6 +77,8 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     """The mean of ``rows`` over seeds with its interval, and the difference from ``first``, paired by person if all outputs are known."""
     task, seed, many = make_task(study), study.study.seed, len(rows) > 1
     counted = None if many else _counted(study, list(rows[0].counts.values()))
+    if not {s for r in first for s in r.counts} & {s for r in rows for s in r.counts} and counted is not None:
+        return _limits(counted), _no_difference("the runs have no site in common")
     outputs = [r.outputs for r in (*first, *rows) if r.outputs is not None]
     if counted is not None and len(outputs) < len(first) + len(rows):
         return _limits(counted), unpaired(counted, _counted(study, list(first[0].counts.values())))
@@ -93,10 +95,12 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     reference, mean_of_rows = _mean_of(statistics[: len(first)]), _mean_of(statistics[len(first) :])
     difference = paired_bootstrap(mean_of_rows, reference, len(persons), seed=seed, site=site)
     in_first, in_rows = ({p for r in group if r.outputs for p in r.outputs.person.tolist()} for group in (first, rows))
-    if in_first != in_rows:
+    if not in_first & in_rows:
+        difference = _no_difference("no person is in both tests")
+    elif in_first != in_rows:
         difference = replace(difference, method=f"bootstrap; {len(in_first & in_rows)} of {len(persons)} persons are in both tests")
     too_few = any(int((o.truth == c).sum()) < FEW for o in outputs for c in range(len(task.person_classes)))
-    if too_few:  # the bootstrap interval would be too narrow
+    if too_few and in_first & in_rows:  # the bootstrap interval would be too narrow
         why = f"none: a class has fewer than {FEW} test persons"
         difference = replace(difference, low=math.nan, high=math.nan, p=math.nan, method=why)
     if counted is not None:
@@ -116,6 +120,10 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     shift = mean - found.value  # a run computes AUROC from a histogram, with an error below 0.001
     method = f"bootstrap over persons, mean of {len(rows)} seeds"
     return {"mean": mean, "low": found.low + shift, "high": found.high + shift, "method": method}, difference
+
+
+def _no_difference(why: str) -> Difference:
+    return Difference(math.nan, math.nan, math.nan, math.nan, 0.95, f"none: {why}")
 
 
 def _mean_of(statistics: Sequence[Statistic]) -> Statistic:
@@ -180,7 +188,7 @@ def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
     from rich.table import Table
 
     watched, seeds = summary[0]["watched"]["metric"], len(summary[0]["seeds"])
-    out = Table(title=f"{study.study.name}: all sites' test persons, {seeds} seed(s)")
+    out = Table(title=f"{study.study.name}: all sites' test persons, {_seeds(summary)}")
     out.add_column("trained", no_wrap=True)
     out.add_column(f"{watched} [95 % over persons]", justify="right", no_wrap=True)
     if len(summary) > 1:
@@ -198,6 +206,19 @@ def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
             cells += [_bounds(over, "+.3f") if over else ""] if seeds > 1 else []
         out.add_row(*cells, *([f"{row['recovery']:.3f}"] if row["recovery"] is not None else []))
     return out
+
+
+def _seeds(summary: Sequence[Mapping[str, Any]]) -> str:
+    """The seeds of the rows: of each row alike, or one seed a run."""
+    seeds = list(dict.fromkeys(seed for row in summary for seed in row["seeds"]))
+    text = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return text if all(row["seeds"] == summary[0]["seeds"] for row in summary) else f"runs of {text}"
+
+
+def notes(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How each difference was found, where that is not a bootstrap over the same persons."""
+    found = [(row["who"], row["difference"]["method"]) for row in summary if row["difference"] is not None]
+    return [f"{who}: difference from {summary[0]['who']}: {method}" for who, method in found if not method.startswith("paired bootstrap")]
 
 
 def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from fedml.clients.site.manifest import Site, read_site
 from fedml.errors import InputError
-from fedml.experiments.compare.tables import main_table, summarise, where_table
+from fedml.experiments.compare.tables import main_table, notes, summarise, where_table
 from fedml.experiments.compare.train import compare, compare_runs
 from fedml.runs.log import EVENTS
 from fedml.study.study import Study
@@ -182,3 +182,27 @@ def test_the_command_takes_a_study_or_runs(tmp_path: Path, sites: dict[str, Site
     wrong = command("fedml", "compare", "toy.toml", runs[0], cwd=tmp_path)
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1
+
+
+def test_runs_without_a_common_person_have_no_difference(tmp_path: Path, sites: dict[str, Site]) -> None:
+    """Each site alone is another run of the same question; with and without the data no difference and no p is invented."""
+    base = {**PLAN, "federation__rounds": 1}
+    runs = []
+    for name in ("a", "b"):
+        study = make_study(sites=(name,), study__name=f"of-{name}", **base)
+        runs.append(compare([study], {name: sites[name]}, [], None, tmp_path / "runs", QUIET)[0].run)
+    for folder in (None, tmp_path / "sites"):
+        study, rows = compare_runs(runs, folder, QUIET)
+        summary = summarise(study, rows)
+        difference = summary[1]["difference"]
+        assert (difference["value"], difference["low"], difference["p"]) == (None, None, None)
+        assert difference["method"].startswith("none: ")
+        assert notes(summary) == [f"{summary[1]['who']}: difference from {summary[0]['who']}: {difference['method']}"]
+        assert summary[1]["watched"]["low"] is not None
+
+
+def test_the_title_names_the_seeds(tmp_path: Path, sites: dict[str, Site]) -> None:
+    rows = compare(studies(2), sites, [], None, tmp_path / "runs", QUIET)
+    assert main_table(studies(1)[0], summarise(studies(1)[0], rows)).title == "toy: all sites' test persons, seeds 0, 1"
+    study, apart = compare_runs([r.run for r in rows], None, QUIET)
+    assert main_table(study, summarise(study, apart)).title == "toy: all sites' test persons, runs of seeds 0, 1"
