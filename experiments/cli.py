@@ -96,6 +96,7 @@ def run(
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
+    from fedml.experiments.runs.hints import hints
     from fedml.experiments.runs.show import final_table, privacy_of, summary
 
     console = make_console(as_json)
@@ -104,6 +105,8 @@ def run(
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))
+        for text in hints(study, outcome.events):
+            console.print(f"Hint: {text}", markup=False, soft_wrap=True)
     if "sentence" in (privacy := privacy_of(outcome.events)):
         console.print(f"Privacy: {privacy['sentence']}", soft_wrap=True)
     closing_line(launched, console)
