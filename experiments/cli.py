@@ -352,6 +352,25 @@ def report(
     print(path)
 
 
+@app.command()
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    sites: Sites,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write; only this account can read it.")] = Path("predictions.csv"),
+) -> None:
+    """Write the model's prediction for each person whose data are on this machine: site, id, part, label, prediction. Nothing is sent.
+
+    Example: fedml predict fedml-runs/heart-20260131-101500-3fa2b1 --sites out/heart --out predictions.csv
+    """
+    from fedml.experiments.models.predictions import predictions
+    from fedml.experiments.runs.record import read_record
+    from fedml.runs.log import write_whole
+
+    found = predictions(run_folder, find(sites, read_record(run_folder).study, print))
+    write_whole(out, found.to_csv(index=False).encode(), mode=0o600)
+    print(f"{out}: {len(found)} persons of {found['site'].nunique()} sites")
+
+
 @app.command("export-score")
 def export_score(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],

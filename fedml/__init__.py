@@ -2,9 +2,14 @@
 
 Nothing here imports ``strategies``, ``clients`` or ``experiments``. Importing ``fedml`` imports no library:
 torch, monai and mlflow take seconds and are imported where they are used.
+
+For notebooks and scripts: ``fedml.Study``, ``run``, ``open_run``, ``compare``, ``client`` (``fedml.experiments.api``), loaded when they are
+used.
 """
 
 import os
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -18,3 +23,15 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 # Both spellings get the hosts of both, because libraries read the lower case first and the other only if it is not set.
 _HOSTS = ",".join(filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1")))
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = _HOSTS
+
+_API = ("Study", "client", "compare", "open_run", "run")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _API:
+        return getattr(import_module("fedml.experiments.api"), name)
+    raise AttributeError(f"module 'fedml' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_API])

@@ -56,7 +56,7 @@ def _past(study: Study, rounds: Sequence[Round]) -> str:
 
 
 def _falling(rounds: Sequence[Round]) -> str:
-    losses = np.array([loss for r in rounds if (loss := _loss(r)) is not None])
+    losses = np.array([loss for r in rounds if (loss := mean_loss(r)) is not None])
     if len(losses) < _ROUNDS or not np.isfinite(losses).all():
         return ""
     third = len(losses) // 3
@@ -66,7 +66,7 @@ def _falling(rounds: Sequence[Round]) -> str:
     return f"still learning: the training loss fell from {middle:.4g} to {late:.4g} from the second to the last third; {_MORE}"
 
 
-def _loss(event: Round) -> float | None:
-    """Mean training loss over the persons of all sites that said theirs."""
+def mean_loss(event: Round) -> float | None:
+    """Mean training loss of a round over the persons of all sites that sent theirs; None without one."""
     known = [(row["train_loss"], row["seen"]) for row in event.sites.values() if row["train_loss"] is not None and row["seen"]]
     return sum(loss * seen for loss, seen in known) / sum(seen for _, seen in known) if known else None

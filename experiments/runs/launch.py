@@ -59,7 +59,7 @@ def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, An
     return found
 
 
-def launch(study_file: Path, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
+def launch(study_file: Path | None, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
     """Runs the study and shows its progress. A failed run is returned as an outcome, not raised.
 
     Raises:

@@ -107,10 +107,11 @@ def read_events(run: Path, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     return [json.loads(line) for line in whole.splitlines()], start + len(whole)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file completely or not at all."""
+def write_whole(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Writes a file completely or not at all, with the permissions ``mode`` less the process's umask."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
