@@ -14,6 +14,7 @@ from fedml.cli import grouped, guarded
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
+from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, Track, Where
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 
@@ -387,6 +388,8 @@ def export_score(
 
 for _command in (evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
+app.command()(new)
+app.command("import")(import_table)
 app.add_typer(federation_app)
 
 

@@ -22,12 +22,23 @@ def add_counts(many: Iterable[Mapping[str, npt.NDArray[Any]]]) -> Counts:
 
 def rounded_cells(table: npt.NDArray[Any], smallest: int) -> npt.NDArray[Any]:
     """A table of persons without cells from 1 to ``smallest`` - 1: each becomes 0 or ``smallest``, whichever is nearer, and the largest
-    cell takes the difference, so that the total stays (conventional rounding of small cells: Hundepool et al. 2012, section 5.4)."""
+    cell takes the difference, so that the total stays (conventional rounding of small cells: Hundepool et al. 2012, section 5.4). Where
+    the largest cell would become small or negative, fewer cells are rounded up, the smallest of them first. A total below ``smallest``
+    stays in one cell."""
     out = table.copy()
     small = (out > 0) & (out < smallest)
     if not small.any():
         return out
-    out[small] = np.where(2 * out[small] > smallest, smallest, 0)
-    largest = np.unravel_index(int(out.argmax()), out.shape)
-    out[largest] += table.sum() - out.sum()
+    out[small] = 0
+    missing = int(table.sum() - out.sum())
+    up = sorted(np.argwhere(small & (2 * table > smallest)).tolist(), key=lambda place: -int(table[tuple(place)]))
+    if out.any():
+        largest = np.unravel_index(int(out.argmax()), out.shape)
+        kept = up[: max((int(out[largest]) + missing) // smallest - 1, 0)]
+    else:  # one of the small cells becomes the largest
+        largest = np.unravel_index(int(table.argmax()), table.shape)
+        kept = [place for place in up if tuple(place) != tuple(largest)][: max(missing // smallest - 1, 0)]
+    for place in kept:
+        out[tuple(place)] = smallest
+    out[largest] += missing - smallest * len(kept)
     return out

@@ -5,6 +5,16 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutants
 
 MUTANTS: Mutants = {
+    "a rounded cell below zero": (
+        [
+            (
+                "fedml/tasks/counts.py",
+                "kept = [place for place in up if tuple(place) != tuple(largest)][: max(missing // smallest - 1, 0)]",
+                "kept = up",
+            )
+        ],
+        "fedml/tasks/test_rounding.py::test_no_cell_is_small_and_the_total_stays",
+    ),
     "first weights of the centre's choice": (
         [
             (

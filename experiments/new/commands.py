@@ -1,0 +1,64 @@
+"""``fedml new`` and ``fedml import``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedml.cli import grouped
+
+_OUT = typer.Argument(metavar="DIR", help="Folder to create.", show_default=False)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Options of both commands."""
+
+    id: Annotated[str, typer.Option("--id", help="Column of ids; default: one with a usual name.")] = ""
+    site_column: Annotated[
+        str, typer.Option("--site-column", help="Column of the site of each person; default: one with a usual name.")
+    ] = ""
+    simulate: Annotated[int, typer.Option("--simulate", min=1, max=100, help="Without such a column: number of simulated sites.")] = 3
+    public: Annotated[bool, typer.Option("--public", help="The data are published or synthetic: exact counts may leave a site.")] = False
+
+
+@grouped
+def new(
+    out: Annotated[Path, _OUT],
+    files: Files,
+    table: Annotated[Path | None, typer.Option("--table", help="Persons: CSV, TSV or Parquet.")] = None,
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of images named <id>, or with a folder for each class.")] = None,
+    variants: Annotated[Path | None, typer.Option("--variants", help="VCF, BCF or PLINK bed whose samples are the persons.")] = None,
+    target: Annotated[str, typer.Option("--target", help="Column of what is predicted; default: one with a usual name.")] = "",
+    label_part: Annotated[
+        int | None, typer.Option("--label-part", help="Label in the images' names: part 1, 2, ... or -1, -2, ... from the end.")
+    ] = None,
+    build: Annotated[str, typer.Option("--build", help="Genome build of the variants; default: from the file's header.")] = "",
+) -> None:
+    """Write a study and site folders from your own table, images or VCF; what was guessed is printed, so that you can correct it.
+
+    Example: fedml new work --table cohort.csv --target death && fedml run work/study.toml --sites work/sites
+    """
+    from fedml.experiments.new.make import Given, make
+
+    given = Given(table, images, variants, files.id, target, files.site_column, files.simulate, label_part, build, files.public)
+    make(given, out, print)
+    print(f"next: fedml check {out / 'study.toml'}; fedml run {out / 'study.toml'} --sites {out / 'sites'}")
+
+
+@grouped
+def import_table(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Persons: CSV, TSV or Parquet.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder to create.", show_default=False)],
+    files: Files,
+) -> None:
+    """Write a folder for each site from one table with a column of sites: persons.csv, clinical.csv and site.toml. No study.
+
+    Example: fedml import cohorts.csv --site-column cohort --id patient --out work
+    """
+    from fedml.experiments.new.make import Given, make
+
+    make(Given(table, None, None, files.id, "", files.site_column, files.simulate, public=files.public), out, print, study=False)
