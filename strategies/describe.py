@@ -6,6 +6,7 @@ from textwrap import wrap
 
 from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
+from fedml.study import training_words
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.text import printable
@@ -36,9 +37,10 @@ def describe(study: Study) -> str:
         " (unless a site has a split file)",
         "",
         f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
-        f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {work.local_epochs} passes over its training persons",
+        f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {training_words.length(work)} its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
+        *(line for text in training_words.options(work) for line in _wrapped(text)),
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
         "",

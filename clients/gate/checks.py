@@ -28,6 +28,7 @@ from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
+    CLASS_WEIGHTS,
     CONFIG,
     COUNTS,
     DESCRIBED,
@@ -120,6 +121,8 @@ def check_request(request: Request, content: RecordDict) -> None:
         }
         if request.study.cohort.image is not None and request.study.cohort.image.percentiles:
             fixed.add(WINDOW)
+        if request.study.training.class_weights == "inverse":
+            fixed.add(CLASS_WEIGHTS)
         for key, value in values.items():
             wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
             if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):

@@ -7,7 +7,7 @@ holds the values of one.
 - The server's values for the sites, such as FedProx's mu, are those of the study. A record that it sends besides the model is not longer
   than ``max_drift`` times what this site has returned of its own.
 - The preprocessing constants fit the site's own persons: of a federation of up to 900 times as many persons, no mean is farther than 30
-  standard deviations, and no standard deviation is below a thirtieth.
+  standard deviations, and no standard deviation is below a thirtieth. Weights of classes fit them likewise.
 
 Lengths are Euclidean norms over all weights. They, and the last round's weights, are kept in the state folder, of a few runs.
 """
@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.clients.gate.bounds import check_effective
 from fedml.errors import Reason, SiteError
 from fedml.learning.training import planned_steps
 from fedml.runs.log import write_whole
 from fedml.strategies.algorithms.algorithm import Algorithm
 from fedml.study.study import Study
+from fedml.study.training_section import training_of_round
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 FOLDER = "course"
@@ -95,7 +97,8 @@ def joined_late(course: Course, study: Study, number: int, update: float, traini
     """The course of a site that was not there before round ``number``, as if it had returned what its training would: a change of gradient,
     the length of its update over learning rate and steps, in each round up to ``_ROUNDS``."""
     steps = planned_steps(study, training_persons)
-    return replace(course, returned=min(number - 1, _ROUNDS) * update / (study.training.lr * max(steps, 1)))
+    rate = training_of_round(study, 1).lr  # that of ``update``
+    return replace(course, returned=min(number - 1, _ROUNDS) * update / (rate * max(steps, 1)))
 
 
 def followed(course: Course, number: int, received: Arrays, sent: Arrays, returned: Arrays) -> Course:
@@ -146,7 +149,7 @@ def check_weights(study: Study, algorithm: Algorithm, arrived: Arrival, max_drif
 def _reach(study: Study, algorithm: Algorithm, course: Course, rounds: int, weights: Arrays, max_drift: float) -> float:
     """How far the server's steps can move the weights in so many rounds."""
     count = sum(value.size for value in weights.values())
-    longest = max_drift * course.longest
+    longest = max_drift * course.longest * _growth(study, course.round, rounds)
     step = longest if algorithm.server is None else algorithm.server.reach(longest, count)
     if study.privacy.unit == "site":
         from fedml.privacy.releases import noise_multiplier
@@ -155,6 +158,18 @@ def _reach(study: Study, algorithm: Algorithm, course: Course, rounds: int, weig
         step += (math.sqrt(count) + _NOISE) * noise_multiplier(study, "") * norm / len(study.federation.sites)
     # The first weights differ in the last bits between versions of torch.
     return min(rounds, _ROUNDS) * step + 1e-3 * (1 + length(weights))
+
+
+def _growth(study: Study, known: int, rounds: int) -> float:
+    """By how much the largest learning rate of the ``rounds`` from round ``known`` on exceeds that of the rounds up to it; at least 1.
+
+    In a warm-up the site's own updates are shorter than those of later rounds, of which it may have missed some.
+    """
+    schedule = study.training.schedule
+    if schedule is None or not known:
+        return 1.0
+    shares = [schedule.share(n, study.federation.rounds) for n in range(1, known + min(rounds, _ROUNDS))]
+    return max(shares) / max(shares[:known])
 
 
 def check_values(algorithm: Algorithm, config: Mapping[str, Any], number: int) -> None:
@@ -196,3 +211,17 @@ def check_constants(sums: Arrays, constants: Arrays) -> None:
         far = np.abs(agreed_mean - mean) > _FARTHEST * np.maximum(agreed_std, std) + room
         if ((count > 1) & (small | far)).any() or (agreed_std < 0).any():
             raise SiteError(Reason.OFF_PLAN, f"the constants of {name} do not fit this site's persons")
+
+
+def check_class_weights(persons: npt.NDArray[np.int64], weights: npt.NDArray[Any] | None, fewest: int) -> None:
+    """Raises ``SiteError`` if weights of classes cannot be inverse to frequencies, or leave fewer effective persons than ``fewest``.
+
+    Args:
+        persons: (classes,) training persons of this site. fewest: 0 for public data.
+    """
+    if weights is None or weights.shape != persons.shape or (weights < 0).any() or not weights.any():
+        raise SiteError(Reason.OFF_PLAN, "there are no weights of classes, or not of this study's classes")
+    present = weights[weights > 0].astype(np.float64)
+    if abs((1 / present).sum() / len(present) - 1) > 1e-3 or (persons[weights == 0] >= max(fewest, 1)).any():
+        raise SiteError(Reason.OFF_PLAN, "the weights of classes are not inverse to frequencies of which this site's persons are a part")
+    check_effective(persons, weights, fewest)

@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
-from fedml.clients.gate.bounds import check_bounds
+from fedml.clients.gate.bounds import check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
 from fedml.clients.gate.checks import (
     MEGABYTE,
@@ -35,6 +37,7 @@ from fedml.clients.gate.checks import (
 )
 from fedml.clients.gate.course import (
     Arrival,
+    check_class_weights,
     check_constants,
     check_sent,
     check_stated,
@@ -64,7 +67,7 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.statistics import stated_constants
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CONFIG, JOURNAL, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
 
 log = logging.getLogger("fedml.site")
 
@@ -246,6 +249,8 @@ class Gate:
             return
         if study.privacy.unit != "patient" and request.phase in (Phase.STATISTICS, Phase.ROUND):
             check_bounds(study, policy, allowed.min_count, training)
+            if study.training.class_weights and study.training.class_weights != "inverse":
+                check_effective(self._by_class(request), np.array(study.training.class_weights), allowed.min_count)
         if (study.sha256, request.phase in ANALYSES, self._stamp) in self._apart:
             return
         for persons in planned_persons(request):
@@ -293,9 +298,18 @@ class Gate:
     def _training(self, request: Request) -> int:
         return load_cohort(request.manifests, request.study).count("train")
 
+    def _by_class(self, request: Request) -> npt.NDArray[np.int64]:
+        """(classes,) training persons of this site."""
+        cohort, classes = load_cohort(request.manifests, request.study), len(request.study.cohort.classes)
+        return np.bincount(cohort.labels[cohort.rows("train")].astype(int), minlength=classes)
+
     def _check_constants(self, request: Request, content: RecordDict) -> None:
         """Raises ``SiteError`` if the preprocessing constants are not those that the study states, or do not fit the site's persons."""
         study, agreed = request.study, read_arrays(content, AGREEMENT)
+        if study.training.class_weights == "inverse":
+            manifest = self.site.manifest
+            fewest = 0 if manifest.data.public else limits(manifest.policy, study).min_count
+            check_class_weights(self._by_class(request), agreed.get(CLASS_WEIGHTS), fewest)
         if study.privacy.unit != "none" and study.privacy.statistics == "stated":
             check_stated(stated_constants(study, layout_of(study, content)), agreed)
         else:

@@ -24,6 +24,7 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.strategies.algorithms.algorithm import Algorithm, Arrays, Received, SiteWork, sent
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
+from fedml.study.training_section import training_of_round
 from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, pack, unpack_tensors
 
 _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"
@@ -64,7 +65,7 @@ def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
     config = {key: request.config[key] for key in algorithm.sends.config}
     kept = _unpacked(_records(request, memory)) if algorithm.keeps else {}
     start = unpack_tensors(content.array_records[ARRAYS])
-    return algorithm.site(Received(config, records, kept, start, request.study.training))
+    return algorithm.site(Received(config, records, kept, start, training_of_round(request.study, request.round)))
 
 
 def end(request: Request, work: SiteWork, trained: Mapping[str, torch.Tensor], steps: int, memory: Memory) -> dict[str, ArrayRecord]:

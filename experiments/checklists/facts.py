@@ -26,6 +26,7 @@ from fedml.modalities.registry import modalities_of
 from fedml.runs.events import to_row
 from fedml.runs.log import EVENTS, MODEL, read_log
 from fedml.strategies.algorithms.registry import algorithm_of
+from fedml.study import training_words
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
@@ -135,11 +136,13 @@ def _method(record: Record) -> Iterator[FactRow]:
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
+    length = _count(plan.local_steps, "step") if plan.local_steps else _count(plan.local_epochs, "epoch")
+    more = "".join(f"; {text}" for text in training_words.options(plan))
     text = (
         f"Strategy {strategy.name}{options}. {algorithm_of(study).words.report} "
         f"At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
-        f"weight decay {plan.weight_decay:g}, {batch}, {_count(plan.local_epochs, 'epoch')} a round, "
-        f"precision {plan.precision}. "
+        f"weight decay {plan.weight_decay:g}, {batch}, {length} a round, "
+        f"precision {plan.precision}{more}. "
         f"{_count(study.federation.rounds, 'round')} planned."
     )
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import torch
 
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
-from fedml.learning.training import GradientHook
-from fedml.study.sections import Training
+from fedml.learning.training import GradientHook, OptimizerState
 from fedml.study.study import Study
+from fedml.study.training_section import Training
 from fedml.wire.records import COUNTED_ROUND, Phase
 
 Arrays = dict[str, torch.Tensor]
@@ -88,12 +88,14 @@ class SiteEnd:
 @dataclass(frozen=True)
 class SiteWork:
     """One round at a site: ``hooks`` change gradients between backward and step; ``finish`` takes (trained arrays, steps taken).
+    ``optimizer``: the state from which the optimiser goes on; None: it starts anew in each round.
 
     Under privacy of one patient ``finish`` is not called: algorithms that return or keep records are refused.
     """
 
     hooks: Sequence[GradientHook]
     finish: Callable[[Mapping[str, torch.Tensor], int], SiteEnd]
+    optimizer: OptimizerState | None = None
 
 
 @dataclass(frozen=True)

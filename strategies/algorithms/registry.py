@@ -16,6 +16,7 @@ from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.fedavg import fedavg
 from fedml.strategies.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedml.strategies.algorithms.fedprox import fedprox, flower_fedprox
+from fedml.strategies.algorithms.optimizer_state import keeping_optimizer
 from fedml.strategies.algorithms.private import private
 from fedml.strategies.algorithms.scaffold import scaffold
 from fedml.study.study import Study
@@ -60,6 +61,8 @@ def algorithm_of(study: Study) -> Algorithm:
             f'[strategy] name "{name}" is not known{nearest(name, STRATEGIES)}; one of {", ".join(STRATEGIES)}, '
             'or a Flower strategy as "module:Class".'
         )
+    if study.training.keep_optimizer:
+        algorithm = keeping_optimizer(algorithm, study.training)
     if sentence := algorithm.refuses(study):
         raise InputError(f"{sentence}.")
     if study.privacy.unit == "patient" and (algorithm.returns or algorithm.keeps):
