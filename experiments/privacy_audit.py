@@ -44,7 +44,7 @@ from fedml.privacy.statistics import stated_constants
 from fedml.runs.events import NO_END, NO_PRIVACY, Privacy
 from fedml.runs.log import STUDY, last, read_log, write_whole
 from fedml.study.study import Study, parse_study, validate
-from fedml.study.training_section import training_of_round
+from fedml.study.training_round import training_of_round
 from fedml.synthetic.write_site import write_site
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
 

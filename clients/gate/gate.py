@@ -172,7 +172,7 @@ class Gate:
         check_level(level, study)
         check_budget(study, policy)
         allowed = limits(policy, study)
-        fewest, most = round_numbers(request.phase, study.federation.rounds, policy.max_steps)
+        fewest, most = round_numbers(request.phase, study, policy.max_steps)
         if study.federation.rounds > allowed.max_rounds or not fewest <= request.round <= most:
             raise SiteError(
                 Reason.ROUNDS,
@@ -207,6 +207,8 @@ class Gate:
         policy, (run, phase, _) = self.site.manifest.policy, key
         if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
             raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
+        if phase == Phase.ROUND and any(earlier[:2] == (run, Phase.EVALUATE) for earlier in self._accepted):
+            raise SiteError(Reason.OFF_PLAN, "training is requested after the last evaluation of the run")
         if key in self._accepted:
             raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
         evaluated = self._evaluated.get(study.sha256, set())
@@ -293,7 +295,7 @@ class Gate:
             check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
         weights = read_arrays(content, ARRAYS)
         start = (lambda: first_weights(request, content)), (lambda: first_update(request, content))
-        check_weights(study, algorithm, Arrival(number, weights, course, last, *start), drift)
+        check_weights(study, algorithm, Arrival(request.phase is Phase.EVALUATE, number, weights, course, last, *start), drift)
 
     def _training(self, request: Request) -> int:
         return load_cohort(request.manifests, request.study).count("train")
@@ -329,7 +331,7 @@ class Gate:
             returned = [read_arrays(reply, name) for name in site_algorithm(study).returns]
             flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
             self._trained.add(run)
-            keep_course(self.state, study, followed(course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
+            keep_course(self.state, study, followed(study, course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
 
 
 def _sha256_of(content: RecordDict) -> str:

@@ -43,7 +43,7 @@ from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
-from fedml.study.training_section import training_of_round
+from fedml.study.training_round import training_of_round
 from fedml.tasks.classification_loss import classification_loss
 from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task

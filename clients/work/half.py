@@ -24,7 +24,7 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.strategies.algorithms.algorithm import Algorithm, Arrays, Received, SiteWork, sent
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
-from fedml.study.training_section import training_of_round
+from fedml.study.training_round import training_of_round
 from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, pack, unpack_tensors
 
 _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"

@@ -18,7 +18,7 @@ from fedml.learning.training import train
 from fedml.models.fusion import build_model, learned, load
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
-from fedml.study.training_section import training_of_round
+from fedml.study.training_round import training_of_round
 from fedml.wire.records import ANALYSES
 
 

@@ -201,7 +201,7 @@ class Final(Event):
     sites: dict[str, SiteRow]
     refused: dict[str, str]
     seconds: float
-    kept: int | None = None
+    kept: int | None
 
     def absent(self) -> frozenset[str]:
         """``kept``, if it is None."""
@@ -264,7 +264,7 @@ KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agr
 # What stands for an event that has not come.
 NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0)
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
-NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0)
+NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None)
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedml.study import limits
 from fedml.study.imaging import Augment
 from fedml.study.section import Precision, Section, without_unused
-
-if TYPE_CHECKING:
-    from fedml.study.study import Study
-
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -185,12 +180,3 @@ def _private_problems(plan: Training, unit: str) -> Iterator[str]:
 _FIRST = (  # keys of the first studies, whose canonical JSON holds them with their defaults
     "optimizer", "lr", "momentum", "weight_decay", "batch_size", "local_epochs", "evaluate_every", "threads", "precision", "augment",
 )  # fmt: skip
-
-
-@lru_cache(maxsize=1024)
-def training_of_round(study: Study, number: int) -> Training:
-    """``[training]`` with the learning rate of round ``number`` (from 1), which follows from the study alone."""
-    plan = study.training
-    if plan.schedule is None:
-        return plan
-    return plan.model_copy(update={"lr": plan.lr * plan.schedule.share(number, study.federation.rounds)})

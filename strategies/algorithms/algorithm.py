@@ -95,7 +95,7 @@ class SiteWork:
 
     hooks: Sequence[GradientHook]
     finish: Callable[[Mapping[str, torch.Tensor], int], SiteEnd]
-    optimizer: OptimizerState | None = None
+    optimizer: OptimizerState | None
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def nothing_more(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
 
 def plain_site(received: Received) -> SiteWork:
     """The site's part of an algorithm without hooks."""
-    return SiteWork((), nothing_more)
+    return SiteWork((), nothing_more, None)
 
 
 def no_objection(study: Study) -> str:

@@ -1,6 +1,6 @@
 """The optimiser's state (Adam's moments, SGD's momentum) kept at each site between the rounds of a run: ``[training] keep_optimizer``.
 
-It is site state as SCAFFOLD's is: in memory, for one run, of the last round in which the site's reply was counted. It never leaves the site.
+It is site state as SCAFFOLD's is: in memory, for one run, of the last round in which the site's reply was counted. It stays there.
 """
 
 from __future__ import annotations

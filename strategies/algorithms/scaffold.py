@@ -92,7 +92,7 @@ def _site(received: Received) -> SiteWork:
             change[name] = following[name] - before
         return SiteEnd({CHANGE: change}, {CONTROL: following})
 
-    return SiteWork((hook,), finish)
+    return SiteWork((hook,), finish, None)
 
 
 def _refuses(study: Study) -> str:
