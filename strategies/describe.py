@@ -40,7 +40,7 @@ def describe(study: Study) -> str:
         f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {training_words.length(work)} its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
-        *(line for text in training_words.options(work) for line in _wrapped(text)),
+        *_options(study),
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
         "",
@@ -52,6 +52,12 @@ def describe(study: Study) -> str:
         *_privacy(study),
     ]
     return "\n".join(printable(line) for line in lines)
+
+
+def _options(study: Study) -> list[str]:
+    """Further keys of ``[training]``, and what a Flower strategy may change of it."""
+    lines = [line for text in training_words.options(study) for line in _wrapped(text)]
+    return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
 
 
 def _before(study: Study) -> str:

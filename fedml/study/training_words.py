@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedml.study.study import Study
 from fedml.study.training_section import Training
 
 
@@ -12,8 +13,9 @@ def length(plan: Training) -> str:
     return f"{plan.local_steps} steps on" if plan.local_steps else f"{plan.local_epochs} passes over"
 
 
-def options(plan: Training) -> Iterator[str]:
-    """What the plan asks for beyond optimiser, learning rate and batches, one phrase each; nothing of a plan without further keys."""
+def options(study: Study) -> Iterator[str]:
+    """What ``[training]`` asks for beyond optimiser, learning rate and batches, one phrase each; nothing without further keys."""
+    plan, noised = study.training, "noised " if study.privacy.metrics == "private" else ""
     yield from _steps(plan)
     if plan.class_weights == "inverse":
         yield "a person's loss weighted inversely to the frequency of the person's class, from the counts of all sites"
@@ -28,9 +30,9 @@ def options(plan: Training) -> Iterator[str]:
     if plan.ema:
         yield f"the result is the moving average of the rounds' models, each model with a weight of {1 - plan.ema:g} when it comes"
     if plan.keep == "best":
-        yield "the result is the model with the best validation metrics of all but the last round's"
+        yield f"the result is the model with the best {noised}validation metrics of all but the last round's"
     if plan.patience:
-        yield f"the run ends when {plan.patience} rounds brought no better validation metrics"
+        yield f"the run ends when {plan.patience} round(s) brought no better {noised}validation metrics"
 
 
 def _steps(plan: Training) -> Iterator[str]:
@@ -39,11 +41,11 @@ def _steps(plan: Training) -> Iterator[str]:
     if plan.schedule is not None:
         spec = plan.schedule
         if spec.warmup:
-            yield f"the learning rate rises over {spec.warmup} rounds"
+            yield f"the learning rate rises over the first {spec.warmup} round(s)"
         if spec.kind == "cosine":
             yield f"the learning rate falls along a cosine to {plan.lr * spec.lowest:g}"
         if spec.kind == "step":
-            yield f"the learning rate is multiplied by {spec.factor:g} every {spec.every} rounds"
+            yield f"the learning rate is multiplied by {spec.factor:g} every {spec.every} round(s)"
     if plan.max_norm:
         yield f"a step's gradient clipped to a length of {plan.max_norm:g}"
     if plan.keep_optimizer:
