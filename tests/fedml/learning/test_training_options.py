@@ -302,3 +302,70 @@ def test_an_option_at_its_default_leaves_the_studys_identity() -> None:
     assert make_study(training=off).sha256 == make_study().sha256
     assert len({make_study(training={"local_steps": n}).sha256 for n in (0, 1, 2)}) == 3
     assert make_study(training={"local_steps": 3, "local_epochs": 1}).sha256 == make_study(training={"local_steps": 3}).sha256
+
+
+# --- privacy of a patient
+
+RANGES = {"x1": [0.0, 4.0], "x2": [-10.0, 8.0]}
+QUIET = {"unit": "patient", "noise_multiplier": 1e-6, "clipping_norm": 20.0, "persons": {"a": TRAIN}, "ranges": RANGES}
+PRIVATE: dict[str, tuple[dict[str, Any], Callable[..., torch.optim.Optimizer], dict[str, Any]]] = {
+    "local_steps": ({**PLAIN, "local_steps": 3}, sgd(), {"orders": lambda number: iter([torch.arange(TRAIN)] * 3)}),
+    **{name: CASES[name] for name in ("cosine with warm-up", "nesterov", "rmsprop", "label_smoothing", "class_weights", "focal", "ema")},
+}
+
+
+@pytest.mark.parametrize("name", PRIVATE)
+def test_an_option_under_privacy_is_that_of_a_plain_loop_but_for_the_noise(name: str, sites: list[Site], tmp_path: Path) -> None:
+    """With almost no noise, no clipping and everybody in each step, DP-SGD is the plain loop; inputs are standardised by stated ranges."""
+    training, optimizer, more = PRIVATE[name]
+    site = sites[0]
+    middle, quarter = (np.array([f(*RANGES[c]) for c in ("x1", "x2")]) for f in (lambda a, b: (a + b) / 2, lambda a, b: (b - a) / 4))
+    x, y = (site.x[site.part == "train"] - middle) / quarter, site.y[site.part == "train"]
+    run = federate(study_of([site], training, privacy=QUIET), [site.manifest], tmp_path / "run")
+    data = torch.tensor(x, dtype=torch.float32), torch.tensor(y)
+    assert far(run.learned(), reference(first([site], tmp_path), data, optimizer, **more)) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "training", [{"local_steps": 7}, {"local_steps": 7, "schedule": {"kind": "cosine"}, "ema": 0.5}, {"local_epochs": 2}]
+)
+def test_the_accountant_counts_the_steps_of_the_plan(training: dict[str, Any]) -> None:
+    import dp_accounting
+    from dp_accounting.pld import pld_privacy_accountant
+
+    from fedml.privacy.releases import claims
+
+    privacy = {**QUIET, "noise_multiplier": 1.5, "persons": {"a": 640}}
+    study = make_study(sites=["a"], cohort=COHORT, training={"batch_size": 32, **training}, privacy=privacy, federation__rounds=ROUNDS)
+    steps = ROUNDS * training.get("local_steps", 2 * 20)
+    event = dp_accounting.PoissonSampledDpEvent(32 / 640, dp_accounting.GaussianDpEvent(1.5))
+    wanted = pld_privacy_accountant.PLDAccountant().compose(event, steps).get_epsilon(1e-5)
+    assert claims(study)["a"].epsilon == pytest.approx(wanted, rel=2e-3)
+
+
+def test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds() -> None:
+    from fedml.strategies.rounds import privacy_record
+
+    privacy = {**QUIET, "noise_multiplier": 1.5}
+    found = {}
+    for patience in (0, 2):
+        training = {"patience": patience}
+        study = make_study(sites=["a"], cohort=COHORT, training=training, privacy=privacy, federation__rounds=ROUNDS)
+        found[patience] = privacy_record(study, {"a": 4}).epsilon, privacy_record(study, {"a": ROUNDS}).epsilon
+    assert found[2][0] == found[2][1] == found[0][1] > found[0][0]
+
+
+# --- few persons
+
+
+def test_balanced_steps_have_enough_different_persons_and_a_rare_class_is_drawn_less() -> None:
+    from fedml.learning.training import balanced_shares, batches
+
+    labels = np.array([0.0] * 95 + [1.0] * 3)
+    assert balanced_shares(labels)[-3:].sum() == pytest.approx(balanced_shares(labels)[:95].sum())
+    assert float(balanced_shares(labels, 10)[-1]) == pytest.approx(1 / 10)
+    rows, drawn = np.arange(98), torch.Generator().manual_seed(1)
+    for smallest in (1, 10, 30):
+        steps = list(batches(rows, 12, drawn, smallest=smallest, shares=balanced_shares(labels)))
+        assert all(len(set(step.tolist())) >= smallest for step in steps)
+    assert len(list(batches(rows, 12, drawn, smallest=90, shares=balanced_shares(labels)))) == 1
