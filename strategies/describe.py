@@ -8,6 +8,7 @@ from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study import training_words
 from fedml.study.study import Study
+from fedml.study.training_round import changeable
 from fedml.tasks.registry import make_task
 from fedml.text import printable
 
@@ -56,7 +57,10 @@ def describe(study: Study) -> str:
 
 def _options(study: Study) -> list[str]:
     """Further keys of ``[training]``, and what a Flower strategy may change of it."""
-    lines = [line for text in training_words.options(study) for line in _wrapped(text)]
+    texts = list(training_words.options(study))
+    if algorithm_of(study).server is None and (keys := changeable(study)):
+        texts.append(f"the strategy may lower in any round: {', '.join(f'{key} (at most {value:g})' for key, value in keys.items())}")
+    lines = [line for text in texts for line in _wrapped(text)]
     return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
 
 

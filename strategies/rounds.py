@@ -18,7 +18,7 @@ from fedml.cohort.variants.checks import Check
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
-from fedml.errors import RunError
+from fedml.errors import Reason, RunError
 from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.events import (
     NO_PRIVACY,
@@ -40,6 +40,7 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.algorithms.algorithm import StepState, returned
 from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.flower_strategy import FlowerStrategy
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.chosen import Chosen, chosen_after, ended, kept_round
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
@@ -134,7 +135,11 @@ def one_round(
     """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
+    if isinstance(strategy, FlowerStrategy):
+        strategy.nodes = list(agreement.nodes)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
+    asked = {message.metadata.dst_node_id for message in messages}
+    who.refused |= {site: str(Reason.NOT_ASKED) for node, site in agreement.nodes.items() if node not in asked}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
     incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))

@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.half import Memory, begin, end
+from fedml.clients.work.half import Memory, begin, end, round_training
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import reportable_groups
 from fedml.cohort.images.histograms import BINS, HistogramView
@@ -43,7 +43,6 @@ from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
-from fedml.study.training_round import training_of_round
 from fedml.tasks.classification_loss import classification_loss
 from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task
@@ -278,7 +277,9 @@ def _filled(request: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     cohort, layout, values = agreed(request, content)
     loaded = model_for(request.study, layout)
     try:
-        loaded = weighed(loaded, request.study, values)
+        if request.phase is Phase.ROUND:
+            loaded = weighed(loaded, request.study, values)
+        values.pop(CLASS_WEIGHTS, None)
         load(loaded.fixed, values)
         load(loaded.weights, unpack_tensors(content.array_records[ARRAYS]))
     except (KeyError, ValueError) as error:
@@ -331,7 +332,7 @@ def _round(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
         return reply
     seed = derive_seed("training", study.study.seed, request.round, request.name)
     hooks = Hooks(work.hooks, _penalty(study), smallest_of(request) if protected(request) else 1, work.optimizer)
-    result = train(model, cohort, training_of_round(study, request.round), task, seed=seed, hooks=hooks, device=device_of(request))
+    result = train(model, cohort, round_training(request), task, seed=seed, hooks=hooks, device=device_of(request))
     reply[ARRAYS] = pack(loaded.weights)
     reply.update(end(request, work, loaded.weights, result.steps, memory))
     reply[METRICS] = MetricRecord(
@@ -351,7 +352,7 @@ def _train_private(request: Request, model: CohortModel, cohort: Cohort, task: T
     study = request.study
     drawn = sampling(study, request.name)
     privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, request.name), drawn.rate, drawn.divisor, drawn.steps)
-    private_train(model, cohort, training_of_round(study, request.round), task, privacy, hooks=hooks)
+    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks)
 
 
 def _penalty(study: Study) -> dict[str, float]:

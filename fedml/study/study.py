@@ -253,10 +253,13 @@ def parse_study(text: str) -> Study:
 def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
     """The same study for other sites, of which all must answer; a site that it did not name (``pooled``) stands for all of its own.
 
-    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section.
+    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section; with other
+    ``rounds`` the keys of ``[training]`` that are about the rounds are left out.
     """
     plan = study.model_dump(mode="json")
     plan["federation"] |= {"sites": list(sites), "quorum": 0, **federation}
+    for key in ("schedule", "keep", "patience") if "rounds" in federation else ():
+        plan["training"].pop(key, None)
     stated = plan["privacy"]["persons"]
     if stated:
         plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites}

@@ -20,6 +20,7 @@ import torch
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.learning.training import GradientHook, OptimizerState
 from fedml.study.study import Study
+from fedml.study.training_round import CHANGEABLE
 from fedml.study.training_section import Training
 from fedml.wire.records import COUNTED_ROUND, Phase
 
@@ -142,7 +143,8 @@ def sent(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
     if phase is not Phase.ROUND:
         return NO_EXTRAS
     counted: dict[str, type] = {COUNTED_ROUND: int} if algorithm.keeps else {}
-    return Extras({**algorithm.sends.config, **counted}, _resolved(algorithm.sends.records, model))
+    optional = CHANGEABLE if algorithm.server is None else {}  # a Flower strategy may lower them
+    return Extras({**algorithm.sends.config, **counted}, _resolved(algorithm.sends.records, model), optional)
 
 
 def returned(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
