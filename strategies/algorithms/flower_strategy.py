@@ -139,7 +139,7 @@ def check_obeyed(kind: type[Strategy], options: dict[str, Any], study: Study) ->
                 f"[strategy] {key} = {options[key]} waits for more sites than a round needs ({needed}); set a larger [federation] quorum."
             )
     fraction = float(options.get("fraction_train", 1.0))
-    if int(sites * fraction) < needed:
+    if sites > 1 and int(sites * fraction) < needed:
         raise InputError(
             f"[strategy] fraction_train = {fraction:g} asks {int(sites * fraction)} of {sites} sites, but a round needs {needed}; set "
             f"[federation] quorum = {max(int(sites * fraction), 1)} or less, or a larger fraction."
