@@ -44,6 +44,7 @@ from fedml.privacy.statistics import stated_constants
 from fedml.runs.events import NO_END, NO_PRIVACY, Privacy
 from fedml.runs.log import STUDY, last, read_log, write_whole
 from fedml.study.study import Study, parse_study, validate
+from fedml.study.training_round import training_of_round
 from fedml.synthetic.write_site import write_site
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
 
@@ -243,13 +244,13 @@ def _look(message: Message, reply: Message, study: Study, gradients: Gradients, 
     sampled = effects * math.sqrt(drawn.rate * (1 - drawn.rate) * drawn.steps / 2)
     effects = effects * drawn.rate * drawn.steps
     noise = Noise(noise.variance, np.vstack([noise.parts, sampled]))
-    observed = gradients.vector(before) - gradients.vector(after)
+    observed, rate = gradients.vector(before) - gradients.vector(after), training_of_round(study, _phase_and_round(message)[1]).lr
     if study.training.optimizer == "sgd":
-        observed = observed * drawn.divisor / study.training.lr
+        observed = observed * drawn.divisor / rate
     else:  # Adam divides the gradient of each coordinate by its root mean square
         known = (others + effects.sum(0) / 2) / drawn.steps
         size = np.sqrt(known**2 + (noise.variance + (noise.parts**2).sum(0)) / drawn.steps)
-        observed = observed * size / study.training.lr
+        observed = observed * size / rate
     site.evidence.add(observed, others + effects.sum(0) / 2, effects, noise)
 
 

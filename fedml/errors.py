@@ -38,6 +38,7 @@ class Reason(StrEnum):
     IMPLAUSIBLE = "implausible"
     INTERNAL = "internal"
     NO_ANSWER = "no-answer"
+    NOT_ASKED = "not-asked"
     NOT_APPROVED = "not-approved"
     PURPOSE = "purpose-not-allowed"
     DISTRUSTED = "centre-distrusted"

@@ -6,7 +6,9 @@ from textwrap import wrap
 
 from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
+from fedml.study import training_words
 from fedml.study.study import Study
+from fedml.study.training_round import changeable
 from fedml.tasks.registry import make_task
 from fedml.text import printable
 
@@ -36,9 +38,10 @@ def describe(study: Study) -> str:
         " (unless a site has a split file)",
         "",
         f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
-        f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {work.local_epochs} passes over its training persons",
+        f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {training_words.length(work)} its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
+        *_options(study),
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
         "",
@@ -50,6 +53,15 @@ def describe(study: Study) -> str:
         *_privacy(study),
     ]
     return "\n".join(printable(line) for line in lines)
+
+
+def _options(study: Study) -> list[str]:
+    """Further keys of ``[training]``, and what a Flower strategy may change of it."""
+    texts = list(training_words.options(study))
+    if algorithm_of(study).server is None and (keys := changeable(study)):
+        texts.append(f"the strategy may lower in any round: {', '.join(f'{key} (at most {value:g})' for key, value in keys.items())}")
+    lines = [line for text in texts for line in _wrapped(text)]
+    return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
 
 
 def _before(study: Study) -> str:

@@ -18,7 +18,7 @@ from fedml.cohort.variants.checks import Check
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
-from fedml.errors import RunError
+from fedml.errors import Reason, RunError
 from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.events import (
     NO_PRIVACY,
@@ -40,7 +40,9 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.algorithms.algorithm import StepState, returned
 from fedml.strategies.algorithms.averaging import Averaging
+from fedml.strategies.algorithms.flower_strategy import FlowerStrategy
 from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
+from fedml.strategies.chosen import Chosen, chosen_after, ended, kept_round
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.strategies.judge import judged
 from fedml.study.study import Study
@@ -77,16 +79,21 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     start = learned(model) if arrays is None else unpack_tensors(arrays)
     sites = list(agreement.nodes.values())
     emit(run, agreed_event(agreement, disclosures=agreement.disclosures, parameters=sum(p.numel() for p in model.parameters())))
-    state = RunState(0, start, {})
+    state, chosen = RunState(0, start, {}), Chosen()
     requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
     for number in range(1, study.federation.rounds + 1):
         requested = {site: n + 1 for site, n in requested.items()}
         try:
-            state = one_round(study, grid, run, strategy, agreement, state, number)
+            arrived = state.arrays
+            state, event = one_round(study, grid, run, strategy, agreement, state, number)
+            chosen = chosen_after(study, chosen, event, arrived, state.arrays)
         except Exception:
             emit(run, privacy_record(study, requested))  # the releases of a failed run count, too
             raise
-    final, counts = evaluate(study, grid, agreement, state)
+        if ended(study, chosen, number):
+            break
+    state = replace(state, arrays=dict(state.arrays if chosen.arrays is None else chosen.arrays))
+    final, counts = evaluate(study, grid, agreement, state, kept_round(study, chosen))
     save_counts(run, counts)
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
     emit(run, privacy_record(study, requested))
@@ -122,11 +129,17 @@ def agreed_event(agreement: Agreement, *, disclosures: dict[str, SiteDisclosure]
     )  # fmt: skip
 
 
-def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int) -> RunState:
+def one_round(
+    study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agreement, state: RunState, number: int
+) -> tuple[RunState, Round]:
     """One message to each site: evaluate the model, then train it. The strategy combines replies as they arrive."""
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     config = request(study, Phase.ROUND, number)
+    if isinstance(strategy, FlowerStrategy):
+        strategy.nodes = list(agreement.nodes)
     messages = list(_to_roster(strategy.configure_train(number, pack(state.arrays), config, grid), agreement, config))
+    asked = {message.metadata.dst_node_id for message in messages}
+    who.refused |= {site: str(Reason.NOT_ASKED) for node, site in agreement.nodes.items() if node not in asked}
     shapes = {name: tuple(tensor.shape) for name, tensor in state.arrays.items()}
     extras = returned(algorithm_of(study), Phase.ROUND, shapes)
     incoming = answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.ROUND, agreement, shapes, extras))
@@ -140,12 +153,17 @@ def one_round(study: Study, grid: Grid, run: Path, strategy: Any, agreement: Agr
         raise RunError(f"round {number}: no site trained on any person; check the training persons of each site with fedml-site check.")
     state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
     sites = {site: _trained_row(a, norms.get(site)) for site, a in who.answered.items()}
-    emit(run, Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused))
-    return state
+    event = Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused)
+    emit(run, event)
+    return state, event
 
 
-def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) -> tuple[Final, dict[str, Counts]]:
-    """The last exchange evaluates only, on validation and test persons. Returns the event and site -> its counts."""
+def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState, kept: int | None = None) -> tuple[Final, dict[str, Counts]]:
+    """The last exchange evaluates only, on validation and test persons. Returns the event and site -> its counts.
+
+    Args:
+        state: of the last round, with the arrays that are evaluated. kept: the round whose arrays they are, if they were chosen.
+    """
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
@@ -155,7 +173,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState) ->
     final = Final(
         round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
         groups=groups_of(study, counts), sites={site: site_row(a) for site, a in who.answered.items()}, refused=who.refused,
-        seconds=time.monotonic() - began,
+        seconds=time.monotonic() - began, kept=kept,
     )  # fmt: skip
     return final, counts
 
@@ -164,12 +182,15 @@ def privacy_record(study: Study, requested: Mapping[str, int]) -> Privacy:
     """The privacy event: epsilon with unit, adjacency and scope for the run's releases, for each site or for all.
 
     Args:
-        requested: site -> number of rounds requested from it.
+        requested: site -> number of rounds requested from it. Where the metrics decide how many there are (``patience``), epsilon is that
+        of all rounds of the study: a number that depends on persons is no part of a promise.
     """
     if study.privacy.unit == "none":
         return NO_PRIVACY
     from fedml.privacy.releases import claims
 
+    if study.training.patience:
+        requested = dict.fromkeys(requested, study.federation.rounds)
     by_site = claims(study, requested)
     worst = max(by_site.values(), key=lambda c: c.epsilon, default=None)
     rows = {site: _claim_row(c) for site, c in by_site.items()}

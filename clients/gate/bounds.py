@@ -7,6 +7,10 @@ They do not apply to public data, to a trusted centre, or to privacy of one pati
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from fedml.clients.site.manifest import Policy
 from fedml.errors import Reason, SiteError
@@ -40,6 +44,15 @@ def check_bounds(study: Study, policy: Policy, min_count: int, training_persons:
     """Raises ``SiteError`` with the first of the ``objections``."""
     for sentence in objections(study, policy, min_count, training_persons):
         raise SiteError(Reason.BOUNDS, sentence)
+
+
+def check_effective(persons: npt.NDArray[np.int64], weights: npt.NDArray[Any], fewest: int) -> None:
+    """Raises ``SiteError`` if ``persons`` with ``weights``, (classes,) each, are fewer effective persons (Kish 1965) than ``fewest``."""
+    effective = float((persons * weights).sum()) ** 2 / max(float((persons * weights.astype(np.float64) ** 2).sum()), 1e-300)
+    if effective < fewest:
+        raise SiteError(
+            Reason.BOUNDS, f"[training] class_weights make this site's persons {effective:.1f} effective ones, min_count is {fewest}"
+        )
 
 
 def _widths(study: Study) -> Iterator[tuple[str, int]]:

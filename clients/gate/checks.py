@@ -28,6 +28,7 @@ from fedml.wire.records import (
     ANALYSES,
     ANALYSIS,
     ARRAYS,
+    CLASS_WEIGHTS,
     CONFIG,
     COUNTS,
     DESCRIBED,
@@ -94,11 +95,14 @@ def named(notes: tuple[RecordNote, ...], content: RecordDict, declared: Collecti
     return tuple(replace(note, name=name) if name in declared else note for note, name in zip(notes, content, strict=False))
 
 
-def round_numbers(phase: Phase, rounds: int, steps: int) -> tuple[int, int]:
-    """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round."""
+def round_numbers(phase: Phase, study: Study, steps: int) -> tuple[int, int]:
+    """The smallest and the largest round number of a message of ``phase``. Test persons are evaluated once, after the last round; with
+    ``patience`` that is the first after so many rounds without a better one, at the earliest."""
+    rounds, patience = study.federation.rounds, study.training.patience
     if phase in ANALYSES:
         return 0, steps
-    return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (rounds, rounds)}.get(phase, (0, 0))
+    earliest = min(patience + 2, rounds) if patience else rounds
+    return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (earliest, rounds)}.get(phase, (0, 0))
 
 
 def check_planned(study: Study, phase: Phase) -> None:
@@ -120,6 +124,8 @@ def check_request(request: Request, content: RecordDict) -> None:
         }
         if request.study.cohort.image is not None and request.study.cohort.image.percentiles:
             fixed.add(WINDOW)
+        if request.study.training.class_weights == "inverse":
+            fixed.add(CLASS_WEIGHTS)
         for key, value in values.items():
             wanted = {PANEL: "uint8", FLIPS: "uint8", IMAGE_SHAPE: "int64"}.get(key, "float32" if key in fixed else "")
             if str(value.dtype) != wanted or value.ndim != 1 or not is_finite(value):

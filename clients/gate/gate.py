@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
-from fedml.clients.gate.bounds import check_bounds
+from fedml.clients.gate.bounds import check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
 from fedml.clients.gate.checks import (
     MEGABYTE,
@@ -35,6 +37,7 @@ from fedml.clients.gate.checks import (
 )
 from fedml.clients.gate.course import (
     Arrival,
+    check_class_weights,
     check_constants,
     check_sent,
     check_stated,
@@ -64,7 +67,7 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.statistics import stated_constants
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CONFIG, JOURNAL, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
 
 log = logging.getLogger("fedml.site")
 
@@ -169,7 +172,7 @@ class Gate:
         check_level(level, study)
         check_budget(study, policy)
         allowed = limits(policy, study)
-        fewest, most = round_numbers(request.phase, study.federation.rounds, policy.max_steps)
+        fewest, most = round_numbers(request.phase, study, policy.max_steps)
         if study.federation.rounds > allowed.max_rounds or not fewest <= request.round <= most:
             raise SiteError(
                 Reason.ROUNDS,
@@ -204,6 +207,8 @@ class Gate:
         policy, (run, phase, _) = self.site.manifest.policy, key
         if run not in self._runs.setdefault(study.sha256, set()) and len(self._runs[study.sha256]) >= policy.max_runs:
             raise SiteError(Reason.REPLAYED, f"the study already ran {policy.max_runs} times at this site, the limit of [policy] max_runs")
+        if phase == Phase.ROUND and any(earlier[:2] == (run, Phase.EVALUATE) for earlier in self._accepted):
+            raise SiteError(Reason.OFF_PLAN, "training is requested after the last evaluation of the run")
         if key in self._accepted:
             raise SiteError(Reason.REPLAYED, f"this request (run, phase, round) was accepted before: {key}")
         evaluated = self._evaluated.get(study.sha256, set())
@@ -246,6 +251,8 @@ class Gate:
             return
         if study.privacy.unit != "patient" and request.phase in (Phase.STATISTICS, Phase.ROUND):
             check_bounds(study, policy, allowed.min_count, training)
+            if study.training.class_weights and study.training.class_weights != "inverse":
+                check_effective(self._by_class(request), np.array(study.training.class_weights), allowed.min_count)
         if (study.sha256, request.phase in ANALYSES, self._stamp) in self._apart:
             return
         for persons in planned_persons(request):
@@ -288,14 +295,23 @@ class Gate:
             check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
         weights = read_arrays(content, ARRAYS)
         start = (lambda: first_weights(request, content)), (lambda: first_update(request, content))
-        check_weights(study, algorithm, Arrival(number, weights, course, last, *start), drift)
+        check_weights(study, algorithm, Arrival(request.phase is Phase.EVALUATE, number, weights, course, last, *start), drift)
 
     def _training(self, request: Request) -> int:
         return load_cohort(request.manifests, request.study).count("train")
 
+    def _by_class(self, request: Request) -> npt.NDArray[np.int64]:
+        """(classes,) training persons of this site."""
+        cohort, classes = load_cohort(request.manifests, request.study), len(request.study.cohort.classes)
+        return np.bincount(cohort.labels[cohort.rows("train")].astype(int), minlength=classes)
+
     def _check_constants(self, request: Request, content: RecordDict) -> None:
         """Raises ``SiteError`` if the preprocessing constants are not those that the study states, or do not fit the site's persons."""
         study, agreed = request.study, read_arrays(content, AGREEMENT)
+        if study.training.class_weights == "inverse":
+            manifest = self.site.manifest
+            fewest = 0 if manifest.data.public else limits(manifest.policy, study).min_count
+            check_class_weights(self._by_class(request), agreed.get(CLASS_WEIGHTS), fewest)
         if study.privacy.unit != "none" and study.privacy.statistics == "stated":
             check_stated(stated_constants(study, layout_of(study, content)), agreed)
         else:
@@ -315,7 +331,7 @@ class Gate:
             returned = [read_arrays(reply, name) for name in site_algorithm(study).returns]
             flat = {f"{place} {name}": value for place, arrays in enumerate(returned) for name, value in arrays.items()}
             self._trained.add(run)
-            keep_course(self.state, study, followed(course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
+            keep_course(self.state, study, followed(study, course, request.round, received, read_arrays(reply, ARRAYS), flat), received)
 
 
 def _sha256_of(content: RecordDict) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from flwr.clientapp import ClientApp
 from fedml.clients.site.few import without_few
 from fedml.clients.site.manifest import check_roster, find_sites
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.half import Memory, begin, end
+from fedml.clients.work.half import Memory, begin, end, round_training
 from fedml.clients.work.request import Request, _study_of, own_flips, read_request, read_site_once
 from fedml.cohort.groups import reportable_groups
 from fedml.cohort.images.histograms import BINS, HistogramView
@@ -43,6 +43,7 @@ from fedml.privacy.statistics import private_sums
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
+from fedml.tasks.classification_loss import classification_loss
 from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
@@ -51,6 +52,7 @@ from fedml.wire.records import (
     AGREEMENT,
     ANALYSES,
     ARRAYS,
+    CLASS_WEIGHTS,
     COUNTS,
     DATASET,
     DESCRIBED,
@@ -161,6 +163,20 @@ def model_for(study: Study, layout: Layout) -> Loaded:
     return Loaded(model, learned(model), constants(model), make_task(study))
 
 
+def weighed(loaded: Loaded, study: Study, values: dict[str, torch.Tensor]) -> Loaded:
+    """``loaded`` with the weights of classes that the agreement holds, if the study takes them from counts; they are removed from it.
+
+    Raises:
+        KeyError, ValueError: there are none, or of another number of classes.
+    """
+    if study.training.class_weights != "inverse":
+        return loaded
+    weights = values.pop(CLASS_WEIGHTS).tolist()
+    if len(weights) != len(loaded.task.classes):
+        raise ValueError("the agreement has weights of another number of classes")
+    return replace(loaded, task=replace(loaded.task, loss=classification_loss(study.training, weights)))
+
+
 def _describe(request: Request, content: RecordDict) -> RecordDict:
     cohort = load_cohort(request.manifests, request.study)
     private = request.study.privacy.unit == "patient"
@@ -261,6 +277,9 @@ def _filled(request: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
     cohort, layout, values = agreed(request, content)
     loaded = model_for(request.study, layout)
     try:
+        if request.phase is Phase.ROUND:
+            loaded = weighed(loaded, request.study, values)
+        values.pop(CLASS_WEIGHTS, None)
         load(loaded.fixed, values)
         load(loaded.weights, unpack_tensors(content.array_records[ARRAYS]))
     except (KeyError, ValueError) as error:
@@ -312,8 +331,8 @@ def _round(request: Request, content: RecordDict, memory: Memory) -> RecordDict:
         reply[METRICS] = MetricRecord({NUM_EXAMPLES: study.privacy.persons[request.name]})
         return reply
     seed = derive_seed("training", study.study.seed, request.round, request.name)
-    hooks = Hooks(work.hooks, _penalty(study), smallest_of(request) if protected(request) else 1)
-    result = train(model, cohort, study.training, task, seed=seed, hooks=hooks, device=device_of(request))
+    hooks = Hooks(work.hooks, _penalty(study), smallest_of(request) if protected(request) else 1, work.optimizer)
+    result = train(model, cohort, round_training(request), task, seed=seed, hooks=hooks, device=device_of(request))
     reply[ARRAYS] = pack(loaded.weights)
     reply.update(end(request, work, loaded.weights, result.steps, memory))
     reply[METRICS] = MetricRecord(
@@ -333,7 +352,7 @@ def _train_private(request: Request, model: CohortModel, cohort: Cohort, task: T
     study = request.study
     drawn = sampling(study, request.name)
     privacy = PrivateSteps(study.privacy.clipping_norm, noise_multiplier(study, request.name), drawn.rate, drawn.divisor, drawn.steps)
-    private_train(model, cohort, study.training, task, privacy, hooks=hooks)
+    private_train(model, cohort, round_training(request), task, privacy, hooks=hooks)
 
 
 def _penalty(study: Study) -> dict[str, float]:

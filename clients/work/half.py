@@ -24,6 +24,8 @@ from fedml.errors import InputError, Reason, SiteError
 from fedml.strategies.algorithms.algorithm import Algorithm, Arrays, Received, SiteWork, sent
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
+from fedml.study.training_round import training_of_round
+from fedml.study.training_section import Training
 from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, pack, unpack_tensors
 
 _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"
@@ -50,6 +52,16 @@ def check_declared(request: Request, content: RecordDict) -> None:
     algorithm = site_algorithm(request.study)
     model = shapes_of(content, ARRAYS) if request.phase is Phase.ROUND else {}
     check_message(request.phase, content, sent(algorithm, request.phase, model))
+    if request.phase is Phase.ROUND:
+        round_training(request)
+
+
+def round_training(request: Request) -> Training:
+    """``[training]`` of the request's round; ``SiteError`` if its config goes beyond the study."""
+    try:
+        return training_of_round(request.study, request.round, request.config)
+    except ValueError as error:
+        raise SiteError(Reason.OFF_PLAN, f"the strategy {error}") from error
 
 
 def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
@@ -64,7 +76,7 @@ def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
     config = {key: request.config[key] for key in algorithm.sends.config}
     kept = _unpacked(_records(request, memory)) if algorithm.keeps else {}
     start = unpack_tensors(content.array_records[ARRAYS])
-    return algorithm.site(Received(config, records, kept, start, request.study.training))
+    return algorithm.site(Received(config, records, kept, start, round_training(request)))
 
 
 def end(request: Request, work: SiteWork, trained: Mapping[str, torch.Tensor], steps: int, memory: Memory) -> dict[str, ArrayRecord]:

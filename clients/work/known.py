@@ -9,7 +9,7 @@ from flwr.app import RecordDict
 
 from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.client import agreed, device_of, model_for, smallest_of, sums_of
+from fedml.clients.work.client import agreed, device_of, model_for, smallest_of, sums_of, weighed
 from fedml.clients.work.genomics import forget_data as forget_analyses
 from fedml.clients.work.genomics import persons as analysed_persons
 from fedml.clients.work.request import Request, read_site_once
@@ -18,6 +18,7 @@ from fedml.learning.training import train
 from fedml.models.fusion import build_model, learned, load
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
+from fedml.study.training_round import training_of_round
 from fedml.wire.records import ANALYSES
 
 
@@ -32,10 +33,11 @@ def first_update(request: Request, content: RecordDict) -> float:
     cohort, layout, values = agreed(request, content)
     loaded, study = model_for(request.study, layout), request.study
     start = learned(build_model(study, layout))
+    loaded = weighed(loaded, study, values)
     load(loaded.fixed, values)
     load(loaded.weights, start)
     seed = derive_seed("training", study.study.seed, 1, request.name)
-    train(loaded.model, cohort, study.training, loaded.task, seed=seed, device=device_of(request))
+    train(loaded.model, cohort, training_of_round(study, 1), loaded.task, seed=seed, device=device_of(request))
     return math.sqrt(sum(float(((loaded.weights[name] - value) ** 2).sum()) for name, value in start.items()))
 
 

@@ -26,6 +26,7 @@ from fedml.modalities.registry import modalities_of
 from fedml.runs.events import to_row
 from fedml.runs.log import EVENTS, MODEL, read_log
 from fedml.strategies.algorithms.registry import algorithm_of
+from fedml.study import training_words
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
@@ -135,11 +136,13 @@ def _method(record: Record) -> Iterator[FactRow]:
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
+    length = _count(plan.local_steps, "step") if plan.local_steps else _count(plan.local_epochs, "epoch")
+    more = "".join(f"; {text}" for text in training_words.options(study))
     text = (
         f"Strategy {strategy.name}{options}. {algorithm_of(study).words.report} "
         f"At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
-        f"weight decay {plan.weight_decay:g}, {batch}, {_count(plan.local_epochs, 'epoch')} a round, "
-        f"precision {plan.precision}. "
+        f"weight decay {plan.weight_decay:g}, {batch}, {length} a round, "
+        f"precision {plan.precision}{more}. "
         f"{_count(study.federation.rounds, 'round')} planned."
     )
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"
@@ -148,6 +151,22 @@ def _method(record: Record) -> Iterator[FactRow]:
     yield "augmentation", text if "image" in study.cohort.inputs else "", "study.json#/training/augment"
     balance = make_task(study).words.balance
     yield "balance", "" if isinstance(balance, NotBuilt) else balance, "study.json#/training"
+
+
+def _selection(record: Record) -> FactRow:
+    """Which round's model is the result, and by what it was chosen."""
+    study, final, at = record.study, record.final, "events.jsonl#final/round"
+    noised = " noised" if study.privacy.metrics == "private" else ""
+    stopped = f" Training ended after {final.round} of {study.federation.rounds} rounds by{noised} validation scores." * (
+        final.round < study.federation.rounds
+    )
+    if final.kept is not None:
+        text = f"The result is the model after round {final.kept}, which had the best{noised} validation scores.{stopped}"
+        return text, at, "events.jsonl#final/kept"
+    if study.training.ema:
+        text = f"The result is the moving average of the models of rounds 1 to {final.round}; no model was selected by validation scores."
+        return text + stopped, at, "study.json#/training/ema"
+    return f"The result is the model after the last round, {final.round}; no model was selected by validation scores.{stopped}", at
 
 
 def _preprocessing(study: Study) -> FactRow:
@@ -273,8 +292,7 @@ def _outcome(record: Record) -> Iterator[FactRow]:
         groups = "; ".join(f"{label} {_row(task, group['all'])}" for label, group in final.groups.items())
         yield "groups", f"Test persons by subgroup: {groups}." if groups else "", "events.jsonl#final/groups"
     if final.came:
-        text = f"The result is the model after the last round, {final.round}; no model was selected by validation scores."
-        yield "selection", text, "events.jsonl#final/round"
+        yield "selection", *_selection(record)
         exists = (record.run / MODEL).is_file()
         text = f"The model is {MODEL}, SHA-256 of its arrays {final.weights_sha256}." if exists else ""
         yield "file", text, MODEL, "events.jsonl#final/weights_sha256"

@@ -43,6 +43,7 @@ from fedml.experiments.evidence.signing import canonical, check_signature
 from fedml.experiments.runs.record import Record, exchanges
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
+from fedml.strategies.chosen import planned
 from fedml.tasks.registry import make_task
 
 EXACT = 1e-12
@@ -239,16 +240,19 @@ def _leaves(value: Any, where: str = "") -> dict[str, Any]:
 
 
 def _rounds(record: Record) -> Iterator[Problem]:
-    study, planned = record.study, list(range(1, record.study.federation.rounds + 1))
+    study, (last, kept) = record.study, planned(record.study, record.rounds)
+    expected = list(range(1, last + 1))
     events = [json.loads(line) for line in (record.run / EVENTS).read_bytes().splitlines()]
     kinds = [e["event"] for e in events]
     if any(kinds.count(kind) != 1 for kind in _ONCE) or kinds[0] != "start" or kinds[-1] != "end" or record.status != "finished":
         yield EVENTS, "is not the log of a finished run, from start to end"
     numbers = [e.round for e in record.rounds]
-    if numbers != planned or record.final.round != len(planned):
-        absent = sorted(set(planned) - set(numbers))
+    if numbers != expected or record.final.round != last:
+        absent = sorted(set(expected) - set(numbers))
         which = f"round {absent[0]} is missing" if absent else "the numbers of the rounds are not in order"
-        yield EVENTS, f"the study plans rounds 1 to {len(planned)}; {which}"
+        yield EVENTS, f"the study plans rounds 1 to {last}; {which}"
+    if record.final.kept != kept:
+        yield EVENTS, f"the result is of round {record.final.kept}, by the validation metrics it is of round {kept}"
     agreed = record.agreed.sites
     if agreed != [site for site in study.federation.sites if site in agreed]:
         yield EVENTS, "the sites of the agreement are not in the roster, or in another order"

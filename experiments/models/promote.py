@@ -25,6 +25,7 @@ from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.models.fusion import digest
 from fedml.runs.events import Round
 from fedml.runs.log import MODEL, load_model
+from fedml.strategies.chosen import planned
 from fedml.tasks.registry import make_task
 from fedml.tracking.deliver import deliver
 from fedml.tracking.registry import CHALLENGER, CHAMPION, RUN_TAG, STUDY_TAG, WEIGHTS_TAG, Version, holder, log_model, register
@@ -71,7 +72,7 @@ def check_sound(record: Record) -> None:
         reason = record.end.reason or "it has no last evaluation"
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
     needed = study.federation.quorum or len(study.federation.sites)
-    if [e.round for e in record.rounds] != list(range(1, study.federation.rounds + 1)):
+    if [e.round for e in record.rounds] != list(range(1, planned(study, record.rounds)[0] + 1)):
         raise InputError(f"{run}: the log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
     for event in exchanges(record.rounds, record.final):
         if len(event.sites) < needed:

@@ -52,6 +52,7 @@ def figures(record: Record) -> dict[str, Any]:
             "planned": record.study.federation.rounds, "seed": record.study.study.seed, "study_sha256": record.start.study_sha256,
             "weights_sha256": record.final.weights_sha256 or None,
             "parameters": record.agreed.parameters if record.agreed.came else None,
+            **({} if record.final.kept is None else {"kept": record.final.kept}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
         "worst": _worst(task, scores), "noised": bool(merged) and noised, "sites": {s.name: _site(record, s) for s in record.sites},

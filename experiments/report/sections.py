@@ -92,6 +92,8 @@ def sites(record: Record, found: Found) -> str:
         notes.append("Under patient-level privacy, training persons are not counted; the study states their approximate number.")
     took = f"{count(len([s for s in found['sites'].values() if s['agreed']]), 'site')} of {len(found['sites'])} took part in "
     took += f"{run['rounds']} of {count(run['planned'], 'planned round')}; a round needs {record.study.federation.needed} of them."
+    if "kept" in run:
+        took += f" The result is the model of round {run['kept']}, which had the best validation metrics."
     return section(
         "sites",
         "Sites and participation",

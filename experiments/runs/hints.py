@@ -22,7 +22,7 @@ _MORE = "more rounds may help"
 def hints(study: Study, events: Sequence[Event]) -> list[str]:
     """Sentences for the person who ran it, none if the curve has settled. A round's metrics are of the model before that round."""
     rounds = [event for event in events if isinstance(event, Round)]
-    if not rounds or not (study.federation.rounds and study.training.local_epochs):
+    if not rounds or not (study.federation.rounds and (study.training.local_steps or study.training.local_epochs)):
         return ["the model was not trained: set [federation] rounds and [training] local_epochs to 1 or more"]
     text = _past(study, rounds)
     return [text] if text else []

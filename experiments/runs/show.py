@@ -108,7 +108,8 @@ def final_table(study: Study, final: Final) -> Group:
     scores = final.metrics[part]
     task = make_task(study)
     names = [n for n in scores["all"] if n != "persons" and "/" not in n and task.described(n).brief]
-    table = _table(f"{study.study.name}: {part} persons, after {final.round} rounds", "site", ("persons", *names))
+    kept = "" if final.kept is None else f", the model of round {final.kept}"
+    table = _table(f"{study.study.name}: {part} persons, after {final.round} rounds{kept}", "site", ("persons", *names))
     worst = scores["worst"] if len(scores["sites"]) > 1 else None
     for site, values in scores["sites"].items():
         table.add_row(site + " (worst)" * (site == worst), str(int(values["persons"])), *(_number(values.get(n)) for n in names))

@@ -7,7 +7,7 @@ passes in neither direction; what it declares must be there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Extras:
-    """Config keys with their types, and records: name -> array -> shape. All arrays are float32."""
+    """Config keys with their types, and records: name -> array -> shape. All arrays are float32. ``optional``: keys that may be absent."""
 
     config: Mapping[str, type]
     records: Mapping[str, Shapes]
+    optional: Mapping[str, type] = field(default_factory=dict)
 
 
 NO_EXTRAS = Extras({}, {})
@@ -37,7 +38,7 @@ def check_message(phase: Phase, content: RecordDict, extras: Extras) -> None:
         raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
     if CONFIG not in content.config_records:
         raise SiteError(Reason.BAD_MESSAGE, f"{CONFIG} is not a config record")
-    config, kinds = content.config_records[CONFIG], {**REQUEST_CONFIG, **extras.config}
+    config, kinds = content.config_records[CONFIG], {**REQUEST_CONFIG, **extras.optional, **extras.config}
     for key, value in config.items():
         kind = kinds.get(key)
         if kind is None or isinstance(value, bool) or not isinstance(value, kind):

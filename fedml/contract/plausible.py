@@ -20,6 +20,7 @@ from flwr.app import RecordDict
 from fedml.contract.disclosure import HIDDEN
 from fedml.contract.replies import read_arrays
 from fedml.errors import Reason, SiteError
+from fedml.learning.training import passes
 from fedml.study.study import Study
 from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase
 
@@ -86,8 +87,8 @@ def _check_metrics(study: Study, metrics: Mapping[str, Any], training: int) -> N
     trained, seen = int(str(metrics[NUM_EXAMPLES])), float(str(metrics.get("seen", 0)))
     if trained > training:
         raise _wrong(f"{trained} persons trained, the site described {training}")
-    if not 0 <= seen <= max(trained, 1) * max(study.training.local_epochs, 1):
-        raise _wrong("more persons were seen than trained, in all local epochs")
+    if not 0 <= seen <= max(trained, 1) * passes(study.training, trained):
+        raise _wrong("more persons were seen than trained, in all passes of a round")
     if abs(float(str(metrics.get("loss-sum", 0)))) > LARGEST * max(seen, 1):
         raise _wrong(f"the mean loss of a person is above {LARGEST:g}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,20 @@ from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
 from fedml.study.section import PartName, Precision
-from fedml.study.sections import Training
 from fedml.study.study import Study
+from fedml.study.training_section import Training
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.task import Task
 
 GradientHook = Callable[[Mapping[str, nn.Parameter]], None]
+
+
+@dataclass
+class OptimizerState:
+    """The optimiser's state between rounds: ``exp_avg/WEIGHT`` and so on, as torch names it, on the CPU; empty before the first round.
+    ``train`` replaces it."""
+
+    arrays: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,13 @@ class Hooks:
         gradient: called in order between backward and step.
         l1: parameter -> weight of the sum of its absolute values, taken by a proximal step after each step of the optimiser.
         smallest: persons in a step; a last batch of fewer is merged with the one before.
+        optimizer: the state from which the optimiser goes on; None: it starts anew.
     """
 
     gradient: Sequence[GradientHook] = ()
     l1: Mapping[str, float] = field(default_factory=dict)
     smallest: int = 1
+    optimizer: OptimizerState | None = None
 
 
 CPU = torch.device("cpu")
@@ -61,26 +72,87 @@ class LocalResult:
 def planned_steps(study: Study, persons: int) -> int:
     """Steps of one round at a site with so many training persons."""
     plan = study.training
-    return plan.local_epochs * (math.ceil(persons / plan.batch_size) if plan.batch_size else 1)
+    return plan.local_steps or plan.local_epochs * (math.ceil(persons / plan.batch_size) if plan.batch_size else 1)
+
+
+def passes(plan: Training, persons: int) -> int:
+    """The most passes over so many persons that a round begins; at least 1."""
+    if not plan.local_steps:
+        return max(plan.local_epochs, 1)
+    return math.ceil(plan.local_steps / max(persons // plan.batch_size if plan.batch_size else 1, 1))
 
 
 def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """A new instance of the study's optimiser; its state is not kept between rounds."""
+    """A new instance of the study's optimiser, with the learning rate of ``plan``."""
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        return torch.optim.SGD(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov)
+    if plan.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
     kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
     # Fused: one call for all parameters, which saves a third of a small model's step. Results differ from the default in the last bit.
     return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
 
 
-def batches(rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1) -> Iterator[npt.NDArray[np.int64]]:
-    """``rows`` in a random order, ``size`` at a time (0: all at once). A last batch below ``smallest`` is merged with the one before."""
-    order = rows[torch.randperm(len(rows), generator=generator).numpy()] if size else rows
+def _resume(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], kept: OptimizerState | None) -> None:
+    for name, value in ({} if kept is None else kept.arrays).items():
+        key, _, weight = name.partition("/")
+        optimizer.state[parameters[weight]][key] = value.clone().to(parameters[weight].device)
+
+
+def _keep(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], kept: OptimizerState | None) -> None:
+    if kept is not None:
+        kept.arrays = {f"{key}/{name}": value.detach().cpu() for name, p in parameters.items() for key, value in optimizer.state[p].items()}
+
+
+def batches(
+    rows: npt.NDArray[np.int64], size: int, generator: torch.Generator, *, smallest: int = 1, shares: torch.Tensor | None = None
+) -> Iterator[npt.NDArray[np.int64]]:
+    """``rows`` in a random order, ``size`` at a time (0: all at once). A last batch below ``smallest`` is merged with the one before.
+
+    Args:
+        shares: (rows,) draw as many rows with replacement, each with this share of the probability, in place of each row once.
+    """
+    if shares is not None:
+        order = rows[torch.multinomial(shares, len(rows), replacement=True, generator=generator).numpy()]
+    else:
+        order = rows[torch.randperm(len(rows), generator=generator).numpy()] if size else rows
     size = size or len(rows)
     ends = list(range(size, len(rows), size))
     if ends and len(rows) - ends[-1] < smallest:
         ends.pop()
-    yield from np.split(order, ends)
+    parts = np.split(order, ends)
+    yield from parts if shares is None else _of_enough(parts, smallest)
+
+
+def _of_enough(parts: Sequence[npt.NDArray[np.int64]], smallest: int) -> Iterator[npt.NDArray[np.int64]]:
+    """``parts``, each merged with the next ones until it has ``smallest`` different persons; what remains at the end is left out."""
+    held, before = parts[0][:0], False
+    for part in parts:
+        held = np.concatenate([held, part])
+        if len(np.unique(held)) >= smallest:
+            yield held
+            held, before = held[:0], True
+    if len(held) and not before:
+        yield held
+
+
+def balanced_shares(labels: npt.NDArray[np.float64], smallest: int = 1) -> torch.Tensor:
+    """(persons,) float64: each class of ``labels`` is drawn as often as another. A class of fewer than ``smallest`` persons is drawn as one
+    of ``smallest`` persons would be, for each of its persons."""
+    _, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    return torch.from_numpy(1.0 / np.maximum(counts, smallest)[place])
+
+
+def round_batches(cohort: Cohort, plan: Training, generator: torch.Generator, smallest: int) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """(pass, training persons) of each step of a round: ``local_epochs`` passes, or passes until ``local_steps`` steps are done."""
+    rows, taken = cohort.rows("train"), 0
+    shares = balanced_shares(cohort.labels[rows], smallest) if plan.sampling == "balanced" else None
+    for epoch in count() if plan.local_steps else range(plan.local_epochs):
+        for chosen in batches(rows, plan.batch_size, generator, smallest=smallest, shares=shares):
+            yield epoch, chosen
+            taken += 1
+            if taken == plan.local_steps:
+                return
 
 
 def train(
@@ -89,13 +161,12 @@ def train(
     """Trains ``model`` in place on the training persons of ``cohort``; on a CPU bits depend on ``seed`` and ``plan.threads`` only.
 
     Args:
-        device: where training runs. ``model`` itself stays on the CPU.
+        plan: of the round (``training_of_round``). device: where training runs. ``model`` itself stays on the CPU.
 
     Raises:
         FloatingPointError: the loss is no longer a finite number.
     """
-    rows = cohort.rows("train")
-    if not plan.local_epochs or not len(rows):
+    if not (plan.local_steps or plan.local_epochs) or not len(cohort.rows("train")):
         return LocalResult(0.0, 0, 0)
     torch.set_num_threads(plan.threads)
     # Batch norm cannot be trained on a single person.
@@ -108,30 +179,38 @@ def train(
         network.train()
         parameters = dict(network.named_parameters())
         optimizer = make_optimizer(plan, list(parameters.values()))
-        for epoch in range(plan.local_epochs):
-            for chosen in batches(rows, plan.batch_size, generator, smallest=smallest):
-                batch = cohort.batch(chosen, generator)
-                if change is not None:
-                    batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
-                batch = to_device(batch, device)
-                optimizer.zero_grad()
-                with autocast(device, plan.precision):
-                    output = network(batch)
-                loss = task.loss(output.float(), task.truth(batch))
-                scale.scale(loss).backward()  # type: ignore[no-untyped-call]
-                if scale.is_enabled():
-                    scale.unscale_(optimizer)
-                for hook in hooks.gradient:
-                    hook(parameters)
-                scale.step(optimizer)
-                scale.update()
-                if hooks.l1:
-                    shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
-                loss_sum += loss.detach().cpu() * len(chosen)
-                seen, steps = seen + len(chosen), steps + 1
+        _resume(optimizer, parameters, hooks.optimizer)
+        for epoch, chosen in round_batches(cohort, plan, generator, smallest):
+            batch = cohort.batch(chosen, generator)
+            if change is not None:
+                batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
+            batch = to_device(batch, device)
+            optimizer.zero_grad()
+            with autocast(device, plan.precision):
+                output = network(batch)
+            loss = task.loss(output.float(), task.truth(batch))
+            scale.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if scale.is_enabled():
+                scale.unscale_(optimizer)
+            _change_gradients(parameters, hooks.gradient, plan.max_norm)
+            scale.step(optimizer)
+            scale.update()
+            if hooks.l1:
+                shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
+            loss_sum += loss.detach().cpu() * len(chosen)
+            seen, steps = seen + len(chosen), steps + 1
+        _keep(optimizer, parameters, hooks.optimizer)
     if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
         raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(float(loss_sum), seen, steps)
+
+
+def _change_gradients(parameters: Mapping[str, nn.Parameter], hooks: Sequence[GradientHook], max_norm: float) -> None:
+    """The hooks, then the clipping, which so bounds the whole step."""
+    for hook in hooks:
+        hook(parameters)
+    if max_norm:
+        nn.utils.clip_grad_norm_(list(parameters.values()), max_norm)
 
 
 def evaluate(

@@ -35,7 +35,7 @@ from fedml.networks.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
 from fedml.privacy.persongrad import clipped_gradient_sum, refuse_shared_statistics
 from fedml.seeds import torch_seed
-from fedml.study.sections import Training
+from fedml.study.training_section import Training
 from fedml.tasks.task import Task
 
 MEMORY = 2**30  # bytes; limit of the gradients of one physical batch, by a rough upper estimate

@@ -46,7 +46,8 @@ def sampling(study: Study, site: str) -> Sampling:
     persons = study.privacy.persons[site]
     expected = min(study.training.batch_size or persons, persons)
     rate = expected / persons
-    return Sampling(rate, float(expected), study.training.local_epochs * math.ceil(persons / expected))
+    plan = study.training
+    return Sampling(rate, float(expected), plan.local_steps or plan.local_epochs * math.ceil(persons / expected))
 
 
 def statistics_events(study: Study) -> list[DpEvent]:

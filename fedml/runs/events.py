@@ -190,7 +190,8 @@ class Privacy(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Final(Event):
-    """The last evaluation. ``groups``: subgroup's label -> scores of its test persons."""
+    """The last evaluation. ``groups``: subgroup's label -> scores of its test persons. ``kept``: the round after which the evaluated model
+    was there, if it was chosen by validation metrics; None, and not written, elsewhere."""
 
     kind = "final"
     round: int
@@ -200,6 +201,11 @@ class Final(Event):
     sites: dict[str, SiteRow]
     refused: dict[str, str]
     seconds: float
+    kept: int | None
+
+    def absent(self) -> frozenset[str]:
+        """``kept``, if it is None."""
+        return frozenset({"kept"}) if self.kept is None else frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,12 +264,13 @@ KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agr
 # What stands for an event that has not come.
 NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0)
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
-NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0)
+NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None)
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Agreed: {"disclosed": None},
+    Final: {"kept": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
 }

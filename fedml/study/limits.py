@@ -36,6 +36,7 @@ VOXELS = 2**28  # values of one image, all channels: 1 GiB of float32
 TILE_VALUES = 2**30  # of all tiles of a person in one step
 PARAMETERS = 2**28  # 1 GiB of float32
 EPOCHS = 1_000_000  # local epochs of all rounds together
+STEPS = 100_000_000  # local steps of all rounds together
 PRIVATE_STEPS = 1_000_000  # noised steps of all rounds together, as many as the accountant composes
 STEPS_PER_DELTA = 5e14  # noised steps for each unit of delta, as far as the accountant is exact
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -44,3 +45,9 @@ _FIRST = ("clinical", "image")  # inputs of the first studies, whose canonical J
 def without_later(values: dict[str, Any]) -> dict[str, Any]:
     """A section's values without unused inputs that were added later, so that the SHA-256 of older studies is unchanged."""
     return {key: value for key, value in values.items() if value is not None or key in _FIRST}
+
+
+def without_unused(section: BaseModel, values: dict[str, Any], *, first: Collection[str]) -> dict[str, Any]:
+    """A section's values without the keys that were added after those of ``first``, where they have their defaults (``without_later``)."""
+    fields = type(section).model_fields
+    return {key: value for key, value in values.items() if key in first or getattr(section, key) != fields[key].default}

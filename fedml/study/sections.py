@@ -20,8 +20,8 @@ from pydantic import (
 )  # fmt: skip
 
 from fedml.study import limits
-from fedml.study.imaging import Augment, Pixels
-from fedml.study.section import Code, Name, Option, Precision, Section, normal, without_later
+from fedml.study.imaging import Pixels
+from fedml.study.section import Code, Name, Option, Section, normal, without_later
 from fedml.study.task_traits import TaskName
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
@@ -141,27 +141,6 @@ class Gwas(Section):
     pca_spacing: Annotated[int, Field(ge=0, le=2**33, description="least distance in bases between two variants used for components")] = 0
     pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
     pca_tolerance: Annotated[float, Field(ge=1e-14, le=1e-3, description="largest angle to the exact components, radians")] = 1e-8
-
-
-class Training(Section):
-    """``[training]``: one site's work in one round."""
-
-    optimizer: Literal["sgd", "adam", "adamw"] = "adam"
-    lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    batch_size: Annotated[int, Field(ge=0, le=1_000_000, description="persons; 0: all persons in one batch")] = 32
-    local_epochs: Annotated[int, Field(ge=0, le=10_000)] = 1
-    evaluate_every: Annotated[int, Field(ge=0, le=100_000, description="rounds; 0: at the end only")] = 1
-    threads: Annotated[int, Field(ge=1, le=64, description="torch threads; results are bit-equal only for equal numbers")] = 1
-    precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
-    augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
-
-    @model_validator(mode="after")
-    def _momentum(self) -> Self:
-        if self.momentum and self.optimizer != "sgd":
-            raise ValueError('momentum needs optimizer = "sgd"')
-        return self
 
 
 class Federation(Section):

@@ -24,8 +24,9 @@ from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
 from fedml.study.parameters import check_parameters
 from fedml.study.section import Section
-from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
+from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
+from fedml.study.training_section import Training, training_problems
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -78,10 +79,10 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _size(self) -> Self:
-        """Limits of products of keys: work and weights of the whole study."""
-        epochs = self.federation.rounds * self.training.local_epochs
-        if epochs > limits.EPOCHS:
-            raise ValueError(f"[training] local_epochs times [federation] rounds is {epochs:,}, the limit is {limits.EPOCHS:,}")
+        """Limits of products of keys, work and weights of the whole study; what ``[training]`` needs of other sections."""
+        rounds, unit, label = self.federation.rounds, self.privacy.unit, self.traits.label
+        for problem in training_problems(self.training, rounds=rounds, unit=unit, label=label, classes=len(self.cohort.classes)):
+            raise ValueError(problem)
         if limits.values_of(self.model.segmentation.window) > limits.VOXELS:
             raise ValueError(f"[model] segmentation window has more than {limits.VOXELS:,} voxels")
         check_parameters(self.model, self.cohort)
@@ -166,7 +167,7 @@ class Study(Section):
         most_steps = min(limits.PRIVATE_STEPS, int(plan.delta * limits.STEPS_PER_DELTA))
         if (steps := self._private_steps()) > most_steps:
             raise ValueError(
-                f"[federation] rounds, [training] local_epochs and batch_size give {steps:,} steps with noise, the limit is {most_steps:,} "
+                f"[federation] rounds, [training] {self.training.length_keys} give {steps:,} steps with noise, the limit is {most_steps:,} "
                 f"at [privacy] delta = {plan.delta:g}"
             )
         if plan.unit == "patient" and self.evaluation != Evaluation():
@@ -211,7 +212,7 @@ class Study(Section):
         if self.privacy.unit == "site":
             return rounds
         steps = max((-(-persons // min(work.batch_size or persons, persons)) for persons in self.privacy.persons.values()), default=1)
-        return max(rounds * work.local_epochs * steps, rounds) + 2
+        return max(rounds * (work.local_steps or work.local_epochs * steps), rounds) + 2
 
     @cached_property
     def canonical(self) -> str:
@@ -252,10 +253,13 @@ def parse_study(text: str) -> Study:
 def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
     """The same study for other sites, of which all must answer; a site that it did not name (``pooled``) stands for all of its own.
 
-    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section.
+    The split of persons stays as it is where its key is the study's seed. ``federation`` changes other keys of that section; with other
+    ``rounds`` the keys of ``[training]`` that are about the rounds are left out.
     """
     plan = study.model_dump(mode="json")
     plan["federation"] |= {"sites": list(sites), "quorum": 0, **federation}
+    for key in ("schedule", "keep", "patience") if "rounds" in federation else ():
+        plan["training"].pop(key, None)
     stated = plan["privacy"]["persons"]
     if stated:
         plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites}

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from fedml.errors import NotBuilt
 from fedml.study.section import normal
 from fedml.study.study import Study
+from fedml.study.training_section import Training
 from fedml.tasks.classification_counts import COARSE, COARSE_STEP, class_counts, class_fields, coarse, grouped, spread
+from fedml.tasks.classification_loss import classification_loss
 from fedml.tasks.classification_measures import MEASURES
 from fedml.tasks.drawn import statistic
 from fedml.tasks.task import Answer, Compared, Floats, Labels, LinearScore, Result, Task, Words
@@ -25,7 +26,8 @@ def classification_task(study: Study) -> Task:
     target, names = study.cohort.target, tuple(normal(c) for c in study.cohort.classes)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names),
-        truth=itemgetter("label"), loss=cross_entropy, counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
+        truth=itemgetter("label"), loss=classification_loss(study.training),
+        counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
         grouped=grouped, spread=spread,
         evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True,
         labels=_labels(study), answer=_answer(names),
@@ -40,7 +42,7 @@ def classification_task(study: Study) -> Task:
             counts="counts of right and wrong answers and of scores (a histogram)",
             outcome=f'The outcome is the column "{target}", with classes {", ".join(names)}.',
             output=f"The model gives a probability for each of {len(names)} classes; the predicted class is the most probable one.",
-            balance="All training persons of a site have the same weight in the loss; no class is oversampled.",
+            balance=_balance(study.training, names),
             no_prediction="",
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
@@ -51,9 +53,16 @@ def classification_task(study: Study) -> Task:
     )  # fmt: skip
 
 
-def cross_entropy(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """The mean over persons."""
-    return functional.cross_entropy(output, label.long())
+def _balance(plan: Training, names: tuple[str, ...]) -> str:
+    """How classes are weighed in training."""
+    if plan.sampling == "balanced":
+        return "Each site draws training persons of each of its classes alike often, with replacement."
+    if plan.class_weights == "inverse":
+        return "A person's loss is multiplied by a weight that is inverse to the frequency of the person's class over all sites."
+    if plan.class_weights:
+        each = ", ".join(f"{weight:g} for {name}" for name, weight in zip(names, plan.class_weights, strict=True))
+        return f"A person's loss is multiplied by the weight of the person's class: {each}."
+    return "All training persons of a site have the same weight in the loss; no class is oversampled."
 
 
 def _labels(study: Study) -> Labels:

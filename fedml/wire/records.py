@@ -34,6 +34,7 @@ VOXELS, HISTOGRAM, WINDOW = (
     "histogram",
     "preprocess.image.window",
 )  # histogram of raw intensities; the window computed from all sites' histograms
+CLASS_WEIGHTS = "class_weights"  # of an agreement: computed from the training persons of all sites
 FLIPS, BUILD, NOTES, CHECKED = "flips", "build", "notes", "checked"  # of variants: orientation, build, normalisation counts, REF checked
 POLICY, DATASET, EXCLUDED = "policy", "dataset", "excluded"  # policy, data set digest, excluded persons (``fedml.contract.disclosure``)
 ANALYSIS = "analysis"  # arrays of a request in one step of an analysis, and the sums in its reply

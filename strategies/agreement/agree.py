@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
@@ -25,6 +27,7 @@ from fedml.strategies.agreement.columns import column_checks
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
 from fedml.study.study import Study
+from fedml.tasks.classification_loss import inverse_weights
 from fedml.tasks.counts import add_counts
 from fedml.wire.records import (
     CONFIG,
@@ -95,7 +98,15 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
     computed = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
     persons = {site: n for site, n in agreed.persons.items() if site in answered.values()}
     constants, refused = {**computed, **agreed.constants}, {**agreed.refused, **sums.refused}
-    return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused)
+    weights = _class_weights(study, persons)
+    return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights)
+
+
+def _class_weights(study: Study, persons: Mapping[str, Mapping[str, list[int]]]) -> npt.NDArray[np.float32] | None:
+    """The weights of classes from the training persons that the sites described, if the study asks for them."""
+    if study.training.class_weights != "inverse":
+        return None
+    return inverse_weights(np.sum([parts["train"] for parts in persons.values()], axis=0))
 
 
 def _agree_window(study: Study, grid: Grid, agreed: Agreement, percentiles: tuple[float, float]) -> Agreement:

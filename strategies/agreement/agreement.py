@@ -21,6 +21,7 @@ from fedml.runs.events import SiteDisclosure
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,
+    CLASS_WEIGHTS,
     FLIPS,
     IMAGE_SHAPE,
     PANEL,
@@ -47,6 +48,7 @@ class Agreement:
     build: str = ""
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     disclosures: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
+    class_weights: npt.NDArray[np.float32] | None = None  # (classes,), if the study takes them from the persons of all sites
 
     def absent(self, study: Study) -> dict[str, str]:
         """Sites of the roster that take no part in this run, with the reason."""
@@ -84,6 +86,8 @@ class Agreement:
     def record(self) -> RecordDict:
         """The record that the server sends with every later message."""
         values: dict[str, Any] = dict(self.constants)
+        if self.class_weights is not None:
+            values[CLASS_WEIGHTS] = self.class_weights
         values[PANEL] = np.frombuffer(self.panel, dtype=np.uint8)
         values[FLIPS] = self.flips()
         values[IMAGE_SHAPE] = np.array(self.image_shape, dtype=np.int64)

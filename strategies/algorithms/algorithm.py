@@ -18,9 +18,10 @@ from typing import Any, Literal
 import torch
 
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
-from fedml.learning.training import GradientHook
-from fedml.study.sections import Training
+from fedml.learning.training import GradientHook, OptimizerState
 from fedml.study.study import Study
+from fedml.study.training_round import CHANGEABLE
+from fedml.study.training_section import Training
 from fedml.wire.records import COUNTED_ROUND, Phase
 
 Arrays = dict[str, torch.Tensor]
@@ -88,12 +89,14 @@ class SiteEnd:
 @dataclass(frozen=True)
 class SiteWork:
     """One round at a site: ``hooks`` change gradients between backward and step; ``finish`` takes (trained arrays, steps taken).
+    ``optimizer``: the state from which the optimiser goes on; None: it starts anew in each round.
 
     Under privacy of one patient ``finish`` is not called: algorithms that return or keep records are refused.
     """
 
     hooks: Sequence[GradientHook]
     finish: Callable[[Mapping[str, torch.Tensor], int], SiteEnd]
+    optimizer: OptimizerState | None
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def sent(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
     if phase is not Phase.ROUND:
         return NO_EXTRAS
     counted: dict[str, type] = {COUNTED_ROUND: int} if algorithm.keeps else {}
-    return Extras({**algorithm.sends.config, **counted}, _resolved(algorithm.sends.records, model))
+    optional = CHANGEABLE if algorithm.server is None else {}  # a Flower strategy may lower them
+    return Extras({**algorithm.sends.config, **counted}, _resolved(algorithm.sends.records, model), optional)
 
 
 def returned(algorithm: Algorithm, phase: Phase, model: Shapes) -> Extras:
@@ -174,7 +178,7 @@ def nothing_more(trained: Mapping[str, torch.Tensor], steps: int) -> SiteEnd:
 
 def plain_site(received: Received) -> SiteWork:
     """The site's part of an algorithm without hooks."""
-    return SiteWork((), nothing_more)
+    return SiteWork((), nothing_more, None)
 
 
 def no_objection(study: Study) -> str:

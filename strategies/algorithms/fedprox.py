@@ -53,7 +53,7 @@ def _proximal(server: Server | None, step: str, mu: float) -> Algorithm:
 
 def _site(received: Received) -> SiteWork:
     mu = float(received.config[MU])
-    return SiteWork((proximal_hook(mu, received.start),) if mu else (), nothing_more)
+    return SiteWork((proximal_hook(mu, received.start),) if mu else (), nothing_more, None)
 
 
 def proximal_hook(mu: float, start: Mapping[str, torch.Tensor]) -> GradientHook:

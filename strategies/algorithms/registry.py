@@ -16,6 +16,8 @@ from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.fedavg import fedavg
 from fedml.strategies.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fedyogi
 from fedml.strategies.algorithms.fedprox import fedprox, flower_fedprox
+from fedml.strategies.algorithms.flower_strategy import FlowerStrategy, check_obeyed
+from fedml.strategies.algorithms.optimizer_state import keeping_optimizer
 from fedml.strategies.algorithms.private import private
 from fedml.strategies.algorithms.scaffold import scaffold
 from fedml.study.study import Study
@@ -60,6 +62,8 @@ def algorithm_of(study: Study) -> Algorithm:
             f'[strategy] name "{name}" is not known{nearest(name, STRATEGIES)}; one of {", ".join(STRATEGIES)}, '
             'or a Flower strategy as "module:Class".'
         )
+    if study.training.keep_optimizer:
+        algorithm = keeping_optimizer(algorithm, study.training)
     if sentence := algorithm.refuses(study):
         raise InputError(f"{sentence}.")
     if study.privacy.unit == "patient" and (algorithm.returns or algorithm.keeps):
@@ -82,13 +86,14 @@ def make_strategy(study: Study) -> Strategy:
         return private(strategy, study) if study.privacy.unit == "site" else strategy
     make, options = _imported(name), study.strategy.options
     _check_options(name, make, options)
+    check_obeyed(make, options, study)
     if study.privacy.unit == "site":
         raise InputError(f'[privacy] unit = "site" needs one of {", ".join(STRATEGIES)}, not {name}; change [strategy] name.')
     known = inspect.signature(make).parameters
     # Flower's samplers wait forever for this number of nodes, and the roster may have only one site.
     floors = {k: study.federation.needed for k in ("min_train_nodes", "min_evaluate_nodes", "min_available_nodes") if k in known}
     try:
-        return make(**{**floors, **options})
+        return FlowerStrategy(make(**{**floors, **options}), study, algorithm)
     except (TypeError, ValueError) as error:
         raise InputError(f"[strategy] {name} refuses its options: {error}.") from error
 
@@ -105,7 +110,7 @@ def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any])
             raise InputError(f"[strategy] {key} must be a number, not {value!r}.")
 
 
-def _imported(path: str) -> Callable[..., Strategy]:
+def _imported(path: str) -> type[Strategy]:
     module, _, name = path.partition(":")
     try:
         found: Any = getattr(importlib.import_module(module), name)

@@ -92,7 +92,7 @@ def _site(received: Received) -> SiteWork:
             change[name] = following[name] - before
         return SiteEnd({CHANGE: change}, {CONTROL: following})
 
-    return SiteWork((hook,), finish)
+    return SiteWork((hook,), finish, None)
 
 
 def _refuses(study: Study) -> str:
@@ -107,6 +107,8 @@ def _refuses(study: Study) -> str:
             '[strategy] name = "scaffold" takes control variates from plain steps of gradient descent; set [training] optimizer = "sgd" '
             "without momentum"
         )
+    if plan.max_norm:
+        return '[strategy] name = "scaffold" takes control variates from unclipped gradients; remove [training] max_norm'
     if plan.precision == "float16":
         return '[strategy] name = "scaffold" counts every local step, and float16 skips some; set [training] precision = "float32"'
     if study.model.variants.l1:

@@ -19,7 +19,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "test persons looked at in every round": (
-        [("clients/gate/checks.py", "Phase.EVALUATE: (rounds, rounds)", "Phase.EVALUATE: (0, rounds)")],
+        [("clients/gate/checks.py", "Phase.EVALUATE: (earliest, rounds)", "Phase.EVALUATE: (0, rounds)")],
         "clients/gate/test_gate_plan.py::test_test_persons_are_looked_at_once_a_run_at_its_end",
     ),
     "constants may change within a run": (

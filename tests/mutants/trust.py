@@ -32,7 +32,7 @@ MUTANTS: Mutants = {
     "rounds in any order": (
         [
             ("clients/gate/course.py", "if number <= course.round:", "if False:"),
-            ("clients/gate/course.py", "course, number - course.round, received", "course, abs(number - course.round), received"),
+            ("clients/gate/course.py", "rounds = min(number - course.round, _ROUNDS)", "rounds = min(abs(number - course.round), _ROUNDS)"),
         ],
         "clients/gate/test_lying_centre.py::test_rounds_come_in_order_and_in_their_own_number",
     ),
@@ -183,5 +183,33 @@ MUTANTS: Mutants = {
     "more pairs than there are": (
         [("fedml/contract/plausible.py", 'if name == "beyond" and histogram is not None:', "if False:")],
         "strategies/test_lying_site.py::test_the_liar_is_named_and_the_run_goes_on",
+    ),
+    "a learning rate of the strategy's choice": (
+        [("fedml/study/training_round.py", "if value > own[key] or value < 0", "if value < 0")],
+        "strategies/test_flower_config.py::test_a_site_bounds_the_config_by_the_approved_study",
+    ),
+    "training after the last evaluation": (
+        [("clients/gate/gate.py", "if phase == Phase.ROUND and any(", "if False and any(")],
+        "clients/gate/test_training_plan.py::test_test_persons_are_not_evaluated_early_without_patience_and_nothing_is_trained_afterwards",
+    ),
+    "any weights of classes": (
+        [("clients/gate/course.py", "if abs((1 / present).sum() / len(present) - 1) > 1e-3 or", "if")],
+        "clients/gate/test_training_plan.py::test_weights_of_classes_are_inverse_to_frequencies",
+    ),
+    "stated weights that leave few persons": (
+        [("clients/gate/bounds.py", "if effective < fewest:", "if False:")],
+        "clients/gate/test_training_plan.py::test_a_plan_beyond_the_bounds_is_refused_though_approved",
+    ),
+    "an earlier round's weights in any study": (
+        [("clients/gate/course.py", 'min(number, _ROUNDS) if study.training.keep == "best" else 0', "number")],
+        "clients/gate/test_training_plan.py::test_an_early_round_is_evaluated_only_where_the_study_keeps_the_best",
+    ),
+    "steps of a round that epsilon does not count": (
+        [("fedml/privacy/releases.py", "plan.local_steps or plan.local_epochs", "plan.local_epochs")],
+        "fedml/learning/test_training_options.py::test_the_accountant_counts_the_steps_of_the_plan",
+    ),
+    "epsilon of as many rounds as the metrics allowed": (
+        [("strategies/rounds.py", "if study.training.patience:", "if False:")],
+        "fedml/learning/test_training_options.py::test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds",
     ),
 }

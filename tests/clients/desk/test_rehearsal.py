@@ -29,6 +29,20 @@ def test_the_command_shows_what_would_leave_and_touches_nothing(tmp_path: Path) 
     assert sorted(p.name for p in (tmp_path / "a").rglob("*")) == before
 
 
+def test_a_study_whose_keys_are_about_its_rounds_is_rehearsed_in_one_round(tmp_path: Path) -> None:
+    clinical_site(tmp_path / "a", "a", 90, seed=1)
+    training = {
+        "keep": "best",
+        "patience": 3,
+        "schedule": {"kind": "cosine", "warmup": 2},
+        "class_weights": "inverse",
+        "keep_optimizer": True,
+    }
+    study = make_study(training=training, federation__rounds=9)
+    played = rehearse(read_site(tmp_path / "a"), study)
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
+
+
 def test_without_a_study_those_approved_are_rehearsed(tmp_path: Path) -> None:
     clinical_site(tmp_path / "a", "a", 60, seed=1)
     (tmp_path / "study.toml").write_text(to_toml(make_plan()))

@@ -23,6 +23,7 @@ PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha25
 
 OPTIONAL = {
     "agreed": {"disclosed"},
+    "final": {"kept"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
 }
 
