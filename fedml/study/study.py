@@ -16,7 +16,7 @@ from functools import cached_property
 from reprlib import Repr
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
 from fedml.study import limits
@@ -33,16 +33,16 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Study(Section):
     """A whole study, frozen. Build it with ``read_study`` or ``parse_study``."""
 
-    study: About
-    cohort: Cohort
-    model: Model = Model()
-    training: Training = Training()
-    federation: Federation
-    strategy: Strategy = Strategy()
-    privacy: Privacy = Privacy()
-    policy: Policy = Policy()
-    evaluation: Evaluation = Evaluation()
-    gwas: Gwas | None = None
+    study: About = Field(description="name, research question, permitted use and seed of the study")
+    cohort: Cohort = Field(description="inputs and target of each person, and the split into training, validation and test persons")
+    model: Model = Field(default=Model(), description="task, one encoder for each input, and the fusion of their outputs")
+    training: Training = Field(default=Training(), description="one site's work in one round")
+    federation: Federation = Field(description="sites that take part, rounds, and how many answers a round needs")
+    strategy: Strategy = Field(default=Strategy(), description="how the sites' models become the next model")
+    privacy: Privacy = Field(default=Privacy(), description="differential privacy: its unit, noise and cost")
+    policy: Policy = Field(default=Policy(), description="limits of the study; a site has limits too, and the stricter one holds")
+    evaluation: Evaluation = Field(default=Evaluation(), description="subgroups of test persons with metrics of their own")
+    gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
 
     @property
     def traits(self) -> TaskTraits:
