@@ -10,7 +10,13 @@ PartName = Literal["train", "val", "test"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+COLUMN = r"^[A-Za-z0-9_.-]{1,40}$"
+ALLOWED_TEXT = {  # pattern -> what it allows, for error messages and the reference of keys
+    NAME: "lower-case letters, digits, - and _, first a letter or digit, at most 63 characters",
+    COLUMN: "letters, digits, _, . and -, at most 40 characters",
+}
+Name = Annotated[str, Field(pattern=NAME)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

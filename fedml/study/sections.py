@@ -21,7 +21,7 @@ from pydantic import (
 
 from fedml.study import limits
 from fedml.study.imaging import Augment, Pixels
-from fedml.study.section import Code, Name, Option, Precision, Section, normal, without_later
+from fedml.study.section import COLUMN, Code, Name, Option, Precision, Section, normal, without_later
 from fedml.study.task_traits import TaskName
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
@@ -304,7 +304,7 @@ class Privacy(Section):
         return self
 
 
-Column = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+Column = Annotated[str, Field(pattern=COLUMN)]
 
 
 class Evaluation(Section):
