@@ -73,7 +73,7 @@ def check(
     changes: Overrides = None,
     seed: Seed = None,
     explain: Annotated[
-        str, typer.Option("--explain", metavar="KEY", help="Explain one key of a study or a site.toml instead, such as training.lr.")
+        str, typer.Option("--explain", metavar="KEY", help="Explain a key of a study or a site.toml instead, such as lr.")
     ] = "",
 ) -> None:
     """Check a study file and print its plan as text; or explain a key.
@@ -83,7 +83,7 @@ def check(
     if explain:
         from fedml.experiments.keys.entries import explain as entry_of
 
-        return print(entry_of(explain))
+        return print(entry_of(explain, None if study_file is None else load_study(study_file, changes, seed)))
     if study_file is None:
         raise InputError("fedml check: give a study file, such as fedml check study.toml, or --explain KEY.")
     from fedml.modalities.registry import check_inputs

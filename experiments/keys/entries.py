@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fedml.errors import InputError, nearest
 from fedml.experiments.keys.schema import FILES, OPTION_DEFAULTS, File, Schema, schema
 from fedml.study.section import ALLOWED_TEXT
+from fedml.study.study import Study
 from fedml.study.task_traits import either
 
 
@@ -77,7 +78,7 @@ def toml(value: Any) -> str:
         return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
+    return _short(json.dumps(value)) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
 
 
 _ONE = {"integer": "whole number", "number": "number", "string": "text", "boolean": "true or false"}
@@ -118,14 +119,25 @@ def _allowed(node: Schema) -> str:
     if node.get("pattern"):
         parts.append(ALLOWED_TEXT[node["pattern"]])
     elif "maxLength" in node:
-        parts.append(f"{_number(node.get('minLength', 0))} to {_number(node['maxLength'])} characters")
+        parts.append(f"{_count(node.get('minLength'), node['maxLength'])} characters")
     least, most = node.get("minItems"), node.get("maxItems")
     if (least or most is not None) and least != most:
-        parts.append(f"{_number(least or 0)} to {_number(most)} items" if most is not None else f"at least {least} items")
-    for inner in [*([_item(node)] if node.get("type") in ("array", "object") else []), *node.get("anyOf", ())]:
+        parts.append(f"{_count(least, most)} item{'s' * ((most or least) != 1)}")
+    for inner in [*([_item(node)] if node.get("type") in ("array", "object") else []), *_plain_kinds(node)]:
         if (found := _allowed(inner)) and found not in parts:
             parts.append(found if "anyOf" in node or found.startswith("each") else f"each: {found}")
     return "; ".join(filter(None, parts))
+
+
+def _count(least: int | None, most: int | None) -> str:
+    if most is None:
+        return f"at least {least}"
+    return f"{_number(least)} to {_number(most)}" if least else f"at most {_number(most)}"
+
+
+def _plain_kinds(node: Schema) -> list[Schema]:
+    """The kinds of a value, without lists: of a number or a list of such numbers, the limits are those of the number."""
+    return [kind for kind in node.get("anyOf", ()) if kind.get("type") != "array"]
 
 
 def _item(node: Schema) -> Schema:
@@ -149,7 +161,12 @@ def _number(value: float) -> str:
     if float(value).is_integer():
         whole = int(value)
         return f"2^{whole.bit_length() - 1}" if whole >= 2**31 and whole & (whole - 1) == 0 else f"{whole:,}"
-    return f"{value:g}"
+    return _short(f"{value:g}")
+
+
+def _short(text: str) -> str:
+    """1e-5 for 1e-05."""
+    return text.replace("e-0", "e-")
 
 
 def find(name: str) -> list[Entry]:
@@ -179,9 +196,18 @@ def _names(found: list[Entry]) -> str:
     return ", ".join(f"{entry.path} ({entry.file})" for entry in found)
 
 
-def explain(name: str) -> str:
-    """The entries of ``name`` as text for a terminal. Raises ``InputError`` as ``find``."""
-    return "\n\n".join(_text(entry) for entry in find(name))
+def explain(name: str, study: Study | None = None) -> str:
+    """The entries of ``name`` as text for a terminal, with the value that ``study`` has. Raises ``InputError`` as ``find``."""
+    found = find(name)
+    values = [_value(entry, study) if study is not None and entry.file == "study" else "" for entry in found]
+    return "\n\n".join(_text(entry) + value for entry, value in zip(found, values, strict=True))
+
+
+def _value(entry: Entry, study: Study) -> str:
+    value: Any = study.model_dump(mode="json")
+    for key in entry.path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return "" if value is None or entry.type == "section" else f'\n  in study "{study.study.name}": {toml(value)}'
 
 
 def _text(entry: Entry) -> str:

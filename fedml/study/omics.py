@@ -25,7 +25,7 @@ class OmicsColumns(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     columns: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=limits.FEATURES), FailFast()] = Field(
-        description="names of the features that the model reads; every site must have each"
+        description="names of the features that the model reads; every site must have each; give columns or features"
     )
     range: tuple[Finite, Finite] | None = Field(
         default=None, description="lowest and highest plausible value of every feature, which a private study needs"
