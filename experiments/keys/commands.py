@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -26,4 +26,4 @@ def schema(
         from fedml.experiments.keys.page import page
 
         return print(page(), end="")
-    print(json.dumps(keys.schema(cast(keys.File, file)), indent=1))
+    print(json.dumps(keys.schema(file), indent=1))

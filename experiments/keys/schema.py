@@ -9,8 +9,11 @@ They are JSON Schema draft 7 without references, because editors of TOML differ 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from fedml.clients.site.manifest import Manifest
 from fedml.networks.image import NETWORKS
@@ -24,9 +27,13 @@ File = Literal["study", "site"]
 Schema = dict[str, Any]
 FILES: tuple[File, ...] = ("study", "site")
 OPTION_DEFAULTS = "x-defaults"  # of a key of [strategy]: algorithm -> default
-_MODELS = {"study": Study, "site": Manifest}
+_MODELS: dict[File, type[BaseModel]] = {"study": Study, "site": Manifest}
 _TITLES = {"study": "Study of fedml-cohorts", "site": "Manifest of a site of fedml-cohorts (site.toml)"}
-_NAMES = {("model", "image", "net"): NETWORKS, ("model", "segmentation", "net"): SEGMENTATION_NETWORKS, ("strategy", "name"): STRATEGIES}
+_NAMES: dict[tuple[str, ...], Iterable[str]] = {
+    ("model", "image", "net"): NETWORKS,
+    ("model", "segmentation", "net"): SEGMENTATION_NETWORKS,
+    ("strategy", "name"): STRATEGIES,
+}
 
 
 @cache

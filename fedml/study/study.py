@@ -23,7 +23,7 @@ from fedml.study import limits
 from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
 from fedml.study.parameters import check_parameters
-from fedml.study.section import Section
+from fedml.study.section import ALLOWED_TEXT, Section, not_allowed
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork, Training
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 
@@ -311,6 +311,8 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
         case "literal_error":
             allowed = problem["ctx"]["expected"]
             return f"{key} must be {allowed}, not {_shown(problem['input'])}{nearest(str(problem['input']), _quoted(allowed))}."
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] in ALLOWED_TEXT:
+            return f"{key} {not_allowed(problem['input'], problem['ctx']['pattern'])}."
         case _:
             expected = problem["msg"].rstrip(".")
             if expected.startswith("Input should be "):
