@@ -78,12 +78,12 @@ def init(
     """
     from pydantic import TypeAdapter, ValidationError
 
-    from fedml.study.section import Name
+    from fedml.study.section import NAME, Name, not_allowed
 
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
-        raise InputError(f'site name "{name}": use lower-case letters, digits, - and _, such as "oslo-2".') from error
+        raise InputError(f"the site's name {not_allowed(name, NAME)}.") from error
     if out.exists():
         raise InputError(f"{out}: already exists; choose another --out or delete it.")
     out.write_text(MANIFEST.format(name=name), encoding="utf-8")

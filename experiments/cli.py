@@ -14,8 +14,9 @@ from fedml.cli import grouped, guarded
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
+from fedml.experiments.keys.commands import schema
 from fedml.experiments.new.commands import import_table, new
-from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, Track, Where
+from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 
 if TYPE_CHECKING:
@@ -68,11 +69,24 @@ def prepare(
 
 
 @app.command()
-def check(study_file: StudyFile, changes: Overrides = None, seed: Seed = None) -> None:
-    """Check a study file and print its plan as text.
+def check(
+    study_file: StudyFileOrNone = None,
+    changes: Overrides = None,
+    seed: Seed = None,
+    explain: Annotated[
+        str, typer.Option("--explain", metavar="KEY", help="Explain a key of a study or a site.toml instead, such as lr.")
+    ] = "",
+) -> None:
+    """Check a study file and print its plan as text; or explain a key.
 
     Example: fedml check experiments/studies/heart.toml
     """
+    if explain:
+        from fedml.experiments.keys.entries import explain as entry_of
+
+        return print(entry_of(explain, None if study_file is None else load_study(study_file, changes, seed)))
+    if study_file is None:
+        raise InputError("fedml check: give a study file, such as fedml check study.toml, or --explain KEY.")
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
     from fedml.strategies.describe import describe
@@ -386,7 +400,7 @@ def export_score(
     print(export(run_folder, out))
 
 
-for _command in (evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+for _command in (schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)
 app.command("import")(import_table)

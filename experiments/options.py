@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
+StudyFileOrNone = Annotated[Path | None, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)]
 Sites = Annotated[Path, typer.Option("--sites", help="Folder with one subfolder for each site, each with a site.toml.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one key; may be repeated.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Use this seed instead of the study's.")]

@@ -42,21 +42,22 @@ class _Section(BaseModel):
 
 
 class Data(_Section):
-    """``[data]``: paths are relative to the manifest.
+    """``[data]``: paths are relative to the manifest."""
 
-    ``public``: the site declares that its data are published or synthetic: exact counts of them may leave, and a run on the same machine
-    may store pictures of predictions. Default: no picture of a person leaves the site.
-    """
-
-    persons: str
-    id: str = "id"
-    extremes: tuple[str, ...] = ()
-    image: ImageData | None = None
-    variants: VariantData | None = None
-    clinical: ClinicalData | None = None
-    omics: OmicsData | None = None
-    split: str | None = None
-    public: bool = False
+    persons: str = Field(description="path of the persons table: a column of ids and the targets of studies, one row a person")
+    id: str = Field(default="id", description="column of ids in every table")
+    extremes: tuple[str, ...] = Field(default=(), description="columns whose extreme cells were checked and are right; others are refused")
+    image: ImageData | None = Field(default=None, description="images; default: the site has none")
+    variants: VariantData | None = Field(default=None, description="genotypes; default: the site has none")
+    clinical: ClinicalData | None = Field(default=None, description="clinical table; default: the site has none")
+    omics: OmicsData | None = Field(default=None, description="matrix of omics features; default: the site has none")
+    split: str | None = Field(
+        default=None, description="path of a table with columns id and part (train, val or test); default: a keyed hash of the id decides"
+    )
+    public: bool = Field(
+        default=False,
+        description="true only for published or synthetic data: exact counts may leave, and a run on the same machine may store pictures",
+    )
 
     @property
     def inputs(self) -> dict[str, DataSection]:
@@ -68,41 +69,61 @@ class Data(_Section):
 class Policy(_Section):
     """``[policy]``: what the site allows; the gate (``fedml.clients.gate.gate``) enforces it. The defaults are strict.
 
-    ``purposes``: DUO codes of allowed studies; default: those of the approved studies. ``max_epsilon``: the privacy budget of each person;
-    0: no study with privacy of a patient runs; above 0: a study without that privacy does not run either, unless ``allow_unprotected``.
-    ``min_count``: the smallest number of persons in a count or sum that is sent; in analyses of genotypes also the smallest group of
-    persons with the same genotype (also among cases, controls and each category of a covariate): a variant with a smaller group is
-    excluded. ``max_steps``: limit for each kind of step of such an analysis. ``max_runs``: how often one approved study may run.
-    ``centre``: how far the centre that chooses the messages is trusted (``fedml.clients.gate.trust``). ``max_evaluations``: how many models
-    may be evaluated on the test persons of an approved study. ``max_drift``: how far the weights of a round may be from those that
-    the site last received, in lengths of its own longest update. ``max_lr``, ``max_local_steps``: bounds on a plan with exact answers.
-    ``changed_data``: whether a run goes on when a file of the site changes during it; a new run reads the files anew in any case.
-    ``deidentification``: what to do with a DICOM file that is not de-identified (``fedml.cohort.dicom.deidentified``).
-    ``max_quarantined``: the fraction of persons with images whose image may be unusable and excluded; above it the site refuses.
-    ``disclose``: whether these limits are sent to the researcher, as evidence of the policy in force.
+    ``min_count``: in analyses of genotypes also the smallest group of persons with the same genotype (also among cases, controls and each
+    category of a covariate): a variant with a smaller group is excluded. ``centre``: see ``fedml.clients.gate.trust``.
+    ``deidentification``: see ``fedml.cohort.dicom.deidentified``.
     """
 
-    studies: Literal["approved"] = "approved"
-    centre: Literal["distrusted", "curious"] = "distrusted"
-    purposes: tuple[str, ...] | None = None
-    max_rounds: Annotated[int, Field(ge=1, le=2**53)] = 1000
-    max_steps: Annotated[int, Field(ge=1)] = 2_000
-    max_runs: Annotated[int, Field(ge=1)] = 20
-    max_evaluations: Annotated[int, Field(ge=1)] = 1
-    changed_data: Literal["refuse", "continue"] = "refuse"
-    max_drift: Annotated[float, Field(ge=1)] = 10.0
-    max_lr: Annotated[float, Field(gt=0)] = 1.0
-    max_local_steps: Annotated[int, Field(ge=1)] = 10_000
-    max_request_mb: Annotated[int, Field(ge=1)] = 512
-    min_persons: Annotated[int, Field(ge=1, le=2**53)] = 20
-    max_epsilon: Annotated[float, Field(ge=0)] = 0.0
-    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    allow_unprotected: bool = False
-    max_reply_mb: Annotated[int, Field(ge=1)] = 512
-    min_count: Annotated[int, Field(ge=1, le=2**53)] = 5
-    deidentification: Deidentification = "quarantine"
-    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.1
-    disclose: bool = True
+    studies: Literal["approved"] = Field(
+        default="approved", description="which studies are answered: those that a person at the site approved"
+    )
+    centre: Literal["distrusted", "curious"] = Field(
+        default="distrusted",
+        description="distrusted: answers only studies with privacy of a patient and noised metrics; curious: others too, within bounds",
+    )
+    purposes: tuple[str, ...] | None = Field(
+        default=None, description="Data Use Ontology terms of the studies that are answered; default: those of the approved studies"
+    )
+    max_rounds: Annotated[int, Field(ge=1, le=2**53)] = Field(default=1000, description="most rounds of a study")
+    max_steps: Annotated[int, Field(ge=1)] = Field(default=2_000, description="most steps of each kind of an association study")
+    max_runs: Annotated[int, Field(ge=1)] = Field(default=20, description="most runs of one approved study")
+    max_evaluations: Annotated[int, Field(ge=1)] = Field(
+        default=1, description="most models that are evaluated on the test persons of one approved study"
+    )
+    changed_data: Literal["refuse", "continue"] = Field(
+        default="refuse", description="a file of the site changes during a run: refuse the rest of the run, or continue with the new data"
+    )
+    max_drift: Annotated[float, Field(ge=1)] = Field(
+        default=10.0, description="largest distance of a round's weights from the last ones, in lengths of the site's own longest update"
+    )
+    max_lr: Annotated[float, Field(gt=0)] = Field(default=1.0, description="largest learning rate of a study without privacy of a patient")
+    max_local_steps: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="most steps in one round of a study without privacy of a patient"
+    )
+    max_request_mb: Annotated[int, Field(ge=1)] = Field(default=512, description="largest message to the site, MB")
+    min_persons: Annotated[int, Field(ge=1, le=2**53)] = Field(
+        default=20, description="fewest training persons with whom the site takes part"
+    )
+    max_epsilon: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="privacy budget of each person over all studies, epsilon at delta; 0: no study with privacy of a patient runs",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=1e-5, description="delta at which the budget is counted; below 1 / persons of the site"
+    )
+    allow_unprotected: bool = Field(default=False, description="with a budget: whether a study without privacy of a patient may run")
+    max_reply_mb: Annotated[int, Field(ge=1)] = Field(default=512, description="largest reply of the site, MB")
+    min_count: Annotated[int, Field(ge=1, le=2**53)] = Field(
+        default=5, description="fewest persons in a count or sum that is sent; for a variant, also fewest persons with each genotype"
+    )
+    deidentification: Deidentification = Field(
+        default="quarantine",
+        description="a DICOM file that is not de-identified: refuse (take no part), quarantine (exclude the file) or warn (use it)",
+    )
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.1, description="largest fraction of the persons with images whose image may be excluded as unusable"
+    )
+    disclose: bool = Field(default=True, description="whether these limits are sent to the researcher, as evidence of the policy in force")
 
     def disclosed(self) -> DisclosedPolicy:
         """The part of the policy that is sent to the researcher."""
@@ -112,7 +133,7 @@ class Policy(_Section):
 class SiteName(_Section):
     """``[site]``."""
 
-    name: Name
+    name: Name = Field(description="the site's name in the rosters of studies")
 
 
 def _address(text: str) -> str:
@@ -121,16 +142,16 @@ def _address(text: str) -> str:
 
 
 class Connection(_Section):
-    """``[connection]``: how the site reaches its federation. The private key never leaves the site.
+    """``[connection]``: how the site reaches its federation. The private key never leaves the site."""
 
-    ``superlink``: host:port, an IPv6 literal in brackets. ``proxy``: an HTTP proxy on the way to it; "": none; by default that of the
-    environment (HTTPS_PROXY, NO_PROXY).
-    """
-
-    superlink: Annotated[str, AfterValidator(_address)]
-    root_certificates: str
-    key: str
-    proxy: Annotated[str, AfterValidator(lambda url: url and check_proxy(url))] | None = None
+    superlink: Annotated[str, AfterValidator(_address)] = Field(
+        description="host:port of the coordinating centre; an IPv6 address in brackets"
+    )
+    root_certificates: str = Field(description="path of the centre's certificate (PEM)")
+    key: str = Field(description="path of the site's private key, which fedml-site key creates")
+    proxy: Annotated[str, AfterValidator(lambda url: url and check_proxy(url))] | None = Field(
+        default=None, description="HTTP proxy on the way to the centre; empty: none; default: HTTPS_PROXY and NO_PROXY of the environment"
+    )
 
     @property
     def address(self) -> tuple[str, int]:
@@ -143,19 +164,23 @@ class Connection(_Section):
 
 
 class Compute(_Section):
-    """``[compute]``: the device. ``auto``: the accelerator if there is one, else the CPU."""
+    """``[compute]``: the device."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="device of the computations; auto: the accelerator if there is one, else the CPU"
+    )
 
 
 class Manifest(_Section):
     """A whole ``site.toml``."""
 
-    site: SiteName
-    data: Data
-    policy: Policy = Policy()
-    compute: Compute = Compute()
-    connection: Connection | None = None
+    site: SiteName = Field(description="the site itself")
+    data: Data = Field(description="where the site's files are; paths are relative to the manifest")
+    policy: Policy = Field(default=Policy(), description="what the site allows; a study has limits too, and the stricter one holds")
+    compute: Compute = Field(default=Compute(), description="the site's hardware")
+    connection: Connection | None = Field(
+        default=None, description="how the site reaches its federation; default: the site cannot join one"
+    )
 
 
 @dataclass(frozen=True)

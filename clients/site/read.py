@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
@@ -69,10 +70,22 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     counts = dict(Counter(reason for _, reason in {(e.person, str(e.reason)) for e in excluded}))
     cohort = drop_unusable_persons(Cohort(site.name, tuple(ids), labels, parts, inputs, excluded_images=counts, groups=groups))
     if not cohort.count("train"):
-        raise InputError(
-            f"{site.file}: none of its {len(cohort)} usable persons is in the train part; correct the split file, or [cohort] split."
-        )
+        raise InputError(_no_training(site, study, cohort, labels[parts == 0]))
     return cohort
+
+
+def _no_training(site: Site, study: Study, cohort: Cohort, labels: npt.NDArray[np.float64]) -> str:
+    """Why the site has no training person. ``labels``: of all persons in the train part, also of those who were left out."""
+    path, target, missing = site.folder / site.manifest.data.persons, study.cohort.target, int(np.isnan(labels).sum())
+    if not len(labels):
+        return f"{site.file}: none of its {len(cohort)} usable persons is in the train part; correct the split file, or [cohort] split."
+    if missing == len(labels):
+        who = "person" if not len(cohort) and cohort.excluded.keys() == {"no label"} else "person in the train part"
+        return f'{path}: no {who} has a label: column "{target}" is empty; fill it, or correct [cohort] target.'
+    why = f"{len(labels) - missing} have none of the study's inputs" + (f", {missing} have no label" if missing else "")
+    return (
+        f"{site.file}: none of the {len(labels)} persons in the train part can be used: {why}; correct the ids of the inputs or the labels."
+    )
 
 
 @lru_cache(maxsize=128)

@@ -27,7 +27,7 @@ from fedml.flower.control import Node, nodes, register_node, unregister_node
 from fedml.flower.keys import certificate_fingerprint, check_certificate, key_fingerprint, read_public_key, write_authority
 from fedml.flower.superlink import environment, superlink_command, write_connection
 from fedml.runs.log import write_whole
-from fedml.study.section import Name
+from fedml.study.section import NAME, Name, not_allowed
 
 SETTINGS, TRIAL = "federation.json", ".federation"
 _REMOVED = "unregistered"
@@ -166,7 +166,7 @@ def register(home: Path, name: str, public_key: Path) -> str:
     try:
         TypeAdapter(Name).validate_python(name)
     except ValidationError as error:
-        raise InputError(f'site name "{name}": use lower-case letters, digits, - and _, such as "oslo-2".') from error
+        raise InputError(f"the site's name {not_allowed(name, NAME)}.") from error
     pem = read_public_key(public_key)
     for node in nodes(home):
         if node.public_key == pem:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -70,9 +71,10 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         excluded += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.excluded_images.items())
         say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{excluded}")
     if job == "train" and not any(c.count("test") for c in cohorts.values()):
-        raise InputError(
-            f'study "{study.study.name}": no site has a person in the test part; raise test in [cohort] split, or correct the split files.'
-        )
+        without = sum((Counter(c.excluded) for c in cohorts.values()), Counter[str]())
+        why = f" (left out at all sites: {', '.join(f'{count} with {reason}' for reason, count in without.items())})" if without else ""
+        fix = "raise test in [cohort] split, or correct the split files" + (", labels or ids" if without else "")
+        raise InputError(f'study "{study.study.name}": no site has a usable person in the test part{why}; {fix}.')
     return cohorts
 
 

@@ -63,7 +63,7 @@ class Progress:
     def _summary(self, event: Round) -> str:
         part = next((p for p in ("val", "train") if p in event.metrics), None)
         value = event.metrics[part]["all"].get(self.watched) if part else None
-        score = f"{part} {self.watched} {value:.3f}, " if value is not None else ""
+        score = f"{part} {self.watched} {value:.3f} (before this round), " if value is not None else ""  # a site evaluates, then trains
         missing = f", missing: {', '.join(event.refused)}" if event.refused else ""
         return f"{score}{len(event.sites)} sites, {event.seconds:.2f} s{missing}"
 

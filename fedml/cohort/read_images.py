@@ -299,6 +299,9 @@ def _files(
                 yield _Found(at, path, partial(load, path, drawn), files, json.dumps([file.name for file in files]))
 
 
+_LAYOUT = "docs/images.md shows how to write the file (One npz file)"
+
+
 def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None) -> Iterator[_Found]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -312,13 +315,13 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zipfile, zlib and NumPy raise different exceptions
-        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); save it again.") from error
+        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); {_LAYOUT}.") from error
     if ids.ndim != 1 or images.ndim < 3:
-        raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; ids needs one axis, images at least three.")
+        raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; ids needs one axis, images at least three; {_LAYOUT}.")
     if len(ids) != len(images):
-        raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id for each image.")
+        raise InputError(f"{path}: has {len(ids)} ids but {len(images)} images; give one id for each image; {_LAYOUT}.")
     if codes is not None and (drawn is None or drawn.ndim < 3 or len(drawn) != len(ids)):
-        raise InputError(f"{path}: has no array masks with one mask for each image; segmentation needs it, add it.")
+        raise InputError(f"{path}: has no array masks with one mask for each image; segmentation needs it; {_LAYOUT}.")
 
     def load(k: int) -> Raw:
         image = channels_first(images[k], shape, path)

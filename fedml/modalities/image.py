@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from fedml.cohort.ids import check_ids
-from fedml.cohort.images.formats import FORMATS, known
+from fedml.cohort.images.formats import FORMATS, NAMES, known
 from fedml.cohort.images.images import Images, pool_images
 from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.reasons import ItemError
@@ -54,8 +54,12 @@ class ImageData(DataSection):
     """Path of the images; ``format`` is one of ``fedml.cohort.images.formats.NAMES``, ``masks`` as in
     ``fedml.cohort.images.masks``."""
 
-    format: Annotated[str, AfterValidator(known)]
-    masks: str | None = None
+    format: Annotated[str, AfterValidator(known), WithJsonSchema({"type": "string", "enum": list(NAMES)})] = Field(
+        description="format of the files; docs/images.md says how each is laid out"
+    )
+    masks: str | None = Field(
+        default=None, description="path of the folder of masks, which task segmentation needs; default: none, or the masks of the npz file"
+    )
 
 
 def _described(value: Kind) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.inputs import Input
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 class DataSection(Section):
     """Base class of an input's section in ``[data]`` of a manifest: the path of its files, relative to the manifest."""
 
-    path: str
+    path: str = Field(description="path of the files, relative to the manifest")
 
 
 Kind = TypeVar("Kind", bound=Input)

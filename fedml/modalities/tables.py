@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import Field
 
 from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table
@@ -34,7 +35,7 @@ _ERRORS = (  # a part of read_table's message, the error without the quoted id o
 class TableData(DataSection):
     """Path of a table of persons. ``id``: its column of ids, where that is not the site's ``[data] id``."""
 
-    id: str = ""
+    id: str = Field(default="", description="column of ids of this table; empty: [data] id")
 
 
 def id_of(place: Place[Any]) -> str:

@@ -52,9 +52,12 @@ _VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t
 class VariantData(DataSection):
     """Path of the genotype file, genome build of its positions, an indexed FASTA of that build to check REF, and the memory limit in MB."""
 
-    build: Build
-    reference: str | None = None
-    memory_mb: Annotated[int, Field(ge=16)] = 512
+    build: Build = Field(description="genome build of the positions")
+    reference: str | None = Field(
+        default=None,
+        description="path of an indexed FASTA of the build; with it REF is checked and indels are left-aligned; default: neither",
+    )
+    memory_mb: Annotated[int, Field(ge=16)] = Field(default=512, description="memory for reading, MB")
 
 
 def _described(value: Dosages) -> Mapping[str, Any]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, FailFast, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    FailFast,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
@@ -20,9 +29,9 @@ from fedml.study.task_traits import either
 class Split(Section):
     """Fractions of persons in each part. A person's part follows from a keyed hash of the id (``fedml.cohort.table``)."""
 
-    train: Fraction = 0.7
-    val: Fraction = 0.1
-    test: Fraction = 0.2
+    train: Fraction = Field(default=0.7, description="fraction of persons who train the model; the three fractions sum to 1")
+    val: Fraction = Field(default=0.1, description="fraction of persons for the metrics during training")
+    test: Fraction = Field(default=0.2, description="fraction of persons for the metrics of the final model")
 
     @model_validator(mode="after")
     def _sums_to_one(self) -> Self:
@@ -39,10 +48,17 @@ class ClinicalColumns(Section):
     """``[cohort.clinical]``: the columns that every site must have, in order; categories of categorical columns; codes of missing
     values."""
 
-    columns: Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=limits.COLUMNS), FailFast()]
-    categories: dict[str, Codes] = Field(default_factory=dict)
-    missing: dict[str, Codes] = Field(default_factory=dict)
-    indicate: bool = True
+    columns: Annotated[tuple[ColumnName, ...], Field(min_length=1, max_length=limits.COLUMNS), FailFast()] = Field(
+        description="columns of the clinical table that the model reads; every site must have each"
+    )
+    categories: dict[str, Codes] = Field(
+        default_factory=dict, description='levels of each categorical column, such as { stage = ["I", "II"] }; other columns are numbers'
+    )
+    missing: dict[str, Codes] = Field(
+        default_factory=dict,
+        description="codes of a column that stand for a missing value, such as { chol = [0] }; an empty cell always does",
+    )
+    indicate: bool = Field(default=True, description="whether the model also gets an indicator of each missing number")
 
     @model_validator(mode="after")
     def _known_columns(self) -> Self:
@@ -59,11 +75,13 @@ class Tiles(Section):
     """``[cohort.image] tiles``: each person's slides are cut into square tiles, and the tiles with tissue are used
     (``fedml.cohort.slides.slide``)."""
 
-    size_px: Annotated[int, Field(ge=16, le=2048, description="pixels per side")] = 256
+    size_px: Annotated[int, Field(ge=16, le=2048)] = Field(default=256, description="pixels of a tile per side")
     mpp: Annotated[float, Field(ge=0.05, le=50)] | None = Field(
         default=None, description="micrometres per pixel, equal at every site; default: a slide's finest level, not resampled"
     )
-    min_tissue: Annotated[float, Field(gt=0, le=1, description="least share of a tile that is tissue")] = 0.5
+    min_tissue: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="least fraction of a tile that is tissue; other tiles are skipped"
+    )
     per_step: Annotated[int, Field(ge=1, le=65536)] = Field(
         default=64, description="tiles of a person in a training step, drawn again for each step; evaluation uses all tiles"
     )
@@ -77,14 +95,22 @@ class ImageShape(Section):
     slides, and channels and size are those of a tile.
     """
 
-    channels: Annotated[int, Field(ge=1, le=64)] = 1
-    size: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=2, max_length=3)] = ()
-    orientation: str = Field(default="", description="such as RAS; for images of three axes")
-    spacing_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=3)] = Field(
-        default=(), description="millimetres from voxel to voxel along each axis"
+    channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image: 1 for grey, 3 for colour")
+    size: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=2, max_length=3)] = Field(
+        default=(), description="voxels (pixels) along each axis; required except with tiles"
     )
-    window: tuple[float, ...] = Field(default=(), description="raw intensities (CT: HU) that become 0 and 1; values beyond are clipped")
-    percentiles: tuple[float, ...] = Field(default=(), description="the window, as two percentiles of all sites' training voxels")
+    orientation: str = Field(
+        default="", description="axes after reorientation, such as RAS, for images of three axes; empty: as in the file"
+    )
+    spacing_mm: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(max_length=3)] = Field(
+        default=(), description="millimetres from voxel to voxel along each axis after resampling; empty: as in the file"
+    )
+    window: tuple[float, ...] = Field(
+        default=(), description="raw intensities (CT: HU) that become 0 and 1; values beyond are clipped; empty: intensities as in the file"
+    )
+    percentiles: tuple[float, ...] = Field(
+        default=(), description="the window, as two percentiles of all sites' training voxels, such as [1, 99]; empty: none"
+    )
     crop: bool = Field(default=False, description="crop and pad to size around the centre, without other preprocessing")
     tiles: Tiles | None = Field(default=None, description="tiles of whole slides; replaces all other keys")
 
@@ -136,18 +162,30 @@ class Variants(Section):
     The thresholds apply to genotype counts pooled over sites; if all thresholds are 0, no counts are requested.
     """
 
-    match: Literal["position", "rsid"] = "position"
-    build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(default="", description="the build that every site must have")
+    match: Literal["position", "rsid"] = Field(
+        default="position", description="how variants of two sites are matched: by contig, position and alleles, or by rsID and alleles"
+    )
+    build: Literal["", "NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"] = Field(
+        default="", description="genome build that every site must have; empty: any, equal at all sites"
+    )
     regions: Annotated[tuple[str, ...], Field(max_length=10_000), FailFast()] = Field(
-        default=(), description="such as 22 or 22:17000000-18000000"
+        default=(), description="contigs or intervals to read, such as 22 or 22:17000000-18000000; empty: all"
     )
     listed: Annotated[tuple[str, ...], Field(max_length=limits.FEATURES), FailFast()] = Field(
-        default=(), description="rsIDs, or contig:position:ref:alt"
+        default=(), description="variants to read, by rsID or as contig:position:ref:alt; empty: all"
     )
-    min_shared: Fraction = Field(default=0.1, description="shared variants, as a fraction of the variants of the site with the fewest")
-    min_call_rate: Fraction = 0.0
-    min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    min_shared: Fraction = Field(
+        default=0.1, description="least number of shared variants, as a fraction of the variants of the site with the fewest"
+    )
+    min_call_rate: Fraction = Field(
+        default=0.0, description="least fraction of persons with a call of a variant, over all sites; 0: no threshold"
+    )
+    min_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0, description="least minor allele frequency of a variant, over all sites; 0: no threshold"
+    )
+    min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="least p of Hardy-Weinberg equilibrium of a variant, over all sites; 0: no threshold"
+    )
 
     @property
     def stated(self) -> tuple[tuple[str, int, str, str], ...]:
@@ -166,10 +204,12 @@ class Variants(Section):
 class Inputs(Section):
     """The sections of the inputs in ``[cohort]``: a field for each input, whose name is the input's name."""
 
-    image: ImageShape | None = None
-    variants: Variants = Variants()
-    clinical: ClinicalColumns | None = None
-    omics: OmicsColumns | None = None
+    image: ImageShape | None = Field(
+        default=None, description="size and preprocessing of images; default: the size on which all sites agree"
+    )
+    variants: Variants = Field(default=Variants(), description="which variants are read, and their quality thresholds")
+    clinical: ClinicalColumns | None = Field(default=None, description="columns of the clinical table")
+    omics: OmicsColumns | None = Field(default=None, description="features of the omics matrix")
 
 
 def _known_input(name: str) -> str:
@@ -178,17 +218,21 @@ def _known_input(name: str) -> str:
     return name
 
 
-InputName = Annotated[str, AfterValidator(_known_input)]
+InputName = Annotated[str, AfterValidator(_known_input), WithJsonSchema({"type": "string", "enum": list(Inputs.model_fields)})]
 
 
 class Cohort(Inputs):
     """``[cohort]``: the inputs and the target of each person, and the split into parts."""
 
-    inputs: Annotated[tuple[InputName, ...], Field(min_length=1)]
-    target: str
-    classes: Annotated[tuple[Code, ...], Field(min_length=2, max_length=limits.CLASSES)] = (0, 1)
-    split: Split = Split()
-    split_key: str = Field(default="", description="key of the hash that assigns persons to parts; empty: the study's seed")
+    inputs: Annotated[tuple[InputName, ...], Field(min_length=1)] = Field(description="inputs of the model; a site may lack some of them")
+    target: str = Field(
+        description="column of the persons table that the model predicts; task segmentation: a name for what the masks show"
+    )
+    classes: Annotated[tuple[Code, ...], Field(min_length=2, max_length=limits.CLASSES)] = Field(
+        default=(0, 1), description="values of the target, or of voxels of a mask, in the order of the model's outputs"
+    )
+    split: Split = Field(default=Split(), description="fractions of persons in each part, unless a site has a split file")
+    split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -70,8 +70,18 @@ class Augment(_Section):
     Intended for intensities in 0..1.
     """
 
-    flip: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(max_length=3)] = ()
-    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    scale: Annotated[float, Field(ge=0, le=1)] = 0.0
-    shift: Annotated[float, Field(ge=0, le=1)] = 0.0
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.0
+    flip: Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(max_length=3)] = Field(
+        default=(), description="axes that are flipped with probability 1/2; in RAS, 0 is left-right; empty: none"
+    )
+    rotate_degrees: Annotated[float, Field(ge=0, le=180)] = Field(
+        default=0.0, description="largest angle of a rotation about each axis, degrees"
+    )
+    scale: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="intensities are multiplied by 1 + s, s up to this value either way"
+    )
+    shift: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="t is added to intensities (from 0 to 1), t up to this value either way"
+    )
+    noise: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.0, description="standard deviation of Gaussian noise on intensities (from 0 to 1)"
+    )

@@ -24,8 +24,12 @@ class OmicsColumns(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
-    columns: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=limits.FEATURES), FailFast()]
-    range: tuple[Finite, Finite] | None = Field(default=None, description="lowest and highest plausible value of every column")
+    columns: Annotated[tuple[Feature, ...], Field(min_length=1, max_length=limits.FEATURES), FailFast()] = Field(
+        description="names of the features that the model reads; every site must have each; give columns or features"
+    )
+    range: tuple[Finite, Finite] | None = Field(
+        default=None, description="lowest and highest plausible value of every feature, which a private study needs"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

@@ -12,6 +12,12 @@ from fedml.study import limits
 from fedml.study.study import Study, validate
 from fedml.text import printable
 
+# Keys of a study file that name a file; reading it fills another key. Section and key -> meaning.
+FILE_KEYS = {
+    ("model", "variants", "genes"): "net genes: path of a file of genes (GFF3, GTF or BED), relative to the study; it fills intervals",
+    ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
+}
+
 
 def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Study:
     """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.

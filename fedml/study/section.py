@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from fedml.text import printable
+
 PartName = Literal["train", "val", "test"]
 Precision = Literal["float32", "bfloat16", "float16"]
 PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+COLUMN = r"^[A-Za-z0-9_.-]{1,40}$"
+ALLOWED_TEXT = {  # pattern -> what it allows, for error messages and the reference of keys
+    NAME: "lower-case letters, digits, - and _, first a letter or digit, at most 63 characters",
+    COLUMN: "letters, digits, _, . and -, at most 40 characters",
+}
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+def not_allowed(text: str, pattern: str) -> str:
+    """Why ``text`` does not match ``pattern``, in words, and the nearest name that does: ``is "Oslo"; allowed are ...; write "oslo"``."""
+    plain = unicodedata.normalize("NFKD", text).lower()
+    plain = "".join(character for character in plain if not unicodedata.combining(character))
+    suggested = re.sub(r"[^a-z0-9_]+", "-", plain).strip("-_")[:63]
+    lost = any(character.isalnum() and not character.isascii() for character in plain)  # a letter that has no plain form
+    hint = f'; write "{suggested}"' if pattern == NAME and suggested and not lost else ""
+    return f'is "{printable(text[:80])}"; allowed are {ALLOWED_TEXT[pattern]}{hint}'
+
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -21,7 +21,7 @@ from pydantic import (
 
 from fedml.study import limits
 from fedml.study.imaging import Pixels
-from fedml.study.section import Code, Name, Option, Section, normal, without_later
+from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later
 from fedml.study.task_traits import TaskName
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
@@ -34,41 +34,53 @@ Persons = Annotated[int, Field(ge=1, le=100_000_000)]
 class About(Section):
     """``[study]``: name, research question, permitted purpose, and the seed of all random numbers that are not for privacy."""
 
-    name: Name
-    question: str = ""
-    purpose: str = Field(default="", description="Data Use Ontology term, such as DUO:0000042")
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    name: Name = Field(description="name of the study, also of its runs, its registered model and its MLflow experiment")
+    question: str = Field(default="", description="the research question, one or more sentences for approvers and readers; empty: none")
+    purpose: str = Field(default="", description="Data Use Ontology term of the permitted use, such as DUO:0000042; empty: not stated")
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = Field(
+        default=0, description="seed of initial weights, batches and augmentation; privacy noise has a random seed of its own"
+    )
 
 
 class ImageNetwork(Section):
     """``[model] image``: a MONAI network by name (``fedml.networks.image.NETWORKS``), and the pooling over a person's images or tiles: the
     mean, or a mean weighted by learned attention (``fedml.networks.mil``)."""
 
-    net: str = "cnn"
-    norm: Literal["batch", "group", "instance"] = "group"
-    channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=limits.LAYERS)] = (16, 32, 64)
-    pooling: Literal["mean", "attention"] = "mean"
+    net: str = Field(default="cnn", description="name of the network on one image or tile")
+    norm: Literal["batch", "group", "instance"] = Field(default="group", description="normalisation layers of the network")
+    channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=limits.LAYERS)] = Field(
+        default=(16, 32, 64), description="net cnn: output channels of each convolution; other networks ignore it"
+    )
+    pooling: Literal["mean", "attention"] = Field(
+        default="mean", description="how the features of a person's images or tiles become one: their mean, or a mean with learned weights"
+    )
 
 
 class SegmentationNetwork(Section):
     """``[model] segmentation``: a network by name (``fedml.networks.segmentation``), its window, and whether HD95 is measured."""
 
-    net: str = "unet"
-    norm: Literal["batch", "group", "instance"] = "instance"
-    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=limits.LAYERS)] = (16, 32, 64, 128)
-    strides: Annotated[tuple[Stride | Annotated[tuple[Stride, ...], Field(max_length=3)], ...], Field(max_length=limits.LAYERS)] = Field(
-        default=(), description="one stride between two levels, a number or one number per axis; default: 2"
+    net: str = Field(default="unet", description="name of the network from an image to a class of each voxel")
+    norm: Literal["batch", "group", "instance"] = Field(default="instance", description="normalisation layers of the network")
+    channels: Annotated[tuple[Channels, ...], Field(min_length=2, max_length=limits.LAYERS)] = Field(
+        default=(16, 32, 64, 128), description="channels of each level, from the finest to the coarsest"
     )
-    window: Annotated[tuple[Pixels, ...], Field(max_length=3)] = Field(default=(), description="voxels per axis; default: whole images")
-    distances: bool = True
+    strides: Annotated[tuple[Stride | Annotated[tuple[Stride, ...], Field(max_length=3)], ...], Field(max_length=limits.LAYERS)] = Field(
+        default=(), description="one stride between two levels, a number or one number per axis; empty: 2 everywhere"
+    )
+    window: Annotated[tuple[Pixels, ...], Field(max_length=3)] = Field(
+        default=(), description="voxels per axis of the windows into which an image is cut; empty: whole images"
+    )
+    distances: bool = Field(default=True, description="whether HD95 (95th percentile of surface distances, mm) is measured; it takes time")
 
 
 class TableNetwork(Section):
     """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
-    net: Literal["linear", "mlp"] = "linear"
-    hidden: Widths = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    net: Literal["linear", "mlp"] = Field(
+        default="linear", description="linear: one layer; mlp: a layer for each width of hidden, then one"
+    )
+    hidden: Widths = Field(default=(), description="net mlp: features of each hidden layer, such as [32, 16]")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="probability that training drops a hidden feature")
 
     @model_validator(mode="after")
     def _widths(self) -> Self:
@@ -85,13 +97,17 @@ class VariantNetwork(Section):
     sites group variants equally and the study's hash covers the intervals.
     """
 
-    net: Literal["linear", "mlp", "genes"] = "linear"
-    hidden: Widths = ()
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    width: Annotated[int, Field(ge=1, le=1024, description="features per gene")] = 4
-    l1: Annotated[float, Field(ge=0, le=1e6, description="net linear: weight of the sum of absolute weights")] = 0.0
+    net: Literal["linear", "mlp", "genes"] = Field(
+        default="linear", description="linear: one weight a variant; mlp: hidden layers; genes: features of each gene from its own variants"
+    )
+    hidden: Widths = Field(default=(), description="features of each hidden layer; net genes: of those over all genes, may be empty")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="probability that training drops a hidden feature")
+    width: Annotated[int, Field(ge=1, le=1024)] = Field(default=4, description="net genes: features of each gene")
+    l1: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        default=0.0, description="net linear: factor of the sum of absolute weights in the loss; needs optimizer sgd without momentum"
+    )
     intervals: Annotated[tuple[tuple[str, int, int, str], ...], Field(max_length=limits.GENES), FailFast()] = Field(
-        default=(), description="contig, start, end, name of each gene"
+        default=(), description='net genes: [contig, start, end, name] of each gene; genes = "FILE" fills it'
     )
 
     @model_validator(mode="after")
@@ -108,14 +124,18 @@ class VariantNetwork(Section):
 class Model(Section):
     """``[model]``: the task, one encoder per input, and the fusion of their outputs."""
 
-    task: TaskName = "classification"
-    image: ImageNetwork = ImageNetwork()
-    segmentation: SegmentationNetwork = SegmentationNetwork()
-    variants: VariantNetwork = VariantNetwork()
-    clinical: TableNetwork = TableNetwork()
-    omics: TableNetwork | None = Field(default=None, description="default: linear")
-    width: Annotated[int, Field(ge=1, le=limits.WIDTH, description="features of each input in the fusion")] = 16
-    hidden: Widths = Field(default=(), description="hidden widths of the fusion")
+    task: TaskName = Field(
+        default="classification", description="what is predicted: a class or a number of a person, or a class of a voxel"
+    )
+    image: ImageNetwork = Field(default=ImageNetwork(), description="encoder of images")
+    segmentation: SegmentationNetwork = Field(default=SegmentationNetwork(), description="network of the task segmentation")
+    variants: VariantNetwork = Field(default=VariantNetwork(), description="encoder of variants")
+    clinical: TableNetwork = Field(default=TableNetwork(), description="encoder of clinical columns")
+    omics: TableNetwork | None = Field(default=None, description="encoder of omics; default: linear")
+    width: Annotated[int, Field(ge=1, le=limits.WIDTH)] = Field(
+        default=16, description="features that each input's encoder gives to the fusion, if the study has several inputs"
+    )
+    hidden: Widths = Field(default=(), description="features of each hidden layer of the fusion; empty: one linear layer")
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="probability that training hides an input of a person, if the study has several inputs"
     )
@@ -133,23 +153,39 @@ class Gwas(Section):
     used where a class or an allele is rare.
     """
 
-    covariates: Annotated[tuple[str, ...], Field(max_length=100)] = ()
-    components: Annotated[int, Field(ge=0, le=50)] = 4
-    first_pass_p: Annotated[float, Field(gt=0, le=1)] = 0.05
-    firth: Literal["auto", "never"] = "auto"
-    block: Annotated[int, Field(ge=1, le=1_000_000, description="variants per message")] = 20_000
-    pca_spacing: Annotated[int, Field(ge=0, le=2**33, description="least distance in bases between two variants used for components")] = 0
-    pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    pca_tolerance: Annotated[float, Field(ge=1e-14, le=1e-3, description="largest angle to the exact components, radians")] = 1e-8
+    covariates: Annotated[tuple[str, ...], Field(max_length=100)] = Field(
+        default=(), description="columns of [cohort.clinical] for which each test is adjusted"
+    )
+    components: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=4, description="principal components of the genotypes of all sites for which each test is adjusted; 0: none"
+    )
+    first_pass_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="two classes: variants with at most this p of the score test are fitted in full"
+    )
+    firth: Literal["auto", "never"] = Field(
+        default="auto", description="two classes: auto uses Firth's penalised likelihood where a class or an allele is rare"
+    )
+    block: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=20_000, description="variants per message")
+    pca_spacing: Annotated[int, Field(ge=0, le=2**33)] = Field(
+        default=0, description="least distance in bases between two variants used for components; 0: all variants"
+    )
+    pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.01, description="least minor allele frequency, over all sites, of variants used for components"
+    )
+    pca_tolerance: Annotated[float, Field(ge=1e-14, le=1e-3)] = Field(
+        default=1e-8, description="largest angle to the exact components, radians"
+    )
 
 
 class Federation(Section):
     """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round."""
 
-    sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES)]
-    rounds: Annotated[int, Field(ge=0, le=100_000)] = 10
-    quorum: Annotated[int, Field(ge=0, le=limits.SITES, description="sites that must answer; 0: all sites")] = 0
-    timeout: Annotated[int, Field(ge=1, le=604_800, description="seconds that a round waits")] = 600
+    sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES, description="names of the sites that take part")]
+    rounds: Annotated[int, Field(ge=0, le=100_000, description="rounds of training; 0: evaluate the initial model only")] = 10
+    quorum: Annotated[
+        int, Field(ge=0, le=limits.SITES, description="sites that must answer each round, or the run fails; 0: all sites")
+    ] = 0
+    timeout: Annotated[int, Field(ge=1, le=604_800, description="seconds that a round waits for answers")] = 600
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
@@ -171,7 +207,9 @@ class Strategy(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="allow", allow_inf_nan=False)
     __pydantic_extra__: dict[str, Option]
 
-    name: str = "fedavg"
+    name: str = Field(
+        default="fedavg", description="a built-in algorithm, or a Flower strategy as module:Class; its parameters are further keys"
+    )
 
     @property
     def options(self) -> dict[str, Option]:
@@ -189,23 +227,40 @@ class Privacy(Section):
     stated (``ranges``, ``image_range``: public knowledge about plausible values) or released with noise (``statistics = "private"``).
     """
 
-    unit: Literal["none", "site", "patient"] = "none"
-    noise_multiplier: Positive | None = Field(default=None, description="standard deviation of the noise divided by the clipping norm")
-    epsilon: Positive | None = None
-    delta: Annotated[float, Field(ge=1e-10, lt=1)] = 1e-5
-    clipping_norm: Positive = 1.0
+    unit: Literal["none", "site", "patient"] = Field(
+        default="none", description="whose contribution the noise hides: of one site, of one patient, or none (no noise)"
+    )
+    noise_multiplier: Positive | None = Field(
+        default=None, description="standard deviation of the noise divided by the clipping norm; give it or epsilon"
+    )
+    epsilon: Positive | None = Field(
+        default=None, description="epsilon of the whole run, from which the noise multiplier is computed; give it or noise_multiplier"
+    )
+    delta: Annotated[float, Field(ge=1e-10, lt=1)] = Field(
+        default=1e-5, description="delta of the whole run; unit patient: below 1 / persons of every site"
+    )
+    clipping_norm: Positive = Field(
+        default=1.0, description="largest L2 norm of a site's update or a patient's gradient; clipping adaptive: of the first round"
+    )
     clipping: Literal["fixed", "adaptive"] = Field(default="fixed", description="unit site: adaptive tracks a quantile of the norms")
-    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    quantile: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.5, description="clipping adaptive: the quantile of the norms")
     persons: Annotated[dict[Name, Persons], Field(max_length=limits.SITES)] = Field(
         default={}, description="unit patient: approximate number of training persons of each site; public, sets the sampling rate"
     )
-    statistics: Literal["stated", "private"] = "stated"
-    statistics_multiplier: Positive = 5.0
-    ranges: Annotated[dict[str, tuple[float, float]], Field(max_length=limits.COLUMNS)] = Field(
-        default={}, description="clinical column (or target): lowest and highest plausible value"
+    statistics: Literal["stated", "private"] = Field(
+        default="stated", description="standardisation from ranges and image_range, or from sums of the sites with noise (unit patient)"
     )
-    image_range: tuple[float, float] = (0.0, 255.0)
-    metrics: Literal["exact", "private"] = Field(default="exact", description="private: counts of held-out persons have noise too")
+    statistics_multiplier: Positive = Field(
+        default=5.0, description="statistics private: standard deviation of the noise divided by one patient's largest contribution"
+    )
+    ranges: Annotated[dict[str, tuple[float, float]], Field(max_length=limits.COLUMNS)] = Field(
+        default={}, description="lowest and highest plausible value of each clinical column, and of a numeric target"
+    )
+    image_range: tuple[float, float] = Field(default=(0.0, 255.0), description="lowest and highest plausible intensity of images")
+    metrics: Literal["exact", "private"] = Field(
+        default="exact",
+        description="counts of validation and test persons: exact, or with noise that counts towards epsilon (unit patient)",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -228,7 +283,7 @@ class Privacy(Section):
         return self
 
 
-Column = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,40}$")]
+Column = Annotated[str, Field(pattern=COLUMN)]
 
 
 class Evaluation(Section):
@@ -238,10 +293,11 @@ class Evaluation(Section):
     """
 
     subgroups: Annotated[dict[Column, Annotated[tuple[Code, ...], Field(min_length=1, max_length=20)]], Field(max_length=100)] = Field(
-        default_factory=dict
+        default_factory=dict, description="values of a column, each a group: { sex = [0, 1] }"
     )
     bands: Annotated[dict[Column, Annotated[tuple[float, ...], Field(min_length=1, max_length=19)]], Field(max_length=100)] = Field(
-        default_factory=dict
+        default_factory=dict,
+        description="ascending edges of a numeric column: { age = [45, 60] }: below 45, from 45 to below 60, 60 and above",
     )
 
     def labels(self) -> dict[str, tuple[str, ...]]:
@@ -270,6 +326,8 @@ class Evaluation(Section):
 class Policy(Section):
     """``[policy]``: the study's limits. A site has limits too; the stricter one applies."""
 
-    min_persons: Annotated[int, Field(ge=1, le=2**53, description="training persons that a site must have")] = 1
-    min_count: Annotated[int, Field(ge=1, le=2**53, description="least number of persons behind a number that leaves the site")] = 1
-    max_reply_mb: Annotated[int, Field(ge=0, le=1_000_000, description="0: the site's limit")] = 0
+    min_persons: Annotated[int, Field(ge=1, le=2**53)] = Field(default=1, description="fewest training persons with whom a site takes part")
+    min_count: Annotated[int, Field(ge=1, le=2**53)] = Field(default=1, description="fewest persons in a count or sum that leaves a site")
+    max_reply_mb: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=0, description="largest reply of a site, MB; 0: only the site's own limit holds"
+    )

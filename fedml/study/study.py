@@ -16,14 +16,14 @@ from functools import cached_property
 from reprlib import Repr
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from fedml.errors import InputError, nearest
 from fedml.study import limits
 from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
 from fedml.study.parameters import check_parameters
-from fedml.study.section import Section
+from fedml.study.section import ALLOWED_TEXT, Section, not_allowed
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 from fedml.study.training_section import Training, training_problems
@@ -34,16 +34,16 @@ Kind = TypeVar("Kind", bound=BaseModel)
 class Study(Section):
     """A whole study, frozen. Build it with ``read_study`` or ``parse_study``."""
 
-    study: About
-    cohort: Cohort
-    model: Model = Model()
-    training: Training = Training()
-    federation: Federation
-    strategy: Strategy = Strategy()
-    privacy: Privacy = Privacy()
-    policy: Policy = Policy()
-    evaluation: Evaluation = Evaluation()
-    gwas: Gwas | None = None
+    study: About = Field(description="name, research question, permitted use and seed of the study")
+    cohort: Cohort = Field(description="inputs and target of each person, and the split into training, validation and test persons")
+    model: Model = Field(default=Model(), description="task, one encoder for each input, and the fusion of their outputs")
+    training: Training = Field(default=Training(), description="one site's work in one round")
+    federation: Federation = Field(description="sites that take part, rounds, and how many answers a round needs")
+    strategy: Strategy = Field(default=Strategy(), description="how the sites' models become the next model")
+    privacy: Privacy = Field(default=Privacy(), description="differential privacy: its unit, noise and cost")
+    policy: Policy = Field(default=Policy(), description="limits of the study; a site has limits too, and the stricter one holds")
+    evaluation: Evaluation = Field(default=Evaluation(), description="subgroups of test persons with metrics of their own")
+    gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
 
     @property
     def traits(self) -> TaskTraits:
@@ -315,6 +315,8 @@ def _sentence(kind: type[BaseModel], problem: Any) -> str:
         case "literal_error":
             allowed = problem["ctx"]["expected"]
             return f"{key} must be {allowed}, not {_shown(problem['input'])}{nearest(str(problem['input']), _quoted(allowed))}."
+        case "string_pattern_mismatch" if problem["ctx"]["pattern"] in ALLOWED_TEXT:
+            return f"{key} {not_allowed(problem['input'], problem['ctx']['pattern'])}."
         case _:
             expected = problem["msg"].rstrip(".")
             if expected.startswith("Input should be "):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
 Label = Literal["classes", "number", "mask"]
@@ -76,4 +76,4 @@ def _known(task: str) -> str:
     return task
 
 
-TaskName = Annotated[str, AfterValidator(_known)]
+TaskName = Annotated[str, AfterValidator(_known), WithJsonSchema({"type": "string", "enum": list(TRAITS)})]

@@ -25,7 +25,7 @@ class Schedule(Section):
     ``factor`` ^ (t // ``every``); ``cosine`` ``lowest`` + (1 - ``lowest``) (1 + cos(pi t / T)) / 2 (Loshchilov and Hutter 2017).
     """
 
-    kind: Literal["constant", "cosine", "step"]
+    kind: Literal["constant", "cosine", "step"] = Field(description="how the rate goes on after warmup")
     warmup: Annotated[int, Field(ge=0, le=100_000, description="rounds in which the rate rises to lr")] = 0
     every: Annotated[int, Field(ge=0, le=100_000, description="step: rounds between two changes")] = 0
     factor: Annotated[float, Field(gt=0, lt=1, description="step: what each change multiplies the rate by")] = 0.1
@@ -57,20 +57,20 @@ class Schedule(Section):
 class Training(Section):
     """``[training]``: one site's work in one round."""
 
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
-    lr: Annotated[float, Field(gt=0, le=1e6)] = 1e-3
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    batch_size: Annotated[int, Field(ge=0, le=1_000_000, description="persons; 0: all persons in one batch")] = 32
-    local_epochs: Annotated[int, Field(ge=0, le=10_000)] = 1
-    evaluate_every: Annotated[int, Field(ge=0, le=100_000, description="rounds; 0: at the end only")] = 1
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = Field(default="adam", description="optimiser of the local steps")
+    lr: Annotated[float, Field(gt=0, le=1e6, description="learning rate of the local steps")] = 1e-3
+    momentum: Annotated[float, Field(ge=0, lt=1, description="sgd, rmsprop: fraction of the last step that is added; 0: none")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1e6, description="weight decay as torch.optim defines it for the optimizer")] = 0.0
+    batch_size: Annotated[int, Field(ge=0, le=1_000_000, description="persons in a local step; 0: all persons in one batch")] = 32
+    local_epochs: Annotated[int, Field(ge=0, le=10_000, description="passes over a site's training persons in a round")] = 1
+    evaluate_every: Annotated[int, Field(ge=0, le=100_000, description="rounds from one validation to the next; 0: at the end only")] = 1
     threads: Annotated[int, Field(ge=1, le=64, description="torch threads; results are bit-equal only for equal numbers")] = 1
-    precision: Precision = Field(default="float32", description="of products and convolutions; weights and sums are float32")
-    augment: Augment = Field(default=Augment(), description="[training.augment]: random changes of training images")
+    precision: Precision = Field(default="float32", description="number format of products and convolutions; weights and sums are float32")
+    augment: Augment = Field(default=Augment(), description="random changes of training images")
     local_steps: Annotated[
         int, Field(ge=0, le=limits.STEPS, description="steps a round in place of local_epochs; persons are shuffled again after each pass")
     ] = 0
-    schedule: Schedule | None = Field(default=None, description="[training.schedule]: the learning rate over the rounds")
+    schedule: Schedule | None = Field(default=None, description="the learning rate over the rounds")
     nesterov: bool = Field(default=False, description="sgd: the gradient is taken where the momentum leads")
     max_norm: Annotated[float, Field(ge=0, le=1e6, description="longest gradient of a step, over all weights; 0: as it is")] = 0.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1, description="share of a label that is spread over all classes")] = 0.0

@@ -24,6 +24,7 @@ from fedml.strategies.algorithms.algorithm import (
     at_server,
     by_weight,
 )
+from fedml.strategies.algorithms.options import Adaptivity, ByWeighting, FirstDecay, SecondDecay, ServerLr, ServerMomentum
 
 _MOST = 3.0  # of m / sqrt(v), after a gradient that grew
 _SecondMoment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -62,7 +63,11 @@ def _each_weight(lr: float) -> Callable[[float, int], float]:
 
 
 def fedadam(
-    server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
+    server_lr: ServerLr = 0.01,
+    beta_1: FirstDecay = 0.9,
+    beta_2: SecondDecay = 0.99,
+    tau: Adaptivity = 1e-3,
+    weighting: ByWeighting = "persons",
 ) -> Algorithm:
     """Adam at the server."""
     return _made(
@@ -71,7 +76,11 @@ def fedadam(
 
 
 def fedyogi(
-    server_lr: float = 0.01, beta_1: float = 0.9, beta_2: float = 0.99, tau: float = 1e-3, weighting: Weighting = "persons"
+    server_lr: ServerLr = 0.01,
+    beta_1: FirstDecay = 0.9,
+    beta_2: SecondDecay = 0.99,
+    tau: Adaptivity = 1e-3,
+    weighting: ByWeighting = "persons",
 ) -> Algorithm:
     """Yogi at the server: the second moment moves by a bounded amount."""
     return _made(
@@ -82,12 +91,14 @@ def fedyogi(
     )
 
 
-def fedadagrad(server_lr: float = 0.01, beta_1: float = 0.0, tau: float = 1e-3, weighting: Weighting = "persons") -> Algorithm:
+def fedadagrad(
+    server_lr: ServerLr = 0.01, beta_1: FirstDecay = 0.0, tau: Adaptivity = 1e-3, weighting: ByWeighting = "persons"
+) -> Algorithm:
     """Adagrad at the server."""
     return _made("Adagrad", _adaptive(server_lr, beta_1, tau, lambda v, d2: v + d2), weighting, _each_weight(server_lr))
 
 
-def fedavgm(server_lr: float = 1.0, momentum: float = 0.9, weighting: Weighting = "persons") -> Algorithm:
+def fedavgm(server_lr: ServerLr = 1.0, momentum: ServerMomentum = 0.9, weighting: ByWeighting = "persons") -> Algorithm:
     """Momentum at the server; momentum 0 and server_lr 1 is FedAvg."""
 
     def step(state: StepState, folded: Folded) -> tuple[StepState, Arrays]:

@@ -16,7 +16,6 @@ from fedml.strategies.algorithms.algorithm import (
     Sends,
     Server,
     SiteWork,
-    Weighting,
     Words,
     as_far,
     by_weight,
@@ -24,12 +23,13 @@ from fedml.strategies.algorithms.algorithm import (
     no_objection,
     nothing_more,
 )
+from fedml.strategies.algorithms.options import ByWeighting, Mu
 
 # The key of Flower's FedProx, so that this site part works with both servers.
 MU = "proximal-mu"
 
 
-def fedprox(mu: float = 0.01, weighting: Weighting = "persons") -> Algorithm:
+def fedprox(mu: Mu = 0.01, weighting: ByWeighting = "persons") -> Algorithm:
     """FedAvg whose sites stay near the round's model; mu = 0 is FedAvg.
 
     Raises:

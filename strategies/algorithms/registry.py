@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, get_args
 
 from flwr.serverapp.strategy import Strategy
+from pydantic import ValidationError
 
 from fedml.errors import InputError, nearest
 from fedml.strategies.algorithms.algorithm import Algorithm, Weighting, at_server
@@ -18,6 +19,7 @@ from fedml.strategies.algorithms.fedopt import fedadagrad, fedadam, fedavgm, fed
 from fedml.strategies.algorithms.fedprox import fedprox, flower_fedprox
 from fedml.strategies.algorithms.flower_strategy import FlowerStrategy, check_obeyed
 from fedml.strategies.algorithms.optimizer_state import keeping_optimizer
+from fedml.strategies.algorithms.options import options_of
 from fedml.strategies.algorithms.private import private
 from fedml.strategies.algorithms.scaffold import scaffold
 from fedml.study.study import Study
@@ -108,6 +110,13 @@ def _check_options(name: str, make: Callable[..., Any], options: dict[str, Any])
             raise InputError(f"[strategy] weighting must be one of {', '.join(get_args(Weighting))}, not {value!r}.")
         if name in STRATEGIES and key != "weighting" and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise InputError(f"[strategy] {key} must be a number, not {value!r}.")
+    if name in STRATEGIES:
+        try:
+            options_of(name, make)(**options)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            expected = first["msg"].removeprefix("Input should be ")
+            raise InputError(f"[strategy] {first['loc'][0]} is {first['input']:g}; it must be {expected}.") from None
 
 
 def _imported(path: str) -> type[Strategy]:

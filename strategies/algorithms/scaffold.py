@@ -34,12 +34,13 @@ from fedml.strategies.algorithms.algorithm import (
     Words,
     parameters,
 )
+from fedml.strategies.algorithms.options import ServerLr
 from fedml.study.study import Study
 
 CONTROL, CHANGE = "control", "control-change"  # c to the site, c_i at the site; c_i' - c_i back
 
 
-def scaffold(server_lr: float = 1.0) -> Algorithm:
+def scaffold(server_lr: ServerLr = 1.0) -> Algorithm:
     """SCAFFOLD with the server's learning rate ``server_lr``; with 1 the next model is the mean of the sites' models.
 
     Raises:

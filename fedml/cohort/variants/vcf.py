@@ -120,7 +120,7 @@ def open_vcf(path: Path) -> VcfSource:
     text = bcf.header_text(start, pieces, path) if binary else _header_text(start, pieces, path)
     names = text.rstrip(b"\r\n").rpartition(b"\n")[2].rstrip(b"\r")
     if not text.startswith(b"##fileformat=VCF") or not names.startswith(b"#CHROM\t"):
-        raise InputError(f"{path}: has no valid VCF or BCF header; rewrite the file with a header (bcftools view).")
+        raise InputError(_no_header(path, binary))
     samples = names.split(b"\t")[9:]
     if not samples:
         raise InputError(f"{path}: the header names no sample; give a file with genotypes.")
@@ -131,10 +131,20 @@ def open_vcf(path: Path) -> VcfSource:
         with pysam.VariantFile(str(path)) as file:
             header = file.header
     except (OSError, ValueError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: has no valid VCF or BCF header; rewrite the file with a header (bcftools view).") from error
+        raise InputError(_no_header(path, binary)) from error
     if "GT" not in header.formats:
         raise InputError(f"{path}: the header declares no FORMAT field GT; give a file with genotypes.")
     return VcfSource(path, header, binary, bgzip, len(text.splitlines()))
+
+
+def _no_header(path: Path, binary: bool) -> str:
+    """The error of a file without a valid header. bcftools, with ``reheader`` too, refuses such a file, so the header is put before it."""
+    if binary:
+        return f"{path}: has no valid BCF header; export the file again."
+    return (
+        f"{path}: has no valid VCF header, and bcftools cannot read the file either; put the header of a file of the same samples, in the "
+        f"same order, before its records: (bcftools view -h OTHER.vcf.gz; zgrep -v '^#' {path.name}) | bgzip > NEW.vcf.gz"
+    )
 
 
 def _header_text(start: bytes, pieces: Iterator[bytes], path: Path) -> bytes:
