@@ -25,27 +25,30 @@ class Files:
     public: Annotated[bool, typer.Option("--public", help="The data are published or synthetic: exact counts may leave a site.")] = False
 
 
-@grouped
-def new(
-    out: Annotated[Path, _OUT],
-    files: Files,
-    table: Annotated[Path | None, typer.Option("--table", help="Persons: CSV, TSV or Parquet.")] = None,
-    images: Annotated[Path | None, typer.Option("--images", help="Folder of images named <id>, or with a folder for each class.")] = None,
-    variants: Annotated[Path | None, typer.Option("--variants", help="VCF, BCF or PLINK bed whose samples are the persons.")] = None,
-    target: Annotated[str, typer.Option("--target", help="Column of what is predicted; default: one with a usual name.")] = "",
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of ``fedml new``."""
+
+    table: Annotated[Path | None, typer.Option("--table", help="Persons: CSV, TSV or Parquet.")] = None
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of images named <id>, or with a folder for each class.")] = None
+    variants: Annotated[Path | None, typer.Option("--variants", help="VCF, BCF or PLINK bed whose samples are the persons.")] = None
+    target: Annotated[str, typer.Option("--target", help="Column of what is predicted; default: one with a usual name.")] = ""
     label_part: Annotated[
         int | None, typer.Option("--label-part", help="Label in the images' names: part 1, 2, ... or -1, -2, ... from the end.")
-    ] = None,
-    build: Annotated[str, typer.Option("--build", help="Genome build of the variants; default: from the file's header.")] = "",
-) -> None:
+    ] = None
+    build: Annotated[str, typer.Option("--build", help="Genome build of the variants; default: from the file's header.")] = ""
+
+
+@grouped
+def new(out: Annotated[Path, _OUT], inputs: Inputs, files: Files) -> None:
     """Write a study and site folders from your own table, images or VCF; what was guessed is printed, so that you can correct it.
 
     Example: fedml new work --table cohort.csv --target death && fedml run work/study.toml --sites work/sites
     """
     from fedml.experiments.new.make import Given, make
 
-    given = Given(table, images, variants, files.id, target, files.site_column, files.simulate, label_part, build, files.public)
-    make(given, out, print)
+    found = (files.id, inputs.target, files.site_column, files.simulate, inputs.label_part, inputs.build, files.public)
+    make(Given(inputs.table, inputs.images, inputs.variants, *found), out, print)
     print(f"next: fedml check {out / 'study.toml'}; fedml run {out / 'study.toml'} --sites {out / 'sites'}")
 
 

@@ -1,0 +1,69 @@
+"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedml.experiments.options import Sites
+from fedml.experiments.runs.launch import find
+
+
+def promote(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    alias: Annotated[str, typer.Option("--as", help="challenger, or champion (the model in use).")] = "challenger",
+    margin: Annotated[float, typer.Option(help="Largest loss of the metric at a site, against the champion.")] = 0.02,
+) -> None:
+    """Register a run's model in MLflow under the study's name. Refuses if a site would lose too much, or a promise of the study is broken.
+
+    Example: fedml promote fedml-runs/heart-20260131-101500-3fa2b1 --as champion
+    """
+    from fedml.experiments.models.promote import promote as register
+    from fedml.tracking.store import plain_errors
+
+    with plain_errors():
+        version = register(run_folder, alias, margin)
+    print(f"{version.name} version {version.number} is the {alias}: models:/{version.name}@{alias}")
+
+
+def ui(port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Port on 127.0.0.1.")] = 5000) -> None:
+    """Serve MLflow's pages of the recorded runs until stopped; print a link for each study.
+
+    Example: fedml ui --port 5001
+    """
+    from fedml.experiments.models.ui import serve
+
+    serve(port, print)
+
+
+def predict(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    sites: Sites,
+    out: Annotated[Path, typer.Option("--out", help="CSV file to write; only this account can read it.")] = Path("predictions.csv"),
+) -> None:
+    """Write the model's prediction for each person whose data are on this machine: site, id, part, label, prediction. Nothing is sent.
+
+    Example: fedml predict fedml-runs/heart-20260131-101500-3fa2b1 --sites out/heart --out predictions.csv
+    """
+    from fedml.experiments.models.predictions import predictions
+    from fedml.experiments.runs.record import read_record
+    from fedml.runs.log import write_whole
+
+    found = predictions(run_folder, find(sites, read_record(run_folder).study, print))
+    write_whole(out, found.to_csv(index=False).encode(), mode=0o600)
+    print(f"{out}: {len(found)} persons of {found['site'].nunique()} sites")
+
+
+def export_score(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="File to write; gzip if it ends with .gz.")] = Path("pgs.txt.gz"),
+) -> None:
+    """Write a run's linear model on variants as a scoring file (PGS Catalog format 2.0), for `fedml-site score` and other programs.
+
+    Example: fedml export-score fedml-runs/risk-20260131-101500-3fa2b1 --out risk.txt.gz
+    """
+    from fedml.experiments.models.export_score import export_score as export
+
+    print(export(run_folder, out))
