@@ -193,3 +193,14 @@ def test_options(words: tuple[str, str], study: Path, sites: Path, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert words[1].split("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("Oslo", 'write "oslo"'), ("Sankt Gallen", 'write "sankt-gallen"'), ("-", "allowed are lower-case")]
+)
+def test_a_new_site_with_another_name_gets_one_that_is_allowed(name: str, fix: str, tmp_path: Path) -> None:
+    done = command("fedml-site", "init", "--", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert fix in done.stderr
+    assert "^[a-z" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
