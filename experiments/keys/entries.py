@@ -56,11 +56,11 @@ def _below(file: File, node: Schema, path: str) -> Iterator[Entry]:
     for key, value in node["properties"].items():
         here = f"{path}.{key}".removeprefix(".")
         if "properties" in value:
-            yield Entry(file, here, "section", "", "", value["description"], tuple(value["properties"]))
+            yield Entry(file, here, "section", "", "", value.get("description", ""), tuple(value["properties"]))
             yield from _below(file, value, here)
         else:
             default = "required" if key in node.get("required", ()) else _default(value)
-            yield Entry(file, here, _type(value), default, _allowed(value), value["description"])
+            yield Entry(file, here, _type(value), default, _allowed(value), value.get("description", ""))
 
 
 def _default(node: Schema) -> str:

@@ -13,6 +13,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, final
 
 import numpy as np
@@ -142,8 +143,9 @@ def _no_header(path: Path, binary: bool) -> str:
     if binary:
         return f"{path}: has no valid BCF header; export the file again."
     return (
-        f"{path}: has no valid VCF header, and bcftools cannot read the file either; put the header of a file of the same samples, in the "
-        f"same order, before its records: (bcftools view -h OTHER.vcf.gz; zgrep -v '^#' {path.name}) | bgzip > NEW.vcf.gz"
+        f"{path}: has no valid VCF header, and bcftools cannot read the file either; put the header of another file of the same samples, "
+        f"in the same order, before its records: (bcftools view -h OTHER.vcf.gz; zgrep -v '^#' {quote(str(path))}) | bgzip > NEW.vcf.gz, "
+        "where OTHER.vcf.gz is that file."
     )
 
 

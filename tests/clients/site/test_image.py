@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.study import Study, validate
+from tests.command import ROOT
 from tests.conftest import write_csv, write_manifest, write_picture
 
 RNG = np.random.default_rng(0)
@@ -192,7 +195,7 @@ def test_a_truncated_npz_is_named(tmp_path: Path, kept: float) -> None:
         ({"ids": np.array(IDS), "pictures": GREY}, ["images"]),
         ({"ids": np.array(IDS[:2]), "images": GREY}, ["2 ids but 3 images"]),
         ({"ids": np.array(IDS), "images": np.array([object()] * 3)}, ["cannot be read"]),
-        ({"ids": np.array(["q1", "q2", "q3"]), "images": GREY}, ["no image of a person in the persons table"]),
+        ({"ids": np.array(["q1", "q2", "q3"]), "images": GREY}, ["none of the 3 persons"]),
         pytest.param({"ids": np.array(IDS), "images": np.array([["a"]] * 3)}, []),
         pytest.param({"ids": np.array(IDS), "images": np.float32(1)}, []),
     ],
@@ -200,7 +203,19 @@ def test_a_truncated_npz_is_named(tmp_path: Path, kept: float) -> None:
 def test_an_npz_that_is_not_ids_and_images_is_named(tmp_path: Path, arrays: dict[str, Any], words: list[str]) -> None:
     path = tmp_path / "images.npz"
     np.savez(path, **arrays)
-    refused(path, "npz", str(path), *words)
+    refused(path, "npz", str(path), *words, *([] if "persons" in str(words) else ["docs/images.md", "One npz file"]))
+
+
+def test_the_layout_of_an_npz_in_the_guide_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = (ROOT / "docs" / "images.md").read_text(encoding="utf-8").partition("## One npz file\n")[2].partition("\n## ")[0]
+    code = guide.partition("```python\n")[2].partition("```")[0]
+    assert "np.savez_compressed(" in code
+    monkeypatch.chdir(tmp_path)
+    run = "import numpy as np\nfirst, second = np.zeros((4, 6)), np.ones((4, 6))\n" + code
+    subprocess.run([sys.executable, "-c", run], check=True)
+    read = read_images(tmp_path / "images.npz", "npz", ["p002", "p001"], None)
+    assert np.asarray(read.person).tolist() == [0, 1]
+    assert np.asarray(read.pixels[:])[:, 0, 0, 0].tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -285,6 +285,27 @@ def test_rows_of_two_tables_are_joined_by_id(tmp_path: Path) -> None:
     np.testing.assert_array_equal(after.parts, before.parts[3:])
 
 
+def test_a_site_whose_training_persons_lack_labels_or_inputs_is_told_so_and_not_to_look_at_the_split(tmp_path: Path) -> None:
+    study = make_study()
+    all_missing = clinical_site(tmp_path / "all", "a", 30, 1, labels=[""] * 30)
+    with pytest.raises(
+        InputError, match=r'persons\.csv: no person has a label: column "y" is empty; fill it, or correct \[cohort\] target'
+    ) as no:
+        load_cohort((str(all_missing),), study)
+    assert "split" not in str(no.value)
+    ids = [str(i) for i in pd.read_csv(tmp_path / "all" / "persons.csv", dtype=str)["id"]]
+    train = [part_of(i, study.split_key, study.cohort.split) == 0 for i in ids]
+    assert 5 < sum(train) < 30
+    some = clinical_site(tmp_path / "some", "a", 30, 1, labels=["" if t else 1 for t in train])
+    with pytest.raises(InputError, match=r'persons\.csv: no person in the train part has a label: column "y" is empty'):
+        load_cohort((str(some),), study)
+    mixed = clinical_site(tmp_path / "mixed", "a", 30, 1, missing=0)
+    table = pd.read_csv(tmp_path / "mixed" / "clinical.csv", dtype={"id": str})
+    table[[not t for t in train]].to_csv(tmp_path / "mixed" / "clinical.csv", index=False)
+    with pytest.raises(InputError, match=rf"none of the {sum(train)} persons in the train part can be used: {sum(train)} have none of the"):
+        load_cohort((str(mixed),), study)
+
+
 def test_a_site_without_training_persons_or_inputs_is_refused(tmp_path: Path) -> None:
     manifest = clinical_site(tmp_path, "a", 12, 1)
     with pytest.raises(InputError, match=r"none of its 12 usable persons is in the train part"):

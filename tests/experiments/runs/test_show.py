@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
 from fedml.experiments.runs.show import final_table
 from fedml.runs.events import NO_FINAL, PartScores
-from tests.conftest import make_study
+from tests.command import quick
+from tests.conftest import clinical_site, make_plan, make_study, to_toml
 
 
 def test_many_classes_fit_a_terminal_and_nothing_is_lost() -> None:
@@ -25,3 +29,20 @@ def test_many_classes_fit_a_terminal_and_nothing_is_lost() -> None:
     assert "…" not in out.getvalue()
     assert sum(line.startswith("│ aorta") and "16.500" in line for line in lines) == 2  # of all, and of the worst site
     assert any("porto (worst)" in line and "0.123" in line for line in lines)
+
+
+def test_the_line_of_a_round_says_that_its_metric_is_of_the_model_before_that_round(tmp_path: Path) -> None:
+    clinical_site(tmp_path / "sites" / "a", "a", 200, 0)
+    said: dict[int, str] = {}
+    after: dict[int, str] = {}
+    for rounds in (0, 1, 2):  # the validation persons' metric after 0, 1 and 2 rounds, from the last evaluation of a run of as many
+        plan = make_plan(sites=("a",), federation__rounds=rounds, training__lr=0.5)
+        (tmp_path / "study.toml").write_text(to_toml(plan))
+        done = quick("fedml", "run", "study.toml", "--sites", "sites", "--no-track", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        after[rounds] = f"{json.loads(done.stdout.splitlines()[-1])['metrics']['val']['auroc']:.3f}"
+        for number, value, which in re.findall(r"round (\d)/\d: val auroc ([\d.]+) (.*?), 1 sites", done.stdout + done.stderr):
+            assert which == "(before this round)"
+            said[int(number)] = value
+    assert said == {1: after[0], 2: after[1]}
+    assert len(set(after.values())) > 1

@@ -133,7 +133,24 @@ def manifest_key(study: Path, sites: Path) -> list[str]:
     return ["oslo/site.toml", "[data] person", 'did you mean "persons"']
 
 
+def capital_site(study: Path, sites: Path) -> list[str]:
+    replace(sites / "oslo" / "site.toml", 'name = "oslo"', 'name = "Oslo"')
+    return ["oslo/site.toml", '[site] name is "Oslo"', "lower-case letters, digits", 'write "oslo"']
+
+
+def capital_roster(study: Path, sites: Path) -> list[str]:
+    replace(study, '"oslo"', '"São Paulo"')
+    return ["demo.toml", "[federation] sites, item", 'is "São Paulo"', "lower-case letters, digits", 'write "sao-paulo"']
+
+
+def no_labels(study: Path, sites: Path) -> list[str]:
+    table = sites / "utrecht" / "persons.csv"
+    table.write_text(re.sub(r"(?m)^(utrecht-\d+),[01],", r"\1,,", table.read_text()))
+    return ["utrecht/persons.csv", "no person has a label", 'column "disease" is empty', "[cohort] target"]
+
+
 BREAKS = [
+    capital_site, capital_roster, no_labels,
     unknown_key, wrong_type, impossible, unknown_strategy_key, unknown_network, no_study, missing_file, person_twice, strange_label,
     truncated_images, headerless_vcf, truncated_vcf, empty_test_part, not_in_roster, different_columns, manifest_key,
 ]  # fmt: skip
@@ -176,3 +193,14 @@ def test_options(words: tuple[str, str], study: Path, sites: Path, tmp_path: Pat
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert words[1].split("=")[0] in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("Oslo", 'write "oslo"'), ("Sankt Gallen", 'write "sankt-gallen"'), ("-", "allowed are lower-case")]
+)
+def test_a_new_site_with_another_name_gets_one_that_is_allowed(name: str, fix: str, tmp_path: Path) -> None:
+    done = command("fedml-site", "init", "--", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert fix in done.stderr
+    assert "^[a-z" not in done.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -116,7 +116,7 @@ def headerless(place: Path) -> list[str]:
     _, records = read_lines(vcf)
     with pysam.BGZFile(str(vcf), "wb") as out:
         out.write("".join(f"{line}\n" for line in records).encode())
-    return ["porto/cohort.vcf.gz", "no valid VCF header", "zgrep -v '^#' cohort.vcf.gz) | bgzip"]
+    return ["porto/cohort.vcf.gz", "no valid VCF header", "zgrep -v '^#' ", "cohort.vcf.gz) | bgzip > NEW.vcf.gz"]
 
 
 def no_such_contig(place: Path) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import re
+import shlex
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pysam
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -454,6 +457,35 @@ def test_files_that_are_no_vcf_are_refused(tmp_path: Path) -> None:
     refused(path, "BCF version 2")
     path.write_bytes(b"BCF\2\2" + bytes([255, 255, 0, 0]) + bytes(100))
     refused(path, "header")
+
+
+@pytest.mark.parametrize("lost", ["all", "##fileformat", "#CHROM"])
+@pytest.mark.parametrize("ending", [".vcf", ".vcf.gz"])
+def test_the_way_to_a_header_that_the_error_names_works_where_bcftools_does_not(tmp_path: Path, lost: str, ending: str) -> None:
+    whole = vcf_text(SAMPLES, RECORDS)
+    lines = [line for line in whole.splitlines() if not line.startswith("#" if lost == "all" else lost)]
+    path, other = tmp_path / f"a cohort{ending}", tmp_path / "other.vcf"
+    (path.write_text if ending == ".vcf" else lambda text: _bgzip(path, text))("\n".join(lines) + "\n")
+    other.write_text("\n".join(whole.splitlines()[:-1]) + "\n")
+    with pytest.raises(pysam.SamtoolsError):
+        pysam.bcftools.view(str(path))
+    with pytest.raises(InputError) as raised:
+        open_vcf(path)
+    said = str(raised.value)
+    assert "has no valid VCF header" in said
+    # The command of the message, with the two programs from pysam: bcftools is not installed everywhere.
+    found = re.search(r"\(bcftools view -h OTHER\.vcf\.gz; (.*)\) \| bgzip > NEW\.vcf\.gz", said)
+    assert found is not None
+    records = subprocess.run(shlex.split(found[1]), capture_output=True, text=True, check=True).stdout
+    _bgzip(tmp_path / "new.vcf.gz", pysam.bcftools.view("-h", "--no-version", str(other)) + records)
+    assert open_vcf(tmp_path / "new.vcf.gz").samples == tuple(SAMPLES)
+    with pysam.VariantFile(str(tmp_path / "new.vcf.gz")) as file:
+        assert len(list(file)) == len(RECORDS)
+
+
+def _bgzip(path: Path, text: str) -> None:
+    with pysam.BGZFile(str(path), "wb") as out:
+        out.write(text.encode())
 
 
 def test_a_file_without_records_gives_no_block(tmp_path: Path) -> None:
