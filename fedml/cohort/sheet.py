@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +83,8 @@ def _text(path: Path, id_column: str, columns: Collection[str] | None, numeric: 
     names, separator = header(path, id_column)
     if not any(names):
         raise ValueError("it is empty")
-    wanted = [at for at, name in enumerate(names) if columns is None or name == id_column or name in columns]
+    kept = _kept(names, columns)
+    wanted = [at for at, name in enumerate(names) if name == id_column or name in kept]
     if id_column not in names:  # before its rows, which may be those of another kind of file
         return _nothing(names)
     if numeric:
@@ -108,6 +109,11 @@ def _nothing(names: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.DataFrame(columns=pd.Index(names))
+
+
+def _kept(names: Sequence[str], columns: Collection[str] | None) -> Collection[str]:
+    """Names of the columns to read: all, or those asked for; where one is not there, some more, so that an error can name a similar one."""
+    return names if columns is None else columns if set(columns) <= set(names) else {*columns, *names[:500]}
 
 
 def _parse(
@@ -177,7 +183,8 @@ def _parquet(path: Path, id_column: str, columns: Collection[str] | None) -> pd.
     from pyarrow import parquet
 
     names = parquet.read_schema(path).names
-    wanted = None if columns is None else [name for name in names if name == id_column or name in columns]
+    kept = _kept(names, columns)
+    wanted = None if columns is None else [name for name in names if name == id_column or name in kept]
     frame: pd.DataFrame = parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
     for at in range(frame.shape[1]):
         if str(frame.dtypes.iloc[at]) in ("object", "category", "str", "string"):

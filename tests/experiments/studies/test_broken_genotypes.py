@@ -128,7 +128,7 @@ def strangers(place: Path) -> list[str]:
     vcf = place / "sites/porto/cohort.vcf.gz"
     _, records = read_lines(vcf)
     write_vcf(vcf, records, [f"sample{k}" for k in range(PERSONS)])
-    return ["porto/cohort.vcf.gz", "none of its samples is in the persons table", "use the same ids"]
+    return ["porto/cohort.vcf.gz", "names none of the 40 persons", "write ids alike in every file"]
 
 
 def junk(place: Path) -> list[str]:
