@@ -100,7 +100,7 @@ def refused(path: Path, *words: str, persons: list[str] = SAMPLES, **options: ob
 
 def test_unknown_samples_are_reported(tmp_path: Path) -> None:
     for path in (write_vcf(tmp_path / "c.vcf.gz", SAMPLES, RECORDS), write_bed(tmp_path / "c.bed", SAMPLES, KEYS, DOSAGE)):
-        with pytest.raises(InputError, match="none of its samples"):
+        with pytest.raises(InputError, match="names none of the 2 persons"):
             read(path, ["x", "y"])
 
 
