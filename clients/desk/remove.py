@@ -76,9 +76,8 @@ def plan_removal(site: Site, with_journal: bool) -> Plan:
 
 def _data(site: Site) -> Iterator[Path]:
     """The paths of the hospital's files that the manifest names."""
-    data = site.manifest.data
-    for name in (data.persons, data.split, *(v for section in data.inputs.values() for v in section.model_dump().values())):
-        if isinstance(name, str) and (site.folder / name).exists():
+    for name in site.manifest.data.files:
+        if (site.folder / name).exists():
             yield site.folder / name
 
 

@@ -65,6 +65,12 @@ class Data(_Section):
         found = {name: getattr(self, name) for name in MODALITIES}
         return {name: section for name, section in found.items() if section is not None}
 
+    @property
+    def files(self) -> list[str]:
+        """The files and folders that the manifest names, each once. A text that is no path (a format, a build) may be among them."""
+        texts = [v for section in self.inputs.values() for k, v in section.model_dump().items() if isinstance(v, str) and v and k != "id"]
+        return list(dict.fromkeys([self.persons, *([self.split] if self.split else []), *texts]))
+
 
 class Policy(_Section):
     """``[policy]``: what the site allows; the gate (``fedml.clients.gate.gate``) enforces it. The defaults are strict.

@@ -12,12 +12,8 @@ from fedml.clients.site.manifest import Site
 
 def stamp_of(site: Site) -> str:
     """SHA-256 over path, size, time of change and inode of the manifest and of every data file, in folders too. Reads no content."""
-    data = site.manifest.data
-    names = [data.persons, *([data.split] if data.split else [])]
-    for section in data.inputs.values():
-        names += [value for value in section.model_dump().values() if isinstance(value, str)]
     digest = hashlib.sha256()
-    for path in [site.file, *(site.folder / name for name in dict.fromkeys(names))]:
+    for path in [site.file, *(site.folder / name for name in site.manifest.data.files)]:
         _add(digest, path)
     return digest.hexdigest()
 

@@ -138,7 +138,9 @@ def numbers(values: pd.Series[Any], path: Path, *, booleans: bool = True) -> npt
     else:
         found, strange = np.empty(0), values[values.notna()]
     if len(strange):
-        raise InputError(f'{path}: column "{values.name}" has no finite number for {len(strange)} person(s){_kind(strange.iloc[0])}.')
+        raise InputError(
+            f'{path}: column "{values.name}" has no finite number for {len(strange)} person(s){_kind(strange.iloc[0], booleans)}.'
+        )
     return found
 
 
@@ -153,7 +155,7 @@ def _number(value: Any) -> float | None:
     return None
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any, clinical: bool) -> str:
     """What a cell is that is no number, and what to write."""
     text = printable(str(value)[:40])
     if isinstance(value, str):
@@ -161,7 +163,8 @@ def _kind(value: Any) -> str:
             return f', such as "{text}"; write numbers with a decimal point and without separators of thousands'
         if re.match(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}", value):
             return f', but a date such as "{text}"; write a number in its place, such as an age in years or a number of days'
-        fix = "correct the cell, leave it empty, list it under [cohort.clinical] missing, or declare the column under categories"
+        fix = "correct the cell or leave it empty"
+        fix += ", list it under [cohort.clinical] missing, or declare the column under categories" if clinical else ""
         return f', such as "{text}"; {fix}'
     if isinstance(value, date | timedelta | np.datetime64 | np.timedelta64):
         return f", but dates or durations such as {text}; write a number in its place, such as an age in years or a number of days"

@@ -220,7 +220,7 @@ def bytes_of_another_kind(folder: Path) -> None:
         (remove_clinical, "clinical", "does not exist", "correct the path"),
         (id_twice, "persons table", "more than one row", "one row for each person"),
         (no_id, "persons table", "no id", "every row"),
-        (no_header, "persons table", 'no column "id"', "named"),
+        (no_header, "persons table", "no column of ids", "name the column"),
         (ragged, "persons table", "cannot be read", "CSV"),
         (bytes_of_another_kind, "persons table", "cannot be read", "UTF-8"),
     ],

@@ -228,7 +228,7 @@ REFUSED: dict[str, tuple[Write, list[str]]] = {
         ['has the column "x" 2 times'],
     ),
     "ids twice": (text("clinical.csv", lambda: csv_text(values()) + "007,50,5,F\n"), ['person "007" has 2 rows']),
-    "below a limit": (cell("x", 7, "<0.5"), ['"x" has no finite number for 1 person(s), such as "<0.5"', "leave it empty"]),
+    "below a limit": (cell("x", 7, "<0.5"), ['"x" has no finite number for 1 person(s), such as "<0.5"', "[cohort.clinical] missing"]),
     "a decimal comma between commas": (with_column(x=[str(v).replace(".", ",") for v in X]), ["decimal point"]),
     "decimal commas without quotes": (
         text("clinical.csv", lambda: csv_text(values(), decimal=",").replace('"', "")), ["row 2 has 5 cells, the header has 4"]
