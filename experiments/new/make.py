@@ -18,6 +18,7 @@ from fedml.errors import InputError
 from fedml.experiments.new import guess
 from fedml.experiments.new.guess import Columns
 from fedml.seeds import derive_seed
+from fedml.study.task_traits import TRAITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,7 +216,8 @@ def _study(given: Given, found: Found, name: str) -> str:
             [f"categories = {_inline({k: [_code(c) for c in v] for k, v in columns.categories.items()})}"] if columns.categories else []
         )
         lines += [f"missing = {_inline(columns.missing)}"] if columns.missing else []
-    lines += ["", "[model]", f'task = "{"classification" if found.classes else "regression"}"']
+    task = next(name for name, traits in TRAITS.items() if traits.label == ("classes" if found.classes else "number"))
+    lines += ["", "[model]", f'task = "{task}"']
     lines += ["", "[training]", f"lr = {1e-3 if found.images else 0.05}", "batch_size = 32"]
     lines += ["", "[federation]", f"sites = {json.dumps(list(found.site))}", "rounds = 20"]
     if given.variants is not None and (found.classes is None or len(found.classes) == 2):

@@ -206,10 +206,10 @@ MUTANTS: Mutants = {
     ),
     "steps of a round that epsilon does not count": (
         [("fedml/privacy/releases.py", "plan.local_steps or plan.local_epochs", "plan.local_epochs")],
-        "fedml/learning/test_training_options.py::test_the_accountant_counts_the_steps_of_the_plan",
+        "strategies/test_training_options.py::test_the_accountant_counts_the_steps_of_the_plan",
     ),
     "epsilon of as many rounds as the metrics allowed": (
         [("strategies/rounds.py", "if study.training.patience:", "if False:")],
-        "fedml/learning/test_training_options.py::test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds",
+        "strategies/test_training_options.py::test_a_run_that_metrics_ended_early_claims_the_epsilon_of_all_its_rounds",
     ),
 }

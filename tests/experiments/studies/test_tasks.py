@@ -347,6 +347,7 @@ def test_a_statistic_of_every_person_once_is_the_metric_itself() -> None:
 # --- nothing else asks for a task's name
 
 ALLOWED = {
+    ("experiments/keys/schema.py", "_NAMES"): "the key [model] segmentation, which has the name of its task",
     ("fedml/study/sections.py", "task"): "the default of [model] task",
     ("fedml/study/task_traits.py", "TRAITS"): "the table of traits",
     ("fedml/tasks/registry.py", "TASKS"): "the table of tasks",
