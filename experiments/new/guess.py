@@ -54,7 +54,10 @@ def read_persons(path: Path, id_column: str, said: list[str]) -> tuple[pd.DataFr
     """
     if id_column:
         return read_table(path, id_column), id_column
-    names = header(path)[0] if path.suffix != ".parquet" else _parquet_names(path)
+    try:
+        names = header(path)[0] if path.suffix != ".parquet" else _parquet_names(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error}); give --table a CSV, TSV or Parquet file.") from error
     likely = [name for name in names if _plain(name) in _IDS]
     for name in likely:
         try:

@@ -39,7 +39,7 @@ def check_ids(persons: Sequence[str], found: Collection[str], where: str) -> Non
 
 
 def _unique(ids: Sequence[str]) -> dict[str, str]:
-    """Spelling without case, punctuation and leading zeros -> id, where only one id has it."""
+    """Spelling without case, punctuation and leading zeros of its numbers -> id, where only one id has it."""
     spelled = dict[str, list[str]]()
     for text in ids:
         spelled.setdefault(_bare(text), []).append(text)
@@ -48,4 +48,5 @@ def _unique(ids: Sequence[str]) -> dict[str, str]:
 
 def _bare(text: str) -> str:
     text = re.sub(r"^([0-9]+)[.,]0+$", r"\1", text.strip()).casefold()
-    return re.sub(r"(?<![0-9])0+(?=[0-9])", "", re.sub(r"[^0-9a-z]", "", text))
+    # Letters of any script and numbers stay apart: 1-12 is not 11-2, and another letter is another id.
+    return ".".join(part.lstrip("0") or "0" for part in re.findall(r"[^\W\d_]+|[0-9]+", text))

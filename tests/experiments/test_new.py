@@ -107,12 +107,8 @@ def test_a_vcf_with_phenotypes(tmp_path: Path) -> None:
     )
     calls = np.array(["0/0", "0/1", "1/1"])
     write_vcf(tmp_path / "all.vcf.gz", ids, [("21", 1000 + v, f"rs{v}", "A", "G", calls[dosage[:, v]].tolist()) for v in range(40)])
-    wrong = quick("fedml", "new", "mine", "--table", "pheno.tsv", "--variants", "all.vcf.gz", "--target", "height_cm", cwd=tmp_path)
-    if wrong.returncode:
-        assert "give --build" in wrong.stderr
     words = ["--table", "pheno.tsv", "--variants", "all.vcf.gz", "--target", "height_cm", "--build", "GRCh38", "--simulate", 2]
-    if wrong.returncode:
-        assert "is predicted as a number" in made(tmp_path, *words).stdout
+    assert "is predicted as a number" in made(tmp_path, *words).stdout
     done = quick(
         "fedml", "gwas", "mine/study.toml", "--sites", "mine/sites", "--json", "--no-track", "--set", "gwas.components=0", cwd=tmp_path
     )
@@ -149,3 +145,11 @@ def test_what_cannot_be_guessed_names_its_option(tmp_path: Path, text: str, word
     assert told in done.stderr
     assert not (tmp_path / "mine").exists()
     assert not list(tmp_path.glob(".mine*"))
+
+
+@pytest.mark.parametrize("name", ["nowhere.csv", "nowhere.parquet", "."])
+def test_a_table_that_is_not_there_is_a_sentence(tmp_path: Path, name: str) -> None:
+    done = quick("fedml", "new", "mine", "--table", name, cwd=tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "unexpected" not in done.stderr

@@ -17,6 +17,7 @@ import pytest
 
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import read_cohort
+from fedml.cohort.ids import check_ids
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError
 from fedml.study.study import Study
@@ -216,7 +217,7 @@ def labels(values_of: list[Any]) -> Write:
 REFUSED: dict[str, tuple[Write, list[str]]] = {
     "zeros lost": (with_ids([i.lstrip("0") for i in IDS]), ['has "1" where the persons table has "001"', "write ids alike"]),
     "ids as floats": (with_ids([f"{int(i)}.0" for i in IDS]), ["60 of 60 persons", 'has "1.0"']),
-    "ids with a hyphen": (with_ids([f"0-{i}" for i in IDS]), ["60 of 60 persons", 'has "0-001" where the persons table has "001"']),
+    "ids with a hyphen": (with_ids([f"0-{i}" for i in IDS]), ["names none of the 60 persons", '"0-001"']),
     "one id in another spelling": (with_ids(["1", *IDS[1:]]), ["1 of 60 persons", 'has "1" where the persons table has "001"']),
     "ids of other persons": (with_ids([f"P{i}" for i in IDS]), ["names none of the 60 persons", '"P001"']),
     "a duplicated column": (
@@ -337,3 +338,20 @@ def test_honest_columns_are_not_wild(tmp_path: Path, column: Any) -> None:
     from fedml.cohort.wild import wild
 
     assert wild(np.asarray(column, dtype=np.float64)) is None
+
+
+@pytest.mark.parametrize(
+    ("person", "other", "same"),
+    [
+        ("007", "7", True), ("PT-007", "pt7", True), ("a 1", "A_01", True), ("12", "12.0", True),
+        ("1-12", "11-2", False), ("\u00c51", "\u00d61", False), ("a1", "b1", False), ("10", "1", False),
+    ],
+)  # fmt: skip
+def test_which_ids_are_one_in_two_spellings(person: str, other: str, same: bool) -> None:
+    """A second person, whom both have, so that a file of nobody is not what is refused."""
+    try:
+        check_ids([person, "both"], [other, "both"], "clinical.csv")
+        refused = False
+    except InputError:
+        refused = True
+    assert refused is same
