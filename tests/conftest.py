@@ -26,6 +26,8 @@ settings.load_profile("core")
 
 # Files that take longest, from the first: they begin first, so that no worker is left alone with one at the end.
 LONGEST = (
+    "test_mutants.py",
+    "experiments/federation/test_kills.py",
     "strategies/gwas/test_gwas.py",
     "experiments/studies/test_attack.py",
     "experiments/runs/test_end_to_end.py",
