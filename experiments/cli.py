@@ -200,8 +200,7 @@ def track(
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
-    from fedml.runs.log import STUDY
-    from fedml.study.study import parse_study
+    from fedml.runs.log import STUDY, study_of
     from fedml.tracking.deliver import deliver, deliver_pending
     from fedml.tracking.store import plain_errors
 
@@ -220,7 +219,7 @@ def track(
         run_folder = Path(line)
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study = parse_study((run_folder / STUDY).read_text())
+    study = study_of(run_folder)
     # The parent process closes the pipe when it has written everything.
     settle = sys.stdin.read if piped and follow else lambda: ""
     with plain_errors():

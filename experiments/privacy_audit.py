@@ -42,8 +42,8 @@ from fedml.privacy.attack import Evidence, Gradients, Noise, canary_persons, dir
 from fedml.privacy.releases import claims, noise_multiplier, sampling
 from fedml.privacy.statistics import stated_constants
 from fedml.runs.events import NO_END, NO_PRIVACY, Privacy
-from fedml.runs.log import STUDY, last, read_log, write_whole
-from fedml.study.study import Study, parse_study, validate
+from fedml.runs.log import STUDY, last, read_log, study_of, write_whole
+from fedml.study.study import Study, validate
 from fedml.study.training_round import training_of_round
 from fedml.synthetic.write_site import write_site
 from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, FLIPS, IMAGE_SHAPE, METRICS, PANEL, REPLY_METRICS, Phase, pack, unpack_tensors
@@ -66,7 +66,7 @@ def read_run(run: Path) -> tuple[Study, Privacy]:
     """
     if not (run / STUDY).is_file():
         raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study = parse_study((run / STUDY).read_text(encoding="utf-8"))
+    study = study_of(run)
     if study.privacy.unit == "none":
         raise InputError(f'{run}: the study claims no privacy ([privacy] unit is "none"), so there is nothing to audit.')
     events, _ = read_log(run)

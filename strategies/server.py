@@ -17,6 +17,7 @@ from fedml.flower.parent import working
 from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
+from fedml.study.sources import FOLDER, provide_folder
 from fedml.study.study import Study, parse_study
 
 app = ServerApp()
@@ -36,6 +37,7 @@ JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {"train": run_study, "g
 def main(grid: Grid, context: Context) -> None:
     """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (default: ``train``)."""
     run = Path(str(context.run_config["run"]))
+    provide_folder(run / FOLDER)
     ask_for_parts_sooner()
     with working(run):
         try:

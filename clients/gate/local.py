@@ -27,6 +27,7 @@ from fedml.clients.work.request import read_request
 from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.claims import rounded_up
 from fedml.privacy.releases import whole_events
+from fedml.study.sources import FOLDER, provide_folder
 from fedml.study.study import Study
 
 log = logging.getLogger("fedml.site")
@@ -58,6 +59,8 @@ _open = lru_cache(maxsize=128)(Ledger)  # opening verifies the whole file
 def answer(message: Message, context: Context) -> Message:
     """The reply to any message, after its releases were charged to the ledgers of the node's sites; or the code of a refusal."""
     try:
+        if "run" in context.run_config:  # in a simulation this is a process of its own
+            provide_folder(Path(str(context.run_config["run"])) / FOLDER)
         name = str(context.node_config["name"]) if "name" in context.node_config else None
         request = read_request(message.content, manifests_of(context, message), name)
         run = f"local {Path(str(context.run_config.get('run', message.metadata.run_id))).name}"

@@ -16,9 +16,9 @@ from fedml.cohort.scores.scoring_file import LinearModel, write_scoring
 from fedml.cohort.variants.model import from_text
 from fedml.errors import InputError
 from fedml.runs.events import NO_END, NO_FINAL, NO_PRIVACY, Checks, Event, Start
-from fedml.runs.log import MODEL, PANEL, STUDY, last, read_log
+from fedml.runs.log import MODEL, PANEL, STUDY, last, read_log, study_of
 from fedml.runs.restore import restore
-from fedml.study.study import Study, parse_study
+from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import LinearScore, built
 
@@ -61,7 +61,7 @@ def _finished(run: Path) -> tuple[Study, list[Event]]:
     """The study and the events of a finished run with a model. Raises ``InputError`` for another folder."""
     if not (run / STUDY).is_file():
         raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study, (events, _) = parse_study((run / STUDY).read_text(encoding="utf-8")), read_log(run)
+    study, (events, _) = study_of(run), read_log(run)
     if last(events, NO_END).status != "finished":
         raise InputError(f"{run}: the run did not finish, so it has no model; give a finished run.")
     if not (run / MODEL).is_file():

@@ -29,9 +29,9 @@ from fedml.runs.events import (
     SiteDisclosure,
     Start,
 )
-from fedml.runs.log import STUDY, last, load_counts, read_log
+from fedml.runs.log import last, load_counts, read_log, study_of
 from fedml.study.section import PARTS
-from fedml.study.study import Study, parse_study
+from fedml.study.study import Study
 
 Counts = dict[str, dict[str, dict[str, npt.NDArray[Any]]]]  # part or test@LABEL -> site -> counts by name
 Journal = tuple[str, int]  # head of the chain, entries
@@ -105,7 +105,7 @@ def read_record(run: Path) -> Record:
         InputError: this is not the folder of a training run, or its log cannot be read; the message names event and field.
     """
     try:
-        study = parse_study((run / STUDY).read_text())
+        study = study_of(run)
         events = read_log(run, strict=True)[0]
     except (OSError, ValueError) as error:
         raise InputError(f"{run}: is not a run's folder ({error}); give a folder from fedml-runs.") from error

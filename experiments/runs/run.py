@@ -28,6 +28,7 @@ from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
+from fedml.study.sources import write_files
 from fedml.study.study import Study
 from fedml.text import printable
 from fedml.tracking import outbox
@@ -59,9 +60,11 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     Raises:
         InputError: the first error in a site's data, or there are no test persons.
     """
+    from fedml.code.load import check
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
 
+    check(study)
     make_strategy(study)
     check_inputs(study)
     cohorts = {}
@@ -133,6 +136,7 @@ def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, j
     run = runs / name
     run.mkdir(parents=True)
     write_whole(run / STUDY, study.canonical.encode())
+    write_files(study.code, run)
     if study_file is not None:
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())

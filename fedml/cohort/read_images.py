@@ -194,7 +194,7 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
 
     try:
         if spec.percentiles:
-            raw = spec.model_copy(update={"percentiles": None, "size": ()})
+            raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": ()})
             counting = Reader(read, f"{reader} counted", histogram_item)
             return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info)
         return open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info)

@@ -30,6 +30,7 @@ from fedml.modalities.modality import (
     table_sums,
 )
 from fedml.modalities.tables import TableData, id_of, inspect_table, network_text, raw_table, write_table
+from fedml.study.code_section import is_own
 from fedml.study.cohort_section import ClinicalColumns
 from fedml.study.section import normal
 from fedml.study.study import Study
@@ -103,11 +104,15 @@ def _preprocess(study: Study, layout: Layout) -> nn.Module:
 
 
 def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.own import own_network
     from fedml.networks.preprocess import ClinicalPreprocess
     from fedml.networks.variants import build_table_network
 
     assert isinstance(preprocess, ClinicalPreprocess)  # noqa: S101 - from _preprocess
-    return build_table_network(study.model.clinical, preprocess.width, outputs)
+    spec = study.model.clinical
+    if is_own(spec.net):
+        return own_network(study.code, spec, preprocess.width, outputs)
+    return build_table_network(spec, preprocess.width, outputs)
 
 
 def _sums(value: Table, rows: Rows) -> Array:

@@ -37,6 +37,7 @@ from fedml.modalities.modality import (
     nothing,
     shaped,
 )
+from fedml.study.code_section import is_own
 from fedml.study.cohort_section import ImageShape
 from fedml.study.study import Study
 
@@ -80,9 +81,11 @@ def _check(study: Study) -> None:
 
     if study.traits.label == "mask":
         spec, image = study.model.segmentation, study.cohort.image
+        if is_own(spec.net):
+            return
         size = (1, 8, 8) if image is None else (image.channels, *image.size)
         build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
-    elif study.model.image.net not in NETWORKS:
+    elif study.model.image.net not in NETWORKS and not is_own(study.model.image.net):
         build_image_network(study.model.image, (1, 8, 8), 1)
 
 
@@ -146,7 +149,10 @@ def _preprocess(study: Study, layout: Layout) -> nn.Module:
 
 def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
     from fedml.networks.image import build_image_network
+    from fedml.networks.own import own_network
 
+    if is_own(study.model.image.net):
+        return own_network(study.code, study.model.image, layout.image_shape, outputs)
     return build_image_network(study.model.image, layout.image_shape, outputs)
 
 

@@ -27,6 +27,7 @@ from fedml.modalities.modality import (
     table_sums,
 )  # fmt: skip
 from fedml.modalities.tables import TableData, id_of, inspect_table, network_text, raw_table, write_table
+from fedml.study.code_section import is_own
 from fedml.study.omics import OmicsColumns
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
@@ -83,9 +84,11 @@ def _preprocess(study: Study, layout: Layout) -> nn.Module:
 
 
 def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.own import own_network
     from fedml.networks.variants import build_table_network
 
-    return build_table_network(network_of(study), len(spec_of(study).columns), outputs)
+    spec, columns = network_of(study), len(spec_of(study).columns)
+    return own_network(study.code, spec, columns, outputs) if is_own(spec.net) else build_table_network(spec, columns, outputs)
 
 
 def _sums(value: Table, rows: Rows) -> Array:

@@ -36,6 +36,7 @@ from fedml.modalities.modality import (
     table_sums,
 )
 from fedml.modalities.tables import network_text
+from fedml.study.code_section import is_own
 from fedml.study.study import Study
 
 if TYPE_CHECKING:
@@ -161,8 +162,11 @@ def _preprocess(study: Study, layout: Layout) -> nn.Module:
 
 
 def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) -> nn.Module:
+    from fedml.networks.own import own_network
     from fedml.networks.variants import build_variant_network
 
+    if is_own(study.model.variants.net):
+        return own_network(study.code, study.model.variants, layout.variants, outputs)
     return build_variant_network(study.model.variants, layout.variants, outputs, layout.groups)
 
 

@@ -21,10 +21,12 @@ from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
 from fedml.models.inference import infer
 from fedml.networks.mil import GatedAttention, embed
+from fedml.networks.own import own_network
 from fedml.networks.preprocess import TargetScale
 from fedml.networks.segmentation import build_segmentation_network
 from fedml.networks.variants import build_table_network
 from fedml.seeds import derive_seed, torch_seed
+from fedml.study.code_section import is_own
 from fedml.study.parameters import check_parameters
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
@@ -48,8 +50,12 @@ class CohortModel(nn.Module):
         if self.segmentation:
             spec, classes = plan.segmentation, len(study.cohort.classes)
             self.preprocess = nn.ModuleDict({m.name: require(m.preprocess, m, "preprocess")(study, layout) for m in modalities_of(study)})
-            network = build_segmentation_network(
-                spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
+            network = (
+                own_network(study.code, spec, layout.image_shape, classes)
+                if is_own(spec.net)
+                else build_segmentation_network(
+                    spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
+                )
             )
             self.encoder = nn.ModuleDict({"image": network})
             return

@@ -28,6 +28,8 @@ import numpy.typing as npt
 
 from fedml.errors import InputError
 from fedml.runs.events import Event, from_row, to_row
+from fedml.study.sources import FOLDER, provide_folder
+from fedml.study.study import Study, parse_study
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +40,16 @@ GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHAT
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 EXAMPLES = "examples"
 COUNTS = "counts.safetensors"
+
+
+def study_of(run: Path) -> Study:
+    """The study of a run's folder; its own code, if it has some, can be loaded from now on.
+
+    Raises:
+        OSError: the file cannot be read. InputError: it is no valid study.
+    """
+    provide_folder(run / FOLDER)
+    return parse_study((run / STUDY).read_text(encoding="utf-8"))
 
 
 def plain(value: Any) -> Any:

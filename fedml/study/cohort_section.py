@@ -20,7 +20,7 @@ from pydantic_core import PydanticKnownError
 from fedml.errors import nearest
 from fedml.study import limits
 from fedml.study.contigs import canonical_contig
-from fedml.study.imaging import Preprocess
+from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later
 from fedml.study.task_traits import either
@@ -113,15 +113,26 @@ class ImageShape(Section):
     )
     crop: bool = Field(default=False, description="crop and pad to size around the centre, without other preprocessing")
     tiles: Tiles | None = Field(default=None, description="tiles of whole slides; replaces all other keys")
+    transforms: Annotated[tuple[OwnTransform, ...], Field(max_length=20)] = Field(
+        default=(), description="transforms of own code, one after another, on each image after the window and before it is cropped to size"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return values if self.transforms else {key: value for key, value in values.items() if key != "transforms"}
 
     @property
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of each image when it is read; None: no preprocessing."""
-        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop):
+        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop or self.transforms):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
         two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
-        return Preprocess(orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size)
+        return Preprocess(
+            orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size,
+            transforms=self.transforms,
+        )  # fmt: skip
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -132,7 +143,8 @@ class ImageShape(Section):
         if self.tiles is not None:
             if self.preprocess is not None:
                 raise ValueError(
-                    "tiles of slides have no further preprocessing; remove orientation, spacing_mm, window, percentiles and crop (use mpp)"
+                    "tiles of slides have no further preprocessing (use mpp); "
+                    "remove orientation, spacing_mm, window, percentiles, crop and transforms"
                 )
             side = self.tiles.size_px
             if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from fedml.study.code_section import Given, OwnName
 
 _CODES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
@@ -22,6 +24,18 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class OwnTransform(_Section):
+    """A transform of own code, pinned: what it makes of an image follows from these values alone. In the file, each key besides ``name``
+    is an option."""
+
+    name: OwnName = Field(description="own code as module:name; its arguments are written as further keys")
+    options: dict[str, Given] = Field(default_factory=dict, description="arguments of the function or class, by name")
+    sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file; reading the study fills it")
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+
 class Preprocess(_Section):
     """Preprocessing of every image before the network. A step whose key is not set is skipped."""
 
@@ -30,6 +44,7 @@ class Preprocess(_Section):
     window: tuple[Finite, Finite] | None = Field(default=None, description="raw intensities (CT: HU) that become 0 and 1; clipped")
     percentiles: tuple[Finite, Finite] | None = Field(default=None, description="the window, as percentiles of all sites' voxels")
     size: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis, cropped and padded around the centre")
+    transforms: tuple[OwnTransform, ...] = Field(default=(), description="own transforms in their order, after the window and before size")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -50,6 +65,11 @@ class Preprocess(_Section):
         if self.percentiles and not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise ValueError("percentiles are two numbers from 0 to 100, the lower first")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return values if self.transforms else {key: value for key, value in values.items() if key != "transforms"}
 
     @property
     def axes(self) -> int | None:

@@ -15,12 +15,16 @@ from fedml.text import printable
 # Keys of a study file that name a file; reading it fills another key. Section and key -> meaning.
 FILE_KEYS = {
     ("model", "variants", "genes"): "net genes: path of a file of genes (GFF3, GTF or BED), relative to the study; it fills intervals",
+    ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
 }
 
 
-def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> Study:
+def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None, code: Path | None = None) -> Study:
     """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.
+
+    Args:
+        code: the folder with the files of ``[code]``; None: as the study says.
 
     Raises:
         InputError: the file cannot be read, is not TOML, or is not a valid study.
@@ -53,6 +57,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
         raise InputError(f"{path}: {found}.")
     _expand_genes(plan, path)
     _expand_features(plan, path)
+    _expand_code(plan, path, code)
     return validate(Study, plan, str(path))
 
 
@@ -74,6 +79,25 @@ def _expand_features(plan: dict[str, Any], path: Path) -> None:
         if "columns" in omics:
             raise InputError(f"{path}: [cohort.omics] has columns and features; give one of them.")
         omics["columns"] = read_features(path.parent / omics.pop("features"))
+
+
+def _expand_code(plan: dict[str, Any], path: Path, folder: Path | None) -> None:
+    """``[code] files = ["FILE"]`` as the name and SHA-256 of each file, also of those whose transforms the study names."""
+    code = plan.get("code")
+    if not isinstance(code, dict) or not isinstance(code.get("files"), list):
+        return
+    from fedml.study.sources import read_files
+
+    if "modules" in code:
+        raise InputError(f"{path}: [code] has files and modules; give one of them.")
+    code["modules"] = read_files(code.pop("files"), path, folder)
+    digests = {file["module"]: file["sha256"] for file in code["modules"]}
+    cohort = plan.get("cohort")
+    image = cohort.get("image") if isinstance(cohort, dict) else None
+    transforms = image.get("transforms") if isinstance(image, dict) else None
+    for transform in transforms if isinstance(transforms, list) else ():
+        if isinstance(transform, dict) and isinstance(transform.get("name"), str):
+            transform["sha256"] = digests.get(transform["name"].partition(":")[0], "")
 
 
 def _put(plan: dict[str, Any], key: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     FailFast,
@@ -20,8 +21,9 @@ from pydantic import (
 )  # fmt: skip
 
 from fedml.study import limits
+from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_schema
 from fedml.study.imaging import Pixels
-from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later
+from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later, without_unused
 from fedml.study.task_traits import TaskName
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
@@ -29,6 +31,9 @@ Widths = Annotated[tuple[Width, ...], Field(max_length=limits.LAYERS)]
 Channels = Annotated[int, Field(ge=1, le=limits.CHANNELS)]
 Stride = Annotated[int, Field(ge=1, le=64)]
 Persons = Annotated[int, Field(ge=1, le=100_000_000)]
+_TABLE, _VARIANT = ("linear", "mlp"), ("linear", "mlp", "genes")
+TableNet = Annotated[str, AfterValidator(known_or_own(_TABLE)), names_schema(_TABLE)]
+VariantNet = Annotated[str, AfterValidator(known_or_own(_VARIANT)), names_schema(_VARIANT)]
 
 
 class About(Section):
@@ -42,7 +47,7 @@ class About(Section):
     )
 
 
-class ImageNetwork(Section):
+class ImageNetwork(OwnOptions):
     """``[model] image``: a MONAI network by name (``fedml.networks.image.NETWORKS``), and the pooling over a person's images or tiles: the
     mean, or a mean weighted by learned attention (``fedml.networks.mil``)."""
 
@@ -56,7 +61,7 @@ class ImageNetwork(Section):
     )
 
 
-class SegmentationNetwork(Section):
+class SegmentationNetwork(OwnOptions):
     """``[model] segmentation``: a network by name (``fedml.networks.segmentation``), its window, and whether HD95 is measured."""
 
     net: str = Field(default="unet", description="name of the network from an image to a class of each voxel")
@@ -73,12 +78,10 @@ class SegmentationNetwork(Section):
     distances: bool = Field(default=True, description="whether HD95 (95th percentile of surface distances, mm) is measured; it takes time")
 
 
-class TableNetwork(Section):
+class TableNetwork(OwnOptions):
     """``[model] clinical``: ``linear``, or ``mlp`` with its hidden widths."""
 
-    net: Literal["linear", "mlp"] = Field(
-        default="linear", description="linear: one layer; mlp: a layer for each width of hidden, then one"
-    )
+    net: TableNet = Field(default="linear", description="linear: one layer; mlp: a layer for each width of hidden, then one")
     hidden: Widths = Field(default=(), description="net mlp: features of each hidden layer, such as [32, 16]")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="probability that training drops a hidden feature")
 
@@ -89,7 +92,7 @@ class TableNetwork(Section):
         return self
 
 
-class VariantNetwork(Section):
+class VariantNetwork(OwnOptions):
     """``[model] variants``: ``linear``; ``mlp`` with hidden widths; ``genes`` with ``width`` features per gene, then hidden widths over all
     genes.
 
@@ -97,7 +100,7 @@ class VariantNetwork(Section):
     sites group variants equally and the study's hash covers the intervals.
     """
 
-    net: Literal["linear", "mlp", "genes"] = Field(
+    net: VariantNet = Field(
         default="linear", description="linear: one weight a variant; mlp: hidden layers; genes: features of each gene from its own variants"
     )
     hidden: Widths = Field(default=(), description="features of each hidden layer; net genes: of those over all genes, may be empty")
@@ -299,6 +302,14 @@ class Evaluation(Section):
         default_factory=dict,
         description="ascending edges of a numeric column: { age = [45, 60] }: below 45, from 45 to below 60, 60 and above",
     )
+    metrics: Annotated[tuple[OwnName, ...], Field(max_length=20)] = Field(
+        default=(),
+        description="own measures as module:name: functions of the counts of held-out persons, run at the server only",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump(self), first=("subgroups", "bands"))
 
     def labels(self) -> dict[str, tuple[str, ...]]:
         """Variable -> its groups' labels, such as ``sex:1``, ``age:under-45``, ``age:45-to-60``, ``age:60-plus``."""

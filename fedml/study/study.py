@@ -16,12 +16,14 @@ from functools import cached_property
 from reprlib import Repr
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from fedml.errors import InputError, nearest
 from fedml.study import limits
+from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort
 from fedml.study.imaging import Augment
+from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.section import ALLOWED_TEXT, Section, not_allowed
 from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork
@@ -43,7 +45,15 @@ class Study(Section):
     privacy: Privacy = Field(default=Privacy(), description="differential privacy: its unit, noise and cost")
     policy: Policy = Field(default=Policy(), description="limits of the study; a site has limits too, and the stricter one holds")
     evaluation: Evaluation = Field(default=Evaluation(), description="subgroups of test persons with metrics of their own")
+    code: Code | None = Field(default=None, description="the study's own code, pinned by hash; default: the study has none")
     gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.code is None:
+            del values["code"]
+        return values
 
     @property
     def traits(self) -> TaskTraits:
@@ -86,6 +96,17 @@ class Study(Section):
         if limits.values_of(self.model.segmentation.window) > limits.VOXELS:
             raise ValueError(f"[model] segmentation window has more than {limits.VOXELS:,} voxels")
         check_parameters(self.model, self.cohort)
+        return self
+
+    @model_validator(mode="after")
+    def _own_code(self) -> Self:
+        """Own code is in ``[code]``, and what speaks against it."""
+        for problem in code_problems(self.code, self.cohort, self.model, self.training, self.evaluation):
+            raise ValueError(problem)
+        if self.code is not None and self.privacy.unit == "patient":
+            raise ValueError(
+                '[code] is not built for [privacy] unit = "patient", whose epsilon would rest on unproved code; set unit = "site" or "none"'
+            )
         return self
 
     @model_validator(mode="after")
@@ -274,6 +295,7 @@ def validate(kind: type[Kind], plan: Any, file: str) -> Kind:
     """
     if found := limits.value_problem(plan):
         raise InputError(f"{file}: {found}.")
+    plan = gather_options(plan) if kind is Study else plan
     try:
         # Through JSON, because strict validation accepts a JSON array for a tuple and 1 for a float.
         text = json.dumps(plan, default=str)

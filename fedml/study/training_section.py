@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedml.study import limits
+from fedml.study.code_section import Given, OwnName
 from fedml.study.imaging import Augment
 from fedml.study.section import Precision, Section, without_unused
 
@@ -78,6 +79,8 @@ class Training(Section):
     class_weights: Annotated[tuple[Weight, ...], Field(max_length=limits.CLASSES)] | Literal["inverse"] = Field(
         default=(), description="what a person's loss is multiplied by, for each of [cohort] classes; \"inverse\": from all sites' counts"
     )
+    loss: OwnName | None = Field(default=None, description="own loss as module:name, in place of the task's; default: that of the task")
+    loss_options: dict[str, Given] = Field(default={}, description="arguments of the own loss, by name: { gamma = 2.0 }")
     sampling: Literal["each", "balanced"] = Field(
         default="each", description="balanced: a pass draws as many persons, with replacement, each class alike"
     )
@@ -107,6 +110,10 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _loss(self) -> Self:
+        if self.loss is None and self.loss_options:
+            raise ValueError('loss_options are for an own loss; set loss = "module:name"')
+        if self.loss is not None and (keys := [key for key in self.loss_keys if key != "sampling"]):
+            raise ValueError(f"loss and {keys[0]} exclude each other; remove one of them")
         if self.focal and self.label_smoothing:
             raise ValueError("focal and label_smoothing exclude each other; remove one of them")
         if self.sampling == "balanced" and not self.batch_size:

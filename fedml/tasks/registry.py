@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fedml.errors import InputError
 from fedml.study.study import Study
 from fedml.tasks.classification import classification_task
+from fedml.tasks.own import with_own_code
 from fedml.tasks.regression import regression_task
 from fedml.tasks.segmentation import segmentation_task
 from fedml.tasks.task import Task
@@ -22,9 +23,9 @@ def make_task(study: Study) -> Task:
     """The study's task.
 
     Raises:
-        InputError: a study may name the task, but it is not in ``TASKS``.
+        InputError: a study may name the task, but it is not in ``TASKS``; or an own measure has the name of one of the task's.
     """
     name = study.model.task
     if name not in TASKS:
         raise InputError(f'[model] task = "{name}" is not built; write one of {", ".join(TASKS)}.')
-    return TASKS[name](study)
+    return with_own_code(TASKS[name](study), study)

@@ -16,8 +16,8 @@ from typing import Any
 
 from fedml.errors import InputError, RunError
 from fedml.runs.events import End, Start
-from fedml.runs.log import EVENTS, STUDY, read_log
-from fedml.study.study import Study, parse_study
+from fedml.runs.log import EVENTS, read_log, study_of
+from fedml.study.study import Study
 from fedml.tracking import outbox
 from fedml.tracking.store import runs_of, store
 from fedml.tracking.tracker import Tracker
@@ -104,7 +104,7 @@ def deliver_pending(runs: Path, say: Callable[[str], object]) -> None:
     found = outbox.pending(runs)
     for done, run in enumerate(found):
         try:
-            say(f"{run.name}: {deliver(run, parse_study((run / STUDY).read_text(encoding='utf-8')))}")
+            say(f"{run.name}: {deliver(run, study_of(run))}")
         except outbox.Busy as error:
             say(str(error))
         except Exception as error:

@@ -16,15 +16,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Sequence
+from functools import lru_cache, partial
+from inspect import isclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.code.load import call, failed, resolve
 from fedml.cohort.images.reasons import ItemError, Unusable
-from fedml.study.imaging import Augment, Preprocess
+from fedml.errors import InputError
+from fedml.study.code_section import Code, CodeFile, module_of
+from fedml.study.imaging import Augment, OwnTransform, Preprocess
 
 FORMAT = 1  # increment when the same spec gives other voxels
 LARGEST = 2**29  # voxels of an image, before or after resampling: 2 GB as float32
@@ -67,9 +71,37 @@ def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Col
     if spec.window and images:
         low, high = spec.window
         steps.append(mt.ScaleIntensityRanged(images, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True))
+    steps += [_own(transform, key) for transform in spec.transforms for key in images]
     if spec.size:
         steps.append(mt.ResizeWithPadOrCropd(keys, spatial_size=spec.size, mode="constant"))
     return mt.Compose(steps)
+
+
+def _own(transform: OwnTransform, key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A step of own code: (channels, *size) float32 -> the same shape. An image for which it fails ends the reading: no person is lost."""
+    import torch
+    from monai.data import MetaTensor
+
+    code, made = Code(modules=(CodeFile(module=module_of(transform.name), sha256=transform.sha256),)), list[Callable[..., Any]]()
+
+    def step(item: dict[str, Any]) -> dict[str, Any]:
+        if not made:
+            found = resolve(code, transform.name)
+            made.append(call(code, transform.name, **transform.options) if isclass(found) else partial(found, **transform.options))
+        values = np.array(item[key].numpy(), np.float32)
+        try:
+            out = np.asarray(made[0](values.copy()))
+        except Exception as error:
+            raise failed(code, transform.name, error) from error
+        if out.shape != values.shape or out.dtype.kind not in "buif" or not np.isfinite(out).all():
+            raise InputError(
+                f'[cohort.image] transforms: "{transform.name}" gives {out.shape} {out.dtype} for an image {values.shape} float32; it must '
+                "give finite numbers of the same shape."
+            )
+        image = torch.from_numpy(np.ascontiguousarray(out, np.float32))
+        return {**item, key: MetaTensor(image, affine=item[key].affine)}
+
+    return step
 
 
 def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks: Collection[str] = ("mask",)) -> Any:

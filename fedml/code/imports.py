@@ -1,0 +1,127 @@
+"""What a file of own code imports and calls, read from its text without running it.
+
+check_imports(code, files)           # refuses what no site could import
+findings("my_net.py", source)        # what a person at a site should look at: network, files, processes, and what hides them
+
+This finds what is written plainly. Code can hide what it does, so it replaces neither a person's reading nor the confinement.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
+from importlib import metadata
+
+from fedml.errors import InputError, nearest
+
+_DISTRIBUTION = "fedml-cohorts"
+_KINDS = {  # what a module opens
+    "network": "socket ssl http urllib ftplib smtplib poplib imaplib telnetlib xmlrpc socketserver asyncio select selectors requests httpx "
+    "aiohttp urllib3 grpc flwr mlflow websocket wsgiref webbrowser",
+    "processes": "subprocess multiprocessing signal pty os posix concurrent threading _thread sched ray joblib",
+    "files": "os posix pathlib shutil tempfile glob fileinput io mmap sqlite3 dbm shelve zipfile tarfile fcntl nibabel pysam h5py",
+    "hidden code": "importlib runpy pkgutil zipimport builtins ctypes cffi marshal pickle dill cloudpickle code codeop imp gc inspect sys "
+    "base64 codecs zlib",
+    "this software": "fedml clients strategies experiments",
+}
+_CALLS = {
+    "open": "files", "eval": "hidden code", "exec": "hidden code", "compile": "hidden code", "__import__": "hidden code",
+    "globals": "hidden code", "vars": "hidden code", "setattr": "changes other objects", "delattr": "changes other objects",
+}  # fmt: skip
+_METHODS = {"load": "files", "save": "files", "fromfile": "files", "tofile": "files", "memmap": "files", "from_file": "files"}
+
+
+def _parsed(name: str, source: bytes) -> ast.Module:
+    try:
+        return ast.parse(source, name)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise InputError(
+            f"[code] {name}{line}: is not Python {sys.version_info[0]}.{sys.version_info[1]} ({error}); correct it."
+        ) from error
+
+
+def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of each import statement; a relative one begins with a dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, "." * node.level + (node.module or "")
+
+
+@lru_cache
+def installed() -> frozenset[str]:
+    """Top-level modules that every installation of this software has: Python's own, this software's, and those of what it needs."""
+    found, waiting = set[str](), [_DISTRIBUTION]
+    while waiting:
+        name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+        if name in found:
+            continue
+        try:
+            lines = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # for another platform
+            continue
+        found.add(name)
+        waiting += [re.split(r"[\s\[<>=!~;(]", line)[0] for line in lines if "extra ==" not in line]
+    modules = {
+        module
+        for module, distributions in metadata.packages_distributions().items()
+        if any(re.sub(r"[-_.]+", "-", distribution).lower() in found for distribution in distributions)
+    }
+    return frozenset(modules | set(sys.stdlib_module_names) | {"fedml"})
+
+
+def importable(module: str, own: Collection[str]) -> bool:
+    """Whether own code may import ``module`` (a dotted name): one of its own modules, or one that every installation has."""
+    return module.partition(".")[0] in own or module.partition(".")[0] in installed()
+
+
+def check_imports(files: Mapping[str, bytes]) -> None:
+    """Checks all files of own code, by file name.
+
+    Raises:
+        InputError: a file is not Python, has the name of an installed module, or imports what a site would not have.
+    """
+    own = {name.removesuffix(".py") for name in files}
+    for name, source in files.items():
+        tree = _parsed(name, source)
+        if name.removesuffix(".py") in installed():
+            raise InputError(f"[code] {name}: has the name of an installed module; rename the file, such as to my_{name}.")
+        for line, module in _imported(tree):
+            if module.startswith("."):
+                raise InputError(f"[code] {name}, line {line}: imports {module} relative to a package; name the file's module alone.")
+            if not importable(module, own):
+                raise InputError(
+                    f"[code] {name}, line {line}: imports {module}, which is neither a file of [code] nor installed with this "
+                    f"software{nearest(module, own)}; add its file to [code] files."
+                )
+
+
+def findings(name: str, source: bytes) -> list[tuple[int, str, str]]:
+    """(line, what is written, kind) of all that opens network, files or processes, hides what it does, or changes this software."""
+    tree, found = _parsed(name, source), list[tuple[int, str, str]]()
+    for line, module in _imported(tree):
+        top = module.partition(".")[0]
+        found += [(line, f"import {module}", kind) for kind, modules in _KINDS.items() if top in modules.split()]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
+            found.append((node.lineno, f"{node.func.id}()", _CALLS[node.func.id]))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _METHODS:
+            found.append((node.lineno, f".{node.func.attr}()", _METHODS[node.func.attr]))
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("__") and node.attr not in ("__init__", "__name__", "__class__"):
+            found.append((node.lineno, f".{node.attr}", "hidden code"))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and not _own_attribute(node):
+            found.append((node.lineno, f"{ast.unparse(node)} = ...", "changes other objects"))
+    return sorted(set(found))
+
+
+def _own_attribute(node: ast.Attribute) -> bool:
+    """Whether an attribute that is set is one of ``self``."""
+    value: ast.expr = node.value
+    while isinstance(value, ast.Attribute | ast.Subscript):
+        value = value.value
+    return isinstance(value, ast.Name) and value.id == "self"

@@ -1,0 +1,139 @@
+"""``[code]``: a study's own code, pinned by SHA-256; and the form of names that refer to it.
+
+[code]
+files = ["nets/my_net.py"]              # reading the study turns each file into its module's name and SHA-256
+
+[model]
+image = { net = "my_net:MyNet", width = 32 }
+
+The bytes are not part of the study: a site reads the same files, approves them, and runs these bytes only (docs/own-code.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer, model_validator
+from pydantic_core import PydanticKnownError
+
+from fedml.study.section import Option, Section
+from fedml.study.task_traits import either
+
+MODULE = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+OWN_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,62}:[A-Za-z_][A-Za-z0-9_]{0,62}"
+_OPTIONS = "options"
+Given = Option | tuple[Option, ...]
+
+
+def is_own(name: str) -> bool:
+    """Whether ``name`` refers to own code, as ``module:name``."""
+    return ":" in name
+
+
+def module_of(name: str) -> str:
+    """The module in ``module:name``."""
+    return name.partition(":")[0]
+
+
+def _own(name: str) -> str:
+    if not re.fullmatch(OWN_NAME, name):
+        raise ValueError(f'"{name}" names no own code; write "module:name", such as "my_net:MyNet" of a file my_net.py in [code] files')
+    return name
+
+
+OwnName = Annotated[str, AfterValidator(_own)]
+
+
+def known_or_own(known: Collection[str]) -> Callable[[str], str]:
+    """Validates the name of one of ``known``, or of own code."""
+
+    def check(name: str) -> str:
+        if name not in known and not is_own(name):
+            raise PydanticKnownError("literal_error", {"expected": either(list(known)).replace('"', "'")})
+        return name if name in known else _own(name)
+
+    return check
+
+
+def names_schema(known: Sequence[str]) -> WithJsonSchema:
+    """The schema of such a name."""
+    return WithJsonSchema({"anyOf": [{"enum": [*known], "type": "string"}, {"type": "string", "pattern": f"^{OWN_NAME}$"}]})
+
+
+class CodeFile(Section):
+    """One file: the name by which the study refers to it, and the SHA-256 of its bytes."""
+
+    module: Annotated[str, Field(pattern=MODULE)] = Field(description="name of the file without .py")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 of the file's bytes, hexadecimal")
+
+
+class Code(Section):
+    """``[code]``: the modules of the study's own code."""
+
+    modules: Annotated[tuple[CodeFile, ...], Field(min_length=1, max_length=50)] = Field(
+        description='each file\'s name and SHA-256; files = ["my_net.py"] fills it'
+    )
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        names = [file.module for file in self.modules]
+        if len(set(names)) < len(names):
+            raise ValueError("two files have the same name; rename one of them")
+        return self
+
+    def digest_of(self, module: str) -> str:
+        """The SHA-256 of a module's file; "" if there is no such module."""
+        return next((file.sha256 for file in self.modules if file.module == module), "")
+
+
+def gather_options(plan: Any) -> Any:
+    """A study's plan with the options of own code, which a file has as further keys, under ``options``. Not in place.
+
+    Strict validation takes JSON; a validator before it would make it take Python's types, so the plan is changed before.
+    """
+    plan = _changed(plan, "model", lambda model: {part: _with_options(section, "net", ("pooling",)) for part, section in model.items()})
+    own = ("sha256",)
+    return _changed(
+        plan, "cohort", lambda cohort: _changed(
+            cohort, "image", lambda image: {
+                key: [_with_options(item, "name", own) for item in value] if key == "transforms" and isinstance(value, list) else value
+                for key, value in image.items()
+            },
+        ),
+    )  # fmt: skip
+
+
+def _changed(plan: Any, key: str, change: Callable[[Mapping[str, Any]], Any]) -> Any:
+    if isinstance(plan, Mapping) and isinstance(plan.get(key), Mapping):
+        return {**plan, key: change(plan[key])}
+    return plan
+
+
+def _with_options(given: Any, key: str, kept: Collection[str]) -> Any:
+    """``given`` with all keys but ``key`` and ``kept`` under ``options``, if ``key`` names own code and it has no ``options`` yet."""
+    if not isinstance(given, Mapping) or _OPTIONS in given or not is_own(str(given.get(key, ""))):
+        return given
+    stay = {key, *kept}
+    return {**{k: v for k, v in given.items() if k in stay}, _OPTIONS: {k: v for k, v in given.items() if k not in stay}}
+
+
+class OwnOptions(Section):
+    """Base of a network's section: where ``net`` is own code, the keys besides ``net`` and ``pooling`` are its options."""
+
+    options: dict[str, Given] | None = Field(default=None, description="net of own code: its arguments, which are written as further keys")
+
+    @model_serializer(mode="wrap")
+    def _without_unused_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if self.options is None:
+            del values["options"]
+        return values
+
+    @model_validator(mode="after")
+    def _of_own_code(self) -> Self:
+        net: str = vars(self)["net"]
+        if (self.options is not None) != is_own(net):
+            raise ValueError(f'options are for own code, such as net = "my_net:MyNet"; net is "{net}"')
+        return self

@@ -1,0 +1,41 @@
+"""Where a study names own code, and whether ``[code]`` has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fedml.errors import nearest
+from fedml.study.code_section import Code, is_own, module_of
+from fedml.study.cohort_section import Cohort
+from fedml.study.sections import Evaluation, Model
+from fedml.study.training_section import Training
+
+
+def own_names(cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """(key of the study, ``module:name``) of each use of own code."""
+    for part in ("image", "segmentation", "variants", "clinical", "omics"):
+        network = getattr(model, part)
+        if network is not None and is_own(network.net):
+            yield f"[model] {part} net", network.net
+    if training.loss is not None:
+        yield "[training] loss", training.loss
+    yield from (("[evaluation] metrics", name) for name in evaluation.metrics)
+    if cohort.image is not None:
+        yield from (("[cohort.image] transforms", transform.name) for transform in cohort.image.transforms)
+
+
+def code_problems(code: Code | None, cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[str]:
+    """What is wrong with own code and its names, as sentences."""
+    known = [] if code is None else [file.module for file in code.modules]
+    used = list(own_names(cohort, model, training, evaluation))
+    for key, name in used:
+        if module_of(name) not in known:
+            yield f'{key} names "{name}", but [code] files has no {module_of(name)}.py{nearest(module_of(name), known)}; add it there'
+    for transform in cohort.image.transforms if cohort.image is not None else ():
+        if code is not None and transform.sha256 != code.digest_of(module_of(transform.name)):
+            yield f'[cohort.image] transforms: the sha256 of "{transform.name}" is not that of [code]; take the key away'
+    if code is not None and not used:
+        yield '[code] is given, but no key names its code; remove the section, or name it, such as net = "my_net:MyNet"'
+    names = [name.partition(":")[2] for name in evaluation.metrics]
+    if len(set(names)) < len(names):
+        yield "[evaluation] metrics has two measures of the same name; rename one of the functions"
