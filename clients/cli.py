@@ -108,9 +108,13 @@ def check(
     from fedml.modalities.registry import inputs_of
     from fedml.study.read import read_study
     from fedml.study.section import PARTS
+    from fedml.study.study import without_transforms
     from fedml.tasks.registry import make_task
 
     study, site = read_study(study_file), site_of(site_file)
+    if (plain := without_transforms(study)) is not study:
+        print("own transforms are not applied here: code that the study brings runs only in a confined process of an approved study")
+    study = plain
     check_roster(site, study)
     cohort = load_cohort((str(site.file if site_file.is_dir() else site_file),), study)
     classes = make_task(study).person_classes
@@ -167,8 +171,9 @@ def preview(
     """
     from fedml.clients.desk.preview import preview as draw
     from fedml.study.read import read_study
+    from fedml.study.study import without_transforms
 
-    path = draw(site_of(site_file), read_study(study_file), persons=persons, out=out)
+    path = draw(site_of(site_file), without_transforms(read_study(study_file)), persons=persons, out=out)
     print(f"{path}: shows patients; view it at the site only. Only this account can read it (mode 0600); it is not sent.")
 
 
@@ -197,6 +202,9 @@ def approve(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).", show_default=False)],
     site_file: SiteFile = Path("site.toml"),
     by: By = "",
+    code: Annotated[
+        Path | None, typer.Option("--code", help="Folder with the study's own code, which is shown and copied; needed if it has some.")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation; the plan is still printed.")] = False,
     trust_centre: Annotated[
         str,
@@ -209,7 +217,7 @@ def approve(
 
     Example: fedml-site approve heart.toml --site /srv/fedml/site.toml --by "Dr. A. Hansen"
     """
-    from fedml.clients.gate import approvals
+    from fedml.clients.gate import approvals, code_store
     from fedml.clients.gate.foresee import would_refuse
     from fedml.clients.gate.trust import level_of, words
     from fedml.clients.service import prepare_state
@@ -217,8 +225,11 @@ def approve(
     from fedml.strategies.describe import describe
     from fedml.study.read import read_study
 
-    study, site = read_study(study_file), site_of(site_file)
+    study, site = read_study(study_file, code=code), site_of(site_file)
     check_roster(site, study)
+    if study.code is not None and code is None:
+        names = ", ".join(f"{file.module}.py" for file in study.code.modules)
+        raise InputError(f"{study_file}: the study has code of its own ({names}); read it, then give its folder with --code DIR.")
     print(describe(study))
     print(f"Centre      {words('trusted' if trust_centre else level_of(site), study)}")
     if study.privacy.unit != "none":
@@ -227,11 +238,15 @@ def approve(
         print(f"Attacker    {attacker_sentence(study)}")
     for line in would_refuse(site, study, None, trust_centre):
         print(f"Refused     {line}")
+    if study.code is not None:
+        print(f"\n{code_store.show(site.state, study.code)}")
     print()
     if not yes and not typer.confirm(f"May this study run on {site.name}'s persons?"):
         print("not approved")
         return
     state = prepare_state(site)
+    if study.code is not None:
+        code_store.keep(state, study.code)
     approval = approvals.approve(state, study, _who(by), trust_centre)
     print(f"approved by {approval.approved_by} at {approval.approved_at}: {study.study.name} {study.sha256}")
 
@@ -374,6 +389,9 @@ app.add_typer(ledger_app)
 
 def main() -> None:
     """Entry point of ``fedml-site``."""
+    from fedml.code.load import forbid
+
+    forbid("this is a command of a site")
     guarded(app)
 
 

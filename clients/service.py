@@ -107,6 +107,7 @@ def run_site(site: Site) -> None:
         stop.set()
         keeper.join(20)
         gate.journal.append(direction="site", verdict="noted", reason="stop")
+        gate.close()
         claim.close()
         log.info("%s stopped", site.name)
 

@@ -52,6 +52,7 @@ class Reason(StrEnum):
     TOO_FEW = "too-few-persons"
     BUDGET = "privacy-budget"
     STATE_LOST = "state-lost"
+    CODE = "own-code"
 
 
 class SiteError(Exception):

@@ -7,6 +7,7 @@ from textwrap import wrap
 from fedml.modalities.registry import modalities_of
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study import training_words
+from fedml.study.own_names import own_names
 from fedml.study.study import Study
 from fedml.study.training_round import changeable
 from fedml.tasks.registry import make_task
@@ -42,6 +43,7 @@ def describe(study: Study) -> str:
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
         *_options(study),
+        *_own_code(study),
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
         "",
@@ -53,6 +55,16 @@ def describe(study: Study) -> str:
         *_privacy(study),
     ]
     return "\n".join(printable(line) for line in lines)
+
+
+def _own_code(study: Study) -> list[str]:
+    """Which parts of the plan are code of the study's author, and the files with it."""
+    if study.code is None:
+        return []
+    named = [f"{key} = {name}" for key, name in own_names(study.cohort, study.model, study.training, study.evaluation)]
+    files = [f"{file.module}.py SHA-256 {file.sha256}" for file in study.code.modules]
+    lines = [line.strip() for text in ("; ".join(named), *files) for line in _wrapped(text)]
+    return [f"{'Own code' if place == 0 else '':12}{line}" for place, line in enumerate(lines)]
 
 
 def _options(study: Study) -> list[str]:

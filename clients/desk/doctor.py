@@ -27,7 +27,7 @@ from fedml.modalities.modality import REFUSALS, InputFinding, Modality
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.tables import read_or_finding
 from fedml.study.section import PARTS
-from fedml.study.study import Study
+from fedml.study.study import Study, without_transforms
 
 _CHECK_SECONDS, _DATA_SECONDS = 30.0, 600.0
 _WARN_FREE_BYTES, _FAIL_FREE_BYTES = 5e9, 1e9
@@ -149,7 +149,7 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
         text = f'"{study.study.name}" does not list site {site.name}'
         yield fail("study", text, "correct [site] name in site.toml, or [federation] sites in the study")
     try:
-        cohort = read_cohort(site, study)
+        cohort = read_cohort(site, without_transforms(study))
     except InputError:
         action = "run fedml-site check STUDY.toml on this machine; it names the file and the row"
         yield fail("study", f'"{study.study.name}" cannot use this site\'s data', action)

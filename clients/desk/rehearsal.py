@@ -72,6 +72,11 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
     from fedml.flower.grid import InProcessGrid
     from fedml.strategies.server import app as server_app
 
+    if study.code is not None:
+        raise InputError(
+            f'study "{study.study.name}" has code of its own, which runs only in a confined process; a rehearsal of it is not built. '
+            "Let the coordinating centre run `fedml preflight`, which trains nothing."
+        )
     check_roster(site, study)
     cohort = load_cohort((str(site.file.resolve()),), study)
     single = _without_imports(for_roster(study, [site.name], rounds=1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,13 +15,12 @@ from fedml.analytics import forms
 from fedml.clients.gate.journal import RecordNote
 from fedml.clients.site.manifest import Policy
 from fedml.clients.work import genomics
-from fedml.clients.work.client import model_for
-from fedml.clients.work.half import check_declared, site_algorithm
+from fedml.clients.work.half import check_declared, round_training, site_algorithm
 from fedml.clients.work.request import Request
-from fedml.contract.extras import NO_EXTRAS
+from fedml.cohort.persons import Cohort
+from fedml.contract.extras import NO_EXTRAS, Shapes
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
-from fedml.modalities.layout import Layout, make_layout
 from fedml.strategies.algorithms.algorithm import returned
 from fedml.study.study import Study
 from fedml.wire.records import (
@@ -139,14 +139,17 @@ def check_request(request: Request, content: RecordDict) -> None:
         raise SiteError(Reason.UNDECLARED, "the arrays are not finite 32-bit floats")
 
 
-def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowed: Limits) -> None:
+def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowed: Limits, weights: Shapes | None = None) -> None:
     """Raises ``SiteError`` unless ``reply`` holds what its phase declares (``fedml.contract.replies``), is about enough persons and is
-    not too large."""
+    not too large.
+
+    Args:
+        weights: of a round, the shapes of the model's weights.
+    """
     if sum(n.bytes for n in notes_of(reply)) > allowed.max_reply_mb * MEGABYTE:
         raise SiteError(Reason.TOO_LARGE, f"the reply is larger than {allowed.max_reply_mb} MB")
-    weights, extras = None, NO_EXTRAS
-    if request.phase is Phase.ROUND:
-        weights = {k: tuple(v.shape) for k, v in model_for(request.study, layout_of(request.study, content)).weights.items()}
+    extras = NO_EXTRAS
+    if request.phase is Phase.ROUND and weights is not None:
         extras = returned(site_algorithm(request.study), request.phase, weights)
     elif request.phase in ANALYSES:
         weights = genomics.shapes_of_reply(request, content)
@@ -178,6 +181,20 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
         raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
 
 
+def check_numbers(request: Request, reply: RecordDict, cohort: Cohort) -> None:
+    """Raises ``SiteError`` unless numbers that this site knows are what a process with own code reports: persons and steps."""
+    if METRICS in reply:
+        found, persons = reply.metric_records[METRICS], cohort.count("train")
+        plan = round_training(request)
+        steps = plan.local_steps or plan.local_epochs * (math.ceil(persons / plan.batch_size) if plan.batch_size else 1)
+        if found[NUM_EXAMPLES] != persons or not 0 <= int(str(found["steps"])) <= steps:
+            raise SiteError(Reason.CODE, "own code reports other persons or more steps than there are")
+    for key, value in read_arrays(reply, COUNTS).items() if COUNTS in reply else ():
+        part, _, name = key.partition("/")
+        if name == "persons" and "@" not in part and float(value[0]) != cohort.count(part):  # type: ignore[arg-type]
+            raise SiteError(Reason.CODE, f"own code reports another number of {part} persons than there are")
+
+
 def _rest(study: Study, counts: dict[str, Any]) -> Any:
     """(variables with a reported group,) test persons who are in none of the reported groups of the variable."""
     rest = []
@@ -191,8 +208,3 @@ def _rest(study: Study, counts: dict[str, Any]) -> Any:
 def _too_few(persons: Any, smallest: int) -> bool:
     """Whether any number of ``persons`` is above 0 and below ``smallest``."""
     return bool(((persons > 0) & (persons < smallest)).any())
-
-
-def layout_of(study: Study, request: RecordDict) -> Layout:
-    values = read_arrays(request, AGREEMENT)
-    return make_layout(study, tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes())

@@ -26,15 +26,16 @@ from fedml.clients.gate.charge import charge, check_budget
 from fedml.clients.gate.checks import (
     MEGABYTE,
     Limits,
+    check_numbers,
     check_planned,
     check_reply,
     check_request,
-    layout_of,
     limits,
     named,
     notes_of,
     round_numbers,
 )
+from fedml.clients.gate.code_store import stored
 from fedml.clients.gate.course import (
     Arrival,
     check_class_weights,
@@ -58,14 +59,16 @@ from fedml.clients.site.manifest import Site, check_roster, read_site
 from fedml.clients.site.read import load_cohort
 from fedml.clients.site.stamp import stamp_of
 from fedml.clients.work import genomics
-from fedml.clients.work.client import execute, reason_of, refusal
+from fedml.clients.work.apart import Apart
+from fedml.clients.work.client import model_for, reason_of, refusal
 from fedml.clients.work.half import Memory, site_algorithm
-from fedml.clients.work.known import first_update, first_weights, forget_data, own_sums, planned_persons
+from fedml.clients.work.known import HERE, Work, forget_data, layout_of, planned_persons
 from fedml.clients.work.request import Request, read_request
+from fedml.contract.extras import Shapes
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.statistics import stated_constants
-from fedml.study.study import Study
+from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
 from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
 
@@ -88,6 +91,7 @@ class Gate:
         self._approvals: tuple[str, dict[str, Approval | None]] = ("", {})  # stamp of the files, approvals by study
         self._stamp = stamp_of(site)
         self._cut = self.journal.cut()
+        self._confined: tuple[str, Apart] | None = None  # of one study at a time
         self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
 
     def handle(self, message: Message, context: Context) -> Message:
@@ -109,9 +113,13 @@ class Gate:
             self.journal.append(direction="in", verdict="accepted", reason="", **note)
             direction, note["records"] = "out", ()
             charge(self.ledger, self.site.manifest.policy, request, note["about"].run)
-            content = execute(request, message.content, Memory(context.state, note["about"].run))
+            work = self._work(request)
+            content = work.execute(request, message.content, Memory(context.state, note["about"].run))
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
-            check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study))
+            shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
+            check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study), shapes)
+            if work is not HERE:
+                check_numbers(request, content, load_cohort(request.manifests, request.study))
             self._remember(request, level, message.content, content, note["about"].run)
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
             content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
@@ -129,11 +137,34 @@ class Gate:
                 log.error("the journal cannot be written; every request is refused until it can be written: %s", failed)
             return refusal(message, reason)
 
+    def close(self) -> None:
+        """Ends the confined processes of a study with own code."""
+        if self._confined is not None:
+            self._confined[1].close()
+            self._confined = None
+
+    def _work(self, request: Request) -> Work:
+        """Who answers: this process, or for what depends on own code a confined one."""
+        study = request.study
+        if study.code is None or request.phase in (Phase.DESCRIBE, Phase.VOXELS, *ANALYSES):
+            return HERE
+        if self._confined is None or self._confined[0] != study.sha256:
+            self.close()
+            self._confined = (study.sha256, Apart(self.site, self.state, study, stored(self.state, study.code)))
+        return self._confined[1].work
+
+    def _shapes(self, request: Request, content: RecordDict) -> Shapes:
+        """The shapes of the model's weights, which the network of own code gives without having seen data."""
+        if request.study.code is None:
+            return {k: tuple(v.shape) for k, v in model_for(request.study, layout_of(request.study, content)).weights.items()}
+        return {k: tuple(v.shape) for k, v in self._work(request).first_weights(request, content).items()}
+
     def _read_again(self) -> None:
         """Reads manifest and data anew if one of their files changed."""
         now = stamp_of(self.site)
         if now != self._stamp:
             forget_data()
+            self.close()
             self.site, self._stamp = read_site(self.site.file), now
             log.info("a file of the site changed; manifest and data are read again")
 
@@ -163,6 +194,7 @@ class Gate:
         note["about"] = About(run, sha256)
         approval = self._approval(sha256)
         request = read_request(message.content, (str(self.site.file.resolve()),), self.site.name)
+        request = replace(request, study=without_transforms(request.study))  # own code never runs in this process
         study = request.study
         note["about"] = About(run, study.sha256, study.study.name, str(request.phase), request.round)
         check_roster(self.site, study)
@@ -291,10 +323,11 @@ class Gate:
         if request.phase is Phase.ROUND:
             check_values(algorithm, request.config, number)
             if last is None and number > 1 and algorithm.sends.records:
-                course = joined_late(course, study, number, first_update(request, content), self._training(request))
+                course = joined_late(course, study, number, self._work(request).first_update(request, content), self._training(request))
             check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
         weights = read_arrays(content, ARRAYS)
-        start = (lambda: first_weights(request, content)), (lambda: first_update(request, content))
+        work = self._work(request)
+        start = (lambda: work.first_weights(request, content)), (lambda: work.first_update(request, content))
         check_weights(study, algorithm, Arrival(request.phase is Phase.EVALUATE, number, weights, course, last, *start), drift)
 
     def _training(self, request: Request) -> int:
@@ -315,7 +348,7 @@ class Gate:
         if study.privacy.unit != "none" and study.privacy.statistics == "stated":
             check_stated(stated_constants(study, layout_of(study, content)), agreed)
         else:
-            check_constants(own_sums(request, content), agreed)
+            check_constants(self._work(request).own_sums(request, content), agreed)
 
     def _remember(self, request: Request, level: Level, content: RecordDict, reply: RecordDict, run: str) -> None:
         """What later messages are held against."""

@@ -157,7 +157,7 @@ def _drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     sets = (ctypes.c_uint32 * 6)()  # effective, permitted and inheritable: capabilities 0 to 31, then 32 to 63
     call("capget", ctypes.addressof(header), ctypes.addressof(sets))
-    sets[:] = (sets[0] & _KEPT_CAPABILITIES, sets[1] & _KEPT_CAPABILITIES, 0, 0, 0, 0)
+    sets[:] = [sets[0] & _KEPT_CAPABILITIES, sets[1] & _KEPT_CAPABILITIES, 0, 0, 0, 0]
     call("capset", ctypes.addressof(header), ctypes.addressof(sets))
 
 

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import RecordDict
 
 from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.client import agreed, device_of, model_for, smallest_of, sums_of, weighed
+from fedml.clients.work.client import agreed, device_of, execute, model_for, smallest_of, sums_of, weighed
 from fedml.clients.work.genomics import forget_data as forget_analyses
 from fedml.clients.work.genomics import persons as analysed_persons
+from fedml.clients.work.half import Memory
 from fedml.clients.work.request import Request, read_site_once
 from fedml.cohort.groups import reportable_groups
+from fedml.contract.replies import read_arrays
 from fedml.learning.training import train
+from fedml.modalities.layout import Layout, make_layout
 from fedml.models.fusion import build_model, learned, load
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
+from fedml.study.study import Study
 from fedml.study.training_round import training_of_round
-from fedml.wire.records import ANALYSES
+from fedml.wire.records import AGREEMENT, ANALYSES, IMAGE_SHAPE, PANEL
 
 
 def first_weights(request: Request, content: RecordDict) -> dict[str, Any]:
     """The arrays with which the study begins, by its seed."""
-    _, layout, _ = agreed(request, content)
-    return {name: tensor.detach().numpy().copy() for name, tensor in learned(build_model(request.study, layout)).items()}
+    model = build_model(request.study, layout_of(request.study, content))
+    return {name: tensor.detach().numpy().copy() for name, tensor in learned(model).items()}
+
+
+def layout_of(study: Study, content: RecordDict) -> Layout:
+    """The layout of the model, from a message with the agreement."""
+    values = read_arrays(content, AGREEMENT)
+    return make_layout(study, tuple(int(n) for n in values[IMAGE_SHAPE]), values[PANEL].tobytes())
 
 
 def first_update(request: Request, content: RecordDict) -> float:
@@ -65,3 +77,16 @@ def forget_data() -> None:
     for cache in (load_cohort, load_aligned, read_site_once, without_few):
         cache.cache_clear()
     forget_analyses()
+
+
+@dataclass(frozen=True)
+class Work:
+    """Who computes what depends on the model and the images: this process (``HERE``), or a confined one (``fedml.clients.work.apart``)."""
+
+    execute: Callable[[Request, RecordDict, Memory], RecordDict]
+    first_weights: Callable[[Request, RecordDict], dict[str, Any]]
+    first_update: Callable[[Request, RecordDict], float]
+    own_sums: Callable[[Request, RecordDict], dict[str, Any]]
+
+
+HERE = Work(execute, first_weights, first_update, own_sums)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from reprlib import Repr
 from typing import Any, Self, TypeVar
 
@@ -269,6 +269,17 @@ def parse_study(text: str) -> Study:
     except ValueError as error:  # not JSON, or a number of more digits than Python reads
         raise InputError(f"study: is not JSON: {error}.") from error
     return validate(Study, plan, "study")
+
+
+@lru_cache(maxsize=8)
+def without_transforms(study: Study) -> Study:
+    """``study`` with the same identity, whose images are read without transforms of own code: the same persons, in the same parts."""
+    image = study.cohort.image
+    if image is None or not image.transforms:
+        return study
+    _ = study.sha256  # kept in the copy
+    plain = image.model_copy(update={"transforms": (), "crop": True})
+    return study.model_copy(update={"cohort": study.cohort.model_copy(update={"image": plain})})
 
 
 def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
