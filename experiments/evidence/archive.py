@@ -17,7 +17,7 @@ from fedml.errors import InputError
 
 LARGEST = 1 << 30  # bytes of a bundle, which is read into memory
 MOST = 512  # files
-NAME = re.compile(r"(examples/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+NAME = re.compile(r"(examples/|code/)?[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _TIME = (1980, 1, 1, 0, 0, 0)
 
 

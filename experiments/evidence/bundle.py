@@ -72,6 +72,7 @@ _ABOUT = {
 _FORMATS = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".toml": "application/toml", ".tsv": "text/tab-separated-values",
     ".html": "text/html", ".md": "text/markdown", ".safetensors": "application/octet-stream", ".png": "image/png",
+    ".py": "text/x-python",
 }  # fmt: skip
 
 
@@ -173,7 +174,8 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
 
 
 def _entity(name: str, data: bytes | None) -> dict[str, Any]:
-    about = _ABOUT.get(name, "Predictions on images that the site declared public")
+    about = "Code of the study's author, pinned by its SHA-256 in the study" if name.endswith(".py") else "Predictions on public images"
+    about = _ABOUT.get(name, about)
     size = {} if data is None else {"contentSize": str(len(data))}
     return {"name": name, "description": about, "encodingFormat": _FORMATS[Path(name).suffix], **size}
 

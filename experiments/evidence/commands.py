@@ -66,6 +66,7 @@ def reproduce(
     key: SignedBy = None,
     fingerprint: Fingerprint = None,
     runs: Annotated[Path, typer.Option("--runs", help="Folder for the new run.")] = Path("fedml-runs"),
+    run_code: Annotated[bool, typer.Option("--run-code", help="Run the study's own code, which is in the bundle; read it before.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run a bundle's study again on the sites' data and compare bit by bit; show the first difference if there is any.
@@ -80,7 +81,7 @@ def reproduce(
     say = _plain(console)
     checked = _verified(bundle_file, key, fingerprint, console)
     _judge(bundle_file, checked)
-    found = rerun(checked.files, find(sites, parse_study(checked.files[STUDY].decode()), say), runs, say)
+    found = rerun(checked.files, find(sites, parse_study(checked.files[STUDY].decode()), say), runs, say, run_code=run_code)
     for difference in found.differences:
         say(f"{'differs' if difference.decides else 'note':8} {difference.where:10} {difference.text}")
     say(f"{found.sentence()} (new run: {found.run})")

@@ -30,6 +30,7 @@ from fedml.experiments.report import embedded, render, report_facts
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
+from fedml.study.sources import FOLDER as CODE
 
 FORMAT = "fedml-bundle/1"
 CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
@@ -37,17 +38,18 @@ REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
 OPTIONAL = (TOML, AUDIT)
 _DISTRIBUTION = "fedml-cohorts"
+_FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 
 
 def is_source(name: str) -> bool:
     """Whether a file of this name is a source, as opposed to derived."""
-    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or (name.startswith(f"{EXAMPLES}/") and name.endswith(".png"))
+    return name in (*REQUIRED, *OPTIONAL, VERSIONS) or any(name.startswith(f"{place}/") and name.endswith(end) for place, end in _FOLDERS)
 
 
 def read_sources(run: Path) -> dict[str, bytes]:
     """Name -> bytes of the source files in a run's folder. Files that do not exist are omitted."""
     found = [run / name for name in (*REQUIRED, *OPTIONAL) if (run / name).is_file()]
-    found += sorted(path for path in (run / EXAMPLES).glob("*.png") if path.is_file())
+    found += sorted(path for place, end in _FOLDERS for path in (run / place).glob(f"*{end}") if path.is_file())
     return {path.relative_to(run).as_posix(): path.read_bytes() for path in found}
 
 
@@ -78,11 +80,10 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
     """The record of ``sources``, written to a temporary folder that is removed afterwards. The caller must have checked the names."""
     with tempfile.TemporaryDirectory(prefix="fedml-evidence-") as folder:
         run = Path(folder) / "run"
-        (run / EXAMPLES).mkdir(parents=True)
+        run.mkdir()
         for name, data in sources.items():
+            (run / name).parent.mkdir(exist_ok=True)
             (run / name).write_bytes(data)
-        if not any(name.startswith(f"{EXAMPLES}/") for name in sources):
-            (run / EXAMPLES).rmdir()
         yield read_record(run)
 
 

@@ -65,8 +65,13 @@ class Reproduced:
         return f"equal as far as possible: {PRIVATE}" if self.private else f"bitwise equal: model {self.weights_sha256}, metrics and counts"
 
 
-def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path, say: Callable[[str], None]) -> Reproduced:
+def reproduce(
+    files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path, say: Callable[[str], None], *, run_code: bool = False
+) -> Reproduced:
     """Runs the study of a verified bundle with the local engine; the run's folder is created in ``runs``.
+
+    Args:
+        run_code: whether the study's own code, which is in the bundle, may run in this process.
 
     Raises:
         InputError: a site's data cannot be used.
@@ -78,6 +83,11 @@ def reproduce(files: Mapping[str, bytes], sites: Mapping[str, Site], runs: Path,
             raise InputError(
                 f"the bundle's study uses code outside fedml, [strategy] name {study.strategy.name}; run the study with `fedml run` if you "
                 "trust that code."
+            )
+        if study.code is not None and not run_code:
+            names = ", ".join(f"code/{file.module}.py" for file in study.code.modules)
+            raise InputError(
+                f"the bundle's study has code of its own ({names}); read it in the bundle, then add --run-code to run it here."
             )
         read_all(study, sites, say)
         check_budgets([Plan(study, name, site) for name, site in sites.items()])

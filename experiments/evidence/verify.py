@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from fedml.code.load import forbidden
 from fedml.experiments.evidence.archive import BadArchive, unpack
 from fedml.experiments.evidence.bundle import crate
 from fedml.experiments.evidence.contents import (  # fmt: skip
@@ -44,6 +45,8 @@ from fedml.experiments.runs.record import Record, exchanges
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 from fedml.strategies.chosen import planned
+from fedml.study.sources import FOLDER as CODE
+from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
 EXACT = 1e-12
@@ -98,7 +101,11 @@ def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
     if not all(check.ok for check in found):  # an incomplete or changed bundle may be hostile and is not parsed further
         return Verified(tuple(found), files, signer)
     try:
-        with record_of({name: data for name, data in files.items() if is_source(name)}) as record:
+        # A bundle may come from anybody: the code in it is compared with the study, and not run.
+        with (
+            forbidden("it came with a bundle"),
+            record_of({name: data for name, data in files.items() if is_source(name)}) as record,
+        ):
             found += _of_record(files, record)
     except Exception as error:  # a crafted file may raise any error
         found.append(Check("record", False, EVENTS, f"{STUDY}, {EVENTS} and {COUNTS} cannot be read as a run ({type(error).__name__})"))
@@ -170,6 +177,8 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
+    if record.study.code is not None:
+        yield from _check("own code", STUDY, _code_text(record), lambda: _code(files, record))
     yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
     yield from _check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
     yield from _check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
@@ -313,12 +322,40 @@ def _model(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
 def _metrics(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import groups_of, metrics_of
 
-    counts, recorded = counts_by_site(record), body(record.final)
+    counts, recorded = counts_by_site(record), _without_own(body(record.final), record.study)
     for what, fresh in {"metrics": metrics_of(record.study, counts), "groups": groups_of(record.study, counts)}.items():
         if found := value_differs(recorded[what], plain(fresh), what, tolerance=EXACT):
             yield EVENTS, f"{found} according to {COUNTS}"
     if any(site not in record.final.sites for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
+
+
+def _code_text(record: Record) -> str:
+    own = ", ".join(measure.partition(":")[2] for measure in record.study.evaluation.metrics)
+    text = "the study pins the bytes of each file in code/; they are not run"
+    return f"{text}, so {own} of the last evaluation is not recomputed" if own else text
+
+
+def _code(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
+    code = record.study.code
+    pinned = {} if code is None else {f"{CODE}/{file.module}.py": file.sha256 for file in code.modules}
+    for name in sorted(pinned.keys() | {name for name in files if name.startswith(f"{CODE}/")}):
+        if name not in files:
+            yield name, "is missing from the bundle; the study pins it"
+        elif name not in pinned:
+            yield name, "is no file of the study's [code]"
+        elif hashlib.sha256(files[name]).hexdigest() != pinned[name]:
+            yield name, "is not the file that the study pins"
+
+
+def _without_own(recorded: dict[str, Any], study: Study) -> dict[str, Any]:
+    """A last evaluation without measures of own code."""
+    own = {measure.partition(":")[2] for measure in study.evaluation.metrics}
+
+    def dropped(value: Any) -> Any:
+        return {key: dropped(inner) for key, inner in value.items() if key not in own} if isinstance(value, Mapping) else value
+
+    return {key: dropped(value) if key in ("metrics", "groups") else value for key, value in recorded.items()} if own else recorded
 
 
 def _epsilon_text(record: Record) -> str:

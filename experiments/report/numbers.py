@@ -26,6 +26,7 @@ from fedml.study.section import PARTS
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval
 from fedml.tasks.intervals import interval
+from fedml.tasks.own import NO_INTERVAL
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
 
@@ -136,11 +137,21 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
     values = task.metrics(total)
     if len(values) == 1:
         return None
+    # Own measures as the server recorded them: a reader of the record need not run the study's own code.
+    own = [measure.partition(":")[2] for measure in record.study.evaluation.metrics]
+    recorded = {name: (logged or {}).get(name) for name in own}
     measures = {}
-    for name, value in values.items():
+    for name, value in {**values, **recorded}.items():
         if name == "persons":
             continue
-        if task.described(name).counted:
+        if name in own:
+            measures[name] = {
+                "value": math.nan if value is None else value,
+                "low": math.nan,
+                "high": math.nan,
+                "method": NO_INTERVAL.reason,
+            }
+        elif task.described(name).counted:
             measures[name] = {"value": value, "low": math.nan, "high": math.nan, "method": "count"}
         else:
             measures[name] = {**_interval(interval(parts, task, name, seed=record.study.study.seed)), "value": value}

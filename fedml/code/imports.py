@@ -72,6 +72,8 @@ def installed() -> frozenset[str]:
         for module, distributions in metadata.packages_distributions().items()
         if any(re.sub(r"[-_.]+", "-", distribution).lower() in found for distribution in distributions)
     }
+    if _DISTRIBUTION not in found:  # a saved model, with a copy of this software beside it
+        modules |= set(metadata.packages_distributions())
     return frozenset(modules | set(sys.stdlib_module_names) | {"fedml"})
 
 

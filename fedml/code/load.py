@@ -11,7 +11,8 @@ from __future__ import annotations
 import builtins
 import linecache
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
 from types import ModuleType
@@ -30,6 +31,21 @@ _FORBIDDEN: list[str] = []  # why this process runs no own code
 def forbid(why: str) -> None:
     """From now on this process loads no own code. ``why``: a phrase for the error."""
     _FORBIDDEN.append(why)
+
+
+@contextmanager
+def forbidden(why: str) -> Iterator[None]:
+    """The same for a while: what is looked at comes from somebody else."""
+    _FORBIDDEN.append(why)
+    try:
+        yield
+    finally:
+        _FORBIDDEN.remove(why)
+
+
+def is_forbidden() -> bool:
+    """Whether own code is not loaded now."""
+    return bool(_FORBIDDEN)
 
 
 def resolve(code: Code | None, name: str) -> Any:

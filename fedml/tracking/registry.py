@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
 from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
+from fedml.study.sources import write_files
 from fedml.study.study import Study
 from fedml.tracking.store import store, versions
 
@@ -108,6 +109,7 @@ def log_model(run: Path, study: Study, parent: str) -> str:
         copy.mkdir()
         for name in (STUDY, MODEL, PANEL, LAYOUT):
             (copy / name).write_bytes((run / name).read_bytes())
+        write_files(study.code, copy)
         mlflow.set_tracking_uri(store())
         # MLflow warns about missing type hints and input example; the signature replaces them.
         with warnings.catch_warnings(), mlflow.start_run(run_id=parent):

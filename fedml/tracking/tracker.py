@@ -31,6 +31,7 @@ from fedml.runs.events import (
     body,
 )
 from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
+from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
 from fedml.tracking.pages import answer_of, description, experiment_of
 from fedml.tracking.registry import log_model
@@ -339,6 +340,8 @@ class Tracker:
         for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
             if (self.run / name).exists():
                 client.log_artifact(self.parent, str(self.run / name), "record")
+        if (self.run / CODE).is_dir():
+            client.log_artifacts(self.parent, str(self.run / CODE), f"record/{CODE}")
         if finished and (self.run / EXAMPLES).is_dir():
             client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
         if finished and (self.run / MODEL).exists():
