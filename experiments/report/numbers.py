@@ -149,7 +149,7 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
                 "value": math.nan if value is None else value,
                 "low": math.nan,
                 "high": math.nan,
-                "method": NO_INTERVAL.reason,
+                "method": f"none: {NO_INTERVAL.reason}",
             }
         elif task.described(name).counted:
             measures[name] = {"value": value, "low": math.nan, "high": math.nan, "method": "count"}

@@ -38,10 +38,9 @@ def _parsed(name: str, source: bytes) -> ast.Module:
     try:
         return ast.parse(source, name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-        raise InputError(
-            f"[code] {name}{line}: is not Python {sys.version_info[0]}.{sys.version_info[1]} ({error}); correct it."
-        ) from error
+        line, why = (f", line {error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", str(error))
+        version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+        raise InputError(f"[code] {name}{line}: is not valid Python {version} ({why}); correct it.") from error
 
 
 def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:

@@ -24,7 +24,7 @@ from fedml.study.study import Study
 from fedml.tasks.measure import Measure
 from fedml.tasks.task import Task
 
-NO_INTERVAL = NotBuilt("none: an own measure has no interval")
+NO_INTERVAL = NotBuilt("an own measure has no interval")
 
 
 def with_own_code(task: Task, study: Study) -> Task:
