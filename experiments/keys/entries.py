@@ -97,6 +97,8 @@ def _type(node: Schema) -> str:
             same = node.get("minItems") == node.get("maxItems")
             count = f"{node['minItems']} " if same and "minItems" in node else ""
             return f"list of {count}{_many(_item(node))}"
+        case "object" if "properties" in node:
+            return f"table of {', '.join(node['properties'])}"
         case "object":
             return f"table: name = {_type(_item(node))}"
         case kind:
@@ -110,7 +112,7 @@ def _values(node: Schema) -> list[str]:
 def _many(node: Schema) -> str:
     if _values(node):
         return _type(node)
-    return " or ".join(re.sub(r"\b(number|text|list)\b", r"\1s", word) for word in _type(node).split(" or "))
+    return " or ".join(re.sub(r"\b(number|text|list|table)\b", r"\1s", word) for word in _type(node).split(" or "))
 
 
 def _allowed(node: Schema) -> str:
@@ -141,7 +143,9 @@ def _plain_kinds(node: Schema) -> list[Schema]:
 
 
 def _item(node: Schema) -> Schema:
-    """The schema of each item of a list, or of each value of a table of names."""
+    """The schema of each item of a list, or of each value of a table of names; of a section in a list, nothing."""
+    if "properties" in node:
+        return {}
     if node["type"] == "array":
         return dict(node["items"])
     return dict(node["additionalProperties"] if "additionalProperties" in node else next(iter(node["patternProperties"].values())))

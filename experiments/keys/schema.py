@@ -84,6 +84,15 @@ def _add_study_keys(plain: Schema) -> None:
     for (*sections, key), text in FILE_KEYS.items():
         section = _at(plain, sections)
         section["properties"][key] = {"type": "string", "description": text}
+    code = _at(plain, ["code"])
+    code["required"].remove("modules")
+    code["properties"]["files"] = {
+        "type": "array",
+        "items": {"type": "string"},
+        "description": code["properties"].pop("files")["description"],
+    }
+    for path in (["model", part] for part in ("image", "segmentation", "variants", "clinical", "omics")):
+        _at(plain, path)["additionalProperties"] = True  # arguments of own code
     omics = _at(plain, ["cohort", "omics"])
     omics["required"].remove("columns")
     omics["anyOf"] = [{"required": ["columns"]}, {"required": ["features"]}]

@@ -59,7 +59,7 @@ def known_or_own(known: Collection[str]) -> Callable[[str], str]:
 
 def names_schema(known: Sequence[str]) -> WithJsonSchema:
     """The schema of such a name."""
-    return WithJsonSchema({"anyOf": [{"enum": [*known], "type": "string"}, {"type": "string", "pattern": f"^{OWN_NAME}$"}]})
+    return WithJsonSchema({"anyOf": [{"enum": [*known], "type": "string"}, {"type": "string"}]})
 
 
 class CodeFile(Section):
