@@ -62,7 +62,6 @@ NETWORK = (
 
 PROCESSES = (
     Attack("fork", "child = os.fork()\nif not child: os._exit(0)\nos.waitpid(child, 0)"),
-    Attack("vfork, raw call", "if raw(58, 220, 0x4011 if arm else 0) == 0: os._exit(0)", needs=KERNEL),
     Attack("clone, raw call", "child = raw(56, 220, signal.SIGCHLD, 0, 0, 0, 0)\nif child == 0: os._exit(0)\nos.waitpid(child, 0)"),
     Attack(
         "clone3, raw call",

@@ -224,8 +224,7 @@ r, w = os.pipe(); os.write(w, b"x"); assert os.read(r, 1) == b"x"
 open(os.devnull, "w").write("x"); assert len(os.urandom(4) + open("/dev/urandom", "rb").read(4)) == 8
 assert hashlib.sha256(b"").hexdigest().startswith("e3b0c442") and hashlib.new("sha3_256", b"")
 assert os.cpu_count() and zoneinfo.ZoneInfo("UTC") and time.localtime() and locale.setlocale(locale.LC_ALL, "C.UTF-8")
-import fedml.study.study, fedml.strategies, fedml.clients.site.manifest, fedml.experiments
-assert int(os.popen is not None)
+import fedml.text, fedml.strategies, fedml.clients.site, fedml.experiments
 """
 
 
