@@ -31,8 +31,9 @@ it: Landlock decides which files are opened (``landlock.py``), seccomp which sys
   (RLIMIT_AS, RLIMIT_CPU, RLIMIT_FSIZE, a timeout); confined code cannot raise them. Readable files can be locked (flock).
 - Errors of the kernel itself.
 
-**What no longer works in it**: subprocess, multiprocessing (data loaders with workers), asyncio, CUDA, symbolic links, ``shutil.copy``
-(it copies the mode; ``shutil.copyfile`` works), names of users and groups, ``tempfile`` other than with TMPDIR in ``writable``.
+**What no longer works in it**: subprocess, multiprocessing (data loaders with workers), torch.compile, asyncio, CUDA, symbolic links,
+``shutil.copy`` (it copies the mode; ``shutil.copyfile`` works), names of users and groups, threads bound to processors (OMP_PROC_BIND),
+``tempfile`` other than with TMPDIR in ``writable``.
 """
 
 from __future__ import annotations
