@@ -91,8 +91,8 @@ def _add_study_keys(plain: Schema) -> None:
         "items": {"type": "string"},
         "description": code["properties"].pop("files")["description"],
     }
-    for path in (["model", part] for part in ("image", "segmentation", "variants", "clinical", "omics")):
-        _at(plain, path)["additionalProperties"] = True  # arguments of own code
+    for network in (["model", part] for part in ("image", "segmentation", "variants", "clinical", "omics")):
+        _at(plain, network)["additionalProperties"] = True  # arguments of own code
     omics = _at(plain, ["cohort", "omics"])
     omics["required"].remove("columns")
     omics["anyOf"] = [{"required": ["columns"]}, {"required": ["features"]}]
