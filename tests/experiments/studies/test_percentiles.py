@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -40,6 +40,7 @@ def counted_study(**changes: Any) -> Study:
     return make_study(("image",), **{**plan, "federation__rounds": 1, **changes})
 
 
+@example(np.linspace(-500, 500, 2001), 70.0)
 @given(numbers, st.floats(0, 100))
 def test_a_percentile_is_that_of_the_voxels_within_a_bin(values: np.ndarray[Any, Any], percent: float) -> None:
     exact = float(np.percentile(values.astype(np.float64), percent, method="inverted_cdf"))
