@@ -55,7 +55,10 @@ def entries() -> tuple[Entry, ...]:
 def _below(file: File, node: Schema, path: str) -> Iterator[Entry]:
     for key, value in node["properties"].items():
         here = f"{path}.{key}".removeprefix(".")
-        if "properties" in value:
+        if "properties" in value.get("items", {}):  # a list of sections, each [[here]] in a file
+            yield Entry(file, here, "section", "", "", value.get("description", ""), tuple(value["items"]["properties"]))
+            yield from _below(file, value["items"], here)
+        elif "properties" in value:
             yield Entry(file, here, "section", "", "", value.get("description", ""), tuple(value["properties"]))
             yield from _below(file, value, here)
         else:
@@ -97,8 +100,6 @@ def _type(node: Schema) -> str:
             same = node.get("minItems") == node.get("maxItems")
             count = f"{node['minItems']} " if same and "minItems" in node else ""
             return f"list of {count}{_many(_item(node))}"
-        case "object" if "properties" in node:
-            return f"table of {', '.join(node['properties'])}"
         case "object":
             return f"table: name = {_type(_item(node))}"
         case kind:
@@ -112,14 +113,14 @@ def _values(node: Schema) -> list[str]:
 def _many(node: Schema) -> str:
     if _values(node):
         return _type(node)
-    return " or ".join(re.sub(r"\b(number|text|list|table)\b", r"\1s", word) for word in _type(node).split(" or "))
+    return " or ".join(re.sub(r"\b(number|text|list)\b", r"\1s", word) for word in _type(node).split(" or "))
 
 
 def _allowed(node: Schema) -> str:
     """Limits of the value itself, then of the number of items, then of each item."""
     parts = [_range(node)]
     if node.get("pattern"):
-        parts.append(ALLOWED_TEXT[node["pattern"]])
+        parts.append(ALLOWED_TEXT.get(node["pattern"], ""))
     elif "maxLength" in node:
         parts.append(f"{_count(node.get('minLength'), node['maxLength'])} characters")
     least, most = node.get("minItems"), node.get("maxItems")
@@ -143,9 +144,7 @@ def _plain_kinds(node: Schema) -> list[Schema]:
 
 
 def _item(node: Schema) -> Schema:
-    """The schema of each item of a list, or of each value of a table of names; of a section in a list, nothing."""
-    if "properties" in node:
-        return {}
+    """The schema of each item of a list, or of each value of a table of names."""
     if node["type"] == "array":
         return dict(node["items"])
     return dict(node["additionalProperties"] if "additionalProperties" in node else next(iter(node["patternProperties"].values())))

@@ -18,11 +18,10 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJsonSchema, model_serializer, model_validator
 from pydantic_core import PydanticKnownError
 
-from fedml.study.section import Option, Section
+from fedml.study.section import OWN, Option, Section
 from fedml.study.task_traits import either
 
 MODULE = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
-OWN_NAME = r"[A-Za-z_][A-Za-z0-9_]{0,62}:[A-Za-z_][A-Za-z0-9_]{0,62}"
 _OPTIONS = "options"
 Given = Option | tuple[Option, ...]
 
@@ -38,7 +37,7 @@ def module_of(name: str) -> str:
 
 
 def _own(name: str) -> str:
-    if not re.fullmatch(OWN_NAME, name):
+    if not re.fullmatch(OWN, name):
         raise ValueError(f'"{name}" names no own code; write "module:name", such as "my_net:MyNet" of a file my_net.py in [code] files')
     return name
 
@@ -59,7 +58,7 @@ def known_or_own(known: Collection[str]) -> Callable[[str], str]:
 
 def names_schema(known: Sequence[str]) -> WithJsonSchema:
     """The schema of such a name."""
-    return WithJsonSchema({"anyOf": [{"enum": [*known], "type": "string"}, {"type": "string"}]})
+    return WithJsonSchema({"anyOf": [{"enum": [*known], "type": "string"}, {"type": "string", "pattern": OWN}]})
 
 
 class CodeFile(Section):

@@ -1,5 +1,5 @@
-"""A study with a network, a loss, a measure and a transform of its own: bitwise the same model in this process, in Flower's simulation and in a
-real federation, where each site approves the files and runs them confined. The code is that of docs/own-code.md."""
+"""A study with a network, a loss, a measure and a transform of its own: bitwise the same model in one process, in Flower's simulation and
+in a real federation, where each site approves the files and runs them confined. The code is that of docs/own-code.md."""
 
 from __future__ import annotations
 
