@@ -139,7 +139,7 @@ def _line(console: Console) -> Callable[[str], None]:
 def _ask(count: int) -> None:
     """Asks whether the runs may start. Raises ``InputError``: no, or nobody can be asked."""
     if not sys.stdin.isatty():
-        raise InputError("the runs spend privacy and nobody can be asked here; give --yes to start them.")
+        raise InputError("the runs spend privacy and nobody can be asked here; give --yes (in Python: yes=True) to start them.")
     if not typer.confirm(f"Start {count} runs?"):
         raise InputError("not started.")
 

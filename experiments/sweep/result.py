@@ -24,6 +24,7 @@ from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.table import Table
 
 
@@ -73,6 +74,16 @@ class Result:
     def runs(self) -> int:
         """Number of runs."""
         return sum(len(row.tried.studies) for row in self.rows)
+
+    def frame(self) -> pd.DataFrame:
+        """A row for each combination; NaN where it has no value."""
+        import pandas as pd
+
+        estimates = [
+            {f"val_{self.metric}": r.val.value, "low": r.val.low, "high": r.val.high, "sd_over_seeds": r.sd, "failed": r.failed}
+            for r in self.rows
+        ]
+        return pd.DataFrame([{**row.tried.point, **found} for row, found in zip(self.rows, estimates, strict=True)])
 
 
 def row_of(tried: Try, outcomes: Sequence[Outcome]) -> Row:
