@@ -144,7 +144,7 @@ def table_of(result: Result) -> Table:
         out.add_column("sd over seeds", justify="right")
     for row in result.rows:
         cells = [escape(as_text(row.tried.point[key])) for key in names]
-        cells.append(escape(f"failed: {row.failed}" if row.failed else str(row.val)))
+        cells.append("failed" if row.failed else escape(str(row.val)))
         out.add_row(
             *cells, *([f"{row.sd:.3f}" if math.isfinite(row.sd) else ""] if many else []), style="bold" if row is result.best else None
         )
@@ -170,6 +170,7 @@ def sentences(result: Result) -> list[str]:
     out.append(
         f"Test {metric} of the choice: {result.test}{mean}. Test persons chose nothing; test metrics of other tries were not looked at."
     )
+    out += [f"failed: {shown(row.tried.point)}: {row.failed}" for row in rows if row.failed]
     out += [f"run of the choice, seed {study.study.seed}: {run}" for study, run in zip(best.tried.studies, best.runs, strict=True)]
     return out
 

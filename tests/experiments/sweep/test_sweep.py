@@ -258,13 +258,22 @@ def test_what_cannot_be_swept_is_named_before_anything_starts(tmp_path: Path, wo
     assert not runs_of(tmp_path)
 
 
-def test_a_try_that_fails_is_no_candidate(tmp_path: Path) -> None:
+def test_a_try_that_fails_is_no_candidate_and_is_made_again(tmp_path: Path) -> None:
     make_sites(tmp_path, 60)
-    write_study(tmp_path, training__optimizer="sgd")
-    found = swept(tmp_path, "--grid", "lr=0.05,1000000", "--grid", "local_epochs=1,20", "--set", "cohort.clinical.indicate=false")
-    failed = [row for row in found["rows"] if row["failed"]]
-    assert all(row["val"]["value"] is None for row in failed)
-    assert found["best"]["runs"][0] not in [run for row in failed for run in row["runs"]]
+    write_study(tmp_path, training__optimizer="sgd", training__weight_decay=1000.0)
+    done = sweep(tmp_path, "--grid", "lr=1e6,0.1", "--json")  # weights of 1e9 and more are implausible
+    assert done.returncode == 0, done.stderr
+    assert "failed: lr = 1000000.0: seed 0: round 1" in done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert [(row["values"]["training.lr"], row["val"]["value"] is None) for row in found["rows"]] == [(0.1, False), (1e6, True)]
+    assert found["tries"] == 2
+    assert found["best"]["values"] == {"training.lr": 0.1}
+    assert len(runs_of(tmp_path)) == 2
+    swept(tmp_path, "--grid", "lr=1e6,0.1")
+    assert len(runs_of(tmp_path)) == 3
+    nothing = sweep(tmp_path, "--grid", "lr=1e6")
+    assert nothing.returncode == 1
+    assert "no try has a value of the validation metric; the first: seed 0: round 1" in nothing.stderr
 
 
 def test_random_draws_repeat_and_say_when_there_are_no_more(tmp_path: Path) -> None:
@@ -334,7 +343,7 @@ def test_a_store_that_does_not_answer_gets_the_sweep_later(tmp_path: Path) -> No
 
     make_sites(tmp_path, 60)
     write_study(tmp_path, federation__rounds=1)
-    done = sweep(tmp_path, "--grid", "lr=0.01,0.1", track=True, MLFLOW_TRACKING_URI="sqlite:////nowhere/at/all/mlflow.db")
+    done = sweep(tmp_path, "--grid", "lr=0.01,0.1", track=True, MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/toy.toml/mlflow.db")
     assert done.returncode == 3, done.stderr
     assert "MLflow has no complete record of this sweep" in done.stdout
     assert "Chosen by validation" in done.stdout
