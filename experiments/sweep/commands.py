@@ -122,7 +122,9 @@ def perform(plan: Sweep, folders: tuple[Path, Path], study_file: Path | None, ho
     with opened(plan, folders[1]) as state:
         ahead = missing(studies, state, data)
         check_privacy(ahead, data.sites)
-        costs = list(privacy_lines(studies)) if studies else []
+        again = {study.sha256 for study in ahead}
+        released = [study for study in studies for _ in range(state.begun(study.sha256) + (study.sha256 in again))]
+        costs = list(privacy_lines(released)) if studies else []
         for text in costs:
             console.print(text, markup=False, soft_wrap=True)
         if costs and ahead and not how.yes:

@@ -26,10 +26,12 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: its place in the folder of runs, and ``data``, the key of what else its result depends on (``plan.data_key``)."""
+    """The newest run of a study. ``run``: its place in the folder of runs. ``data``: key of what else its result depends on
+    (``plan.Data.key``). ``begun``: how many runs of the study were begun; each has released what it sent before it ended."""
 
     run: str
     data: str
+    begun: int = 1
 
 
 @dataclass
@@ -41,10 +43,14 @@ class State:
     id: str
     entries: dict[str, Entry] = field(default_factory=dict)
 
-    def note(self, sha256: str, entry: Entry) -> None:
+    def note(self, sha256: str, run: str, data: str) -> None:
         """Adds a run, before it starts."""
-        self.entries[sha256] = entry
+        self.entries[sha256] = Entry(run, data, self.begun(sha256) + 1)
         self.write(None)
+
+    def begun(self, sha256: str) -> int:
+        """Number of runs of a study that were begun."""
+        return self.entries[sha256].begun if sha256 in self.entries else 0
 
     def write(self, result: dict[str, Any] | None) -> None:
         """Writes the file. ``result``: what MLflow shows of the sweep (``fedml.tracking.sweeps``); None while runs are missing."""
@@ -93,7 +99,7 @@ def _read(folder: Path, sweep: Sweep) -> State:
         found = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
         if found["schema"] != _SCHEMA or found["identity"] != sweep.identity:
             raise ValueError("it is of another sweep or version")
-        entries = {str(sha256): Entry(str(row["run"]), str(row["data"])) for sha256, row in found["runs"].items()}
+        entries = {str(sha256): Entry(str(row["run"]), str(row["data"]), int(row["begun"])) for sha256, row in found["runs"].items()}
         if any(Path(entry.run).name != entry.run for entry in entries.values()):
             raise ValueError("a run is not in the folder of runs")
         return State(folder, sweep, str(found["id"]), entries)

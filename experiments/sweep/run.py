@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fedml.cli import is_debug
 from fedml.errors import RunError
 from fedml.experiments.runs.run import On, Outcome, new_run, outcome, run
-from fedml.experiments.sweep.folder import Entry, State
+from fedml.experiments.sweep.folder import State
 from fedml.experiments.sweep.plan import Data, Sweep, Try, forget
 from fedml.experiments.sweep.result import Result, Row, choose, recorded, row_of
 from fedml.experiments.sweep.values import Point, as_text, short_names, shown
@@ -152,7 +152,7 @@ def _one(study: Study, point: Point, state: State, data: Data, study_file: Path 
         write_member(folder, Member(state.id, params))
         if track:
             outbox.mark_pending(folder)
-        state.note(study.sha256, Entry(folder.name, data.key(study)))
+        state.note(study.sha256, folder.name, data.key(study))
         made = run(study, data.sites, folder, On("local"), listeners=[progress], debug=is_debug())
         ended = f"{made.seconds:.1f} s"
         forget()

@@ -318,6 +318,8 @@ def test_the_cost_of_all_tries_is_shown_and_asked_about(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(runs_of(tmp_path)) == 4
     assert sweep(tmp_path, *GRID).returncode == 0, "nothing is left to be asked about"
+    shutil.rmtree(runs_of(tmp_path)[0])
+    assert "a: 5 runs cost each person" in sweep(tmp_path, *GRID).stdout, "what was released before counts too"
     refused = sweep(tmp_path, "--grid", "lr=0.1..0.2", "--optuna", "2", PYTHONPATH=os.environ.get("PYTHONPATH", ""))
     assert re.search("not known before|not installed", refused.stderr)
 
