@@ -44,20 +44,25 @@ def main() -> None:
     ]
     quiet = Console(quiet=True)
 
-    def loop(sites: dict[str, Site], runs: Path) -> tuple[float, list[bytes]]:
-        """Seconds within the 12 calls of ``run``, and their models."""
+    def loop(sites: dict[str, Site], runs: Path) -> tuple[float, float, list[bytes]]:
+        """Seconds within the 12 calls of ``run``, CPU seconds, and the models."""
         forget()
-        ended = [run(study, sites, new_run(study, runs, STUDY, engine="local", job="train")) for study in studies]
-        return sum(each.seconds for each in ended), [(each.run / MODEL).read_bytes() for each in ended]
+        cpu, ended = 0.0, []
+        for study in studies:
+            folder = new_run(study, runs, STUDY, engine="local", job="train")
+            began = time.process_time()
+            ended.append(run(study, sites, folder))
+            cpu += time.process_time() - began
+        return sum(each.seconds for each in ended), cpu, [(each.run / MODEL).read_bytes() for each in ended]
 
-    def swept(folder: Path, runs: Path) -> tuple[float, list[bytes]]:
-        """Seconds of the whole sweep, and the models of its runs in the order of ``studies``."""
+    def swept(folder: Path, runs: Path) -> tuple[float, float, list[bytes]]:
+        """Seconds of the whole sweep, CPU seconds, and the models of its runs in the order of ``studies``."""
         forget()
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         result, _ = perform(plan, (folder, runs), STUDY, How(track=False), quiet)
-        took = time.perf_counter() - began
+        took, used = time.perf_counter() - began, time.process_time() - cpu
         made = {study.sha256: run for row in result.rows for study, run in zip(row.tried.studies, row.runs, strict=True)}
-        return took, [(made[study.sha256] / MODEL).read_bytes() for study in studies]
+        return took, used, [(made[study.sha256] / MODEL).read_bytes() for study in studies]
 
     print(machine())
     with tempfile.TemporaryDirectory() as name:
@@ -65,15 +70,16 @@ def main() -> None:
         prepare("heart", work / "sites", data=HERE.parents[1].parent / "shared" / "data", say=lambda _: None)
         sites = find_sites(work / "sites", base.federation.sites)[0]
         loop(sites, work / "warm")  # imports, bytecode
-        pairs = Pairs()
+        wall, cpu = Pairs(), Pairs()
         for at in range(repeats):
-            ours, models = swept(work / "sites", work / f"sweep-{at}")
-            peer, same = loop(sites, work / f"loop-{at}")
+            ours, our_cpu, models = swept(work / "sites", work / f"sweep-{at}")
+            peer, peer_cpu, same = loop(sites, work / f"loop-{at}")
             assert models == same, "the runs of the sweep have other weights"
-            pairs.ours.append(ours)
-            pairs.peer.append(peer)
+            for pairs, one, other in ((wall, ours, peer), (cpu, our_cpu, peer_cpu)):
+                pairs.ours.append(one)
+                pairs.peer.append(other)
     head = ("12 runs of heart", "sweep (s)", "12 runs alone (s)", "ratio", "range")
-    table(f"median of {repeats}", head, [pairs.row("")])
+    table(f"median of {repeats}", head, [wall.row("wall"), cpu.row("CPU")])
 
 
 if __name__ == "__main__":
