@@ -44,8 +44,8 @@ def main() -> None:
     ]
     quiet = Console(quiet=True)
 
-    def loop(sites: dict[str, Site], runs: Path) -> tuple[float, float, list[bytes]]:
-        """Seconds within the 12 calls of ``run``, CPU seconds, and the models."""
+    def loop(studies: list[Study], sites: dict[str, Site], runs: Path) -> tuple[float, float, list[bytes]]:
+        """Seconds within the calls of ``run``, CPU seconds, and the models."""
         forget()
         cpu, ended = 0.0, []
         for study in studies:
@@ -69,11 +69,11 @@ def main() -> None:
         work = Path(name)
         prepare("heart", work / "sites", data=HERE.parents[1].parent / "shared" / "data", say=lambda _: None)
         sites = find_sites(work / "sites", base.federation.sites)[0]
-        loop(sites, work / "warm")  # imports, bytecode
+        loop(studies[:1], sites, work / "warm")  # imports, bytecode
         wall, cpu = Pairs(), Pairs()
         for at in range(repeats):
             ours, our_cpu, models = swept(work / "sites", work / f"sweep-{at}")
-            peer, peer_cpu, same = loop(sites, work / f"loop-{at}")
+            peer, peer_cpu, same = loop(studies, sites, work / f"loop-{at}")
             assert models == same, "the runs of the sweep have other weights"
             for pairs, one, other in ((wall, ours, peer), (cpu, our_cpu, peer_cpu)):
                 pairs.ours.append(one)
