@@ -9,6 +9,7 @@
     run.model.predict(table)                     # raw columns in, a table of predictions out
     run.report()                                 # the report, shown in the notebook
     fedml.compare(study, sites="out/heart", baselines="pooled,local", seeds="0-2").table
+    fedml.sweep(study, sites="out/heart", grid={"lr": [0.001, 0.01]}, seeds=range(3)).table
     fedml.client(study, "out/heart/oslo").train()
 
 A failed run raises ``fedml.errors.RunError``, a study or data that cannot be used ``fedml.errors.InputError``, with the command's sentence.
@@ -16,11 +17,11 @@ A failed run raises ``fedml.errors.RunError``, a study or data that cannot be us
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fedml.errors import InputError, RunError
 from fedml.experiments.runs.hints import mean_loss
@@ -35,7 +36,21 @@ if TYPE_CHECKING:
 
     from fedml.clients.site.manifest import Site
     from fedml.cohort.persons import Cohort
+    from fedml.experiments.sweep.result import Result
     from fedml.models.fusion import CohortModel
+
+
+def _changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
+    sections = plan.model_dump(mode="json")
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        place = sections
+        for name in path:
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+            place = place[name]
+        place[last] = value
+    return validate(Plan, sections, f"the study with {', '.join(f'{key} = {value}' for key, value in changes.items())}")
 
 
 @dataclass(frozen=True)
@@ -57,15 +72,7 @@ class Study:
 
     def set(self, key: str, value: Any) -> Study:
         """The study with ``section.key`` changed. Raises ``InputError``: there is no such key, or the value does not fit."""
-        sections = self.plan.model_dump(mode="json")
-        *path, last = key.split(".")
-        place = sections
-        for name in path:
-            if not isinstance(place.get(name), dict):
-                place[name] = {}
-            place = place[name]
-        place[last] = value
-        return Study(validate(Plan, sections, f"the study with {key} = {value}"), self.file)
+        return Study(_changed(self.plan, {key: value}), self.file)
 
     def check(self) -> str:
         """The plan as text, as ``fedml check`` prints it."""
@@ -260,6 +267,72 @@ def compare(
     plans = [what.set("study.seed", seed).plan for seed in parse_seeds(seeds, what.plan.study.seed)]
     found = find(folder, what.plan, print)
     return Comparison(summarise(what.plan, make(plans, found, parse_baselines(baselines), None, Path(runs), console)))
+
+
+class Trying(TypedDict, total=False):
+    """Options of ``sweep``: combinations to draw, or for Optuna to find; folder of the runs; record in MLflow; do not ask about privacy."""
+
+    random: int
+    optuna: int
+    runs: str | Path
+    track: bool
+    yes: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A finished sweep. ``result``: all of it (``fedml.experiments.sweep.result``); ``text``: the choice, and what it is worth."""
+
+    result: Result
+    text: str
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each combination, the chosen one first: values, the mean validation metric with its interval, its spread over seeds."""
+        return self.result.frame()
+
+    @property
+    def best(self) -> dict[str, Any]:
+        """The values that validation persons chose."""
+        return {} if self.result.best is None else dict(self.result.best.tried.point)
+
+    @property
+    def runs(self) -> list[Run]:
+        """The runs of the choice, one for each seed."""
+        return [] if self.result.best is None else [Run(folder) for folder in self.result.best.runs]
+
+    @property
+    def test(self) -> dict[str, float | None]:
+        """Test metric of the choice: value, low, high; the mean over seeds."""
+        return {} if self.result.test is None else self.result.test.plain()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def sweep(study: Study, sites: str | Path, grid: Mapping[str, Any], seeds: Iterable[int] = (), **options: Unpack[Trying]) -> Sweep:
+    """Runs the study with several values of some keys and chooses the best by validation persons alone, as ``fedml sweep`` does.
+
+    Args:
+        grid: key -> list of values; with ``random`` or ``optuna`` also ``"1e-4..1e-1"``. seeds: of each combination; default: the study's.
+
+    Raises:
+        RunError: no combination has a value of the validation metric. InputError: as ``run``, before anything is started.
+    """
+    from fedml.experiments.sweep.commands import How, perform
+    from fedml.experiments.sweep.plan import Search
+    from fedml.experiments.sweep.plan import Sweep as Planned
+    from fedml.experiments.sweep.result import sentences
+    from fedml.experiments.sweep.values import space_of
+
+    chosen = tuple(dict.fromkeys(seeds)) or (study.plan.study.seed,)
+    search = Search(space_of(grid.items()), chosen, options.get("random", 0), options.get("optuna", 0))
+    planned = Planned(study.plan, lambda changes: _changed(study.plan, changes), search)
+    how, runs = How(options.get("track", True), options.get("yes", False)), Path(options.get("runs", "fedml-runs"))
+    result, undelivered = perform(planned, (Path(sites), runs), study.file, how, console := make_console(False))
+    if undelivered:
+        console.print(undelivered, markup=False, soft_wrap=True)
+    return Sweep(result, "\n".join(sentences(result)))
 
 
 class Client:

@@ -19,6 +19,7 @@ from fedml.experiments.models.commands import export_score, predict, promote, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.sweep.commands import sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,7 +191,8 @@ def gwas(
 @app.command()
 def track(
     run_folder: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="A run's folder; - reads its path from standard input.", show_default=False)
+        Path | None,
+        typer.Argument(metavar="RUN", help="The folder of a run or a sweep; - reads its path from standard input.", show_default=False),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="The run may still be running: record it until it ends.")] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Record all runs in --runs that were not yet delivered to MLflow.")] = False,
@@ -201,13 +203,14 @@ def track(
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
     from fedml.runs.log import STUDY, study_of
-    from fedml.tracking.deliver import deliver, deliver_pending
+    from fedml.tracking.deliver import deliver
     from fedml.tracking.store import plain_errors
+    from fedml.tracking.sweeps import SWEEP, deliver_all_pending, deliver_sweep
 
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
     if pending:
-        return deliver_pending(runs, print)
+        return deliver_all_pending(runs, print)
     assert run_folder is not None  # noqa: S101 - checked above
     parent, piped = os.getppid(), str(run_folder) == "-"
     if piped:
@@ -217,6 +220,9 @@ def track(
         if not line:  # the run did not begin
             return
         run_folder = Path(line)
+    if (run_folder / SWEEP).exists():
+        with plain_errors():
+            return print(deliver_sweep(run_folder))
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study = study_of(run_folder)
@@ -338,7 +344,7 @@ def report(
     print(path)
 
 
-for _command in (promote, ui, predict, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+for _command in (sweep, promote, ui, predict, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)
 app.command("import")(import_table)

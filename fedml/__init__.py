@@ -3,8 +3,8 @@
 Nothing here imports ``strategies``, ``clients`` or ``experiments``. Importing ``fedml`` imports no library:
 torch, monai and mlflow take seconds and are imported where they are used.
 
-For notebooks and scripts: ``fedml.Study``, ``run``, ``open_run``, ``compare``, ``client`` (``fedml.experiments.api``), loaded when they are
-used.
+For notebooks and scripts: ``fedml.Study``, ``run``, ``open_run``, ``compare``, ``sweep``, ``client`` (``fedml.experiments.api``), loaded
+when they are used.
 """
 
 import os
@@ -24,7 +24,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 _HOSTS = ",".join(filter(None, (os.environ.get("no_proxy"), os.environ.get("NO_PROXY"), "localhost,127.0.0.1,::1")))
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = _HOSTS
 
-_API = ("Study", "client", "compare", "open_run", "run")
+_API = ("Study", "client", "compare", "open_run", "run", "sweep")
 
 
 def __getattr__(name: str) -> Any:

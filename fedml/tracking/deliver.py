@@ -19,6 +19,7 @@ from fedml.runs.events import End, Start
 from fedml.runs.log import EVENTS, read_log, study_of
 from fedml.study.study import Study
 from fedml.tracking import outbox
+from fedml.tracking.members import read_member
 from fedml.tracking.store import runs_of, store
 from fedml.tracking.tracker import Tracker
 
@@ -31,7 +32,13 @@ def _find(client: Any, start: Start) -> Any:
     """The parent of a run; None if MLflow has none."""
     experiment = client.get_experiment_by_name(start.study)
     found = runs_of(client, experiment.experiment_id, start.run_id) if experiment else []
-    return next((r for r in found if "mlflow.parentRunId" not in r.data.tags), None)
+    return next((r for r in found if "fedml.site" not in r.data.tags), None)
+
+
+def _complete(run: Path, size: int) -> str:
+    """The tag of a complete record; that of a sweep's run is to be continued if the sweep chooses the run later."""
+    member = read_member(run)
+    return str(size) if member is None or member.chosen else f"{size}, not chosen"
 
 
 def _audit(client: Any, run: Path, parent: str) -> None:
@@ -75,7 +82,7 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
         client, (events, at) = MlflowClient(store()), read_log(run)
         start = events[0] if events and isinstance(events[-1], End) else None
         recorded = _find(client, start) if isinstance(start, Start) else None
-        if recorded is not None and recorded.data.tags.get(_SIZE_TAG) == str(at):
+        if recorded is not None and recorded.data.tags.get(_SIZE_TAG) == _complete(run, at):
             outbox.mark_delivered(run, recorded.info.run_id, at)
             return str(recorded.info.run_id)
         tracker, at = Tracker(run, study), 0
@@ -86,7 +93,7 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
                 settle()
                 parent = tracker.close()
                 _audit(client, run, parent)
-                client.set_tag(parent, _SIZE_TAG, str(at))
+                client.set_tag(parent, _SIZE_TAG, _complete(run, at))
                 outbox.mark_delivered(run, parent, at)
                 return parent
             time.sleep(_POLL_SECONDS)

@@ -32,10 +32,26 @@ def mark_pending(run: Path) -> None:
         write_whole(run / MARKER, b"{}\n")
 
 
+def mark_again(run: Path) -> None:
+    """Marks a record that has changed as to be delivered."""
+    write_whole(run / MARKER, b"{}\n")
+
+
 def mark_delivered(run: Path, mlflow_run: str, size: int) -> None:
     """Notes that the current store has the first ``size`` bytes of the run's log."""
     deliveries = {**_read(run), store_key(store()): {"mlflow_run_id": mlflow_run, "events_bytes": size}}
     write_whole(run / MARKER, (json.dumps(deliveries, indent=1, sort_keys=True) + "\n").encode())
+
+
+def is_tracked(run: Path) -> bool:
+    """Whether the run is to be recorded in MLflow."""
+    return (run / MARKER).exists()
+
+
+def delivered_bytes(run: Path) -> int | None:
+    """The size that was delivered to the current store; None: nothing was."""
+    size = _read(run).get(store_key(store()), {}).get("events_bytes")
+    return size if isinstance(size, int) else None
 
 
 def pending(runs: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -53,6 +54,11 @@ def plain_errors() -> Iterator[None]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
+    return dict(_versions())
+
+
+@cache  # a sweep asks for each of its runs; packages do not change while a process has them
+def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
         try:

@@ -33,6 +33,7 @@ from fedml.runs.events import (
 from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
+from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.pages import answer_of, description, experiment_of
 from fedml.tracking.registry import log_model
 from fedml.tracking.store import runs_of, store, versions
@@ -81,6 +82,8 @@ class Tracker:
 
     def __init__(self, run: Path, study: Study) -> None:
         self.run, self.study = run, study
+        self.member = read_member(run)
+        self.whole = self.member is None or self.member.chosen  # test metrics and the model are recorded too
         self.parent = ""
         self.children: dict[str, str] = {}
         self.status = "RUNNING"
@@ -170,8 +173,12 @@ class Tracker:
                 return str(existing[site].run_id)
             return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
 
+        varied = {} if self.member is None else self.member.params
+        params = sorted({**_flat("", self.study.model_dump(mode="json")), **varied}.items())
+        if self.member is not None:
+            sweep = parent_of(client, number, self.member.sweep, self._stamp)
+            description_tags |= {"mlflow.parentRunId": sweep, "fedml.sweep": self.member.sweep}
         self.parent = make("", event.run_id, {**common, **description_tags, **packages})
-        params = sorted(_flat("", self.study.model_dump(mode="json")).items())
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
@@ -261,6 +268,8 @@ class Tracker:
         number, trained_rounds = event.round, event.round - isinstance(event, Round)
         watched = self._watched()
         for part, scores in event.metrics.items():
+            if part == "test" and not self.whole:
+                continue
             # MLflow's comparison page shows the metric first that was logged first.
             for name in sorted(scores["all"], key=lambda n: n != watched):
                 self.put(self.parent, f"{part}/{name}", scores["all"][name], trained_rounds)
@@ -301,28 +310,40 @@ class Tracker:
         return make_task(self.study).watched
 
     def _held_out(self) -> None:
-        """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer."""
-        from fedml.tasks.intervals import interval
+        """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer. For a sweep's
+        run, the intervals of the validation persons."""
         from fedml.tasks.registry import make_task
 
-        if "test" not in self.final.metrics:
+        if self.member is not None:
+            self._limits("val")
+        if not self.whole:
+            self.answer = "not the choice of its sweep: its test metrics and its model are in the run's folder"
+        if "test" not in self.final.metrics or not self.whole:
             return
-        task, step, limits = make_task(self.study), self.final.round, None
+        task, step, limits = make_task(self.study), self.final.round, self._limits("test")
         scores = self.final.metrics["test"]
-        counts = load_counts(self.run).get("test", {})
-        reporting = [site for site in self.study.federation.sites if site in counts]
-        wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
-        for run_id, sites in wanted.items():
-            found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
-            if found.low == found.low:  # not NaN: an interval exists
-                self.put(run_id, f"test/{task.watched}_low", found.low, step)
-                self.put(run_id, f"test/{task.watched}_high", found.high, step)
-                limits = (found.low, found.high) if run_id == self.parent else limits
         for label, group in self.final.groups.items():
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
                     self.put(run_id, f"test/{name}/{label}", metrics.get(name), step)
         self.answer = answer_of(self.study, scores, limits)
+
+    def _limits(self, part: str) -> tuple[float, float] | None:
+        """Records the intervals of a part, of all persons and by site; returns that of all."""
+        from fedml.tasks.intervals import interval
+        from fedml.tasks.registry import make_task
+
+        task, step, limits = make_task(self.study), self.final.round, None
+        counts = load_counts(self.run).get(part, {})
+        reporting = [site for site in self.study.federation.sites if site in counts]
+        wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
+        for run_id, sites in wanted.items():
+            found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
+            if found.low == found.low:  # not NaN: an interval exists
+                self.put(run_id, f"{part}/{task.watched}_low", found.low, step)
+                self.put(run_id, f"{part}/{task.watched}_high", found.high, step)
+                limits = (found.low, found.high) if run_id == self.parent else limits
+        return limits
 
     def close(self) -> str:
         """Logs artifacts, the model if there is one, and the status; returns the parent's run id."""
@@ -344,7 +365,7 @@ class Tracker:
             client.log_artifacts(self.parent, str(self.run / CODE), f"record/{CODE}")
         if finished and (self.run / EXAMPLES).is_dir():
             client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
-        if finished and (self.run / MODEL).exists():
+        if finished and self.whole and (self.run / MODEL).exists():
             log_model(self.run, self.study, self.parent)
         for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
             client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
@@ -354,7 +375,7 @@ class Tracker:
 
     def _last_tags(self) -> dict[str, str]:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
-        if "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
+        if self.whole and "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
             tags["fedml.worst_site"] = worst
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 

@@ -1,0 +1,88 @@
+"""The record of a sweep in MLflow: one run, with the sweep's runs as its children, from the folders of both.
+
+    deliver_sweep(folder)         after the last run; repeating it adds nothing
+
+MLflow's parallel coordinates read the children: the varied keys by their short names, and the validation metric with its interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedml.errors import InputError, RunError
+from fedml.runs.events import Start
+from fedml.runs.log import STUDY, read_log
+from fedml.study.study import parse_study
+from fedml.tracking import outbox
+from fedml.tracking.deliver import deliver, deliver_pending
+from fedml.tracking.members import parent_of
+from fedml.tracking.pages import experiment_of
+from fedml.tracking.store import store
+
+SWEEP = "sweep.json"
+_TEXT = 5000  # characters of a tag, within MLflow's limit
+
+
+def deliver_sweep(folder: Path, say: Callable[[str], object] = lambda _: None) -> str:
+    """Delivers the sweep's runs and its own record; returns MLflow's id of the record.
+
+    Args:
+        folder: the sweep's folder, next to those of its runs. say: called with a line for each run.
+
+    Raises:
+        InputError: the folder is not that of a sweep whose runs are all made. RunError: another process is recording one of its runs.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    text = (folder / SWEEP).read_bytes()
+    found: dict[str, Any] = json.loads(text)
+    result = found["result"]
+    if result is None:
+        raise InputError(f"{folder}: runs of this sweep are missing; repeat the command that started it.")
+    study, client = parse_study((folder / STUDY).read_text(encoding="utf-8")), MlflowClient(store())
+    runs = [folder.parent / row["run"] for row in found["runs"].values()]
+    starts = [event for run in runs for event in read_log(run)[0][:1] if isinstance(event, Start)]
+    stamp = int(min((start.time for start in starts), default=0) * 1000)
+    experiment = experiment_of(client, study)
+    parent = parent_of(client, experiment, found["id"], stamp)
+    for run in runs:
+        deliver(run, parse_study((run / STUDY).read_text(encoding="utf-8")))
+        say(run.name)
+    existing = client.get_run(parent).data
+    tags = {"fedml.study.study": study.study.name, "fedml.study_sha256": study.sha256, **result["tags"]}
+    end = int(result["time"] * 1000)
+    client.log_batch(
+        parent,
+        metrics=[Metric(k, v, end, 0) for k, v in result["metrics"].items() if existing.metrics.get(k) != v],
+        params=[Param(k, v) for k, v in result["params"].items()],
+        tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()],
+    )
+    client.log_artifact(parent, str(folder / SWEEP), "record")
+    client.set_terminated(parent, "FINISHED", end)
+    outbox.mark_delivered(folder, parent, len(text))
+    return parent
+
+
+def deliver_all_pending(runs: Path, say: Callable[[str], object]) -> None:
+    """``deliver_pending``, then every sweep that is not delivered to the current store.
+
+    Raises:
+        InputError: there is no such folder. RunError: MLflow did not accept a record; earlier ones are delivered.
+    """
+    deliver_pending(runs, say)
+    for marker in sorted(runs.glob(f"*/{SWEEP}")):
+        folder = marker.parent
+        if not outbox.is_tracked(folder) or json.loads(marker.read_bytes())["result"] is None:
+            continue
+        if outbox.delivered_bytes(folder) == marker.stat().st_size:
+            continue
+        try:
+            say(f"{folder.name}: {deliver_sweep(folder)}")
+        except outbox.Busy as error:
+            say(str(error))
+        except Exception as error:
+            raise RunError(f"{folder}: MLflow did not accept the sweep ({error}); try again later.") from error
