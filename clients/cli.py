@@ -133,7 +133,8 @@ def check(
         from fedml.privacy.releases import attacker_sentence
 
         print(f"  {attacker_sentence(study)}")
-    for line in would_refuse(site, study, cohort.count("train")):
+    taking_part = cohort.count("test" if site.name in study.federation.evaluate_only else "train")
+    for line in would_refuse(site, study, taking_part):
         print(f"  the site would refuse this study: {line}")
 
 
@@ -220,7 +221,7 @@ def approve(
     study, site = read_study(study_file), site_of(site_file)
     check_roster(site, study)
     print(describe(study))
-    print(f"Centre      {words('trusted' if trust_centre else level_of(site), study)}")
+    print(f"Centre      {words('trusted' if trust_centre else level_of(site), study, site)}")
     if study.privacy.unit != "none":
         from fedml.privacy.releases import attacker_sentence
 

@@ -37,7 +37,8 @@ def describe(study: Study) -> str:
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         " (unless a site has a split file)",
         "",
-        f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
+        f"Sites       {', '.join(fed.training)}; a round needs {fed.needed} of {len(fed.training)} within {fed.timeout} s",
+        *(_wrapped(_external(study)) if fed.evaluate_only else []),
         f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {training_words.length(work)} its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
@@ -62,6 +63,16 @@ def _options(study: Study) -> list[str]:
         texts.append(f"the strategy may lower in any round: {', '.join(f'{key} (at most {value:g})' for key, value in keys.items())}")
     lines = [line for text in texts for line in _wrapped(text)]
     return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
+
+
+def _external(study: Study) -> str:
+    names, private = ", ".join(study.federation.evaluate_only), study.privacy.metrics == "private"
+    counted = "" if study.privacy.unit == "patient" else ", persons by class"
+    return (
+        f"external validation: {names}; such a site does not train: it sends its site name{counted} and what its inputs are, and at the end "
+        f"the counts over all of its persons (the test part, if it has a split file){', with noise' if private else ''}; metrics of the other "
+        "sites do not contain them"
+    )
 
 
 def _before(study: Study) -> str:

@@ -17,6 +17,7 @@ from fedml.clients.work import genomics
 from fedml.clients.work.client import model_for
 from fedml.clients.work.half import check_declared, site_algorithm
 from fedml.clients.work.request import Request
+from fedml.cohort.persons import Cohort
 from fedml.contract.extras import NO_EXTRAS
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
@@ -103,6 +104,14 @@ def round_numbers(phase: Phase, study: Study, steps: int) -> tuple[int, int]:
         return 0, steps
     earliest = min(patience + 2, rounds) if patience else rounds
     return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (earliest, rounds)}.get(phase, (0, 0))
+
+
+def check_persons(cohort: Cohort, study: Study, allowed: Limits) -> None:
+    """Raises ``SiteError`` if the site has too few persons to take part: who train, or at a site that does not train, who test."""
+    trains = cohort.site not in study.federation.evaluate_only
+    persons, what = (cohort.count("train"), "training") if trains else (cohort.count("test"), "test")
+    if persons < allowed.min_persons:
+        raise SiteError(Reason.TOO_FEW, f"{persons} {what} persons, [policy] min_persons requires {allowed.min_persons}")
 
 
 def check_planned(study: Study, phase: Phase) -> None:

@@ -39,6 +39,7 @@ from fedml.tracking.store import runs_of, store, versions
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
+EXTERNAL = "external validation"  # of a site that does not train
 _DIGEST = 36  # characters of a dataset's digest
 
 
@@ -175,6 +176,7 @@ class Tracker:
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
             tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
+            tags |= {"fedml.role": EXTERNAL} if site in self.study.federation.evaluate_only else {}
             self.children[site] = make(site, f"{event.run_id}/{site}", tags)
 
     def _agreed(self, client: Any, event: Agreed) -> None:
@@ -278,8 +280,8 @@ class Tracker:
         for way in _WAYS:
             self.put(self.parent, f"round/{way}", sum(row[way] for row in rows.values()), number)
         if isinstance(event, Round):
-            for site, child in self.children.items():
-                self.put(child, "round/took_part", float(site in event.sites), number)
+            for site in self.study.federation.training:
+                self.put(self.children[site], "round/took_part", float(site in event.sites), number)
         else:
             self.final = event
         for site, reason in event.refused.items():
@@ -308,15 +310,16 @@ class Tracker:
             return
         task, step, limits = make_task(self.study), self.final.round, None
         scores = self.final.metrics["test"]
-        counts = load_counts(self.run).get("test", {})
-        reporting = [site for site in self.study.federation.sites if site in counts]
-        wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
-        for run_id, sites in wanted.items():
-            found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
-            if found.low == found.low:  # not NaN: an interval exists
-                self.put(run_id, f"test/{task.watched}_low", found.low, step)
-                self.put(run_id, f"test/{task.watched}_high", found.high, step)
-                limits = (found.low, found.high) if run_id == self.parent else limits
+        for part in ("external", "test"):
+            counts = load_counts(self.run).get(part, {})
+            reporting = [site for site in self.study.federation.sites if site in counts]
+            wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
+            for run_id, sites in wanted.items():
+                found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
+                if found.low == found.low:  # not NaN: an interval exists
+                    self.put(run_id, f"{part}/{task.watched}_low", found.low, step)
+                    self.put(run_id, f"{part}/{task.watched}_high", found.high, step)
+                    limits = (found.low, found.high) if run_id == self.parent and part == "test" else limits
         for label, group in self.final.groups.items():
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
@@ -356,7 +359,7 @@ class Tracker:
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
-        yield "fedml.took_part", _spans(self.rounds[site]) or "none"
+        yield "fedml.took_part", EXTERNAL if site in self.study.federation.evaluate_only else _spans(self.rounds[site]) or "none"
         if site in self.heads:
             yield "fedml.journal_head", self.heads[site][0]
             yield "fedml.journal_entries", str(self.heads[site][1])
