@@ -67,11 +67,11 @@ def _options(study: Study) -> list[str]:
 
 def _external(study: Study) -> str:
     names, private = ", ".join(study.federation.evaluate_only), study.privacy.metrics == "private"
-    counted = "" if study.privacy.unit == "patient" else ", persons by class"
+    counted, noised = "" if study.privacy.unit == "patient" else ", persons by class", ", with noise" if private else ""
     return (
-        f"external validation: {names}; such a site does not train: it sends its site name{counted} and what its inputs are, and at the end "
-        f"the counts over all of its persons (the test part, if it has a split file){', with noise' if private else ''}; metrics of the other "
-        "sites do not contain them"
+        f"external validation: {names}; such a site does not train: it sends its site name{counted} and what its inputs are, and at "
+        f"the end the counts over all of its persons (the test part, if it has a split file){noised}; metrics of the other sites do "
+        "not contain them"
     )
 
 

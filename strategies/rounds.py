@@ -181,7 +181,7 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState, ke
 
 
 def _apart(counts: Counts) -> Counts:
-    """The counts of the test persons of a site that does not train, as those of a part of their own, so that they are in no sum of others."""
+    """The counts of the test persons of a site that does not train, as those of another part, so that they are in no sum of others."""
     return {f"external{key.removeprefix('test')}": value for key, value in counts.items() if key.startswith("test/")}
 
 

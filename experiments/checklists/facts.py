@@ -108,10 +108,9 @@ def _plan(study: Study) -> Iterator[FactRow]:
     yield "columns", *_joined([modality.words.fact(study) for modality in modalities_of(study)])
     sites, external = study.federation.training, study.federation.evaluate_only
     text = f"Roster: {_count(len(sites), 'site')} ({', '.join(sites)}); a round needs {study.federation.needed} of them."
-    only, pointers = (
-        (f" External validation only: {', '.join(external)}.", ["study.json#/federation/evaluate_only"]) if external else ("", [])
-    )
-    yield "roster", text + only, "study.json#/federation/sites", "study.json#/federation/quorum", *pointers
+    only = f" External validation only: {', '.join(external)}." if external else ""
+    more = ["study.json#/federation/evaluate_only"] if external else []
+    yield "roster", text + only, "study.json#/federation/sites", "study.json#/federation/quorum", *more
     part = cohort.split
     text = f"Planned fractions of persons: train {part.train:g}, validation {part.val:g}, test {part.test:g}, by a keyed hash of the id "
     yield "split", text + "where a site does not list its own split.", "study.json#/cohort/split", "study.json#/cohort/split_key"

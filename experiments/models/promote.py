@@ -75,11 +75,10 @@ def check_sound(record: Record) -> None:
     if [e.round for e in record.rounds] != list(range(1, planned(study, record.rounds)[0] + 1)):
         raise InputError(f"{run}: the log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
     for event in exchanges(record.rounds, record.final):
-        if len(training & event.sites.keys()) < needed:
+        answered = len(training & event.sites.keys())
+        if answered < needed:
             where = f"round {event.round}" if isinstance(event, Round) else "the last evaluation"
-            raise InputError(
-                f"{run}: {where} had {len(training & event.sites.keys())} site(s), below the quorum of {needed}; it cannot be promoted."
-            )
+            raise InputError(f"{run}: {where} had {answered} site(s), below the quorum of {needed}; it cannot be promoted.")
     _check_privacy(record)
     if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final.weights_sha256:
         raise InputError(f"{run / MODEL}: is not the model whose SHA-256 is in the log; promote the unchanged folder of the run.")

@@ -46,9 +46,11 @@ def top(record: Record, found: Found) -> str:
     cost = f"Privacy: {cost[:1].lower()}{cost[1:]}"
     body = [lead, f'<ul class="cards">{items}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
     links = [("asked", "question and methods"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
-             ("external", "external validation"), ("subgroups", "subgroups"), ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
+             ("external", "external validation"), ("subgroups", "subgroups"),
+             ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
-    present = {"by-site": bool(score), "external": "external" in found, "subgroups": bool(score), "calibration": bool(found.get("by_class")),
+    present = {"by-site": bool(score), "external": "external" in found,
+               "subgroups": bool(score), "calibration": bool(found.get("by_class")),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
     return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
@@ -254,5 +256,6 @@ def closing(record: Record) -> str:
 
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
-    top, question, sites, results.by_site, results.external, results.subgroups, results.discrimination, results.learning, privacy, flow, limits, check,
+    top, question, sites, results.by_site, results.external, results.subgroups,
+    results.discrimination, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

@@ -179,8 +179,8 @@ class Gwas(Section):
 
 
 class Federation(Section):
-    """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round; the sites that
-    only test."""
+    """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round; the sites
+    that only test."""
 
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES, description="names of the sites that take part")]
     rounds: Annotated[int, Field(ge=0, le=100_000, description="rounds of training; 0: evaluate the initial model only")] = 10
@@ -213,9 +213,7 @@ class Federation(Section):
         if len(set(self.evaluate_only)) < len(self.evaluate_only):
             raise ValueError("a site is listed twice in evaluate_only")
         if self.rounds and not self.training:
-            raise ValueError(
-                "evaluate_only names every site, so none trains; leave at least one out, or test a finished model: fedml evaluate"
-            )
+            raise ValueError("evaluate_only names every site, so none trains; leave one out, or test a finished model with fedml evaluate")
         return self
 
     @property
