@@ -134,7 +134,8 @@ def _method(record: Record) -> Iterator[FactRow]:
     learned = f" It has {size:,} parameters." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
     text = f"The initial weights are random, from the study's seed ({study.study.seed}); no pretrained weights are used."
-    yield "initialisation", text, "study.json#/study/seed"
+    evaluated = record.start.job == "evaluate"
+    yield "initialisation", "" if evaluated else text, "study.json#/study/seed"
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
@@ -147,6 +148,7 @@ def _method(record: Record) -> Iterator[FactRow]:
         f"precision {plan.precision}{more}. "
         f"{_count(study.federation.rounds, 'round')} planned."
     )
+    text = "Nothing was trained in this run: a finished model was tested. Its own record states its training." if evaluated else text
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"
     changes = ", ".join(f"{name} {value}" for name, value in plan.augment.model_dump().items() if value)
     text = f"Random augmentation of training images: {changes}." if changes else "Training images are not augmented."

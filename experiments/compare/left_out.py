@@ -53,18 +53,10 @@ def left_out(
         planned += [plan_training(study, sites, without(name), [s for s in names if s != name], runs) for name in names]
     trained = train_all(planned, sites, runs, console)
     by_way = {who: [row for row in trained if row.who == who] for who in dict.fromkeys(row.who for row in trained)}
-    rows = []
-    for name in names:
-        rows.append(
-            _entry(
-                studies[0],
-                name,
-                [_at(studies[0], r, [name]) for r in by_way[FEDERATED]],
-                [_at(studies[0], r, [name]) for r in by_way[without(name)]],
-            )
-        )
-    unseen = [_merged(studies[0], [_at(studies[0], by_way[without(name)][k], [name]) for name in names]) for k in range(len(studies))]
-    rows.append(_entry(studies[0], ALL, [_at(studies[0], r, names) for r in by_way[FEDERATED]], unseen))
+    study, federated = studies[0], by_way[FEDERATED]
+    rows = [_entry(study, name, *([_at(study, r, [name]) for r in some] for some in (federated, by_way[without(name)]))) for name in names]
+    unseen = [_merged(study, [_at(study, by_way[without(name)][k], [name]) for name in names]) for k in range(len(studies))]
+    rows.append(_entry(study, ALL, [_at(study, r, names) for r in federated], unseen))
     return trained, rows
 
 

@@ -136,7 +136,7 @@ def train_all(
     for training in planned:
         study, who = training.study, training.who
         run, seconds = _trained(training, sites, runs)
-        final, counts = _test_everywhere(study, sites, run)
+        final, counts = test_everywhere(study, sites, run)
         cost.note_outputs(study, sites, run)
         outputs = test_outputs(study, {name: sites[name] for name in study.federation.training}, run)
         others = final.metrics["external"]["sites"] if "external" in final.metrics else {}
@@ -281,7 +281,7 @@ def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
     return None
 
 
-def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
+def test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
     """Test metrics and counts of a trained run's model over all sites: an evaluation with the arrays and constants of that run."""
     from fedml.clients.gate.local import app
     from fedml.flower.grid import InProcessGrid

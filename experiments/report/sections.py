@@ -95,6 +95,8 @@ def sites(record: Record, found: Found) -> str:
     roster = record.study.federation
     took = f"{count(sum(found['sites'][s]['agreed'] for s in roster.training), 'site')} of {len(roster.training)} took part in "
     took += f"{run['rounds']} of {count(run['planned'], 'planned round')}; a round needs {record.study.federation.needed} of them."
+    if record.start.job == "evaluate":
+        took = "Nothing was trained: a finished model was tested."
     if roster.evaluate_only:
         took += f" External validation only, without training: {words.join(roster.evaluate_only)}."
     if "kept" in run:
@@ -128,7 +130,7 @@ def _updates(found: Found) -> str:
 
 def _grid(record: Record) -> str:
     events = exchanges(record.rounds, record.final)
-    if not events or len(record.sites) > 60:
+    if not events or len(record.sites) > 60 or record.start.job == "evaluate":
         return ""
     runs = {}
     for site in (s for s in record.sites if s.name not in record.study.federation.evaluate_only):

@@ -61,26 +61,12 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
             person in the training or test part.
     """
     refuse_unbuilt(study)
-    nodes = wait_for_nodes(grid, study)
-    described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
-    by_site: dict[str, tuple[int, dict[str, Any]]] = {}
-    for answer in described.answered.values():
-        name = str(answer.message.content.config_records[SITE]["name"])
-        if name in by_site:
-            raise RunError(f"two nodes answer as site {name}; run one client per site.")
-        by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
     if train and not study.federation.training:
         raise RunError("[federation] evaluate_only names every site, so no model is trained; test a finished one with fedml evaluate.")
-    order = {by_site[site][0]: site for site in study.federation.training if site in by_site}
-    external = {by_site[site][0]: site for site in study.federation.evaluate_only if site in by_site}
-    every = {site: by_site[site][1] for site in study.federation.sites if site in by_site}
-    descriptions = {site: every[site] for site in order.values()}
-    refused, persons = described.refused, _persons(study, every, train)
-    summaries = {site: _site_summary(values) for site, values in every.items()}
+    agreed, every = ask_who(study, grid)
+    descriptions, external = {site: every[site] for site in agreed.nodes.values()}, agreed.external
     shape = _image_shape(study, descriptions)
-    agreed = Agreement(
-        order, shape, None, {}, persons, refused, study.federation.sites, disclosures=summaries, external=external
-    )  # fmt: skip
+    agreed = replace(agreed, image_shape=shape, persons=_persons(study, every, train))
     checks: list[Check] = [check for site in external.values() for check in lacking(study, site, every[site], shape)]
     if "variants" in study.cohort.inputs:
         from fedml.strategies.agreement.variants import agree_variants
@@ -113,6 +99,29 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
     constants, refused = {**computed, **agreed.constants}, {**agreed.refused, **sums.refused}
     weights = _class_weights(study, persons)
     return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights)
+
+
+def ask_who(study: Study, grid: Grid) -> tuple[Agreement, dict[str, Mapping[str, Any]]]:
+    """Who takes part, without anything agreed yet; and what each site describes, in the roster's order.
+
+    Raises:
+        RunError: fewer sites than the quorum, a site that is not in the roster or answers twice.
+    """
+    described = _exchange(study, grid, wait_for_nodes(grid, study), Phase.DESCRIBE, RecordDict())
+    by_site: dict[str, tuple[int, dict[str, Any]]] = {}
+    for answer in described.answered.values():
+        name = str(answer.message.content.config_records[SITE]["name"])
+        if name in by_site:
+            raise RunError(f"two nodes answer as site {name}; run one client per site.")
+        by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
+    nodes, external = (
+        {by_site[site][0]: site for site in names if site in by_site}
+        for names in (study.federation.training, study.federation.evaluate_only)
+    )
+    every: dict[str, Mapping[str, Any]] = {site: by_site[site][1] for site in study.federation.sites if site in by_site}
+    summaries = {site: _site_summary(values) for site, values in every.items()}
+    persons, roster = _persons(study, every, train=False), study.federation.sites
+    return Agreement(nodes, persons=persons, refused=described.refused, roster=roster, disclosures=summaries, external=external), every
 
 
 def _class_weights(study: Study, persons: Mapping[str, Mapping[str, list[int]]]) -> npt.NDArray[np.float32] | None:

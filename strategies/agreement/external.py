@@ -50,7 +50,7 @@ def with_external(study: Study, agreed: Agreement, described: Mapping[str, Descr
         build = described[site][BUILD].tobytes().decode()
         keys, notes = from_text(described[site][PANEL].tobytes()), described[site][NOTES].tolist()
         both = draft_panel({"": shared.keys, site: keys}, spec.match, [""], {site: notes})
-        share, other = len(both.keys) / max(len(shared.keys), 1), build != agreed.build and (bool(spec.build) or spec.match == "position")
+        share, other = len(both.keys) / max(len(shared.keys), 1), _other_build(study, build, agreed.build)
         if other or share < spec.min_shared:
             fix = f"lift the file over to {agreed.build}" if other else f"the study requires {spec.min_shared:.0%} of the model's variants"
             value = build if other else f"{share:.1%}"
@@ -70,3 +70,8 @@ def with_external(study: Study, agreed: Agreement, described: Mapping[str, Descr
     external = {node: site for node, site in agreed.external.items() if site not in left_out}
     refused = {**agreed.refused, **dict.fromkeys(left_out, str(Reason.BAD_DATA))}
     return replace(agreed, shared=replace(shared, flips=flips, matching=matching), external=external, refused=refused), checks
+
+
+def _other_build(study: Study, own: str, agreed: str) -> bool:
+    spec = study.cohort.variants
+    return bool(agreed) and own != agreed and (bool(spec.build) or spec.match == "position")
