@@ -35,7 +35,7 @@ def describe(study: Study) -> str:
         f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
         f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
-        " (unless a site has a split file)",
+        f" (unless a site has a split file){f'; fold {split.fold} of {split.folds}' if split.folds else ''}",
         "",
         f"Sites       {', '.join(fed.training)}; a round needs {fed.needed} of {len(fed.training)} within {fed.timeout} s",
         *(_wrapped(_external(study)) if fed.evaluate_only else []),

@@ -14,7 +14,12 @@ from fedml.experiments.options import Against, Json, Overrides, Runs, Sites, Stu
 from fedml.experiments.runs.launch import find, load_study, make_console
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fedml.clients.site.manifest import Site
+    from fedml.experiments.compare.train import Trained
     from fedml.experiments.runs.record import Record
+    from fedml.study.study import Study
 
 
 def evaluate(
@@ -90,11 +95,43 @@ def validate(
     if against.leave_one_site_out and against.folds:
         raise InputError("--leave-one-site-out and --folds are two ways to choose who is tested; give one of them.")
     console, study = make_console(as_json), load_study(study_file, changes, None)
-    studies = [load_study(study_file, changes, seed) for seed in parse_seeds(against.seeds, study.study.seed)]
+    seeds = parse_seeds(against.seeds, study.study.seed)
+    studies = [load_study(study_file, changes, seed) for seed in seeds]
     found = find(sites, study, console.print)
-    from fedml.experiments.compare.left_out import left_out, left_out_table
-
-    trained, rows = left_out(studies, found, runs, console)
-    console.print(left_out_table(study, rows))
+    rows, trained = (_folds if against.folds else _left_out)(studies, found, against.folds, runs, console)
     if as_json:
         print(json.dumps({"study": study.study.name, "rows": rows, "runs": [str(r.run) for r in trained]}), flush=True)
+
+
+def _left_out(
+    studies: list[Study], sites: dict[str, Site], folds: int, runs: Path, console: Console
+) -> tuple[list[dict[str, Any]], list[Trained]]:  # fmt: skip
+    from fedml.experiments.compare.left_out import left_out, left_out_table
+
+    trained, rows = left_out(studies, sites, runs, console)
+    console.print(left_out_table(studies[0], rows))
+    console.print(
+        "Difference: trained without the site minus federated, on the same test persons. The last row puts together predictions of "
+        f"{len(rows) - 1} models.",
+        soft_wrap=True,
+    )
+    return rows, trained
+
+
+def _folds(
+    studies: list[Study], sites: dict[str, Site], folds: int, runs: Path, console: Console
+) -> tuple[list[dict[str, Any]], list[Trained]]:  # fmt: skip
+    from fedml.experiments.compare.folds import cross_validate, folds_table, untested
+
+    if len(studies) > 1:
+        raise InputError("--folds takes one seed, because a seed also says who is in which fold; give --seeds one number.")
+    result = cross_validate(studies[0], folds, sites, runs, console)
+    console.print(folds_table(studies[0], result))
+    console.print(
+        f"Each person is tested once. The interval is of the pooled predictions of {folds} models, over persons; it does not include that "
+        "other training persons would give other models.",
+        soft_wrap=True,
+    )
+    for text in untested(result):
+        console.print(text, soft_wrap=True, markup=False)
+    return result.rows, result.folds
