@@ -137,6 +137,11 @@ def train_all(
         study, who = training.study, training.who
         run, seconds = _trained(training, sites, runs)
         final, counts = test_everywhere(study, sites, run)
+        if "test" not in final.metrics:
+            raise RunError(
+                f"{who}: no site has as many test persons as min_count ([policy] of site and study) requires, so nothing can be compared; "
+                "raise test in [cohort] split, or take fewer folds."
+            )
         cost.note_outputs(study, sites, run)
         outputs = test_outputs(study, {name: sites[name] for name in study.federation.training}, run)
         others = final.metrics["external"]["sites"] if "external" in final.metrics else {}

@@ -68,6 +68,8 @@ def check_sound(record: Record) -> None:
         InputError: the first promise that is not kept.
     """
     study, run = record.study, record.run
+    if record.start.job != "train":
+        raise InputError(f"{run}: tested a finished model and trained none; promote the run that trained it.")
     if record.status != "finished" or "test" not in record.final.metrics:
         reason = record.end.reason or "it has no last evaluation"
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
