@@ -154,7 +154,7 @@ def test_pooled_figures_are_those_of_all_predictions(tmp_path: Path, sites: dict
 def test_persons_whom_no_fold_tested_are_told(tmp_path: Path, sites: dict[str, Site]) -> None:
     """Real persons: a fold with fewer than min_count test persons at a site sends nothing."""
     text = sites["a"].file.read_text().replace("public = true", "public = false")
-    for fewest, told in ((14, ["a"]), (120, ["a"])):
+    for fewest, told in ((14, ["a"]), (40, ["a"])):
         sites["a"].file.write_text(f"{text}[policy]\nmin_count = {fewest}\nmin_persons = 1\n")
         two = {name: read_site(sites[name].folder) for name in "ab"}
         forget_data()
