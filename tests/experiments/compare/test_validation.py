@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -252,11 +254,22 @@ def test_a_model_of_the_registry(tmp_path: Path, sites: dict[str, Site]) -> None
     first = command("fedml", "run", "study.toml", "--sites", "sites", "--runs", "runs", "--json", cwd=tmp_path)
     folder = json.loads(first.stdout.splitlines()[-1])["folder"]
     assert command("fedml", "promote", folder, "--as", "champion", cwd=tmp_path).returncode == 0
-    done = evaluated(tmp_path, "models:/toy@champion", make_plan(sites=("c",)), "--json")
+    done = evaluated(tmp_path, "models:/toy@champion", make_plan(sites=("a", "c")), "--json")
     assert done.returncode == 0, done.stderr
     body = json.loads(done.stdout.splitlines()[-1])
     assert body["weights_sha256"] == json.loads(first.stdout.splitlines()[-1])["weights_sha256"]
-    assert body["mlflow_run_id"]
+    query = "SELECT t.value, m.value FROM latest_metrics m JOIN tags t USING (run_uuid) WHERE m.key = ? AND t.key = ?"
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as store:
+        recorded_there = dict(store.execute(query, ("external/auroc", "fedml.role")).fetchall())
+        parent = dict(store.execute("SELECT key, value FROM latest_metrics WHERE run_uuid = ?", (body["mlflow_run_id"],)).fetchall())
+    values = {row["part"]: row["metrics"]["auroc"] for row in body["results"]}
+    assert recorded_there == {"external validation": pytest.approx(values["external"]["value"])}
+    for part in ("test", "external"):
+        for key, name in (("", "value"), ("_low", "low"), ("_high", "high")):
+            assert parent[f"{part}/auroc{key}"] == pytest.approx(values[part][name])
+    promoted = command("fedml", "promote", body["folder"], cwd=tmp_path)
+    assert promoted.returncode == 2
+    assert "tested a finished model and trained none" in promoted.stderr
     absent = evaluated(tmp_path, "models:/toy@nobody", make_plan(sites=("c",)))
     assert absent.returncode == 2
     assert "MLflow has no such model" in absent.stderr
