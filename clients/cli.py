@@ -137,7 +137,8 @@ def check(
         from fedml.privacy.releases import attacker_sentence
 
         print(f"  {attacker_sentence(study)}")
-    for line in would_refuse(site, study, cohort.count("train")):
+    taking_part = cohort.count("test" if site.name in study.federation.evaluate_only else "train")
+    for line in would_refuse(site, study, taking_part):
         print(f"  the site would refuse this study: {line}")
 
 
@@ -231,7 +232,7 @@ def approve(
         names = ", ".join(f"{file.module}.py" for file in study.code.modules)
         raise InputError(f"{study_file}: the study has code of its own ({names}); read it, then give its folder with --code DIR.")
     print(describe(study))
-    print(f"Centre      {words('trusted' if trust_centre else level_of(site), study)}")
+    print(f"Centre      {words('trusted' if trust_centre else level_of(site), study, site)}")
     if study.privacy.unit != "none":
         from fedml.privacy.releases import attacker_sentence
 

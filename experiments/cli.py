@@ -12,6 +12,7 @@ import typer
 
 from fedml.cli import grouped, guarded
 from fedml.errors import InputError, RunError
+from fedml.experiments.compare.commands import evaluate, validate
 from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
 from fedml.experiments.keys.commands import schema
@@ -248,6 +249,8 @@ def compare(
 
     Example: fedml compare experiments/studies/heart.toml --sites out/heart --baselines pooled,local --seeds 0-4
     """
+    if against.leave_one_site_out or against.folds:
+        return validate(what[0], sites, changes, against, runs, as_json=as_json)
     from fedml.experiments.compare.cost import lines
     from fedml.experiments.compare.tables import main_table, notes, plain_rows, summarise, where_table
     from fedml.experiments.compare.train import compare as make
@@ -344,7 +347,7 @@ def report(
     print(path)
 
 
-for _command in (sweep, promote, ui, predict, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+for _command in (sweep, promote, ui, predict, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)
 app.command("import")(import_table)

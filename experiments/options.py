@@ -39,4 +39,8 @@ class Against:
 
     baselines: Annotated[str, typer.Option(help="pooled, local, or both: pooled,local.")] = "pooled,local"
     seeds: Annotated[str, typer.Option(help="One seed, a range 0-4, or a list 0,1,5; default: the study's seed.")] = ""
+    leave_one_site_out: Annotated[
+        bool, typer.Option("--leave-one-site-out", help="Instead: for each site, a model that it did not train, tested at the site.")
+    ] = False
+    folds: Annotated[int, typer.Option(min=0, help="Instead: cross-validation with so many folds, by a hash of each person's id.")] = 0
     truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with the planted effects.")] = None

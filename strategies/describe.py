@@ -36,9 +36,10 @@ def describe(study: Study) -> str:
         f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
         f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
-        " (unless a site has a split file)",
+        f" (unless a site has a split file){f'; fold {split.fold} of {split.folds}' if split.folds else ''}",
         "",
-        f"Sites       {', '.join(fed.sites)}; a round needs {fed.needed} of {len(fed.sites)} within {fed.timeout} s",
+        f"Sites       {', '.join(fed.training)}; a round needs {fed.needed} of {len(fed.training)} within {fed.timeout} s",
+        *(_wrapped(_external(study)) if fed.evaluate_only else []),
         f"Each round  a site gets the model{words.gets}, evaluates it, trains it for {training_words.length(work)} its training persons",
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
@@ -74,6 +75,16 @@ def _options(study: Study) -> list[str]:
         texts.append(f"the strategy may lower in any round: {', '.join(f'{key} (at most {value:g})' for key, value in keys.items())}")
     lines = [line for text in texts for line in _wrapped(text)]
     return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
+
+
+def _external(study: Study) -> str:
+    names, private = ", ".join(study.federation.evaluate_only), study.privacy.metrics == "private"
+    counted, noised = "" if study.privacy.unit == "patient" else ", persons by class", ", with noise" if private else ""
+    return (
+        f"external validation: {names}; such a site does not train: it sends its site name{counted} and what its inputs are, and at "
+        f"the end the counts over all of its persons (the test part, if it has a split file){noised}; metrics of the other sites do "
+        "not contain them"
+    )
 
 
 def _before(study: Study) -> str:

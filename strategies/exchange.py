@@ -49,12 +49,18 @@ class Participation:
         else:
             self.refused[answer.site] = answer.reason
 
-    def check_quorum(self, study: Study, doing: str) -> None:
-        """Raises ``RunError`` naming each missing or refusing site, if fewer than the quorum answered."""
-        if len(self.answered) < study.federation.needed:
+    def check_quorum(self, study: Study, doing: str, names: Mapping[str, str] | None = None) -> None:
+        """Raises ``RunError`` naming each missing or refusing site, if fewer than the quorum answered, of the sites that train.
+
+        Args:
+            names: names of the sites in ``answered``, where they are identified in another way.
+        """
+        known = names or {}
+        answered = [site for site in self.answered if known.get(site, site) not in study.federation.evaluate_only]
+        if len(answered) < study.federation.needed:
             why = ", ".join(f"{site} ({reason})" for site, reason in self.refused.items()) or "the roster has no other site"
             raise RunError(
-                f"{doing}: {len(self.answered)} of {len(study.federation.sites)} sites answered, the quorum is "
+                f"{doing}: {len(answered)} of {len(study.federation.training)} sites answered, the quorum is "
                 f"{study.federation.needed}; missing: {why}. The log of the site explains the reason code."
             )
 

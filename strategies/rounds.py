@@ -124,7 +124,7 @@ def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
 def agreed_event(agreement: Agreement, *, disclosures: dict[str, SiteDisclosure] | None, parameters: int) -> Agreed:
     """The event of an agreement."""
     return Agreed(
-        sites=list(agreement.nodes.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
+        sites=list(agreement.everyone.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
         image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters,
     )  # fmt: skip
 
@@ -164,18 +164,25 @@ def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState, ke
     Args:
         state: of the last round, with the arrays that are evaluated. kept: the round whose arrays they are, if they were chosen.
     """
-    began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study)), dict[str, Counts]()
+    began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study, evaluating=True)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
-    messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.nodes]
-    for answer in answers(grid, messages, agreement.nodes, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
+    messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.everyone]
+    for answer in answers(grid, messages, agreement.everyone, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
         who.add(_read_counts(study, answer, counts))
     who.check_quorum(study, "the last evaluation")
+    if agreement.nodes:
+        counts = {site: _apart(own) if site in study.federation.evaluate_only else own for site, own in counts.items()}
     final = Final(
         round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
         groups=groups_of(study, counts), sites={site: site_row(a) for site, a in who.answered.items()}, refused=who.refused,
         seconds=time.monotonic() - began, kept=kept,
     )  # fmt: skip
     return final, counts
+
+
+def _apart(counts: Counts) -> Counts:
+    """The counts of the test persons of a site that does not train, as those of another part, so that they are in no sum of others."""
+    return {f"external{key.removeprefix('test')}": value for key, value in counts.items() if key.startswith("test/")}
 
 
 def privacy_record(study: Study, requested: Mapping[str, int]) -> Privacy:
@@ -294,10 +301,13 @@ def groups_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, GroupScor
 
 
 def metrics_of(study: Study, counts: Mapping[str, Counts]) -> dict[str, PartScores]:
-    """part -> {"all": metrics of the merged counts, "sites": {site: its metrics}, "worst": the worst site by the watched metric}."""
+    """part -> {"all": metrics of the merged counts, "sites": {site: its metrics}, "worst": the worst site by the watched metric}.
+
+    The part ``external`` is of all persons of the sites that do not train, if others do.
+    """
     task = make_task(study)
     out: dict[str, PartScores] = {}
-    for part in ("train", "val", "test"):
+    for part in ("train", "val", "test", "external"):
         by_site = _of(part, counts)
         if not by_site:
             continue

@@ -155,12 +155,13 @@ def _study(site: Site, study: Study) -> Iterator[Finding]:
         yield fail("study", f'"{study.study.name}" cannot use this site\'s data', action)
         return
     allowed, classes = limits(site.manifest.policy, study), make_task(study).person_classes
+    taking_part = "test" if site.name in study.federation.evaluate_only else "train"
     for part in PARTS:
         rows, what, counts = cohort.rows(part), f"study {part}", dict[str, int]()
         if len(rows):
             counts = {c: int((cohort.labels[rows] == i).sum()) for i, c in enumerate(classes)}
         text = f"{len(rows)} persons" + (" (" + ", ".join(f"{c}: {n}" for c, n in counts.items()) + ")" if counts else "")
-        if part == "train" and len(rows) < allowed.min_persons:
+        if part == taking_part and len(rows) < allowed.min_persons:
             text += f", fewer than min_persons ({allowed.min_persons}): the gate will refuse"
             yield warn(what, text, "add persons, or lower [policy] min_persons in site.toml and in the study")
         elif len(rows) and min([len(rows), *counts.values()]) < allowed.min_count:

@@ -78,6 +78,11 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
             "Let the coordinating centre run `fedml preflight`, which trains nothing."
         )
     check_roster(site, study)
+    if site.name in study.federation.evaluate_only:
+        raise InputError(
+            f'{site.file}: in study "{study.study.name}" the site only evaluates the final model, so there is no round to rehearse; '
+            "fedml-site check reads its data as the evaluation will."
+        )
     cohort = load_cohort((str(site.file.resolve()),), study)
     single = _without_imports(for_roster(study, [site.name], rounds=1))
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:

@@ -60,6 +60,8 @@ def charge(ledger: Ledger, policy: Policy, request: Request, run: str) -> None:
             ledger.note_unprotected(genomics.persons(request), **note)
         elif request.phase is Phase.ROUND and (trained := persons("train")):
             ledger.note_unprotected(trained, **note)
+        elif request.phase is Phase.EVALUATE and request.name in study.federation.evaluate_only:
+            ledger.note_unprotected(persons("test"), **note)
         return
     # Exact counts about held-out persons have no epsilon: the plan states it, and the ledger lists them without one.
     counted = [row for part in counted_parts(study, request.phase, request.round) for row in persons(part)]

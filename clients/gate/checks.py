@@ -105,6 +105,14 @@ def round_numbers(phase: Phase, study: Study, steps: int) -> tuple[int, int]:
     return {Phase.ROUND: (1, rounds), Phase.EVALUATE: (earliest, rounds)}.get(phase, (0, 0))
 
 
+def check_persons(cohort: Cohort, study: Study, allowed: Limits) -> None:
+    """Raises ``SiteError`` if the site has too few persons to take part: who train, or at a site that does not train, who test."""
+    trains = cohort.site not in study.federation.evaluate_only
+    persons, what = (cohort.count("train"), "training") if trains else (cohort.count("test"), "test")
+    if persons < allowed.min_persons:
+        raise SiteError(Reason.TOO_FEW, f"{persons} {what} persons, [policy] min_persons requires {allowed.min_persons}")
+
+
 def check_planned(study: Study, phase: Phase) -> None:
     """Raises ``SiteError`` if a private study does not plan ``phase``: its epsilon covers planned phases only."""
     plan = study.privacy

@@ -171,7 +171,7 @@ def _reach(study: Study, algorithm: Algorithm, course: Course, rounds: int, weig
         from fedml.privacy.releases import noise_multiplier
 
         norm = max(study.privacy.clipping_norm, course.longest)
-        step += (math.sqrt(count) + _NOISE) * noise_multiplier(study, "") * norm / len(study.federation.sites)
+        step += (math.sqrt(count) + _NOISE) * noise_multiplier(study, "") * norm / len(study.federation.training)
     # The first weights differ in the last bits between versions of torch.
     return rounds * step + 1e-3 * (1 + length(weights))
 

@@ -14,11 +14,11 @@ from fedml.errors import InputError, SiteError
 from fedml.study.study import Study
 
 
-def would_refuse(site: Site, study: Study, training_persons: int | None, trust: str = "") -> Iterator[str]:
+def would_refuse(site: Site, study: Study, persons: int | None, trust: str = "") -> Iterator[str]:
     """Sentences about what in the plan this site's policy does not allow.
 
     Args:
-        training_persons: of this site; None: not known, and what depends on it is not examined.
+        persons: of this site, who train, or who test where it only evaluates; None: not known, what depends on it is not examined.
         trust: why the approver trusts the centre; "": as the study's approval says, if there is one.
     """
     policy = site.manifest.policy
@@ -29,9 +29,9 @@ def would_refuse(site: Site, study: Study, training_persons: int | None, trust: 
         approval = None
     level = "trusted" if trust else level_of(site, approval)
     try:
-        check_level(level, study)
+        check_level(level, study, site)
         check_budget(study, policy)
-        check_delta(study, policy, training_persons or 0)
+        check_delta(study, policy, persons or 0)
     except SiteError as error:
         yield str(error)
     if study.federation.rounds > policy.max_rounds:
@@ -39,7 +39,8 @@ def would_refuse(site: Site, study: Study, training_persons: int | None, trust: 
     if policy.purposes is not None and study.study.purpose not in policy.purposes:
         yield f'purpose "{study.study.purpose}" is not allowed by [policy] purposes'
     allowed = limits(policy, study)
-    if training_persons is not None and training_persons < allowed.min_persons:
-        yield f"{training_persons} training persons, min_persons requires {allowed.min_persons}"
-    if level != "trusted" and study.privacy.unit != "patient" and not site.manifest.data.public and training_persons is not None:
-        yield from objections(study, policy, allowed.min_count, training_persons)
+    trains = site.name not in study.federation.evaluate_only
+    if persons is not None and persons < allowed.min_persons:
+        yield f"{persons} {'training' if trains else 'test'} persons, min_persons requires {allowed.min_persons}"
+    if trains and level != "trusted" and study.privacy.unit != "patient" and not site.manifest.data.public and persons is not None:
+        yield from objections(study, policy, allowed.min_count, persons)

@@ -44,8 +44,27 @@ def exact_answers(study: Study) -> list[str]:
     return found
 
 
-def check_level(level: Level, study: Study) -> None:
-    """Raises ``SiteError`` if a centre of this ``level`` may not be answered in this study."""
+def unchecked(study: Study, site: Site) -> str:
+    """Why a curious centre is refused at a site that does not train; "" if it is not.
+
+    The site has seen no round, so it cannot tell the run's result from weights that were chosen to read persons out of exact counts.
+    """
+    if site.name not in study.federation.evaluate_only or site.manifest.data.public or not exact_answers(study):
+        return ""
+    return (
+        f"[federation] evaluate_only names {site.name}, which sees no round and cannot check that the weights are the run's result, and "
+        "its metrics are exact"
+    )
+
+
+def check_level(level: Level, study: Study, site: Site) -> None:
+    """Raises ``SiteError`` if a centre of this ``level`` may not be answered in this study at ``site``."""
+    if level == "curious" and (reason := unchecked(study, site)):
+        raise SiteError(
+            Reason.DISTRUSTED,
+            f'study "{study.study.name}": {reason}. To allow it, approve it with --trust-centre "REASON"; a study with [privacy] '
+            'unit = "patient" and metrics = "private" needs no trust',
+        )
     if level == "distrusted" and (why := exact_answers(study)):
         raise SiteError(
             Reason.DISTRUSTED,
@@ -54,8 +73,10 @@ def check_level(level: Level, study: Study) -> None:
         )
 
 
-def words(level: Level, study: Study) -> str:
-    """What the level means for this study, for the person who approves it."""
+def words(level: Level, study: Study, site: Site) -> str:
+    """What the level means for this study at ``site``, for the person who approves it."""
+    if level == "curious" and (reason := unchecked(study, site)):
+        return f"curious: every request will be refused, because {reason}"
     if level == "distrusted":
         why = exact_answers(study)
         return f"distrusted: every request will be refused, because {'; '.join(why)}" if why else "distrusted: only noised values leave"

@@ -14,7 +14,7 @@ from fedml.clients.site.manifest import Site, read_site
 from fedml.cohort.groups import read_groups
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
-from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons
+from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, select
 from fedml.cohort.sheet import read_table
 from fedml.cohort.table import part_of, read_labels, read_parts
 from fedml.cohort.variants.harmonise import panel_of
@@ -23,6 +23,7 @@ from fedml.cohort.wild import check_wild
 from fedml.errors import InputError, Reason, SiteError
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of, pool, refuse_unbuilt
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
@@ -46,6 +47,8 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
         check_wild(labels[:, None], [plan.target], path, data.extremes)
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index, data.id)
+    elif site.name in study.federation.evaluate_only:
+        parts = np.full(len(ids), PARTS.index("test"), dtype=np.int8)
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
     tables = [(table, path)]
@@ -69,9 +72,19 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
         quarantine.write(site.state, study.study.name, excluded)
     counts = dict(Counter(reason for _, reason in {(e.person, str(e.reason)) for e in excluded}))
     cohort = drop_unusable_persons(Cohort(site.name, tuple(ids), labels, parts, inputs, excluded_images=counts, groups=groups))
+    if site.name in study.federation.evaluate_only:
+        return _tested(site, cohort)
     if not cohort.count("train"):
         raise InputError(_no_training(site, study, cohort, labels[parts == 0]))
     return cohort
+
+
+def _tested(site: Site, cohort: Cohort) -> Cohort:
+    """Only the test persons of a site that does not train: all, or the test part of its split file. ``InputError``: there are none."""
+    if not cohort.count("test"):
+        why = "none of its usable persons is in the test part of its split file" if site.manifest.data.split else "it has no usable person"
+        raise InputError(f"{site.file}: {why}, and [federation] evaluate_only names the site; correct the table, its labels or its split.")
+    return select(cohort, cohort.rows("test"))
 
 
 def _no_training(site: Site, study: Study, cohort: Cohort, labels: npt.NDArray[np.float64]) -> str:

@@ -364,7 +364,7 @@ def _penalty(study: Study) -> dict[str, float]:
 def _evaluate(request: Request, content: RecordDict) -> RecordDict:
     loaded, cohort = _filled(request, content)
     counts = _counts(_evaluated(["val", "test"], cohort, request), loaded.model, cohort, loaded.task, request)
-    if cohort.groups:
+    if cohort.groups and request.name not in request.study.federation.evaluate_only:  # subgroups are of the sites that train
         for label, rows in reportable_groups(cohort.groups, request.study.evaluation, cohort.rows("test"), smallest_of(request)):
             group = _counts(["test"], loaded.model, select(cohort, rows), loaded.task, request)
             counts |= {

@@ -56,7 +56,10 @@ def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | No
         raise SiteError(Reason.BAD_MESSAGE, f"the message has no phase or round: {error}") from error
     if number < 0 or (number > study.federation.rounds and phase not in ANALYSES):  # the gate limits the steps of an analysis
         raise SiteError(Reason.ROUNDS, f"round {number} is not one of the study's {study.federation.rounds} rounds")
-    return Request(study, phase, number, config, name or read_site_once(manifests[0]).name, manifests)
+    name = name or read_site_once(manifests[0]).name
+    if name in study.federation.evaluate_only and phase not in (Phase.DESCRIBE, Phase.EVALUATE):
+        raise SiteError(Reason.OFF_PLAN, f"{phase} is requested of a site that only evaluates the final model ([federation] evaluate_only)")
+    return Request(study, phase, number, config, name, manifests)
 
 
 read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))

@@ -106,9 +106,11 @@ def _plan(study: Study) -> Iterator[FactRow]:
     yield "outcome", make_task(study).words.outcome, "study.json#/cohort/target", "study.json#/cohort/classes", "study.json#/model/task"
     yield "inputs", f"Inputs of a person: {', '.join(cohort.inputs)}.", "study.json#/cohort/inputs"
     yield "columns", *_joined([modality.words.fact(study) for modality in modalities_of(study)])
-    sites = study.federation.sites
+    sites, external = study.federation.training, study.federation.evaluate_only
     text = f"Roster: {_count(len(sites), 'site')} ({', '.join(sites)}); a round needs {study.federation.needed} of them."
-    yield "roster", text, "study.json#/federation/sites", "study.json#/federation/quorum"
+    only = f" External validation only: {', '.join(external)}." if external else ""
+    more = ["study.json#/federation/evaluate_only"] if external else []
+    yield "roster", text + only, "study.json#/federation/sites", "study.json#/federation/quorum", *more
     part = cohort.split
     text = f"Planned fractions of persons: train {part.train:g}, validation {part.val:g}, test {part.test:g}, by a keyed hash of the id "
     yield "split", text + "where a site does not list its own split.", "study.json#/cohort/split", "study.json#/cohort/split_key"
@@ -132,7 +134,8 @@ def _method(record: Record) -> Iterator[FactRow]:
     learned = f" It has {size:,} parameters." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
     text = f"The initial weights are random, from the study's seed ({study.study.seed}); no pretrained weights are used."
-    yield "initialisation", text, "study.json#/study/seed"
+    evaluated = record.start.job == "evaluate"
+    yield "initialisation", "" if evaluated else text, "study.json#/study/seed"
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
@@ -145,6 +148,7 @@ def _method(record: Record) -> Iterator[FactRow]:
         f"precision {plan.precision}{more}. "
         f"{_count(study.federation.rounds, 'round')} planned."
     )
+    text = "Nothing was trained in this run: a finished model was tested. Its own record states its training." if evaluated else text
     yield "training", text, "study.json#/training", "study.json#/strategy", "study.json#/federation/rounds"
     changes = ", ".join(f"{name} {value}" for name, value in plan.augment.model_dump().items() if value)
     text = f"Random augmentation of training images: {changes}." if changes else "Training images are not augmented."
@@ -236,18 +240,22 @@ def _happened(record: Record) -> Iterator[FactRow]:
     text = f"Checks of the sites' variants: {verdicts[0]} passed, {verdicts[1]} warned, {verdicts[2]} failed."
     yield "checks", text if record.checks else "", "events.jsonl#checks/checks"
     missed = {s.name: "".join(f", missed {len(n)} ({reason})" for reason, n in s.missed.items()) for s in record.sites}
-    rows = [f"{s.name} in {len(s.rounds)}{missed[s.name]}" for s in record.sites]
+    only = record.study.federation.evaluate_only
+    rows = [f"{s.name} {'in the last evaluation only' if s.name in only else f'in {len(s.rounds)}'}{missed[s.name]}" for s in record.sites]
     text = f"{_count(len(record.rounds), 'round')} of training, then the last evaluation: {'; '.join(rows)}."
     yield "participation", text if record.rounds else "", "events.jsonl#round"
 
 
 def _persons(record: Record) -> Iterator[FactRow]:
-    study, sites = record.study, [s for s in record.sites if s.name in record.agreed.sites]
+    study = record.study
+    sites = [s for s in record.sites if s.name in record.agreed.sites and s.name not in study.federation.evaluate_only]
+    others = [f"{s.name} {s.count('test') or 0:,}" for s in record.sites if s.name in study.federation.evaluate_only and s.persons]
     hidden = study.privacy.unit == "patient"
     parts = [p for p in PARTS if any(s.count(p) for s in sites)]
     rows = [f"{s.name} {', '.join(f'{_PART[p]} {s.count(p) or 0:,}' for p in parts)}" for s in sites]
     total = ", ".join(f"{_PART[p]} {sum(s.count(p) or 0 for s in sites):,}" for p in parts)
     text, pointers = f"Persons by site and part: {'; '.join(rows)}. All sites: {total}.", ["events.jsonl#agreed/persons"]
+    text += f" External validation: {'; '.join(others)}." if others else ""
     if not parts:
         text, pointers = "", []
     if hidden:
@@ -287,8 +295,7 @@ def _outcome(record: Record) -> Iterator[FactRow]:
         rows = "; ".join(f"{site} {_row(task, metrics)}" for site, metrics in scores["sites"].items())
         worst = f" The worst site is {scores['worst']}." if scores.get("worst") else ""
         yield "by_site", f"By site: {rows}.{worst}" if len(scores["sites"]) > 1 else "", f"{at}/sites", f"{at}/worst"
-        text = "Test persons are of the same sites as training persons; no site outside the roster was tested."
-        yield "external", text if part == "test" else "", "study.json#/federation/sites", f"{at}/sites"
+        yield _external(record, task, part)
         groups = "; ".join(f"{label} {_row(task, group['all'])}" for label, group in final.groups.items())
         yield "groups", f"Test persons by subgroup: {groups}." if groups else "", "events.jsonl#final/groups"
     if final.came:
@@ -306,6 +313,22 @@ def _outcome(record: Record) -> Iterator[FactRow]:
         spent = "; ".join(f"{s.name} {rounded_up(s.epsilon)}" for s in record.sites if s.epsilon is not None)
         by_site = f" Epsilon by site: {spent}." if privacy.unit == "patient" and spent else ""
         yield "privacy", f"{privacy.sentence}{by_site}", "events.jsonl#privacy/sentence", "events.jsonl#privacy/claims"
+
+
+def _external(record: Record, task: Task, part: str) -> FactRow:
+    """What is known of persons of other sites than those that trained."""
+    only, found = record.study.federation.evaluate_only, record.final.metrics.get("external")
+    at, roster = f"events.jsonl#final/metrics/{part}/sites", "study.json#/federation/sites"
+    if not only:
+        text = "Test persons are of the same sites as training persons; no site outside the roster was tested."
+        return "external", text if part == "test" else "", roster, at
+    named = "study.json#/federation/evaluate_only"
+    if not record.study.federation.training:
+        return "external", f"External validation: none of the sites ({', '.join(only)}) trained the model.", named
+    if found is None:
+        return "external", f"The study names {', '.join(only)} for external validation; no person was evaluated there.", named
+    rows = "; ".join(f"{site} {_row(task, metrics)}" for site, metrics in found["sites"].items())
+    return "external", f"External validation, at sites that did not train: {rows}.", named, "events.jsonl#final/metrics/external"
 
 
 def held_out(record: Record) -> tuple[str, dict[str, Any]]:

@@ -28,8 +28,8 @@ class Training:
 
     def plans(self, sites: Mapping[str, Site], *, pooled: bool) -> list[Plan]:
         """The training, for each site whose persons take part."""
-        study = for_roster(self.study, self.roster)
-        return [Plan(study, self.roster[0] if pooled else name, site) for name, site in sites.items() if pooled or name in self.roster]
+        study, names = for_roster(self.study, self.roster), self.study.federation.training if pooled else self.roster
+        return [Plan(study, self.roster[0] if pooled else name, site) for name, site in sites.items() if name in names]
 
 
 def check(trainings: Sequence[Training], sites: Mapping[str, Site], pooled: str) -> None:
@@ -66,7 +66,7 @@ def totals(trainings: Sequence[Training], sites: Mapping[str, Site], pooled: str
         out[name] = {
             "epsilon": _together(trainings, name, site, pooled),
             "delta": delta,
-            "trainings": sum(t.who == pooled or name in t.roster for t in trainings),
+            "trainings": sum(t.who == pooled or name in t.roster for t in trainings if name in t.study.federation.training),
             "evaluations": len(trainings),
             "spent": ledger_of(site).spent(policy.delta) if charged else None,
             "max_epsilon": policy.max_epsilon if charged else None,

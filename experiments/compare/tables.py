@@ -50,6 +50,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
         every = dict.fromkeys(n for r in rows for n in r.metrics)  # noised counts may have no value of some
         names = [n for n in every if n != "persons" and task.described(n).brief]
         sites = {s: _at_site(study, [(r.counts[s], r.sites[s]) for r in group if s in r.counts]) for s in group[0].counts}
+        external = {s: _at_site(study, [r.external[s] for r in group if s in r.external]) for s in group[0].external}
         labels = list(dict.fromkeys(label for r in group for label in r.groups))
         groups = {g: _plain([r.groups[g]["all"] for r in group if g in r.groups], task.watched) for g in labels}
         valid = {s: w["mean"] for s, w in sites.items() if w["mean"] is not None}
@@ -62,6 +63,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
                 "difference": _of(difference) if who != ways[0] else None,
                 "over_seeds": _of(over_seeds(gaps)) if who != ways[0] and len(gaps) > 1 else None,
                 "sites": sites,
+                **({"external": external} if external else {}),
                 "worst_site": (min if task.higher else max)(valid, key=lambda s: valid[s]) if valid else None,
                 "groups": groups,
                 "recovery": float(np.mean([r.recovery for r in group if r.recovery is not None]))
@@ -199,10 +201,10 @@ def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
     if summary[0]["recovery"] is not None:
         out.add_column("recovery of planted risk", justify="right", no_wrap=True)
     for row in summary:
-        cells = [row["who"], _with_limits(row["watched"])]
+        cells = [row["who"], with_limits(row["watched"])]
         if len(summary) > 1:
             gap, over = row["difference"], row["over_seeds"]
-            cells += [_signed(gap), "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"]
+            cells += [signed(gap), "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"]
             cells += [_bounds(over, "+.3f") if over else ""] if seeds > 1 else []
         out.add_row(*cells, *([f"{row['recovery']:.3f}"] if row["recovery"] is not None else []))
     return out
@@ -237,7 +239,11 @@ def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
         out.add_row(f"all: {name}", "", *("" if mean is None else f"{mean:.3f}" for mean in means))
     out.add_section()
     for site in summary[0]["sites"]:
-        out.add_row(site, _persons(summary[0]["sites"][site]), *(_with_limits(row["sites"].get(site), narrow) for row in summary))
+        out.add_row(site, _persons(summary[0]["sites"][site]), *(with_limits(row["sites"].get(site), narrow) for row in summary))
+    for site in summary[0].get("external", ()):
+        cells = [row.get("external", {}).get(site) for row in summary]
+        persons = next((_persons(cell) for cell in cells if cell), "")
+        out.add_row(f"external validation: {site}", persons, *(with_limits(cell, narrow) for cell in cells))
     out.add_section()
     worst = [(row["worst_site"], row["sites"]) for row in summary]
     out.add_row("worst site", "", *(f"{sites[site]['mean']:.3f}\n{site}" if site else "" for site, sites in worst))
@@ -247,17 +253,19 @@ def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
     for label in labels:
         cells = [row["groups"].get(label) for row in summary]
         persons = next((_persons(w) for w in cells if w), "hidden")
-        out.add_row(label, persons, *(_with_limits(w, narrow) for w in cells))
+        out.add_row(label, persons, *(with_limits(w, narrow) for w in cells))
     return out
 
 
-def _with_limits(result: Mapping[str, Any] | None, narrow: bool = False) -> str:
+def with_limits(result: Mapping[str, Any] | None, narrow: bool = False) -> str:
+    """A mean with its interval, if it has one."""
     if result is None or result["mean"] is None:
         return ""
     return f"{result['mean']:.3f}" + (f" {_bounds(result, '.3f')}" if result["low"] is not None and not narrow else "")
 
 
-def _signed(difference: Mapping[str, Any] | None) -> str:
+def signed(difference: Mapping[str, Any] | None) -> str:
+    """A difference with its sign and its interval, if it has one."""
     if difference is None or difference["value"] is None:
         return ""
     return f"{difference['value']:+.3f}" + (f" {_bounds(difference, '+.3f')}" if difference["low"] is not None else "")

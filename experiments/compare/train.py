@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 BASELINES = ("pooled", "local")
 FEDERATED, POOLED, ALONE = "federated", "pooled", " alone"
 _MOST_SEEDS = 1_000
+Planted = dict[str, dict[str, float]]  # site -> person -> planted log-odds
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Trained:
     counts: dict[str, Counts]
     outputs: Outputs | None
     recovery: float | None = None
+    external: Mapping[str, tuple[Counts, dict[str, float]]] = field(default_factory=dict)  # sites that do not train
     seconds: float | None = field(default=None, compare=False)  # None: an earlier run was reused
 
 
@@ -102,36 +104,66 @@ def compare(
             "--set privacy.unit=none."
         )
     planned: list[Training] = []
-    for study in studies:
-        built(make_task(study).compared, study.model.task, "a comparison of two models on the same persons")
     planted = _read_truth(truth) if truth else None
-    rows: list[Trained] = []
     for study in studies:
-        read_all(study, sites)
+        training = study.federation.training
         ways = [FEDERATED, *([POOLED] if "pooled" in kinds else [])]
-        ways += [f"{site}{ALONE}" for site in sites if "local" in kinds and len(sites) > 1]
-        rosters = [(who, _roster(who, sites)) for who in ways]
-        planned += [Training(study, who, tuple(roster), _earlier(study, sites, who, roster, runs)) for who, roster in rosters]
+        ways += [f"{site}{ALONE}" for site in training if "local" in kinds and len(training) > 1]
+        planned += [plan_training(study, sites, who, _roster(who, sites), runs) for who in ways]
+    return train_all(planned, sites, runs, console, planted)
+
+
+def plan_training(study: Study, sites: Mapping[str, Site], who: str, roster: Sequence[str], runs: Path) -> Training:
+    """One way to train on the nodes of ``roster``, with the earlier run of it that is in ``runs``, if there is one.
+
+    Raises:
+        InputError: bad site data, or a task whose models cannot be compared.
+    """
+    built(make_task(study).compared, study.model.task, "a comparison of two models on the same persons")
+    read_all(study, sites)
+    return Training(study, who, tuple(roster), _earlier(study, sites, who, roster, runs))
+
+
+def train_all(
+    planned: Sequence[Training], sites: Mapping[str, Site], runs: Path, console: Console, planted: Planted | None = None
+) -> list[Trained]:
+    """Each training, and the test of its model on the test persons of every site.
+
+    Raises:
+        InputError: a privacy budget that does not suffice. RunError: a run failed.
+    """
+    rows: list[Trained] = []
     cost.check(planned, sites, POOLED)
-    for study in studies:
-        for training in (t for t in planned if t.study is study):
-            who = training.who
-            run, seconds = _trained(training, sites, runs)
-            final, counts = _test_everywhere(study, sites, run)
-            cost.note_outputs(study, sites, run)
-            test = {site: {k[5:]: v for k, v in c.items() if k.startswith("test/")} for site, c in counts.items()}
-            outputs = test_outputs(study, sites, run)
-            row = Trained(
-                who, study.study.seed, run, final.metrics["test"]["all"], final.metrics["test"]["sites"], final.groups, test,
-                outputs, None if planted is None else _recovery(outputs, planted), seconds,
-            )  # fmt: skip
-            rows.append(row)
-            watched = make_task(study).watched
-            took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
-            value = row.metrics.get(watched)  # noised counts may have no value
-            shown = "undefined" if value is None else f"{value:.3f}"
-            console.print(f"seed {study.study.seed}, {who}: test {watched} {shown} ({took})", soft_wrap=True)
+    for training in planned:
+        study, who = training.study, training.who
+        run, seconds = _trained(training, sites, runs)
+        final, counts = test_everywhere(study, sites, run)
+        if "test" not in final.metrics:
+            raise RunError(
+                f"{who}: no site has as many test persons as min_count ([policy] of site and study) requires, so nothing can be compared; "
+                "raise test in [cohort] split, or take fewer folds."
+            )
+        cost.note_outputs(study, sites, run)
+        outputs = test_outputs(study, {name: sites[name] for name in study.federation.training}, run)
+        others = final.metrics["external"]["sites"] if "external" in final.metrics else {}
+        row = Trained(
+            who, study.study.seed, run, final.metrics["test"]["all"], final.metrics["test"]["sites"], final.groups, _of("test", counts),
+            outputs, None if planted is None else _recovery(outputs, planted),
+            {site: (own, others[site]) for site, own in _of("external", counts).items()}, seconds,
+        )  # fmt: skip
+        rows.append(row)
+        watched = make_task(study).watched
+        took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
+        value = row.metrics.get(watched)  # noised counts may have no value
+        shown = "undefined" if value is None else f"{value:.3f}"
+        console.print(f"seed {study.study.seed}, {who}: test {watched} {shown} ({took})", soft_wrap=True)
     return rows
+
+
+def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
+    """Site -> its counts of ``part``, for sites that have any."""
+    found = {site: {k.removeprefix(f"{part}/"): v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
+    return {site: own for site, own in found.items() if own}
 
 
 def together(studies: Sequence[Study], sites: Mapping[str, Site], rows: Sequence[Trained]) -> dict[str, dict[str, Any]]:
@@ -171,7 +203,8 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
                 if load_cohort((str(site.file),), record.study).digest.hex() != record.site(name).dataset:
                     raise InputError(f"{site.file}: the data differ from those of run {record.run_id}; omit --sites to compare by counts.")
         test = record.final.metrics["test"]
-        outputs = None if found is None else test_outputs(record.study, found, record.run)
+        trained_at = record.study.federation.training
+        outputs = None if found is None else test_outputs(record.study, {s: found[s] for s in trained_at}, record.run)
         groups, counts = record.final.groups, record.counts["test"]
         rows.append(Trained(record.run_id, record.study.study.seed, record.run, test["all"], test["sites"], groups, counts, outputs))
     for record in records[1:]:
@@ -203,7 +236,7 @@ def _data(study: Study, sites: Mapping[str, Site]) -> dict[str, str]:
 def _folder(study: Study, sites: Mapping[str, Site], who: str, roster: Sequence[str], runs: Path) -> Path:
     """The folder of a training of a comparison, which depends on study, data and versions."""
     data, plan = _data(study, sites), for_roster(study, roster)
-    used = data if who == POOLED else {name: data[name] for name in roster}
+    used = {name: data[name] for name in (study.federation.training if who == POOLED else roster)}
     key = hashlib.sha256(json.dumps([plan.canonical, used, versions()], sort_keys=True).encode()).hexdigest()[:16]
     return runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
 
@@ -230,7 +263,7 @@ def _trained(training: Training, sites: Mapping[str, Site], runs: Path) -> tuple
                      versions=versions(), engine="local", job="train")  # fmt: skip
     emit(run, start)
     if who == POOLED:
-        nodes = [{"manifest": "\n".join(str(s.file.resolve()) for s in sites.values()), "name": POOLED}]
+        nodes = [{"manifest": "\n".join(str(sites[name].file.resolve()) for name in study.federation.training), "name": POOLED}]
     else:
         nodes = [{"manifest": str(sites[name].file.resolve())} for name in training.roster]
     began = time.monotonic()
@@ -255,7 +288,7 @@ def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
     return None
 
 
-def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
+def test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> tuple[Final, dict[str, Counts]]:
     """Test metrics and counts of a trained run's model over all sites: an evaluation with the arrays and constants of that run."""
     from fedml.clients.gate.local import app
     from fedml.flower.grid import InProcessGrid
@@ -264,26 +297,27 @@ def _test_everywhere(study: Study, sites: Mapping[str, Site], trained: Path) -> 
 
     arrays, image_shape, panel = load_model(trained)
     constants = {k: v for k, v in arrays.items() if k.startswith(("preprocess.", "target."))}
-    names = dict(enumerate(sites, start=1))
+    names, only = dict(enumerate(sites, start=1)), study.federation.evaluate_only
     keys = from_text(panel)
     read = {name: load_cohort((str(s.file.resolve()),), study).input("variants", Dosages) for name, s in sites.items()} if keys else {}
     shared = panel_of(keys, {name: dosages.keys for name, dosages in read.items() if dosages is not None}, study.cohort.variants.match)
-    agreement = Agreement(names, image_shape, shared, constants, roster=study.federation.sites)
+    nodes, external = ({n: s for n, s in names.items() if (s in only) is wanted} for wanted in (False, True))
+    agreement = Agreement(nodes, image_shape, shared, constants, roster=study.federation.sites, external=external)
     label: dict[str, bool | int | float | str] = {"run": str(trained.resolve())}
     grid = InProcessGrid(app, [{"manifest": str(s.file.resolve())} for s in sites.values()], label)
     state = RunState(study.federation.rounds, {k: v for k, v in arrays.items() if k not in constants}, {})
     return evaluate(study, grid, agreement, state)
 
 
-def _read_truth(path: Path) -> dict[str, dict[str, float]]:
+def _read_truth(path: Path) -> Planted:
     try:
-        log_odds: dict[str, dict[str, float]] = json.loads(path.read_text())["log_odds"]
+        log_odds: Planted = json.loads(path.read_text())["log_odds"]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: is not a truth.json of `fedml synth` ({error}); give the file that `fedml synth` wrote.") from error
     return log_odds
 
 
-def _recovery(outputs: Outputs, planted: dict[str, dict[str, float]]) -> float:
+def _recovery(outputs: Outputs, planted: Planted) -> float:
     """Correlation (Pearson) of predicted with planted log-odds over all sites' test persons."""
     predicted = np.log(outputs.output[:, 1]) - np.log(outputs.output[:, 0])
     true = [planted[site][person.removeprefix(f"{site}/")] for site, person in zip(outputs.site, outputs.person, strict=True)]

@@ -109,8 +109,8 @@ def derived(record: Record) -> dict[str, bytes]:
 
 
 def rounds_requested(record: Record) -> dict[str, int]:
-    """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed."""
-    return {site: len(record.rounds) for site in record.agreed.sites}
+    """Site -> number of rounds requested of it, each of which it may have released: all rounds, for each site that agreed and trains."""
+    return {site: len(record.rounds) for site in record.agreed.sites if site in record.study.federation.training}
 
 
 def journal_rows(record: Record, site: str) -> list[dict[str, Any]]:

@@ -79,6 +79,8 @@ def reproduce(
     """
     with record_of({name: data for name, data in files.items() if is_source(name)}) as record:
         study = record.study
+        if record.start.job != "train":
+            raise InputError("the bundle is of a test of a finished model, in which nothing was trained; repeat it with `fedml evaluate`.")
         if study.strategy.name not in STRATEGIES and not study.strategy.name.startswith("flwr."):
             raise InputError(
                 f"the bundle's study uses code outside fedml, [strategy] name {study.strategy.name}; run the study with `fedml run` if you "

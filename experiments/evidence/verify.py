@@ -42,7 +42,7 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
 from fedml.experiments.runs.record import Record, exchanges
-from fedml.runs.events import body
+from fedml.runs.events import Final, Round, body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 from fedml.strategies.chosen import planned
 from fedml.study.sources import FOLDER as CODE
@@ -267,13 +267,18 @@ def _rounds(record: Record) -> Iterator[Problem]:
         yield EVENTS, "the sites of the agreement are not in the roster, or in another order"
     for event in exchanges(record.rounds, record.final):
         answered, refused = event.sites.keys(), event.refused.keys()
-        if answered & refused or not answered <= set(agreed) or answered | refused != set(study.federation.sites):
+        if answered & refused or not answered <= set(agreed) or answered | refused != _asked(study, event):
             yield EVENTS, f"{event.kind} {event.round}: not every site of the roster either answered or refused"
-        if len(answered) < study.federation.needed:
+        if len(answered & set(study.federation.training)) < study.federation.needed:
             yield EVENTS, f"{event.kind} {event.round}: fewer sites than the quorum"
     times = [e["time"] for e in events]
     if times != sorted(times):
         yield EVENTS, "the times of the events are not in order"
+
+
+def _asked(study: Study, event: Round | Final) -> set[str]:
+    """The sites of an exchange: all at the end, those that train in a round."""
+    return set(study.federation.training if isinstance(event, Round) else study.federation.sites)
 
 
 def _averages(record: Record) -> Iterator[Problem]:

@@ -95,7 +95,7 @@ def _header(study: Study, events: Sequence[Event]) -> dict[str, str]:
         "study_sha256": study.sha256,
         "run_id": run_id,
         "weights_sha256": last(events, NO_FINAL).weights_sha256,
-        "sites": ", ".join(study.federation.sites),
+        "sites": ", ".join(study.federation.training),
         "privacy": last(events, NO_PRIVACY).sentence or "none",
     }
     return {key: "".join(c if c.isprintable() else " " for c in value) for key, value in fields.items() if value}

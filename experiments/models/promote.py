@@ -68,16 +68,19 @@ def check_sound(record: Record) -> None:
         InputError: the first promise that is not kept.
     """
     study, run = record.study, record.run
+    if record.start.job != "train":
+        raise InputError(f"{run}: tested a finished model and trained none; promote the run that trained it.")
     if record.status != "finished" or "test" not in record.final.metrics:
         reason = record.end.reason or "it has no last evaluation"
         raise InputError(f"{run}: is {record.status} ({reason}); only a finished run with test persons can be promoted.")
-    needed = study.federation.quorum or len(study.federation.sites)
+    needed, training = study.federation.needed, set(study.federation.training)
     if [e.round for e in record.rounds] != list(range(1, planned(study, record.rounds)[0] + 1)):
         raise InputError(f"{run}: the log has {len(record.rounds)} rounds, the study has {study.federation.rounds}; promote a whole run.")
     for event in exchanges(record.rounds, record.final):
-        if len(event.sites) < needed:
+        answered = len(training & event.sites.keys())
+        if answered < needed:
             where = f"round {event.round}" if isinstance(event, Round) else "the last evaluation"
-            raise InputError(f"{run}: {where} had {len(event.sites)} site(s), below the quorum of {needed}; it cannot be promoted.")
+            raise InputError(f"{run}: {where} had {answered} site(s), below the quorum of {needed}; it cannot be promoted.")
     _check_privacy(record)
     if not (run / MODEL).exists() or digest(load_model(run)[0]) != record.final.weights_sha256:
         raise InputError(f"{run / MODEL}: is not the model whose SHA-256 is in the log; promote the unchanged folder of the run.")
@@ -88,7 +91,8 @@ def _check_privacy(record: Record) -> None:
     if plan.unit == "none":
         return
     claims = record.privacy.claims
-    for name in record.study.federation.sites if plan.unit == "patient" else ("",):
+    roster = record.study.federation
+    for name in (roster.sites if plan.metrics == "private" else roster.training) if plan.unit == "patient" else ("",):
         claim, protected = claims.get(name), f"{name}'s persons" if name else "a site"
         epsilon, delta = (None, None) if claim is None else (claim["epsilon"], claim["delta"])
         if epsilon is None or delta is None:

@@ -59,6 +59,8 @@ def figures(record: Record) -> dict[str, Any]:
         "worst": _worst(task, scores), "noised": bool(merged) and noised, "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
+    if "external" in record.final.metrics:
+        found["external"] = _external(record, task)
     if task.person_classes and merged:
         found["confusion"] = merged["confusion"].tolist()
     if task.risks and merged:
@@ -119,10 +121,27 @@ def _scores(record: Record, task: Task, part: str, logged: Mapping[str, Any]) ->
     return {
         "all": _score(record, task, list(counts.values()), logged["all"]),
         "sites": {
-            s.name: _score(record, task, [counts[s.name]] if s.name in counts else [], logged["sites"].get(s.name)) for s in record.sites
+            s.name: _score(record, task, [counts[s.name]] if s.name in counts else [], logged["sites"].get(s.name))
+            for s in record.sites
+            if s.name in _tested(record)
         },
         "groups": groups,
     }
+
+
+def _tested(record: Record) -> tuple[str, ...]:
+    """The sites whose test persons are in the main results: those that train, or all where none does."""
+    return record.study.federation.training or record.study.federation.sites
+
+
+def _external(record: Record, task: Task) -> dict[str, Any]:
+    """ "all", "sites" -> site: persons and measures of the sites that do not train."""
+    counts, logged = _roster(record, "external"), record.final.metrics["external"]
+    sites = {
+        name: _score(record, task, [counts[name]] if name in counts else [], logged["sites"].get(name))
+        for name in record.study.federation.evaluate_only
+    }
+    return {"all": _score(record, task, list(counts.values()), logged["all"]), "sites": sites}
 
 
 def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -199,7 +218,7 @@ def _updates(record: Record, site: SiteRecord) -> dict[str, Any] | None:
 def _curves(record: Record, measure: str) -> dict[str, Any]:
     """The measure and the training loss by round, at no more than ``MOST_POINTS`` evenly spaced rounds, including the last."""
     part = next((p for p in ("val", "train") if any(p in e.metrics for e in record.rounds)), "")
-    sites = [s.name for s in record.sites]
+    sites = [s.name for s in record.sites if s.name in _tested(record)]
     selected = _thinned([e for e in record.rounds if part and part in e.metrics])
     metrics = [e.metrics[part] for e in selected]
     trained = _thinned(record.rounds)

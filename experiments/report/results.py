@@ -135,6 +135,28 @@ def by_site(record: Record, found: Found) -> str:
     return section("by-site", "Results by site", *body, *_by_class(record, found), "<h3>What the measures mean</h3>", terms(meaning))
 
 
+def external(record: Record, found: Found) -> str:
+    """The measures at the sites that did not train, with intervals, next to those of all sites that did."""
+    if "external" not in found:
+        return ""
+    results, names = found["external"], _whole(found)
+    rows = [_estimates(found, ("scores", "all"), f"{ALL_SITES} that trained", names)] if found["scores"]["all"] else []
+    for site, result in results["sites"].items():
+        label = f"external validation: {site}"
+        where = ("external", "sites", site)
+        rows.append(_estimates(found, where, label, names) if result else [label, "no persons", *[""] * len(names)])
+    if len([r for r in results["sites"].values() if r]) > 1:
+        rows.append(_estimates(found, ("external", "all"), "external validation, merged", names))
+    known = {site: result for site, result in results["sites"].items() if result}
+    plot = _forest(record, found, known, "site of external validation") if known and found["scores"]["all"] else ""
+    text = paragraph(
+        "These sites did not train the model and had no part in its preprocessing. All of their persons are tested, or the test part of a "
+        "site's split file; no result of the other sections contains them."
+    )
+    heads = _columns(record, names)
+    return section("external", "External validation", text, plot, table(found, "Measures at sites that did not train", heads, rows))
+
+
 def _by_class(record: Record, found: Found) -> list[str]:
     """Measures of single classes, as in segmentation: one table for each class, with all sites and each site."""
     names = [n for n in found["scores"]["all"]["metrics"] if "/" in n]

@@ -41,14 +41,16 @@ def top(record: Record, found: Found) -> str:
         for a, b, c in cards
     )
     lead = paragraph(*words.answer(record, found), kind="lead")
-    rest = [*words.weak(record, found), words.calibrated(found)] if score else []
+    rest = [*words.weak(record, found), *words.external(record, found), words.calibrated(found)] if score else []
     cost = words.privacy(found)[0]
     cost = f"Privacy: {cost[:1].lower()}{cost[1:]}"
     body = [lead, f'<ul class="cards">{items}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
     links = [("asked", "question and methods"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
-             ("subgroups", "subgroups"), ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
+             ("external", "external validation"), ("subgroups", "subgroups"),
+             ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
-    present = {"by-site": bool(score), "subgroups": bool(score), "calibration": bool(found.get("by_class")),
+    present = {"by-site": bool(score), "external": "external" in found,
+               "subgroups": bool(score), "calibration": bool(found.get("by_class")),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
     return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
@@ -90,8 +92,13 @@ def sites(record: Record, found: Found) -> str:
     notes = ["Missed: exchanges, including the evaluation, in which the site did not answer or refused, with the code of the reason."]
     if stated:
         notes.append("Under patient-level privacy, training persons are not counted; the study states their approximate number.")
-    took = f"{count(len([s for s in found['sites'].values() if s['agreed']]), 'site')} of {len(found['sites'])} took part in "
+    roster = record.study.federation
+    took = f"{count(sum(found['sites'][s]['agreed'] for s in roster.training), 'site')} of {len(roster.training)} took part in "
     took += f"{run['rounds']} of {count(run['planned'], 'planned round')}; a round needs {record.study.federation.needed} of them."
+    if record.start.job == "evaluate":
+        took = "Nothing was trained: a finished model was tested."
+    if roster.evaluate_only:
+        took += f" External validation only, without training: {words.join(roster.evaluate_only)}."
     if "kept" in run:
         took += f" The result is the model of round {run['kept']}, which had the best validation metrics."
     return section(
@@ -123,14 +130,14 @@ def _updates(found: Found) -> str:
 
 def _grid(record: Record) -> str:
     events = exchanges(record.rounds, record.final)
-    if not events or len(record.sites) > 60:
+    if not events or len(record.sites) > 60 or record.start.job == "evaluate":
         return ""
     runs = {}
-    for site in record.sites:
+    for site in (s for s in record.sites if s.name not in record.study.federation.evaluate_only):
         states = [(k + 1, site.name in e.sites) for k, e in enumerate(events)]
         chunks = [list(same) for _, same in groupby(states, key=lambda s: s[1])]
         runs[site.name] = [(chunk[0][0], chunk[-1][0], chunk[0][1]) for chunk in chunks]
-    rows = [f"{s.name} took part in {len(s.rounds)} of {count(len(record.rounds), 'round')}" for s in record.sites]
+    rows = [f"{s.name} took part in {len(s.rounds)} of {count(len(record.rounds), 'round')}" for s in record.sites if s.name in runs]
     svg = plots.grid(runs, max(len(events), 2), ("took part", "missed"), f"Participation by round. {'; '.join(rows)}.")
     return picture(svg, "Participation by round", "Tall blue: took part; short orange: missed. Last column: the evaluation.")
 
@@ -251,5 +258,6 @@ def closing(record: Record) -> str:
 
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
-    top, question, sites, results.by_site, results.subgroups, results.discrimination, results.learning, privacy, flow, limits, check,
+    top, question, sites, results.by_site, results.external, results.subgroups,
+    results.discrimination, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

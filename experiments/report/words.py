@@ -80,6 +80,15 @@ def weak(record: Record, found: Found) -> list[str]:
     return out
 
 
+def external(record: Record, found: Found) -> list[str]:
+    """The main measure at each site that did not train."""
+    out = []
+    for site, row in found.get("external", {"sites": {}})["sites"].items():
+        if row and found["measure"] in row["metrics"]:
+            out.append(f"External validation at {site}, which did not train: {_row(record, found, row)}.")
+    return out
+
+
 def _row(record: Record, found: Found, row: Mapping[str, Any]) -> str:
     text = f"{named(record, found['measure'])} {interval_of(row['metrics'][found['measure']])} in {count(row['persons'], 'person')}"
     if row["classes"] and len(row["classes"]) == 2:
@@ -153,7 +162,10 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
         out.append(f"The run did not finish (status: {record.status}).")
     if found["part"] == "val":
         out.append("There were no test persons: the measures are of validation persons, which may have been used to tune the study.")
-    if found["part"] == "test":
+    only = record.study.federation.evaluate_only
+    if only and "external" not in found and record.study.federation.training:
+        out.append(f"No external validation: no person was evaluated at {join(only)}.")
+    if found["part"] == "test" and not only:
         out.append(
             "No external validation: test persons are of the same sites as training persons. Performance at other sites is not known."
         )

@@ -110,7 +110,7 @@ def read_record(run: Path) -> Record:
     except (OSError, ValueError) as error:
         raise InputError(f"{run}: is not a run's folder ({error}); give a folder from fedml-runs.") from error
     start = next((e for e in reversed(events) if isinstance(e, Start)), None)
-    if start is None or start.job != "train":
+    if start is None or start.job not in ("train", "evaluate"):
         raise InputError(f"{run}: is not the folder of a training run; give a folder that `fedml run` wrote.")
     agreed, final, privacy = last(events, NOT_AGREED), last(events, NO_FINAL), last(events, NO_PRIVACY)
     rounds = tuple(e for e in events if isinstance(e, Round))

@@ -72,9 +72,13 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         cohort = cohorts[name] = load_cohort((str(site.file),), study)
         excluded = "".join(f", {count} excluded ({why})" for why, count in cohort.excluded.items())
         excluded += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.excluded_images.items())
-        say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{excluded}")
-    if job == "train" and not any(c.count("test") for c in cohorts.values()):
-        without = sum((Counter(c.excluded) for c in cohorts.values()), Counter[str]())
+        if name in study.federation.evaluate_only:
+            say(f"{name}: {cohort.count('test')} persons, who only test the final model (external validation){excluded}")
+        else:
+            say(f"{name}: {cohort.count('train')} train, {cohort.count('val')} val, {cohort.count('test')} test persons{excluded}")
+    training = [cohort for name, cohort in cohorts.items() if name not in study.federation.evaluate_only]
+    if job == "train" and not any(c.count("test") for c in training):
+        without = sum((Counter(c.excluded) for c in training), Counter[str]())
         why = f" (left out at all sites: {', '.join(f'{count} with {reason}' for reason, count in without.items())})" if without else ""
         fix = "raise test in [cohort] split, or correct the split files" + (", labels or ids" if without else "")
         raise InputError(f'study "{study.study.name}": no site has a usable person in the test part{why}; {fix}.')

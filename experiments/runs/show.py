@@ -115,6 +115,12 @@ def final_table(study: Study, final: Final) -> Group:
         table.add_row(site + " (worst)" * (site == worst), str(int(values["persons"])), *(_number(values.get(n)) for n in names))
     table.add_section()
     table.add_row("all, merged", str(int(scores["all"]["persons"])), *(_number(scores["all"].get(n)) for n in names))
+    if (external := final.metrics.get("external")) is not None:
+        table.add_section()
+        rows = {f"external validation: {site}": values for site, values in external["sites"].items()}
+        rows |= {"external validation, merged": external["all"]} if len(rows) > 1 else {}
+        for label, values in rows.items():
+            table.add_row(label, str(int(values["persons"])), *(_number(values.get(n)) for n in names))
     by_class = [n.split("/", 1) for n in scores["all"] if "/" in n]
     if not by_class:
         return Group(table)

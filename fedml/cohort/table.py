@@ -172,10 +172,22 @@ def _kind(value: Any, clinical: bool) -> str:
 
 
 def part_of(person: str, key: str, split: Split) -> int:
-    """0 train, 1 val, 2 test: the keyed BLAKE2b hash of the id, as a fraction in [0, 1), compared with the cumulative split fractions."""
-    digest = hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).digest()
-    at = int.from_bytes(digest, "big") / 2**64
+    """0 train, 1 val, 2 test: the keyed BLAKE2b hash of the id, as a fraction in [0, 1), compared with the cumulative split fractions.
+
+    With ``folds``, the hash tells the one fold in which the person is tested; in the others a second hash parts train and val.
+    """
+    place = _hashed(person, key)
+    if split.folds:
+        if (place * split.folds >> 64) + 1 == split.fold:
+            return 2
+        return int(_hashed(person, f"{key}/val") / 2**64 >= split.train / (split.train + split.val))
+    at = place / 2**64
     return 0 if at < split.train else 1 if at < split.train + split.val else 2
+
+
+def _hashed(person: str, key: str) -> int:
+    """The keyed BLAKE2b hash of an id, of 64 bits."""
+    return int.from_bytes(hashlib.blake2b(person.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest()).digest(), "big")
 
 
 def read_parts(path: Path, persons: pd.Index[str], id_column: str = "id") -> npt.NDArray[np.int8]:

@@ -16,7 +16,7 @@ def forecast(study: Study) -> str:
 
 
 def _site(study: Study) -> list[str]:
-    plan, sites, rounds = study.privacy, len(study.federation.sites), study.federation.rounds
+    plan, sites, rounds = study.privacy, len(study.federation.training), study.federation.rounds
     z = noise_multiplier(study, "")
     share = z / sites
     lines = [
@@ -43,6 +43,9 @@ def _patient(study: Study) -> list[str]:
     plan, lines = study.privacy, []
     by_site = claims(study)
     for site, claim in by_site.items():
+        if site in study.federation.evaluate_only:
+            lines.append(f"            {site}: epsilon {rounded_up(claim.epsilon)}, for the counts of its test persons; it does not train")
+            continue
         sampled, z = sampling(study, site), noise_multiplier(study, site)
         lines.append(
             f"            {site}: epsilon {rounded_up(claim.epsilon)}, noise multiplier {z:.4g}, sampling rate {sampled.rate:.3g} "

@@ -119,7 +119,7 @@ def whole_events(study: Study, site: str, *, only_evaluated: bool = False) -> di
     if study.privacy.unit != "patient":
         return {}
     last = evaluation_events(study, 1)
-    if only_evaluated:
+    if only_evaluated or site in study.federation.evaluate_only:
         return {"val": last, "test": last}
     return {"train": training_events(study, site), "val": evaluation_events(study), "test": last}
 
@@ -165,7 +165,7 @@ def events_by_site(study: Study, rounds: Mapping[str, int] | None = None) -> dic
     if study.privacy.unit == "site":
         most = study.federation.rounds if rounds is None else max(rounds.values(), default=0)
         return {"": training_events(study, "", most)}
-    done = dict.fromkeys(study.federation.sites, study.federation.rounds) if rounds is None else dict(rounds)
+    done = dict.fromkeys(study.federation.training, study.federation.rounds) if rounds is None else dict(rounds)
     return {site: training_events(study, site, n) for site, n in done.items()}
 
 
@@ -178,6 +178,9 @@ def claims(study: Study, rounds: Mapping[str, int] | None = None) -> dict[str, C
         worst = max((events, evaluation_events(study)), key=lambda e: _epsilon(study, e))
         unit: Literal["person", "site"] = "site" if study.privacy.unit == "site" else "person"
         out[site] = claim(unit, worst, study.privacy.delta, covered(study), not_covered(study))
+    if evaluated := evaluation_events(study, 1):
+        for site in study.federation.evaluate_only:
+            out[site] = claim("person", evaluated, study.privacy.delta, ("the counts behind every metric",), not_covered(study))
     return out
 
 

@@ -118,7 +118,7 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Event):
-    """A run begins. ``job``: train, gwas or preflight. ``versions``: of the packages that results depend on."""
+    """A run begins. ``job``: train, gwas, preflight, or evaluate (of a finished model). ``versions``: of packages that matter."""
 
     kind = "start"
     schema: int = SCHEMA

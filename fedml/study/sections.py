@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )  # fmt: skip
 
+from fedml.errors import nearest
 from fedml.study import limits
 from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_schema
 from fedml.study.imaging import Pixels
@@ -181,7 +182,8 @@ class Gwas(Section):
 
 
 class Federation(Section):
-    """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round."""
+    """``[federation]``: the roster, in the order in which replies are added; number of rounds; quorum and timeout of a round; the sites
+    that only test."""
 
     sites: Annotated[tuple[Name, ...], Field(min_length=1, max_length=limits.SITES, description="names of the sites that take part")]
     rounds: Annotated[int, Field(ge=0, le=100_000, description="rounds of training; 0: evaluate the initial model only")] = 10
@@ -189,19 +191,43 @@ class Federation(Section):
         int, Field(ge=0, le=limits.SITES, description="sites that must answer each round, or the run fails; 0: all sites")
     ] = 0
     timeout: Annotated[int, Field(ge=1, le=604_800, description="seconds that a round waits for answers")] = 600
+    evaluate_only: Annotated[tuple[Name, ...], Field(max_length=limits.SITES)] = Field(
+        default=(), description="sites of the roster that do not train: all their persons test the final model (external validation)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump(self), first=("sites", "rounds", "quorum", "timeout"))
 
     @model_validator(mode="after")
     def _quorum(self) -> Self:
         if len(set(self.sites)) < len(self.sites):
             raise ValueError("a site is listed twice in sites")
-        if self.quorum > len(self.sites):
-            raise ValueError(f"quorum is {self.quorum} but sites lists only {len(self.sites)}")
+        if self.quorum > len(self.training):
+            which = "sites lists only" if not self.evaluate_only else "the sites that train are only"
+            raise ValueError(f"quorum is {self.quorum} but {which} {len(self.training)}")
+        return self
+
+    @model_validator(mode="after")
+    def _external(self) -> Self:
+        for name in self.evaluate_only:
+            if name not in self.sites:
+                raise ValueError(f'evaluate_only names "{name}", which is not in sites{nearest(name, self.sites)}; add it to sites')
+        if len(set(self.evaluate_only)) < len(self.evaluate_only):
+            raise ValueError("a site is listed twice in evaluate_only")
+        if self.rounds and not self.training:
+            raise ValueError("evaluate_only names every site, so none trains; leave one out, or test a finished model with fedml evaluate")
         return self
 
     @property
+    def training(self) -> tuple[str, ...]:
+        """The sites that train, in the roster's order."""
+        return tuple(site for site in self.sites if site not in self.evaluate_only)
+
+    @property
     def needed(self) -> int:
-        """Number of sites that must answer each round."""
-        return self.quorum or len(self.sites)
+        """Number of training sites that must answer each round."""
+        return self.quorum or len(self.training)
 
 
 class Strategy(BaseModel):

@@ -77,6 +77,8 @@ class Study(Section):
         if self.traits.gwas is None:
             known = either([name for name, traits in TRAITS.items() if traits.gwas is not None])
             raise ValueError(f"[gwas] needs a number or two classes as target; set [model] task = {known}")
+        if self.federation.evaluate_only:
+            raise ValueError("[gwas] trains no model that [federation] evaluate_only could test; leave evaluate_only out")
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, so it needs [privacy] unit = "none"; a private association is not built')
         if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
@@ -179,7 +181,7 @@ class Study(Section):
         plan = self.privacy
         if plan.unit == "none":
             return self
-        most = max(plan.persons.values(), default=1) if plan.unit == "patient" else len(self.federation.sites)
+        most = max(plan.persons.values(), default=1) if plan.unit == "patient" else len(self.federation.training)
         if most > 1 and plan.delta >= 1 / most:
             raise ValueError(
                 f"[privacy] delta is {plan.delta:g}; it must be below 1 / {most}: a mechanism that publishes one of {most} completely has "
@@ -214,10 +216,10 @@ class Study(Section):
             )
         if plan.unit == "patient" and self.training.precision != "float32":
             raise ValueError('[training] precision is float32 under unit = "patient": a gradient is clipped exactly; take the key away')
-        if plan.unit == "patient" and set(plan.persons) != set(self.federation.sites):
-            wrong = sorted(set(plan.persons) ^ set(self.federation.sites))
+        if plan.unit == "patient" and set(plan.persons) != set(self.federation.training):
+            wrong = sorted(set(plan.persons) ^ set(self.federation.training))
             raise ValueError(
-                f"[privacy] persons must name every site of the roster and no other (here: {wrong[0]}), "
+                f"[privacy] persons must name every site that trains and no other (here: {wrong[0]}), "
                 "such as persons = { oslo = 800 }: about how many training persons it has"
             )
         if plan.metrics == "private" and not self.traits.private_metrics:
@@ -289,12 +291,13 @@ def for_roster(study: Study, sites: Sequence[str], **federation: Any) -> Study:
     ``rounds`` the keys of ``[training]`` that are about the rounds are left out.
     """
     plan = study.model_dump(mode="json")
-    plan["federation"] |= {"sites": list(sites), "quorum": 0, **federation}
+    only = [site for site in study.federation.evaluate_only if site in sites]
+    plan["federation"] |= {"sites": list(sites), "quorum": 0, "evaluate_only": only, **federation}
     for key in ("schedule", "keep", "patience") if "rounds" in federation else ():
         plan["training"].pop(key, None)
     stated = plan["privacy"]["persons"]
     if stated:
-        plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites}
+        plan["privacy"]["persons"] = {site: stated.get(site, sum(stated.values())) for site in sites if site not in only}
     return parse_study(json.dumps(plan))
 
 

@@ -32,6 +32,7 @@ from fedml.tasks.interval_tools import (
 )
 from fedml.tasks.measure import Measure, Value
 
+WITHHELD = "a class has so few persons that the histogram of scores was not sent"
 FEW = 5  # persons of a class; with fewer, the bootstrap interval is too narrow
 NOISED = "none: the counts are noised"
 
@@ -201,6 +202,8 @@ def _brier_interval(groups: Parts, one: int | None, level: float, by: tuple[int,
         return no_interval(value, level, "it is 0 in every person")
     if sum(float(g["persons"][0]) for g in groups) < 2:
         return no_interval(value, level, "one person has no spread")
+    if not any(g["histogram"].any() for g in groups):
+        return no_interval(value, level, WITHHELD)
     total = low = high = 0.0
     for c in range(len(groups[0]["histogram"])):
         tables = [g["histogram"][c] for g in groups]
@@ -222,6 +225,8 @@ def _log_loss_interval(groups: Parts, one: int | None, level: float, by: tuple[i
     together = np.sum(tables, axis=0)
     if (together[:, [0, -1]] * (values[:, [0, -1]] > LOGIT_RANGE / 2)).any():
         return no_interval(value, level, f"a person's log-odds are wrong by more than {LOGIT_RANGE:g}")
+    if not together.any() and sum(float(g["persons"][0]) for g in groups) > 1:
+        return no_interval(value, level, WITHHELD)
     if together.sum() < 2 or not value:
         return no_interval(value, level, "one person has no spread" if value else "it is 0 in every person")
     factor = math.exp(_log_spread(tables, values, level, by))

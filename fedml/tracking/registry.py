@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedml.errors import InputError
 from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
 from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
@@ -123,6 +124,30 @@ def log_model(run: Path, study: Study, parent: str) -> str:
                 code_paths=[str(_package_copy(Path(folder)))],
             )
     return str(model.model_id)
+
+
+def fetch_model(uri: str, into: Path) -> Path:
+    """Downloads a logged model and returns the run's folder in it: study, arrays, panel, layout. Nothing of it is run.
+
+    Args:
+        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``runs:/ID/model``.
+
+    Raises:
+        InputError: there is no such model, or it is not one of this software.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(store())
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
+    except (MlflowException, OSError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise InputError(f"{uri}: MLflow has no such model ({why}); see fedml ui, or give a run's folder.") from error
+    found = sorted(path.parent for path in folder.rglob(STUDY))
+    if not found:
+        raise InputError(f"{uri}: is not a model that fedml logged, it has no {STUDY}; give a run's folder.")
+    return found[0]
 
 
 def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:

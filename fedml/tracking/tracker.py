@@ -41,6 +41,7 @@ from fedml.tracking.store import runs_of, store, versions
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
+EXTERNAL = "external validation"  # of a site that does not train
 _DIGEST = 36  # characters of a dataset's digest
 
 
@@ -183,6 +184,7 @@ class Tracker:
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
             tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
+            tags |= {"fedml.role": EXTERNAL} if site in self.study.federation.evaluate_only else {}
             self.children[site] = make(site, f"{event.run_id}/{site}", tags)
 
     def _agreed(self, client: Any, event: Agreed) -> None:
@@ -288,8 +290,8 @@ class Tracker:
         for way in _WAYS:
             self.put(self.parent, f"round/{way}", sum(row[way] for row in rows.values()), number)
         if isinstance(event, Round):
-            for site, child in self.children.items():
-                self.put(child, "round/took_part", float(site in event.sites), number)
+            for site in self.study.federation.training:
+                self.put(self.children[site], "round/took_part", float(site in event.sites), number)
         else:
             self.final = event
         for site, reason in event.refused.items():
@@ -320,6 +322,7 @@ class Tracker:
             self.answer = "not the choice of its sweep: its test metrics and its model are in the run's folder"
         if "test" not in self.final.metrics or not self.whole:
             return
+        self._limits("external")
         task, step, limits = make_task(self.study), self.final.round, self._limits("test")
         scores = self.final.metrics["test"]
         for label, group in self.final.groups.items():
@@ -380,7 +383,7 @@ class Tracker:
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
-        yield "fedml.took_part", _spans(self.rounds[site]) or "none"
+        yield "fedml.took_part", EXTERNAL if site in self.study.federation.evaluate_only else _spans(self.rounds[site]) or "none"
         if site in self.heads:
             yield "fedml.journal_head", self.heads[site][0]
             yield "fedml.journal_entries", str(self.heads[site][1])

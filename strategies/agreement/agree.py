@@ -24,6 +24,7 @@ from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.runs.events import SiteDisclosure
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.agreement.columns import column_checks
+from fedml.strategies.agreement.external import lacking, with_external
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
 from fedml.study.study import Study
@@ -60,29 +61,26 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
             person in the training or test part.
     """
     refuse_unbuilt(study)
-    nodes = wait_for_nodes(grid, study)
-    described = _exchange(study, grid, nodes, Phase.DESCRIBE, RecordDict())
-    by_site: dict[str, tuple[int, dict[str, Any]]] = {}
-    for answer in described.answered.values():
-        name = str(answer.message.content.config_records[SITE]["name"])
-        if name in by_site:
-            raise RunError(f"two nodes answer as site {name}; run one client per site.")
-        by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
-    roster = [site for site in study.federation.sites if site in by_site]
-    order = {by_site[site][0]: site for site in roster}
-    descriptions = {site: by_site[site][1] for site in roster}
-    refused, persons = described.refused, _persons(study, descriptions, train)
-    summaries = {site: _site_summary(values) for site, values in descriptions.items()}
-    agreed = Agreement(order, _image_shape(study, descriptions), None, {}, persons, refused, study.federation.sites, disclosures=summaries)
-    checks: list[Check] = []
+    if train and not study.federation.training:
+        raise RunError("[federation] evaluate_only names every site, so no model is trained; test a finished one with fedml evaluate.")
+    agreed, every = ask_who(study, grid)
+    descriptions, external = {site: every[site] for site in agreed.nodes.values()}, agreed.external
+    shape = _image_shape(study, descriptions)
+    agreed = replace(agreed, image_shape=shape, persons=_persons(study, every, train))
+    checks: list[Check] = [check for site in external.values() for check in lacking(study, site, every[site], shape)]
     if "variants" in study.cohort.inputs:
         from fedml.strategies.agreement.variants import agree_variants
 
         def remember(found: list[Check]) -> None:
-            checks[:] = found
-            tell(found)
+            checks[:] = [*found, *checks]
+            if not external or any(check.verdict == "fail" for check in found):
+                tell(checks)
 
         agreed = agree_variants(study, grid, agreed, descriptions, remember)
+        agreed, more = with_external(study, agreed, every)
+        checks += more
+    if checks and external:
+        tell(checks)
     if not train:
         return agreed
     if study.privacy.unit != "none" and study.privacy.statistics == "stated":
@@ -96,17 +94,41 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
         tell([*checks, *columns])
     total = add_counts(by_name.values())
     computed = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
-    persons = {site: n for site, n in agreed.persons.items() if site in answered.values()}
+    present = [*answered.values(), *agreed.external.values()]
+    persons = {site: n for site, n in agreed.persons.items() if site in present}
     constants, refused = {**computed, **agreed.constants}, {**agreed.refused, **sums.refused}
     weights = _class_weights(study, persons)
     return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights)
+
+
+def ask_who(study: Study, grid: Grid) -> tuple[Agreement, dict[str, Mapping[str, Any]]]:
+    """Who takes part, without anything agreed yet; and what each site describes, in the roster's order.
+
+    Raises:
+        RunError: fewer sites than the quorum, a site that is not in the roster or answers twice.
+    """
+    described = _exchange(study, grid, wait_for_nodes(grid, study), Phase.DESCRIBE, RecordDict())
+    by_site: dict[str, tuple[int, dict[str, Any]]] = {}
+    for answer in described.answered.values():
+        name = str(answer.message.content.config_records[SITE]["name"])
+        if name in by_site:
+            raise RunError(f"two nodes answer as site {name}; run one client per site.")
+        by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
+    nodes, external = (
+        {by_site[site][0]: site for site in names if site in by_site}
+        for names in (study.federation.training, study.federation.evaluate_only)
+    )
+    every: dict[str, Mapping[str, Any]] = {site: by_site[site][1] for site in study.federation.sites if site in by_site}
+    summaries = {site: _site_summary(values) for site, values in every.items()}
+    persons, roster = _persons(study, every, train=False), study.federation.sites
+    return Agreement(nodes, persons=persons, refused=described.refused, roster=roster, disclosures=summaries, external=external), every
 
 
 def _class_weights(study: Study, persons: Mapping[str, Mapping[str, list[int]]]) -> npt.NDArray[np.float32] | None:
     """The weights of classes from the training persons that the sites described, if the study asks for them."""
     if study.training.class_weights != "inverse":
         return None
-    return inverse_weights(np.sum([parts["train"] for parts in persons.values()], axis=0))
+    return inverse_weights(np.sum([parts["train"] for site, parts in persons.items() if site in study.federation.training], axis=0))
 
 
 def _agree_window(study: Study, grid: Grid, agreed: Agreement, percentiles: tuple[float, float]) -> Agreement:
@@ -155,7 +177,7 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     for site in study.federation.sites:
         if phase is Phase.DESCRIBE and not unnamed and site not in nodes.values():
             participation.refused[site] = str(Reason.NO_ANSWER)
-    participation.check_quorum(study, phase)
+    participation.check_quorum(study, phase, claimed)
     return participation
 
 
@@ -191,7 +213,7 @@ def _persons(study: Study, descriptions: Mapping[str, Mapping[str, Any]], train:
     """Site -> part -> persons per class. Empty under patient-level privacy, where sites do not send exact counts.
 
     Raises:
-        RunError: a model will be trained, but no site has a person in the training or test part.
+        RunError: a model will be trained, but no site that trains has a person in the training or test part.
     """
     if study.privacy.unit == "patient":
         return {}
@@ -199,6 +221,6 @@ def _persons(study: Study, descriptions: Mapping[str, Mapping[str, Any]], train:
         site: {part: values[PERSONS][i].tolist() for i, part in enumerate(PARTS)} for site, values in descriptions.items()
     }
     for part in ("train", "test") if train else ():
-        if not sum(sum(parts[part]) for parts in persons.values()):
+        if not sum(sum(parts[part]) for site, parts in persons.items() if site in study.federation.training):
             raise RunError(f"no site has a person in the {part} part; change [cohort.split] or the sites' split files.")
     return persons

@@ -35,7 +35,7 @@ class Agreement:
 
     ``shared``: the panel of variants and the orientation of each site's dosages; ``roster``: the order of the sites in ``flips()``.
     ``counts``: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy withholds them); empty unless
-    the study needs them.
+    the study needs them. ``external``: node id -> site, of sites that only evaluate the final model.
     """
 
     nodes: dict[int, str]
@@ -49,11 +49,20 @@ class Agreement:
     counts: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     disclosures: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
     class_weights: npt.NDArray[np.float32] | None = None  # (classes,), if the study takes them from the persons of all sites
+    external: dict[int, str] = field(default_factory=dict)
 
-    def absent(self, study: Study) -> dict[str, str]:
-        """Sites of the roster that take no part in this run, with the reason."""
-        present = self.nodes.values()
-        return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in study.federation.sites if site not in present}
+    def absent(self, study: Study, *, evaluating: bool = False) -> dict[str, str]:
+        """Sites that take no part in this run, with the reason: of those that train, or with ``evaluating`` of the whole roster."""
+        present = [*self.nodes.values(), *self.external.values()]
+        roster = study.federation.sites if evaluating else study.federation.training
+        return {site: self.refused.get(site, str(Reason.NO_ANSWER)) for site in roster if site not in present}
+
+    @property
+    def everyone(self) -> dict[int, str]:
+        """Node id -> site, of all sites that take part, in the roster's order."""
+        both = {**self.nodes, **self.external}
+        place = {site: at for at, site in enumerate(self.roster or both.values())}
+        return dict(sorted(both.items(), key=lambda item: place[item[1]]))
 
     @property
     def variants(self) -> int:

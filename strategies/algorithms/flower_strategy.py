@@ -122,7 +122,7 @@ def check_obeyed(kind: type[Strategy], options: dict[str, Any], study: Study) ->
         InputError: it overrides a method that is never called; it has options of Flower's evaluation; it would ask fewer sites than the
             quorum, or wait for more.
     """
-    name, sites, needed = study.strategy.name, len(study.federation.sites), study.federation.needed
+    name, sites, needed = study.strategy.name, len(study.federation.training), study.federation.needed
     for method in _NEVER_CALLED:
         owner = next(base for base in kind.__mro__ if method in vars(base))
         if not owner.__module__.startswith("flwr."):

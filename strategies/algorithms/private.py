@@ -45,7 +45,7 @@ def private(strategy: Averaging, study: Study) -> Averaging:
         raise InputError(
             '[strategy] weighting = "persons" lets a site\'s influence grow with its size; with [privacy] set weighting = "equal".'
         )
-    z, sites = noise_multiplier(study, ""), len(study.federation.sites)
+    z, sites = noise_multiplier(study, ""), len(study.federation.training)
     plan = study.privacy
 
     def collect(current: Arrays, state: StepState) -> Collector:

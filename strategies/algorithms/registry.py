@@ -82,7 +82,7 @@ def make_strategy(study: Study) -> Strategy:
     Raises:
         InputError: as ``algorithm_of``; or the path cannot be imported, or its class does not take an option.
     """
-    name, algorithm, sites = study.strategy.name, algorithm_of(study), len(study.federation.sites)
+    name, algorithm, sites = study.strategy.name, algorithm_of(study), len(study.federation.training)
     if algorithm.server is not None:
         strategy = Averaging(algorithm, sites)
         return private(strategy, study) if study.privacy.unit == "site" else strategy
