@@ -14,10 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedml.clients.gate.code_store import STORE
 from fedml.clients.gate.journal import Journal
 from fedml.clients.service import PID_FILE, SECRET, WAY, claim_site
 from fedml.clients.site.logs import NODE_LOG, SITE_LOG
 from fedml.clients.site.manifest import Site
+from fedml.clients.work.apart import FOLDER as APART
+from fedml.clients.work.apart import LOG as OWN_LOG
 from fedml.errors import InputError, RunError
 
 # Patterns of what is written to the state folder, with what it is.
@@ -25,10 +28,13 @@ _RECORD = {
     "journal.*": "the journal, its head and its torn lines",
     "ledger.db*": "the privacy ledger",
     "released.db*": "the sets of persons that were answered about, as keyed hashes",
+    STORE: "the approved files of own code",
     "studies": "the studies that were approved",
 }
 _REST = {
     "approvals.*": "the approvals",
+    APART: "caches of studies with own code",
+    f"{OWN_LOG}*": "the log of own code",
     "cache": "prepared images and genotypes",
     "course": "the last weights of runs",
     "pins": "what is fixed for runs",

@@ -120,7 +120,7 @@ class Apart:
         state = memory.state if memory else RecordDict()
         limit = 2 * self._site.manifest.policy.max_reply_mb * _MEGABYTE
         try:
-            write_frame(into, header, [to_bytes(content), to_bytes(state)])
+            write_frame(into, header, [to_bytes(content), to_bytes(state)], self._study.federation.timeout)
             answered = read_frame(out, limit, self._study.federation.timeout)
             if answered is None:
                 raise ValueError("it ended")
@@ -159,7 +159,8 @@ class Apart:
             "code": [base64.b64encode(source).decode() for source in self._code.values()],
         }  # fmt: skip
         try:
-            write_frame(into, plan)
+            os.set_blocking(into, False)
+            write_frame(into, plan, seconds=_START_SECONDS)
             if read_frame(out, 0, _START_SECONDS) is None:
                 raise ValueError("it ended")
         except (OSError, ValueError) as error:

@@ -16,12 +16,22 @@ HEADER_BYTES = 2**20
 PARTS = 4  # payloads of a frame, at most
 
 
-def write_frame(out: int, header: dict[str, Any], payloads: Sequence[bytes] = ()) -> None:
-    """Writes a frame to a file descriptor."""
+def write_frame(out: int, header: dict[str, Any], payloads: Sequence[bytes] = (), seconds: float | None = None) -> None:
+    """Writes a frame to a file descriptor.
+
+    Args:
+        seconds: how long the whole may take, where the other end may never read; ``out`` must not block then. None: for ever.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
     head = json.dumps({**header, "lengths": [len(data) for data in payloads]}).encode()
     for data in (len(head).to_bytes(8, "little"), head, *payloads):
         view = memoryview(data)
         while view:
+            if until is not None and not select.select([], [out], [], max(until - time.monotonic(), 0))[1]:
+                raise TimeoutError("the confined process did not read in time")
             view = view[os.write(out, view) :]
 
 
