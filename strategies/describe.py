@@ -44,6 +44,7 @@ def describe(study: Study) -> str:
         f"            ({work.optimizer}, learning rate {work.lr:g}, {work.batch_size or 'all'} persons a step), and sends it back;",
         f"            {fed.rounds} rounds",
         *_options(study),
+        *_begins(study),
         *_own_code(study),
         f"Combined    by {study.strategy.name}" + "".join(f", {k} = {v}" for k, v in study.strategy.options.items()),
         *([f"Kept        at the site between rounds: {words.keeps}"] if words.keeps else []),
@@ -56,6 +57,21 @@ def describe(study: Study) -> str:
         *_privacy(study),
     ]
     return "\n".join(printable(line) for line in lines)
+
+
+def _begins(study: Study) -> list[str]:
+    """With which weights the model begins, and which are not trained."""
+    start, lines = study.model.start, list[str]()
+    if start is not None:
+        private = ", nor of its epsilon" if study.privacy.unit != "none" else ""
+        lines.append(
+            f"with {len(start.arrays)} arrays of a file with SHA-256 {start.sha256}, the others by the seed; what these weights hold of "
+            f"persons, who may be among those of this study, is not part of this plan{private}"
+        )
+    if study.training.freeze:
+        lines.append(f"not trained: {', '.join(study.training.freeze)}")
+    wrapped = [line.strip() for text in lines for line in _wrapped(text)]
+    return [f"{'Begins' if place == 0 else '':12}{line}" for place, line in enumerate(wrapped)]
 
 
 def _own_code(study: Study) -> list[str]:

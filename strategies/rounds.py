@@ -18,7 +18,8 @@ from fedml.cohort.variants.checks import Check
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
-from fedml.errors import Reason, RunError
+from fedml.errors import InputError, Reason, RunError
+from fedml.learning.training import trained_parameters
 from fedml.models.fusion import build_model, digest, learned
 from fedml.runs.events import (
     NO_PRIVACY,
@@ -45,6 +46,7 @@ from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
 from fedml.strategies.chosen import Chosen, chosen_after, ended, kept_round
 from fedml.strategies.exchange import Answer, Participation, answers, ask, config_with, request
 from fedml.strategies.judge import judged
+from fedml.study.start import load_start, taken_over
 from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.registry import make_task
@@ -76,9 +78,11 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     strategy = make_strategy(study)
     agreement = agreement or agree(study, grid, check_reporter(run))
     model = build_model(study, agreement.layout(study))
-    start = learned(model) if arrays is None else unpack_tensors(arrays)
+    trained_parameters(model, study.training.freeze)
+    start, names = begun(study, learned(model), run) if arrays is None else (unpack_tensors(arrays), None)
     sites = list(agreement.nodes.values())
-    emit(run, agreed_event(agreement, disclosures=agreement.disclosures, parameters=sum(p.numel() for p in model.parameters())))
+    count = sum(p.numel() for p in model.parameters())
+    emit(run, agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names))
     state, chosen = RunState(0, start, {}), Chosen()
     requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
     for number in range(1, study.federation.rounds + 1):
@@ -121,11 +125,29 @@ def preflight(study: Study, grid: Grid, run: Path) -> Agreement:
     return agreement
 
 
-def agreed_event(agreement: Agreement, *, disclosures: dict[str, SiteDisclosure] | None, parameters: int) -> Agreed:
+def begun(study: Study, weights: dict[str, torch.Tensor], run: Path) -> tuple[dict[str, torch.Tensor], list[str] | None]:
+    """The weights with which the first round begins: ``weights`` by the seed, with those of ``[model] start``; and the names of these.
+
+    Raises:
+        InputError: the file is not there, or none of its arrays has a name and shape of the model's.
+    """
+    pinned = study.model.start
+    if pinned is None:
+        return weights, None
+    names = taken_over(pinned, {name: tuple(tensor.shape) for name, tensor in weights.items()})
+    if not names:
+        raise InputError(f"[model] start: none of its arrays has a name and shape of this model's, such as {next(iter(weights))}.")
+    arrays = load_start(pinned, run)
+    return {name: torch.from_numpy(arrays[name].copy()) if name in names else tensor for name, tensor in weights.items()}, names
+
+
+def agreed_event(
+    agreement: Agreement, *, disclosures: dict[str, SiteDisclosure] | None, parameters: int, started: list[str] | None = None
+) -> Agreed:
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.everyone.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters,
+        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started,
     )  # fmt: skip
 
 
@@ -151,7 +173,8 @@ def one_round(
     who.check_quorum(study, f"round {number}")
     if following is None:
         raise RunError(f"round {number}: no site trained on any person; check the training persons of each site with fedml-site check.")
-    state = RunState(number, unpack_tensors(following), strategy.state if isinstance(strategy, Averaging) else {})
+    arrays = {n: state.arrays[n] if study.training.is_frozen(n) else tensor for n, tensor in unpack_tensors(following).items()}
+    state = RunState(number, arrays, strategy.state if isinstance(strategy, Averaging) else {})
     sites = {site: _trained_row(a, norms.get(site)) for site, a in who.answered.items()}
     event = Round(round=number, seconds=time.monotonic() - began, metrics=metrics_of(study, counts), sites=sites, refused=who.refused)
     emit(run, event)

@@ -69,6 +69,7 @@ from fedml.contract.extras import Shapes
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.privacy.statistics import stated_constants
+from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
 from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
@@ -328,7 +329,8 @@ class Gate:
             check_sent(algorithm, {name: read_arrays(content, name) for name in algorithm.sends.records}, course, drift)
         weights = read_arrays(content, ARRAYS)
         work = self._work(request)
-        start = (lambda: work.first_weights(request, content)), (lambda: work.first_update(request, content))
+        pinned = study.model.start
+        start = (lambda: with_start(pinned, work.first_weights(request, content), weights)), (lambda: work.first_update(request, content))
         check_weights(study, algorithm, Arrival(request.phase is Phase.EVALUATE, number, weights, course, last, *start), drift)
 
     def _training(self, request: Request) -> int:

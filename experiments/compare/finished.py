@@ -28,7 +28,21 @@ from fedml.experiments.runs.run import new_run
 from fedml.modalities.layout import make_layout
 from fedml.models.fusion import build_model, digest, load
 from fedml.runs.events import NO_FINAL, End, Final
-from fedml.runs.log import EVENTS, LAYOUT, MODEL, PANEL, STUDY, emit, last, load_model, read_log, save_counts, save_model, write_whole
+from fedml.runs.log import (
+    EVENTS,
+    LAYOUT,
+    MODEL,
+    PANEL,
+    STUDY,
+    emit,
+    last,
+    load_model,
+    read_log,
+    save_counts,
+    save_model,
+    study_of,
+    write_whole,
+)
 from fedml.strategies.agreement.agree import ask_who
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.external import lacking, with_external
@@ -79,7 +93,7 @@ def read_model(text: str, into: Path) -> Finished:
                 f"{text}: has no {name} ({', '.join((STUDY, MODEL, LAYOUT, PANEL))} belong together); give the folder of a run that "
                 "finished, or models:/NAME@ALIAS."
             )
-    study = parse_study((folder / STUDY).read_text(encoding="utf-8"))
+    study = study_of(folder)
     try:
         found = Finished(text, study, *load_model(folder))
         network = build_model(study, make_layout(study, found.image_shape, found.panel))

@@ -31,6 +31,7 @@ from fedml.experiments.runs.run import outcome, read_all, run_nodes
 from fedml.runs.events import Final, GroupScores, Start
 from fedml.runs.log import STUDY, emit, load_model, write_whole
 from fedml.study.sources import write_files
+from fedml.study.start import write_start
 from fedml.study.study import Study, for_roster
 from fedml.tasks.counts import Counts
 from fedml.tasks.registry import make_task
@@ -259,6 +260,7 @@ def _trained(training: Training, sites: Mapping[str, Site], runs: Path) -> tuple
     run.mkdir(parents=True)
     write_whole(run / STUDY, plan.canonical.encode())
     write_files(plan.code, run)
+    write_start(plan.model.start, run)
     start = Start(run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
                      versions=versions(), engine="local", job="train")  # fmt: skip
     emit(run, start)

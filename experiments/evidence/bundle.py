@@ -41,6 +41,7 @@ from fedml.experiments.evidence.signing import canonical, fingerprint, signature
 from fedml.experiments.runs.record import Record, read_record
 from fedml.runs.events import Event
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
+from fedml.study.start import FILE as START
 
 CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
 # An absolute path on a machine. After letters, dots, slashes or # the match would be part of a URL or a pointer into a file of the bundle.
@@ -49,6 +50,7 @@ _PATHS = re.compile(
 )
 _ABOUT = {
     STUDY: "The study as it was run: canonical JSON; its SHA-256 identifies the study",
+    START: "Weights with which the model began, as the study pins them",
     TOML: "The study file as written by its author, before changes on the command line",
     EVENTS: "The log of the run, one event a line: agreement, rounds by site, privacy, last evaluation",
     MODEL: "The trained model: learned arrays and preprocessing constants",

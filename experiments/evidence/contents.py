@@ -31,12 +31,13 @@ from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
 from fedml.study.sources import FOLDER as CODE
+from fedml.study.start import FILE as START
 
 FORMAT = "fedml-bundle/1"
 CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
-OPTIONAL = (TOML, AUDIT)
+OPTIONAL = (TOML, AUDIT, START)
 _DISTRIBUTION = "fedml-cohorts"
 _FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 

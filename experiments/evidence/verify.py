@@ -46,6 +46,8 @@ from fedml.runs.events import Final, Round, body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 from fedml.strategies.chosen import planned
 from fedml.study.sources import FOLDER as CODE
+from fedml.study.start import FILE as START
+from fedml.study.start import Start
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
@@ -177,6 +179,9 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
+    if (start := record.study.model.start) is not None:
+        text = f"the weights with which the model began have the SHA-256 that the study pins, {start.sha256}"
+        yield from _check("start", START, text, lambda: _start(files, start))
     if record.study.code is not None:
         yield from _check("own code", STUDY, _code_text(record), lambda: _code(files, record))
     yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
@@ -197,7 +202,7 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
         if files.get(name) != data:
             how += " except for last digits"
         yield from _check("recomputed", name, how, partial(_same, files, name, data, same))
-    for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, TOML, AUDIT, *REQUIRED}):
+    for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, TOML, AUDIT, START, *REQUIRED}):
         if not is_source(name):
             yield Check("files", False, name, "does not belong in a bundle")
 
@@ -333,6 +338,13 @@ def _metrics(record: Record) -> Iterator[Problem]:
             yield EVENTS, f"{found} according to {COUNTS}"
     if any(site not in record.final.sites for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
+
+
+def _start(files: Mapping[str, bytes], start: Start) -> Iterator[Problem]:
+    if START not in files:
+        yield START, "is missing from the bundle; the study pins it"
+    elif hashlib.sha256(files[START]).hexdigest() != start.sha256:
+        yield START, "is not the file that the study pins"
 
 
 def _code_text(record: Record) -> str:

@@ -36,6 +36,9 @@ _NAMES: dict[tuple[str, ...], Iterable[str]] = {
 }
 
 
+_LISTS = ("files", "start_arrays")  # of the keys that reading a study replaces
+
+
 @cache
 def schema(file: File) -> Schema:
     """The schema of a file. The result is shared: do not change it."""
@@ -83,14 +86,10 @@ def _add_study_keys(plain: Schema) -> None:
     """Keys that a study file has but the models do not: files of genes and features, options of algorithms; and the names of networks."""
     for (*sections, key), text in FILE_KEYS.items():
         section = _at(plain, sections)
-        section["properties"][key] = {"type": "string", "description": text}
+        kind: Schema = {"type": "array", "items": {"type": "string"}} if key in _LISTS else {"type": "string"}
+        section["properties"][key] = {**kind, "description": text}
     code = _at(plain, ["code"])
     code["required"].remove("modules")
-    code["properties"]["files"] = {
-        "type": "array",
-        "items": {"type": "string"},
-        "description": code["properties"].pop("files")["description"],
-    }
     for network in (["model", part] for part in ("image", "segmentation", "variants", "clinical", "omics")):
         _at(plain, network)["additionalProperties"] = True  # arguments of own code
     omics = _at(plain, ["cohort", "omics"])

@@ -46,7 +46,21 @@ def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study
     """The study with ``--set`` and ``--seed``."""
     from fedml.study.read import read_study
 
-    return read_study(path, overrides=parse_overrides(changes or []), seed=seed)
+    return read_study(path, overrides=parse_overrides(changes or []), seed=seed, fetch=_fetched)
+
+
+def _fetched(uri: str) -> Path:
+    """The weights of a model in MLflow, in a folder that is removed when this process ends."""
+    import atexit
+    import shutil
+    import tempfile
+
+    from fedml.runs.log import MODEL
+    from fedml.tracking.registry import fetch_model
+
+    into = Path(tempfile.mkdtemp(prefix="fedml-model-"))
+    atexit.register(shutil.rmtree, into, ignore_errors=True)
+    return fetch_model(uri, into) / MODEL
 
 
 def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, Any]:

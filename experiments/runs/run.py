@@ -29,6 +29,7 @@ from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
 from fedml.study.sources import write_files
+from fedml.study.start import write_start
 from fedml.study.study import Study
 from fedml.text import printable
 from fedml.tracking import outbox
@@ -141,6 +142,7 @@ def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, j
     run.mkdir(parents=True)
     write_whole(run / STUDY, study.canonical.encode())
     write_files(study.code, run)
+    write_start(study.model.start, run)
     if study_file is not None:
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())

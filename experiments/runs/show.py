@@ -53,7 +53,8 @@ class Progress:
                 case Agreed():
                     shared = f", {event.variants} shared variants" if event.variants else ""
                     model = f"; model of {event.parameters} parameters" if event.parameters else ""
-                    self.console.print(f"{len(event.sites)} sites agreed{model}{shared}")
+                    started = f"; {len(event.started)} of its arrays begin as those of [model] start" if event.started else ""
+                    self.console.print(f"{len(event.sites)} sites agreed{model}{started}{shared}")
                 case Round():
                     number, text = event.round, self._summary(event)
                     self.bar.update(self.row, completed=number, description=text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from itertools import count
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 
 from fedml.cohort.persons import Cohort
 from fedml.cohort.slides.cohort import Slides
+from fedml.errors import InputError, nearest
 from fedml.learning.augment import augmentation
 from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.networks.variants import shrink
@@ -91,6 +93,30 @@ def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.opti
     kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
     # Fused: one call for all parameters, which saves a third of a small model's step. Results differ from the default in the last bit.
     return kind(parameters, lr=plan.lr, weight_decay=plan.weight_decay, fused=True)
+
+
+def trained_parameters(network: nn.Module, freeze: Sequence[str]) -> dict[str, nn.Parameter]:
+    """The parameters that training changes, by name. Others get no gradient, and their batch norm keeps its statistics.
+
+    Raises:
+        InputError: a pattern matches no parameter, or nothing is left.
+    """
+    every = dict(network.named_parameters())
+    for pattern in freeze:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise InputError(
+                f'[training] freeze "{pattern}" matches no weight{nearest(pattern, every)}; the first is {next(iter(every), "")}.'
+            )
+    fixed = {name for name in every if any(fnmatchcase(name, pattern) for pattern in freeze)}
+    if len(fixed) == len(every):
+        raise InputError("[training] freeze matches every weight of the model, so nothing is trained; remove a pattern.")
+    for name, parameter in every.items():
+        parameter.requires_grad_(name not in fixed)
+    for name, module in network.named_modules():
+        own = [f"{name}.{key}".removeprefix(".") for key, _ in module.named_parameters(recurse=False)]
+        if own and fixed.issuperset(own) and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return {name: parameter for name, parameter in every.items() if name not in fixed}
 
 
 def _resume(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], kept: OptimizerState | None) -> None:
@@ -177,7 +203,7 @@ def train(
     change = augmentation(plan.augment, seed=seed)
     with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed) as generator:
         network.train()
-        parameters = dict(network.named_parameters())
+        parameters = trained_parameters(network, plan.freeze)
         optimizer = make_optimizer(plan, list(parameters.values()))
         _resume(optimizer, parameters, hooks.optimizer)
         for epoch, chosen in round_batches(cohort, plan, generator, smallest):
@@ -200,6 +226,8 @@ def train(
             loss_sum += loss.detach().cpu() * len(chosen)
             seen, steps = seen + len(chosen), steps + 1
         _keep(optimizer, parameters, hooks.optimizer)
+        for parameter in network.parameters():
+            parameter.requires_grad_(True)
     if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
         raise FloatingPointError("the training loss or a weight is not finite")
     return LocalResult(float(loss_sum), seen, steps)

@@ -143,7 +143,8 @@ class Checks(Event):
 @dataclass(frozen=True, kw_only=True)
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
-    ``disclosed``: what each site disclosed; None, and not written, if no model is trained."""
+    ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
+    ``[model] start``; None, and not written, without it."""
 
     kind = "agreed"
     sites: list[str]
@@ -153,10 +154,11 @@ class Agreed(Event):
     image_shape: list[int]
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
+    started: list[str] | None = None
 
     def absent(self) -> frozenset[str]:
-        """``disclosed``, if it is None."""
-        return frozenset({"disclosed"}) if self.disclosed is None else frozenset()
+        """``disclosed`` and ``started``, if they are None."""
+        return frozenset(name for name in ("disclosed", "started") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,7 @@ NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
-    Agreed: {"disclosed": None},
+    Agreed: {"disclosed": None, "started": None},
     Final: {"kept": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),

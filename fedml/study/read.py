@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,22 @@ from fedml.text import printable
 # Keys of a study file that name a file; reading it fills another key. Section and key -> meaning.
 FILE_KEYS = {
     ("model", "variants", "genes"): "net genes: path of a file of genes (GFF3, GTF or BED), relative to the study; it fills intervals",
+    ("model", "start"): "path of a file of weights (safetensors), relative to the study, or models:/NAME@ALIAS; it fills the section",
+    ("model", "start_arrays"): "start: patterns of the names of its arrays that are taken over, such as encoder.*; default: all",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
 }
 
 
-def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None, code: Path | None = None) -> Study:
+def read_study(
+    path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None, code: Path | None = None,
+    fetch: Callable[[str], Path] | None = None,
+) -> Study:  # fmt: skip
     """Reads ``path`` (TOML), applies ``section.key`` overrides, validates.
 
     Args:
         code: the folder with the files of ``[code]``; None: as the study says.
+        fetch: finds the file of a model that ``[model] start`` names by ``models:/`` or ``runs:/``; None: such names are refused.
 
     Raises:
         InputError: the file cannot be read, is not TOML, or is not a valid study.
@@ -58,6 +64,7 @@ def read_study(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: 
     _expand_genes(plan, path)
     _expand_features(plan, path)
     _expand_code(plan, path, code)
+    _expand_start(plan, path, fetch)
     return validate(Study, plan, str(path))
 
 
@@ -98,6 +105,24 @@ def _expand_code(plan: dict[str, Any], path: Path, folder: Path | None) -> None:
     for transform in transforms if isinstance(transforms, list) else ():
         if isinstance(transform, dict) and isinstance(transform.get("name"), str):
             transform["sha256"] = digests.get(transform["name"].partition(":")[0], "")
+
+
+def _expand_start(plan: dict[str, Any], path: Path, fetch: Callable[[str], Path] | None) -> None:
+    """``[model] start = "FILE"`` as shapes and digests of the file's arrays."""
+    model = plan.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("start"), str):
+        return
+    from fedml.study.start import read_start
+
+    name, patterns = model["start"], model.pop("start_arrays", ["*"])
+    if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(f'{path}: [model] start_arrays is a list of patterns, such as ["encoder.*"].')
+    if name.startswith(("models:/", "runs:/")):
+        if fetch is None:
+            raise InputError(f'{path}: [model] start "{name}" is in MLflow; here give a file: put its model.safetensors beside the study.')
+        model["start"] = read_start(fetch(name), patterns)
+    else:
+        model["start"] = read_start(path.parent / name, patterns)
 
 
 def _put(plan: dict[str, Any], key: str, value: Any) -> None:

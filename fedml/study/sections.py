@@ -25,6 +25,7 @@ from fedml.study import limits
 from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_schema
 from fedml.study.imaging import Pixels
 from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later, without_unused
+from fedml.study.start import Start
 from fedml.study.task_traits import TaskName
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
@@ -143,6 +144,8 @@ class Model(Section):
     input_dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1, description="probability that training hides an input of a person, if the study has several inputs"
     )
+
+    start: Start | None = Field(default=None, description="weights from which the model begins, pinned; default: all by the seed")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

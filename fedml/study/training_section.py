@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -86,6 +87,9 @@ class Training(Section):
     )
     keep_optimizer: bool = Field(default=False, description="the optimiser's state stays at the site between rounds")
     ema: Annotated[float, Field(ge=0, lt=1, description="the result is this moving average of the rounds' models; 0: the last one")] = 0.0
+    freeze: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=100)] = Field(
+        default=(), description="patterns of the names of weights that are not trained, such as encoder.image.*"
+    )
     keep: Literal["last", "best"] = Field(default="last", description="the round whose model is the result, by validation metrics")
     patience: Annotated[int, Field(ge=0, le=100_000, description="the run ends after so many rounds without a better one; 0: never")] = 0
 
@@ -134,6 +138,10 @@ class Training(Section):
             )
         return self
 
+    def is_frozen(self, name: str) -> bool:
+        """Whether a weight of this name is not trained."""
+        return any(fnmatchcase(name, pattern) for pattern in self.freeze)
+
     @property
     def length_keys(self) -> str:
         """The keys that give the number of steps in a round, for an error."""
@@ -180,6 +188,8 @@ def _private_problems(plan: Training, unit: str) -> Iterator[str]:
             '[training] sampling = "balanced" draws persons with chances that depend on the others, which [privacy] unit = "patient" '
             "does not allow; state class_weights"
         )
+    if unit == "patient" and plan.freeze:
+        yield '[training] freeze is not built for [privacy] unit = "patient"; remove it'
     if unit == "patient" and plan.max_norm:
         yield '[training] max_norm: with unit = "patient" each person\'s gradient is clipped to [privacy] clipping_norm; remove max_norm'
 

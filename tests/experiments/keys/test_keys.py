@@ -25,10 +25,16 @@ from tests.conftest import make_study
 STUDY_TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in STUDIES.glob("*.toml")}
 
 
+# In a file a path, in its place the reader puts a section; the page describes the path.
+PATHS = {"model.start"}
+
+
 def keys_of(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
     """(path, description) of every key and section of a model, without its schema."""
     for key, field in kind.model_fields.items():
-        yield f"{path}{key}", field.description or ""
+        yield f"{path}{key}", "" if f"{path}{key}" in PATHS else field.description or ""
+        if f"{path}{key}" in PATHS:
+            continue
         for choice in (field.annotation, *get_args(field.annotation)):
             if isinstance(choice, type) and issubclass(choice, BaseModel):
                 yield from keys_of(choice, f"{path}{key}.")
@@ -80,7 +86,7 @@ def test_every_key_has_one_line_of_description_and_is_on_the_page(file: str, kin
     expected = dict(keys_of(kind))
     assert len(expected) > {"study": 90, "site": 40}[file]
     for path, text in expected.items():
-        assert text, f"{path} has no description"
+        assert text or path in PATHS, f"{path} has no description"
         assert "\n" not in text
         assert not text.endswith("."), path
         section, _, key = path.rpartition(".")
