@@ -36,7 +36,7 @@ from fedml.runs.events import (
     SiteRow,
     TrainedRow,
 )
-from fedml.runs.log import emit, save_counts, save_model
+from fedml.runs.log import emit, save_counts, save_model, save_unfinished
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.algorithms.algorithm import StepState, returned
@@ -91,8 +91,11 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
             arrived = state.arrays
             state, event = one_round(study, grid, run, strategy, agreement, state, number)
             chosen = chosen_after(study, chosen, event, arrived, state.arrays)
-        except Exception:
-            emit(run, privacy_record(study, requested))  # the releases of a failed run count, too
+        except BaseException as error:  # a key of the keyboard too
+            if state.round:
+                save_unfinished(run, state.arrays, agreement.constants)
+            if isinstance(error, Exception):
+                emit(run, privacy_record(study, requested))  # the releases of a failed run count, too
             raise
         if ended(study, chosen, number):
             break

@@ -52,7 +52,7 @@ PLACES: dict[str, tuple[str, str, tuple[str, ...], int]] = {
     "check_roster": ("fedml.clients.gate.gate", "check_roster", ALL, 1),
     "check_request": ("fedml.clients.gate.gate", "check_request", ALL, 1),
     "load_cohort": ("fedml.clients.gate.gate", "load_cohort", ALL, 1),
-    "execute": ("fedml.clients.gate.gate", "execute", ALL, 1),
+    "execute": ("fedml.clients.work.known", "execute", ALL, 1),
     "check_reply": ("fedml.clients.gate.gate", "check_reply", ALL, 1),
     "journal": ("fedml.clients.gate.journal:Journal", "append", ALL, 2),
     "read_site": ("fedml.clients.gate.gate", "read_site", ALL, 1),

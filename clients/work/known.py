@@ -89,4 +89,4 @@ class Work:
     own_sums: Callable[[Request, RecordDict], dict[str, Any]]
 
 
-HERE = Work(execute, first_weights, first_update, own_sums)
+HERE = Work(lambda request, content, memory: execute(request, content, memory), first_weights, first_update, own_sums)

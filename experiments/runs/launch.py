@@ -134,8 +134,16 @@ def _connection(superlink: str) -> tuple[Path | None, str]:
 
 def closing_line(launched: Launched, console: Console) -> None:
     """Prints the status of the run, the folder of its record and, last, that MLflow has no complete record."""
+    from fedml.runs.events import Round
+    from fedml.runs.log import UNFINISHED
+
     outcome = launched.outcome
     console.print(f"[dim]{outcome.status} in {outcome.seconds:.1f} s; record: {outcome.run}[/dim]", soft_wrap=True)
+    if (kept := outcome.run / UNFINISHED).exists():
+        done = max((event.round for event in outcome.events if isinstance(event, Round)), default=0)
+        console.print(
+            f"{kept}: the weights after round {done}; a study that names the file in [model] start goes on from them", soft_wrap=True
+        )
     if why := launched.mlflow_error:
         console.print(
             f"MLflow has no complete record of this run ({why}); the run itself {outcome.status}, and its folder has all data. "

@@ -39,6 +39,7 @@ GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 EXAMPLES = "examples"
+UNFINISHED = "unfinished.safetensors"
 COUNTS = "counts.safetensors"
 
 
@@ -158,6 +159,13 @@ def save_model(
     write_whole(run / PANEL, panel)
     write_whole(run / LAYOUT, json.dumps({"image_shape": list(image_shape), "variants": variants}).encode())
     write_whole(run / MODEL, save({k: v.detach().contiguous() for k, v in {**learned, **constants}.items()}))
+
+
+def save_unfinished(run: Path, learned: Mapping[str, torch.Tensor], constants: Mapping[str, torch.Tensor]) -> None:
+    """Saves the weights after the last complete round of a run that does not come to its end; ``[model] start`` takes such a file."""
+    from safetensors.torch import save
+
+    write_whole(run / UNFINISHED, save({k: v.detach().contiguous() for k, v in {**learned, **constants}.items()}))
 
 
 def load_model(run: Path) -> tuple[dict[str, torch.Tensor], tuple[int, ...], bytes]:

@@ -8,9 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from flwr.app import Context, Message, RecordDict
 from safetensors.numpy import load_file, save_file
 
-from fedml.errors import InputError
+from fedml.clients.gate.local import app as local_app
+from fedml.clients.work.client import refusal
+from fedml.errors import InputError, Reason, RunError
+from fedml.flower.grid import InProcessGrid
+from fedml.strategies.server import app as server_app
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
 from tests.clients.gate.centre import Centre, real_site
@@ -150,3 +155,24 @@ def test_a_start_that_does_not_fit_is_told(tmp_path: Path, earlier: Path) -> Non
     wider = started(tmp_path / "w", earlier, model__clinical={"net": "mlp", "hidden": [6, 5]}, model__start_arrays=[f"{FIRST}.*"])
     with pytest.raises(InputError, match="none of its arrays has a name and shape"):
         federate(wider, sites_of(tmp_path), tmp_path / "run")
+
+
+def test_a_run_that_fails_keeps_the_weights_of_its_last_round_and_another_goes_on_from_them(tmp_path: Path) -> None:
+    manifests, folder = sites_of(tmp_path), tmp_path / "failed"
+    folder.mkdir()
+    study = make_study(federation__rounds=4, **MLP)
+    config: dict[str, Any] = {"study": study.canonical, "run": str(folder), "job": "train"}
+
+    def app(message: Message, context: Context) -> Message:
+        gone = message.content.config_records["config"]["round"] == 3 and context.node_id == 2
+        return refusal(message, Reason.NO_ANSWER) if gone else local_app(message, context)
+
+    grid = InProcessGrid(app, [{"manifest": str(m)} for m in manifests], config)
+    with pytest.raises(RunError, match=r"round 3: 1 of 2 sites answered"):
+        server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
+    kept = load_file(folder / "unfinished.safetensors")
+    two = federate(make_study(federation__rounds=2, **MLP), manifests, tmp_path / "two")
+    for name in names_of(kept):
+        assert np.array_equal(kept[name], two.arrays[name].numpy())
+    further = federate(started(tmp_path / "s", folder / "unfinished.safetensors", federation__rounds=0), manifests, tmp_path / "on")
+    assert all(np.array_equal(kept[name], further.arrays[name].numpy()) for name in names_of(kept))

@@ -149,14 +149,14 @@ def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkey
 
     sites = hospitals(tmp_path, max_epsilon=8.0)
     seen: list[float] = []
-    real = fedml.clients.gate.gate.execute
+    real = fedml.clients.work.known.execute
 
     def looking(asked: Any, content: RecordDict, memory: Any) -> RecordDict:
         if asked.phase == "round" and asked.name == "a":
             seen.append(Ledger(sites[0].state / "ledger.db").spent(1e-5))
         return real(asked, content, memory)
 
-    monkeypatch.setattr(fedml.clients.gate.gate, "execute", looking)
+    monkeypatch.setattr(fedml.clients.work.known, "execute", looking)
     study = validate(Study, plan(), "study")
     through_gates(study, sites, tmp_path / "run", 1)
     assert seen == pytest.approx([epsilon(training_events(study, "a", n), 1e-5) for n in (1, 2)])
