@@ -90,8 +90,9 @@ def _add_study_keys(plain: Schema) -> None:
         section["properties"][key] = {**kind, "description": text}
     code = _at(plain, ["code"])
     code["required"].remove("modules")
-    for network in (["model", part] for part in ("image", "segmentation", "variants", "clinical", "omics")):
-        _at(plain, network)["additionalProperties"] = True  # arguments of own code
+    for part in _at(plain, ["model"])["properties"].values():
+        if "options" in part.get("properties", {}):
+            part["additionalProperties"] = True  # arguments of own code
     omics = _at(plain, ["cohort", "omics"])
     omics["required"].remove("columns")
     omics["anyOf"] = [{"required": ["columns"]}, {"required": ["features"]}]

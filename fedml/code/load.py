@@ -132,7 +132,7 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
             return made[name]
         source, path = files[f"{name}.py"], _path(code, name)
         module = ModuleType(f"{package}.{name}")
-        module.__dict__["__builtins__"] = {**vars(builtins), "__import__": find}
+        vars(module)["__builtins__"] = {**vars(builtins), "__import__": find}
         linecache.cache[path] = (len(source), None, source.decode(errors="replace").splitlines(keepends=True), path)
         made[name] = sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up by its name
         try:

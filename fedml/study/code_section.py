@@ -127,7 +127,7 @@ class OwnOptions(Section):
     def _without_unused_options(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
         if self.options is None:
-            del values["options"]
+            values.pop("options", None)
         return values
 
     @model_validator(mode="after")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from fedml.errors import nearest
-from fedml.study.code_section import Code, is_own, module_of
+from fedml.study.code_section import Code, OwnOptions, module_of
 from fedml.study.cohort_section import Cohort
 from fedml.study.sections import Evaluation, Model
 from fedml.study.training_section import Training
@@ -13,10 +14,10 @@ from fedml.study.training_section import Training
 
 def own_names(cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     """(key of the study, ``module:name``) of each use of own code."""
-    for part in ("image", "segmentation", "variants", "clinical", "omics"):
-        network = getattr(model, part)
-        if network is not None and is_own(network.net):
-            yield f"[model] {part} net", network.net
+    for part in type(model).model_fields:
+        network: Any = getattr(model, part)
+        if isinstance(network, OwnOptions) and network.options is not None:
+            yield f"[model] {part} net", vars(network)["net"]
     if training.loss is not None:
         yield "[training] loss", training.loss
     yield from (("[evaluation] metrics", name) for name in evaluation.metrics)

@@ -52,7 +52,7 @@ class Study(Section):
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
         if self.code is None:
-            del values["code"]
+            values.pop("code", None)
         return values
 
     @property

@@ -10,7 +10,7 @@ MUTANTS: Mutants = {
         "strategies/test_exchange.py::test_silent_sites_share_one_deadline",
     ),
     "a quorum of one": (
-        [("strategies/exchange.py", "if len(self.answered) < study.federation.needed:", "if len(self.answered) < 1:")],
+        [("strategies/exchange.py", "if len(answered) < study.federation.needed:", "if len(answered) < 1:")],
         "strategies/test_strategies.py::test_a_site_that_fails_is_excluded_if_the_quorum_allows_it",
     ),
     "orientation of variants without the rows of absent sites": (

@@ -14,7 +14,7 @@ MUTANTS: Mutants = {
         "experiments/studies/test_groups.py::test_a_group_is_hidden_if_too_few_persons_are_in_no_group",
     ),
     "a person's part by the other byte order": (
-        [("fedml/cohort/table.py", 'int.from_bytes(digest, "big")', 'int.from_bytes(digest, "little")')],
+        [("fedml/cohort/table.py", '.digest(), "big")', '.digest(), "little")')],
         "clients/site/test_table.py::test_the_parts_of_known_persons_never_change",
     ),
     "a person's part without the key": (

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.mutants.mutant import Mutants
 
 CHARGED = '            charge(self.ledger, self.site.manifest.policy, request, note["about"].run)\n'
-ANSWERED = '            content = execute(request, message.content, Memory(context.state, note["about"].run))\n'
+WORK = "            work = self._work(request)\n"
+ANSWERED = '            content = work.execute(request, message.content, Memory(context.state, note["about"].run))\n'
 MUTANTS: Mutants = {
     "a study that was not approved is answered": (
         [
@@ -92,8 +93,8 @@ MUTANTS: Mutants = {
         [
             (
                 "clients/gate/gate.py",
-                CHARGED + ANSWERED,
-                ANSWERED + CHARGED,
+                CHARGED + WORK + ANSWERED,
+                WORK + ANSWERED + CHARGED,
             )
         ],
         "experiments/studies/test_budget.py::test_the_charge_is_on_the_disk_before_the_work_begins",

@@ -25,7 +25,7 @@ from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
 from tests.clients.gate.centre import Arrays, Centre, real_site
 from tests.conftest import make_plan, write_csv
-from tests.fedml.code.test_own_code import own_study
+from tests.experiments.studies.test_own_code import own_study
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine cannot confine a process: {missing()}")
 

@@ -18,7 +18,7 @@ from fedml.study.read import read_study
 from fedml.study.study import Study
 from tests.conftest import clinical_site, make_plan, to_toml
 from tests.evidence import KEY, finished, signed
-from tests.fedml.code.test_own_code import LOSS, METRIC, NET
+from tests.experiments.studies.test_own_code import LOSS, METRIC, NET
 
 FILES = {"my_net": NET, "my_loss": LOSS, "my_metric": METRIC}
 
