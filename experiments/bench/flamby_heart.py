@@ -31,6 +31,7 @@ import argparse
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ import numpy.typing as npt
 import torch
 
 from fedml.clients.site.manifest import find_sites
+from fedml.experiments import api
 from fedml.experiments.bench.image_parity import train
 from fedml.experiments.bench.timing import machine, table
 from fedml.experiments.compare.train import parse_seeds
@@ -48,6 +50,7 @@ from fedml.experiments.prepare import prepare
 from fedml.experiments.prepare.source import write_manifest, write_table
 from fedml.experiments.runs.run import outcome
 from fedml.study.read import read_study
+from fedml.study.study import Study
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parents[1].parent / "shared" / "data"
@@ -196,9 +199,22 @@ def write_sites(hospitals: Sequence[Hospital], out: Path) -> None:
             write_manifest(folder, "UCI heart disease as FLamby uses it, CC BY 4.0", *lines)
 
 
+def make_study(file: str, changes: Mapping[str, Any]) -> Study:
+    """The study with these changes, without own code if another network is named."""
+    if "model.clinical" not in changes:
+        return read_study(HERE / file, overrides=dict(changes))
+    sections = tomllib.loads((HERE / file).read_text(encoding="utf-8"))
+    del sections["code"]
+    sections["model"]["clinical"] = changes["model.clinical"]
+    study = api.Study.of(sections)
+    for key, value in changes.items():
+        study = study.set(key, value)
+    return study.plan
+
+
 def study_accuracy(sites: Path, run: Path, file: str, way: str, changes: Mapping[str, Any]) -> float:
     """Trains the study on the sites (``way`` "federated" or "pooled") in the folder ``run``; accuracy of all test persons."""
-    study = read_study(HERE / file, overrides=dict(changes))
+    study = make_study(file, changes)
     began = time.perf_counter()
     train(study, find_sites(sites, study.federation.sites)[0], way, run)
     value = outcome(run, 0.0).final.metrics["test"]["all"]["accuracy"]
