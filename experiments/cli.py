@@ -56,7 +56,7 @@ def synth(
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait, wbc, adrenal or lesions.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="heart, pneumonia, ancestry, trait, wbc, adrenal, lesions or lung.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", help="Folder to create.", show_default=False)],
     data: Annotated[Path | None, typer.Option("--data", help="Folder with the files; default: download them.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the assignment of persons to simulated hospitals.")] = 1,

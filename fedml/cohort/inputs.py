@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
 Rows = npt.NDArray[np.int64]
+_KEPT = 1 << 22  # values of a table of which a float32 copy is kept, 16 MiB; a larger one is converted batch by batch
 
 
 class Input(Protocol):
@@ -61,6 +62,8 @@ class Table:
         """``<name>``: (persons, columns) float32, NaN where missing."""
         import torch
 
+        if self.values.size > _KEPT:
+            return {self.name: torch.from_numpy(self.values[rows].astype(np.float32))}
         return {self.name: self._floats[torch.from_numpy(rows)]}
 
     def select(self, rows: Rows) -> Table:

@@ -206,10 +206,25 @@ def no_text(study: Study) -> Text:
     return "", ()
 
 
-def table_sums(values: Array) -> Array:
-    """(3, columns): count, sum and sum of squares of the values that are not NaN."""
-    filled = np.nan_to_num(values, nan=0.0)
-    return np.stack([(~np.isnan(values)).sum(0).astype(np.float64), filled.sum(0), (filled**2).sum(0)])
+_BLOCK = 1 << 22  # values that are summed at once: 32 MiB of float64, of which a few copies exist at a time
+
+
+def table_sums(values: Array, rows: Rows | None = None) -> Array:
+    """(3, columns): count, sum and sum of squares of the values that are not NaN; of the persons in ``rows``, None: of all.
+
+    A wide matrix is summed by blocks of columns, with the same bits: a column's sum does not depend on the others.
+    """
+    count, columns = len(values) if rows is None else len(rows), values.shape[1]
+    step = max(2, _BLOCK // max(count, 1))
+    starts = list(range(0, columns, step)) or [0]
+    if len(starts) > 1 and columns - starts[-1] == 1:
+        starts.pop()  # numpy adds a single column in another order
+    out = np.empty((3, columns))
+    for start, stop in zip(starts, [*starts[1:], columns], strict=True):
+        block = values[:, start:stop] if rows is None else values[:, start:stop][rows]
+        filled = np.nan_to_num(block, nan=0.0)
+        out[:, start:stop] = (~np.isnan(block)).sum(0), filled.sum(0), (filled**2).sum(0)
+    return out
 
 
 def shaped(dtype: str, *shape: int | None) -> Callable[[Any], str]:

@@ -92,7 +92,7 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
 
 def _sums(value: Table, rows: Rows) -> Array:
-    return table_sums(value.values[rows])
+    return table_sums(value.values, rows)
 
 
 def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:

@@ -72,6 +72,7 @@ def test_site_files(prepared: Prepared) -> None:
         "wbc": ({"images", "masks"}, {"image"}),
         "adrenal": ({"images.npz", "split.csv"}, {"image", "split"}),
         "lesions": ({"images", "masks"}, {"image"}),
+        "lung": ({"omics.csv", "clinical.csv"}, {"omics", "clinical"}),
     }
     assert set(expected) == set(DATASETS)
     for name, (files, keys) in expected.items():
