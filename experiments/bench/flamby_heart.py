@@ -90,7 +90,7 @@ def read_hospital(folder: Path) -> Hospital:
     stratify = y if np.bincount(y, minlength=2).min() > 2 else None
     held = train_test_split(np.arange(len(y)), test_size=1 - 0.66, train_size=0.66, random_state=43, stratify=stratify)[1]
     x = torch.from_numpy(rows[list(COLUMNS)].to_numpy(np.float32))
-    return Hospital(folder.name, x, torch.from_numpy(y).float(), torch.isin(torch.arange(len(y)), torch.from_numpy(held)))
+    return Hospital(folder.name, x, torch.tensor(y, dtype=torch.float32), torch.isin(torch.arange(len(y)), torch.from_numpy(held)))
 
 
 def moments(hospitals: Sequence[Hospital]) -> Moments:

@@ -42,7 +42,7 @@ def random_part(seed: int, persons: int = 23) -> bench.Part:
 
 def test_the_network_is_logistic_regression_with_one_logit() -> None:
     network, (x, y) = Logistic(13, 2, init=7).double(), random_part(0)
-    functional.cross_entropy(network(torch.from_numpy(x[:, :13])), torch.from_numpy(y).long()).backward()
+    functional.cross_entropy(network(torch.from_numpy(x[:, :13])), torch.from_numpy(y).long()).backward()  # type: ignore[no-untyped-call]
     weights = bench.first_weights(7)
     assert np.allclose(torch.nn.utils.parameters_to_vector(network.parameters()).detach().numpy(), weights, atol=0)
     found = np.concatenate([p.grad.numpy().ravel() for p in network.parameters() if p.grad is not None])
