@@ -45,6 +45,8 @@ def _columns(study: Study) -> dict[str, list[tuple[str, bool]]]:
 
 def _column(name: str, number: bool, sums: Mapping[str, Sums]) -> list[Check]:
     found = []
+    # Of 0 and 1 alone, sum and sum of squares are equal: a share that differs between sites is no other unit.
+    number = number and any(own[1] != own[2] for own in sums.values())
     moments = {site: _moments(own) for site, own in sums.items() if own[0] >= _FEWEST}
     for site, own in sums.items():
         others = [pair for name_of_other, pair in moments.items() if name_of_other != site or len(moments) > 2]

@@ -60,3 +60,15 @@ def test_the_run_shows_it(tmp_path: Path) -> None:
     shown = done.stdout + done.stderr
     assert "no value (!)" in shown
     assert "x2 at b: look at the column in b's table" in shown
+
+
+def test_a_rare_finding_of_0_and_1_that_one_site_does_not_have_is_no_other_unit(tmp_path: Path) -> None:
+    rare = {name: tmp_path / name for name in "abc"}
+    for seed, (name, folder) in enumerate(rare.items()):
+        clinical_site(folder, name, 120, seed)
+        table = pd.read_csv(folder / "clinical.csv")
+        table["x3"] = 0 if name == "c" else (table.index % 40 == 0).astype(int)
+        table.to_csv(folder / "clinical.csv", index=False)
+    federate(make_study(sites="abc", federation__rounds=1), [folder / "site.toml" for folder in rare.values()], tmp_path / "run")
+    checks = [row for event in read_log(tmp_path / "run")[0] if isinstance(event, Checks) for row in event.checks]
+    assert [row for row in checks if row["verdict"] != "ok"] == []
