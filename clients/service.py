@@ -87,6 +87,7 @@ def run_site(site: Site) -> None:
 
     def end(number: int, frame: FrameType | None) -> None:
         stop.set()
+        gate.interrupt()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)

@@ -59,7 +59,7 @@ def files_of(folder: Path) -> dict[str, str]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         for name in names:
             path = Path(at, name)
-            if path.suffix in (".py", ".pyi", ".toml", ".bed", ".css") or path.name == "py.typed":
+            if path.suffix in (".py", ".pyi", ".toml", ".bed", ".txt", ".css") or path.name == "py.typed":
                 found[path.relative_to(folder).as_posix()] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

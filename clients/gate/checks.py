@@ -15,13 +15,16 @@ from fedml.analytics import forms
 from fedml.clients.gate.journal import RecordNote
 from fedml.clients.site.manifest import Policy
 from fedml.clients.work import genomics
+from fedml.clients.work.client import smallest_of
 from fedml.clients.work.half import check_declared, round_training, site_algorithm
 from fedml.clients.work.request import Request
+from fedml.cohort.groups import reportable_groups
 from fedml.cohort.persons import Cohort
 from fedml.contract.extras import NO_EXTRAS, Shapes
 from fedml.contract.replies import check_form, is_finite, read_arrays
 from fedml.errors import Reason, SiteError
 from fedml.strategies.algorithms.algorithm import returned
+from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,
@@ -191,15 +194,21 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
 
 def check_numbers(request: Request, reply: RecordDict, cohort: Cohort) -> None:
     """Raises ``SiteError`` unless numbers that this site knows are what a process with own code reports: persons and steps."""
+    study = request.study
     if METRICS in reply:
         found, persons = reply.metric_records[METRICS], cohort.count("train")
         plan = round_training(request)
-        steps = plan.local_steps or plan.local_epochs * (math.ceil(persons / plan.batch_size) if plan.batch_size else 1)
-        if found[NUM_EXAMPLES] != persons or not 0 <= int(str(found["steps"])) <= steps:
-            raise SiteError(Reason.CODE, "own code reports other persons or more steps than there are")
+        size = min(plan.batch_size, persons) or persons
+        steps = plan.local_steps or plan.local_epochs * math.ceil(persons / max(size, 1))
+        seen = 2 * steps * size if plan.local_steps else plan.local_epochs * persons
+        told = [int(float(str(found[key]))) for key in ("steps", "seen")]
+        if found[NUM_EXAMPLES] != persons or not 0 <= told[0] <= steps or not 0 <= told[1] <= seen:
+            raise SiteError(Reason.CODE, "own code reports other persons, or more steps, than there are")
+    groups = reportable_groups(cohort.groups, study.evaluation, cohort.rows("test"), smallest_of(request)) if cohort.groups else ()
+    known = {f"test@{label}": float(len(rows)) for label, rows in groups}
     for key, value in read_arrays(reply, COUNTS).items() if COUNTS in reply else ():
         part, _, name = key.partition("/")
-        if name == "persons" and "@" not in part and float(value[0]) != cohort.count(part):  # type: ignore[arg-type]
+        if name == "persons" and float(value[0]) != known.get(part, float(cohort.count(part)) if part in PARTS else -1.0):
             raise SiteError(Reason.CODE, f"own code reports another number of {part} persons than there are")
 
 

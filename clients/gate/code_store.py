@@ -8,7 +8,7 @@ import hashlib
 from pathlib import Path
 
 from fedml.clients.gate.approvals import STUDIES, read_approvals, writable_by_others
-from fedml.code.imports import check_imports, findings
+from fedml.code.imports import check_imports, findings, text_of
 from fedml.errors import InputError, Reason, SiteError
 from fedml.runs.log import write_whole
 from fedml.study.code_section import Code
@@ -53,14 +53,15 @@ def stored(state: Path, code: Code) -> dict[str, bytes]:
     return found
 
 
-def _before(state: Path, module: str, digest: str) -> bytes | None:
-    """The version of a module that was approved last, if it is another one."""
-    for approval in reversed(read_approvals(state) if state.exists() else []):
+def _before(state: Path, module: str, digest: str) -> tuple[str, bytes] | None:
+    """Study and bytes of the version of a module whose approval came last and is in force, if it is another one."""
+    for approval in reversed([a for a in read_approvals(state) if a.stands] if state.exists() else []):
         try:
             code = parse_study((state / STUDIES / f"{approval.sha256}.json").read_text(encoding="utf-8")).code
             known = code.digest_of(module) if code is not None else ""
             if known:
-                return (state / STORE / f"{known}.py").read_bytes() if known != digest else None
+                found = (state / STORE / f"{known}.py").read_bytes()
+                return (approval.name, found) if known != digest and hashlib.sha256(found).hexdigest() == known else None
         except (OSError, InputError):
             continue
     return None
@@ -71,17 +72,17 @@ def show(state: Path, code: Code) -> str:
     files, out = files_of(code), list[str]()
     for file in code.modules:
         name = f"{file.module}.py"
-        text = files[name].decode("utf-8", "replace")
-        out += [f"--- {name}, {len(text.splitlines())} lines, SHA-256 {file.sha256}"]
+        text = text_of(name, files[name]).split("\n")
+        out += [f"--- {name}, {len(text)} lines, SHA-256 {file.sha256}"]
         found = findings(name, files[name])
         out += [f"    line {line}: {what}  ({kind})" for line, what, kind in found] or [
             "    opens no network, file or process in plain sight"
         ]
         before = _before(state, file.module, file.sha256)
-        if before is None:
-            out += [f"{number:5}  {printable(line)}" for number, line in enumerate(text.splitlines(), start=1)]
-        else:
-            old = before.decode("utf-8", "replace").splitlines()
-            out += ["    changes to the version that was approved before:"]
-            out += [f"    {printable(line)}" for line in difflib.unified_diff(old, text.splitlines(), "approved", "now", lineterm="")]
+        out += [f"{number:5}  {printable(line)}" for number, line in enumerate(text, start=1)]
+        if before is not None:
+            name_before, old = before
+            out += [f"    changes to the version that is approved in study {name_before}:"]
+            lines = difflib.unified_diff(old.decode("utf-8", "replace").split("\n"), text, "approved", "now", lineterm="")
+            out += [f"    {printable(line)}" for line in lines]
     return "\n".join(out)

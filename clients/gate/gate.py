@@ -93,7 +93,8 @@ class Gate:
         self._approvals: tuple[str, dict[str, Approval | None]] = ("", {})  # stamp of the files, approvals by study
         self._stamp = stamp_of(site)
         self._cut = self.journal.cut()
-        self._confined: tuple[str, Apart] | None = None  # of one study at a time
+        self._run = ""
+        self._confined: tuple[tuple[str, str], Apart] | None = None  # of one run of one study at a time
         self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
 
     def handle(self, message: Message, context: Context) -> Message:
@@ -145,14 +146,19 @@ class Gate:
             self._confined[1].close()
             self._confined = None
 
+    def interrupt(self) -> None:
+        """Ends the wait for a confined process, so that the site can stop."""
+        if self._confined is not None:
+            self._confined[1].kill()
+
     def _work(self, request: Request) -> Work:
         """Who answers: this process, or for what depends on own code a confined one."""
         study = request.study
         if study.code is None or request.phase in (Phase.DESCRIBE, Phase.VOXELS, *ANALYSES):
             return HERE
-        if self._confined is None or self._confined[0] != study.sha256:
+        if self._confined is None or self._confined[0] != (study.sha256, self._run):
             self.close()
-            self._confined = (study.sha256, Apart(self.site, self.state, study, stored(self.state, study.code)))
+            self._confined = ((study.sha256, self._run), Apart(self.site, self.state, study, stored(self.state, study.code)))
         return self._confined[1].work
 
     def _shapes(self, request: Request, content: RecordDict) -> Shapes:
@@ -225,6 +231,10 @@ class Gate:
         if level != "trusted":
             self._check_bounds(request, allowed, cohort.count("train"))
         self._pin(request, message.content, run)
+        if study.code is not None:  # counted before own code is asked: its refusals cannot be repeated without end
+            self._accepted.add(key)
+            self._runs[study.sha256].add(run)
+        self._run = run
         if level != "trusted":
             self._check_course(request, message.content, run)
         self._accepted.add(key)

@@ -45,10 +45,12 @@ def exact_answers(study: Study) -> list[str]:
 
 
 def unchecked(study: Study, site: Site) -> str:
-    """Why a curious centre is refused at a site that does not train; "" if it is not.
+    """Why a curious centre is refused in a study with own code, or at a site that does not train; "" if it is not.
 
     The site has seen no round, so it cannot tell the run's result from weights that were chosen to read persons out of exact counts.
     """
+    if study.code is not None and not site.manifest.data.public:
+        return "its own code computes what the checks of a message rest on ([code])"
     if site.name not in study.federation.evaluate_only or site.manifest.data.public or not exact_answers(study):
         return ""
     return (

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,20 +20,20 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import MetricRecord, RecordDict
 
 from fedml.clients.site import logs
 from fedml.clients.site.manifest import Site
 from fedml.clients.work.confine import missing
 from fedml.clients.work.frames import read_frame, write_frame
-from fedml.clients.work.half import Memory
+from fedml.clients.work.half import Memory, site_algorithm
 from fedml.clients.work.known import Work
 from fedml.clients.work.request import Request
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.flower.content import from_bytes, to_bytes
 from fedml.study.study import Study
-from fedml.wire.records import AGREEMENT, ARRAYS
+from fedml.wire.records import AGREEMENT, ARRAYS, pack, unpack
 
 FOLDER, LOG, LOG_BYTES = "apart", "own-code.log", 2_000_000
 _START_SECONDS = 120.0
@@ -52,7 +51,9 @@ class Apart:
         if why := missing():
             raise SiteError(Reason.CODE, f"this machine cannot confine own code: {why}")
         self._site, self._study, self._code = site, study, code
-        self._folder = state.resolve() / FOLDER / study.sha256[:32]
+        self._state = state.resolve()
+        self._folder = self._state / FOLDER / secrets.token_hex(8)
+        _remove(self._state / FOLDER)  # from a site that was killed: one study at a time has a folder
         self._log = logs.rotated(state / LOG, LOG_BYTES, "%(message)s")
         self._processes: dict[bool, subprocess.Popen[bytes]] = {}
         self._weights: dict[bytes, dict[str, Any]] = {}
@@ -64,14 +65,25 @@ class Apart:
         return self._work
 
     def close(self) -> None:
-        """Ends the processes."""
-        for process in self._processes.values():
+        """Ends the processes and removes what they have written."""
+        for data in (True, False):
+            self._end(data)
+
+    def kill(self) -> None:
+        """Ends the processes at once, also where another function waits for one."""
+        for process in list(self._processes.values()):
+            process.kill()
+
+    def _end(self, data: bool) -> None:
+        process = self._processes.pop(data, None)
+        if process is not None:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
                     pipe.close()
-        self._processes.clear()
+        if data:
+            _remove(self._folder)
 
     def first_weights(self, request: Request, content: RecordDict) -> dict[str, Any]:
         """``known.first_weights``, from the process without data: names and shapes cannot hold anything of a person."""
@@ -79,7 +91,11 @@ class Apart:
         key = to_bytes(RecordDict({AGREEMENT: content.array_records[AGREEMENT]}))
         if key not in self._weights:
             self._weights.clear()
-            self._weights[key] = self._arrays(self._ask("first-weights", request, agreed, data=False)[1])
+            self._end(True)  # two processes at once could tell each other something, by locks or the load of the machine
+            try:
+                self._weights[key] = self._arrays(self._ask("first-weights", request, agreed, data=False)[1])
+            finally:
+                self._end(False)
         return self._weights[key]
 
     def own_sums(self, request: Request, content: RecordDict) -> dict[str, Any]:
@@ -96,10 +112,11 @@ class Apart:
     def execute(self, request: Request, content: RecordDict, memory: Memory) -> RecordDict:
         """``fedml.clients.work.client.execute``."""
         _, reply, state = self._ask("execute", request, content, memory)
-        for name in list(memory.state):
-            del memory.state[name]
-        memory.state.update(state)
-        return reply
+        if site_algorithm(request.study).keeps:
+            for name in list(memory.state):
+                del memory.state[name]
+            memory.state.update(state)
+        return _plain(reply)
 
     def _arrays(self, content: RecordDict) -> dict[str, Any]:
         arrays = read_arrays(content, ARRAYS)
@@ -125,18 +142,12 @@ class Apart:
             if answered is None:
                 raise ValueError("it ended")
             head, parts = answered
-            if "reason" in head:
-                self._raise(head)
+            if "reason" in head:  # one code for all that goes wrong in it: a choice of codes would be a channel
+                raise SiteError(Reason.CODE, f"{head['reason']}: {head.get('text', '')}"[:2000])
             return head, from_bytes(parts[0]), from_bytes(parts[1])
         except (OSError, ValueError, IndexError) as error:
             self.close()
             raise SiteError(Reason.CODE, f"the confined process of own code failed: {error}; see {LOG}") from error
-
-    @staticmethod
-    def _raise(head: Mapping[str, Any]) -> None:
-        known = {str(reason): reason for reason in Reason}
-        reason = known.get(str(head["reason"]), Reason.CODE)
-        raise SiteError(Reason.CODE if reason in (Reason.INTERNAL, Reason.BAD_DATA) else reason, str(head.get("text", ""))[:2000])
 
     def _running(self, data: bool) -> subprocess.Popen[bytes]:
         found = self._processes.get(data)
@@ -171,7 +182,6 @@ class Apart:
 
     def _prepared(self) -> tuple[list[Path], list[Path]]:
         """What the process may read, and write: the data files of the study's inputs; a folder of its own with a copy of the manifest."""
-        shutil.rmtree(self._folder / ".fedml", ignore_errors=True)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         text, files = manifest_of(self._site, self._study)
         path = self._folder / f"site.toml.{secrets.token_hex(4)}"
@@ -212,16 +222,36 @@ def manifest_of(site: Site, study: Study) -> tuple[str, list[Path]]:
     return "\n".join(lines) + "\n", [near for file in files for near in _with_indexes(file)]
 
 
+def _plain(reply: RecordDict) -> RecordDict:
+    """``reply`` written anew from its names and numbers: nothing else of what a process with own code packed leaves the site."""
+    if reply.config_records:
+        raise SiteError(Reason.UNDECLARED, "own code answers with texts")
+    out = RecordDict({name: pack(dict(sorted(unpack(record).items()))) for name, record in sorted(reply.array_records.items())})
+    for name, values in sorted(reply.metric_records.items()):
+        out[name] = MetricRecord(dict(sorted(values.items())))
+    return out
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder of a confined process, whatever the process made of it: closed or very deep folders."""
+    if folder.exists():
+        for words in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+            subprocess.run([*words, "--", str(folder)], check=False, stdin=subprocess.DEVNULL, capture_output=True)
+
+
 def _absolute(site: Site, path: str) -> Path:
     found = (site.folder / path).resolve()
-    if site.state.resolve() in (found, *found.parents) or found in site.state.resolve().parents:
-        raise InputError(f"{site.file}: {path} holds the site's state, which own code may not read; give the data their own folder.")
+    connection = site.manifest.connection
+    own = [site.state, site.file, *([site.folder / connection.key, site.folder / connection.root_certificates] if connection else [])]
+    if any(place.resolve() in (found, *found.parents) or found in place.resolve().parents for place in own):
+        raise InputError(
+            f"{site.file}: {path} is, or holds, the site's state, key or manifest, which own code may not read; move the data."
+        )
     return found
 
 
 def _with_indexes(file: Path) -> list[Path]:
-    """A file with those beside it whose names begin alike: indexes, and the other files of a PLINK set."""
-    if file.is_dir():
-        return [file]
-    stem = file.name.partition(".")[0]
-    return [path for path in file.parent.glob(f"{stem}.*") if path.is_file()]
+    """A file with its indexes and, of a PLINK set, its other files."""
+    names = [file.name + end for end in (".tbi", ".csi", ".fai", ".gzi")]
+    names += [file.with_suffix(end).name for end in (".bim", ".fam")] if file.suffix == ".bed" else []
+    return [file, *(path for name in names if (path := file.parent / name).is_file())]

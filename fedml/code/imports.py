@@ -16,6 +16,7 @@ from functools import lru_cache
 from importlib import metadata
 
 from fedml.errors import InputError, nearest
+from fedml.text import unsafe_character
 
 _DISTRIBUTION = "fedml-cohorts"
 _KINDS = {  # what a module opens
@@ -34,9 +35,25 @@ _CALLS = {
 _METHODS = {"load": "files", "save": "files", "fromfile": "files", "tofile": "files", "memmap": "files", "from_file": "files"}
 
 
+def text_of(name: str, source: bytes) -> str:
+    """The text of a file, which is shown and compiled alike: a declaration of another encoding in it has no effect.
+
+    Raises:
+        InputError: it is not UTF-8, or has a character that is invisible, reorders others or ends a line only for some readers.
+    """
+    try:
+        text = source.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise InputError(f"[code] {name}: is not UTF-8 text; save it as UTF-8.") from error
+    for number, line in enumerate(text.split("\n"), start=1):
+        if character := unsafe_character(line, "\t"):
+            raise InputError(f"[code] {name}, line {number}: has the character {character}, which a reader does not see; delete it.")
+    return text
+
+
 def _parsed(name: str, source: bytes) -> ast.Module:
     try:
-        return ast.parse(source, name)
+        return ast.parse(text_of(name, source), name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line, why = (f", line {error.lineno}", error.msg) if isinstance(error, SyntaxError) else ("", str(error))
         version = f"{sys.version_info[0]}.{sys.version_info[1]}"

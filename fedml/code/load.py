@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
+from inspect import signature
 from types import ModuleType
 from typing import Any
 
-from fedml.code.imports import check_imports, importable
+from fedml.code.imports import check_imports, importable, text_of
 from fedml.errors import InputError, nearest
 from fedml.study.code_section import Code
-from fedml.study.own_names import own_names
+from fedml.study.own_names import own_names, own_options
 from fedml.study.sources import files_of
 from fedml.study.study import Study
 
@@ -73,9 +74,16 @@ def check(study: Study) -> None:
     for key, name in own_names(study.cohort, study.model, study.training, study.evaluation):
         if not callable(found := resolve(study.code, name)):
             raise InputError(f'{key} "{name}" is a {type(found).__name__}; name a class or a function.')
+    for key, name, options in own_options(study.cohort, study.model, study.training):
+        try:
+            signature(resolve(study.code, name)).bind_partial(**options)
+        except TypeError as error:
+            raise InputError(f'{key} "{name}" does not take its options: {error}; correct the study or the code.') from error
+        except ValueError:  # compiled code without a signature
+            continue
 
 
-def call(code: Code | None, name: str, *given: Any, **options: Any) -> Any:
+def call(code: Code | None, name: str, /, *given: Any, **options: Any) -> Any:
     """What the class or function ``name`` gives for these arguments.
 
     Raises:
@@ -136,7 +144,7 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
         linecache.cache[path] = (len(source), None, source.decode(errors="replace").splitlines(keepends=True), path)
         made[name] = sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up by its name
         try:
-            exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes that the study pins
+            exec(compile(text_of(name, source), path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes that the study pins
         except Exception as error:
             made.pop(name, None)
             sys.modules.pop(module.__name__, None)

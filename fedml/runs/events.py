@@ -154,7 +154,7 @@ class Agreed(Event):
     image_shape: list[int]
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
-    started: list[str] | None = None
+    started: list[str] | None
 
     def absent(self) -> frozenset[str]:
         """``disclosed`` and ``started``, if they are None."""
@@ -264,7 +264,7 @@ class End(Event):
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, End)}
 
 # What stands for an event that has not come.
-NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0)
+NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
 NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None)
 NO_END = End(status="unfinished", reason="")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedml.errors import nearest
@@ -10,6 +10,8 @@ from fedml.study.code_section import Code, OwnOptions, module_of
 from fedml.study.cohort_section import Cohort
 from fedml.study.sections import Evaluation, Model
 from fedml.study.training_section import Training
+
+RESERVED = ("all", "external", "groups", "persons", "sites", "test", "train", "val")  # keys around measures in a record
 
 
 def own_names(cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[tuple[str, str]]:
@@ -25,6 +27,18 @@ def own_names(cohort: Cohort, model: Model, training: Training, evaluation: Eval
         yield from (("[cohort.image] transforms", transform.name) for transform in cohort.image.transforms)
 
 
+def own_options(cohort: Cohort, model: Model, training: Training) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(key of the study, ``module:name``, options) of each use of own code that takes options."""
+    for part in type(model).model_fields:
+        network: Any = getattr(model, part)
+        if isinstance(network, OwnOptions) and network.options is not None:
+            yield f"[model] {part} net", vars(network)["net"], network.options
+    if training.loss is not None:
+        yield "[training] loss", training.loss, training.loss_options
+    for transform in cohort.image.transforms if cohort.image is not None else ():
+        yield "[cohort.image] transforms", transform.name, transform.options
+
+
 def code_problems(code: Code | None, cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[str]:
     """What is wrong with own code and its names, as sentences."""
     known = [] if code is None else [file.module for file in code.modules]
@@ -38,5 +52,8 @@ def code_problems(code: Code | None, cohort: Cohort, model: Model, training: Tra
     if code is not None and not used:
         yield '[code] is given, but no key names its code; remove the section, or name it, such as net = "my_net:MyNet"'
     names = [name.partition(":")[2] for name in evaluation.metrics]
+    for name in names:
+        if name in RESERVED:
+            yield f'[evaluation] metrics: "{name}" has a meaning in the record of a run; rename the function'
     if len(set(names)) < len(names):
         yield "[evaluation] metrics has two measures of the same name; rename one of the functions"

@@ -14,15 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedml.clients.gate import code_store
 from fedml.clients.gate.approvals import approve
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import read_site
+from fedml.clients.work.apart import _plain, manifest_of
 from fedml.clients.work.confine import missing
-from fedml.errors import InputError, RunError
+from fedml.errors import InputError, RunError, SiteError
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
+from fedml.wire.records import pack_array
 from tests.clients.gate.centre import Arrays, Centre, real_site
 from tests.conftest import make_plan, write_csv
 from tests.experiments.studies.test_own_code import own_study
@@ -106,7 +109,7 @@ def with_loss(tmp_path: Path, attack: str, more: str = "", **changes: Any) -> St
 def centre_of(study: Study, folder: Path) -> Centre:
     assert study.code is not None
     code_store.keep(prepare_state(read_site(folder)), study.code)
-    return Centre(study, folder)
+    return Centre(study, folder, trust="this test's own centre")
 
 
 def begun(centre: Centre, run: int = 1) -> tuple[Any, Arrays]:
@@ -182,7 +185,7 @@ def test_honest_own_code_is_answered_and_gives_the_bits_of_a_run_on_one_machine(
     study = with_loss(tmp_path, "pass", federation__rounds=2)
     centre = centre_of(study, folder)
     agreed, weights = begun(centre)
-    plain = Centre(parse_study(json.dumps(_without_loss(study))), real_site(tmp_path / "plain"))
+    plain = Centre(parse_study(json.dumps(_without_loss(study))), real_site(tmp_path / "plain"), trust="the same")
     agreed_too, _ = begun(plain)
     for number in (1, 2):
         assert centre.ask("round", number, 1, agreed, weights) == ""
@@ -370,9 +373,41 @@ def test_a_study_with_own_code_is_approved_only_with_its_files(tmp_path: Path, f
     state = prepare_state(read_site(folder))
     approve(state, study, "Dr. Test")  # of the plan alone, as if the files had not been read
     with pytest.raises(RunError, match=r"a .own-code"):
-        Centre(study, folder).agree(1)
+        Centre(study, folder, trust="a reason").agree(1)
     (tmp_path / "study" / "my_loss.py").write_text("import helper\n")
     changed = read_study(tmp_path / "study" / "study.toml").code
     assert changed is not None
     with pytest.raises(InputError, match="imports helper"):
         code_store.keep(state, changed)
+
+
+def test_without_a_statement_of_trust_a_study_with_own_code_is_refused(tmp_path: Path, folder: Path) -> None:
+    study = with_loss(tmp_path, "pass")
+    assert study.code is not None
+    code_store.keep(prepare_state(read_site(folder)), study.code)
+    with pytest.raises(RunError, match="centre-distrusted"):
+        Centre(study, folder).agree(1)
+
+
+def test_only_names_and_numbers_of_an_answer_are_written_anew() -> None:
+    values = np.arange(3, dtype=np.float32)
+    honest = pack_array(values)
+    told = Array("a person", (7, 9), honest.stype, honest.data)
+    reply = RecordDict({"arrays": ArrayRecord({"b": told, "a": honest}), "metrics": MetricRecord({"steps": 1, "loss-sum": 0.5})})
+    plain = _plain(reply)
+    array = plain.array_records["arrays"]["b"]
+    assert (array.dtype, tuple(array.shape), bytes(array.data)) == ("float32", (3,), bytes(honest.data))
+    assert list(plain.array_records["arrays"]) == ["a", "b"]
+    with pytest.raises(SiteError):
+        _plain(RecordDict({"site": ConfigRecord({"name": "a person"})}))
+
+
+def test_own_code_reads_the_data_and_their_indexes_and_not_what_lies_beside(tmp_path: Path, folder: Path) -> None:
+    text = (folder / "site.toml").read_text()
+    for name in ("persons.old.csv", "clinical.key", "clinical.toml", "persons.csv.tbi"):
+        (folder / name).write_text("secret")
+    study = with_loss(tmp_path, "pass")
+    assert {path.name for path in manifest_of(read_site(folder), study)[1]} == {"persons.csv", "clinical.csv", "persons.csv.tbi"}
+    (folder / "site.toml").write_text(text.replace('"clinical.csv"', '"."'))
+    with pytest.raises(InputError, match="own code may not read; move the data"):
+        manifest_of(read_site(folder), study)

@@ -218,6 +218,7 @@ def test_a_server_app(work: Path) -> None:
     home, early = work / "sites" / ".federation", KILLS // 10
     for number in range(KILLS):
         runs = f"killed-{number}"
+        wait(lambda: not processes("flwr-serverapp", str(home)), "the server app of an earlier run is still there")
         run = start(work, "long.toml", runs)
         wait(lambda: processes("flwr-serverapp", str(home)), "no server app")
         if number >= early:  # the first ones are killed before they do anything: Flower notices that after a minute

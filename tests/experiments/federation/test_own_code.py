@@ -88,7 +88,8 @@ def test_three_engines_give_the_same_bits(work: Path) -> None:
             refused = command("fedml-site", "approve", "spots.toml", *site, cwd=work)
             assert refused.returncode == 2
             assert "give its folder with --code DIR" in refused.stderr
-            approved = command("fedml-site", "approve", "spots.toml", "--code", ".", *site, cwd=work)
+            trust = ["--code", ".", "--trust-centre", "we are the centre"]
+            approved = command("fedml-site", "approve", "spots.toml", *trust, *site, cwd=work)
             assert approved.returncode == 0, approved.stderr
             assert "def focal(output, label, gamma=2.0)" in approved.stdout
         deployed = run_json("spots.toml", "--engine", "deployment", "--superlink", "sites", "--no-track", cwd=work)

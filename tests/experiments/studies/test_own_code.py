@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedml.clients.gate.code_store import show
 from fedml.code.imports import findings
 from fedml.code.load import check, resolve
 from fedml.errors import InputError
@@ -230,6 +231,44 @@ def tried(study: Study) -> None:
     """What ``fedml run`` does with a network before and in training."""
     check(study)
     build_model(study, Layout())({"clinical": torch.zeros(4, 3), "clinical_present": torch.ones(4)})
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        (b"# -*- coding: latin-1 -*-\n# \xe9\n", "is not UTF-8 text"),
+        ("# keep it small:\u2028    x = 1\n".encode(), r"line 1: has the character U\+2028"),
+        ("# \u202e reversed\n".encode(), r"U\+202E"),
+        (b"x = 1\x0c\n", r"U\+000C"),
+        (b"x = 1\rx = 2\n", r"U\+000D"),
+    ],
+)
+def test_what_a_reader_would_not_see_is_refused(tmp_path: Path, net: bytes, said: str) -> None:
+    study = own_study(tmp_path, make_plan(model__clinical={"net": "my_net:linear"}), my_net=NET)
+    (tmp_path / "my_net.py").write_bytes(net + NET.encode())
+    study = read_study(tmp_path / "study.toml")
+    with pytest.raises(InputError, match=said):
+        check(study)
+
+
+def test_a_declared_encoding_changes_nothing_of_what_runs(tmp_path: Path) -> None:
+    text = "# -*- coding: raw_unicode_escape -*-\n# a comment \\u000araise SystemExit('hidden')\n" + NET
+    study = own_study(tmp_path, make_plan(model__clinical={"net": "my_net:linear"}), my_net=text)
+    check(study)
+    assert show(tmp_path, study.code).count("SystemExit") == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {"model__clinical": {"net": "my_net:Wide", "hiden": [3]}},
+        {"training__loss": "my_loss:focal", "training__loss_options": {"gama": 1.0}},
+    ],
+)
+def test_a_misspelt_option_of_own_code_is_told_before_the_run(tmp_path: Path, plan: dict[str, Any]) -> None:
+    study = own_study(tmp_path, make_plan(**plan), **({"my_net": ""} if "model__clinical" in plan else {"my_loss": ""}))
+    with pytest.raises(InputError, match="does not take its options: got an unexpected keyword argument"):
+        check(study)
 
 
 def test_a_loss_that_gives_no_number_is_told(tmp_path: Path) -> None:
