@@ -22,7 +22,7 @@ GOLDEN, VERSION_0 = HERE / "golden_events.jsonl", HERE / "version_0"
 PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256"}  # of the moment, the folder or the machine
 
 OPTIONAL = {
-    "agreed": {"disclosed"},
+    "agreed": {"disclosed", "started"},
     "final": {"kept"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
 }
