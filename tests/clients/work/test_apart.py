@@ -270,12 +270,13 @@ def more(request, content, memory):
 
 client._round = more
 """
-    centre = centre_of(with_loss(tmp_path, "pass", more), folder)
+    centre = centre_of(with_loss(tmp_path, "pass", more, federation__rounds=3), folder)
     agreed, weights = begun(centre)
-    assert centre.ask("round", 1, 1, agreed, weights) == ""  # the patch came while the first round ran
-    weights = {k.removeprefix("arrays/"): v for k, v in centre.answered[-1][1].items() if k.startswith("arrays/")}
-    assert centre.ask("round", 2, 1, agreed, weights) == "undeclared-record"
-    assert [e["verdict"] for e in centre.journal() if e.get("phase") == "round"] == ["accepted", "accepted", "accepted", "refused"]
+    for number in (1, 2):  # the process of the first round ends before the network's shapes are asked for; the patch comes while it trains
+        assert centre.ask("round", number, 1, agreed, weights) == ""
+        weights = {k.removeprefix("arrays/"): v for k, v in centre.answered[-1][1].items() if k.startswith("arrays/")}
+    assert centre.ask("round", 3, 1, agreed, weights) == "undeclared-record"
+    assert [e["verdict"] for e in centre.journal() if e.get("phase") == "round"] == [*["accepted"] * 5, "refused"]
     centre.gate.close()
 
 
@@ -342,8 +343,8 @@ def test_code_that_never_ends_or_ends_the_process_is_refused_and_the_site_goes_o
     study = with_loss(tmp_path / "endless", "import time; time.sleep(3600)")
     study = parse_study(json.dumps(study.model_dump(mode="json") | {"federation": {"sites": ["a"], "rounds": 2, "timeout": 20}}))
     centre = centre_of(study, folder)
-    agreed, weights = begun(centre)
-    assert centre.ask("round", 1, 1, agreed, weights) == "own-code"
+    agreed, weights = begun(centre, 2)
+    assert centre.ask("round", 1, 2, agreed, weights) == "own-code"
     centre.gate.close()
 
 
