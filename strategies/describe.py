@@ -65,8 +65,9 @@ def _begins(study: Study) -> list[str]:
     if start is not None:
         private = ", nor of its epsilon" if study.privacy.unit != "none" else ""
         lines.append(
-            f"with {len(start.arrays)} arrays of a file with SHA-256 {start.sha256}, the others by the seed; what these weights hold of "
-            f"persons, who may be among those of this study, is not part of this plan{private}"
+            f"with up to {len(start.arrays)} arrays of a file with SHA-256 {start.sha256}, those with a name and shape of the model's, the "
+            "others by the seed; what these weights hold of persons, who may be among those of this study, is not part of this "
+            f"plan{private}"
         )
     if study.training.freeze:
         lines.append(f"not trained: {', '.join(study.training.freeze)}")

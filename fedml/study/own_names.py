@@ -16,15 +16,8 @@ RESERVED = ("all", "external", "groups", "persons", "sites", "test", "train", "v
 
 def own_names(cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     """(key of the study, ``module:name``) of each use of own code."""
-    for part in type(model).model_fields:
-        network: Any = getattr(model, part)
-        if isinstance(network, OwnOptions) and network.options is not None:
-            yield f"[model] {part} net", vars(network)["net"]
-    if training.loss is not None:
-        yield "[training] loss", training.loss
+    yield from ((key, name) for key, name, _ in own_options(cohort, model, training))
     yield from (("[evaluation] metrics", name) for name in evaluation.metrics)
-    if cohort.image is not None:
-        yield from (("[cohort.image] transforms", transform.name) for transform in cohort.image.transforms)
 
 
 def own_options(cohort: Cohort, model: Model, training: Training) -> Iterator[tuple[str, str, Mapping[str, Any]]]:

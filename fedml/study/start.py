@@ -86,6 +86,9 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
         raise InputError(f"{path}: cannot be read ({error.strerror}); [model] start names it.") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not a file of weights in the format safetensors ({error}); give a model.safetensors.") from error
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and array.dtype != np.float32:
+            raise InputError(f"{path}: {name} is {array.dtype}; save the weights as float32.")
     floats = {name: array for name, array in arrays.items() if array.dtype == np.float32}
     return floats, hashlib.sha256(data).hexdigest()
 

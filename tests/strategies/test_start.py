@@ -150,6 +150,9 @@ def test_a_start_that_does_not_fit_is_told(tmp_path: Path, earlier: Path) -> Non
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(InputError, match="is not a file of weights"):
         started(tmp_path / "s", tmp_path / "text.safetensors")
+    save_file({f"{LAST}.bias": np.zeros(2, np.float16)}, tmp_path / "half.safetensors")
+    with pytest.raises(InputError, match="is float16; save the weights as float32"):
+        started(tmp_path / "s", tmp_path / "half.safetensors")
     with pytest.raises(InputError, match="is in MLflow; here give a file"):
         started(tmp_path / "s", Path("models:/heart@champion"))
     wider = started(tmp_path / "w", earlier, model__clinical={"net": "mlp", "hidden": [6, 5]}, model__start_arrays=[f"{FIRST}.*"])

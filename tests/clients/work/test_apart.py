@@ -227,11 +227,11 @@ class Net(nn.Module):
     [
         (
             "",
-            "if self.training: self.register_parameter('age_' + str(int(x[0, 0] * 1000)), nn.Parameter(torch.zeros(1)))",
-            "undeclared-record",
+            "if self.training and not self._parameters: self.register_parameter(f'age_{abs(int(x[0, 0] * 9))}', nn.Parameter(x[:1, 0]))",
+            "own-code",
         ),
         ("", "if self.training: self.last.weight.data = torch.zeros(2, 7)", "own-code"),
-        ("self.width = nn.Parameter(torch.zeros(3 + os.path.exists(SITE)))", "", ""),
+        ("self.width = nn.Parameter(torch.zeros(3 + os.path.exists(SITE)))", "", "own-code"),
         ("self.width = nn.Parameter(torch.zeros(len(open(SITE + '/persons.csv').read())))", "", "own-code"),
     ],
     ids=["a name that holds a value", "a shape that holds a value", "whether a path exists", "a file's length as a shape"],
@@ -246,10 +246,7 @@ def test_names_and_shapes_of_arrays_hold_nothing_of_a_person(tmp_path: Path, fol
     weights = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes.items()}
     got = centre.ask("round", 1, 1, agreed, weights)
     centre.gate.close()
-    if code == "":  # the first weights differ from these: names and shapes are those of the network without data
-        assert got in ("not-of-the-plan", "bad-message", "own-code")
-    else:
-        assert got != ""
+    assert got == code
     assert not any(name.startswith("arrays/") for _, arrays in centre.answered for name in arrays)
 
 
@@ -349,8 +346,8 @@ def test_code_that_never_ends_or_ends_the_process_is_refused_and_the_site_goes_o
 
 
 @pytest.mark.long
-def test_what_is_not_contained_is_known_weights_and_time_can_carry_values(tmp_path: Path, folder: Path) -> None:
-    """This is why a person reads the code: what it makes of the weights is its purpose, and how long it takes cannot be hidden."""
+def test_what_is_not_contained_is_known_weights_can_carry_values(tmp_path: Path, folder: Path) -> None:
+    """This is why a person reads the code: what it makes of the weights is its purpose."""
     net = NET.format(build="self.last2 = nn.Linear(1, 64, bias=False)", attack="self.kept = x").replace("return self.last(x)", (
         "y = self.last(x)\n"
         "        if self.training:\n"
