@@ -2,7 +2,8 @@
 many times longer than those of the others is left out.
 
 A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. Lengths of updates are compared by
-local step; other records are means over the local steps, and are compared as they are. Replies of a round are held until their lengths are
+local step; other records are means over the local steps, and are compared as they are. With privacy of a patient the noise of a mean is inverse to
+the site's persons, so an update stands out only if it does so times the persons, too. Replies of a round are held until their lengths are
 known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
 """
 
@@ -57,8 +58,10 @@ def judged(
             break
     else:
         valid = [answer for answer in held if answer.reason is None]
-        lengths = [{a.site: norms[a.site] / _steps(study, a) for a in valid}]
-        lengths += [{a.site: record_norm(a, record) for a in valid} for record in records]
+        lengths = [[{a.site: norms[a.site] / _steps(study, a) for a in valid}]]
+        if study.privacy.unit == "patient":
+            lengths[0] += [{a.site: norms[a.site] / _steps(study, a) * _persons(a) for a in valid}]
+        lengths += [[{a.site: record_norm(a, record) for a in valid}] for record in records]
         held = [_judge(answer, lengths) for answer in held]
     yield from held
     del held
@@ -70,12 +73,20 @@ def judged(
 
 def _steps(study: Study, answer: Answer) -> int:
     """Local steps that follow from the plan: a site of more persons takes more of them, and goes farther."""
-    return max(planned_steps(study, int(str(answer.message.content.metric_records[METRICS][NUM_EXAMPLES]))), 1)
+    return max(planned_steps(study, _persons(answer)), 1)
 
 
-def _judge(answer: Answer, lengths: Sequence[Mapping[str, float]]) -> Answer:
-    for norms in lengths:
-        others = [norm for site, norm in norms.items() if site != answer.site]
-        if answer.reason is None and len(others) >= FEWEST and norms[answer.site] > LONGEST * median(others) > 0:
-            return replace(answer, reason=str(Reason.IMPLAUSIBLE))
+def _persons(answer: Answer) -> int:
+    return int(str(answer.message.content.metric_records[METRICS][NUM_EXAMPLES]))
+
+
+def _judge(answer: Answer, lengths: Sequence[Sequence[Mapping[str, float]]]) -> Answer:
+    """``lengths``: of each record, the lengths of the sites in one or more units, in all of which it must stand out."""
+    if answer.reason is None and any(all(_stands_out(answer.site, norms) for norms in units) for units in lengths):
+        return replace(answer, reason=str(Reason.IMPLAUSIBLE))
     return answer
+
+
+def _stands_out(site: str, norms: Mapping[str, float]) -> bool:
+    others = [norm for name, norm in norms.items() if name != site]
+    return len(others) >= FEWEST and norms[site] > LONGEST * median(others) > 0

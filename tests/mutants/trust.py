@@ -149,7 +149,7 @@ MUTANTS: Mutants = {
         "fedml/privacy/test_best_accuracy.py::test_gaussians_have_their_closed_form",
     ),
     "a change of the control variate of any length": (
-        [("strategies/judge.py", "lengths += [{a.site: record_norm(a, record) for a in valid} for record in records]", "pass")],
+        [("strategies/judge.py", "lengths += [[{a.site: record_norm(a, record) for a in valid}] for record in records]", "pass")],
         "strategies/test_lying_site.py::test_a_change_of_the_control_variate_is_judged_like_an_update",
     ),
     "a rehearsal that imports the strategy": (
@@ -177,7 +177,7 @@ MUTANTS: Mutants = {
         "strategies/gwas/test_lying_gwas_centre.py::test_coefficients_that_leave_one_person_are_refused",
     ),
     "an update of any length": (
-        [("strategies/judge.py", "norms[answer.site] > LONGEST * median(others) > 0", "False")],
+        [("strategies/judge.py", "norms[site] > LONGEST * median(others) > 0", "False")],
         "strategies/test_lying_site.py::test_the_liar_is_named_and_the_run_goes_on",
     ),
     "more pairs than there are": (

@@ -209,6 +209,39 @@ def test_lengths_of_updates_are_in_the_events(manifests: dict[str, Path], tmp_pa
     assert {site: row["update_norm"] for site, row in last.sites.items()} == pytest.approx(sent)
 
 
+SMALL, LARGE = 14, 600  # training persons
+PRIVATE = {
+    "privacy": {
+        "unit": "patient", "noise_multiplier": 300.0, "clipping_norm": 0.1, "persons": {name: LARGE if name != LIAR else SMALL for name in SITES},
+        "ranges": {"x1": [0, 6], "x2": [-7, 5], "x3": [0, 200]},
+    },
+    "training": {"optimizer": "sgd", "lr": 1.0, "batch_size": 0, "local_epochs": 1},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The liar's site has 40 times fewer persons than each other."""
+    folder = tmp_path_factory.mktemp("unequal")
+    return {name: clinical_site(folder / name, name, 20 if name == LIAR else 1000, seed) for seed, name in enumerate(SITES)}
+
+
+def test_a_small_site_of_a_private_study_is_not_taken_for_a_liar(unequal: dict[str, Path], tmp_path: Path) -> None:
+    """Its mean has 40 times the noise of the others', and weighs 40 times less."""
+    events = run_with(unequal, tmp_path / "run", "", None, **PRIVATE)
+    rounds = [event for event in events if isinstance(event, Round)]
+    assert all(event.refused == {} for event in rounds)
+    lengths = [[row["update_norm"] for site, row in event.sites.items() if site != LIAR] for event in rounds]
+    assert max(event.sites[LIAR]["update_norm"] / np.median(others) for event, others in zip(rounds, lengths, strict=True)) > 10
+
+
+@pytest.mark.parametrize("times", [-2000, 5000])
+def test_a_lie_of_a_private_study_is_found(times: int, unequal: dict[str, Path], tmp_path: Path) -> None:
+    events = run_with(unequal, tmp_path / "run", "round", arrays("arrays", lambda name, value: value * times), **PRIVATE)
+    refused = {event.round: event.refused for event in events if isinstance(event, Round)}
+    assert refused == {1: {}, 2: {LIAR: Reason.IMPLAUSIBLE}, 3: {}}
+
+
 SCAFFOLD = {"strategy": {"name": "scaffold"}, "training__optimizer": "sgd", "training__lr": 0.05}
 CONTROL_LIES: dict[str, Callable[[str, Any], Any]] = {
     "-50 times": lambda name, value: value * -50,
