@@ -115,7 +115,7 @@ def run(
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
     from fedml.experiments.runs.hints import hints
-    from fedml.experiments.runs.show import final_table, privacy_of, summary
+    from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary
 
     console = make_console(as_json)
     study = load_study(study_file, changes, seed)
@@ -123,6 +123,8 @@ def run(
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))
+        for text in notes_of(study, outcome):
+            console.print(text, markup=False, soft_wrap=True)
         for text in hints(study, outcome.events):
             console.print(f"Hint: {text}", markup=False, soft_wrap=True)
     if "sentence" in (privacy := privacy_of(outcome.events)):

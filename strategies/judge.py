@@ -2,9 +2,9 @@
 many times longer than those of the others is left out.
 
 A mean follows each site by its weight, so one update of -50 times an honest one undoes the others'. Lengths of updates are compared by
-local step; other records are means over the local steps, and are compared as they are. With privacy of a patient the noise of a mean is inverse to
-the site's persons, so an update stands out only if it does so times the persons, too. Replies of a round are held until their lengths are
-known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
+local step; other records are means over the local steps, and are compared as they are. With privacy of a patient the noise of a mean is
+inverse to the site's persons, so an update stands out only if it also does so times the persons. Replies of a round are held until their
+lengths are known, as long as they are small together: memory does not grow with the number of sites. Beyond that they pass unjudged.
 """
 
 from __future__ import annotations

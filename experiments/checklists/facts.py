@@ -306,7 +306,11 @@ def _outcome(record: Record) -> Iterator[FactRow]:
     heads = [f"{s.name} {s.journal[0]} after {s.journal[1]:,} entries" for s in record.sites if s.journal is not None]
     yield "journals", f"Heads of the sites' journals: {'; '.join(heads)}." if heads else "", "events.jsonl#round"
     if privacy.came and privacy.unit == "none":
-        yield "privacy", "No differential privacy: updates of sites and counts of persons are exact.", "events.jsonl#privacy/unit"
+        yield (
+            "privacy",
+            "No differential privacy: no noise was added to updates and counts.",
+            "events.jsonl#privacy/unit",
+        )
     elif privacy.sentence:
         from fedml.privacy.claims import rounded_up
 

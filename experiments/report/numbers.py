@@ -24,6 +24,7 @@ from fedml.learning.calibration import calibration, reliability, roc
 from fedml.runs.events import Round, SiteRow
 from fedml.study.section import PARTS
 from fedml.tasks.counts import add_counts
+from fedml.tasks.few import few_notes, withheld
 from fedml.tasks.interval_tools import Interval
 from fedml.tasks.intervals import interval
 from fedml.tasks.own import NO_INTERVAL
@@ -56,7 +57,8 @@ def figures(record: Record) -> dict[str, Any]:
             **({} if record.final.kept is None else {"kept": record.final.kept}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
-        "worst": _worst(task, scores), "noised": bool(merged) and noised, "sites": {s.name: _site(record, s) for s in record.sites},
+        "worst": _worst(task, scores), "notes": few_notes(counts), "noised": bool(merged) and noised,
+        "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
     if "external" in record.final.metrics:
@@ -175,6 +177,8 @@ def _score(record: Record, task: Task, parts: Sequence[Any], logged: Mapping[str
         else:
             measures[name] = {**_interval(interval(parts, task, name, seed=record.study.study.seed)), "value": value}
     by_class = total["confusion"].sum(1) if task.person_classes and record.study.privacy.metrics != "private" else None
+    if len(parts) == 1 and withheld(parts[0]):  # also the numbers of its classes are rounded
+        by_class = None
     return {"persons": values["persons"], "classes": by_class, "metrics": measures}
 
 

@@ -132,6 +132,7 @@ def by_site(record: Record, found: Found) -> str:
     meaning = [(some[0].printed if len(some) == 1 else some[0].axis, text) for text, some in alike.items()]
     body = [_forest(record, found, found["scores"]["sites"], "site")]
     body += [table(found, f"Measures on {PARTS[found['part']]} persons", _columns(record, names), rows, _methods(record, found))]
+    body += [paragraph(note) for note in found["notes"]]
     return section("by-site", "Results by site", *body, *_by_class(record, found), "<h3>What the measures mean</h3>", terms(meaning))
 
 

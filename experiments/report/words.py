@@ -61,8 +61,15 @@ def answer(record: Record, found: Found) -> list[str]:
         return [f"There is no answer: the run {ended}, {done}.", *([why] if why else [])]
     sites = [s for s, row in found["scores"]["sites"].items() if row]
     held = f"{count(score['persons'], PARTS[found['part']] + ' person')} held out at {count(len(sites), 'site')}"
+    known = not any(row and row["classes"] is None for row in found["scores"]["sites"].values())
     result = Result(
-        held, score["classes"] or (), score["metrics"], found["measure"], found["noised"], interval_of, lambda value: written(value)
+        held,
+        (score["classes"] or ()) if known else (),
+        score["metrics"],
+        found["measure"],
+        found["noised"],
+        interval_of,
+        lambda value: written(value),
     )
     return make_task(record.study).words.answer(result)
 
@@ -123,7 +130,8 @@ def privacy(found: Found) -> list[str]:
     claim = found["privacy"]
     if claim["unit"] == "none":
         return [
-            "None. There is no differential privacy: no noise was added, and all values that left the sites are exact.",
+            "None. There is no differential privacy: no noise was added. Where data are not public, counts of few persons were rounded or "
+            "withheld; all other values that left the sites are exact.",
             "Persons' data stayed at their sites. But model updates and counts left the sites; they can in principle reveal something "
             "about a person, and the run gives no bound on that.",
         ]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fedml.cohort.variants.checks import ALL_SITES
 from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Round, SiteRow, Step, body
-from fedml.runs.log import last
+from fedml.runs.log import last, load_counts
 from fedml.study.study import Study
+from fedml.tasks.few import few_notes
 from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -135,6 +136,12 @@ def final_table(study: Study, final: Final) -> Group:
     return Group(table, *below)
 
 
+def notes_of(study: Study, outcome: Outcome) -> list[str]:
+    """What few persons did to the numbers of ``final_table``, as sentences (``fedml.tasks.few``)."""
+    counts = load_counts(outcome.run).get("test" if "test" in outcome.final.metrics else "val", {})
+    return few_notes({site: counts[site] for site in study.federation.sites if site in counts})
+
+
 # A header is wrapped at underscores if possible, otherwise anywhere; it is never truncated.
 _HEADERS = {"balanced_accuracy": "balanced"}
 
@@ -154,8 +161,8 @@ def _count(value: Any) -> str:
 
 
 def summary(study: Study, outcome: Outcome, mlflow_run: str | None, mlflow_error: str = "") -> dict[str, Any]:
-    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes``: arrays sent and received by the server; ``mlflow_error``: why
-    MLflow has no complete record, null if it has one or was not to have one."""
+    """The object of ``--json``. ``metrics`` are merged over sites; ``bytes``: arrays sent and received by the server; ``notes``: which of
+    the numbers are approximate; ``mlflow_error``: why MLflow has no complete record, null if it has one or was not to have one."""
     rounds = [e for e in outcome.events if isinstance(e, Round)]
     scores = outcome.final.metrics
     rows: list[SiteRow] = [row for e in rounds for row in e.sites.values()]
@@ -174,6 +181,7 @@ def summary(study: Study, outcome: Outcome, mlflow_run: str | None, mlflow_error
             for site in study.federation.sites
         },
         "worst_site": {part: s["worst"] for part, s in scores.items()},
+        "notes": notes_of(study, outcome),
         "privacy": privacy_of(outcome.events) or {"unit": study.privacy.unit},
         "bytes": {"out": sum(r["bytes_out"] for r in rows), "in": sum(r["bytes_in"] for r in rows)},
         "seconds": outcome.seconds,

@@ -239,7 +239,7 @@ def _share_interval(row: int | None, groups: Parts, one: int | None, level: floa
     hits, persons = np.diag(confusion).astype(np.float64), confusion.sum(1).astype(np.float64)
     k, n = (hits.sum(), persons.sum()) if row is None else (hits[row], persons[row])
     if not n:
-        return no_interval(math.nan, level, "no person is of that class")
+        return no_interval(math.nan, level, "the counts have no person of that class")
     low, high = wilson(k, n, level)
     return Interval(float(k / n), float(low), float(high), level, "Wilson")
 

@@ -212,7 +212,8 @@ def test_lengths_of_updates_are_in_the_events(manifests: dict[str, Path], tmp_pa
 SMALL, LARGE = 14, 600  # training persons
 PRIVATE = {
     "privacy": {
-        "unit": "patient", "noise_multiplier": 300.0, "clipping_norm": 0.1, "persons": {name: LARGE if name != LIAR else SMALL for name in SITES},
+        "unit": "patient", "noise_multiplier": 300.0, "clipping_norm": 0.1,
+        "persons": {name: LARGE if name != LIAR else SMALL for name in SITES},
         "ranges": {"x1": [0, 6], "x2": [-7, 5], "x3": [0, 200]},
     },
     "training": {"optimizer": "sgd", "lr": 1.0, "batch_size": 0, "local_epochs": 1},
