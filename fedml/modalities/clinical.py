@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from fedml.modalities.layout import Layout
 
 NAME = "clinical"
+_NAMED = 60  # most columns in the plan's sentence; a study may have thousands
 
 
 class ClinicalData(TableData):
@@ -169,7 +170,8 @@ def _form(study: Study) -> Form:
 
 def _plan(study: Study) -> str:
     columns = spec_of(study).columns
-    return f"{len(columns)} clinical columns ({', '.join(columns)})"
+    more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+    return f"{len(columns)} clinical columns ({', '.join(columns[:_NAMED])}{more})"
 
 
 def _fact(study: Study) -> Text:

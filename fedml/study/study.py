@@ -204,7 +204,8 @@ class Study(Section):
         lacking = [c for c in needed if c not in plan.ranges]
         if lacking:
             some = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
-            raise ValueError(f"[privacy] ranges lacks {some}: state plausible values, such as ranges = {{ age = [18, 100] }}")
+            pattern = '; ranges = { "*_rnaseq" = [-4, 4] } is for each column by pattern that it matches' if len(lacking) > 10 else ""
+            raise ValueError(f"[privacy] ranges lacks {some}: state plausible values, such as ranges = {{ age = [18, 100] }}{pattern}")
         unknown = [c for c in plan.ranges if c not in needed]
         if unknown:
             raise ValueError(f"[privacy] ranges names {unknown[0]}, which is no numeric column of the study{nearest(unknown[0], needed)}")
