@@ -120,7 +120,7 @@ def with_help(command: click.Command) -> click.Command:
     for parameter in command.params:
         told = known[str(parameter.name)].default if parameter.name in known else None
         if isinstance(told, ArgumentInfo):
-            parameter.help = told.help  # type: ignore[attr-defined]
+            parameter.help = told.help
     plain = command.get_help
     command.get_help = lambda ctx: plain(ctx).replace("\\[", "[")  # type: ignore[method-assign]
     return command

@@ -95,7 +95,7 @@ def _wrong(table: pd.DataFrame, name: str, path: Path, section: str, spec: Mappi
         if section == "omics":
             if values.dtype != np.float64:
                 numbers(values, path, booleans=False)
-        elif name not in spec.get("categories", {}):
+        elif name not in spec.get("categories", {}) and name not in spec.get("dates", {}):
             codes = of_name(spec.get("missing", {}), name)
             code_columns(table[[name]], ClinicalColumns(columns=(name,), missing={} if codes is None else {name: tuple(codes)}), path)
     except InputError as error:

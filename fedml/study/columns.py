@@ -90,7 +90,9 @@ def expand(plan: dict[str, Any], path: Path) -> None:
         InputError: there is no file of names, it was written for other columns, or as ``select``.
     """
     cohort = plan.get("cohort")
-    for section in MOST if isinstance(cohort, dict) else ():
+    if not isinstance(cohort, dict):
+        return
+    for section in MOST:
         spec = cohort.get(section)
         if not isinstance(spec, dict) or "columns" not in spec:
             continue
