@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fedml.runs.restore import restore
 from fedml.strategies.describe import describe
 from fedml.study.study import Study, parse_study, validate
 from fedml.tracking.scoring import score
+from tests.clients.gate.centre import Centre, real_site
 from tests.conftest import federate, make_plan, make_study, pooled, write_csv, write_manifest
 
 PERSONS, ROUNDS, STEPS, LR = 90, 4, 3, 0.3
@@ -222,6 +224,20 @@ def test_a_study_without_the_key_keeps_its_identity() -> None:
 def test_what_it_does_not_go_with(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         validate(Study, make_plan(**{"cohort__standardise": "site", **changes}), "study.toml")
+
+
+def test_a_site_of_real_persons_sends_no_sum_and_takes_no_other_constants(tmp_path: Path) -> None:
+    """Through the gate, with a centre that is not trusted."""
+    study = make_study(sites=("a",), cohort__standardise="site", federation__rounds=2)
+    centre = Centre(study, real_site(tmp_path / "a"))
+    agreed = centre.agree(1)
+    weights = centre.first(agreed)
+    assert "statistics" not in json.dumps(centre.journal())
+    crafted = {name: value + 1 for name, value in agreed.constants.items()}
+    assert centre.ask("round", 1, 2, replace(agreed, constants=crafted), weights) == "not-of-the-plan"
+    assert centre.ask("round", 1, 1, agreed, weights) == ""
+    assert centre.ask("statistics", 0, 1, agreed) == ""
+    assert [name for name in centre.answered[-1][1] if name.startswith("sums/")] == []
 
 
 def test_a_site_with_too_few_persons_takes_no_part(tmp_path: Path) -> None:
