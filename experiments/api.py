@@ -348,14 +348,16 @@ class Client:
     def cohort(self) -> Cohort:
         """The persons that the study would use; ``cohort.batch(rows)`` is what the network gets."""
         from fedml.clients.site.read import load_cohort
+        from fedml.cohort.standard import standardise_site
 
-        return load_cohort((str(self.site.file),), self.plan)
+        smallest = max(self.plan.policy.min_count, self.site.manifest.policy.min_count)
+        return standardise_site(load_cohort((str(self.site.file),), self.plan), self.plan, smallest)
 
     @cached_property
     def model(self) -> CohortModel:
         """The network with its first weights and this site's constants."""
         from fedml.cohort.variants.model import Dosages, to_text
-        from fedml.learning.statistics import cohort_sums, constants_from
+        from fedml.learning.statistics import cohort_sums, constants_from, neutral_constants
         from fedml.modalities.layout import make_layout
         from fedml.models.fusion import build_model, load
 
@@ -364,7 +366,8 @@ class Client:
         dosages = self.cohort.input("variants", Dosages)
         panel = b"" if dosages is None else to_text(dosages.keys)
         model = build_model(self.plan, make_layout(self.plan, self.cohort.image_shape, panel))
-        constants = constants_from(cohort_sums(self.cohort, self.plan.model.task))
+        sums = cohort_sums(self.cohort, self.plan.model.task, without=self.plan.cohort.by_site)
+        constants = {**constants_from(sums), **neutral_constants(self.plan)}
         load({k: v for k, v in model.state_dict().items() if k in constants}, constants)
         return model
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedml.cli import grouped, guarded
+from fedml.cli import grouped, guarded, parse_overrides
 from fedml.errors import InputError, RunError
 from fedml.experiments.compare.commands import evaluate, validate
 from fedml.experiments.evidence import commands as evidence_cli
@@ -79,6 +79,10 @@ def check(
     explain: Annotated[
         str, typer.Option("--explain", metavar="KEY", help="Explain a key of a study or a site.toml instead, such as lr.")
     ] = "",
+    resolve: Annotated[
+        bool, typer.Option("--resolve", help="First write which names columns by pattern mean at all sites of --sites, beside the study.")
+    ] = False,
+    sites: SitesOrNone = None,
 ) -> None:
     """Check a study file and print its plan as text; or explain a key.
 
@@ -94,6 +98,13 @@ def check(
     from fedml.strategies.algorithms.registry import make_strategy
     from fedml.strategies.describe import describe
 
+    if resolve != (sites is not None):
+        raise InputError("fedml check: --resolve and --sites go together: fedml check STUDY --sites DIR --resolve.")
+    if sites is not None:
+        from fedml.clients.site.columns import resolve as write_columns
+        from fedml.study.read import read_plan
+
+        write_columns(read_plan(study_file, overrides=parse_overrides(changes or []), seed=seed), study_file, sites, print)
     study = load_study(study_file, changes, seed)
     make_strategy(study)
     check_inputs(study)

@@ -9,10 +9,13 @@ import sys
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, NoReturn, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from fedml.errors import InputError, RunError, SiteError
 from fedml.text import printable
+
+if TYPE_CHECKING:
+    import click
 
 
 class PrintableFormatter(logging.Formatter):
@@ -77,7 +80,7 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
 
 def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
     try:
-        app(args=words, standalone_mode=True)
+        (_legible(app) if not words or "--help" in words else app)(args=words, standalone_mode=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
     except (InputError, SiteError) as error:
@@ -96,6 +99,31 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
         print(f"error: {text} (run again with --debug for the traceback and report the error)", file=sys.stderr)
         return 1
     return 0
+
+
+def _legible(app: Callable[..., Any]) -> Callable[..., Any]:
+    """``app`` with the help that click 8.4 and later drop of typer's positional arguments, and without the backslashes that typer puts
+    before brackets."""
+    import typer
+
+    return with_help(typer.main.get_command(app)) if isinstance(app, typer.Typer) else app
+
+
+def with_help(command: click.Command) -> click.Command:
+    """``command`` and its subcommands, as typer builds them, with the help of every positional argument."""
+    from typer.models import ArgumentInfo
+    from typer.utils import get_params_from_function
+
+    for inner in getattr(command, "commands", {}).values():
+        with_help(inner)
+    known = get_params_from_function(inspect.unwrap(command.callback)) if command.callback else {}
+    for parameter in command.params:
+        told = known[str(parameter.name)].default if parameter.name in known else None
+        if isinstance(told, ArgumentInfo):
+            parameter.help = told.help
+    plain = command.get_help
+    command.get_help = lambda ctx: plain(ctx).replace("\\[", "[")  # type: ignore[method-assign]
+    return command
 
 
 def _report(error: Exception, code: int, debug: bool) -> int:

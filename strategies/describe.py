@@ -34,6 +34,7 @@ def describe(study: Study) -> str:
         f"Identity    {study.sha256}",
         "",
         f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
+        *(_wrapped(_by_site(study)) if cohort.by_site else []),
         f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         f" (unless a site has a split file){f'; fold {split.fold} of {split.folds}' if split.folds else ''}",
@@ -94,6 +95,13 @@ def _options(study: Study) -> list[str]:
     return [f"{'Training':12}{line.strip()}" if place == 0 else line for place, line in enumerate(lines)]
 
 
+def _by_site(study: Study) -> str:
+    return (
+        f"{' and '.join(study.cohort.by_site)} standardised at each site by mean and SD of its own training persons (a site that does not "
+        "train: of all), which stay there and are not in the model"
+    )
+
+
 def _external(study: Study) -> str:
     names, private = ", ".join(study.federation.evaluate_only), study.privacy.metrics == "private"
     counted, noised = "" if study.privacy.unit == "patient" else ", persons by class", ", with noise" if private else ""
@@ -105,10 +113,12 @@ def _external(study: Study) -> str:
 
 
 def _before(study: Study) -> str:
-    words = [modality.words for modality in modalities_of(study)]
-    sent = [text for modality in words for text in modality.sends(study)]
-    sums = " and ".join(modality.column for modality in words)
-    return ", " + ", ".join([*sent, f"count, sum and sum of squares of each {sums} over training persons"])
+    sent = [text for modality in modalities_of(study) for text in modality.words.sends(study)]
+    summed = [f"each {modality.words.column}" for modality in modalities_of(study) if modality.name not in study.cohort.by_site]
+    if not summed and study.traits.standardised:
+        summed = ["the target"]
+    sums = [f"count, sum and sum of squares of {' and '.join(summed).replace(' and each ', ' and ')} over training persons"]
+    return "".join(f", {text}" for text in [*sent, *(sums if summed else [])])
 
 
 def caution(study: Study) -> str:

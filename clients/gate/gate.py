@@ -68,6 +68,7 @@ from fedml.clients.work.request import Request, read_request
 from fedml.contract.extras import Shapes
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
+from fedml.learning.statistics import neutral_constants
 from fedml.privacy.statistics import stated_constants
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
@@ -358,6 +359,7 @@ class Gate:
             manifest = self.site.manifest
             fewest = 0 if manifest.data.public else limits(manifest.policy, study).min_count
             check_class_weights(self._by_class(request), agreed.get(CLASS_WEIGHTS), fewest)
+        check_stated(neutral_constants(study), agreed)
         if study.privacy.unit != "none" and study.privacy.statistics == "stated":
             check_stated(stated_constants(study, layout_of(study, content)), agreed)
         else:

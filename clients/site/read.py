@@ -11,11 +11,13 @@ import numpy.typing as npt
 
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
+from fedml.cohort.dates import with_dates
 from fedml.cohort.groups import read_groups
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, select
 from fedml.cohort.sheet import read_table
+from fedml.cohort.standard import standardise_site
 from fedml.cohort.table import part_of, read_labels, read_parts
 from fedml.cohort.variants.harmonise import panel_of
 from fedml.cohort.variants.model import Dosages, from_text
@@ -54,7 +56,10 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     tables = [(table, path)]
     if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
         clinical = folder / data.clinical.path
-        tables.append((read_table(clinical, data.clinical.id or data.id).reindex(table.index), clinical))
+        own, spec = data.clinical.id or data.id, plan.clinical
+        read_too = read_table(clinical, own)
+        read_too = with_dates(read_too, spec, clinical, own) if spec is not None else read_too
+        tables.append((read_too.reindex(table.index), clinical))
     groups = read_groups(study.evaluation, tables)
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):
@@ -110,20 +115,29 @@ def load_cohort(manifests: tuple[str, ...], study: Study, window: tuple[float, f
 
 @lru_cache(maxsize=128)
 def load_aligned(
-    manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes | None = None, window: tuple[float, float] | None = None
+    manifests: tuple[str, ...],
+    study: Study,
+    panel: bytes,
+    flips: bytes | None = None,
+    window: tuple[float, float] | None = None,
+    *,
+    new: bool = False,
 ) -> Cohort:
-    """``load_cohort`` with the variants of the agreed panel; REF and ALT are exchanged where this site's ``flips`` (one byte for each
-    variant) are 1. Without ``flips`` (a trained model's panel), the alleles decide.
+    """``load_cohort`` as the model gets it: with the variants of the agreed panel, REF and ALT exchanged where this site's ``flips`` (one
+    byte for each variant) are 1; and with tables that the site standardises itself, if the study says so. Without ``flips`` (a trained
+    model's panel), the alleles decide.
+
+    Args:
+        new: the site is none of the study's, so none of its persons has trained.
 
     Raises:
-        SiteError: the panel cannot be read, or the number of flips differs from the number of variants.
+        SiteError: the panel cannot be read, the number of flips differs from the number of variants, or too few persons to standardise by.
     """
     try:
         keys = from_text(panel)
     except ValueError as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the panel cannot be read: {error}") from error
-    # ``lru_cache`` treats a missing argument and None as different keys, so the call must have the form of other calls.
-    cohort = load_cohort(manifests, study) if window is None else load_cohort(manifests, study, window)
+    cohort = _standardised(manifests, study, window, new) if study.cohort.by_site else _loaded(manifests, study, window)
     if flips is None:
         dosages = cohort.input("variants", Dosages)
         keys_of_site = {} if dosages is None else {cohort.site: dosages.keys}
@@ -132,3 +146,17 @@ def load_aligned(
     if len(turns) != len(keys) or turns.max(initial=0) > 1:
         raise SiteError(Reason.BAD_MESSAGE, "the number of flips differs from the number of variants in the panel")
     return aligned(cohort, keys, turns, study)
+
+
+def _loaded(manifests: tuple[str, ...], study: Study, window: tuple[float, float] | None) -> Cohort:
+    # ``lru_cache`` treats a missing argument and None as different keys, so the call must have the form of other calls.
+    return load_cohort(manifests, study) if window is None else load_cohort(manifests, study, window)
+
+
+def _standardised(manifests: tuple[str, ...], study: Study, window: tuple[float, float] | None, new: bool) -> Cohort:
+    """The cohort, each site's tables standardised by its own persons also where sites are pooled."""
+    found = []
+    for manifest in manifests:
+        smallest = max(study.policy.min_count, read_site(Path(manifest)).manifest.policy.min_count)
+        found.append(standardise_site(_loaded((manifest,), study, window), study, smallest, new=new))
+    return found[0] if len(found) == 1 else pool(found, study)

@@ -262,7 +262,7 @@ def protected(request: Request) -> bool:
 
 def sums_of(request: Request, cohort: Cohort) -> dict[str, Any]:
     """The site's sums over its training persons."""
-    return dict(cohort_sums(cohort, request.study.model.task, smallest_of(request)))
+    return dict(cohort_sums(cohort, request.study.model.task, smallest_of(request), request.study.cohort.by_site))
 
 
 def _statistics(request: Request, content: RecordDict) -> RecordDict:

@@ -177,10 +177,15 @@ def _preprocessing(study: Study) -> FactRow:
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
         source = "ranges that the study states" if study.privacy.statistics == "stated" else "noised sums over the training persons"
-    words = [modality.words for modality in modalities_of(study)]
-    columns = [*(text.columns for text in words), *(["the outcome"] if study.traits.standardised else [])]
+    own, modalities = study.cohort.by_site, modalities_of(study)
+    columns = [*(m.words.columns for m in modalities if m.name not in own), *(["the outcome"] if study.traits.standardised else [])]
     standard = f"Standardised by mean and standard deviation, from {source}: {', '.join(columns)}.", ("study.json#/privacy/statistics",)
-    return _joined([*(text.preparation(study) for text in words), standard])
+    texts = [modality.words.preparation(study) for modality in modalities]
+    if own:
+        at_site = ", ".join(m.words.columns for m in modalities if m.name in own)
+        text = "Standardised at each site by mean and standard deviation of its own training persons, which did not leave it: "
+        texts.append((f"{text}{at_site}.", ("study.json#/cohort/standardise",)))
+    return _joined([*texts, *([standard] if columns else [])])
 
 
 def _missing(study: Study) -> FactRow:

@@ -96,6 +96,12 @@ def _add_study_keys(plain: Schema) -> None:
     omics = _at(plain, ["cohort", "omics"])
     omics["required"].remove("columns")
     omics["anyOf"] = [{"required": ["columns"]}, {"required": ["features"]}]
+    for name in ("clinical", "omics"):
+        keys = _at(plain, ["cohort", name])["properties"]
+        given = keys["columns"]
+        text = f'{given.pop("description")}; with names also patterns such as "*_rnaseq", or "all"'
+        keys["columns"] = {"anyOf": [given, {"type": "string"}], **given, "description": text}
+        del keys["columns"]["type"], keys["columns"]["items"]
     for path, names in _NAMES.items():
         _at(plain, path)["description"] += f"; one of: {', '.join(names)}"
     options = _at(plain, ["strategy"])["properties"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_aligned
-from fedml.errors import InputError
+from fedml.errors import InputError, SiteError
 from fedml.runs.log import load_model, saved_window
 from fedml.study.section import PARTS
 from fedml.tasks.registry import make_task
@@ -42,7 +42,11 @@ def predictions(run: Path, sites: Mapping[str, Site]) -> pd.DataFrame:
     torch.set_num_threads(study.training.threads)
     found = []
     for name, site in sites.items():
-        cohort = load_aligned((str(site.file.resolve()),), study, panel, window=saved_window(arrays))
+        new, window = name not in study.federation.sites, saved_window(arrays)
+        try:
+            cohort = load_aligned((str(site.file.resolve()),), study, panel, window=window, new=new)
+        except SiteError as error:
+            raise InputError(f"{site.file}: {error}.") from error
         for chosen in np.split(np.arange(len(cohort)), range(_BATCH, len(cohort), _BATCH)):
             batch = cohort.batch(chosen)
             with torch.inference_mode():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +11,9 @@ from typing import Annotated
 import typer
 
 from fedml.cli import grouped
+from fedml.errors import InputError
 
-_OUT = typer.Argument(metavar="DIR", help="Folder to create.", show_default=False)
+_OUT = typer.Argument(metavar="DIR", help="Folder to create; asked for on a terminal.", show_default=False)
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Files:
 
     id: Annotated[str, typer.Option("--id", help="Column of ids; default: one with a usual name.")] = ""
     site_column: Annotated[
-        str, typer.Option("--site-column", help="Column of the site of each person; default: one with a usual name.")
+        str, typer.Option("--site-column", help="Column of the site of each person; default: one with a usual name; - for none.")
     ] = ""
     simulate: Annotated[int, typer.Option("--simulate", min=1, max=100, help="Without such a column: number of simulated sites.")] = 3
     public: Annotated[bool, typer.Option("--public", help="The data are published or synthetic: exact counts may leave a site.")] = False
@@ -40,16 +43,37 @@ class Inputs:
 
 
 @grouped
-def new(out: Annotated[Path, _OUT], inputs: Inputs, files: Files) -> None:
+def new(inputs: Inputs, files: Files, out: Annotated[Path | None, _OUT] = None) -> None:
     """Write a study and site folders from your own table, images or VCF; what was guessed is printed, so that you can correct it.
+    On a terminal, fedml new alone asks for each, and offers to run the study.
 
     Example: fedml new work --table cohort.csv --target death && fedml run work/study.toml --sites work/sites
     """
     from fedml.experiments.new.make import Given, make
 
     found = (files.id, inputs.target, files.site_column, files.simulate, inputs.label_part, inputs.build, files.public)
-    make(Given(inputs.table, inputs.images, inputs.variants, *found), out, print)
-    print(f"next: fedml check {out / 'study.toml'}; fedml run {out / 'study.toml'} --sites {out / 'sites'}")
+    given, asked = Given(inputs.table, inputs.images, inputs.variants, *found), False
+    if out is None or not (inputs.table or inputs.images or inputs.variants):
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            raise InputError(_missing(out, inputs))
+        from fedml.experiments.new.ask import ask
+
+        (given, out), asked = ask(given, out), True
+    make(given, out, print)
+    words = ["run", str(out / "study.toml"), "--sites", str(out / "sites")]
+    print(f"next: fedml check {out / 'study.toml'}; fedml {' '.join(words)}")
+    if asked and typer.confirm("Run it now?", default=True):
+        done = subprocess.run([sys.executable, "-m", "fedml.experiments.cli", *words], check=False)
+        raise SystemExit(done.returncode)
+
+
+def _missing(out: Path | None, inputs: Inputs) -> str:
+    """Which words of the command are missing where nobody can be asked."""
+    words = ["DIR, the folder to create"] if out is None else []
+    if not (inputs.table or inputs.images):
+        words.append("--table FILE (persons and their columns), --images DIR, or both" + (", beside --variants" if inputs.variants else ""))
+    also = "; --id, --target and --site-column name columns that have no usual name"
+    return f"fedml new: give {' and '.join(words)}{also}. On a terminal, fedml new asks for them."
 
 
 @grouped

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Say = Callable[[str], None]
+NO_COLUMN = "-"  # in the place of a column's name: there is none
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def look(given: Given, *, target: bool = True) -> Found:
         table, path = _of_names(images[1], labels, given, said), given.images
     else:
         raise InputError("give --table FILE (persons and their columns), --images DIR, or both.")
-    site = guess.site_column(table, given.site_column, said)
+    site = "" if given.site_column == NO_COLUMN else guess.site_column(table, given.site_column, said)
     name = guess.target_column(table, given.target, path, said) if target else ""
     classes = guess.classes_of(table[name], path, said) if target else None
     columns = guess.columns_of(table, [c for c in (site, name) if c], path)

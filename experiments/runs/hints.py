@@ -44,9 +44,15 @@ def _past(study: Study, rounds: Sequence[Round]) -> str:
     best = int(smooth.argmax() if task.higher else smooth.argmin())
     scale = 1.0 if task.higher else max(abs(float(smooth[-1])), 1e-12)
     if best < len(smooth) * 2 // 3 and abs(smooth[best] - smooth[-1]) / scale >= _PAST:
+        better = "fewer rounds, a smaller learning rate or more weight decay may be better"
+        kept = (
+            'keep = "best" made the best round\'s model the result'
+            if study.training.keep == "best"
+            else '[training] keep = "best" takes it'
+        )
         return (
             f"past its best: validation {task.watched} was {smooth[best]:.3f} around round {curve[best + 1][0]} and {smooth[-1]:.3f} at "
-            "the end (means of three rounds); fewer rounds, a smaller learning rate or more weight decay may be better"
+            f"the end (means of three rounds); {better}; {kept}"
         )
     third = len(values) // 3
     middle, late = float(values[third : 2 * third].mean()), float(values[-third:].mean())

@@ -1,6 +1,7 @@
 """Codes clinical columns as numbers. The model imputes and standardises them (``fedml.networks.preprocess``).
 
-A numeric value stays a number; a categorical value becomes the index in its declared categories; missing values are NaN.
+A numeric value stays a number; a categorical value becomes the index in its declared categories; missing values are NaN. Dates are
+numbers before (``fedml.cohort.dates``).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def code_columns(table: pd.DataFrame, spec: ClinicalColumns, path: Path) -> npt.
     out = np.full((len(table), len(spec.columns)), np.nan)
     for at, name in enumerate(spec.columns):
         values = column(table, name, path, "[cohort.clinical] columns")
-        if name in spec.missing:
+        if name in spec.missing and name not in spec.dates:
             declared = {normal(m) for m in spec.missing[name]}
             values = values.astype(object).mask(values.map(normal, na_action="ignore").isin(declared))
         if name in spec.categories:

@@ -162,12 +162,14 @@ def _kind(value: Any, clinical: bool) -> str:
         if re.fullmatch(r"[+-]?[\d.]*,[\d.,]*\d", value):
             return f', such as "{text}"; write numbers with a decimal point and without separators of thousands'
         if re.match(r"\d{4}-\d\d?-\d\d?|\d\d?[./]\d\d?[./]\d{2,4}", value):
-            return f', but a date such as "{text}"; write a number in its place, such as an age in years or a number of days'
+            rule = ", or give the column a rule under [cohort.clinical] dates" if clinical else ""
+            return f', but a date such as "{text}"; write a number in its place, such as an age in years or a number of days{rule}'
         fix = "correct the cell or leave it empty"
         fix += ", list it under [cohort.clinical] missing, or declare the column under categories" if clinical else ""
         return f', such as "{text}"; {fix}'
     if isinstance(value, date | timedelta | np.datetime64 | np.timedelta64):
-        return f", but dates or durations such as {text}; write a number in its place, such as an age in years or a number of days"
+        rule = ", or give dates a rule under [cohort.clinical] dates" if clinical else ""
+        return f", but dates or durations such as {text}; write a number in its place, such as an age in years or a number of days{rule}"
     return f", such as {text}; correct the cell or leave it empty"
 
 

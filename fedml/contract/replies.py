@@ -159,7 +159,8 @@ def _check_voxels(study: Study, reply: RecordDict) -> None:
 
 
 def _check_sums(study: Study, reply: RecordDict) -> None:
-    declared = {f"preprocess.{name}" for name in study.cohort.inputs} | ({"target"} if study.traits.standardised else set())
+    declared = {f"preprocess.{name}" for name in study.cohort.inputs if name not in study.cohort.by_site}
+    declared |= {"target"} if study.traits.standardised else set()
     for key, value in read_arrays(reply, SUMS).items():
         if key not in declared:
             raise SiteError(Reason.UNDECLARED, "sums hold a key that is not declared")

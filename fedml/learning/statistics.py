@@ -9,7 +9,7 @@ from those alone (``stated_constants``), or each person's values are brought int
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -17,21 +17,32 @@ import torch
 from fedml.cohort.persons import Cohort
 from fedml.modalities.modality import Array, require, table_sums
 from fedml.modalities.registry import inputs_of
+from fedml.study.study import Study
 from fedml.study.task_traits import traits_of
 
 
-def cohort_sums(cohort: Cohort, task: str, smallest: int = 1) -> dict[str, Array]:
-    """Sums over the training persons, by the name of the preprocessing module, each (3, columns).
+def cohort_sums(cohort: Cohort, task: str, smallest: int = 1, without: Collection[str] = ()) -> dict[str, Array]:
+    """Sums over the training persons, by the name of the preprocessing module, each (3, columns); not of the inputs ``without``.
 
     A column with fewer than ``smallest`` values counts as absent here: such a sum would tell about each of them.
     """
     rows = cohort.rows("train")
     out = {}
     for modality, value in inputs_of(cohort):
+        if modality.name in without:
+            continue
         out[f"preprocess.{modality.name}"] = require(modality.sums, modality, "sums")(value, rows)
     if traits_of(task).standardised:
         out["target"] = table_sums(cohort.labels[rows, None])
     return {name: np.where(sums[0] >= smallest, sums, 0.0) for name, sums in out.items()}
+
+
+def neutral_constants(study: Study) -> dict[str, torch.Tensor]:
+    """Mean 0 and standard deviation 1 by buffer name, of the inputs that each site standardises itself (``fedml.cohort.standard``)."""
+    sections = {name: getattr(study.cohort, name) for name in study.cohort.by_site}
+    sizes = {f"preprocess.{name}": len(section.columns) for name, section in sections.items()}
+    means = {f"{name}.mean": torch.zeros(columns) for name, columns in sizes.items()}
+    return means | {f"{name}.std": torch.ones(columns) for name, columns in sizes.items()}
 
 
 def constants_from(sums: Mapping[str, Array]) -> dict[str, torch.Tensor]:

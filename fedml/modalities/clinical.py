@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedml.cohort.clinical import code_columns
+from fedml.cohort.dates import as_dates, with_dates
 from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table, pool_tables
 from fedml.cohort.sheet import read_table
@@ -30,6 +31,7 @@ from fedml.modalities.modality import (
     table_sums,
 )
 from fedml.modalities.tables import TableData, id_of, inspect_table, network_text, raw_table, write_table
+from fedml.study import date_rules
 from fedml.study.code_section import is_own
 from fedml.study.cohort_section import ClinicalColumns
 from fedml.study.section import normal
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from fedml.modalities.layout import Layout
 
 NAME = "clinical"
+_NAMED = 60  # most columns in the plan's sentence; a study may have thousands
 
 
 class ClinicalData(TableData):
@@ -56,12 +59,13 @@ def spec_of(study: Study) -> ClinicalColumns:
 
 def _read(place: Place[ClinicalData], study: Study, ids: Sequence[str]) -> Table:
     path = place.folder / place.data.path
-    table = read_table(path, id_of(place), {*spec_of(study).columns})
+    table = read_table(path, id_of(place), {*spec_of(study).read})
     check_ids(ids, table.index, str(path))
     present = np.isin(np.array(ids, dtype=object), table.index.to_numpy(dtype=object))
     if not len(table):
         raise InputError(f"{path}: has no row; correct the path in site.toml, or export the table again.")
     spec = spec_of(study)
+    table = with_dates(table, spec, path, id_of(place))
     values = code_columns(table.reindex(list(ids)), spec, path)
     if study.privacy.unit != "patient":  # there, a refusal would tell of one person, and values are clipped to the study's ranges
         check_wild(values, ["" if name in spec.categories else name for name in spec.columns], path, place.extremes)
@@ -76,7 +80,13 @@ def _summary(value: Table, study: Study) -> list[str]:
     spec, rows = spec_of(study), len(value.values)
     absent = rows - int(value.present.sum())
     lines = [f"clinical: {absent} of {rows} persons have no row"] if absent else []
-    return lines + [f"{name}: {_column_text(value.values[:, at], spec.categories.get(name))}" for at, name in enumerate(spec.columns)]
+    texts = [_column_text(value.values[:, at], spec.categories.get(name)) for at, name in enumerate(spec.columns)]
+    return lines + [f"{_named(name, spec)}: {text}" for name, text in zip(spec.columns, texts, strict=True)]
+
+
+def _named(name: str, spec: ClinicalColumns) -> str:
+    """The column, and of a date which number it becomes."""
+    return f"{name} ({date_rules.words(spec.dates[name])})" if name in spec.dates else name
 
 
 def _column_text(values: Array, categories: Sequence[Any] | None) -> str:
@@ -151,12 +161,14 @@ def _placeholder(value: Table, study: Study, random: Random) -> Table:
 
 def _write(value: Table, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
     spec = spec_of(study)
-    return write_table(folder / "clinical.csv", value, ids, {name: spec.categories.get(name) for name in spec.columns})
+    texts = as_dates({name: value.values[:, at] for at, name in enumerate(spec.columns)}, spec) if spec.dates else {}
+    return write_table(folder / "clinical.csv", value, ids, {name: spec.categories.get(name) for name in spec.columns}, texts)
 
 
 def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     spec = spec_of(study)
-    return raw_table(NAME, values, spec.columns, lambda table: code_columns(table, spec, Path("input")))
+    coded = [at for at, name in enumerate(spec.columns) if name in spec.categories]
+    return raw_table(NAME, values, spec.columns, study, lambda table: code_columns(table, spec, Path("input")), coded)
 
 
 def _example(study: Study, layout: Layout) -> Array:
@@ -169,15 +181,18 @@ def _form(study: Study) -> Form:
 
 def _plan(study: Study) -> str:
     columns = spec_of(study).columns
-    return f"{len(columns)} clinical columns ({', '.join(columns)})"
+    more = f" and {len(columns) - _NAMED} more" if len(columns) > _NAMED else ""
+    named = [_named(name, spec_of(study)) for name in columns[:_NAMED]]
+    return f"{len(columns)} clinical columns ({', '.join(named)}{more})"
 
 
 def _fact(study: Study) -> Text:
     spec = spec_of(study)
     kinds = spec.categories
-    names = [f"{c} ({', '.join(normal(v) for v in kinds[c])})" if c in kinds else c for c in spec.columns]
+    names = [f"{c} ({', '.join(normal(v) for v in kinds[c])})" if c in kinds else _named(c, spec) for c in spec.columns]
     text = f"Clinical columns, with the codes of categories: {', '.join(names)}."
-    return text, ("study.json#/cohort/clinical/columns", "study.json#/cohort/clinical/categories")
+    dated = ("study.json#/cohort/clinical/dates",) if spec.dates else ()
+    return text, ("study.json#/cohort/clinical/columns", "study.json#/cohort/clinical/categories", *dated)
 
 
 def _missing(study: Study) -> Text:

@@ -126,7 +126,7 @@ def _write(value: Table, study: Study, ids: Sequence[str], folder: Path) -> Mapp
 
 def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     columns = spec_of(study).columns
-    return raw_table(NAME, values, columns, lambda table: numbers_of(table, columns, Path("input")).to_numpy(np.float64))
+    return raw_table(NAME, values, columns, study, lambda table: numbers_of(table, columns, Path("input")).to_numpy(np.float64))
 
 
 def _example(study: Study, layout: Layout) -> Array:

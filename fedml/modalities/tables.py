@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from pydantic import Field
 from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table
 from fedml.cohort.sheet import read_table
+from fedml.cohort.standard import standardised
 from fedml.errors import InputError
 from fedml.modalities.modality import Array, DataSection, InputFinding, Place
 
@@ -21,7 +23,9 @@ if TYPE_CHECKING:
     import torch
 
     from fedml.networks.variants import TableSpec
+    from fedml.study.study import Study
 
+_FEWEST = 5  # persons whose mean and SD standardise them, where the study does not ask for more
 _ERRORS = (  # a part of read_table's message, the error without the quoted id or name, and the fix
     ("no such file", "no such file", "correct the path in site.toml"),
     ("has no id", "a row has no id", "give every row its person's id"),
@@ -70,27 +74,52 @@ def inspect_table(place: Place[Any], ids: Sequence[str] | None) -> InputFinding:
     return InputFinding("ok", f"{len(table)} persons")
 
 
-def write_table(path: Path, value: Table, ids: Sequence[str], categories: Mapping[str, Sequence[Any] | None]) -> Mapping[str, str]:
+def write_table(
+    path: Path,
+    value: Table,
+    ids: Sequence[str],
+    categories: Mapping[str, Sequence[Any] | None],
+    texts: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Mapping[str, str]:
     """Writes the rows of persons who have the input as CSV; returns its ``path`` for the manifest.
 
     Args:
-        categories: column -> its codes; None: a number.
+        categories: column -> its codes; None: a number. texts: column -> its cells, in the place of numbers or in addition.
     """
     known = list(categories.values())
     cells = [["" if v != v else k[int(v)] if k else v for v, k in zip(row, known, strict=True)] for row in value.values.tolist()]
+    columns = dict(zip(categories, zip(*cells, strict=True), strict=True)) | dict(texts) if texts else {}
+    cells = [list(row) for row in zip(*columns.values(), strict=True)] if texts else cells
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = ([i, *row] for i, row, has in zip(ids, cells, value.present, strict=True) if has)
-        csv.writer(file).writerows([["id", *categories], *rows])
+        csv.writer(file).writerows([["id", *(columns or categories)], *rows])
     return {"path": path.name}
 
 
-def raw_table(name: str, values: Any, columns: Sequence[str], code: Callable[[pd.DataFrame], Array]) -> dict[str, torch.Tensor]:
-    """The tensors of a batch from a table or an array (persons, columns). A person without any value lacks the input."""
+def raw_table(
+    name: str, values: Any, columns: Sequence[str], study: Study, code: Callable[[pd.DataFrame], Array], coded: Collection[int] = ()
+) -> dict[str, torch.Tensor]:
+    """The tensors of a batch from a table or an array (persons, columns). A person without any value lacks the input.
+
+    If the study's sites standardise themselves, the persons of ``values`` are those of one site. ``coded``: places of categories.
+
+    Raises:
+        InputError: as ``code``, or these persons are too few.
+    """
     import pandas as pd
     import torch
 
     table = values if isinstance(values, pd.DataFrame) else pd.DataFrame(np.asarray(values), columns=list(columns))
-    x = torch.from_numpy(code(table).astype(np.float32))
+    numbers = code(table)
+    if name in study.cohort.by_site:
+        fewest = max(study.policy.min_count, _FEWEST)
+        if len(numbers) < fewest:
+            raise InputError(
+                f'{name}: the study has [cohort] standardise = "site", so the model standardises the persons of one site by their own mean '
+                f"and SD: give at least {fewest} of them at once, not {len(numbers)}."
+            )
+        numbers = standardised(numbers, np.arange(len(numbers)), 1, coded)
+    x = torch.from_numpy(numbers.astype(np.float32))
     return {f"{name}_present": (~torch.isnan(x).all(1)).float(), name: x}
 
 

@@ -18,7 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
-from fedml.study import limits
+from fedml.study import date_rules, limits
 from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
@@ -75,12 +75,41 @@ class ClinicalColumns(Section):
         description="codes of a column that stand for a missing value, such as { chol = [0] }; an empty cell always does",
     )
     indicate: bool = Field(default=True, description="whether the model also gets an indicator of each missing number")
+    dates: Annotated[dict[str, ColumnName], Field(max_length=1_000)] = Field(
+        default_factory=dict,
+        description='columns of dates, as numbers: { birth = "age_at:visit" } is years, { relapse = "days_since:birth" } days; another '
+        "column or a date such as 2000-01-01 after the colon",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return values if self.dates else {key: value for key, value in values.items() if key != "dates"}
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """The columns of the table that are read: ``columns``, and those that dates refer to."""
+        return (*self.columns, *(name for name in date_rules.references(self.dates) if name not in self.columns))
+
+    @model_validator(mode="after")
+    def _dated(self) -> Self:
+        for name, text in self.dates.items():
+            _, reference = date_rules.rule_of(text)
+            if name in self.categories:
+                raise ValueError(f'"{name}" is in categories and in dates; remove it from one of the two')
+            if reference == name:
+                raise ValueError(f'dates of "{name}" refers to itself; name another column, or a date such as 2000-01-01')
+            if isinstance(reference, str) and reference in self.columns and reference not in self.dates:
+                raise ValueError(f'dates of "{name}" refers to "{reference}", which is in columns as a number; give it a rule in dates too')
+        if name := date_rules.circle(self.dates):
+            raise ValueError(f'the rules of dates lead from "{name}" back to itself, which is the same number twice; leave one out')
+        return self
 
     @model_validator(mode="after")
     def _known_columns(self) -> Self:
         if len(set(self.columns)) < len(self.columns):
             raise ValueError("a column is listed twice in columns")
-        for key, table in (("categories", self.categories), ("missing", self.missing)):
+        for key, table in (("categories", self.categories), ("missing", self.missing), ("dates", self.dates)):
             for column in table:
                 if column not in self.columns:
                     raise ValueError(f'{key} names "{column}", which is not in columns{nearest(column, self.columns)}')
@@ -261,10 +290,20 @@ class Cohort(Inputs):
     )
     split: Split = Field(default=Split(), description="fractions of persons in each part, unless a site has a split file")
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
+    standardise: Literal["all", "site"] = Field(
+        default="all",
+        description="whose training persons' mean and SD standardise numbers of clinical and omics: those of all sites, or a site's own",
+    )
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_later(dump(self))
+        values = without_later(dump(self))
+        return values if self.standardise != "all" else {key: value for key, value in values.items() if key != "standardise"}
+
+    @property
+    def by_site(self) -> tuple[str, ...]:
+        """The inputs that each site standardises by its own training persons."""
+        return tuple(name for name in self.inputs if name in ("clinical", "omics")) if self.standardise == "site" else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -279,8 +318,10 @@ class Cohort(Inputs):
         for name in Inputs.model_fields:
             if name not in self.inputs and getattr(self, name) not in (None, Variants()):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
+        if self.standardise == "site" and not self.by_site:
+            raise ValueError('standardise = "site" is built for clinical and omics, and inputs lists neither; remove standardise')
         if self.omics is not None and self.target in self.omics.columns:
             raise ValueError(f'the target "{self.target}" is also among the omics columns, which would reveal it to the model')
-        if self.clinical is not None and self.target in self.clinical.columns:
+        if self.clinical is not None and self.target in self.clinical.read:
             raise ValueError(f'the target "{self.target}" is also among the clinical columns, which would reveal it to the model')
         return self

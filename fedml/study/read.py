@@ -9,6 +9,7 @@ from typing import Any
 
 from fedml.errors import InputError
 from fedml.study import limits
+from fedml.study.columns import expand
 from fedml.study.study import Study, validate
 from fedml.text import printable
 
@@ -19,6 +20,8 @@ FILE_KEYS = {
     ("model", "start_arrays"): "start: patterns of the names of its arrays that are taken over, such as encoder.*; default: all",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
+    ("cohort", "clinical", "names"): "path of a text file, relative to the study: the names that columns by pattern choose from",
+    ("cohort", "omics", "names"): "path of a text file, relative to the study: the names that columns by pattern choose from",
 }
 
 
@@ -34,6 +37,21 @@ def read_study(
 
     Raises:
         InputError: the file cannot be read, is not TOML, or is not a valid study.
+    """
+    plan = read_plan(path, overrides=overrides, seed=seed)
+    _expand_genes(plan, path)
+    _expand_features(plan, path)
+    expand(plan, path)
+    _expand_code(plan, path, code)
+    _expand_start(plan, path, fetch)
+    return validate(Study, plan, str(path))
+
+
+def read_plan(path: Path, *, overrides: Mapping[str, Any] | None = None, seed: int | None = None) -> dict[str, Any]:
+    """The study file as TOML reads it, with overrides; files that it names are not opened.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or is too large.
     """
     try:
         with path.open("rb") as file:  # no more than the limit: the path may be of a device
@@ -61,11 +79,7 @@ def read_study(
         _put(plan, key, value)
     if found := limits.value_problem(plan):  # before files are opened that the plan names
         raise InputError(f"{path}: {found}.")
-    _expand_genes(plan, path)
-    _expand_features(plan, path)
-    _expand_code(plan, path, code)
-    _expand_start(plan, path, fetch)
-    return validate(Study, plan, str(path))
+    return plan
 
 
 def _expand_genes(plan: dict[str, Any], path: Path) -> None:

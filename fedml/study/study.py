@@ -79,6 +79,8 @@ class Study(Section):
             raise ValueError(f"[gwas] needs a number or two classes as target; set [model] task = {known}")
         if self.federation.evaluate_only:
             raise ValueError("[gwas] trains no model that [federation] evaluate_only could test; leave evaluate_only out")
+        if self.cohort.standardise == "site":
+            raise ValueError('[gwas] adjusts for covariates in their own units; remove [cohort] standardise = "site"')
         if self.privacy.unit != "none":
             raise ValueError('[gwas] releases exact sums, so it needs [privacy] unit = "none"; a private association is not built')
         if self.traits.gwas == "logistic" and len(self.cohort.classes) != 2:
@@ -181,6 +183,8 @@ class Study(Section):
         plan = self.privacy
         if plan.unit == "none":
             return self
+        if self.cohort.standardise == "site":
+            raise ValueError('[cohort] standardise = "site" computes with exact means of persons; a private study states ranges: remove it')
         most = max(plan.persons.values(), default=1) if plan.unit == "patient" else len(self.federation.training)
         if most > 1 and plan.delta >= 1 / most:
             raise ValueError(
@@ -204,7 +208,8 @@ class Study(Section):
         lacking = [c for c in needed if c not in plan.ranges]
         if lacking:
             some = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")
-            raise ValueError(f"[privacy] ranges lacks {some}: state plausible values, such as ranges = {{ age = [18, 100] }}")
+            pattern = '; ranges = { "*_rnaseq" = [-4, 4] } is for each column by pattern that it matches' if len(lacking) > 10 else ""
+            raise ValueError(f"[privacy] ranges lacks {some}: state plausible values, such as ranges = {{ age = [18, 100] }}{pattern}")
         unknown = [c for c in plan.ranges if c not in needed]
         if unknown:
             raise ValueError(f"[privacy] ranges names {unknown[0]}, which is no numeric column of the study{nearest(unknown[0], needed)}")

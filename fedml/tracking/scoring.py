@@ -11,6 +11,9 @@ With one input, ``predict`` takes its values in the form below; with several inp
 Images are raw; the preprocessing of ``[cohort.image]`` is applied here. Orientation and spacing are read from the file; for arrays, give
 ``affine`` in addition, (4, 4) for all or for each person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. An input
 is missing for a person if all values are NaN (variants: -1), or if the image is None or "".
+
+If the study's sites standardise their own tables (``[cohort] standardise = "site"``), the persons of one call are those of one site, at
+least five, and their mean and SD standardise them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from fedml.contract.disclosure import read_excluded_counts, read_policy
 from fedml.contract.plausible import check_plausible
 from fedml.contract.replies import check_form
 from fedml.errors import Reason, RunError, SiteError
-from fedml.learning.statistics import constants_from
+from fedml.learning.statistics import constants_from, neutral_constants
 from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.runs.events import SiteDisclosure
@@ -87,6 +87,10 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
         return replace(agreed, constants=stated_constants(study, agreed.layout(study)))
     if study.cohort.image is not None and (percentiles := study.cohort.image.preprocess) and percentiles.percentiles:
         agreed = _agree_window(study, grid, agreed, percentiles.percentiles)
+    neutral = neutral_constants(study)
+    if not study.traits.standardised and set(study.cohort.inputs) == set(study.cohort.by_site):  # no site has a sum to send
+        constants = {**neutral, **agreed.constants}
+        return replace(agreed, constants=constants, class_weights=_class_weights(study, agreed.persons))
     sums = _exchange(study, grid, agreed.nodes, Phase.STATISTICS, agreed.record())
     answered = {node: site for node, site in agreed.nodes.items() if site in sums.answered}
     by_name = {site: unpack(a.message.content.array_records[SUMS]) for site, a in sums.answered.items()}
@@ -96,7 +100,7 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
     computed = constants_from(total) if study.privacy.unit == "none" else constants_or_stated(total, study, agreed.layout(study))
     present = [*answered.values(), *agreed.external.values()]
     persons = {site: n for site, n in agreed.persons.items() if site in present}
-    constants, refused = {**computed, **agreed.constants}, {**agreed.refused, **sums.refused}
+    constants, refused = {**computed, **neutral, **agreed.constants}, {**agreed.refused, **sums.refused}
     weights = _class_weights(study, persons)
     return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights)
 

@@ -48,6 +48,7 @@ NAMED = {
     "evaluation.bands",
     "cohort.clinical.categories",
     "cohort.clinical.missing",
+    "cohort.clinical.dates",
 }
 
 

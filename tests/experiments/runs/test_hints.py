@@ -48,6 +48,13 @@ def test_a_curve_that_has_not_settled(auroc: Sequence[float | None], loss: Seque
     assert [text.startswith(words) for text in found] == ([True] if words else [])
 
 
+def test_past_its_best_says_what_became_of_the_best_round() -> None:
+    curve = rounds_of([0.85 - 0.01 * abs(k - 5) for k in range(20)], FLAT)
+    assert hints(make_study(), curve)[0].endswith('; [training] keep = "best" takes it')
+    kept = make_study(training__keep="best", federation__rounds=20)
+    assert hints(kept, curve)[0].endswith('; keep = "best" made the best round\'s model the result')
+
+
 def test_a_best_round_of_noised_figures_is_not_believed() -> None:
     private = {"unit": "patient", "epsilon": 8.0, "delta": 1e-3, "persons": {"a": 50}, "metrics": "private"}
     private["ranges"] = {f"x{k}": [-9, 9] for k in (1, 2, 3)}
