@@ -226,6 +226,7 @@ def train(
                 shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
             loss_sum += loss.detach().cpu() * len(chosen)
             seen, steps = seen + len(chosen), steps + 1
+            del batch  # before the next one is read: of a wide table each takes much memory
         _keep(optimizer, parameters, hooks.optimizer)
         for parameter in network.parameters():
             parameter.requires_grad_(True)

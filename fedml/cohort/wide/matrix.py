@@ -19,8 +19,9 @@ import numpy.typing as npt
 from fedml.cohort.inputs import Rows, Table, pool_tables
 from fedml.cohort.wide.stored import Floats, Stored, digests_of
 
-_BLOCK = 1 << 20  # numbers of a block: 8 MiB of float64, of which a few copies exist at a time
-_TOGETHER = 1 << 22  # numbers of persons who are evaluated together: 16 MiB of float32
+_BLOCK = 1 << 18  # numbers of a block: 2 MiB of float64, of which a few copies exist at a time
+_COLUMNS = 1 << 20  # numbers of a block of columns: of each person some are read, so that fewer would be slower
+_TOGETHER = 1 << 20  # numbers of persons who are evaluated together: 4 MiB of float32
 Source = Stored | Floats
 
 
@@ -106,7 +107,7 @@ class Matrix:
 
     def column_blocks(self, rows: Rows) -> Iterator[tuple[int, Floats]]:
         """(first column, float32 (persons in ``rows``, some columns)), from the first column to the last."""
-        columns, step = self.shape[1], max(1, _BLOCK // max(1, len(rows)))
+        columns, step = self.shape[1], max(1, _COLUMNS // max(1, len(rows)))
         for start in range(0, columns, step):
             yield start, self.floats(rows, start, min(start + step, columns))
 

@@ -36,7 +36,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every matrix is large, and read in this process in small parts: several batches of rows and columns."""
     monkeypatch.setattr(omics, "LARGEST", 0)
     monkeypatch.setattr(cache, "_convert", cache.convert)
-    for module, name, value in ((columns_of, "_BLOCK", 150), (matrix, "_BLOCK", 130), (matrix, "_TOGETHER", 400), (sheet, "_BATCH_BYTES", 4096)):
+    for module, name, value in (
+        (columns_of, "_BLOCK", 150),
+        (matrix, "_BLOCK", 130),
+        (matrix, "_TOGETHER", 400),
+        (sheet, "_BATCH_BYTES", 4096),
+    ):
         monkeypatch.setattr(module, name, value)
 
 
@@ -58,7 +63,9 @@ def write(path: Path, table: pd.DataFrame) -> Path:
         table.to_parquet(path, row_group_size=20)
     else:
         sign = {"comma": ",", "point": "."}.get(path.stem, ".")
-        table.to_csv(path, sep="\t" if path.suffix == ".tsv" else ";" if path.stem in ("comma", "point") else ",", index=False, decimal=sign)
+        table.to_csv(
+            path, sep="\t" if path.suffix == ".tsv" else ";" if path.stem in ("comma", "point") else ",", index=False, decimal=sign
+        )
     return path
 
 
@@ -169,7 +176,9 @@ def test_a_wrong_cell_is_told_with_its_row(tmp_path: Path, cell: str, shown: str
     table = table_of().astype(object)
     table.loc[row - 2, "g11"] = cell
     write(tmp_path / "a.csv", table)
-    with pytest.raises(InputError, match=rf'a.csv: column "g11" has no finite number for the person in row {row}, such as "?{shown}') as refused:
+    with pytest.raises(
+        InputError, match=rf'a.csv: column "g11" has no finite number for the person in row {row}, such as "?{shown}'
+    ) as refused:
         read(tmp_path / "a.csv")
     assert "correct the cell or leave it empty" in str(refused.value)
     assert sorted(os.listdir(tmp_path / "cache")) in ([], ["digests.json"]), "nothing half made is left"
@@ -208,7 +217,7 @@ def test_a_table_that_cannot_be_used_is_refused(tmp_path: Path, text: str, expec
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and so on")
-    with pytest.raises(InputError, match="a.parquet: cannot be read as a table"):
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as a table"):
         read(tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"b.csv: no such file; correct the path in site.toml"):
         read(tmp_path / "b.csv")
@@ -291,7 +300,7 @@ def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pyt
         read(path)
     (tmp_path / "cache").unlink()
     monkeypatch.setattr("fedml.cohort.wide.convert.write_header", full)
-    with pytest.raises(InputError, match="cannot be written .No space left on device."):
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
         read(path)
 
 
