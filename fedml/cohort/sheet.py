@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 SEPARATORS = (",", ";", "\t", "|")
 MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?", ".")
 _HEADER_BYTES = 1 << 24
+_BLOCK_BYTES, _CELL_BYTES = 1 << 20, 64  # read at once; a row must fit, so more where there are many columns
 _BATCH_BYTES = 1 << 25  # a row of more is refused
 DECIMAL = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
 GROUPED = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
@@ -142,7 +143,10 @@ def _options(
     keys = [str(at) for at in range(width)]  # unique, as a file's names need not be
     kinds = {str(at): pa.float64() if at in numeric else pa.string() for at in range(width)}
     return {
-        "read_options": arrow.ReadOptions(encoding=_encoding(path), use_threads=False, column_names=keys, skip_rows_after_names=1),
+        "read_options": arrow.ReadOptions(
+            encoding=_encoding(path), use_threads=False, column_names=keys, skip_rows_after_names=1,
+            block_size=max(_BLOCK_BYTES, _CELL_BYTES * width),
+        ),
         "parse_options": arrow.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
         "convert_options": arrow.ConvertOptions(
             column_types=kinds, include_columns=[str(at) for at in wanted], strings_can_be_null=False, null_values=MISSING_WORDS

@@ -66,7 +66,8 @@ def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table | 
 
 
 def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
-    yield inspect_table(place, ids)
+    path = place.folder / place.data.path
+    yield inspect_table(place, ids, () if path.is_file() and path.stat().st_size > LARGEST else None)
 
 
 def _summary(value: Table | Matrix, study: Study) -> list[str]:
