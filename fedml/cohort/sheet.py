@@ -144,7 +144,10 @@ def _options(
     kinds = {str(at): pa.float64() if at in numeric else pa.string() for at in range(width)}
     return {
         "read_options": arrow.ReadOptions(
-            encoding=_encoding(path), use_threads=False, column_names=keys, skip_rows_after_names=1,
+            encoding=_encoding(path),
+            use_threads=False,
+            column_names=keys,
+            skip_rows_after_names=1,
             block_size=max(_BLOCK_BYTES, _CELL_BYTES * width),
         ),
         "parse_options": arrow.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),

@@ -67,7 +67,7 @@ class Stored:
         for first, last in _runs(at, places, most):
             target = out[places[first] : places[first] + last - first]
             offset = self._begin + (int(at[first]) * columns + start) * _KIND.itemsize
-            view = memoryview(target).cast("B") if target.size else memoryview(b"")
+            view = target.data.cast("B") if target.size else memoryview(b"")
             try:
                 while len(view):
                     count = os.preadv(self._file.fileno(), [view], offset)
@@ -108,7 +108,7 @@ def digests_of(block: Floats) -> npt.NDArray[np.uint8]:
 def write_header(file: IO[bytes], rows: int, columns: int) -> int:
     """Writes the header of the ``.npy`` file; returns its length, which does not depend on ``rows``."""
     about = {"descr": _KIND.str, "fortran_order": False, "shape": (rows, columns)}
-    np.lib.format.write_array_header_1_0(file, about)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(file, about)
     return file.tell()
 
 
