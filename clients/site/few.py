@@ -71,7 +71,7 @@ def changes(cohort: Cohort, study: Study, smallest: int) -> Iterator[str]:
                 column = f"column {names[at]}" if names else f"{name}: column {at + 1}"
                 yield _change(column, bool(np.isnan(new.values[:, at]).all()), smallest)
         elif isinstance(new, Matrix) and new.hidden is not None and new.fill is not None:
-            for at in np.flatnonzero(new.hidden | ~np.isnan(new.fill)).tolist():
+            for at in np.flatnonzero(new.hidden | ~np.isnan(new.fill)):
                 yield _change(f"{name}: column {at + 1}", bool(new.hidden[at]), smallest)
         elif (
             isinstance(value, Dosages)

@@ -94,7 +94,7 @@ def study_of(features: int) -> Study:
     plan = {
         "study": {"name": "wide"},
         "cohort": {"inputs": ["omics"], "target": "y", "omics": {"columns": names_of(features)}},
-        "training": {"local_epochs": 1, "batch_size": BATCH, "lr": 1e-4},
+        "training": {"optimizer": "sgd", "local_epochs": 1, "batch_size": BATCH, "lr": 1e-4},
         "federation": {"sites": list(ROSTER), "rounds": 1, "timeout": 3600},
     }
     return parse_study(validate(Study, plan, "the wide study").canonical)
@@ -197,7 +197,7 @@ def epochs(work: Path, features: int, repeats: int) -> None:
     y = torch.from_numpy(cohort.labels.astype(np.int64))
     mean, std = fixed["preprocess.omics.mean"], fixed["preprocess.omics.std"]
     ready = raw.clone()
-    for part in ready.split(64):
+    for part in torch.split(ready, 64):
         part.sub_(mean).mul_(1 / std).nan_to_num_(0.0)
     torch.set_num_threads(study.training.threads)
     found = []

@@ -73,7 +73,7 @@ class TablePreprocess(_Standard):
             return ((x - self.mean) * scale).masked_fill(torch.isnan(x), 0.0)
         # The same bits, a few persons at a time: what is between is in the processor's cache, and not four times in memory.
         out, step = torch.empty_like(x), max(1, _PART // x.shape[1])
-        for part, into in zip(x.split(step), out.split(step), strict=True):
+        for part, into in zip(torch.split(x, step), torch.split(out, step), strict=True):
             torch.sub(part, self.mean, out=into).mul_(scale).nan_to_num_(0.0, math.inf, -math.inf)
         return out
 

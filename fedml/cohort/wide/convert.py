@@ -50,7 +50,7 @@ def convert(job: Job) -> None:
                 np.lib.format.write_array(file, values, allow_pickle=False)
 
 
-def _write(folder: Path, columns: int, blocks: Iterator[Floats]) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def _write(folder: Path, columns: int, blocks: Iterator[Floats]) -> tuple[np.ndarray, np.ndarray]:
     """Writes the rows of ``blocks``, each float32 (some rows, columns); returns each row's SHA-256 and its count of numbers."""
     digests, known = [np.zeros((0, 32), np.uint8)], [np.zeros(0, np.int64)]
     with writing():
