@@ -14,7 +14,6 @@ import numpy.typing as npt
 from fedml.cache_entries import writing
 from fedml.cohort.ids import check_ids
 from fedml.cohort.sheet import first_line, frame_of, indexed
-from fedml.cohort.table import column, numbers
 from fedml.cohort.wide.numbers import single
 from fedml.cohort.wide.stored import Floats
 from fedml.errors import InputError
@@ -58,6 +57,8 @@ def parquet_rows(
         check_ids(persons, ids, str(path))
         if wrong := [name for name in columns if places[name] != 1]:
             import pandas as pd
+
+            from fedml.cohort.table import column  # here, because it loads torch: 150 MB in a process that does not need it
 
             column(pd.DataFrame(columns=pd.Index(names)), wrong[0], path, "[cohort.omics] columns")  # raises, and names the nearest
         wanted = set(persons)
@@ -115,6 +116,8 @@ def _numbers(table: pa.Table, path: Path) -> Floats:
     if len({field.type for field in table.schema}) == 1 and table.schema.field(0).type in (pa.float32(), pa.float64()):
         whole = table.combine_chunks().to_batches()[0].to_tensor(null_to_nan=True).to_numpy()
         return single(whole, table.column_names, path)
+    from fedml.cohort.table import numbers
+
     frame = frame_of(table)
     values = [numbers(frame.iloc[:, at], path, booleans=False) for at in range(frame.shape[1])]
     return single(np.stack(values, axis=1), table.column_names, path)

@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from fedml.cohort.ids import check_ids
 from fedml.cohort.sheet import DECIMAL, GROUPED, batches_of, first_line, header, indexed
-from fedml.cohort.table import column
 from fedml.cohort.wide.numbers import single
 from fedml.cohort.wide.stored import Floats
 from fedml.errors import InputError
@@ -66,6 +65,8 @@ def _places(names: Sequence[str], columns: Sequence[str], path: Path, id_column:
     if count[id_column] != 1:
         indexed(empty, id_column, path)  # raises
     if wrong := [name for name in columns if count[name] != 1]:
+        from fedml.cohort.table import column  # here, because it loads torch: 150 MB in a process that does not need it
+
         column(empty, wrong[0], path, "[cohort.omics] columns")  # raises, and names the nearest
     place = {name: at for at, name in enumerate(names)}
     return [place[id_column], *(place[name] for name in columns)]

@@ -368,7 +368,7 @@ print(f"{before:.0f} {peak():.0f}")
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:
-    """300 MB of float32 in two row groups: the process that reads it stays 60 MB above its start, the one that converts below 300 MB."""
+    """300 MB of float32 in two row groups: the process that reads it stays 60 MB above its start, the one that converts below 320 MB."""
     random = np.random.default_rng(0)
     schema = pa.schema([("id", pa.string()), *((f"g{k}", pa.float32()) for k in range(5000))])
     with parquet.ParquetWriter(tmp_path / "a.parquet", schema, use_dictionary=False) as file:
@@ -380,4 +380,4 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:
     print(f"reader {before:.0f} MB before, peak {peak:.0f} MB; of it or the process that converts {ended.peak_mb:.0f} MB")
     assert (tmp_path / "a.parquet").stat().st_size > 290e6
     assert peak - before < 60
-    assert ended.peak_mb < max(300, peak + 1)
+    assert ended.peak_mb < max(320, peak + 1)
