@@ -19,6 +19,7 @@ from fedml.cohort.inputs import Input, Table
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.genotypes import genotype_counts
 from fedml.cohort.variants.model import Dosages
+from fedml.cohort.wide.matrix import Matrix
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
 
@@ -43,6 +44,8 @@ def without_few(cohort: Cohort, study: Study, smallest: int) -> Cohort:
             value = _complete(value, rows[~there])
         if isinstance(value, Table):
             inputs[name] = _table(value, rows, smallest, categories if name == "clinical" else ())
+        elif isinstance(value, Matrix):
+            inputs[name] = _matrix(value, rows, smallest)
         else:
             inputs[name] = _variants(value, rows, smallest) if isinstance(value, Dosages) else value
     if not inputs:
@@ -66,9 +69,10 @@ def changes(cohort: Cohort, study: Study, smallest: int) -> Iterator[str]:
             names = study.cohort.clinical.columns if name == "clinical" and study.cohort.clinical else ()
             for at in np.flatnonzero(~((value.values == new.values) | (np.isnan(value.values) & np.isnan(new.values))).all(0)):
                 column = f"column {names[at]}" if names else f"{name}: column {at + 1}"
-                out = np.isnan(new.values[:, at]).all()
-                done = "is left out" if out else "gets the most common category, or the median, for a category or gap of few persons"
-                yield f"{column} {done}: it would tell about fewer than {smallest} training persons"
+                yield _change(column, bool(np.isnan(new.values[:, at]).all()), smallest)
+        elif isinstance(new, Matrix) and new.hidden is not None and new.fill is not None:
+            for at in np.flatnonzero(new.hidden | ~np.isnan(new.fill)):
+                yield _change(f"{name}: column {at + 1}", bool(new.hidden[at]), smallest)
         elif (
             isinstance(value, Dosages)
             and isinstance(new, Dosages)
@@ -77,9 +81,14 @@ def changes(cohort: Cohort, study: Study, smallest: int) -> Iterator[str]:
             yield f"{few} variants are left out: fewer than {smallest} training persons have another genotype than the others"
 
 
+def _change(column: str, out: bool, smallest: int) -> str:
+    done = "is left out" if out else "gets the most common category, or the median, for a category or gap of few persons"
+    return f"{column} {done}: it would tell about fewer than {smallest} training persons"
+
+
 def _complete(value: Input, absent: npt.NDArray[np.int64]) -> Input:
     """With a row of missing values for persons without one, so that a model does not learn from who they are. Images stay as they are."""
-    if not isinstance(value, Table | Dosages):
+    if not isinstance(value, Table | Matrix | Dosages):
         return value
     present = value.present.copy()
     present[absent] = True
@@ -106,6 +115,28 @@ def _table(table: Table, rows: npt.NDArray[np.int64], smallest: int, categories:
         if 0 < gaps < smallest:
             column[table.present & np.isnan(column)] = common
     return table if np.array_equal(values, table.values, equal_nan=True) else replace(table, values=values)
+
+
+def _matrix(matrix: Matrix, rows: npt.NDArray[np.int64], smallest: int) -> Matrix:
+    """``_table`` of a matrix on disk, some columns at a time: which columns are hidden, and the medians that fill gaps."""
+    train = rows[matrix.present[rows]]
+    if not len(train):
+        return matrix
+    hidden, fill = np.zeros(matrix.shape[1], bool), np.full(matrix.shape[1], np.nan, np.float32)
+    for start, block in matrix.column_blocks(train):
+        columns = np.arange(block.shape[1])
+        block.sort(axis=0)  # missing numbers last
+        known = (~np.isnan(block)).sum(0)
+        low, high = (block[np.clip(place, 0, len(block) - 1), columns] for place in ((known - 1) // 2, known // 2))
+        # A value that more than half of the persons have is their median. Where fewer may be enough, every value is counted.
+        common = (block == high).sum(0)
+        for at in np.flatnonzero((known > 0) & (known < 2 * smallest)):
+            common[at] = np.unique(block[: known[at], at], return_counts=True)[1].max()
+        here, gaps, others = slice(start, start + len(columns)), len(train) - known, known - common
+        hidden[here] = ((known > 0) & (known < smallest)) | ((others > 0) & (others < smallest))
+        few = ~hidden[here] & (known > 0) & (gaps > 0) & (gaps < smallest)
+        fill[here] = np.where(few, (low.astype(np.float64) + high) / 2, np.nan)
+    return replace(matrix, hidden=hidden, fill=fill) if hidden.any() or not np.isnan(fill).all() else matrix
 
 
 def _few_variants(value: Dosages, rows: npt.NDArray[np.int64], smallest: int) -> npt.NDArray[np.bool_]:

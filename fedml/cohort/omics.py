@@ -2,6 +2,9 @@
 
 The column ``id`` holds the persons' ids, every other column a feature; an empty cell is a missing value. Standardisation is the model's
 (``fedml.networks.preprocess``).
+
+A matrix of at most ``LARGEST`` bytes is in memory, in float64. A larger one is converted once to float32 in the site's cache and is read
+from there row by row (``fedml.cohort.wide``), so that the site's memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -16,9 +19,24 @@ from fedml.cohort.ids import check_ids
 from fedml.cohort.inputs import Table
 from fedml.cohort.sheet import read_table
 from fedml.cohort.table import column, numbers
+from fedml.cohort.wide.cache import open_rows
+from fedml.cohort.wide.matrix import Matrix, matrix_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LARGEST = 256 * 2**20  # bytes of persons x features x 8
+
+
+def read_features(path: Path, columns: Sequence[str], persons: Sequence[str], id_column: str, cache: Path) -> Table | Matrix:
+    """The ``columns`` of ``persons``, both in that order: in memory (``read_omics``), or above ``LARGEST`` from the ``cache``.
+
+    Raises:
+        InputError: as ``read_omics``, or the cache's folder cannot be written.
+    """
+    if len(persons) * len(columns) * 8 <= LARGEST:
+        return read_omics(path, columns, persons, id_column)
+    return matrix_of("omics", open_rows(cache, path, columns, persons, id_column))
 
 
 def read_omics(path: Path, columns: Sequence[str], persons: Sequence[str], id_column: str = "id") -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 SEPARATORS = (",", ";", "\t", "|")
 MISSING_WORDS = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?", ".")
 _HEADER_BYTES = 1 << 24
-_DECIMAL = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
-_GROUPED = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
+_BLOCK_BYTES, _CELL_BYTES = 1 << 20, 64  # read at once; a row must fit, so more where there are many columns
+_BATCH_BYTES = 1 << 25  # a row of more is refused
+DECIMAL = r"^[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?$"
+GROUPED = r"^[+-]?[1-9][0-9]{0,2}(,[0-9]{3})+$"
 _PLAIN = r"^[+-]?[0-9]+$"
 _SHEETS = (".xlsx", ".xls", ".ods", ".xlsm")
 
@@ -50,8 +52,8 @@ def read_table(path: Path, id_column: str = "id", columns: Collection[str] | Non
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
     except (OSError, ValueError) as error:  # pyarrow's errors are of these types
-        raise InputError(f"{path}: cannot be read as a table ({_first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
-    return _indexed(table, id_column, path)
+        raise InputError(f"{path}: cannot be read as a table ({first_line(error)}); save it as CSV (UTF-8) or Parquet.") from error
+    return indexed(table, id_column, path)
 
 
 def place_of(path: Path, id_column: str, at: int, person: str) -> str:
@@ -113,8 +115,7 @@ def _text(path: Path, id_column: str, columns: Collection[str] | None, numeric: 
     ):  # a separator at the end of each row but the header
         table, others = _parse(path, separator, len(names) + 1, [*wanted, len(names)])
         wrong = others or (wrong if any(table.column(len(wanted)).to_pylist()) else [])
-    if wrong:
-        raise ValueError(f"row {wrong[0].number} has {wrong[0].actual_columns} cells, the header has {len(names)}; row 1 is the header")
+    _all_of_width(wrong, len(names))
     return _cells(table, [names[at] for at in wanted], separator, id_column)
 
 
@@ -133,7 +134,6 @@ def _parse(
     path: Path, separator: str, width: int, wanted: Collection[int], numeric: Collection[int] = ()
 ) -> tuple[pa.Table, list[InvalidRow]]:
     """The columns at the places ``wanted`` as text, those at ``numeric`` as float64, and the rows that have not ``width`` cells."""
-    import pyarrow as pa
     from pyarrow import csv as arrow
 
     wrong: list[InvalidRow] = []
@@ -142,17 +142,63 @@ def _parse(
         wrong.append(row)
         return "skip"
 
+    table = arrow.read_csv(str(path), **_options(path, separator, width, wanted, numeric, note))
+    return table, wrong
+
+
+def _options(
+    path: Path, separator: str, width: int, wanted: Collection[int], numeric: Collection[int], note: Callable[[InvalidRow], str]
+) -> dict[str, Any]:
+    """How pyarrow reads the columns at ``wanted``; ``note`` is told of rows that have not ``width`` cells."""
+    import pyarrow as pa
+    from pyarrow import csv as arrow
+
     keys = [str(at) for at in range(width)]  # unique, as a file's names need not be
     kinds = {str(at): pa.float64() if at in numeric else pa.string() for at in range(width)}
-    table = arrow.read_csv(
-        str(path),
-        read_options=arrow.ReadOptions(encoding=_encoding(path), use_threads=False, column_names=keys, skip_rows_after_names=1),
-        parse_options=arrow.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
-        convert_options=arrow.ConvertOptions(
+    return {
+        "read_options": arrow.ReadOptions(
+            encoding=_encoding(path),
+            use_threads=False,
+            column_names=keys,
+            skip_rows_after_names=1,
+            block_size=max(_BLOCK_BYTES, _CELL_BYTES * width),
+        ),
+        "parse_options": arrow.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=note),
+        "convert_options": arrow.ConvertOptions(
             column_types=kinds, include_columns=[str(at) for at in wanted], strings_can_be_null=False, null_values=MISSING_WORDS
         ),
-    )
-    return table, wrong
+    }
+
+
+def batches_of(path: Path, separator: str, width: int, wanted: Sequence[int], *, point: str = ".") -> Iterator[pa.RecordBatch]:
+    """A text file some rows at a time, ``_BATCH_BYTES`` of it: the first of the columns at ``wanted`` as text, the others as float64.
+
+    Args:
+        width: cells of a row. point: the decimal sign.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, a row has another number of cells, or a cell is no number.
+    """
+    from pyarrow import csv as arrow
+
+    wrong: list[InvalidRow] = []
+
+    def note(row: InvalidRow) -> str:
+        wrong.append(row)
+        return "skip"
+
+    options = _options(path, separator, width, wanted, set(wanted[1:]), note)
+    options["read_options"].block_size, options["convert_options"].decimal_point = _BATCH_BYTES, point
+    with arrow.open_csv(str(path), **options) as reader:
+        for batch in reader:
+            _all_of_width(wrong, width)
+            yield batch
+    _all_of_width(wrong, width)
+
+
+def _all_of_width(wrong: Sequence[InvalidRow], width: int) -> None:
+    if wrong:
+        raise ValueError(f"row {wrong[0].number} has {wrong[0].actual_columns} cells, the header has {width}; row 1 is the header")
 
 
 def _cells(table: pa.Table, names: list[str], separator: str, id_column: str) -> pd.DataFrame:
@@ -182,9 +228,9 @@ def _decimal_points(column: Any) -> Any:
     from pyarrow import compute as pc
 
     filled = column.filter(pc.not_equal(column, ""))
-    decimal = pc.match_substring_regex(filled, _DECIMAL)
+    decimal = pc.match_substring_regex(filled, DECIMAL)
     commas = filled.filter(decimal)
-    if not len(commas) or pc.all(pc.match_substring_regex(commas, _GROUPED)).as_py():
+    if not len(commas) or pc.all(pc.match_substring_regex(commas, GROUPED)).as_py():
         return column
     if not pc.all(pc.or_(decimal, pc.or_(pc.match_substring_regex(filled, _PLAIN), pc.is_in(filled, pa.array(MISSING_WORDS))))).as_py():
         return column
@@ -198,7 +244,12 @@ def _parquet(path: Path, id_column: str, columns: Collection[str] | None) -> pd.
     names = parquet.read_schema(path).names
     kept = _kept(names, columns)
     wanted = None if columns is None else [name for name in names if name == id_column or name in kept]
-    frame: pd.DataFrame = parquet.read_table(path, columns=wanted).to_pandas(ignore_metadata=True)
+    return frame_of(parquet.read_table(path, columns=wanted))
+
+
+def frame_of(table: pa.Table) -> pd.DataFrame:
+    """A table of Parquet: columns with their types, categories as their values, text without spaces around."""
+    frame: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     for at in range(frame.shape[1]):
         if str(frame.dtypes.iloc[at]) in ("object", "category", "str", "string"):
             frame.isetitem(at, frame.iloc[:, at].astype(object).map(_plain).to_numpy(object))
@@ -211,7 +262,12 @@ def _plain(cell: Any) -> Any:
     return cell.strip() if isinstance(cell, str) else str(cell) if isinstance(cell, list | dict | tuple | np.ndarray) else cell
 
 
-def _indexed(table: pd.DataFrame, id_column: str, path: Path) -> pd.DataFrame:
+def indexed(table: pd.DataFrame, id_column: str, path: Path) -> pd.DataFrame:
+    """``table`` without its column of ids, indexed by their text.
+
+    Raises:
+        InputError: there is no such column or it is there twice, or an id is empty or there twice.
+    """
     import pandas as pd
 
     places = np.flatnonzero(table.columns == id_column)
@@ -240,5 +296,6 @@ def _id_text(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's text without a full stop, safe to print; the error's type if it has none."""
     return printable(str(error).strip().splitlines()[0].rstrip(".")) if str(error).strip() else type(error).__name__

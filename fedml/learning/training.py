@@ -19,6 +19,7 @@ from torch import nn
 
 from fedml.cohort.persons import Cohort
 from fedml.cohort.slides.cohort import Slides
+from fedml.cohort.wide.matrix import Matrix
 from fedml.errors import InputError, nearest
 from fedml.learning.augment import augmentation
 from fedml.models.device import autocast, on_device, scaler, to_device
@@ -225,6 +226,7 @@ def train(
                 shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
             loss_sum += loss.detach().cpu() * len(chosen)
             seen, steps = seen + len(chosen), steps + 1
+            del batch  # before the next one is read: of a wide table each takes much memory
         _keep(optimizer, parameters, hooks.optimizer)
         for parameter in network.parameters():
             parameter.requires_grad_(True)
@@ -251,6 +253,7 @@ def evaluate(
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
         size = task.evaluation_batch if cohort.input("image", Slides) is None else SLIDE_BATCH
+        size = min([size, *(value.together for value in cohort.inputs.values() if isinstance(value, Matrix))])
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
 

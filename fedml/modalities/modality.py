@@ -9,7 +9,7 @@ Functions take and return plain values, arrays and torch modules.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, TypeVar
@@ -224,6 +224,21 @@ def table_sums(values: Array, rows: Rows | None = None) -> Array:
         block = values[:, start:stop] if rows is None else values[:, start:stop][rows]
         filled = np.nan_to_num(block, nan=0.0)
         out[:, start:stop] = (~np.isnan(block)).sum(0), filled.sum(0), (filled**2).sum(0)
+    return out
+
+
+def block_sums(blocks: Iterable[Array], columns: int) -> Array:
+    """(3, columns): ``table_sums`` of rows that come some at a time, each (some, columns).
+
+    They are added row after row, as numpy adds the rows of a whole matrix: with the same bits, except of a single column.
+    """
+    out = np.zeros((3, columns))
+    for block in blocks:
+        filled = np.nan_to_num(block, nan=0.0)
+        out[0] += (~np.isnan(block)).sum(0)
+        for sums, rows in ((out[1], filled), (out[2], filled**2)):
+            for row in rows:
+                sums += row
     return out
 
 

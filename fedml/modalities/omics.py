@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedml.cohort.inputs import Table, pool_tables
-from fedml.cohort.omics import numbers_of, read_omics
+from fedml.cohort.inputs import Table
+from fedml.cohort.omics import LARGEST, numbers_of, read_features
+from fedml.cohort.wide.matrix import Matrix, pool_numbers
 from fedml.errors import InputError
 from fedml.modalities.modality import (
     Array,
@@ -22,6 +23,7 @@ from fedml.modalities.modality import (
     Rows,
     Text,
     Words,
+    block_sums,
     no_text,
     nothing,
     table_sums,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 NAME = "omics"
 _NAMED = 10  # most features in a sentence; a study may have thousands
+_TOO_LARGE = f"[cohort.omics]: a matrix of more than {LARGEST >> 20} MB (persons x features x 8 bytes) cannot be"
 
 
 class OmicsData(TableData):
@@ -58,23 +61,27 @@ def network_of(study: Study) -> TableNetwork:
     return study.model.omics
 
 
-def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table:
-    return read_omics(place.folder / place.data.path, spec_of(study).columns, ids, id_of(place))
+def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table | Matrix:
+    return read_features(place.folder / place.data.path, spec_of(study).columns, ids, id_of(place), place.cache)
 
 
 def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
-    yield inspect_table(place, ids)
+    path = place.folder / place.data.path
+    yield inspect_table(place, ids, () if path.is_file() and path.stat().st_size > LARGEST else None)
 
 
-def _summary(value: Table, study: Study) -> list[str]:
-    present = value.values[value.present]
-    return [
-        f"omics: {value.values.shape[1]} features of {len(present)} persons, {np.isnan(present).mean() if present.size else 0:.1%} missing"
-    ]
+def _summary(value: Table | Matrix, study: Study) -> list[str]:
+    if isinstance(value, Matrix):
+        persons, columns = int(value.present.sum()), value.shape[1]
+        missing = 1 - value.known()[value.present].sum() / max(persons * columns, 1)
+    else:
+        present = value.values[value.present]
+        persons, columns, missing = len(present), value.values.shape[1], np.isnan(present).mean() if present.size else 0
+    return [f"omics: {columns} features of {persons} persons, {missing if persons else 0:.1%} missing"]
 
 
-def _pool(parts: Sequence[tuple[str, Table | None, int]], study: Study) -> Table:
-    return pool_tables([(table, persons) for _, table, persons in parts])
+def _pool(parts: Sequence[tuple[str, Table | Matrix | None, int]], study: Study) -> Table | Matrix:
+    return pool_numbers([(table, persons) for _, table, persons in parts])
 
 
 def _preprocess(study: Study, layout: Layout) -> nn.Module:
@@ -91,11 +98,13 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
     return own_network(study.code, spec, columns, outputs) if is_own(spec.net) else build_table_network(spec, columns, outputs)
 
 
-def _sums(value: Table, rows: Rows) -> Array:
-    return table_sums(value.values, rows)
+def _sums(value: Table | Matrix, rows: Rows) -> Array:
+    return block_sums(value.blocks(rows), value.shape[1]) if isinstance(value, Matrix) else table_sums(value.values, rows)
 
 
-def _bounded(value: Table, rows: Rows, unit: Callable[[Array], Array]) -> Array:
+def _bounded(value: Table | Matrix, rows: Rows, unit: Callable[[Array], Array]) -> Array:
+    if isinstance(value, Matrix):
+        return block_sums((unit(block) for block in value.blocks(rows)), value.shape[1])
     return table_sums(unit(value.values[rows]))
 
 
@@ -106,7 +115,7 @@ def _ranges(study: Study, layout: Layout) -> Array:
     return np.repeat(np.array(spec.range)[:, None], len(spec.columns), axis=1)
 
 
-def _canary(value: Table, study: Study, ranges: Array, count: int, random: Random) -> Table:
+def _canary(value: Table | Matrix, study: Study, ranges: Array, count: int, random: Random) -> Table:
     """Persons with one to three extreme features; the others are in the middle of the range."""
     (low, high), features = ranges, ranges.shape[1]
     values = np.tile((low + high) / 2, (count, 1))
@@ -116,11 +125,15 @@ def _canary(value: Table, study: Study, ranges: Array, count: int, random: Rando
     return Table(NAME, values, np.ones(count, dtype=bool))
 
 
-def _placeholder(value: Table, study: Study, random: Random) -> Table:
+def _placeholder(value: Table | Matrix, study: Study, random: Random) -> Table:
+    if isinstance(value, Matrix):
+        raise InputError(f"{_TOO_LARGE} rehearsed; rehearse the study with fewer features, or start without --dry-run.")
     return Table(NAME, np.where(np.isnan(value.values), np.nan, random.normal(size=value.values.shape)), value.present)
 
 
-def _write(value: Table, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+def _write(value: Table | Matrix, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    if isinstance(value, Matrix):
+        raise InputError(f"{_TOO_LARGE} written for canaries; audit the study with fewer features.")
     return write_table(folder / "omics.csv", value, ids, dict.fromkeys(spec_of(study).columns))
 
 
@@ -151,7 +164,7 @@ def _missing(study: Study) -> Text:
     return "A missing omics value is replaced by the mean.", ("study.json#/cohort/omics",)
 
 
-OMICS: Modality[Table, OmicsData] = Modality(
+OMICS: Modality[Table | Matrix, OmicsData] = Modality(
     name=NAME,
     data=OmicsData,
     words=Words(

@@ -47,19 +47,19 @@ def id_of(place: Place[Any]) -> str:
     return place.data.id or place.id_column
 
 
-def read_or_finding(path: Path, id_column: str) -> pd.DataFrame | InputFinding:
-    """The table, or its error in a text that quotes no cell."""
+def read_or_finding(path: Path, id_column: str, columns: Collection[str] | None = None) -> pd.DataFrame | InputFinding:
+    """The table, or its error in a text that quotes no cell. ``columns``: as of ``read_table``."""
     try:
-        return read_table(path, id_column)
+        return read_table(path, id_column, columns)
     except InputError as error:
         _, text, fix = next(row for row in _ERRORS if row[0] in str(error))
         return InputFinding("fail", f"{path}: {text}", fix)
 
 
-def inspect_table(place: Place[Any], ids: Sequence[str] | None) -> InputFinding:
-    """Whether the table can be read, and how many of its ids are among ``ids`` (None: not known)."""
+def inspect_table(place: Place[Any], ids: Sequence[str] | None, columns: Collection[str] | None = None) -> InputFinding:
+    """Whether the table can be read, and how many of its ids are among ``ids`` (None: not known). ``columns``: to read besides the ids."""
     path = place.folder / place.data.path
-    table = read_or_finding(path, id_of(place))
+    table = read_or_finding(path, id_of(place), columns)
     if isinstance(table, InputFinding):
         return table
     if ids is not None:

@@ -30,6 +30,7 @@ from torch import nn
 
 from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
+from fedml.cohort.wide.matrix import Matrix
 from fedml.learning.training import GradientHook, make_optimizer
 from fedml.networks.variants import GeneLayer
 from fedml.privacy.noise import Entropy, add_gaussian, uniform_words
@@ -163,6 +164,9 @@ def person_bytes(model: nn.Module, cohort: Cohort) -> npt.NDArray[np.float64]:
     if (images := cohort.input("image", Images)) is not None:
         each = np.bincount(images.person, minlength=len(cohort))
         sizes += each * _image_bytes(model.get_submodule("encoder.image"), images.shape)
+    for value in cohort.inputs.values():
+        if isinstance(value, Matrix):
+            sizes += 4 * 4 * value.shape[1]  # a row as it is read, standardised, and what these are made of
     return sizes
 
 

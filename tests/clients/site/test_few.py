@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedml.clients.site.few import without_few
+from fedml.clients.site.few import changes, without_few
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.cohort.variants.packed import Packed
+from fedml.cohort.wide import matrix
+from fedml.cohort.wide.matrix import Matrix
 from fedml.study.study import Study
 from tests.clients.gate.centre import WEIGHT, Centre
 from tests.command import quick
@@ -176,3 +178,60 @@ def test_check_says_what_is_left_out(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     assert "column kind gets the most common category" in found.stdout
     assert "column x1" not in found.stdout
+
+
+def wide(values: Any, there: Any) -> Cohort:
+    """A cohort whose omics are a matrix on disk's kind, of these numbers."""
+    rows = np.arange(PERSONS)
+    found = Matrix("omics", (np.asarray(values, np.float32),), np.where(there, 0, -1), rows, np.asarray(there))
+    parts = np.where(rows < TRAIN, 0, 2).astype(np.int8)
+    return Cohort("a", tuple(map(str, range(PERSONS))), np.zeros(PERSONS), parts, {"omics": found})
+
+
+def omics_study(columns: int) -> Study:
+    return make_study(("omics",), sites=("a",), cohort__omics={"columns": [f"g{k}" for k in range(columns)]})
+
+
+@pytest.mark.parametrize("block", [1, 90, 1 << 20])
+def test_columns_of_a_matrix_on_disk_are_judged_as_those_of_a_table(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix, "_COLUMNS", block)
+    random = np.random.default_rng(4)
+    plain = random.normal(size=(PERSONS, 13)).astype(np.float32).astype(np.float64)
+    there = np.ones(PERSONS, bool)
+    there[[2, 50]] = False
+    x = plain.copy()
+    x[:, 0] = 1.0  # constant: tells of nobody
+    x[:, 1] = np.where(np.arange(PERSONS) == 3, 2.0, 1.0)  # one person differs
+    x[:, 2] = np.where(np.arange(PERSONS) < 5, 2.0, 1.0)  # four training persons with a row
+    x[:, 3] = np.where(np.arange(PERSONS) < 6, 2.0, 1.0)  # five
+    x[4:, 4] = np.nan  # three known
+    x[6:TRAIN, 5] = np.nan  # five known, all different: four differ from any one
+    x[6:TRAIN, 6], x[:6, 6] = np.nan, [1, 1, 1, 1, 1, 2]  # five known, one of them differs
+    x[[3, 45], 7] = np.nan  # the gap of one training person, and of a test person
+    x[10:15, 8] = np.nan  # gaps of five
+    x[10:14, 9] = np.nan  # gaps of four: an even number of persons is left, with 39 in training
+    x[:TRAIN, 10] = np.nan  # no training person
+    x[:, 11] = np.nan
+    x[np.arange(PERSONS) % 4 == 0, 12] = 7.0
+    x[~there] = np.nan
+    found = without_few(wide(x, there), omics_study(13), SMALLEST).inputs["omics"]
+    table = without_few(replace(wide(x, there), inputs={"omics": Table("omics", x, there)}), omics_study(13), SMALLEST).inputs["omics"]
+    assert isinstance(found, Matrix)
+    assert isinstance(table, Table)
+    np.testing.assert_array_equal(found.floats(np.arange(PERSONS)), table.values.astype(np.float32))
+    assert found.present.tolist() == table.present.tolist() == [person != 50 for person in range(PERSONS)]
+    hidden = np.isnan(found.floats(np.arange(PERSONS))).all(0)
+    assert np.flatnonzero(hidden).tolist() == [1, 2, 4, 5, 6, 11]
+    median = np.median(x[:TRAIN, 7][~np.isnan(x[:TRAIN, 7])]).astype(np.float32)
+    assert found.floats(np.array([3, 45]), 7, 8).ravel().tolist() == [median, median]
+    assert np.isnan(found.floats(np.arange(10, 15), 8, 9)).all(), "gaps of five persons stay"
+    said = list(changes(wide(x, there), omics_study(13), SMALLEST))
+    why = "it would tell about fewer than 5 training persons"
+    assert said[0] == f"omics: column 1 gets the most common category, or the median, for a category or gap of few persons: {why}"
+    assert said[1] == f"omics: column 2 is left out: {why}"
+
+
+def test_a_matrix_of_which_nothing_tells_of_few_stays_as_it_is() -> None:
+    before = wide(np.random.default_rng(1).normal(size=(PERSONS, 6)), np.ones(PERSONS, bool))
+    assert without_few(before, omics_study(6), SMALLEST) is before
+    assert list(changes(before, omics_study(6), SMALLEST)) == []

@@ -12,12 +12,15 @@ import torch
 from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import find_sites, read_site
 from fedml.clients.site.read import load_cohort, read_cohort
+from fedml.cohort import omics
 from fedml.cohort.inputs import Table
 from fedml.cohort.omics import read_omics
 from fedml.cohort.persons import Cohort
+from fedml.cohort.wide.matrix import Matrix
 from fedml.errors import InputError
 from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.checklists.fill import checklists_markdown
+from fedml.experiments.models.predictions import predictions
 from fedml.experiments.report import render
 from fedml.experiments.runs.record import read_record
 from fedml.experiments.runs.run import new_run, run
@@ -26,10 +29,11 @@ from fedml.strategies.describe import describe
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
 from fedml.synthetic.placeholder import make_placeholder
+from fedml.synthetic.write_site import write_site
 from fedml.tracking.registry import signature_of
 from fedml.tracking.scoring import score
 from tests.command import quick as command
-from tests.conftest import Run, make_plan, make_study, pooled, to_toml, write_csv, write_manifest
+from tests.conftest import Run, federate, make_plan, make_study, pooled, to_toml, write_csv, write_manifest
 
 FEATURES = tuple(f"ENSG{k:03d}" for k in range(12))
 PLANTED = {"ENSG003": 2.0, "ENSG007": -1.5}
@@ -179,6 +183,60 @@ def test_plan_report_and_checklists_say_what_it_is(work: Path, study: Study) -> 
     for text in ("Omics features: 12", "omics: linear", "A missing omics value is replaced by the mean."):
         assert text in page
         assert text in lists
+
+
+# --- a matrix that is too large for memory: the limit is lowered for it
+
+
+def single_sites(folder: Path, *, public: bool = True) -> dict[str, Path]:
+    """The sites with numbers that are exact in single precision."""
+    found = {}
+    for seed, (name, persons) in enumerate(SIZES.items()):
+        found[name] = omics_site(folder / name, name, persons, seed)
+        path = folder / name / "expression.csv"
+        table = pd.read_csv(path, dtype={"id": str}).set_index("id")
+        table.astype(np.float32).astype(np.float64).to_csv(path)
+        if not public:
+            found[name].write_text(found[name].read_text().replace("public = true\n", ""))
+    return found
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_a_run_from_disk_gives_the_weights_of_one_from_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, public: bool) -> None:
+    """Bit for bit, but for medians of few persons' gaps, which are between two numbers: they may differ in the last bit."""
+    study = make_study(("omics",), tuple(SIZES), cohort__omics={"columns": list(FEATURES)}, training={"lr": 0.05, "batch_size": 16})
+    there = single_sites(tmp_path / "memory", public=public)
+    here = single_sites(tmp_path / "disk", public=public)
+    memory = federate(study, there.values(), tmp_path / "run-memory")
+    together = pooled(study, there.values(), tmp_path / "pooled-memory")
+    monkeypatch.setattr(omics, "LARGEST", 0)
+    disk = federate(study, here.values(), tmp_path / "run-disk")
+    assert isinstance(load_cohort((str(here["a"]),), study).inputs["omics"], Matrix)
+    assert isinstance(load_cohort((str(there["a"]),), study).inputs["omics"], Table)
+    for found, expected in ((disk, memory), (pooled(study, here.values(), tmp_path / "pooled-disk"), together)):
+        if public:
+            assert found.sha256 == expected.sha256
+            assert found.final["metrics"] == expected.final["metrics"]
+        for key, value in expected.arrays.items():
+            torch.testing.assert_close(found.arrays[key], value, rtol=1e-5, atol=1e-6)
+
+
+def test_predictions_of_a_run_from_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, work: Path) -> None:
+    sites = {name: read_site(path) for name, path in single_sites(tmp_path / "memory").items()}
+    expected = predictions(run_of(work), sites)
+    monkeypatch.setattr(omics, "LARGEST", 0)
+    found = predictions(run_of(work), {name: read_site(path) for name, path in single_sites(tmp_path / "disk").items()})
+    pd.testing.assert_frame_equal(found, expected)
+    assert len(found) == sum(SIZES.values()) - 20
+
+
+def test_what_a_matrix_on_disk_cannot_do_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+    monkeypatch.setattr(omics, "LARGEST", 0)
+    cohort = load_cohort((str(single_sites(tmp_path / "disk")["a"]),), study)
+    with pytest.raises(InputError, match=r"a matrix of more than 256 MB .* cannot be rehearsed; rehearse the study with fewer features"):
+        make_placeholder(cohort, study)
+    with pytest.raises(InputError, match="cannot be written for canaries; audit the study with fewer features"):
+        write_site(tmp_path / "canaries", cohort, study)
 
 
 # --- files

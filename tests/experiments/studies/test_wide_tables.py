@@ -6,10 +6,13 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import torch
 
 from fedml.cohort.inputs import Table
 from fedml.modalities import modality
 from fedml.modalities.modality import table_sums
+from fedml.networks import preprocess
+from fedml.networks.preprocess import TablePreprocess
 
 
 def matrix(persons: int, columns: int, order: str) -> np.ndarray:
@@ -60,3 +63,32 @@ def test_batches_of_a_wide_table_are_those_of_a_narrow_one() -> None:
     assert batch.tobytes() == values[rows].astype(np.float32).tobytes()
     assert batch[:, :900].tobytes() == narrow.tensors(rows, None)["omics"].numpy().tobytes()
     assert peak < values.nbytes / 4  # no float32 copy of the table, which is half of it
+
+
+@pytest.mark.parametrize("persons", [1, 7, 64])
+def test_a_wide_batch_is_standardised_with_the_same_bits(persons: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = 3000
+    layer, x = TablePreprocess(columns), torch.from_numpy(matrix(persons, columns, "C").astype(np.float32))
+    generator = torch.Generator().manual_seed(1)
+    layer.mean.normal_(3, 50, generator=generator)
+    layer.std.uniform_(1e-3, 60, generator=generator)
+    layer.std[5::9] = 0.0  # constant columns
+    layer.std[7], x[0, 7] = 2e-38, 3e38  # beyond what float32 holds
+    before = x.clone()
+    expected = torch.where(torch.isnan(x), 0.0, (x - layer.mean) * torch.where(layer.std > 0, 1 / layer.std, 0.0))
+    assert torch.isinf(expected[0, 7])
+    for part in (1, 1 << 12, 1 << 16):
+        monkeypatch.setattr(preprocess, "_PART", part)
+        for wide in (0, 1 << 30):
+            monkeypatch.setattr(preprocess, "_WIDE", wide)
+            assert layer(x).numpy().tobytes() == expected.numpy().tobytes(), (part, wide)
+    assert x.numpy().tobytes() == before.numpy().tobytes(), "the batch itself stays raw"
+    monkeypatch.setattr(preprocess, "_WIDE", 0)
+    leaf = torch.nan_to_num(x[:, 10:12]).requires_grad_()
+    narrow = TablePreprocess(2)
+    narrow.std.fill_(4.0)
+    narrow(leaf).sum().backward()
+    assert leaf.grad is not None
+    assert torch.equal(leaf.grad, torch.full((persons, 2), 0.25)), "a gradient with respect to the numbers is still there"
+    layer.mean[3], x[:, 3] = float("inf"), float("inf")
+    assert torch.isnan(layer(x)[:, 3]).all(), "infinite numbers do not become the mean"
