@@ -194,8 +194,9 @@ def key(
     """
     from fedml.flower.keys import write_node_key
 
-    public = write_node_key(site_of(site_file).folder / out)
-    print(f"{public}: send this file to the coordinating centre; the private key stays at the site")
+    print(
+        f"{write_node_key(site_of(site_file).folder / out)}: send this file to the coordinating centre; the private key stays at the site"
+    )
 
 
 @app.command()
@@ -274,6 +275,7 @@ def start(
     site_file: SiteFile = Path("site.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one round on placeholder persons, without a connection.")] = False,
     study_file: Annotated[Path | None, typer.Option("--study", help="With --dry-run: this study, approved or not.")] = None,
+    code: Annotated[Path | None, typer.Option("--code", help="With --study: folder with own code that is not approved yet.")] = None,
 ) -> None:
     """Join the federation: answer the requests of approved studies until stopped (SIGTERM or Ctrl-C).
 
@@ -287,13 +289,13 @@ def start(
     from fedml.study.read import read_study
 
     site = site_of(site_file)
-    if study_file is not None and not dry_run:
-        raise InputError("--study is only valid with --dry-run; without --dry-run the site answers every approved study.")
+    if (study_file is not None and not dry_run) or (code is not None and study_file is None):
+        raise InputError("--study is only valid with --dry-run, --code with --study; without them the site answers every approved study.")
     if not dry_run:
         run_site(site)
         return
-    for study in [read_study(study_file)] if study_file is not None else studies_of(site):
-        print(show(site, study, rehearse(site, study)))
+    for study in [read_study(study_file, code=code)] if study_file is not None else studies_of(site):
+        print(show(site, study, rehearse(site, study, code=code is not None)))
 
 
 @app.command()

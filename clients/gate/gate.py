@@ -161,6 +161,11 @@ class Gate:
             self._confined = ((study.sha256, self._run), Apart(self.site, self.state, study, stored(self.state, study.code)))
         return self._confined[1].work
 
+    def first_weights(self, content: RecordDict) -> dict[str, Any]:
+        """The weights with which the study of a message with the agreement begins; of own code, from the process without data."""
+        request = read_request(content, (str(self.site.file.resolve()),), self.site.name)
+        return self._work(request).first_weights(request, content)
+
     def _shapes(self, request: Request, content: RecordDict) -> Shapes:
         """The shapes of the model's weights, which the network of own code gives without having seen data."""
         if request.study.code is None:

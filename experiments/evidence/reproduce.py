@@ -27,6 +27,7 @@ from fedml.experiments.runs.run import new_run, read_all
 from fedml.experiments.runs.run import run as run_study
 from fedml.runs.events import Final, Round, body
 from fedml.runs.log import MODEL, PANEL
+from fedml.runs.software import other_code
 from fedml.strategies.algorithms.registry import STRATEGIES
 
 PRIVATE = (
@@ -148,6 +149,8 @@ def _before(bundled: Record, repeated: Record) -> Iterator[Difference]:
         old_version, new_version = (record.start.versions.get(name, "absent") for record in (bundled, repeated))
         if old_version != new_version:
             yield Difference("software", f"{name} {old_version} in the bundle, {new_version} in the new run", False)
+    if (found := other_code(bundled.start.code, repeated.start.code, ("the bundle", "the new run"))) is not None:
+        yield Difference("software", found, False)
     old_commit, new_commit = bundled.start.git_commit, repeated.start.git_commit
     if old_commit != new_commit and "none" not in (old_commit, new_commit):
         commits = f"{old_commit[:16]} in the bundle, {new_commit[:16]} in the new run"
