@@ -194,9 +194,8 @@ def key(
     """
     from fedml.flower.keys import write_node_key
 
-    print(
-        f"{write_node_key(site_of(site_file).folder / out)}: send this file to the coordinating centre; the private key stays at the site"
-    )
+    public = write_node_key(site_of(site_file).folder / out)
+    print(f"{public}: send this file to the coordinating centre; the private key stays at the site")
 
 
 @app.command()
@@ -229,9 +228,7 @@ def approve(
 
     study, site = read_study(study_file, code=code), site_of(site_file)
     check_roster(site, study)
-    if study.code is not None and code is None:
-        names = ", ".join(f"{file.module}.py" for file in study.code.modules)
-        raise InputError(f"{study_file}: the study has code of its own ({names}); read it, then give its folder with --code DIR.")
+    code_store.check_given(study_file, study.code, code)
     print(describe(study))
     print(f"Centre      {words('trusted' if trust_centre else level_of(site), study, site)}")
     if study.privacy.unit != "none":

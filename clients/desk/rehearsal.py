@@ -81,13 +81,12 @@ def _provided(site: Site, study: Study, given: bool) -> None:
     if study.code is None:
         return
     if site.state.exists() and approvals.approval_of(site.state, study.sha256) is not None:
-        for data in stored(site.state, study.code).values():
+        for data in stored(site.state, study.code).files.values():
             provide(data)
     elif not given:
-        names = ", ".join(f"{file.module}.py" for file in study.code.modules)
         raise InputError(
-            f'study "{study.study.name}" has code of its own ({names}) and is not approved here; to let it run in a confined process, on '
-            "placeholder persons, give the folder of its files with --code DIR."
+            f'study "{study.study.name}" has code of its own ({study.code.names()}) and is not approved here; to let it run in a '
+            "confined process, on placeholder persons, give the folder of its files with --code DIR."
         )
 
 
@@ -175,8 +174,7 @@ def show(site: Site, study: Study, played: Rehearsal) -> str:
             "computed by a built-in strategy, with the same records in each message)"
         )
     if study.code is not None:
-        names = ", ".join(f"{file.module}.py" for file in study.code.modules)
-        lines.append(f"(own code ran in confined processes: {names}; own measures are computed by the server, not here)")
+        lines.append(f"(own code ran in confined processes: {study.code.names()}; own measures are computed by the server, not here)")
     if played.as_if:
         lines.append(f"(as if the centre were trusted. As it is, every request will be refused: {played.as_if})")
     for entry in played.entries:

@@ -158,7 +158,9 @@ class Gate:
             return HERE
         if self._confined is None or self._confined[0] != (study.sha256, self._run):
             self.close()
-            self._confined = ((study.sha256, self._run), Apart(self.site, self.state, study, stored(self.state, study.code)))
+            code = stored(self.state, study.code)
+            apart = Apart(self.site, self.state, study, list(code.files.values()), code.packages)
+            self._confined = ((study.sha256, self._run), apart)
         return self._confined[1].work
 
     def first_weights(self, content: RecordDict) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fedml.runs.events import Final, Round, body
 from fedml.runs.log import MODEL, PANEL
 from fedml.runs.software import other_code
 from fedml.strategies.algorithms.registry import STRATEGIES
+from fedml.study.sources import FOLDER as CODE
 
 PRIVATE = (
     "the study's noise is drawn from the operating system, so its results cannot be reproduced bit by bit; the steps before the noise and "
@@ -88,9 +89,9 @@ def reproduce(
                 "trust that code."
             )
         if study.code is not None and not run_code:
-            names = ", ".join(f"code/{file.module}.py" for file in study.code.modules)
             raise InputError(
-                f"the bundle's study has code of its own ({names}); read it in the bundle, then add --run-code to run it here."
+                f"the bundle's study has code of its own ({study.code.names(f'{CODE}/')}); read it in the bundle, then add --run-code to "
+                "run it here."
             )
         read_all(study, sites, say)
         check_budgets([Plan(study, name, site) for name, site in sites.items()])

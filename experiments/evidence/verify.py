@@ -352,6 +352,8 @@ def _start(files: Mapping[str, bytes], start: Start) -> Iterator[Problem]:
 def _code_text(record: Record) -> str:
     own = ", ".join(measure.partition(":")[2] for measure in record.study.evaluation.metrics)
     text = "the study pins the bytes of each file in code/; they are not run"
+    for package in record.study.code.packages if record.study.code is not None else ():
+        text += f"; {package.name} {package.version}, SHA-256 {package.sha256[:12]}, is pinned, not in the bundle, and not looked at"
     return f"{text}, so {own} of the last evaluation is not recomputed" if own else text
 
 

@@ -13,7 +13,7 @@ from fedml.clients.work.confine import missing
 from fedml.study.read import read_study
 from tests.clients.gate.centre import real_site
 from tests.command import quick as command
-from tests.conftest import clinical_site, image_site, make_plan
+from tests.conftest import clinical_site, image_site, make_plan, to_toml
 from tests.experiments.studies.test_own_code import METRIC, NET, TRANSFORM, own_study
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=f"this machine cannot confine a process: {missing()}")
@@ -106,10 +106,11 @@ def test_an_approved_study_is_rehearsed_with_the_code_of_the_sites_store(tmp_pat
 
 def test_images_are_played_with_the_studys_own_transforms(tmp_path: Path) -> None:
     image_site(tmp_path / "a", "a", 60, 0, (6, 6))
-    plan = make_plan(
-        ("image",), sites=("a",), cohort__image={"size": [4, 4], "window": [0, 100], "transforms": [{"name": "my_tf:inverted"}]}
-    )
-    own_study(tmp_path / "study", plan, my_tf=TRANSFORM)
+    image = {"size": [4, 4], "window": [0, 100], "transforms": [{"name": "my_tf:inverted"}]}
+    plan = make_plan(("image",), sites=("a",), cohort__image=image, code={"files": ["my_tf.py"]})
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "study.toml").write_text(to_toml(plan).replace('{"name": ', '{"name" = '))
+    (tmp_path / "study" / "my_tf.py").write_text(TRANSFORM)
     study = read_study(tmp_path / "study" / "study.toml")
     played = rehearse(read_site(tmp_path / "a"), study, code=True)
     assert [e.phase for e in played.entries if e.direction == "out"][-2:] == ["round", "evaluate"]
