@@ -144,7 +144,7 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
     sources = {name.removesuffix(".py"): (name, data) for name, data in files.items()}
     for tree in packages:
         sources |= {module: (path, tree[path]) for module, path in module_names(tree).items()}
-    digests = "".join(part.sha256 for part in (*code.modules, *code.packages))
+    digests = "".join([*(file.sha256 for file in code.modules), *(package.sha256 for package in code.packages)])
     package = "fedml_own_" + sha256(digests.encode()).hexdigest()[:16]
     made: dict[str, ModuleType] = {}
 

@@ -76,7 +76,7 @@ def test_an_error_of_the_code_is_told_with_its_line(tmp_path: Path) -> None:
     assert "would not run at this site: out round: own-code" in failed.stderr
     assert 'own code "my_loss:loss" failed (ValueError: ' in failed.stderr
     assert " rows, " in failed.stderr
-    assert "line 14" in failed.stderr
+    assert "line 13" in failed.stderr
     assert "\x1b" not in failed.stderr
     assert "Traceback" not in failed.stderr
     assert not (tmp_path / "marker").exists()
