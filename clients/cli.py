@@ -228,9 +228,7 @@ def approve(
 
     study, site = read_study(study_file, code=code), site_of(site_file)
     check_roster(site, study)
-    if study.code is not None and code is None:
-        names = ", ".join(f"{file.module}.py" for file in study.code.modules)
-        raise InputError(f"{study_file}: the study has code of its own ({names}); read it, then give its folder with --code DIR.")
+    code_store.check_given(study_file, study.code, code)
     print(describe(study))
     print(f"Centre      {words('trusted' if trust_centre else level_of(site), study, site)}")
     if study.privacy.unit != "none":
@@ -274,6 +272,7 @@ def start(
     site_file: SiteFile = Path("site.toml"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Run one round on placeholder persons, without a connection.")] = False,
     study_file: Annotated[Path | None, typer.Option("--study", help="With --dry-run: this study, approved or not.")] = None,
+    code: Annotated[Path | None, typer.Option("--code", help="With --study: folder with own code that is not approved yet.")] = None,
 ) -> None:
     """Join the federation: answer the requests of approved studies until stopped (SIGTERM or Ctrl-C).
 
@@ -287,13 +286,13 @@ def start(
     from fedml.study.read import read_study
 
     site = site_of(site_file)
-    if study_file is not None and not dry_run:
-        raise InputError("--study is only valid with --dry-run; without --dry-run the site answers every approved study.")
+    if (study_file is not None and not dry_run) or (code is not None and study_file is None):
+        raise InputError("--study is only valid with --dry-run, --code with --study; without them the site answers every approved study.")
     if not dry_run:
         run_site(site)
         return
-    for study in [read_study(study_file)] if study_file is not None else studies_of(site):
-        print(show(site, study, rehearse(site, study)))
+    for study in [read_study(study_file, code=code)] if study_file is not None else studies_of(site):
+        print(show(site, study, rehearse(site, study, code=code is not None)))
 
 
 @app.command()

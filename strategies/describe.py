@@ -82,6 +82,7 @@ def _own_code(study: Study) -> list[str]:
         return []
     named = [f"{key} = {name}" for key, name in own_names(study.cohort, study.model, study.training, study.evaluation)]
     files = [f"{file.module}.py SHA-256 {file.sha256}" for file in study.code.modules]
+    files += [f"{package.name} {package.version}, installed, SHA-256 {package.sha256}" for package in study.code.packages]
     lines = [line.strip() for text in ("; ".join(named), *files) for line in _wrapped(text)]
     return [f"{'Own code' if place == 0 else '':12}{line}" for place, line in enumerate(lines)]
 

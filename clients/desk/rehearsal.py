@@ -1,7 +1,8 @@
 """``fedml-site start --dry-run``: one round of a study through the site's gate, on placeholder persons with the shapes of the site's data.
 
 No other machine is contacted, and no value of a real person is used: the real files are read for their shapes and to check that they are
-readable. The rehearsal's journal lists the records that a real round would send, and their sizes.
+readable. The rehearsal's journal lists the records that a real round would send, and their sizes. Own code of the study runs where it would
+run in a round: in confined processes, which here get the placeholder persons. The server's part needs nothing of it but the first weights.
 """
 
 from __future__ import annotations
@@ -12,19 +13,29 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from flwr.app import RecordDict
+
 from fedml.clients.gate import approvals
+from fedml.clients.gate.code_store import keep, stored
 from fedml.clients.gate.gate import Gate
 from fedml.clients.gate.journal import Entry, entries
+from fedml.clients.gate.trust import check_level, level_of
 from fedml.clients.site.manifest import Site, check_roster, read_site
 from fedml.clients.site.read import load_cohort
-from fedml.errors import InputError, RunError
-from fedml.runs.events import Round
-from fedml.runs.log import read_log
+from fedml.code.load import forbidden
+from fedml.errors import InputError, RunError, SiteError
+from fedml.flower.grid import InProcessGrid
+from fedml.strategies.agreement.agree import agree
 from fedml.strategies.algorithms.fedprox import MU
-from fedml.strategies.algorithms.registry import algorithm_of
-from fedml.study.study import Study, for_roster, parse_study
+from fedml.strategies.algorithms.registry import algorithm_of, make_strategy
+from fedml.strategies.exchange import request
+from fedml.strategies.rounds import RunState, begun, evaluate, one_round
+from fedml.study.sources import provide
+from fedml.study.study import Study, for_roster, parse_study, without_transforms
 from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
+from fedml.wire.records import CONFIG, Phase
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Rehearsal:
     entries: tuple[Entry, ...]
     memory_mb: int
     replaced: str = ""  # the import path of a server's strategy, in whose place a built-in one ran
+    as_if: str = ""  # why the site would refuse the study as it is approved now; it was rehearsed as if its centre were trusted
 
 
 def studies_of(site: Site) -> list[Study]:
@@ -60,30 +72,65 @@ def _without_imports(study: Study) -> Study:
     return parse_study(json.dumps(study.model_dump(mode="json") | {"strategy": sent}))
 
 
-def rehearse(site: Site, study: Study) -> Rehearsal:
-    """Runs one round of ``study`` in this process, with the site's policy. Imports nothing that the study names.
+def _provided(site: Site, study: Study, given: bool) -> None:
+    """Makes the files of own code known to this process: of an approved study those of the site's store.
+
+    Raises:
+        InputError: the study is not approved, and its files were not given. SiteError: the store was changed.
+    """
+    if study.code is None:
+        return
+    if site.state.exists() and approvals.approval_of(site.state, study.sha256) is not None:
+        for data in stored(site.state, study.code).files.values():
+            provide(data)
+    elif not given:
+        raise InputError(
+            f'study "{study.study.name}" has code of its own ({study.code.names()}) and is not approved here; to let it run in a '
+            "confined process, on placeholder persons, give the folder of its files with --code DIR."
+        )
+
+
+def _trust(site: Site, study: Study) -> tuple[str, str]:
+    """(why the rehearsal's gate trusts the centre, why the real one would refuse the study), each "" if there is no reason."""
+    approved = approvals.approval_of(site.state, study.sha256) if site.state.exists() else None
+    if approved is None and study.code is not None:  # the approver will be asked; the code is to be tried before
+        try:
+            check_level(level_of(site), study, site)
+        except SiteError as error:
+            return "rehearsal", str(error)
+    return approved.trust if approved else "", ""
+
+
+def _play(gate: Gate, study: Study, run: Path) -> float:
+    """The exchanges of one round, and of the last evaluation; seconds of the round."""
+    grid = InProcessGrid(gate.handle, [{}])
+    agreement = agree(study, grid)
+    content = RecordDict({CONFIG: request(study, Phase.ROUND, 1), **agreement.record()})
+    weights = {name: torch.from_numpy(value) for name, value in gate.first_weights(content).items()}
+    state = RunState(0, begun(study, weights, run)[0], {})
+    state, event = one_round(study, grid, run, make_strategy(study), agreement, state, 1)
+    evaluate(study, grid, agreement, state)
+    return event.seconds
+
+
+def rehearse(site: Site, study: Study, *, code: bool = False) -> Rehearsal:
+    """Runs one round of ``study`` with the site's policy. This process imports nothing that the study names.
+
+    Args:
+        code: whether the files of the study's own code were read where a person said that they are (``--code``), if it is not approved.
 
     Raises:
         InputError, SiteError: the site's files cannot be used, or the study's roster lacks the site.
         RunError: the gate refused a request or a reply; the message has the code.
     """
-    from flwr.app import Context, RecordDict
-
-    from fedml.flower.grid import InProcessGrid
-    from fedml.strategies.server import app as server_app
-
-    if study.code is not None:
-        raise InputError(
-            f'study "{study.study.name}" has code of its own, which runs only in a confined process; a rehearsal of it is not built. '
-            "Let the coordinating centre run `fedml preflight`, which trains nothing."
-        )
     check_roster(site, study)
+    _provided(site, study, code)
     if site.name in study.federation.evaluate_only:
         raise InputError(
             f'{site.file}: in study "{study.study.name}" the site only evaluates the final model, so there is no round to rehearse; '
             "fedml-site check reads its data as the evaluation will."
         )
-    cohort = load_cohort((str(site.file.resolve()),), study)
+    cohort = load_cohort((str(site.file.resolve()),), without_transforms(study))
     single = _without_imports(for_roster(study, [site.name], rounds=1))
     with tempfile.TemporaryDirectory(prefix="fedml-rehearsal-") as name:
         folder, run = Path(name) / "site", Path(name) / "run"
@@ -96,21 +143,23 @@ def rehearse(site: Site, study: Study) -> Rehearsal:
         lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items())
         manifest.write_text(f"{text}\n[policy]\n{lines}", encoding="utf-8")
         copy = read_site(folder)
-        approved = approvals.approval_of(site.state, study.sha256) if site.state.exists() else None
-        approvals.approve(copy.state, single, "rehearsal", approved.trust if approved else "")
+        trust, as_if = _trust(site, study)
+        approvals.approve(copy.state, single, "rehearsal", trust)
+        if single.code is not None:
+            keep(copy.state, single.code)
         gate = Gate(copy, copy.state)
-        config: dict[str, bool | int | float | str] = {"study": single.canonical, "run": str(run)}
         try:
-            server_app(
-                InProcessGrid(gate.handle, [{}]), Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
-            )
+            with forbidden("this is a rehearsal"):
+                seconds = _play(gate, single, run)
         except RunError as error:
             refused = [f"{e.direction} {e.phase}: {e.reason}" for e in entries(copy.state / "journal.jsonl") if e.verdict == "refused"]
             raise RunError(f'study "{study.study.name}" would not run at this site: {"; ".join(refused) or error}.') from error
-        rounds = [e.seconds for e in read_log(run)[0] if isinstance(e, Round)]
+        finally:
+            gate.close()
         journal = tuple(entries(copy.state / "journal.jsonl"))
     replaced = "" if single.strategy.name == study.strategy.name else study.strategy.name
-    return Rehearsal(len(cohort), rounds[0], journal, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, replaced)
+    memory = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
+    return Rehearsal(len(cohort), seconds, journal, memory, replaced, as_if)
 
 
 def show(site: Site, study: Study, played: Rehearsal) -> str:
@@ -124,6 +173,10 @@ def show(site: Site, study: Study, played: Rehearsal) -> str:
             f"(the server's strategy {played.replaced} was not imported, because it is code that the study names; the server's step was "
             "computed by a built-in strategy, with the same records in each message)"
         )
+    if study.code is not None:
+        lines.append(f"(own code ran in confined processes: {study.code.names()}; own measures are computed by the server, not here)")
+    if played.as_if:
+        lines.append(f"(as if the centre were trusted. As it is, every request will be refused: {played.as_if})")
     for entry in played.entries:
         if entry.direction == "out":
             sizes = ", ".join(f"{r.name} {r.bytes / 1e3:.1f} kB" for r in entry.records)

@@ -159,8 +159,15 @@ class Gate:
             return HERE
         if self._confined is None or self._confined[0] != (study.sha256, self._run):
             self.close()
-            self._confined = ((study.sha256, self._run), Apart(self.site, self.state, study, stored(self.state, study.code)))
+            code = stored(self.state, study.code)
+            apart = Apart(self.site, self.state, study, list(code.files.values()), code.packages)
+            self._confined = ((study.sha256, self._run), apart)
         return self._confined[1].work
+
+    def first_weights(self, content: RecordDict) -> dict[str, Any]:
+        """The weights with which the study of a message with the agreement begins; of own code, from the process without data."""
+        request = read_request(content, (str(self.site.file.resolve()),), self.site.name)
+        return self._work(request).first_weights(request, content)
 
     def _shapes(self, request: Request, content: RecordDict) -> Shapes:
         """The shapes of the model's weights, which the network of own code gives without having seen data."""

@@ -7,7 +7,6 @@ processes, one gets no data at all: it builds the network, from which the gate k
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -15,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -46,11 +45,11 @@ _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "OMP_NUM_THREADS", "MKL_NUM_THRE
 class Apart:
     """The confined processes of one study at one site. ``close`` ends them."""
 
-    def __init__(self, site: Site, state: Path, study: Study, code: Mapping[str, bytes]) -> None:
-        """``code``: the approved bytes of each file."""
+    def __init__(self, site: Site, state: Path, study: Study, code: Sequence[bytes], packages: Sequence[Mapping[str, bytes]] = ()) -> None:
+        """``code``: the approved bytes of each file; ``packages``: of each distribution, by path."""
         if why := missing():
             raise SiteError(Reason.CODE, f"this machine cannot confine own code: {why}")
-        self._site, self._study, self._code = site, study, code
+        self._site, self._study, self._code, self._packages = site, study, code, packages
         self._state = state.resolve()
         self._folder = self._state / FOLDER / secrets.token_hex(8)
         _remove(self._state / FOLDER)  # from a site that was killed: one study at a time has a folder
@@ -167,11 +166,13 @@ class Apart:
         into, out = _pipes(process)
         plan = {
             "readable": [str(path) for path in readable], "writable": [str(path) for path in writable],
-            "code": [base64.b64encode(source).decode() for source in self._code.values()],
+            "code": [len(source) for source in self._code],
+            "packages": [[[path, len(data)] for path, data in files.items()] for files in self._packages],
         }  # fmt: skip
+        sources = b"".join([*self._code, *(data for files in self._packages for data in files.values())])
         try:
             os.set_blocking(into, False)
-            write_frame(into, plan, seconds=_START_SECONDS)
+            write_frame(into, plan, [sources], seconds=_START_SECONDS)
             if read_frame(out, 0, _START_SECONDS) is None:
                 raise ValueError("it ended")
         except (OSError, ValueError) as error:

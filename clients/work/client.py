@@ -40,6 +40,7 @@ from fedml.privacy.counts import noised
 from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.privacy.statistics import private_sums
+from fedml.runs.software import code_digest
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
@@ -191,7 +192,7 @@ def _describe(request: Request, content: RecordDict) -> RecordDict:
     sites = [read_site_once(m).manifest for m in request.manifests]
     if len(sites) == 1 and sites[0].policy.disclose:
         trusted = {"centre": "trusted", "trust": request.trust} if request.trust else {}
-        disclosed = sites[0].policy.disclosed().model_copy(update={"public": sites[0].data.public, **trusted})
+        disclosed = sites[0].policy.disclosed().model_copy(update={"public": sites[0].data.public, "code_sha256": code_digest(), **trusted})
         described[POLICY] = policy_bytes(disclosed)
     for modality, value in inputs_of(cohort):
         described |= modality.described(value)

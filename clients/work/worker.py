@@ -6,7 +6,6 @@ and holds the bytes of the own code; it is confined before anything else is impo
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import os
 import signal
@@ -32,16 +31,26 @@ def main() -> None:
     first = read_frame(source, _MOST)
     if first is None:
         return
-    plan, _ = first
+    plan, payloads = first
     confine([Path(path) for path in plan["readable"]], [Path(path) for path in plan["writable"]])
-    _serve(source, out, plan)
+    _serve(source, out, plan, b"".join(payloads))
 
 
-def _serve(source: int, out: int, plan: dict[str, Any]) -> None:
+def _serve(source: int, out: int, plan: dict[str, Any], code: bytes) -> None:
+    from fedml.study.packages import provide_package
     from fedml.study.sources import provide
 
-    for text in plan["code"]:
-        provide(base64.b64decode(text))
+    place = 0
+
+    def following(size: int) -> bytes:
+        nonlocal place
+        place += size
+        return code[place - size : place]
+
+    for size in plan["code"]:
+        provide(following(size))
+    for files in plan["packages"]:
+        provide_package({path: following(size) for path, size in files})
     write_frame(out, {"ready": True})
     while (frame := read_frame(source, _MOST)) is not None:
         header, payloads = frame

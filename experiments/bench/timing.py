@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from fedml.experiments.runs.run import git_commit
+from fedml.runs.software import git_commit
 
 Measure = Callable[[], float]
 

@@ -25,6 +25,7 @@ from fedml.modalities.modality import Text
 from fedml.modalities.registry import modalities_of
 from fedml.runs.events import to_row
 from fedml.runs.log import EVENTS, MODEL, read_log
+from fedml.runs.software import words
 from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study import training_words
 from fedml.study.section import PARTS
@@ -222,7 +223,11 @@ def _happened(record: Record) -> Iterator[FactRow]:
     yield "identity", text, "events.jsonl#start/run_id", "events.jsonl#start/engine", "events.jsonl#start/study_sha256"
     commit, _, changed = start.git_commit.partition("+")
     text = f"The study file was in a working tree at git commit {commit}{', with uncommitted changes' if changed else ''}."
-    yield "code", "" if commit == "none" else text, "events.jsonl#start/git_commit"
+    made = [] if start.code is None else [f"Made by {words(start.code)}."]
+    where = ["events.jsonl#start/code"] * len(made)
+    if commit != "none":
+        made, where = [*made, text], [*where, "events.jsonl#start/git_commit"]
+    yield "code", " ".join(made), *where
     found = ", ".join(f"{name} {version}" for name, version in start.versions.items() if version != "absent")
     yield "versions", found and f"Versions: {found}.", "events.jsonl#start/versions"
     yield "began", f"The run began {_day(start.time)}.", "events.jsonl#start/time"

@@ -2,7 +2,7 @@
 
 *Pooled* is the study on one node that holds all persons: the same model, optimiser and number of passes over the data. *Local* trains at
 one site only, with preprocessing constants of that site, and is then tested on every site's test persons. Earlier runs with the same study,
-data and versions are reused; only missing runs are started.
+data, versions and code of this software are reused; only missing runs are started.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import outcome, read_all, run_nodes
 from fedml.runs.events import Final, GroupScores, Start
 from fedml.runs.log import STUDY, emit, load_model, write_whole
+from fedml.runs.software import by_this_code, code_digest, other_code, software
 from fedml.study.sources import write_files
 from fedml.study.start import write_start
 from fedml.study.study import Study, for_roster
@@ -215,11 +216,13 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
 
 
 def _differences(first: Record, other: Record) -> list[str]:
-    """The differences of a run from the first: keys of the study, versions, data."""
+    """The differences of a run from the first: keys of the study, versions, code of this software, data."""
     old, new = (_flat("", r.study.model_dump(mode="json")) for r in (first, other))
     lines = [f"{key} = {new.get(key)}, not {old.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)]
     old, new = (r.start.versions for r in (first, other))
     lines += [f"{name} {new.get(name)}, not {old.get(name)}" for name in sorted(old | new) if old.get(name) != new.get(name)]
+    if (found := other_code(first.start.code, other.start.code)) is not None:
+        lines.append(found)
     data = {site.name: site.dataset for site in first.sites}
     return lines + [f"other data at {site.name}" for site in other.sites if data.get(site.name) != site.dataset]
 
@@ -235,10 +238,10 @@ def _data(study: Study, sites: Mapping[str, Site]) -> dict[str, str]:
 
 
 def _folder(study: Study, sites: Mapping[str, Site], who: str, roster: Sequence[str], runs: Path) -> Path:
-    """The folder of a training of a comparison, which depends on study, data and versions."""
+    """The folder of a training of a comparison, which depends on study, data, versions and code."""
     data, plan = _data(study, sites), for_roster(study, roster)
     used = {name: data[name] for name in (study.federation.training if who == POOLED else roster)}
-    key = hashlib.sha256(json.dumps([plan.canonical, used, versions()], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([plan.canonical, used, versions(), code_digest()], sort_keys=True).encode()).hexdigest()[:16]
     return runs / "compare" / f"{study.study.name}-{who.replace(' ', '-')}-{study.study.seed}-{key}"
 
 
@@ -262,7 +265,7 @@ def _trained(training: Training, sites: Mapping[str, Site], runs: Path) -> tuple
     write_files(plan.code, run)
     write_start(plan.model.start, run)
     start = Start(run_id=run.name, study=study.study.name, study_sha256=plan.sha256, git_commit="", seed=study.study.seed,
-                     versions=versions(), engine="local", job="train")  # fmt: skip
+                     versions=versions(), engine="local", job="train", code=software())  # fmt: skip
     emit(run, start)
     if who == POOLED:
         nodes = [{"manifest": "\n".join(str(sites[name].file.resolve()) for name in study.federation.training), "name": POOLED}]
@@ -283,7 +286,7 @@ def _recorded(study: Study, data: Mapping[str, str], runs: Path) -> Path | None:
             record = read_record(run)
         except (InputError, LookupError, TypeError):  # not a training run, or of another version
             continue
-        same = record.study.sha256 == study.sha256 and record.start.versions == versions()
+        same = record.study.sha256 == study.sha256 and record.start.versions == versions() and by_this_code(record.start.code)
         whole = record.status == "finished" and not any(s.missed for s in record.sites)
         if same and whole and {s.name: s.dataset for s in record.sites} == data:
             return run

@@ -143,7 +143,7 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     }
     software = add(
         "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
-        softwareVersion=record.start.versions.get("fedml-cohorts", "unknown"), identifier=f"git:{record.start.git_commit}",
+        softwareVersion=record.start.versions.get("fedml-cohorts", "unknown"), identifier=_identifier(record),
     )  # fmt: skip
     needs = [
         add(
@@ -173,6 +173,12 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     action["result"] = [entity for name, entity in entities.items() if name not in (STUDY, TOML)]
     package.root_dataset["mentions"] = action
     return json.dumps(package.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def _identifier(record: Record) -> str:
+    """Of the code that made the run. A run that does not say it has the commit of the study's folder in its place."""
+    code = record.start.code
+    return f"git:{record.start.git_commit}" if code is None else f"sha256:{code['sha256']}"
 
 
 def _entity(name: str, data: bytes | None) -> dict[str, Any]:

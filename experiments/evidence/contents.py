@@ -9,20 +9,17 @@ A figure in a bundle can therefore be false only if the sources are false.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-import fedml
 from fedml.experiments.checklists.fill import checklists_json, checklists_markdown
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.evidence.signing import canonical
@@ -30,6 +27,7 @@ from fedml.experiments.report import embedded, render, report_facts
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
+from fedml.runs.software import DISTRIBUTION, code_digest, words
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.start import FILE as START
 
@@ -38,7 +36,6 @@ CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
 OPTIONAL = (TOML, AUDIT, START)
-_DISTRIBUTION = "fedml-cohorts"
 _FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 
 
@@ -56,24 +53,26 @@ def read_sources(run: Path) -> dict[str, bytes]:
 
 def versions_file(run: Mapping[str, str]) -> bytes:
     """The bytes of versions.json: the packages of the run, from its log; the interpreter, platform, packages and code of the bundle."""
-    named = {re.split(r"[\s\[<>=!~;(]", line)[0] for line in metadata.requires(_DISTRIBUTION) or () if "extra ==" not in line}
-    packages = {name: metadata.version(name) for name in sorted({_DISTRIBUTION, *named})}
+    named = {re.split(r"[\s\[<>=!~;(]", line)[0] for line in metadata.requires(DISTRIBUTION) or () if "extra ==" not in line}
+    packages = {name: metadata.version(name) for name in sorted({DISTRIBUTION, *named})}
     machine = {"python": platform.python_version(), "implementation": platform.python_implementation()}
     machine |= {"system": platform.system(), "machine": platform.machine(), "code_sha256": code_digest()}
     return canonical({"run": dict(run), "bundle": {**machine, "packages": packages}})
 
 
-@lru_cache
-def code_digest() -> str:
-    """SHA-256 of this software's files: the same code and sources give identical derived files."""
-    out = hashlib.sha256()
-    package = Path(fedml.__file__).parent
-    for at, folders, names in os.walk(package, followlinks=True):  # in a checkout, some folders are symbolic links
-        folders.sort()
-        for path in (Path(at) / name for name in sorted(names) if name.endswith((".py", ".toml"))):
-            data = path.read_bytes()
-            out.update(f"{path.relative_to(package).as_posix()}:{len(data)}:".encode() + data)
-    return out.hexdigest()
+def software_text(record: Record, bundled: str) -> str:
+    """Which code made the run, its sites' answers and the bundle, as far as it is told and not the same.
+
+    Args:
+        bundled: SHA-256 of the code that wrote the bundle.
+    """
+    code = record.start.code
+    if code is None:
+        return "the run does not say by which code of this software it was made"
+    others = {"the bundle was written by": bundled, "this verification is by": code_digest()}
+    others |= {f"{site.name} answered by": (site.policy or {}).get("code_sha256") or code["sha256"] for site in record.sites}
+    found = [f"{who} other code, {digest[:12]}" for who, digest in others.items() if digest != code["sha256"]]
+    return "; ".join([f"the run was made by {words(code)}", *found])
 
 
 @contextmanager

@@ -27,7 +27,9 @@ from fedml.experiments.runs.run import new_run, read_all
 from fedml.experiments.runs.run import run as run_study
 from fedml.runs.events import Final, Round, body
 from fedml.runs.log import MODEL, PANEL
+from fedml.runs.software import other_code
 from fedml.strategies.algorithms.registry import STRATEGIES
+from fedml.study.sources import FOLDER as CODE
 
 PRIVATE = (
     "the study's noise is drawn from the operating system, so its results cannot be reproduced bit by bit; the steps before the noise and "
@@ -87,9 +89,9 @@ def reproduce(
                 "trust that code."
             )
         if study.code is not None and not run_code:
-            names = ", ".join(f"code/{file.module}.py" for file in study.code.modules)
             raise InputError(
-                f"the bundle's study has code of its own ({names}); read it in the bundle, then add --run-code to run it here."
+                f"the bundle's study has code of its own ({study.code.names(f'{CODE}/')}); read it in the bundle, then add --run-code to "
+                "run it here."
             )
         read_all(study, sites, say)
         check_budgets([Plan(study, name, site) for name, site in sites.items()])
@@ -148,6 +150,8 @@ def _before(bundled: Record, repeated: Record) -> Iterator[Difference]:
         old_version, new_version = (record.start.versions.get(name, "absent") for record in (bundled, repeated))
         if old_version != new_version:
             yield Difference("software", f"{name} {old_version} in the bundle, {new_version} in the new run", False)
+    if (found := other_code(bundled.start.code, repeated.start.code, ("the bundle", "the new run"))) is not None:
+        yield Difference("software", found, False)
     old_commit, new_commit = bundled.start.git_commit, repeated.start.git_commit
     if old_commit != new_commit and "none" not in (old_commit, new_commit):
         commits = f"{old_commit[:16]} in the bundle, {new_commit[:16]} in the new run"

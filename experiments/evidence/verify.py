@@ -32,18 +32,19 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
     SIGNATURE,
     TOML,
     VERSIONS,
-    code_digest,
     counts_by_site,
     derived,
     is_source,
     record_of,
     rounds_requested,
+    software_text,
 )
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
 from fedml.experiments.runs.record import Record, exchanges
 from fedml.runs.events import Final, Round, body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
+from fedml.runs.software import code_digest
 from fedml.strategies.chosen import planned
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.start import FILE as START
@@ -179,6 +180,7 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
     yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
+    yield from _check("software", EVENTS, software_text(record, json.loads(files[VERSIONS])["bundle"]["code_sha256"]), tuple)
     if (start := record.study.model.start) is not None:
         text = f"the weights with which the model began have the SHA-256 that the study pins, {start.sha256}"
         yield from _check("start", START, text, lambda: _start(files, start))
@@ -350,6 +352,8 @@ def _start(files: Mapping[str, bytes], start: Start) -> Iterator[Problem]:
 def _code_text(record: Record) -> str:
     own = ", ".join(measure.partition(":")[2] for measure in record.study.evaluation.metrics)
     text = "the study pins the bytes of each file in code/; they are not run"
+    for package in record.study.code.packages if record.study.code is not None else ():
+        text += f"; {package.name} {package.version}, SHA-256 {package.sha256[:12]}, is pinned, not in the bundle, and not looked at"
     return f"{text}, so {own} of the last evaluation is not recomputed" if own else text
 
 

@@ -36,7 +36,7 @@ _NAMES: dict[tuple[str, ...], Iterable[str]] = {
 }
 
 
-_LISTS = ("files", "start_arrays")  # of the keys that reading a study replaces
+_LISTS = ("files", "packages", "start_arrays")  # of the keys that reading a study replaces
 
 
 @cache
@@ -88,8 +88,6 @@ def _add_study_keys(plain: Schema) -> None:
         section = _at(plain, sections)
         kind: Schema = {"type": "array", "items": {"type": "string"}} if key in _LISTS else {"type": "string"}
         section["properties"][key] = {**kind, "description": text}
-    code = _at(plain, ["code"])
-    code["required"].remove("modules")
     for part in _at(plain, ["model"])["properties"].values():
         if "options" in part.get("properties", {}):
             part["additionalProperties"] = True  # arguments of own code

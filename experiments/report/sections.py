@@ -236,6 +236,7 @@ def check(record: Record, found: Found) -> str:
     ]
     data = [(s, row["dataset"] or "not reported") for s, row in found["sites"].items() if row["agreed"]]
     heads = [(s, f"{row['journal'][0]}, number {row['journal'][1]:,}") for s, row in found["sites"].items() if row["journal"]]
+    code = [(s, (row["policy"] or {}).get("code_sha256")) for s, row in found["sites"].items() if row["agreed"]]
     how = (
         "This page is computed from the run's folder alone; the same folder gives the same page, byte for byte. Measures, intervals, "
         "curves and calibration are computed from the sites' counts (counts.safetensors). Every number in a table is also in the page as "
@@ -243,6 +244,8 @@ def check(record: Record, found: Found) -> str:
     )
     more = ["<h3>SHA-256 of the data that a site read</h3>", terms(data)] if data else []
     more += ["<h3>Last entry of a site's journal</h3>", terms(heads)] if heads else []
+    if any(digest for _, digest in code):
+        more += ["<h3>SHA-256 of the code by which a site says it answered</h3>", terms([(s, d or "not reported") for s, d in code])]
     lines = (
         f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
         "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes every figure and epsilon",

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedml.experiments.report.markup import between, written
 from fedml.experiments.runs.record import Record
+from fedml.runs.software import CHANGED
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Result
 
@@ -182,7 +183,9 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
     if record.start.engine != "deployment":
         where = f"The run was on one machine (engine {record.start.engine})"
         out.append(f"{where}: the data of all sites were accessible there, and no site's approval was requested.")
-    if record.start.git_commit.endswith("+changes"):
+    if record.start.code is not None and record.start.code["commit"].endswith(CHANGED):
+        out.append("The run was made by code of this software with uncommitted changes: no published version has it.")
+    if record.start.git_commit.endswith(CHANGED):
         out.append("The study file was in a working tree with uncommitted changes.")
     if found["curves"]["part"] == "train":
         out.append("The rounds evaluated no validation persons: learning curves are of training persons and are optimistic.")

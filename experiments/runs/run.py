@@ -28,6 +28,7 @@ from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
+from fedml.runs.software import git_commit, software
 from fedml.study.sources import write_files
 from fedml.study.start import write_start
 from fedml.study.study import Study
@@ -122,19 +123,6 @@ class Tracking:
         return None, printable((errors.strip().splitlines() or [ended])[-1].removeprefix("error: "))
 
 
-def git_commit(folder: Path) -> str:
-    """Commit of the working tree at ``folder``, with ``+changes`` if there are uncommitted changes; ``none`` without git."""
-    try:
-        head = _git(folder, "rev-parse", "HEAD")
-        return head + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "none"
-
-
-def _git(folder: Path, *words: str) -> str:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-
 def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, job: str) -> Path:
     """Creates a run folder with the study and the start event."""
     name = f"{study.study.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -147,7 +135,7 @@ def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, j
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())
     emit(run, Start(run_id=name, study=study.study.name, study_sha256=study.sha256, git_commit=commit,
-                    seed=study.study.seed, versions=versions(), engine=engine, job=job))  # fmt: skip
+                    seed=study.study.seed, versions=versions(), engine=engine, job=job, code=software()))  # fmt: skip
     return run
 
 

@@ -19,6 +19,7 @@ from fedml.modalities.registry import check_inputs
 from fedml.privacy.accounting import epsilon
 from fedml.privacy.claims import rounded_up
 from fedml.privacy.releases import events_by_site, whole_events
+from fedml.runs.software import code_digest
 from fedml.strategies.algorithms.registry import make_strategy
 from fedml.study.study import Study
 from fedml.tracking.store import versions
@@ -108,7 +109,7 @@ class Data:
         self.sites, self._say, self._keys = sites, say, dict[str, str]()
 
     def key(self, study: Study) -> str:
-        """SHA-256 of what a run's result depends on besides its study: the sites' data and the versions of packages.
+        """SHA-256 of what a run's result depends on besides its study: the sites' data, the versions of packages and this software's code.
 
         Raises:
             InputError: data cannot be used, or no site has validation persons.
@@ -124,7 +125,7 @@ class Data:
                     'part, such as --set "cohort.split={ train = 0.5, val = 0.2, test = 0.3 }", or put val into the split files.'
                 )
             found = {name: cohort.digest.hex() for name, cohort in cohorts.items()}
-            self._keys[read] = hashlib.sha256(json.dumps([found, versions()], sort_keys=True).encode()).hexdigest()
+            self._keys[read] = hashlib.sha256(json.dumps([found, versions(), code_digest()], sort_keys=True).encode()).hexdigest()
             if len(self._keys) > 1:
                 forget()
         return self._keys[read]

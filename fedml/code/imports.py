@@ -11,14 +11,15 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib import metadata
 
 from fedml.errors import InputError, nearest
+from fedml.study.code_section import DISTRIBUTION
+from fedml.study.packages import module_names
 from fedml.text import unsafe_character
 
-_DISTRIBUTION = "fedml-cohorts"
 _KINDS = {  # what a module opens
     "network": "socket ssl http urllib ftplib smtplib poplib imaplib telnetlib xmlrpc socketserver asyncio select selectors requests httpx "
     "aiohttp urllib3 grpc flwr mlflow websocket wsgiref webbrowser",
@@ -72,7 +73,7 @@ def _imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
 @lru_cache
 def installed() -> frozenset[str]:
     """Top-level modules that every installation of this software has: Python's own, this software's, and those of what it needs."""
-    found, waiting = set[str](), [_DISTRIBUTION]
+    found, waiting = set[str](), [DISTRIBUTION]
     while waiting:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name in found:
@@ -88,7 +89,7 @@ def installed() -> frozenset[str]:
         for module, distributions in metadata.packages_distributions().items()
         if any(re.sub(r"[-_.]+", "-", distribution).lower() in found for distribution in distributions)
     }
-    if _DISTRIBUTION not in found:  # a saved model, with a copy of this software beside it
+    if DISTRIBUTION not in found:  # a saved model, with a copy of this software beside it
         modules |= set(metadata.packages_distributions())
     return frozenset(modules | set(sys.stdlib_module_names) | {"fedml"})
 
@@ -98,13 +99,31 @@ def importable(module: str, own: Collection[str]) -> bool:
     return module.partition(".")[0] in own or module.partition(".")[0] in installed()
 
 
-def check_imports(files: Mapping[str, bytes]) -> None:
+def check_packages(packages: Sequence[Mapping[str, bytes]]) -> None:
+    """Checks the distributions of own code, by path. What they import is told where it is imported: it may be optional.
+
+    Raises:
+        InputError: a file is not Python, or a module has the name of one that this software needs.
+    """
+    for files in packages:
+        for module, path in module_names(files).items():
+            _parsed(path, files[path])
+            if module in installed():
+                raise InputError(
+                    f"[code] packages: {path} has the name of a module that this software needs; take the package out of [code]."
+                )
+
+
+def check_imports(files: Mapping[str, bytes], others: Collection[str] = ()) -> None:
     """Checks all files of own code, by file name.
+
+    Args:
+        others: names of modules of the packages, which they may import.
 
     Raises:
         InputError: a file is not Python, has the name of an installed module, or imports what a site would not have.
     """
-    own = {name.removesuffix(".py") for name in files}
+    own = {*(name.removesuffix(".py") for name in files), *others}
     for name, source in files.items():
         tree = _parsed(name, source)
         if name.removesuffix(".py") in installed():

@@ -1,4 +1,4 @@
-"""Own code as objects: the modules of a study's ``[code]``, made from the pinned bytes alone.
+"""Own code as objects: the modules of a study's ``[code]``, files and packages, made from the pinned bytes alone.
 
 resolve(study.code, "my_net:MyNet")          # the class
 
@@ -19,13 +19,15 @@ from inspect import signature
 from types import ModuleType
 from typing import Any
 
-from fedml.code.imports import check_imports, importable, text_of
+from fedml.code.imports import check_imports, check_packages, importable, text_of
 from fedml.errors import InputError, nearest
 from fedml.study.code_section import Code
 from fedml.study.own_names import own_names, own_options
+from fedml.study.packages import module_names, package_files
 from fedml.study.sources import files_of
 from fedml.study.study import Study
 
+_HOME = "__own_package__"  # of a module: the package in which its relative imports begin
 _FORBIDDEN: list[str] = []  # why this process runs no own code
 
 
@@ -57,11 +59,11 @@ def resolve(code: Code | None, name: str) -> Any:
     """
     module, _, attribute = name.partition(":")
     if code is None or not code.digest_of(module):
-        raise InputError(f'"{name}": [code] files has no {module}.py; add it.')
+        raise InputError(f'"{name}": [code] has no {module}; add it to files or packages.')
     found = _load(code, module)
     if not hasattr(found, attribute):
         own = [key for key in vars(found) if not key.startswith("_")]
-        raise InputError(f'[code] {module}.py has no "{attribute}"{nearest(attribute, own)}; correct the name "{name}".')
+        raise InputError(f'[code] {_file(code, module)} has no "{attribute}"{nearest(attribute, own)}; correct the name "{name}".')
     return getattr(found, attribute)
 
 
@@ -103,55 +105,103 @@ def call(code: Code | None, name: str, /, *given: Any, **options: Any) -> Any:
 def failed(code: Code | None, name: str, error: BaseException) -> InputError:
     """The error of a user's code as one sentence with its line."""
     module = name.partition(":")[0]
-    place = _place(error, _path(code, module)) if code is not None else ""
-    return InputError(f'own code "{name}" failed ({type(error).__name__}: {error}){place}; correct {module}.py.')
+    if code is None:
+        return InputError(f'own code "{name}" failed ({type(error).__name__}: {error}).')
+    file = _file(code, module)
+    return InputError(
+        f'own code "{name}" failed ({type(error).__name__}: {error}){_place(error, _path(code, module, file))}; correct {file}.'
+    )
 
 
-def _path(code: Code, module: str) -> str:
-    return f"<own code {module}.py {code.digest_of(module)[:12]}>"
+def _file(code: Code, module: str) -> str:
+    """The file of a module, for an error and a traceback."""
+    for package in code.packages:
+        if module.partition(".")[0] in package.modules:
+            return module_names(package_files(package)).get(module, module)
+    return f"{module}.py"
+
+
+def _path(code: Code, module: str, file: str) -> str:
+    return f"<own code {file} {code.digest_of(module)[:12]}>"
 
 
 def _load(code: Code, module: str) -> ModuleType:
     if _FORBIDDEN:
         raise InputError(f"own code runs only in a confined process, not here ({_FORBIDDEN[0]}).")
-    return _loader(code)(module)
+    try:
+        return _loader(code)(module)
+    except ImportError as error:  # of a package's module, which others may import if they can
+        raise InputError(f"[code] {_file(code, module)} cannot be loaded ({type(error).__name__}: {error}).") from error
 
 
 @lru_cache(maxsize=8)
 def _loader(code: Code) -> Callable[[str], ModuleType]:
     """The function that makes each module of ``code`` once."""
-    files = files_of(code)
-    check_imports(files)
-    package = "fedml_own_" + sha256("".join(file.sha256 for file in code.modules).encode()).hexdigest()[:16]
+    files, packages = files_of(code), [package_files(package) for package in code.packages]
+    tops = {*(file.module for file in code.modules), *(module for package in code.packages for module in package.modules)}
+    check_imports(files, tops)
+    check_packages(packages)
+    sources = {name.removesuffix(".py"): (name, data) for name, data in files.items()}
+    for tree in packages:
+        sources |= {module: (path, tree[path]) for module, path in module_names(tree).items()}
+    digests = "".join([*(file.sha256 for file in code.modules), *(package.sha256 for package in code.packages)])
+    package = "fedml_own_" + sha256(digests.encode()).hexdigest()[:16]
     made: dict[str, ModuleType] = {}
 
     def find(name: str, scope: Mapping[str, Any] | None = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
         """``import`` as the modules see it."""
         if level:
-            raise ImportError("own code has no package; name the module alone")
-        if f"{name}.py" in files:
-            return load(name)
-        if not importable(name, ()):
-            raise ImportError(f"{name} is neither a file of [code] nor installed with this software")
-        return builtins.__import__(name, scope, local, wanted or (), 0)
+            name = absolute(name, str((scope or {}).get(_HOME, "")), level)
+        if name.partition(".")[0] not in tops:
+            if not importable(name, ()):
+                raise ImportError(f"{name} is neither of [code] nor installed with this software")
+            return builtins.__import__(name, scope, local, wanted or (), 0)
+        found = reach(name)
+        for item in (inner for given in wanted or () for inner in (getattr(found, "__all__", ()) if given == "*" else (given,))):
+            if not hasattr(found, item) and f"{name}.{item}" in sources:
+                load(f"{name}.{item}")
+        return found if wanted else made[name.partition(".")[0]]
+
+    def absolute(name: str, home: str, level: int) -> str:
+        """The dotted name of a relative import in the package ``home``."""
+        parts = home.split(".") if home else []
+        if level > len(parts):
+            raise ImportError("own code outside a package has no relative imports; name the module alone")
+        return ".".join([*parts[: len(parts) - level + 1], *([name] if name else [])])
+
+    def reach(name: str) -> ModuleType:
+        """A module, after the packages that it is in."""
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            load(".".join(parts[:depth]))
+        return load(name)
 
     def load(name: str) -> ModuleType:
         if name in made:
             return made[name]
-        source, path = files[f"{name}.py"], _path(code, name)
+        if name not in sources:
+            raise ModuleNotFoundError(f"[code] has no module {name}")
+        file, source = sources[name]
+        path, within = _path(code, name, file), file.endswith("/__init__.py")
         module = ModuleType(f"{package}.{name}")
         vars(module)["__builtins__"] = {**vars(builtins), "__import__": find}
+        vars(module)[_HOME] = name if within else name.rpartition(".")[0]
         linecache.cache[path] = (len(source), None, source.decode(errors="replace").splitlines(keepends=True), path)
         made[name] = sys.modules[module.__name__] = module  # dataclasses and typing look a class's module up by its name
         try:
-            exec(compile(text_of(name, source), path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes that the study pins
+            exec(compile(text_of(file, source), path, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - the bytes that are pinned
         except Exception as error:
             made.pop(name, None)
             sys.modules.pop(module.__name__, None)
-            raise InputError(f"[code] {name}.py cannot be loaded ({type(error).__name__}: {error}){_place(error, path)}.") from error
+            if isinstance(error, ImportError) and "/" in file:
+                raise
+            raise InputError(f"[code] {file} cannot be loaded ({type(error).__name__}: {error}){_place(error, path)}.") from error
+        parent, _, last = name.rpartition(".")
+        if parent:
+            setattr(made[parent], last, module)
         return module
 
-    return load
+    return reach
 
 
 def _place(error: BaseException, path: str) -> str:

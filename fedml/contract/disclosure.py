@@ -1,5 +1,5 @@
-"""Information that a site discloses in addition to its data: its policy, how far it trusts the centre, a digest of its data, the persons
-with an excluded image.
+"""Information that a site discloses in addition to its data: its policy, how far it trusts the centre, the code by which it answers, a
+digest of its data, the persons with an excluded image.
 
 It is evidence for readers of the run; no decision depends on it.
 """
@@ -37,6 +37,9 @@ class DisclosedPolicy(BaseModel):
     centre: Literal["distrusted", "curious", "trusted"] | None = Field(default=None, description="None: the site does not say it")
     public: bool = False
     trust: Annotated[str, Field(max_length=120)] = Field(default="", description="why the approver trusts the centre with this study")
+    code_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = Field(
+        default="", description="SHA-256 of the files of this software at the site; empty: the site does not say it"
+    )
 
     @field_validator("trust")
     @classmethod

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypedDict
 
+from fedml.runs.software import Software
+
 SCHEMA = 1
 Metrics = dict[str, Any]  # name -> float, None where it is undefined
 
@@ -118,7 +120,8 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Start(Event):
-    """A run begins. ``job``: train, gwas, preflight, or evaluate (of a finished model). ``versions``: of packages that matter."""
+    """A run begins. ``job``: train, gwas, preflight, or evaluate (of a finished model). ``versions``: of packages that matter.
+    ``git_commit``: of the folder with the study's file. ``code``: of this software; None, and not written, in runs from before it was."""
 
     kind = "start"
     schema: int = SCHEMA
@@ -130,6 +133,11 @@ class Start(Event):
     versions: dict[str, str]
     engine: str
     job: str
+    code: Software | None
+
+    def absent(self) -> frozenset[str]:
+        """``code``, if it is None."""
+        return frozenset({"code"} if self.code is None else ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,6 +279,7 @@ NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
+    Start: {"code": None},
     Agreed: {"disclosed": None, "started": None},
     Final: {"kept": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},

@@ -2,6 +2,7 @@
 
 [code]
 files = ["nets/my_net.py"]              # reading the study turns each file into its module's name and SHA-256
+packages = ["my_pkg==1.2.0"]            # and each installed distribution into its version and a SHA-256 over its files
 
 [model]
 image = { net = "my_net:MyNet", width = 32 }
@@ -22,6 +23,7 @@ from fedml.study.section import OWN, Option, Section
 from fedml.study.task_traits import either
 
 MODULE = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
+DISTRIBUTION = "fedml-cohorts"  # of this software
 _OPTIONS = "options"
 Given = Option | tuple[Option, ...]
 
@@ -68,23 +70,54 @@ class CodeFile(Section):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 of the file's bytes, hexadecimal")
 
 
+class CodePackage(Section):
+    """One installed distribution whose modules the study refers to by their dotted names."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(description="name of the distribution, as pip has it")
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9.!+_-]{1,40}$")] = Field(description="its exact version")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 over its files, hexadecimal")
+    modules: Annotated[tuple[Annotated[str, Field(pattern=MODULE)], ...], Field(min_length=1, max_length=50)] = Field(
+        description="names under which it is imported"
+    )
+
+
 class Code(Section):
     """``[code]``: the modules of the study's own code."""
 
-    modules: Annotated[tuple[CodeFile, ...], Field(min_length=1, max_length=50)] = Field(
-        description='each file\'s name and SHA-256; files = ["my_net.py"] fills it'
+    modules: Annotated[tuple[CodeFile, ...], Field(max_length=50)] = Field(
+        default=(), description='each file\'s name and SHA-256; files = ["my_net.py"] fills it'
     )
+    packages: Annotated[tuple[CodePackage, ...], Field(max_length=20)] = Field(
+        default=(), description="installed distributions, each with its version and a SHA-256 over its files"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_no_packages(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        if not self.packages:
+            values.pop("packages", None)
+        return values
 
     @model_validator(mode="after")
     def _once(self) -> Self:
+        if not (self.modules or self.packages):
+            raise ValueError('write files = ["my_net.py"] or packages = ["my_pkg==1.2.0"]')
         names = [file.module for file in self.modules]
         if len(set(names)) < len(names):
             raise ValueError("two files have the same name; rename one of them")
+        names += [module for package in self.packages for module in package.modules]
+        if len(set(names)) < len(names):
+            raise ValueError("two of files and packages are imported by the same name; rename a file, or take a package away")
         return self
 
     def digest_of(self, module: str) -> str:
-        """The SHA-256 of a module's file; "" if there is no such module."""
-        return next((file.sha256 for file in self.modules if file.module == module), "")
+        """The SHA-256 of a module's file, or over the files of the package that a dotted name is in; "" if there is no such module."""
+        packages = (package.sha256 for package in self.packages if module.partition(".")[0] in package.modules)
+        return next((file.sha256 for file in self.modules if file.module == module), "") or next(packages, "")
+
+    def names(self, place: str = "") -> str:
+        """The files and packages, for a sentence: ``my_net.py, my_pkg 1.2.0``. ``place``: written before each file."""
+        return ", ".join([*(f"{place}{file.module}.py" for file in self.modules), *(f"{p.name} {p.version}" for p in self.packages)])
 
 
 def gather_options(plan: Any) -> Any:

@@ -32,15 +32,21 @@ def own_options(cohort: Cohort, model: Model, training: Training) -> Iterator[tu
         yield "[cohort.image] transforms", transform.name, transform.options
 
 
+def _lacking(module: str) -> str:
+    return f"packages has no {module.partition('.')[0]}" if "." in module else f"files has no {module}.py"
+
+
 def code_problems(code: Code | None, cohort: Cohort, model: Model, training: Training, evaluation: Evaluation) -> Iterator[str]:
     """What is wrong with own code and its names, as sentences."""
-    known = [] if code is None else [file.module for file in code.modules]
+    known = [] if code is None else [*(file.module for file in code.modules), *(m for package in code.packages for m in package.modules)]
     used = list(own_names(cohort, model, training, evaluation))
     for key, name in used:
-        if module_of(name) not in known:
-            yield f'{key} names "{name}", but [code] files has no {module_of(name)}.py{nearest(module_of(name), known)}; add it there'
+        if code is None or not code.digest_of(module_of(name)):
+            yield f'{key} names "{name}", but [code] {_lacking(module_of(name))}{nearest(module_of(name), known)}; add it there'
     for transform in cohort.image.transforms if cohort.image is not None else ():
-        if code is not None and transform.sha256 != code.digest_of(module_of(transform.name)):
+        if code is not None and module_of(transform.name) not in {file.module for file in code.modules}:
+            yield f'[cohort.image] transforms: "{transform.name}" is in a package; name a file of [code] files, which may not use packages'
+        elif code is not None and transform.sha256 != code.digest_of(module_of(transform.name)):
             yield f'[cohort.image] transforms: the sha256 of "{transform.name}" is not that of [code]; take the key away'
     if code is not None and not used:
         yield '[code] is given, but no key names its code; remove the section, or name it, such as net = "my_net:MyNet"'

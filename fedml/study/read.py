@@ -19,6 +19,7 @@ FILE_KEYS = {
     ("model", "start"): "path of a file of weights (safetensors), relative to the study, or models:/NAME@ALIAS; it fills the section",
     ("model", "start_arrays"): "start: patterns of the names of its arrays that are taken over, such as encoder.*; default: all",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
+    ("code", "packages"): "installed pure-Python distributions with exact versions, such as my_pkg==1.2.0",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
     ("cohort", "clinical", "names"): "path of a text file, relative to the study: the names that columns by pattern choose from",
     ("cohort", "omics", "names"): "path of a text file, relative to the study: the names that columns by pattern choose from",
@@ -103,8 +104,13 @@ def _expand_features(plan: dict[str, Any], path: Path) -> None:
 
 
 def _expand_code(plan: dict[str, Any], path: Path, folder: Path | None) -> None:
-    """``[code] files = ["FILE"]`` as the name and SHA-256 of each file, also of those whose transforms the study names."""
+    """``[code] files = ["FILE"]`` as the name and SHA-256 of each file, also of those whose transforms the study names; so packages."""
     code = plan.get("code")
+    packages = code.get("packages") if isinstance(code, dict) else None
+    if isinstance(code, dict) and isinstance(packages, list) and not all(isinstance(package, dict) for package in packages):
+        from fedml.study.packages import read_packages
+
+        code["packages"] = read_packages(packages, path)
     if not isinstance(code, dict) or not isinstance(code.get("files"), list):
         return
     from fedml.study.sources import read_files

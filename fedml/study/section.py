@@ -17,7 +17,7 @@ PARTS: tuple[PartName, ...] = ("train", "val", "test")
 
 NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 COLUMN = r"^[A-Za-z0-9_.-]{1,40}$"
-OWN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}:[A-Za-z_][A-Za-z0-9_]{0,62}$"
+OWN = r"^[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62}){0,7}:[A-Za-z_][A-Za-z0-9_]{0,62}$"
 ALLOWED_TEXT = {  # pattern -> what it allows, for error messages and the reference of keys
     NAME: "lower-case letters, digits, - and _, first a letter or digit, at most 63 characters",
     COLUMN: "letters, digits, _, . and -, at most 40 characters",

@@ -65,6 +65,15 @@ def description(study: Study, start: Start | None, answer: str, privacy: str) ->
     return "\n\n".join(lines)
 
 
+def code_tags(start: Start) -> dict[str, str]:
+    """Tags for the code of a run: MLflow's own ones for the commit of the study's folder; of this software, SHA-256 and commit."""
+    commit, _, changed = start.git_commit.partition("+")
+    tags = {} if commit == "none" else {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changed)).lower()}
+    if start.code is not None:
+        tags |= {"fedml.code.sha256": start.code["sha256"], "fedml.code.commit": start.code["commit"]}
+    return tags
+
+
 def answer_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
     """One sentence on the results in the test persons. ``scores``: {"all": metrics, "sites": {site: metrics}, "worst": site or None}."""
     from fedml.tasks.registry import make_task

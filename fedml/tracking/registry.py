@@ -189,6 +189,7 @@ def requirements_of(study: Study) -> list[str]:
     wanted = {package for modality in modalities_of(study) for package in require(modality.packages, modality, "packages")(study)}
     known = versions()
     found = [f"{name}=={number}" for name, number in known.items() if name in {"torch", "numpy", "pandas", "mlflow"} | wanted]
+    found += [f"{package.name}=={package.version}" for package in (study.code.packages if study.code is not None else ())]
     return found + [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
 
 

@@ -34,7 +34,7 @@ from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, S
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
 from fedml.tracking.members import parent_of, read_member
-from fedml.tracking.pages import answer_of, description, experiment_of
+from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
 from fedml.tracking.registry import log_model
 from fedml.tracking.store import runs_of, store, versions
 
@@ -70,12 +70,6 @@ def _spans(rounds: Sequence[int]) -> str:
         elif not out or number != out[-1][-1]:
             out.append([number])
     return ", ".join("-".join(map(str, span)) for span in out)
-
-
-def _commit(text: str) -> dict[str, str]:
-    """MLflow's tags of a commit: ``HASH``, ``HASH+changes`` or ``none``."""
-    commit, _, changed = text.partition("+")
-    return {} if commit == "none" else {"mlflow.source.git.commit": commit, "mlflow.source.git.dirty": str(bool(changed)).lower()}
 
 
 class Tracker:
@@ -155,7 +149,7 @@ class Tracker:
             "fedml.seed": str(about.seed if event.schema == 0 else event.seed),
             "mlflow.source.name": "fedml",
             "mlflow.source.type": "LOCAL",
-            **_commit(event.git_commit),
+            **code_tags(event),
         }
         description_tags = {
             "fedml.question": about.question,

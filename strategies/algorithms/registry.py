@@ -124,7 +124,9 @@ def _imported(path: str) -> type[Strategy]:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(f'[strategy] name "{path}" cannot be imported ({error}); write "module:Class".') from error
+        raise InputError(
+            f'[strategy] name "{path}" cannot be imported ({error}); write "module:Class" of what is installed or in PYTHONPATH.'
+        ) from error
     if not (isinstance(found, type) and issubclass(found, Strategy)):
         raise InputError(f'[strategy] name "{path}" is not a flwr.serverapp.strategy.Strategy; name a class that is.')
     return found

@@ -25,8 +25,8 @@ from tests.conftest import make_study
 STUDY_TEXTS = {path.stem: path.read_text(encoding="utf-8") for path in STUDIES.glob("*.toml")}
 
 
-# In a file a path, in its place the reader puts a section; the page describes the path.
-PATHS = {"model.start"}
+# In a file a path or the name of a package, in its place the reader puts sections; the page describes what a file has.
+PATHS = {"model.start", "code.packages"}
 
 
 def keys_of(kind: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:

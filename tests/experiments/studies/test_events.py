@@ -19,9 +19,11 @@ from tests.conftest import clinical_site, make_study
 
 HERE = Path(__file__).parent
 GOLDEN, VERSION_0 = HERE / "golden_events.jsonl", HERE / "version_0"
-PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256"}  # of the moment, the folder or the machine
+# Of the moment, the folder, the machine or the code.
+PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256", "code", "code_sha256"}
 
 OPTIONAL = {
+    "start": {"code"},
     "agreed": {"disclosed", "started"},
     "final": {"kept"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
@@ -82,7 +84,7 @@ def test_a_log_of_version_0_still_reads(finished: Path) -> None:
     assert canonical(old.final.metrics) == canonical(without_newer(new.final.metrics))
     assert canonical(without_newer(body(old.rounds[0]))) == canonical(without_newer(body(new.rounds[0])))
     assert [site.persons for site in old.sites] == [site.persons for site in new.sites]
-    later = ("centre", "public", "trust")  # what older sites do not disclose
+    later = ("centre", "public", "trust", "code_sha256")  # what older sites do not disclose
     limits = [{k: v for k, v in (site.policy or {}).items() if k not in later} for site in new.sites]
     assert [site.policy for site in old.sites] == limits
     assert all(site.policy for site in old.sites), "what a site disclosed had another key"
@@ -173,7 +175,7 @@ def test_every_event_survives_the_log(kind: str, tmp_path: Path) -> None:
     plain: dict[str, Any] = {"str": "x", "int": 3, "float": 0.5, "float | None": 0.25, "int | None": 2, "str | None": "y", "bool": True}
     given = {f.name: plain.get(str(f.type), [] if str(f.type).startswith("list") else {}) for f in fields(KINDS[kind]) if f.name != "time"}
     given |= {"schema": SCHEMA} if kind == "start" else {}
-    start = Start(run_id="r", study="s", study_sha256="0", git_commit="none", seed=0, versions={}, engine="local", job="train")
+    start = Start(run_id="r", study="s", study_sha256="0", git_commit="none", seed=0, versions={}, engine="local", job="train", code=None)
     event = KINDS[kind](**given)
     emit(tmp_path, start)
     emit(tmp_path, event)
