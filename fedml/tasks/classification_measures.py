@@ -292,12 +292,13 @@ def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[i
 
 # --- the measures, in the order of records and reports
 
+ACCURACY = Measure(
+    name="accuracy", of="all", value=_accuracy, interval=_of_persons(_accuracy, partial(_share_interval, None)),
+    printed="accuracy", axis="accuracy", meaning="the share of persons whose most probable class is the right one",
+    bounds=(0.0, 1.0), guess=None, counted=False, additive=True, brief=True,
+)  # fmt: skip
 MEASURES: tuple[Measure, ...] = (
-    Measure(
-        name="accuracy", of="all", value=_accuracy, interval=_of_persons(_accuracy, partial(_share_interval, None)),
-        printed="accuracy", axis="accuracy", meaning="the share of persons whose most probable class is the right one",
-        bounds=(0.0, 1.0), guess=None, counted=False, additive=True, brief=True,
-    ),
+    ACCURACY,
     Measure(
         name="balanced_accuracy", of="all", value=_balanced, interval=_of_persons(_balanced, _balanced_interval),
         printed="balanced accuracy", axis="balanced accuracy", meaning="the mean over classes of the share of its persons that were found",

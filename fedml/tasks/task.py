@@ -199,7 +199,7 @@ class Task:
     @property
     def person_classes(self) -> tuple[str, ...]:
         """The classes of persons; empty if persons have no classes, as in segmentation."""
-        return self.classes if self.traits.label == "classes" else ()
+        return self.classes if self.traits.label in ("classes", "ordered") else ()
 
     def described(self, name: str) -> Measure:
         """The measure of a metric's name, ``dice/liver`` being ``dice``.
