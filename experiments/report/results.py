@@ -267,5 +267,5 @@ def _confusion(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = [
         [f"true {c}", *(Number(pointer("confusion", k, j), "count") for j in range(len(classes)))] for k, c in enumerate(classes)
     ]
-    caption = f"Persons by true and most probable class of {record.study.cohort.target}"
+    caption = f"Persons by true and most probable class of {record.study.cohort.outcome}"
     return table(found, caption, ["", *(f"predicted {c}" for c in classes)], rows)

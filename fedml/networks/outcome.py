@@ -34,8 +34,21 @@ class Thresholds(nn.Module):
         return score.float() - self.thresholds()
 
 
+class Dispersion(nn.Module):
+    """(persons, 1) scores -> (persons, 2): the score, and the logarithm of a learned dispersion, 0 at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(1))
+
+    def forward(self, score: torch.Tensor) -> torch.Tensor:
+        return torch.cat([score.float(), self.log.expand(len(score), 1)], 1)
+
+
 def outcome_layer(study: Study) -> nn.Module | None:
     """The layer that a study's task needs after the one score of its network; None: the network gives the task's outputs itself."""
+    if study.model.counts == "negative_binomial":
+        return Dispersion()
     if study.traits.label == "ordered":
         return Thresholds(len(study.cohort.classes))
     return None

@@ -23,7 +23,7 @@ EVALUATION_BATCH = 512  # persons; gradients are not kept
 
 def classification_task(study: Study) -> Task:
     """The task of a study whose target is a class of each person."""
-    target, names = study.cohort.target, tuple(normal(c) for c in study.cohort.classes)
+    target, names = study.cohort.outcome, tuple(normal(c) for c in study.cohort.classes)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names),
         truth=itemgetter("label"), loss=classification_loss(study.training),
@@ -67,10 +67,10 @@ def balance(plan: Training, names: tuple[str, ...]) -> str:
 
 def class_labels(study: Study) -> Labels:
     """Labels that are the number of the person's class."""
-    classes, target = study.cohort.classes, study.cohort.target
+    classes, target = study.cohort.classes, study.cohort.outcome
     return Labels(
         read=lambda cells: cells.codes(target, classes),
-        cells=lambda labels: [classes[int(v)] for v in labels],
+        cells=lambda labels: {target: [classes[int(v)] for v in labels]},
         show=lambda label: str(classes[int(label)]),
         placeholder=lambda labels, random: labels,
         canary=lambda count, between, random: random.integers(0, len(classes), count).astype(np.float64),

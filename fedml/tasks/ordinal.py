@@ -33,7 +33,7 @@ EVALUATION_BATCH = 512  # persons; gradients are not kept
 
 def ordinal_task(study: Study) -> Task:
     """The task of a study whose target is one of several ordered classes of each person."""
-    target, names = study.cohort.target, tuple(normal(c) for c in study.cohort.classes)
+    target, names = study.cohort.outcome, tuple(normal(c) for c in study.cohort.classes)
     order = " < ".join(names)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names) - 1,

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from fedml.errors import InputError
 from fedml.study.study import Study
 from fedml.tasks.classification import classification_task
+from fedml.tasks.count import count_task
+from fedml.tasks.multilabel import multilabel_task
 from fedml.tasks.ordinal import ordinal_task
 from fedml.tasks.own import with_own_code
 from fedml.tasks.regression import regression_task
@@ -18,6 +20,8 @@ TASKS: dict[str, Callable[[Study], Task]] = {
     "regression": regression_task,
     "segmentation": segmentation_task,
     "ordinal": ordinal_task,
+    "count": count_task,
+    "multilabel": multilabel_task,
 }
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 import pytest
 import sklearn.metrics as sk
 import torch
@@ -33,33 +31,23 @@ from fedml.tasks.intervals import interval
 from fedml.tasks.ordinal import log_probabilities, ordinal_counts, ordinal_loss
 from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
-from tests.conftest import federate, make_study, write_csv, write_manifest
+from tests.conftest import federate
+from tests.fedml.tasks.pooled import COLUMNS, CONVERGED, SITES, column_site, raw_weights, table_of, three_columns
 from tests.report_runs import parsed, record_of
 
 CLASSES = ["none", "mild", "severe", "dead"]
-SITES = ("a", "b", "c")
-# All persons in one batch: the sites' steps together are the steps on the pooled persons.
-CONVERGED: dict[str, Any] = {
-    "training__optimizer": "sgd", "training__lr": 0.5, "training__momentum": 0.9, "training__keep_optimizer": True,
-    "training__batch_size": 0, "training__evaluate_every": 0, "federation__rounds": 250,
-}  # fmt: skip
 
 
 def study_of(**changes: Any) -> Study:
-    plan = {"model__task": "ordinal", "cohort__classes": CLASSES, "cohort__clinical": {"columns": ["x1", "x2", "x3"], "indicate": False}}
-    return make_study(sites=SITES, **(plan | changes))
+    return three_columns(**({"model__task": "ordinal", "cohort__classes": CLASSES} | changes))
 
 
 def ordered_site(folder: Path, name: str, persons: int, seed: int) -> Path:
     """Labels by a latent score with logistic noise, cut at -1, 1 and 2."""
     rng = np.random.default_rng(seed)
-    folder.mkdir(parents=True)
-    ids = [f"{name}{k:04d}" for k in range(persons)]
     x = rng.normal(seed / 3, 1, (persons, 3))
     y = np.digitize(x @ [1.0, -0.7, 0.2] + rng.logistic(size=persons), [-1, 1, 2])
-    write_csv(folder / "persons.csv", ids, {"y": [CLASSES[v] for v in y]})
-    write_csv(folder / "clinical.csv", ids, {f"x{k + 1}": x[:, k] for k in range(3)})
-    return write_manifest(folder, name, clinical='{ path = "clinical.csv" }')
+    return column_site(folder, name, x, {"y": [CLASSES[v] for v in y]})
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +59,6 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture(scope="module")
 def record(manifests: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Record:
     return record_of(study_of(training__lr=0.05, federation__rounds=6), manifests, tmp_path_factory.mktemp("run"))
-
-
-def table_of(manifests: list[Path], part: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """(persons, 3) columns and (persons,) ranks of one part of all sites, by pandas from the files."""
-    x, y = [], []
-    for manifest in manifests:
-        cohort = load_cohort((str(manifest),), study_of())
-        ids = [cohort.ids[row] for row in cohort.rows(part)]  # type: ignore[arg-type]
-        tables = [pd.read_csv(manifest.parent / f"{n}.csv", dtype={"id": str}).set_index("id").loc[ids] for n in ("clinical", "persons")]
-        x.append(tables[0].to_numpy())
-        y.append(tables[1]["y"].map(CLASSES.index).to_numpy())
-    return np.concatenate(x), np.concatenate(y)
 
 
 # --- loss and model
@@ -107,7 +83,7 @@ def test_probabilities_that_would_cancel_keep_their_logarithm_and_gradient(score
     loss = ordinal_loss(output, torch.tensor([1.0]))
     loss.backward()
     exact = 199 - math.log1p(-math.exp(-2))  # s(u) - s(v) is exp(u) - exp(v) far below, and its mirror far above
-    assert float(loss) == pytest.approx(exact, rel=1e-6)
+    assert float(loss.detach()) == pytest.approx(exact, rel=1e-6)
     assert output.grad is not None
     assert torch.isfinite(output.grad).all()
 
@@ -128,15 +104,15 @@ def test_thresholds_rise_and_begin_with_classes_alike_probable() -> None:
 
 
 def test_a_linear_model_of_three_sites_is_statsmodels_on_the_pooled_persons(manifests: list[Path], tmp_path: Path) -> None:
-    found = federate(study_of(**CONVERGED), manifests, tmp_path / "run").arrays
-    x, y = table_of(manifests, "train")
-    fitted = OrderedModel(y, x, distr="logit").fit(method="bfgs", disp=False, maxiter=500, gtol=1e-8)
-    std, mean = found["preprocess.clinical.std"].numpy(), found["preprocess.clinical.mean"].numpy()
-    weight = found["encoder.clinical.weight"].numpy()[0] / std
-    cut = float(found["outcome.first"]) + np.concatenate([[0], np.cumsum(np.log1p(np.exp(found["outcome.gaps"].numpy())))])
-    cut = cut - float(found["encoder.clinical.bias"]) + weight @ mean
-    np.testing.assert_allclose(weight, fitted.params[:3], atol=2e-3)
-    np.testing.assert_allclose(cut, fitted.model.transform_threshold_params(fitted.params)[1:-1], atol=2e-3)
+    found = federate(study_of(**CONVERGED, training__lr=4.0, federation__rounds=50), manifests, tmp_path / "run").arrays
+    table = table_of(manifests, study_of(), "train")
+    fitted = OrderedModel(table["y"].map(CLASSES.index).to_numpy(), table[COLUMNS].to_numpy(), distr="logit")
+    fitted = fitted.fit(method="bfgs", disp=False, maxiter=500, gtol=1e-8)
+    weight, intercept = raw_weights(found)
+    gaps = np.log1p(np.exp(found["outcome.gaps"].numpy()))
+    cut = float(found["outcome.first"]) + np.concatenate([[0], np.cumsum(gaps)]) - intercept
+    np.testing.assert_allclose(weight[0], fitted.params[:3], atol=5e-4)
+    np.testing.assert_allclose(cut, fitted.model.transform_threshold_params(fitted.params)[1:-1], atol=5e-4)
 
 
 # --- metrics
@@ -168,7 +144,7 @@ def test_merged_metrics_are_scikit_learns_on_the_pooled_persons() -> None:
 def test_the_interval_of_kappa_has_the_spread_of_persons_drawn_anew() -> None:
     """The width against the standard deviation of kappa over samples of the same population."""
     task, kappas = make_task(study_of()), []
-    for seed in range(300):
+    for seed in range(120):
         out, y = outputs(1000 + seed, 200)
         kappas.append(sk.cohen_kappa_score(y.numpy(), log_probabilities(out).argmax(1).numpy(), weights="quadratic"))
     got = interval(ordinal_counts(*outputs(5, 200)), task, "kappa_quadratic", seed=1)
@@ -195,7 +171,7 @@ def test_small_cells_do_not_leave_a_site_and_no_person_is_lost() -> None:
 
 
 def test_a_run_is_written_and_its_predictions_are_those_of_the_formula(record: Record, manifests: list[Path]) -> None:
-    x, y = table_of(manifests, "test")
+    y = table_of(manifests, study_of(), "test")["y"].map(CLASSES.index).to_numpy()
     table = predictions(record.run, {m.parent.name: read_site(m) for m in manifests})
     table = table[table["part"] == "test"]
     assert list(table.columns) == ["site", "id", "part", "label", *(f"probability_{c}" for c in CLASSES), "predicted"]
