@@ -54,7 +54,7 @@ def predictions(run: Path, sites: Mapping[str, Site]) -> pd.DataFrame:
             if labels.ndim == 1:
                 frame.insert(0, "label", [known[int(v)] for v in labels] if known else labels)
             else:
-                for column, cells in reversed(task.labels.cells(labels).items()):
+                for column, cells in reversed(list(task.labels.cells(labels).items())):
                     frame.insert(0, f"label_{column}", cells)
             frame.insert(0, "part", [PARTS[part] for part in cohort.parts[chosen]])
             frame.insert(0, "id", [cohort.ids[row] for row in chosen])

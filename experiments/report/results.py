@@ -203,7 +203,7 @@ def subgroups(record: Record, found: Found) -> str:
 def discrimination(record: Record, found: Found) -> str:
     """ROC and reliability curves, calibration, confusion."""
     if "by_class" not in found:
-        return ""
+        return section("calibration", "Predicted and true classes", _confusion(record, found)) if "confusion" in found else ""
     if not found["by_class"]:
         why = "The counts were noised for privacy, so curves and calibration would show mostly the noise."
         return section("calibration", "Discrimination and calibration", paragraph(why), _confusion(record, found))

@@ -128,8 +128,8 @@ def with_inputs(cohort: Cohort, **inputs: Input) -> Cohort:
 
 def has_label(labels: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """(persons,) of (persons,) or (persons, numbers): whether a person has any of them."""
-    there = ~np.isnan(labels)
-    return there if labels.ndim == 1 else there.any(1)
+    there: npt.NDArray[np.bool_] = ~np.isnan(labels if labels.ndim == 2 else labels[:, None])
+    return np.asarray(there.any(1))
 
 
 def drop_unusable_persons(cohort: Cohort) -> Cohort:

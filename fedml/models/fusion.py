@@ -118,9 +118,8 @@ class CohortModel(nn.Module):
         persons = next(len(batch[f"{n}_present"]) for n in self.inputs if f"{n}_present" in batch)
         features = [self._features(name, batch, persons) for name in self.inputs]
         out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))
-        if self.outcome is not None:
-            return self.outcome(out)
-        return out if self.target is None else self.target(out)
+        last = self.target if self.outcome is None else self.outcome
+        return out if last is None else last(out)
 
 
 def build_model(study: Study, layout: Layout) -> CohortModel:
