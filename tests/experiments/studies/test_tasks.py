@@ -344,7 +344,7 @@ def test_plan_report_checklists_and_card_have_their_sentences(name: str, tmp_pat
     study = study_of(name)
     said = make_task(study).words
     plan = describe(study)
-    assert f"Predicts    y: {said.predicts}" in plan
+    assert f"Predicts    {study.cohort.outcome}: {said.predicts}" in plan
     assert said.counts in " ".join(plan.split())
     record: Record = KINDS[RUNS[name]](tmp_path)
     own = make_task(record.study)

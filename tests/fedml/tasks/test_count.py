@@ -14,6 +14,7 @@ import torch
 from flwr.app import RecordDict
 from scipy.stats import nbinom, poisson
 
+from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort
 from fedml.contract.plausible import check_plausible
@@ -172,6 +173,11 @@ def test_persons_without_count_or_exposure_are_left_out_and_counted(manifests: l
     assert cohort.labels.shape == (195, 2)
     assert cohort.excluded == {"no label": 5}
     assert load_cohort((str(manifests[0]),), study_of(cohort__exposure=None)).labels.shape == (197,)
+
+
+def test_it_is_rehearsed_with_placeholder_counts(manifests: list[Path]) -> None:
+    played = rehearse(read_site(manifests[0]), study_of())
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
 
 
 # --- refusals

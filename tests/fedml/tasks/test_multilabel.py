@@ -14,6 +14,7 @@ import torch
 from flwr.app import RecordDict
 from torch.nn import functional
 
+from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort
 from fedml.contract.plausible import check_plausible
@@ -193,6 +194,11 @@ def test_a_person_without_any_label_is_left_out_and_one_with_some_counts(manifes
     assert np.isnan(cohort.labels).any()
     batch = cohort.batch([0, 1])
     assert batch["label"].shape == (2, 3)
+
+
+def test_it_is_rehearsed_with_placeholder_labels(manifests: list[Path]) -> None:
+    played = rehearse(read_site(manifests[0]), study_of())
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
 
 
 # --- refusals

@@ -14,6 +14,7 @@ from flwr.app import RecordDict
 from scipy.special import expit
 from statsmodels.miscmodels.ordinal_model import OrderedModel
 
+from fedml.clients.desk.rehearsal import rehearse
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.read import load_cohort
 from fedml.contract.plausible import check_plausible
@@ -184,6 +185,11 @@ def test_a_run_is_written_and_its_predictions_are_those_of_the_formula(record: R
     assert "quadratic-weighted kappa of" in page.section("answer")
     assert "mean absolute error in ranks" in page.section("by-site")
     assert "none &lt; mild" in model_card(record) or "none < mild" in model_card(record)
+
+
+def test_it_is_rehearsed_with_placeholder_classes(manifests: list[Path]) -> None:
+    played = rehearse(read_site(manifests[0]), study_of())
+    assert [e.phase for e in played.entries if e.direction == "out"] == ["describe", "statistics", "round", "evaluate"]
 
 
 # --- refusals
