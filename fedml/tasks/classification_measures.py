@@ -292,24 +292,22 @@ def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[i
 
 # --- the measures, in the order of records and reports
 
-ACCURACY = Measure(
-    name="accuracy", of="all", value=_accuracy, interval=_of_persons(_accuracy, partial(_share_interval, None)),
-    printed="accuracy", axis="accuracy", meaning="the share of persons whose most probable class is the right one",
-    bounds=(0.0, 1.0), guess=None, counted=False, additive=True, brief=True,
-)  # fmt: skip
-AUROC = Measure(
-    name="auroc", of="both", value=_auroc, interval=_of_persons(_auroc, _auroc_interval), printed="AUROC", axis="AUROC",
-    meaning="the share of pairs, one person of the class and one not, in which the model gives the higher risk to the right one: "
-    "0.5 is a guess, 1 is perfect", bounds=(0.0, 1.0), guess=0.5, counted=False, additive=False, brief=True,
-)  # fmt: skip
 MEASURES: tuple[Measure, ...] = (
-    ACCURACY,
+    Measure(
+        name="accuracy", of="all", value=_accuracy, interval=_of_persons(_accuracy, partial(_share_interval, None)),
+        printed="accuracy", axis="accuracy", meaning="the share of persons whose most probable class is the right one",
+        bounds=(0.0, 1.0), guess=None, counted=False, additive=True, brief=True,
+    ),
     Measure(
         name="balanced_accuracy", of="all", value=_balanced, interval=_of_persons(_balanced, _balanced_interval),
         printed="balanced accuracy", axis="balanced accuracy", meaning="the mean over classes of the share of its persons that were found",
         bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=True,
     ),
-    AUROC,
+    Measure(
+        name="auroc", of="both", value=_auroc, interval=_of_persons(_auroc, _auroc_interval), printed="AUROC", axis="AUROC",
+        meaning="the share of pairs, one person of the class and one not, in which the model gives the higher risk to the right one: "
+        "0.5 is a guess, 1 is perfect", bounds=(0.0, 1.0), guess=0.5, counted=False, additive=False, brief=True,
+    ),
     Measure(
         name="brier", of="all", value=_brier, interval=_of_persons(_brier, _brier_interval), printed="Brier score", axis="Brier score",
         meaning="the mean squared distance of the risk from what came out: 0 is perfect",
@@ -344,3 +342,8 @@ MEASURES: tuple[Measure, ...] = (
         bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=False,
     ),
 )  # fmt: skip
+
+
+def measure_of_classes(name: str) -> Measure:
+    """The measure of this name, for another task whose counts hold the same arrays."""
+    return next(measure for measure in MEASURES if measure.name == name)

@@ -22,7 +22,7 @@ from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.classification_counts import BEYOND, BINS, COARSE, COARSE_STEP, coarse, place_of, spread
 from fedml.tasks.classification_counts import grouped as grouped_of_one
-from fedml.tasks.classification_measures import AUROC, f1_by_class, f1_interval_of
+from fedml.tasks.classification_measures import f1_by_class, f1_interval_of, measure_of_classes
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.drawn import mean_auroc
 from fedml.tasks.interval_tools import Interval, Parts, mean_of, no_interval, wilson
@@ -187,8 +187,11 @@ def _f1_interval(table: npt.NDArray[Any], level: float) -> Interval:
 
 
 MEASURES: tuple[Measure, ...] = (
-    replace(AUROC, meaning="the share of pairs, one person with the label and one without, in which the model gives the higher risk to the "
-            "right one: 0.5 is a guess, 1 is perfect; of all, the mean over labels"),
+    replace(
+        measure_of_classes("auroc"),
+        meaning="the share of pairs, one person with the label and one without, in which the model gives the higher risk to the right one: "
+        "0.5 is a guess, 1 is perfect; of all, the mean over labels",
+    ),
     Measure(
         name="f1", of="both", value=partial(_mean, _f1_of), interval=partial(_interval, _f1_interval), printed="F1", axis="F1",
         meaning="twice the persons who have the label and are predicted to, by those who have it plus those predicted to: 0 none is found, "

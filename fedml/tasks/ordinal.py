@@ -21,7 +21,7 @@ from fedml.errors import NotBuilt
 from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.classification import balance, class_labels, class_prediction
-from fedml.tasks.classification_measures import ACCURACY
+from fedml.tasks.classification_measures import measure_of_classes
 from fedml.tasks.counts import Counts, add_counts, rounded_confusion
 from fedml.tasks.drawn import Statistic
 from fedml.tasks.interval_tools import Floats, Interval, Parts, no_interval, quantile, resampled, strata, student
@@ -163,7 +163,7 @@ MEASURES: tuple[Measure, ...] = (
         meaning="agreement of predicted and true class beyond chance, where an error counts by the square of its ranks: 1 is perfect",
         bounds=(-1.0, 1.0), guess=0.0, counted=False, additive=False, brief=True,
     ),
-    ACCURACY,
+    measure_of_classes("accuracy"),
     Measure(
         name="mae_ranks", of="all", value=_mae, interval=_mae_interval, printed="mean absolute error in ranks", axis="error in ranks",
         meaning="by how many classes the prediction is off, on average", bounds=None, guess=None, counted=False, additive=True, brief=True,
