@@ -122,7 +122,7 @@ def check(
     for part in PARTS:
         rows = cohort.rows(part)
         described = ", ".join(f"{c}: {int((cohort.labels[rows] == i).sum())}" for i, c in enumerate(classes))
-        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.target} {described})" if described else ""))
+        print(f"  {part:5} {len(rows):6} persons" + (f"  ({study.cohort.outcome} {described})" if described else ""))
     for why, count in cohort.excluded.items():
         print(f"  excluded {count} persons: {why}")
     for why, count in cohort.excluded_images.items():

@@ -35,7 +35,7 @@ def describe(study: Study) -> str:
         "",
         f"Reads       {'; '.join(modality.words.plan(study) for modality in modalities_of(study))}",
         *(_wrapped(_by_site(study)) if cohort.by_site else []),
-        f"Predicts    {cohort.target}: {make_task(study).words.predicts}",
+        f"Predicts    {cohort.outcome}: {make_task(study).words.predicts}",
         f"Persons     {split.train:.0%} train, {split.val:.0%} validation, {split.test:.0%} test, by a keyed hash of the person's id"
         f" (unless a site has a split file){f'; fold {split.fold} of {split.folds}' if split.folds else ''}",
         "",
@@ -170,7 +170,7 @@ def _association(study: Study) -> list[str]:
     lines = ["            of genotypes: how many persons have 0, 1, 2 copies of each variant or no call"]
     if plan is not None:
         adjusted = [*plan.covariates, *([f"{plan.components} principal components of the genotypes"] if plan.components else [])]
-        kind = "cases and controls" if study.traits.gwas == "logistic" else study.cohort.target
+        kind = "cases and controls" if study.traits.gwas == "logistic" else study.cohort.outcome
         products = "; products" if plan.components else ""
         lines += [
             f"            association (`fedml gwas`) of each variant with {kind}, adjusted for {', '.join(adjusted) or 'nothing'}:",

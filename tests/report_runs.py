@@ -63,6 +63,28 @@ def regression(folder: Path) -> Record:
     return record_of(make_study(model__task="regression", study__question="How much?"), made, folder / "runs")
 
 
+def ordinal(folder: Path) -> Record:
+    made = [clinical_site(folder / n, n, 60, k, labels=np.random.default_rng(k).integers(0, 3, 60)) for k, n in enumerate("ab")]
+    return record_of(make_study(model__task="ordinal", cohort__classes=[0, 1, 2], study__question="How bad?"), made, folder / "runs")
+
+
+def count(folder: Path) -> Record:
+    made = [clinical_site(folder / n, n, 60, k, labels=np.random.default_rng(k).poisson(3, 60)) for k, n in enumerate("ab")]
+    return record_of(make_study(model__task="count", study__question="How many?"), made, folder / "runs")
+
+
+def multilabel(folder: Path) -> Record:
+    """Two labels, one with empty cells."""
+    made = []
+    for seed, name in enumerate("ab"):
+        rng = np.random.default_rng(seed)
+        made.append(clinical_site(folder / name, name, 60, seed))
+        table = {"y": rng.integers(0, 2, 60), "z": [None if k % 7 == 0 else int(v) for k, v in enumerate(rng.integers(0, 2, 60))]}
+        write_csv(folder / name / "persons.csv", [f"{name}{k:04d}" for k in range(60)], table)
+    study = make_study(model__task="multilabel", cohort__target=["y", "z"], study__question="Which?")
+    return record_of(study, made, folder / "runs")
+
+
 def segmentation(folder: Path) -> Record:
     made = []
     for seed, name in enumerate("ab"):
@@ -109,6 +131,7 @@ def missing(folder: Path, quorum: int) -> Record:
 
 KINDS: dict[str, Callable[[Path], Record]] = {
     "two_classes": two_classes, "three_classes": three_classes, "regression": regression, "segmentation": segmentation,
+    "ordinal": ordinal, "count": count, "multilabel": multilabel,
     "private": private, "noised": lambda folder: private(folder, noised=True), "missing": lambda folder: missing(folder, 1),
     "failed": lambda folder: missing(folder, 2),
 }  # fmt: skip

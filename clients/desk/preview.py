@@ -74,8 +74,8 @@ def preview(site: Site, study: Study, *, persons: int = 12, out: Path | None = N
 
 def _tiles(study: Study, cohort: Cohort, row: int, number: int, batch: Batch) -> list[Tile]:
     caption: str = PARTS[int(cohort.parts[row])]
-    if label := make_task(study).labels.show(float(cohort.labels[row])):
-        caption += f", {study.cohort.target} {label}"
+    if label := make_task(study).labels.show(cohort.labels[row]):
+        caption += f", {study.cohort.outcome} {label}"
     shape, images = study.cohort.image, batch["image"].numpy()
     out = []
     for k, image in enumerate(images):

@@ -15,7 +15,7 @@ from fedml.cohort.dates import with_dates
 from fedml.cohort.groups import read_groups
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
-from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, select
+from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, has_label, select
 from fedml.cohort.sheet import read_table
 from fedml.cohort.standard import standardise_site
 from fedml.cohort.table import part_of, read_labels, read_parts
@@ -45,8 +45,9 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     table = read_table(path, data.id)
     ids = [str(i) for i in table.index]
     labels = read_labels(table, path, make_task(study))
-    if study.traits.label == "number" and study.privacy.unit != "patient":
-        check_wild(labels[:, None], [plan.target], path, data.extremes)
+    if study.traits.label in ("number", "count") and study.privacy.unit != "patient":
+        numbers = labels if labels.ndim == 2 else labels[:, None]
+        check_wild(numbers, [name for name in (plan.outcome, plan.exposure) if name is not None], path, data.extremes)
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index, data.id)
     elif site.name in study.federation.evaluate_only:
@@ -94,7 +95,7 @@ def _tested(site: Site, cohort: Cohort) -> Cohort:
 
 def _no_training(site: Site, study: Study, cohort: Cohort, labels: npt.NDArray[np.float64]) -> str:
     """Why the site has no training person. ``labels``: of all persons in the train part, also of those who were left out."""
-    path, target, missing = site.folder / site.manifest.data.persons, study.cohort.target, int(np.isnan(labels).sum())
+    path, target, missing = site.folder / site.manifest.data.persons, study.cohort.outcome, int((~has_label(labels)).sum())
     if not len(labels):
         return f"{site.file}: none of its {len(cohort)} usable persons is in the train part; correct the split file, or [cohort] split."
     if missing == len(labels):

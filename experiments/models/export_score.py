@@ -88,7 +88,7 @@ def _meaning(study: Study) -> str:
 def _header(study: Study, events: Sequence[Event]) -> dict[str, str]:
     run_id = next((e.run_id for e in events if isinstance(e, Start)), "")
     fields = {
-        "trait_reported": study.study.question or study.cohort.target,
+        "trait_reported": study.study.question or study.cohort.outcome,
         "weight_type": _score(study).weight_type,
         "score_meaning": _meaning(study),
         "study_name": study.study.name,

@@ -22,8 +22,9 @@ _BATCH = 64  # persons
 
 
 def predictions(run: Path, sites: Mapping[str, Site]) -> pd.DataFrame:
-    """Columns ``site``, ``id``, ``part`` (train, val, test), ``label`` (of classes: the class) and those of the model's answer, such as
-    ``predicted`` and ``probability_1``; one row a person, in the order of the sites' persons tables.
+    """Columns ``site``, ``id``, ``part`` (train, val, test), ``label`` (of classes: the class; ``label_COLUMN`` for each column of a label
+    of several) and those of the model's answer, such as ``predicted`` and ``probability_1``; one row a person, in the order of the sites'
+    persons tables.
 
     Raises:
         InputError: ``run`` has no model, its answer is a mask, or a site's data cannot be read.
@@ -54,7 +55,11 @@ def predictions(run: Path, sites: Mapping[str, Site]) -> pd.DataFrame:
             labels = cohort.labels[chosen]
             known = task.person_classes
             frame = pd.DataFrame(columns)
-            frame.insert(0, "label", [known[int(v)] for v in labels] if known else labels)
+            if labels.ndim == 1:
+                frame.insert(0, "label", [known[int(v)] for v in labels] if known else labels)
+            else:
+                for column, cells in reversed(list(task.labels.cells(labels).items())):
+                    frame.insert(0, f"label_{column}", cells)
             frame.insert(0, "part", [PARTS[part] for part in cohort.parts[chosen]])
             frame.insert(0, "id", [cohort.ids[row] for row in chosen])
             frame.insert(0, "site", name)

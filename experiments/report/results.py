@@ -204,7 +204,7 @@ def subgroups(record: Record, found: Found) -> str:
 def discrimination(record: Record, found: Found) -> str:
     """ROC and reliability curves, calibration, confusion."""
     if "by_class" not in found:
-        return ""
+        return section("calibration", "Predicted and true classes", _confusion(record, found)) if "confusion" in found else ""
     if not found["by_class"]:
         why = "The counts were noised for privacy, so curves and calibration would show mostly the noise."
         return section("calibration", "Discrimination and calibration", paragraph(why), _confusion(record, found))
@@ -268,5 +268,5 @@ def _confusion(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = [
         [f"true {c}", *(Number(pointer("confusion", k, j), "count") for j in range(len(classes)))] for k, c in enumerate(classes)
     ]
-    caption = f"Persons by true and most probable class of {record.study.cohort.target}"
+    caption = f"Persons by true and most probable class of {record.study.cohort.outcome}"
     return table(found, caption, ["", *(f"predicted {c}" for c in classes)], rows)

@@ -47,7 +47,7 @@ def interval_of(estimate: Mapping[str, Any] | None) -> str:
 
 def outcome(record: Record, found: Found, c: int = 1) -> str:
     """The class of the outcome as text, such as ``disease = 1``."""
-    return f"{record.study.cohort.target} = {found['classes'][c]}"
+    return f"{record.study.cohort.outcome} = {found['classes'][c]}"
 
 
 def answer(record: Record, found: Found) -> list[str]:

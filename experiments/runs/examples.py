@@ -102,7 +102,7 @@ def _answers(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: 
     for number, row in enumerate(rows, start=1):
         batch = cohort.batch([int(row)])
         image, answer, label = batch["image"][0].numpy(), _predict(model, batch)[0].double(), cohort.labels[row]
-        text = f"{study.cohort.target} {task.labels.show(float(label))}, {caption(answer)}"
+        text = f"{study.cohort.outcome} {task.labels.show(label)}, {caption(answer)}"
         at = image.shape[-1] // 2 if image.ndim == 4 else 0
         tiles.append(plane(image, None, f"{number}  {text}", at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))
     return sheet(tiles, columns=3, title=_title(study, site), note=_NOTE)

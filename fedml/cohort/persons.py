@@ -2,7 +2,7 @@
 
 ``cohort[i]`` is a MONAI-style dictionary of tensors of one person; ``cohort.batch(rows)`` is a dictionary of several persons. Keys:
 
-    label              class index (int64), or the number itself for regression (float32)
+    label              (persons,) or (persons, numbers) float32: number of the class, the number itself, or what else the task predicts
     <input>_present    (persons,) float32: 1 if the person has the input
 
 and the tensors of each input (``fedml.cohort.inputs.Input.tensors``):
@@ -126,12 +126,18 @@ def with_inputs(cohort: Cohort, **inputs: Input) -> Cohort:
     return replace(cohort, inputs={**cohort.inputs, **inputs})
 
 
+def has_label(labels: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """(persons,) of (persons,) or (persons, numbers): whether a person has any of them."""
+    there: npt.NDArray[np.bool_] = ~np.isnan(labels if labels.ndim == 2 else labels[:, None])
+    return np.asarray(there.any(1))
+
+
 def drop_unusable_persons(cohort: Cohort) -> Cohort:
     """``cohort`` without persons who lack a label or every input of the study; ``excluded`` has the counts by reason."""
     has = np.zeros(len(cohort), dtype=bool)
     for value in cohort.inputs.values():
         has |= value.has(len(cohort))
-    labelled = ~np.isnan(cohort.labels)
+    labelled = has_label(cohort.labels)
     excluded = {"no label": int((~labelled).sum()), "no input": int((labelled & ~has).sum())}
     return replace(select(cohort, np.flatnonzero(labelled & has)), excluded={k: v for k, v in excluded.items() if v})
 

@@ -101,13 +101,13 @@ class TargetCells:
         index[index == NO_LABEL] = np.nan
         return index
 
-    def numbers(self, name: str) -> npt.NDArray[np.float64]:
-        """(persons,) the cells of column ``name`` as numbers, NaN where they are empty."""
-        return numbers(column(self.table, name, self.path, "[cohort] target"), self.path)
+    def numbers(self, name: str, asked_by: str = "[cohort] target") -> npt.NDArray[np.float64]:
+        """(persons,) the cells of column ``name`` as numbers, NaN where they are empty. ``asked_by``: the study's key that names it."""
+        return numbers(column(self.table, name, self.path, asked_by), self.path)
 
 
 def read_labels(table: pd.DataFrame, path: Path, task: Task) -> npt.NDArray[np.float64]:
-    """Each person's label as the task has it; NaN where it is missing. Shape (persons,).
+    """Each person's label as the task has it (``fedml.tasks.task.Labels``); NaN where it is missing.
 
     Raises:
         InputError: the column does not exist, a label is not a declared class, or a cell has text where a number is expected.

@@ -30,6 +30,7 @@ LARGEST = 1e15  # absolute value of a weight, and mean loss of a person: product
 LARGEST_VALUE = 1e30  # absolute value of a quantity of one person: sums of its square stay finite in float64, and its mean in float32
 _ROUNDING = 1e-6  # relative, of sums in another order
 _AXIS = 2**20
+_NOT_NEGATIVE = ("brier_sum", "log_loss_sum", "abs_sum", "e2_sum", "y2_sum", "deviance_sum", "deviance_sq_sum", "y_log_y_sum")
 Persons = Mapping[str, Sequence[int]]  # part -> persons by class, as the site described them
 
 
@@ -105,6 +106,7 @@ def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | Non
             if float(value.sum()) > described:
                 raise _wrong(f"{key} counts {float(value.sum()):g} persons, the site described {described}")
         _check_scores(key, name, value, counts.get(f"{part}/persons"), counts.get(f"{part}/histogram"))
+        _check_errors(key, name, float(value.sum()), {k.removeprefix(f"{part}/"): v for k, v in counts.items()})
         if name == "confusion" and float(value.sum()) != float(counts[f"{part}/persons"].sum()):
             raise _wrong(f"{key} has another number of persons than {part}/persons")
 
@@ -112,13 +114,27 @@ def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | Non
 def _check_scores(key: str, name: str, value: npt.NDArray[Any], persons: Any, histogram: Any) -> None:
     """Sums and histograms of scores that so many persons can have."""
     people = float(persons.sum()) if persons is not None else math.inf
-    if name in ("brier_sum", "log_loss_sum") and float(value.min(initial=0)) < 0:
+    if name in _NOT_NEGATIVE and float(value.min(initial=0)) < 0:
         raise _wrong(f"{key} is negative")
     if name == "brier_sum" and float(value.sum()) > 2 * people * (1 + _ROUNDING):
         raise _wrong(f"{key} is above 2 for each person")
     if name == "histogram" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
         raise _wrong(f"{key} has more persons than {people:g}")
+    if name == "tables" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
+        raise _wrong(f"{key} has more persons of a label than {people:g}")
     if name == "beyond" and histogram is not None:
         sides = histogram.sum(-1, dtype=np.float64)
         if (np.abs(value) > sides[:, 0] * sides[:, 1] * (1 + _ROUNDING)).any():
             raise _wrong(f"{key} has more pairs than there are")
+
+
+def _check_errors(key: str, name: str, value: float, sums: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Sums of errors, of their absolute values and of their squares that the same persons can have (``sums``: of one part, by name)."""
+    people, more = float(sums["persons"].sum()) if "persons" in sums else math.inf, 1 + _ROUNDING
+    if name == "e_sum" and "abs_sum" in sums and abs(value) > float(sums["abs_sum"].sum()) * more:
+        raise _wrong(f"{key} is larger than the sum of absolute errors")
+    squares = {"abs_sum": "e2_sum", "deviance_sum": "deviance_sq_sum"}.get(name, "")
+    if squares in sums and value**2 > people * float(sums[squares].sum()) * more + np.finfo(np.float64).tiny:
+        raise _wrong(f"the square of the mean of {key} is larger than the mean square")
+    if name == "y_sum" and "y_log_y_sum" in sums and (value < 0 or value != round(value)):
+        raise _wrong(f"{key} is no number of events")

@@ -21,6 +21,7 @@ from fedml.modalities.modality import require
 from fedml.modalities.registry import modalities_of
 from fedml.models.inference import infer
 from fedml.networks.mil import GatedAttention, embed
+from fedml.networks.outcome import outcome_layer
 from fedml.networks.own import own_network
 from fedml.networks.preprocess import TargetScale
 from fedml.networks.segmentation import build_segmentation_network
@@ -59,7 +60,8 @@ class CohortModel(nn.Module):
             )
             self.encoder = nn.ModuleDict({"image": network})
             return
-        outputs = make_task(study).outputs
+        outcome = outcome_layer(study)
+        outputs = make_task(study).outputs if outcome is None else 1
         alone = len(self.inputs) == 1
         width = outputs if alone else plan.width
         self.width = width
@@ -78,6 +80,7 @@ class CohortModel(nn.Module):
                 TableNetwork(net="mlp" if plan.hidden else "linear", hidden=plan.hidden), (width + 1) * len(self.inputs), outputs
             )
         self.target = TargetScale() if study.traits.standardised else None
+        self.outcome = outcome
 
     def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((persons, width) features, (persons, 1) presence) of one input, 0 for a person without it."""
@@ -115,7 +118,8 @@ class CohortModel(nn.Module):
         persons = next(len(batch[f"{n}_present"]) for n in self.inputs if f"{n}_present" in batch)
         features = [self._features(name, batch, persons) for name in self.inputs]
         out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))
-        return out if self.target is None else self.target(out)
+        last = self.target if self.outcome is None else self.outcome
+        return out if last is None else last(out)
 
 
 def build_model(study: Study, layout: Layout) -> CohortModel:

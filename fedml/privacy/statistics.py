@@ -24,7 +24,7 @@ def stated_ranges(study: Study, layout: Layout) -> dict[str, Array]:
     """
     out = {f"preprocess.{m.name}": require(m.ranges, m, "ranges")(study, layout) for m in modalities_of(study)}
     if study.traits.standardised:
-        out["target"] = np.array([study.privacy.ranges[study.cohort.target]]).T
+        out["target"] = np.array([study.privacy.ranges[study.cohort.outcome]]).T
     return out
 
 

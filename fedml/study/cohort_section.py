@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -23,7 +24,7 @@ from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
-from fedml.study.task_traits import either
+from fedml.study.task_traits import Label, either
 
 
 class Split(Section):
@@ -282,11 +283,16 @@ class Cohort(Inputs):
     """``[cohort]``: the inputs and the target of each person, and the split into parts."""
 
     inputs: Annotated[tuple[InputName, ...], Field(min_length=1)] = Field(description="inputs of the model; a site may lack some of them")
-    target: str = Field(
-        description="column of the persons table that the model predicts; task segmentation: a name for what the masks show"
+    target: str | Annotated[tuple[str, ...], Field(min_length=2, max_length=limits.CLASSES)] = Field(
+        description="column of the persons table that the model predicts; task multilabel: a list of columns; task segmentation: a name "
+        "for what the masks show"
     )
     classes: Annotated[tuple[Code, ...], Field(min_length=2, max_length=limits.CLASSES)] = Field(
         default=(0, 1), description="values of the target, or of voxels of a mask, in the order of the model's outputs"
+    )
+    exposure: str | None = Field(
+        default=None,
+        description="task count: column of the persons table with the time or size that each count is of; default: none",
     )
     split: Split = Field(default=Split(), description="fractions of persons in each part, unless a site has a split file")
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
@@ -294,6 +300,16 @@ class Cohort(Inputs):
         default="all",
         description="whose training persons' mean and SD standardise numbers of clinical and omics: those of all sites, or a site's own",
     )
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The columns that the model predicts."""
+        return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def outcome(self) -> str:
+        """The target's name in a text: the column, or all of them."""
+        return ", ".join(self.targets)
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -320,8 +336,25 @@ class Cohort(Inputs):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
         if self.standardise == "site" and not self.by_site:
             raise ValueError('standardise = "site" is built for clinical and omics, and inputs lists neither; remove standardise')
-        if self.omics is not None and self.target in self.omics.columns:
-            raise ValueError(f'the target "{self.target}" is also among the omics columns, which would reveal it to the model')
-        if self.clinical is not None and self.target in self.clinical.read:
-            raise ValueError(f'the target "{self.target}" is also among the clinical columns, which would reveal it to the model')
+        if len(set(self.targets)) < len(self.targets):
+            raise ValueError("a column is listed twice in target")
+        if self.exposure == self.target:
+            raise ValueError(f'exposure and target are the same column "{self.target}"; exposure is the time or size of its counts')
+        read = {"omics": self.omics.columns if self.omics else (), "clinical": self.clinical.read if self.clinical else ()}
+        for name, columns in read.items():
+            for target in self.targets:
+                if target in columns:
+                    raise ValueError(f'the target "{target}" is also among the {name} columns, which would reveal it to the model')
         return self
+
+
+def target_problems(cohort: Cohort, label: Label, task: str) -> Iterator[str]:
+    """What speaks against target, classes and exposure with a task of this ``label``, as sentences."""
+    several = label == "several"
+    if isinstance(cohort.target, tuple) != several:
+        what = 'a list of columns, such as ["a", "b"],' if several else "one column"
+        yield f'[cohort] target must be {what} with [model] task = "{task}"'
+    if several and len(cohort.classes) != 2:
+        yield f'[cohort] classes lists {len(cohort.classes)}; each label of [model] task = "{task}" has two levels'
+    if cohort.exposure is not None and label != "count":
+        yield f'[cohort] exposure is for counts of events, which [model] task = "{task}" does not predict; remove it'

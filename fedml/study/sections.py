@@ -26,7 +26,7 @@ from fedml.study.code_section import OwnName, OwnOptions, known_or_own, names_sc
 from fedml.study.imaging import Pixels
 from fedml.study.section import COLUMN, Code, Name, Option, Section, normal, without_later, without_unused
 from fedml.study.start import Start
-from fedml.study.task_traits import TaskName
+from fedml.study.task_traits import TaskName, traits_of
 
 Width = Annotated[int, Field(ge=1, le=limits.WIDTH)]
 Widths = Annotated[tuple[Width, ...], Field(max_length=limits.LAYERS)]
@@ -130,7 +130,8 @@ class Model(Section):
     """``[model]``: the task, one encoder per input, and the fusion of their outputs."""
 
     task: TaskName = Field(
-        default="classification", description="what is predicted: a class or a number of a person, or a class of a voxel"
+        default="classification",
+        description="what is predicted: a class, a number, a count or several labels of a person, or a class of a voxel",
     )
     image: ImageNetwork = Field(default=ImageNetwork(), description="encoder of images")
     segmentation: SegmentationNetwork = Field(default=SegmentationNetwork(), description="network of the task segmentation")
@@ -147,9 +148,22 @@ class Model(Section):
 
     start: Start | None = Field(default=None, description="weights from which the model begins, pinned; default: all by the seed")
 
+    counts: Literal["poisson", "negative_binomial"] | None = Field(
+        default=None, description="task count: distribution of counts; negative_binomial learns a dispersion; default: poisson"
+    )
+
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later(dump(self))
+
+    @model_validator(mode="after")
+    def _of_task(self) -> Self:
+        counted = traits_of(self.task).label == "count"
+        if self.counts is not None and not counted:
+            raise ValueError(f'counts = "{self.counts}" is for counts of events; remove it, or set task to one that predicts them')
+        if counted and self.counts is None:  # set explicitly, so that the study's hash covers it
+            object.__setattr__(self, "counts", "poisson")
+        return self
 
 
 class Gwas(Section):

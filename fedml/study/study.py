@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Validation
 from fedml.errors import InputError, nearest
 from fedml.study import limits
 from fedml.study.code_section import Code, gather_options
-from fedml.study.cohort_section import Cohort
+from fedml.study.cohort_section import Cohort, target_problems
 from fedml.study.imaging import Augment
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
@@ -131,6 +131,8 @@ class Study(Section):
     def _task(self) -> Self:
         """The rules of the task for other sections."""
         task, traits, unit = self.model.task, self.traits, self.privacy.unit
+        for problem in target_problems(self.cohort, traits.label, task):
+            raise ValueError(problem)
         if traits.inputs is not None and self.cohort.inputs != traits.inputs:
             raise ValueError(f'[model] task = "{task}" is built only for these inputs; set [cohort] inputs = {json.dumps(traits.inputs)}')
         if unit not in traits.units:
@@ -204,7 +206,7 @@ class Study(Section):
         spec, columns = self.cohort.clinical, tuple[str, ...]()
         if spec is not None:
             columns = tuple(c for c in spec.columns if c not in spec.categories)
-        needed = [*columns, *([self.cohort.target] if self.traits.standardised else [])]
+        needed = [*columns, *([self.cohort.outcome] if self.traits.standardised else [])]
         lacking = [c for c in needed if c not in plan.ranges]
         if lacking:
             some = ", ".join(lacking[:10]) + (f" and {len(lacking) - 10} more" if len(lacking) > 10 else "")

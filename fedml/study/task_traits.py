@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-Label = Literal["classes", "number", "mask"]
+Label = Literal["classes", "ordered", "number", "count", "several", "mask"]
 Unit = Literal["none", "site", "patient"]
 Regression = Literal["linear", "logistic"]
 
@@ -24,7 +24,8 @@ class TaskTraits:
     """Every field is required, so that a new task answers every rule.
 
     Args:
-        label: what is predicted: a class of each person, a number of each person, or a class of each voxel.
+        label: what is predicted: a class of each person, one of ordered classes, a number of each person, a number of events, several
+            labels of each person, or a class of each voxel.
         standardised: the target is divided by its standard deviation over all sites, from sums that are requested before training.
         inputs: the only inputs that the task is built for; None: any.
         units: the privacy units that the task is built for.
@@ -50,6 +51,9 @@ TRAITS: dict[str, TaskTraits] = {
     "segmentation": TaskTraits(
         label="mask", standardised=False, inputs=("image",), units=("none", "site"), private_metrics=False, gwas=None
     ),
+    "ordinal": TaskTraits(label="ordered", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
+    "count": TaskTraits(label="count", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
+    "multilabel": TaskTraits(label="several", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
 }
 
 

@@ -166,7 +166,9 @@ def training_problems(plan: Training, *, rounds: int, unit: str, label: str, cla
         yield f"[training] local_steps times [federation] rounds is {work:,}, the limit is {limits.STEPS:,}"
     if plan.schedule is not None and plan.schedule.warmup >= max(rounds, 1):
         yield f"[training.schedule] warmup is {plan.schedule.warmup} rounds, [federation] rounds is {rounds}; warmup must be smaller"
-    if plan.loss_keys and label != "classes":
+    if label == "ordered" and (keys := [key for key in plan.loss_keys if key != "sampling"]):
+        yield f"[training] {keys[0]} is not built for ordered classes; remove it"
+    elif plan.loss_keys and label not in ("classes", "ordered"):
         yield f"[training] {plan.loss_keys[0]} needs classes of persons, which [model] task does not predict; remove it"
     if isinstance(plan.class_weights, tuple) and len(plan.class_weights) not in (0, classes):
         yield f"[training] class_weights has {len(plan.class_weights)} numbers, [cohort] classes has {classes}; give one for each class"

@@ -19,8 +19,8 @@ def write_site(folder: Path, cohort: Cohort, study: Study) -> Path:
     """``cohort`` as a site's folder that reads back as the same persons in the same parts; returns its manifest."""
     folder.mkdir(parents=True, mode=0o700)
     data = ['persons = "persons.csv"', 'split = "split.csv"']
-    target = make_task(study).labels.cells(cohort.labels)
-    _csv(folder / "persons.csv", ["id", study.cohort.target], zip(cohort.ids, target, strict=True))
+    columns = make_task(study).labels.cells(cohort.labels)
+    _csv(folder / "persons.csv", ["id", *columns], zip(cohort.ids, *columns.values(), strict=True))
     _csv(folder / "split.csv", ["id", "part"], ((i, PARTS[p]) for i, p in zip(cohort.ids, cohort.parts, strict=True)))
     for modality, value in inputs_of(cohort):
         entry = require(modality.write, modality, "write")(value, study, cohort.ids, folder)

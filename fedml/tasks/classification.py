@@ -23,14 +23,14 @@ EVALUATION_BATCH = 512  # persons; gradients are not kept
 
 def classification_task(study: Study) -> Task:
     """The task of a study whose target is a class of each person."""
-    target, names = study.cohort.target, tuple(normal(c) for c in study.cohort.classes)
+    target, names = study.cohort.outcome, tuple(normal(c) for c in study.cohort.classes)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored={}, outputs=len(names),
         truth=itemgetter("label"), loss=classification_loss(study.training),
         counts=class_counts, fields=class_fields(len(names)), coarse=coarse,
         grouped=grouped, spread=spread,
         evaluation_batch=EVALUATION_BATCH, measures=MEASURES, watched="auroc", higher=True, measure="auroc", risks=True,
-        labels=_labels(study), answer=_answer(names),
+        labels=class_labels(study), answer=_answer(names),
         compared=Compared(
             values=lambda output, truth: torch.softmax(output.double(), 1).numpy(),
             statistic=lambda labels, values: statistic("auroc", labels, values),
@@ -42,7 +42,7 @@ def classification_task(study: Study) -> Task:
             counts="counts of right and wrong answers and of scores (a histogram)",
             outcome=f'The outcome is the column "{target}", with classes {", ".join(names)}.',
             output=f"The model gives a probability for each of {len(names)} classes; the predicted class is the most probable one.",
-            balance=_balance(study.training, names),
+            balance=balance(study.training, names),
             no_prediction="",
             no_classes="",
             answer=lambda result: _sentences(target, names, result),
@@ -53,7 +53,7 @@ def classification_task(study: Study) -> Task:
     )  # fmt: skip
 
 
-def _balance(plan: Training, names: tuple[str, ...]) -> str:
+def balance(plan: Training, names: tuple[str, ...]) -> str:
     """How classes are weighed in training."""
     if plan.sampling == "balanced":
         return "Each site draws training persons of each of its classes alike often, with replacement."
@@ -65,30 +65,32 @@ def _balance(plan: Training, names: tuple[str, ...]) -> str:
     return "All training persons of a site have the same weight in the loss; no class is oversampled."
 
 
-def _labels(study: Study) -> Labels:
+def class_labels(study: Study) -> Labels:
     """Labels that are the number of the person's class."""
-    classes, target = study.cohort.classes, study.cohort.target
+    classes, target = study.cohort.classes, study.cohort.outcome
     return Labels(
         read=lambda cells: cells.codes(target, classes),
-        cells=lambda labels: [classes[int(v)] for v in labels],
+        cells=lambda labels: {target: [classes[int(v)] for v in labels]},
         show=lambda label: str(classes[int(label)]),
         placeholder=lambda labels, random: labels,
         canary=lambda count, between, random: random.integers(0, len(classes), count).astype(np.float64),
     )
 
 
-def _answer(names: tuple[str, ...]) -> Answer:
-    def columns(p: Floats) -> dict[str, list[Any]]:
-        return {**{f"probability_{c}": p[:, i].tolist() for i, c in enumerate(names)}, "predicted": [names[i] for i in p.argmax(1)]}
+def class_prediction(names: tuple[str, ...], p: Floats) -> dict[str, list[Any]]:
+    """Columns of (persons, classes) probabilities: one for each class, and the most probable class."""
+    return {**{f"probability_{c}": p[:, i].tolist() for i, c in enumerate(names)}, "predicted": [names[i] for i in p.argmax(1)]}
 
+
+def _answer(names: tuple[str, ...]) -> Answer:
     def caption(output: torch.Tensor) -> str:
         p = output.softmax(0).tolist()
         best = int(np.argmax(p))
         return f"predicted {names[best]} ({p[best]:.2f})"
 
     return Answer(
-        columns=lambda output, batch: columns(torch.softmax(output.double(), 1).numpy()),
-        example=columns(np.full((1, len(names)), 1 / len(names))),
+        columns=lambda output, batch: class_prediction(names, torch.softmax(output.double(), 1).numpy()),
+        example=class_prediction(names, np.full((1, len(names)), 1 / len(names))),
         caption=caption,
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedml.tasks.counts import Counts, rounded_cells
+from fedml.tasks.counts import Counts, rounded_confusion
 
 BINS = 4096
 COARSE = 64  # bins: a quarter of a unit of log-odds at 0
@@ -89,14 +89,13 @@ def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
     out, lost = np.zeros_like(fine), np.zeros(len(fine))
     totals = counts["confusion"].sum(1)
     if ((totals > 0) & (totals < smallest)).any():  # the number of its persons would follow from those of the other classes
-        return {**counts, "confusion": rounded_cells(counts["confusion"], smallest), "histogram": out, BEYOND: lost}
+        return {**counts, "confusion": rounded_confusion(counts["confusion"], smallest), "histogram": out, BEYOND: lost}
     for c, side in np.ndindex(fine.shape[:2]):
         for place, persons in _groups(fine[c, side], smallest):
             out[c, side, place] += persons
     for c in range(len(fine)):
         lost[c] = concordant(fine[c]) - concordant(_spread(out[c]))
-    rows = np.stack([rounded_cells(row, smallest) for row in counts["confusion"]])
-    return {**counts, "confusion": rows, "histogram": out, BEYOND: lost}
+    return {**counts, "confusion": rounded_confusion(counts["confusion"], smallest), "histogram": out, BEYOND: lost}
 
 
 def _groups(row: npt.NDArray[Any], smallest: int) -> list[tuple[int, int]]:

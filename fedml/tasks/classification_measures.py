@@ -72,7 +72,7 @@ def _recall(counts: Mapping[str, npt.NDArray[Any]]) -> Floats:
     return out
 
 
-def _f1_by_class(confusion: npt.NDArray[Any]) -> Floats:
+def f1_by_class(confusion: npt.NDArray[Any]) -> Floats:
     """(..., classes) of (..., classes, classes) persons: true, predicted; NaN for a class that neither occurs nor is predicted."""
     hits = np.diagonal(confusion, axis1=-2, axis2=-1)
     either = confusion.sum(-1) + confusion.sum(-2)
@@ -98,11 +98,11 @@ def _recall_of_two(row: int, counts: Mapping[str, npt.NDArray[Any]], one: int | 
 
 
 def _f1(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float | None:
-    return float(_f1_by_class(counts["confusion"])[1]) if _two(counts) else None
+    return float(f1_by_class(counts["confusion"])[1]) if _two(counts) else None
 
 
 def _f1_macro(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
-    return float(np.nanmean(_f1_by_class(counts["confusion"])))
+    return float(np.nanmean(f1_by_class(counts["confusion"])))
 
 
 def _brier(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float:
@@ -255,28 +255,28 @@ def _balanced_interval(groups: Parts, one: int | None, level: float, by: tuple[i
     return Interval(value, value - down, value + up, level, "Wilson by class, MOVER")
 
 
-def _f1_of(confusion: npt.NDArray[Any], c: int, level: float) -> Interval:
+def f1_interval_of(confusion: npt.NDArray[Any], c: int, level: float) -> Interval:
     """Of one class. Among the persons who are of it or are predicted to be, those who are both are a share j, and F1 is 2 j / (1 + j)."""
     hits = float(confusion[c, c])
     union = float(confusion[c].sum() + confusion[:, c].sum()) - hits
     if not union:
         return no_interval(math.nan, level, "no person is, or is predicted to be, of that class")
     low, high = (2 * j / (1 + j) for j in wilson(hits, union, level))
-    return Interval(float(_f1_by_class(confusion)[c]), float(low), float(high), level, "Wilson of the overlap")
+    return Interval(float(f1_by_class(confusion)[c]), float(low), float(high), level, "Wilson of the overlap")
 
 
 def _f1_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
-    return _f1_of(add_counts(groups)["confusion"], 1, level)
+    return f1_interval_of(add_counts(groups)["confusion"], 1, level)
 
 
 def _f1_macro_interval(groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
     """The classes' limits combined by MOVER for dependent estimates (Zou 2007, Psychol Methods 12:399). Their correlation is that of
     bootstrap samples of persons, each a cell of the confusion matrix; 1 where a class does not vary in them."""
     confusion = add_counts(groups)["confusion"]
-    classes, there = len(confusion), np.flatnonzero(~np.isnan(_f1_by_class(confusion)))
-    each = [_f1_of(confusion, int(c), level) for c in there]
+    classes, there = len(confusion), np.flatnonzero(~np.isnan(f1_by_class(confusion)))
+    each = [f1_interval_of(confusion, int(c), level) for c in there]
     samples = resampled([g["confusion"].ravel() for g in groups], *by)
-    drawn = np.concatenate([_f1_by_class(sample.reshape(-1, classes, classes))[:, there] for sample in samples])
+    drawn = np.concatenate([f1_by_class(sample.reshape(-1, classes, classes))[:, there] for sample in samples])
     drawn -= np.nanmean(drawn, axis=0)
     covariance = np.nan_to_num(drawn).T @ np.nan_to_num(drawn)
     spread = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
@@ -342,3 +342,8 @@ MEASURES: tuple[Measure, ...] = (
         bounds=(0.0, 1.0), guess=None, counted=False, additive=False, brief=False,
     ),
 )  # fmt: skip
+
+
+def measure_of_classes(name: str) -> Measure:
+    """The measure of this name, for another task whose counts hold the same arrays."""
+    return next(measure for measure in MEASURES if measure.name == name)

@@ -42,3 +42,12 @@ def rounded_cells(table: npt.NDArray[Any], smallest: int) -> npt.NDArray[Any]:
         out[tuple(place)] = smallest
     out[largest] += missing - smallest * len(kept)
     return out
+
+
+def rounded_confusion(confusion: npt.NDArray[Any], smallest: int) -> npt.NDArray[Any]:
+    """A (true, predicted) table with small cells rounded within the persons of their class; over all classes where one has so few persons
+    that their number would follow from those of the others."""
+    totals = confusion.sum(1)
+    if ((totals > 0) & (totals < smallest)).any():
+        return rounded_cells(confusion, smallest)
+    return np.stack([rounded_cells(row, smallest) for row in confusion])

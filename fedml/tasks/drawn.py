@@ -55,6 +55,21 @@ def statistic(metric: str, truth: npt.ArrayLike, output: npt.ArrayLike) -> Stati
     raise ValueError(f'there is no metric "{metric}" of {classes} classes')
 
 
+def mean_auroc(truth: Floats, score: Floats) -> Statistic:
+    """The mean over labels of the AUROC of the persons who have each.
+
+    Args:
+        truth: (persons, labels) 0 or 1, NaN where a person lacks the label. score: (persons, labels).
+    """
+
+    def of(k: int) -> Statistic:
+        there = ~np.isnan(truth[:, k])
+        area = _auroc(truth[there, k] == 1, score[there, k])
+        return lambda drawn: area(drawn[:, there])
+
+    return _average([of(k) for k in range(truth.shape[1])])
+
+
 def _mean(values: Floats, among: npt.NDArray[np.bool_]) -> Statistic:
     """The mean of ``values`` over the drawn persons ``among`` which are in question."""
 

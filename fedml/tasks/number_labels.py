@@ -10,10 +10,10 @@ from fedml.tasks.task import Floats, Labels
 
 def number_labels(study: Study) -> Labels:
     """Of a study whose target is a column of numbers; placeholders and canaries are of any sign."""
-    target = study.cohort.target
+    target = study.cohort.outcome
     return Labels(
         read=lambda cells: cells.numbers(target),
-        cells=lambda labels: labels.tolist(),
+        cells=lambda labels: {target: labels.tolist()},
         show=lambda label: f"{label:.4g}",
         placeholder=lambda labels, random: random.normal(size=len(labels)),
         canary=_canary,

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from fedml.errors import InputError
 from fedml.study.study import Study
 from fedml.tasks.classification import classification_task
+from fedml.tasks.count import count_task
+from fedml.tasks.multilabel import multilabel_task
+from fedml.tasks.ordinal import ordinal_task
 from fedml.tasks.own import with_own_code
 from fedml.tasks.regression import regression_task
 from fedml.tasks.segmentation import segmentation_task
@@ -16,6 +19,9 @@ TASKS: dict[str, Callable[[Study], Task]] = {
     "classification": classification_task,
     "regression": regression_task,
     "segmentation": segmentation_task,
+    "ordinal": ordinal_task,
+    "count": count_task,
+    "multilabel": multilabel_task,
 }
 
 

@@ -27,7 +27,7 @@ EVALUATION_BATCH = 512  # persons; gradients are not kept
 
 def regression_task(study: Study) -> Task:
     """The task of a study whose target is a number of each person."""
-    target = study.cohort.target
+    target = study.cohort.outcome
     return Task(
         name=study.model.task, traits=study.traits, classes=(), scored={}, outputs=1,
         truth=itemgetter("label"), loss=squared_error, counts=regression_counts, fields=_FIELDS, coarse=unchanged,

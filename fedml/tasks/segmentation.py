@@ -105,10 +105,10 @@ def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
 
 def _labels(study: Study) -> Labels:
     """The mask is the label; a person's own is 0 everywhere, the first class, so that every person has one."""
-    classes = study.cohort.classes
+    classes, name = study.cohort.classes, study.cohort.outcome
     return Labels(
         read=lambda cells: np.zeros(len(cells)),
-        cells=lambda labels: [classes[int(v)] for v in labels],
+        cells=lambda labels: {name: [classes[int(v)] for v in labels]},
         show=lambda label: "",
         placeholder=lambda labels, random: labels,
         canary=NotBuilt("a canary has no mask"),

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -36,26 +37,31 @@ class Cells(Protocol):
     def codes(self, name: str, known: tuple[Any, ...]) -> Floats:
         """(persons,) place of each cell of column ``name`` among ``known``, NaN where it is empty; any other value is an ``InputError``."""
 
-    def numbers(self, name: str) -> Floats:
-        """(persons,) the cells of column ``name`` as numbers, NaN where they are empty; any other text is an ``InputError``."""
+    def numbers(self, name: str, asked_by: str = "[cohort] target") -> Floats:
+        """(persons,) the cells of column ``name`` as numbers, NaN where they are empty; any other text is an ``InputError``. ``asked_by``:
+        the study's key that names the column."""
+
+    @property
+    def path(self) -> Path:
+        """The table's file, for an error."""
 
     def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of persons, (persons,) float64, NaN where there is none.
+    """Labels of persons, float64: (persons,), or (persons, numbers) of a task whose label is several numbers; NaN where there is none.
 
     Args:
-        read: cells of the persons table -> labels. cells: the inverse, for a table that is written.
+        read: cells of the persons table -> labels. cells: the inverse, for a table that is written: column -> cells.
         show: one label as text; "" where a person has none.
         placeholder: labels of persons who do not exist, of the number of the real ``labels`` given.
         canary: so many labels of an audit's canaries; the target's stated range, where there is one, goes in.
     """
 
     read: Callable[[Cells], Floats]
-    cells: Callable[[Floats], list[Any]]
-    show: Callable[[float], str]
+    cells: Callable[[Floats], Mapping[str, list[Any]]]
+    show: Callable[[Any], str]
     placeholder: Callable[[Floats, np.random.Generator], Floats]
     canary: Callable[[int, tuple[float, float] | None, np.random.Generator], Floats] | NotBuilt
 
@@ -199,7 +205,7 @@ class Task:
     @property
     def person_classes(self) -> tuple[str, ...]:
         """The classes of persons; empty if persons have no classes, as in segmentation."""
-        return self.classes if self.traits.label == "classes" else ()
+        return self.classes if self.traits.label in ("classes", "ordered") else ()
 
     def described(self, name: str) -> Measure:
         """The measure of a metric's name, ``dice/liver`` being ``dice``.

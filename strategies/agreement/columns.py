@@ -40,7 +40,7 @@ def _columns(study: Study) -> dict[str, list[tuple[str, bool]]]:
     spec, omics = study.cohort.clinical, study.cohort.omics
     names = {} if spec is None else {"preprocess.clinical": [(c, c not in spec.categories) for c in spec.columns]}
     names |= {"preprocess.omics": [(c, True) for c in omics.columns]} if omics is not None else {}
-    return names | ({"target": [(study.cohort.target, True)]} if study.traits.standardised else {})
+    return names | ({"target": [(study.cohort.outcome, True)]} if study.traits.standardised else {})
 
 
 def _column(name: str, number: bool, sums: Mapping[str, Sums]) -> list[Check]:

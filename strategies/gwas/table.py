@@ -32,7 +32,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     extra = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": reported.sum(0), "method": method}
     plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
-        trait=study.study.question or study.cohort.target, build=work.agreement.build, samples=sum(persons.values()),
+        trait=study.study.question or study.cohort.outcome, build=work.agreement.build, samples=sum(persons.values()),
         cases=facts.get("cases"), controls=facts.get("controls"), smallest_frequency=study.cohort.variants.min_maf or None,
         covariates=(*plan.covariates, *(f"PC{k + 1}" for k in range(plan.components))),
         more={"study_name": study.study.name, "study_sha256": study.sha256, "sites": list(persons)},
