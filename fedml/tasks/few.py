@@ -11,6 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from fedml.tasks.classification_counts import BEYOND, noised
+from fedml.tasks.multilabel import TABLES
 
 Counts = Mapping[str, npt.NDArray[Any]]
 FEW = 10  # persons; a cell of more is not taken for one that was rounded up
@@ -19,7 +20,7 @@ FEW = 10  # persons; a cell of more is not taken for one that was rounded up
 def may_be_rounded(counts: Counts) -> bool:
     """Whether cells of one site's counts of right and wrong answers may be rounded: no cell and no bin has one person, which no site
     sends that rounds, and a cell has few persons."""
-    cells = counts.get("confusion")
+    cells = counts.get("confusion", counts.get(TABLES))
     if cells is None or not cells.sum() or noised(counts) or (cells == 1).any():
         return False
     as_sent = "histogram" in counts and not counts[BEYOND].any()  # otherwise its bins were spread over the scale
