@@ -167,7 +167,7 @@ def _at_site(study: Study, results: Sequence[tuple[Mapping[str, Any], Mapping[st
 
 
 def _plain(results: Sequence[Mapping[str, float]], metric: str) -> dict[str, Any]:
-    values = [m[metric] for m in results if metric in m and math.isfinite(m[metric])]
+    values = [value for m in results if (value := m.get(metric)) is not None and math.isfinite(value)]
     persons = float(np.mean([m["persons"] for m in results])) if results else None
     return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None, "persons": persons}
 

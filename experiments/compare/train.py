@@ -170,6 +170,10 @@ def _by_site(study: Study, outputs: Outputs) -> dict[str, dict[str, float]]:
     return {site: scores(study, outputs.at([site])) for site in outputs.counts}
 
 
+def _defined(recorded: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in recorded.items() if value is not None}
+
+
 def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
     """Site -> its counts of ``part``, for sites that have any."""
     found = {site: {k.removeprefix(f"{part}/"): v for k, v in c.items() if k.startswith(f"{part}/")} for site, c in counts.items()}
@@ -214,7 +218,8 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
                     raise InputError(f"{site.file}: the data differ from those of run {record.run_id}; omit --sites to compare by counts.")
         test = record.final.metrics["test"]
         trained_at = record.study.federation.training
-        metrics, by_site, counts, outputs = test["all"], test["sites"], record.counts["test"], None
+        metrics, by_site = _defined(test["all"]), {site: _defined(own) for site, own in test["sites"].items()}
+        counts, outputs = record.counts["test"], None
         if found is not None:
             outputs = tested_outputs(record.study, {s: found[s] for s in trained_at}, record.run, counts)
             metrics, by_site, counts = scores(record.study, outputs), _by_site(record.study, outputs), outputs.counts

@@ -34,7 +34,8 @@ def without_score(study: Study, scores: PartScores, sites: Iterable[str]) -> lis
     if study.privacy.metrics == "private":
         return []
     watched = make_task(study).watched
-    return [site for site in sites if not math.isfinite(scores["sites"].get(site, {}).get(watched, math.nan))]
+    values = {site: scores["sites"].get(site, {}).get(watched) for site in sites}
+    return [site for site, value in values.items() if value is None or not math.isfinite(value)]
 
 
 def choosers(study: Study, lacking: Sequence[str], sites: int) -> str:
