@@ -284,7 +284,7 @@ def compare(
     described = summarise(study, rows)
     console.print(main_table(study, described))
     console.print(where_table(study, described))
-    for line in (*notes(described), *lines(cost)):
+    for line in (*notes(study, described), *lines(cost)):
         console.print(line, markup=False, soft_wrap=True)
     if as_json:
         print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}), flush=True)

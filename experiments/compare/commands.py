@@ -106,15 +106,17 @@ def validate(
 def _left_out(
     studies: list[Study], sites: dict[str, Site], folds: int, runs: Path, console: Console
 ) -> tuple[list[dict[str, Any]], list[Trained]]:  # fmt: skip
-    from fedml.experiments.compare.left_out import left_out, left_out_table
+    from fedml.experiments.compare.left_out import left_out, left_out_notes, left_out_table
 
     trained, rows = left_out(studies, sites, runs, console)
     console.print(left_out_table(studies[0], rows))
     console.print(
         "Difference: trained without the site minus federated, on the same test persons. The last row puts together predictions of "
-        f"{len(rows) - 1} models.",
+        f"{len(rows) - 1} models. All figures are of the models' outputs for these persons, computed on this machine.",
         soft_wrap=True,
     )
+    for text in left_out_notes(rows):
+        console.print(text, soft_wrap=True, markup=False)
     return rows, trained
 
 

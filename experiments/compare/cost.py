@@ -103,6 +103,6 @@ def lines(found: Mapping[str, Mapping[str, Any]]) -> list[str]:
         out.append(f"{text}; {ledger}")
     if found:
         out.append(
-            "The differences above use exact outputs of test persons, which no epsilon covers; they are computed on this machine only."
+            "The figures above are of exact outputs of test persons, which no epsilon covers; they are computed on this machine only."
         )
     return out

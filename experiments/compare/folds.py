@@ -4,7 +4,7 @@
     console.print(folds_table(study, result))
 
 The keyed hash of a person's id (``fedml.cohort.table.part_of``) tells the fold in which the person is tested: a person with the same id at
-two sites is tested in the same fold, and no person changes fold as a cohort grows. Pooled figures are of the counts of all folds together:
+two sites is tested in the same fold, and no person changes fold as a cohort grows. Pooled figures are of the outputs of all folds together:
 predictions of as many models as folds, whose scores need not be on one scale. Their intervals are over persons and do not include that the
 models would be others with other training persons; the spread over the folds is given beside them.
 """
@@ -23,10 +23,10 @@ import numpy as np
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.errors import InputError
+from fedml.experiments.compare.outputs import Outputs, scores, together
 from fedml.experiments.compare.shown import ALL, measures
 from fedml.experiments.compare.train import Trained, plan_training, train_all
 from fedml.study.study import Study, parse_study
-from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -82,15 +82,16 @@ def cross_validate(study: Study, folds: int, sites: Mapping[str, Site], runs: Pa
     planned = [plan_training(s, found, f"fold {k} of {folds}", list(names), runs) for k, s in enumerate(studies, start=1)]
     trained = train_all(planned, found, runs, console)
     persons = {name: len(load_cohort((str(site.file),), studies[0])) for name, site in found.items()}
-    merged = {name: add_counts(own) for name in names if (own := [row.counts[name] for row in trained if name in row.counts])}
-    rows = [_row(only, name, [merged[name]], [row.counts.get(name) for row in trained]) for name in merged]
-    rows.append(_row(only, ALL, list(merged.values()), [add_counts(row.counts.values()) if row.counts else None for row in trained]))
+    pooled = together([row.outputs for row in trained if row.outputs is not None])
+    rows = [
+        _row(only, name, pooled.at([name]), [r.sites[name] for r in trained if name in r.sites]) for name in names if name in pooled.counts
+    ]
+    rows.append(_row(only, ALL, pooled, [row.metrics for row in trained]))
     return Validated(trained, rows, persons)
 
 
-def _row(study: Study, site: str, parts: Sequence[Counts], by_fold: Sequence[Counts | None]) -> dict[str, Any]:
-    task, found = make_task(study), measures(study, parts)
-    each = [task.metrics(counts) for counts in by_fold if counts is not None]
+def _row(study: Study, site: str, pooled: Outputs, each: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    found = measures(study, list(pooled.counts.values()), scores(study, pooled))
     spread = {name: _spread([values.get(name, math.nan) for values in each]) for name in found["metrics"]}
     return {"site": site, **found, "folds": spread}
 

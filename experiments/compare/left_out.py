@@ -18,12 +18,10 @@ import numpy as np
 
 from fedml.clients.site.manifest import Site
 from fedml.errors import InputError
-from fedml.experiments.compare.outputs import Outputs
-from fedml.experiments.compare.tables import signed, summarise, with_limits
+from fedml.experiments.compare.outputs import scores, together
+from fedml.experiments.compare.tables import TOO_FEW, signed, summarise, with_limits
 from fedml.experiments.compare.train import FEDERATED, Trained, plan_training, train_all
 from fedml.study.study import Study
-from fedml.tasks.counts import Counts, add_counts
-from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,30 +76,27 @@ def _entry(study: Study, site: str, federated: Sequence[Trained], others: Sequen
 
 def _at(study: Study, row: Trained, sites: Sequence[str]) -> Trained:
     """A trained model's results at some sites only."""
-    counts = {site: row.counts[site] for site in sites if site in row.counts}
-    return replace(
-        row, metrics=_metrics(study, counts), counts=counts, sites={site: row.sites[site] for site in counts}, groups={}, external={},
-        outputs=None if row.outputs is None else _chosen(row.outputs, np.isin(row.outputs.site, list(sites))),
-    )  # fmt: skip
-
-
-def _chosen(outputs: Outputs, rows: Any) -> Outputs:
-    return Outputs(outputs.person[rows], outputs.site[rows], outputs.truth[rows], outputs.output[rows])
-
-
-def _metrics(study: Study, counts: Mapping[str, Counts]) -> dict[str, float]:
-    return dict(make_task(study).metrics(add_counts(counts.values()))) if counts else {}
+    if row.outputs is None:
+        raise ValueError(f"{row.who} was not tested on this machine")
+    own = row.outputs.at(sites)
+    by_site = {site: row.sites[site] for site in own.counts}
+    return replace(row, metrics=scores(study, own), counts=own.counts, sites=by_site, groups={}, external={}, outputs=own)
 
 
 def _merged(study: Study, rows: Sequence[Trained]) -> Trained:
     """The results of several models at a site each, as if of one."""
-    outputs = [row.outputs for row in rows if row.outputs is not None]
-    parts = [[getattr(o, name) for o in outputs] for name in ("person", "site", "truth", "output")]
-    counts = {k: v for row in rows for k, v in row.counts.items()}
-    return replace(
-        rows[0], metrics=_metrics(study, counts), counts=counts, sites={k: v for row in rows for k, v in row.sites.items()},
-        outputs=Outputs(*(np.concatenate(part) for part in parts)),
-    )  # fmt: skip
+    outputs = together([row.outputs for row in rows if row.outputs is not None])
+    by_site = {site: own for row in rows for site, own in row.sites.items()}
+    return replace(rows[0], metrics=scores(study, outputs), counts=outputs.counts, sites=by_site, outputs=outputs)
+
+
+def left_out_notes(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why a row has no figures or no difference."""
+    return [
+        f"{row['site']}: {TOO_FEW}" if not row["persons"] else f"{row['site']}: no difference: {row['difference']['method']}"
+        for row in rows
+        if row["difference"]["value"] is None
+    ]
 
 
 def left_out_table(study: Study, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -118,5 +113,6 @@ def left_out_table(study: Study, rows: Sequence[Mapping[str, Any]]) -> Table:
             out.add_section()
         gap = row["difference"]
         p = "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"
-        out.add_row(row["site"], f"{row['persons']:.0f}", with_limits(row["federated"]), with_limits(row["without"]), signed(gap), p)
+        persons = f"{row['persons']:.0f}" if row["persons"] else "too few"
+        out.add_row(row["site"], persons, with_limits(row["federated"]), with_limits(row["without"]), signed(gap), p)
     return out

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fedml.experiments.compare.outputs import around
 from fedml.experiments.runs.record import Record
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
@@ -32,14 +33,14 @@ def evaluated(record: Record) -> list[dict[str, Any]]:
     return out
 
 
-def measures(study: Study, parts: Sequence[Counts]) -> dict[str, Any]:
-    """Persons and measures of the merged counts of ``parts``."""
-    task = make_task(study)
-    values, found = task.metrics(add_counts(parts)), dict[str, Any]()
+def measures(study: Study, parts: Sequence[Counts], exact: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """Persons and measures of the merged counts of ``parts``; ``exact``: measures of the same persons' outputs."""
+    task, found = make_task(study), dict[str, Any]()
+    values = task.metrics(add_counts(parts)) if exact is None else exact
     for name, value in values.items():
         if name == "persons" or task.described(name).counted:
             continue
-        limits = interval(parts, task, name, seed=study.study.seed)
+        limits = around(interval(parts, task, name, seed=study.study.seed), value)
         found[name] = {"value": _number(value), "low": _number(limits.low), "high": _number(limits.high), "method": limits.method}
     return {"persons": float(values["persons"]), "metrics": found}
 

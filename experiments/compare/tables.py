@@ -4,6 +4,9 @@
 person is drawn once for all seeds, so a person who is tested with two seeds counts once. *Over seeds*: Student's t of the differences
 between runs with the same seed. A difference is the row minus the first row, on the same persons and seeds; if the test persons differ,
 ``method`` states how many are shared. p values are not adjusted for multiple comparisons.
+
+Values and differences are of one source: the outputs of the test persons, where their data are on this machine, otherwise the counts of the
+runs' records.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.experiments.compare.outputs import Outputs
+from fedml.experiments.compare.outputs import Outputs, around
 from fedml.experiments.compare.train import Trained
 from fedml.learning.differences import Difference, over_seeds, paired_bootstrap, unpaired
 from fedml.study.study import Study
@@ -30,6 +33,7 @@ from fedml.tasks.task import built
 if TYPE_CHECKING:
     from rich.table import Table
 
+TOO_FEW = "no figures: each site needs at least min_count test persons ([policy] of the study and of the site)"
 _WIDE = 3  # a table with more columns than this has no confidence limits in a terminal
 
 
@@ -78,12 +82,12 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
 def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained]) -> tuple[dict[str, Any], Difference]:
     """The mean of ``rows`` over seeds with its interval, and the difference from ``first``, paired by person if all outputs are known."""
     task, seed, many = make_task(study), study.study.seed, len(rows) > 1
-    counted = None if many else _counted(study, list(rows[0].counts.values()))
+    counted = None if many else _figure(study, rows[0])
     if not {s for r in first for s in r.counts} & {s for r in rows for s in r.counts} and counted is not None:
         return _limits(counted), _no_difference("the runs have no site in common")
     outputs = [r.outputs for r in (*first, *rows) if r.outputs is not None]
     if counted is not None and len(outputs) < len(first) + len(rows):
-        return _limits(counted), unpaired(counted, _counted(study, list(first[0].counts.values())))
+        return _limits(counted), unpaired(counted, _figure(study, first[0]))
     persons, at = np.unique(np.concatenate([o.person for o in outputs]), return_index=True)
     site = np.concatenate([o.site for o in outputs])[at]
 
@@ -108,20 +112,17 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
     if counted is not None:
         return _limits(counted), difference
     found = paired_bootstrap(mean_of_rows, lambda drawn: np.zeros(len(drawn)), len(persons), seed=seed, site=site)
-    if study.privacy.metrics == "private":
-        found = replace(found, low=found.value, high=found.value)  # an interval of exact outputs does not surround noised figures
     known = [r.metrics[task.watched] for r in rows if task.watched in r.metrics]
     mean = float(np.mean(known)) if known else math.nan
-    if too_few or found.low == found.high or not known:
+    if too_few or not found.low < found.high or not known:
         return {
             "mean": _number(mean),
             "low": None,
             "high": None,
-            "method": "none: too few persons of a class, noised counts, or no draw differs",
+            "method": "none: too few persons of a class, or no draw differs",
         }, difference
-    shift = mean - found.value  # a run computes AUROC from a histogram, with an error below 0.001
     method = f"bootstrap over persons, mean of {len(rows)} seeds"
-    return {"mean": mean, "low": found.low + shift, "high": found.high + shift, "method": method}, difference
+    return {"mean": mean, "low": found.low, "high": found.high, "method": method}, difference
 
 
 def _no_difference(why: str) -> Difference:
@@ -142,9 +143,14 @@ def plain_rows(rows: Sequence[Trained]) -> list[dict[str, Any]]:
     return [{**{n: getattr(r, n) for n in names}, "run": str(r.run)} for r in rows]
 
 
-def _counted(study: Study, counts: Sequence[Mapping[str, Any]]) -> Interval:
+def _figure(study: Study, row: Trained) -> Interval:
+    return _counted(study, list(row.counts.values()), row.metrics)
+
+
+def _counted(study: Study, counts: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> Interval:
+    """The watched metric with its interval from counts, whose AUROC is of a histogram and differs from the outputs' by less than 0.001."""
     task = make_task(study)
-    return interval(counts, task, task.watched, seed=study.study.seed)
+    return around(interval(counts, task, task.watched, seed=study.study.seed), metrics.get(task.watched, math.nan))
 
 
 def _limits(found: Interval) -> dict[str, Any]:
@@ -156,12 +162,12 @@ def _at_site(study: Study, results: Sequence[tuple[Mapping[str, Any], Mapping[st
     task = make_task(study)
     out = _plain([metrics for _, metrics in results], task.watched)
     if len(results) == 1:
-        out |= {k: v for k, v in _limits(_counted(study, [results[0][0]])).items() if k in ("low", "high")}
+        out |= {k: v for k, v in _limits(_counted(study, [results[0][0]], results[0][1])).items() if k in ("low", "high")}
     return out
 
 
 def _plain(results: Sequence[Mapping[str, float]], metric: str) -> dict[str, Any]:
-    values = [m[metric] for m in results if metric in m and math.isfinite(m[metric])]
+    values = [value for m in results if (value := m.get(metric)) is not None and math.isfinite(value)]
     persons = float(np.mean([m["persons"] for m in results])) if results else None
     return {"mean": float(np.mean(values)) if values else None, "low": None, "high": None, "persons": persons}
 
@@ -217,10 +223,13 @@ def _seeds(summary: Sequence[Mapping[str, Any]]) -> str:
     return text if all(row["seeds"] == summary[0]["seeds"] for row in summary) else f"runs of {text}"
 
 
-def notes(summary: Sequence[Mapping[str, Any]]) -> list[str]:
-    """How each difference was found, where that is not a bootstrap over the same persons."""
+def notes(study: Study, summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which sites have no figures; how each difference was found, where that is not a bootstrap over the same persons."""
+    few = [f"{site}: {TOO_FEW}" for site in study.federation.training if not any(site in row["sites"] for row in summary)]
     found = [(row["who"], row["difference"]["method"]) for row in summary if row["difference"] is not None]
-    return [f"{who}: difference from {summary[0]['who']}: {method}" for who, method in found if not method.startswith("paired bootstrap")]
+    return few + [
+        f"{who}: difference from {summary[0]['who']}: {method}" for who, method in found if not method.startswith("paired bootstrap")
+    ]
 
 
 def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:

@@ -25,7 +25,7 @@ from fedml.cohort.variants.model import Dosages, from_text
 from fedml.errors import InputError, RunError, nearest
 from fedml.experiments.compare import cost
 from fedml.experiments.compare.cost import Training
-from fedml.experiments.compare.outputs import Outputs, test_outputs
+from fedml.experiments.compare.outputs import Outputs, scores, tested_outputs
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import outcome, read_all, run_nodes
 from fedml.runs.events import Final, GroupScores, Start
@@ -50,7 +50,11 @@ Planted = dict[str, dict[str, float]]  # site -> person -> planted log-odds
 
 @dataclass(frozen=True)
 class Trained:
-    """One way to train with one seed: test metrics of all persons, of each site and subgroup, counts of the sites, outputs of persons."""
+    """One way to train with one seed: test metrics of all persons, of each site and subgroup, counts of the sites, outputs of persons.
+
+    With ``outputs``, ``metrics``, ``sites`` and ``counts`` are of them; without, of the counts in the run's record. ``groups`` and
+    ``external`` are of counts that sites sent.
+    """
 
     who: str
     seed: int
@@ -140,26 +144,35 @@ def train_all(
         study, who = training.study, training.who
         run, seconds = _trained(training, sites, runs)
         final, counts = test_everywhere(study, sites, run)
-        if "test" not in final.metrics:
+        cost.note_outputs(study, sites, run)
+        sent = _of("test", counts)
+        outputs = tested_outputs(study, {name: sites[name] for name in study.federation.training}, run, sent) if sent else None
+        if outputs is None or not outputs.counts:
             raise RunError(
                 f"{who}: no site has as many test persons as min_count ([policy] of site and study) requires, so nothing can be compared; "
                 "raise test in [cohort] split, or take fewer folds."
             )
-        cost.note_outputs(study, sites, run)
-        outputs = test_outputs(study, {name: sites[name] for name in study.federation.training}, run)
         others = final.metrics["external"]["sites"] if "external" in final.metrics else {}
         row = Trained(
-            who, study.study.seed, run, final.metrics["test"]["all"], final.metrics["test"]["sites"], final.groups, _of("test", counts),
+            who, study.study.seed, run, scores(study, outputs), _by_site(study, outputs), final.groups, outputs.counts,
             outputs, None if planted is None else _recovery(outputs, planted),
             {site: (own, others[site]) for site, own in _of("external", counts).items()}, seconds,
         )  # fmt: skip
         rows.append(row)
         watched = make_task(study).watched
         took = f"{seconds:.1f} s" if seconds is not None else f"reused, {run}"
-        value = row.metrics.get(watched)  # noised counts may have no value
+        value = row.metrics.get(watched)  # of persons of one class there is none
         shown = "undefined" if value is None else f"{value:.3f}"
         console.print(f"seed {study.study.seed}, {who}: test {watched} {shown} ({took})", soft_wrap=True)
     return rows
+
+
+def _by_site(study: Study, outputs: Outputs) -> dict[str, dict[str, float]]:
+    return {site: scores(study, outputs.at([site])) for site in outputs.counts}
+
+
+def _defined(recorded: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in recorded.items() if value is not None}
 
 
 def _of(part: str, counts: Mapping[str, Counts]) -> dict[str, Counts]:
@@ -206,9 +219,12 @@ def compare_runs(runs: Sequence[Path], sites: Path | None, console: Console) -> 
                     raise InputError(f"{site.file}: the data differ from those of run {record.run_id}; omit --sites to compare by counts.")
         test = record.final.metrics["test"]
         trained_at = record.study.federation.training
-        outputs = None if found is None else test_outputs(record.study, {s: found[s] for s in trained_at}, record.run)
-        groups, counts = record.final.groups, record.counts["test"]
-        rows.append(Trained(record.run_id, record.study.study.seed, record.run, test["all"], test["sites"], groups, counts, outputs))
+        metrics, by_site = _defined(test["all"]), {site: _defined(own) for site, own in test["sites"].items()}
+        counts, outputs = record.counts["test"], None
+        if found is not None:
+            outputs = tested_outputs(record.study, {s: found[s] for s in trained_at}, record.run, counts)
+            metrics, by_site, counts = scores(record.study, outputs), _by_site(record.study, outputs), outputs.counts
+        rows.append(Trained(record.run_id, record.study.study.seed, record.run, metrics, by_site, record.final.groups, counts, outputs))
     for record in records[1:]:
         for line in _differences(first, record):
             console.print(f"{record.run_id}: {line}", markup=False, soft_wrap=True)

@@ -1,13 +1,13 @@
-"""What a curve says after the last round: a model that was not trained, that still improves, or that is past its best."""
+"""What a curve says after the last round: a model that was not trained, that still improves, or that is past its best; who chose it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from fedml.runs.events import Event, Round
+from fedml.runs.events import Event, PartScores, Round
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
@@ -24,8 +24,35 @@ def hints(study: Study, events: Sequence[Event]) -> list[str]:
     rounds = [event for event in events if isinstance(event, Round)]
     if not rounds or not (study.federation.rounds and (study.training.local_steps or study.training.local_epochs)):
         return ["the model was not trained: set [federation] rounds and [training] local_epochs to 1 or more"]
-    text = _past(study, rounds)
-    return [text] if text else []
+    return [text for text in (_past(study, rounds), _choosers(study, rounds)) if text]
+
+
+def without_score(study: Study, scores: PartScores, sites: Iterable[str]) -> list[str]:
+    """Those of ``sites`` with no value of the watched metric of their own: they sent no scores, or too few persons of a class give none.
+
+    Noised counts come of every site, so of a study with noised metrics none is named."""
+    if study.privacy.metrics == "private":
+        return []
+    watched = make_task(study).watched
+    values = {site: scores["sites"].get(site, {}).get(watched) for site in sites}
+    return [site for site, value in values.items() if value is None or not math.isfinite(value)]
+
+
+def choosers(study: Study, lacking: Sequence[str], sites: int) -> str:
+    """A sentence about a choice by the validation metric, if some of the ``sites`` have none; otherwise empty."""
+    if not lacking:
+        return ""
+    return (
+        f"the choice is by the validation {make_task(study).watched}, which {sites - len(lacking)} of {sites} sites have; too few "
+        f"validation persons, or too few of a class: {', '.join(lacking)}"
+    )
+
+
+def _choosers(study: Study, rounds: Sequence[Round]) -> str:
+    last = next((event for event in reversed(rounds) if "val" in event.metrics), None)
+    if last is None or (study.training.keep != "best" and not study.training.patience):
+        return ""
+    return choosers(study, without_score(study, last.metrics["val"], last.sites), len(last.sites))
 
 
 def _past(study: Study, rounds: Sequence[Round]) -> str:

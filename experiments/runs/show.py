@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedml.cohort.variants.checks import ALL_SITES
+from fedml.experiments.runs.hints import without_score
 from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final, Round, SiteRow, Step, body
 from fedml.runs.log import last, load_counts
 from fedml.study.study import Study
@@ -65,7 +66,10 @@ class Progress:
     def _summary(self, event: Round) -> str:
         part = next((p for p in ("val", "train") if p in event.metrics), None)
         value = event.metrics[part]["all"].get(self.watched) if part else None
-        score = f"{part} {self.watched} {value:.3f} (before this round), " if value is not None else ""  # a site evaluates, then trains
+        lacking = without_score(self.study, event.metrics[part], event.sites) if part == "val" else []
+        some = f"; {len(event.sites) - len(lacking)} of {len(event.sites)} sites have one" if lacking else ""
+        # A site evaluates, then trains.
+        score = f"{part} {self.watched} {value:.3f} (before this round{some}), " if value is not None else ""
         missing = f", missing: {', '.join(event.refused)}" if event.refused else ""
         return f"{score}{len(event.sites)} sites, {event.seconds:.2f} s{missing}"
 

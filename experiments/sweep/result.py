@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedml.experiments.runs.hints import choosers, without_score
 from fedml.experiments.runs.run import Outcome
 from fedml.experiments.sweep.plan import Sweep, Try
 from fedml.experiments.sweep.values import as_text, short_names, shown
@@ -47,7 +48,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Row:
-    """One combination: its runs, one for each seed, and the mean of their validation metrics. ``failed``: why it is no candidate, or ""."""
+    """One combination: its runs, one for each seed, and the mean of their validation metrics. ``failed``: why it is no candidate, or "".
+    ``lacking``: sites without a validation metric of their own in some run."""
 
     tried: Try
     runs: tuple[Path, ...]
@@ -56,6 +58,7 @@ class Row:
     sd: float
     persons: float
     failed: str = ""
+    lacking: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,12 @@ def row_of(tried: Try, outcomes: Sequence[Outcome]) -> Row:
     persons = statistics.fmean(o.final.metrics["val"]["all"]["persons"] for o in outcomes) if _has_val(outcomes) else math.nan
     why = "" if all(map(math.isfinite, values)) else f"no {make_task(tried.studies[0]).watched} of the validation persons"
     sd = statistics.stdev(values) if len(values) > 1 else math.nan
-    return Row(tried, runs, seconds, nothing if why else _mean(found), sd, persons, why)
+    lacking = dict.fromkeys(
+        site
+        for study, o in zip(tried.studies, outcomes, strict=True) if "val" in o.final.metrics
+        for site in without_score(study, o.final.metrics["val"], study.federation.training)
+    )  # fmt: skip
+    return Row(tried, runs, seconds, nothing if why else _mean(found), sd, persons, why, tuple(lacking))
 
 
 def _has_val(outcomes: Sequence[Outcome]) -> bool:
@@ -158,6 +166,8 @@ def sentences(result: Result) -> list[str]:
         return []
     count, seeds = len(rows), len(result.sweep.search.seeds)
     out = [f"Chosen by validation {metric} alone: {shown(best.tried.point)} (best of {count} tries, {result.runs} runs)."]
+    if text := choosers(best.tried.studies[0], best.lacking, len(best.tried.studies[0].federation.training)):
+        out.append(f"{text[0].upper()}{text[1:]}.")
     close = [row for row in rows if row is not best and not row.failed and best.val.low <= row.val.value <= best.val.high]
     if count > 1:
         text = f"The best of {count} tries is optimistic: {best.val.value:.3f} was chosen because it is the best, which is partly chance."

@@ -16,6 +16,7 @@ from fedml.clients.site.manifest import Site, read_site
 from fedml.errors import InputError
 from fedml.experiments.compare.tables import main_table, notes, summarise, where_table
 from fedml.experiments.compare.train import compare, compare_runs
+from fedml.experiments.runs.record import read_record
 from fedml.runs.log import EVENTS
 from fedml.study.study import Study
 from tests.command import quick as command
@@ -51,7 +52,7 @@ def test_only_missing_runs_are_trained_and_all_are_reported(tmp_path: Path, site
     for row in reported[1:]:
         gap = row["difference"]
         assert gap["low"] <= gap["value"] <= gap["high"]
-        assert abs(gap["value"] - (row["watched"]["mean"] - reported[0]["watched"]["mean"])) < 2e-3
+        assert gap["value"] == pytest.approx(row["watched"]["mean"] - reported[0]["watched"]["mean"], abs=1e-12)
         assert set(row["sites"]) == {"a", "b"}
         assert row["over_seeds"]["method"] == "paired t over 3 seeds"
     text = Console(width=140, record=True, quiet=False, file=(tmp_path / "out.txt").open("w"))
@@ -73,9 +74,11 @@ def test_outputs_are_those_of_the_counted_persons(tmp_path: Path, sites: dict[st
     row = compare(studies(1), sites, [], None, tmp_path / "runs", QUIET)[0]
     assert row.outputs is not None
     assert len(row.outputs.person) == row.metrics["persons"]
-    assert abs(roc_auc_score(row.outputs.truth, row.outputs.output[:, 1]) - row.metrics["auroc"]) < 1e-3
+    assert roc_auc_score(row.outputs.truth, row.outputs.output[:, 1]) == pytest.approx(row.metrics["auroc"], abs=1e-12)
     own = row.outputs.site == "b"
-    assert abs(roc_auc_score(row.outputs.truth[own], row.outputs.output[own, 1]) - row.sites["b"]["auroc"]) < 1e-3
+    assert roc_auc_score(row.outputs.truth[own], row.outputs.output[own, 1]) == pytest.approx(row.sites["b"]["auroc"], abs=1e-12)
+    sent = read_record(row.run).final.metrics["test"]["all"]
+    assert sent == pytest.approx(row.metrics, abs=1e-3), "public data: the sites sent exact counts, AUROC as a histogram"
 
 
 def test_persons_of_several_seeds_are_drawn_once(tmp_path: Path, sites: dict[str, Site]) -> None:
@@ -103,13 +106,27 @@ def test_a_way_without_a_value_of_a_figure_is_shown_without_it(tmp_path: Path, s
     assert none[0]["watched"]["mean"] is None
 
 
-def test_noised_figures_have_no_interval_of_exact_outputs(tmp_path: Path, sites: dict[str, Site]) -> None:
-    rows = compare(studies(2), sites, [], None, tmp_path / "runs", QUIET)
-    study = studies(1)[0]
-    noised = study.model_copy(update={"privacy": study.privacy.model_copy(update={"metrics": "private"})})
-    assert summarise(study, rows)[0]["watched"]["high"] is not None
-    found = summarise(noised, [replace(r, metrics={**r.metrics, "auroc": 1.0}) for r in rows])[0]["watched"]
-    assert (found["mean"], found["low"], found["high"]) == (1.0, None, None)
+def test_beside_a_difference_of_exact_outputs_no_noised_figure_stands(tmp_path: Path, sites: dict[str, Site]) -> None:
+    """The run's record has noised counts; the comparison, which stays on this machine, is of the outputs throughout."""
+    private = {
+        "unit": "patient", "noise_multiplier": 4.0, "delta": 1e-4, "persons": {"a": 60, "b": 60}, "metrics": "private",
+        "ranges": {"x1": [-5, 10], "x2": [-10, 10], "x3": [0, 250]},
+    }  # fmt: skip
+    study = studies(1, privacy=private, training__optimizer="sgd", training__batch_size=0)
+    rows = compare(study, sites, ["pooled"], None, tmp_path / "runs", QUIET)
+    reported = summarise(study[0], rows)
+    for row, entry in zip(rows, reported, strict=True):
+        assert row.outputs is not None
+        area = roc_auc_score(row.outputs.truth, row.outputs.output[:, 1])
+        assert entry["watched"]["mean"] == pytest.approx(area, abs=1e-12)
+        assert entry["watched"]["low"] < area < entry["watched"]["high"]
+        assert entry["metrics"]["accuracy"]["mean"] == pytest.approx(np.mean(row.outputs.output.argmax(1) == row.outputs.truth), abs=1e-12)
+        for name, at_site in entry["sites"].items():
+            own = row.outputs.site == name
+            assert at_site["persons"] == own.sum(), "not the noised number"
+            assert at_site["mean"] == pytest.approx(roc_auc_score(row.outputs.truth[own], row.outputs.output[own, 1]), abs=1e-12)
+    means = [entry["watched"]["mean"] for entry in reported]
+    assert reported[1]["difference"]["value"] == pytest.approx(means[1] - means[0], abs=1e-12)
 
 
 def test_of_few_persons_no_certainty_is_claimed(tmp_path: Path) -> None:
@@ -163,7 +180,11 @@ def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[s
     assert unpaired["method"].startswith("unpaired")
     study, paired = compare_runs(runs, tmp_path / "sites", QUIET)
     assert summarise(study, paired)[1]["difference"]["method"].endswith("persons are in both tests")  # two seeds give two splits
-    assert [r.metrics for r in paired] == [r.metrics for r in counted] == [r.metrics for r in rows]
+    assert [r.metrics for r in paired] == [r.metrics for r in rows]
+    for by_counts, exact in zip(counted, rows, strict=True):
+        assert by_counts.metrics == pytest.approx(exact.metrics, abs=1e-3)
+    means = [entry["watched"]["mean"] for entry in summarise(study, counted)]
+    assert unpaired["value"] == pytest.approx(means[1] - means[0], abs=1e-12)
     events = runs[1] / EVENTS
     events.write_text("".join(line for line in events.read_text().splitlines(keepends=True) if '"event": "end"' not in line))
     with pytest.raises(InputError, match=r"is not a finished run with stored counts \(status unfinished\)"):
@@ -197,7 +218,7 @@ def test_runs_without_a_common_person_have_no_difference(tmp_path: Path, sites: 
         difference = summary[1]["difference"]
         assert (difference["value"], difference["low"], difference["p"]) == (None, None, None)
         assert difference["method"].startswith("none: ")
-        assert notes(summary) == [f"{summary[1]['who']}: difference from {summary[0]['who']}: {difference['method']}"]
+        assert notes(study, summary) == [f"{summary[1]['who']}: difference from {summary[0]['who']}: {difference['method']}"]
         assert summary[1]["watched"]["low"] is not None
 
 

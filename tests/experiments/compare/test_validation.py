@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sqlite3
 from contextlib import closing
@@ -21,7 +22,9 @@ from fedml.clients.work.known import forget_data
 from fedml.cohort.table import part_of
 from fedml.errors import InputError, RunError
 from fedml.experiments.compare.folds import cross_validate, fold_study, untested
-from fedml.experiments.compare.left_out import left_out, without
+from fedml.experiments.compare.left_out import left_out, left_out_notes, left_out_table, without
+from fedml.experiments.compare.tables import main_table, notes, summarise, where_table
+from fedml.experiments.compare.train import Trained, compare, compare_runs
 from fedml.experiments.runs.record import read_record
 from fedml.study.study import Study
 from tests.command import quick as command
@@ -212,6 +215,111 @@ def test_a_split_file_fixes_who_is_tested(tmp_path: Path, sites: dict[str, Site]
 def test_folds_that_cannot_be_are_refused(split: dict[str, Any], text: str) -> None:
     with pytest.raises(InputError, match=text.replace("/", r"\/")):
         study_of("a", cohort__split=split)
+
+
+# --- sites whose persons are real
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> dict[str, Site]:
+    """``a``: rounded counts; ``b``: fewer than min_count test persons of a class, so no histogram; ``c``: fewer test persons than that."""
+    for at, (name, persons) in enumerate({"a": 70, "b": 40, "c": 14}.items()):
+        labels = [int(k % 6 == 0) for k in range(persons)] if name == "b" else None
+        file = clinical_site(tmp_path / "real" / name, name, persons, at, missing=0.0, labels=labels)
+        text = file.read_text().replace("public = true", "public = false")
+        if name == "c":
+            parts = "".join(f"c{k:04d},{'train' if k < 10 else 'test'}\n" for k in range(persons))
+            (file.parent / "split.csv").write_text(f"id,part\n{parts}")
+            text += 'split = "split.csv"\n'
+        file.write_text(f"{text}[policy]\nmin_persons = 1\n")
+    return {name: read_site(tmp_path / "real" / name) for name in "abc"}
+
+
+def by_hand(row: Trained, sites: dict[str, Site], study: Study, names: str) -> tuple[Any, Any]:
+    """Labels and risks of the test persons of some sites, from their tables and the run's arrays."""
+    each = [risks(Run(row.run), sites[name].folder, in_part(sites[name], study)) for name in names]
+    truth, risk = (np.concatenate(part) for part in zip(*each, strict=True))
+    return truth, risk
+
+
+def printed(*tables: Any) -> str:
+    console = Console(width=200, record=True, quiet=False, file=io.StringIO())
+    for table in tables:
+        console.print(table)
+    return console.export_text()
+
+
+def test_leaving_out_sites_of_real_persons_has_columns_and_differences_of_one_source(tmp_path: Path, real: dict[str, Site]) -> None:
+    study = study_of()
+    trained, rows = left_out([study], real, tmp_path / "runs", QUIET)
+    by_who = {row.who: row for row in trained}
+    sent = read_record(by_who["federated"].run).final.metrics["test"]["sites"]
+    assert sorted(sent) == ["a", "b"]
+    assert sent["b"].get("auroc") is None, "what the sites send gives no figure of b"
+    parts: list[list[Any]] = [[], [], []]
+    for name, row in zip("ab", rows, strict=False):
+        truth, seen = by_hand(by_who["federated"], real, study, name)
+        _, unseen = by_hand(by_who[without(name)], real, study, name)
+        assert row["persons"] == len(truth)
+        assert row["federated"]["mean"] == pytest.approx(roc_auc_score(truth, seen), abs=1e-9)
+        assert row["without"]["mean"] == pytest.approx(roc_auc_score(truth, unseen), abs=1e-9)
+        for part, values in zip(parts, (truth, seen, unseen), strict=True):
+            part.append(values)
+    truth, seen, unseen = (np.concatenate(part) for part in parts)
+    assert rows[-1]["federated"]["mean"] == pytest.approx(roc_auc_score(truth, seen), abs=1e-9)
+    assert rows[-1]["without"]["mean"] == pytest.approx(roc_auc_score(truth, unseen), abs=1e-9)
+    for row in (rows[0], rows[1], rows[3]):
+        assert row["difference"]["value"] == pytest.approx(row["without"]["mean"] - row["federated"]["mean"], abs=1e-12), row["site"]
+    assert (rows[2]["federated"]["mean"], rows[2]["without"]["mean"], rows[2]["difference"]["value"]) == (None, None, None)
+    assert "too few" in next(line for line in printed(left_out_table(study, rows)).splitlines() if " c " in line)
+    assert [text.partition(",")[0] for text in left_out_notes(rows)] == [
+        "c: no figures: each site needs at least min_count test persons ([policy] of the study and of the site)"
+    ]
+
+
+def test_over_seeds_too_a_difference_is_that_of_the_columns(tmp_path: Path, real: dict[str, Site]) -> None:
+    trained, rows = left_out([study_of(study__seed=seed) for seed in (0, 1)], real, tmp_path / "runs", QUIET)
+    for row in (rows[0], rows[1], rows[3]):
+        assert row["difference"]["value"] == pytest.approx(row["without"]["mean"] - row["federated"]["mean"], abs=1e-12), row["site"]
+    each = [by_hand(row, real, study_of(study__seed=row.seed), "a") for row in trained if row.who == "federated"]
+    assert rows[0]["federated"]["mean"] == pytest.approx(np.mean([roc_auc_score(*one) for one in each]), abs=1e-9)
+
+
+def test_baselines_of_real_persons_have_columns_and_differences_of_one_source(tmp_path: Path, real: dict[str, Site]) -> None:
+    study = study_of()
+    trained = compare([study], real, ["pooled", "local"], None, tmp_path / "runs", QUIET)
+    summary = summarise(study, trained)
+    assert [entry["who"] for entry in summary] == ["federated", "pooled", "a alone", "b alone", "c alone"]
+    for row, entry in zip(trained, summary, strict=True):
+        assert entry["watched"]["mean"] == pytest.approx(roc_auc_score(*by_hand(row, real, study, "ab")), abs=1e-9), row.who
+        assert sorted(entry["sites"]) == ["a", "b"]
+        for name, found in entry["sites"].items():
+            truth, risk = by_hand(row, real, study, name)
+            assert found["mean"] == pytest.approx(roc_auc_score(truth, risk), abs=1e-9), (row.who, name)
+            assert row.sites[name]["accuracy"] == pytest.approx(accuracy_score(truth, risk > 0.5), abs=1e-9), "not of rounded counts"
+        if entry["difference"] is not None:
+            exact = entry["watched"]["mean"] - summary[0]["watched"]["mean"]
+            assert entry["difference"]["value"] == pytest.approx(exact, abs=1e-12), row.who
+    assert notes(study, summary)[0].startswith("c: no figures: each site needs at least min_count test persons")
+    shown = printed(main_table(study, summary), where_table(study, summary)).splitlines()
+    assert [name for name in "abc" if any(line.startswith(f"│ {name} ") and "alone" not in line for line in shown)] == ["a", "b"]
+    counted = summarise(*compare_runs([trained[0].run, trained[2].run], None, QUIET))
+    assert counted[0]["sites"]["b"]["mean"] is None, "from the records alone"
+    value = counted[1]["watched"]["mean"] - counted[0]["watched"]["mean"]
+    assert counted[1]["difference"]["value"] == pytest.approx(value, abs=1e-12)
+
+
+def test_folds_of_real_persons_are_of_the_predictions(tmp_path: Path, real: dict[str, Site]) -> None:
+    study = study_of("a", "b")
+    two = {name: real[name] for name in "ab"}
+    result = cross_validate(study, 2, two, tmp_path / "runs", QUIET)
+    for row in result.rows:
+        names = row["site"] if row["site"] in two else "ab"
+        each = [by_hand(fold, two, fold_study(study, 2, k), names) for k, fold in enumerate(result.folds, start=1)]
+        truth, risk = (np.concatenate(part) for part in zip(*each, strict=True))
+        assert row["metrics"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, risk), abs=1e-9)
+        assert row["metrics"]["accuracy"]["value"] == pytest.approx(accuracy_score(truth, risk > 0.5), abs=1e-9)
+        assert row["folds"]["auroc"]["mean"] == pytest.approx(np.mean([roc_auc_score(*one) for one in each]), abs=1e-9)
 
 
 # --- a finished model at other sites

@@ -46,3 +46,31 @@ def test_the_line_of_a_round_says_that_its_metric_is_of_the_model_before_that_ro
             said[int(number)] = value
     assert said == {1: after[0], 2: after[1]}
     assert len(set(after.values())) > 1
+
+
+def test_a_metric_that_some_sites_cannot_send_is_said_to_be_of_the_others(tmp_path: Path) -> None:
+    """Real persons: ``b`` has 10 validation persons, 2 of one class, so it sends no scores; ``c`` has no validation persons."""
+    for name, parts in {"a": (60, 30), "b": (40, 10), "c": (40, 0)}.items():
+        persons = sum(parts) + 12
+        labels = [int(k % 5 == 0) for k in range(persons)] if name == "b" else None
+        file = clinical_site(tmp_path / "sites" / name, name, persons, 0, labels=labels)
+        rows = "".join(f"{name}{k:04d},{'train' if k < parts[0] else 'val' if k < sum(parts) else 'test'}\n" for k in range(persons))
+        (file.parent / "split.csv").write_text(f"id,part\n{rows}")
+        file.write_text(file.read_text().replace("public = true", "public = false") + 'split = "split.csv"\n')
+    (tmp_path / "study.toml").write_text(to_toml(make_plan(sites=("a", "b", "c"), federation__rounds=3, training__keep="best")))
+    words = ("study.toml", "--sites", "sites", "--no-track")
+    done = quick("fedml", "run", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = (done.stdout + done.stderr).splitlines()
+    assert re.fullmatch(
+        r"round 2/3: val auroc [\d.]+ \(before this round; 1 of 3 sites have one\), 3 sites, .*",
+        next(line for line in lines if line.startswith("round 2/3")),
+    )
+    sentence = "the choice is by the validation auroc, which 1 of 3 sites have; too few validation persons, or too few of a class: b, c"
+    assert f"Hint: {sentence}" in lines
+    swept = quick("fedml", "sweep", *words, "--grid", "lr=0.01,0.1", cwd=tmp_path)
+    assert swept.returncode == 0, swept.stderr
+    assert f"T{sentence[1:]}." in (swept.stdout + swept.stderr).splitlines()
+    last = quick("fedml", "run", *words, "--set", "training.keep=last", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert "the choice is by" not in last.stdout + last.stderr, "nothing was chosen"
