@@ -149,9 +149,7 @@ def _of_names(files: Mapping[str, Path], labels: Mapping[str, str], given: Given
 def _strangers(path: Path, column: str, table: pd.DataFrame, known: Iterable[str], what: str) -> InputError:
     """The error that no person of the table is in another file."""
     ids, names = (", ".join(list(map(str, some))[:3]) for some in (table.index, known))
-    return InputError(
-        f'{path}: no id of column "{column}" ({ids}, ...) is {what} ({names}, ...); correct the ids, or name their column: --id NAME.'
-    )
+    return InputError(f'{path}: no id of column "{column}" ({ids}, ...) is {what} ({names}, ...); name the right column: --id NAME.')
 
 
 def _places(table: pd.DataFrame, site: str, target: str, given: Given, said: list[str]) -> list[str] | None:

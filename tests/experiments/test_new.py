@@ -138,7 +138,7 @@ def test_sites_in_the_names_of_pictures(tmp_path: Path) -> None:
         ),
         (
             ["--table", "t.csv", "--variants", "all.vcf.gz"],
-            't.csv: no id of column "id" (p0, p1, p2, ...) is a sample of all.vcf.gz (S0, S1, ...); correct the ids, or name their column',
+            't.csv: no id of column "id" (p0, p1, p2, ...) is a sample of all.vcf.gz (S0, S1, ...); name the right column',
         ),
     ],
 )
