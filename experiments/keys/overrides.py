@@ -8,6 +8,7 @@ from typing import Any
 
 from fedml.errors import InputError, nearest
 from fedml.experiments.keys.entries import entries
+from fedml.study.study import Study
 
 
 def study_keys() -> list[str]:
@@ -32,6 +33,11 @@ def full_key(name: str, given: str, value: str = "") -> str:
         known = [*keys, *(key.rpartition(".")[2] for key in keys)]
         raise InputError(f"{given}: no key of a study has this name{nearest(name, known)}; docs/keys.md lists all.")
     return found[0] if found else name  # of a table of the study's own names, such as privacy.persons.oslo; the study's checks decide
+
+
+def set_key(name: str, given: str) -> str:
+    """``name`` if it is a whole section, such as ``gwas``, else as ``full_key``."""
+    return name if name in Study.model_fields else full_key(name, given)
 
 
 def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:

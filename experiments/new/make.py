@@ -176,7 +176,8 @@ def _sites(table: pd.DataFrame, values: list[str] | None, given: Given, said: li
             out[names[value]].append(person)
         return out
     order = np.random.default_rng(derive_seed(0, "simulated sites")).permutation(len(ids))
-    said.append(f"no column of sites: the persons are dealt at random to {given.simulate} simulated sites (--site-column, --simulate)")
+    options = ", ".join([*(["--site-column"] if given.table else []), *(["--site-part"] if given.images else []), "--simulate"])
+    said.append(f"no column of sites: the persons are dealt at random to {given.simulate} simulated sites ({options})")
     return {f"site-{k + 1}": [ids[i] for i in sorted(order[k :: given.simulate])] for k in range(given.simulate)}
 
 
