@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from fedml.errors import InputError, RunError
+from fedml.experiments.keys.overrides import set_key
 from fedml.experiments.runs.hints import mean_loss
 from fedml.experiments.runs.launch import find, launch, make_console
 from fedml.experiments.runs.record import Record, read_record
@@ -63,7 +64,7 @@ class Study:
     @classmethod
     def read(cls, path: str | Path, **changes: Any) -> Study:
         """The study in a TOML file. Raises ``InputError``: it cannot be read, or is no valid study."""
-        return cls(read_study(Path(path), overrides=changes), Path(path))
+        return cls(read_study(Path(path), overrides={set_key(key, key): value for key, value in changes.items()}), Path(path))
 
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Study:
@@ -71,8 +72,8 @@ class Study:
         return cls(validate(Plan, dict(sections), "the study"))
 
     def set(self, key: str, value: Any) -> Study:
-        """The study with ``section.key`` changed. Raises ``InputError``: there is no such key, or the value does not fit."""
-        return Study(_changed(self.plan, {key: value}), self.file)
+        """The study with ``section.key``, or the only ``key`` of this name, changed. Raises ``InputError``: none, or it does not fit."""
+        return Study(_changed(self.plan, {set_key(key, f'set("{key}", ...)'): value}), self.file)
 
     def check(self) -> str:
         """The plan as text, as ``fedml check`` prints it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedml.cli import grouped, guarded, parse_overrides
+from fedml.cli import grouped, guarded
 from fedml.errors import InputError, RunError
 from fedml.experiments.compare.commands import evaluate, validate
 from fedml.experiments.evidence import commands as evidence_cli
@@ -94,6 +94,7 @@ def check(
         return print(entry_of(explain, None if study_file is None else load_study(study_file, changes, seed)))
     if study_file is None:
         raise InputError("fedml check: give a study file, such as fedml check study.toml, or --explain KEY.")
+    from fedml.code.load import check_text
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
     from fedml.strategies.describe import describe
@@ -102,10 +103,12 @@ def check(
         raise InputError("fedml check: --resolve and --sites go together: fedml check STUDY --sites DIR --resolve.")
     if sites is not None:
         from fedml.clients.site.columns import resolve as write_columns
+        from fedml.experiments.keys.overrides import parse_overrides
         from fedml.study.read import read_plan
 
         write_columns(read_plan(study_file, overrides=parse_overrides(changes or []), seed=seed), study_file, sites, print)
     study = load_study(study_file, changes, seed)
+    check_text(study)
     make_strategy(study)
     check_inputs(study)
     print(describe(study))

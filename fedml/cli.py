@@ -1,4 +1,4 @@
-"""Error handling and parsing of ``--set`` for both commands, ``fedml`` and ``fedml-site``."""
+"""Error handling for both commands, ``fedml`` and ``fedml-site``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import inspect
 import logging
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -136,21 +135,3 @@ def _report(error: Exception, code: int, debug: bool) -> int:
 def is_debug() -> bool:
     """True if ``--debug`` was given."""
     return os.environ.get("FEDML_DEBUG") == "1"
-
-
-def parse_overrides(pairs: Sequence[str]) -> dict[str, Any]:
-    """``section.key=value`` pairs as key -> value; a value is parsed as TOML, or taken as text if it is not TOML.
-
-    Raises:
-        InputError: a pair has no ``=``, or no section before the key.
-    """
-    out: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, text = pair.partition("=")
-        if not sign or "." not in key:
-            raise InputError(f"--set {pair}: write section.key=value, such as strategy.name=fedprox.")
-        try:
-            out[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            out[key.strip()] = text
-    return out

@@ -97,6 +97,8 @@ def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, cons
 
     from fedml.experiments.evidence.verify import verify as check
 
+    if bundle_file.is_dir():
+        raise InputError(f"{bundle_file}: is a folder; write the bundle of a run first: fedml bundle {bundle_file} -o run.zip.")
     found = check(bundle_file, _wanted(key, fingerprint))
     for c in found.checks:
         line = Text("ok      " if c.ok else "FAILED  ", style="" if c.ok else "bold red")

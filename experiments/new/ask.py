@@ -79,7 +79,7 @@ def _columns(given: Given, path: Path) -> Given:
         names = [str(name) for name in table.columns]
     target = given.target or _target(table, names, path)
     site = given.site_column
-    if not site:
+    if not site and given.site_part is None:
         usual = guess.site_column(table, "", [])
         site = _column(f'Column of sites ("{NO_COLUMN}": none)', [NO_COLUMN, *names], usual if usual != target else NO_COLUMN)
     simulate = given.simulate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +39,8 @@ class Inputs:
     label_part: Annotated[
         int | None, typer.Option("--label-part", help="Label in the images' names: part 1, 2, ... or -1, -2, ... from the end.")
     ] = None
+    site_part: Annotated[int | None, typer.Option("--site-part", help="Site in the images' names: a part, as of --label-part.")] = None
+    positive: Annotated[str, typer.Option("--positive", help="The positive class; default: the last; no, control, 0 come first.")] = ""
     build: Annotated[str, typer.Option("--build", help="Genome build of the variants; default: from the file's header.")] = ""
 
 
@@ -51,8 +53,8 @@ def new(inputs: Inputs, files: Files, out: Annotated[Path | None, _OUT] = None) 
     """
     from fedml.experiments.new.make import Given, make
 
-    found = (files.id, inputs.target, files.site_column, files.simulate, inputs.label_part, inputs.build, files.public)
-    given, asked = Given(inputs.table, inputs.images, inputs.variants, *found), False
+    asked = False
+    given = Given(**{field.name: getattr(group, field.name) for group in (inputs, files) for field in fields(group)})
     if out is None or not (inputs.table or inputs.images or inputs.variants):
         if not (sys.stdin.isatty() and sys.stdout.isatty()):
             raise InputError(_missing(out, inputs))

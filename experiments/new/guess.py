@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,8 @@ _TARGETS = ("y", "label", "target", "outcome", "disease", "diagnosis", "status",
 _NEGATIVE = ("0", "no", "false", "negative", "neg", "control", "healthy", "normal", "benign", "absent", "none", "alive")
 _LEVELS = 20  # text of more values is no category
 _CLASSES = 10  # a number of more values is predicted as a number
+_EACH = 5  # images that have a part of a name in common, at least, if it is a label or a site
+_PLACES = 50  # a part of names of more values is no site
 
 
 @dataclass
@@ -107,11 +110,11 @@ def target_column(table: pd.DataFrame, given: str, path: Path, said: list[str]) 
     return found
 
 
-def classes_of(values: pd.Series[Any], path: Path, said: list[str]) -> list[str] | None:
-    """The classes, the one without the disease first; None: the target is a number.
+def classes_of(values: pd.Series[Any], path: Path, said: list[str], positive: str = "") -> list[str] | None:
+    """The classes, the one without the disease first and ``positive`` last; None: the target is a number.
 
     Raises:
-        InputError: it is neither a number nor one of a few classes.
+        InputError: it is neither a number nor one of a few classes, or no class is ``positive``.
     """
     texts = [text for text in (_text(v) for v in values) if text not in MISSING_WORDS]
     different = sorted(set(texts), key=lambda t: (t.lower() not in _NEGATIVE, _as_number(t), t))
@@ -122,13 +125,20 @@ def classes_of(values: pd.Series[Any], path: Path, said: list[str]) -> list[str]
     except InputError:
         numeric = None
     if numeric is not None and len(different) > _CLASSES:
+        if positive:
+            raise InputError(f'--positive {positive}: "{values.name}" is predicted as a number and has no classes; leave the option out.')
         said.append(f'"{values.name}" is predicted as a number ({len(different)} different values)')
         return None
     if len(different) > _LEVELS:
         raise InputError(
             f'{path}: column "{values.name}" is text of {len(different)} different values; a class needs fewer than {_LEVELS}.'
         )
-    said.append(f'"{values.name}" has the classes {", ".join(map(printable, different))}; the last ones are the positive ones')
+    if positive:
+        if positive not in different:
+            raise InputError(f"--positive {positive}: no such class{nearest(positive, different)}; the classes are {_listed(different)}.")
+        different = [*(text for text in different if text != positive), positive]
+    last = f"{printable(different[-1])} is the positive one" if len(different) == 2 else "in this order"
+    said.append(f'"{values.name}" has the classes {", ".join(map(printable, different))}; {last} (--positive VALUE puts another one last)')
     return different
 
 
@@ -195,13 +205,13 @@ def labels_in_names(names: Sequence[str], said: list[str]) -> dict[str, str]:
 
     Empty if no part is.
     """
-    split = {name: [word for word in re.split(r"[_\-. ]+", name) if word] for name in names}
+    split = {name: _parts(name) for name in names}
     least = min((len(words) for words in split.values()), default=0)
     best: tuple[int, int, dict[str, str]] | None = None
     for place in [*range(-1, -least - 1, -1), *range(least)]:
         found = {name: words[place] for name, words in split.items()}
         counts = {word: list(found.values()).count(word) for word in set(found.values())}
-        if 2 <= len(counts) <= _CLASSES and min(counts.values()) >= 5 and (best is None or len(counts) < best[0]):
+        if 2 <= len(counts) <= _CLASSES and min(counts.values()) >= _EACH and (best is None or len(counts) < best[0]):
             best = (len(counts), place, found)
     if best is None:
         return {}
@@ -209,6 +219,47 @@ def labels_in_names(names: Sequence[str], said: list[str]) -> dict[str, str]:
         f'labels: part {best[1] + 1 if best[1] >= 0 else best[1]} of the file names, between "_", "-", "." or spaces (--label-part)'
     )
     return best[2]
+
+
+def part_of(names: Sequence[str], part: int, option: str) -> dict[str, str]:
+    """Name -> its part of this number, from 1, or from the end: -1. Raises ``InputError``: a name has no such part."""
+    if part == 0:
+        raise InputError(f"{option} 0: parts are counted 1, 2, ... from the start or -1, -2, ... from the end.")
+    at, found = part - 1 if part > 0 else part, {name: _parts(name) for name in names}
+    for name, words in found.items():
+        if not -len(words) <= at < len(words):
+            raise InputError(f'{option} {part}: the file name "{printable(name)}" has {len(words)} parts between _, -, . and spaces.')
+    return {name: words[at] for name, words in found.items()}
+
+
+def sites_in_names(names: Sequence[str], labels: Sequence[Any]) -> list[str]:
+    """A sentence on the one part of the names that may be sites: of 2 to 50 values, each of several images, and not the label.
+
+    Empty if no part, or more than one, is so.
+    """
+    split = [_parts(name) for name in names]
+    least = min(map(len, split), default=0)
+    found = dict[int, list[str]]()
+    for place in [*range(least), *range(-1, -least - 1, -1)]:
+        words = [parts[place] for parts in split]
+        counts = Counter(words)
+        known = any(_same_groups(words, others) for others in (labels, *found.values()))
+        if 2 <= len(counts) <= _PLACES and min(counts.values()) >= _EACH and not known:
+            found[place] = words
+    if len(found) != 1:
+        return []
+    ((place, words),) = found.items()
+    part, values = place + 1 if place >= 0 else place, sorted(set(words))
+    return [f"part {part} of the names has {len(values)} values ({_listed(values)}); if these are sites: --site-part {part}"]
+
+
+def _same_groups(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether two columns differ only by the names of their values."""
+    return len(some) == len(others) and len(set(some)) == len(set(others)) == len(set(zip(some, others, strict=True)))
+
+
+def _parts(name: str) -> list[str]:
+    return [word for word in re.split(r"[_\-. ]+", name) if word]
 
 
 def site_names(values: Sequence[str]) -> dict[str, str]:

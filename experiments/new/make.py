@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +34,8 @@ class Given:
     Args:
         table: persons with columns. images: a folder. variants: VCF, BCF or PLINK bed with the persons as samples.
         simulate: into how many sites the persons are dealt where there is no column of sites.
-        label_part: which part of an image's name is its label, from 1, or from the end: -1.
+        label_part, site_part: which part of an image's name is its label or its site, from 1, or from the end: -1.
+        positive: the class that is the positive one.
         build: of the variants, if the file's header does not tell.
     """
 
@@ -46,13 +47,16 @@ class Given:
     site_column: str = ""
     simulate: int = 3
     label_part: int | None = None
+    site_part: int | None = None
+    positive: str = ""
     build: str = ""
     public: bool = False
 
 
 @dataclass(frozen=True)
 class Found:
-    """What is written: the persons (index: ids; columns of the table, and the target), classes (None: a number), and files of inputs."""
+    """What is written: the persons (index: ids; columns of the table, and the target), classes (None: a number), and files of inputs.
+    ``build``: of the variants; "" without."""
 
     persons: pd.DataFrame
     target: str
@@ -60,6 +64,7 @@ class Found:
     columns: Columns
     site: Mapping[str, list[str]]
     images: tuple[str, dict[str, Path]] | None
+    build: str
     said: list[str]
 
 
@@ -102,22 +107,27 @@ def look(given: Given, *, target: bool = True) -> Found:
         images = (kind, files)
         said.append(f"images: {len(files)} files of the format {kind}; each is a person's only image, the name without ending is the id")
     if given.table is not None:
-        table, _ = guess.read_persons(given.table, given.id, said)
+        table, column = guess.read_persons(given.table, given.id, said)
         if images is not None:
-            table = table[table.index.isin(images[1])]
+            every, table = table, table[table.index.isin(images[1])]
             if not len(table):
-                raise InputError(f"{given.table}: no id is the name of an image in {given.images}; name images <id>.<ending>.")
+                raise _strangers(given.table, column, every, images[1], f"the name of an image in {given.images}")
+            if len(table) < len(every):
+                said.append(f"{len(every) - len(table)} of {len(every)} persons of {given.table} have no image and are left out")
         path = given.table
     elif images is not None and given.images is not None:
-        table, path = _of_names(images[1], labels, given, said), given.images
+        table, path, column = _of_names(images[1], labels, given, said), given.images, "id"
     else:
         raise InputError("give --table FILE (persons and their columns), --images DIR, or both.")
-    site = "" if given.site_column == NO_COLUMN else guess.site_column(table, given.site_column, said)
+    build = _build(given, table, path, column, said) if given.variants is not None else ""
+    chosen = given.site_column == NO_COLUMN or given.site_part is not None
+    site = "" if chosen else guess.site_column(table, given.site_column, said)
     name = guess.target_column(table, given.target, path, said) if target else ""
-    classes = guess.classes_of(table[name], path, said) if target else None
+    classes = guess.classes_of(table[name], path, said, given.positive) if target else None
     columns = guess.columns_of(table, [c for c in (site, name) if c], path)
     said += columns.said
-    return Found(table, name, classes, columns, _sites(table, site, given, said), images, said)
+    places = _places(table, site, name, given, said)
+    return Found(table, name, classes, columns, _sites(table, places, given, said), images, build, said)
 
 
 def _of_names(files: Mapping[str, Path], labels: Mapping[str, str], given: Given, said: list[str]) -> pd.DataFrame:
@@ -125,13 +135,7 @@ def _of_names(files: Mapping[str, Path], labels: Mapping[str, str], given: Given
     import pandas as pd
 
     if given.label_part is not None:
-        import re
-
-        at = given.label_part - 1 if given.label_part > 0 else given.label_part
-        try:
-            found = {name: re.split(r"[_\-. ]+", name)[at] for name in files}
-        except IndexError:
-            raise InputError(f"--label-part {given.label_part}: a file name has fewer parts between _, -, . and spaces.") from None
+        found = guess.part_of(list(files), given.label_part, "--label-part")
     elif all(labels.values()):
         found = dict(labels)
         said.append(f"labels: the folders {', '.join(sorted(set(labels.values())))}")
@@ -142,17 +146,38 @@ def _of_names(files: Mapping[str, Path], labels: Mapping[str, str], given: Given
     return pd.DataFrame({"label": list(found.values())}, index=pd.Index(list(found), name="id"), dtype=object)
 
 
-def _sites(table: pd.DataFrame, site: str, given: Given, said: list[str]) -> dict[str, list[str]]:
-    ids = [str(i) for i in table.index]
+def _strangers(path: Path, column: str, table: pd.DataFrame, known: Iterable[str], what: str) -> InputError:
+    """The error that no person of the table is in another file."""
+    ids, names = (", ".join(list(map(str, some))[:3]) for some in (table.index, known))
+    return InputError(f'{path}: no id of column "{column}" ({ids}, ...) is {what} ({names}, ...); name the right column: --id NAME.')
+
+
+def _places(table: pd.DataFrame, site: str, target: str, given: Given, said: list[str]) -> list[str] | None:
+    """The site of each person, as the files write it; None: they do not tell."""
+    if given.site_part is not None:
+        if given.images is None:
+            raise InputError("--site-part is a part of the images' names; give --images DIR.")
+        if given.site_column:
+            raise InputError("--site-part and --site-column both name the sites; give one of them.")
+        return list(guess.part_of([str(i) for i in table.index], given.site_part, "--site-part").values())
     if site:
-        values = ["unknown" if v is None or v != v or str(v).strip() == "" else str(v).strip() for v in table[site]]
+        return ["unknown" if v is None or v != v or str(v).strip() == "" else str(v).strip() for v in table[site]]
+    if given.images is not None and not given.site_column:
+        said += guess.sites_in_names([str(i) for i in table.index], list(table[target]) if target else [])
+    return None
+
+
+def _sites(table: pd.DataFrame, values: list[str] | None, given: Given, said: list[str]) -> dict[str, list[str]]:
+    ids = [str(i) for i in table.index]
+    if values is not None:
         names = guess.site_names(values)
         out: dict[str, list[str]] = {name: [] for name in names.values()}
         for person, value in zip(ids, values, strict=True):
             out[names[value]].append(person)
         return out
     order = np.random.default_rng(derive_seed(0, "simulated sites")).permutation(len(ids))
-    said.append(f"no column of sites: the persons are dealt at random to {given.simulate} simulated sites (--site-column, --simulate)")
+    options = ", ".join([*(["--site-column"] if given.table else []), *(["--site-part"] if given.images else []), "--simulate"])
+    said.append(f"no column of sites: the persons are dealt at random to {given.simulate} simulated sites ({options})")
     return {f"site-{k + 1}": [ids[i] for i in sorted(order[k :: given.simulate])] for k in range(given.simulate)}
 
 
@@ -176,18 +201,28 @@ def _write_site(folder: Path, name: str, ids: Sequence[str], given: Given, found
             )
         lines.append(f'image = {{ path = "images", format = "{kind}" }}')
     if given.variants is not None:
-        lines.append(f'variants = {{ path = {json.dumps(str(given.variants.resolve()))}, build = "{_build(given)}" }}')
+        lines.append(f'variants = {{ path = {json.dumps(str(given.variants.resolve()))}, build = "{found.build}" }}')
     (folder / "site.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _build(given: Given) -> str:
+def _build(given: Given, table: pd.DataFrame, path: Path, column: str, said: list[str]) -> str:
+    """The genome build of the variants, whose samples have persons of the table."""
     from fedml.cohort.variants.builds import BUILDS, build_of
     from fedml.cohort.variants.open import open_source
 
     assert given.variants is not None  # noqa: S101 - the caller has looked
-    build = given.build or build_of(open_source(given.variants).contigs)
+    source = open_source(given.variants)
+    if not (persons := table.index.isin(source.samples).sum()):
+        raise _strangers(path, column, table, source.samples, f"a sample of {given.variants}")
+    said.append(f"variants: {persons} of {len(table)} persons are among the {len(source.samples)} samples of {given.variants}")
+    if given.build:
+        if given.build not in BUILDS:
+            raise InputError(f"--build {given.build}: is one of: {', '.join(BUILDS)}.")
+        return given.build
+    build = build_of(source.contigs)
     if build is None:
         raise InputError(f"{given.variants}: its header does not tell the genome build; give --build, one of: {', '.join(BUILDS)}.")
+    said.append(f"genome build: {build}, by the lengths of chromosomes in the header (--build)")
     return build
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedml.cli import is_debug, parse_overrides
+from fedml.cli import is_debug
 from fedml.errors import InputError, RunError, nearest
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def make_console(as_json: bool) -> Console:
 
 def load_study(path: Path, changes: list[str] | None, seed: int | None) -> Study:
     """The study with ``--set`` and ``--seed``."""
+    from fedml.experiments.keys.overrides import parse_overrides
     from fedml.study.read import read_study
 
     return read_study(path, overrides=parse_overrides(changes or []), seed=seed, fetch=_fetched)

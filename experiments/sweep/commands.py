@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedml.cli import grouped, parse_overrides
+from fedml.cli import grouped
 from fedml.errors import InputError
 from fedml.experiments.options import Json, Overrides, Runs, Sites, StudyFile
 from fedml.experiments.runs.launch import UNDELIVERED, find, load_study, make_console
@@ -69,6 +69,7 @@ def sweep(
     Example: fedml sweep experiments/studies/demo.toml --sites out/sites --grid lr=1e-3,1e-2 --grid strategy.name=fedavg,fedprox --seeds 0-2
     """
     from fedml.experiments.compare.train import parse_seeds
+    from fedml.experiments.keys.overrides import parse_overrides
     from fedml.experiments.sweep.plan import Search, Sweep
     from fedml.experiments.sweep.result import plain_result, sentences, table_of
     from fedml.experiments.sweep.run import Stopped

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedml.errors import InputError, nearest
-from fedml.experiments.keys.entries import entries
+from fedml.errors import InputError
+from fedml.experiments.keys.overrides import full_key, study_keys
 from fedml.seeds import derive_seed
 
 MOST_TRIES = 10_000
@@ -94,7 +94,7 @@ def space_of(pairs: Iterable[tuple[str, Any]]) -> dict[str, Values]:
     """Names of keys with their values, a text as in ``--grid`` or a sequence, by full key. Raises ``InputError`` as ``read_space``."""
     out: dict[str, Values] = {}
     for name, given in pairs:
-        key = full_key(name)
+        key = varied_key(name)
         if key in out:
             raise InputError(f"--grid {name}: {key} is given twice; list all of its values in one --grid.")
         out[key] = _values(name, given) if isinstance(given, str) else tuple(given)
@@ -125,33 +125,18 @@ def _value(word: str) -> Any:
         return word
 
 
-def full_key(name: str) -> str:
-    """The key of a study that ``name`` means: ``section.key``, or its last part alone if one key ends so.
-
-    Raises:
-        InputError: no key or several keys end so, or no sweep varies the key.
-    """
-    keys = _keys()
-    found = [name] if name in keys else [key for key in keys if key.endswith(f".{name}")]
-    if len(found) > 1:
-        raise InputError(f"--grid {name}: several keys have this name: {', '.join(found)}; give one of them.")
-    if not found and "." not in name:
-        known = [*keys, *(key.rpartition(".")[2] for key in keys)]
-        raise InputError(f"--grid {name}: no key of a study has this name{nearest(name, known)}; docs/keys.md lists all.")
-    key = found[0] if found else name  # of a table of the study's own names, such as privacy.persons.oslo; the study's checks decide
+def varied_key(name: str) -> str:
+    """``full_key``, of a key that a sweep may vary. Raises ``InputError`` as it, or if no sweep varies the key."""
+    key = full_key(name, f"--grid {name}")
     for fixed, why in _FIXED.items():
         if key == fixed or key.startswith(f"{fixed}."):
             raise InputError(f"--grid {name}: a sweep does not vary {fixed}: {why}.")
     return key
 
 
-def _keys() -> list[str]:
-    return [entry.path for entry in entries() if entry.file == "study" and (entry.type != "section" or entry.path == "cohort.split")]
-
-
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Full key -> the shortest end of it by which ``full_key`` finds it."""
-    known = _keys()
+    known = study_keys()
     out = {}
     for key in keys:
         parts = key.split(".")

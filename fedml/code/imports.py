@@ -1,6 +1,7 @@
 """What a file of own code imports and calls, read from its text without running it.
 
 check_imports(code, files)           # refuses what no site could import
+defined("my_net.py", source)         # the names at top level
 findings("my_net.py", source)        # what a person at a site should look at: network, files, processes, and what hides them
 
 This finds what is written plainly. Code can hide what it does, so it replaces neither a person's reading nor the confinement.
@@ -33,6 +34,7 @@ _CALLS = {
     "open": "files", "eval": "hidden code", "exec": "hidden code", "compile": "hidden code", "__import__": "hidden code",
     "globals": "hidden code", "vars": "hidden code", "setattr": "changes other objects", "delattr": "changes other objects",
 }  # fmt: skip
+_MAKERS = ("globals", "locals", "vars", "exec", "eval", "setattr")  # what can make names that the text does not have
 _METHODS = {"load": "files", "save": "files", "fromfile": "files", "tofile": "files", "memmap": "files", "from_file": "files"}
 
 
@@ -52,7 +54,8 @@ def text_of(name: str, source: bytes) -> str:
     return text
 
 
-def _parsed(name: str, source: bytes) -> ast.Module:
+def parsed(name: str, source: bytes) -> ast.Module:
+    """The syntax tree of a file. Raises ``InputError``: it is not Python, with the line."""
     try:
         return ast.parse(text_of(name, source), name)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -107,7 +110,7 @@ def check_packages(packages: Sequence[Mapping[str, bytes]]) -> None:
     """
     for files in packages:
         for module, path in module_names(files).items():
-            _parsed(path, files[path])
+            parsed(path, files[path])
             if module in installed():
                 raise InputError(
                     f"[code] packages: {path} has the name of a module that this software needs; take the package out of [code]."
@@ -125,7 +128,7 @@ def check_imports(files: Mapping[str, bytes], others: Collection[str] = ()) -> N
     """
     own = {*(name.removesuffix(".py") for name in files), *others}
     for name, source in files.items():
-        tree = _parsed(name, source)
+        tree = parsed(name, source)
         if name.removesuffix(".py") in installed():
             raise InputError(f"[code] {name}: has the name of an installed module; rename the file, such as to my_{name}.")
         for line, module in _imported(tree):
@@ -138,9 +141,31 @@ def check_imports(files: Mapping[str, bytes], others: Collection[str] = ()) -> N
                 )
 
 
+def defined(name: str, source: bytes) -> set[str] | None:
+    """The names that a file has at top level, read from its text; None: it makes some in a way that the text does not tell."""
+    tree = parsed(name, source)
+    if any(isinstance(n, ast.Global) or (isinstance(n, ast.Name) and n.id in _MAKERS) for n in ast.walk(tree)):
+        return None
+    names, waiting = set[str](), list[ast.AST]([tree])
+    while waiting:
+        match node := waiting.pop():
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+                names.add(node.name)
+                waiting += node.decorator_list
+                continue
+            case ast.Lambda():
+                continue
+            case ast.Import() | ast.ImportFrom():
+                names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+            case ast.Name(ctx=ast.Store()):
+                names.add(node.id)
+        waiting += ast.iter_child_nodes(node)
+    return None if names & {"*", "__getattr__"} else names
+
+
 def findings(name: str, source: bytes) -> list[tuple[int, str, str]]:
     """(line, what is written, kind) of all that opens network, files or processes, hides what it does, or changes this software."""
-    tree, found = _parsed(name, source), list[tuple[int, str, str]]()
+    tree, found = parsed(name, source), list[tuple[int, str, str]]()
     for line, module in _imported(tree):
         top = module.partition(".")[0]
         found += [(line, f"import {module}", kind) for kind, modules in _KINDS.items() if top in modules.split()]

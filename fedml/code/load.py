@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import linecache
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import sha256
@@ -19,7 +19,7 @@ from inspect import signature
 from types import ModuleType
 from typing import Any
 
-from fedml.code.imports import check_imports, check_packages, importable, text_of
+from fedml.code.imports import check_imports, check_packages, defined, importable, text_of
 from fedml.errors import InputError, nearest
 from fedml.study.code_section import Code
 from fedml.study.own_names import own_names, own_options
@@ -62,9 +62,30 @@ def resolve(code: Code | None, name: str) -> Any:
         raise InputError(f'"{name}": [code] has no {module}; add it to files or packages.')
     found = _load(code, module)
     if not hasattr(found, attribute):
-        own = [key for key in vars(found) if not key.startswith("_")]
-        raise InputError(f'[code] {_file(code, module)} has no "{attribute}"{nearest(attribute, own)}; correct the name "{name}".')
+        raise _without(code, name, vars(found))
     return getattr(found, attribute)
+
+
+def _without(code: Code, name: str, known: Iterable[str]) -> InputError:
+    """The error that a module has only the names ``known``."""
+    module, _, attribute = name.partition(":")
+    own = [key for key in known if not key.startswith("_")]
+    return InputError(f'[code] {_file(code, module)} has no "{attribute}"{nearest(attribute, own)}; correct the name "{name}".')
+
+
+def check_text(study: Study) -> None:
+    """As far as the text of own code tells it, what ``check`` tells; nothing is run.
+
+    Raises:
+        InputError: a file is not here or is not Python, imports what a site would not have, or lacks a name of the study.
+    """
+    if study.code is None:
+        return
+    sources, _ = _sources(study.code)
+    for _, name in own_names(study.cohort, study.model, study.training, study.evaluation):
+        module, _, attribute = name.partition(":")
+        if module in sources and (names := defined(*sources[module])) is not None and attribute not in names:
+            raise _without(study.code, name, sorted(names))
 
 
 def check(study: Study) -> None:
@@ -134,9 +155,8 @@ def _load(code: Code, module: str) -> ModuleType:
         raise InputError(f"[code] {_file(code, module)} cannot be loaded ({type(error).__name__}: {error}).") from error
 
 
-@lru_cache(maxsize=8)
-def _loader(code: Code) -> Callable[[str], ModuleType]:
-    """The function that makes each module of ``code`` once."""
+def _sources(code: Code) -> tuple[dict[str, tuple[str, bytes]], set[str]]:
+    """Module -> (file, bytes) of files and packages, checked; and the modules at the top."""
     files, packages = files_of(code), [package_files(package) for package in code.packages]
     tops = {*(file.module for file in code.modules), *(module for package in code.packages for module in package.modules)}
     check_imports(files, tops)
@@ -144,6 +164,13 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
     sources = {name.removesuffix(".py"): (name, data) for name, data in files.items()}
     for tree in packages:
         sources |= {module: (path, tree[path]) for module, path in module_names(tree).items()}
+    return sources, tops
+
+
+@lru_cache(maxsize=8)
+def _loader(code: Code) -> Callable[[str], ModuleType]:
+    """The function that makes each module of ``code`` once."""
+    sources, tops = _sources(code)
     digests = "".join([*(file.sha256 for file in code.modules), *(package.sha256 for package in code.packages)])
     package = "fedml_own_" + sha256(digests.encode()).hexdigest()[:16]
     made: dict[str, ModuleType] = {}

@@ -64,7 +64,12 @@ def _measure(study: Study, name: str) -> Measure:
     def value(counts: Mapping[str, npt.NDArray[Any]], c: int | None) -> float | None:
         if is_forbidden():
             return None  # as where counts do not hold the measure
-        found = call(study.code, name, {key: array.copy() for key, array in counts.items()})
+        try:
+            found = call(study.code, name, {key: array.copy() for key, array in counts.items()})
+        except InputError as error:
+            if isinstance(error.__cause__, KeyError) and error.__cause__.args[0] not in counts:
+                raise InputError(f"{str(error).removesuffix('.')}; counts has: {', '.join(counts)}.") from error
+            raise
         try:
             number = float(found)
         except (TypeError, ValueError) as error:

@@ -4,6 +4,7 @@ with a table of phenotypes. Data that the project does not know, made here."""
 from __future__ import annotations
 
 import json
+import shutil
 import stat
 import subprocess
 import tomllib
@@ -97,6 +98,61 @@ def test_pictures_in_a_folder_for_each_class(tmp_path: Path) -> None:
     assert quick("fedml-site", "check", "mine/study.toml", "--site", "mine/sites/site-1", cwd=tmp_path).returncode == 0
 
 
+def pictures(folder: Path) -> None:
+    """90 pictures of three sites, numbered within each, named site_number_class."""
+    folder.mkdir()
+    for site in ("delft", "graz", "lyon"):
+        for k in range(30):
+            name = f"{site}_{k:03d}_{'oedema' if k % 3 else 'abscess'}.png"
+            Image.fromarray(np.full((16, 16), 40 + 100 * (k % 3 == 0), np.uint8)).save(folder / name)
+
+
+def test_sites_in_the_names_of_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures")
+    said = made(tmp_path, "--images", "pictures").stdout
+    assert "part 1 of the names has 3 values (delft, graz, lyon); if these are sites: --site-part 1\n" in said
+    shutil.rmtree(tmp_path / "mine")
+    said = made(tmp_path, "--images", "pictures", "--site-part", 1, "--positive", "abscess").stdout
+    assert "3 sites (delft 30, graz 30, lyon 30 persons)" in said
+    assert "if these are sites" not in said
+    assert "the classes oedema, abscess; abscess is the positive one (--positive VALUE" in said
+    study = tomllib.loads((tmp_path / "mine" / "study.toml").read_text())
+    assert study["cohort"]["classes"] == ["oedema", "abscess"]
+    assert study["federation"]["sites"] == ["delft", "graz", "lyon"]
+    labels = pd.read_csv(tmp_path / "mine" / "sites" / "graz" / "persons.csv")
+    assert labels["id"].str.startswith("graz_").all()
+    assert len(labels) == 30
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--images", "pictures", "--site-part", "4"], '--site-part 4: the file name "delft_000_abscess" has 3 parts'),
+        (["--images", "pictures", "--label-part", "0"], "--label-part 0: parts are counted 1, 2, ... from the start"),
+        (["--table", "t.csv", "--site-part", "1"], "--site-part is a part of the images' names; give --images DIR."),
+        (["--images", "pictures", "--positive", "absces"], '--positive absces: no such class (did you mean "abscess"?)'),
+        (["--table", "t.csv", "--positive", "1"], '--positive 1: "y" is predicted as a number'),
+        (
+            ["--table", "t.csv", "--images", "pictures"],
+            't.csv: no id of column "id" (p0, p1, p2, ...) is the name of an image in pictures (delft_000_abscess,',
+        ),
+        (
+            ["--table", "t.csv", "--variants", "all.vcf.gz"],
+            't.csv: no id of column "id" (p0, p1, p2, ...) is a sample of all.vcf.gz (S0, S1, ...); name the right column',
+        ),
+    ],
+)
+def test_what_does_not_fit_leaves_no_folder(tmp_path: Path, words: list[str], told: str) -> None:
+    pictures(tmp_path / "pictures")
+    (tmp_path / "t.csv").write_text("id,y\n" + "".join(f"p{k},{k}.5\n" for k in range(30)))
+    write_vcf(tmp_path / "all.vcf.gz", ["S0", "S1"], [("21", 1000, "rs1", "A", "G", ["0/0", "0/1"])])
+    done = quick("fedml", "new", "mine", *words, cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert told in done.stderr
+    assert not (tmp_path / "mine").exists()
+    assert not list(tmp_path.glob(".mine*"))
+
+
 def test_a_vcf_with_phenotypes(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     dosage = random.binomial(2, 0.3, (240, 40))
@@ -108,7 +164,9 @@ def test_a_vcf_with_phenotypes(tmp_path: Path) -> None:
     calls = np.array(["0/0", "0/1", "1/1"])
     write_vcf(tmp_path / "all.vcf.gz", ids, [("21", 1000 + v, f"rs{v}", "A", "G", calls[dosage[:, v]].tolist()) for v in range(40)])
     words = ["--table", "pheno.tsv", "--variants", "all.vcf.gz", "--target", "height_cm", "--build", "GRCh38", "--simulate", 2]
-    assert "is predicted as a number" in made(tmp_path, *words).stdout
+    said = made(tmp_path, *words).stdout
+    assert "is predicted as a number" in said
+    assert "variants: 240 of 240 persons are among the 240 samples of all.vcf.gz" in said
     done = quick(
         "fedml", "gwas", "mine/study.toml", "--sites", "mine/sites", "--json", "--no-track", "--set", "gwas.components=0", cwd=tmp_path
     )

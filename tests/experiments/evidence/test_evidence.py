@@ -337,6 +337,13 @@ def test_a_run_that_is_not_finished_or_names_this_machine_is_not_bundled(heart_b
     assert not (tmp_path / "out.zip").exists()
 
 
+def test_a_run_folder_is_not_a_bundle_and_the_command_that_makes_one_is_said(tmp_path: Path) -> None:
+    (tmp_path / "heart-1").mkdir()
+    done = quick("fedml", "verify", "heart-1", cwd=tmp_path)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "fedml bundle heart-1 -o run.zip" in done.stderr
+
+
 def test_the_coordinators_key_is_made_once_and_kept_from_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     said: list[str] = []

@@ -11,7 +11,7 @@ import torch
 
 from fedml.clients.gate.code_store import show
 from fedml.code.imports import findings
-from fedml.code.load import check, resolve
+from fedml.code.load import check, check_text, resolve
 from fedml.errors import InputError
 from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model
@@ -20,6 +20,7 @@ from fedml.study.code_section import CodeFile
 from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study, validate
 from fedml.tasks.registry import make_task
+from tests.command import quick
 from tests.conftest import Run, clinical_site, federate, image_site, make_plan, make_study, to_toml
 
 NET = """
@@ -225,6 +226,47 @@ def test_a_network_that_cannot_work_is_told_with_its_line(tmp_path: Path, net: s
     with pytest.raises(InputError, match=said):
         tried(study)
     assert not list(tmp_path.rglob("*.pyc"))
+
+
+@pytest.mark.parametrize(
+    ("net", "said"),
+    [
+        ("print('ran')\ndef linear(columns, outputs)\n    return 3", r"\[code\] my_net.py, line 2: is not valid Python"),
+        ("raise SystemExit\nimport helper", "line 2: imports helper, which is neither"),
+        (
+            "raise SystemExit\ndef lineal(columns, outputs): ...",
+            r'my_net.py has no "linear" \(did you mean "lineal"\?\); correct the name "my_net:lin',
+        ),
+        ("class A:\n    def linear(self): ...", 'has no "linear"'),
+        ("def f():\n    linear = 3", 'has no "linear"'),
+        ("raise SystemExit\ndef linear(columns, outputs): ...", None),
+        ("if True:\n    from torch.nn import Linear as linear", None),
+        ("try:\n    linear, b = 1, 2\nexcept ValueError:\n    pass", None),
+        ("from torch.nn import *", None),
+        ("globals()['lin' + 'ear'] = print", None),
+    ],
+)
+def test_the_text_of_own_code_is_checked_and_not_run(tmp_path: Path, net: str, said: str | None) -> None:
+    study = own_study(tmp_path, make_plan(model__clinical={"net": "my_net:linear"}), my_net=net)
+    if said is None:
+        return check_text(study)
+    with pytest.raises(InputError, match=said):
+        check_text(study)
+
+
+def test_the_command_checks_own_code(tmp_path: Path) -> None:
+    own_study(tmp_path, make_plan(model__clinical={"net": "my_net:linear"}), my_net="def lineal(columns, outputs): ...")
+    done = quick("fedml", "check", "study.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'my_net.py has no "linear" (did you mean "lineal"?)' in done.stderr
+
+
+def test_a_measure_that_reads_another_count_is_told_which_there_are(tmp_path: Path) -> None:
+    text = "def f2(counts):\n    return counts['fp'] / counts['persons']\n"
+    study = own_study(tmp_path, make_plan(evaluation__metrics=["my_metric:f2"]), my_metric=text)
+    measure = next(m for m in make_task(study).measures if m.name == "f2")
+    with pytest.raises(InputError, match=r"KeyError: 'fp'.*line 2; correct my_metric.py; counts has: confusion, persons\."):
+        measure.value({"confusion": np.eye(2), "persons": np.array(2.0)}, None)
 
 
 def tried(study: Study) -> None:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import kstest
 
 from fedml.errors import InputError
-from fedml.experiments.sweep.values import Range, drawn, full_key, grid, read_space, short_names, shown
+from fedml.experiments.sweep.values import Range, drawn, grid, read_space, short_names, shown, varied_key
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from fedml.experiments.sweep.values import Range, drawn, full_key, grid, read_sp
 )
 def test_an_option_is_a_key_with_values(option: str, key: str | None, values: object) -> None:
     if key is None:
-        with pytest.raises(InputError, match=r"model\.variants\.dropout, model\.clinical\.dropout, model\.omics\.dropout"):
+        with pytest.raises(InputError, match=r"write model\.variants\.dropout or model\.clinical\.dropout or model\.omics\.dropout"):
             read_space([option])
     else:
         assert read_space([option]) == {key: values}
@@ -42,7 +42,7 @@ def test_an_option_is_a_key_with_values(option: str, key: str | None, values: ob
         (["lr="], "lists no value"),
         (["learning_rate=1"], "no key of a study has this name"),
         (["rond=1"], 'did you mean "rounds"'),
-        (["name=a,b"], "several keys have this name: study.name, cohort.image.transforms.name, strategy.name"),
+        (["name=a,b"], "several keys have this name; write study.name or cohort.image.transforms.name or strategy.name"),
         (["lr=1e-3", "training.lr=1e-2"], "given twice"),
         (["lr=1e-1..1e-4"], "from a smaller to a larger"),
         (["study.seed=1,2"], "give --seeds"),
@@ -61,7 +61,7 @@ def test_names_are_as_short_as_the_option_accepts() -> None:
     keys = ["training.lr", "strategy.name", "model.clinical.dropout", "privacy.persons.oslo", "strategy.momentum"]
     short = short_names(keys)
     assert list(short.values()) == ["lr", "strategy.name", "clinical.dropout", "privacy.persons.oslo", "strategy.momentum"]
-    assert [full_key(name) for name in short.values()] == keys
+    assert [varied_key(name) for name in short.values()] == keys
     assert shown({"training.lr": 1e-3, "strategy.name": "fedavg"}) == "lr = 0.001, strategy.name = fedavg"
 
 
