@@ -13,7 +13,7 @@ from fedml.errors import Reason
 from fedml.runs.events import Final, Round
 from tests.clients.gate.centre import Centre, small_cells
 from tests.conftest import make_study
-from tests.fedml.tasks import test_count, test_multilabel, test_ordinal
+from tests.experiments.tasks import test_count, test_multilabel, test_ordinal
 from tests.strategies.test_lying_site import LIAR, counted, run_with
 
 Make = Callable[[Path, str, int, int], Path]

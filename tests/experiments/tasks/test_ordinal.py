@@ -33,7 +33,7 @@ from fedml.tasks.ordinal import log_probabilities, ordinal_counts, ordinal_loss
 from fedml.tasks.registry import make_task
 from fedml.wire.records import COUNTS, Phase, pack
 from tests.conftest import federate
-from tests.fedml.tasks.pooled import COLUMNS, CONVERGED, SITES, column_site, raw_weights, table_of, three_columns
+from tests.experiments.tasks.pooled import COLUMNS, CONVERGED, SITES, column_site, raw_weights, table_of, three_columns
 from tests.report_runs import parsed, record_of
 
 CLASSES = ["none", "mild", "severe", "dead"]

@@ -31,7 +31,7 @@ from fedml.tasks.registry import make_task
 from fedml.tasks.task import Compared
 from fedml.wire.records import COUNTS, Phase, pack
 from tests.conftest import federate
-from tests.fedml.tasks.pooled import COLUMNS, CONVERGED, SITES, column_site, raw_weights, table_of, three_columns
+from tests.experiments.tasks.pooled import COLUMNS, CONVERGED, SITES, column_site, raw_weights, table_of, three_columns
 from tests.report_runs import parsed, record_of
 
 FIT: dict[str, Any] = {**CONVERGED, "training__lr": 0.5, "federation__rounds": 60}
