@@ -186,7 +186,7 @@ def test_site_outside_the_roster(study: Path, sites: Path, tmp_path: Path) -> No
     assert 'site "bergen" is not in the roster of study "demo"' in done.stderr
 
 
-@pytest.mark.parametrize("words", [("--set", "rounds=3"), ("--set", "federation.rounds"), ("--engine", "lokal"), ("--sites", "nowhere")])
+@pytest.mark.parametrize("words", [("--set", "name=other"), ("--set", "federation.rounds"), ("--engine", "lokal"), ("--sites", "nowhere")])
 def test_options(words: tuple[str, str], study: Path, sites: Path, tmp_path: Path) -> None:
     given = [study, *([] if words[0] == "--sites" else ["--sites", sites]), *words]
     done = command("fedml", "run", *given, cwd=tmp_path)
