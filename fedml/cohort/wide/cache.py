@@ -39,6 +39,7 @@ from fedml.cache_entries import (
 from fedml.cohort.wide.convert import Job, convert
 from fedml.cohort.wide.stored import SMALL_FILES, VALUES, Stored
 from fedml.errors import InputError
+from fedml.flower.parent import owned
 
 FORMAT = 1  # increment when the layout changes, or the same file gives other numbers
 _META = "meta.json"
@@ -119,7 +120,7 @@ def _make(place: Path, key: str, job: Job, stamp: list[int]) -> None:
 def _convert(job: Job) -> None:
     """``convert`` in a process of its own; in this one where it may start none, as the confined process of own code."""
     try:
-        done = subprocess.run(_WORDS, input=json.dumps(asdict(job)).encode(), capture_output=True, check=False)
+        done = subprocess.run(_WORDS, input=json.dumps(asdict(job)).encode(), env=owned(os.environ), capture_output=True, check=False)
     except PermissionError:
         convert(job)
         return

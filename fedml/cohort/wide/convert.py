@@ -19,6 +19,7 @@ from fedml.cohort.wide.parquet import parquet_rows
 from fedml.cohort.wide.stored import SMALL_FILES, VALUES, Floats, digests_of, write_header
 from fedml.cohort.wide.text import text_rows
 from fedml.errors import InputError
+from fedml.flower.parent import end_with_parent
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def _write(folder: Path, columns: int, blocks: Iterator[Floats]) -> tuple[np.nda
 
 def main() -> None:
     """Converts the job on standard input."""
+    end_with_parent()  # a site that is killed leaves no process that goes on writing
     plan = json.load(sys.stdin)
     try:
         convert(Job(plan["path"], tuple(plan["columns"]), tuple(plan["persons"]), plan["id_column"], plan["folder"]))

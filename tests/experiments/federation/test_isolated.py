@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ import typer
 from fedml.clients.cli import app as site_app
 from fedml.experiments.cli import app as fedml_app
 from fedml.flower.superlink import command_path, stop_group
-from tests.command import command
+from tests.command import ROOT, command
 from tests.conftest import clinical_site, make_plan, to_toml
 from tests.tracked import free_port
 
@@ -180,3 +181,18 @@ def test_every_command(work: Path) -> None:
     known = {*names(typer.main.get_command(fedml_app), "fedml"), *names(typer.main.get_command(site_app), "fedml-site")}
     missed = {name for name in known if not any(words == name or words.startswith(f"{name} ") for words in ran)}
     assert not missed, f"add these commands to this test: {missed}"
+
+
+def test_no_process_is_started_with_the_current_folder_first() -> None:
+    """Wherever a command line of Python has ``-m``, ``-P`` or ``-I`` stands before it."""
+    found = 0
+    for wing in ("fedml", "clients", "strategies", "experiments"):
+        for path in sorted((ROOT / wing).rglob("*.py")):
+            if "bench" in path.parts:
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                words = [getattr(e, "value", None) for e in node.elts] if isinstance(node, ast.List | ast.Tuple) else []
+                if "-m" in words:
+                    found += 1
+                    assert "-P" in words[: words.index("-m")], f"{path.relative_to(ROOT)}, line {node.lineno}"
+    assert found >= 8, "the command lines were found"

@@ -4,7 +4,9 @@ the cache is told or undone."""
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from fedml.cohort.wide import parquet as columns_of
 from fedml.cohort.wide.cache import open_rows
 from fedml.cohort.wide.matrix import Matrix, matrix_of, pool_numbers
 from fedml.errors import InputError
+from fedml.flower.parent import descendants
 from fedml.modalities.modality import block_sums, table_sums
 from fedml.modalities.registry import MODALITIES
 from tests.measured import run_process
@@ -381,3 +384,28 @@ def test_memory_does_not_grow_with_the_matrix(tmp_path: Path) -> None:
     assert (tmp_path / "a.parquet").stat().st_size > 290e6
     assert peak - before < 60
     assert ended.peak_mb < max(320, peak + 1)
+
+
+def test_the_converting_process_ends_with_its_site(tmp_path: Path) -> None:
+    """The matrix is a pipe without a writer, so that the conversion is in the midst of it when the site's process is killed."""
+    os.mkfifo(tmp_path / "matrix.csv")
+    code = (
+        "import sys\nfrom fedml.cohort.wide.cache import _convert\nfrom fedml.cohort.wide.convert import Job\n"
+        "_convert(Job(sys.argv[1], ('a',), ('p',), 'id', sys.argv[2]))\n"
+    )
+    site = subprocess.Popen([sys.executable, "-P", "-c", code, str(tmp_path / "matrix.csv"), str(tmp_path)])
+    try:
+        found = list[tuple[int, str]]()
+        until = time.monotonic() + 60
+        while not found and time.monotonic() < until:
+            time.sleep(0.1)
+            found = descendants(site.pid)
+        assert found, "it converts"
+        time.sleep(3)  # its imports, after which it waits for the pipe
+    finally:
+        site.kill()
+        site.wait()
+    (converter, _), until = found[0], time.monotonic() + 20
+    while Path(f"/proc/{converter}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{converter}").exists()
