@@ -132,7 +132,7 @@ def privacy(found: Found) -> list[str]:
     if claim["unit"] == "none":
         return [
             "None. There is no differential privacy: no noise was added. Where data are not public, counts of few persons were rounded or "
-            "withheld; all other values that left the sites are exact.",
+            "withheld and scores put in groups; updates and other sums that left the sites are exact.",
             "Persons' data stayed at their sites. But model updates and counts left the sites; they can in principle reveal something "
             "about a person, and the run gives no bound on that.",
         ]

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TypedDict
 
 import fedml
+from fedml.study.code_section import DISTRIBUTION
 
-DISTRIBUTION = "fedml-cohorts"
 CHANGED = "+changes"  # ends the name of a commit
 _CODE = (".py", ".toml")
 

@@ -27,5 +27,5 @@ def test_the_command_and_its_report_say_it(tmp_path: Path) -> None:
     page = html.unescape((tmp_path / "page.html").read_text())
     for note in told["notes"]:
         assert note in page
-    assert "are exact" not in page.replace("all other values that left the sites are exact", "")
+    assert "are exact" not in page.replace("updates and other sums that left the sites are exact", "")
     assert "of them with y = 1" not in page, "the number of persons of a class is rounded"
