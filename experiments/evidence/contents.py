@@ -27,7 +27,8 @@ from fedml.experiments.report import embedded, render, report_facts
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
-from fedml.runs.software import DISTRIBUTION, code_digest, words
+from fedml.runs.software import code_digest, words
+from fedml.study.code_section import DISTRIBUTION
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.start import FILE as START
 
