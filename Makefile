@@ -42,13 +42,13 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: check
 	$(PYTEST) -m "not long"
 
-test-all: check .venv-validate/.installed
-	FEDML_ROCRATE_PYTHON=$(CURDIR)/.venv-validate/bin/python $(PYTEST)
+test-all: check .venv-peers/.installed
+	FEDML_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(PYTEST)
 
-# The RO-Crate validator wants another rich than Flower, so it has an environment of its own.
-.venv-validate/.installed:
-	test -x .venv-validate/bin/python || $(PYTHON) -m venv .venv-validate
-	.venv-validate/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0"
+# The RO-Crate validator wants another rich than Flower, and AnnData an older pandas, so they have an environment of their own.
+.venv-peers/.installed:
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0" "anndata==0.12.19"
 	touch $@
 
 # build/ goes first: setuptools would put files into the wheel that are no longer in the tree.
@@ -61,4 +61,4 @@ bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-validate out build dist *.egg-info
+	rm -rf $(VENV) .venv-peers out build dist *.egg-info

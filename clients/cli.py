@@ -35,7 +35,7 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 # variants = {{ path = "cohort.vcf.gz", build = "GRCh38" }} # .vcf.gz, .bcf or .bed; sample names are the ids
 # more keys of variants: reference = "GRCh38.fa" (REF is checked against it, indels are left-aligned), memory_mb = 512 (for reading)
 # clinical = {{ path = "clinical.csv" }} # columns: id, then clinical values; an empty cell is missing
-# omics = {{ path = "expression.csv" }} # .csv, .tsv or .parquet; columns: id, then a feature each; an empty cell is missing
+# omics = {{ path = "expression.csv" }} # .csv, .tsv, .parquet or .h5ad; columns: id, then a feature each; an empty cell is missing
 # split = "split.csv" # columns: id, part (train, val or test); default: a keyed hash of the id decides
 # public = true # only if the images are published or synthetic: runs on the same machine may then store pictures of them
 

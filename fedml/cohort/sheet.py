@@ -1,4 +1,4 @@
-"""Reads a table of persons: CSV with any usual separator, TSV or Parquet, indexed by the column of ids.
+"""Reads a table of persons: CSV with any usual separator, TSV, Parquet or AnnData, indexed by the column of ids.
 
 The cells of a text file stay text, because only the study says whether ``01`` is a number and ``NA`` a missing value
 (``fedml.cohort.table``). What a spreadsheet or another country's software changes is undone where it can only mean one thing (byte order
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedml.cohort import h5ad
+from fedml.cohort.h5ad import SUFFIX
 from fedml.errors import InputError, nearest
 from fedml.study.section import normal
 from fedml.text import printable
@@ -48,7 +50,10 @@ def read_table(path: Path, id_column: str = "id", columns: Collection[str] | Non
     if path.suffix.lower() in _SHEETS:
         raise InputError(f"{path}: is a spreadsheet; save the sheet as CSV (UTF-8), and correct the path in site.toml.")
     try:
-        table = _parquet(path, id_column, columns) if path.suffix == ".parquet" else _text(path, id_column, columns, numeric)
+        if path.suffix == SUFFIX:
+            table = _h5ad(path, id_column, columns)
+        else:
+            table = _parquet(path, id_column, columns) if path.suffix == ".parquet" else _text(path, id_column, columns, numeric)
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct the path in site.toml.") from error
     except (OSError, ValueError) as error:  # pyarrow's errors are of these types
@@ -57,10 +62,10 @@ def read_table(path: Path, id_column: str = "id", columns: Collection[str] | Non
 
 
 def place_of(path: Path, id_column: str, at: int, person: str) -> str:
-    """Where the ``person`` at place ``at`` of a table that was read stands in its file: ``line 17``, of Parquet ``row 16``."""
+    """Where the ``person`` at place ``at`` of a table that was read stands in its file: ``line 17``, of Parquet and AnnData ``row 16``."""
     import pyarrow as pa
 
-    if path.suffix == ".parquet":
+    if path.suffix in (".parquet", SUFFIX):
         return f"row {at + 1}"
     names, separator = header(path, id_column)
     with pa.input_stream(str(path), compression="detect") as stream:
@@ -127,7 +132,7 @@ def _nothing(names: list[str]) -> pd.DataFrame:
 
 def _kept(names: Sequence[str], columns: Collection[str] | None) -> Collection[str]:
     """Names of the columns to read: all, or those asked for; where one is not there, some more, so that an error can name a similar one."""
-    return names if columns is None else columns if set(columns) <= set(names) else {*columns, *names[:500]}
+    return set(names if columns is None else columns if set(columns) <= set(names) else [*columns, *names[:500]])
 
 
 def _parse(
@@ -245,6 +250,22 @@ def _parquet(path: Path, id_column: str, columns: Collection[str] | None) -> pd.
     kept = _kept(names, columns)
     wanted = None if columns is None else [name for name in names if name == id_column or name in kept]
     return frame_of(parquet.read_table(path, columns=wanted))
+
+
+def _h5ad(path: Path, id_column: str, columns: Collection[str] | None) -> pd.DataFrame:
+    """The ids and the features as float64."""
+    import pandas as pd
+
+    with h5ad.opened(path) as file:
+        names, ids = h5ad.features(file), h5ad.ids(file, id_column)
+        if ids is None:
+            return _nothing(names)
+        kept = _kept(names, columns)
+        places = [at for at, name in enumerate(names) if name in kept]
+        values = h5ad.block(file, 0, len(ids), places)
+    frame = pd.DataFrame(values, columns=pd.Index([names[at] for at in places]))
+    frame.insert(0, id_column, ids, allow_duplicates=True)
+    return frame
 
 
 def frame_of(table: pa.Table) -> pd.DataFrame:

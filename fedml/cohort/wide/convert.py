@@ -15,6 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from fedml.cache_entries import Unwritable, writing
+from fedml.cohort.h5ad import SUFFIX
+from fedml.cohort.wide.h5ad import h5ad_rows
 from fedml.cohort.wide.parquet import parquet_rows
 from fedml.cohort.wide.stored import SMALL_FILES, VALUES, Floats, digests_of, write_header
 from fedml.cohort.wide.text import text_rows
@@ -41,7 +43,7 @@ def convert(job: Job) -> None:
         Unwritable: the folder cannot be written.
     """
     path, folder, found = Path(job.path), Path(job.folder), list[str]()
-    read = parquet_rows if path.suffix == ".parquet" else text_rows
+    read = {".parquet": parquet_rows, SUFFIX: h5ad_rows}.get(path.suffix, text_rows)
     digests, known = _write(folder, len(job.columns), read(path, job.columns, job.persons, job.id_column, folder, found))
     row_of = {person: row for row, person in enumerate(found)}
     rows = np.array([row_of.get(person, -1) for person in job.persons], np.int64)

@@ -1,7 +1,8 @@
-"""Whether numbers of a matrix are finite, also in single precision."""
+"""Whether a matrix has the columns that are asked for, once each, and whether its numbers are finite, also in single precision."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,21 @@ import numpy.typing as npt
 
 from fedml.cohort.wide.stored import Floats
 from fedml.errors import InputError
+
+
+def once(names: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Nothing, if ``names`` has each of ``columns`` once.
+
+    Raises:
+        InputError: one is missing, or there twice; the message gives the nearest name.
+    """
+    count = Counter(names)
+    if wrong := [name for name in columns if count[name] != 1]:
+        import pandas as pd
+
+        from fedml.cohort.table import column  # here, because it loads torch: 150 MB in a process that does not need it
+
+        column(pd.DataFrame(columns=pd.Index(names)), wrong[0], path, "[cohort.omics] columns")  # raises
 
 
 def single(values: npt.NDArray[Any], columns: Sequence[str], path: Path, row: int | None = None) -> Floats:

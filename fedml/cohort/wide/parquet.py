@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from fedml.cache_entries import writing
 from fedml.cohort.ids import check_ids
 from fedml.cohort.sheet import first_line, frame_of, indexed
-from fedml.cohort.wide.numbers import single
+from fedml.cohort.wide.numbers import once, single
 from fedml.cohort.wide.stored import Floats
 from fedml.errors import InputError
 
@@ -52,15 +51,9 @@ def parquet_rows(
     try:
         file = parquet.ParquetFile(path)
         names = [str(name) for name in file.schema_arrow.names]
-        places = Counter(names)
         ids = [str(person) for person in indexed(_ids(file, names, id_column), id_column, path).index]
         check_ids(persons, ids, str(path))
-        if wrong := [name for name in columns if places[name] != 1]:
-            import pandas as pd
-
-            from fedml.cohort.table import column  # here, because it loads torch: 150 MB in a process that does not need it
-
-            column(pd.DataFrame(columns=pd.Index(names)), wrong[0], path, "[cohort.omics] columns")  # raises, and names the nearest
+        once(names, columns, path)
         wanted = set(persons)
         kept = np.array([person in wanted for person in ids], dtype=bool)
         found += [person for person, there in zip(ids, kept.tolist(), strict=True) if there]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy.typing as npt
 
 from fedml.cohort.ids import check_ids
 from fedml.cohort.sheet import DECIMAL, GROUPED, batches_of, first_line, header, indexed
-from fedml.cohort.wide.numbers import single
+from fedml.cohort.wide.numbers import once, single
 from fedml.cohort.wide.stored import Floats
 from fedml.errors import InputError
 from fedml.text import printable
@@ -61,13 +60,9 @@ def _places(names: Sequence[str], columns: Sequence[str], path: Path, id_column:
     """The places of the column of ids and of ``columns``. ``InputError``: one is missing, or there twice."""
     import pandas as pd
 
-    empty, count = pd.DataFrame(columns=pd.Index(names)), Counter(names)
-    if count[id_column] != 1:
-        indexed(empty, id_column, path)  # raises
-    if wrong := [name for name in columns if count[name] != 1]:
-        from fedml.cohort.table import column  # here, because it loads torch: 150 MB in a process that does not need it
-
-        column(empty, wrong[0], path, "[cohort.omics] columns")  # raises, and names the nearest
+    if names.count(id_column) != 1:
+        indexed(pd.DataFrame(columns=pd.Index(names)), id_column, path)  # raises
+    once(names, columns, path)
     place = {name: at for at, name in enumerate(names)}
     return [place[id_column], *(place[name] for name in columns)]
 

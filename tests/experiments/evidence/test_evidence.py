@@ -429,9 +429,9 @@ sys.exit(not found.passed())
 @pytest.mark.long
 def test_the_crate_passes_the_validator(bundle: Made, tmp_path: Path) -> None:
     """With the JSON-LD context that the reference library carries in the place of the one on the web."""
-    python = os.environ.get("FEDML_ROCRATE_PYTHON")
+    python = os.environ.get("FEDML_PEERS_PYTHON")
     if not python:
-        pytest.skip("FEDML_ROCRATE_PYTHON names no Python with roc-validator; it needs rich < 14, so an environment of its own")
+        pytest.skip("FEDML_PEERS_PYTHON names no Python with roc-validator; it needs rich < 14, so an environment of its own")
     import rocrate
 
     context = Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld"
