@@ -47,6 +47,8 @@ from fedml.wire.records import (
     unpack,
 )
 
+STARTING_SECONDS = 240  # for the processes of a simulation on a busy machine
+
 
 def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, train: bool = True) -> Agreement:
     """Runs the exchanges before the first round: *describe* (names, panel keys, image shape, counts), *genotypes* if the study needs counts
@@ -162,8 +164,10 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     """
     participation = Participation()
     config = request(study, phase, 0)
-    messages = [ask(node, RecordDict({**content, CONFIG: config}), "query", study.federation.timeout) for node in nodes]
     unnamed = {f"node {node}" for node, name in nodes.items() if not name}
+    # Nodes without a name are simulated, or in this process: the first message also waits for the processes that play them.
+    seconds = study.federation.timeout + (STARTING_SECONDS if unnamed and phase is Phase.DESCRIBE else 0)
+    messages = [ask(node, RecordDict({**content, CONFIG: config}), "query", seconds) for node in nodes]
 
     claimed: dict[str, str] = {}
 
@@ -175,7 +179,7 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
         check_form(study, phase, name, reply, None)
         check_plausible(study, phase, reply, None)
 
-    for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, study.federation.timeout, check):
+    for answer in answers(grid, messages, {k: v or f"node {k}" for k, v in nodes.items()}, seconds, check):
         # A node without a registered name (in this process, in a simulation) is named in a refusal by the name with which it answered.
         participation.add(answer if answer.reason is None else replace(answer, site=claimed.get(answer.site, answer.site)))
     for site in study.federation.sites:
