@@ -22,7 +22,7 @@ import random
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
@@ -356,8 +356,20 @@ def fault(case: Case, lines: Lines, met: list[str]) -> Any:
     return lines.fail(known[int(case["at"] * len(known))], error, met)
 
 
-def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], Case], form: str, note: Callable[[Case], None]) -> Handle:
-    """``handle`` with new persons for each message, and the case's fault for those that ``cases`` (phase, round) has."""
+def faulty(
+    handle: Handle,
+    site: Path,
+    calm: Case,
+    cases: dict[tuple[str, int], Case],
+    form: str,
+    note: Callable[[Case], None],
+    own: Mapping[str, int] | None = None,
+) -> Handle:
+    """``handle`` with new persons for each message, and the case's fault for those that ``cases`` (phase, round) has.
+
+    ``own``: the one round number that a gate takes, by phase. With it a message's number says only which case it is, and the gate gets each
+    message as if it were of a run of its own.
+    """
     template, lines = (site / "site.toml").read_text(encoding="utf-8"), Lines()
 
     def answer(gate: Gate, message: Message, context: Context) -> Message:
@@ -366,6 +378,9 @@ def faulty(handle: Handle, site: Path, calm: Case, cases: dict[tuple[str, int], 
         case = cases.get((phase, int(str(config["round"]))))
         met: list[str] = []
         reported: Case = {"number": case["number"] if case else -1, "phase": phase, "kind": case and case["kind"], "left": ""}
+        if own is not None:
+            config["round"] = own.get(phase, int(str(config["round"])))
+            gate._accepted.clear()
         folder = write_data(site, case or calm, form, template, calm["marker"])
         threading.current_thread().name = (case or calm)["family"]
         clear_caches()
@@ -413,7 +428,8 @@ def main(site: Path, plan: Path, outcomes: Path, *words: str) -> None:
         with outcomes.open("a", encoding="utf-8") as file:
             file.write(json.dumps(outcome | {"site": reported.name}) + "\n")
 
-    Gate.handle = faulty(HANDLE, site, planned["calm"][reported.name], cases, planned["form"][reported.name], note)  # type: ignore[method-assign]
+    calm, form = planned["calm"][reported.name], planned["form"][reported.name]
+    Gate.handle = faulty(HANDLE, site, calm, cases, form, note, planned["own"])  # type: ignore[method-assign]
     if "leaky" in words:
         leak()
     run_site(reported)

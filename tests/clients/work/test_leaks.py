@@ -80,6 +80,11 @@ def plan_of(sites: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def own_numbers(study: Study) -> dict[str, int]:
+    """The one round number that a gate takes, of the phases that have one."""
+    return {"describe": 0, "statistics": 0, "evaluate": study.federation.rounds}
+
+
 def person(draw: random.Random, number: int) -> Case:
     """Who is planted in one case, drawn from its number: names in several scripts, dates, a record number, a path."""
 
@@ -211,7 +216,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[byte
         kind = {"round": "train", "evaluate": "evaluate"}.get(phase, "query")
         return Message(RecordDict({"config": config, **{key: model[key] for key in parts[phase]}}), next(iter(agreed.nodes)), kind)
 
-    own = {"describe": 0, "statistics": 0, "evaluate": study.federation.rounds}  # the one number that a gate takes of these
+    own = own_numbers(study)
 
     def put(case: Case) -> tuple[bytes, Case, str]:
         number = own.get(case["phase"], case["round"])
@@ -375,7 +380,8 @@ class Federation:
         self.stop(sites)
         plan, script = self.work / f"{name}-plan.json", ROOT / "tests" / "faulty_site.py"
         calm = {site: calm_person(site) for site in SITES}
-        plan.write_text(json.dumps({"cases": list(cases), "calm": calm, "form": SITES}), encoding="utf-8")
+        planned = {"cases": list(cases), "calm": calm, "form": SITES, "own": own_numbers(self.study)}
+        plan.write_text(json.dumps(planned), encoding="utf-8")
         waiting = {}
         for site in sites:
             state = self.folders[site] / ".fedml"

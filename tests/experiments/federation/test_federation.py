@@ -179,7 +179,7 @@ def test_an_approval_can_be_withdrawn_and_the_run_names_the_site(work: Path) -> 
 
 EVIL_SERVER = '''
 """A server app that asks the sites for what it should not."""
-import json, time
+import json, os, time
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import ServerApp
 import numpy as np
@@ -213,7 +213,8 @@ def main(grid, context):
         {{"config": ConfigRecord({{"study": STUDY, "phase": "statistics", "round": 0}}), "agreement": agreement}}))
     reported["good"] = ask(grid, "query", RecordDict({{"config": config()}}))
     reported["replayed"] = ask(grid, "query", RecordDict({{"config": config()}}))
-    open(OUT, "w").write(json.dumps(reported))
+    open(OUT + ".part", "w").write(json.dumps(reported))
+    os.rename(OUT + ".part", OUT)
 '''
 EVIL_CLIENT = """
 open({trap!r}, "w").write("imported")
@@ -279,15 +280,15 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
 
 LEAKY_SITE = """
 import sys
-import fedml.clients.gate.gate as gate
+import fedml.clients.work.known as known
 from fedml.clients.cli import main
-real = gate.execute
+real = known.execute
 def leaky(asked, content, memory):
     reply = real(asked, content, memory)
     if "metrics" in reply:
         reply["metrics"]["oslo-001-is-sick"] = 1.0
     return reply
-gate.execute = leaky
+known.execute = leaky
 sys.argv = ["fedml-site", "start", "--site", sys.argv[1]]
 main()
 """
