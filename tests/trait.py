@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from flwr.app import Context, Message, RecordDict
+from scipy.stats import chi2
 
 from fedml.clients.gate import approvals
 from fedml.clients.gate.gate import Gate
@@ -184,18 +185,30 @@ def worst(table: pd.DataFrame, reference: Mapping[str, tuple[float, float, float
     return tuple(np.abs(ours / np.array(list(reference.values())) - 1).max(0))  # type: ignore[return-value]
 
 
-def firth(x: Any, y: Any) -> tuple[float, float]:
-    """Last coefficient and its standard error where Firth's penalised likelihood is largest (Heinze and Schemper 2002)."""
+def firth(x: Any, y: Any) -> tuple[float, float, float]:
+    """Last coefficient and its standard error where Firth's penalised likelihood is largest, and p of the likelihood ratio to the largest
+    without that coefficient, with the same penalty (Heinze and Schemper 2002)."""
+    beta, error, best = _largest(x, y, x.shape[1])
+    *_, held = _largest(x, y, x.shape[1] - 1)
+    return beta, error, float(chi2.sf(2 * (best - held), 1))
+
+
+def _largest(x: Any, y: Any, free: int) -> tuple[float, float, float]:
+    """Last coefficient, its standard error, and the penalised log likelihood; the coefficients from ``free`` on are 0."""
     beta = np.zeros(x.shape[1])
     for _ in range(200):
         mu = 1 / (1 + np.exp(-x @ beta))
         w = mu * (1 - mu)
-        cover = np.linalg.inv((x.T * w) @ x)
+        information = (x.T * w) @ x
+        cover = np.linalg.inv(information)
         leverage = w * np.einsum("ij,jk,ik->i", x, cover, x)
-        step = cover @ x.T @ (y - mu + leverage * (0.5 - mu))
+        step = np.zeros(x.shape[1])
+        step[:free] = np.linalg.solve(information[:free, :free], (x.T @ (y - mu + leverage * (0.5 - mu)))[:free])
         beta += step / max(1.0, np.abs(step).max() / 2)
         if np.abs(step / np.sqrt(np.diag(cover))).max() < 1e-10:
-            return beta[-1], float(np.sqrt(cover[-1, -1]))
+            eta = x @ beta
+            likelihood = float((y * eta - np.logaddexp(0, eta)).sum() + np.linalg.slogdet(information)[1] / 2)
+            return beta[-1], float(np.sqrt(cover[-1, -1])), likelihood
     raise AssertionError("the reference did not converge")
 
 

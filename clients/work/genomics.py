@@ -1,8 +1,8 @@
 """The site's part of an analysis of genotypes: sums over its persons for each step, and the checks of the gate on them.
 
 An analysis includes the persons of the cohort who have genotypes and, if the study has ``[gwas]``, the target and every covariate. If too
-few persons of the site have one of a variant's genotypes (``fedml.cohort.variants.frequency.small_cells_of``), the variant is excluded:
-its sums are 0 (its counts -1), and ``used`` is 0.
+few persons of the site carry one of a variant's alleles (``fedml.cohort.variants.frequency.withheld``), the variant is excluded: its sums
+are 0 (its counts -1), and ``used`` is 0. The outcome has no part in that.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.frequency import group_counts, small_cells_of
-from fedml.cohort.variants.genotypes import person_chunks
+from fedml.cohort.variants.frequency import folded, group_counts, withheld
+from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
@@ -38,12 +38,14 @@ _VARIANTS = 4096  # in a block
 @dataclass(frozen=True, eq=False)
 class Analysed:
     """The persons of an analysis: ``rows`` of the cohort, raw ``covariates`` (persons, C), ``outcome`` (persons,), ``groups`` (groups,
-    persons): in each group, the persons with each genotype are counted before a sum is sent."""
+    persons): everyone, and the levels of covariates; in each, carriers are counted before a sum is sent. ``controls`` (persons,): without
+    the disease, or everyone; their genotypes should be in Hardy-Weinberg equilibrium."""
 
     rows: npt.NDArray[np.int64]
     covariates: Floats
     outcome: Floats
     groups: npt.NDArray[np.bool_]
+    controls: npt.NDArray[np.bool_]
 
 
 @lru_cache(maxsize=32)
@@ -57,11 +59,9 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
         has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
     rows = np.flatnonzero(has)
     everyone = np.ones(len(rows), dtype=bool)
-    groups = [everyone, *(level[rows] for level in levels)]
-    if study.gwas is not None and forms.kind(study) == "logistic":
-        case = cohort.labels[rows] == 1
-        groups += [case, ~case]
-    return Analysed(rows, raw[rows], cohort.labels[rows], np.stack(groups))
+    groups = np.stack([everyone, *(level[rows] for level in levels)])
+    controls = cohort.labels[rows] == 0 if study.gwas is not None and forms.kind(study) == "logistic" else everyone
+    return Analysed(rows, raw[rows], cohort.labels[rows], groups, controls)
 
 
 def forget_data() -> None:
@@ -152,6 +152,8 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
         return
     small = _small(request, _panel(request, content), min_count)
+    if "counts" in values and ((values["counts"][:3] > 0) & (values["counts"][:3] < min_count)).any():
+        raise SiteError(Reason.TOO_FEW, f"counts: {text}")
     for name, value in values.items():
         blank = -1 if name == "counts" else 0
         if (np.moveaxis(value, -1, 0)[small] != blank).any():
@@ -166,9 +168,10 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     floor = max(request.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in request.manifests))
     match request.phase:
         case Phase.GENOTYPES:
-            counts = _group_counts(dosages, people)
-            out = np.where(small_cells_of(counts, floor), -1, counts[0])
-            return _reply({"counts": out})
+            counts = _group_counts(dosages, people, people.groups)
+            (controls,) = _group_counts(dosages, people, people.controls[None])
+            told = np.vstack([folded(counts[0], floor), out_of_equilibrium(controls, request.study.cohort.variants)])
+            return _reply({"counts": np.where(withheld(counts, floor), -1, told)})
         case Phase.COVARIATES:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:
@@ -336,22 +339,24 @@ def _blocks(dosages: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArr
     return (dosages.dosage[chunk] for chunk in person_chunks(rows, len(dosages.keys)))
 
 
-def _group_counts(dosages: Dosages, people: Analysed) -> npt.NDArray[np.int64]:
-    total = np.zeros((len(people.groups), 4, len(dosages.keys)), dtype=np.int64)
+def _group_counts(dosages: Dosages, people: Analysed, groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    total = np.zeros((len(groups), 4, len(dosages.keys)), dtype=np.int64)
     at = 0
     for block in _blocks(dosages, people.rows):
-        total += group_counts(block, people.groups[:, at : at + len(block)])
+        total += group_counts(block, groups[:, at : at + len(block)])
         at += len(block)
     return total
 
 
 def _small(request: Request, dosages: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
-    """(variants,) whether a group of the site's persons with one genotype is smaller than ``min_count``."""
-    return small_cells_of(_group_counts(dosages, analysed(request.manifests, request.study)), min_count)
+    """(variants,) whether fewer than ``min_count`` of the site's persons, or of a group of them, carry one of the alleles."""
+    people = analysed(request.manifests, request.study)
+    return withheld(_group_counts(dosages, people, people.groups), min_count)
 
 
 @lru_cache(maxsize=32)
 def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes, min_count: int) -> bool:
     """Whether ``_small`` holds for any variant of a panel. Cached, because many requests have the same panel."""
     dosages = load_aligned(manifests, study, panel, flips).input("variants", Dosages)
-    return dosages is not None and bool(small_cells_of(_group_counts(dosages, analysed(manifests, study)), min_count).any())
+    people = analysed(manifests, study)
+    return dosages is not None and bool(withheld(_group_counts(dosages, people, people.groups), min_count).any())

@@ -11,6 +11,8 @@
     wald(state)
     state = start(with_variant(theta, variants), firth=True)         # 4. for rare alleles: Firth's penalised likelihood
         ... likelihood_sums(dosage, frequency, X, y, state.ask, state.inverse)
+    held = start(with_variant(theta, variants), firth=True, held=True)           # 5. the same without an effect of the variant
+    likelihood_ratio(state, held)
 
 X is (persons, K) float64 with a column of ones (covariates first scaled by ``fedml.analytics.linear.scaled``; y stays 0 and 1), y
 (persons,), theta (K + 1, variants) with the variant last; missing dosages count as 2 x the pooled frequency. Symmetric matrices are sent as
@@ -22,6 +24,10 @@ information at the same theta. Therefore the server sends an inverse information
 exchange per iteration; at convergence both belong to the same theta. Variants whose likelihood decreases with it, or that have not
 converged after ten exchanges (for instance, all carriers are cases), need two exchanges per iteration: the information at a theta, then the
 gradient with it. Both ways give the exact solution.
+
+Its test is the likelihood ratio: of few carriers the likelihood is not a parabola, and a Wald test calls chance significant (10 cases,
+5,000 controls, one variant: 1.4e-8, and 6.5e-5 by the ratio). Without an effect, too, the penalty is that of the whole model (Heinze and
+Schemper 2002, section 2.3).
 """
 
 from __future__ import annotations
@@ -97,6 +103,7 @@ class LogisticState:
     rank: Index  # (variants,): of the information at the first theta
     fresh: npt.NDArray[np.bool_]  # Firth: ``inverse`` belongs to the requested theta
     exact: npt.NDArray[np.bool_]  # Firth: only steps with fresh leverages are taken
+    held: bool  # the variant's coefficient stays 0
 
     @property
     def ask(self) -> Array:
@@ -120,8 +127,8 @@ def with_variant(theta: Array, variants: int) -> Array:
     return np.vstack([np.repeat(theta, variants, axis=1), np.zeros((1, variants))])
 
 
-def start(theta: Array, *, firth: bool = False) -> LogisticState:
-    """The state before the first exchange, from ``theta`` (P, variants)."""
+def start(theta: Array, *, firth: bool = False, held: bool = False) -> LogisticState:
+    """The state before the first exchange, from ``theta`` (P, variants); ``held``: its last row is not estimated."""
     size, variants = theta.shape
     blank = np.zeros((size, variants))
     return LogisticState(
@@ -139,6 +146,7 @@ def start(theta: Array, *, firth: bool = False) -> LogisticState:
         rank=np.zeros(variants, np.int64),
         fresh=np.zeros(variants, np.bool_),
         exact=np.ones(variants, np.bool_),
+        held=held,
     )
 
 
@@ -159,7 +167,10 @@ def step(state: LogisticState, sums: LikelihoodSums) -> LogisticState:
     full_rank = rank >= state.rank[at]  # at extreme theta the weights vanish, and with them the determinant
     if firth:
         better &= full_rank
-    newton = np.einsum("ijv,jv->iv", inverse, sums.gradient)
+    free = size - state.held
+    newton = np.zeros((size, len(at)))
+    solved = invert(information[:free, :free])[0] if state.held else inverse
+    newton[:free] = np.einsum("ijv,jv->iv", solved, sums.gradient[:free])
     converged = better & full_rank & (np.einsum("iv,iv->v", newton, sums.gradient) < _CONVERGED**2)
     again = np.zeros(len(at), np.bool_)
     fresh, exact = state.fresh[at], state.exact[at]
@@ -261,6 +272,19 @@ def wald(state: LogisticState) -> Association:
     beta = np.where(good, state.theta[-1], np.nan)
     error = np.where(good, np.sqrt(np.maximum(variance, 0.0)), np.nan)
     return _by_normal(beta, error, state.n)
+
+
+def likelihood_ratio(state: LogisticState, held: LogisticState) -> Association:
+    """As ``wald``, with the two-sided p value of the (penalised) likelihood ratio of ``state`` to ``held``, the fit without the variant's
+    effect; ``statistic`` is its signed root. nan where either did not converge."""
+    fitted = wald(state)
+    with np.errstate(invalid="ignore"):
+        root = np.sqrt(np.maximum(2 * (state.log_likelihood - held.log_likelihood), 0.0))
+    statistic = np.where(held.converged & np.isfinite(fitted.beta), np.copysign(root, fitted.beta), np.nan)
+    log10_p = normal_log10_p(statistic)
+    known = np.isfinite(statistic)
+    beta, error = np.where(known, fitted.beta, np.nan), np.where(known, fitted.standard_error, np.nan)
+    return Association(beta, error, statistic, 10.0**log10_p, log10_p, fitted.n)
 
 
 def score_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array, theta: Array) -> ScoreSums:

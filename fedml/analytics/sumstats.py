@@ -48,7 +48,7 @@ _BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe a
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """One row per variant; all (variants,). ``own``: further columns by name (numbers or text), such as call_rate, hwe_p, sites, method."""
+    """One row per variant; all (variants,). ``own``: further columns by name (numbers or text), such as call_rate, sites, method."""
 
     keys: Sequence[Variant]
     beta: Array

@@ -242,7 +242,7 @@ class Variants(Section):
         default=0.0, description="least minor allele frequency of a variant, over all sites; 0: no threshold"
     )
     min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="least p of Hardy-Weinberg equilibrium of a variant, over all sites; 0: no threshold"
+        default=0.0, description="least p of Hardy-Weinberg equilibrium of a variant at each site, among controls; 0: no threshold"
     )
 
     @property

@@ -79,7 +79,8 @@ def agree_variants(
 
 
 def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
-    """Site -> (4, variants) persons with 0, 1, 2 ALT alleles of the panel, missing; -1 where the site withholds the counts."""
+    """Site -> (5, variants) persons with 0, 1, 2 ALT alleles of the panel, missing, and 1 where not in Hardy-Weinberg equilibrium; -1
+    where the site withholds the counts."""
     sites = [site for site in agreed.nodes.values() if agreed.shared is not None and site in agreed.shared.flips]
     agreement = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
     parts: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in sites}
@@ -95,7 +96,7 @@ def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, An
     for site, table in counts.items():
         converted = table[:, kept].copy()
         change = before[site][kept] != after[site]
-        converted[:, change] = converted[[2, 1, 0, 3]][:, change]
+        converted[:, change] = converted[[2, 1, 0, 3, 4]][:, change]
         out[site] = converted
     return out
 

@@ -246,22 +246,33 @@ def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], steps: int, 
     name = "firth" if firth else "wald"
     for start in range(0, len(chosen), _FIT_BLOCK):
         block = chosen[start : start + _FIT_BLOCK]
-        state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth)
-        while len(state.active):
-            at = block[state.active]
-            given = {
-                **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
-                "penalised": np.array([firth], np.uint8),
-            }  # fmt: skip
-            local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
-            sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
-            state, steps = logistic.step(state, _total(sums)), steps + 1
-            _step(work, f"fitting {len(chosen)} variants ({name}), step {state.iteration}", start, len(chosen))
-        fitted = logistic.wald(state)
-        converged = state.converged
+        state, steps = _iterated(work, fits, block, steps, f"fitting {len(chosen)} variants ({name})", firth=firth)
+        fitted, converged = logistic.wald(state), state.converged
+        if firth:
+            doing = f"testing {len(chosen)} variants ({name})"
+            held, steps = _iterated(work, fits, block, steps, doing, firth=True, held=True)
+            fitted, converged = logistic.likelihood_ratio(state, held), converged & held.converged
         for field, values in zip(fits.result, fitted, strict=True):
             field[block[converged]] = values[converged]
             field[block[~converged]] = values[~converged] if field.dtype.kind == "i" else np.nan
         fits.method[block] = name
         lost += block[~converged].tolist()
     return np.array(lost, dtype=np.int64), steps
+
+
+def _iterated(
+    work: Work, fits: _Fits, block: npt.NDArray[np.int64], steps: int, doing: str, *, firth: bool, held: bool = False
+) -> tuple[logistic.LogisticState, int]:
+    """The solved state of the variants ``block``, and the number of steps so far."""
+    state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
+    while len(state.active):
+        at = block[state.active]
+        given = {
+            **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
+            "penalised": np.array([firth], np.uint8),
+        }  # fmt: skip
+        local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
+        sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
+        state, steps = logistic.step(state, _total(sums)), steps + 1
+        _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
+    return state, steps

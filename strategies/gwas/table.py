@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedml.analytics import sumstats
 from fedml.analytics.linear import Association
-from fedml.cohort.variants.frequency import allele_frequency, call_rate, hardy_weinberg_p
+from fedml.cohort.variants.frequency import allele_frequency, call_rate
 from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
@@ -28,8 +28,8 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         facts: ``persons`` (site -> number), ``cases`` and ``controls`` of a binary outcome, and facts about the components.
     """
     study, pooled, reported = work.study, work.pooled, work.reported
-    frequency, hwe = allele_frequency(pooled), hardy_weinberg_p(pooled[0], pooled[1], pooled[2])
-    extra = {"call_rate": call_rate(pooled), "hwe_p": hwe, "sites": reported.sum(0), "method": method}
+    frequency = allele_frequency(pooled)
+    extra = {"call_rate": call_rate(pooled[:4]), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method}
     plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
         trait=study.study.question or study.cohort.outcome, build=work.agreement.build, samples=sum(persons.values()),

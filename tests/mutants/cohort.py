@@ -83,9 +83,27 @@ MUTANTS: Mutants = {
         [("fedml/cohort/variants/frequency.py", "(2 * counts[:3].sum(0))", "(2 * counts.sum(0))")],
         "fedml/cohort/variants/test_frequency.py::test_frequency_and_call_rate",
     ),
-    "only single persons are small cells": (
-        [("fedml/cohort/variants/frequency.py", "(cells > 0) & (cells < min_count)", "(cells == 1)")],
-        "fedml/cohort/variants/test_frequency.py::test_small_cells_are_those_of_a_loop",
+    "only an allele of a single carrier is withheld": (
+        [("fedml/cohort/variants/frequency.py", "(persons > 0) & (persons < min_count)", "(persons == 1)")],
+        "fedml/cohort/variants/test_frequency.py::test_alleles_of_few_carriers_are_withheld",
+    ),
+    "an allele is lost where homozygotes are folded": (
+        [("fedml/cohort/variants/frequency.py", "out[1] += 2 * moved", "out[1] += moved")],
+        "fedml/cohort/variants/test_frequency.py::test_folded_counts_have_the_same_alleles_and_calls",
+    ),
+    "sites are left out of a variant by their cases": (
+        [
+            (
+                "clients/work/genomics.py",
+                "np.stack([everyone, *(level[rows] for level in levels)])",
+                "np.stack([everyone, *(level[rows] for level in levels), cohort.labels[rows] == 1])",
+            )
+        ],
+        "strategies/gwas/test_calibration.py::test_variants_without_an_effect_are_called_as_often_as_chance_does[persons0-0.2]",
+    ),
+    "the fit without an effect has one": (
+        [("fedml/analytics/logistic.py", "free = size - state.held", "free = size")],
+        "fedml/analytics/test_gwas_math.py::test_firths_test_is_the_ratio_of_penalised_likelihoods",
     ),
     "a view of a turned view is not turned back": (
         [("fedml/cohort/variants/packed.py", "flipped ^ self.flip[stored]", "flipped")],

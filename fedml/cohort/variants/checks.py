@@ -97,7 +97,7 @@ def doubts_checks(before: Panel, after: Panel) -> list[Check]:
 
 
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
-    """The checks that need genotype counts: site -> (4, variants), -1 where the site's policy withholds them; ``failed``: threshold ->
+    """The checks that need genotype counts: site -> (5, variants), -1 where the site's policy withholds them; ``failed``: threshold ->
     variants."""
     out: list[Check] = []
     known = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
@@ -106,7 +106,7 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
             out.append(
                 Check(
                     site,
-                    "counts withheld: too few persons in a cell",
+                    "counts withheld: too few carriers",
                     str(hidden),
                     "warn",
                     "the site's persons are excluded from these variants",

@@ -27,6 +27,7 @@ from fedml.errors import InputError
 from fedml.study.cohort_section import Variants
 
 MEMORY_MB = 512  # memory limit for reading a genotype file of any size
+HWE_P = 1e-6  # least p of Hardy-Weinberg equilibrium for the record, where the study sets no threshold
 _CELLS = 1 << 25  # dosages unpacked at a time
 
 
@@ -91,6 +92,21 @@ def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> 
     return total
 
 
+def site_counts(own: Dosages, spec: Variants) -> npt.NDArray[np.int64]:
+    """(5, variants): ``genotype_counts``, and 1 where the site's variant is not in Hardy-Weinberg equilibrium (``out_of_equilibrium``)."""
+    counts = genotype_counts(own)
+    return np.vstack([counts, out_of_equilibrium(counts, spec)])
+
+
+def out_of_equilibrium(counts: npt.NDArray[np.int64], spec: Variants) -> npt.NDArray[np.bool_]:
+    """(variants,): True where p of the exact test of a site's ``counts`` (4, variants) is below ``min_hwe_p`` of the study, or below
+    ``HWE_P`` where it sets none. Of one site, because in sites of different populations together no variant is in equilibrium."""
+    from fedml.cohort.variants.frequency import hardy_weinberg_p
+
+    out: npt.NDArray[np.bool_] = np.nan_to_num(hardy_weinberg_p(*counts[:3]), nan=1.0) < (spec.min_hwe_p or HWE_P)
+    return out
+
+
 def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArray[np.int64]]:
     """``rows`` in chunks whose unpacked dosages take about 32 MB each."""
     size = max(1, _CELLS // max(variants, 1))
@@ -110,11 +126,11 @@ def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool 
         return settle(draft, None)[0]
     if not (spec.counted or doubtful):
         return draft
-    counts = {name: genotype_counts(aligned(own, draft, name, spec)) for name, own in sites.items()}
+    counts = {name: site_counts(aligned(own, draft, name, spec), spec) for name, own in sites.items()}
     settled, _ = settle(doubt(draft, counts), counts)
     if not spec.counted:
         return settled
-    total = np.sum([genotype_counts(aligned(own, settled, name, spec)) for name, own in sites.items()], axis=0)
+    total = np.sum([site_counts(aligned(own, settled, name, spec), spec) for name, own in sites.items()], axis=0)
     keep, _ = quality(total, spec)
     return choose(settled, keep)
 

@@ -324,16 +324,17 @@ def quality(counts: Ints, spec: Variants) -> tuple[npt.NDArray[np.bool_], dict[s
     """(variants,) bool: the variants that meet the study's thresholds; and threshold -> number of variants that fail it first.
 
     Args:
-        counts: (4, variants) pooled: persons with 0, 1, 2 ALT alleles, missing. A variant without any reported count fails.
+        counts: (5, variants) pooled: persons with 0, 1, 2 ALT alleles, missing, and the number of sites at which the variant is not in
+            Hardy-Weinberg equilibrium. A variant without any reported count fails.
     """
-    from fedml.cohort.variants.frequency import call_rate, hardy_weinberg_p, minor_allele_frequency
+    from fedml.cohort.variants.frequency import call_rate, minor_allele_frequency
 
     called = counts[:3].sum(0) > 0
-    keep, failed = called.copy(), {"no counts reported (too few persons in a cell, or none called)": int((~called).sum())}
+    keep, failed = called.copy(), {"no counts reported (too few carriers, or none called)": int((~called).sum())}
     tests: list[tuple[str, float, Any]] = [
-        (f"call rate below {spec.min_call_rate:g}", spec.min_call_rate, lambda: call_rate(counts)),
+        (f"call rate below {spec.min_call_rate:g}", spec.min_call_rate, lambda: call_rate(counts[:4])),
         (f"minor allele frequency below {spec.min_maf:g}", spec.min_maf, lambda: minor_allele_frequency(counts)),
-        (f"Hardy-Weinberg p below {spec.min_hwe_p:g}", spec.min_hwe_p, lambda: hardy_weinberg_p(counts[0], counts[1], counts[2])),
+        (f"Hardy-Weinberg p below {spec.min_hwe_p:g} at a site", spec.min_hwe_p, lambda: (counts[4] == 0).astype(float)),
     ]
     for name, threshold, value in tests:
         if threshold:

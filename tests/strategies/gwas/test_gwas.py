@@ -16,7 +16,6 @@ import pysam
 import pytest
 import statsmodels.api as sm
 from scipy.linalg import subspace_angles
-from scipy.stats import norm
 
 from fedml.analytics.forms import REQUEST, sizes
 from fedml.clients.gate.journal import entries
@@ -86,7 +85,7 @@ def test_genotype_counts_are_the_pooled_ones(height: Ran, pool: Pool) -> None:
     own = np.where(np.array([pool.alt[j] for j in at]) == counted[0].effect, own, 2 - own)
     expected = np.stack([(own == 0).sum(0), (own == 1).sum(0), (own == 2).sum(0), np.isnan(own).sum(0)])
     assert len(at) == 14079
-    assert np.array_equal(np.sum([s.reported["counts"] for s in counted], axis=0), expected)
+    assert np.array_equal(np.sum([s.reported["counts"][:4] for s in counted], axis=0), expected)
     f = (expected[1] + 2 * expected[2]) / (2 * expected[:3].sum(0))
     written = height.table.loc[counted[0].rsid]
     same = written.effect_allele.to_numpy() == counted[0].effect
@@ -122,7 +121,7 @@ def test_linear_is_statsmodels_on_pooled_data(height: Ran, pool: Pool, component
 
 @pytest.mark.long
 def test_two_sites_and_six_give_one_table(two: Ran, six: Ran) -> None:
-    numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p", "n", "call_rate", "hwe_p"]
+    numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p", "n", "call_rate"]
     a, b = two.table, six.table.loc[two.table.index]
     assert np.array_equal(a.effect_allele, b.effect_allele)
     assert np.allclose(a[numbers], b[numbers], rtol=1e-5, atol=1e-7)
@@ -169,11 +168,11 @@ def test_logistic_is_the_pooled_maximum(tall: Ran, pool: Pool, some: list[str]) 
     assert beta < 1e-6
     assert error < 1e-6
     assert p < 1e-5
-    for rsid, (beta, error) in penalised.items():
+    for rsid, (beta, error, p) in penalised.items():
         found = tall.table.loc[rsid]
         assert found.beta == pytest.approx(beta, abs=1e-6 * error), "Newton stops at 1e-7 standard errors"
         assert found.standard_error == pytest.approx(error, rel=1e-6)
-        assert float(found.p_value) == pytest.approx(2 * norm.sf(abs(beta / error)), rel=1e-5)
+        assert float(found.p_value) == pytest.approx(p, rel=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("plink2") is None, reason="PLINK 2 is not installed")
@@ -234,19 +233,20 @@ def strict(sites: Path) -> Ran:
     return run(study_of("height"), folder, sites.parent / "strict-run")
 
 
-def hidden(pool: Pool, *groups: Any) -> Any:
-    """(variants,): has kg1 one to four persons of one genotype, among all, men, women or any of ``groups``?"""
+def hidden(pool: Pool) -> Any:
+    """(variants,): has kg1 one to four carriers of an allele, among all, men or women? (No variant has homozygotes of both kinds so few
+    that they could not be told in alleles.)"""
     out = np.zeros(len(pool.rsid), bool)
     here, sex = (pool.persons.site == "kg1").to_numpy(), pool.persons.sex.to_numpy()
-    for group, copies in itertools.product((True, sex == 0, sex == 1, *groups), range(3)):
-        count = (pool.dosage[here & group] == copies).sum(0)
+    for group, alleles in itertools.product((True, sex == 0, sex == 1), ((1, 2), (0, 1))):
+        count = np.isin(pool.dosage[here & group], alleles).sum(0)
         out |= (count > 0) & (count < 5)
     return out
 
 
 def test_no_small_cell_leaves(strict: Ran, pool: Pool) -> None:
     secret = {rsid for rsid, yes in zip(pool.rsid, hidden(pool), strict=True) if yes}
-    assert 500 < len(secret) < 13_000
+    assert 20 < len(secret) < 13_000
     seen = set()
     for step in (s for s in strict.steps if s.site == "kg1"):
         mine = np.array([rsid in secret for rsid in step.rsid], bool)
@@ -279,7 +279,7 @@ def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) 
     assert strict.event["partly_reported"] == secret.sum()
     for rows, own in ((all_rows, table[whole]), (there, table[~whole])):
         reference = {}
-        for rsid in chosen(own, 60, 5):
+        for rsid in chosen(own, 40, 5):
             x = np.column_stack([pool.design(components, rows), pool.genotype(pool.rsid.index(rsid), own.effect_allele[rsid], rows)])
             fitted = sm.OLS(pool.persons.height.to_numpy()[rows], x).fit()
             reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
@@ -290,7 +290,7 @@ def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, so
     study = study_of("tall", gwas__first_pass_p=1.0, gwas__components=0, cohort__variants={"match": "rsid", "listed": some})
     table = run(study, sites.parent / "strict", sites.parent / "strict-tall").table
     case, there = pool.persons.tall.to_numpy(), (pool.persons.site == "hapmap3").to_numpy()
-    secret = hidden(pool, case == 1, case == 0)
+    secret = hidden(pool)
     x, seen, reference = pool.design(np.zeros((len(there), 0))), [], {}
     x[:, 1] -= x[:, 1].mean()
     for rsid in some:
@@ -303,7 +303,7 @@ def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, so
             fitted = sm.Logit(case[rows], own).fit(disp=0, tol=1e-13)
             reference[rsid] = fitted.params[-1], fitted.bse[-1], fitted.pvalues[-1]
         else:
-            reference[rsid] = *firth(own, case[rows]), float(table.p_value[rsid])
+            reference[rsid] = firth(own, case[rows])
     assert 20 < np.sum(seen) < len(some) - 20
     assert max(worst(table, reference)) < 1e-5
 

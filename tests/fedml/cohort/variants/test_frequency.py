@@ -51,20 +51,43 @@ def test_counts_and_groups_add_up_over_chunks_of_persons(dosage: Any, cut: int, 
 
 
 @given(dosages, st.integers(-1, 6), st.data())
-def test_small_cells_are_those_of_a_loop(dosage: Any, min_count: int, data: Any) -> None:
+def test_alleles_of_few_carriers_are_withheld(dosage: Any, min_count: int, data: Any) -> None:
     groups = np.vstack([np.ones((1, len(dosage)), bool), data.draw(hnp.arrays(np.bool_, (2, len(dosage))))])
-    wanted = [
-        any(1 <= sum(own[p] == g for p in range(len(own)) if group[p]) < min_count for group in groups for g in range(3))
-        for own in dosage.T.tolist()
-    ]
-    assert f.small_cells_of(f.group_counts(dosage, groups), min_count).tolist() == wanted
+    found = f.withheld(f.group_counts(dosage, groups), min_count)
+    told = f.folded(f.genotype_counts(dosage), min_count)
+    for at, own in enumerate(dosage.T.tolist()):
+        carriers = [
+            sum(own[p] in alleles for p in range(len(own)) if group[p]) for group in groups for alleles in ((1, 2), (0, 1))
+        ]  # fmt: skip
+        few = any(1 <= count < min_count for count in carriers)
+        assert found[at] == (few or any(1 <= count < min_count for count in told[:3, at]))
 
 
-def test_a_missing_call_and_an_empty_cell_hide_nothing() -> None:
+@given(dosages, st.integers(-1, 6))
+def test_folded_counts_have_the_same_alleles_and_calls(dosage: Any, min_count: int) -> None:
+    counts = f.genotype_counts(dosage)
+    told = f.folded(counts, min_count)
+    assert (told >= 0).all()
+    assert np.array_equal(told[1] + 2 * told[2], counts[1] + 2 * counts[2])
+    assert np.array_equal(told[:3].sum(0), counts[:3].sum(0))
+    assert np.array_equal(told[3], counts[3])
+    if min_count <= 1:
+        assert np.array_equal(told, counts)
+
+
+def test_what_is_withheld_and_what_is_told_in_alleles() -> None:
+    counts = np.array([[90, 8, 2, 1], [96, 0, 4, 0], [95, 3, 2, 0], [97, 3, 0, 0], [100, 0, 0, 0], [90, 2, 8, 0]]).T
+    assert f.withheld(counts[None], 5).tolist() == [False, True, False, True, False, True]
+    assert f.folded(counts, 5)[:, 0].tolist() == [88, 12, 0, 1]
+    assert f.folded(counts, 5)[:, 2].tolist() == [93, 7, 0, 0], "five carriers"
+    assert not f.withheld(counts[None], 1).any()
+
+
+def test_a_missing_call_and_an_absent_allele_hide_nothing() -> None:
     dosage = np.array([[0, 0, 0, 0, 0, -1], [0, 0, 0, 1, 1, 1]], np.int8).T
     all_persons = np.ones((1, 6), bool)
-    assert f.small_cells_of(f.group_counts(dosage, all_persons), 4).tolist() == [False, True]
-    assert not f.small_cells_of(f.group_counts(dosage, all_persons), 1).any()
+    assert f.withheld(f.group_counts(dosage, all_persons), 4).tolist() == [False, True]
+    assert not f.withheld(f.group_counts(dosage, all_persons), 1).any()
 
 
 def test_frequency_and_call_rate() -> None:

@@ -197,11 +197,11 @@ def test_align_leaves_what_is_absent_missing_and_never_takes_other_alleles() -> 
 
 
 def test_quality_says_which_threshold_fails() -> None:
-    counts = np.array([[50, 0, 100, 25, 0, 0], [40, 0, 0, 0, 0, 0], [10, 0, 0, 25, 0, 90], [0, 100, 0, 50, 0, 10]])
+    counts = np.array([[50, 0, 100, 25, 0, 0], [40, 0, 0, 0, 0, 0], [10, 0, 0, 25, 0, 90], [0, 100, 0, 50, 0, 10], [0, 0, 0, 1, 0, 0]])
     keep, failed = quality(counts, Variants(min_call_rate=0.6, min_maf=0.05, min_hwe_p=1e-6))
     assert keep.tolist() == [True, False, False, False, False, False]
     assert failed == {
-        "no counts reported (too few persons in a cell, or none called)": 2,
+        "no counts reported (too few carriers, or none called)": 2,
         "call rate below 0.6": 1, "minor allele frequency below 0.05": 2,
     }  # fmt: skip
-    assert quality(counts, Variants(min_hwe_p=1e-6))[1]["Hardy-Weinberg p below 1e-06"] == 1
+    assert quality(counts, Variants(min_hwe_p=1e-6))[1]["Hardy-Weinberg p below 1e-06 at a site"] == 1
