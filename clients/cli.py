@@ -43,7 +43,7 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 # purposes = ["DUO:0000042"] # default: the purposes of the studies approved at this site
 # centre = "distrusted" # answers only studies with privacy of a patient and noised metrics; "curious": other studies too, within bounds
 # min_persons = 20 # fewest training persons with whom the site takes part
-# min_count = 5 # fewest persons in any count or sum that is sent; for a variant, also fewest persons with each genotype
+# min_count = 5 # fewest persons in any count or sum that is sent; for a variant, also fewest carriers of each allele
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); default 0: no study with privacy of a patient runs
 # allow_unprotected = false # with a budget: whether a study without privacy of a patient may run
 # deidentification = "quarantine" # a DICOM file that is not de-identified: refuse (the site takes no part), quarantine (exclude it), warn

@@ -120,7 +120,7 @@ class Policy(_Section):
     allow_unprotected: bool = Field(default=False, description="with a budget: whether a study without privacy of a patient may run")
     max_reply_mb: Annotated[int, Field(ge=1)] = Field(default=512, description="largest reply of the site, MB")
     min_count: Annotated[int, Field(ge=1, le=2**53)] = Field(
-        default=5, description="fewest persons in a count or sum that is sent; for a variant, also fewest persons with each genotype"
+        default=5, description="fewest persons in a count or sum that is sent; for a variant, also fewest carriers of each allele"
     )
     deidentification: Deidentification = Field(
         default="quarantine",
