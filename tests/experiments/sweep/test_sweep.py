@@ -325,7 +325,7 @@ def test_the_cost_of_all_tries_is_shown_and_asked_about(tmp_path: Path) -> None:
 
 
 def test_a_budget_that_all_tries_exceed_refuses_before_the_first(tmp_path: Path) -> None:
-    make_sites(tmp_path)
+    make_sites(tmp_path, 800)  # of fewer, the noise may leave a class without validation persons
     private_study(tmp_path, metrics="private", noise_multiplier=8.0)
     single = gaussian_epsilon(math.sqrt(4) / 8.0, 1e-3)  # validation persons: three rounds and the last evaluation
     for name in "ab":
