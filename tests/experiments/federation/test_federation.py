@@ -263,7 +263,7 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
         "extra record": "undeclared-record",
         "undeclared key": "undeclared-record",
         "pickle": "undeclared-record",
-        "unknown study": "bad-message",
+        "unknown study": "not-approved",
         "not ours": "bad-message",
         "ten gigabytes": "bad-message",
         "good": "ANSWERED",
