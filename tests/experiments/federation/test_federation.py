@@ -280,8 +280,10 @@ def test_what_a_hostile_server_asks_is_refused_and_its_code_never_runs(work: Pat
 
 LEAKY_SITE = """
 import sys
+from pathlib import Path
 import fedml.clients.work.known as known
-from fedml.clients.cli import main
+from fedml.clients.service import run_site
+from fedml.clients.site.manifest import read_site
 real = known.execute
 def leaky(asked, content, memory):
     reply = real(asked, content, memory)
@@ -289,8 +291,7 @@ def leaky(asked, content, memory):
         reply["metrics"]["oslo-001-is-sick"] = 1.0
     return reply
 known.execute = leaky
-sys.argv = ["fedml-site", "start", "--site", sys.argv[1]]
-main()
+run_site(read_site(Path(sys.argv[1])))
 """
 
 
@@ -345,7 +346,9 @@ def test_a_reply_with_a_person_in_a_metrics_name_does_not_leave(work: Path) -> N
     start = [sys.executable, str(script), "sites/oslo"]
     replaced(work, "oslo", lambda: subprocess.Popen(start, cwd=work, start_new_session=True), check)
     refused = [e for e in journal(work, "oslo")[known:] if e.verdict == "refused"]
-    assert {(e.direction, e.phase, e.reason) for e in refused} == {("out", "round", "undeclared-record")}
+    # A site that returned no update cannot tell that the last weights follow from the rounds, and does not evaluate them.
+    expected = {("out", "round", "undeclared-record"), ("in", "evaluate", "not-of-the-plan")}
+    assert {(e.direction, e.phase, e.reason) for e in refused} == expected
     assert "oslo-001" not in (work / "sites" / "oslo" / ".fedml" / "journal.jsonl").read_text()
 
 
