@@ -43,7 +43,9 @@ test: check
 	$(PYTEST) -m "not long"
 
 test-all: check .venv-peers/.installed
-	FEDML_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python $(PYTEST)
+	export FEDML_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python; \
+	$(PYTEST) -m "not federation"; first=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m federation && exit $$first
 
 # The RO-Crate validator wants another rich than Flower, and AnnData an older pandas, so they have an environment of their own.
 .venv-peers/.installed:

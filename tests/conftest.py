@@ -44,10 +44,19 @@ LONGEST = (
 )
 
 
+# Where real federations run; two at a time on two cores run into each other's time limits.
+FEDERATIONS = ("experiments/federation/", "clients/work/test_leaks.py", "strategies/gwas/test_gwas_deployed.py")
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The order in which files are dealt to workers (``pytest -n 2 --dist loadfile --no-loadscope-reorder``); within a file it stays."""
+    """Marks long tests of real federations, and orders the files as they are dealt to workers (``pytest -n 2 --dist loadfile
+    --no-loadscope-reorder``); within a file the order stays."""
     places = {name: place for place, name in enumerate(LONGEST)}
     here = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("long") and item.path.relative_to(here).as_posix().startswith(FEDERATIONS):
+            item.add_marker("federation")
     items.sort(key=lambda item: places.get(item.path.relative_to(here).as_posix(), len(places)))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,12 @@ def simulate(folder: Path, persons: tuple[int, ...], share: float | None, varian
     for name, count in zip(names, persons, strict=True):
         place, ids = folder / name, [f"{name}-{at}" for at in range(count)]
         place.mkdir()
-        properties = {"fid": ids, "iid": ids, "sid": [f"rs{at + 1}" for at in range(variants)], "chromosome": ["1"] * variants}
+        properties: dict[str, Any] = {
+            "fid": ids,
+            "iid": ids,
+            "sid": [f"rs{at + 1}" for at in range(variants)],
+            "chromosome": ["1"] * variants,
+        }
         properties |= {"bp_position": list(range(1000, 1000 + variants)), "allele_1": ["G"] * variants, "allele_2": ["A"] * variants}
         to_bed(place / "genotypes.bed", random.binomial(2, frequency, (count, variants)).astype(np.int8), properties=properties)
         y = random.normal(size=count) if share is None else (random.permutation(count) < round(share * count)).astype(int)

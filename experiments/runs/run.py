@@ -225,9 +225,9 @@ def _ended(run: Path) -> bool:
 
 
 def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Job) -> None:
-    """Submits the study to a SuperLink and waits for its end event. Raises ``RunError`` after a time without events."""
-    from fedml.flower.control import run_failed
-    from fedml.flower.parent import has_left
+    """Submits the study to a SuperLink and waits for its end event; stops it there if it does not come to one, or from the keyboard. Raises
+    ``RunError`` after a time without events."""
+    from fedml.flower.control import stop_run
     from fedml.flower.superlink import submit, write_app
 
     home = home or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
@@ -236,6 +236,17 @@ def _deploy(study: Study, run: Path, home: Path | None, connection: str, job: Jo
     write_app(app, apps, {"study": study.canonical, "run": str(run.resolve()), "job": job})
     number = submit(home, app, connection=connection)
     shutil.rmtree(app)
+    try:
+        _wait_for_end(study, run, home, number)
+    except BaseException:
+        stop_run(home, number)  # from the keyboard too: sites would go on training
+        raise
+
+
+def _wait_for_end(study: Study, run: Path, home: Path, number: int) -> None:
+    from fedml.flower.control import run_failed
+    from fedml.flower.parent import has_left
+
     silence_seconds = study.federation.timeout * (len(study.federation.sites) + 1) + 120
     asked = time.monotonic()
     while not _ended(run):

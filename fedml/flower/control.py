@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +101,15 @@ def unregister_node(home: Path, node_id: int) -> None:
 
     with _client(home) as client:
         client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+
+
+def stop_run(home: Path, number: int) -> None:
+    """Ends a run at the SuperLink of ``home``, if that answers. Without it the SuperLink takes a server app that was killed for running for
+    a minute more, in which its sites ask for the rest of a message, and answer nobody else."""
+    from flwr.proto.control_pb2 import StopRunRequest
+
+    with suppress(RunError, OSError, KeyError, ValueError), _client(home) as client:
+        client.StopRun(StopRunRequest(run_id=number))
 
 
 def run_failed(home: Path, number: int) -> str:
