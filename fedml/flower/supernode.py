@@ -5,6 +5,9 @@ half a second between checks for its site's reply, and a second or more when it 
 yet, which is usual for a fast node. Here these times are shorter, and the reply to an executor's request for a task is delayed until a
 complete task is available, so that the executor need not poll often or request missing parts.
 A site without messages asks less and less often, after a minute every 3 s as Flower's. Heartbeats are sent twice as often.
+
+A reply is sent when it is there. Flower sends one only after the next message: where a run ended while its message was received, that
+message's reply is left over, takes the place of the next one, and the next run's first reply waits until its time is over.
 Nothing else is changed.
 """
 
@@ -53,13 +56,21 @@ def nap(seconds: float) -> None:
 
 
 def receive(**how: Any) -> int | None:
-    """Flower's function under a lock that blocks ``acquire``, because Flower creates the task before the message is complete."""
+    """Flower's function under a lock that blocks ``acquire``, because Flower creates the task before the message is complete. Any number
+    in place of None makes Flower send the replies that are there."""
     with _receiving:
         run = _receive(**how)
-    if run is not None:
-        _last["message"] = time.monotonic()
-        _received.set()
+    if run is None:
+        return 0 if replies_wait(how["state"]) else None
+    _last["message"] = time.monotonic()
+    _received.set()
     return run
+
+
+def replies_wait(state: Any) -> bool:
+    """Whether the SuperNode's memory (``InMemoryNodeState``) has a reply that was not sent."""
+    with state.lock_msg_store:
+        return any(entry.message.metadata.reply_to_message_id and not entry.is_retrieved for entry in state.msg_store.values())
 
 
 def acquire(request: AcquireTaskRequest, state: Any) -> AcquireTaskResponse:

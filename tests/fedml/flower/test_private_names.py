@@ -35,6 +35,7 @@ TOUCHED = {
     "flwr.proto.control_pb2:ListNodesRequest",
     "flwr.proto.control_pb2:ListRunsRequest",
     "flwr.proto.control_pb2:RegisterNodeRequest",
+    "flwr.proto.control_pb2:StopRunRequest",
     "flwr.proto.control_pb2:UnregisterNodeRequest",
     "flwr.proto.node_pb2:NodeInfo",
     "flwr.proto.recorddict_pb2:RecordDict",
