@@ -503,6 +503,8 @@ def test_no_byte_of_a_person_leaves_through_an_exception(federation: Federation,
         if case["place"] == "line" and reply["error"] is None:
             handled.append(outcome["met"][0])  # as where text is tried as a number: the message is answered
             continue
+        if case.get("data") in ("image", "shape") and reply["error"] is None:
+            continue  # one unusable image of a hundred is excluded, not refused
         assert reply["error"], f"answered in spite of a fault: {case} {outcome}"
         assert reply["error"][0] == 600, f"not the gate's refusal: {case} {reply}"
         assert reply["error"][1] in set(Reason), f"not a code: {case} {reply}"
