@@ -22,7 +22,7 @@ from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.frequency import folded, group_counts, withheld
+from fedml.cohort.variants.frequency import few, folded, group_counts, withheld
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
 from fedml.errors import Reason, SiteError
@@ -170,7 +170,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.GENOTYPES:
             counts = _group_counts(dosages, people, people.groups)
             (controls,) = _group_counts(dosages, people, people.controls[None])
-            told = np.vstack([folded(counts[0], floor), out_of_equilibrium(controls, request.study.cohort.variants)])
+            # Of few persons the test would tell which genotypes they have: a study may set any threshold.
+            tested = ~few(controls[:3], floor).any(0)
+            told = np.vstack([folded(counts[0], floor), tested & out_of_equilibrium(controls, request.study.cohort.variants)])
             return _reply({"counts": np.where(withheld(counts, floor), -1, told)})
         case Phase.COVARIATES:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})

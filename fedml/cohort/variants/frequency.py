@@ -69,7 +69,7 @@ def withheld(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
         min_count: 1 or less hides nothing.
     """
     carriers = np.stack([counts[:, 1] + counts[:, 2], counts[:, 0] + counts[:, 1]])
-    return np.asarray(_few(carriers, min_count).any((0, 1)) | _few(folded(counts[0], min_count)[:3], min_count).any(0))
+    return np.asarray(few(carriers, min_count).any((0, 1)) | few(folded(counts[0], min_count)[:3], min_count).any(0))
 
 
 def folded(counts: Counts, min_count: int) -> Counts:
@@ -77,15 +77,16 @@ def folded(counts: Counts, min_count: int) -> Counts:
     heterozygotes: allele frequency and call rate stay exact, Hardy-Weinberg equilibrium does not. Unchanged where there are too few persons
     for it."""
     out = counts.copy()
-    for few, many in ((2, 0), (0, 2)):
-        moved = np.where(_few(out[few], min_count) & (out[many] >= out[few]), out[few], 0)
-        out[few] -= moved
+    for fewer, many in ((2, 0), (0, 2)):
+        moved = np.where(few(out[fewer], min_count) & (out[many] >= out[fewer]), out[fewer], 0)
+        out[fewer] -= moved
         out[many] -= moved
         out[1] += 2 * moved
     return out
 
 
-def _few(persons: Counts, min_count: int) -> npt.NDArray[np.bool_]:
+def few(persons: Counts, min_count: int) -> npt.NDArray[np.bool_]:
+    """Where a number of persons is from 1 to ``min_count`` - 1."""
     out: npt.NDArray[np.bool_] = (persons > 0) & (persons < min_count)
     return out
 

@@ -247,6 +247,18 @@ def test_needs_firth_where_the_smaller_class_or_the_allele_is_rare() -> None:
     assert logistic.needs_firth(frequency, 5000, 60_000).all()
 
 
+def penalised_loss(x: Any, case: Any) -> Callable[[Any], float]:
+    """Firth's penalised log likelihood, negative, as a function of the coefficients."""
+
+    def loss(theta: Any) -> float:
+        eta = x @ theta
+        mu = 1 / (1 + np.exp(-eta))
+        information = (x * (mu * (1 - mu))[:, None]).T @ x
+        return -float((case * eta - np.logaddexp(0, eta)).sum() + 0.5 * np.linalg.slogdet(information)[1])
+
+    return loss
+
+
 @pytest.mark.parametrize("sites", SPLITS)
 def test_firth_is_the_maximum_of_the_penalised_likelihood(sites: int) -> None:
     from scipy.optimize import minimize
@@ -258,13 +270,7 @@ def test_firth_is_the_maximum_of_the_penalised_likelihood(sites: int) -> None:
     assert np.isnan(result.beta[5])
     for j in (0, 1, 2, 7, 12, 20):
         x = np.column_stack([data.covariates, data.imputed[:, j] - 2 * data.frequency[j]])
-
-        def loss(theta: Any, x: Any = x) -> float:
-            eta = x @ theta
-            mu = 1 / (1 + np.exp(-eta))
-            information = (x * (mu * (1 - mu))[:, None]).T @ x
-            return -float((data.case * eta - np.logaddexp(0, eta)).sum() + 0.5 * np.linalg.slogdet(information)[1])
-
+        loss = penalised_loss(x, data.case)
         begins = (np.zeros(5), state.theta[:, j] + 0.1)
         best = min((minimize(loss, begin, method="BFGS", options={"gtol": 1e-7}) for begin in begins), key=lambda found: found.fun)
         assert -state.log_likelihood[j] == pytest.approx(best.fun, rel=1e-10)
@@ -293,13 +299,7 @@ def test_firths_test_is_the_ratio_of_penalised_likelihoods(sites: int) -> None:
     assert np.isnan(result.p[5])
     for j in (0, 1, 2, 7, 12, 20):
         x = np.column_stack([data.covariates, data.imputed[:, j] - 2 * data.frequency[j]])
-
-        def loss(theta: Any, x: Any = x) -> float:
-            eta = x @ theta
-            mu = 1 / (1 + np.exp(-eta))
-            information = (x * (mu * (1 - mu))[:, None]).T @ x
-            return -float((data.case * eta - np.logaddexp(0, eta)).sum() + 0.5 * np.linalg.slogdet(information)[1])
-
+        loss = penalised_loss(x, data.case)
         whole = minimize(loss, state.theta[:, j] + 0.1, method="BFGS", options={"gtol": 1e-7})
         without = minimize(lambda theta, loss=loss: loss(np.append(theta, 0.0)), np.zeros(4), method="BFGS", options={"gtol": 1e-7})
         expected = 2 * (without.fun - whole.fun)
