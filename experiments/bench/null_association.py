@@ -21,6 +21,7 @@ from fedml.experiments.runs.association import read_table
 from fedml.experiments.runs.run import run_nodes
 from fedml.study.study import Study, parse_study, validate
 
+KINDS: tuple[str, str] = ("regression", "classification")
 DESIGNS = (
     ((300,) * 3, None),
     ((300,) * 20, None),
@@ -57,7 +58,7 @@ def simulate(folder: Path, persons: tuple[int, ...], share: float | None, varian
     plan = {
         "study": {"name": "null", "seed": 1},
         "cohort": {"inputs": ["variants"], "target": "y"},
-        "model": {"task": "regression" if share is None else "classification"},
+        "model": {"task": KINDS[share is not None]},
         "gwas": {"components": 0},
         "federation": {"sites": names},
     }

@@ -7,6 +7,7 @@ However large the matrix, a part of it is in memory: a few columns of a Parquet 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def main() -> None:
         answer = {"error": str(error)}
     except Unwritable as error:
         answer = {"unwritable": str(error)}
-    print(json.dumps(answer))
+    print(json.dumps(answer), flush=True)
+    os._exit(0)  # a thread of pyarrow's that lets go of a Python object while the interpreter ends would abort the process
 
 
 if __name__ == "__main__":
