@@ -59,7 +59,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
         loadings, components = _components(work)
         design |= loadings
     fit = _linear if forms.kind(study) == "linear" else _logistic
-    result, method, null = fit(work, design)
+    work, result, method, null = fit(work, design)
     found = write_results(work, result, method, {"persons": persons, **null, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
@@ -157,14 +157,37 @@ def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: 
     for site, local, row in zip(work.sites, sums.values(), reported, strict=True):
         if not np.array_equal(local["used"].astype(bool), row):
             raise RunError(f"{site} reports other variants than in its genotype counts, its data changed during the run; run it again.")
-    return np.sum([local[name] for local in sums.values()], axis=0)
+    own = work.intercepts
+    placed = [own.vector(local[name], site) if name in ("xg", "xwg") else local[name] for site, local in enumerate(sums.values())]
+    return np.sum(placed, axis=0)
 
 
-def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
-    theta = np.zeros(forms.sizes(work.study, 0)["K"])
+def _asked(work: Work, theta: Floats) -> dict[str, dict[str, Floats]]:
+    """Site -> its rows of the coefficients ``theta`` (width,) of the model without a variant."""
+    return {site: {"theta": work.intercepts.theta(theta, at)} for at, site in enumerate(work.sites)}
+
+
+def _likelihood(work: Work, local: Mapping[str, Mapping[str, Any]]) -> list[logistic.LikelihoodSums]:
+    """The sites' sums, at their places in the whole model."""
+    own = work.intercepts
+    return [
+        logistic.LikelihoodSums(own.vector(s["gradient"], at), own.triangle(s["information"], at), s["log_likelihood"], s["n"])
+        for at, s in enumerate(local.values())
+    ]
+
+
+Fitted = tuple[Work, Association, npt.NDArray[np.str_], dict[str, Any]]  # of the variants of this work
+
+
+def _linear(work: Work, design: dict[str, Any]) -> Fitted:
+    work, rare = _common(work, 1.0)
+    theta, own = np.zeros(work.intercepts.columns), work.intercepts
     empty = work.agreement.part(slice(0, 0))
     null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.traffic)
-    sums = [linear.NullSums(s["xx"], s["xy"], float(s["yy"][0]), int(s["n"][0])) for s in null.values()]
+    sums = [
+        linear.NullSums(own.matrix(s["xx"], site), own.vector(s["xy"], site), float(s["yy"][0]), int(s["n"][0]))
+        for site, s in enumerate(null.values())
+    ]
     frequency, reported, parts = allele_frequency(work.pooled), work.reported, []
     for number, block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
@@ -172,34 +195,58 @@ def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArra
         total = linear.VariantSums(*(_sum(work, block, local, name) for name in ("xg", "gg", "gy")))
         parts.append(linear.solve(sums, reported[:, block], total))
     result = Association(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-    return result, np.full(len(work.keys), "linear"), {}
+    return work, result, np.full(len(work.keys), "linear"), {"rare": rare}
 
 
-def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
+def _common(work: Work, balance: float) -> tuple[Work, int]:
+    """The work on the variants with at least ``min_mac`` minor alleles, and how many have fewer. Which they are depends on all sites'
+    counts, and not on who of their carriers is a case.
+
+    Args:
+        balance: minor alleles are worth so much: 1, or of a binary outcome the effective number of persons divided by all persons.
+
+    Raises:
+        RunError: no variant has as many.
+    """
+    alleles = np.minimum(*(2 * work.pooled[row] + work.pooled[1] for row in (0, 2))) * balance
+    common = alleles >= work.plan.min_mac
+    if not common.any():
+        worth = "" if balance == 1 else f" (each counts as {balance:.3g}, because cases and controls are not equally many)"
+        raise RunError(
+            f"none of {len(common)} variants has {work.plan.min_mac:g} minor alleles{worth}; lower [gwas] min_mac, or add persons."
+        )
+    if common.all():
+        return work, 0
+    counts = {site: table[:, common] for site, table in work.counts.items()}
+    return replace(work, agreement=work.agreement.part(np.flatnonzero(common)), counts=counts), int((~common).sum())
+
+
+def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     theta, null, persons = _null_model(work, design)
     cases = persons["cases"]
+    controls = int(sum(s.n[0] for s in null)) - cases
+    work, rare = _common(work, logistic.balance(cases, controls))
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
     everywhere, parts = reported.all(0), []
     for number, block in _blocks(work):
-        given = {**design, "frequency": frequency[block], "theta": theta[:, 0]}
-        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
+        given, own = {**design, "frequency": frequency[block]}, _asked(work, theta[:, 0])
+        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic, own)
         total = logistic.ScoreSums(*(_sum(work, block, local, name) for name in ("score", "gwg", "xwg")))
         parts.append(logistic.score_test(null, reported[:, block], total))
     result = Association(*(np.concatenate(field).copy() for field in zip(*parts, strict=True)))
     method = np.full(len(work.keys), "score")
-    controls = int(sum(s.n[0] for s in null)) - cases
-    rare = logistic.needs_firth(frequency, cases, controls) if work.plan.firth == "auto" else np.zeros(len(frequency), bool)
+    few = logistic.needs_firth(frequency, cases, controls) if work.plan.firth == "auto" else np.zeros(len(frequency), bool)
     # If a site is excluded from a variant, the null model of the score test includes persons who are not in that variant's sums: such
     # variants are always fitted in full.
     selected = reported.any(0) & ((result.p <= work.plan.first_pass_p) | ~everywhere)
     steps = 0
     fits = _Fits(design, theta, frequency, result, method)
-    plain, steps = _fitted(work, fits, np.flatnonzero(selected & ~rare), steps, firth=False)
-    penalised = np.flatnonzero(selected & rare)
+    plain, steps = _fitted(work, fits, np.flatnonzero(selected & ~few), steps, firth=False)
+    penalised = np.flatnonzero(selected & few)
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
     _fitted(work, fits, penalised, steps, firth=True)
-    return result, method, {"cases": cases, "controls": controls}
+    return work, result, method, {"cases": cases, "controls": controls, "rare": rare}
 
 
 def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], dict[str, int]]:
@@ -208,21 +255,34 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
     Raises:
         RunError: the null model has no finite solution, or all persons are of one class.
     """
-    state = logistic.start(logistic.null_theta(forms.sizes(work.study, 0)["K"]))
+    state = logistic.start(logistic.null_theta(work.intercepts.width))
     empty, number = work.agreement.part(slice(0, 0)), 0
     while True:
         theta = state.theta
-        local = take(work.study, work.grid, empty, Phase.NULL, number, {**design, "theta": theta[:, 0]}, work.traffic)
-        sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
+        local = take(work.study, work.grid, empty, Phase.NULL, number, design, work.traffic, _asked(work, theta[:, 0]))
+        sums = _likelihood(work, local)
+        if number == 0:
+            _check_classes(work, {site: (int(s["cases"][0]), int(s["n"][0])) for site, s in local.items()})
         if not len(state.active):  # these are the sums at the solution
             break
         state, number = logistic.step(state, _total(sums)), number + 1
     if not state.converged[0]:
         raise RunError("the null model has no finite solution: the covariates separate cases from controls; remove [gwas] covariates.")
-    cases = sum(int(s["cases"][0]) for s in local.values())
-    if not 0 < cases < sum(int(s["n"][0]) for s in local.values()):
+    return theta, sums, {"cases": sum(int(s["cases"][0]) for s in local.values())}
+
+
+def _check_classes(work: Work, classes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises ``RunError`` where the outcome cannot be told from the site. ``classes``: site -> (cases, persons)."""
+    cases, persons = (sum(pair[i] for pair in classes.values()) for i in (0, 1))
+    if not 0 < cases < persons:
         raise RunError("all persons are of one class; correct [cohort] classes or target.")
-    return theta, sums, {"cases": cases}
+    single = {site: "cases" if found else "controls" for site, (found, n) in classes.items() if found in (0, n)}
+    names = ", ".join(f"{site} has {kind} only" for site, kind in single.items())
+    if len(single) == len(classes):
+        raise RunError(f"{names}: a variant that differs between sites looks like one of the disease; add a site that has both.")
+    if single and work.intercepts.each:
+        advice = "leave such a site out of [federation] sites"
+        raise RunError(f'{names}: with an intercept for each site it has no part in any test; {advice}, or set [gwas] intercept = "one".')
 
 
 def _total(sums: list[Any]) -> Any:
@@ -267,12 +327,13 @@ def _iterated(
     state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
     while len(state.active):
         at = block[state.active]
-        given = {
-            **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
-            "penalised": np.array([firth], np.uint8),
-        }  # fmt: skip
-        local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
-        sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
-        state, steps = logistic.step(state, _total(sums)), steps + 1
+        given = {**fits.design, "frequency": fits.frequency[at], "penalised": np.array([firth], np.uint8)}
+        places = work.intercepts
+        own = {
+            site: {"theta_fit": places.theta(state.ask, number), "inverse": places.inverse(state.inverse, number)}
+            for number, site in enumerate(work.sites)
+        }
+        local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic, own)
+        state, steps = logistic.step(state, _total(_likelihood(work, local))), steps + 1
         _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
     return state, steps

@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
+from fedml.analytics import forms
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import Traffic
 from fedml.strategies.agreement.variants import Counts
-from fedml.study.sections import Gwas
+from fedml.strategies.gwas.intercepts import Intercepts
+from fedml.study.gwas_section import Gwas
 from fedml.study.study import Study
 
 Floats = npt.NDArray[np.float64]
@@ -36,6 +38,13 @@ class Work:
     def sites(self) -> list[str]:
         """The participating sites, in the roster's order."""
         return list(self.agreement.nodes.values())
+
+    @cached_property
+    def intercepts(self) -> Intercepts:
+        """Where the sites' sums belong in the model's. By default a binary outcome has an intercept for each site: hospitals differ in
+        their share of cases, and in their laboratories."""
+        each = self.plan.intercept == "site" or (self.plan.intercept == "auto" and forms.kind(self.study) == "logistic")
+        return Intercepts(len(self.sites), forms.sizes(self.study, 0)["K"], each)
 
     @property
     def keys(self) -> tuple[Variant, ...]:
