@@ -22,7 +22,7 @@ from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.frequency import few, folded, group_counts, withheld
+from fedml.cohort.variants.frequency import few, folded, group_counts, reported, withheld
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
 from fedml.errors import Reason, SiteError
@@ -183,7 +183,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if request.phase is Phase.NULL:
         return _reply(_null(request.study, x, y, given["theta"]))
-    used = ~_small(request, dosages, floor)
+    counts = _group_counts(dosages, people, people.groups)
+    used = ~withheld(counts, floor) & reported(counts[0])
     if request.phase is Phase.FIT:
         used &= ~_few_in_fit(dosages, people, x, given, floor)
     sums_of = _association if request.phase is Phase.ASSOCIATION else _fit

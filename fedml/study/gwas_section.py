@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from fedml.study import limits
 from fedml.study.section import Section, without_unused
 
 _GWAS_FIRST = ("covariates", "components", "first_pass_p", "firth", "block", "pca_spacing", "pca_min_maf", "pca_tolerance")
@@ -47,6 +48,9 @@ class Gwas(Section):
         "large, an allele counts as the effective number of persons divided by all persons; 0: no threshold",
     )
 
+    min_sites: Annotated[int, Field(ge=0, le=limits.SITES)] = Field(
+        default=0, description="least number of sites that have a variant which is tested; 0: every site"
+    )
     intercept: Literal["auto", "site", "one"] = Field(
         default="auto", description="an intercept for each site, or one for all; auto: for each site if the target has two classes"
     )

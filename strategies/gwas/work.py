@@ -11,6 +11,7 @@ import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from fedml.analytics import forms
+from fedml.cohort.variants.frequency import pooled_counts, reported
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import Traffic
@@ -54,10 +55,9 @@ class Work:
     @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
         """(5, variants): genotype counts, and sites out of Hardy-Weinberg equilibrium, summed over the sites that report the variant."""
-        total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
-        return total
+        return pooled_counts(self.counts)
 
     @cached_property
     def reported(self) -> npt.NDArray[np.bool_]:
-        """(sites, variants): True where the site reports the variant, False where it withholds the variant's counts."""
-        return np.stack([self.counts[site][0] >= 0 for site in self.sites])
+        """(sites, variants): True where the site reports the variant, False where it lacks it or withholds its counts."""
+        return np.stack([reported(self.counts[site]) for site in self.sites])
