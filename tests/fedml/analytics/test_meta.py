@@ -11,8 +11,8 @@ from statsmodels.stats.meta_analysis import combine_effects
 
 from fedml.analytics.meta import combine
 
-NUMBER = st.floats(-3, 3)
-ERROR = st.floats(0.01, 2)
+NUMBER = st.integers(-3000, 3000).map(lambda k: k / 1000)
+ERROR = st.integers(10, 2000).map(lambda k: k / 1000)
 
 
 @given(st.lists(st.tuples(NUMBER, ERROR), min_size=2, max_size=8))
