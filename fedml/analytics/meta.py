@@ -32,8 +32,6 @@ class Combined(NamedTuple):
 
 def combine(beta: Array, error: Array) -> Combined:
     """The sites' estimates ``beta`` (sites, variants) with standard errors ``error``, combined for each variant."""
-    from scipy.special import chdtrc
-
     there = np.isfinite(beta) & np.isfinite(error) & (error > 0)
     known, weight = np.where(there, beta, 0.0), np.where(there, 1 / np.where(there, error, 1.0) ** 2, 0.0)
     fixed, fixed_error = _weighted(known, weight)
@@ -43,7 +41,7 @@ def combine(beta: Array, error: Array) -> Combined:
         between = np.maximum(q - free, 0.0) / (weight.sum(0) - (weight**2).sum(0) / weight.sum(0))
         added = np.where(there, 1 / (error**2 + np.where(free > 0, between, 0.0)), 0.0)
         random, random_error = _weighted(known, added)
-        q_log10_p = np.log10(chdtrc(np.maximum(free, 1), q))
+        q_log10_p = np.where(np.isnan(q), np.nan, _chi2_log10_p(q, np.maximum(free, 1)))
         i2 = np.where(q > 0, np.maximum(q - free, 0.0) / q, np.where(np.isnan(q), np.nan, 0.0))
         p, random_p = normal_log10_p(fixed / fixed_error), normal_log10_p(random / random_error)
     return Combined(fixed, fixed_error, p, random, random_error, random_p, q, q_log10_p, i2)
@@ -54,3 +52,20 @@ def _weighted(beta: Array, weight: Array) -> tuple[Array, Array]:
     with np.errstate(divide="ignore", invalid="ignore"):
         total = weight.sum(0)
         return np.where(total > 0, (weight * beta).sum(0) / total, np.nan), np.where(total > 0, 1 / np.sqrt(total), np.nan)
+
+
+def _chi2_log10_p(q: Array, free: Array) -> Array:
+    """log10 of the p value of chi-squared ``q``, also where p is below the smallest float: by the series of DLMF 8.11.2."""
+    from scipy.special import chdtrc, gammaln
+
+    with np.errstate(divide="ignore"):
+        out: Array = np.log10(chdtrc(free, q))
+    if (tiny := out < -300).any():
+        a, x = np.broadcast_to(free, q.shape)[tiny] / 2, q[tiny] / 2
+        term, total = np.ones_like(x), np.ones_like(x)
+        for j in range(1, 60):
+            after = term * (a - j) / x
+            term = np.where(np.abs(after) < np.abs(term), after, 0.0)  # the series is asymptotic: it ends where its terms grow
+            total += term
+        out[tiny] = ((a - 1) * np.log(x) - x - gammaln(a) + np.log(total)) / np.log(10)
+    return out
