@@ -18,12 +18,12 @@ VARIANTS = 3000
 
 
 def study_of(sites: list[str], task: str) -> Study:
-    """An association without covariates at the default policy; every variant is fitted in full."""
+    """An association without covariates at the default policy; every variant, also a rare one, is fitted in full."""
     plan = {
         "study": {"name": "null", "seed": 1},
         "cohort": {"inputs": ["variants"], "target": "y"},
         "model": {"task": task},
-        "gwas": {"components": 0, "first_pass_p": 1.0},
+        "gwas": {"components": 0, "first_pass_p": 1.0, "min_mac": 0},
         "federation": {"sites": sites},
     }
     return parse_study(validate(Study, plan, "the null study").canonical)
