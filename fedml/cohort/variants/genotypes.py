@@ -23,6 +23,7 @@ from fedml.cohort.variants.model import Dosages, Selection, stated_keys
 from fedml.cohort.variants.normalise import NOTES, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
+from fedml.cohort.variants.palindromes import SiteStrand, unproven
 from fedml.errors import InputError
 from fedml.study.cohort_section import Variants
 
@@ -66,7 +67,7 @@ def read_variants(
         source = open_source(path)
     except OSError as error:  # the path is a folder, or the process may not read it
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
-    check_ids(persons, source.samples, str(path))
+    source.check_persons(persons)
     check_ids(persons, source.samples, str(path))
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
@@ -127,7 +128,8 @@ def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool 
     if not (spec.counted or doubtful):
         return draft
     counts = {name: site_counts(aligned(own, draft, name, spec), spec) for name, own in sites.items()}
-    settled, _ = settle(doubt(draft, counts), counts)
+    unsure = unproven(draft, {name: SiteStrand(own.keys, own.notes, own.checked) for name, own in sites.items()})
+    settled, _ = settle(doubt(draft, counts), counts, unsure, spec.max_palindromic_maf)
     if not spec.counted:
         return settled
     total = np.sum([site_counts(aligned(own, settled, name, spec), spec) for name, own in sites.items()], axis=0)

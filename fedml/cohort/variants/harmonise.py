@@ -34,6 +34,7 @@ from fedml.study.cohort_section import Variants
 Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]
 CLEAR_FREQUENCY = 0.2  # a frequency below it, or above 1 minus it, shows which allele is the minor allele
+EVEN = "A/T or C/G, strand not checked, minor allele frequency"
 MIRRORED = "insertion and deletion of the same letters, and a file that does not keep the order of alleles"
 _STRAND = {(a, b): int("T" in a + b) for a in "ACGT" for b in "ACGT" if a != b and not is_ambiguous(a, b)}
 _MAX_STRAND_DIFFERENCE = 0.05  # share of SNPs that may differ in strand between two files that use the same strand
@@ -112,10 +113,38 @@ def fit(own: Variant, panel: Variant) -> Fit:
 
 
 def unique(keys: Sequence[Variant], match: Match) -> dict[tuple[Any, ...], int]:
-    """``place`` -> index of the variant. Excludes a variant that a site lists twice, because it is ambiguous, and one without an rsID."""
+    """``place`` -> index of the variant. Excludes a variant that a site lists twice, because it is ambiguous, and one without an rsID. By
+    rsID, a variant with several ids (``rs1;rs2``) has several places, and none of them may be another variant's."""
+    if match == "rsid":
+        names = [tuple(dict.fromkeys(key.id.split(";"))) for key in keys]
+        uses = Counter(itertools.chain.from_iterable(names))
+        return {(n,): at for at, own in enumerate(names) if all(uses[n] == 1 for n in own) for n in own if n != "."}
     places = [place(key, match) for key in keys]
     count = Counter(places)
     return {where: at for at, where in enumerate(places) if count[where] == 1 and where != (".",)}
+
+
+def _by_place(sites: Mapping[str, Sequence[Variant]], match: Match) -> dict[str, dict[tuple[Any, ...], int]]:
+    """Site -> ``unique``, with one place for each variant also where it has several ids: those that any site lists together are one."""
+    if match == "position" or not any(";" in key.id for keys in sites.values() for key in keys):
+        return {name: unique(keys, match) for name, keys in sites.items()}
+    parent: dict[str, str] = {}
+
+    def first(name: str) -> str:
+        while (above := parent.setdefault(name, name)) != name:
+            name = above
+        return name
+
+    for key in itertools.chain.from_iterable(sites.values()):
+        for name in key.id.split(";"):
+            parent[first(name)] = first(key.id.split(";")[0])
+    one = {name: [key._replace(id=first(key.id.split(";")[0])) for key in keys] for name, keys in sites.items()}
+    return {name: unique(keys, match) for name, keys in one.items()}
+
+
+def _shares_id(own: Variant, panel: Variant, match: Match) -> bool:
+    """False if the two are matched by their rsIDs and have none in common: a third variant lists them together."""
+    return match == "position" or own.id == panel.id or not set(own.id.split(";")).isdisjoint(panel.id.split(";"))
 
 
 def draft_panel(
@@ -133,7 +162,7 @@ def draft_panel(
         notes: site -> counts (``fedml.cohort.variants.normalise.NOTES``): whether alleles were swapped against the site's reference, and
             whether the file uses both strands.
     """
-    index = {name: unique(keys, match) for name, keys in sites.items()}
+    index = _by_place(sites, match)
     names, reported = list(sites), notes or {}
     counts = {name: Counter[str]() for name in names}
     dropped = Counter[str]()
@@ -144,7 +173,8 @@ def draft_panel(
     for where, at in index[names[0]].items():
         variants = {name: sites[name][index[name][where]] for name in names if where in index[name]}
         key = _most_frequent([variants[name] for name in writers]) if len(variants) == len(names) else sites[names[0]][at]
-        found = {name: fit(variants[name], key) if name in variants else Fit.ABSENT for name in names}
+        there = {name for name, variant in variants.items() if _shares_id(variant, key, match)}
+        found = {name: fit(variants[name], key) if name in there else Fit.ABSENT for name in names}
         lost = {kind for kind in found.values() if kind in (Fit.ABSENT, Fit.OTHER)}
         for name, kind in found.items():
             if not lost or kind in lost:
@@ -269,18 +299,27 @@ def doubt(draft: Panel, counts: Mapping[str, Ints]) -> Panel:
     return replace(draft, doubtful=doubtful)
 
 
-def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.NDArray[np.bool_]]:
+def settle(
+    draft: Panel, counts: Mapping[str, Ints] | None, unproven: npt.NDArray[np.bool_] | None = None, most: float = 0.5
+) -> tuple[Panel, npt.NDArray[np.bool_]]:
     """The panel without doubtful palindromes, and a mask (draft variants,) bool of the variants that it keeps. A doubtful palindrome is
     oriented if the sites' frequencies decide its strand, otherwise dropped.
 
     Args:
         counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles in the draft's orientation, and missing; a column of -1 was withheld
             by the site. None: no counts, every doubtful palindrome is dropped.
+        unproven: (variants,) palindromes whose strand nothing but the letters shows (``palindromes.unproven``); dropped where the minor
+            allele frequency over all sites is above ``most``, because there frequencies could not contradict the letters either.
     """
+    even = np.zeros(len(draft.keys), dtype=bool)
+    if counts is not None and unproven is not None and most < 0.5:
+        alt_, total_ = (np.sum([_alt_counts(c)[i] for c in counts.values()], axis=0) for i in (0, 1))
+        even = unproven & (np.minimum(alt_, total_ - alt_) > most * total_)
     doubtful = np.zeros(len(draft.keys), dtype=bool)
     for mask in draft.doubtful.values():
         doubtful |= mask
-    if not doubtful.any():
+    even &= ~doubtful
+    if not (doubtful | even).any():
         return draft, np.ones(len(draft.keys), dtype=bool)
     keep, flips = ~doubtful, {name: flip.copy() for name, flip in draft.flips.items()}
     if counts is not None:
@@ -301,6 +340,9 @@ def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.
     dropped = dict(draft.dropped)
     if lost := int((~keep).sum()):
         dropped["A/T or C/G of unknown strand"] = lost
+    if lost := int(even.sum()):
+        dropped[f"{EVEN} above {most:g}"] = lost
+    keep &= ~even
     return choose(replace(draft, flips=flips, dropped=dropped), keep), keep
 
 
@@ -359,7 +401,11 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     if match not in own.places:  # takes seconds for a million variants, and an analysis calls this for every block
         own.places[match] = unique(own.keys, match)
     index = own.places[match]
-    columns = np.array([index.get(place(key, match), -1) for key in panel], dtype=np.int64)
+    if match == "rsid":
+        wanted = [next((index[n,] for n in key.id.split(";") if (n,) in index), -1) for key in panel]
+    else:
+        wanted = [index.get(place(key, match), -1) for key in panel]
+    columns = np.array(wanted, dtype=np.int64)
     # The server decides which allele each site counts, so that all count the same; here only the alleles are compared.
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
