@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.bgzf import find_index, inflated
-from fedml.cohort.variants.csi import read_csi
+from fedml.cohort.variants.csi import read_index
 from fedml.cohort.variants.model import MISSING, Block, Variant
 from fedml.cohort.variants.records import Head, Wanted, take
 from fedml.cohort.variants.regions import Spans
@@ -76,7 +76,7 @@ def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, long
         for data, offsets in _frames(_after(skip, start, pieces), path, size, longest):
             yield _block(data, offsets, wanted, names, gt, None)
         return
-    index = read_csi(find_index(path, ".csi"))
+    index = read_index(find_index(path, ".csi"))
     for number, name in sorted(names.items()):
         for first, last in spans.get(canonical_contig(name), ()):
             begin = index.start(number, first - 1, last)

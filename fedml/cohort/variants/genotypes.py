@@ -72,6 +72,8 @@ def read_variants(
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
         found = "none of the study's variants" if selection else "no variant"
+        if notes:
+            found += f" that can be used ({', '.join(f'{reason}: {count}' for reason, count in notes.items())})"
         advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
         raise InputError(f"{path}: has {found}; {advice}.")
     normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, excluded=notes)

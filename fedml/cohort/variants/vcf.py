@@ -23,6 +23,7 @@ from fedml.cohort.variants.bgzf import check_whole, find_index, inflated, whole_
 from fedml.cohort.variants.model import Block, Selection, Source
 from fedml.cohort.variants.records import Wanted
 from fedml.cohort.variants.regions import TO_THE_END, Inside, Spans, check_contigs, merged
+from fedml.cohort.variants.stale import check_index
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -78,10 +79,12 @@ class VcfSource(Source):
                 yield vcf_text.parse(text[at:] if at else text, wanted)
 
     def _index_contigs(self) -> list[str]:
-        """The contigs in the index, in file order."""
+        """The contigs in the index, in file order. Raises if the index is another file's."""
         if self.binary:
-            find_index(self.path, ".csi")
+            names = {header.id: header.name.encode() for header in self.header.contigs.values()}
+            check_index(self.path, find_index(self.path, ".csi"), names)
             return []  # a BCF header lists every contig
+        check_index(self.path, find_index(self.path, ".tbi", ".csi"), None)
         with _tabix(self.path) as index:
             return list(index.contigs)
 
