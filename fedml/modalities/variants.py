@@ -12,8 +12,9 @@ from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, check_build
 from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
-from fedml.cohort.variants.harmonise import Fit, align, fit, unique
-from fedml.cohort.variants.harmonise import place as place_of
+from fedml.cohort.variants.harmonise import Fit, align, fit
+from fedml.cohort.variants.matching import place as place_of
+from fedml.cohort.variants.matching import unique
 from fedml.cohort.variants.model import Dosages, Selection, stated_keys, to_text
 from fedml.cohort.variants.normalise import NOTES
 from fedml.cohort.variants.open import open_source

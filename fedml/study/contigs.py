@@ -11,8 +11,8 @@ _REFSEQ = re.compile(r"NC_0000(0[1-9]|1\d|2[0-4])\.\d+|NC_(012920)\.\d+")
 
 
 def canonical_contig(name: str) -> str:
-    """The canonical name of a contig: ``22`` for ``chr22`` and ``NC_000022.11``; ``MT`` for ``chrM`` and for PLINK's ``26``; ``PAR`` for the
-    pseudoautosomal regions (``XY``, ``PAR1``, ``chrX_par2``), whose positions are those of X."""
+    """The canonical name of a contig: ``22`` for ``chr22`` and ``NC_000022.11``; ``MT`` for ``chrM`` and for PLINK's ``26``; ``PAR`` for
+    the pseudoautosomal regions (``XY``, ``PAR1``, ``chrX_par2``), whose positions are those of X."""
     bare = name[3:] if name[:3].lower() == "chr" else name
     if refseq := _REFSEQ.fullmatch(bare):
         bare = "MT" if refseq[2] else str(int(refseq[1]))

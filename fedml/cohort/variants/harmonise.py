@@ -21,17 +21,17 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.matching import Match, by_place, complement, place, shares_id, unique
 from fedml.cohort.variants.model import MISSING, Dosages, Variant
-from fedml.cohort.variants.normalise import COMPLEMENT, ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
+from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
 from fedml.cohort.variants.packed import Packed
 from fedml.study.cohort_section import Variants
 
-Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]
 CLEAR_FREQUENCY = 0.2  # a frequency below it, or above 1 minus it, shows which allele is the minor allele
 EVEN = "A/T or C/G, strand not checked, minor allele frequency"
@@ -71,31 +71,6 @@ class Panel:
     dropped: dict[str, int]
 
 
-def _complement(alleles: str) -> str:
-    return alleles.translate(COMPLEMENT)[::-1]
-
-
-def _either(ref: str, alt: str) -> tuple[str, ...]:
-    """One representation of two alleles of equal length, independent of their order and strand."""
-    return min(tuple(sorted((ref, alt))), tuple(sorted((_complement(ref), _complement(alt)))))
-
-
-_SNPS = {(ref, alt): _either(ref, alt) for ref in "ACGT" for alt in "ACGT" if ref != alt}
-
-
-def place(key: Variant, match: Match) -> tuple[Any, ...]:
-    """The identity of a variant; two sites' variants match if it is equal. For a SNP (or a substitution of several letters) it does not
-    depend on the alleles' order and strand; for an insertion or deletion it contains the alleles as written."""
-    if match == "rsid":
-        return (key.id,)
-    snp = _SNPS.get((key.ref, key.alt))
-    if snp is not None:
-        return (key.contig, key.position, snp)
-    if len(key.ref) != len(key.alt) or not is_plain(key.ref + key.alt):
-        return (key.contig, key.position, key.ref, key.alt)
-    return (key.contig, key.position, _either(key.ref, key.alt))
-
-
 def fit(own: Variant, panel: Variant) -> Fit:
     """How the alleles of ``own`` map to those of ``panel``; a palindrome with swapped alleles is ``SWAPPED``, although it may be
     complemented instead: the letters are the same."""
@@ -106,45 +81,10 @@ def fit(own: Variant, panel: Variant) -> Fit:
         return Fit.OTHER
     if mine[::-1] == theirs:
         return Fit.SWAPPED
-    complemented = (_complement(own.ref), _complement(own.alt))
+    complemented = (complement(own.ref), complement(own.alt))
     if complemented == theirs:
         return Fit.STRAND
     return Fit.STRAND_SWAPPED if complemented[::-1] == theirs else Fit.OTHER
-
-
-def unique(keys: Sequence[Variant], match: Match) -> dict[tuple[Any, ...], int]:
-    """``place`` -> index of the variant. Excludes a variant that a site lists twice, because it is ambiguous, and one without an rsID. By
-    rsID, a variant with several ids (``rs1;rs2``) has several places, and none of them may be another variant's."""
-    if match == "rsid":
-        names = [tuple(dict.fromkeys(key.id.split(";"))) for key in keys]
-        uses = Counter(itertools.chain.from_iterable(names))
-        return {(n,): at for at, own in enumerate(names) if all(uses[n] == 1 for n in own) for n in own if n != "."}
-    places = [place(key, match) for key in keys]
-    count = Counter(places)
-    return {where: at for at, where in enumerate(places) if count[where] == 1 and where != (".",)}
-
-
-def _by_place(sites: Mapping[str, Sequence[Variant]], match: Match) -> dict[str, dict[tuple[Any, ...], int]]:
-    """Site -> ``unique``, with one place for each variant also where it has several ids: those that any site lists together are one."""
-    if match == "position" or not any(";" in key.id for keys in sites.values() for key in keys):
-        return {name: unique(keys, match) for name, keys in sites.items()}
-    parent: dict[str, str] = {}
-
-    def first(name: str) -> str:
-        while (above := parent.setdefault(name, name)) != name:
-            name = above
-        return name
-
-    for key in itertools.chain.from_iterable(sites.values()):
-        for name in key.id.split(";"):
-            parent[first(name)] = first(key.id.split(";")[0])
-    one = {name: [key._replace(id=first(key.id.split(";")[0])) for key in keys] for name, keys in sites.items()}
-    return {name: unique(keys, match) for name, keys in one.items()}
-
-
-def _shares_id(own: Variant, panel: Variant, match: Match) -> bool:
-    """False if the two are matched by their rsIDs and have none in common: a third variant lists them together."""
-    return match == "position" or own.id == panel.id or not set(own.id.split(";")).isdisjoint(panel.id.split(";"))
 
 
 def draft_panel(
@@ -162,7 +102,7 @@ def draft_panel(
         notes: site -> counts (``fedml.cohort.variants.normalise.NOTES``): whether alleles were swapped against the site's reference, and
             whether the file uses both strands.
     """
-    index = _by_place(sites, match)
+    index = by_place(sites, match)
     names, reported = list(sites), notes or {}
     counts = {name: Counter[str]() for name in names}
     dropped = Counter[str]()
@@ -173,7 +113,7 @@ def draft_panel(
     for where, at in index[names[0]].items():
         variants = {name: sites[name][index[name][where]] for name in names if where in index[name]}
         key = _most_frequent([variants[name] for name in writers]) if len(variants) == len(names) else sites[names[0]][at]
-        there = {name for name, variant in variants.items() if _shares_id(variant, key, match)}
+        there = {name for name, variant in variants.items() if shares_id(variant, key, match)}
         found = {name: fit(variants[name], key) if name in there else Fit.ABSENT for name in names}
         lost = {kind for kind in found.values() if kind in (Fit.ABSENT, Fit.OTHER)}
         for name, kind in found.items():

@@ -64,8 +64,8 @@ class PlinkSource(Source):
             if len(families := self.families.get(person, ())) > 1 and person not in self.samples:
                 where, first = self.path.with_suffix(".fam"), f"{families[0]}_{person}"
                 raise InputError(
-                    f'{where}: has the individual "{person}" in {len(families)} families, and the persons table does not say which is meant; '
-                    f'write the family before the id there, such as "{first}".'
+                    f'{where}: has the individual "{person}" in {len(families)} families, and the persons table does not say which '
+                    f'is meant; write the family before the id there, such as "{first}".'
                 )
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:

@@ -115,8 +115,8 @@ def open_vcf(path: Path) -> VcfSource:
     """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; the content decides which of them it is.
 
     Raises:
-        InputError: the file is truncated, is gzip but not bgzip, has no valid header or two of them, or names no sample or a sample twice; a
-            BCF file declares no GT.
+        InputError: the file is truncated, is gzip but not bgzip, has no valid header or two of them, or names no sample or a sample
+            twice; or a BCF file declares no GT.
     """
     import pysam
 
@@ -131,7 +131,7 @@ def open_vcf(path: Path) -> VcfSource:
         raise InputError(_no_header(path, binary))
     if text.count(b"\n#CHROM\t") > 1:
         number = text[: text.rindex(b"\n#CHROM\t")].count(b"\n") + 2
-        raise InputError(f"{path}: line {number} is a second header line (#CHROM); if two files were joined, join them with bcftools concat.")
+        raise InputError(f"{path}: line {number} is a second header line (#CHROM); join two files with bcftools concat, else delete it.")
     samples = names.split(b"\t")[9:]
     if not samples:
         raise InputError(f"{path}: the header names no sample; give a file with genotypes.")

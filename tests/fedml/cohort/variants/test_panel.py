@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.cohort.variants.frequency import genotype_counts
-from fedml.cohort.variants.harmonise import Match, align, draft_panel, place, quality, settle
+from fedml.cohort.variants.harmonise import align, draft_panel, quality, settle
+from fedml.cohort.variants.matching import Match, place
 from fedml.cohort.variants.model import Dosages, Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.study.cohort_section import Variants
