@@ -61,6 +61,8 @@ def _misfit(blocks: _Blocks, index: Csi, names: Mapping[int, bytes] | None, *, e
             return "the index ends where no block of the file does"
         if data:
             return "the file goes on where the index ends"
+    elif blocks.has_record(text=names is None):
+        return "the index knows no record, the file has some"
     starts = sorted(_Start(begin, at, *index.span(number)) for at, number, b in bins for begin, _ in b.chunks)
     step = 1 if everything else max(1, len(starts) // _SAMPLED)
     for start in starts[::step]:
@@ -158,6 +160,20 @@ class _Blocks:
             data, size = block
             rest, begin = rest + data, begin + size
         return rest
+
+    def has_record(self, *, text: bool) -> bool:
+        """True if anything follows the header."""
+        data, at, size = b"", 0, 1
+        while size and (block := self._block(at)) is not None:
+            piece, size = block
+            data, at = data + piece, at + size
+            if text:
+                *whole, data = data.split(b"\n")
+                if any(not line.startswith(b"#") for line in [*whole, *([data] if data else [])]):
+                    return True
+            elif len(data) > 9 + int.from_bytes(data[5:9], "little"):
+                return True
+        return False
 
     def _block(self, offset: int) -> tuple[bytes, int] | None:
         """Content and bytes of the block at ``offset``, both nothing at the file's end; None if there is no block."""

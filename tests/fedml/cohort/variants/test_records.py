@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +184,8 @@ def test_places_of_a_bcf_that_its_header_excludes(tmp_path: Path) -> None:
 
 def test_gt_twice_in_a_bcf_record(tmp_path: Path) -> None:
     header = HEADER.replace("ID=DP,Number=1,Type=Integer", "ID=DP,Number=1,Type=String")
-    path = write(tmp_path / "c.bcf", record().replace("GT", "GT:DP").replace("0/1", "0/1:x").replace("0/0", "0/0:x").replace("1/1", "1/1:x"), header=header)  # fmt: skip
+    line = record().replace("GT", "GT:DP").replace("0/1", "0/1:x").replace("0/0", "0/0:x").replace("1/1", "1/1:x")
+    path = write(tmp_path / "c.bcf", line, header=header)
     content = pysam.BGZFile(str(path)).read()
     names = pysam.VariantFile(str(path)).header.formats
     gt, dp = bytes([0x11, names["GT"].id]), bytes([0x11, names["DP"].id])
@@ -248,7 +248,8 @@ def test_a_number_without_its_last_digit_is_not_taken_for_whole(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("name", "canonical"),
     [
-        ("chr22", "22"), ("chrM", "MT"), ("XY", "PAR"), ("25", "PAR"), ("chrX_par1", "PAR"), ("PAR2", "PAR"), ("X_PAR2", "PAR"), ("XPAR1", "PAR"),
+        ("chr22", "22"), ("chrM", "MT"), ("XY", "PAR"), ("25", "PAR"), ("chrX_par1", "PAR"), ("PAR2", "PAR"), ("X_PAR2", "PAR"),
+        ("XPAR1", "PAR"),
         ("NC_000021.9", "21"), ("NC_000023.11", "X"), ("NC_000024.10", "Y"), ("NC_012920.1", "MT"), ("NC_000025.1", "NC_000025.1"),
         ("HLA-A*01:01:01:01", "HLA-A*01:01:01:01"), ("PARP1", "PARP1"), ("X", "X"),
     ],
@@ -280,9 +281,11 @@ def test_a_listed_id_is_found_among_several(tmp_path: Path, ending: str) -> None
 @pytest.mark.parametrize(
     ("allele", "kind"),
     [
-        (b"A", "bases"), (b"acgtn", "bases"), (b"*", "symbolic"), (b"<NON_REF>", "symbolic"), (b"<DUP:TANDEM>", "symbolic"), (b"<*>", "symbolic"),
+        (b"A", "bases"), (b"acgtn", "bases"), (b"*", "symbolic"), (b"<NON_REF>", "symbolic"), (b"<DUP:TANDEM>", "symbolic"),
+        (b"<*>", "symbolic"),
         (b"N]2:5]", "symbolic"), (b"]13:123456]T", "symbolic"), (b"C[<ctg1>:7[", "symbolic"), (b".A", "symbolic"), (b"G.", "symbolic"),
-        (b"R", "codes"), (b"ARG", "codes"), (b".", "unknown"), (b"", "invalid"), (b"A*", "invalid"), (b"<>", "invalid"), (b"A,C", "invalid"),
+        (b"R", "codes"), (b"ARG", "codes"), (b".", "unknown"), (b"", "invalid"), (b"A*", "invalid"), (b"<>", "invalid"),
+        (b"A,C", "invalid"),
         (b"A T", "invalid"), (b"0", "invalid"), (b"\xff", "invalid"),
     ],
 )  # fmt: skip
@@ -294,7 +297,8 @@ def test_kinds_of_alleles(allele: bytes, kind: str) -> None:
 
 
 EXPECTED: dict[str, int | str] = {
-    "c08_star.vcf": 5, "c09_hla.vcf": 2, "c12_local.vcf": 4, "c14_gvcf.vcf": 4, "c17a_pos0.vcf": 1, "c17b_telo.vcf": 1, "c20.vcf.gz": "truncated",
+    "c08_star.vcf": 5, "c09_hla.vcf": 2, "c12_local.vcf": 4, "c14_gvcf.vcf": 4, "c17a_pos0.vcf": 1, "c17b_telo.vcf": 1,
+    "c20.vcf.gz": "truncated",
     "c20b.vcf.gz": "not bgzip", "c21_mix.vcf": "those of GRCh37", "c21b.vcf": "those of GRCh37", "c21c.vcf": "of several builds",
     "c22.vcf": 1, "c22b.vcf": 1, "c28.vcf": 14, "c30.vcf": 2, "c32.vcf": "FILTER not PASS: 1", "c11/x.bed": 2, "c11/y.bed": 2,
 }  # fmt: skip
