@@ -141,11 +141,13 @@ def _samples(path: Path, families: dict[str, list[str]]) -> tuple[str, ...]:
     """The name of each individual: its id, or ``FID_IID`` where several families have that id. Fills ``families``."""
     read = [(fields[0], fields[1]) for _, fields in _lines(path)]
     for family, name in read:
-        families.setdefault(name, []).append(family)
+        if family in families.setdefault(name, []):
+            raise InputError(f'{path}: names the individual "{name}" twice (family {family}); name each person once.')
+        families[name].append(family)
     samples = tuple(name if len(families[name]) == 1 else f"{family}_{name}" for family, name in read)
     twice = next((name for name, count in Counter(samples).items() if count > 1), None)
     if twice is not None:
-        raise InputError(f'{path}: names the individual "{twice}" twice; name each person once (first and second column).')
+        raise InputError(f'{path}: "{twice}" may be two persons, by the second column or by both; give one of them another id.')
     return samples
 
 
