@@ -90,6 +90,8 @@ def read_index(path: Path) -> Csi:
             auxiliary = data[16 : 16 + length]
             (contigs,) = struct.unpack_from("<i", data, 16 + length)
             at = 20 + length
+        if contigs < 0:
+            raise ValueError("a negative number of contigs")
         names = tuple(auxiliary[28:].rstrip(b"\0").split(b"\0")) if len(auxiliary) > 28 else ()
         return Csi(shift, depth, _contigs(data, at, contigs, data[:4] == b"TBI\1"), names)
     except (struct.error, ValueError) as error:

@@ -61,7 +61,7 @@ class PlinkSource(Source):
     def check_persons(self, persons: Sequence[str]) -> None:
         """As ``Source.check_persons``: an individual id of several families does not say whose genotypes are meant."""
         for person in persons:
-            if len(families := self.families.get(person, ())) > 1 and person not in self.samples:
+            if len(families := self.families.get(person, [])) > 1 and person not in self.samples:
                 where, first = self.path.with_suffix(".fam"), f"{families[0]}_{person}"
                 raise InputError(
                     f'{where}: has the individual "{person}" in {len(families)} families, and the persons table does not say which '
