@@ -38,8 +38,7 @@ class Wanted:
 
     ``in_region`` is called with the contig as written and the position, and returns True if the record is selected. ``contigs``: those that
     the header declares, with their lengths in bases; empty: it declares none. ``fast``: if False, every line is parsed call by call (for
-    tests). ``line``: number of the next line to parse, None where it is not known. ``declared``: the header declares GT. ``whole``: the
-    file shows that nothing is cut off its end, so a last line without a line end is complete.
+    tests). ``line``: number of the next line to parse, None where it is not known. ``declared``: the header declares GT.
     """
 
     path: Path
@@ -52,7 +51,6 @@ class Wanted:
     fast: bool = True
     line: int | None = None
     declared: bool = True
-    whole: bool = False
 
 
 class Head(NamedTuple):

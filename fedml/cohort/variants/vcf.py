@@ -56,7 +56,7 @@ class VcfSource(Source):
         size = min(2**20, (memory_mb << 20) // 32)
         wanted = Wanted(
             self.path, len(self.samples), columns, selection, inside if spans else None, excluded, self.contigs,
-            fast=self.fast, declared="GT" in self.header.formats, whole=self.bgzip,
+            fast=self.fast, declared="GT" in self.header.formats,
         )  # fmt: skip
         parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
         yield from (block for block in parts if block is not None)

@@ -98,7 +98,7 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
         end = text.find(b"\n", at if found is None else found.end())
         if end < 0:
             end = size
-            cut = not wanted.whole
+            cut = True
         start, at = at, end + 1
         if found is None:
             raise _invalid_record(text, start, end, wanted)
@@ -139,7 +139,7 @@ def _gt_index(format_: bytes, text: bytes, at: int, wanted: Wanted) -> int:
 
 
 def _check_end(record: _Record, text: bytes, wanted: Wanted) -> None:
-    """Refuses the last line of a text file without a line end if its last call may be the beginning of a longer one: one allele where
+    """Refuses the last line without a line end if its last call may be the beginning of a longer one: one allele where
     another person has two, or a number to which a digit may be missing. Nothing else that may be missing is read."""
     _check_columns(record, text, wanted)
     calls = [(cell.split(b":") + [b""] * record.colons)[record.gt] for cell in text[record.begin : record.end].split(b"\t")]

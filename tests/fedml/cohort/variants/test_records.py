@@ -230,19 +230,18 @@ def test_gt_need_not_be_declared_where_records_have_it(tmp_path: Path, ending: s
 )
 def test_a_last_line_without_a_line_end_is_read_where_nothing_can_be_missing(tmp_path: Path, calls: str, dosage: list[int]) -> None:
     line = record().replace("GT", "GT:DP").rsplit("\t", 3)[0] + "\t" + calls.replace(" ", "\t")
-    path = write(tmp_path / "c.vcf.gz", LAST, line, end="")
-    assert read(path)[1].tolist() == [[1, 0, 2], dosage]  # bgzip's last block says that nothing is missing
-    plain = write(tmp_path / "c.vcf", LAST, line, end="")
-    if calls == "0/1:7 . 0":
-        refused(plain, f"line {FIRST + 1} has no line end after its last call")  # it may be the beginning of 0/1
-    else:
-        assert read(plain)[1].tolist() == [[1, 0, 2], dosage]
+    for ending in (".vcf", ".vcf.gz"):  # of a bgzip file a block may be gone
+        path = write(tmp_path / f"c{ending}", LAST, line, end="")
+        if calls == "0/1:7 . 0":
+            refused(path, f"line {FIRST + 1} has no line end after its last call")  # it may be the beginning of 0/1
+        else:
+            assert read(path)[1].tolist() == [[1, 0, 2], dosage]
 
 
 def test_a_number_without_its_last_digit_is_not_taken_for_whole(tmp_path: Path) -> None:
     line = record(alt=",".join("A" + "C" * k for k in range(1, 13))).replace("1/1", "1/1")
     refused(write(tmp_path / "c.vcf", line, end=""), "has no line end")
-    assert len(read(write(tmp_path / "c.vcf.gz", line, end=""))[0]) == 12
+    assert len(read(write(tmp_path / "c.vcf", line))[0]) == 12
 
 
 @pytest.mark.parametrize(
