@@ -147,6 +147,7 @@ DAMAGED = {
     "more values at the end": (record() + ":7:8", "has 3 values in column 12 where FORMAT names 1"),
     "one more, one fewer": (record().replace("GT", "GT:DP").replace("0/1", "0/1:7:8").replace("0/0", "0/0:3"), "has 3 values in column 10"),
     "more values, GT later": (record().replace("GT\t", "DP:GT\t").replace("0/1", "5:0/1:7"), "has 3 values in column 10"),
+    "a filter and columns of two lines": (record(filter_="0|0") + "\t0|0", "has 13 columns where the header has 12"),
     "a header line": ("##contig=<ID=2>", "is a header line among the records"),
     "a second list of samples": (COLUMNS.rstrip("\n"), "is a header line among the records; if two files were joined, join them with"),
 }
