@@ -150,7 +150,9 @@ VCF_HEADER = '##fileformat=VCFv4.2\n##contig=<ID=chr21>\n##contig=<ID=22>\n##FOR
 
 def vcf_text(samples: Sequence[str], records: Iterable[tuple[str, int, str, str, str, Sequence[str]]]) -> str:
     """A VCF of (contig, position, id, ref, alt, one genotype a sample)."""
-    lines = ["#" + "\t".join(["CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *samples])]
+    records = list(records)
+    lines = [f"##contig=<ID={contig}>" for contig in dict.fromkeys(r[0] for r in records) if f"##contig=<ID={contig}>" not in VCF_HEADER]
+    lines += ["#" + "\t".join(["CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *samples])]
     lines += ["\t".join([c, str(p), i, r, a, ".", ".", ".", "GT", *genotypes]) for c, p, i, r, a, genotypes in records]
     return VCF_HEADER + "\n".join(lines) + "\n"
 

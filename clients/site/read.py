@@ -47,7 +47,7 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     labels = read_labels(table, path, make_task(study))
     if study.traits.label in ("number", "count") and study.privacy.unit != "patient":
         numbers = labels if labels.ndim == 2 else labels[:, None]
-        check_wild(numbers, [name for name in (plan.outcome, plan.exposure) if name is not None], path, data.extremes)
+        check_wild(numbers, [name for name in (plan.outcome, plan.exposure) if name is not None], path, data.extremes, clinical=False)
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index, data.id)
     elif site.name in study.federation.evaluate_only:

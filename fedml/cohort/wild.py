@@ -19,22 +19,27 @@ _FAR = 1000  # interquartile ranges from the median; laboratory values with long
 _FEWEST = 10  # values without which a column has no spread to judge by
 
 
-def check_wild(values: Values, names: Sequence[str], path: Path, believed: Collection[str] = ()) -> None:
+def check_wild(values: Values, names: Sequence[str], path: Path, believed: Collection[str] = (), *, clinical: bool = True) -> None:
     """Raises ``InputError`` for the first column with such cells.
 
     Args:
         values: (persons, columns), NaN where missing. names: of the columns, "" for one that is not judged (categories).
         believed: columns whose extreme cells were checked and are right.
+        clinical: the study can list codes of these columns; else they are of the persons table, where a missing value is an empty cell.
     """
     for at, name in enumerate(names):
         column = values[:, at][np.isfinite(values[:, at])]
         found = None if not name or name in believed else wild(column)
         if found is not None:
             value, count, low, high = found
+            fix = "list it under [cohort.clinical] missing if it is a code for a missing value, or leave the cell empty"
+            code = "-9 is PLINK's code for a missing phenotype: " if value == -9 else ""
+            if not clinical:
+                fix = "leave the cell empty, or write NA, if it is a code for a missing value"
             raise InputError(
                 f'{path}: column "{name}" is {value:g} for {count} of {len(column)} persons, far from the others ({low:g} to {high:g}); '
-                "list it under [cohort.clinical] missing if it is a code for a missing value, or leave the cell empty; if the cells are "
-                f'right, write extremes = ["{name}"] in [data] of site.toml.'
+                f"{code}{fix}; "
+                f'if the cells are right, write extremes = ["{name}"] in [data] of site.toml.'
             )
 
 
@@ -46,7 +51,8 @@ def wild(column: Values) -> tuple[float, int, float, float] | None:
         low, high = float(others.min()), float(others.max())
         reach = high - low
         for value in np.unique(column[coded]):
-            if value < low - reach or value > high + reach or (value < 0 <= low):
+            # Below, half the reach is far: no value of its own is as low as -9 beside others of -3.5 to 3.5, but results may be as high.
+            if value < low - reach / 2 or value > high + reach or (value < 0 <= low):
                 return float(value), int((column == value).sum()), low, high
     if len(column) < _FEWEST:
         return None

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from fedml.cohort.variants.builds import BUILDS, Build, build_of
+from fedml.cohort.variants.builds import BUILDS, Build, check_build
 from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
-from fedml.cohort.variants.harmonise import Fit, align, fit, unique
-from fedml.cohort.variants.harmonise import place as place_of
+from fedml.cohort.variants.harmonise import Fit, align, fit
+from fedml.cohort.variants.matching import place as place_of
+from fedml.cohort.variants.matching import unique
 from fedml.cohort.variants.model import Dosages, Selection, stated_keys, to_text
 from fedml.cohort.variants.normalise import NOTES
 from fedml.cohort.variants.open import open_source
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 
 NAME = "variants"
 _PLACEHOLDERS = 20_000  # of the file's first variants; a rehearsal needs no more
-_VARIANT = re.compile(r"[A-Za-z0-9._-]{1,40}\t\d{1,10}\t[A-Za-z0-9._:;-]{1,80}\t[A-Za-z*.<>:0-9]{1,1000}\t[A-Za-z*.<>:0-9]{1,1000}")
+_ALLELE = r"[A-Za-z*.<>:0-9\[\]_=+-]{1,1000}"  # symbolic ones and breakends too (<NON_REF>, N]13:123456])
+_VARIANT = re.compile(rf"[A-Za-z0-9._:*-]{{1,40}}\t\d{{1,10}}\t[A-Za-z0-9._:;-]{{1,80}}\t{_ALLELE}\t{_ALLELE}")
 
 
 class VariantData(DataSection):
@@ -98,7 +100,7 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
     return read_variants(
         place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
         genome=Genome(data.build, None if data.reference is None else place.folder / data.reference),
-        selection=Selection(wanted.regions, frozenset(wanted.listed)),
+        selection=Selection(wanted.regions, frozenset(wanted.listed), wanted.filter == "pass"),
     )  # fmt: skip
 
 
@@ -114,11 +116,10 @@ def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[I
     except InputError as error:
         yield InputFinding("fail", str(error), "replace the file, or correct the path in site.toml")
         return
-    found = build_of(source.contigs)
-    if found is not None and found != data.build:
-        yield InputFinding(
-            "fail", f"{path}: the contigs are {found}, site.toml says {data.build}", "correct data.variants build in site.toml"
-        )
+    try:
+        found = check_build(source.contigs, data.build, str(path))
+    except InputError as error:
+        yield InputFinding("fail", str(error), "correct data.variants build in site.toml, or the header of the file")
         return
     if data.reference is not None and not (place.folder / data.reference).exists():
         yield InputFinding("fail", f"{place.folder / data.reference}: does not exist", "correct data.variants reference in site.toml")

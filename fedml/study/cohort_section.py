@@ -211,7 +211,7 @@ class ImageShape(Section):
         return self
 
 
-_STATED = re.compile(r"([A-Za-z0-9._-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
+_STATED = re.compile(r"([A-Za-z0-9._:*-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
 
 
 class Variants(Section):
@@ -244,6 +244,19 @@ class Variants(Section):
     min_hwe_p: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="least p of Hardy-Weinberg equilibrium of a variant at each site, among controls; 0: no threshold"
     )
+    filter: Literal["pass", "any"] = Field(
+        default="pass", description="records of a VCF or BCF file to read: those whose FILTER is PASS or missing, or any"
+    )
+    max_palindromic_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.4,
+        description="largest minor allele frequency, over all sites, of an A/T or C/G variant whose strand a site does not check with a "
+        "reference; where counts are compared; 0.5: no limit, as all files are known to be on one strand",
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        first = ("match", "build", "regions", "listed", "min_shared", "min_call_rate", "min_maf", "min_hwe_p")
+        return without_unused(self, dump(self), first=first)
 
     @property
     def stated(self) -> tuple[tuple[str, int, str, str], ...]:

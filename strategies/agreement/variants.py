@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.variants.checks import ALL_SITES, EVEN_ADVICE, Check, SiteFile, counts_checks, doubts_checks, keys_checks, strand_checks
 from fedml.cohort.variants.frequency import pooled_counts
-from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
+from fedml.cohort.variants.harmonise import EVEN, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.palindromes import SiteStrand, unproven
 from fedml.errors import RunError
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
 from fedml.strategies.agreement.step import take
@@ -56,7 +57,9 @@ def agree_variants(
     counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubtful or study.gwas is not None) else None
     if counts is not None:
         checks += doubts_checks(draft, draft := doubt(draft, counts))
-    settled, kept = settle(draft, counts)
+    unsure = unproven(draft, {site: SiteStrand(file.keys, file.notes, file.checked) for site, file in files.items()})
+    checks += strand_checks(unsure, counts is not None and spec.max_palindromic_maf < 0.5)
+    settled, kept = settle(draft, counts, unsure, spec.max_palindromic_maf)
     failed: dict[str, int] = {}
     if counts is not None:
         counts = reoriented(counts, draft.flips, settled.flips, kept)
@@ -71,7 +74,7 @@ def agree_variants(
         )
         checks.append(Check(ALL_SITES, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
-    checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
+    checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn", EVEN_ADVICE if EVEN in why else "") for why, n in more.items()]
     if not settled.keys:
         checks.append(Check(ALL_SITES, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:

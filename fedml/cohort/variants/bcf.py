@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import struct
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.bgzf import find_index, inflated
-from fedml.cohort.variants.csi import read_csi
+from fedml.cohort.variants.csi import read_index
 from fedml.cohort.variants.model import MISSING, Block, Variant
+from fedml.cohort.variants.records import Head, Wanted, take
 from fedml.cohort.variants.regions import Spans
-from fedml.cohort.variants.vcf_text import Wanted, chosen, put_rows, take_alleles
+from fedml.cohort.variants.vcf_text import chosen, put_rows
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -75,7 +76,7 @@ def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, long
         for data, offsets in _frames(_after(skip, start, pieces), path, size, longest):
             yield _block(data, offsets, wanted, names, gt, None)
         return
-    index = read_csi(find_index(path, ".csi"))
+    index = read_index(find_index(path, ".csi"))
     for number, name in sorted(names.items()):
         for first, last in spans.get(canonical_contig(name), ()):
             begin = index.start(number, first - 1, last)
@@ -171,23 +172,35 @@ def _record(
         here += length
         if here > end:
             raise ValueError("alleles extend past the record's end")
-    numbers, alts = take_alleles(names[contig_], position, texts[0], texts[1], texts[2:], wanted, keys)
+    kind_, count, here = _typed(data, here)
+    filters = data[here : here + count * _SIZES[kind_]]
+    damaged = partial(_damaged, wanted.path, names[contig_], position)
+    # No filter at all is FILTER "."; PASS is always number 0 of the header's dictionary (section 6.2.1).
+    head = Head(names[contig_], position, texts[0], texts[1], texts[2:], not filters or (count == 1 and not any(filters)))
+    numbers = take(head, wanted, keys, damaged)
     if not numbers:
         return None
     here, end = end, end + individual
-    kind = ploidy = 0
+    found: tuple[int, int, int] | None = None  # type, ploidy, offset
     for _ in range(format_sample >> 24):
         key_kind, _, here = _typed(data, here)
         key = int.from_bytes(data[here : here + _SIZES[key_kind]], "little")
         kind, ploidy, here = _typed(data, here + _SIZES[key_kind])
         if key == gt:
-            break
+            if found is not None:
+                raise damaged("has GT twice in FORMAT", "delete the record")
+            found = (kind, ploidy, here)
         here += wanted.columns * ploidy * _SIZES[kind]
-    else:
-        kind = ploidy = 0
-    if here + wanted.columns * ploidy * _SIZES[kind] > end or kind not in (0, 1, 2, 3):
-        raise ValueError("genotypes extend past the record's end")
-    return _Record(len(keys) - len(numbers), numbers, alts, here, kind if ploidy else 0, ploidy)
+        if here > end:
+            raise ValueError("genotypes extend past the record's end")
+    kind, ploidy, here = found or (0, 0, end)
+    if kind not in (0, 1, 2, 3):
+        raise ValueError("genotypes are no integers")
+    return _Record(len(keys) - len(numbers), numbers, len(texts) - 2, here, kind if ploidy else 0, ploidy)
+
+
+def _damaged(path: Path, contig: str, position: int, what: str, advice: str) -> InputError:
+    return InputError(f"{path}: the record at {contig}:{position} {what}; {advice}.")
 
 
 def _typed(data: bytes, at: int) -> tuple[int, int, int]:

@@ -56,7 +56,7 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
         file.seek(start >> 16)
         buffer, at, end, skip = b"", 0, False, start & 0xFFFF
         while True:
-            size = _block_size(buffer, at)
+            size = block_size(buffer, at)
             if size is None or at + size > len(buffer):
                 more = file.read(_READ)
                 if not more:
@@ -78,7 +78,7 @@ def inflated(path: Path, start: int = 0) -> Iterator[bytes]:
             raise InputError(f"{path}: is truncated in the middle of a bgzip block; copy the file again.")
 
 
-def _block_size(buffer: bytes, at: int) -> int | None:
+def block_size(buffer: bytes, at: int) -> int | None:
     """Length in bytes of the block that begins at ``at``; None if ``buffer`` ends before the block's length field."""
     return None if len(buffer) - at < _HEAD else int.from_bytes(buffer[at + 16 : at + 18], "little") + 1
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, get_args
 
+from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 Build = Literal["NCBI36", "GRCh37", "GRCh38", "T2T-CHM13"]
@@ -35,13 +36,49 @@ LENGTHS: dict[Build, dict[str, int]] = {build: dict(zip(_NAMES, lengths, strict=
 
 
 def build_of(contigs: Mapping[str, int | None]) -> Build | None:
-    """The build whose chromosome lengths equal those in the header; None if the header gives no length, or no build has these lengths."""
-    lengths = {canonical_contig(name): length for name, length in contigs.items() if length is not None}
-    known = {name: length for name, length in lengths.items() if name in _NAMES}
-    fits = [build for build in BUILDS if all(LENGTHS[build][name] == length for name, length in known.items())]
-    return fits[0] if known and len(fits) == 1 else None
+    """The build that has the chromosome lengths in the header; None if the header gives no length of a known build, or lengths of several.
+    A length that no build has is no evidence: 1000 Genomes cuts GRCh37's Y before its second pseudoautosomal region."""
+    fits = _fits(contigs)
+    common = [build for build in BUILDS if all(build in builds for builds in fits.values())]
+    return common[0] if fits and len(common) == 1 else None
+
+
+def mixed(contigs: Mapping[str, int | None]) -> str:
+    """Which contigs have lengths of different builds, in words; empty if one build has all known lengths: ``21 as in GRCh37, Y as in
+    GRCh38``."""
+    fits = _fits(contigs)
+    if not fits or set.intersection(*map(set, fits.values())):
+        return ""
+    shown = {builds: name for name, builds in reversed(fits.items())}
+    return ", ".join(f"{name} as in {' or '.join(builds)}" for builds, name in reversed(shown.items()))
+
+
+def _fits(contigs: Mapping[str, int | None]) -> dict[str, tuple[Build, ...]]:
+    """Name in the header -> the builds in which the chromosome has that length, where there is one."""
+    found = {
+        name: tuple(build for build in BUILDS if length is not None and LENGTHS[build].get(canonical_contig(name)) == length)
+        for name, length in contigs.items()
+    }
+    return {name: builds for name, builds in found.items() if builds}
+
+
+def check_build(contigs: Mapping[str, int | None], build: Build, where: str) -> Build | None:
+    """``build_of``, after a comparison with the ``build`` that the site states.
+
+    Raises:
+        InputError: the header's lengths are of several builds, or of another build.
+    """
+    if text := mixed(contigs):
+        raise InputError(
+            f"{where}: the contig lengths in the header are of several builds ({text}), so the build of the positions is not known; "
+            "give the file the header of its build (bcftools reheader), or lift its parts over to one build."
+        )
+    found = build_of(contigs)
+    if found is not None and found != build:
+        raise InputError(f"{where}: the contig lengths are those of {found}, but site.toml says {build}; correct data.variants build.")
+    return found
 
 
 def beyond_end(contig: str, position: int, build: Build) -> bool:
-    """True if a position is past the end of its chromosome in that build, so that the position must belong to another build."""
+    """True if a position is past the end of its chromosome in that build: of another build, or one base past it, of a telomere."""
     return position > LENGTHS[build].get(contig, position)

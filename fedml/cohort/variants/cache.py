@@ -46,7 +46,7 @@ from fedml.cohort.variants.packed import MISSING, Packed, width
 from fedml.cohort.variants.transpose import Spool
 from fedml.errors import InputError
 
-FORMAT = 1  # increment when the layout changes or a reader's output for the same file changes
+FORMAT = 2  # increment when the layout changes or a reader's output for the same file changes
 _LOG_EVERY_SECONDS = 2.0
 
 
@@ -141,7 +141,7 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
-    selection = [list(job.selection.regions), sorted(job.selection.listed)]
+    selection = [list(job.selection.regions), sorted(job.selection.listed), job.selection.passed]
     return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons)]))
 
 

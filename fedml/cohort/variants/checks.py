@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.normalise import NOTES, UNSURE
+from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, SAME
 from fedml.study.cohort_section import Variants
 
 ALL_SITES = "all sites"
@@ -24,7 +25,11 @@ _MIN_CORRELATED = 50  # variants needed to conclude from uncorrelated frequencie
 _CONTRADICTS = ((0.15, 0.2), (0.1, -0.3))  # (mean frequency difference above, correlation below) that show exchanged alleles
 _MIN_SWAPPED = 10  # variants needed to conclude from frequencies that match 1 - frequency that alleles are exchanged
 
+EVEN_ADVICE = "give data.variants reference at each site, which shows the strand"
 _ADVICE = {
+    FILTERED: 'left out; [cohort.variants] filter = "any" reads them',
+    SAME: "left out: ALT is the same as REF; check how the file was written",
+    AMBIGUOUS: "left out: REF or ALT is a letter for several bases, such as R for A or G",
     "reference mismatch": "excluded: REF is not the reference's base; check data.variants build and reference in site.toml",
     UNSURE: "kept only where frequencies decide the strand: the file's other SNPs match the reference on different strands",
 }
@@ -96,6 +101,19 @@ def doubts_checks(before: Panel, after: Panel) -> list[Check]:
               "their strand differs from that of the file's other SNPs; kept only where frequencies decide the strand")
         for site, mask in after.doubtful.items() if mask.any() and not before.doubtful[site].any()
     ]  # fmt: skip
+
+
+def strand_checks(unproven: npt.NDArray[np.bool_], compared: bool) -> list[Check]:
+    """The A/T and C/G variants whose strand nothing but the letters shows (``palindromes.unproven``). ``compared``: those with alleles
+    about equally frequent are left out."""
+    if not (count := int(unproven.sum())):
+        return []
+    advice = "taken as written; " + (
+        "of those with a frequency near 0.5 nobody could tell that they are on the other strand, so they are left out"
+        if compared
+        else "no frequencies are compared, so one on the other strand would not be noticed"
+    )
+    return [Check(ALL_SITES, "A/T or C/G, strand not checked", str(count), "warn", f"{advice}; {EVEN_ADVICE}")]
 
 
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int], panel: Panel | None = None) -> list[Check]:

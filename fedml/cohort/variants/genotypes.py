@@ -23,6 +23,7 @@ from fedml.cohort.variants.model import Dosages, Selection, stated_keys
 from fedml.cohort.variants.normalise import NOTES, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
+from fedml.cohort.variants.palindromes import SiteStrand, unproven
 from fedml.errors import InputError
 from fedml.study.cohort_section import Variants
 
@@ -66,11 +67,13 @@ def read_variants(
         source = open_source(path)
     except OSError as error:  # the path is a folder, or the process may not read it
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
-    check_ids(persons, source.samples, str(path))
+    source.check_persons(persons)
     check_ids(persons, source.samples, str(path))
     keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
     if not keys:
         found = "none of the study's variants" if selection else "no variant"
+        if notes:
+            found += f" that can be used ({', '.join(f'{reason}: {count}' for reason, count in notes.items())})"
         advice = "correct data.variants in site.toml" + (", or [cohort.variants] in the study" if selection else "")
         raise InputError(f"{path}: has {found}; {advice}.")
     normal = fingerprint(keys, source.contigs, genome.build, where=str(path), reference=genome.reference, excluded=notes)
@@ -127,7 +130,8 @@ def shared_panel(sites: Mapping[str, Dosages], spec: Variants, *, counted: bool 
     if not (spec.counted or doubtful):
         return draft
     counts = {name: site_counts(aligned(own, draft, name, spec), spec) for name, own in sites.items()}
-    settled, _ = settle(doubt(draft, counts), counts)
+    unsure = unproven(draft, {name: SiteStrand(own.keys, own.notes, own.checked) for name, own in sites.items()})
+    settled, _ = settle(doubt(draft, counts), counts, unsure, spec.max_palindromic_maf)
     if not spec.counted:
         return settled
     total = np.sum([site_counts(aligned(own, settled, name, spec), spec) for name, own in sites.items()], axis=0)

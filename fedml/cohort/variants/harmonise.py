@@ -21,19 +21,20 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.matching import Match, by_place, complement, place, shares_id, unique
 from fedml.cohort.variants.model import MISSING, Dosages, Variant
-from fedml.cohort.variants.normalise import COMPLEMENT, ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
+from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
 from fedml.cohort.variants.packed import Packed
 from fedml.study.cohort_section import Variants
 
-Match = Literal["position", "rsid"]
 Ints = npt.NDArray[np.int64]
 CLEAR_FREQUENCY = 0.2  # a frequency below it, or above 1 minus it, shows which allele is the minor allele
+EVEN = "A/T or C/G, strand not checked, minor allele frequency"
 MIRRORED = "insertion and deletion of the same letters, and a file that does not keep the order of alleles"
 _STRAND = {(a, b): int("T" in a + b) for a in "ACGT" for b in "ACGT" if a != b and not is_ambiguous(a, b)}
 _MAX_STRAND_DIFFERENCE = 0.05  # share of SNPs that may differ in strand between two files that use the same strand
@@ -76,31 +77,6 @@ class Panel:
         return self.absent.get(site, np.zeros(len(self.keys), dtype=bool))
 
 
-def _complement(alleles: str) -> str:
-    return alleles.translate(COMPLEMENT)[::-1]
-
-
-def _either(ref: str, alt: str) -> tuple[str, ...]:
-    """One representation of two alleles of equal length, independent of their order and strand."""
-    return min(tuple(sorted((ref, alt))), tuple(sorted((_complement(ref), _complement(alt)))))
-
-
-_SNPS = {(ref, alt): _either(ref, alt) for ref in "ACGT" for alt in "ACGT" if ref != alt}
-
-
-def place(key: Variant, match: Match) -> tuple[Any, ...]:
-    """The identity of a variant; two sites' variants match if it is equal. For a SNP (or a substitution of several letters) it does not
-    depend on the alleles' order and strand; for an insertion or deletion it contains the alleles as written."""
-    if match == "rsid":
-        return (key.id,)
-    snp = _SNPS.get((key.ref, key.alt))
-    if snp is not None:
-        return (key.contig, key.position, snp)
-    if len(key.ref) != len(key.alt) or not is_plain(key.ref + key.alt):
-        return (key.contig, key.position, key.ref, key.alt)
-    return (key.contig, key.position, _either(key.ref, key.alt))
-
-
 def fit(own: Variant, panel: Variant) -> Fit:
     """How the alleles of ``own`` map to those of ``panel``; a palindrome with swapped alleles is ``SWAPPED``, although it may be
     complemented instead: the letters are the same."""
@@ -111,17 +87,10 @@ def fit(own: Variant, panel: Variant) -> Fit:
         return Fit.OTHER
     if mine[::-1] == theirs:
         return Fit.SWAPPED
-    complemented = (_complement(own.ref), _complement(own.alt))
+    complemented = (complement(own.ref), complement(own.alt))
     if complemented == theirs:
         return Fit.STRAND
     return Fit.STRAND_SWAPPED if complemented[::-1] == theirs else Fit.OTHER
-
-
-def unique(keys: Sequence[Variant], match: Match) -> dict[tuple[Any, ...], int]:
-    """``place`` -> index of the variant. Excludes a variant that a site lists twice, because it is ambiguous, and one without an rsID."""
-    places = [place(key, match) for key in keys]
-    count = Counter(places)
-    return {where: at for at, where in enumerate(places) if count[where] == 1 and where != (".",)}
 
 
 def draft_panel(
@@ -141,7 +110,7 @@ def draft_panel(
         notes: site -> counts (``fedml.cohort.variants.normalise.NOTES``): whether alleles were swapped against the site's reference, and
             whether the file uses both strands.
     """
-    index = {name: unique(keys, match) for name, keys in sites.items()}
+    index = by_place(sites, match)
     names, reported = list(sites), notes or {}
     counts = {name: Counter[str]() for name in names}
     dropped = Counter[str]()
@@ -154,7 +123,8 @@ def draft_panel(
         variants = {name: sites[name][index[name][where]] for name in names if where in index[name]}
         spelled = [variants[name] for name in writers if name in variants] if len(variants) >= least else []
         key = _most_frequent(spelled) if spelled else next(iter(variants.values()))
-        found = {name: fit(variants[name], key) if name in variants else Fit.ABSENT for name in names}
+        there = {name for name, variant in variants.items() if shares_id(variant, key, match)}
+        found = {name: fit(variants[name], key) if name in there else Fit.ABSENT for name in names}
         lost = {kind for kind in found.values() if kind in (Fit.ABSENT, Fit.OTHER)}
         enough = sum(kind not in (Fit.ABSENT, Fit.OTHER) for kind in found.values()) >= least
         for name, kind in found.items():
@@ -285,18 +255,27 @@ def doubt(draft: Panel, counts: Mapping[str, Ints]) -> Panel:
     return replace(draft, doubtful=doubtful)
 
 
-def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.NDArray[np.bool_]]:
+def settle(
+    draft: Panel, counts: Mapping[str, Ints] | None, unproven: npt.NDArray[np.bool_] | None = None, most: float = 0.5
+) -> tuple[Panel, npt.NDArray[np.bool_]]:
     """The panel without doubtful palindromes, and a mask (draft variants,) bool of the variants that it keeps. A doubtful palindrome is
     oriented if the sites' frequencies decide its strand, otherwise dropped.
 
     Args:
         counts: site -> (4, variants) persons with 0, 1, 2 ALT alleles in the draft's orientation, and missing; a column of -1 was withheld
             by the site. None: no counts, every doubtful palindrome is dropped.
+        unproven: (variants,) palindromes whose strand nothing but the letters shows (``palindromes.unproven``); dropped where the minor
+            allele frequency over all sites is above ``most``, because there frequencies could not contradict the letters either.
     """
+    even = np.zeros(len(draft.keys), dtype=bool)
+    if counts is not None and unproven is not None and most < 0.5:
+        alt_, total_ = (np.sum([_alt_counts(c)[i] for c in counts.values()], axis=0) for i in (0, 1))
+        even = unproven & (np.minimum(alt_, total_ - alt_) > most * total_)
     doubtful = np.zeros(len(draft.keys), dtype=bool)
     for mask in draft.doubtful.values():
         doubtful |= mask
-    if not doubtful.any():
+    even &= ~doubtful
+    if not (doubtful | even).any():
         return draft, np.ones(len(draft.keys), dtype=bool)
     keep, flips = ~doubtful, {name: flip.copy() for name, flip in draft.flips.items()}
     if counts is not None:
@@ -317,6 +296,9 @@ def settle(draft: Panel, counts: Mapping[str, Ints] | None) -> tuple[Panel, npt.
     dropped = dict(draft.dropped)
     if lost := int((~keep).sum()):
         dropped["A/T or C/G of unknown strand"] = lost
+    if lost := int(even.sum()):
+        dropped[f"{EVEN} above {most:g}"] = lost
+    keep &= ~even
     return choose(replace(draft, flips=flips, dropped=dropped), keep), keep
 
 
@@ -377,7 +359,11 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     if match not in own.places:  # takes seconds for a million variants, and an analysis calls this for every block
         own.places[match] = unique(own.keys, match)
     index = own.places[match]
-    columns = np.array([index.get(place(key, match), -1) for key in panel], dtype=np.int64)
+    if match == "rsid":
+        wanted = [next((index[n,] for n in key.id.split(";") if (n,) in index), -1) for key in panel]
+    else:
+        wanted = [index.get(place(key, match), -1) for key in panel]
+    columns = np.array(wanted, dtype=np.int64)
     # The server decides which allele each site counts, so that all count the same; here only the alleles are compared.
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:

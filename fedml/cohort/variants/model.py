@@ -35,6 +35,10 @@ MISSING = -1
 LONGEST_ALLELE = 1000  # letters; variants with a longer REF or ALT are excluded and counted: their keys would be too long to exchange
 
 
+# Only names with an asterisk, those of HLA alleles, have colons: 22:17000000 lacks an end, and is no contig.
+_REGION = re.compile(r"([A-Za-z0-9._-]+|[A-Za-z0-9._-]+\*[A-Za-z0-9._:*-]*?)(?::([\d,]+)-([\d,]+))?")
+
+
 class Variant(NamedTuple):
     """One ALT allele at one position. ``position`` is 1-based; ``contig`` as in the file, or canonical (``canonical_contig``)."""
 
@@ -57,11 +61,12 @@ class Selection:
     """Selects all variants, the variants in ``regions``, or the ``listed`` variants; with both, the intersection.
 
     ``regions``: ``22`` or ``22:17000000-18000000``, 1-based, both ends included, contigs by their canonical name. ``listed``: an rsID, or
-    ``contig:position:ref:alt`` with the canonical contig.
+    ``contig:position:ref:alt`` with the canonical contig. ``passed``: only records of a VCF or BCF file whose FILTER is PASS or missing.
     """
 
     regions: tuple[str, ...] = ()
     listed: frozenset[str] = frozenset()
+    passed: bool = True
 
     def __bool__(self) -> bool:
         return bool(self.regions or self.listed)
@@ -74,7 +79,7 @@ class Selection:
         """
         out = []
         for text in self.regions:
-            found = re.fullmatch(r"([A-Za-z0-9._-]+)(?::([\d,]+)-([\d,]+))?", text)
+            found = _REGION.fullmatch(text)
             if found is None:
                 raise InputError(f'region "{text}" is not of the form 22 or 22:17000000-18000000; correct [cohort.variants] regions.')
             contig, first, last = found.groups()
@@ -84,11 +89,15 @@ class Selection:
             out.append((canonical_contig(contig), begin, end))
         return out
 
+    def names(self, id_: str) -> bool:
+        """True if one of the ids in ``id_``, such as ``rs1;rs2``, is listed."""
+        return id_ in self.listed or (";" in id_ and not self.listed.isdisjoint(id_.split(";")))
+
     def wants(self, key: Variant) -> bool:
-        """True if ``key`` is listed, or if nothing is listed. The readers apply ``regions``."""
+        """True if ``key`` is listed, or if nothing is listed. The readers apply ``regions`` and ``passed``."""
         if not self.listed:
             return True
-        return key.id in self.listed or f"{canonical_contig(key.contig)}:{key.position}:{key.ref}:{key.alt}" in self.listed
+        return self.names(key.id) or f"{canonical_contig(key.contig)}:{key.position}:{key.ref}:{key.alt}" in self.listed
 
 
 class Source(ABC):
@@ -99,6 +108,9 @@ class Source(ABC):
     samples: tuple[str, ...]
     contigs: dict[str, int | None]  # name in the header -> length in bases, None where the header gives no length
     excluded: dict[str, int]
+
+    def check_persons(self, persons: Sequence[str]) -> None:  # noqa: B027 - most formats name a person in one way
+        """Raises ``InputError`` if an id of the persons table may be that of several samples."""
 
     @abstractmethod
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:

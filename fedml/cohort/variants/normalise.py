@@ -12,6 +12,7 @@ each of these steps and sends the counts to the server (``NOTES``), which compar
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.builds import Build, beyond_end, build_of
+from fedml.cohort.variants.builds import Build, beyond_end, check_build
 from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, NO_ALT, SAME, TELOMERE, TOO_LONG, UNKNOWN
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
+_RS = re.compile(r"rs\d+")
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
 SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turned to the reference", "A/T or C/G in a file of both strands"
 # Counts of variants (not of persons) that a site reports about its file, in this order on the wire.
 NOTES = (
     "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
-    "reference mismatch", UNSURE, "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2", "other",
+    "reference mismatch", UNSURE, "not plain alleles", NO_ALT, TOO_LONG, UNKNOWN, "ploidy above 2", FILTERED, SAME, AMBIGUOUS, TELOMERE,
+    "other",
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build
@@ -78,9 +82,7 @@ def fingerprint(
     Raises:
         InputError: the header's lengths or the positions belong to another build, or the reference cannot be read or does not match.
     """
-    found = build_of(contigs)
-    if found is not None and found != build:
-        raise InputError(f"{where}: the contig lengths are those of {found}, but site.toml says {build}; correct data.variants build.")
+    found = check_build(contigs, build, where)
     notes = dict.fromkeys(NOTES, 0) | {"read": len(keys)}
     for reason, count in (excluded or {}).items():
         notes[reason if reason in notes else "other"] += count
@@ -94,12 +96,17 @@ def fingerprint(
     for at, key in enumerate(keys):
         contig = names.get(key.contig) or names.setdefault(key.contig, canonical_contig(key.contig))
         if beyond_end(contig, key.position, build):
+            if not beyond_end(contig, key.position - 1, build) and not is_plain(key.ref + key.alt):
+                notes[TELOMERE] += 1
+                continue
             raise InputError(
                 f"{where}: position {key.contig}:{key.position} is past the end of that chromosome in {build}; "
                 "correct data.variants build in site.toml."
             )
         notes["contig renamed"] += contig != key.contig
         normal = key if contig == key.contig else key._replace(contig=contig)
+        if ";" in key.id:
+            normal = normal._replace(id=public_id(key.id))
         swapped = False
         ref, alt = normal.ref.upper(), normal.alt.upper()
         if not (is_plain(ref) and is_plain(alt)):
@@ -150,6 +157,12 @@ def _settle_strand(kept: Sequence[Variant], flip: list[bool], notes: dict[str, i
     for at in palindromes:
         notes[SWAPPED] += -1 if flip[at] else 1
         flip[at] = not flip[at]
+
+
+def public_id(text: str) -> str:
+    """The rsIDs of a list of ids such as ``rs1;rs2;own:7``, which other sites may know; the text where it has none."""
+    found = [name for name in text.split(";") if _RS.fullmatch(name)]
+    return ";".join(dict.fromkeys(found)) or text
 
 
 def _complement(alleles: str) -> str:

@@ -4,7 +4,8 @@
     for block in source.blocks(range(100), Selection(regions=("22",)), memory_mb=256): ...
 
 A1 is taken as ALT and counted, A2 as REF (PLINK 1 writes the minor allele as A1 unless --keep-allele-order is given). Samples are the
-individual ids of the ``.fam``. bed-reader reads the genotypes.
+individual ids of the ``.fam``; an id that several families have is written with the family's, ``FID_IID``, as PLINK writes VCF samples.
+The sixth column of the ``.fam`` is not read, so its -9 is no phenotype. bed-reader reads the genotypes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.model import LONGEST_ALLELE, MISSING, Block, Selection, Source, Variant
+from fedml.cohort.variants.records import AMBIGUOUS, SAME, TOO_LONG, UNKNOWN, kind_of
 from fedml.cohort.variants.regions import Inside, check_contigs, merged
 from fedml.errors import InputError
 
@@ -29,8 +31,8 @@ class PlinkSource(Source):
     """The ``.bed`` at ``path`` with the ``.bim`` and ``.fam`` in the same folder.
 
     Raises:
-        InputError: the ``.bim`` or ``.fam`` is missing or has an invalid line, the ``.fam`` names an individual twice, or the length of the
-            ``.bed`` does not match their numbers of lines.
+        InputError: the ``.bim`` or ``.fam`` is missing or has an invalid line, the ``.fam`` names an individual of a family twice, or the
+            length of the ``.bed`` does not match their numbers of lines.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,10 +41,8 @@ class PlinkSource(Source):
         for ending in (".bim", ".fam"):
             if not path.with_suffix(ending).exists():
                 raise InputError(f"{path.with_suffix(ending)}: no such file; put the .bim and .fam of a .bed in the same folder.")
-        self.samples = tuple(fields[1] for _, fields in _lines(path.with_suffix(".fam")))
-        twice = next((name for name, count in Counter(self.samples).items() if count > 1), None)
-        if twice is not None:
-            raise InputError(f'{path.with_suffix(".fam")}: names the individual "{twice}" twice; name each person once (second column).')
+        self.families: dict[str, list[str]] = {}  # individual id -> the families that have it
+        self.samples = _samples(path.with_suffix(".fam"), self.families)
         self.contigs: dict[str, int | None] = {}
         self.variants = 0
         for _, fields in _lines(path.with_suffix(".bim")):
@@ -57,6 +57,16 @@ class PlinkSource(Source):
             counts = f"{len(self.samples):,} individuals and {self.variants:,} variants"
             what = f"it has {size:,} bytes where {counts} take {expected:,}"
             raise InputError(f"{path}: does not match its .bim and .fam, {what}; copy the three files again.")
+
+    def check_persons(self, persons: Sequence[str]) -> None:
+        """As ``Source.check_persons``: an individual id of several families does not say whose genotypes are meant."""
+        for person in persons:
+            if len(families := self.families.get(person, [])) > 1 and person not in self.samples:
+                where, first = self.path.with_suffix(".fam"), f"{families[0]}_{person}"
+                raise InputError(
+                    f'{where}: has the individual "{person}" in {len(families)} families, and the persons table does not say which '
+                    f'is meant; write the family before the id there, such as "{first}".'
+                )
 
     def blocks(self, samples: Sequence[int], selection: Selection, memory_mb: int) -> Iterator[Block]:
         """As ``Source.blocks``. Regions are found by reading the whole ``.bim``."""
@@ -91,7 +101,7 @@ class PlinkSource(Source):
         places: list[int] = []
         keys: list[Variant] = []
         path = self.path.with_suffix(".bim")
-        for number, (contig, name, _, position_, alt, ref) in _lines(path):
+        for number, (contig, name, *_, position_, alt, ref) in _lines(path):
             if not position_.lstrip("-").isdecimal():
                 raise InputError(f'{path}: line {number} has the invalid position "{position_[:20]}"; correct column 4.')
             position = int(position_)
@@ -115,26 +125,47 @@ class PlinkSource(Source):
 
 def _flaw(key: Variant) -> str:
     """The reason to exclude the variant, or an empty string."""
-    if key.alt in ("0", ".") or key.ref in ("0", "."):
-        return "allele unknown"  # PLINK writes 0 for an allele that no genotype in the file has
     if key.position < 0:
         return "no position"
-    return "allele too long" if max(len(key.ref), len(key.alt)) > LONGEST_ALLELE else ""
+    if max(len(key.ref), len(key.alt)) > LONGEST_ALLELE:
+        return TOO_LONG
+    kinds = {kind_of(key.ref.encode()), kind_of(key.alt.encode())}
+    if kinds & {"unknown", "invalid"}:
+        return UNKNOWN  # 0 for an allele that no genotype in the file has; 1 and 2, or I and D, which name no letters
+    if "codes" in kinds:
+        return AMBIGUOUS
+    return SAME if key.ref.upper() == key.alt.upper() else ""
+
+
+def _samples(path: Path, families: dict[str, list[str]]) -> tuple[str, ...]:
+    """The name of each individual: its id, or ``FID_IID`` where several families have that id. Fills ``families``."""
+    read = [(fields[0], fields[1]) for _, fields in _lines(path)]
+    for family, name in read:
+        if family in families.setdefault(name, []):
+            raise InputError(f'{path}: names the individual "{name}" twice (family {family}); name each person once.')
+        families[name].append(family)
+    samples = tuple(name if len(families[name]) == 1 else f"{family}_{name}" for family, name in read)
+    twice = next((name for name, count in Counter(samples).items() if count > 1), None)
+    if twice is not None:
+        raise InputError(f'{path}: "{twice}" may be two persons, by the second column or by both; give one of them another id.')
+    return samples
 
 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and the six fields of each line of a ``.bim`` or ``.fam``.
+    """Line number and the fields of each line: six of a ``.fam``, and six of a ``.bim`` or five where it has no genetic distances.
 
     Raises:
-        InputError: a line does not have six fields, or is not UTF-8.
+        InputError: a line has fewer or more fields, or is not UTF-8.
     """
+    wanted = 0
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 fields = line.split()
-                if len(fields) != 6:
-                    what = f"line {number} has {len(fields)} fields where a {path.suffix} file has six"
-                    raise InputError(f"{path}: {what}; copy the file again.")
+                wanted = wanted or (5 if len(fields) == 5 and path.suffix == ".bim" else 6)
+                if len(fields) != wanted:
+                    why = f"a {path.suffix} file has six" if wanted == 6 else "the first line has five"
+                    raise InputError(f"{path}: line {number} has {len(fields)} fields where {why}; copy the file again.")
                 yield number, fields
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8; save it as UTF-8.") from error

@@ -21,7 +21,9 @@ import numpy as np
 from fedml.cohort.variants import bcf, vcf_text
 from fedml.cohort.variants.bgzf import check_whole, find_index, inflated, whole_lines
 from fedml.cohort.variants.model import Block, Selection, Source
+from fedml.cohort.variants.records import Wanted
 from fedml.cohort.variants.regions import TO_THE_END, Inside, Spans, check_contigs, merged
+from fedml.cohort.variants.stale import check_index
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -52,14 +54,16 @@ class VcfSource(Source):
         chosen = np.fromiter(samples, dtype=np.intp, count=len(samples))
         columns = None if np.array_equal(chosen, np.arange(len(self.samples))) else chosen
         size = min(2**20, (memory_mb << 20) // 32)
-        wanted = vcf_text.Wanted(self.path, len(self.samples), columns, selection, inside if spans else None, excluded)
-        wanted.fast = self.fast
+        wanted = Wanted(
+            self.path, len(self.samples), columns, selection, inside if spans else None, excluded, self.contigs,
+            fast=self.fast, declared="GT" in self.header.formats,
+        )  # fmt: skip
         parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
         yield from (block for block in parts if block is not None)
         if spans and not self.bgzip:
             check_contigs(spans, [*self.contigs, *inside.seen], self.path)
 
-    def _parts(self, wanted: vcf_text.Wanted, spans: Spans, size: int, longest: int) -> Iterator[Block | None]:
+    def _parts(self, wanted: Wanted, spans: Spans, size: int, longest: int) -> Iterator[Block | None]:
         if self.binary:
             yield from bcf.parse(self.path, self.header, wanted, spans, size, longest)
         elif self.bgzip and spans:
@@ -75,10 +79,12 @@ class VcfSource(Source):
                 yield vcf_text.parse(text[at:] if at else text, wanted)
 
     def _index_contigs(self) -> list[str]:
-        """The contigs in the index, in file order."""
+        """The contigs in the index, in file order. Raises if the index is another file's."""
         if self.binary:
-            find_index(self.path, ".csi")
+            names = {header.id: header.name.encode() for header in self.header.contigs.values()}
+            check_index(self.path, find_index(self.path, ".csi"), names)
             return []  # a BCF header lists every contig
+        check_index(self.path, find_index(self.path, ".tbi", ".csi"), None)
         with _tabix(self.path) as index:
             return list(index.contigs)
 
@@ -109,7 +115,8 @@ def open_vcf(path: Path) -> VcfSource:
     """The source of a VCF (``.vcf``, bgzipped or not) or BCF file; the content decides which of them it is.
 
     Raises:
-        InputError: the file is truncated, is gzip but not bgzip, has no valid header, declares no GT, or names no sample or a sample twice.
+        InputError: the file is truncated, is gzip but not bgzip, has no valid header or two of them, or names no sample or a sample
+            twice; or a BCF file declares no GT.
     """
     import pysam
 
@@ -122,6 +129,9 @@ def open_vcf(path: Path) -> VcfSource:
     names = text.rstrip(b"\r\n").rpartition(b"\n")[2].rstrip(b"\r")
     if not text.startswith(b"##fileformat=VCF") or not names.startswith(b"#CHROM\t"):
         raise InputError(_no_header(path, binary))
+    if text.count(b"\n#CHROM\t") > 1:
+        number = text[: text.rindex(b"\n#CHROM\t")].count(b"\n") + 2
+        raise InputError(f"{path}: line {number} is a second header line (#CHROM); join two files with bcftools concat, else delete it.")
     samples = names.split(b"\t")[9:]
     if not samples:
         raise InputError(f"{path}: the header names no sample; give a file with genotypes.")
@@ -133,7 +143,7 @@ def open_vcf(path: Path) -> VcfSource:
             header = file.header
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise InputError(_no_header(path, binary)) from error
-    if "GT" not in header.formats:
+    if binary and "GT" not in header.formats:  # in text FORMAT names it too
         raise InputError(f"{path}: the header declares no FORMAT field GT; give a file with genotypes.")
     return VcfSource(path, header, binary, bgzip, len(text.splitlines()))
 

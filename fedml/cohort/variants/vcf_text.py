@@ -10,21 +10,18 @@ with a call other than ``a/b``, ``a|b`` or ``a`` with one-digit alleles is parse
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import LONGEST_ALLELE, MISSING, Block, Selection, Variant
+from fedml.cohort.variants.model import MISSING, Block, Variant
+from fedml.cohort.variants.records import Head, Wanted, passes, take
 from fedml.errors import InputError
 
-_HEAD = re.compile(rb"([^\t\n]++)\t(\d{1,10})\t([^\t\n]*+)\t([^\t\n]++)\t([^\t\n]++)\t[^\t\n]*+\t[^\t\n]*+\t[^\t\n]*+\t([^\t\n]++)\t")
+_HEAD = re.compile(rb"([^\t\n]++)\t(\d{1,10})\t([^\t\n]*+)\t([^\t\n]++)\t([^\t\n]++)\t[^\t\n]*+\t([^\t\n]*+)\t[^\t\n]*+\t([^\t\n]++)\t")
 _CALL = re.compile(rb"[/|]?(?:\.|\d+)(?:[/|](?:\.|\d+))*")  # a separator before the first allele: VCF 4.4
-_WHOLE_END = re.compile(rb"\t[.\d][/|][.\d](?::[^\t\n]*)?\Z")
 _PAD = b"\t\0\0\0\0"
 _CELLS = 2**14  # columns split at a time
 _SLICE = 2**20  # bytes of calls decoded together, sized for the processor's cache
@@ -39,24 +36,6 @@ for _code, _letter in enumerate(b"0123456789."):
         _SECOND[_letter + 256 * _next] = _code
 
 
-@dataclass
-class Wanted:
-    """The part of a file to read: which samples and which records, with counts of the variants excluded so far.
-
-    ``in_region`` is called with the contig as written and the position, and returns True if the record is selected. ``fast``: if False,
-    every line is parsed call by call (for tests). ``line``: number of the next line to parse, None where it is not known.
-    """
-
-    path: Path
-    columns: int  # samples in the file
-    samples: npt.NDArray[np.intp] | None  # None: all samples in file order
-    selection: Selection
-    in_region: Callable[[str, int], bool] | None
-    excluded: Counter[str] = field(default_factory=Counter)
-    fast: bool = True
-    line: int | None = None
-
-
 class _Record(NamedTuple):
     """A record with selected ALT alleles."""
 
@@ -67,6 +46,7 @@ class _Record(NamedTuple):
     end: int  # offset after its calls
     at: int  # offset of the line
     gt: int  # index of GT in FORMAT, -1 if FORMAT lacks GT
+    colons: int  # in FORMAT; a call has at most as many
 
 
 def parse(text: bytes, wanted: Wanted) -> Block | None:
@@ -83,14 +63,14 @@ def parse(text: bytes, wanted: Wanted) -> Block | None:
     if not keys:
         return _advance(None, lines, wanted)
     out = np.empty((len(keys), wanted.columns), dtype=np.int8)
-    groups: dict[tuple[tuple[int, ...], int, bool], list[_Record]] = {}
+    groups: dict[tuple[tuple[int, ...], int, bool, int], list[_Record]] = {}
     for record in records:
         if record.gt:
             _call_by_call([record], text, wanted, out)
         else:
             fixed = record.end - record.begin == 4 * wanted.columns - 1
-            groups.setdefault((record.numbers, record.alts, fixed), []).append(record)
-    for (_, _, fixed), group in groups.items():
+            groups.setdefault((record.numbers, record.alts, fixed, record.colons), []).append(record)
+    for (_, _, fixed, _), group in groups.items():
         for part in _slices(group):
             rest = part
             for read in (_fixed, _after_tabs) if fixed else (_after_tabs,):
@@ -107,7 +87,7 @@ def _advance(block: Block | None, lines: int, wanted: Wanted) -> Block | None:
 def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Record], int]:
     """The selected records of ``text``, and its number of lines; appends the records' variants to ``keys``."""
     records = []
-    lines = 0
+    lines, cut = 0, False
     contigs: dict[bytes, str] = {}
     formats: dict[bytes, int] = {b"GT": 0}
     in_region = wanted.in_region
@@ -118,12 +98,11 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
         end = text.find(b"\n", at if found is None else found.end())
         if end < 0:
             end = size
-            if not _WHOLE_END.search(text, max(at, size - 2**16)):
-                raise _error(text, at, wanted, "has no line end after its last call", "if the file is truncated, copy it again")
+            cut = True
         start, at = at, end + 1
         if found is None:
             raise _invalid_record(text, start, end, wanted)
-        contig_, position_, id_, ref_, alt_, format_ = found.groups()
+        contig_, position_, id_, ref_, alt_, filter_, format_ = found.groups()
         position = int(position_)
         try:
             contig = contigs.get(contig_) or contigs.setdefault(contig_, contig_.decode())
@@ -131,50 +110,47 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
                 continue
             gt = formats.get(format_)
             if gt is None:
-                parts = format_.split(b":")
-                gt = formats[format_] = parts.index(b"GT") if b"GT" in parts else -1
-            row = len(keys)
-            numbers, alts = take_alleles(contig, position, id_, ref_, [] if alt_ == b"." else alt_.split(b","), wanted, keys)
+                gt = formats[format_] = _gt_index(format_, text, start, wanted)
+            row, alts = len(keys), [] if alt_ == b"." else alt_.split(b",")
+            head = Head(contig, position, id_, ref_, alts, passes(filter_))
+            numbers = take(head, wanted, keys, partial(_error, text, start, wanted))
             if not numbers:
+                if not wanted.selection.listed:  # left out: a line that lost its middle may look so, with words of others in FILTER
+                    _check_columns(_Record(row, (), 0, found.end(), end, start, gt, 0), text, wanted)
                 continue
         except UnicodeDecodeError as error:
             raise _error(text, start, wanted, "is not UTF-8", "save the file as UTF-8") from error
         if text[end - 1] == 13:
             end -= 1
-        records.append(_Record(row, numbers, alts, found.end(), end, start, gt))
+        records.append(_Record(row, numbers, len(alts), found.end(), end, start, gt, format_.count(b":")))
+    if cut and records and records[-1].at == start:
+        _check_end(records[-1], text, wanted)
     return records, lines
 
 
-def take_alleles(
-    contig: str, position: int, id_: bytes, ref: bytes, alts: Sequence[bytes], wanted: Wanted, keys: list[Variant]
-) -> tuple[tuple[int, ...], int]:
-    """Appends a record's selected variants to ``keys``; counts variants without a usable key in ``wanted.excluded``.
+def _gt_index(format_: bytes, text: bytes, at: int, wanted: Wanted) -> int:
+    """The index of GT in FORMAT, -1 without it."""
+    parts = format_.split(b":")
+    if parts.count(b"GT") > 1:
+        raise _error(text, at, wanted, "has GT twice in FORMAT", "keep one of the two in FORMAT and in every sample")
+    if b"GT" in parts:
+        return parts.index(b"GT")
+    if not wanted.declared:
+        raise _error(text, at, wanted, "has no GT in FORMAT, and the header declares none", "give a file with genotypes")
+    return -1
 
-    Returns:
-        the numbers of the selected ALT alleles, and the record's number of ALT alleles.
 
-    Raises:
-        UnicodeDecodeError: a name is not UTF-8.
-    """
-    name, selection = id_.decode() or ".", wanted.selection
-    if len(alts) == 1 and len(ref) <= LONGEST_ALLELE and len(alts[0]) <= LONGEST_ALLELE:  # the usual case
-        key = Variant(contig, position, name, ref.decode(), alts[0].decode())
-        if selection.listed and not selection.wants(key):
-            return (), 1
-        keys.append(key)
-        return (1,), 1
-    named = not selection.listed or name in selection.listed
-    wanted.excluded["no ALT"] += named and not alts
-    numbers = []
-    for number, alt in enumerate(alts, start=1):
-        if max(len(ref), len(alt)) > LONGEST_ALLELE:
-            wanted.excluded["allele too long"] += named
-            continue
-        key = Variant(contig, position, name, ref.decode(), alt.decode())
-        if selection.wants(key):
-            numbers.append(number)
-            keys.append(key)
-    return tuple(numbers), len(alts)
+def _check_end(record: _Record, text: bytes, wanted: Wanted) -> None:
+    """Refuses the last line without a line end if its last call may be the beginning of a longer one: one allele where
+    another person has two, or a number to which a digit may be missing. Nothing else that may be missing is read."""
+    _check_columns(record, text, wanted)
+    calls = [(cell.split(b":") + [b""] * record.colons)[record.gt] for cell in text[record.begin : record.end].split(b"\t")]
+    longest = max(len(re.findall(rb"[.\d]+", call)) for call in calls)
+    follows = text[: record.end].rpartition(b"\t")[2].count(b":") > record.gt
+    complete = record.gt < 0 or follows or (record.alts < 10 and len(re.findall(rb"[.\d]+", calls[-1])) == longest and longest > 1)
+    haploid = longest == 1 and wanted.columns > 1 and record.alts < 10 and calls[-1] != b""
+    if not (complete or haploid):
+        raise _error(text, record.at, wanted, "has no line end after its last call", "if the file is truncated, copy it again; else add it")
 
 
 def chosen(dosage: npt.NDArray[np.int8], wanted: Wanted) -> npt.NDArray[np.int8]:
@@ -227,10 +203,33 @@ def _after_tabs(records: list[_Record], text: bytes, wanted: Wanted, out: npt.ND
     if len(tabs) != n * len(records) + 1 or not np.array_equal(tabs[::n], starts):
         for record in records:
             _check_columns(record, text, wanted)
+    _check_values(records, joined, tabs, text, wanted)
     words = np.ndarray((len(joined) - 4,), dtype="<u4", buffer=joined, offset=1, strides=(1,))[tabs[:-1]]
     separator = text[records[0].begin + 1]
     at = np.flatnonzero((words != _plain(separator, 58)) & (words != _plain(separator, 9)))
     return _write(records, at, words[at], np.zeros(len(at), dtype=bool), n, out)
+
+
+def _check_values(records: list[_Record], joined: bytes, tabs: npt.NDArray[np.intp], text: bytes, wanted: Wanted) -> None:
+    """Raises if a call has more values than FORMAT names. ``joined``: the calls of records with equally many names, a tab before each."""
+    most = records[0].colons
+    if not most and b":" not in joined:
+        return
+    colons = np.flatnonzero(np.frombuffer(joined, dtype=np.uint8) == 58)
+    calls = len(tabs) - 1
+    if len(colons) == calls * most:  # the usual case: every call has all values
+        last = colons.reshape(calls, most)
+        if (last[:, 0] > tabs[:-1]).all() and (last[:, -1] < tabs[1:]).all():
+            return
+    count = np.bincount(np.searchsorted(tabs, colons) - 1, minlength=calls)
+    if (count > most).any():
+        at = int(np.argmax(count > most))
+        raise _too_many(records[at // wanted.columns], at % wanted.columns, int(count[at]) + 1, text, wanted)
+
+
+def _too_many(record: _Record, column: int, values: int, text: bytes, wanted: Wanted) -> InputError:
+    what = f"has {values} values in column {10 + column} where FORMAT names {record.colons + 1}"
+    return _error(text, record.at, wanted, what, "correct FORMAT or the sample, or delete the record")
 
 
 def _plain(separator: int, last: int) -> np.uint32:
@@ -277,6 +276,7 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.
     for record in records:
         rows = out[record.row : record.row + len(record.numbers)]
         _check_columns(record, text, wanted)
+        most = record.colons
         if record.gt < 0:
             rows[:] = MISSING
             continue
@@ -287,6 +287,8 @@ def _call_by_call(records: list[_Record], text: bytes, wanted: Wanted, out: npt.
             rest = cells.pop() if len(cells) > _CELLS else b""
             counts = np.empty((len(cells), len(rows)), dtype=np.int8)
             for k, cell in enumerate(cells):
+                if cell.count(b":") > most:
+                    raise _too_many(record, column + k, cell.count(b":") + 1, text, wanted)
                 parts = cell.split(b":", place + 1)
                 call = parts[place] if len(parts) > place else b"."  # VCF allows trailing fields to be omitted
                 found = known.get(call)
@@ -323,6 +325,9 @@ def _invalid_record(text: bytes, start: int, end: int, wanted: Wanted) -> InputE
     """The error that says why a line's first nine columns are not a VCF record."""
     fields = text[start : min(end, start + 10**6)].split(b"\t", 9)
     length = end - start
+    if text.startswith(b"#", start):
+        what = "is a header line among the records"
+        return _error(text, start, wanted, what, "if two files were joined, join them with bcftools concat; else delete the line")
     if not length:
         return _error(text, start, wanted, "is empty", "delete it")
     if len(fields) > 1 and not (fields[1].isdigit() and len(fields[1]) < 11):

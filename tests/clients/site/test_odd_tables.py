@@ -327,12 +327,24 @@ def test_extreme_cells_that_were_checked_are_read(tmp_path: Path) -> None:
 
 def test_a_number_that_is_predicted_is_judged_too(tmp_path: Path) -> None:
     people().assign(y=[-999.0, *X[1:]]).to_csv(tmp_path / "persons.csv", index=False)
-    with pytest.raises(InputError, match='column "y" is -999 for 1 of 60 persons'):
+    with pytest.raises(InputError, match=r'column "y" is -999 for 1 of 60 persons.*; leave the cell empty, or write NA, if it is a code'):
+        read(tmp_path, study(model__task="regression"))
+    people().assign(y=[-9.0, *np.linspace(-3.5, 3.4, 59)]).to_csv(tmp_path / "persons.csv", index=False)  # as a standardised phenotype
+    with pytest.raises(InputError, match=r'column "y" is -9 for 1 of 60 persons.*; -9 is PLINK.s code for a missing phenotype: leave'):
         read(tmp_path, study(model__task="regression"))
 
 
 @pytest.mark.parametrize(
-    "column", [X, AGE, -X, np.full(60, 5.0), np.r_[np.zeros(50), np.arange(10) * 10.0], np.exp(random.normal(2, 2, 400))]
+    "column",
+    [
+        np.r_[-9.0, np.linspace(-7, 8, 59)],
+        X,
+        AGE,
+        -X,
+        np.full(60, 5.0),
+        np.r_[np.zeros(50), np.arange(10) * 10.0],
+        np.exp(random.normal(2, 2, 400)),
+    ],
 )
 def test_honest_columns_are_not_wild(tmp_path: Path, column: Any) -> None:
     from fedml.cohort.wild import wild

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pysam
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedml.cohort.variants.builds import BUILDS, LENGTHS, build_of
+from fedml.cohort.variants.builds import BUILDS, LENGTHS, build_of, check_build, mixed
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.normalise import fingerprint, left_align, trim
 from fedml.errors import InputError
@@ -137,3 +138,53 @@ def test_alleles_that_are_not_plain_stay_and_are_counted() -> None:
     own = fingerprint(keys, {}, "GRCh38", where="x.vcf")
     assert [k.alt for k in own.keys] == ["<DEL>", "*", "G", "A"]
     assert own.notes["not plain alleles"] == 3
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ({"20": ("GRCh37", "20"), "chrY": ("GRCh38", "Y")}, "20 as in GRCh37, chrY as in GRCh38"),
+        ({"1": ("T2T-CHM13", "1"), "21": ("T2T-CHM13", "21"), "Y": ("GRCh38", "Y")}, "1 as in T2T-CHM13, Y as in GRCh38"),
+        ({"1": ("GRCh38", "1"), "2": ("NCBI36", "2"), "3": ("GRCh37", "3")}, "1 as in GRCh38, 2 as in NCBI36, 3 as in GRCh37"),
+    ],
+)
+@pytest.mark.parametrize("build", BUILDS)
+def test_lengths_of_several_builds_are_refused_whatever_the_site_says(lengths: Any, words: str, build: Any) -> None:
+    contigs = {name: LENGTHS[b][chromosome] for name, (b, chromosome) in lengths.items()} | {"22": None, "GL000191.1": 106433}
+    assert mixed(contigs) == words
+    with pytest.raises(InputError) as caught:
+        check_build(contigs, build, "c.vcf")
+    assert f"c.vcf: the contig lengths in the header are of several builds ({words})" in str(caught.value)
+    with pytest.raises(InputError, match="of several builds"):
+        fingerprint([Variant("22", 100, ".", "A", "G")], contigs, build, where="c.vcf")
+
+
+def test_a_length_of_no_build_is_no_evidence() -> None:
+    """1000 Genomes' GRCh37 has a shorter Y."""
+    contigs = {"20": LENGTHS["GRCh37"]["20"], "Y": 59034049}
+    assert (build_of(contigs), mixed(contigs), check_build(contigs, "GRCh37", "")) == ("GRCh37", "", "GRCh37")
+    with pytest.raises(InputError, match=r"those of GRCh37, but site\.toml says GRCh38"):
+        check_build(contigs, "GRCh38", "c.vcf")
+
+
+def test_a_breakend_at_a_telomere_is_left_out_and_counted() -> None:
+    end = LENGTHS["GRCh38"]["21"]
+    keys = [Variant("21", end, "a", "A", "C"), Variant("21", end + 1, "b", "N", ".[13:5[")]
+    own = fingerprint(keys, {"21": None}, "GRCh38", where="c.vcf")
+    assert ([key.id for key in own.keys], own.notes["position of a telomere"]) == (["a"], 1)
+    for wrong in (Variant("21", end + 1, "c", "A", "C"), Variant("21", end + 2, "d", "N", ".[13:5[")):
+        with pytest.raises(InputError, match="past the end of that chromosome"):
+            fingerprint([wrong], {"21": None}, "GRCh38", where="c.vcf")
+
+
+def test_of_several_ids_those_of_dbsnp_are_kept() -> None:
+    for text, kept in (
+        ("rs1;own_7", "rs1"),
+        ("own;rs2;rs3;rs2", "rs2;rs3"),
+        ("a;b", "a;b"),
+        ("rs4", "rs4"),
+        ("x", "x"),
+        ("rs5;RS6", "rs5"),
+    ):
+        own = fingerprint([Variant("21", 100, text, "A", "C")], {}, "GRCh38", where="c.vcf")
+        assert own.keys[0].id == kept

@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedml.cohort.variants.checks import strand_checks
 from fedml.cohort.variants.frequency import genotype_counts
-from fedml.cohort.variants.harmonise import Match, align, draft_panel, place, quality, settle
+from fedml.cohort.variants.harmonise import align, draft_panel, quality, settle
+from fedml.cohort.variants.matching import Match, place
 from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.normalise import NOTES, UNSURE
 from fedml.cohort.variants.packed import Packed
+from fedml.cohort.variants.palindromes import SiteStrand, strand_known, unproven
 from fedml.study.cohort_section import Variants
 
 PAIRS = [(r, a) for r in "ACGT" for a in "ACGT" if r != a]
@@ -205,3 +209,91 @@ def test_quality_says_which_threshold_fails() -> None:
         "call rate below 0.6": 1, "minor allele frequency below 0.05": 2,
     }  # fmt: skip
     assert quality(counts, Variants(min_hwe_p=1e-6))[1]["Hardy-Weinberg p below 1e-06 at a site"] == 1
+
+
+# --- ids in lists
+
+
+def test_one_id_in_common_is_enough_by_rsid() -> None:
+    a = (
+        Variant("1", 10, "rs1", "A", "G"),
+        Variant("1", 20, "rs2;rs22", "A", "G"),
+        Variant("1", 30, "rs3", "A", "G"),
+        Variant("1", 40, "rs4", "A", "G"),
+    )
+    b = (
+        Variant("7", 1, "rs9;rs1", "A", "G"),
+        Variant("7", 2, "rs22;rs222", "G", "A"),
+        Variant("7", 3, "rs33", "A", "G"),
+        Variant("7", 4, "rs4", "A", "C"),
+    )
+    panel = draft_panel({"a": a, "b": b}, "rsid")
+    assert panel.keys == a[:2]
+    assert panel.flips["b"].tolist() == [0, 1]
+    assert panel.dropped == {"not at every site": 1, "other alleles": 1}
+    dosage = np.array([[0, 1, 2, 0], [2, 0, 1, 1]], np.int8)
+    own = align(Dosages(b, dosage, np.ones(2, bool)), panel.keys, panel.flips["b"], "rsid")
+    np.testing.assert_array_equal(own.dosage, [[0, 1], [2, 2]])
+
+
+def test_an_id_of_two_variants_of_a_file_is_ambiguous_also_in_a_list() -> None:
+    a = (Variant("1", 10, "rs1", "A", "G"), Variant("1", 20, "rs2", "A", "G"))
+    b = (Variant("1", 10, "rs1;rs5", "A", "G"), Variant("1", 15, "rs5", "A", "G"), Variant("1", 20, "rs2", "A", "G"))
+    panel = draft_panel({"a": a, "b": b}, "rsid")
+    assert panel.keys == a[1:]
+    assert panel.matching["b"]["twice"] == 2
+
+
+def test_two_ids_that_only_a_third_site_lists_together_are_not_one_variant() -> None:
+    one, both, other = (Variant("1", 10, name, "A", "G") for name in ("rs1", "rs1;rs2", "rs2"))
+    assert draft_panel({"a": [one], "b": [both]}, "rsid").keys == (one,)
+    assert draft_panel({"a": [one], "b": [both], "c": [other]}, "rsid").keys == ()  # the key of a does not name c's
+
+
+# --- A/T and C/G near 0.5
+
+
+def _notes(**counts: int) -> list[int]:
+    return [counts.get(name.replace(" ", "_"), 0) for name in NOTES]
+
+
+def test_palindromes_near_a_half_are_left_out_unless_the_strand_is_checked() -> None:
+    alleles = [("A", "T"), ("C", "G"), ("A", "G"), ("A", "T")]
+    keys = [Variant("1", 10 * at + 10, f"rs{at}", *pair) for at, pair in enumerate(alleles)]
+    table = np.zeros((5, 4), np.int64)
+    table[0], table[2] = [60, 59, 50, 75], [40, 41, 50, 25]  # ALT 0.40, 0.41, 0.50, 0.25
+    counts = {"a": table, "b": table}
+    draft = draft_panel({"a": keys, "b": keys}, "position")
+    unsure = unproven(draft, {n: SiteStrand(keys, _notes(), n == "a") for n in "ab"})
+    assert unsure.tolist() == [True, True, False, True]
+    panel, kept = settle(draft, counts, unsure, 0.4)
+    assert kept.tolist() == [True, False, True, True]
+    assert panel.dropped == {"A/T or C/G, strand not checked, minor allele frequency above 0.4": 1}
+    assert settle(draft, counts, unsure, 0.2)[1].tolist() == [False, False, True, False]
+    assert settle(draft, counts, unsure, 0.5)[1].all()
+    assert settle(draft, None, unsure, 0.4)[1].all()
+    known = unproven(draft, {n: SiteStrand(keys, _notes(), True) for n in "ab"})
+    assert settle(draft, counts, known, 0.0)[1].all()
+    assert not unproven(draft_panel({"a": keys}, "position"), {"a": SiteStrand(keys, _notes(), False)}).any()
+
+
+def test_a_reference_shows_the_strand_only_where_nothing_else_explains_the_letters() -> None:
+    palindrome = [Variant("1", 5, "rs0", "A", "T")]
+    others = [Variant("1", 10 * at + 10, f"rs{at}", "A", "G") for at in range(20)]
+    swapped, mixed = _notes(alleles_swapped_to_the_reference=1), _notes(**{UNSURE.replace(" ", "_"): 1})
+    assert sum(swapped) == sum(mixed) == 1
+    assert strand_known(SiteStrand(palindrome, _notes(), True))  # its REF is the reference's base
+    assert not strand_known(SiteStrand(palindrome, swapped, True))  # swapped, or on the other strand
+    assert not strand_known(SiteStrand(palindrome + others[:19], swapped, True))
+    assert strand_known(SiteStrand(palindrome + others, swapped, True))
+    assert not strand_known(SiteStrand(palindrome + others, mixed, True))
+    assert not strand_known(SiteStrand(palindrome + others, _notes(), False))
+    assert not strand_known(SiteStrand(palindrome + others, None, True))
+
+
+def test_the_table_of_checks_counts_palindromes_without_a_checked_strand() -> None:
+    (check,) = strand_checks(np.array([True, False, True]), True)
+    assert (check.site, check.check, check.value, check.verdict) == ("all sites", "A/T or C/G, strand not checked", "2", "warn")
+    assert "so they are left out; give data.variants reference at each site" in check.fix
+    assert "no frequencies are compared" in strand_checks(np.array([True]), False)[0].fix
+    assert strand_checks(np.zeros(3, dtype=bool), True) == []

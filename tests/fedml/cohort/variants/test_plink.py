@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedml.cohort.variants.genotypes import Genome, read_variants
 from fedml.cohort.variants.model import Selection, Variant
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.plink import PlinkSource
@@ -166,3 +167,44 @@ def test_persons_twice_and_positions_that_are_none_are_refused(tmp_path: Path) -
     refused(path, "c.bim: line 2", '"3x0"')
     path = made(tmp_path)
     refused(path, "has no contig 7, only 21, 22, X", regions=("7",))
+
+
+def test_an_id_of_several_families_is_written_with_the_family(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    fam = path.with_suffix(".fam")
+    fam.write_text(
+        "".join(f"{family} {name} 0 0 0 -9\n" for family, name in (("F1", "1"), ("F2", "1"), ("F1", "2"), ("F3", "3"), ("F4", "4")))
+    )
+    source = open_source(path)
+    assert source.samples == ("F1_1", "F2_1", "2", "3", "4")
+    own = read_variants(path, ["2", "F2_1", "F1_1"], genome=Genome("GRCh38"), cache=tmp_path / "cache")
+    assert own.present.all()
+    np.testing.assert_array_equal(np.asarray(own.dosage), DOSAGE[:, [2, 1, 0]].T)
+    with pytest.raises(InputError, match=r'c.fam: has the individual "1" in 2 families.* such as "F1_1"\.'):
+        read_variants(path, ["2", "1"], genome=Genome("GRCh38"), cache=tmp_path / "cache")
+    fam.write_text(fam.read_text().replace("F4 4", "F4 F1_1"))
+    refused(path, 'c.fam: "F1_1" may be two persons')
+    fam.write_text(fam.read_text().replace("F4 F1_1", "F1 1"))
+    refused(path, 'c.fam: names the individual "1" twice (family F1)')
+
+
+def test_a_bim_without_genetic_distances_is_read(tmp_path: Path) -> None:
+    path = made(tmp_path)
+    bim = path.with_suffix(".bim")
+    rows = [line.split() for line in bim.read_text().splitlines()]
+    bim.write_text("".join("\t".join([*row[:2], *row[3:]]) + "\n" for row in rows))
+    keys, dosage = read(path)
+    assert keys == list(KEYS)
+    np.testing.assert_array_equal(dosage, DOSAGE)
+    bim.write_text("".join("\t".join(row if at == 2 else [*row[:2], *row[3:]]) + "\n" for at, row in enumerate(rows)))
+    refused(path, "c.bim: line 3 has 6 fields where the first line has five")
+    bim.write_text("".join("\t".join([*row[:2], *row[3:]] if at == 2 else row) + "\n" for at, row in enumerate(rows)))
+    refused(path, "c.bim: line 3 has 5 fields where a .bim file has six")
+
+
+def test_alleles_that_name_no_letters_are_left_out_and_counted(tmp_path: Path) -> None:
+    pairs = [("A", "G"), ("1", "2"), ("I", "D"), ("A", "."), ("R", "A"), ("A", "a"), ("-", "A"), ("<DEL>", "A")]
+    keys = [("1", at + 5, f"v{at}", ref, alt) for at, (alt, ref) in enumerate(pairs)]
+    source = PlinkSource(write_bed(tmp_path / "c.bed", SAMPLES, keys, np.ones((5, len(keys)), np.int8)))
+    assert [k.id for b in source.blocks(range(5), Selection(), 64) for k in b.keys] == ["v0", "v7"]
+    assert source.excluded == {"allele unknown": 4, "allele of several bases (IUPAC code)": 1, "ALT is REF": 1}
