@@ -22,9 +22,10 @@ from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.frequency import few, folded, group_counts, withheld
+from fedml.cohort.variants.frequency import few, group_counts
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
+from fedml.cohort.variants.ploidy import sexes, site_table, two_copies
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
@@ -39,13 +40,14 @@ _VARIANTS = 4096  # in a block
 class Analysed:
     """The persons of an analysis: ``rows`` of the cohort, raw ``covariates`` (persons, C), ``outcome`` (persons,), ``groups`` (groups,
     persons): everyone, and the levels of covariates; in each, carriers are counted before a sum is sent. ``controls`` (persons,): without
-    the disease, or everyone; their genotypes should be in Hardy-Weinberg equilibrium."""
+    the disease, or everyone; their genotypes should be in Hardy-Weinberg equilibrium. ``sexes`` (2, persons): men, women."""
 
     rows: npt.NDArray[np.int64]
     covariates: Floats
     outcome: Floats
     groups: npt.NDArray[np.bool_]
     controls: npt.NDArray[np.bool_]
+    sexes: npt.NDArray[np.bool_]
 
 
 @lru_cache(maxsize=32)
@@ -61,7 +63,8 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
     everyone = np.ones(len(rows), dtype=bool)
     groups = np.stack([everyone, *(level[rows] for level in levels)])
     controls = cohort.labels[rows] == 0 if study.gwas is not None and forms.kind(study) == "logistic" else everyone
-    return Analysed(rows, raw[rows], cohort.labels[rows], groups, controls)
+    both = sexes(None if dosages is None else dosages.sex, len(cohort))
+    return Analysed(rows, raw[rows], cohort.labels[rows], groups, controls, both[:, rows])
 
 
 def forget_data() -> None:
@@ -152,7 +155,7 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
         return
     small = _small(request, _panel(request, content), min_count)
-    if "counts" in values and ((values["counts"][:3] > 0) & (values["counts"][:3] < min_count)).any():
+    if "counts" in values and few(_told_persons(values["counts"]), min_count).any():
         raise SiteError(Reason.TOO_FEW, f"counts: {text}")
     for name, value in values.items():
         blank = -1 if name == "counts" else 0
@@ -168,12 +171,13 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     floor = max(request.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in request.manifests))
     match request.phase:
         case Phase.GENOTYPES:
-            counts = _group_counts(dosages, people, people.groups)
-            (controls,) = _group_counts(dosages, people, people.controls[None])
+            told, hidden = _site_table(dosages, people, floor)
+            women = people.sexes[1] & people.controls
+            controls, female = _group_counts(dosages, people, np.stack([people.controls, women]))
             # Of few persons the test would tell which genotypes they have: a study may set any threshold.
-            tested = ~few(controls[:3], floor).any(0)
-            told = np.vstack([folded(counts[0], floor), tested & out_of_equilibrium(controls, request.study.cohort.variants)])
-            return _reply({"counts": np.where(withheld(counts, floor), -1, told)})
+            tested = ~few(two_copies(controls, female, dosages.where)[:3], floor).any(0)
+            fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)
+            return _reply({"counts": np.where(hidden, -1, np.vstack([told[:4], fails, told[4:]]))})
         case Phase.COVARIATES:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:
@@ -352,8 +356,21 @@ def _group_counts(dosages: Dosages, people: Analysed, groups: npt.NDArray[np.boo
 
 def _small(request: Request, dosages: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,) whether fewer than ``min_count`` of the site's persons, or of a group of them, carry one of the alleles."""
-    people = analysed(request.manifests, request.study)
-    return withheld(_group_counts(dosages, people, people.groups), min_count)
+    return _site_table(dosages, analysed(request.manifests, request.study), min_count)[1]
+
+
+def _site_table(dosages: Dosages, people: Analysed, min_count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """``fedml.cohort.variants.ploidy.site_table`` of the persons of the analysis."""
+    by_sex = np.zeros((2, 4, len(dosages.keys)), np.int64)
+    if dosages.where is not None:
+        by_sex = _group_counts(dosages, people, people.sexes)
+    return site_table(_group_counts(dosages, people, people.groups), by_sex, dosages.where, min_count)
+
+
+def _told_persons(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of persons in a reply's ``counts`` (7, variants): with each genotype, of them those with one copy, and the others."""
+    one_copy = counts[5:]
+    return np.vstack([counts[:3], one_copy, counts[0:3:2] - one_copy])
 
 
 @lru_cache(maxsize=32)
@@ -361,4 +378,4 @@ def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: by
     """Whether ``_small`` holds for any variant of a panel. Cached, because many requests have the same panel."""
     dosages = load_aligned(manifests, study, panel, flips).input("variants", Dosages)
     people = analysed(manifests, study)
-    return dosages is not None and bool(withheld(_group_counts(dosages, people, people.groups), min_count).any())
+    return dosages is not None and bool(_site_table(dosages, people, min_count)[1].any())

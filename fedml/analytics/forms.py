@@ -43,7 +43,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
                 "penalised": ("uint8", (1,))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
-    Phase.GENOTYPES: {"": {"counts": (5, "m")}},
+    Phase.GENOTYPES: {"": {"counts": (7, "m")}},
     Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {

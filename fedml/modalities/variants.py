@@ -98,7 +98,7 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
     return read_variants(
         place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
         genome=Genome(data.build, None if data.reference is None else place.folder / data.reference),
-        selection=Selection(wanted.regions, frozenset(wanted.listed)),
+        selection=Selection(wanted.regions, frozenset(wanted.listed)), sex=place.sex,
     )  # fmt: skip
 
 

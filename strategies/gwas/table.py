@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedml.analytics import sumstats
 from fedml.analytics.linear import Association
-from fedml.cohort.variants.frequency import allele_frequency, call_rate
+from fedml.cohort.variants.frequency import allele_frequency, alleles, call_rate
 from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
@@ -29,7 +29,9 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     """
     study, pooled, reported = work.study, work.pooled, work.reported
     frequency = allele_frequency(pooled)
-    extra = {"call_rate": call_rate(pooled[:4]), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method}
+    extra = {
+        "an": alleles(pooled)[1], "call_rate": call_rate(pooled), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method,
+    }  # fmt: skip
     plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
         trait=study.study.question or study.cohort.outcome, build=work.agreement.build, samples=sum(persons.values()),

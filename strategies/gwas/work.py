@@ -44,7 +44,8 @@ class Work:
 
     @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
-        """(5, variants): genotype counts, and sites out of Hardy-Weinberg equilibrium, summed over the sites that report the variant."""
+        """(7, variants): genotype counts, sites out of Hardy-Weinberg equilibrium, and persons with one copy, summed over the sites that
+        report the variant."""
         total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
         return total
 

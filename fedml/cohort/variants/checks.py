@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.frequency import alleles
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.normalise import NOTES, UNSURE
+from fedml.cohort.variants.normalise import HET_HAPLOID, NOTES, SEX_UNKNOWN, UNSURE
 from fedml.study.cohort_section import Variants
 
 ALL_SITES = "all sites"
@@ -26,6 +27,9 @@ _MIN_SWAPPED = 10  # variants needed to conclude from frequencies that match 1 -
 
 _ADVICE = {
     "reference mismatch": "excluded: REF is not the reference's base; check data.variants build and reference in site.toml",
+    SEX_UNKNOWN: "left out: say which column has each person's sex, such as [cohort.variants] "
+    'sex = { column = "sex", male = "M", female = "F" } in the study (in a .fam: column 5)',
+    HET_HAPLOID: "a man's on X or Y outside the pseudoautosomal regions, or anyone's on MT; check the persons' sex and the build",
     UNSURE: "kept only where frequencies decide the strand: the file's other SNPs match the reference on different strands",
 }
 
@@ -97,7 +101,7 @@ def doubts_checks(before: Panel, after: Panel) -> list[Check]:
 
 
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
-    """The checks that need genotype counts: site -> (5, variants), -1 where the site's policy withholds them; ``failed``: threshold ->
+    """The checks that need genotype counts: site -> (7, variants), -1 where the site's policy withholds them; ``failed``: threshold ->
     variants."""
     out: list[Check] = []
     known = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
@@ -117,7 +121,7 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
             out.append(Check(site, "call rate", f"{called / (called + known[site][3].sum()):.2%}"))
         if uncalled := int(((table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
             out.append(Check(site, "no genotype called", str(uncalled), "warn", "every genotype of these variants is missing at the site"))
-        if count := int((sides(*_alleles(known[site])) * sides(*_alleles(_others(known, site))) < 0).sum()):
+        if count := int((sides(*alleles(known[site])) * sides(*alleles(_others(known, site))) < 0).sum()):
             advice = "kept; check how the file's alleles were written"
             out.append(Check(site, "minor allele is the major allele elsewhere", str(count), "warn", advice))
     compared = {site: found for site in known if (found := _compare(_frequency(known[site]), _frequency(_others(known, site)))) is not None}
@@ -146,13 +150,8 @@ def _others(counts: Mapping[str, npt.NDArray[np.int64]], site: str) -> npt.NDArr
     return sum((table for name, table in counts.items() if name != site), np.zeros_like(counts[site]))
 
 
-def _alleles(table: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(variants,) ALT alleles and (variants,) all called alleles."""
-    return table[1] + 2 * table[2], 2 * table[:3].sum(0)
-
-
 def _frequency(table: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    alt, total = _alleles(table)
+    alt, total = alleles(table)
     with np.errstate(invalid="ignore", divide="ignore"):
         out: npt.NDArray[np.float64] = np.where(total > 0, alt / total, np.nan)
     return out

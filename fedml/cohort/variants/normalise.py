@@ -25,11 +25,13 @@ from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
+SEX_UNKNOWN, HET_HAPLOID = "on X or Y, sex not known", "heterozygous calls of one copy set to missing"
 SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turned to the reference", "A/T or C/G in a file of both strands"
 # Counts of variants (not of persons) that a site reports about its file, in this order on the wire.
 NOTES = (
     "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
-    "reference mismatch", UNSURE, "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2", "other",
+    "reference mismatch", UNSURE, "not plain alleles", "no ALT", "allele too long", "allele unknown", "ploidy above 2",
+    SEX_UNKNOWN, HET_HAPLOID, "other",
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build

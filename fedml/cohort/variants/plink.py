@@ -39,7 +39,9 @@ class PlinkSource(Source):
         for ending in (".bim", ".fam"):
             if not path.with_suffix(ending).exists():
                 raise InputError(f"{path.with_suffix(ending)}: no such file; put the .bim and .fam of a .bed in the same folder.")
-        self.samples = tuple(fields[1] for _, fields in _lines(path.with_suffix(".fam")))
+        people = [(fields[1], fields[4]) for _, fields in _lines(path.with_suffix(".fam"))]
+        self.samples = tuple(name for name, _ in people)
+        self.sex = np.array([int(sex) if sex in ("1", "2") else 0 for _, sex in people], np.int8)
         twice = next((name for name, count in Counter(self.samples).items() if count > 1), None)
         if twice is not None:
             raise InputError(f'{path.with_suffix(".fam")}: names the individual "{twice}" twice; name each person once (second column).')
