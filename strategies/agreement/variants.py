@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks
+from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks, sex_checks
 from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
 from fedml.errors import RunError
@@ -68,6 +68,8 @@ def agree_variants(
         checks.append(Check(ALL_SITES, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
     checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in more.items()]
+    if study.gwas is not None:
+        checks += sex_checks(settled.keys, build, spec, study.gwas.covariates)
     if not settled.keys:
         checks.append(Check(ALL_SITES, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:

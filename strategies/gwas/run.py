@@ -23,6 +23,7 @@ from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
 from fedml.cohort.variants.frequency import allele_frequency, minor_allele_frequency
 from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.ploidy import Y, place
 from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
@@ -31,6 +32,7 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import take
 from fedml.strategies.gwas.work import Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
+from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -58,11 +60,27 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     if study.gwas.components:
         loadings, components = _components(work)
         design |= loadings
-    fit = _linear if forms.kind(study) == "linear" else _logistic
-    result, method, null = fit(work, design)
+    result, method, null = _fit(work, design)
     found = write_results(work, result, method, {"persons": persons, **null, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
+
+
+def _fit(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
+    """The tests of all variants: those on Y among the men, the others among everyone; and the persons of a binary outcome."""
+    fit = _linear if forms.kind(work.study) == "linear" else _logistic
+    on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
+    if not on_y.any():
+        return fit(work, design)
+    parts = [(mask, fit(work.of(mask, everyone=everyone), design)) for mask, everyone in ((~on_y, True), (on_y, False)) if mask.any()]
+    first, _, null = parts[0][1]
+    result = Association(*(np.zeros(len(on_y), field.dtype) for field in first))
+    methods = np.full(len(on_y), "", dtype="U16")
+    for mask, (found, names, _) in parts:
+        for into, values in zip(result, found, strict=True):
+            into[mask] = values
+        methods[mask] = names
+    return result, methods, null
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
@@ -95,11 +113,13 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
         RunError: too few variants, or the iteration does not converge.
     """
     pooled = work.pooled
-    usable = work.reported.all(0) & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
+    # Components are of autosomes: on X they would be those of the sexes.
+    autosome = np.array([not has_one_copy(key.contig) and key.contig != "PAR" for key in work.keys], bool)
+    usable = work.reported.all(0) & autosome & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
     chosen = _spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
     if len(chosen) <= work.plan.components:
         raise RunError(
-            f"only {len(chosen)} variants are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
+            f"only {len(chosen)} variants of autosomes are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
             f"{work.plan.components} principal components; lower [gwas] components or pca_min_maf."
         )
     part, frequency = work.agreement.part(chosen), allele_frequency(pooled[:, chosen])
@@ -136,12 +156,12 @@ def _spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacin
     return np.array(sorted(selected), dtype=np.int64)
 
 
-def _blocks(work: Work) -> Iterator[tuple[int, slice]]:
-    """Number and range of each block of variants; emits progress events."""
+def _blocks(work: Work) -> Iterator[slice]:
+    """The range of each block of variants; emits progress events."""
     total, last = len(work.keys), 0.0
-    for number, start in enumerate(range(0, total, work.plan.block)):
+    for start in range(0, total, work.plan.block):
         stop = min(start + work.plan.block, total)
-        yield number, slice(start, stop)
+        yield slice(start, stop)
         now = time.monotonic()
         _step(work, f"variants {stop} of {total}", stop, total, log=now - last > _LOG_EVERY_SECONDS)
         last = now if now - last > _LOG_EVERY_SECONDS else last
@@ -163,12 +183,12 @@ def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: 
 def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
     theta = np.zeros(forms.sizes(work.study, 0)["K"])
     empty = work.agreement.part(slice(0, 0))
-    null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.traffic)
+    null = work.take(empty, Phase.NULL, {**design, "theta": theta})
     sums = [linear.NullSums(s["xx"], s["xy"], float(s["yy"][0]), int(s["n"][0])) for s in null.values()]
     frequency, reported, parts = allele_frequency(work.pooled), work.reported, []
-    for number, block in _blocks(work):
+    for block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
-        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
         total = linear.VariantSums(*(_sum(work, block, local, name) for name in ("xg", "gg", "gy")))
         parts.append(linear.solve(sums, reported[:, block], total))
     result = Association(*(np.concatenate(field) for field in zip(*parts, strict=True)))
@@ -180,9 +200,9 @@ def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDAr
     cases = persons["cases"]
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
     everywhere, parts = reported.all(0), []
-    for number, block in _blocks(work):
+    for block in _blocks(work):
         given = {**design, "frequency": frequency[block], "theta": theta[:, 0]}
-        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
         total = logistic.ScoreSums(*(_sum(work, block, local, name) for name in ("score", "gwg", "xwg")))
         parts.append(logistic.score_test(null, reported[:, block], total))
     result = Association(*(np.concatenate(field).copy() for field in zip(*parts, strict=True)))
@@ -192,13 +212,12 @@ def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDAr
     # If a site is excluded from a variant, the null model of the score test includes persons who are not in that variant's sums: such
     # variants are always fitted in full.
     selected = reported.any(0) & ((result.p <= work.plan.first_pass_p) | ~everywhere)
-    steps = 0
     fits = _Fits(design, theta, frequency, result, method)
-    plain, steps = _fitted(work, fits, np.flatnonzero(selected & ~rare), steps, firth=False)
+    plain = _fitted(work, fits, np.flatnonzero(selected & ~rare), firth=False)
     penalised = np.flatnonzero(selected & rare)
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
-    _fitted(work, fits, penalised, steps, firth=True)
+    _fitted(work, fits, penalised, firth=True)
     return result, method, {"cases": cases, "controls": controls}
 
 
@@ -209,14 +228,14 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
         RunError: the null model has no finite solution, or all persons are of one class.
     """
     state = logistic.start(logistic.null_theta(forms.sizes(work.study, 0)["K"]))
-    empty, number = work.agreement.part(slice(0, 0)), 0
+    empty = work.agreement.part(slice(0, 0))
     while True:
         theta = state.theta
-        local = take(work.study, work.grid, empty, Phase.NULL, number, {**design, "theta": theta[:, 0]}, work.traffic)
+        local = work.take(empty, Phase.NULL, {**design, "theta": theta[:, 0]})
         sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
         if not len(state.active):  # these are the sums at the solution
             break
-        state, number = logistic.step(state, _total(sums)), number + 1
+        state = logistic.step(state, _total(sums))
     if not state.converged[0]:
         raise RunError("the null model has no finite solution: the covariates separate cases from controls; remove [gwas] covariates.")
     cases = sum(int(s["cases"][0]) for s in local.values())
@@ -239,31 +258,30 @@ class _Fits(NamedTuple):
     method: npt.NDArray[np.str_]
 
 
-def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], steps: int, *, firth: bool) -> tuple[npt.NDArray[np.int64], int]:
-    """Fits the ``chosen`` variants in full and writes the results to ``fits``; returns those without a finite solution, and the number
-    of steps so far."""
+def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], *, firth: bool) -> npt.NDArray[np.int64]:
+    """Fits the ``chosen`` variants in full and writes the results to ``fits``; returns those without a finite solution."""
     lost = []
     name = "firth" if firth else "wald"
     for start in range(0, len(chosen), _FIT_BLOCK):
         block = chosen[start : start + _FIT_BLOCK]
-        state, steps = _iterated(work, fits, block, steps, f"fitting {len(chosen)} variants ({name})", firth=firth)
+        state = _iterated(work, fits, block, f"fitting {len(chosen)} variants ({name})", firth=firth)
         fitted, converged = logistic.wald(state), state.converged
         if firth:
             doing = f"testing {len(chosen)} variants ({name})"
-            held, steps = _iterated(work, fits, block, steps, doing, firth=True, held=True)
+            held = _iterated(work, fits, block, doing, firth=True, held=True)
             fitted, converged = logistic.likelihood_ratio(state, held), converged & held.converged
         for field, values in zip(fits.result, fitted, strict=True):
             field[block[converged]] = values[converged]
             field[block[~converged]] = values[~converged] if field.dtype.kind == "i" else np.nan
         fits.method[block] = name
         lost += block[~converged].tolist()
-    return np.array(lost, dtype=np.int64), steps
+    return np.array(lost, dtype=np.int64)
 
 
 def _iterated(
-    work: Work, fits: _Fits, block: npt.NDArray[np.int64], steps: int, doing: str, *, firth: bool, held: bool = False
-) -> tuple[logistic.LogisticState, int]:
-    """The solved state of the variants ``block``, and the number of steps so far."""
+    work: Work, fits: _Fits, block: npt.NDArray[np.int64], doing: str, *, firth: bool, held: bool = False
+) -> logistic.LogisticState:
+    """The solved state of the variants ``block``."""
     state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
     while len(state.active):
         at = block[state.active]
@@ -271,8 +289,8 @@ def _iterated(
             **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
             "penalised": np.array([firth], np.uint8),
         }  # fmt: skip
-        local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic)
+        local = work.take(work.agreement.part(at), Phase.FIT, given)
         sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
-        state, steps = logistic.step(state, _total(sums)), steps + 1
+        state = logistic.step(state, _total(sums))
         _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
-    return state, steps
+    return state

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
+from fedml.analytics.forms import EVERYONE
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
-from fedml.strategies.agreement.step import Traffic
+from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.agreement.variants import Counts
 from fedml.study.sections import Gwas
 from fedml.study.study import Study
+from fedml.wire.records import Phase
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Work:
-    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic."""
+    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic.
+    ``everyone``: of all persons, or of the men alone (variants on Y); ``asked``: steps so far."""
 
     study: Study
     grid: Grid
@@ -31,6 +37,25 @@ class Work:
     plan: Gwas
     counts: Counts
     traffic: Traffic
+    everyone: bool = True
+    asked: Counter[Phase] = field(default_factory=Counter)
+
+    def take(self, about: Agreement, phase: Phase, given: Mapping[str, Any]) -> dict[str, Arrays]:
+        """Site -> its sums of the next step of ``phase``, about everyone or the men (``fedml.strategies.agreement.step.take``)."""
+        number = self.asked[phase]
+        self.asked[phase] += 1
+        who = {EVERYONE: np.array([self.everyone], np.uint8)}
+        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic)
+
+    def of(self, chosen: npt.NDArray[np.bool_], *, everyone: bool) -> Work:
+        """The analysis of the ``chosen`` variants (variants,) alone, at the sites that report any of them."""
+        sites = [site for site, row in zip(self.sites, self.reported, strict=True) if row[chosen].any()]
+        nodes = {node: site for node, site in self.agreement.nodes.items() if site in sites}
+        counts = {site: self.counts[site][:, chosen] for site in sites}
+        return Work(
+            self.study, self.grid, self.run, replace(self.agreement.part(chosen), nodes=nodes), self.plan, counts, self.traffic,
+            everyone, self.asked,
+        )  # fmt: skip
 
     @property
     def sites(self) -> list[str]:

@@ -18,6 +18,7 @@ from fedml.cohort.variants.frequency import alleles
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.normalise import HET_HAPLOID, NOTES, SEX_UNKNOWN, UNSURE
+from fedml.cohort.variants.ploidy import X, place
 from fedml.study.cohort_section import Variants
 
 ALL_SITES = "all sites"
@@ -89,6 +90,16 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
     verdict: Literal["ok", "fail"] = "fail" if too_few else "ok"
     out.append(Check(ALL_SITES, "shared variants", f"{len(panel.keys)} ({share:.1%} of {fewest})", verdict, advice if too_few else ""))
     return out + [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
+
+
+def sex_checks(keys: Sequence[Variant], build: str, spec: Variants, covariates: Sequence[str]) -> list[Check]:
+    """A warning where variants on X are tested without the sex among the covariates: men have 0 or 2 ALT alleles, women also 1, so a trait
+    that differs between them seems to go with variants whose frequencies do."""
+    on_x = sum(bool(place(key.contig, key.position, build) == X) for key in keys)
+    if not on_x or (spec.sex is not None and spec.sex.column in covariates):
+        return []
+    column = "the column of the sex" if spec.sex is None else f'"{spec.sex.column}"'
+    return [Check(ALL_SITES, "X without sex as a covariate", str(on_x), "warn", f"add {column} to [gwas] covariates")]
 
 
 def doubts_checks(before: Panel, after: Panel) -> list[Check]:

@@ -31,7 +31,7 @@ from fedml.study.contigs import canonical_contig, has_one_copy
 Codes = npt.NDArray[np.int8]
 DIPLOID, X, Y, MT = np.arange(4, dtype=np.int8)  # copies: two; men one; men one and women none; everybody one
 UNKNOWN, MAN, WOMAN = np.arange(3, dtype=np.int8)  # the codes of a .fam
-_BETWEEN: dict[Build, dict[str, tuple[int, int]]] = {  # last position of PAR1, first position of PAR2
+_BETWEEN: dict[str, dict[str, tuple[int, int]]] = {  # last position of PAR1, first position of PAR2
     "NCBI36": {"X": (2_709_520, 154_584_238), "Y": (2_709_520, 57_443_438)},
     "GRCh37": {"X": (2_699_520, 154_931_044), "Y": (2_649_520, 59_034_050)},
     "GRCh38": {"X": (2_781_479, 155_701_383), "Y": (2_781_479, 56_887_903)},
@@ -39,7 +39,7 @@ _BETWEEN: dict[Build, dict[str, tuple[int, int]]] = {  # last position of PAR1, 
 }
 
 
-def place(contig: str, position: int, build: Build) -> np.int8:
+def place(contig: str, position: int, build: str) -> np.int8:
     """``DIPLOID``, ``X``, ``Y`` or ``MT``; ``contig`` by its canonical name."""
     if contig == "MT":
         return MT
@@ -113,13 +113,16 @@ def two_copies(counts: Counts, women: Counts, where: Codes | None) -> Counts:
     return counts if where is None else np.where(where == DIPLOID, counts, np.where(where == X, women, 0))
 
 
-def site_table(groups: Counts, by_sex: Counts, where: Codes | None, min_count: int) -> tuple[Counts, npt.NDArray[np.bool_]]:
+def site_table(
+    groups: Counts, by_sex: Counts, where: Codes | None, min_count: int, fewest_men: int = 0
+) -> tuple[Counts, npt.NDArray[np.bool_]]:
     """What a site tells of its persons, and where it tells nothing.
 
     Args:
         groups: (groups, 4, variants), ``group_counts`` of all persons, and of the levels of covariates.
         by_sex: (2, 4, variants), of men and of women.
         where: (variants,) ``places``.
+        fewest_men: of fewer men no sums leave the site, so nothing about Y.
 
     Returns:
         (6, variants): persons with 0, 1 and 2 ALT alleles and with a missing call, of those who can have a call (on Y, the men); then the
@@ -139,7 +142,8 @@ def site_table(groups: Counts, by_sex: Counts, where: Codes | None, min_count: i
     out[:4, on_mt] = groups[0][:, on_mt]
     out[4:, on_x | on_y], out[4:, on_mt] = men[0:3:2, on_x | on_y], groups[0][0:3:2, on_mt]
     few_on_x = carried_by_few(by_sex, min_count) | few(told[:3], min_count).any(0)
-    # On Y the men, called or not, and so the women are told in number.
-    few_on_y = carried_by_few(men[None], min_count) | few(by_sex.sum(1), min_count).any(0)
+    # On Y the men, called or not, are told in number, and so are the others by subtraction from all persons.
+    others = groups[0].sum(0) - men.sum(0)
+    few_on_y = carried_by_few(men[None], min_count) | few(men.sum(0), max(min_count, fewest_men)) | few(others, min_count)
     hidden = np.where(on_x, carried_by_few(groups, min_count) | few_on_x, hidden)
     return out, np.where(on_y, carried_by_few(groups, min_count) | few_on_y, hidden)
