@@ -118,9 +118,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     given = unpack(content.array_records[ANALYSIS])
     dosages = _panel(request, content)
     people = analysed(request.manifests, request.study)
-    policies = [request.study.policy, *(read_site_once(m).manifest.policy for m in request.manifests)]
-    floor = max(policy.min_count for policy in policies)
-    fewest_men = max(floor, *(policy.min_persons for policy in policies))
+    study, sites = request.study.policy, [read_site_once(m).manifest.policy for m in request.manifests]
+    floor = max(study.min_count, *(site.min_count for site in sites))
+    fewest_men = max(floor, study.min_persons, *(site.min_persons for site in sites))
     match request.phase:
         case Phase.GENOTYPES:
             told, hidden = _site_table(dosages, people, floor, fewest_men)

@@ -154,7 +154,8 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
     selection = [list(job.selection.regions), sorted(job.selection.listed)]
-    coding = () if job.coding is None else (job.coding.described(job.source.contigs, job.selection),)
+    contigs = job.source.contigs if job.source.path.suffix == ".bed" else ()
+    coding = () if job.coding is None else (job.coding.described(contigs, job.selection),)
     return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons), *coding]))
 
 

@@ -85,10 +85,14 @@ class Coding(NamedTuple):
         return keys, dosage
 
     def described(self, contigs: Iterable[str], selection: Selection) -> list[object]:
-        """What the coded dosages depend on, for a cache's key: the same for every sex if no variant on X or Y can be among them."""
+        """What the coded dosages depend on, for a cache's key: the same for every sex if no variant on X or Y can be among them.
+
+        Args:
+            contigs: all that the file has; none if that is not known, because a VCF header need not name every contig.
+        """
         named = {canonical_contig(name) for name in contigs}
-        chosen = {contig for contig, _, _ in selection.spans()} or named
-        if named and not {"X", "Y"} & named & chosen:
+        chosen = {contig for contig, _, _ in selection.spans()}
+        if (named and not {"X", "Y"} & named) or (chosen and not {"X", "Y"} & chosen):
             return []
         return [self.build, self.strict, None if self.sex is None else self.sex.tolist()]
 
