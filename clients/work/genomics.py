@@ -19,10 +19,10 @@ from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
 from fedml.clients.work.request import Request, own_flips, read_site_once
-from fedml.cohort.variants.frequency import few, group_counts
+from fedml.cohort.variants.frequency import few, group_counts, reported
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
-from fedml.cohort.variants.ploidy import Y, site_table, two_copies
+from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
@@ -134,7 +134,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
-    used = ~_site_table(dosages, people, floor, fewest_men)[1]
+    told, hidden = _site_table(dosages, people, floor, fewest_men)
+    used = ~hidden & reported(told)
     if asks_men(content):
         people = _checked_men(request, dosages, people, floor, fewest_men)
     x, y = _design(request, people, given)
@@ -322,7 +323,7 @@ def _checked_men(request: Request, dosages: Dosages, people: Analysed, min_count
     own = load_cohort(request.manifests, request.study).input("variants", Dosages)
     if own is None or own.where is None or not (own.where == Y).any():
         raise SiteError(Reason.OFF_PLAN, "sums over the men are requested, and no variant on Y is analysed")
-    if len(dosages.keys) and (dosages.where is None or (dosages.where != Y).any()):
+    if len(dosages.keys) and (dosages.where is None or not np.isin(dosages.where, (Y, ABSENT)).all()):
         raise SiteError(Reason.OFF_PLAN, "sums over the men are requested of a variant that is not on Y")
     men = only_men(people)
     if len(men.rows) < fewest_men or few(np.array(len(people.rows) - len(men.rows)), min_count):

@@ -75,7 +75,9 @@ def show_result(launched: Launched, console: Console) -> None:
             f"{row['standard_error']:.3g}", row["p_value"], f"{row['frequency']:.3f}", str(row["n"]), row["method"],
         )  # fmt: skip
     persons = ", ".join(f"{site} {n}" for site, n in found.persons.items())
+    reasons = ", ".join(f"{reason}: {count}" for reason, count in found.left_out.items())
     lines = [
+        *([f"not in the table: {reasons}"] if reasons else []),
         f"persons: {persons}; lambda {_inflation_text(found)}; below {HIT:g}: {found.hits}; missing at some site: {found.partly_reported}",
         f"table: {launched.outcome.run}/gwas.tsv.gz (GWAS-SSF, indexed); plots: manhattan.svg, qq.svg",
     ]

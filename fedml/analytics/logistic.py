@@ -331,6 +331,12 @@ def _by_normal(beta: Array, error: Array, n: Index) -> Association:
     return Association(beta, error, beta / error, 10.0**log10_p, log10_p, n)
 
 
+def balance(cases: int, controls: int) -> float:
+    """Effective number of persons of a binary outcome, 4 / (1 / cases + 1 / controls), divided by all persons (Willer, Li and Abecasis
+    2010, Bioinformatics 26:2190): 1 where there are as many cases as controls."""
+    return 4.0 * cases * controls / (cases + controls) ** 2
+
+
 def needs_firth(frequency: Array, cases: npt.ArrayLike, controls: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """(variants,): True where the plain likelihood is unreliable: fewer than 20 minor alleles are expected in the smaller class, or the
     smaller class has less than a tenth of all persons. Variants that do not converge need Firth too (``~state.converged``)."""

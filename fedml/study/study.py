@@ -22,11 +22,12 @@ from fedml.errors import InputError, nearest
 from fedml.study import limits
 from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
+from fedml.study.gwas_section import Gwas
 from fedml.study.imaging import Augment
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.section import ALLOWED_TEXT, Section, not_allowed
-from fedml.study.sections import About, Evaluation, Federation, Gwas, Model, Policy, Privacy, Strategy, TableNetwork
+from fedml.study.sections import About, Evaluation, Federation, Model, Policy, Privacy, Strategy, TableNetwork
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 from fedml.study.training_section import Training, training_problems
 

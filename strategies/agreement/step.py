@@ -25,7 +25,14 @@ Traffic = dict[str, SiteRow]  # head and length of a site's journal are those of
 
 
 def take(
-    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], traffic: Traffic | None = None
+    study: Study,
+    grid: Grid,
+    agreement: Agreement,
+    phase: Phase,
+    number: int,
+    given: Mapping[str, Any],
+    traffic: Traffic | None = None,
+    own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Arrays]:
     """Site -> its sums, in the roster's order.
 
@@ -34,14 +41,19 @@ def take(
         number: index of this step within its phase.
         given: arrays of the step's request (``fedml.analytics.forms``).
         traffic: bytes sent and received are added to it.
+        own: site -> arrays that are added to its request.
 
     Raises:
         RunError: a site did not answer; the message names the site and the reason.
     """
     basis = given["basis"].shape[1] if "basis" in given else 0
     shapes = reply_shapes(study, phase, agreement.variants, basis)
-    content = {**agreement.record(), ANALYSIS: pack(given), CONFIG: request(study, phase, number)}
-    messages = [ask(node, RecordDict(dict(content)), "query", study.federation.timeout) for node in agreement.nodes]
+    content = {**agreement.record(), CONFIG: request(study, phase, number)}
+    asked = dict.fromkeys(agreement.nodes.values(), pack(given)) if own is None else {s: pack({**given, **own[s]}) for s in own}
+    messages = [
+        ask(node, RecordDict({**content, ANALYSIS: asked[site]}), "query", study.federation.timeout)
+        for node, site in agreement.nodes.items()
+    ]
     out: dict[str, Arrays] = {}
     for answer in answers(
         grid, messages, agreement.nodes, study.federation.timeout, lambda site, reply: check_form(study, phase, site, reply, shapes)

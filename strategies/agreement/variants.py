@@ -11,6 +11,7 @@ import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from fedml.cohort.variants.checks import ALL_SITES, Check, SiteFile, counts_checks, doubts_checks, keys_checks, sex_checks
+from fedml.cohort.variants.frequency import pooled_counts
 from fedml.cohort.variants.harmonise import choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
 from fedml.errors import RunError
@@ -40,7 +41,10 @@ def agree_variants(
         raise RunError("no site has variants, but the study's inputs list them.")
     spec = study.cohort.variants
     keys, notes = {site: file.keys for site, file in files.items()}, {site: file.notes for site, file in files.items()}
-    draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes)
+    least = study.gwas.min_sites if study.gwas is not None else 0
+    if least > len(files):
+        raise RunError(f"[gwas] min_sites is {least}, but {len(files)} sites have variants; lower min_sites, or add sites.")
+    draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes, least)
     checks = keys_checks(files, draft, spec)
     build = str(spec.build) or next(iter(files.values())).build
     agreed = replace(agreed, shared=draft, build=build)
@@ -56,8 +60,8 @@ def agree_variants(
     failed: dict[str, int] = {}
     if counts is not None:
         counts = reoriented(counts, draft.flips, settled.flips, kept)
-        keep, failed = quality(np.sum([np.where(c < 0, 0, c) for c in counts.values()], axis=0), spec)
-        checks += counts_checks(counts, failed)
+        keep, failed = quality(pooled_counts(counts), spec)
+        checks += counts_checks(counts, failed, settled)
         if spec.counted or study.gwas is not None:
             settled = choose(settled, keep)
             counts = {site: table[:, keep] for site, table in counts.items()}

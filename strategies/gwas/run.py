@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
-from fedml.cohort.variants.frequency import allele_frequency, minor_allele_frequency
+from fedml.cohort.variants.frequency import allele_frequency, alleles, minor_allele_frequency
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.ploidy import Y, place
 from fedml.errors import RunError
@@ -60,27 +60,54 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     if study.gwas.components:
         loadings, components = _components(work)
         design |= loadings
-    result, method, null = _fit(work, design)
+    work, result, method, null = _fit(work, design)
     found = write_results(work, result, method, {"persons": persons, **null, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
 
 
-def _fit(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
-    """The tests of all variants: those on Y among the men, the others among everyone; and the persons of a binary outcome."""
+Fitted = tuple[Work, Association, npt.NDArray[np.str_], dict[str, Any]]  # of the variants of this work
+
+
+class TooRareError(RunError):
+    """No variant of an analysis has as many minor alleles as ``min_mac``."""
+
+
+def _fit(work: Work, design: dict[str, Any]) -> Fitted:
+    """The tests of all variants: those on Y among the men, the others among everyone; with the persons of a binary outcome."""
     fit = _linear if forms.kind(work.study) == "linear" else _logistic
     on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
     if not on_y.any():
         return fit(work, design)
-    parts = [(mask, fit(work.of(mask, everyone=everyone), design)) for mask, everyone in ((~on_y, True), (on_y, False)) if mask.any()]
-    first, _, null = parts[0][1]
-    result = Association(*(np.zeros(len(on_y), field.dtype) for field in first))
-    methods = np.full(len(on_y), "", dtype="U16")
-    for mask, (found, names, _) in parts:
-        for into, values in zip(result, found, strict=True):
-            into[mask] = values
-        methods[mask] = names
-    return result, methods, null
+    found, rare, problem = list[Fitted](), 0, None
+    for mask, everyone in ((~on_y, True), (on_y, False)):
+        if mask.any():
+            try:
+                found.append(fit(work.of(mask, everyone=everyone), design))
+            except TooRareError as error:  # of one kind; the others may be common
+                rare, problem = rare + int(mask.sum()), problem or error
+    if problem is not None and not found:
+        raise problem
+    return _together(work, found, rare)
+
+
+def _together(work: Work, found: list[Fitted], rare: int) -> Fitted:
+    """The tests of ``found`` in the order of ``work``, without the variants that were too rare, of which ``rare`` are in none of them."""
+    at = {key: (part, row) for part, (own, *_) in enumerate(found) for row, key in enumerate(own.keys)}
+    kept = np.array([key in at for key in work.keys], bool)
+    places = np.array([at[key] for key in work.keys if key in at]).reshape(-1, 2)
+    starts = np.cumsum([0, *(len(own.keys) for own, *_ in found)])[places[:, 0]]
+    order = starts + places[:, 1]
+    result = Association(*(np.concatenate(fields)[order] for fields in zip(*(result for _, result, _, _ in found), strict=True)))
+    method = np.concatenate([names for _, _, names, _ in found])[order]
+    facts = found[0][3] | {"rare": rare + sum(more["rare"] for *_, more in found)}
+    return _chosen(work, kept), result, method, facts
+
+
+def _chosen(work: Work, kept: npt.NDArray[np.bool_]) -> Work:
+    """The work on the variants ``kept`` (variants,)."""
+    counts = {site: table[:, kept] for site, table in work.counts.items()}
+    return replace(work, agreement=work.agreement.part(np.flatnonzero(kept)), counts=counts)
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
@@ -177,14 +204,34 @@ def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: 
     for site, local, row in zip(work.sites, sums.values(), reported, strict=True):
         if not np.array_equal(local["used"].astype(bool), row):
             raise RunError(f"{site} reports other variants than in its genotype counts, its data changed during the run; run it again.")
-    return np.sum([local[name] for local in sums.values()], axis=0)
+    own = work.intercepts
+    placed = [own.vector(local[name], site) if name in ("xg", "xwg") else local[name] for site, local in enumerate(sums.values())]
+    return np.sum(placed, axis=0)
 
 
-def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
-    theta = np.zeros(forms.sizes(work.study, 0)["K"])
+def _asked(work: Work, theta: Floats) -> dict[str, dict[str, Floats]]:
+    """Site -> its rows of the coefficients ``theta`` (width,) of the model without a variant."""
+    return {site: {"theta": work.intercepts.theta(theta, at)} for at, site in enumerate(work.sites)}
+
+
+def _likelihood(work: Work, local: Mapping[str, Mapping[str, Any]]) -> list[logistic.LikelihoodSums]:
+    """The sites' sums, at their places in the whole model."""
+    own = work.intercepts
+    return [
+        logistic.LikelihoodSums(own.vector(s["gradient"], at), own.triangle(s["information"], at), s["log_likelihood"], s["n"])
+        for at, s in enumerate(local.values())
+    ]
+
+
+def _linear(work: Work, design: dict[str, Any]) -> Fitted:
+    work, rare = _common(work, 1.0)
+    theta, own = np.zeros(work.intercepts.columns), work.intercepts
     empty = work.agreement.part(slice(0, 0))
     null = work.take(empty, Phase.NULL, {**design, "theta": theta})
-    sums = [linear.NullSums(s["xx"], s["xy"], float(s["yy"][0]), int(s["n"][0])) for s in null.values()]
+    sums = [
+        linear.NullSums(own.matrix(s["xx"], site), own.vector(s["xy"], site), float(s["yy"][0]), int(s["n"][0]))
+        for site, s in enumerate(null.values())
+    ]
     frequency, reported, parts = allele_frequency(work.pooled), work.reported, []
     for block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
@@ -192,33 +239,56 @@ def _linear(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArra
         total = linear.VariantSums(*(_sum(work, block, local, name) for name in ("xg", "gg", "gy")))
         parts.append(linear.solve(sums, reported[:, block], total))
     result = Association(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-    return result, np.full(len(work.keys), "linear"), {}
+    return work, result, np.full(len(work.keys), "linear"), {"rare": rare}
 
 
-def _logistic(work: Work, design: dict[str, Any]) -> tuple[Association, npt.NDArray[np.str_], dict[str, Any]]:
+def _common(work: Work, balance: float) -> tuple[Work, int]:
+    """The work on the variants with at least ``min_mac`` minor alleles, and how many have fewer. Which they are depends on all sites'
+    counts, and not on who of their carriers is a case.
+
+    Args:
+        balance: minor alleles are worth so much: 1, or of a binary outcome the effective number of persons divided by all persons.
+
+    Raises:
+        TooRareError: no variant has as many.
+    """
+    alt, called = alleles(work.pooled)
+    common = np.minimum(alt, called - alt) * balance >= work.plan.min_mac
+    if not common.any():
+        worth = "" if balance == 1 else f" (each counts as {balance:.3g}, because cases and controls are not equally many)"
+        raise TooRareError(
+            f"none of {len(common)} variants has {work.plan.min_mac:g} minor alleles{worth}; lower [gwas] min_mac, or add persons."
+        )
+    if common.all():
+        return work, 0
+    return _chosen(work, common), int((~common).sum())
+
+
+def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     theta, null, persons = _null_model(work, design)
     cases = persons["cases"]
+    controls = int(sum(s.n[0] for s in null)) - cases
+    work, rare = _common(work, logistic.balance(cases, controls))
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
     everywhere, parts = reported.all(0), []
     for block in _blocks(work):
-        given = {**design, "frequency": frequency[block], "theta": theta[:, 0]}
-        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
+        given, own = {**design, "frequency": frequency[block]}, _asked(work, theta[:, 0])
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given, own)
         total = logistic.ScoreSums(*(_sum(work, block, local, name) for name in ("score", "gwg", "xwg")))
         parts.append(logistic.score_test(null, reported[:, block], total))
     result = Association(*(np.concatenate(field).copy() for field in zip(*parts, strict=True)))
     method = np.full(len(work.keys), "score")
-    controls = int(sum(s.n[0] for s in null)) - cases
-    rare = logistic.needs_firth(frequency, cases, controls) if work.plan.firth == "auto" else np.zeros(len(frequency), bool)
+    few = logistic.needs_firth(frequency, cases, controls) if work.plan.firth == "auto" else np.zeros(len(frequency), bool)
     # If a site is excluded from a variant, the null model of the score test includes persons who are not in that variant's sums: such
     # variants are always fitted in full.
     selected = reported.any(0) & ((result.p <= work.plan.first_pass_p) | ~everywhere)
     fits = _Fits(design, theta, frequency, result, method)
-    plain = _fitted(work, fits, np.flatnonzero(selected & ~rare), firth=False)
-    penalised = np.flatnonzero(selected & rare)
+    plain = _fitted(work, fits, np.flatnonzero(selected & ~few), firth=False)
+    penalised = np.flatnonzero(selected & few)
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
     _fitted(work, fits, penalised, firth=True)
-    return result, method, {"cases": cases, "controls": controls}
+    return work, result, method, {"cases": cases, "controls": controls, "rare": rare}
 
 
 def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], dict[str, int]]:
@@ -227,21 +297,34 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
     Raises:
         RunError: the null model has no finite solution, or all persons are of one class.
     """
-    state = logistic.start(logistic.null_theta(forms.sizes(work.study, 0)["K"]))
-    empty = work.agreement.part(slice(0, 0))
+    state = logistic.start(logistic.null_theta(work.intercepts.width))
+    empty, number = work.agreement.part(slice(0, 0)), 0  # number: of steps so far
     while True:
         theta = state.theta
-        local = work.take(empty, Phase.NULL, {**design, "theta": theta[:, 0]})
-        sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
+        local = work.take(empty, Phase.NULL, design, _asked(work, theta[:, 0]))
+        sums = _likelihood(work, local)
+        if number == 0:
+            _check_classes(work, {site: (int(s["cases"][0]), int(s["n"][0])) for site, s in local.items()})
         if not len(state.active):  # these are the sums at the solution
             break
-        state = logistic.step(state, _total(sums))
+        state, number = logistic.step(state, _total(sums)), number + 1
     if not state.converged[0]:
         raise RunError("the null model has no finite solution: the covariates separate cases from controls; remove [gwas] covariates.")
-    cases = sum(int(s["cases"][0]) for s in local.values())
-    if not 0 < cases < sum(int(s["n"][0]) for s in local.values()):
+    return theta, sums, {"cases": sum(int(s["cases"][0]) for s in local.values())}
+
+
+def _check_classes(work: Work, classes: Mapping[str, tuple[int, int]]) -> None:
+    """Raises ``RunError`` where the outcome cannot be told from the site. ``classes``: site -> (cases, persons)."""
+    cases, persons = (sum(pair[i] for pair in classes.values()) for i in (0, 1))
+    if not 0 < cases < persons:
         raise RunError("all persons are of one class; correct [cohort] classes or target.")
-    return theta, sums, {"cases": cases}
+    single = {site: "cases" if found else "controls" for site, (found, n) in classes.items() if found in (0, n)}
+    names = ", ".join(f"{site} has {kind} only" for site, kind in single.items())
+    if len(single) == len(classes):
+        raise RunError(f"{names}: a variant that differs between sites looks like one of the disease; add a site that has both.")
+    if single and work.intercepts.each:
+        advice = "leave such a site out of [federation] sites"
+        raise RunError(f'{names}: with an intercept for each site it has no part in any test; {advice}, or set [gwas] intercept = "one".')
 
 
 def _total(sums: list[Any]) -> Any:
@@ -285,12 +368,13 @@ def _iterated(
     state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
     while len(state.active):
         at = block[state.active]
-        given = {
-            **fits.design, "frequency": fits.frequency[at], "theta_fit": state.ask, "inverse": state.inverse,
-            "penalised": np.array([firth], np.uint8),
-        }  # fmt: skip
-        local = work.take(work.agreement.part(at), Phase.FIT, given)
-        sums = [logistic.LikelihoodSums(s["gradient"], s["information"], s["log_likelihood"], s["n"]) for s in local.values()]
-        state = logistic.step(state, _total(sums))
+        given = {**fits.design, "frequency": fits.frequency[at], "penalised": np.array([firth], np.uint8)}
+        places = work.intercepts
+        own = {
+            site: {"theta_fit": places.theta(state.ask, number), "inverse": places.inverse(state.inverse, number)}
+            for number, site in enumerate(work.sites)
+        }
+        local = work.take(work.agreement.part(at), Phase.FIT, given, own)
+        state = logistic.step(state, _total(_likelihood(work, local)))
         _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
     return state

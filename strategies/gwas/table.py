@@ -25,7 +25,8 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
 
     Args:
         method: (variants,) name of the test of each variant.
-        facts: ``persons`` (site -> number), ``cases`` and ``controls`` of a binary outcome, and facts about the components.
+        facts: ``persons`` (site -> number), ``cases`` and ``controls`` of a binary outcome, ``rare``: the number of variants that are not
+            tested, and facts about the components.
     """
     study, pooled, reported = work.study, work.pooled, work.reported
     frequency = allele_frequency(pooled)
@@ -36,11 +37,13 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
     meta = sumstats.Meta(
         trait=study.study.question or study.cohort.outcome, build=work.agreement.build, samples=sum(persons.values()),
         cases=facts.get("cases"), controls=facts.get("controls"), smallest_frequency=study.cohort.variants.min_maf or None,
-        covariates=(*plan.covariates, *(f"PC{k + 1}" for k in range(plan.components))),
+        covariates=(*plan.covariates, *(f"PC{k + 1}" for k in range(plan.components)), *(["site"] if work.intercepts.each else [])),
         more={"study_name": study.study.name, "study_sha256": study.sha256, "sites": list(persons)},
     )  # fmt: skip
     results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, extra)
     excluded = sumstats.write(work.run / GWAS_TABLE, results, meta)
+    if facts["rare"]:
+        excluded[f"fewer than {plan.min_mac:g} minor alleles"] = facts["rare"]
     tested = np.isfinite(result.log10_p)
     inflation = sumstats.genomic_inflation(result.p)
     contig, position = [k.contig for k in work.keys], np.array([k.position for k in work.keys], dtype=np.int64)
@@ -67,7 +70,7 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         seconds=0.0, sites=work.traffic, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
         pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
         pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
-        tested=int(tested.sum()), variants=len(work.keys), inflation=inflation, left_out=excluded, top=top,
+        tested=int(tested.sum()), variants=len(work.keys) + facts["rare"], inflation=inflation, left_out=excluded, top=top,
         hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_reported=int((~reported.all(0)).sum()),
         methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
     )  # fmt: skip

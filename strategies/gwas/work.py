@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.analytics.forms import EVERYONE
+from fedml.analytics import forms
+from fedml.cohort.variants.frequency import pooled_counts, reported
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.agreement.variants import Counts
-from fedml.study.sections import Gwas
+from fedml.strategies.gwas.intercepts import Intercepts
+from fedml.study.gwas_section import Gwas
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -40,12 +42,14 @@ class Work:
     everyone: bool = True
     asked: Counter[Phase] = field(default_factory=Counter)
 
-    def take(self, about: Agreement, phase: Phase, given: Mapping[str, Any]) -> dict[str, Arrays]:
+    def take(
+        self, about: Agreement, phase: Phase, given: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Arrays]:
         """Site -> its sums of the next step of ``phase``, about everyone or the men (``fedml.strategies.agreement.step.take``)."""
         number = self.asked[phase]
         self.asked[phase] += 1
-        who = {EVERYONE: np.array([self.everyone], np.uint8)}
-        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic)
+        who = {forms.EVERYONE: np.array([self.everyone], np.uint8)}
+        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic, own)
 
     def of(self, chosen: npt.NDArray[np.bool_], *, everyone: bool) -> Work:
         """The analysis of the ``chosen`` variants (variants,) alone, at the sites that report any of them."""
@@ -62,6 +66,13 @@ class Work:
         """The participating sites, in the roster's order."""
         return list(self.agreement.nodes.values())
 
+    @cached_property
+    def intercepts(self) -> Intercepts:
+        """Where the sites' sums belong in the model's. By default a binary outcome has an intercept for each site: hospitals differ in
+        their share of cases, and in their laboratories."""
+        each = self.plan.intercept == "site" or (self.plan.intercept == "auto" and forms.kind(self.study) == "logistic")
+        return Intercepts(len(self.sites), forms.sizes(self.study, 0)["K"], each)
+
     @property
     def keys(self) -> tuple[Variant, ...]:
         """The panel's variants."""
@@ -71,10 +82,9 @@ class Work:
     def pooled(self) -> npt.NDArray[np.int64]:
         """(7, variants): genotype counts, sites out of Hardy-Weinberg equilibrium, and persons with one copy, summed over the sites that
         report the variant."""
-        total: npt.NDArray[np.int64] = np.sum([np.where(table < 0, 0, table) for table in self.counts.values()], axis=0, dtype=np.int64)
-        return total
+        return pooled_counts(self.counts)
 
     @cached_property
     def reported(self) -> npt.NDArray[np.bool_]:
-        """(sites, variants): True where the site reports the variant, False where it withholds the variant's counts."""
-        return np.stack([self.counts[site][0] >= 0 for site in self.sites])
+        """(sites, variants): True where the site reports the variant, False where it lacks it or withholds its counts."""
+        return np.stack([reported(self.counts[site]) for site in self.sites])

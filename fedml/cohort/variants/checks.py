@@ -70,6 +70,8 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
             advice = _ADVICE.get(name, "")
             out.append(Check(site, name, str(int(count)), "warn" if advice else "ok", advice))
         for name, count in panel.matching.get(site, {}).items():
+            if name == "absent" and panel.lacks(site).any():
+                out.append(Check(site, "variants of the panel that it lacks", str(int(panel.lacks(site).sum()))))
             complemented = name in ("strand", "strand-swapped")
             advice = "complemented; give the file on the forward strand" if complemented else ""
             if name == "twice":
@@ -111,9 +113,9 @@ def doubts_checks(before: Panel, after: Panel) -> list[Check]:
     ]  # fmt: skip
 
 
-def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int]) -> list[Check]:
-    """The checks that need genotype counts: site -> (7, variants), -1 where the site's policy withholds them; ``failed``: threshold ->
-    variants."""
+def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int], panel: Panel | None = None) -> list[Check]:
+    """The checks that need genotype counts: site -> (7, variants of ``panel``), -1 where the site's policy withholds them; ``failed``:
+    threshold -> variants."""
     out: list[Check] = []
     known = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
     for site, table in counts.items():
@@ -127,10 +129,11 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
                     "the site's persons are excluded from these variants",
                 )
             )
-        called = known[site][:3].sum()
+        here = np.ones(table.shape[1], bool) if panel is None else ~panel.lacks(site)
+        called = known[site][:3, here].sum()
         if called:
-            out.append(Check(site, "call rate", f"{called / (called + known[site][3].sum()):.2%}"))
-        if uncalled := int(((table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
+            out.append(Check(site, "call rate", f"{called / (called + known[site][3, here].sum()):.2%}"))
+        if uncalled := int((here & (table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
             out.append(Check(site, "no genotype called", str(uncalled), "warn", "every genotype of these variants is missing at the site"))
         if count := int((sides(*alleles(known[site])) * sides(*alleles(_others(known, site))) < 0).sum()):
             advice = "kept; check how the file's alleles were written"

@@ -11,7 +11,7 @@ Dosages are int8 (persons, variants): 0, 1 or 2 ALT alleles, -1 where the call i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -88,6 +88,19 @@ def folded(counts: Counts, min_count: int) -> Counts:
         out[many] -= moved
         out[1] += 2 * moved
     return out
+
+
+def reported(counts: Counts) -> npt.NDArray[np.bool_]:
+    """(variants,): True where a site's ``counts`` (at least 4, variants) take part in sums: they are told (not -1), and a genotype is
+    called."""
+    out: npt.NDArray[np.bool_] = (counts[0] >= 0) & (counts[:3].sum(0) > 0)
+    return out
+
+
+def pooled_counts(counts: Mapping[str, Counts]) -> Counts:
+    """(rows, variants): the sites' counts, summed over the sites that have ``reported`` the variant."""
+    total: Counts = np.sum([np.where(reported(table), table, 0) for table in counts.values()], axis=0, dtype=np.int64)
+    return total
 
 
 def few(persons: Counts, min_count: int) -> npt.NDArray[np.bool_]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, Literal
 
@@ -61,7 +61,8 @@ class Panel:
     """``keys`` (variants,), and for each site ``flips`` (variants,) uint8: 1 where the site's dosage counts the other allele.
 
     ``doubtful``: site -> (variants,) bool, palindromes of unknown strand. ``matching``: site -> kind of match -> number of variants.
-    ``dropped``: reason -> number of variants that some site has and the panel lacks.
+    ``dropped``: reason -> number of variants that some site has and the panel lacks. ``absent``: site -> (variants,) bool, the variants
+    that the site lacks, or has with other alleles; none where every site must have every variant.
     """
 
     keys: tuple[Variant, ...]
@@ -69,6 +70,11 @@ class Panel:
     matching: dict[str, dict[str, int]]
     doubtful: dict[str, npt.NDArray[np.bool_]]
     dropped: dict[str, int]
+    absent: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+
+    def lacks(self, site: str) -> npt.NDArray[np.bool_]:
+        """(variants,): the variants that ``site`` lacks."""
+        return self.absent.get(site, np.zeros(len(self.keys), dtype=bool))
 
 
 def _complement(alleles: str) -> str:
@@ -124,8 +130,10 @@ def draft_panel(
     match: Match,
     checked: Collection[str] = (),
     notes: Mapping[str, Sequence[int] | Ints] | None = None,
+    min_sites: int = 0,
 ) -> Panel:
-    """The panel of variants that all ``sites`` have, in the first site's order, or sorted by contig and position if that is not sorted.
+    """The panel of variants that all ``sites`` have, or at least ``min_sites`` of them (0: all), in the first site's order, or sorted by
+    contig and position if that is not sorted.
 
     A variant's alleles are those of the first of the ``checked`` sites, which compared their alleles with a reference. Without such a site
     the strand of most sites is used, and the allele order of most of these; at a tie, those of the first site.
@@ -140,17 +148,20 @@ def draft_panel(
     dropped = Counter[str]()
     kept: list[Variant] = []
     fits: dict[str, list[Fit]] = {name: [] for name in names}
+    least = min(min_sites or len(names), len(names))
     shared = [where for where in index[names[0]] if all(where in index[name] for name in names[1:])]
     writers = [name for name in names if name in checked][:1] or _on_one_strand({n: [sites[n][index[n][w]] for w in shared] for n in names})
-    for where, at in index[names[0]].items():
+    for where in dict.fromkeys(itertools.chain.from_iterable(index[name] for name in (names if least < len(names) else names[:1]))):
         variants = {name: sites[name][index[name][where]] for name in names if where in index[name]}
-        key = _most_frequent([variants[name] for name in writers]) if len(variants) == len(names) else sites[names[0]][at]
+        spelled = [variants[name] for name in writers if name in variants] if len(variants) >= least else []
+        key = _most_frequent(spelled) if spelled else next(iter(variants.values()))
         found = {name: fit(variants[name], key) if name in variants else Fit.ABSENT for name in names}
         lost = {kind for kind in found.values() if kind in (Fit.ABSENT, Fit.OTHER)}
+        enough = sum(kind not in (Fit.ABSENT, Fit.OTHER) for kind in found.values()) >= least
         for name, kind in found.items():
-            if not lost or kind in lost:
+            if enough or kind in lost:
                 counts[name][_FIT_NAMES[kind]] += 1
-        if lost:
+        if not enough:
             dropped["not at every site" if Fit.ABSENT in lost else "other alleles"] += 1
             continue
         kept.append(key)
@@ -158,12 +169,14 @@ def draft_panel(
             fits[name].append(kind)
     for name, keys in sites.items():
         counts[name]["twice"] = len(keys) - len(index[name]) - (sum(k.id == "." for k in keys) if match == "rsid" else 0)
-        counts[name]["only here or not everywhere"] = len(index[name]) - len(kept)
+        counts[name]["only here or not everywhere"] = len(index[name]) - len(kept) + sum(kind is Fit.ABSENT for kind in fits[name])
     palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in kept], dtype=bool)
-    clear = sum(len(k.ref) == len(k.alt) and is_plain(k.ref + k.alt) for k in kept) - int(palindrome.sum())
-    flips, doubtful = {}, {}
+    decides = np.array([len(k.ref) == len(k.alt) and is_plain(k.ref + k.alt) for k in kept], dtype=bool) & ~palindrome
+    flips, doubtful, absent = {}, {}, {}
     for name in names:
         fitted = np.array(fits[name], dtype=np.int64)
+        absent[name] = np.isin(fitted, (Fit.ABSENT, Fit.OTHER))
+        clear = int((decides & ~absent[name]).sum())
         flip = np.isin(fitted, (Fit.SWAPPED, Fit.STRAND_SWAPPED))
         complemented = int(np.isin(fitted, (Fit.STRAND, Fit.STRAND_SWAPPED)).sum())
         if name in reported and reported[name][NOTES.index(UNSURE)]:
@@ -178,8 +191,10 @@ def draft_panel(
             counts[name]["palindrome turned"] = int(palindrome.sum())
         else:
             doubtful[name] = palindrome
-        flips[name] = flip.astype(np.uint8)
-    panel = Panel(tuple(kept), flips, {name: {k: v for k, v in c.items() if v} for name, c in counts.items()}, doubtful, dict(dropped))
+        flips[name] = (flip & ~absent[name]).astype(np.uint8)
+        doubtful[name] = doubtful[name] & ~absent[name]
+    matching = {name: {k: v for k, v in c.items() if v} for name, c in counts.items()}
+    panel = Panel(tuple(kept), flips, matching, doubtful, dict(dropped), absent)
     if match == "rsid":
         return panel
     if any(site[NOTES.index(SWAPPED)] for site in reported.values()) or any(
@@ -243,6 +258,7 @@ def _picked(panel: Panel, at: npt.NDArray[np.intp]) -> Panel:
         keys=tuple(panel.keys[i] for i in at.tolist()),
         flips={name: flip[at] for name, flip in panel.flips.items()},
         doubtful={name: mask[at] for name, mask in panel.doubtful.items()},
+        absent={name: mask[at] for name, mask in panel.absent.items()},
     )
 
 
@@ -266,7 +282,7 @@ def doubt(draft: Panel, counts: Mapping[str, Ints]) -> Panel:
         agreement = sides(*alleles[name])[palindrome] * sides(*(np.sum([o[i] for o in others], axis=0) for i in (0, 1)))[palindrome]
         wrong = int((agreement < 0).sum())
         if wrong >= _MIN_CONTRADICTED and wrong > 0.1 * (agreement != 0).sum():
-            doubtful[name] = palindrome
+            doubtful[name] = palindrome & ~draft.lacks(name)
     return replace(draft, doubtful=doubtful)
 
 
@@ -349,7 +365,9 @@ def choose(panel: Panel, chosen: slice | npt.NDArray[np.bool_] | Ints) -> Panel:
     else:
         keys = tuple(panel.keys[i] for i in (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
     flips = {name: flip[chosen] for name, flip in panel.flips.items()}
-    return replace(panel, keys=keys, flips=flips, doubtful={name: np.zeros(len(keys), dtype=bool) for name in panel.doubtful})
+    absent = {name: mask[chosen] for name, mask in panel.absent.items()}
+    doubtful = {name: np.zeros(len(keys), dtype=bool) for name in panel.doubtful}
+    return replace(panel, keys=keys, flips=flips, doubtful=doubtful, absent=absent)
 
 
 def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], match: Match) -> Dosages:
@@ -362,7 +380,7 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
             columns[at] = -1
-    where = None if own.where is None else np.where(columns < 0, 0, own.where[columns]).astype(np.int8)
+    where = None if own.where is None else np.where(columns < 0, MISSING, own.where[columns]).astype(np.int8)
     return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)), where=where)
 
 

@@ -30,6 +30,7 @@ from fedml.study.contigs import canonical_contig, has_one_copy
 
 Codes = npt.NDArray[np.int8]
 DIPLOID, X, Y, MT = np.arange(4, dtype=np.int8)  # copies: two; men one; men one and women none; everybody one
+ABSENT = np.int8(-1)  # not in the site's file
 UNKNOWN, MAN, WOMAN = np.arange(3, dtype=np.int8)  # the codes of a .fam
 _BETWEEN: dict[str, dict[str, tuple[int, int]]] = {  # last position of PAR1, first position of PAR2
     "NCBI36": {"X": (2_709_520, 154_584_238), "Y": (2_709_520, 57_443_438)},

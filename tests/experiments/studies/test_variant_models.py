@@ -581,7 +581,7 @@ def test_the_guide_names_every_key_with_its_default_and_every_step() -> None:
     from fedml.analytics import forms
     from fedml.cohort.variants.normalise import NOTES
     from fedml.study.cohort_section import Variants
-    from fedml.study.sections import Gwas
+    from fedml.study.gwas_section import Gwas
 
     text = GUIDE.read_text(encoding="utf-8")
     for section in (Variants, Gwas):

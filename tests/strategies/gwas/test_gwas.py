@@ -142,7 +142,7 @@ def tall(request: pytest.FixtureRequest, sites: Path, some: list[str]) -> Ran:
     """Tall or not, each of some variants fitted in full."""
     folder, roster = (sites, SITES) if request.param == "two" else (request.getfixturevalue("pieces"), tuple(PIECES))
     # Closer components than the default's 1e-7 rad: of some betas, a hundredth of their standard error, that changes the sixth digit.
-    exact = {"gwas__first_pass_p": 1.0, "gwas__pca_tolerance": 1e-10}
+    exact = {"gwas__first_pass_p": 1.0, "gwas__pca_tolerance": 1e-10, "gwas__intercept": "one", "gwas__min_mac": 0}
     study = study_of("tall", roster, cohort__variants={"match": "rsid", "listed": some}, **exact)
     return run(study, folder, sites.parent / f"tall-{request.param}")
 
@@ -230,7 +230,7 @@ def strict(sites: Path) -> Ran:
     folder = sites.parent / "strict"
     copy_site(sites / "hapmap3", folder / "hapmap3", "hapmap3")
     copy_site(sites / "kg1", folder / "kg1", "kg1", min_count=5)
-    return run(study_of("height"), folder, sites.parent / "strict-run")
+    return run(study_of("height", gwas__min_mac=0), folder, sites.parent / "strict-run")
 
 
 def hidden(pool: Pool) -> Any:
@@ -287,7 +287,8 @@ def test_what_a_site_may_not_tell_is_pooled_without_it(strict: Ran, pool: Pool) 
 
 
 def test_logistic_without_the_site_that_may_not_tell(strict: Ran, pool: Pool, some: list[str], sites: Path) -> None:
-    study = study_of("tall", gwas__first_pass_p=1.0, gwas__components=0, cohort__variants={"match": "rsid", "listed": some})
+    bare = {"gwas__first_pass_p": 1.0, "gwas__components": 0, "gwas__intercept": "one", "gwas__min_mac": 0}
+    study = study_of("tall", **bare, cohort__variants={"match": "rsid", "listed": some})
     table = run(study, sites.parent / "strict", sites.parent / "strict-tall").table
     case, there = pool.persons.tall.to_numpy(), (pool.persons.site == "hapmap3").to_numpy()
     secret = hidden(pool)
@@ -478,8 +479,9 @@ def test_the_command(two: Ran, sites: Path, tmp_path: Path, meta: bool) -> None:
 
 @pytest.mark.long
 def test_whole_logistic_scan_does_not_depend_on_the_sites(sites: Path, pieces: Path, tmp_path: Path) -> None:
-    a = run(study_of("tall"), sites, tmp_path / "a").table
-    b = run(study_of("tall", list(PIECES)), pieces, tmp_path / "b").table.loc[a.index]
+    one = {"gwas__intercept": "one", "gwas__min_mac": 0}
+    a = run(study_of("tall", **one), sites, tmp_path / "a").table
+    b = run(study_of("tall", list(PIECES), **one), pieces, tmp_path / "b").table.loc[a.index]
     assert np.array_equal(a.method, b.method)
     assert set(a.method) == {"score", "wald", "firth"}
     assert np.allclose(a[["beta", "standard_error", "neg_log10_p"]], b[["beta", "standard_error", "neg_log10_p"]], rtol=1e-5, atol=1e-7)

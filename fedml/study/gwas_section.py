@@ -1,0 +1,60 @@
+"""``[gwas]``: an association of the target with each variant."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from fedml.study import limits
+from fedml.study.section import Section, without_unused
+
+_GWAS_FIRST = ("covariates", "components", "first_pass_p", "firth", "block", "pca_spacing", "pca_min_maf", "pca_tolerance")
+
+
+class Gwas(Section):
+    """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a quantitative target, logistic for two classes.
+
+    ``covariates``: clinical columns; ``components``: number of principal components of the genotypes, computed from sums of the sites.
+    Every binary target is first tested by the score test; variants with p up to ``first_pass_p`` are fitted in full. Firth's penalty is
+    used where a class or an allele is rare.
+    """
+
+    covariates: Annotated[tuple[str, ...], Field(max_length=100)] = Field(
+        default=(), description="columns of [cohort.clinical] for which each test is adjusted"
+    )
+    components: Annotated[int, Field(ge=0, le=50)] = Field(
+        default=4, description="principal components of the genotypes of all sites for which each test is adjusted; 0: none"
+    )
+    first_pass_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.05, description="two classes: variants with at most this p of the score test are fitted in full"
+    )
+    firth: Literal["auto", "never"] = Field(
+        default="auto", description="two classes: auto uses Firth's penalised likelihood where a class or an allele is rare"
+    )
+    block: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=20_000, description="variants per message")
+    pca_spacing: Annotated[int, Field(ge=0, le=2**33)] = Field(
+        default=0, description="least distance in bases between two variants used for components; 0: all variants"
+    )
+    pca_min_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.01, description="least minor allele frequency, over all sites, of variants used for components"
+    )
+    pca_tolerance: Annotated[float, Field(ge=1e-14, le=1e-3)] = Field(
+        default=1e-8, description="largest angle to the exact components, radians"
+    )
+    min_mac: Annotated[float, Field(ge=0, le=1e9)] = Field(
+        default=20.0,
+        description="least number of minor alleles, over all sites, of a variant that is tested; of two classes that are not equally "
+        "large, an allele counts as the effective number of persons divided by all persons; 0: no threshold",
+    )
+
+    min_sites: Annotated[int, Field(ge=0, le=limits.SITES)] = Field(
+        default=0, description="least number of sites that have a variant which is tested; 0: every site"
+    )
+    intercept: Literal["auto", "site", "one"] = Field(
+        default="auto", description="an intercept for each site, or one for all; auto: for each site if the target has two classes"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unused(self, dump(self), first=_GWAS_FIRST)
