@@ -10,7 +10,7 @@ gives each variant's number of sites and persons.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
+from fedml.analytics.meta import Combined, combine
 from fedml.cohort.variants.frequency import allele_frequency, alleles, minor_allele_frequency
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.ploidy import Y, place
@@ -30,7 +31,7 @@ from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import take
-from fedml.strategies.gwas.work import Floats, Work
+from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
@@ -60,13 +61,10 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     if study.gwas.components:
         loadings, components = _components(work)
         design |= loadings
-    work, result, method, null = _fit(work, design)
-    found = write_results(work, result, method, {"persons": persons, **null, **components})
+    fitted = _fit(work, design)
+    found = write_results(fitted, {"persons": persons, **fitted.facts, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
-
-
-Fitted = tuple[Work, Association, npt.NDArray[np.str_], dict[str, Any]]  # of the variants of this work
 
 
 class TooRareError(RunError):
@@ -93,15 +91,17 @@ def _fit(work: Work, design: dict[str, Any]) -> Fitted:
 
 def _together(work: Work, found: list[Fitted], rare: int) -> Fitted:
     """The tests of ``found`` in the order of ``work``, without the variants that were too rare, of which ``rare`` are in none of them."""
-    at = {key: (part, row) for part, (own, *_) in enumerate(found) for row, key in enumerate(own.keys)}
+    at = {key: number for number, key in enumerate(key for part in found for key in part.work.keys)}
     kept = np.array([key in at for key in work.keys], bool)
-    places = np.array([at[key] for key in work.keys if key in at]).reshape(-1, 2)
-    starts = np.cumsum([0, *(len(own.keys) for own, *_ in found)])[places[:, 0]]
-    order = starts + places[:, 1]
-    result = Association(*(np.concatenate(fields)[order] for fields in zip(*(result for _, result, _, _ in found), strict=True)))
-    method = np.concatenate([names for _, _, names, _ in found])[order]
-    facts = found[0][3] | {"rare": rare + sum(more["rare"] for *_, more in found)}
-    return _chosen(work, kept), result, method, facts
+    order = np.array([at[key] for key in work.keys if key in at], np.int64)
+
+    def one(parts: Sequence[Any]) -> Any:
+        return type(parts[0])(*(values[order] for values in _joined(parts)))
+
+    return Fitted(
+        _chosen(work, kept), one([part.result for part in found]), np.concatenate([part.method for part in found])[order],
+        one([part.meta for part in found]), found[0].facts | {"rare": rare + sum(part.facts["rare"] for part in found)},
+    )  # fmt: skip
 
 
 def _chosen(work: Work, kept: npt.NDArray[np.bool_]) -> Work:
@@ -194,19 +194,29 @@ def _blocks(work: Work) -> Iterator[slice]:
         last = now if now - last > _LOG_EVERY_SECONDS else last
 
 
-def _sum(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], name: str) -> Any:
-    """``name`` summed over the sites, one variant per column.
+def _placed(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], names: tuple[str, ...]) -> list[list[Any]]:
+    """For each site its sums ``names``, one variant per column, with a row for each coefficient of the whole model.
 
     Raises:
         RunError: a site reports other variants than in its genotype counts.
     """
-    reported = work.reported[:, block]
-    for site, local, row in zip(work.sites, sums.values(), reported, strict=True):
+    for site, local, row in zip(work.sites, sums.values(), work.reported[:, block], strict=True):
         if not np.array_equal(local["used"].astype(bool), row):
             raise RunError(f"{site} reports other variants than in its genotype counts, its data changed during the run; run it again.")
-    own = work.intercepts
-    placed = [own.vector(local[name], site) if name in ("xg", "xwg") else local[name] for site, local in enumerate(sums.values())]
-    return np.sum(placed, axis=0)
+    rows = ("xg", "xwg")
+    return [
+        [work.intercepts.vector(local[name], site) if name in rows else local[name] for name in names]
+        for site, local in enumerate(sums.values())
+    ]
+
+
+def _combined(own: Sequence[Association]) -> Combined:
+    return combine(np.stack([site.beta for site in own]), np.stack([site.standard_error for site in own]))
+
+
+def _joined(blocks: Sequence[Any]) -> Any:
+    """Results of blocks of variants as one."""
+    return type(blocks[0])(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
 def _asked(work: Work, theta: Floats) -> dict[str, dict[str, Floats]]:
@@ -232,14 +242,15 @@ def _linear(work: Work, design: dict[str, Any]) -> Fitted:
         linear.NullSums(own.matrix(s["xx"], site), own.vector(s["xy"], site), float(s["yy"][0]), int(s["n"][0]))
         for site, s in enumerate(null.values())
     ]
-    frequency, reported, parts = allele_frequency(work.pooled), work.reported, []
+    frequency, parts, meta = allele_frequency(work.pooled), [], []
     for block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
         local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
-        total = linear.VariantSums(*(_sum(work, block, local, name) for name in ("xg", "gg", "gy")))
-        parts.append(linear.solve(sums, reported[:, block], total))
-    result = Association(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-    return work, result, np.full(len(work.keys), "linear"), {"rare": rare}
+        placed, reported = _placed(work, block, local, ("xg", "gg", "gy")), work.reported[:, block]
+        parts.append(linear.solve(sums, reported, linear.VariantSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))))
+        alone = zip(sums, reported, placed, strict=True)
+        meta.append(_combined([linear.solve([null], has[None], linear.VariantSums(*mine)) for null, has, mine in alone]))
+    return Fitted(work, _joined(parts), np.full(len(work.keys), "linear"), _joined(meta), {"rare": rare})
 
 
 def _common(work: Work, balance: float) -> tuple[Work, int]:
@@ -270,13 +281,16 @@ def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     controls = int(sum(s.n[0] for s in null)) - cases
     work, rare = _common(work, logistic.balance(cases, controls))
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
-    everywhere, parts = reported.all(0), []
+    everywhere, parts, meta = reported.all(0), [], []
     for block in _blocks(work):
         given, own = {**design, "frequency": frequency[block]}, _asked(work, theta[:, 0])
         local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given, own)
-        total = logistic.ScoreSums(*(_sum(work, block, local, name) for name in ("score", "gwg", "xwg")))
-        parts.append(logistic.score_test(null, reported[:, block], total))
-    result = Association(*(np.concatenate(field).copy() for field in zip(*parts, strict=True)))
+        placed, told = _placed(work, block, local, ("score", "gwg", "xwg")), reported[:, block]
+        total = logistic.ScoreSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))
+        parts.append(logistic.score_test(null, told, total))
+        alone = zip(null, told, placed, strict=True)
+        meta.append(_combined([logistic.score_test([n], has[None], logistic.ScoreSums(*mine)) for n, has, mine in alone]))
+    result: Association = _joined(parts)
     method = np.full(len(work.keys), "score")
     few = logistic.needs_firth(frequency, cases, controls) if work.plan.firth == "auto" else np.zeros(len(frequency), bool)
     # If a site is excluded from a variant, the null model of the score test includes persons who are not in that variant's sums: such
@@ -288,7 +302,7 @@ def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
     _fitted(work, fits, penalised, firth=True)
-    return work, result, method, {"cases": cases, "controls": controls, "rare": rare}
+    return Fitted(work, result, method, _joined(meta), {"cases": cases, "controls": controls, "rare": rare})
 
 
 def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], dict[str, int]]:

@@ -8,30 +8,31 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.analytics import sumstats
-from fedml.analytics.linear import Association
+from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import allele_frequency, alleles, call_rate
 from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
 if TYPE_CHECKING:
-    from fedml.strategies.gwas.work import Work
+    from fedml.strategies.gwas.work import Fitted
 
 HIT = 5e-8  # genome-wide significance (Pe'er et al. 2008, Genet Epidemiol 32:381)
 _TOP = 10
 
 
-def write_results(work: Work, result: Association, method: npt.NDArray[np.str_], facts: dict[str, Any]) -> Gwas:
+def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
     """Writes table and plots; returns their summary for the run's record, ``facts`` included (without ``seconds``).
 
     Args:
-        method: (variants,) name of the test of each variant.
         facts: ``persons`` (site -> number), ``cases`` and ``controls`` of a binary outcome, ``rare``: the number of variants that are not
             tested, and facts about the components.
     """
+    work, result, method, combined, _ = fitted
     study, pooled, reported = work.study, work.pooled, work.reported
     frequency = allele_frequency(pooled)
     extra = {
         "an": alleles(pooled)[1], "call_rate": call_rate(pooled), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method,
+        **_by_site(combined),
     }  # fmt: skip
     plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
@@ -74,3 +75,12 @@ def write_results(work: Work, result: Association, method: npt.NDArray[np.str_],
         hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_reported=int((~reported.all(0)).sum()),
         methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
     )  # fmt: skip
+
+
+def _by_site(found: Combined) -> dict[str, npt.NDArray[np.float64]]:
+    """Columns of the table: the sites' own estimates, combined, and how far they differ."""
+    return {
+        "meta_beta": found.beta, "meta_standard_error": found.standard_error, "meta_neg_log10_p": -found.log10_p,
+        "random_beta": found.random_beta, "random_standard_error": found.random_standard_error,
+        "random_neg_log10_p": -found.random_log10_p, "q": found.q, "q_neg_log10_p": -found.q_log10_p, "i2": found.i2,
+    }  # fmt: skip

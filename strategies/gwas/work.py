@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from fedml.analytics import forms
+from fedml.analytics.linear import Association
+from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import pooled_counts, reported
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
@@ -88,3 +90,13 @@ class Work:
     def reported(self) -> npt.NDArray[np.bool_]:
         """(sites, variants): True where the site reports the variant, False where it lacks it or withholds its counts."""
         return np.stack([reported(self.counts[site]) for site in self.sites])
+
+
+class Fitted(NamedTuple):
+    """Of the variants of ``work``: estimates and tests, each test's name, each site's own estimates combined, and facts for the record."""
+
+    work: Work
+    result: Association
+    method: npt.NDArray[np.str_]
+    meta: Combined
+    facts: dict[str, Any]

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import statsmodels.api as sm
+from scipy.stats import chi2
+from statsmodels.stats.meta_analysis import combine_effects
 
 from fedml.analytics.logistic import balance
 from fedml.errors import RunError
@@ -178,3 +180,31 @@ def test_a_number_counts_each_minor_allele(tmp_path: Path) -> None:
     expected = [f"rs{at + 1}" for at in np.flatnonzero(np.minimum(alleles, 2 * called.sum(0) - alleles) >= 20)]
     assert len(expected) < VARIANTS
     assert persons.run(study_of(["a", "b"], "regression")).table.index.tolist() == expected
+
+
+def test_each_sites_own_estimates_are_combined_in_the_table(tmp_path: Path) -> None:
+    """Of a number, those of a regression in each site; of two classes, score estimates, which are near those of the maximum."""
+    persons = Persons(tmp_path / "sites", {"a": (150, None), "b": (200, None), "c": (150, None)})
+    table = persons.run(study_of(persons.names, "regression", min_mac=0)).table
+    for rsid in table.index[::7]:
+        x, beta, variance = persons.design(int(rsid[2:]) - 1, each=False), [], []
+        g, frequency = persons.dosage[:, int(rsid[2:]) - 1], table.effect_allele_frequency[rsid]
+        x[:, -1] = np.where(g < 0, 2 * frequency, g)
+        for site in range(3):
+            fitted = sm.OLS(persons.y[persons.site == site], x[persons.site == site]).fit()
+            beta.append(fitted.params[-1])
+            variance.append(fitted.bse[-1] ** 2)
+        theirs, row = combine_effects(np.array(beta), np.array(variance), method_re="dl"), table.loc[rsid]
+        random = [theirs.mean_effect_re, theirs.sd_eff_w_re] if theirs.tau2 > 0 else [theirs.mean_effect_fe, theirs.sd_eff_w_fe]
+        expected = [theirs.mean_effect_fe, theirs.sd_eff_w_fe, *random, theirs.q, max(theirs.i2, 0)]
+        found = row[["meta_beta", "meta_standard_error", "random_beta", "random_standard_error", "q", "i2"]].astype(float)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+        assert 10**-row.q_neg_log10_p == pytest.approx(chi2.sf(theirs.q, 2), rel=1e-5)
+
+
+def test_score_estimates_of_two_classes_are_near_the_joint_ones(persons: Persons) -> None:
+    table = persons.run(study_of(persons.names, first_pass_p=1e-9, min_mac=0)).table
+    assert set(table.method) == {"score"}
+    assert np.abs((table.meta_beta - table.beta) / table.standard_error).max() < 0.35
+    assert np.abs(table.meta_standard_error / table.standard_error - 1).max() < 0.1
+    assert 0.2 < (10**-table.q_neg_log10_p < 0.5).mean() < 0.8
