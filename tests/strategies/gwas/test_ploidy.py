@@ -110,7 +110,7 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_csv(place / "clinical.csv", ids, {"sex": np.where(PEOPLE.man, "M", "F")[rows], "age": PEOPLE.age[rows]})
         file = "cohort.vcf" if name == "north" else "cohort.bed"
         data = f'persons = "persons.csv"\nvariants = {{ path = "{file}", build = "GRCh38" }}\nclinical = {{ path = "clinical.csv" }}'
-        (place / "site.toml").write_text(f'[site]\nname = "{name}"\n[data]\n{data}\n[policy]\ncentre = "curious"\n')
+        (place / "site.toml").write_text(f'[site]\nname = "{name}"\n[data]\n{data}\n[policy]\ncentre = "curious"\nmin_count = 1\n')
     return folder / "sites"
 
 
@@ -181,8 +181,8 @@ def test_linear_is_dense_regression(linear: Ran) -> None:
     assert np.abs(difference).max(0)[0] < 1e-8
     assert np.abs(difference).max(0)[1] < 1e-7
     assert np.abs(difference).max(0)[2] < 1e-5
-    strong = linear.table.loc[["rs205", "rs300", "rs400"], "beta"].to_numpy()
-    assert np.abs(strong - [0.35, 0.3, 0.25]).max() < 0.12, "an effect of one copy in a man is that of two in a woman"
+    strong = linear.table.loc[["rs205", "rs300", "rs400"]]
+    assert (np.abs(strong.beta - [0.35, 0.3, 0.25]) < 3 * strong.standard_error).all(), "one copy of a man is worth two of a woman"
 
 
 def test_logistic_is_the_dense_maximum(logistic: Ran) -> None:
@@ -216,14 +216,16 @@ def plink(sites: Path) -> Path:
         pytest.skip("PLINK 2 is not installed")
     folder = sites.parent / "plink"
     folder.mkdir()
-    write_bed(folder / "raw.bed", PEOPLE.ids, KEYS, PEOPLE.raw)
+    # PLINK's own "--split-par hg38" (2.00a3.5) leaves the first base of the second region on X, so the regions are written here.
+    par = {2_781_479: "PAR1", 155_701_383: "PAR2"}
+    write_bed(folder / "raw.bed", PEOPLE.ids, [(par.get(key[1], key[0]), *key[1:]) for key in KEYS], PEOPLE.raw)
     sex = ["1" if man else "2" for man in PEOPLE.man]
     lines = [f"{name} {name} 0 0 {code} -9" for name, code in zip(PEOPLE.ids, sex, strict=True)]
     (folder / "raw.fam").write_text("\n".join(lines) + "\n")
     ids = pd.MultiIndex.from_arrays([PEOPLE.ids, PEOPLE.ids], names=["#FID", "IID"])
     pd.DataFrame({"age": PEOPLE.age - 50}, index=ids).to_csv(folder / "covar", sep="\t")
     pd.DataFrame({"y": PEOPLE.y}, index=ids).to_csv(folder / "pheno", sep="\t")
-    split = ["--bfile", "raw", "--split-par", "hg38", "--set-hh-missing", "--set-mixed-mt-missing", "--make-pgen", "--out", "all"]
+    split = ["--bfile", "raw", "--set-hh-missing", "--set-mixed-mt-missing", "--make-pgen", "--out", "all"]
     tests = ["--pfile", "all", "--freq", "counts", "--hardy", "cols=+femalep", "--pheno", "pheno", "--covar", "covar", "--glm", "sex"]
     for words in (["--sort-vars", *split], [*tests, "omit-ref", "hide-covar", "--out", "own"]):
         done = subprocess.run(["plink2", *words, "--threads", "1"], cwd=folder, check=False, capture_output=True, text=True)
@@ -255,7 +257,9 @@ def test_regression_is_that_of_plink(plink: Path, linear: Ran) -> None:
 
 def test_equilibrium_of_women_on_x_is_that_of_plink(plink: Path, sites: Path, tmp_path: Path) -> None:
     theirs = pd.read_csv(plink / "own.hardy.x", sep="\t").set_index("ID")
-    own = read_variants(plink / "raw.bed", PEOPLE.ids, genome=Genome("GRCh38"), cache=tmp_path / "cache")  # sex as in the .fam
+    write_bed(tmp_path / "own.bed", PEOPLE.ids, KEYS, PEOPLE.raw)
+    shutil.copyfile(plink / "raw.fam", tmp_path / "own.fam")
+    own = read_variants(tmp_path / "own.bed", PEOPLE.ids, genome=Genome("GRCh38"), cache=tmp_path / "cache")  # sex as in the .fam
     p = hardy_weinberg_p(*genotype_counts(own, np.flatnonzero(~PEOPLE.man))[:3])
     ours = dict(zip([key.id for key in own.keys], p.tolist(), strict=True))
     assert len(theirs) == ON_X.sum() == 12
@@ -319,7 +323,8 @@ def test_the_men_are_asked_about_y_only(sites: Path) -> None:
 def test_a_site_of_few_men_tells_nothing_of_x_and_y(sites: Path, tmp_path: Path) -> None:
     """Four men at one site: of X and Y it sends neither counts nor sums, and of the others all."""
     shutil.copytree(sites, tmp_path / "sites", ignore=shutil.ignore_patterns(".fedml"))
-    path = tmp_path / "sites" / "north" / "clinical.csv"
+    manifest, path = (tmp_path / "sites" / "north" / name for name in ("site.toml", "clinical.csv"))
+    manifest.write_text(manifest.read_text().replace("min_count = 1", "min_count = 5"))
     clinical = pd.read_csv(path, index_col="id")
     men = clinical.index[clinical.sex == "M"]
     clinical.drop(index=men[4:]).to_csv(path)
