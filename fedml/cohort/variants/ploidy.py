@@ -5,7 +5,8 @@
     told, hidden = site_table(groups, men_and_women, where, min_count=5)                 # at a site: what may leave it
 
 A person with one copy has 0 or 2 ALT alleles, as in PLINK 2's ``--glm`` on X (``--xchr-model 2``; on Y and MT it takes 0 and 1, so that its
-estimates are twice those of this coding, with the same p). A heterozygous call of such a person is no genotype and is missing (PLINK: ``--set-hh-missing``, ``--set-mixed-mt-missing``), and so is a woman's call on Y. Pseudoautosomal
+estimates are twice those of this coding, with the same p). A heterozygous call of such a person is no genotype and is missing (PLINK:
+``--set-hh-missing``, ``--set-mixed-mt-missing``), and so is a woman's call on Y. Pseudoautosomal
 regions are diploid in everybody. Outside them X and Y need each person's sex: without it their variants are left out.
 
 Pseudoautosomal regions: GRCh37 and GRCh38 as in the assembly reports of the Genome Reference Consortium (NCBI, GCF_000001405.25 and .40);
