@@ -86,7 +86,7 @@ def score_site(
     dosages = read_variants(
         path, ids, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
         genome=Genome(genotypes.build, None if genotypes.reference is None else site.folder / genotypes.reference),
-        selection=stretches(scoring, open_source(path)) if by == "position" else Selection(),
+        selection=stretches(scoring, open_source(path)) if by == "position" else Selection(), strict=False,
     )  # fmt: skip
     matched, build = _match(scoring, dosages, by)
     if matched.counts["matched"] < max(min_matched * len(scoring), 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
 from fedml.cohort.dates import with_dates
-from fedml.cohort.groups import read_groups
+from fedml.cohort.groups import read_groups, read_sex
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, has_label, select
@@ -54,20 +55,22 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
         parts = np.full(len(ids), PARTS.index("test"), dtype=np.int8)
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
-    tables = [(table, path)]
-    if data.clinical is not None and any(name not in table.columns for name in study.evaluation.labels()):
+    tables, sex = [(table, path)], plan.variants.sex
+    wanted = [*study.evaluation.labels(), *([] if sex is None else [sex.column])]
+    if data.clinical is not None and any(name not in table.columns for name in wanted):
         clinical = folder / data.clinical.path
         own, spec = data.clinical.id or data.id, plan.clinical
         read_too = read_table(clinical, own)
         read_too = with_dates(read_too, spec, clinical, own) if spec is not None else read_too
         tables.append((read_too.reindex(table.index), clinical))
     groups = read_groups(study.evaluation, tables)
+    known = None if sex is None else read_sex(sex, tables)
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):
         if modality.name in data.inputs:
             read = require(modality.read, modality, "read")
             try:
-                inputs[modality.name] = read(site.place(modality.name, window), study, ids)
+                inputs[modality.name] = read(replace(site.place(modality.name, window), sex=known), study, ids)
             except TooManyExcluded as error:
                 quarantine.write(site.state, study.study.name, error.excluded)
                 raise

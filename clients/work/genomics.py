@@ -1,15 +1,13 @@
 """The site's part of an analysis of genotypes: sums over its persons for each step, and the checks of the gate on them.
 
-An analysis includes the persons of the cohort who have genotypes and, if the study has ``[gwas]``, the target and every covariate. If too
-few persons of the site carry one of a variant's alleles (``fedml.cohort.variants.frequency.withheld``), the variant is excluded: its sums
-are 0 (its counts -1), and ``used`` is 0. The outcome has no part in that.
+If too few persons of the site (``people.py``) carry one of a variant's alleles (``fedml.cohort.variants.ploidy.site_table``), the variant
+is excluded: its sums are 0 (its counts -1), and ``used`` is 0. The outcome has no part in that. Sums about Y are of the men alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -19,49 +17,19 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
 from fedml.clients.work.request import Request, own_flips, read_site_once
-from fedml.cohort.inputs import Table
-from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.frequency import few, folded, group_counts, reported, withheld
+from fedml.cohort.variants.frequency import few, group_counts, reported
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
+from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
 
-Floats = npt.NDArray[np.float64]
 FEWEST_SHARE = 0.1  # of the persons, by their weights in a logistic model
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
 _VARIANTS = 4096  # in a block
-
-
-@dataclass(frozen=True, eq=False)
-class Analysed:
-    """The persons of an analysis: ``rows`` of the cohort, raw ``covariates`` (persons, C), ``outcome`` (persons,), ``groups`` (groups,
-    persons): everyone, and the levels of covariates; in each, carriers are counted before a sum is sent. ``controls`` (persons,): without
-    the disease, or everyone; their genotypes should be in Hardy-Weinberg equilibrium."""
-
-    rows: npt.NDArray[np.int64]
-    covariates: Floats
-    outcome: Floats
-    groups: npt.NDArray[np.bool_]
-    controls: npt.NDArray[np.bool_]
-
-
-@lru_cache(maxsize=32)
-def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
-    """The persons of the analysis at the site with these ``manifests``."""
-    cohort = load_cohort(manifests, study)
-    dosages = cohort.input("variants", Dosages)
-    has = np.zeros(len(cohort), dtype=bool) if dosages is None else dosages.present.copy()
-    raw, levels = _covariates(cohort, study)
-    if study.gwas is not None:
-        has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
-    rows = np.flatnonzero(has)
-    everyone = np.ones(len(rows), dtype=bool)
-    groups = np.stack([everyone, *(level[rows] for level in levels)])
-    controls = cohort.labels[rows] == 0 if study.gwas is not None and forms.kind(study) == "logistic" else everyone
-    return Analysed(rows, raw[rows], cohort.labels[rows], groups, controls)
 
 
 def forget_data() -> None:
@@ -69,22 +37,6 @@ def forget_data() -> None:
     analysed.cache_clear()
     _any_small.cache_clear()
     _COMPONENTS.clear()
-
-
-def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:
-    """(persons, C) columns, NaN if missing, and, for each categorical or two-valued column, a (persons,) mask for each of its values."""
-    spec, columns, levels, clinical = study.cohort.clinical, [], [], cohort.input("clinical", Table)
-    for name in study.gwas.covariates if study.gwas else ():
-        assert spec is not None  # noqa: S101 - the study was validated
-        values = np.full(len(cohort), np.nan) if clinical is None else clinical.values[:, spec.columns.index(name)]
-        known = np.unique(values[np.isfinite(values)])
-        if name in spec.categories:
-            columns += [np.where(np.isfinite(values), values == code, np.nan) for code in range(1, len(spec.categories[name]))]
-        else:
-            columns.append(values)
-        if name in spec.categories or len(known) == 2:
-            levels += [values == code for code in known]
-    return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((len(cohort), 0)), levels
 
 
 def persons(request: Request) -> list[str]:
@@ -99,7 +51,8 @@ def check_persons(request: Request, content: RecordDict, fewest: int, columns_be
     With as many products of its genotypes (columns) as it has persons, a site's genotypes could be solved for. The round number of a
     subspace request is the total number of columns requested in the run, this request included, so the journal shows the earlier total.
     """
-    count = len(analysed(request.manifests, request.study).rows)
+    people = analysed(request.manifests, request.study)
+    count = len(only_men(people).rows) if asks_men(content) else len(people.rows)
     if count < fewest:
         raise SiteError(Reason.TOO_FEW, f"{count} persons would be analysed, [policy] min_persons requires {fewest}")
     if request.phase is Phase.NULL and request.round > NULL_STEPS:
@@ -152,7 +105,7 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
         return
     small = _small(request, _panel(request, content), min_count)
-    if "counts" in values and ((values["counts"][:3] > 0) & (values["counts"][:3] < min_count)).any():
+    if "counts" in values and few(_told_persons(values["counts"]), min_count).any():
         raise SiteError(Reason.TOO_FEW, f"counts: {text}")
     for name, value in values.items():
         blank = -1 if name == "counts" else 0
@@ -165,26 +118,31 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     given = unpack(content.array_records[ANALYSIS])
     dosages = _panel(request, content)
     people = analysed(request.manifests, request.study)
-    floor = max(request.study.policy.min_count, *(read_site_once(m).manifest.policy.min_count for m in request.manifests))
+    study, sites = request.study.policy, [read_site_once(m).manifest.policy for m in request.manifests]
+    floor = max(study.min_count, *(site.min_count for site in sites))
+    fewest_men = max(floor, study.min_persons, *(site.min_persons for site in sites))
     match request.phase:
         case Phase.GENOTYPES:
-            counts = _group_counts(dosages, people, people.groups)
-            (controls,) = _group_counts(dosages, people, people.controls[None])
+            told, hidden = _site_table(dosages, people, floor, fewest_men)
+            women = people.sexes[1] & people.controls
+            controls, female = _group_counts(dosages, people, np.stack([people.controls, women]))
             # Of few persons the test would tell which genotypes they have: a study may set any threshold.
-            tested = ~few(controls[:3], floor).any(0)
-            told = np.vstack([folded(counts[0], floor), tested & out_of_equilibrium(controls, request.study.cohort.variants)])
-            return _reply({"counts": np.where(withheld(counts, floor), -1, told)})
+            tested = ~few(two_copies(controls, female, dosages.where)[:3], floor).any(0)
+            fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)
+            return _reply({"counts": np.where(hidden, -1, np.vstack([told[:4], fails, told[4:]]))})
         case Phase.COVARIATES:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
+    told, hidden = _site_table(dosages, people, floor, fewest_men)
+    used = ~hidden & reported(told)
+    if asks_men(content):
+        people = _checked_men(request, dosages, people, floor, fewest_men)
     x, y = _design(request, people, given)
     if forms.kind(request.study) == "logistic" and request.phase is not Phase.FIT and _few_effective(x @ given["theta"], floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if request.phase is Phase.NULL:
         return _reply(_null(request.study, x, y, given["theta"]))
-    counts = _group_counts(dosages, people, people.groups)
-    used = ~withheld(counts, floor) & reported(counts[0])
     if request.phase is Phase.FIT:
         used &= ~_few_in_fit(dosages, people, x, given, floor)
     sums_of = _association if request.phase is Phase.ASSOCIATION else _fit
@@ -211,7 +169,7 @@ _COMPONENTS: dict[str, Floats] = {}  # cache of the persons' components, by dige
 def _components(request: Request, people: Analysed, given: Mapping[str, Any]) -> Floats:
     """(persons, k) components of the site's persons. They are not sent."""
     names = ("loadings", "loading_values", "loading_frequency", "loading_panel", "loading_flips")
-    key = f"{request.manifests} {request.study.sha256} {_digest(given, *names)}"
+    key = f"{request.manifests} {request.study.sha256} {_digest(given, *names)} {len(people.rows)}"  # everyone, or the men
     if key not in _COMPONENTS:
         aligned = _aligned(request, given["loading_panel"].tobytes(), given["loading_flips"])
         parts = [
@@ -353,8 +311,40 @@ def _group_counts(dosages: Dosages, people: Analysed, groups: npt.NDArray[np.boo
 
 def _small(request: Request, dosages: Dosages, min_count: int) -> npt.NDArray[np.bool_]:
     """(variants,) whether fewer than ``min_count`` of the site's persons, or of a group of them, carry one of the alleles."""
-    people = analysed(request.manifests, request.study)
-    return withheld(_group_counts(dosages, people, people.groups), min_count)
+    return _site_table(dosages, analysed(request.manifests, request.study), min_count)[1]
+
+
+def _checked_men(request: Request, dosages: Dosages, people: Analysed, min_count: int, fewest_men: int) -> Analysed:
+    """The men of ``people``, for a request about variants on Y.
+
+    Raises:
+        SiteError: the site has no variant on Y, another variant is in the request, or the men, or those who are not, are too few.
+    """
+    own = load_cohort(request.manifests, request.study).input("variants", Dosages)
+    if own is None or own.where is None or not (own.where == Y).any():
+        raise SiteError(Reason.OFF_PLAN, "sums over the men are requested, and no variant on Y is analysed")
+    if len(dosages.keys) and (dosages.where is None or not np.isin(dosages.where, (Y, ABSENT)).all()):
+        raise SiteError(Reason.OFF_PLAN, "sums over the men are requested of a variant that is not on Y")
+    men = only_men(people)
+    if len(men.rows) < fewest_men or few(np.array(len(people.rows) - len(men.rows)), min_count):
+        raise SiteError(Reason.TOO_FEW, "sums over the men, or their difference to all persons, would be about few persons")
+    return men
+
+
+def _site_table(
+    dosages: Dosages, people: Analysed, min_count: int, fewest_men: int = 0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """``fedml.cohort.variants.ploidy.site_table`` of the persons of the analysis."""
+    by_sex = np.zeros((2, 4, len(dosages.keys)), np.int64)
+    if dosages.where is not None:
+        by_sex = _group_counts(dosages, people, people.sexes)
+    return site_table(_group_counts(dosages, people, people.groups), by_sex, dosages.where, min_count, fewest_men)
+
+
+def _told_persons(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The numbers of persons in a reply's ``counts`` (7, variants): with each genotype, of them those with one copy, and the others."""
+    one_copy = counts[5:]
+    return np.vstack([counts[:3], one_copy, counts[0:3:2] - one_copy])
 
 
 @lru_cache(maxsize=32)
@@ -362,4 +352,4 @@ def _any_small(manifests: tuple[str, ...], study: Study, panel: bytes, flips: by
     """Whether ``_small`` holds for any variant of a panel. Cached, because many requests have the same panel."""
     dosages = load_aligned(manifests, study, panel, flips).input("variants", Dosages)
     people = analysed(manifests, study)
-    return dosages is not None and bool(withheld(_group_counts(dosages, people, people.groups), min_count).any())
+    return dosages is not None and bool(_site_table(dosages, people, min_count)[1].any())

@@ -6,10 +6,11 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons
     subspace     -> frequency, basis                  product
-    null         -> design, theta                     linear: xx, xy, yy, n; logistic: gradient, information, log_likelihood, n, cases
-    association  -> design, frequency, theta          used, and linear: xg, gg, gy; logistic: xwg, gwg, score
-    fit          -> design, frequency, theta_fit,     used, gradient, information, log_likelihood, n
-                    inverse, penalised
+    null         -> design, everyone, theta           linear: xx, xy, yy, n; logistic: gradient, information, log_likelihood, n, cases
+    association  -> design, everyone, frequency,      used, and linear: xg, gg, gy; logistic: xwg, gwg, score
+                    theta
+    fit          -> design, everyone, frequency,      used, gradient, information, log_likelihood, n
+                    theta_fit, inverse, penalised
 
 ``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
@@ -24,6 +25,8 @@ from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 Shape = tuple[int | str, ...]
+EVERYONE = "everyone"  # uint8 (1,): 0 where a step is about the men alone, for variants on Y
+_WHO: dict[str, tuple[str, Shape]] = {EVERYONE: ("uint8", (1,))}
 DESIGN: dict[str, tuple[str, Shape]] = {
     "centre": ("float64", ("R",)),
     "scale": ("float64", ("R",)),
@@ -37,13 +40,13 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.GENOTYPES: {},
     Phase.COVARIATES: {},
     Phase.SUBSPACE: {"frequency": ("float64", ("m",)), "basis": ("float64", ("m", "b"))},
-    Phase.NULL: {**DESIGN, "theta": ("float64", ("K",))},
-    Phase.ASSOCIATION: {**DESIGN, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
-    Phase.FIT: {**DESIGN, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")), "inverse": ("float64", ("T", "m")),
-                "penalised": ("uint8", (1,))},
+    Phase.NULL: {**DESIGN, **_WHO, "theta": ("float64", ("K",))},
+    Phase.ASSOCIATION: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
+    Phase.FIT: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")),
+                "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
-    Phase.GENOTYPES: {"": {"counts": (5, "m")}},
+    Phase.GENOTYPES: {"": {"counts": (7, "m")}},
     Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import codes, column, numbers
+from fedml.study.cohort_section import Sex
 from fedml.study.sections import Evaluation
 
 if TYPE_CHECKING:
@@ -45,6 +46,17 @@ def read_groups(plan: Evaluation, tables: Sequence[tuple[pd.DataFrame, Path]]) -
             number = numbers(values, path)
             found[name] = np.where(np.isnan(number), -1, np.searchsorted(plan.bands[name], number, side="right")).astype(np.int16)
     return found
+
+
+def read_sex(spec: Sex, tables: Sequence[tuple[pd.DataFrame, Path]]) -> npt.NDArray[np.int8]:
+    """(persons,) 1 man, 2 woman, 0 unknown (an empty cell), from the first of ``tables`` that has the column; as ``read_groups``.
+
+    Raises:
+        InputError: no table has the column, or a cell has another value than the two of the study.
+    """
+    table, path = next(((t, p) for t, p in tables if spec.column in t.columns), tables[0])
+    values = column(table, spec.column, path, "[cohort.variants] sex")
+    return (codes(values, (spec.male, spec.female), f'[cohort.variants] sex, column "{spec.column}"', path) + 1).astype(np.int8)
 
 
 def reportable_groups(

@@ -214,6 +214,20 @@ class ImageShape(Section):
 _STATED = re.compile(r"([A-Za-z0-9._:*-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
 
 
+class Sex(Section):
+    """``[cohort.variants] sex``: how many copies of X and Y each person has."""
+
+    column: ColumnName = Field(description="column of the persons table, or of the clinical table, with each person's sex")
+    male: Code = Field(description="its value in men, who have one copy of X and of Y")
+    female: Code = Field(description="its value in women; an empty cell means not known")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if normal(self.male) == normal(self.female):
+            raise ValueError(f'male and female are both "{normal(self.male)}"; give the two values of column "{self.column}"')
+        return self
+
+
 class Variants(Section):
     """``[cohort.variants]``: which variants are read, how they are matched between sites, and quality thresholds of the shared variants.
 
@@ -251,6 +265,10 @@ class Variants(Section):
         default=0.4,
         description="largest minor allele frequency, over all sites, of an A/T or C/G variant whose strand a site does not check with a "
         "reference; where counts are compared; 0.5: no limit, as all files are known to be on one strand",
+    )
+    sex: Sex | None = Field(
+        default=None,
+        description="the persons' sex, without which variants on X and Y are left out; default: as in a .fam file, else not known",
     )
 
     @model_serializer(mode="wrap")
@@ -342,6 +360,14 @@ class Cohort(Inputs):
             raise ValueError("a class is listed twice in classes")
         if "clinical" in self.inputs and self.clinical is None:
             raise ValueError('inputs lists "clinical" but [cohort.clinical] is missing; add it with columns = [...]')
+        if (sex := self.variants.sex) is not None and self.clinical is not None and sex.column in self.clinical.categories:
+            levels = {normal(code) for code in self.clinical.categories[sex.column]}
+            for name, code in (("male", sex.male), ("female", sex.female)):
+                if normal(code) not in levels:
+                    raise ValueError(
+                        f'[cohort.variants] sex has {name} = "{normal(code)}", which [cohort.clinical] categories does not list for '
+                        f'"{sex.column}" ({", ".join(sorted(levels))})'
+                    )
         if "omics" in self.inputs and self.omics is None:
             raise ValueError('inputs lists "omics", so a section [cohort.omics] with columns = [...] or features = "FILE" is needed')
         for name in Inputs.model_fields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # Numbers of PLINK 1, M of UCSC, names of the pseudoautosomal regions in PLINK 1, PLINK 2 and UCSC.
 _CONTIGS = {"23": "X", "24": "Y", "25": "PAR", "26": "MT", "M": "MT", "XY": "PAR"}
@@ -19,3 +20,10 @@ def canonical_contig(name: str) -> str:
     elif _PAR.fullmatch(bare):
         return "PAR"
     return _CONTIGS.get(bare.upper(), bare.upper() if len(bare) < 3 else bare)
+
+
+@lru_cache(maxsize=4096)
+def has_one_copy(name: str) -> str:
+    """``X``, ``Y`` or ``MT``, of which a person may have one copy; an empty string for every other contig."""
+    canonical = canonical_contig(name)
+    return canonical if canonical in ("X", "Y", "MT") else ""

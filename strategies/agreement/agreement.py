@@ -34,8 +34,9 @@ class Agreement:
     """The values that all sites use. ``nodes`` maps node id to site, in the roster's order; ``persons``: site -> part -> persons per class.
 
     ``shared``: the panel of variants and the orientation of each site's dosages; ``roster``: the order of the sites in ``flips()``.
-    ``counts``: site -> (4, variants) persons with 0, 1, 2 ALT alleles, missing (-1 where the site's policy withholds them); empty unless
-    the study needs them. ``external``: node id -> site, of sites that only evaluate the final model.
+    ``counts``: site -> (7, variants) persons with 0, 1, 2 ALT alleles, missing, and so on (``fedml.strategies.agreement.variants``); -1
+    where the site's policy withholds them; empty unless the study needs them. ``external``: node id -> site, of sites that only evaluate
+    the final model.
     """
 
     nodes: dict[int, str]

@@ -10,7 +10,17 @@ import numpy as np
 import numpy.typing as npt
 from flwr.serverapp import Grid
 
-from fedml.cohort.variants.checks import ALL_SITES, EVEN_ADVICE, Check, SiteFile, counts_checks, doubts_checks, keys_checks, strand_checks
+from fedml.cohort.variants.checks import (
+    ALL_SITES,
+    EVEN_ADVICE,
+    Check,
+    SiteFile,
+    counts_checks,
+    doubts_checks,
+    keys_checks,
+    sex_checks,
+    strand_checks,
+)
 from fedml.cohort.variants.frequency import pooled_counts
 from fedml.cohort.variants.harmonise import EVEN, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import from_text
@@ -75,6 +85,8 @@ def agree_variants(
         checks.append(Check(ALL_SITES, "allele frequencies", "not compared", "warn", f"exchanged alleles would not be detected; {why}"))
     more = {why: n for why, n in settled.dropped.items() if n and why not in draft.dropped}
     checks += [Check(ALL_SITES, f"excluded: {why}", str(n), "warn", EVEN_ADVICE if EVEN in why else "") for why, n in more.items()]
+    if study.gwas is not None:
+        checks += sex_checks(settled.keys, build, spec, study.gwas.covariates)
     if not settled.keys:
         checks.append(Check(ALL_SITES, "variants to work with", "0", "fail", "every shared variant was excluded; see the checks above"))
     else:
@@ -86,8 +98,8 @@ def agree_variants(
 
 
 def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
-    """Site -> (5, variants) persons with 0, 1, 2 ALT alleles of the panel, missing, and 1 where not in Hardy-Weinberg equilibrium; -1
-    where the site withholds the counts."""
+    """Site -> (7, variants) persons with 0, 1, 2 ALT alleles of the panel, missing, 1 where not in Hardy-Weinberg equilibrium, and persons
+    with one copy, with REF and with ALT (``fedml.cohort.variants.frequency.alleles``); -1 where the site withholds the counts."""
     sites = [site for site in agreed.nodes.values() if agreed.shared is not None and site in agreed.shared.flips]
     agreement = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
     parts: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in sites}
@@ -98,12 +110,13 @@ def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
 
 
 def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
-    """Counts of the draft's variants converted to the settled panel: where a site's orientation changed, rows 0 and 2 are exchanged."""
+    """Counts of the draft's variants converted to the settled panel: where a site's orientation changed, rows 0 and 2 are
+    exchanged, and 5 and 6."""
     out = {}
     for site, table in counts.items():
         converted = table[:, kept].copy()
         change = before[site][kept] != after[site]
-        converted[:, change] = converted[[2, 1, 0, 3, 4]][:, change]
+        converted[:, change] = converted[[2, 1, 0, 3, 4, 6, 5]][:, change]
         out[site] = converted
     return out
 

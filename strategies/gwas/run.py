@@ -22,8 +22,9 @@ from flwr.serverapp import Grid
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
 from fedml.analytics.meta import Combined, combine
-from fedml.cohort.variants.frequency import allele_frequency, minor_allele_frequency
+from fedml.cohort.variants.frequency import allele_frequency, alleles, minor_allele_frequency
 from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.ploidy import Y, place
 from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
@@ -32,6 +33,7 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import take
 from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
+from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -59,11 +61,53 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     if study.gwas.components:
         loadings, components = _components(work)
         design |= loadings
-    fit = _linear if forms.kind(study) == "linear" else _logistic
-    fitted = fit(work, design)
+    fitted = _fit(work, design)
     found = write_results(fitted, {"persons": persons, **fitted.facts, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
+
+
+class TooRareError(RunError):
+    """No variant of an analysis has as many minor alleles as ``min_mac``."""
+
+
+def _fit(work: Work, design: dict[str, Any]) -> Fitted:
+    """The tests of all variants: those on Y among the men, the others among everyone; with the persons of a binary outcome."""
+    fit = _linear if forms.kind(work.study) == "linear" else _logistic
+    on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
+    if not on_y.any():
+        return fit(work, design)
+    found, rare, problem = list[Fitted](), 0, None
+    for mask, everyone in ((~on_y, True), (on_y, False)):
+        if mask.any():
+            try:
+                found.append(fit(work.of(mask, everyone=everyone), design))
+            except TooRareError as error:  # of one kind; the others may be common
+                rare, problem = rare + int(mask.sum()), problem or error
+    if problem is not None and not found:
+        raise problem
+    return _together(work, found, rare)
+
+
+def _together(work: Work, found: list[Fitted], rare: int) -> Fitted:
+    """The tests of ``found`` in the order of ``work``, without the variants that were too rare, of which ``rare`` are in none of them."""
+    at = {key: number for number, key in enumerate(key for part in found for key in part.work.keys)}
+    kept = np.array([key in at for key in work.keys], bool)
+    order = np.array([at[key] for key in work.keys if key in at], np.int64)
+
+    def one(parts: Sequence[Any]) -> Any:
+        return type(parts[0])(*(values[order] for values in _joined(parts)))
+
+    return Fitted(
+        _chosen(work, kept), one([part.result for part in found]), np.concatenate([part.method for part in found])[order],
+        one([part.meta for part in found]), found[0].facts | {"rare": rare + sum(part.facts["rare"] for part in found)},
+    )  # fmt: skip
+
+
+def _chosen(work: Work, kept: npt.NDArray[np.bool_]) -> Work:
+    """The work on the variants ``kept`` (variants,)."""
+    counts = {site: table[:, kept] for site, table in work.counts.items()}
+    return replace(work, agreement=work.agreement.part(np.flatnonzero(kept)), counts=counts)
 
 
 def _step(work: Work, doing: str, done: int, total: int | None, *, log: bool = False) -> None:
@@ -96,11 +140,13 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
         RunError: too few variants, or the iteration does not converge.
     """
     pooled = work.pooled
-    usable = work.reported.all(0) & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
+    # Components are of autosomes: on X they would be those of the sexes.
+    autosome = np.array([not has_one_copy(key.contig) and key.contig != "PAR" for key in work.keys], bool)
+    usable = work.reported.all(0) & autosome & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
     chosen = _spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
     if len(chosen) <= work.plan.components:
         raise RunError(
-            f"only {len(chosen)} variants are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
+            f"only {len(chosen)} variants of autosomes are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
             f"{work.plan.components} principal components; lower [gwas] components or pca_min_maf."
         )
     part, frequency = work.agreement.part(chosen), allele_frequency(pooled[:, chosen])
@@ -137,12 +183,12 @@ def _spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacin
     return np.array(sorted(selected), dtype=np.int64)
 
 
-def _blocks(work: Work) -> Iterator[tuple[int, slice]]:
-    """Number and range of each block of variants; emits progress events."""
+def _blocks(work: Work) -> Iterator[slice]:
+    """The range of each block of variants; emits progress events."""
     total, last = len(work.keys), 0.0
-    for number, start in enumerate(range(0, total, work.plan.block)):
+    for start in range(0, total, work.plan.block):
         stop = min(start + work.plan.block, total)
-        yield number, slice(start, stop)
+        yield slice(start, stop)
         now = time.monotonic()
         _step(work, f"variants {stop} of {total}", stop, total, log=now - last > _LOG_EVERY_SECONDS)
         last = now if now - last > _LOG_EVERY_SECONDS else last
@@ -191,15 +237,15 @@ def _linear(work: Work, design: dict[str, Any]) -> Fitted:
     work, rare = _common(work, 1.0)
     theta, own = np.zeros(work.intercepts.columns), work.intercepts
     empty = work.agreement.part(slice(0, 0))
-    null = take(work.study, work.grid, empty, Phase.NULL, 0, {**design, "theta": theta}, work.traffic)
+    null = work.take(empty, Phase.NULL, {**design, "theta": theta})
     sums = [
         linear.NullSums(own.matrix(s["xx"], site), own.vector(s["xy"], site), float(s["yy"][0]), int(s["n"][0]))
         for site, s in enumerate(null.values())
     ]
     frequency, parts, meta = allele_frequency(work.pooled), [], []
-    for number, block in _blocks(work):
+    for block in _blocks(work):
         given = {**design, "frequency": np.nan_to_num(frequency[block]), "theta": theta}
-        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic)
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
         placed, reported = _placed(work, block, local, ("xg", "gg", "gy")), work.reported[:, block]
         parts.append(linear.solve(sums, reported, linear.VariantSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))))
         alone = zip(sums, reported, placed, strict=True)
@@ -215,19 +261,18 @@ def _common(work: Work, balance: float) -> tuple[Work, int]:
         balance: minor alleles are worth so much: 1, or of a binary outcome the effective number of persons divided by all persons.
 
     Raises:
-        RunError: no variant has as many.
+        TooRareError: no variant has as many.
     """
-    alleles = np.minimum(*(2 * work.pooled[row] + work.pooled[1] for row in (0, 2))) * balance
-    common = alleles >= work.plan.min_mac
+    alt, called = alleles(work.pooled)
+    common = np.minimum(alt, called - alt) * balance >= work.plan.min_mac
     if not common.any():
         worth = "" if balance == 1 else f" (each counts as {balance:.3g}, because cases and controls are not equally many)"
-        raise RunError(
+        raise TooRareError(
             f"none of {len(common)} variants has {work.plan.min_mac:g} minor alleles{worth}; lower [gwas] min_mac, or add persons."
         )
     if common.all():
         return work, 0
-    counts = {site: table[:, common] for site, table in work.counts.items()}
-    return replace(work, agreement=work.agreement.part(np.flatnonzero(common)), counts=counts), int((~common).sum())
+    return _chosen(work, common), int((~common).sum())
 
 
 def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
@@ -237,9 +282,9 @@ def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     work, rare = _common(work, logistic.balance(cases, controls))
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
     everywhere, parts, meta = reported.all(0), [], []
-    for number, block in _blocks(work):
+    for block in _blocks(work):
         given, own = {**design, "frequency": frequency[block]}, _asked(work, theta[:, 0])
-        local = take(work.study, work.grid, work.agreement.part(block), Phase.ASSOCIATION, number, given, work.traffic, own)
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given, own)
         placed, told = _placed(work, block, local, ("score", "gwg", "xwg")), reported[:, block]
         total = logistic.ScoreSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))
         parts.append(logistic.score_test(null, told, total))
@@ -251,13 +296,12 @@ def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     # If a site is excluded from a variant, the null model of the score test includes persons who are not in that variant's sums: such
     # variants are always fitted in full.
     selected = reported.any(0) & ((result.p <= work.plan.first_pass_p) | ~everywhere)
-    steps = 0
     fits = _Fits(design, theta, frequency, result, method)
-    plain, steps = _fitted(work, fits, np.flatnonzero(selected & ~few), steps, firth=False)
+    plain = _fitted(work, fits, np.flatnonzero(selected & ~few), firth=False)
     penalised = np.flatnonzero(selected & few)
     if work.plan.firth == "auto":
         penalised = np.union1d(penalised, plain)
-    _fitted(work, fits, penalised, steps, firth=True)
+    _fitted(work, fits, penalised, firth=True)
     return Fitted(work, result, method, _joined(meta), {"cases": cases, "controls": controls, "rare": rare})
 
 
@@ -268,10 +312,10 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
         RunError: the null model has no finite solution, or all persons are of one class.
     """
     state = logistic.start(logistic.null_theta(work.intercepts.width))
-    empty, number = work.agreement.part(slice(0, 0)), 0
+    empty, number = work.agreement.part(slice(0, 0)), 0  # number: of steps so far
     while True:
         theta = state.theta
-        local = take(work.study, work.grid, empty, Phase.NULL, number, design, work.traffic, _asked(work, theta[:, 0]))
+        local = work.take(empty, Phase.NULL, design, _asked(work, theta[:, 0]))
         sums = _likelihood(work, local)
         if number == 0:
             _check_classes(work, {site: (int(s["cases"][0]), int(s["n"][0])) for site, s in local.items()})
@@ -311,31 +355,30 @@ class _Fits(NamedTuple):
     method: npt.NDArray[np.str_]
 
 
-def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], steps: int, *, firth: bool) -> tuple[npt.NDArray[np.int64], int]:
-    """Fits the ``chosen`` variants in full and writes the results to ``fits``; returns those without a finite solution, and the number
-    of steps so far."""
+def _fitted(work: Work, fits: _Fits, chosen: npt.NDArray[np.int64], *, firth: bool) -> npt.NDArray[np.int64]:
+    """Fits the ``chosen`` variants in full and writes the results to ``fits``; returns those without a finite solution."""
     lost = []
     name = "firth" if firth else "wald"
     for start in range(0, len(chosen), _FIT_BLOCK):
         block = chosen[start : start + _FIT_BLOCK]
-        state, steps = _iterated(work, fits, block, steps, f"fitting {len(chosen)} variants ({name})", firth=firth)
+        state = _iterated(work, fits, block, f"fitting {len(chosen)} variants ({name})", firth=firth)
         fitted, converged = logistic.wald(state), state.converged
         if firth:
             doing = f"testing {len(chosen)} variants ({name})"
-            held, steps = _iterated(work, fits, block, steps, doing, firth=True, held=True)
+            held = _iterated(work, fits, block, doing, firth=True, held=True)
             fitted, converged = logistic.likelihood_ratio(state, held), converged & held.converged
         for field, values in zip(fits.result, fitted, strict=True):
             field[block[converged]] = values[converged]
             field[block[~converged]] = values[~converged] if field.dtype.kind == "i" else np.nan
         fits.method[block] = name
         lost += block[~converged].tolist()
-    return np.array(lost, dtype=np.int64), steps
+    return np.array(lost, dtype=np.int64)
 
 
 def _iterated(
-    work: Work, fits: _Fits, block: npt.NDArray[np.int64], steps: int, doing: str, *, firth: bool, held: bool = False
-) -> tuple[logistic.LogisticState, int]:
-    """The solved state of the variants ``block``, and the number of steps so far."""
+    work: Work, fits: _Fits, block: npt.NDArray[np.int64], doing: str, *, firth: bool, held: bool = False
+) -> logistic.LogisticState:
+    """The solved state of the variants ``block``."""
     state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
     while len(state.active):
         at = block[state.active]
@@ -345,7 +388,7 @@ def _iterated(
             site: {"theta_fit": places.theta(state.ask, number), "inverse": places.inverse(state.inverse, number)}
             for number, site in enumerate(work.sites)
         }
-        local = take(work.study, work.grid, work.agreement.part(at), Phase.FIT, steps, given, work.traffic, own)
-        state, steps = logistic.step(state, _total(_likelihood(work, local))), steps + 1
+        local = work.take(work.agreement.part(at), Phase.FIT, given, own)
+        state = logistic.step(state, _total(_likelihood(work, local)))
         _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
-    return state, steps
+    return state

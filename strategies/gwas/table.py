@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fedml.analytics import sumstats
 from fedml.analytics.meta import Combined
-from fedml.cohort.variants.frequency import allele_frequency, call_rate
+from fedml.cohort.variants.frequency import allele_frequency, alleles, call_rate
 from fedml.runs.events import Gwas, VariantRow
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
 
@@ -30,7 +30,10 @@ def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
     work, result, method, combined, _ = fitted
     study, pooled, reported = work.study, work.pooled, work.reported
     frequency = allele_frequency(pooled)
-    extra = {"call_rate": call_rate(pooled[:4]), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method, **_by_site(combined)}
+    extra = {
+        "an": alleles(pooled)[1], "call_rate": call_rate(pooled), "hwe_fails": pooled[4], "sites": reported.sum(0), "method": method,
+        **_by_site(combined),
+    }  # fmt: skip
     plan, persons = work.plan, facts["persons"]
     meta = sumstats.Meta(
         trait=study.study.question or study.cohort.outcome, build=work.agreement.build, samples=sum(persons.values()),

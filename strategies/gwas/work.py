@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,18 +19,20 @@ from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import pooled_counts, reported
 from fedml.cohort.variants.model import Variant
 from fedml.strategies.agreement.agreement import Agreement
-from fedml.strategies.agreement.step import Traffic
+from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.agreement.variants import Counts
 from fedml.strategies.gwas.intercepts import Intercepts
 from fedml.study.gwas_section import Gwas
 from fedml.study.study import Study
+from fedml.wire.records import Phase
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Work:
-    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic."""
+    """State of one analysis: the study, the connection to the sites, the agreement, genotype counts by site, and network traffic.
+    ``everyone``: of all persons, or of the men alone (variants on Y); ``asked``: steps so far."""
 
     study: Study
     grid: Grid
@@ -37,6 +41,27 @@ class Work:
     plan: Gwas
     counts: Counts
     traffic: Traffic
+    everyone: bool = True
+    asked: Counter[Phase] = field(default_factory=Counter)
+
+    def take(
+        self, about: Agreement, phase: Phase, given: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> dict[str, Arrays]:
+        """Site -> its sums of the next step of ``phase``, about everyone or the men (``fedml.strategies.agreement.step.take``)."""
+        number = self.asked[phase]
+        self.asked[phase] += 1
+        who = {forms.EVERYONE: np.array([self.everyone], np.uint8)}
+        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic, own)
+
+    def of(self, chosen: npt.NDArray[np.bool_], *, everyone: bool) -> Work:
+        """The analysis of the ``chosen`` variants (variants,) alone, at the sites that report any of them."""
+        sites = [site for site, row in zip(self.sites, self.reported, strict=True) if row[chosen].any()]
+        nodes = {node: site for node, site in self.agreement.nodes.items() if site in sites}
+        counts = {site: self.counts[site][:, chosen] for site in sites}
+        return Work(
+            self.study, self.grid, self.run, replace(self.agreement.part(chosen), nodes=nodes), self.plan, counts, self.traffic,
+            everyone, self.asked,
+        )  # fmt: skip
 
     @property
     def sites(self) -> list[str]:
@@ -57,7 +82,8 @@ class Work:
 
     @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
-        """(5, variants): genotype counts, and sites out of Hardy-Weinberg equilibrium, summed over the sites that report the variant."""
+        """(7, variants): genotype counts, sites out of Hardy-Weinberg equilibrium, and persons with one copy, summed over the sites that
+        report the variant."""
         return pooled_counts(self.counts)
 
     @cached_property

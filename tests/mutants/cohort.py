@@ -80,8 +80,24 @@ MUTANTS: Mutants = {
         "fedml/cohort/variants/test_frequency.py::test_centred_imputes_the_mean",
     ),
     "allele frequency among all persons, called or not": (
-        [("fedml/cohort/variants/frequency.py", "(2 * counts[:3].sum(0))", "(2 * counts.sum(0))")],
+        [("fedml/cohort/variants/frequency.py", "2 * counts[:3].sum(0)\n", "2 * counts[:4].sum(0)\n")],
         "fedml/cohort/variants/test_frequency.py::test_frequency_and_call_rate",
+    ),
+    "men's alleles on X counted as two each": (
+        [("fedml/cohort/variants/frequency.py", "(alt - counts[6], called - counts[5] - counts[6])", "(alt, called)")],
+        "fedml/cohort/variants/test_ploidy.py::test_frequency_call_rate_and_equilibrium_by_hand",
+    ),
+    "a heterozygous man on X kept": (
+        [("fedml/cohort/variants/ploidy.py", "row[mixed | none] = MISSING", "row[none | (mixed & none)] = MISSING")],
+        "fedml/cohort/variants/test_ploidy.py::test_haploid_calls_count_as_homozygous_ones",
+    ),
+    "the first base after a pseudoautosomal region taken as part of it": (
+        [("fedml/cohort/variants/ploidy.py", "position <= first or", "position <= first + 1 or")],
+        "fedml/cohort/variants/test_ploidy.py::test_pseudoautosomal_regions_to_the_base",
+    ),
+    "few women told by subtraction of the men": (
+        [("fedml/cohort/variants/ploidy.py", "carried_by_few(by_sex, min_count) | few", "carried_by_few(by_sex[:1], min_count) | few")],
+        "fedml/cohort/variants/test_ploidy.py::test_no_count_tells_of_few_men_or_few_women",
     ),
     "only an allele of a single carrier is withheld": (
         [("fedml/cohort/variants/frequency.py", "(persons > 0) & (persons < min_count)", "(persons == 1)")],
@@ -94,7 +110,7 @@ MUTANTS: Mutants = {
     "sites are left out of a variant by their cases": (
         [
             (
-                "clients/work/genomics.py",
+                "clients/work/people.py",
                 "np.stack([everyone, *(level[rows] for level in levels)])",
                 "np.stack([everyone, *(level[rows] for level in levels), cohort.labels[rows] == 1])",
             )

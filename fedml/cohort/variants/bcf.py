@@ -23,7 +23,7 @@ from fedml.cohort.variants.records import Head, Wanted, take
 from fedml.cohort.variants.regions import Spans
 from fedml.cohort.variants.vcf_text import chosen, put_rows
 from fedml.errors import InputError
-from fedml.study.contigs import canonical_contig
+from fedml.study.contigs import canonical_contig, has_one_copy
 
 _SIZES = {0: 0, 1: 1, 2: 2, 3: 4, 5: 4, 7: 1}  # type code -> bytes of a value: missing, three integers, float, character (section 6.3.3)
 _BEYOND = 127  # dosage that marks a genotype with an allele number above the record's ALT alleles
@@ -59,6 +59,7 @@ class _Record(NamedTuple):
     begin: int  # offset of its genotypes
     kind: int  # integer type of its genotypes, 0 if it has none
     ploidy: int  # alleles stored per person; genotypes of lower ploidy are padded
+    one_copy: bool  # on a contig of which a person may have one copy: a haploid ALT counts as 2
 
 
 def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, longest: int) -> Iterator[Block | None]:
@@ -144,9 +145,9 @@ def _block(
         if not keys:
             return None
         out = np.empty((len(keys), wanted.columns), dtype=np.int8)
-        groups: dict[tuple[tuple[int, ...], int, int, int], list[_Record]] = {}
+        groups: dict[tuple[tuple[int, ...], int, int, int, bool], list[_Record]] = {}
         for record in records:
-            groups.setdefault((record.numbers, record.alts, record.kind, record.ploidy), []).append(record)
+            groups.setdefault((record.numbers, record.alts, record.kind, record.ploidy, record.one_copy), []).append(record)
         for group in groups.values():
             _write(group, data, wanted, keys, out)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
@@ -196,7 +197,9 @@ def _record(
     kind, ploidy, here = found or (0, 0, end)
     if kind not in (0, 1, 2, 3):
         raise ValueError("genotypes are no integers")
-    return _Record(len(keys) - len(numbers), numbers, len(texts) - 2, here, kind if ploidy else 0, ploidy)
+    return _Record(
+        len(keys) - len(numbers), numbers, len(texts) - 2, here, kind if ploidy else 0, ploidy, bool(has_one_copy(names[contig_]))
+    )
 
 
 def _damaged(path: Path, contig: str, position: int, what: str, advice: str) -> InputError:
@@ -214,7 +217,7 @@ def _typed(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant], out: npt.NDArray[np.int8]) -> None:
     """Writes dosages of records with equal ALT numbers, integer type and ploidy."""
-    _, numbers, alts, _, kind, ploidy = group[0]
+    _, numbers, alts, _, kind, ploidy, one_copy = group[0]
     rows = np.array([record.row for record in group])
     if not kind:
         for k in range(len(numbers)):
@@ -227,9 +230,9 @@ def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant
         if ploidy == 2 and kind == 1:  # the usual case: a table decodes the calls that differ from homozygous reference
             pairs = calls.view("<u2")
             at = np.flatnonzero((pairs != 0x0202) & (pairs != 0x0302))  # 0/0, 0|0
-            dosage[at] = _of_pairs(number, alts).take(pairs[at])
+            dosage[at] = _of_pairs(number, alts, one_copy).take(pairs[at])
         else:
-            dosage = _count(calls.reshape(-1, ploidy), number, alts)
+            dosage = _count(calls.reshape(-1, ploidy), number, alts, one_copy)
         beyond = dosage == _BEYOND
         if beyond.any():
             first = int(np.argmax(beyond))
@@ -239,8 +242,9 @@ def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant
         put_rows(dosage.reshape(-1, wanted.columns), rows + k, out)
 
 
-def _count(calls: npt.NDArray[np.signedinteger[Any]], number: int, alts: int) -> npt.NDArray[np.int8]:
-    """Copies of ALT allele ``number`` in BCF calls (persons, ploidy); ``_BEYOND`` where an allele number is above ``alts``."""
+def _count(calls: npt.NDArray[np.signedinteger[Any]], number: int, alts: int, one_copy: bool) -> npt.NDArray[np.int8]:
+    """Copies of ALT allele ``number`` in BCF calls (persons, ploidy); ``_BEYOND`` where an allele number is above ``alts``. With
+    ``one_copy`` a haploid call counts twice."""
     count = np.zeros(len(calls), dtype=np.int8)
     beyond, absent, padded = np.zeros(len(calls), dtype=bool), np.zeros(len(calls), dtype=bool), np.ones(len(calls), dtype=bool)
     for column in calls.T:  # one pass per allele: a NumPy reduction over the short ploidy axis is many times slower
@@ -250,12 +254,14 @@ def _count(calls: npt.NDArray[np.signedinteger[Any]], number: int, alts: int) ->
         absent |= (allele < 0) & ~padding
         padded &= padding
         count += allele == number
+    if one_copy:
+        count[(calls != np.iinfo(calls.dtype).min + 1).sum(1) == 1] *= 2
     count[absent | padded] = MISSING
     count[beyond] = _BEYOND
     return count
 
 
 @lru_cache(maxsize=256)
-def _of_pairs(number: int, alts: int) -> npt.NDArray[np.int8]:
+def _of_pairs(number: int, alts: int, one_copy: bool) -> npt.NDArray[np.int8]:
     """(65,536,): ``_count`` of every diploid call of 8-bit integers, indexed by its two bytes as a little-endian number."""
-    return _count(np.arange(2**16, dtype="<u2").view(np.int8).reshape(-1, 2), number, alts)
+    return _count(np.arange(2**16, dtype="<u2").view(np.int8).reshape(-1, 2), number, alts, one_copy)

@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -43,6 +44,7 @@ from fedml.cache_entries import (
 )
 from fedml.cohort.variants.model import Selection, Source, Variant, from_text, to_text
 from fedml.cohort.variants.packed import MISSING, Packed, width
+from fedml.cohort.variants.ploidy import Coding
 from fedml.cohort.variants.transpose import Spool
 from fedml.errors import InputError
 
@@ -75,6 +77,7 @@ class _Job(NamedTuple):
     selection: Selection
     memory_mb: int
     say: Say
+    coding: Coding | None
 
     @property
     def rows(self) -> int:
@@ -82,7 +85,13 @@ class _Job(NamedTuple):
 
 
 def cached(
-    folder: Path, source: Source, persons: Sequence[str], selection: Selection, memory_mb: int, say: Say = lambda line: None
+    folder: Path,
+    source: Source,
+    persons: Sequence[str],
+    selection: Selection,
+    memory_mb: int,
+    say: Say = lambda line: None,
+    coding: Coding | None = None,
 ) -> Cached:
     """The selected dosages of ``persons``, in their order, from the cache in ``folder``; a missing entry is read from the source and
     cached.
@@ -95,6 +104,7 @@ def cached(
         folder: created with mode 0700 if it does not exist, because it contains the same personal data as the source.
         memory_mb: approximate memory limit for building the table, in MB; the source uses half of it.
         say: called with a progress line about every two seconds.
+        coding: of calls on X, Y and MT, with the sex of ``persons``; None: as the source has them.
 
     Raises:
         InputError: the source is invalid or changes while it is read, has none of the persons, or the folder cannot be written and the
@@ -105,7 +115,9 @@ def cached(
     if not samples:
         raise InputError(f"{source.path}: none of its samples is in the persons table; use the same ids in both files.")
     present = np.array([p in index for p in persons], dtype=bool)
-    job = _Job(source, samples, len(samples) < len(persons), selection, memory_mb, say)
+    if coding is not None and coding.sex is not None:
+        coding = coding._replace(sex=coding.sex[present])
+    job = _Job(source, samples, len(samples) < len(persons), selection, memory_mb, say, coding)
     try:
         entry = _entry(folder, persons, job)
     except Unwritable as error:
@@ -142,7 +154,9 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
     selection = [list(job.selection.regions), sorted(job.selection.listed), job.selection.passed]
-    return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons)]))
+    contigs = job.source.contigs if job.source.path.suffix == ".bed" else ()
+    coding = () if job.coding is None else (job.coding.described(contigs, job.selection),)
+    return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons), *coding]))
 
 
 def _open(place: Path, key: str) -> _Entry | None:
@@ -228,7 +242,7 @@ def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
 
 def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant], npt.NDArray[np.int8]]]:
     """The source's blocks without variants with a dosage above 2; fills ``notes`` at the end."""
-    name, total, higher, logged = job.source.path.name, 0, 0, time.monotonic()
+    name, total, higher, logged, coded = job.source.path.name, 0, 0, time.monotonic(), Counter[str]()
     for keys, dosage in job.source.blocks(job.samples, job.selection, max(1, job.memory_mb // 2)):
         if dosage.dtype != np.int8 or dosage.shape != (len(keys), len(job.samples)) or (dosage.size and dosage.min() < MISSING):
             raise ValueError(f"a block of {name} is not int8 ({len(keys)}, {len(job.samples)}) with values >= -1")
@@ -236,12 +250,15 @@ def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant],
         if not fits.all():
             higher += int((~fits).sum())
             keys, dosage = tuple(k for k, kept in zip(keys, fits, strict=True) if kept), dosage[fits]
+        if job.coding is not None:
+            keys, dosage = job.coding.coded(keys, dosage, coded)
         yield keys, dosage
         total += len(fits)
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             job.say(f"{name}: {total:,} variants read")
             logged = time.monotonic()
-    notes.update({reason: count for reason, count in {**job.source.excluded, "ploidy above 2": higher}.items() if count})
+    found = {**job.source.excluded, "ploidy above 2": higher, **coded}
+    notes.update({reason: count for reason, count in found.items() if count})
 
 
 def _write_table(path: Path, spool: Spool, job: _Job) -> str:

@@ -14,9 +14,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.frequency import alleles
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.normalise import NOTES, UNSURE
+from fedml.cohort.variants.normalise import HET_HAPLOID, NOTES, SEX_UNKNOWN, UNSURE
+from fedml.cohort.variants.ploidy import X, place
 from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, SAME
 from fedml.study.cohort_section import Variants
 
@@ -31,6 +33,9 @@ _ADVICE = {
     SAME: "left out: ALT is the same as REF; check how the file was written",
     AMBIGUOUS: "left out: REF or ALT is a letter for several bases, such as R for A or G",
     "reference mismatch": "excluded: REF is not the reference's base; check data.variants build and reference in site.toml",
+    SEX_UNKNOWN: "left out: say which column has each person's sex, such as [cohort.variants] "
+    'sex = { column = "sex", male = "M", female = "F" } in the study (in a .fam: column 5)',
+    HET_HAPLOID: "a man's on X or Y outside the pseudoautosomal regions, or anyone's on MT; check the persons' sex and the build",
     UNSURE: "kept only where frequencies decide the strand: the file's other SNPs match the reference on different strands",
 }
 
@@ -94,6 +99,16 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
     return out + [Check(ALL_SITES, f"excluded: {why}", str(n), "warn") for why, n in panel.dropped.items() if n]
 
 
+def sex_checks(keys: Sequence[Variant], build: str, spec: Variants, covariates: Sequence[str]) -> list[Check]:
+    """A warning where variants on X are tested without the sex among the covariates: men have 0 or 2 ALT alleles, women also 1, so a trait
+    that differs between them seems to go with variants whose frequencies do."""
+    on_x = sum(bool(place(key.contig, key.position, build) == X) for key in keys)
+    if not on_x or (spec.sex is not None and spec.sex.column in covariates):
+        return []
+    column = "the column of the sex" if spec.sex is None else f'"{spec.sex.column}"'
+    return [Check(ALL_SITES, "X without sex as a covariate", str(on_x), "warn", f"add {column} to [gwas] covariates")]
+
+
 def doubts_checks(before: Panel, after: Panel) -> list[Check]:
     """Sites whose allele frequencies put their A/T and C/G variants in doubt (``fedml.cohort.variants.harmonise.doubt``)."""
     return [
@@ -117,7 +132,7 @@ def strand_checks(unproven: npt.NDArray[np.bool_], compared: bool) -> list[Check
 
 
 def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[str, int], panel: Panel | None = None) -> list[Check]:
-    """The checks that need genotype counts: site -> (5, variants of ``panel``), -1 where the site's policy withholds them; ``failed``:
+    """The checks that need genotype counts: site -> (7, variants of ``panel``), -1 where the site's policy withholds them; ``failed``:
     threshold -> variants."""
     out: list[Check] = []
     known = {site: np.where(table < 0, 0, table) for site, table in counts.items()}
@@ -138,7 +153,7 @@ def counts_checks(counts: Mapping[str, npt.NDArray[np.int64]], failed: Mapping[s
             out.append(Check(site, "call rate", f"{called / (called + known[site][3, here].sum()):.2%}"))
         if uncalled := int((here & (table[0] >= 0) & (table[:3].sum(0) == 0)).sum()):
             out.append(Check(site, "no genotype called", str(uncalled), "warn", "every genotype of these variants is missing at the site"))
-        if count := int((sides(*_alleles(known[site])) * sides(*_alleles(_others(known, site))) < 0).sum()):
+        if count := int((sides(*alleles(known[site])) * sides(*alleles(_others(known, site))) < 0).sum()):
             advice = "kept; check how the file's alleles were written"
             out.append(Check(site, "minor allele is the major allele elsewhere", str(count), "warn", advice))
     compared = {site: found for site in known if (found := _compare(_frequency(known[site]), _frequency(_others(known, site)))) is not None}
@@ -167,13 +182,8 @@ def _others(counts: Mapping[str, npt.NDArray[np.int64]], site: str) -> npt.NDArr
     return sum((table for name, table in counts.items() if name != site), np.zeros_like(counts[site]))
 
 
-def _alleles(table: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """(variants,) ALT alleles and (variants,) all called alleles."""
-    return table[1] + 2 * table[2], 2 * table[:3].sum(0)
-
-
 def _frequency(table: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    alt, total = _alleles(table)
+    alt, total = alleles(table)
     with np.errstate(invalid="ignore", divide="ignore"):
         out: npt.NDArray[np.float64] = np.where(total > 0, alt / total, np.nan)
     return out

@@ -68,8 +68,13 @@ def withheld(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
         counts: (groups, 4, variants), a site's whole ``group_counts``; the first group is all persons, others the levels of covariates.
         min_count: 1 or less hides nothing.
     """
+    return carried_by_few(counts, min_count) | few(folded(counts[0], min_count)[:3], min_count).any(0)
+
+
+def carried_by_few(counts: Counts, min_count: int) -> npt.NDArray[np.bool_]:
+    """(variants,): True where in one of the groups (groups, 4, variants) 1 to ``min_count`` - 1 persons carry ALT, or REF."""
     carriers = np.stack([counts[:, 1] + counts[:, 2], counts[:, 0] + counts[:, 1]])
-    return np.asarray(few(carriers, min_count).any((0, 1)) | few(folded(counts[0], min_count)[:3], min_count).any(0))
+    return np.asarray(few(carriers, min_count).any((0, 1)))
 
 
 def folded(counts: Counts, min_count: int) -> Counts:
@@ -111,10 +116,18 @@ def centred(dosage: Dosage, frequency: Array) -> Array:
     return out
 
 
+def alleles(counts: Counts) -> tuple[Counts, Counts]:
+    """(variants,) ALT alleles and (variants,) called alleles, from counts of genotypes: (4, variants), or (7, variants) as they leave a
+    site, whose rows 5 and 6 are the persons with one copy, with REF and with ALT, who are also among those with 0 and with 2."""
+    alt, called = counts[1] + 2 * counts[2], 2 * counts[:3].sum(0)
+    return (alt - counts[6], called - counts[5] - counts[6]) if len(counts) > 5 else (alt, called)
+
+
 def allele_frequency(counts: Counts) -> Array:
-    """(variants,): frequency of ALT among called alleles, from pooled counts (4, variants); nan where no genotype is called."""
+    """(variants,): frequency of ALT among called alleles (``alleles``), from pooled counts; nan where no genotype is called."""
+    alt, called = alleles(counts)
     with np.errstate(invalid="ignore"):
-        out: Array = (counts[1] + 2 * counts[2]) / (2 * counts[:3].sum(0))
+        out: Array = alt / called
     return out
 
 
@@ -127,7 +140,7 @@ def minor_allele_frequency(counts: Counts) -> Array:
 def call_rate(counts: Counts) -> Array:
     """(variants,): share of persons with a called genotype; nan without persons."""
     with np.errstate(invalid="ignore"):
-        out: Array = counts[:3].sum(0) / counts.sum(0)
+        out: Array = counts[:3].sum(0) / counts[:4].sum(0)
     return out
 
 

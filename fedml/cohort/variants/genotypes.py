@@ -19,11 +19,12 @@ from fedml.cohort.ids import check_ids
 from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.cache import cached
 from fedml.cohort.variants.harmonise import Panel, choose, doubt, draft_panel, quality, settle
-from fedml.cohort.variants.model import Dosages, Selection, stated_keys
-from fedml.cohort.variants.normalise import NOTES, fingerprint
+from fedml.cohort.variants.model import Dosages, Selection, Source, stated_keys
+from fedml.cohort.variants.normalise import NOTES, SEX_UNKNOWN, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
 from fedml.cohort.variants.palindromes import SiteStrand, unproven
+from fedml.cohort.variants.ploidy import Coding, places, sexes, site_table, two_copies
 from fedml.errors import InputError
 from fedml.study.cohort_section import Variants
 
@@ -53,11 +54,15 @@ def read_variants(
     selection: Selection = Selection(),
     memory_mb: int = MEMORY_MB,
     say: Callable[[str], None] = lambda _: None,
+    sex: npt.NDArray[np.int8] | None = None,
+    strict: bool = True,
 ) -> Dosages:
     """ALT dosages of ``persons``, in their order; a person who is not in the file is not ``present``.
 
     Args:
         cache: folder of the packed tables.
+        sex: (persons,) 1 man, 2 woman, 0 unknown; None, or nobody's known: as the file has it (``.fam``).
+        strict: variants on X and Y whose coding needs a sex are left out where nobody's is known, and counted.
 
     Raises:
         InputError: the file is missing, damaged, of another build, names none of the persons, or has none of the selected variants; or the
@@ -69,7 +74,13 @@ def read_variants(
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
     source.check_persons(persons)
     check_ids(persons, source.samples, str(path))
-    keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say)
+    known = _known_sex(sex, source, persons)
+    keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say, Coding(genome.build, known, strict))
+    if not keys and (unknown := notes.get(SEX_UNKNOWN, 0)):
+        raise InputError(
+            f"{path}: its {unknown} variants are on X or Y, and nobody's sex is known; add the column to the study, such as "
+            '[cohort.variants] sex = { column = "sex", male = "M", female = "F" }.'
+        )
     if not keys:
         found = "none of the study's variants" if selection else "no variant"
         if notes:
@@ -80,7 +91,19 @@ def read_variants(
     if not normal.keys:
         raise InputError(f"{path}: none of its {len(keys)} variants matches the reference; correct data.variants in site.toml.")
     counts = np.array([normal.notes[name] for name in NOTES], dtype=np.int64)
-    return Dosages(normal.keys, table.aligned(normal.columns, normal.flip), present, counts, normal.build, genome.reference is not None)
+    where = places(keys, genome.build)  # by the positions as they are in the file: indels move when they are normalised
+    return Dosages(
+        normal.keys, table.aligned(normal.columns, normal.flip), present, counts, normal.build, genome.reference is not None,
+        None if where is None else where[normal.columns], known,
+    )  # fmt: skip
+
+
+def _known_sex(sex: npt.NDArray[np.int8] | None, source: Source, persons: Sequence[str]) -> npt.NDArray[np.int8] | None:
+    """(persons,): as given, else as in the file; None where nobody's is known."""
+    if sex is None and source.sex is not None:
+        own = dict(zip(source.samples, source.sex.tolist(), strict=True))
+        sex = np.array([own.get(person, 0) for person in persons], np.int8)
+    return sex if sex is not None and sex.any() else None
 
 
 def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
@@ -96,17 +119,24 @@ def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> 
 
 
 def site_counts(own: Dosages, spec: Variants) -> npt.NDArray[np.int64]:
-    """(5, variants): ``genotype_counts``, and 1 where the site's variant is not in Hardy-Weinberg equilibrium (``out_of_equilibrium``)."""
-    counts = genotype_counts(own)
-    return np.vstack([counts, out_of_equilibrium(counts, spec)])
+    """(7, variants): ``genotype_counts`` of who can have a call, 1 where the site's variant is not in Hardy-Weinberg equilibrium
+    (``out_of_equilibrium``), and the persons with one copy, with REF and with ALT."""
+    counts, rows = genotype_counts(own), np.arange(len(own.present))
+    by_sex = np.stack([genotype_counts(own, rows[group]) for group in sexes(own.sex, len(rows))])
+    told, _ = site_table(counts[None], by_sex, own.where, 0)
+    return np.vstack([told[:4], out_of_equilibrium(counts, by_sex[1], own.where, spec), told[4:]])
 
 
-def out_of_equilibrium(counts: npt.NDArray[np.int64], spec: Variants) -> npt.NDArray[np.bool_]:
+def out_of_equilibrium(
+    counts: npt.NDArray[np.int64], women: npt.NDArray[np.int64], where: npt.NDArray[np.int8] | None, spec: Variants
+) -> npt.NDArray[np.bool_]:
     """(variants,): True where p of the exact test of a site's ``counts`` (4, variants) is below ``min_hwe_p`` of the study, or below
-    ``HWE_P`` where it sets none. Of one site, because in sites of different populations together no variant is in equilibrium."""
+    ``HWE_P`` where it sets none. Of one site, because in sites of different populations together no variant is in equilibrium. On X of
+    the ``women`` alone, and never on Y and MT (``where``): with one copy there is no equilibrium."""
     from fedml.cohort.variants.frequency import hardy_weinberg_p
 
-    out: npt.NDArray[np.bool_] = np.nan_to_num(hardy_weinberg_p(*counts[:3]), nan=1.0) < (spec.min_hwe_p or HWE_P)
+    tested = two_copies(counts, women, where)
+    out: npt.NDArray[np.bool_] = np.nan_to_num(hardy_weinberg_p(*tested[:3]), nan=1.0) < (spec.min_hwe_p or HWE_P)
     return out
 
 
@@ -157,4 +187,7 @@ def concat_dosages(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) ->
     present = np.concatenate([np.zeros(persons, bool) if own is None else own.present for own, persons in parts])
     from fedml.cohort.variants.packed import concat_packed
 
-    return Dosages(panel.keys, concat_packed(tables), present)
+    known = [own for own, _ in parts if own is not None]
+    where = np.max([np.zeros(len(panel.keys), np.int8) if own.where is None else own.where for own in known], axis=0) if known else None
+    sex = [np.zeros(persons, np.int8) if own is None or own.sex is None else own.sex for own, persons in parts]
+    return Dosages(panel.keys, concat_packed(tables), present, where=where, sex=np.concatenate(sex))

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.frequency import alleles, call_rate, minor_allele_frequency
 from fedml.cohort.variants.matching import Match, by_place, complement, place, shares_id, unique
 from fedml.cohort.variants.model import MISSING, Dosages, Variant
 from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
@@ -314,23 +315,20 @@ def sides(alt: Ints, total: Ints) -> Ints:
 
 def _alt_counts(counts: Ints) -> tuple[Ints, Ints]:
     """(variants,) ALT alleles and (variants,) all called alleles; 0 where the site withheld its counts."""
-    known = np.where(counts < 0, 0, counts)
-    return known[1] + 2 * known[2], 2 * (known[0] + known[1] + known[2])
+    return alleles(np.where(counts < 0, 0, counts))
 
 
 def quality(counts: Ints, spec: Variants) -> tuple[npt.NDArray[np.bool_], dict[str, int]]:
     """(variants,) bool: the variants that meet the study's thresholds; and threshold -> number of variants that fail it first.
 
     Args:
-        counts: (5, variants) pooled: persons with 0, 1, 2 ALT alleles, missing, and the number of sites at which the variant is not in
-            Hardy-Weinberg equilibrium. A variant without any reported count fails.
+        counts: (7, variants) pooled: persons with 0, 1, 2 ALT alleles, missing, the number of sites at which the variant is not in
+            Hardy-Weinberg equilibrium, and persons with one copy (``alleles``). A variant without any reported count fails.
     """
-    from fedml.cohort.variants.frequency import call_rate, minor_allele_frequency
-
     called = counts[:3].sum(0) > 0
     keep, failed = called.copy(), {"no counts reported (too few carriers, or none called)": int((~called).sum())}
     tests: list[tuple[str, float, Any]] = [
-        (f"call rate below {spec.min_call_rate:g}", spec.min_call_rate, lambda: call_rate(counts[:4])),
+        (f"call rate below {spec.min_call_rate:g}", spec.min_call_rate, lambda: call_rate(counts)),
         (f"minor allele frequency below {spec.min_maf:g}", spec.min_maf, lambda: minor_allele_frequency(counts)),
         (f"Hardy-Weinberg p below {spec.min_hwe_p:g} at a site", spec.min_hwe_p, lambda: (counts[4] == 0).astype(float)),
     ]
@@ -368,7 +366,8 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
             columns[at] = -1
-    return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)))
+    where = None if own.where is None else np.where(columns < 0, MISSING, own.where[columns]).astype(np.int8)
+    return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)), where=where)
 
 
 def turned(dosage: npt.NDArray[np.int8] | Packed, columns: Ints, flip: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8] | Packed:

@@ -4,8 +4,9 @@
     for block in source.blocks(range(100), Selection(regions=("22:17000000-18000000",)), memory_mb=256):
         block.keys, block.dosage                         # (variants,), (variants, 100) int8
 
-A dosage is the number of ALT alleles that a person carries (0, 1, 2; a haploid call 0 or 1; more only where ploidy is above 2), or -1 where
-any of the person's alleles is missing. In PLINK files A1 is taken as ALT. A record with several ALT alleles is split into one variant per
+A dosage is the number of ALT alleles that a person carries (0, 1, 2; more only where ploidy is above 2), or -1 where any of the person's
+alleles is missing. On X, Y and MT a haploid call is 0 or 2, as PLINK writes it (``ploidy.py``); elsewhere, where nobody should have one, it
+is 0 or 1. In PLINK files A1 is taken as ALT. A record with several ALT alleles is split into one variant per
 ALT allele.
 """
 
@@ -108,6 +109,7 @@ class Source(ABC):
     samples: tuple[str, ...]
     contigs: dict[str, int | None]  # name in the header -> length in bases, None where the header gives no length
     excluded: dict[str, int]
+    sex: npt.NDArray[np.int8] | None = None  # (samples,) 1 man, 2 woman, 0 unknown, where the format has it
 
     def check_persons(self, persons: Sequence[str]) -> None:  # noqa: B027 - most formats name a person in one way
         """Raises ``InputError`` if an id of the persons table may be that of several samples."""
@@ -130,7 +132,8 @@ class Dosages:
     person has a genotype row.
 
     ``notes``: counts of variants by what normalisation did to them (``fedml.cohort.variants.normalise.NOTES``); ``build``: genome build of
-    the positions; ``checked``: REF was compared with a reference sequence.
+    the positions; ``checked``: REF was compared with a reference sequence. ``where`` (variants,): how many copies men and women have
+    (``fedml.cohort.variants.ploidy.places``); None: two; ``sex`` (persons,): 1 man, 2 woman, 0 unknown; None: not known.
     """
 
     keys: tuple[Variant, ...]
@@ -139,6 +142,8 @@ class Dosages:
     notes: npt.NDArray[np.int64] | None = None
     build: str = ""
     checked: bool = False
+    where: npt.NDArray[np.int8] | None = None
+    sex: npt.NDArray[np.int8] | None = None
     places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # cache of ``harmonise.align``
 
     def has(self, persons: int) -> npt.NDArray[np.bool_]:
@@ -154,7 +159,7 @@ class Dosages:
     def select(self, rows: Rows) -> Dosages:
         """The dosages of the persons in ``rows`` (ascending)."""
         dosage = self.dosage[rows] if isinstance(self.dosage, np.ndarray) else self.dosage.take(rows)
-        return replace(self, dosage=dosage, present=self.present[rows])
+        return replace(self, dosage=dosage, present=self.present[rows], sex=None if self.sex is None else self.sex[rows])
 
     def content(self) -> dict[str, bytes]:
         """Dosages, and the keys of the variants as text."""

@@ -28,12 +28,13 @@ from fedml.study.contigs import canonical_contig
 
 _RS = re.compile(r"rs\d+")
 COMPLEMENT = str.maketrans("ACGT", "TGCA")
+SEX_UNKNOWN, HET_HAPLOID = "on X or Y, sex not known", "heterozygous calls of one copy set to missing"
 SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turned to the reference", "A/T or C/G in a file of both strands"
 # Counts of variants (not of persons) that a site reports about its file, in this order on the wire.
 NOTES = (
     "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
     "reference mismatch", UNSURE, "not plain alleles", NO_ALT, TOO_LONG, UNKNOWN, "ploidy above 2", FILTERED, SAME, AMBIGUOUS, TELOMERE,
-    "other",
+    SEX_UNKNOWN, HET_HAPLOID, "other",
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build

@@ -43,6 +43,8 @@ class PlinkSource(Source):
                 raise InputError(f"{path.with_suffix(ending)}: no such file; put the .bim and .fam of a .bed in the same folder.")
         self.families: dict[str, list[str]] = {}  # individual id -> the families that have it
         self.samples = _samples(path.with_suffix(".fam"), self.families)
+        sexes = [fields[4] for _, fields in _lines(path.with_suffix(".fam"))]
+        self.sex = np.array([int(sex) if sex in ("1", "2") else 0 for sex in sexes], np.int8)
         self.contigs: dict[str, int | None] = {}
         self.variants = 0
         for _, fields in _lines(path.with_suffix(".bim")):

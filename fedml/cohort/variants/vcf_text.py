@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.model import MISSING, Block, Variant
 from fedml.cohort.variants.records import Head, Wanted, passes, take
 from fedml.errors import InputError
+from fedml.study.contigs import has_one_copy
 
 _HEAD = re.compile(rb"([^\t\n]++)\t(\d{1,10})\t([^\t\n]*+)\t([^\t\n]++)\t([^\t\n]++)\t[^\t\n]*+\t([^\t\n]*+)\t[^\t\n]*+\t([^\t\n]++)\t")
 _CALL = re.compile(rb"[/|]?(?:\.|\d+)(?:[/|](?:\.|\d+))*")  # a separator before the first allele: VCF 4.4
@@ -47,6 +48,7 @@ class _Record(NamedTuple):
     at: int  # offset of the line
     gt: int  # index of GT in FORMAT, -1 if FORMAT lacks GT
     colons: int  # in FORMAT; a call has at most as many
+    one_copy: bool  # on a contig of which a person may have one copy: a haploid ALT counts as 2
 
 
 def parse(text: bytes, wanted: Wanted) -> Block | None:
@@ -63,14 +65,14 @@ def parse(text: bytes, wanted: Wanted) -> Block | None:
     if not keys:
         return _advance(None, lines, wanted)
     out = np.empty((len(keys), wanted.columns), dtype=np.int8)
-    groups: dict[tuple[tuple[int, ...], int, bool, int], list[_Record]] = {}
+    groups: dict[tuple[tuple[int, ...], int, bool, int, bool], list[_Record]] = {}
     for record in records:
         if record.gt:
             _call_by_call([record], text, wanted, out)
         else:
             fixed = record.end - record.begin == 4 * wanted.columns - 1
-            groups.setdefault((record.numbers, record.alts, fixed, record.colons), []).append(record)
-    for (_, _, fixed, _), group in groups.items():
+            groups.setdefault((record.numbers, record.alts, fixed, record.colons, record.one_copy), []).append(record)
+    for (_, _, fixed, _, _), group in groups.items():
         for part in _slices(group):
             rest = part
             for read in (_fixed, _after_tabs) if fixed else (_after_tabs,):
@@ -116,13 +118,13 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
             numbers = take(head, wanted, keys, partial(_error, text, start, wanted))
             if not numbers:
                 if not wanted.selection.listed:  # left out: a line that lost its middle may look so, with words of others in FILTER
-                    _check_columns(_Record(row, (), 0, found.end(), end, start, gt, 0), text, wanted)
+                    _check_columns(_Record(row, (), 0, found.end(), end, start, gt, 0, one_copy=False), text, wanted)
                 continue
         except UnicodeDecodeError as error:
             raise _error(text, start, wanted, "is not UTF-8", "save the file as UTF-8") from error
         if text[end - 1] == 13:
             end -= 1
-        records.append(_Record(row, numbers, len(alts), found.end(), end, start, gt, format_.count(b":")))
+        records.append(_Record(row, numbers, len(alts), found.end(), end, start, gt, format_.count(b":"), bool(has_one_copy(contig))))
     if cut and records and records[-1].at == start:
         _check_end(records[-1], text, wanted)
     return records, lines
@@ -261,6 +263,8 @@ def _write(
     for k, allele in enumerate(records[0].numbers):
         digit = allele if allele < 10 else _UNUSED_CODE  # codes above 9 do not stand for alleles
         count = (first == digit).view(np.int8) + (second == digit).view(np.int8)
+        if records[0].one_copy:
+            count[haploid] *= 2
         count[missing] = MISSING
         dosage[at] = count
         put_rows(dosage.reshape(-1, columns), rows + k, out)
@@ -311,7 +315,8 @@ def _counts(call: bytes, record: _Record, text: bytes, wanted: Wanted) -> list[i
     if max(numbers) > record.alts:
         what = f"has allele {max(numbers)} in a genotype but {record.alts} in ALT"
         raise _error(text, record.at, wanted, what, "correct the genotype or delete the record")
-    return [min(numbers.count(k), 127) for k in record.numbers]
+    each = 2 if record.one_copy and len(numbers) == 1 else 1
+    return [min(each * numbers.count(k), 127) for k in record.numbers]
 
 
 def _check_columns(record: _Record, text: bytes, wanted: Wanted) -> None:
