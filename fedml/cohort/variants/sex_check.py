@@ -29,7 +29,7 @@ def sex_lines(ids: Sequence[str], value: object) -> list[str]:
     wrong = contradictions(value) if isinstance(value, Dosages) else None
     if wrong is None or not wrong.any():
         return [] if wrong is None else ["sex: no person's calls on X and Y contradict it"]
-    names = ", ".join(ids[row] for row in np.flatnonzero(wrong))
+    names = ", ".join(ids[row] for row in np.flatnonzero(wrong).tolist())
     return [f"sex: calls on X and Y contradict it, or are poor, of {int(wrong.sum())} persons: {names}; correct their sex or their samples"]
 
 
