@@ -320,7 +320,7 @@ def test_suppressed_numbers_are_not_released_elsewhere(sites: Path, pool: Pool, 
     shared = replace(agreement.shared, keys=(_key(pool, secret),), flips={"kg1": np.zeros(1, np.uint8)})
     astray = replace(agreement, shared=shared)
     design = {"centre": np.zeros(3), "scale": np.ones(3), "loadings": np.ones((1, 1)), "loading_values": np.ones(1)}
-    design |= {"loading_frequency": np.array([0.3]), "theta": np.zeros(4)}
+    design |= {"loading_frequency": np.array([0.3]), "theta": np.zeros(4), "everyone": np.ones(1, np.uint8)}
     for number, own in enumerate((agreement, astray)):
         grid, _ = agreed(study, tmp_path, 2 + number)  # a run of its own: within one, other components are refused whatever they are
         loaded = {"loading_panel": np.frombuffer(own.panel, np.uint8), "loading_flips": own.flips()}

@@ -68,6 +68,7 @@ def centre(kg1: Path, tmp_path: Path) -> Centre:
 def design(scale: float, age: float = 45.0) -> dict[str, Any]:
     zero = {"loading_panel": np.zeros(0, np.uint8), "loading_flips": np.zeros(0, np.uint8), "loading_frequency": np.zeros(0)}
     return {
+        "everyone": np.ones(1, np.uint8),
         "centre": np.array([age, 0, 0.0]),
         "scale": np.array([scale, 1, 1.0]),
         "loadings": np.zeros((0, 4)),
