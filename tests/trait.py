@@ -152,7 +152,8 @@ def copy_site(site: Path, folder: Path, name: str, **policy: int) -> Path:
 
 
 def study_of(name: str, roster: Sequence[str] = SITES, **changes: Any) -> Study:
-    """``height`` or ``tall`` for this roster; ``changes`` as ``section__key=value``."""
+    """``height`` or ``tall`` for this roster, with every A/T and C/G variant; ``changes`` as ``section__key=value``."""
+    changes["cohort__variants"] = {"match": "rsid", "max_palindromic_maf": 0.5} | changes.get("cohort__variants", {})
     study = read_study(STUDIES / f"{name}.toml", overrides={key.replace("__", "."): value for key, value in changes.items()})
     return for_roster(study, roster)
 

@@ -168,7 +168,7 @@ def write_sites(folder: Path, clean: Clean, files: dict[str, File]) -> Path:
 def gwas_study() -> Study:
     plan = make_plan(
         ["variants", "clinical"], SITES, cohort__target="height", cohort__clinical={"columns": ["age", "sex"]}, model__task="regression",
-        gwas={"covariates": ["age", "sex"], "components": 2, "pca_tolerance": 1e-11},
+        cohort__variants={"max_palindromic_maf": 0.5}, gwas={"covariates": ["age", "sex"], "components": 2, "pca_tolerance": 1e-11},
     )  # fmt: skip
     return validate(Study, plan, "study.toml")
 

@@ -190,7 +190,7 @@ def test_frequency_call_rate_and_equilibrium_by_hand(tmp_path: Path) -> None:
     assert (alt[7], called[7]) == (3, 4)
     np.testing.assert_allclose(f.allele_frequency(counts)[[0, 2, 6, 7]], [5 / 10, 4 / 6, 1 / 2, 3 / 4])
     np.testing.assert_allclose(f.call_rate(counts)[[2, 6, 7]], [4 / 5, 1.0, 4 / 5])
-    pooled = shared_panel({"a": own, "b": own}, Variants(min_maf=0.4))
+    pooled = shared_panel({"a": own, "b": own}, Variants(min_maf=0.4, max_palindromic_maf=0.5))
     assert [key.id for key in pooled.keys] == ["rs1", "rs2", "rs5", "rs6"]
 
 
