@@ -85,8 +85,8 @@ def score_site(
     ids = tuple(str(i) for i in read_table(site.folder / data.persons, data.id).index)
     dosages = read_variants(
         path, ids, cache=site.state / "cache", memory_mb=genotypes.memory_mb, say=say,
-        genome=Genome(genotypes.build, None if genotypes.reference is None else site.folder / genotypes.reference),
-        selection=stretches(scoring, open_source(path)) if by == "position" else Selection(), strict=False,
+        genome=Genome(genotypes.build, None if genotypes.reference is None else site.folder / genotypes.reference, strict=False),
+        selection=stretches(scoring, open_source(path)) if by == "position" else Selection(),
     )  # fmt: skip
     matched, build = _match(scoring, dosages, by)
     if matched.counts["matched"] < max(min_matched * len(scoring), 1):

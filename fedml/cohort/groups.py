@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import codes, column, numbers
-from fedml.study.cohort_section import Sex
 from fedml.study.sections import Evaluation
+from fedml.study.sex_section import Sex
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -99,8 +99,8 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
     data, wanted = place.data, study.cohort.variants
     return read_variants(
         place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
-        genome=Genome(data.build, None if data.reference is None else place.folder / data.reference),
-        selection=Selection(wanted.regions, frozenset(wanted.listed), wanted.filter == "pass"), sex=place.sex,
+        genome=Genome(data.build, None if data.reference is None else place.folder / data.reference, place.sex),
+        selection=Selection(wanted.regions, frozenset(wanted.listed), wanted.filter == "pass"),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
+from fedml.study.sex_section import Sex
 from fedml.study.task_traits import Label, either
 
 
@@ -212,20 +213,6 @@ class ImageShape(Section):
 
 
 _STATED = re.compile(r"([A-Za-z0-9._:*-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
-
-
-class Sex(Section):
-    """``[cohort.variants] sex``: how many copies of X and Y each person has."""
-
-    column: ColumnName = Field(description="column of the persons table, or of the clinical table, with each person's sex")
-    male: Code = Field(description="its value in men, who have one copy of X and of Y")
-    female: Code = Field(description="its value in women; an empty cell means not known")
-
-    @model_validator(mode="after")
-    def _differ(self) -> Self:
-        if normal(self.male) == normal(self.female):
-            raise ValueError(f'male and female are both "{normal(self.male)}"; give the two values of column "{self.column}"')
-        return self
 
 
 class Variants(Section):

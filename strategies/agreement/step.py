@@ -24,24 +24,20 @@ Arrays = dict[str, Any]
 Traffic = dict[str, SiteRow]  # head and length of a site's journal are those of its last reply
 
 
+class BySite(dict[str, Any]):
+    """Site -> array: one of a request's arrays that is not the same for all sites."""
+
+
 def take(
-    study: Study,
-    grid: Grid,
-    agreement: Agreement,
-    phase: Phase,
-    number: int,
-    given: Mapping[str, Any],
-    traffic: Traffic | None = None,
-    own: Mapping[str, Mapping[str, Any]] | None = None,
+    study: Study, grid: Grid, agreement: Agreement, phase: Phase, number: int, given: Mapping[str, Any], traffic: Traffic | None = None
 ) -> dict[str, Arrays]:
     """Site -> its sums, in the roster's order.
 
     Args:
         agreement: with the panel of this step (``Agreement.part``).
         number: index of this step within its phase.
-        given: arrays of the step's request (``fedml.analytics.forms``).
+        given: arrays of the step's request (``fedml.analytics.forms``), some of them ``BySite``.
         traffic: bytes sent and received are added to it.
-        own: site -> arrays that are added to its request.
 
     Raises:
         RunError: a site did not answer; the message names the site and the reason.
@@ -49,7 +45,10 @@ def take(
     basis = given["basis"].shape[1] if "basis" in given else 0
     shapes = reply_shapes(study, phase, agreement.variants, basis)
     content = {**agreement.record(), CONFIG: request(study, phase, number)}
-    asked = dict.fromkeys(agreement.nodes.values(), pack(given)) if own is None else {s: pack({**given, **own[s]}) for s in own}
+    same = {name: value for name, value in given.items() if not isinstance(value, BySite)}
+    own = {name: value for name, value in given.items() if isinstance(value, BySite)}
+    packed = None if own else pack(same)
+    asked = {site: packed or pack({**same, **{name: own[name][site] for name in own}}) for site in agreement.nodes.values()}
     messages = [
         ask(node, RecordDict({**content, ANALYSIS: asked[site]}), "query", study.federation.timeout)
         for node, site in agreement.nodes.items()

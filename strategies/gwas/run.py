@@ -30,7 +30,7 @@ from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
-from fedml.strategies.agreement.step import take
+from fedml.strategies.agreement.step import BySite, take
 from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.contigs import has_one_copy
@@ -219,9 +219,9 @@ def _joined(blocks: Sequence[Any]) -> Any:
     return type(blocks[0])(*(np.concatenate(field) for field in zip(*blocks, strict=True)))
 
 
-def _asked(work: Work, theta: Floats) -> dict[str, dict[str, Floats]]:
-    """Site -> its rows of the coefficients ``theta`` (width,) of the model without a variant."""
-    return {site: {"theta": work.intercepts.theta(theta, at)} for at, site in enumerate(work.sites)}
+def _asked(work: Work, theta: Floats) -> BySite:
+    """Each site's rows of the coefficients ``theta`` (width,) of the model without a variant."""
+    return BySite({site: work.intercepts.theta(theta, at) for at, site in enumerate(work.sites)})
 
 
 def _likelihood(work: Work, local: Mapping[str, Mapping[str, Any]]) -> list[logistic.LikelihoodSums]:
@@ -283,8 +283,8 @@ def _logistic(work: Work, design: dict[str, Any]) -> Fitted:
     frequency, reported = np.nan_to_num(allele_frequency(work.pooled)), work.reported
     everywhere, parts, meta = reported.all(0), [], []
     for block in _blocks(work):
-        given, own = {**design, "frequency": frequency[block]}, _asked(work, theta[:, 0])
-        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given, own)
+        given = {**design, "frequency": frequency[block], "theta": _asked(work, theta[:, 0])}
+        local = work.take(work.agreement.part(block), Phase.ASSOCIATION, given)
         placed, told = _placed(work, block, local, ("score", "gwg", "xwg")), reported[:, block]
         total = logistic.ScoreSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))
         parts.append(logistic.score_test(null, told, total))
@@ -315,7 +315,7 @@ def _null_model(work: Work, design: dict[str, Any]) -> tuple[Floats, list[Any], 
     empty, number = work.agreement.part(slice(0, 0)), 0  # number: of steps so far
     while True:
         theta = state.theta
-        local = work.take(empty, Phase.NULL, design, _asked(work, theta[:, 0]))
+        local = work.take(empty, Phase.NULL, {**design, "theta": _asked(work, theta[:, 0])})
         sums = _likelihood(work, local)
         if number == 0:
             _check_classes(work, {site: (int(s["cases"][0]), int(s["n"][0])) for site, s in local.items()})
@@ -382,13 +382,11 @@ def _iterated(
     state = logistic.start(logistic.with_variant(fits.theta, len(block)), firth=firth, held=held)
     while len(state.active):
         at = block[state.active]
-        given = {**fits.design, "frequency": fits.frequency[at], "penalised": np.array([firth], np.uint8)}
+        given: dict[str, Any] = {**fits.design, "frequency": fits.frequency[at], "penalised": np.array([firth], np.uint8)}
         places = work.intercepts
-        own = {
-            site: {"theta_fit": places.theta(state.ask, number), "inverse": places.inverse(state.inverse, number)}
-            for number, site in enumerate(work.sites)
-        }
-        local = work.take(work.agreement.part(at), Phase.FIT, given, own)
+        given["theta_fit"] = BySite({site: places.theta(state.ask, number) for number, site in enumerate(work.sites)})
+        given["inverse"] = BySite({site: places.inverse(state.inverse, number) for number, site in enumerate(work.sites)})
+        local = work.take(work.agreement.part(at), Phase.FIT, given)
         state = logistic.step(state, _total(_likelihood(work, local)))
         _step(work, f"{doing}, step {state.iteration}", int(len(block) - len(state.active)), len(block))
     return state

@@ -44,14 +44,12 @@ class Work:
     everyone: bool = True
     asked: Counter[Phase] = field(default_factory=Counter)
 
-    def take(
-        self, about: Agreement, phase: Phase, given: Mapping[str, Any], own: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> dict[str, Arrays]:
+    def take(self, about: Agreement, phase: Phase, given: Mapping[str, Any]) -> dict[str, Arrays]:
         """Site -> its sums of the next step of ``phase``, about everyone or the men (``fedml.strategies.agreement.step.take``)."""
         number = self.asked[phase]
         self.asked[phase] += 1
         who = {forms.EVERYONE: np.array([self.everyone], np.uint8)}
-        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic, own)
+        return take(self.study, self.grid, about, phase, number, {**given, **who}, self.traffic)
 
     def of(self, chosen: npt.NDArray[np.bool_], *, everyone: bool) -> Work:
         """The analysis of the ``chosen`` variants (variants,) alone, at the sites that report any of them."""

@@ -34,15 +34,19 @@ _CELLS = 1 << 25  # dosages unpacked at a time
 
 
 class Genome(NamedTuple):
-    """What the positions of a file refer to.
+    """What the positions and calls of a file refer to.
 
     Args:
         build: genome build of the positions, as the site states it.
         reference: FASTA file of that build, with its index (``.fai``).
+        sex: (persons,) 1 man, 2 woman, 0 unknown; None, or nobody's known: as the file has it (``.fam``).
+        strict: variants on X and Y whose coding needs a sex are left out where nobody's is known, and counted.
     """
 
     build: Build
     reference: Path | None = None
+    sex: npt.NDArray[np.int8] | None = None
+    strict: bool = True
 
 
 def read_variants(
@@ -54,15 +58,11 @@ def read_variants(
     selection: Selection = Selection(),
     memory_mb: int = MEMORY_MB,
     say: Callable[[str], None] = lambda _: None,
-    sex: npt.NDArray[np.int8] | None = None,
-    strict: bool = True,
 ) -> Dosages:
     """ALT dosages of ``persons``, in their order; a person who is not in the file is not ``present``.
 
     Args:
         cache: folder of the packed tables.
-        sex: (persons,) 1 man, 2 woman, 0 unknown; None, or nobody's known: as the file has it (``.fam``).
-        strict: variants on X and Y whose coding needs a sex are left out where nobody's is known, and counted.
 
     Raises:
         InputError: the file is missing, damaged, of another build, names none of the persons, or has none of the selected variants; or the
@@ -74,8 +74,8 @@ def read_variants(
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct data.variants in site.toml.") from error
     source.check_persons(persons)
     check_ids(persons, source.samples, str(path))
-    known = _known_sex(sex, source, persons)
-    keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say, Coding(genome.build, known, strict))
+    known = _known_sex(genome.sex, source, persons)
+    keys, table, present, notes = cached(cache, source, persons, selection, memory_mb, say, Coding(genome.build, known, genome.strict))
     if not keys and (unknown := notes.get(SEX_UNKNOWN, 0)):
         raise InputError(
             f"{path}: its {unknown} variants are on X or Y, and nobody's sex is known; add the column to the study, such as "

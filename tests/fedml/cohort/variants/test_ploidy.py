@@ -49,7 +49,7 @@ AS_BED = [0, 1, 2, 3, 6, 7]  # its columns of CODED
 
 
 def read(path: Path, **options: Any) -> Dosages:
-    return read_variants(path, SAMPLES, genome=Genome("GRCh38"), cache=path.parent / ".fedml" / "cache", **options)
+    return read_variants(path, SAMPLES, genome=Genome("GRCh38", **options), cache=path.parent / ".fedml" / "cache")
 
 
 def notes_of(own: Dosages) -> dict[str, int]:
