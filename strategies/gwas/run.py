@@ -77,16 +77,22 @@ def _fit(work: Work, design: dict[str, Any]) -> Fitted:
     on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
     if not on_y.any():
         return fit(work, design)
-    found, rare, problem = list[Fitted](), 0, None
+    found, rare, lost, problem = list[Fitted](), 0, 0, None
     for mask, everyone in ((~on_y, True), (on_y, False)):
         if mask.any():
             try:
                 found.append(fit(work.of(mask, everyone=everyone), design))
             except TooRareError as error:  # of one kind; the others may be common
                 rare, problem = rare + int(mask.sum()), problem or error
+            except RunError as error:
+                if everyone or not found:
+                    raise
+                lost = int(mask.sum())  # such as a site without a man among the cases; the others are tested already
+                _step(work, f"variants on Y are not tested: {error}", lost, lost, log=True)
     if problem is not None and not found:
         raise problem
-    return _together(work, found, rare)
+    done = _together(work, found, rare)
+    return done._replace(facts=done.facts | {"on_y": lost})
 
 
 def _together(work: Work, found: list[Fitted], rare: int) -> Fitted:

@@ -43,6 +43,8 @@ def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
     )  # fmt: skip
     results = sumstats.Results(work.keys, result.beta, result.standard_error, frequency, result.log10_p, result.n, extra)
     excluded = sumstats.write(work.run / GWAS_TABLE, results, meta)
+    if lost := facts.get("on_y", 0):
+        excluded["on Y, and the men cannot be analysed"] = lost
     if facts["rare"]:
         excluded[f"fewer than {plan.min_mac:g} minor alleles"] = facts["rare"]
     tested = np.isfinite(result.log10_p)
@@ -71,7 +73,7 @@ def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
         seconds=0.0, sites=work.traffic, persons=persons, cases=facts.get("cases"), controls=facts.get("controls"),
         pca_variants=facts.get("pca_variants"), pca_steps=facts.get("pca_steps"), pca_columns=facts.get("pca_columns"),
         pca_angle_rad=facts.get("pca_angle_rad"), eigenvalues=facts.get("eigenvalues"),
-        tested=int(tested.sum()), variants=len(work.keys) + facts["rare"], inflation=inflation, left_out=excluded, top=top,
+        tested=int(tested.sum()), variants=len(work.keys) + facts["rare"] + lost, inflation=inflation, left_out=excluded, top=top,
         hits=int((result.log10_p[tested] < np.log10(HIT)).sum()), partly_reported=int((~reported.all(0)).sum()),
         methods={name: int((method == name).sum()) for name in np.unique(method).tolist()},
     )  # fmt: skip

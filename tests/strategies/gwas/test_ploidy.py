@@ -351,3 +351,17 @@ def test_a_site_of_few_men_tells_nothing_of_x_and_y(sites: Path, tmp_path: Path)
     assert len([s for s in ran.steps if s.site == "north" and s.phase is Phase.NULL]) == 1, "the men of north are not asked for"
     assert len([s for s in ran.steps if s.site == "south" and s.phase is Phase.NULL]) == 2
     assert json.loads(json.dumps(ran.event["persons"])) == {"north": 170 - len(men) + 4, "south": 210}
+
+
+def test_men_of_one_class_at_a_site_end_the_tests_on_y_alone(logistic: Ran, sites: Path, tmp_path: Path) -> None:
+    """No man of one site is a case: variants on Y are left out and counted, all others are tested."""
+    shutil.copytree(sites, tmp_path / "sites", ignore=shutil.ignore_patterns(".fedml"))
+    path = tmp_path / "sites" / "north" / "persons.csv"
+    persons, clinical = pd.read_csv(path, index_col="id"), pd.read_csv(path.with_name("clinical.csv"), index_col="id")
+    persons.loc[clinical.index[clinical.sex == "M"], "case"] = 0
+    persons.to_csv(path)
+    ran = run(study_of("classification"), tmp_path / "sites", tmp_path / "out")
+    assert set(ran.table.index) == set(logistic.table.index) - set(NAMES[ON_Y])
+    lost = ran.event["left_out"]["on Y, and the men cannot be analysed"]
+    assert lost == ON_Y.sum() > 0
+    assert ran.event["variants"] == logistic.event["variants"]
