@@ -357,7 +357,8 @@ class Client:
     @cached_property
     def model(self) -> CohortModel:
         """The network with its first weights and this site's constants."""
-        from fedml.cohort.variants.model import Dosages, to_text
+        from fedml.cohort.variants.keys import to_text
+        from fedml.cohort.variants.model import Dosages
         from fedml.learning.statistics import cohort_sums, constants_from, neutral_constants
         from fedml.modalities.layout import make_layout
         from fedml.models.fusion import build_model, load

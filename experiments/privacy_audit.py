@@ -33,7 +33,8 @@ from fedml.clients.work.client import app as client_app
 from fedml.clients.work.client import refusal
 from fedml.cohort.persons import Cohort, aligned, select
 from fedml.cohort.variants.genotypes import shared_panel
-from fedml.cohort.variants.model import Dosages, to_text
+from fedml.cohort.variants.keys import to_text
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import InputError, Reason
 from fedml.flower.grid import App, InProcessGrid
 from fedml.modalities.layout import make_layout

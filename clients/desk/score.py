@@ -24,9 +24,10 @@ from fedml.clients.site.manifest import Site
 from fedml.cohort.scores.scores import Matched, Scores, match, score
 from fedml.cohort.scores.scoring_file import ADDITIVE, Scoring, read_scoring
 from fedml.cohort.sheet import read_table
+from fedml.cohort.variants.alleles import is_ambiguous
 from fedml.cohort.variants.genotypes import Genome, read_variants
 from fedml.cohort.variants.model import Dosages, Selection, Source
-from fedml.cohort.variants.normalise import ENOUGH, NOTES, UNSURE, is_ambiguous
+from fedml.cohort.variants.normalise import ENOUGH, NOTES, UNSURE
 from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError
 from fedml.runs.log import write_whole

@@ -21,7 +21,8 @@ from fedml.cohort.sheet import read_table
 from fedml.cohort.standard import standardise_site
 from fedml.cohort.table import part_of, read_labels, read_parts
 from fedml.cohort.variants.harmonise import panel_of
-from fedml.cohort.variants.model import Dosages, from_text
+from fedml.cohort.variants.keys import from_text
+from fedml.cohort.variants.model import Dosages
 from fedml.cohort.wild import check_wild
 from fedml.errors import InputError, Reason, SiteError
 from fedml.modalities.modality import require

@@ -27,7 +27,8 @@ from fedml.cohort.images.histograms import BINS, HistogramView
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.mapped import select_images
 from fedml.cohort.persons import Cohort, select
-from fedml.cohort.variants.model import stated_keys, to_text
+from fedml.cohort.variants.keys import to_text
+from fedml.cohort.variants.model import stated_keys
 from fedml.contract.disclosure import excluded_counts, policy_bytes
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import cohort_sums

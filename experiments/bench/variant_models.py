@@ -68,7 +68,7 @@ def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
     from fedml.cohort.scores.scores import match, score
     from fedml.cohort.scores.scoring_file import LinearModel, read_scoring, write_scoring
-    from fedml.cohort.variants.model import Variant
+    from fedml.cohort.variants.keys import Variant
 
     random = np.random.default_rng(1)
     frequency = random.uniform(0.05, 0.95, MARKERS)

@@ -22,7 +22,8 @@ from fedml.clients.gate.local import Plan, app, check_budgets
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.variants.harmonise import Panel, panel_of
-from fedml.cohort.variants.model import Dosages, from_text
+from fedml.cohort.variants.keys import from_text
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import InputError, RunError
 from fedml.experiments.runs.run import new_run
 from fedml.modalities.layout import make_layout

@@ -21,7 +21,8 @@ import numpy as np
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.variants.harmonise import panel_of
-from fedml.cohort.variants.model import Dosages, from_text
+from fedml.cohort.variants.keys import from_text
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import InputError, RunError, nearest
 from fedml.experiments.compare import cost
 from fedml.experiments.compare.cost import Training

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedml.cohort.scores.scoring_file import LinearModel, write_scoring
-from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.keys import from_text
 from fedml.errors import InputError
 from fedml.runs.events import NO_END, NO_FINAL, NO_PRIVACY, Checks, Event, Start
 from fedml.runs.log import MODEL, PANEL, STUDY, last, read_log, study_of

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import MISSING, Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import MISSING, Selection
 from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError
 from fedml.experiments.prepare import ancestry

@@ -2,7 +2,7 @@
 
     excluded = write(Path("disease.tsv.gz"), results, Meta(trait="disease", build="GRCh38", samples=2100, ...))
     # also writes disease.tsv.gz-meta.yaml and the index disease.tsv.gz.tbi (tabix disease.tsv.gz 22:1-51000000)
-    manhattan(Path("manhattan.svg"), contig, position, log10_p)
+    manhattan(Path("manhattan.svg"), results.keys, log10_p)
     quantile_quantile(Path("qq.svg"), log10_p, genomic_inflation(p))
 
 The effect allele is ALT. Missing values are ``#NA``; a row without a mandatory value is excluded and counted.
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.frequency import Array
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Keys, Variant, columns_of
 from fedml.study.contigs import canonical_contig
 
 NA = "#NA"
@@ -42,6 +42,8 @@ GENOME_WIDE = 5e-8
 _NUMBERS = {str(n): n for n in range(1, 23)} | {"X": 23, "PAR": 23, "Y": 24, "MT": 25}
 _NAMES = {23: "X", 24: "Y", 25: "MT"}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # must be escaped in YAML
+_LETTERS, _RSID = re.compile(r"[ACGT]+", re.IGNORECASE), re.compile(r"rs[0-9]+")
+_ROWS = 50_000  # whose text is made at a time
 _MEDIAN_CHI2 = 0.454936423119572  # of one degree of freedom
 _BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): distinguishable by colour-blind readers
 
@@ -83,10 +85,9 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
     """
     import pysam
 
-    number = np.array([_NUMBERS.get(canonical_contig(k.contig), 0) for k in results.keys], np.int64)
-    position = np.array([k.position for k in results.keys], np.int64)
-    letters, rsid = re.compile(r"[ACGT]+", re.IGNORECASE), re.compile(r"rs[0-9]+")
-    spelled = np.array([bool(letters.fullmatch(k.ref) and letters.fullmatch(k.alt)) for k in results.keys], np.bool_)
+    keys = columns_of(results.keys)
+    number = keys.by_contig(_chromosome, np.int64)
+    spelled = keys.by_alleles(lambda ref, alt: bool(_LETTERS.fullmatch(ref) and _LETTERS.fullmatch(alt)))
     values = np.stack([results.beta, results.standard_error, results.frequency, np.where(results.log10_p <= 0, 0.0, np.nan)])
     reasons = {"contig": number == 0, "alleles": ~spelled, "no estimate": ~np.isfinite(values).all(0)}
     kept, excluded = np.ones(len(number), np.bool_), {}
@@ -95,41 +96,51 @@ def write(path: Path, results: Results, meta: Meta) -> dict[str, int]:
             excluded[reason] = count
         kept &= ~fails
     order = np.flatnonzero(kept)
-    order = order[np.lexsort((position[order], number[order]))]
-    extra = [_texts(np.asarray(column)[order]) for column in results.own.values()]
-    columns = [
-        _texts(results.beta[order]),
-        _texts(results.standard_error[order]),
-        _texts(results.frequency[order]),
-        [p_text(x) for x in results.log10_p[order].tolist()],
-    ]
+    order = order[np.lexsort((keys.position[order], number[order]))]
     with pysam.BGZFile(str(path), "wb") as out:
         out.write(("\t".join([*MANDATORY, *ENCOURAGED, *results.own]) + "\n").encode())
-        lines: list[str] = []
-        for at, i in enumerate(order.tolist()):
-            key, chromosome = results.keys[i], int(number[i])
-            ref, alt = key.ref.upper(), key.alt.upper()
-            name = key.id if rsid.fullmatch(key.id) else NA
-            row = [str(chromosome), str(key.position), alt, ref, *(c[at] for c in columns)]
-            row += [f"{chromosome}_{key.position}_{ref}_{alt}", name, "OA", str(results.n[i]), *(c[at] for c in extra)]
-            lines.append("\t".join(row))
-            if len(lines) == 10_000 or at == len(order) - 1:
-                out.write(("\n".join(lines) + "\n").encode())
-                lines.clear()
+        for begin in range(0, len(order), _ROWS):
+            columns = _columns(results, keys, order[begin : begin + _ROWS])
+            out.write("".join("\t".join(row) + "\n" for row in zip(*columns, strict=True)).encode())
     pysam.tabix_index(str(path), force=True, seq_col=0, start_col=1, end_col=1, line_skip=1)
     path.with_name(path.name + "-meta.yaml").write_text(_yaml(_described(path, meta)), encoding="utf-8")
     return excluded
 
 
+def _columns(results: Results, keys: Keys, at: npt.NDArray[np.int64]) -> list[list[str]]:
+    """The columns of the rows ``at`` as text, in the format's order."""
+    part = keys.take(at)
+    number, position = list(map(str, part.by_contig(_chromosome, np.int64).tolist())), list(map(str, part.position.tolist()))
+    ref, alt = (part.by_alleles(lambda *pair, k=k: pair[k].upper(), object).tolist() for k in (0, 1))
+    names = [name if _RSID.fullmatch(name) else NA for name in part.ids.to_pylist()]
+    places = ["_".join(parts) for parts in zip(number, position, ref, alt, strict=True)]
+    numbers = [_texts(column[at]) for column in (results.beta, results.standard_error, results.frequency)]
+    extra = [_texts(np.asarray(column)[at]) for column in results.own.values()]
+    n = list(map(str, results.n[at].tolist()))
+    return [number, position, alt, ref, *numbers, p_texts(results.log10_p[at]), places, names, ["OA"] * len(at), n, *extra]
+
+
+def _chromosome(contig: str) -> int:
+    """Its number in the format; 0 for a contig that is no chromosome."""
+    return _NUMBERS.get(canonical_contig(contig), 0)
+
+
+def p_texts(log10_p: Array) -> list[str]:
+    """p values with 7 digits from their log10, of any size: ``4.321000e-400``; ``0`` only where log10 is minus infinity."""
+    known = np.isfinite(log10_p)
+    exponent = np.floor(np.where(known, log10_p, 0.0))
+    mantissa = 10 ** (np.where(known, log10_p, 0.0) - exponent)
+    ten = mantissa >= 9.9999995  # would be written 10.000000
+    mantissa, exponent = np.where(ten, 1.0, mantissa), exponent + ten
+    out = [f"{m:.6f}e{e:+03d}" for m, e in zip(mantissa.tolist(), exponent.astype(int).tolist(), strict=True)]
+    for at in np.flatnonzero(~known).tolist():
+        out[at] = "0" if log10_p[at] < 0 else NA
+    return out
+
+
 def p_text(log10_p: float) -> str:
-    """A p value with 7 digits from its log10, of any size: ``4.321000e-400``; ``0`` only if log10 is minus infinity."""
-    if not np.isfinite(log10_p):
-        return "0" if log10_p < 0 else NA
-    exponent = int(np.floor(log10_p))
-    mantissa = f"{10 ** (log10_p - exponent):.6f}"
-    if mantissa.startswith("10"):
-        mantissa, exponent = "1.000000", exponent + 1
-    return f"{mantissa}e{exponent:+03d}"
+    """``p_texts`` of one."""
+    return p_texts(np.array([log10_p]))[0]
 
 
 def genomic_inflation(p: Array) -> float:
@@ -144,8 +155,14 @@ def genomic_inflation(p: Array) -> float:
 def _texts(values: npt.NDArray[Any]) -> list[str]:
     """A column as text: numbers with 9 digits; ``#NA`` for nan, None and empty text; tabs and line ends in text become spaces."""
     if np.issubdtype(values.dtype, np.floating):
-        return [f"{x:.9g}" if np.isfinite(x) else NA for x in values.tolist()]
-    return [NA if x is None or x == "" else re.sub(r"\s", " ", str(x)) for x in values.tolist()]
+        known, out = np.isfinite(values), list(map("%.9g".__mod__, values.tolist()))
+        for at in np.flatnonzero(~known).tolist():
+            out[at] = NA
+        return out
+    if values.dtype.kind in "iub":
+        return list(map(str, values.tolist()))
+    of = {x: NA if x is None or x == "" else re.sub(r"\s", " ", str(x)) for x in set(values.tolist())}
+    return [of[x] for x in values.tolist()]
 
 
 def _described(path: Path, meta: Meta) -> dict[str, Any]:
@@ -191,11 +208,12 @@ def _inside(value: Any, indent: str) -> str:
     return " " + _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
-def manhattan(path: Path, contig: Sequence[str], position: npt.NDArray[np.int64], log10_p: Array, title: str = "") -> None:
+def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: str = "") -> None:
     """Plots -log10 p along the genome, as SVG (or by ``path``'s extension). Contigs alternate in colour; variants below 5e-8 are red."""
     y = -log10_p
     tested = np.isfinite(y)
-    number = np.array([_NUMBERS.get(canonical_contig(c), 26) for c in contig], np.int64)
+    keys = columns_of(variants)
+    number, position = keys.by_contig(lambda name: _chromosome(name) or 26, np.int64), keys.position
     found = np.unique(number[tested])
     figure, axes = _figure((10.0, 4.2))
     begin, ticks = 0.0, list[float]()

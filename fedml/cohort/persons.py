@@ -28,7 +28,8 @@ from fedml.cohort.images.images import Images
 from fedml.cohort.inputs import Input, content_of
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.variants.harmonise import align
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
 

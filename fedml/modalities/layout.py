@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from fedml.cohort.scores.genes import group
-from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.keys import from_text
 from fedml.study.genes import Interval
 from fedml.study.study import Study
 

@@ -11,11 +11,13 @@ import numpy as np
 from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, check_build
+from fedml.cohort.variants.fit import Fit, fit
 from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
-from fedml.cohort.variants.harmonise import Fit, align, fit
+from fedml.cohort.variants.harmonise import align
+from fedml.cohort.variants.keys import to_text
 from fedml.cohort.variants.matching import place as place_of
 from fedml.cohort.variants.matching import unique
-from fedml.cohort.variants.model import Dosages, Selection, stated_keys, to_text
+from fedml.cohort.variants.model import Dosages, Selection, stated_keys
 from fedml.cohort.variants.normalise import NOTES
 from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError

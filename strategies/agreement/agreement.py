@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 
 from fedml.cohort.variants.checks import Check
 from fedml.cohort.variants.harmonise import Panel, choose
-from fedml.cohort.variants.model import to_text
+from fedml.cohort.variants.keys import to_text
 from fedml.errors import Reason
 from fedml.modalities.layout import Layout, make_layout
 from fedml.runs.events import SiteDisclosure

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedml.cohort.variants.checks import Check
 from fedml.cohort.variants.harmonise import draft_panel
-from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.keys import from_text
 from fedml.errors import Reason
 from fedml.modalities.registry import modalities_of
 from fedml.strategies.agreement.agreement import Agreement

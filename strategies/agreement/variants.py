@@ -23,7 +23,7 @@ from fedml.cohort.variants.checks import (
 )
 from fedml.cohort.variants.frequency import pooled_counts
 from fedml.cohort.variants.harmonise import EVEN, choose, doubt, draft_panel, quality, settle
-from fedml.cohort.variants.model import from_text
+from fedml.cohort.variants.keys import from_text
 from fedml.cohort.variants.palindromes import SiteStrand, unproven
 from fedml.errors import RunError
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,16 @@ from flwr.serverapp import Grid
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
 from fedml.analytics.meta import Combined, combine
+from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.frequency import allele_frequency, alleles, minor_allele_frequency
-from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.ploidy import Y, place
+from fedml.cohort.variants.ploidy import Y, places
 from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import BySite, take
-from fedml.strategies.gwas.work import Fitted, Floats, Work
+from fedml.strategies.gwas.work import Fitted, Floats, Work, spaced
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
@@ -74,7 +74,8 @@ class TooRareError(RunError):
 def _fit(work: Work, design: dict[str, Any]) -> Fitted:
     """The tests of all variants: those on Y among the men, the others among everyone; with the persons of a binary outcome."""
     fit = _linear if forms.kind(work.study) == "linear" else _logistic
-    on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
+    where = places(work.keys, cast(Build, work.agreement.build))
+    on_y = np.zeros(len(work.keys), bool) if where is None else where == Y
     if not on_y.any():
         return fit(work, design)
     found, rare, lost, problem = list[Fitted](), 0, 0, None
@@ -147,9 +148,9 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     pooled = work.pooled
     # Components are of autosomes: on X they would be those of the sexes.
-    autosome = np.array([not has_one_copy(key.contig) and key.contig != "PAR" for key in work.keys], bool)
+    autosome = work.keys.by_contig(lambda contig: not has_one_copy(contig) and contig != "PAR")
     usable = work.reported.all(0) & autosome & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
-    chosen = _spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
+    chosen = spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
     if len(chosen) <= work.plan.components:
         raise RunError(
             f"only {len(chosen)} variants of autosomes are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
@@ -175,18 +176,6 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     found = {"pca_variants": len(chosen), "pca_steps": state.steps, "pca_columns": state.columns_asked, "pca_angle_rad": state.angle,
              "eigenvalues": state.eigenvalues.tolist()}  # fmt: skip
     return loadings, found
-
-
-def _spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacing: int) -> npt.NDArray[np.int64]:
-    """The ``candidates`` that are at least ``spacing`` bases after the previously selected variant on their contig."""
-    if not spacing:
-        return candidates
-    selected, last = list[int](), dict[str, int]()
-    for at in sorted(candidates, key=lambda i: (keys[i].contig, keys[i].position)):
-        if keys[at].position - last.get(keys[at].contig, -spacing) >= spacing:
-            selected.append(at)
-            last[keys[at].contig] = keys[at].position
-    return np.array(sorted(selected), dtype=np.int64)
 
 
 def _blocks(work: Work) -> Iterator[slice]:

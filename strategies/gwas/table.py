@@ -49,8 +49,7 @@ def write_results(fitted: Fitted, facts: dict[str, Any]) -> Gwas:
         excluded[f"fewer than {plan.min_mac:g} minor alleles"] = facts["rare"]
     tested = np.isfinite(result.log10_p)
     inflation = sumstats.genomic_inflation(result.p)
-    contig, position = [k.contig for k in work.keys], np.array([k.position for k in work.keys], dtype=np.int64)
-    sumstats.manhattan(work.run / MANHATTAN, contig, position, result.log10_p, title=study.study.name)
+    sumstats.manhattan(work.run / MANHATTAN, work.keys, result.log10_p, title=study.study.name)
     sumstats.quantile_quantile(work.run / QQ, result.log10_p, inflation, title=study.study.name)
     best = np.argsort(np.where(tested, result.log10_p, 1.0), kind="stable")[: min(_TOP, int(tested.sum()))]
     top: list[VariantRow] = [

@@ -17,7 +17,7 @@ from fedml.analytics import forms
 from fedml.analytics.linear import Association
 from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import pooled_counts, reported
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Keys, columns_of
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.agreement.variants import Counts
@@ -74,9 +74,9 @@ class Work:
         return Intercepts(len(self.sites), forms.sizes(self.study, 0)["K"], each)
 
     @property
-    def keys(self) -> tuple[Variant, ...]:
+    def keys(self) -> Keys:
         """The panel's variants."""
-        return self.agreement.shared.keys if self.agreement.shared else ()
+        return columns_of(self.agreement.shared.keys if self.agreement.shared else ())
 
     @cached_property
     def pooled(self) -> npt.NDArray[np.int64]:
@@ -98,3 +98,16 @@ class Fitted(NamedTuple):
     method: npt.NDArray[np.str_]
     meta: Combined
     facts: dict[str, Any]
+
+
+def spaced(keys: Keys, candidates: npt.NDArray[np.int64], spacing: int) -> npt.NDArray[np.int64]:
+    """The ``candidates`` that are at least ``spacing`` bases after the previously selected variant on their contig."""
+    if not spacing:
+        return candidates
+    contig, position = keys.contig[candidates], keys.position[candidates]
+    order, selected, last = np.lexsort((position, contig)), list[int](), dict[int, int]()
+    for at, on, where in zip(candidates[order].tolist(), contig[order].tolist(), position[order].tolist(), strict=True):
+        if where - last.get(on, -spacing) >= spacing:
+            selected.append(at)
+            last[on] = where
+    return np.array(sorted(selected), dtype=np.int64)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.study.contigs import canonical_contig
 from fedml.study.genes import _SHIFT, BETWEEN, Interval
 

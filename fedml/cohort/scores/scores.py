@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.scores.scoring_file import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig

@@ -19,7 +19,7 @@ from typing import NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.errors import InputError, nearest
 from fedml.study.contigs import canonical_contig
 from fedml.text import numbered_lines

@@ -79,6 +79,6 @@ def check_build(contigs: Mapping[str, int | None], build: Build, where: str) -> 
     return found
 
 
-def beyond_end(contig: str, position: int, build: Build) -> bool:
-    """True if a position is past the end of its chromosome in that build: of another build, or one base past it, of a telomere."""
-    return position > LENGTHS[build].get(contig, position)
+def end_of(contig: str, build: Build) -> int:
+    """The last position of a contig, by its canonical name, in that build; 2**62 where the build has no length for it."""
+    return LENGTHS[build].get(contig, 2**62)

@@ -42,7 +42,8 @@ from fedml.cache_entries import (
     stamp_of,
     writing,
 )
-from fedml.cohort.variants.model import Selection, Source, Variant, from_text, to_text
+from fedml.cohort.variants.keys import Variant, columns_of, from_text, to_text
+from fedml.cohort.variants.model import Selection, Source
 from fedml.cohort.variants.packed import MISSING, Packed, width
 from fedml.cohort.variants.ploidy import Coding
 from fedml.cohort.variants.transpose import Spool
@@ -56,14 +57,14 @@ class Cached(NamedTuple):
     """``keys`` (variants,), ``table`` of persons x variants, ``present`` (persons,) bool, ``notes``: counts of excluded variants by
     reason."""
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     table: Packed
     present: npt.NDArray[np.bool_]
     notes: dict[str, int]
 
 
 class _Entry(NamedTuple):
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     table: npt.NDArray[np.uint8]
     notes: dict[str, int]
 
@@ -249,7 +250,7 @@ def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant],
         fits = dosage.max(axis=1) <= 2
         if not fits.all():
             higher += int((~fits).sum())
-            keys, dosage = tuple(k for k, kept in zip(keys, fits, strict=True) if kept), dosage[fits]
+            keys, dosage = columns_of(keys).take(fits), dosage[fits]
         if job.coding is not None:
             keys, dosage = job.coding.coded(keys, dosage, coded)
         yield keys, dosage

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.frequency import alleles
 from fedml.cohort.variants.harmonise import Panel, sides
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.normalise import HET_HAPLOID, NOTES, SEX_UNKNOWN, UNSURE
 from fedml.cohort.variants.ploidy import X, place
 from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, SAME
@@ -55,7 +55,7 @@ class Check:
 class SiteFile:
     """A site's description of its genotype file; ``checked``: REF was compared with a reference."""
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     build: str
     notes: Sequence[int]
     checked: bool

@@ -16,45 +16,28 @@ not keep the order of alleles, because with swapped alleles one reads as the oth
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.alleles import is_ambiguous, is_plain
+from fedml.cohort.variants.fit import Fit, fit
 from fedml.cohort.variants.frequency import alleles, call_rate, minor_allele_frequency
-from fedml.cohort.variants.matching import Match, by_place, complement, place, shares_id, unique
-from fedml.cohort.variants.model import MISSING, Dosages, Variant
-from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
+from fedml.cohort.variants.keys import Ints, Keys, Variant, columns_of
+from fedml.cohort.variants.matching import Match, Places, place_hashes, places_of, unique
+from fedml.cohort.variants.meeting import fits_of, meet
+from fedml.cohort.variants.model import MISSING, Dosages
+from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE
 from fedml.cohort.variants.packed import Packed
 from fedml.study.cohort_section import Variants
 
-Ints = npt.NDArray[np.int64]
 CLEAR_FREQUENCY = 0.2  # a frequency below it, or above 1 minus it, shows which allele is the minor allele
 EVEN = "A/T or C/G, strand not checked, minor allele frequency"
 MIRRORED = "insertion and deletion of the same letters, and a file that does not keep the order of alleles"
-_STRAND = {(a, b): int("T" in a + b) for a in "ACGT" for b in "ACGT" if a != b and not is_ambiguous(a, b)}
-_MAX_STRAND_DIFFERENCE = 0.05  # share of SNPs that may differ in strand between two files that use the same strand
 _MIN_CONTRADICTED = 3  # palindromes whose frequencies contradict their letters; from this number on, a file's palindromes are in doubt
-
-
-class Fit(IntEnum):
-    """How a site's alleles map to the panel's alleles."""
-
-    SAME = 0
-    SWAPPED = 1
-    STRAND = 2
-    STRAND_SWAPPED = 3
-    OTHER = 4  # other alleles at that position: another variant
-    ABSENT = 5
-
-
-_FIT_NAMES = {Fit.SAME: "same", Fit.SWAPPED: "swapped", Fit.STRAND: "strand", Fit.STRAND_SWAPPED: "strand-swapped", Fit.OTHER: "none",
-              Fit.ABSENT: "absent"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +49,7 @@ class Panel:
     that the site lacks, or has with other alleles; none where every site must have every variant.
     """
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     flips: dict[str, npt.NDArray[np.uint8]]
     matching: dict[str, dict[str, int]]
     doubtful: dict[str, npt.NDArray[np.bool_]]
@@ -76,22 +59,6 @@ class Panel:
     def lacks(self, site: str) -> npt.NDArray[np.bool_]:
         """(variants,): the variants that ``site`` lacks."""
         return self.absent.get(site, np.zeros(len(self.keys), dtype=bool))
-
-
-def fit(own: Variant, panel: Variant) -> Fit:
-    """How the alleles of ``own`` map to those of ``panel``; a palindrome with swapped alleles is ``SWAPPED``, although it may be
-    complemented instead: the letters are the same."""
-    mine, theirs = (own.ref, own.alt), (panel.ref, panel.alt)
-    if mine == theirs:
-        return Fit.SAME
-    if len(own.ref) != len(own.alt) or not is_plain(own.ref + own.alt):
-        return Fit.OTHER
-    if mine[::-1] == theirs:
-        return Fit.SWAPPED
-    complemented = (complement(own.ref), complement(own.alt))
-    if complemented == theirs:
-        return Fit.STRAND
-    return Fit.STRAND_SWAPPED if complemented[::-1] == theirs else Fit.OTHER
 
 
 def draft_panel(
@@ -111,40 +78,17 @@ def draft_panel(
         notes: site -> counts (``fedml.cohort.variants.normalise.NOTES``): whether alleles were swapped against the site's reference, and
             whether the file uses both strands.
     """
-    index = by_place(sites, match)
     names, reported = list(sites), notes or {}
-    counts = {name: Counter[str]() for name in names}
-    dropped = Counter[str]()
-    kept: list[Variant] = []
-    fits: dict[str, list[Fit]] = {name: [] for name in names}
-    least = min(min_sites or len(names), len(names))
-    shared = [where for where in index[names[0]] if all(where in index[name] for name in names[1:])]
-    writers = [name for name in names if name in checked][:1] or _on_one_strand({n: [sites[n][index[n][w]] for w in shared] for n in names})
-    for where in dict.fromkeys(itertools.chain.from_iterable(index[name] for name in (names if least < len(names) else names[:1]))):
-        variants = {name: sites[name][index[name][where]] for name in names if where in index[name]}
-        spelled = [variants[name] for name in writers if name in variants] if len(variants) >= least else []
-        key = _most_frequent(spelled) if spelled else next(iter(variants.values()))
-        there = {name for name, variant in variants.items() if shares_id(variant, key, match)}
-        found = {name: fit(variants[name], key) if name in there else Fit.ABSENT for name in names}
-        lost = {kind for kind in found.values() if kind in (Fit.ABSENT, Fit.OTHER)}
-        enough = sum(kind not in (Fit.ABSENT, Fit.OTHER) for kind in found.values()) >= least
-        for name, kind in found.items():
-            if enough or kind in lost:
-                counts[name][_FIT_NAMES[kind]] += 1
-        if not enough:
-            dropped["not at every site" if Fit.ABSENT in lost else "other alleles"] += 1
-            continue
-        kept.append(key)
-        for name, kind in found.items():
-            fits[name].append(kind)
+    met = meet(sites, match, min(min_sites or len(names), len(names)), checked)
+    kept, counts = met.keys, met.counts
     for name, keys in sites.items():
-        counts[name]["twice"] = len(keys) - len(index[name]) - (sum(k.id == "." for k in keys) if match == "rsid" else 0)
-        counts[name]["only here or not everywhere"] = len(index[name]) - len(kept) + sum(kind is Fit.ABSENT for kind in fits[name])
-    palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in kept], dtype=bool)
-    decides = np.array([len(k.ref) == len(k.alt) and is_plain(k.ref + k.alt) for k in kept], dtype=bool) & ~palindrome
+        counts[name]["twice"] = len(keys) - met.places[name] - (_without_id(keys) if match == "rsid" else 0)
+        counts[name]["only here or not everywhere"] = met.places[name] - len(kept) + int((met.fits[name] == Fit.ABSENT).sum())
+    palindrome = kept.by_alleles(is_ambiguous)
+    decides = kept.by_alleles(lambda ref, alt: len(ref) == len(alt) and is_plain(ref + alt)) & ~palindrome
     flips, doubtful, absent = {}, {}, {}
     for name in names:
-        fitted = np.array(fits[name], dtype=np.int64)
+        fitted = met.fits[name]
         absent[name] = np.isin(fitted, (Fit.ABSENT, Fit.OTHER))
         clear = int((decides & ~absent[name]).sum())
         flip = np.isin(fitted, (Fit.SWAPPED, Fit.STRAND_SWAPPED))
@@ -164,68 +108,54 @@ def draft_panel(
         flips[name] = (flip & ~absent[name]).astype(np.uint8)
         doubtful[name] = doubtful[name] & ~absent[name]
     matching = {name: {k: v for k, v in c.items() if v} for name, c in counts.items()}
-    panel = Panel(tuple(kept), flips, matching, doubtful, dict(dropped), absent)
+    panel = Panel(kept, flips, matching, doubtful, dict(met.dropped), absent)
     if match == "rsid":
         return panel
     if any(site[NOTES.index(SWAPPED)] for site in reported.values()) or any(
-        Fit.SWAPPED in kinds or Fit.STRAND_SWAPPED in kinds for kinds in fits.values()
+        np.isin((Fit.SWAPPED, Fit.STRAND_SWAPPED), kinds).any() for kinds in met.fits.values()
     ):
         panel = _without_mirrors(panel, sites)
     return _sorted(panel)
 
 
-def _on_one_strand(sites: Mapping[str, Sequence[Variant]]) -> list[str]:
-    """The sites on the strand that most sites use, judged by A/C and A/G against their complements G/T and C/T; all sites list the same
-    variants.
-
-    Two files use the same strand if at most 5 % of their SNPs differ. At a tie, the group with more files wholly on the other strand is
-    taken (such a group is on one strand, unlike a mixed file), then the group of the first site.
-    """
-    names = list(sites)
-    letters = np.array([[_STRAND.get((k.ref, k.alt), -1) for k in keys] for keys in sites.values()], dtype=np.int8)
-    strand = letters[:, (letters >= 0).all(0)]
-    if not strand.shape[1]:
-        return names
-    differ = np.array([[float((a != b).mean()) for b in strand] for a in strand])
-    same, opposite = differ <= _MAX_STRAND_DIFFERENCE, differ >= 1 - _MAX_STRAND_DIFFERENCE
-    best = max(range(len(names)), key=lambda i: (same[i].sum(), opposite[i].sum()))  # max returns the first of equal maxima
-    return [name for name, yes in zip(names, same[best], strict=True) if yes]
-
-
-def _most_frequent(spellings: Sequence[Variant]) -> Variant:
-    count = Counter((k.ref, k.alt) for k in spellings)
-    return max(spellings, key=lambda k: count[k.ref, k.alt])
+def _without_id(keys: Sequence[Variant]) -> int:
+    return sum(key.id == "." for key in keys)
 
 
 def _without_mirrors(panel: Panel, sites: Mapping[str, Sequence[Variant]]) -> Panel:
     """The panel without indels that any site also lists with swapped alleles: in a file that does not keep the order of alleles, a deletion
     may be the insertion with swapped alleles."""
-    indels = {(k.contig, k.position, k.ref, k.alt) for keys in sites.values() for k in keys if len(k.ref) != len(k.alt)}
-    keep = np.array([(k.contig, k.position, k.alt, k.ref) not in indels for k in panel.keys], dtype=bool)
+    others = [keys.take(_indels(keys)) for keys in map(columns_of, sites.values())]
+    keep, own = np.ones(len(panel.keys), dtype=bool), columns_of(panel.keys)
+    at = np.flatnonzero(_indels(own))
+    keep[at] = ~np.isin(place_hashes(own.take(at), mirrored=True), np.concatenate([place_hashes(keys) for keys in others]))
     if keep.all():
         return panel
     return _picked(replace(panel, dropped=panel.dropped | {MIRRORED: int((~keep).sum())}), np.flatnonzero(keep))
 
 
+def _indels(keys: Keys) -> npt.NDArray[np.bool_]:
+    return keys.by_alleles(lambda ref, alt: len(ref) != len(alt))
+
+
 def _sorted(panel: Panel) -> Panel:
     """The panel sorted by contig and position, independent of file order; a sorted panel is returned unchanged, which keeps reading
     fast."""
-
-    def rank(key: Variant) -> tuple[int, str, int]:
-        return (int(key.contig) if key.contig.isdecimal() else 1000, key.contig, key.position)
-
-    ranks = [rank(key) for key in panel.keys]
-    if all(a <= b for a, b in itertools.pairwise(ranks)):
+    keys = columns_of(panel.keys)
+    names = sorted(keys.contigs, key=lambda name: (int(name) if name.isdecimal() else 1000, name))
+    contig, position = keys.by_contig({name: at for at, name in enumerate(names)}.__getitem__, np.int64), keys.position
+    step = np.diff(contig)
+    if ((step > 0) | ((step == 0) & (np.diff(position) >= 0))).all():
         return panel
-    order = sorted(range(len(ranks)), key=lambda i: (ranks[i], panel.keys[i].ref, panel.keys[i].alt))
-    return _picked(panel, np.array(order, dtype=np.intp))
+    spelled = {pair: at for at, pair in enumerate(sorted(keys.pairs))}
+    return _picked(panel, np.lexsort((keys.by_alleles(lambda *pair: spelled[pair], np.int64), position, contig)))
 
 
 def _picked(panel: Panel, at: npt.NDArray[np.intp]) -> Panel:
     """The panel's variants at the indices ``at``, with their flips and doubts."""
     return replace(
         panel,
-        keys=tuple(panel.keys[i] for i in at.tolist()),
+        keys=columns_of(panel.keys).take(at),
         flips={name: flip[at] for name, flip in panel.flips.items()},
         doubtful={name: mask[at] for name, mask in panel.doubtful.items()},
         absent={name: mask[at] for name, mask in panel.absent.items()},
@@ -240,7 +170,7 @@ def doubt(draft: Panel, counts: Mapping[str, Ints]) -> Panel:
     Args:
         counts: as in ``settle``.
     """
-    palindrome = np.array([is_ambiguous(k.ref, k.alt) for k in draft.keys], dtype=bool)
+    palindrome = columns_of(draft.keys).by_alleles(is_ambiguous)
     if not palindrome.any() or len(draft.flips) < 2:
         return draft
     alleles = {name: _alt_counts(counts[name]) for name in draft.flips}
@@ -342,10 +272,8 @@ def quality(counts: Ints, spec: Variants) -> tuple[npt.NDArray[np.bool_], dict[s
 
 def choose(panel: Panel, chosen: slice | npt.NDArray[np.bool_] | Ints) -> Panel:
     """The panel reduced to ``chosen``: a slice, a mask (variants,), or indices in ascending order."""
-    if isinstance(chosen, slice):
-        keys = panel.keys[chosen]
-    else:
-        keys = tuple(panel.keys[i] for i in (np.flatnonzero(chosen) if chosen.dtype == bool else chosen).tolist())
+    own = columns_of(panel.keys)
+    keys = own[chosen] if isinstance(chosen, slice) else own.take(chosen)
     flips = {name: flip[chosen] for name, flip in panel.flips.items()}
     absent = {name: mask[chosen] for name, mask in panel.absent.items()}
     doubtful = {name: np.zeros(len(keys), dtype=bool) for name in panel.doubtful}
@@ -354,20 +282,40 @@ def choose(panel: Panel, chosen: slice | npt.NDArray[np.bool_] | Ints) -> Panel:
 
 def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], match: Match) -> Dosages:
     """``own`` in the panel's order, with 2 - dosage where ``flips`` is 1; a variant absent at the site is missing for every person."""
-    if match not in own.places:  # takes seconds for a million variants, and an analysis calls this for every block
-        own.places[match] = unique(own.keys, match)
-    index = own.places[match]
-    if match == "rsid":
-        wanted = [next((index[n,] for n in key.id.split(";") if (n,) in index), -1) for key in panel]
-    else:
-        wanted = [index.get(place(key, match), -1) for key in panel]
-    columns = np.array(wanted, dtype=np.int64)
-    # The server decides which allele each site counts, so that all count the same; here only the alleles are compared.
+    wanted = columns_of(panel)
+    columns = _by_position(own, wanted) if match == "position" else _by_id(own, panel)
+    where = None if own.where is None else np.where(columns < 0, MISSING, own.where[columns]).astype(np.int8)
+    return replace(own, keys=wanted, dosage=turned(own.dosage, columns, flips.astype(bool)), where=where)
+
+
+# The server decides which allele each site counts, so that all count the same; a site only compares the alleles.
+def _by_position(own: Dosages, panel: Keys) -> Ints:
+    """(panel,): index of the site's variant, or -1."""
+    keys = columns_of(own.keys)
+    if "position" not in own.places:  # an analysis asks this of every block of the panel
+        own.places["position"] = places_of(keys)
+    places: Places = own.places["position"]
+    columns = places.find(place_hashes(panel))
+    found = np.flatnonzero(columns >= 0)
+    mine, theirs = keys.take(columns[found]), panel.take(found)
+    numbers = {name: at for at, name in enumerate(dict.fromkeys([*mine.contigs, *theirs.contigs]))}
+    same = mine.by_contig(numbers.__getitem__, np.int64) == theirs.by_contig(numbers.__getitem__, np.int64)
+    same &= mine.position == theirs.position
+    same &= fits_of(mine.alleles, theirs.alleles, mine.pairs, theirs.pairs) != Fit.OTHER
+    columns[found[~same]] = -1
+    return columns
+
+
+def _by_id(own: Dosages, panel: Sequence[Variant]) -> Ints:
+    """(panel,): index of the site's variant that has one of the ids, or -1."""
+    if "rsid" not in own.places:
+        own.places["rsid"] = unique(own.keys, "rsid")
+    index = own.places["rsid"]
+    columns = np.array([next((index[n,] for n in key.id.split(";") if (n,) in index), -1) for key in panel], dtype=np.int64)
     for at in np.flatnonzero(columns >= 0).tolist():
         if fit(own.keys[columns[at]], panel[at]) is Fit.OTHER:
             columns[at] = -1
-    where = None if own.where is None else np.where(columns < 0, MISSING, own.where[columns]).astype(np.int8)
-    return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)), where=where)
+    return columns
 
 
 def turned(dosage: npt.NDArray[np.int8] | Packed, columns: Ints, flip: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8] | Packed:
@@ -389,4 +337,4 @@ def panel_of(keys: Sequence[Variant], sites: Mapping[str, Sequence[Variant]], ma
         both = draft_panel({"": keys, name: own}, match, checked=[""])
         flips[name] = np.zeros(len(keys), dtype=np.uint8)
         flips[name][[at[key] for key in both.keys]] = both.flips[name]
-    return Panel(tuple(keys), flips, {}, {name: np.zeros(len(keys), dtype=bool) for name in sites}, {})
+    return Panel(columns_of(keys), flips, {}, {name: np.zeros(len(keys), dtype=bool) for name in sites}, {})

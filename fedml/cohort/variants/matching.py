@@ -2,23 +2,25 @@
 
 place(key, "position")                         # equal for two variants that match
 unique(keys, "rsid")                           # place -> index in the file
+places_of(keys).find(place_hashes(panel))      # the same by position, for millions: (panel,) index in the file, or -1
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.normalise import COMPLEMENT, is_plain
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.variants.alleles import complement, is_plain
+from fedml.cohort.variants.keys import Ints, Keys, Variant
 
 Match = Literal["position", "rsid"]
-
-
-def complement(alleles: str) -> str:
-    return alleles.translate(COMPLEMENT)[::-1]
+Hashes = npt.NDArray[np.uint64]
 
 
 def _either(ref: str, alt: str) -> tuple[str, ...]:
@@ -34,12 +36,63 @@ def place(key: Variant, match: Match) -> tuple[Any, ...]:
     depend on the alleles' order and strand; for an insertion or deletion it contains the alleles as written."""
     if match == "rsid":
         return (key.id,)
-    snp = _SNPS.get((key.ref, key.alt))
+    return (key.contig, key.position, *_of_alleles(key.ref, key.alt))
+
+
+def _of_alleles(ref: str, alt: str) -> tuple[Any, ...]:
+    """The alleles' part of ``place``."""
+    snp = _SNPS.get((ref, alt))
     if snp is not None:
-        return (key.contig, key.position, snp)
-    if len(key.ref) != len(key.alt) or not is_plain(key.ref + key.alt):
-        return (key.contig, key.position, key.ref, key.alt)
-    return (key.contig, key.position, _either(key.ref, key.alt))
+        return (snp,)
+    return (ref, alt) if len(ref) != len(alt) or not is_plain(ref + alt) else (_either(ref, alt),)
+
+
+class Places(NamedTuple):
+    """Where a file's variants are by position, without those that it lists twice. ``hashes`` (variants,) of their places, ascending;
+    ``at`` (variants,): their indices in the file."""
+
+    hashes: Hashes
+    at: Ints
+
+    def find(self, wanted: Hashes) -> Ints:
+        """(wanted,): index in the file, or -1. Different places have the same hash once in 10^7 panels of a million, so who needs certainty
+        compares the variants found."""
+        if not len(self.hashes):
+            return np.full(len(wanted), -1, np.int64)
+        near = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
+        return np.where(self.hashes[near] == wanted, self.at[near], -1)
+
+
+def places_of(keys: Keys) -> Places:
+    """``unique`` of ``keys`` by position."""
+    hashes = place_hashes(keys)
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    same = ordered[1:] == ordered[:-1]
+    alone = ~(np.append(same, False) | np.append(False, same)) if len(ordered) else np.zeros(0, bool)
+    return Places(ordered[alone], order[alone])
+
+
+def place_hashes(keys: Keys, *, mirrored: bool = False) -> Hashes:
+    """(variants,): a number for each variant's ``place`` by position. ``mirrored``: with REF and ALT exchanged, as an insertion or
+    deletion would be read from a file that does not keep the order of alleles."""
+
+    def alleles(ref: str, alt: str) -> int:
+        return _number(*(_of_alleles(alt, ref) if mirrored else _of_alleles(ref, alt)))
+
+    contig, pair = keys.by_contig(_number, np.uint64), keys.by_alleles(alleles, np.uint64)
+    return _mixed(_mixed(_mixed(contig) ^ keys.position.astype(np.uint64)) ^ pair)
+
+
+def _number(*parts: Any) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest())
+
+
+def _mixed(x: Hashes) -> Hashes:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA): every bit depends on every bit of ``x``."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def unique(keys: Sequence[Variant], match: Match) -> dict[tuple[Any, ...], int]:

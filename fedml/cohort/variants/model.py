@@ -17,13 +17,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from sys import intern
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.inputs import Rows, content_of
+from fedml.cohort.variants.keys import Variant, to_text
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -40,20 +40,10 @@ LONGEST_ALLELE = 1000  # letters; variants with a longer REF or ALT are excluded
 _REGION = re.compile(r"([A-Za-z0-9._-]+|[A-Za-z0-9._-]+\*[A-Za-z0-9._:*-]*?)(?::([\d,]+)-([\d,]+))?")
 
 
-class Variant(NamedTuple):
-    """One ALT allele at one position. ``position`` is 1-based; ``contig`` as in the file, or canonical (``canonical_contig``)."""
-
-    contig: str
-    position: int
-    id: str
-    ref: str
-    alt: str
-
-
 class Block(NamedTuple):
     """Consecutive variants of a file: ``keys`` (variants,) and ``dosage`` (variants, samples) int8, C-contiguous (variant-major)."""
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     dosage: npt.NDArray[np.int8]
 
 
@@ -136,7 +126,7 @@ class Dosages:
     (``fedml.cohort.variants.ploidy.places``); None: two; ``sex`` (persons,): 1 man, 2 woman, 0 unknown; None: not known.
     """
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     dosage: npt.NDArray[np.int8] | Packed
     present: npt.NDArray[np.bool_]
     notes: npt.NDArray[np.int64] | None = None
@@ -144,7 +134,7 @@ class Dosages:
     checked: bool = False
     where: npt.NDArray[np.int8] | None = None
     sex: npt.NDArray[np.int8] | None = None
-    places: dict[str, dict[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)  # cache of ``harmonise.align``
+    places: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)  # cache of ``harmonise.align``
 
     def has(self, persons: int) -> npt.NDArray[np.bool_]:
         """(persons,): who has genotypes."""
@@ -169,19 +159,3 @@ class Dosages:
 def stated_keys(stated: Iterable[tuple[str, int, str, str]]) -> tuple[Variant, ...]:
     """Keys of variants that a study states by (contig, position, REF, ALT)."""
     return tuple(Variant(contig, position, ".", ref, alt) for contig, position, ref, alt in stated)
-
-
-def to_text(keys: Sequence[Variant]) -> bytes:
-    """Keys as tab-separated lines, the format on the wire and in a saved model's folder."""
-    return "".join(f"{k.contig}\t{k.position}\t{k.id}\t{k.ref}\t{k.alt}\n" for k in keys).encode()
-
-
-def from_text(text: bytes) -> tuple[Variant, ...]:
-    """The inverse of ``to_text``.
-
-    Raises:
-        ValueError: a line does not have five fields, or its position is not a number.
-    """
-    lines = text.decode().removesuffix("\n").split("\n") if text else []  # not splitlines: an id may contain other line separators
-    fields = (line.split("\t") for line in lines)
-    return tuple(Variant(intern(contig), int(position), id_, ref, alt) for contig, position, id_, ref, alt in fields)

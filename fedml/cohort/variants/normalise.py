@@ -13,21 +13,25 @@ each of these steps and sends the counts to the server (``NOTES``), which compar
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from fedml.cohort.variants.builds import Build, beyond_end, check_build
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.alleles import is_ambiguous, is_plain, trimmed
+from fedml.cohort.variants.builds import Build, check_build, end_of
+from fedml.cohort.variants.keys import Keys, Variant, columns_of
 from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, NO_ALT, SAME, TELOMERE, TOO_LONG, UNKNOWN
+from fedml.cohort.variants.reference import compared, open_reference
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
 _RS = re.compile(r"rs\d+")
-COMPLEMENT = str.maketrans("ACGT", "TGCA")
 SEX_UNKNOWN, HET_HAPLOID = "on X or Y, sex not known", "heterozygous calls of one copy set to missing"
 SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turned to the reference", "A/T or C/G in a file of both strands"
 # Counts of variants (not of persons) that a site reports about its file, in this order on the wire.
@@ -38,7 +42,6 @@ NOTES = (
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build
-_MAX_SHIFT = 1000  # bases; an indel is not left-aligned further than this
 
 
 @dataclass(frozen=True)
@@ -46,21 +49,11 @@ class Fingerprint:
     """A site's normalised variants. ``columns`` (variants,): index of each variant in the file; ``flip`` (variants,): True where the file's
     dosage counts the other allele; ``build``: from the header, or else from the manifest."""
 
-    keys: tuple[Variant, ...]
+    keys: Sequence[Variant]
     columns: npt.NDArray[np.int64]
     flip: npt.NDArray[np.bool_]
     notes: dict[str, int]
     build: str
-
-
-def is_plain(alleles: str) -> bool:
-    """True if the alleles consist of A, C, G and T, unlike ``<DEL>``, ``*`` or a breakend."""
-    return not alleles.strip("ACGT")
-
-
-def is_ambiguous(ref: str, alt: str) -> bool:
-    """True for palindromic alleles, which read the same on both strands: A/T, C/G, or several letters such as AC/GT."""
-    return _complement(ref) == alt
 
 
 def fingerprint(
@@ -87,167 +80,85 @@ def fingerprint(
     notes = dict.fromkeys(NOTES, 0) | {"read": len(keys)}
     for reason, count in (excluded or {}).items():
         notes[reason if reason in notes else "other"] += count
-    bases = _reference(reference) if reference is not None else None
-    kept: list[Variant] = []
-    columns: list[int] = []
-    flip: list[bool] = []
+    own = _as_written(columns_of(keys), build, where, notes)
+    if reference is None:
+        return Fingerprint(own.keys, own.columns, np.zeros(len(own.keys), bool), notes, found or build)
+    match = compared(own.keys, open_reference(reference))
+    notes["reference mismatch"] = int((~match.kept).sum())
+    notes["left-aligned"] = int(match.moved.sum())
+    notes[SWAPPED], notes[COMPLEMENTED] = int(match.swapped.sum()), int(match.complemented.sum())
+    plain = own.keys.by_alleles(lambda ref, alt: is_plain(ref + alt))
+    sure = own.keys.by_alleles(lambda ref, alt: is_plain(ref + alt) and len(ref) == len(alt) == 1 and not is_ambiguous(ref, alt))
     # SNPs that match on the forward strand; variants that mismatch where the reference has a base; matches that could have been mismatches.
-    forward, mismatches, matches = 0, 0, 0
-    names: dict[str, str] = {}
-    for at, key in enumerate(keys):
-        contig = names.get(key.contig) or names.setdefault(key.contig, canonical_contig(key.contig))
-        if beyond_end(contig, key.position, build):
-            if not beyond_end(contig, key.position - 1, build) and not is_plain(key.ref + key.alt):
-                notes[TELOMERE] += 1
-                continue
-            raise InputError(
-                f"{where}: position {key.contig}:{key.position} is past the end of that chromosome in {build}; "
-                "correct data.variants build in site.toml."
-            )
-        notes["contig renamed"] += contig != key.contig
-        normal = key if contig == key.contig else key._replace(contig=contig)
-        if ";" in key.id:
-            normal = normal._replace(id=public_id(key.id))
-        swapped = False
-        ref, alt = normal.ref.upper(), normal.alt.upper()
-        if not (is_plain(ref) and is_plain(alt)):
-            notes["not plain alleles"] += 1
-        else:
-            if (ref, alt) != (normal.ref, normal.alt):
-                normal = normal._replace(ref=ref, alt=alt)
-            if len(ref) > 1 or len(alt) > 1:
-                normal = trim(normal)
-                notes["trimmed"] += (normal.ref, normal.alt) != (ref, alt)
-            if bases is not None:
-                single = len(normal.ref) == len(normal.alt) == 1
-                unambiguous = single and not is_ambiguous(normal.ref, normal.alt)
-                matched = _match_reference(normal, bases)
-                if matched is None:
-                    notes["reference mismatch"] += 1
-                    mismatches += bases(contig, normal.position, 1) != ""
-                    continue
-                fit, swapped, complemented = matched
-                notes["left-aligned"] += fit.position != normal.position
-                notes[SWAPPED] += swapped
-                notes[COMPLEMENTED] += complemented
-                forward += unambiguous and not complemented
-                matches += not unambiguous
-                normal = fit
-        kept.append(normal)
-        columns.append(at)
-        flip.append(swapped)
+    forward, mismatches = int((sure & match.kept & ~match.complemented).sum()), int(match.lies.sum())
+    matches = int((plain & match.kept & ~sure).sum())
     # A SNP other than A/T and C/G matches every base on one strand or the other, so a match of it is no evidence of the right build.
     if notes["reference mismatch"] > 0.5 * len(keys) or (mismatches >= _MIN_MISMATCHES and mismatches > 0.25 * (mismatches + matches)):
         raise InputError(
             f"{where}: {notes['reference mismatch']} of {len(keys)} variants do not match {reference}; "
             "the two files are of different builds, correct data.variants reference or build in site.toml."
         )
+    kept, flip = match.keys.take(match.kept), match.swapped[match.kept]
     if notes[COMPLEMENTED]:
-        _settle_strand(kept, flip, notes, whole=forward == 0 and notes[COMPLEMENTED] >= ENOUGH)
-    return Fingerprint(tuple(kept), np.array(columns, dtype=np.int64), np.array(flip, dtype=bool), notes, found or build)
+        _settle_strand(kept.by_alleles(is_ambiguous), flip, notes, whole=forward == 0 and notes[COMPLEMENTED] >= ENOUGH)
+    return Fingerprint(kept, own.columns[match.kept], flip, notes, found or build)
 
 
-def _settle_strand(kept: Sequence[Variant], flip: list[bool], notes: dict[str, int], *, whole: bool) -> None:
+class _Written(NamedTuple):
+    keys: Keys
+    columns: npt.NDArray[np.int64]
+
+
+def _as_written(keys: Keys, build: Build, where: str, notes: dict[str, int]) -> _Written:
+    """The variants with canonical contigs and trimmed alleles, and their indices in the file; counts what it changed in ``notes``."""
+    canonical = tuple(map(canonical_contig, keys.contigs))
+    past = keys.position - keys.by_contig(lambda name: end_of(canonical_contig(name), build), np.int64)
+    telomere = (past == 1) & ~keys.by_alleles(lambda ref, alt: is_plain(ref + alt))
+    if (wrong := np.flatnonzero((past > 0) & ~telomere)).size:
+        raise _past_end(keys[int(wrong[0])], build, where)
+    notes[TELOMERE] += int(telomere.sum())
+    columns = np.flatnonzero(~telomere)
+    keys = keys.take(columns) if telomere.any() else keys
+    notes["contig renamed"] += int(keys.by_contig(lambda name: canonical_contig(name) != name).sum())
+    upper = [(ref.upper(), alt.upper()) for ref, alt in keys.pairs]
+    plain = [is_plain(ref + alt) for ref, alt in upper]
+    short = [trimmed(*big) if yes else (*pair, 0) for pair, big, yes in zip(keys.pairs, upper, plain, strict=True)]
+    cut = [yes and new[:2] != big for new, big, yes in zip(short, upper, plain, strict=True)]
+    notes["not plain alleles"] += int((~_looked_up(plain, keys)).sum())
+    notes["trimmed"] += int(_looked_up(cut, keys).sum())
+    moved = _looked_up([shift for _, _, shift in short], keys)
+    ids = keys.ids
+    if keys.by_id(lambda ids: pc.match_substring(ids, ";")).any():
+        ids = pa.array([public_id(name) if ";" in name else name for name in ids.to_pylist()], pa.large_string())
+    normal = Keys(canonical, keys.contig, keys.position + moved, ids, tuple((ref, alt) for ref, alt, _ in short), keys.alleles).short
+    return _Written(normal, columns)
+
+
+def _looked_up(values: Sequence[Any], keys: Keys) -> npt.NDArray[Any]:
+    """(variants,): of each variant the value of its pair of alleles."""
+    return np.array(values)[keys.alleles] if len(keys) else np.zeros(0, type(values[0]) if values else bool)
+
+
+def _past_end(key: Variant, build: Build, where: str) -> InputError:
+    return InputError(
+        f"{where}: position {key.contig}:{key.position} is past the end of that chromosome in {build}; "
+        "correct data.variants build in site.toml."
+    )
+
+
+def _settle_strand(palindromes: npt.NDArray[np.bool_], flip: npt.NDArray[np.bool_], notes: dict[str, int], *, whole: bool) -> None:
     """Decides the strand of palindromes (A/T, C/G) after other SNPs were complemented. If the ``whole`` file is on the reverse strand, a
     palindrome that looked swapped is complemented and the reverse; otherwise its strand is unknown. Changes ``flip`` and ``notes``."""
-    palindromes = [at for at, key in enumerate(kept) if is_ambiguous(key.ref, key.alt)]
+    count = int(palindromes.sum())
     if not whole:
-        notes[UNSURE] = len(palindromes)
+        notes[UNSURE] = count
         return
-    notes[COMPLEMENTED] += len(palindromes)
-    for at in palindromes:
-        notes[SWAPPED] += -1 if flip[at] else 1
-        flip[at] = not flip[at]
+    notes[COMPLEMENTED] += count
+    notes[SWAPPED] += count - 2 * int((palindromes & flip).sum())
+    flip ^= palindromes
 
 
 def public_id(text: str) -> str:
     """The rsIDs of a list of ids such as ``rs1;rs2;own:7``, which other sites may know; the text where it has none."""
     found = [name for name in text.split(";") if _RS.fullmatch(name)]
     return ";".join(dict.fromkeys(found)) or text
-
-
-def _complement(alleles: str) -> str:
-    return alleles.translate(COMPLEMENT)[::-1]
-
-
-def trim(key: Variant) -> Variant:
-    """The variant with its shared suffix, then its shared prefix removed; each allele keeps at least one letter."""
-    ref, alt, position = key.ref, key.alt, key.position
-    while min(len(ref), len(alt)) > 1 and ref[-1] == alt[-1]:
-        ref, alt = ref[:-1], alt[:-1]
-    while min(len(ref), len(alt)) > 1 and ref[0] == alt[0]:
-        ref, alt, position = ref[1:], alt[1:], position + 1
-    return key._replace(position=position, ref=ref, alt=alt)
-
-
-def left_align(key: Variant, base_at: Callable[[str, int], str]) -> Variant:
-    """The left-aligned indel, at most ``_MAX_SHIFT`` bases from its position. ``base_at``: (contig, 1-based position) -> base."""
-    ref, alt, position = key.ref, key.alt, key.position
-    for _ in range(_MAX_SHIFT):
-        if ref and alt and ref[-1] == alt[-1]:
-            ref, alt = ref[:-1], alt[:-1]
-        elif ref and alt:
-            break
-        if not ref or not alt:
-            if position == 1:  # no base before the first one: the base after the indel becomes the anchor
-                base = base_at(key.contig, position + len(ref))
-                return key._replace(position=position, ref=ref + base, alt=alt + base)
-            position -= 1
-            base = base_at(key.contig, position)
-            ref, alt = base + ref, base + alt
-    return trim(key._replace(position=position, ref=ref, alt=alt))
-
-
-def _match_reference(key: Variant, bases: Callable[[str, int, int], str]) -> tuple[Variant, bool, bool] | None:
-    """(variant with the reference's REF, alleles swapped, complemented), or None if no orientation of the variant matches the reference."""
-    ref, alt = key.ref, key.alt
-    expected = bases(key.contig, key.position, max(len(ref), len(alt)))
-    if expected.startswith(ref):
-        return left_align(key, lambda c, p: bases(c, p, 1)) if len(ref) != len(alt) else key, False, False
-    if expected.startswith(alt):
-        swapped = key._replace(ref=alt, alt=ref)
-        return left_align(swapped, lambda c, p: bases(c, p, 1)) if len(ref) != len(alt) else swapped, True, False
-    if len(ref) == len(alt) == 1:
-        other = key._replace(ref=ref.translate(COMPLEMENT), alt=alt.translate(COMPLEMENT))
-        if expected == other.ref:
-            return other, False, True
-        if expected == other.alt:
-            return other._replace(ref=other.alt, alt=other.ref), True, True
-    return None
-
-
-def _reference(path: Path) -> Callable[[str, int, int], str]:
-    """A function (contig, 1-based position, count) -> upper-case bases: fewer at a contig's end, none for a contig missing from the FASTA.
-
-    Raises:
-        InputError: the FASTA or its index is missing or cannot be read; the returned function raises it for a damaged contig.
-    """
-    import pysam
-
-    if not path.exists():
-        raise InputError(f"{path}: no such file; correct data.variants reference in site.toml.")
-    if not path.with_name(path.name + ".fai").exists():  # otherwise pysam writes an index next to a file that other users share
-        raise InputError(f"{path}: has no index ({path.name}.fai); create it (samtools faidx {path}).")
-    try:
-        fasta = pysam.FastaFile(str(path))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as FASTA with its index ({error}); rebuild the index (samtools faidx {path}).") from error
-    names = {canonical_contig(name): name for name in fasta.references}
-    loaded: dict[str, str] = {}  # one contig at a time, because variant files are sorted by contig and the longest contig takes 250 MB
-
-    def whole(name: str) -> str:
-        try:
-            letters: str = fasta.fetch(name).upper()
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: contig {name} cannot be read ({error}); copy the file and its index again.") from error
-        if len(letters) != fasta.get_reference_length(name):
-            raise InputError(f"{path}: contig {name} is shorter than the index says; copy the file and its index again.")
-        return letters
-
-    def bases(contig: str, position: int, count: int) -> str:
-        if contig not in loaded:
-            loaded.clear()
-            loaded[contig] = whole(names[contig]) if contig in names else ""
-        return loaded[contig][position - 1 : position - 1 + count]
-
-    return bases

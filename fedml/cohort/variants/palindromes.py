@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.alleles import is_ambiguous, is_plain
 from fedml.cohort.variants.harmonise import Panel
-from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE, is_ambiguous, is_plain
+from fedml.cohort.variants.keys import Variant, columns_of
+from fedml.cohort.variants.normalise import ENOUGH, NOTES, SWAPPED, UNSURE
 
 
 class SiteStrand(NamedTuple):
@@ -28,7 +29,7 @@ class SiteStrand(NamedTuple):
 
 def unproven(draft: Panel, sites: Mapping[str, SiteStrand]) -> npt.NDArray[np.bool_]:
     """(draft variants,): palindromes where a site's strand is not known. None in a panel of one site, whose dosages meet no others."""
-    out = np.array([is_ambiguous(key.ref, key.alt) for key in draft.keys], dtype=bool)
+    out = columns_of(draft.keys).by_alleles(is_ambiguous)
     if len(draft.flips) < 2 or all(strand_known(site) for site in sites.values()):
         out[:] = False
     return out
@@ -41,5 +42,8 @@ def strand_known(site: SiteStrand) -> bool:
         return False
     if not site.notes[NOTES.index(SWAPPED)]:
         return True
-    plain = (key for key in site.keys if len(key.ref) == len(key.alt) == 1 and is_plain(key.ref + key.alt))
-    return sum(not is_ambiguous(key.ref, key.alt) for key in plain) >= ENOUGH
+    return int(columns_of(site.keys).by_alleles(_shows_strand).sum()) >= ENOUGH
+
+
+def _shows_strand(ref: str, alt: str) -> bool:
+    return len(ref) == len(alt) == 1 and is_plain(ref + alt) and not is_ambiguous(ref, alt)

@@ -10,19 +10,25 @@ The sixth column of the ``.fam`` is not read, so its -9 is no phenotype. bed-rea
 
 from __future__ import annotations
 
+import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import LONGEST_ALLELE, MISSING, Block, Selection, Source, Variant
+from fedml.cohort.variants.keys import Keys, Variant, columns_of, read_columns
+from fedml.cohort.variants.model import LONGEST_ALLELE, MISSING, Block, Selection, Source
 from fedml.cohort.variants.records import AMBIGUOUS, SAME, TOO_LONG, UNKNOWN, kind_of
 from fedml.cohort.variants.regions import Inside, check_contigs, merged
 from fedml.errors import InputError
 
+NO_POSITION = "no position"
+_BIM = ("contig", "id", "distance", "position", "alt", "ref")
+_PIECE = 1 << 24  # bytes of a .bim at a time
+_OTHER_BLANKS = (b"\t\t", b"\n\t", b"\t\n", *(bytes([code]) for code in (11, 12, 13, 28, 29, 30, 31, 32)))
 _MAGIC = b"\x6c\x1b\x01"  # third byte 1: variant-major
 
 
@@ -47,9 +53,9 @@ class PlinkSource(Source):
         self.sex = np.array([int(sex) if sex in ("1", "2") else 0 for sex in sexes], np.int8)
         self.contigs: dict[str, int | None] = {}
         self.variants = 0
-        for _, fields in _lines(path.with_suffix(".bim")):
-            self.contigs[fields[0]] = None
-            self.variants += 1
+        for keys in _variants(path.with_suffix(".bim")):
+            self.contigs |= dict.fromkeys(keys.contigs)
+            self.variants += len(keys)
         with path.open("rb") as file:
             start = file.read(3)
         size, expected = path.stat().st_size, 3 + self.variants * -(-len(self.samples) // 4)
@@ -85,9 +91,9 @@ class PlinkSource(Source):
             for places, keys in self._wanted(selection, excluded, rows):
                 yield Block(keys, self._read(bed, which, places))
 
-    def _read(self, bed: Any, samples: npt.NDArray[np.intp] | slice, places: list[int]) -> npt.NDArray[np.int8]:
+    def _read(self, bed: Any, samples: npt.NDArray[np.intp] | slice, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
         """(places, samples) int8 dosages."""
-        columns = slice(places[0], places[-1] + 1) if len(places) == places[-1] - places[0] + 1 else np.array(places)
+        columns = slice(int(places[0]), int(places[-1]) + 1) if len(places) == places[-1] - places[0] + 1 else places
         try:
             dosage = bed.read(index=(samples, columns), dtype="int8", order="F")  # counts A1; missing is -127
         except (OSError, ValueError) as error:
@@ -95,48 +101,39 @@ class PlinkSource(Source):
         dosage[dosage < 0] = MISSING
         return np.ascontiguousarray(dosage.T)
 
-    def _wanted(self, selection: Selection, excluded: Counter[str], rows: int) -> Iterator[tuple[list[int], tuple[Variant, ...]]]:
+    def _wanted(self, selection: Selection, excluded: Counter[str], rows: int) -> Iterator[tuple[npt.NDArray[np.int64], Keys]]:
         """Indices in the file and keys of the selected variants, at most ``rows`` at a time."""
         spans = merged(selection)
         check_contigs(spans, self.contigs, self.path)
-        inside = Inside(spans)
-        places: list[int] = []
-        keys: list[Variant] = []
-        path = self.path.with_suffix(".bim")
-        for number, (contig, name, *_, position_, alt, ref) in _lines(path):
-            if not position_.lstrip("-").isdecimal():
-                raise InputError(f'{path}: line {number} has the invalid position "{position_[:20]}"; correct column 4.')
-            position = int(position_)
-            if spans and not inside(contig, position):
-                continue
-            key = Variant(contig, position, name, ref, alt)
-            if selection.listed and not selection.wants(key):
-                continue
-            reason = _flaw(key)
-            if reason:
-                excluded[reason] += 1
-                continue
-            places.append(number - 1)
-            keys.append(key)
-            if len(keys) == rows:
-                yield places, tuple(keys)
-                places, keys = [], []
-        if keys:
-            yield places, tuple(keys)
+        inside, begin = Inside(spans), 0
+        for keys in _variants(self.path.with_suffix(".bim")):
+            chosen = np.ones(len(keys), bool)
+            if spans:
+                chosen &= [inside(keys.contigs[c], p) for c, p in zip(keys.contig.tolist(), keys.position.tolist(), strict=True)]
+            if selection.listed:
+                at = np.flatnonzero(chosen)
+                chosen[at] = [selection.wants(key) for key in keys.take(at)]
+            flaws = np.where(keys.position < 0, NO_POSITION, keys.by_alleles(_flaw, object))
+            for flaw in flaws[chosen]:
+                if flaw:
+                    excluded[flaw] += 1
+            at = np.flatnonzero(chosen & (flaws == ""))
+            for some in np.split(at, range(rows, len(at), rows)):
+                if len(some):
+                    yield begin + some, keys.take(some)
+            begin += len(keys)
 
 
-def _flaw(key: Variant) -> str:
-    """The reason to exclude the variant, or an empty string."""
-    if key.position < 0:
-        return "no position"
-    if max(len(key.ref), len(key.alt)) > LONGEST_ALLELE:
+def _flaw(ref: str, alt: str) -> str:
+    """The reason to exclude a variant with these alleles, or an empty string."""
+    if max(len(ref), len(alt)) > LONGEST_ALLELE:
         return TOO_LONG
-    kinds = {kind_of(key.ref.encode()), kind_of(key.alt.encode())}
+    kinds = {kind_of(ref.encode()), kind_of(alt.encode())}
     if kinds & {"unknown", "invalid"}:
         return UNKNOWN  # 0 for an allele that no genotype in the file has; 1 and 2, or I and D, which name no letters
     if "codes" in kinds:
         return AMBIGUOUS
-    return SAME if key.ref.upper() == key.alt.upper() else ""
+    return SAME if ref.upper() == alt.upper() else ""
 
 
 def _samples(path: Path, families: dict[str, list[str]]) -> tuple[str, ...]:
@@ -153,21 +150,73 @@ def _samples(path: Path, families: dict[str, list[str]]) -> tuple[str, ...]:
     return samples
 
 
+def _variants(path: Path) -> Iterator[Keys]:
+    """The variants of a ``.bim``, a piece of the file at a time.
+
+    Raises:
+        InputError: a line has fewer or more fields, no number as its position, or is not UTF-8.
+    """
+    width, number = 0, 0
+    for piece in _pieces(path):
+        first = piece[: piece.find(b"\n")].split()
+        width = width or (5 if len(first) == 5 else 6)
+        keys = _tabs(piece, _BIM if width == 6 else _BIM[:2] + _BIM[3:])
+        if keys is None:  # spaces, another alphabet, or an invalid line
+            rows = list(_fields(io.TextIOWrapper(io.BytesIO(piece), encoding="utf-8"), path, number, width))
+            keys = columns_of([_variant(path, at, fields) for at, fields in rows])
+        number += len(keys)
+        yield keys
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, in pieces of whole lines."""
+    rest = b""
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            end = piece.rfind(b"\n") + 1
+            if end:
+                yield rest + piece[:end]
+                rest = piece[end:]
+            else:
+                rest += piece
+    if rest:
+        yield rest
+
+
+def _tabs(piece: bytes, names: Sequence[str]) -> Keys | None:
+    """The variants of lines with a tab between two fields, or None if they are not so."""
+    if not piece.isascii() or any(blank in piece for blank in _OTHER_BLANKS) or piece.startswith(b"\t"):
+        return None
+    try:
+        return read_columns(piece, names)
+    except ValueError:
+        return None
+
+
+def _variant(path: Path, number: int, fields: Sequence[str]) -> Variant:
+    contig, name, *_, position, alt, ref = fields
+    if not position.lstrip("-").isdecimal() or len(position) > 18:
+        raise InputError(f'{path}: line {number} has the invalid position "{position[:20]}"; correct column 4.')
+    return Variant(contig, int(position), name, ref, alt)
+
+
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and the fields of each line: six of a ``.fam``, and six of a ``.bim`` or five where it has no genetic distances.
+    """Line number and the six fields of each line of a ``.fam``.
 
     Raises:
         InputError: a line has fewer or more fields, or is not UTF-8.
     """
-    wanted = 0
+    with path.open(encoding="utf-8") as file:
+        yield from _fields(file, path, 0, 6)
+
+
+def _fields(lines: Iterable[str], path: Path, before: int, width: int) -> Iterator[tuple[int, list[str]]]:
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                fields = line.split()
-                wanted = wanted or (5 if len(fields) == 5 and path.suffix == ".bim" else 6)
-                if len(fields) != wanted:
-                    why = f"a {path.suffix} file has six" if wanted == 6 else "the first line has five"
-                    raise InputError(f"{path}: line {number} has {len(fields)} fields where {why}; copy the file again.")
-                yield number, fields
+        for number, line in enumerate(lines, start=before + 1):
+            fields = line.split()
+            if len(fields) != width:
+                why = f"a {path.suffix} file has six" if width == 6 else "the first line has five"
+                raise InputError(f"{path}: line {number} has {len(fields)} fields where {why}; copy the file again.")
+            yield number, fields
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8; save it as UTF-8.") from error

@@ -25,7 +25,8 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.frequency import Counts, carried_by_few, few, folded, withheld
-from fedml.cohort.variants.model import MISSING, Selection, Variant
+from fedml.cohort.variants.keys import Variant, columns_of
+from fedml.cohort.variants.model import MISSING, Selection
 from fedml.cohort.variants.normalise import HET_HAPLOID, SEX_UNKNOWN
 from fedml.study.contigs import canonical_contig, has_one_copy
 
@@ -53,10 +54,10 @@ def place(contig: str, position: int, build: str) -> np.int8:
 
 def places(keys: Sequence[Variant], build: Build) -> Codes | None:
     """(variants,): ``place`` of each; None if all are diploid, the usual case. Contigs may have any name."""
-    out = np.zeros(len(keys), np.int8)
-    for at, key in enumerate(keys):
-        if contig := has_one_copy(key.contig):
-            out[at] = place(contig, key.position, build)
+    own = columns_of(keys)
+    out = np.zeros(len(own), np.int8)
+    for at in np.flatnonzero(own.by_contig(has_one_copy, object) != "").tolist():
+        out[at] = place(has_one_copy(own.contigs[own.contig[at]]), int(own.position[at]), build)
     return out if out.any() else None
 
 
@@ -68,7 +69,7 @@ class Coding(NamedTuple):
     sex: Codes | None = None
     strict: bool = True
 
-    def coded(self, keys: tuple[Variant, ...], dosage: Codes, notes: Counter[str]) -> tuple[tuple[Variant, ...], Codes]:
+    def coded(self, keys: Sequence[Variant], dosage: Codes, notes: Counter[str]) -> tuple[Sequence[Variant], Codes]:
         """The variants and ``dosage`` (variants, samples) in the coding above; counts variants in ``notes`` by what happened to them."""
         where = places(keys, self.build)
         if where is None:
@@ -76,7 +77,7 @@ class Coding(NamedTuple):
         if self.sex is None and self.strict:
             kept = (where == DIPLOID) | (where == MT)
             notes[SEX_UNKNOWN] += int((~kept).sum())
-            keys, dosage, where = tuple(k for k, yes in zip(keys, kept, strict=True) if yes), dosage[kept], where[kept]
+            keys, dosage, where = columns_of(keys).take(kept), dosage[kept], where[kept]
         dosage = dosage.copy()
         for at in np.flatnonzero(where):
             one, none = self._samples(where[at])

@@ -19,7 +19,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import LONGEST_ALLELE, Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import LONGEST_ALLELE, Selection
 from fedml.errors import InputError
 
 NO_ALT, TOO_LONG, UNKNOWN, FILTERED = "no ALT", "allele too long", "allele unknown", "FILTER not PASS"

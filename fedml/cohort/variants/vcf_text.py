@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.model import MISSING, Block, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import MISSING, Block
 from fedml.cohort.variants.records import Head, Wanted, passes, take
 from fedml.errors import InputError
 from fedml.study.contigs import has_one_copy

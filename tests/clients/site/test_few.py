@@ -12,7 +12,8 @@ import pytest
 from fedml.clients.site.few import changes, without_few
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.packed import Packed
 from fedml.cohort.wide import matrix
 from fedml.cohort.wide.matrix import Matrix

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.clients.work.client import answer, app
-from fedml.cohort.variants.model import to_text
+from fedml.cohort.variants.keys import to_text
 from fedml.errors import Reason
 from fedml.flower.grid import InProcessGrid
 from fedml.modalities.layout import Layout
@@ -310,7 +310,7 @@ def test_variants_are_described_by_their_keys(tmp_path: Path) -> None:
     assert panel.decode().splitlines()[0] == "22\t1\trs0\tA\tG"
     assert panel.count(b"\n") == 5
     assert PLANTED.encode() not in message_to_proto(reply).SerializeToString()
-    from fedml.cohort.variants.model import from_text
+    from fedml.cohort.variants.keys import from_text
 
     assert to_text(from_text(panel)) == panel
 

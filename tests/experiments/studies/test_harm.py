@@ -21,8 +21,10 @@ from fedml.cohort.variants.builds import LENGTHS, Build
 from fedml.cohort.variants.checks import counts_checks
 from fedml.cohort.variants.genotypes import Genome, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import align
-from fedml.cohort.variants.model import Dosages, Variant
-from fedml.cohort.variants.normalise import NOTES, fingerprint, left_align
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
+from fedml.cohort.variants.normalise import NOTES, fingerprint
+from fedml.cohort.variants.reference import left_align
 from fedml.errors import InputError, RunError
 from fedml.experiments.runs.association import read_table
 from fedml.experiments.runs.run import read_all, run_nodes

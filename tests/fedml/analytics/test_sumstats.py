@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.analytics import sumstats
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 
 KEYS = [
     Variant("chr22", 300, "rs3", "A", "G"),
@@ -186,7 +186,9 @@ def test_manhattan_is_small_and_the_same_each_time(tmp_path: Path, contigs: str)
     contig = ["22"] * len(contig) if contigs == "one" else contig
     log10_p = log10_p if contigs != "none" else np.full(4, np.nan)
     for name in ("a.svg", "b.svg"):
-        sumstats.manhattan(tmp_path / name, contig, position, log10_p, "title")
+        sumstats.manhattan(
+            tmp_path / name, [Variant(c, p, ".", "A", "C") for c, p in zip(contig, position.tolist(), strict=True)], log10_p, "title"
+        )
     text = picture(tmp_path / "a.svg")
     assert text == (tmp_path / "b.svg").read_text()
     assert text.count("<image") >= (contigs != "none")  # points are pixels

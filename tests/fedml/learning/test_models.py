@@ -13,7 +13,8 @@ from sklearn.preprocessing import StandardScaler
 from fedml.cohort.images.images import Images
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort, with_inputs
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import InputError
 from fedml.learning.statistics import cohort_sums, constants_from
 from fedml.learning.training import train

@@ -20,7 +20,7 @@ from torch import nn
 
 from fedml.cohort.scores.scores import Scores, match, score
 from fedml.cohort.scores.scoring_file import DOMINANT, RECESSIVE, LinearModel, Scoring, known_build, read_scoring, write_scoring
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
 from fedml.modalities.layout import Layout

@@ -18,7 +18,8 @@ from torch.nn import functional
 from fedml.cohort.images.images import Images
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort, with_inputs
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import InputError
 from fedml.modalities.layout import Layout
 from fedml.models.fusion import CohortModel, build_model

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.cohort.scores.genes import group
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.errors import InputError
 from fedml.models.fusion import digest, learned
 from fedml.networks.variants import GeneLayer, build_variant_network

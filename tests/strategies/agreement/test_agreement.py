@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fedml.cohort.variants.harmonise import Panel
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.strategies.agreement.agreement import Agreement
 from tests.conftest import Run, federate, make_study, write_csv, write_manifest, write_vcf
 

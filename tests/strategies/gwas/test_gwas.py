@@ -19,7 +19,7 @@ from scipy.linalg import subspace_angles
 
 from fedml.analytics.forms import REQUEST, sizes
 from fedml.clients.gate.journal import entries
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.errors import Reason, RunError
 from fedml.experiments.bench.gwas import PIECES, deal
 from fedml.experiments.runs.association import HIT

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.cohort.variants.harmonise import align, draft_panel
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.errors import RunError
 from fedml.runs.log import read_events
 from fedml.study.study import Study, parse_study, validate

@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedml.cohort.variants.alleles import trim
 from fedml.cohort.variants.builds import BUILDS, LENGTHS, build_of, check_build, mixed
-from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.normalise import fingerprint, left_align, trim
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.normalise import fingerprint
+from fedml.cohort.variants.reference import left_align
 from fedml.errors import InputError
 
 COMPLEMENT = str.maketrans("ACGT", "TGCA")

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from fedml.cache_entries import content_digests
 from fedml.cohort.variants import cache, packed
 from fedml.cohort.variants.cache import Cached, cached
-from fedml.cohort.variants.model import Block, Selection, Source, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Block, Selection, Source
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed, concat_packed
 from fedml.cohort.variants.transpose import Spool
@@ -528,7 +529,8 @@ from pathlib import Path
 import numpy as np
 from fedml.experiments.bench.timing import PeakMemory
 from fedml.cohort.variants.cache import cached
-from fedml.cohort.variants.model import Block, Selection, Source, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Block, Selection, Source
 
 PERSONS, VARIANTS = 5000, int(sys.argv[2])
 

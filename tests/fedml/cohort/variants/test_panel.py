@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from fedml.cohort.variants.checks import strand_checks
 from fedml.cohort.variants.frequency import genotype_counts
 from fedml.cohort.variants.harmonise import align, draft_panel, quality, settle
+from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.matching import Match, place
-from fedml.cohort.variants.model import Dosages, Variant
+from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.normalise import NOTES, UNSURE
 from fedml.cohort.variants.packed import Packed
 from fedml.cohort.variants.palindromes import SiteStrand, strand_known, unproven

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.cohort.variants.genotypes import Genome, read_variants
-from fedml.cohort.variants.model import Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Selection
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.plink import PlinkSource
 from fedml.errors import InputError

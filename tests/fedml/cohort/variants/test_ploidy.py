@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from fedml.cohort.variants import frequency as f
 from fedml.cohort.variants.builds import BUILDS, LENGTHS, Build
 from fedml.cohort.variants.genotypes import Genome, read_variants, shared_panel, site_counts
-from fedml.cohort.variants.model import Dosages, Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Dosages, Selection
 from fedml.cohort.variants.normalise import NOTES
 from fedml.cohort.variants.packed import Packed
 from fedml.cohort.variants.ploidy import DIPLOID, MAN, MT, WOMAN, Coding, X, Y, place, places, sexes, site_table, two_copies

@@ -12,7 +12,8 @@ import pysam.bcftools
 import pytest
 
 from fedml.cohort.variants.genotypes import Genome, read_variants
-from fedml.cohort.variants.model import Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Selection
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.records import kind_of
 from fedml.cohort.variants.vcf import VcfSource

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedml.cohort.variants.genotypes import Genome, genotype_counts, read_variants
-from fedml.cohort.variants.model import Dosages, Selection, Variant, from_text, to_text
+from fedml.cohort.variants.keys import Variant, from_text, to_text
+from fedml.cohort.variants.model import Dosages, Selection
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 from tests.conftest import write_bed, write_vcf

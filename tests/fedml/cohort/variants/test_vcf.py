@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedml.cohort.variants.model import Selection, Variant
+from fedml.cohort.variants.keys import Variant
+from fedml.cohort.variants.model import Selection
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.vcf import VcfSource, open_vcf
 from fedml.errors import InputError
