@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from fedml.cli import grouped
 from fedml.errors import InputError
-from fedml.experiments.options import Json, Overrides, Seed, StudyFile, Track, Where
+from fedml.experiments.options import Json, Listening, Overrides, Seed, StudyFile, Track, Where
 from fedml.experiments.runs.launch import closing_line, judge, launch, load_study, make_console
 
 if TYPE_CHECKING:
@@ -75,13 +75,10 @@ def run(
 
 
 @app.command("serve")
+@grouped
 def serve(
     table: Annotated[Path, typer.Argument(metavar="RUN | TABLE", help="A run's folder, or its frequencies.tsv.gz.", show_default=False)],
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: a free one.")] = 5050,
-    public: Annotated[bool, typer.Option("--public", help="Allow a --host that other machines can reach.")] = False,
-    granularity: Annotated[str, typer.Option("--granularity", help="The most that is answered: boolean, count or record.")] = "record",
-    per_minute: Annotated[int, typer.Option("--per-minute", min=1, help="Most requests a minute, of all clients together.")] = 600,
+    where: Listening,
 ) -> None:
     """Serve a table of frequencies as a Beacon v2 endpoint (GA4GH), until stopped. It reads the table and nothing else.
 
@@ -89,4 +86,4 @@ def serve(
     """
     from fedml.experiments.frequencies.server import listen
 
-    listen(table, host, port, public=public, granularity=granularity, per_minute=per_minute)
+    listen(table, where)

@@ -32,6 +32,10 @@ class Frequencies(Section):
     min_sites: Annotated[int, Field(ge=0, le=limits.SITES)] = Field(
         default=0, description="least number of sites that have a variant of the table; 0: every site"
     )
+    partial: bool = Field(
+        default=False,
+        description="also tell sums of some sites, where others withhold a group's numbers: such frequencies of rare alleles are biased",
+    )
     block: Annotated[int, Field(ge=1, le=1_000_000)] = Field(default=10_000, description="variants per message")
 
     @model_validator(mode="after")

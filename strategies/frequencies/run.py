@@ -55,10 +55,11 @@ def frequencies(study: Study, grid: Grid, run: Path) -> Path:
             told = {site: sums["alleles"] for site, sums in replies.items()}
             for site, table in told.items():
                 _check(site, table, plan.groups(), agreement.counts[site][:, chosen])
-            rows = pooled(told)
+            rows = pooled(told, partial=plan.partial)
             few = np.minimum(rows.counts[0, AC], rows.counts[0, AN] - rows.counts[0, AC])
             # A variant without a told copy is not listed: that it is in the panel at all may be because few persons carry it.
-            reasons = {"no copy is told": few < 1, f"fewer than {plan.min_ac} copies": few < plan.min_ac}
+            lacking = (rows.withheld[0] > 0) & (rows.sites[0] == 0)
+            reasons = {"withheld by a site": lacking, "no copy is told": few < 1, f"fewer than {plan.min_ac} copies": few < plan.min_ac}
             kept = np.ones(len(chosen), bool)
             for reason, fails in reasons.items():
                 left_out[reason] += int((kept & fails).sum())
@@ -76,16 +77,22 @@ def frequencies(study: Study, grid: Grid, run: Path) -> Path:
     return run / FREQUENCIES_TABLE
 
 
-def pooled(told: Mapping[str, Counts]) -> Rows:
-    """The sum of the sites' ``alleles`` (groups, 4, variants), over the sites that tell a group's numbers. Homozygotes are only given where
-    each of them tells them. A site that has no call of a variant does not count."""
+def pooled(told: Mapping[str, Counts], *, partial: bool) -> Rows:
+    """The sum of the sites' ``alleles`` (groups, 4, variants). A site that has no call of a variant does not count.
+
+    A group has numbers where every site that has the variant tells them: who tells depends on the number of carriers, so the frequency at
+    the others would be biased. With ``partial`` it has those of the sites that do. Homozygotes are only given where each of them tells
+    them.
+    """
     tables = np.stack(list(told.values()))  # (sites, groups, 4, variants)
     given, has = tables[:, :, AN] >= 0, (tables[:, :1, AN] != 0)
-    known = given & (tables[:, :, AN] > 0)
+    known, withheld = given & (tables[:, :, AN] > 0), (~given & has).sum(0)
+    if not partial:
+        known &= withheld == 0
     counts = np.where(known[:, :, None], tables, 0).sum(0)
     homozygotes = tables[:, :, HOMOZYGOTES]
     counts[:, HOMOZYGOTES] = np.where((known & (homozygotes == WITHHELD)).any(0), WITHHELD, counts[:, HOMOZYGOTES])
-    return Rows(counts, known.sum(0), (~given & has).sum(0))
+    return Rows(counts, known.sum(0), withheld)
 
 
 def _check(site: str, told: Counts, groups: list[Group], counts: Counts) -> None:
@@ -97,7 +104,7 @@ def _check(site: str, told: Counts, groups: list[Group], counts: Counts) -> None
         for above in {(-1, sex), (population, -1), (-1, -1)}:
             if above in place:
                 more = place[above]
-                wrong |= (told[at, :2] >= 0).all(0) & ((told[more, :2] < told[at, :2]).any(0))
+                wrong |= (told[at, AN] >= 0) & (told[more, AN] >= 0) & (told[more, :2] < told[at, :2]).any(0)
     if wrong.any():
         raise RunError(f"{site} sent allele counts that contradict each other; run again without it, and ask the site.")
     alt, called = alleles(counts)

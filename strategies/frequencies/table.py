@@ -2,7 +2,7 @@
 
 Lines that begin with ``##`` say what the table is of; the line of columns begins with ``#chrom``. Positions are 1-based, alleles as in the
 panel; ``AC``, ``AN``, ``AF``, ``nhomalt``, ``nhemi`` as gnomAD names them. ``sites`` and ``withheld``: how many sites' numbers are in the
-sum, and how many have the variant and told nothing. ``.``: not told.
+sum, and how many have the variant and withhold the group's. ``.``: not told.
 """
 
 from __future__ import annotations
