@@ -254,6 +254,7 @@ def listen(path: Path, where: Listening) -> None:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((where.host, where.port))
+        bound.listen(_CONNECTIONS)
     except OSError as error:
         raise InputError(f"--host {where.host} --port {where.port}: cannot listen there ({error.strerror}); take another port.") from error
     shown = f"[{where.host}]" if ":" in where.host else where.host
