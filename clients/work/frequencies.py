@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def cell_masks(cohort: Cohort, people: Analysed, study: Study) -> Mask:
-    """(cells, persons) of the persons analysed: by population and last the unknown, in each men, women, and those whose sex is not known."""
+    """(cells, persons) of the persons analysed: by population, last the unknown; in each men, women, and those of unknown sex."""
     assert study.frequencies is not None  # noqa: S101 - the form of the request was checked
     count, persons = len(study.frequencies.populations), len(people.rows)
     codes = cohort.groups[POPULATION][people.rows] if POPULATION in cohort.groups else np.full(persons, -1)

@@ -122,7 +122,7 @@ def error(about: About, code: int, message: str) -> dict[str, Any]:
 
 
 def answer(about: About, asked: Asked, query: Query | None, total: int, page: Sequence[Row]) -> dict[str, Any]:
-    """The answer to a query: whether any of the table's variants matches, how many, and the page's records, as far as they are asked for."""
+    """The answer to a query: whether a variant of the table matches, how many do, and the page's records, as far as they are asked for."""
     given: dict[str, Any] = {}
     if query is not None:
         given = query.given | {"start": list(query.start)} | ({"end": list(query.end)} if query.end else {})

@@ -39,7 +39,7 @@ _IGNORED = ("apiVersion", "requestedSchemas", "requestedSchema")
 _ID = re.compile(r"([A-Za-z0-9_.]{1,40})-(\d{1,10})-([ACGTN]{1,1000})-([ACGTN]{1,1000})")
 
 
-class _Refusal(Exception):  # noqa: N818 - not an error of this program
+class _Refusal(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status

@@ -90,7 +90,17 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     known = 1 + columns + components
     triangles = {"U": known * (known + 1) // 2, "T": (known + 1) * (known + 2) // 2}
     groups = len(study.frequencies.groups()) if study.frequencies else 0
-    return {"m": variants, "b": basis, "G": groups, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
+    return {
+        "m": variants,
+        "b": basis,
+        "G": groups,
+        "R": columns + 1,
+        "K": known,
+        "J": known + 1,
+        **triangles,
+        "M": loadings,
+        "k": components,
+    }
 
 
 def check_section(study: Study, phase: Phase) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from fedml.study import limits
+from fedml.study.cohort_section import Cohort
 from fedml.study.section import Code, Section, normal
-
-if TYPE_CHECKING:
-    from fedml.study.study import Study
+from fedml.study.sections import Federation, Privacy
 
 MOST = 20  # populations
 
@@ -65,18 +64,23 @@ class Frequencies(Section):
         return [(f"_{normal(self.populations[place])}" if place >= 0 else "") + sex[which] for place, which in self.groups()]
 
 
-def frequencies_problems(study: Study) -> Iterator[str]:
-    """What other sections of the study contradict in ``[frequencies]``."""
-    plan = study.frequencies
+def frequencies_problems(
+    plan: Frequencies | None, cohort: Cohort, privacy: Privacy, federation: Federation, *, association: bool
+) -> Iterator[str]:
+    """What other sections of the study contradict in ``[frequencies]``.
+
+    Args:
+        association: the study has ``[gwas]``.
+    """
     if plan is None:
         return
-    if "variants" not in study.cohort.inputs:
+    if "variants" not in cohort.inputs:
         yield '[frequencies] needs variants: add "variants" to [cohort] inputs'
-    if study.gwas is not None:
+    if association:
         yield "[frequencies] and [gwas] are about different persons (an association leaves out who lacks a covariate); give each its study"
-    if study.privacy.unit != "none":
+    if privacy.unit != "none":
         yield '[frequencies] releases exact counts, so it needs [privacy] unit = "none"; noised frequencies are not built'
-    if study.federation.evaluate_only:
+    if federation.evaluate_only:
         yield "[frequencies] trains no model that [federation] evaluate_only could test; leave evaluate_only out"
-    if plan.by_sex and study.cohort.variants.sex is None:
+    if plan.by_sex and cohort.variants.sex is None:
         yield '[frequencies] by_sex needs each person\'s sex: add [cohort.variants] sex = { column = "sex", male = "M", female = "F" }'

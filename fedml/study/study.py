@@ -105,8 +105,8 @@ class Study(Section):
     @model_validator(mode="after")
     def _own_code(self) -> Self:
         """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]``."""
-        own = code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)
-        for problem in (*frequencies_problems(self), *own):
+        lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
+        for problem in (*lookup, *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)):
             raise ValueError(problem)
         if self.code is not None and self.privacy.unit == "patient":
             raise ValueError(

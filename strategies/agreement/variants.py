@@ -55,7 +55,8 @@ def agree_variants(
     analysis = study.gwas or study.frequencies  # with results for each variant
     least = analysis.min_sites if analysis is not None else 0
     if least > len(files):
-        raise RunError(f"[{'gwas' if study.gwas else 'frequencies'}] min_sites is {least}, but {len(files)} sites have variants; lower min_sites, or add sites.")
+        section = "gwas" if study.gwas else "frequencies"
+        raise RunError(f"[{section}] min_sites is {least}, but {len(files)} sites have variants; lower min_sites, or add sites.")
     draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes, least)
     checks = keys_checks(files, draft, spec)
     build = str(spec.build) or next(iter(files.values())).build

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from flwr.serverapp import Grid
 
 from fedml.cohort.variants.cells import AC, AN, HEMIZYGOTES, HOMOZYGOTES, WITHHELD, Group

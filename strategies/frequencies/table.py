@@ -83,7 +83,13 @@ class Writer:
         frequency = rows.counts[:, AC] / np.maximum(rows.counts[:, AN], 1)
         lines = []
         for at, key in enumerate(keys):
-            cells = [chromosome(key.contig), str(key.position), printable(key.id).replace(" ", "_") or ".", key.ref.upper(), key.alt.upper()]
+            cells = [
+                chromosome(key.contig),
+                str(key.position),
+                printable(key.id).replace(" ", "_") or ".",
+                key.ref.upper(),
+                key.alt.upper(),
+            ]
             for group in range(len(rows.counts)):
                 counts, sites, withheld = rows.counts[group, :, at], rows.sites[group, at], rows.withheld[group, at]
                 if sites:

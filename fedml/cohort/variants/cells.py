@@ -176,7 +176,7 @@ def reveals_few(table: Table, groups: Sequence[Group], told: Counts, min_count: 
     Written apart from ``site_alleles``, whose result it checks.
     """
     given, too = told[:, AN] >= 0, told[:, HOMOZYGOTES] >= 0
-    out = (too & ~given).any(0) | ((told < 0) & (told != WITHHELD)).any((0, 1))
+    out: Mask = (too & ~given).any(0) | ((told < 0) & (told != WITHHELD)).any((0, 1))
     for row in (AC, HEMIZYGOTES):
         out |= ((told[:, row] >= 0) != given).any(0)
     members = [table.members(*group) for group in groups]

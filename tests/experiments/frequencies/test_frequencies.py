@@ -55,8 +55,10 @@ def counted(people: People, at: int, rows: Any) -> tuple[int, int, int, int]:
 
 def members(people: People, group: str) -> Any:
     population, sex = GROUPS[group]
-    return (people.group == population if population is not None else True) & (people.sex == sex if sex is not None else True) & (
-        people.site != ""
+    return (
+        (people.group == population if population is not None else True)
+        & (people.sex == sex if sex is not None else True)
+        & (people.site != "")
     )
 
 
@@ -145,7 +147,7 @@ def test_totals_are_those_of_plink2(folder: Path, run_folder: Path, people: Peop
     for at, (contig, position, _, ref, alt) in enumerate(KEYS):
         if (contig, position, ref, alt) in table.index:
             row = table.loc[(contig, position, ref, alt)]
-            assert (row.AC, row.AN) == (theirs.loc[f"v{at}", "ALT_CTS"], theirs.loc[f"v{at}", "OBS_CT"]), KEYS[at]
+            assert (theirs.loc[f"v{at}", "ALT_CTS"], theirs.loc[f"v{at}", "OBS_CT"]) == (row.AC, row.AN), KEYS[at]
             compared += 1
     assert compared > 40
 

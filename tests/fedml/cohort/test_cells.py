@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedml.cohort.variants.cells import AC, AN, HEMIZYGOTES, HOMOZYGOTES, Block, Table, cell_calls, reveals_few, site_alleles, unsafe_genotypes
+from fedml.cohort.variants.cells import (
+    AC,
+    AN,
+    HEMIZYGOTES,
+    HOMOZYGOTES,
+    Block,
+    Table,
+    cell_calls,
+    reveals_few,
+    site_alleles,
+    unsafe_genotypes,
+)
 from fedml.cohort.variants.frequency import few, group_counts
 from fedml.cohort.variants.ploidy import DIPLOID, MT, X, Y
 from fedml.study.frequencies_section import Frequencies
