@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 
 FREQUENCIES_TABLE = "frequencies.tsv.gz"
+FREQUENCIES_FILES = (FREQUENCIES_TABLE, f"{FREQUENCIES_TABLE}.tbi")
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"

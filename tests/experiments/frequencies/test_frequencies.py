@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,7 +18,8 @@ import pytest
 from fedml.experiments.frequencies.table import open_table
 from fedml.runs.events import NOT_AGREED, Frequencies
 from fedml.runs.log import last, read_log
-from tests.command import quick
+from fedml.study.frequencies_section import Frequencies as Section
+from tests.command import ROOT, quick
 from tests.conftest import write_bed
 from tests.experiments.frequencies.sites import KEYS, PERSONS, People, drawn, looked_up, study_file, written
 
@@ -190,3 +193,21 @@ def test_the_plan_says_what_leaves_a_site(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "allele frequencies (`fedml frequencies`)" in done.stdout
     assert "ancestry: AFR, EUR" in done.stdout
+
+
+GUIDE = ROOT / "docs" / "frequencies.md"
+
+
+def test_the_guide_names_every_key_and_its_example_runs(tmp_path: Path) -> None:
+    text = GUIDE.read_text(encoding="utf-8")
+    for name, field in Section.model_fields.items():
+        if name not in ("population", "populations"):
+            assert f"| `{name}` | `{json.dumps(field.default)}` |" in text, name
+    synth, write, run = re.findall(r"```(?:sh|toml)\n(.*?)```", text, re.DOTALL)[:3]
+    assert quick(*synth.split(), cwd=tmp_path).returncode == 0
+    (tmp_path / "out" / "lookup.toml").write_text(write)
+    done = quick(*run.split(), "--no-track", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "variants; some site withholds numbers of" in done.stdout
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert (GUIDE.parent / target).exists(), target
