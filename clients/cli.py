@@ -131,7 +131,7 @@ def check(
     for modality, value in inputs_of(cohort):
         for line in (*require(modality.summary, modality, "summary")(value, study), *sex_lines(cohort.ids, value)):
             print(f"  {line}")
-    if not site.manifest.data.public and study.privacy.unit != "patient" and study.gwas is None:
+    if not site.manifest.data.public and study.privacy.unit != "patient" and study.gwas is None and study.frequencies is None:
         for line in changes(cohort, study, limits(site.manifest.policy, study).min_count):
             print(f"  {line}")
     if study.privacy.unit != "none":

@@ -15,6 +15,7 @@ from fedml.errors import InputError, RunError
 from fedml.experiments.compare.commands import evaluate, validate
 from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
+from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_score, predict, promote, ui
 from fedml.experiments.new.commands import import_table, new
@@ -369,6 +370,7 @@ app.command()(new)
 app.command("import")(import_table)
 app.command("export-score")(export_score)
 app.add_typer(federation_app)
+app.add_typer(frequencies_app)
 
 
 def main() -> None:

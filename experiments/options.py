@@ -44,3 +44,16 @@ class Against:
     ] = False
     folds: Annotated[int, typer.Option(min=0, help="Instead: cross-validation with so many folds, by a hash of each person's id.")] = 0
     truth: Annotated[Path | None, typer.Option(help="truth.json of synthetic sites: also compare with the planted effects.")] = None
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where `fedml frequencies serve` listens, how much it answers, and as whom."""
+
+    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port; 0: a free one.")] = 5050
+    public: Annotated[bool, typer.Option("--public", help="Allow a --host that other machines can reach.")] = False
+    granularity: Annotated[str, typer.Option("--granularity", help="The most that is answered: boolean, count or record.")] = "record"
+    per_minute: Annotated[int, typer.Option("--per-minute", min=1, help="Most requests a minute, of all clients together.")] = 600
+    organization: Annotated[str, typer.Option("--organization", help="Who publishes the table; default: the study's name.")] = ""
+    page: Annotated[str, typer.Option("--page", metavar="URL", help="A page about it; default: the endpoint.")] = ""

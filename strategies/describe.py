@@ -164,8 +164,8 @@ def _groups(study: Study) -> str:
 
 def _association(study: Study) -> list[str]:
     """The data that genotype checks and an association study send."""
-    spec, plan = study.cohort.variants, study.gwas
-    if "variants" not in study.cohort.inputs or (plan is None and not spec.counted):
+    spec, plan, lookup = study.cohort.variants, study.gwas, study.frequencies
+    if "variants" not in study.cohort.inputs or (plan is None and lookup is None and not spec.counted):
         return []
     lines = ["            of genotypes: how many persons have 0, 1, 2 copies of each variant or no call"]
     if plan is not None:
@@ -178,6 +178,13 @@ def _association(study: Study) -> list[str]:
             f"            and test alike){products}",
             *(["            of the genotypes with the components' loadings, fewer than there are persons"] if plan.components else []),
         ]
+    if lookup is not None:
+        by = [*([f"{lookup.population}: {', '.join(map(str, lookup.populations))}"] if lookup.population else []), *["sex"] * lookup.by_sex]
+        lines += [
+            "            allele frequencies (`fedml frequencies`) of each variant: alleles, homozygotes and hemizygotes of all persons",
+            *([f"            with genotypes, and by {' and '.join(by)}; they may be published"] if by else
+              ["            with genotypes; they may be published"]),
+        ]  # fmt: skip
     return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
 
 

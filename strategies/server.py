@@ -29,8 +29,16 @@ def _associate(study: Study, grid: Grid, run: Path) -> object:
     return associate(study, grid, run)
 
 
-# Job -> function: train a model, test every variant, or only check that the sites' data are compatible.
-JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {"train": run_study, "gwas": _associate, "preflight": preflight}
+def _frequencies(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.frequencies.run import frequencies
+
+    return frequencies(study, grid, run)
+
+
+# Job -> function: train a model, test every variant, count its alleles, or only check that the sites' data are compatible.
+JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
+    "train": run_study, "gwas": _associate, "frequencies": _frequencies, "preflight": preflight,
+}  # fmt: skip
 
 
 @app.main()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
 from fedml.cohort.dates import with_dates
-from fedml.cohort.groups import read_groups, read_sex
+from fedml.cohort.groups import POPULATION, read_groups, read_population, read_sex
 from fedml.cohort.images.reasons import TooManyExcluded
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort, aligned, drop_unusable_persons, has_label, select
@@ -57,7 +57,8 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     else:
         parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
     tables, sex = [(table, path)], plan.variants.sex
-    wanted = [*study.evaluation.labels(), *([] if sex is None else [sex.column])]
+    lookup = study.frequencies if study.frequencies is not None and study.frequencies.population else None
+    wanted = [*study.evaluation.labels(), *([] if sex is None else [sex.column]), *([] if lookup is None else [lookup.population])]
     if data.clinical is not None and any(name not in table.columns for name in wanted):
         clinical = folder / data.clinical.path
         own, spec = data.clinical.id or data.id, plan.clinical
@@ -65,6 +66,8 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
         read_too = with_dates(read_too, spec, clinical, own) if spec is not None else read_too
         tables.append((read_too.reindex(table.index), clinical))
     groups = read_groups(study.evaluation, tables)
+    if lookup is not None:
+        groups[POPULATION] = read_population(lookup, tables)
     known = None if sex is None else read_sex(sex, tables)
     inputs: dict[str, Input] = {}
     for modality in modalities_of(study):

@@ -17,6 +17,7 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.work import frequencies
 from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import few, group_counts, reported
@@ -43,6 +44,14 @@ def persons(request: Request) -> list[str]:
     """Ids of the persons in an analysis, for the site's ledger."""
     cohort = load_cohort(request.manifests, request.study)
     return [cohort.ids[row] for row in analysed(request.manifests, request.study).rows]
+
+
+def person_sets(request: Request, min_count: int) -> list[list[str]]:
+    """Ids of the persons of each set about whom an analysis releases exact values."""
+    if request.study.frequencies is None:
+        return [persons(request)]
+    cohort, people = load_cohort(request.manifests, request.study), analysed(request.manifests, request.study)
+    return [[cohort.ids[row] for row in rows] for rows in frequencies.released_sets(cohort, people, request.study, min_count)]
 
 
 def check_persons(request: Request, content: RecordDict, fewest: int, columns_before: int) -> int:
@@ -102,15 +111,25 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     local = (source[panel].tobytes(), own_flips(request, source[flips])) if panel in source and min_count > 1 else None
     if local is not None and _any_small(request.manifests, request.study, *local, min_count):
         raise SiteError(Reason.TOO_FEW, f"components: {text}")
-    if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
+    if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT, Phase.FREQUENCIES):
         return
-    small = _small(request, _panel(request, content), min_count)
+    dosages = _panel(request, content)
+    small = _small(request, dosages, min_count)
     if "counts" in values and few(_told_persons(values["counts"]), min_count).any():
         raise SiteError(Reason.TOO_FEW, f"counts: {text}")
     for name, value in values.items():
-        blank = -1 if name == "counts" else 0
+        blank = -1 if name in ("counts", "alleles") else 0
         if (np.moveaxis(value, -1, 0)[small] != blank).any():
             raise SiteError(Reason.TOO_FEW, f"{name}: {text}")
+    if request.phase is Phase.FREQUENCIES:
+        frequencies.check_told(request.study, dosages, *_cells(request, dosages), values["alleles"], min_count)
+
+
+def _cells(request: Request, dosages: Dosages) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """The cells of the table of frequencies (cells, persons), and the genotype counts of each."""
+    people = analysed(request.manifests, request.study)
+    masks = frequencies.cell_masks(load_cohort(request.manifests, request.study), people, request.study)
+    return masks, _group_counts(dosages, people, masks)
 
 
 def analyse(request: Request, content: RecordDict) -> RecordDict:
@@ -130,6 +149,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             tested = ~few(two_copies(controls, female, dosages.where)[:3], floor).any(0)
             fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)
             return _reply({"counts": np.where(hidden, -1, np.vstack([told[:4], fails, told[4:]]))})
+        case Phase.FREQUENCIES:
+            hidden = _site_table(dosages, people, floor, fewest_men)[1]
+            return _reply(frequencies.told(request.study, dosages, *_cells(request, dosages), hidden, floor))
         case Phase.COVARIATES:
             return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
         case Phase.SUBSPACE:

@@ -13,7 +13,7 @@ from fedml.clients.site.few import without_few
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work.client import agreed, device_of, execute, model_for, smallest_of, sums_of, weighed
 from fedml.clients.work.genomics import forget_data as forget_analyses
-from fedml.clients.work.genomics import persons as analysed_persons
+from fedml.clients.work.genomics import person_sets
 from fedml.clients.work.half import Memory
 from fedml.clients.work.request import Request, read_site_once
 from fedml.cohort.groups import reportable_groups
@@ -60,10 +60,11 @@ def own_sums(request: Request, content: RecordDict) -> dict[str, Any]:
 
 
 def planned_persons(request: Request) -> list[list[str]]:
-    """The sets of persons about whom a run of the study would send exact values: parts, reported subgroups, persons of an analysis."""
+    """The sets of persons about whom a run of the study would send exact values: parts, reported subgroups, persons of an
+    analysis and of its populations."""
     study, cohort = request.study, load_cohort(request.manifests, request.study)
-    if request.phase in ANALYSES or study.gwas is not None:
-        return [analysed_persons(request)]
+    if request.phase in ANALYSES or study.gwas is not None or study.frequencies is not None:
+        return person_sets(request, smallest_of(request))
     patient = study.privacy.unit == "patient"
     parts: tuple[PartName, ...] = PARTS if not patient else () if study.privacy.metrics == "private" else ("val", "test")
     rows = [cohort.rows(part) for part in parts]

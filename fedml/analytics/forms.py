@@ -11,6 +11,7 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
                     theta
     fit          -> design, everyone, frequency,      used, gradient, information, log_likelihood, n
                     theta_fit, inverse, penalised
+    frequencies  ->                                   alleles (G groups of [frequencies]: AC, AN, homozygotes, hemizygotes; -1: withheld)
 
 ``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
@@ -44,6 +45,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.ASSOCIATION: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
     Phase.FIT: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")),
                 "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
+    Phase.FREQUENCIES: {},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (7, "m")}},
@@ -58,8 +60,9 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
         "logistic": {"used": ("m",), "xwg": ("K", "m"), "gwg": ("m",), "score": ("m",)},
     },
     Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
+    Phase.FREQUENCIES: {"": {"alleles": ("G", 4, "m")}},
 }
-INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
+INTEGERS = {"counts": "int64", "alleles": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
 REPLY_TYPES: dict[str, str] = {
     name: INTEGERS.get(name, "float64") for kinds in REPLY.values() for shapes in kinds.values() for name in shapes
 }
@@ -86,7 +89,29 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     columns = covariate_columns(study)
     known = 1 + columns + components
     triangles = {"U": known * (known + 1) // 2, "T": (known + 1) * (known + 2) // 2}
-    return {"m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
+    groups = len(study.frequencies.groups()) if study.frequencies else 0
+    return {
+        "m": variants,
+        "b": basis,
+        "G": groups,
+        "R": columns + 1,
+        "K": known,
+        "J": known + 1,
+        **triangles,
+        "M": loadings,
+        "k": components,
+    }
+
+
+def check_section(study: Study, phase: Phase) -> None:
+    """Checks that the study has the section whose analysis has the step ``phase``.
+
+    Raises:
+        SiteError: undeclared: the study has no such section.
+    """
+    section = {Phase.GENOTYPES: "", Phase.FREQUENCIES: "frequencies"}.get(phase, "gwas")
+    if section and getattr(study, section) is None:
+        raise SiteError(Reason.UNDECLARED, f"the study has no [{section}]")
 
 
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:
@@ -95,8 +120,7 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
     Raises:
         SiteError: undeclared: a name, type or shape differs, or the study has no ``[gwas]``.
     """
-    if study.gwas is None and phase is not Phase.GENOTYPES:
-        raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
+    check_section(study, phase)
     declared = REQUEST[phase]
     if given.keys() != declared.keys():
         raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.table import codes, column, numbers
+from fedml.study.frequencies_section import Frequencies
 from fedml.study.sections import Evaluation
 from fedml.study.sex_section import Sex
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Codes = dict[str, npt.NDArray[np.int16]]
+POPULATION = "[frequencies] population"  # name of its codes among the groups of a cohort; no variable of [evaluation] can have it
 
 
 def read_groups(plan: Evaluation, tables: Sequence[tuple[pd.DataFrame, Path]]) -> Codes:
@@ -57,6 +59,17 @@ def read_sex(spec: Sex, tables: Sequence[tuple[pd.DataFrame, Path]]) -> npt.NDAr
     table, path = next(((t, p) for t, p in tables if spec.column in t.columns), tables[0])
     values = column(table, spec.column, path, "[cohort.variants] sex")
     return (codes(values, (spec.male, spec.female), f'[cohort.variants] sex, column "{spec.column}"', path) + 1).astype(np.int8)
+
+
+def read_population(spec: Frequencies, tables: Sequence[tuple[pd.DataFrame, Path]]) -> npt.NDArray[np.int16]:
+    """(persons,) place of each person's population among those of the study, -1 if unknown (an empty cell); as ``read_groups``.
+
+    Raises:
+        InputError: no table has the column, or a cell has a value that the study does not name.
+    """
+    table, path = next(((t, p) for t, p in tables if spec.population in t.columns), tables[0])
+    values = column(table, spec.population, path, "[frequencies] population")
+    return codes(values, spec.populations, f'[frequencies] population, column "{spec.population}"', path).astype(np.int16)
 
 
 def reportable_groups(

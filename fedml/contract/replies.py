@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from fedml.analytics.forms import REPLY_TYPES
+from fedml.analytics.forms import REPLY_TYPES, check_section
 from fedml.cohort.images.histograms import BINS
 from fedml.cohort.images.reasons import Unusable
 from fedml.contract.disclosure import read_policy
@@ -133,8 +133,7 @@ def _check_described(study: Study, name: str, reply: RecordDict) -> None:
 
 
 def _check_analysis(study: Study, phase: Phase, reply: RecordDict, shapes: Shapes) -> None:
-    if study.gwas is None and phase is not Phase.GENOTYPES:
-        raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
+    check_section(study, phase)
     values = read_arrays(reply, ANALYSIS)
     if values.keys() != shapes.keys():
         raise SiteError(Reason.UNDECLARED, "the names of the sums differ from those of this step")

@@ -261,6 +261,22 @@ class Gwas(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frequencies(Event):
+    """Figures of a table of allele frequencies. ``groups``: endings of its columns, the first (everyone) is empty.
+    ``left_out``: reason -> variants that are not in the table; ``withheld``: variants in it of which some site withheld a group's
+    numbers; ``build``: of positions."""
+
+    kind = "frequencies"
+    seconds: float
+    sites: dict[str, SiteRow]
+    build: str
+    groups: list[str]
+    variants: int
+    left_out: dict[str, int]
+    withheld: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class End(Event):
     """A run ended: ``status`` finished, failed or stopped, and why ("" if it finished)."""
 
@@ -269,7 +285,7 @@ class End(Event):
     reason: str
 
 
-KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, End)}
+KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Frequencies, End)}
 
 # What stands for an event that has not come.
 NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)

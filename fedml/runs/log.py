@@ -8,6 +8,7 @@
     RUN/layout.json         image shape and number of variants
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
+    RUN/frequencies.tsv.gz  of a study of allele frequencies: counts by population and sex, and their index
 
 Progress display, MLflow tracking and reports read this folder, so a run does not depend on them.
 """
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import torch
 
 
+FREQUENCIES_TABLE = "frequencies.tsv.gz"
+FREQUENCIES_FILES = (FREQUENCIES_TABLE, f"{FREQUENCIES_TABLE}.tbi")
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"

@@ -22,6 +22,7 @@ from fedml.errors import InputError, nearest
 from fedml.study import limits
 from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
+from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
 from fedml.study.imaging import Augment
 from fedml.study.own_names import code_problems
@@ -48,13 +49,11 @@ class Study(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="subgroups of test persons with metrics of their own")
     code: Code | None = Field(default=None, description="the study's own code, pinned by hash; default: the study has none")
     gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
+    frequencies: Frequencies | None = Field(default=None, description="allele frequencies (fedml frequencies); default: none")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        if self.code is None:
-            values.pop("code", None)
-        return values
+        return {key: value for key, value in dump(self).items() if value is not None or key not in ("code", "frequencies")}
 
     @property
     def traits(self) -> TaskTraits:
@@ -105,8 +104,9 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _own_code(self) -> Self:
-        """Own code is in ``[code]``, and what speaks against it."""
-        for problem in code_problems(self.code, self.cohort, self.model, self.training, self.evaluation):
+        """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]``."""
+        lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
+        for problem in (*lookup, *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)):
             raise ValueError(problem)
         if self.code is not None and self.privacy.unit == "patient":
             raise ValueError(

@@ -22,6 +22,7 @@ from fedml.runs.events import (
     End,
     Event,
     Final,
+    Frequencies,
     Gwas,
     Privacy,
     Round,
@@ -30,7 +31,7 @@ from fedml.runs.events import (
     Start,
     body,
 )
-from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
+from fedml.runs.log import EVENTS, EXAMPLES, FREQUENCIES_FILES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
 from fedml.tracking.members import parent_of, read_member
@@ -120,6 +121,8 @@ class Tracker:
                     client.log_text(self.parent, json.dumps(event.checks, indent=1), "record/checks.json")
                 case Gwas():
                     self._gwas(client, event)
+                case Frequencies():
+                    self._frequencies(client, event)
                 case End():
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:
@@ -228,18 +231,8 @@ class Tracker:
     def _gwas(self, client: Any, event: Gwas) -> None:
         """Figures of an association study; its table and plots are artifacts of the run."""
         values = body(event)
-        for name in (
-            "lambda",
-            "hits",
-            "tested",
-            "variants",
-            "partly_reported",
-            "pca_columns",
-            "pca_angle_rad",
-            "cases",
-            "controls",
-            "seconds",
-        ):
+        names = ("lambda", "hits", "tested", "variants", "partly_reported", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds")
+        for name in names:
             self.put(self.parent, f"gwas/{name}", values.get(name), 0)
         self.put(self.parent, "gwas/persons", sum(event.persons.values()), 0)
         for site, row in event.sites.items():
@@ -253,6 +246,15 @@ class Tracker:
         for name in GWAS_FILES:
             if (self.run / name).exists():
                 client.log_artifact(self.parent, str(self.run / name), "gwas")
+
+    def _frequencies(self, client: Any, event: Frequencies) -> None:
+        """Figures of a table of allele frequencies; the table and its index are artifacts of the run."""
+        for name in ("variants", "withheld", "seconds"):
+            self.put(self.parent, f"frequencies/{name}", getattr(event, name), 0)
+        for site, row in event.sites.items():
+            self._head(site, row)
+        for name in FREQUENCIES_FILES:
+            client.log_artifact(self.parent, str(self.run / name), "frequencies")
 
     def _head(self, site: str, row: SiteRow) -> None:
         if row["journal"]:

@@ -52,9 +52,11 @@ def agree_variants(
         raise RunError("no site has variants, but the study's inputs list them.")
     spec = study.cohort.variants
     keys, notes = {site: file.keys for site, file in files.items()}, {site: file.notes for site, file in files.items()}
-    least = study.gwas.min_sites if study.gwas is not None else 0
+    analysis = study.gwas or study.frequencies  # with results for each variant
+    least = analysis.min_sites if analysis is not None else 0
     if least > len(files):
-        raise RunError(f"[gwas] min_sites is {least}, but {len(files)} sites have variants; lower min_sites, or add sites.")
+        section = "gwas" if study.gwas else "frequencies"
+        raise RunError(f"[{section}] min_sites is {least}, but {len(files)} sites have variants; lower min_sites, or add sites.")
     draft = draft_panel(keys, spec.match, [site for site, file in files.items() if file.checked], notes, least)
     checks = keys_checks(files, draft, spec)
     build = str(spec.build) or next(iter(files.values())).build
@@ -64,7 +66,7 @@ def agree_variants(
         raise RunError(_sentence(checks))
     doubtful = any(mask.any() for mask in draft.doubtful.values())
     exact = study.privacy.unit == "none"
-    counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubtful or study.gwas is not None) else None
+    counts = genotype_counts(study, grid, agreed) if exact and (spec.counted or doubtful or analysis is not None) else None
     if counts is not None:
         checks += doubts_checks(draft, draft := doubt(draft, counts))
     unsure = unproven(draft, {site: SiteStrand(file.keys, file.notes, file.checked) for site, file in files.items()})
@@ -75,7 +77,7 @@ def agree_variants(
         counts = reoriented(counts, draft.flips, settled.flips, kept)
         keep, failed = quality(pooled_counts(counts), spec)
         checks += counts_checks(counts, failed, settled)
-        if spec.counted or study.gwas is not None:
+        if spec.counted or analysis is not None:
             settled = choose(settled, keep)
             counts = {site: table[:, keep] for site, table in counts.items()}
     else:

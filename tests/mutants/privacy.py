@@ -123,4 +123,16 @@ MUTANTS: Mutants = {
         [("fedml/privacy/releases.py", "Sampling(rate, float(expected),", "Sampling(rate, float(persons),")],
         "experiments/studies/test_patient.py::test_rate_and_divisor_follow_from_the_study_not_from_who_is_there",
     ),
+    "a rest of few persons is told": (
+        [("fedml/cohort/variants/cells.py", "unsafe(table.block(_rest(table, kept))) & kept", "~kept.any(0) & kept")],
+        "fedml/cohort/test_cells.py::test_no_difference_of_what_is_told_is_about_few_persons",
+    ),
+    "the gate forgets the rest of the populations": (
+        [("fedml/cohort/variants/cells.py", "left &= ~(members[other] & mask[other])", "pass")],
+        "fedml/cohort/test_cells.py::test_a_table_that_tells_a_small_cell_or_what_is_left_of_one_is_found_by_the_gate",
+    ),
+    "populations are not remembered": (
+        [("clients/work/genomics.py", "    if request.study.frequencies is None:\n", "    if True:\n")],
+        "clients/gate/test_frequencies_gate.py::test_populations_that_differ_by_one_person_are_refused",
+    ),
 }

@@ -1,0 +1,1 @@
+"""Allele frequencies over sites: the server's part."""
