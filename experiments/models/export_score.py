@@ -48,7 +48,7 @@ def export_score(run: Path, out: Path) -> str:
     nonzero = (weight != 0) & (std > 0)
     if not nonzero.any():
         raise InputError(f"{run}: every weight of the model is 0, so there is no score to export; train longer, or with a smaller l1.")
-    build, chosen = _build(study, events), list(keys[nonzero])
+    build, chosen = build_of_run(study, events), list(keys[nonzero])
     if study.cohort.variants.match == "rsid" and not build:
         chosen = [key._replace(contig="", position=0) for key in chosen]
     linear = LinearModel(chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept)
@@ -69,7 +69,7 @@ def _finished(run: Path) -> tuple[Study, list[Event]]:
     return study, events
 
 
-def _build(study: Study, events: Sequence[Event]) -> str:
+def build_of_run(study: Study, events: Sequence[Event]) -> str:
     """The build of the panel's positions: the study's, or that of all sites' files; "" if the sites' builds differ."""
     checks = last(events, Checks(checks=[])).checks
     builds = {check["value"].split(",")[0] for check in checks if check["check"] == "genome build"}
