@@ -16,7 +16,7 @@ from fedml.experiments.compare.commands import evaluate, validate
 from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
 from fedml.experiments.keys.commands import schema
-from fedml.experiments.models.commands import export_score, predict, promote, prs, ui
+from fedml.experiments.models.commands import export_adjustment, export_score, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
@@ -368,6 +368,7 @@ for _command in (sweep, promote, ui, predict, prs, evaluate, schema, evidence_cl
 app.command()(new)
 app.command("import")(import_table)
 app.command("export-score")(export_score)
+app.command("export-adjustment")(export_adjustment)
 app.add_typer(federation_app)
 
 

@@ -1,4 +1,4 @@
-"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``prs``."""
+"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``export-adjustment``, ``prs``."""
 
 from __future__ import annotations
 
@@ -96,3 +96,19 @@ def prs(
     written = write_scores(run_folder, out, Choice(reference, tuple(sorted(set(p or THRESHOLDS))), rule), print)
     for path in written:
         print(path)
+
+
+def export_adjustment(
+    mean: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run: the score by principal components.", show_default=False)],
+    variance: Annotated[
+        Path | None, typer.Option("--variance", metavar="RUN", help="A finished run of the squared residual.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("ancestry.json"),
+) -> None:
+    """Write by how much ancestry moves a polygenic score, from regressions on principal components, for `fedml-site score --adjust`.
+
+    Example: fedml export-adjustment fedml-runs/mean-20260131-101500-3fa2b1 --variance fedml-runs/var-20260131-102000-9c01aa
+    """
+    from fedml.experiments.models.export_adjustment import export_adjustment as export
+
+    print(export(mean, variance, out))

@@ -32,7 +32,7 @@ def export_score(run: Path, out: Path) -> str:
     Raises:
         InputError: ``run`` is not the folder of a finished run, the model is not a score, every weight is 0, or ``out`` cannot be written.
     """
-    study, events = _finished(run)
+    study, events = finished(run)
     if "variants" not in study.cohort.inputs:
         raise InputError(f"{run}: the study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
     from fedml.models.linear_score import linear_score
@@ -57,7 +57,7 @@ def export_score(run: Path, out: Path) -> str:
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 
 
-def _finished(run: Path) -> tuple[Study, list[Event]]:
+def finished(run: Path) -> tuple[Study, list[Event]]:
     """The study and the events of a finished run with a model. Raises ``InputError`` for another folder."""
     if not (run / STUDY).is_file():
         raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
