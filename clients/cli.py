@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from fedml.cli import guarded
+from fedml.clients.desk.score_command import score
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
 from fedml.errors import InputError
@@ -143,8 +144,6 @@ def check(
         print(f"  the site would refuse this study: {line}")
 
 
-ScoreBy = Literal["position", "rsid"]
-ScoreMissing = Literal["stated", "own"]
 By = Annotated[str, typer.Option("--by", help="Name of the person who decides; default: the name of this account.")]
 
 
@@ -361,29 +360,7 @@ def remove(
     print(f"{site.name} is removed; {removal.say_to_centre(site)}")
 
 
-@app.command()
-def score(
-    scoring_file: Annotated[Path, typer.Argument(metavar="SCORING", help="A PGS Catalog scoring file, plain or .gz.", show_default=False)],
-    site_file: SiteFile = Path("site.toml"),
-    out: Annotated[Path, typer.Option("--out", help="CSV to write: id, score, used.")] = Path("scores.csv"),
-    by: Annotated[ScoreBy, typer.Option("--by", help="How a weight is matched to a variant.")] = "position",
-    missing: Annotated[
-        ScoreMissing, typer.Option(help="A missing genotype counts by the allele frequency stated in the file, or by this site's own.")
-    ] = "stated",
-    min_matched: Annotated[float, typer.Option(min=0, max=1, help="Fraction of the weights that must match a variant.")] = 0.5,
-) -> None:
-    """Compute a polygenic score for each person of this site. Nothing leaves this machine.
-
-    Example: fedml-site score PGS000018_hmPOS_GRCh38.txt.gz --site /srv/fedml/site.toml --out scores.csv
-    """
-    from fedml.clients.desk.score import score_site, show, write_scores
-
-    scored = score_site(site_of(site_file), scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
-    write_scores(out, scored)
-    print(show(scored))
-    print(f"{out}: id, score, used (weights for which the person has a genotype)")
-
-
+app.command("score")(score)
 app.add_typer(journal_app)
 app.add_typer(ledger_app)
 

@@ -17,7 +17,7 @@ from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
 from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
-from fedml.experiments.models.commands import export_score, predict, promote, ui
+from fedml.experiments.models.commands import export_adjustment, export_score, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
@@ -364,11 +364,12 @@ def report(
     print(path)
 
 
-for _command in (sweep, promote, ui, predict, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+for _command in (sweep, promote, ui, predict, prs, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)
 app.command("import")(import_table)
 app.command("export-score")(export_score)
+app.command("export-adjustment")(export_adjustment)
 app.add_typer(federation_app)
 app.add_typer(frequencies_app)
 

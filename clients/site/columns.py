@@ -12,8 +12,10 @@ import numpy as np
 from fedml.clients.site.manifest import Site, find_sites
 from fedml.cohort.clinical import code_columns
 from fedml.cohort.sheet import read_table
+from fedml.cohort.somatic.read import features_in
 from fedml.cohort.table import column, numbers
 from fedml.errors import InputError
+from fedml.modalities.omics import files_of
 from fedml.study.cohort_section import ClinicalColumns
 from fedml.study.columns import ALL, MOST, by_pattern, excluded, matches, of_name, write_names
 
@@ -76,9 +78,11 @@ def _names(site: Site, section: str, spec: Mapping[str, Any], cohort: Mapping[st
     """Column of the site's table that ``columns`` means -> "", or why it cannot be used."""
     data, place = site.manifest.data, site.place(section)
     path, own_id = site.folder / place.data.path, place.data.id or data.id
-    table = read_table(path, own_id, numeric=section == "omics")
     asked, without = spec["columns"], excluded(cohort) | {own_id, *(["part"] if data.split == place.data.path else [])}
     patterns = ["*"] if asked == ALL else [asked] if isinstance(asked, str) else asked
+    if section == "omics" and place.data.format != "table":
+        return {name: "" for name in features_in(files_of(place)) if any(matches(pattern, name) for pattern in patterns)}
+    table = read_table(path, own_id, numeric=section == "omics")
     found = {}
     for name in dict.fromkeys(map(str, table.columns)):
         if name in patterns:

@@ -9,7 +9,7 @@ extremes = ["ferritin"]                                    # optional: columns w
 image = { path = "images", format = "nifti" }              # nifti | nrrd | png | bmp | jpeg | npy | dicom | npz | slide; masks = "masks"
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
-omics = { path = "expression.csv" }                        # .csv, .tsv, .parquet or .h5ad: id, then a column a feature
+omics = { path = "expression.csv" }                        # .csv, .tsv, .parquet or .h5ad: id, then a column a feature; or maf, cna
 split = "split.csv"                                        # optional: id, part
 public = true                                              # only for published or synthetic data
 """

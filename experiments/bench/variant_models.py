@@ -87,7 +87,7 @@ def score_runs(folder: Path) -> tuple[Callable[[], Any], Callable[[], Any]]:
             read = bed.read(dtype="int8")
             fields = zip(bed.chromosome, bed.bp_position.tolist(), bed.sid, bed.allele_2, bed.allele_1, strict=True)
             panel = [Variant(*f) for f in fields]
-        return score(np.maximum(read, -1), match(read_scoring(folder / "score.txt"), panel, "GRCh38")).total
+        return score(np.maximum(read, -1, out=read), match(read_scoring(folder / "score.txt"), panel, "GRCh38")).total
 
     def peer() -> Any:
         options = ["1", "4", "6", "header", "cols=+scoresums", "--threads", "1", "--out", str(folder / "plink")]

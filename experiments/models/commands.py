@@ -1,4 +1,4 @@
-"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``."""
+"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``export-adjustment``, ``prs``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fedml.errors import InputError
 from fedml.experiments.options import Sites
 from fedml.experiments.runs.launch import find
 
@@ -67,3 +68,47 @@ def export_score(
     from fedml.experiments.models.export_score import export_score as export
 
     print(export(run_folder, out))
+
+
+def prs(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished `fedml gwas`.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the scoring files, one for each --p.")] = Path("prs"),
+    reference: Annotated[
+        Path | None, typer.Option("--reference", help="VCF, BCF or PLINK bed of persons like the study's, for LD.", show_default=False)
+    ] = None,
+    no_ld: Annotated[bool, typer.Option("--no-ld", help="Without a reference: clump by distance alone.")] = False,
+    p: Annotated[list[float] | None, typer.Option("--p", min=1e-300, max=1, help="Largest p of a score; several are allowed.")] = None,
+    r2: Annotated[float, typer.Option("--r2", min=0, max=1, help="LD above which two variants are of one clump.")] = 0.1,
+    kb: Annotated[float, typer.Option("--kb", min=0.001, help="Largest distance in a clump, thousands of bases.")] = 250,
+) -> None:
+    """Write polygenic scores of an association study by clumping and thresholding, for `fedml-site score` and other programs.
+
+    No site is asked: LD is that of your reference panel. Test a score on persons who were not in the study.
+
+    Example: fedml prs fedml-runs/height-20260131-101500-3fa2b1 --reference 1kg_eur.bed --p 5e-8 --p 0.01 --out scores
+    """
+    from fedml.cohort.scores.clump import Rule
+    from fedml.experiments.models.prs import THRESHOLDS, Choice, write_scores
+
+    if (reference is None) != no_ld:
+        raise InputError("give either --reference FILE, genotypes from which LD is computed, or --no-ld, which clumps by distance alone.")
+    rule = Rule(kb, 0.0 if no_ld else r2)
+    written = write_scores(run_folder, out, Choice(reference, tuple(sorted(set(p or THRESHOLDS))), rule), print)
+    for path in written:
+        print(path)
+
+
+def export_adjustment(
+    mean: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run: the score by principal components.", show_default=False)],
+    variance: Annotated[
+        Path | None, typer.Option("--variance", metavar="RUN", help="A finished run of the squared residual.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("ancestry.json"),
+) -> None:
+    """Write by how much ancestry moves a polygenic score, from regressions on principal components, for `fedml-site score --adjust`.
+
+    Example: fedml export-adjustment fedml-runs/mean-20260131-101500-3fa2b1 --variance fedml-runs/var-20260131-102000-9c01aa
+    """
+    from fedml.experiments.models.export_adjustment import export_adjustment as export
+
+    print(export(mean, variance, out))

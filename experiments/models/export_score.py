@@ -32,7 +32,7 @@ def export_score(run: Path, out: Path) -> str:
     Raises:
         InputError: ``run`` is not the folder of a finished run, the model is not a score, every weight is 0, or ``out`` cannot be written.
     """
-    study, events = _finished(run)
+    study, events = finished(run)
     if "variants" not in study.cohort.inputs:
         raise InputError(f"{run}: the study reads no variants (inputs: {', '.join(study.cohort.inputs)}), so there is no score to export.")
     from fedml.models.linear_score import linear_score
@@ -48,7 +48,7 @@ def export_score(run: Path, out: Path) -> str:
     nonzero = (weight != 0) & (std > 0)
     if not nonzero.any():
         raise InputError(f"{run}: every weight of the model is 0, so there is no score to export; train longer, or with a smaller l1.")
-    build, chosen = _build(study, events), list(keys[nonzero])
+    build, chosen = build_of_run(study, events), list(keys[nonzero])
     if study.cohort.variants.match == "rsid" and not build:
         chosen = [key._replace(contig="", position=0) for key in chosen]
     linear = LinearModel(chosen, weight[nonzero], mean[nonzero], std[nonzero], intercept)
@@ -57,7 +57,7 @@ def export_score(run: Path, out: Path) -> str:
     return f"{out}: {len(chosen)} of {len(weight)} variants have a weight ({where}); the score is {_meaning(study)}"
 
 
-def _finished(run: Path) -> tuple[Study, list[Event]]:
+def finished(run: Path) -> tuple[Study, list[Event]]:
     """The study and the events of a finished run with a model. Raises ``InputError`` for another folder."""
     if not (run / STUDY).is_file():
         raise InputError(f"{run}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
@@ -69,7 +69,7 @@ def _finished(run: Path) -> tuple[Study, list[Event]]:
     return study, events
 
 
-def _build(study: Study, events: Sequence[Event]) -> str:
+def build_of_run(study: Study, events: Sequence[Event]) -> str:
     """The build of the panel's positions: the study's, or that of all sites' files; "" if the sites' builds differ."""
     checks = last(events, Checks(checks=[])).checks
     builds = {check["value"].split(",")[0] for check in checks if check["check"] == "genome build"}

@@ -66,7 +66,10 @@ def figures(record: Record) -> dict[str, Any]:
     if task.person_classes and merged:
         found["confusion"] = merged["confusion"].tolist()
     if task.risks and merged:
-        found["by_class"] = _by_class(merged, counts, len(task.classes)) if not noised else {}
+        by_class = _by_class(merged, counts, len(task.classes)) if not noised else {}
+        if by_class and len(task.classes) == 2:
+            by_class["1"]["subgroups"] = _calibration_by_subgroup(record)
+        found["by_class"] = by_class
     rounded: dict[str, Any] = _plain(found)
     return rounded
 
@@ -308,6 +311,13 @@ def _by_class(merged: Any, counts: Mapping[str, Any], classes: int) -> dict[str,
             "sites": {site: _calibration(local, c) for site, local in counts.items() if float(local["persons"][0]) > 0},
         }
     return out
+
+
+def _calibration_by_subgroup(record: Record) -> dict[str, Any]:
+    """Label -> calibration of two classes, from the counts of the sites that reported the subgroup."""
+    labels = [label for labels in record.study.evaluation.labels().values() for label in labels]
+    reported = {label: list(_roster(record, f"test@{label}").values()) for label in labels}
+    return {label: _calibration(add_counts(counts), 1) for label, counts in reported.items() if counts}
 
 
 def _calibration(counts: Any, c: int) -> dict[str, Any]:

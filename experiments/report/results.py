@@ -239,6 +239,7 @@ def _calibration(record: Record, found: Found) -> str:
     for c, result in found["by_class"].items():
         label = ALL_SITES if two else f"class {found['classes'][int(c)]}"
         places = [(label, ("all",)), *(((s, ("sites", s)) for s in result["sites"]) if two else ())]
+        places += [(label, ("subgroups", label)) for label in result.get("subgroups", {})]
         for name, where in places:
             at = ("by_class", c, *where)
             cells: list[Cell] = [name, Number(pointer(*at, "persons"), "count"), Number(pointer(*at, "cases"), "count")]
@@ -247,7 +248,8 @@ def _calibration(record: Record, found: Found) -> str:
     note = (
         "Slope and intercept: logistic regression of the outcome on the predicted log-odds, 1 and 0 if perfect; slope below 1: risks too "
         "extreme. In the large: the intercept with slope 1; negative if risks are too high. Error: mean absolute difference of predicted "
-        "and observed risk in ten equally wide intervals of risk."
+        "and observed risk in ten equally wide intervals of risk. Subgroups: from their coarser scores, without the persons of sites that "
+        "did not report them."
     )
     heads = ["", "persons", "with the outcome", *_CALIBRATION.values(), "error"]
     return table(found, f"Calibration on {PARTS[found['part']]} persons, with 95 % intervals", heads, rows, note)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from fedml.cohort.inputs import Table
 from fedml.cohort.omics import LARGEST, numbers_of, read_features
+from fedml.cohort.somatic.read import Somatic, people_in, read_somatic
 from fedml.cohort.wide.matrix import Matrix, pool_numbers
 from fedml.errors import InputError
 from fedml.modalities.modality import (
@@ -46,7 +48,49 @@ _TOO_LARGE = f"[cohort.omics]: a matrix of more than {LARGEST >> 20} MB (persons
 
 
 class OmicsData(TableData):
-    """Path of the matrix: a CSV, TSV or Parquet file (``fedml.cohort.omics``)."""
+    """Path of the matrix: a CSV, TSV or Parquet file (``fedml.cohort.omics``), or of somatic files (``fedml.cohort.somatic``)."""
+
+    format: Literal["table", "maf", "cna"] = Field(
+        default="table", description="table: a row each person; maf: mutations; cna: copy numbers of genes x samples"
+    )
+    copy_number: str = Field(default="", description="with maf: path of a table of copy numbers besides; empty: none")
+    sequenced: str = Field(
+        default="", description="with maf, required: path of the list of sequenced samples, with those without mutations"
+    )
+    genes: str = Field(default="", description="with maf: path of the list of sequenced genes; empty: a gene without a row is refused")
+    samples: str = Field(
+        default="",
+        description="with maf and cna: tcga (the person is the first 12 characters of a barcode), or path of a table with SAMPLE_ID and "
+        "PATIENT_ID; empty: samples have the persons' ids",
+    )
+    several: Literal["refuse", "any"] = Field(
+        default="refuse", description="with maf: a person with several samples is refused, or has each mutation of any of them"
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        only = {"copy_number": "maf", "sequenced": "maf", "genes": "maf", "several": "maf", "samples": "maf cna", "id": "table"}
+        for key, formats in only.items():
+            if getattr(self, key) != type(self).model_fields[key].default and self.format not in formats.split():
+                raise ValueError(f'{key} goes with format = "{formats.split()[0]}"; remove it, or correct format')
+        if self.format == "maf" and not self.sequenced:
+            raise ValueError(
+                'format = "maf" needs sequenced = "FILE", the list of sequenced samples (such as cases_sequenced.txt): a person without a '
+                "row in the file has no mutation, or was not sequenced"
+            )
+        return self
+
+
+def files_of(place: Place[OmicsData]) -> Somatic:
+    """The somatic files that the manifest names."""
+    data, folder = place.data, place.folder
+    maf = data.format == "maf"
+    copies = data.copy_number if maf else data.path
+    return Somatic(
+        mutations=folder / data.path if maf else None, copies=folder / copies if copies else None,
+        sequenced=folder / data.sequenced if data.sequenced else None, genes=folder / data.genes if data.genes else None,
+        samples=data.samples, folder=folder, several=data.several,
+    )  # fmt: skip
 
 
 def spec_of(study: Study) -> OmicsColumns:
@@ -62,12 +106,32 @@ def network_of(study: Study) -> TableNetwork:
 
 
 def _read(place: Place[OmicsData], study: Study, ids: Sequence[str]) -> Table | Matrix:
+    if place.data.format != "table":
+        if len(ids) * len(spec_of(study).columns) * 8 > LARGEST:
+            raise InputError(f"{_TOO_LARGE} read from {place.data.format}; list fewer features, or write the matrix as Parquet.")
+        return read_somatic(files_of(place), spec_of(study).columns, ids)
     return read_features(place.folder / place.data.path, spec_of(study).columns, ids, id_of(place), place.cache)
 
 
 def _inspect(place: Place[OmicsData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
+    if place.data.format != "table":
+        yield _inspect_somatic(place, ids)
+        return
     path = place.folder / place.data.path
     yield inspect_table(place, ids, () if path.is_file() and path.stat().st_size > LARGEST else None)
+
+
+def _inspect_somatic(place: Place[OmicsData], ids: Sequence[str] | None) -> InputFinding:
+    """Whose samples there are. No text has an id or a cell, which the errors of the files quote."""
+    path = place.folder / place.data.path
+    try:
+        people = people_in(files_of(place))
+    except InputError:
+        return InputFinding("fail", f"{path}: cannot be read with its lists", "run fedml-site check, which names the file and the row")
+    known = len(people) if ids is None else len(set(people) & set(ids))
+    if ids and not known:
+        return InputFinding("fail", f"{path}: no sample is of a person in the persons table", "correct samples in [data] omics")
+    return InputFinding("ok", f"{known} persons sequenced or profiled")
 
 
 def _summary(value: Table | Matrix, study: Study) -> list[str]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.cells import AC, AN, HEMIZYGOTES, HOMOZYGOTES
 from fedml.cohort.variants.frequency import Counts
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.study.contigs import canonical_contig
 from fedml.study.study import Study
 from fedml.text import printable

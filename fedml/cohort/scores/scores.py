@@ -19,15 +19,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.scores.fits import AMBIGUOUS, DIFFER, STRAND, candidates, fits
 from fedml.cohort.scores.scoring_file import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
-from fedml.study.contigs import canonical_contig
 
-_COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
 _TABLE = 2**26  # genotypes unpacked at once
-_CELLS = 2**17  # genotypes converted to float at once, sized for the processor's cache
+_CELLS = 2**18  # genotypes converted to float at once, sized for the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,75 +79,32 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
         have, lack = ("rsID", "positions") if by == "position" else ("positions", "rsIDs")
         raise InputError(f"scoring file {scoring.name}: has no {lack}; match by {have.lower().removesuffix('s')}.")
     forward = by == "position" and bool(same_build) and scoring.build == same_build
-    places = _places(scoring, keys, by)
-    found: dict[tuple[int, bool, int], int] = {}  # (panel variant, effect allele is REF, model) -> row
+    pairs = candidates(scoring, keys, by)
+    fit = fits(scoring, keys, pairs, forward)
+    best = np.lexsort((pairs.at, fit, pairs.row))
+    best = best[np.concatenate([[True], np.diff(pairs.row[best]) > 0]).astype(bool)] if len(best) else best  # one of each row
+    row, at, fit = pairs.row[best], pairs.at[best], fit[best]
     counts = dict.fromkeys(("matched", "swapped", "strand", "ambiguous", "differ", "duplicate", "absent"), 0)
-    for row, (place, model) in enumerate(zip(_wanted(scoring, by), scoring.model.tolist(), strict=True)):
-        here = places.get(place, ()) if place else ()
-        fits = [(_fit(scoring.effect[row], scoring.other[row], keys[at], forward, len(here)), at) for at in here]
-        fit, at = min(fits, default=("z", -1))
-        if at < 0:
-            counts["absent"] += 1
-        elif fit in ("x ambiguous", "y differ"):
-            counts[fit[2:]] += 1
-        elif found.setdefault((at, fit.endswith("ref"), model), row) != row:
-            counts["duplicate"] += 1
-        else:
-            counts["matched"] += 1
-            counts["swapped"] += fit.endswith("ref")
-            counts["strand"] += fit.startswith("strand")
-    ordered = sorted(found, key=lambda key: key[0])  # in the panel's memory order
-    rows = np.array([found[key] for key in ordered], dtype=np.int64)
+    counts |= {"absent": len(scoring) - len(row), "ambiguous": int((fit == AMBIGUOUS).sum()), "differ": int((fit == DIFFER).sum())}
+    use = fit < AMBIGUOUS
+    row, at, fit = row[use], at[use], fit[use]
+    # Of weights of one variant, allele and model the first counts.
+    first = np.unique((at * 2 + fit % 2) * 3 + scoring.model[row], return_index=True)[1]
+    counts |= {"matched": len(first), "duplicate": len(row) - len(first)}
+    row, at, fit = row[first], at[first], fit[first]
+    counts |= {"swapped": int((fit % 2).sum()), "strand": int((fit >= STRAND).sum())}
+    ordered = np.lexsort((row, at))  # in the panel's memory order
+    rows = row[ordered]
     return Matched(
         row=rows,
-        at=np.array([at for at, _, _ in ordered], dtype=np.int64),
-        swapped=np.array([swapped for _, swapped, _ in ordered], dtype=bool),
+        at=at[ordered],
+        swapped=fit[ordered] % 2 == 1,
         weight=scoring.weight[rows],
         frequency=scoring.frequency[rows],
         model=scoring.model[rows],
         intercept=scoring.intercept,
         counts=counts,
     )
-
-
-def _wanted(scoring: Scoring, by: str) -> list[str | tuple[str, int] | None]:
-    """The place of each row (rsID, or contig and position), None if the row has none."""
-    if by == "rsid":
-        return [rsid or None for rsid in scoring.rsid]
-    return [(contig, at) if at else None for contig, at in zip(scoring.contig, scoring.position.tolist(), strict=True)]
-
-
-def _places(scoring: Scoring, keys: Sequence[Variant], by: str) -> dict[str | tuple[str, int], list[int]]:
-    """Place -> indices of the panel variants there, for the places in the scoring file."""
-    out: dict[str | tuple[str, int], list[int]] = {place: [] for place in _wanted(scoring, by) if place is not None}
-    contigs: dict[str, str] = {}
-    for at, key in enumerate(keys):
-        if by == "rsid":
-            names: Sequence[str | tuple[str, int]] = key.id.split(";")
-        else:
-            if key.contig not in contigs:
-                contigs[key.contig] = canonical_contig(key.contig)
-            names = [(contigs[key.contig], key.position)]
-        for name in names:
-            if name in out:
-                out[name].append(at)
-    return out
-
-
-def _fit(effect: str, other: str, key: Variant, forward: bool, here: int) -> str:
-    """The effect allele: ``same alt``, ``same ref``, ``strand alt``, ``strand ref``, ``x ambiguous`` or ``y differ``; of several, the first
-    in alphabetical order is best. ``here``: number of panel variants at the place."""
-    ref, alt = key.ref.upper(), key.alt.upper()
-    # Without an other allele, REF at a multi-allelic site does not match: its copies are not 2 minus the copies of one ALT.
-    side = _side(effect, other, ref, alt) if other else "alt" if effect == alt else "ref" if effect == ref and here == 1 else ""
-    if side:
-        return f"same {side}" if forward or _COMPLEMENT.get(ref) != alt else "x ambiguous"
-    complemented = _side(_COMPLEMENT.get(effect), _COMPLEMENT.get(other), ref, alt)
-    return f"strand {complemented}" if complemented else "y differ"
-
-
-def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
-    return "alt" if (effect, other) == (alt, ref) else "ref" if (effect, other) == (ref, alt) else ""
 
 
 def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Floats | None = None) -> Scores:
@@ -165,24 +121,27 @@ def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Fl
         InputError: a genotype has more than two ALT alleles.
     """
     persons = len(dosage)
-    total, used = np.full(persons, matched.intercept), np.zeros(persons, dtype=np.int64)
+    sums = Scores(np.full(persons, matched.intercept), np.zeros(persons, dtype=np.int64))
     table, cached = (max(1, cells // max(persons, 1)) for cells in (_TABLE, _CELLS))
+    room = np.empty(persons * min(cached, max(len(matched.at), 1)))
     for begin in range(0, len(matched.at), table):
         copies = _columns(dosage, matched.at[begin : begin + table])
         for at in range(0, copies.shape[1], cached):
-            _add(total, used, copies[:, at : at + cached], matched, begin + at, frequency)
-    return Scores(total, used)
+            _add(sums, copies[:, at : at + cached], matched, begin + at, frequency, room)
+    return sums
 
 
-def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None) -> None:
-    """Adds the contribution of the matched weights from ``begin`` on to ``total`` and ``used``; ``copies`` (persons, weights): ALT
-    alleles."""
+def _add(sums: Scores, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None, room: Floats) -> None:
+    """Adds the contribution of the matched weights from ``begin`` on to ``sums``; ``copies`` (persons, weights): ALT alleles. ``room``: at
+    least as many numbers, which are overwritten: new memory for each part takes longer than the sums."""
+    total, used = sums
     persons, part = len(copies), slice(begin, begin + copies.shape[1])
     at, swapped, weight, model = matched.at[part], matched.swapped[part], matched.weight[part], matched.model[part]
     if copies.size and copies.max() > 2:
         which = at[copies.max(0).argmax()]
         raise InputError(f"variant {which + 1} of the file: a person has more than two ALT alleles; delete the variant from the file.")
-    number = copies.astype(np.float64)  # -1 where missing, corrected below
+    number = np.ndarray(copies.shape, np.float64, room, order="F" if copies.flags.f_contiguous else "C")
+    np.copyto(number, copies)  # -1 where missing, corrected below
     # For every model, a weight is a constant, a slope, and a remainder for two copies of ALT: matrix products without a temporary table.
     zero, single, double = (weight * _counted(np.where(swapped, 2.0 - d, d), model) for d in (0.0, 1.0, 2.0))
     slope, rest = single - zero, double - 2 * single + zero

@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import IO, NamedTuple, cast, final
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.scores.weights import FALSE, TRUE, UNKNOWN, Columns, Places, read_plain
 from fedml.cohort.variants.keys import Variant
 from fedml.errors import InputError, nearest
 from fedml.study.contigs import canonical_contig
@@ -29,8 +31,6 @@ Integers = npt.NDArray[np.int64]
 ADDITIVE, DOMINANT, RECESSIVE = 0, 1, 2
 _BUILDS = {"hg18": "NCBI36", "ncbi36": "NCBI36", "grch36": "NCBI36", "hg19": "GRCh37", "b37": "GRCh37", "grch37": "GRCh37"}
 _BUILDS |= {"hg38": "GRCh38", "b38": "GRCh38", "grch38": "GRCh38"}
-_UNKNOWN = frozenset({"", ".", "NA", "NR", "nan", "NaN", "None"})
-_TRUE, _FALSE = frozenset({"true", "1", "1.0", "t", "yes"}), frozenset({"false", "0", "0.0", "f", "no", ""})
 _REFUSED = {"is_interaction": "an interaction of variants", "is_haplotype": "a haplotype", "is_diplotype": "a diplotype"}
 _PLACES = ({"rsID"}, {"hm_rsID"}, {"chr_name", "chr_position"}, {"hm_chr", "hm_pos"})
 _BY_GENOTYPE = ("dosage_0_weight", "dosage_1_weight", "dosage_2_weight")
@@ -61,7 +61,7 @@ class Scoring:
 def known_build(text: str) -> str:
     """The canonical name of a genome build (``hg19`` -> ``GRCh37``); "" if the text names none ("NR")."""
     bare = text.strip().split(".")[0]
-    return _BUILDS.get(bare.lower(), "" if bare in _UNKNOWN else bare)
+    return _BUILDS.get(bare.lower(), "" if bare in UNKNOWN else bare)
 
 
 def read_scoring(path: Path) -> Scoring:
@@ -72,6 +72,7 @@ def read_scoring(path: Path) -> Scoring:
     """
     header: dict[str, str] = {}
     rows: _Rows | None = None
+    plain: Columns | None = None
     for number, line in numbered_lines(path):
         if rows is not None:
             if line:
@@ -82,26 +83,32 @@ def read_scoring(path: Path) -> Scoring:
                 header[key.strip()] = value.strip()
         else:
             rows = _Rows(path, number, line)
-    if rows is None or not rows.effect:
+            plain = _plain(path, number, rows)
+            if plain is not None:
+                break
+    if rows is None or not (plain or rows.effect):
         raise InputError(f"{path}: has no weight; give a PGS Catalog scoring file (format 2.0).")
     build = header.get("HmPOS_build", header.get("HmVAR_build", "")) if "hm_pos" in rows.columns else header.get("genome_build", "")
     intercept = _number(header.get("intercept", "0"))
     if intercept is None:
         raise InputError(f'{path}: the header\'s intercept is "{header["intercept"]}", not a number; correct it.')
-    return Scoring(
-        name=header.get("pgs_id") or header.get("pgs_name") or path.name.split(".")[0],
-        build=known_build(build),
-        rsid=tuple(rows.rsid),
-        contig=tuple(rows.contig),
-        position=np.array(rows.position, dtype=np.int64),
-        effect=tuple(rows.effect),
-        other=tuple(rows.other),
-        weight=np.array(rows.weight, dtype=np.float64),
-        frequency=np.array(rows.frequency, dtype=np.float64),
-        model=np.array(rows.model, dtype=np.int8),
-        intercept=intercept,
-        header=header,
-    )
+    name = header.get("pgs_id") or header.get("pgs_name") or path.name.split(".")[0]
+    found = plain or rows.columns_read()
+    return Scoring(name, known_build(build), *found, intercept=intercept, header=header)
+
+
+def _plain(path: Path, number: int, rows: _Rows) -> Columns | None:
+    """The rows after line ``number`` of the file, read by columns; None if they must be read one by one."""
+    try:
+        with path.open("rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            whole = cast("IO[bytes]", gzip.GzipFile(fileobj=raw) if packed else raw)
+            for _ in range(number):
+                whole.readline()
+            return read_plain(whole, rows.places())
+    except (OSError, EOFError, zlib.error):
+        return None
 
 
 def _number(text: str, low: float = -math.inf, high: float = math.inf) -> float | None:
@@ -137,6 +144,24 @@ class _Rows:
         self._flags = [(name, at(name)) for name in (*_REFUSED, "is_dominant", "is_recessive") if name in self.columns]
         self._genotype = [at(name) for name in _BY_GENOTYPE if name in self.columns]
         self._contigs: dict[str, str] = {}
+        self._width = len(head.split("\t"))
+
+    def places(self) -> Places:
+        """Where the columns are, for reading the rows by columns."""
+        flags = dict(self._flags)
+        empty = [at for name, at in self._flags if name in _REFUSED]
+        return Places(
+            self._width, self.columns["effect_allele"], self.columns["effect_weight"], *self._place, self._rsid, self._other,
+            self._frequency, (flags.get("is_dominant"), flags.get("is_recessive")), tuple(at for at in empty if at is not None),
+            tuple(at for at in self._genotype if at is not None),
+        )  # fmt: skip
+
+    def columns_read(self) -> Columns:
+        """The rows that were added."""
+        return Columns(
+            tuple(self.rsid), tuple(self.contig), np.array(self.position, np.int64), tuple(self.effect), tuple(self.other),
+            np.array(self.weight, np.float64), np.array(self.frequency, np.float64), np.array(self.model, np.int8),
+        )  # fmt: skip
 
     def add(self, number: int, cells: Sequence[str]) -> None:
         """Adds the cells of a line.
@@ -147,7 +172,7 @@ class _Rows:
 
         def cell(at: int | None) -> str:
             text = cells[at].strip() if at is not None and at < len(cells) else ""
-            return "" if text in _UNKNOWN else text
+            return "" if text in UNKNOWN else text
 
         def wrong(what: str) -> InputError:
             return InputError(f"{self.path}, line {number}: {what}.")
@@ -180,7 +205,7 @@ class _Rows:
         self.rsid.append(cell(self._rsid[0]) or cell(self._rsid[1]))
 
     def _model(self, flags: Sequence[tuple[str, str]], wrong: Callable[[str], InputError]) -> int:
-        known = {text: text in _TRUE for text in (*_TRUE, *_FALSE)}
+        known = {text: text in TRUE for text in (*TRUE, *FALSE)}
         flag = {}
         for name, text in flags:
             if text not in known:

@@ -88,6 +88,31 @@ def test_a_file_of_the_catalog(tmp_path: Path) -> None:
         assert read.header["pgs_name"] == "CVD_EJ2020"
 
 
+@given(seed=st.integers(0, 2**32))
+def test_a_file_read_by_columns_is_the_file_read_by_rows(tmp_path: Path, seed: int) -> None:
+    """A row that leaves out its empty last cell is read by rows, and with it the whole file."""
+    random = np.random.default_rng(seed)
+    pick = lambda *cells: str(random.choice(cells))  # noqa: E731
+    columns = [*COLUMNS, "hm_inferOtherAllele", "allelefrequency_effect", "is_recessive", "is_dominant", "is_haplotype", "dosage_0_weight"]
+    rows = []
+    for k in range(40):
+        model = [pick("", "False", "0"), pick("true", "T", "no", "NA")]
+        random.shuffle(model)
+        place = (pick("", f"rs{k}", " rs1 "), pick("chr1", "X", "", "23", "NA"), pick("", "5", "0070", str(k)))
+        alleles = (pick("A", "t", "ACG"), pick("", "C", "g", "A/C", "NR"), repr(random.normal()), pick("", "T", "c/t"))
+        rows.append((*place, *alleles, pick("", "0", "1", "1e-3", "NA", "nan"), *model, pick("", "FALSE"), pick("", "NA")))
+    whole = scoring(tmp_path, rows, columns)
+    text = (tmp_path / "score.txt").read_text()
+    (tmp_path / "score.txt").write_text(text + "rs9\t1\t5\tA\tC\t2.5\n")
+    by_rows = read_scoring(tmp_path / "score.txt")
+    assert len(by_rows) == len(whole) + 1
+    for name in ("rsid", "contig", "effect", "other"):
+        assert getattr(whole, name) == getattr(by_rows, name)[:-1]
+    for name in ("position", "weight", "frequency", "model"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(by_rows, name)[:-1])
+        assert getattr(whole, name).dtype == getattr(by_rows, name).dtype
+
+
 def test_of_a_harmonised_file_the_harmonised_places(tmp_path: Path) -> None:
     columns = [*COLUMNS, "hm_source", "hm_rsID", "hm_chr", "hm_pos", "hm_inferOtherAllele"]
     rows = [

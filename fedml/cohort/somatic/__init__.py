@@ -1,0 +1,1 @@
+"""Somatic mutations (MAF) and copy numbers of genes, as features of persons."""
