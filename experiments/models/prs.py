@@ -20,8 +20,9 @@ from fedml.cache_entries import file_sha256
 from fedml.cohort.scores.clump import Ranked, Rule, clump
 from fedml.cohort.scores.scoring_file import LinearModel, known_build, write_scoring
 from fedml.cohort.variants.builds import build_of
+from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.matching import place
-from fedml.cohort.variants.model import Selection, Variant
+from fedml.cohort.variants.model import Selection
 from fedml.cohort.variants.open import open_source
 from fedml.errors import InputError
 from fedml.experiments.models.export_score import build_of_run

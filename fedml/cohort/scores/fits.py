@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fedml.cohort.scores.scoring_file import Integers, Scoring
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.study.contigs import canonical_contig
 
 # How alleles fit, the best first: the effect allele is ALT, or REF; on the other strand; or the strand cannot be known; or they differ.

@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score, roc_auc_score
 
 from fedml.cohort.scores.ancestry import Adjustment, Line, adjusted, read_adjustment
 from fedml.cohort.scores.scoring_file import LinearModel, write_scoring
-from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.keys import Variant
 from fedml.errors import InputError
 from fedml.runs.log import load_counts, read_events
 from tests.command import quick, run_json
