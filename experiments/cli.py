@@ -19,6 +19,7 @@ from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_score, predict, promote, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
 
@@ -363,6 +364,7 @@ def report(
     print(path)
 
 
+app.command()(grouped(genes))
 for _command in (sweep, promote, ui, predict, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)

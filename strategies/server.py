@@ -29,8 +29,19 @@ def _associate(study: Study, grid: Grid, run: Path) -> object:
     return associate(study, grid, run)
 
 
-# Job -> function: train a model, test every variant, or only check that the sites' data are compatible.
-JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {"train": run_study, "gwas": _associate, "preflight": preflight}
+def _test_genes(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.gwas.genes import test_genes
+
+    return test_genes(study, grid, run)
+
+
+# Job -> function: train a model, test every variant, test genes, or only check that the sites' data are compatible.
+JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
+    "train": run_study,
+    "gwas": _associate,
+    "genes": _test_genes,
+    "preflight": preflight,
+}
 
 
 @app.main()

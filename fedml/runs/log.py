@@ -8,6 +8,7 @@
     RUN/layout.json         image shape and number of variants
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
+    RUN/genes.tsv.gz        of tests of genes: their table; qq.svg; annotation, of the study
 
 Progress display, MLflow tracking and reports read this folder, so a run does not depend on them.
 """
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
+GENES_TABLE = "genes.tsv.gz"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 EXAMPLES = "examples"

@@ -22,6 +22,7 @@ from fedml.runs.events import (
     End,
     Event,
     Final,
+    Genes,
     Gwas,
     Privacy,
     Round,
@@ -33,6 +34,7 @@ from fedml.runs.events import (
 from fedml.runs.log import EVENTS, EXAMPLES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
+from fedml.tracking.genes import log_genes
 from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
 from fedml.tracking.registry import log_model
@@ -120,6 +122,8 @@ class Tracker:
                     client.log_text(self.parent, json.dumps(event.checks, indent=1), "record/checks.json")
                 case Gwas():
                     self._gwas(client, event)
+                case Genes():
+                    self.answer = log_genes(self, client, event)
                 case End():
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:
