@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from flwr.app import Context, Message, RecordDict
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
 from fedml.clients.site.manifest import find_sites
 from fedml.clients.work.client import app as client_app
@@ -206,13 +206,13 @@ def mixture_sf(q: Any, lambdas: Any) -> Any:
         at = top * np.sin(z * np.pi / 2)
         inside = stats.chi2.sf((q[:, None] - lambdas[0] * at**2) / lambdas[1], 1) * 2 * stats.norm.pdf(at) * top * np.cos(z * np.pi / 2)
         return integrate.simpson(inside, x=z, axis=1) * np.pi / 2 + stats.chi2.sf(q / lambdas[0], 1)
-    u = np.concatenate([np.linspace(1e-9, 20, 40_001), np.geomspace(20, 2e4, 40_001)[1:]]) / scale
+    u = np.concatenate([np.linspace(1e-9, 20, 20_001), np.geomspace(20, 2e4, 20_001)[1:]]) / scale
     theta = 0.5 * np.arctan(np.outer(lambdas, u)).sum(0)
     size = np.exp(-0.25 * np.log1p(np.outer(lambdas, u) ** 2).sum(0)) / u
     out = []
     for one in q:
         y = np.sin(theta - 0.5 * one * u) * size
-        out.append(0.5 + (integrate.simpson(y[:40_001], x=u[:40_001]) + integrate.simpson(y[40_000:], x=u[40_000:])) / math.pi)
+        out.append(0.5 + (integrate.simpson(y[:20_001], x=u[:20_001]) + integrate.simpson(y[20_000:], x=u[20_000:])) / math.pi)
     return np.array(out)
 
 
@@ -251,12 +251,17 @@ def dense_skat_o(u: Any, a: Any) -> float:
     grid = np.minimum(RHO, 0.999)
     tau = (mean @ mean) * (size**2 * grid + (1 - grid) * float(shares @ shares))
 
-    t = np.concatenate([np.linspace(0, 3, 401), np.linspace(3, 8, 61)[1:]])
-    limit = np.min([(high - s * t * t) / (1 - rho) for high, s, rho in zip(limits, tau, grid, strict=True)], axis=0)
-    shifted = (limit - spectrum.sum()) * math.sqrt(variance / (variance + cross)) + spectrum.sum()
-    beyond = np.where(shifted <= 0, 1.0, 0.0)
-    beyond[shifted > 0] = mixture_sf(shifted[shifted > 0] * 1.0, spectrum)
-    p = float(integrate.trapezoid(beyond * 2 * stats.norm.pdf(t), t))
+    shrink = math.sqrt(variance / (variance + cross))
+
+    def shifted(t: Any) -> Any:
+        limit = np.min([(high - s * t * t) / (1 - rho) for high, s, rho in zip(limits, tau, grid, strict=True)], axis=0)
+        return (limit - spectrum.sum()) * shrink + spectrum.sum()
+
+    end = float(optimize.brentq(shifted, 0, 20)) if shifted(0.0) > 0 > shifted(20.0) else 8.0
+    s = np.linspace(0, 1, 201)  # t = end (1 - s^2): the probability rises as the square root where it begins
+    t = end * (1 - s * s)
+    beyond = mixture_sf(np.maximum(shifted(t), 1e-12), spectrum)
+    p = float(integrate.simpson(beyond * 2 * stats.norm.pdf(t) * 2 * end * s, x=s)) + 2 * float(stats.norm.sf(end))
     return min(p, 3 * least)
 
 

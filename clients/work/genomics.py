@@ -81,6 +81,17 @@ def _digest(given: Mapping[str, Any], *names: str) -> str:
     return digest.hexdigest()
 
 
+def gene_variants(request: Request, content: RecordDict) -> list[int]:
+    """Numbers of the variants in a request about genes. Raises ``SiteError`` as ``fedml.clients.work.genes.check_columns``."""
+    given = unpack(content.array_records[ANALYSIS])
+    return check_columns(request.study, _panel(request, content).keys, given)
+
+
+def theta_digest(content: RecordDict) -> str:
+    """Digest of the coefficients of a request about genes, of which a run has one: they weigh persons."""
+    return _digest(unpack(content.array_records[ANALYSIS]), "theta")
+
+
 def shapes_of_reply(request: Request, content: RecordDict) -> dict[str, tuple[int, ...]]:
     """Name -> shape of each array in the reply to ``request``."""
     given = unpack(content.array_records[ANALYSIS])

@@ -45,18 +45,20 @@ def beta_weight(frequency: Array) -> Array:
     return out
 
 
-def set_tests(score: Array, covariance: Array, weight: Array, frequency: Array) -> SetTests | None:
+def set_tests(score: Array, covariance: Array, weight: Array, frequency: Array, plain: Array | None = None) -> SetTests | None:
     """All tests of one set; None if no variant varies.
 
     Args:
         frequency: (variants,) of the rare alleles, by which ACAT-V weighs.
+        plain: the covariance before it was widened (``fedml.analytics.unbalanced``), by which beta is estimated; None: ``covariance``.
     """
     good = np.diag(covariance) > 0
+    information = float(weight[good] @ (covariance if plain is None else plain)[np.ix_(good, good)] @ weight[good])
     score, covariance, weight, frequency = score[good], covariance[np.ix_(good, good)], weight[good], frequency[good]
     u, a = weight * score, covariance * weight * weight[:, None]
     total, variance = float(u.sum()), float(a.sum())
     lambdas = eigenvalues(a)
-    if not len(lambdas) or variance <= 1e-11 * float(np.trace(a)):
+    if not len(lambdas) or min(variance, information) <= 1e-11 * float(np.trace(a)):
         return None
     burden = float(normal_log10_p(np.array([total / math.sqrt(variance)]))[0])
     skat, method = upper_tail(float(u @ u), lambdas)
@@ -64,7 +66,7 @@ def set_tests(score: Array, covariance: Array, weight: Array, frequency: Array) 
     single = normal_log10_p(score / np.sqrt(np.diag(covariance)))
     acat = cauchy(single, weight**2 * frequency * (1 - frequency))
     combined = cauchy(np.array([burden, skat, acat]), np.ones(3))
-    return SetTests(total / variance, 1 / math.sqrt(variance), burden, skat, mixed, acat, combined, rho, method)
+    return SetTests(total / information, math.sqrt(variance) / information, burden, skat, mixed, acat, combined, rho, method)
 
 
 def cauchy(log10_p: Array, weight: Array) -> float:

@@ -183,10 +183,10 @@ def _tested(work: Work, plan: Genes, null: Null, genes: Sequence[GeneSet], sums:
                 continue
             tests = None
             if alleles[at].sum() * null.balance >= plan.min_alleles:
-                cover = covariance[np.ix_(at, at)]
+                plain = cover = covariance[np.ix_(at, at)]
                 if null.classes:
                     cover = widened(score[at], cover, weight[at], np.diag(gram)[at], sums.third[own][at])
-                tests = set_tests(score[at], cover, weight[at], frequency[at])
+                tests = set_tests(score[at], cover, weight[at], frequency[at], plain)
             yield _row(work, gene, mask, at, int(alleles[at].sum()), sums.used[:, own][:, at], tests)
 
 
