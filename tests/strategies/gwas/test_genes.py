@@ -79,7 +79,7 @@ def test_two_classes_are_tested_as_on_the_pooled_persons_with_an_intercept_a_sit
 
 
 def test_an_effect_of_a_gene_is_found(tmp_path: Path) -> None:
-    sites = write_rare(tmp_path, Drawn(persons=(600, 700), effect=0.9, high=0.006, genes=4))
+    sites = write_rare(tmp_path, Drawn(persons=(600, 700), effect=1.2, low=0.001, high=0.006, genes=4))
     table = run_genes(study_of(sites, policy=5, min_alleles=10), tmp_path, tmp_path / "run")
     assert table.loc[("G0", "pLoF_missense"), "combined_p"] < 1e-5
     assert table.drop("G0", level=0).combined_p.min() > 1e-3
