@@ -1,8 +1,8 @@
 """Sites with rare variants in genes, and tests of genes on the pooled persons by slow, dense computations of another kind.
 
-    sites = write_rare(folder, Drawn(persons=(200, 300), policy="[policy]\nmin_count = 1\n"))
-    table = run_genes(study, folder, out)            # genes.tsv.gz of the local engine
-    reference(sites, study, mask)                    # gene -> (burden p, SKAT p, SKAT-O p, ...)
+sites = write_rare(folder, Drawn(persons=(200, 300), policy="[policy]\nmin_count = 1\n"))
+table = run_genes(study, folder, out)            # genes.tsv.gz of the local engine
+reference(sites, study, mask)                    # gene -> (burden p, SKAT p, SKAT-O p, ...)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RHO = (0.0, 0.01, 0.04, 0.09, 0.25, 0.5, 1.0)
 
 
 class Drawn(NamedTuple):
-    """How sites are drawn: ``share`` of cases (None: a number), ``genes`` of ``variants`` each, of which every third is a loss of function."""
+    """How sites are drawn: ``share`` of cases (None: a number), ``genes`` of ``variants`` each, every third a loss of function."""
 
     persons: tuple[int, ...] = (200, 300, 250)
     genes: int = 6

@@ -1,6 +1,6 @@
-"""What a site remembers of tests of genes. Each rare variant is in one column of one gene, whatever runs of a study ask: of two columns that
-differ by a variant, the difference would be about its few carriers. Kept in the state folder for each study, so that neither a new run nor
-a restart lifts it."""
+"""What a site remembers of tests of genes. Each rare variant is in one column of one gene, whatever the runs of a study ask: of two columns
+that differ by a variant, the difference would be about its few carriers. Kept in the state folder for each study, so that neither a new
+run nor a restart lifts it."""
 
 from __future__ import annotations
 

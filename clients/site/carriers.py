@@ -104,7 +104,7 @@ def _in_small_groups(persons: Bools, groups: Bools, fewest: int) -> Bools:
 
 
 def _filled(out: Bools, own: Bools, groups: Bools, rank: Counts, fewest: int) -> Bools:
-    """``out`` with more of the carriers ``own``, until at least ``fewest`` or none are left out in each group, as far as there are so many."""
+    """``out`` with more of the carriers ``own``, until at least ``fewest`` or none are left out in each group, where there are so many."""
     out = out.copy()
     for group in groups:
         lacking = fewest - int((out & group).sum())

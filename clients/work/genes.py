@@ -66,8 +66,8 @@ def check_columns(study: Study, keys: tuple[Variant, ...], given: Mapping[str, A
 
 
 class Site(NamedTuple):
-    """What the rules of a site need: who is analysed, their rows in the dosages, which variants the site does not tell of alone (variants,),
-    the smallest number of persons, and an order of the persons."""
+    """What the rules of a site need: who is analysed, their rows in the dosages, which variants the site does not tell of alone
+    (variants,), the smallest number of persons, and an order of the persons."""
 
     people: Analysed
     dosages: Dosages
@@ -86,10 +86,7 @@ def columns_of(site: Site, gene: Gene, study: Study) -> Counts:
     assert study.gwas is not None and study.gwas.genes is not None  # noqa: S101, PT018 - the gate has checked
     table, rows = site.dosages.dosage, site.people.rows
     low, high = int(gene.variants[0]), int(gene.variants[-1]) + 1
-    if isinstance(table, np.ndarray):
-        dosage = table[np.ix_(rows, gene.variants)]
-    else:
-        dosage = table.block(low, high, rows)[:, gene.variants - low]
+    dosage = table[np.ix_(rows, gene.variants)] if isinstance(table, np.ndarray) else table.block(low, high, rows)[:, gene.variants - low]
     hidden = site.hidden[gene.variants]
     alt = np.maximum(dosage, 0).sum(0, dtype=np.int64)
     # Of a variant that is not told the server cannot know that ALT is rare.

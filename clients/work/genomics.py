@@ -96,9 +96,7 @@ def shapes_of_reply(request: Request, content: RecordDict) -> dict[str, tuple[in
     """Name -> shape of each array in the reply to ``request``."""
     given = unpack(content.array_records[ANALYSIS])
     variants = unpack(content.array_records[AGREEMENT])[PANEL].tobytes().count(b"\n")
-    return forms.reply_shapes(
-        request.study, request.phase, variants, given["basis"].shape[1] if "basis" in given else 0, given.get("gene")
-    )
+    return forms.reply_shapes(request.study, request.phase, variants, given["basis"].shape[1] if "basis" in given else 0, given.get("gene"))
 
 
 def check_small(request: Request, reply: RecordDict, content: RecordDict, min_count: int) -> None:
@@ -118,7 +116,9 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     if local is not None and _any_small(request.manifests, request.study, *local, min_count):
         raise SiteError(Reason.TOO_FEW, f"components: {text}")
     if request.phase is Phase.GENES:
-        return check_sums(request.study, _gene_site(request, _panel(request, content), min_count), unpack(content.array_records[ANALYSIS]), values)
+        return check_sums(
+            request.study, _gene_site(request, _panel(request, content), min_count), unpack(content.array_records[ANALYSIS]), values
+        )
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT):
         return
     small = _small(request, _panel(request, content), min_count)

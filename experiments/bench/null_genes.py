@@ -4,7 +4,8 @@
 
 Three sites of 2,000 persons; genes of 12 variants with frequencies from 0.02 to 0.9 %, evenly on the logarithm, a third of them losses of
 function, a twentieth of the carriers of a variant also carry the next; age and sex are covariates and go with the outcome. A row gives, of
-the genes with enough alleles, the shares of p below .05 and below .001 of each test, and the median alleles counted of those that there are.
+the genes with enough alleles, the shares of p below .05 and below .001 of each test, and the median alleles counted
+of those that there are.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def main(words: list[str]) -> None:
             for test in ("burden", "skat", "skat_o", "acat_v", "combined"):
                 p = rows[f"{test}_p"].to_numpy(float)
                 texts.append(f"{test} {np.mean(p < 0.05):.4f} {np.sum(p < 0.001)}")
-            alleles = f"alleles {rows.alleles.median():.0f} of {there:.0f}" if mask == "pLoF_missense" else f"alleles {rows.alleles.median():.0f}"
+            alleles = (
+                f"alleles {rows.alleles.median():.0f} of {there:.0f}" if mask == "pLoF_missense" else f"alleles {rows.alleles.median():.0f}"
+            )
             print(f"{name} {mask}: n {len(rows)}, {alleles}, {'; '.join(texts)}; {time.monotonic() - began:.0f} s", flush=True)
 
 

@@ -147,8 +147,8 @@ def _integrated(a: Array, grid: Array, quantiles: Array) -> float | None:
 
 
 def _ends(high: Array, slope: Array, zero: float) -> Array:
-    """Ends of panels of the integral over z: where the smallest of the lines ``high`` - ``slope`` z^2 changes, and, closer and closer, where
-    it falls to ``zero``, below which everything exceeds it."""
+    """Ends of panels of the integral over z: where the smallest of the lines ``high`` - ``slope`` z^2 changes, and, closer and closer,
+    where it falls to ``zero``, below which everything exceeds it."""
     with np.errstate(divide="ignore", invalid="ignore"):
         cross = (high[:, None] - high) / (slope[:, None] - slope)
         reach = float(np.min(np.where(slope > 0, (high - zero) / slope, np.inf)))

@@ -226,7 +226,11 @@ def manhattan(path: Path, contig: Sequence[str], position: npt.NDArray[np.int64]
 
 
 def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "", what: str = "variants") -> None:
-    """Plots observed against expected -log10 p of ``what`` is tested, with the 95 % band of each quantile under no association (independent tests)."""
+    """Plots observed against expected -log10 p, with the 95 % band of each quantile under no association (independent tests).
+
+    Args:
+        what: is tested, in the legend.
+    """
     from scipy.special import betaincinv
 
     y = np.sort(-log10_p[np.isfinite(log10_p)])[::-1]

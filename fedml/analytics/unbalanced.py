@@ -33,9 +33,9 @@ def widened(score: Array, covariance: Array, weight: Array, gram: Array, third: 
     ])  # fmt: skip
     scale = np.sqrt(factor)
     out: Array = covariance * scale * scale[:, None]
-    total, variance = float(weight @ score), float(weight @ out @ weight)
-    if variance > 0:
-        out = out * max(1.0, _factor(total, variance, trials, chance, weight))
+    total, plain, now = float(weight @ score), float(weight @ covariance @ weight), float(weight @ out @ weight)
+    if now > 0:
+        out = out * max(1.0, plain * _factor(total, plain, trials, chance, weight) / now)
     return out
 
 
@@ -62,7 +62,7 @@ def _factor(score: float, variance: float, trials: Array, chance: Array, weight:
 
 
 def _log_tail(at: float, trials: Array, chance: Array, weight: Array) -> float | None:
-    """log P(sum of weighted, centred binomials >= ``at``) by the saddle point; minus infinity beyond the largest value; None at the mean."""
+    """log P(sum of weighted, centred binomials >= ``at``) by the saddle point; minus infinity beyond the largest; None at the mean."""
     largest = float((trials * np.where(weight > 0, (1 - chance) * weight, -chance * weight)).sum())
     if at >= largest * (1 - 1e-9):
         return -math.inf if at > largest else float((trials * np.log(np.where(weight > 0, chance, 1 - chance))).sum())

@@ -4,8 +4,8 @@
     write_annotation(study, run)                         # into the run's folder, for the ServerApp
     rows = annotation_of(study, run)                     # [Effect("rs1", "BRCA2", {"stop_gained"}), ...]
 
-A table has the columns variant (rsID or contig:position:ref:alt), gene and consequence (several joined by ``&`` or ``,``); a variant may have
-several rows. A VCF file has them in INFO: ``CSQ`` of Ensembl's VEP, or ``ANN`` of SnpEff (Annotation 1.0 of 2015). Both may be gzip.
+A table has the columns variant (rsID or contig:position:ref:alt), gene and consequence (several joined by ``&`` or ``,``); a variant may
+have several rows. A VCF file has them in INFO: ``CSQ`` of Ensembl's VEP, or ``ANN`` of SnpEff (Annotation 1.0 of 2015). Both may be gzip.
 """
 
 from __future__ import annotations
@@ -161,18 +161,22 @@ def _vcf(path: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Effect]:
         fields = fields or _fields(path, header)
         cells = line.split("\t")
         if len(cells) < 8 or not cells[1].isdecimal():
-            raise InputError(f"{path}, line {number}: has {len(cells)} columns, a record of a VCF file has at least eight; correct the line.")
+            raise InputError(
+                f"{path}, line {number}: has {len(cells)} columns, a record of a VCF file has at least eight; correct the line."
+            )
         contig, position, ref, alts = canonical_contig(cells[0]), int(cells[1]), cells[3].upper(), cells[4].upper().split(",")
         text = next((part[4:] for part in cells[7].split(";") if part.startswith(f"{fields.key}=")), "")
         for entry in filter(None, text.split(",")):
             values = entry.split("|")
             if len(values) <= max(fields.allele, fields.consequence, fields.gene, fields.number):
-                raise InputError(f"{path}, line {number}: an entry of {fields.key} has {len(values)} fields, too few; annotate the file anew.")
+                raise InputError(
+                    f"{path}, line {number}: an entry of {fields.key} has {len(values)} fields, too few; annotate the file anew."
+                )
             alt = _alt(fields, values, alts)
             if alt is None:
                 raise InputError(
-                    f"{path}, line {number}: the entry of {fields.key} for allele {values[fields.allele][:40]} could be of several ALT alleles; "
-                    "split such records before annotation (bcftools norm -m-), or give VEP --allele_number."
+                    f"{path}, line {number}: the entry of {fields.key} for allele {values[fields.allele][:40]} could be of several "
+                    "ALT alleles; split such records before annotation (bcftools norm -m-), or give VEP --allele_number."
                 )
             if values[fields.gene]:
                 consequences = frozenset(values[fields.consequence].split("&"))

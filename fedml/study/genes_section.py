@@ -14,15 +14,18 @@ MOST_MASKS = 12
 
 
 class Genes(Section):
-    """``[gwas.genes]``: burden, SKAT, SKAT-O and ACAT-V of each gene's rare variants (``fedml genes``), with the covariates and components of
-    ``[gwas]``. Such a study tests genes alone: sites refuse to test its variants one by one.
+    """``[gwas.genes]``: burden, SKAT, SKAT-O and ACAT-V of each gene's rare variants (``fedml genes``), with the covariates and components
+    of ``[gwas]``. Such a study tests genes alone: sites refuse to test its variants one by one.
 
     Variants that few persons of a site carry are counted together, one column for each gene and kind of variant.
     """
 
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] = Field(description="SHA-256 of the annotation; file fills it")
     masks: Annotated[
-        dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}$")], Annotated[tuple[str, ...], Field(min_length=1, max_length=50)]],
+        dict[
+            Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,62}$")],
+            Annotated[tuple[str, ...], Field(min_length=1, max_length=50)],
+        ],
         Field(min_length=1, max_length=MOST_MASKS),
     ] = Field(
         default={"pLoF": LOSS_OF_FUNCTION, "pLoF_missense": LOSS_OF_FUNCTION + MISSENSE},
@@ -43,5 +46,3 @@ class Genes(Section):
         "allele counts as the effective number of persons divided by all persons",
     )
     block: Annotated[int, Field(ge=1, le=10_000)] = Field(default=200, description="genes per message")
-
-

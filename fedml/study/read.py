@@ -18,8 +18,11 @@ FILE_KEYS = {
     ("model", "variants", "genes"): "net genes: path of a file of genes (GFF3, GTF or BED), relative to the study; it fills intervals",
     ("model", "start"): "path of a file of weights (safetensors), relative to the study, or models:/NAME@ALIAS; it fills the section",
     ("model", "start_arrays"): "start: patterns of the names of its arrays that are taken over, such as encoder.*; default: all",
-    ("gwas", "genes", "file"): "path of the annotation of variants (a table, or a VCF file with CSQ or ANN), relative to the study; it fills "
-    "sha256",
+    (
+        "gwas",
+        "genes",
+        "file",
+    ): "path of the annotation of variants (a table, or a VCF file with CSQ or ANN), relative to the study; it fills sha256",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("code", "packages"): "installed pure-Python distributions with exact versions, such as my_pkg==1.2.0",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",

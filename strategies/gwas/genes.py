@@ -79,7 +79,8 @@ def test_genes(study: Study, grid: Grid, run: Path) -> Path:
     sets = make_sets(work, plan, effects)
     if not sets.genes:
         raise RunError(
-            f"no gene has a rare variant that a mask of [gwas.genes] names ({_words(sets.left_out)}); correct the annotation, masks or max_maf."
+            f"no gene has a rare variant that a mask of [gwas.genes] names ({_words(sets.left_out)}); "
+            "correct the annotation, masks or max_maf."
         )
     design, persons = _scale(work)
     if work.plan.components:

@@ -27,7 +27,7 @@ from tests.rare import (
     write_rare,
 )
 
-OPEN = '[policy]\nmin_count = 1\n'
+OPEN = "[policy]\nmin_count = 1\n"
 
 
 def compared(sites: Sites, table: pd.DataFrame, *, binary: bool, by_site: bool, exact: tuple[int, ...], **columns: object) -> None:
@@ -92,8 +92,9 @@ def test_an_annotation_is_read_from_a_table_vep_and_snpeff(tmp_path: Path) -> No
         ("13:32340300:G:A", "BRCA2", {"stop_gained", "splice_region_variant"}),
         ("rs7", "TTN", {"missense"}),
     ]
-    head = '##fileformat=VCFv4.2\n##INFO=<ID=CSQ,Number=.,Type=String,Description="Ensembl VEP. Format: Allele|Consequence|IMPACT|SYMBOL">\n'
-    lines = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n1\t5\trs1\tC\tA,G\t.\t.\tDP=3;CSQ=A|stop_gained|HIGH|ABC,G|missense_variant|LOW|ABC\n"
+    head = '##fileformat=VCFv4.2\n##INFO=<ID=CSQ,Number=.,Type=String,Description="VEP. Format: Allele|Consequence|IMPACT|SYMBOL">\n'
+    lines = "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n1\t5\trs1\tC\tA,G\t.\t.\t"
+    lines += "DP=3;CSQ=A|stop_gained|HIGH|ABC,G|missense_variant|LOW|ABC\n"
     vep = tmp_path / "vep.vcf"
     vep.write_text(head + lines)
     assert [tuple(e) for e in read_annotation(vep)] == [("1:5:C:A", "ABC", {"stop_gained"}), ("1:5:C:G", "ABC", {"missense_variant"})]

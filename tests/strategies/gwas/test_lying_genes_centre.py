@@ -107,7 +107,11 @@ def test_a_gene_and_then_the_gene_without_a_variant_is_refused(centre: Centre) -
 def test_a_variant_under_two_names_is_refused(centre: Centre) -> None:
     """The same position with REF and ALT exchanged is the same variant."""
     panel = "1\t1000\trs1\tA\tG\n1\t1000\trs1\tG\tA\n"
-    agreed = {"panel": np.frombuffer(panel.encode(), np.uint8), "flips": np.array([0, 1, 0, 1], np.uint8), "image_shape": np.zeros(0, np.int64)}
+    agreed = {
+        "panel": np.frombuffer(panel.encode(), np.uint8),
+        "flips": np.array([0, 1, 0, 1], np.uint8),
+        "image_shape": np.zeros(0, np.int64),
+    }
     analysis = {**DESIGN, "theta": np.zeros(3), "column": np.array([0, 1]), "gene": np.zeros(2, np.int64)}
     content = RecordDict({"config": ConfigRecord({"study": centre.study.canonical, "phase": "genes", "round": 0})})
     content["agreement"], content["analysis"] = pack(agreed), pack(analysis)
