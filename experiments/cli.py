@@ -20,6 +20,7 @@ from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_score, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
 
@@ -364,6 +365,7 @@ def report(
     print(path)
 
 
+app.command()(grouped(genes))
 for _command in (sweep, promote, ui, predict, prs, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
     app.command()(_command)
 app.command()(new)

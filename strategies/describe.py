@@ -185,6 +185,12 @@ def _association(study: Study) -> list[str]:
             *([f"            with genotypes, and by {' and '.join(by)}; they may be published"] if by else
               ["            with genotypes; they may be published"]),
         ]  # fmt: skip
+    if plan is not None and plan.genes is not None:
+        lines[1] = f"            tests of genes (`fedml genes`) with {kind}, adjusted for {', '.join(adjusted) or 'nothing'}:"
+        lines += [
+            "            of each gene's rare variants: their scores and products, those of few carriers counted together, so that every",
+            f"            combination is about enough persons; annotation {plan.genes.sha256[:12]}, masks {', '.join(plan.genes.masks)}",
+        ]
     return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
 
 

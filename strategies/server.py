@@ -35,10 +35,20 @@ def _frequencies(study: Study, grid: Grid, run: Path) -> object:
     return frequencies(study, grid, run)
 
 
-# Job -> function: train a model, test every variant, count its alleles, or only check that the sites' data are compatible.
+def _test_genes(study: Study, grid: Grid, run: Path) -> object:
+    from fedml.strategies.gwas.genes import test_genes
+
+    return test_genes(study, grid, run)
+
+
+# Job -> function: train a model, test every variant, test genes, count alleles, or only check that the sites' data are compatible.
 JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
-    "train": run_study, "gwas": _associate, "frequencies": _frequencies, "preflight": preflight,
-}  # fmt: skip
+    "train": run_study,
+    "gwas": _associate,
+    "genes": _test_genes,
+    "frequencies": _frequencies,
+    "preflight": preflight,
+}
 
 
 @app.main()

@@ -50,6 +50,7 @@ from fedml.clients.gate.course import (
     keep_course,
     read_course,
 )
+from fedml.clients.gate.genes import check_genes
 from fedml.clients.gate.history import answered_runs, asked_for, columns_of, evaluations_of, runs_of, seen
 from fedml.clients.gate.journal import About, Direction, Journal, RecordNote
 from fedml.clients.gate.ledger import Ledger
@@ -279,6 +280,8 @@ class Gate:
         if design := genomics.design_digest(request, content):
             text = "the covariates or components changed within the run of the analysis"
             pin(self.state, key[0], {"design": design}, Reason.REPLAYED, text)
+        if request.phase is Phase.GENES and not self.site.manifest.data.public:
+            check_genes(self.state, key[0], request, content)
 
     def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:
         """Counts the products of genotypes (columns) over all runs of a study: as many columns as persons would let the genotypes be

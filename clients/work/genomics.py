@@ -18,6 +18,8 @@ from flwr.app import RecordDict
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work import frequencies
+from fedml.clients.work.genes import Site as GeneSite
+from fedml.clients.work.genes import check_columns, check_sums, gene_sums, order_of
 from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import few, group_counts, reported
@@ -88,11 +90,22 @@ def _digest(given: Mapping[str, Any], *names: str) -> str:
     return digest.hexdigest()
 
 
+def gene_variants(request: Request, content: RecordDict) -> list[int]:
+    """Numbers of the variants in a request about genes. Raises ``SiteError`` as ``fedml.clients.work.genes.check_columns``."""
+    given = unpack(content.array_records[ANALYSIS])
+    return check_columns(request.study, _panel(request, content).keys, given)
+
+
+def theta_digest(content: RecordDict) -> str:
+    """Digest of the coefficients of a request about genes, of which a run has one: they weigh persons."""
+    return _digest(unpack(content.array_records[ANALYSIS]), "theta")
+
+
 def shapes_of_reply(request: Request, content: RecordDict) -> dict[str, tuple[int, ...]]:
     """Name -> shape of each array in the reply to ``request``."""
     given = unpack(content.array_records[ANALYSIS])
     variants = unpack(content.array_records[AGREEMENT])[PANEL].tobytes().count(b"\n")
-    return forms.reply_shapes(request.study, request.phase, variants, given["basis"].shape[1] if "basis" in given else 0)
+    return forms.reply_shapes(request.study, request.phase, variants, given["basis"].shape[1] if "basis" in given else 0, given.get("gene"))
 
 
 def check_small(request: Request, reply: RecordDict, content: RecordDict, min_count: int) -> None:
@@ -111,6 +124,10 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     local = (source[panel].tobytes(), own_flips(request, source[flips])) if panel in source and min_count > 1 else None
     if local is not None and _any_small(request.manifests, request.study, *local, min_count):
         raise SiteError(Reason.TOO_FEW, f"components: {text}")
+    if request.phase is Phase.GENES:
+        return check_sums(
+            request.study, _gene_site(request, _panel(request, content), min_count), unpack(content.array_records[ANALYSIS]), values
+        )
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT, Phase.FREQUENCIES):
         return
     dosages = _panel(request, content)
@@ -163,6 +180,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     x, y = _design(request, people, given)
     if forms.kind(request.study) == "logistic" and request.phase is not Phase.FIT and _few_effective(x @ given["theta"], floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
+    if request.phase is Phase.GENES:
+        check_columns(request.study, dosages.keys, given)
+        return _reply(gene_sums(request.study, _gene_site(request, dosages, floor), x, y, given))
     if request.phase is Phase.NULL:
         return _reply(_null(request.study, x, y, given["theta"]))
     if request.phase is Phase.FIT:
@@ -170,6 +190,13 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     sums_of = _association if request.phase is Phase.ASSOCIATION else _fit
     sums = sums_of(request.study, dosages, people, x, y, given)
     return _reply({**{name: np.where(used, value, 0) for name, value in sums.items()}, "used": used.astype(np.uint8)})
+
+
+def _gene_site(request: Request, dosages: Dosages, floor: int) -> GeneSite:
+    """What the rules about carriers of a gene's variants need."""
+    people = analysed(request.manifests, request.study)
+    rank = order_of(request.study, load_cohort(request.manifests, request.study).site, len(people.rows))
+    return GeneSite(people, dosages, _site_table(dosages, people, floor)[1], floor, rank)
 
 
 def _design(request: Request, people: Analysed, given: Mapping[str, Any]) -> tuple[Floats, Floats]:

@@ -27,10 +27,12 @@ def require(study: Study, file: Path) -> Study:
     """``study``, if it has a [gwas] section.
 
     Raises:
-        InputError: the study has no [gwas] section.
+        InputError: the study has no [gwas] section, or tests genes.
     """
     if study.gwas is None:
         raise InputError(f'{file}: has no [gwas] section; add one, such as [gwas] covariates = ["age", "sex"] and components = 4.')
+    if study.gwas.genes is not None:
+        raise InputError(f"{file}: tests genes ([gwas.genes]), of which sites do not also test single variants; run fedml genes.")
     return study
 
 

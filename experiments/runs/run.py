@@ -29,6 +29,7 @@ from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
 from fedml.runs.log import EVENTS, STUDY, emit, last, read_log, write_whole
 from fedml.runs.software import git_commit, software
+from fedml.study.annotation import write_annotation
 from fedml.study.sources import write_files
 from fedml.study.start import write_start
 from fedml.study.study import Study
@@ -37,7 +38,7 @@ from fedml.tracking import outbox
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
-Job = Literal["train", "gwas", "frequencies", "preflight"]
+Job = Literal["train", "gwas", "genes", "frequencies", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
 _TRACKING_SECONDS = 300  # time limit for delivery to MLflow after the run has ended
 _POLL_SECONDS = 0.2  # between two reads of a run's events
@@ -131,6 +132,7 @@ def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, j
     write_whole(run / STUDY, study.canonical.encode())
     write_files(study.code, run)
     write_start(study.model.start, run)
+    write_annotation(study, run)
     if study_file is not None:
         shutil.copyfile(study_file, run / "study.toml")
     commit = git_commit(study_file.resolve().parent if study_file else Path.cwd())

@@ -1,7 +1,8 @@
 """Names, types and shapes of the arrays in requests and replies of a genotype analysis. Gates and server refuse all other arrays.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
-first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components.
+first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components. c columns of
+genes, t the triangles of the columns of each gene, gene by gene.
 
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons
@@ -12,6 +13,7 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
     fit          -> design, everyone, frequency,      used, gradient, information, log_likelihood, n
                     theta_fit, inverse, penalised
     frequencies  ->                                   alleles (G groups of [frequencies]: AC, AN, homozygotes, hemizygotes; -1: withheld)
+    genes        -> design, theta, column, gene       used, alleles, xg, gram, score, third
 
 ``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
@@ -20,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
@@ -46,6 +50,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.FIT: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")),
                 "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
     Phase.FREQUENCIES: {},
+    Phase.GENES: {**DESIGN, "theta": ("float64", ("K",)), "column": ("int64", ("m",)), "gene": ("int64", ("c",))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (7, "m")}},
@@ -61,8 +66,9 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     },
     Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
     Phase.FREQUENCIES: {"": {"alleles": ("G", 4, "m")}},
+    Phase.GENES: {"": {"used": ("c",), "alleles": ("c",), "xg": ("K", "c"), "gram": ("t",), "score": ("c",), "third": ("c",)}},
 }
-INTEGERS = {"counts": "int64", "alleles": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
+INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8", "alleles": "int64"}
 REPLY_TYPES: dict[str, str] = {
     name: INTEGERS.get(name, "float64") for kinds in REPLY.values() for shapes in kinds.values() for name in shapes
 }
@@ -121,12 +127,17 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
         SiteError: undeclared: a name, type or shape differs, or the study has no ``[gwas]``.
     """
     check_section(study, phase)
+    of_genes = study.gwas is not None and study.gwas.genes is not None
+    if phase is Phase.GENES and not of_genes:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas.genes]")
+    if phase in (Phase.ASSOCIATION, Phase.FIT) and of_genes:  # the sums of a gene less those of its variants would be about few persons
+        raise SiteError(Reason.UNDECLARED, "the study tests genes, and variants are not tested one by one")
     declared = REQUEST[phase]
     if given.keys() != declared.keys():
         raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")
     loadings = given["loading_panel"].tobytes().count(b"\n") if "loading_panel" in given else 0
     basis = given["basis"].shape[1] if "basis" in given and given["basis"].ndim == 2 else 0
-    size = sizes(study, variants, basis, loadings)
+    size = sizes(study, variants, basis, loadings) | gene_sizes(given.get("gene"))
     for name, (dtype, shape) in declared.items():
         value = given[name]
         expected = [size[n] if isinstance(n, str) else n for n in shape]
@@ -135,9 +146,17 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
             raise SiteError(Reason.UNDECLARED, f"{name} does not have the declared shape and type")
 
 
-def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the sums in a step's reply."""
+def gene_sizes(gene: Any) -> dict[str, int]:
+    """The letters c and t for columns of these genes, (columns,) integers; nothing if there are none."""
+    if gene is None or gene.ndim != 1 or gene.dtype != np.int64:
+        return {} if gene is None else {"c": -1, "t": -1}  # no array has such a shape
+    columns = np.unique(gene, return_counts=True)[1]
+    return {"c": len(gene), "t": int((columns * (columns + 1) // 2).sum())}
+
+
+def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0, gene: Any = None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the sums in a step's reply. ``gene``: of a request about genes, the gene of each column."""
     kinds = REPLY[phase]
     declared = kinds[""] if "" in kinds else kinds[kind(study)]
-    size = sizes(study, variants, basis)
+    size = sizes(study, variants, basis) | gene_sizes(gene)
     return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in declared.items()}

@@ -243,8 +243,12 @@ def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: st
     _save(figure, path)
 
 
-def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "") -> None:
-    """Plots observed against expected -log10 p, with the 95 % band of each quantile under no association (independent tests)."""
+def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "", what: str = "variants") -> None:
+    """Plots observed against expected -log10 p, with the 95 % band of each quantile under no association (independent tests).
+
+    Args:
+        what: is tested, in the legend.
+    """
     from scipy.special import betaincinv
 
     y = np.sort(-log10_p[np.isfinite(log10_p)])[::-1]
@@ -259,7 +263,7 @@ def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str =
         axes.plot([0, x[0]], [0, x[0]], color=_GREY, linewidth=1)
         axes.scatter(x, y[shown - 1], s=10, c=_BLUE, linewidths=0, rasterized=True)
         axes.legend(loc="upper left", bbox_to_anchor=(0.0, 0.87), frameon=False)
-    axes.annotate(f"λ = {inflation:.3f}\n{len(y):,} variants", (0.04, 0.96), xycoords="axes fraction", va="top")
+    axes.annotate(f"λ = {inflation:.3f}\n{len(y):,} {what}", (0.04, 0.96), xycoords="axes fraction", va="top")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("Expected −log₁₀ p")

@@ -277,6 +277,25 @@ class Frequencies(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Genes(Event):
+    """Figures of tests of genes. ``classes``: cases and controls of a binary outcome; ``left_out``: reason -> variants, or genes of a mask;
+    ``inflation``: mask -> median chi-square of SKAT-O over that of no effect; ``top``: rows of the table with the smallest combined p."""
+
+    kind = "genes"
+    seconds: float
+    sites: dict[str, SiteRow]
+    persons: dict[str, int]
+    classes: dict[str, int]
+    genes: int
+    tested: int
+    variants: int
+    inflation: dict[str, float | None]
+    left_out: dict[str, int]
+    top: list[dict[str, Any]]
+    methods: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class End(Event):
     """A run ended: ``status`` finished, failed or stopped, and why ("" if it finished)."""
 
@@ -285,7 +304,9 @@ class End(Event):
     reason: str
 
 
-KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Frequencies, End)}
+KINDS: dict[str, type[Event]] = {
+    kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, End)
+}
 
 # What stands for an event that has not come.
 NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)

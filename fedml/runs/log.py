@@ -9,6 +9,7 @@
     RUN/examples/           pictures of predictions, of sites that declare their images public
     RUN/gwas.tsv.gz         of an association study: summary statistics, their index and metadata; manhattan.svg, qq.svg
     RUN/frequencies.tsv.gz  of a study of allele frequencies: counts by population and sex, and their index
+    RUN/genes.tsv.gz        of tests of genes: their table; qq.svg; annotation, of the study
 
 Progress display, MLflow tracking and reports read this folder, so a run does not depend on them.
 """
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 FREQUENCIES_TABLE = "frequencies.tsv.gz"
 FREQUENCIES_FILES = (FREQUENCIES_TABLE, f"{FREQUENCIES_TABLE}.tbi")
 GWAS_TABLE, MANHATTAN, QQ = "gwas.tsv.gz", "manhattan.svg", "qq.svg"
+GENES_TABLE = "genes.tsv.gz"
 GWAS_FILES = (GWAS_TABLE, f"{GWAS_TABLE}.tbi", f"{GWAS_TABLE}-meta.yaml", MANHATTAN, QQ, "meta.json")
 EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safetensors", "panel.tsv", "layout.json"
 EXAMPLES = "examples"

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from fedml.study import limits
+from fedml.study.genes_section import Genes
 from fedml.study.section import Section, without_unused
 
 _GWAS_FIRST = ("covariates", "components", "first_pass_p", "firth", "block", "pca_spacing", "pca_min_maf", "pca_tolerance")
@@ -54,6 +55,8 @@ class Gwas(Section):
     intercept: Literal["auto", "site", "one"] = Field(
         default="auto", description="an intercept for each site, or one for all; auto: for each site if the target has two classes"
     )
+
+    genes: Genes | None = Field(default=None, description="tests of the rare variants of each gene (fedml genes); default: none")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -18,6 +18,11 @@ FILE_KEYS = {
     ("model", "variants", "genes"): "net genes: path of a file of genes (GFF3, GTF or BED), relative to the study; it fills intervals",
     ("model", "start"): "path of a file of weights (safetensors), relative to the study, or models:/NAME@ALIAS; it fills the section",
     ("model", "start_arrays"): "start: patterns of the names of its arrays that are taken over, such as encoder.*; default: all",
+    (
+        "gwas",
+        "genes",
+        "file",
+    ): "path of the annotation of variants (a table, or a VCF file with CSQ or ANN), relative to the study; it fills sha256",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("code", "packages"): "installed pure-Python distributions with exact versions, such as my_pkg==1.2.0",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
@@ -45,6 +50,7 @@ def read_study(
     expand(plan, path)
     _expand_code(plan, path, code)
     _expand_start(plan, path, fetch)
+    _expand_annotation(plan, path)
     return validate(Study, plan, str(path))
 
 
@@ -143,6 +149,18 @@ def _expand_start(plan: dict[str, Any], path: Path, fetch: Callable[[str], Path]
         model["start"] = read_start(fetch(name), patterns)
     else:
         model["start"] = read_start(path.parent / name, patterns)
+
+
+def _expand_annotation(plan: dict[str, Any], path: Path) -> None:
+    """``[gwas.genes] file = "FILE"`` as the SHA-256 of the file, which is known from now on."""
+    gwas = plan.get("gwas")
+    genes = gwas.get("genes") if isinstance(gwas, dict) else None
+    if isinstance(genes, dict) and isinstance(genes.get("file"), str):
+        from fedml.study.annotation import provide
+
+        if "sha256" in genes:
+            raise InputError(f"{path}: [gwas.genes] has file and sha256; give file.")
+        genes["sha256"] = provide(path.parent / genes.pop("file"))
 
 
 def _put(plan: dict[str, Any], key: str, value: Any) -> None:

@@ -23,6 +23,7 @@ from fedml.runs.events import (
     Event,
     Final,
     Frequencies,
+    Genes,
     Gwas,
     Privacy,
     Round,
@@ -34,6 +35,7 @@ from fedml.runs.events import (
 from fedml.runs.log import EVENTS, EXAMPLES, FREQUENCIES_FILES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
+from fedml.tracking.genes import log_genes
 from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
 from fedml.tracking.registry import log_model
@@ -123,6 +125,8 @@ class Tracker:
                     self._gwas(client, event)
                 case Frequencies():
                     self._frequencies(client, event)
+                case Genes():
+                    self.answer = log_genes(self, client, event)
                 case End():
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:

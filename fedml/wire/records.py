@@ -57,11 +57,14 @@ class Phase(StrEnum):
     NULL = "null"
     ASSOCIATION = "association"
     FIT = "fit"
+    GENES = "genes"
     FREQUENCIES = "frequencies"
 
 
 # Phases of a genotype analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
-ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.FREQUENCIES})
+ANALYSES = frozenset(
+    {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES}
+)
 
 
 # Permitted contents of a request: its records by phase, its config's keys and their types. The study's algorithm declares what it adds to a

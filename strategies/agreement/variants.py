@@ -76,6 +76,8 @@ def agree_variants(
     if counts is not None:
         counts = reoriented(counts, draft.flips, settled.flips, kept)
         keep, failed = quality(pooled_counts(counts), spec)
+        if study.gwas is not None and study.gwas.genes is not None:
+            keep = keep | _withheld(counts)  # counted together with the others of their gene
         checks += counts_checks(counts, failed, settled)
         if spec.counted or analysis is not None:
             settled = choose(settled, keep)
@@ -109,6 +111,12 @@ def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
         for site, sums in take(study, grid, agreement.part(slice(start, start + _BLOCK)), Phase.GENOTYPES, number, {}).items():
             parts[site].append(sums["counts"])
     return {site: np.concatenate(blocks, axis=1) for site, blocks in parts.items()}
+
+
+def _withheld(counts: Counts) -> npt.NDArray[np.bool_]:
+    """(variants,) of which no site tells counts, and some withhold them."""
+    told = np.any([table[0] >= 0 for table in counts.values()], axis=0) & (pooled_counts(counts)[:3].sum(0) > 0)
+    return ~told & np.any([table[0] < 0 for table in counts.values()], axis=0)
 
 
 def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
