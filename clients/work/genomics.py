@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
+from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men, relatives, told_relatives
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import few, group_counts, reported
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
@@ -35,6 +35,7 @@ _VARIANTS = 4096  # in a block
 def forget_data() -> None:
     """Computes everything anew from now on: a file of the site changed."""
     analysed.cache_clear()
+    relatives.cache_clear()
     _any_small.cache_clear()
     _COMPONENTS.clear()
 
@@ -94,6 +95,8 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     for name in ("persons", "n", "cases"):
         if name in values and 0 < int(values[name][0]) < min_count:
             raise SiteError(Reason.TOO_FEW, text)
+    if "relatives" in values and 0 < int(values["relatives"][0]) < min_count:
+        raise SiteError(Reason.TOO_FEW, text)
     if "cases" in values and 0 < int(values["n"][0] - values["cases"][0]) < min_count:
         raise SiteError(Reason.TOO_FEW, text)
     # Sums of components of one variant would reveal its counts: an honest server builds components from variants that no site excludes.
@@ -131,7 +134,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)
             return _reply({"counts": np.where(hidden, -1, np.vstack([told[:4], fails, told[4:]]))})
         case Phase.COVARIATES:
-            return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
+            kin = told_relatives(request, floor)
+            moments = linear.scaling_sums(people.covariates, people.outcome)
+            return _reply({"moments": moments, "persons": np.array([len(people.rows)]), "relatives": np.array([kin])})
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
     told, hidden = _site_table(dosages, people, floor, fewest_men)

@@ -4,7 +4,7 @@ Letters in shapes: m variants of the message's panel, b columns of a basis, C co
 first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components.
 
     genotypes    ->                                   counts
-    covariates   ->                                   moments, persons
+    covariates   ->                                   moments, persons, relatives
     subspace     -> frequency, basis                  product
     null         -> design, everyone, theta           linear: xx, xy, yy, n; logistic: gradient, information, log_likelihood, n, cases
     association  -> design, everyone, frequency,      used, and linear: xg, gg, gy; logistic: xwg, gwg, score
@@ -24,6 +24,7 @@ from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
+UNKNOWN = -2  # in place of a number of relatives: the site has too few variants to tell
 Shape = tuple[int | str, ...]
 EVERYONE = "everyone"  # uint8 (1,): 0 where a step is about the men alone, for variants on Y
 _WHO: dict[str, tuple[str, Shape]] = {EVERYONE: ("uint8", (1,))}
@@ -47,7 +48,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (7, "m")}},
-    Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
+    Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,), "relatives": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {
         "linear": {"xx": ("K", "K"), "xy": ("K",), "yy": (1,), "n": (1,)},
@@ -59,7 +60,7 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     },
     Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
 }
-INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
+INTEGERS = {"counts": "int64", "persons": "int64", "relatives": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
 REPLY_TYPES: dict[str, str] = {
     name: INTEGERS.get(name, "float64") for kinds in REPLY.values() for shapes in kinds.values() for name in shapes
 }

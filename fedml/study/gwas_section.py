@@ -54,6 +54,14 @@ class Gwas(Section):
     intercept: Literal["auto", "site", "one"] = Field(
         default="auto", description="an intercept for each site, or one for all; auto: for each site if the target has two classes"
     )
+    relatives: Literal["keep", "unrelated"] = Field(
+        default="keep",
+        description="keep: everyone is analysed, and how many have relatives is told where that is not few; unrelated: each site leaves "
+        "out persons until no pair of its own has a kinship above max_kinship",
+    )
+    max_kinship: Annotated[float, Field(ge=0.0442, le=0.5)] = Field(
+        default=0.0884, description="kinship (KING-robust) above which two persons of a site are relatives; 0.0884: second degree or closer"
+    )
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import BySite, take
+from fedml.strategies.gwas.panel import spaced, tell_relatives
 from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.contigs import has_one_copy
@@ -125,6 +126,7 @@ def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
     """Centre and scale of covariates and outcome from pooled sums, as the start of the design; and site -> persons analysed."""
     sums = take(work.study, work.grid, work.agreement.part(slice(0, 0)), Phase.COVARIATES, 0, {}, work.traffic)
     persons = {site: int(s["persons"][0]) for site, s in sums.items()}
+    tell_relatives(work.run, work.plan, persons, {site: int(s["relatives"][0]) for site, s in sums.items()})
     centre, scale = linear.scaling_from(np.sum([s["moments"] for s in sums.values()], axis=0))
     blank = np.zeros((0, 0))
     design = {
@@ -149,7 +151,7 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     # Components are of autosomes: on X they would be those of the sexes.
     autosome = np.array([not has_one_copy(key.contig) and key.contig != "PAR" for key in work.keys], bool)
     usable = work.reported.all(0) & autosome & (minor_allele_frequency(pooled) >= max(work.plan.pca_min_maf, 1e-9))
-    chosen = _spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
+    chosen = spaced(work.keys, np.flatnonzero(usable), work.plan.pca_spacing)
     if len(chosen) <= work.plan.components:
         raise RunError(
             f"only {len(chosen)} variants of autosomes are reported by every site with a frequency above [gwas] pca_min_maf, too few for "
@@ -175,18 +177,6 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     found = {"pca_variants": len(chosen), "pca_steps": state.steps, "pca_columns": state.columns_asked, "pca_angle_rad": state.angle,
              "eigenvalues": state.eigenvalues.tolist()}  # fmt: skip
     return loadings, found
-
-
-def _spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacing: int) -> npt.NDArray[np.int64]:
-    """The ``candidates`` that are at least ``spacing`` bases after the previously selected variant on their contig."""
-    if not spacing:
-        return candidates
-    selected, last = list[int](), dict[str, int]()
-    for at in sorted(candidates, key=lambda i: (keys[i].contig, keys[i].position)):
-        if keys[at].position - last.get(keys[at].contig, -spacing) >= spacing:
-            selected.append(at)
-            last[keys[at].contig] = keys[at].position
-    return np.array(sorted(selected), dtype=np.int64)
 
 
 def _blocks(work: Work) -> Iterator[slice]:

@@ -1,0 +1,50 @@
+"""Which variants an analysis chooses of the panel, and what it tells of the persons before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.analytics.forms import UNKNOWN
+from fedml.cohort.variants.model import Variant
+from fedml.contract.disclosure import HIDDEN
+from fedml.runs.events import Step
+from fedml.runs.log import emit
+from fedml.study.gwas_section import Gwas
+
+
+def spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacing: int) -> npt.NDArray[np.int64]:
+    """The ``candidates`` that are at least ``spacing`` bases after the previously selected variant on their contig."""
+    if not spacing:
+        return candidates
+    selected, last = list[int](), dict[str, int]()
+    for at in sorted(candidates, key=lambda i: (keys[i].contig, keys[i].position)):
+        if keys[at].position - last.get(keys[at].contig, -spacing) >= spacing:
+            selected.append(at)
+            last[keys[at].contig] = keys[at].position
+    return np.array(sorted(selected), dtype=np.int64)
+
+
+def tell_relatives(run: Path, plan: Gwas, persons: Mapping[str, int], relatives: Mapping[str, int]) -> None:
+    """Emits what the sites tell of relatives (site -> persons to leave out so that no pair is left; ``HIDDEN``, ``UNKNOWN``), where an
+    analysis that counts everyone as unrelated would be wrong."""
+    if plan.relatives == "unrelated":
+        return
+    many = [f"{site} {n} of {persons[site]}" for site, n in relatives.items() if n > 0]
+    few = [site for site, n in relatives.items() if n == HIDDEN]
+    unknown = [site for site, n in relatives.items() if n == UNKNOWN]
+    texts = []
+    if many:
+        texts.append(f"persons to leave out until no two have a kinship above {plan.max_kinship:g}: {', '.join(many)}")
+    if few:
+        texts.append(f"few at {', '.join(few)}")
+    if many or few:
+        why = "they count as unrelated persons, so that p values of a heritable trait are too small"
+        texts.append(f'{why}; set [gwas] relatives = "unrelated"')
+    if unknown:
+        texts.append(f"not known at {', '.join(unknown)}: too few common autosomal variants")
+    if texts:
+        emit(run, Step(doing=f"relatives: {'; '.join(texts)}", done=0, total=None, log=True))
