@@ -1,6 +1,6 @@
 """Families who do not exist, as genotypes: parents drawn in Hardy-Weinberg equilibrium, children by Mendel's first law, variants unlinked.
 
-dosage, family = families(random, frequency, count=300, children=3)      # (persons, variants) int8: father, mother, children, of each family
+dosage, family = families(random, frequency, count=300, children=3)  # (persons, variants) int8: father, mother, children, of each family
 """
 
 from __future__ import annotations

@@ -12,17 +12,30 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
     fit          -> design, everyone, frequency,      used, gradient, information, log_likelihood, n
                     theta_fit, inverse, penalised
 
+With ``[gwas.polygenic]`` the last three have the arrays of ``OFFSET`` too, and there are four more (``fedml.analytics.ridge``). Letters: F
+folds, R ridge parameters, B variants of a block, P variants in blocks, L predictions of level 0, A fits.
+
+    folds        -> design, everyone                  used, xx, xy, yy, n by fold
+    blocks       -> design, everyone, blocked,        gg, xg, gy by fold
+                    frequency
+    level        -> design, everyone, blocked, level  ww, xw, wy by fold
+    ridge        -> the same, theta, beta, constant,  gradient, rest, log_likelihood (of the persons in the fit, and of the fold)
+                    fold
+
 ``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
-from fedml.wire.records import Phase
+from fedml.wire.records import POLYGENIC, Phase
 
 UNKNOWN = -2  # in place of a number of relatives: the site has too few variants to tell
 Shape = tuple[int | str, ...]
@@ -37,6 +50,18 @@ DESIGN: dict[str, tuple[str, Shape]] = {
     "loading_panel": ("uint8", (None,)),  # type: ignore[dict-item]  # text of any length
     "loading_flips": ("uint8", (None,)),  # type: ignore[dict-item]
 }
+OFFSET: dict[str, tuple[str, Shape]] = {  # a person's prediction from all chromosomes but ``poly_leave``; without variants 0
+    "poly_panel": ("uint8", (None,)),  # type: ignore[dict-item]
+    "poly_flips": ("uint8", (None,)),  # type: ignore[dict-item]
+    "poly_frequency": ("float64", ("P",)),
+    "poly_weights": ("float64", ("P", "F")),
+    "poly_shift": ("float64", ("K", "F")),
+    "poly_leave": ("int64", (1,)),  # the chromosome's place among those of the panel; -1: none is left out
+}
+BLOCKED = {name: OFFSET[name] for name in ("poly_panel", "poly_flips", "poly_frequency")}
+LEVEL: dict[str, tuple[str, Shape]] = {
+    **DESIGN, **_WHO, **BLOCKED, "level": ("float64", ("P", "RF")), "level_shift": ("float64", ("K", "LF"))
+}  # fmt: skip
 REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.GENOTYPES: {},
     Phase.COVARIATES: {},
@@ -45,6 +70,11 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.ASSOCIATION: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta": ("float64", ("K",))},
     Phase.FIT: {**DESIGN, **_WHO, "frequency": ("float64", ("m",)), "theta_fit": ("float64", ("J", "m")),
                 "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
+    Phase.FOLDS: {**DESIGN, **_WHO},
+    Phase.BLOCKS: {**DESIGN, **_WHO, **BLOCKED, "frequency": ("float64", ("m",))},
+    Phase.LEVEL: LEVEL,
+    Phase.RIDGE: {**LEVEL, "theta": ("float64", ("K",)), "beta": ("float64", ("L", "A")), "constant": ("float64", ("A",)),
+                  "fold": ("int64", ("A",))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (7, "m")}},
@@ -59,6 +89,10 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
         "logistic": {"used": ("m",), "xwg": ("K", "m"), "gwg": ("m",), "score": ("m",)},
     },
     Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
+    Phase.FOLDS: {"": {"used": ("m",), "xx": ("F", "K", "K"), "xy": ("F", "K"), "yy": ("F",), "n": ("F",)}},
+    Phase.BLOCKS: {"": {"gg": ("F", "m", "B"), "xg": ("F", "K", "m"), "gy": ("F", "m")}},
+    Phase.LEVEL: {"": {"ww": ("F", "L", "L"), "xw": ("F", "K", "L"), "wy": ("F", "L")}},
+    Phase.RIDGE: {"": {"gradient": ("L", "A"), "rest": ("A",), "log_likelihood": (2, "A")}},
 }
 INTEGERS = {"counts": "int64", "persons": "int64", "relatives": "int64", "n": "int64", "cases": "int64", "used": "uint8"}
 REPLY_TYPES: dict[str, str] = {
@@ -90,6 +124,33 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     return {"m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
 
 
+def declared(study: Study, phase: Phase) -> dict[str, tuple[str, Shape]]:
+    """Name -> type and shape of the arrays in a request of ``phase``; none of a phase that the study does not have."""
+    whole = study.gwas is not None and study.gwas.polygenic is not None
+    if phase in POLYGENIC and not whole:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas.polygenic]")
+    offset = OFFSET if whole and phase in (Phase.NULL, Phase.ASSOCIATION, Phase.FIT) else {}
+    return {**REQUEST[phase], **offset}
+
+
+def asked(study: Study, given: Mapping[str, Any]) -> dict[str, int]:
+    """The values of the letters that follow from the arrays of a request (of any site, where they differ); 0 where they do not fit."""
+
+    def shape(name: str, axis: int) -> int:
+        value = given.get(name, np.zeros((0, 0)))
+        value = next(iter(value.values())) if isinstance(value, Mapping) else value
+        return int(value.shape[axis]) if value.ndim == 2 else 0
+
+    def lines(name: str) -> int:
+        return given[name].tobytes().count(b"\n") if name in given else 0
+
+    out = {"b": shape("basis", 1), "M": lines("loading_panel"), "P": lines("poly_panel"), "A": shape("beta", 1)}
+    if study.gwas is not None and (plan := study.gwas.polygenic) is not None:
+        columns = shape("level_shift", 1)
+        out |= {"F": plan.folds, "B": plan.block, "RF": len(plan.ridge) * plan.folds, "L": columns // plan.folds, "LF": columns}
+    return out
+
+
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:
     """Checks that the arrays of a request's analysis record are those that its phase declares.
 
@@ -98,13 +159,11 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
     """
     if study.gwas is None and phase is not Phase.GENOTYPES:
         raise SiteError(Reason.UNDECLARED, "the study has no [gwas]")
-    declared = REQUEST[phase]
-    if given.keys() != declared.keys():
+    wanted = declared(study, phase)
+    if given.keys() != wanted.keys():
         raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")
-    loadings = given["loading_panel"].tobytes().count(b"\n") if "loading_panel" in given else 0
-    basis = given["basis"].shape[1] if "basis" in given and given["basis"].ndim == 2 else 0
-    size = sizes(study, variants, basis, loadings)
-    for name, (dtype, shape) in declared.items():
+    size = sizes(study, variants) | asked(study, given)
+    for name, (dtype, shape) in wanted.items():
         value = given[name]
         expected = [size[n] if isinstance(n, str) else n for n in shape]
         fits = str(value.dtype) == dtype and value.ndim == len(expected)
@@ -112,9 +171,9 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
             raise SiteError(Reason.UNDECLARED, f"{name} does not have the declared shape and type")
 
 
-def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the sums in a step's reply."""
+def reply_shapes(study: Study, phase: Phase, variants: int, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the sums in a step's reply to a request with the arrays ``given``."""
     kinds = REPLY[phase]
-    declared = kinds[""] if "" in kinds else kinds[kind(study)]
-    size = sizes(study, variants, basis)
-    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in declared.items()}
+    shapes = kinds[""] if "" in kinds else kinds[kind(study)]
+    size = sizes(study, variants) | asked(study, given)
+    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in shapes.items()}

@@ -12,6 +12,21 @@ from fedml.study.section import Section, without_unused
 _GWAS_FIRST = ("covariates", "components", "first_pass_p", "firth", "block", "pca_spacing", "pca_min_maf", "pca_tolerance")
 
 
+class Polygenic(Section):
+    """``[gwas.polygenic]``: the tests on a chromosome are adjusted for what the rest of the genome predicts (``fedml.analytics.ridge``)."""
+
+    block: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        default=100, description="consecutive variants of a block; with the covariates at most as many as a site has persons in a fold"
+    )
+    ridge: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1, max_length=20)] = Field(
+        default=(0.01, 0.25, 0.5, 0.75, 0.99), description="ridge parameters, as shares of the variance that the variants explain"
+    )
+    folds: Annotated[int, Field(ge=2, le=20)] = Field(default=5, description="folds of a site's persons, drawn at the site")
+    min_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.01, description="least minor allele frequency, over all sites, of the variants in blocks"
+    )
+
+
 class Gwas(Section):
     """``[gwas]``: association of the target with each variant (``fedml gwas``): linear for a quantitative target, logistic for two classes.
 
@@ -61,6 +76,9 @@ class Gwas(Section):
     )
     max_kinship: Annotated[float, Field(ge=0.0442, le=0.5)] = Field(
         default=0.0884, description="kinship (KING-robust) above which two persons of a site are relatives; 0.0884: second degree or closer"
+    )
+    polygenic: Polygenic | None = Field(
+        default=None, description="whole-genome regression, for cohorts with relatives and for power; default: none"
     )
 
     @model_serializer(mode="wrap")

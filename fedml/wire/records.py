@@ -57,10 +57,15 @@ class Phase(StrEnum):
     NULL = "null"
     ASSOCIATION = "association"
     FIT = "fit"
+    FOLDS = "folds"
+    BLOCKS = "blocks"
+    LEVEL = "level"
+    RIDGE = "ridge"
 
 
 # Phases of a genotype analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
-ANALYSES = frozenset({Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT})
+POLYGENIC = frozenset({Phase.FOLDS, Phase.BLOCKS, Phase.LEVEL, Phase.RIDGE})  # of a whole-genome regression
+ANALYSES = POLYGENIC | {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT}
 
 
 # Permitted contents of a request: its records by phase, its config's keys and their types. The study's algorithm declares what it adds to a

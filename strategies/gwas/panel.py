@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,11 @@ import numpy.typing as npt
 
 from fedml.analytics.forms import UNKNOWN
 from fedml.cohort.variants.model import Variant
+from fedml.cohort.variants.ploidy import Y, place
 from fedml.contract.disclosure import HIDDEN
 from fedml.runs.events import Step
 from fedml.runs.log import emit
+from fedml.strategies.gwas.work import Work
 from fedml.study.gwas_section import Gwas
 
 
@@ -26,6 +28,15 @@ def spaced(keys: tuple[Variant, ...], candidates: npt.NDArray[np.int64], spacing
             selected.append(at)
             last[keys[at].contig] = keys[at].position
     return np.array(sorted(selected), dtype=np.int64)
+
+
+def tested_together(work: Work, *, by_contig: bool) -> Iterator[tuple[npt.NDArray[np.bool_], bool, str]]:
+    """Variants that are tested together (variants,), whether among everyone (on Y: among the men), and with ``by_contig`` their contig."""
+    on_y = np.array([place(key.contig, key.position, work.agreement.build) == Y for key in work.keys], bool)
+    contig = np.array([key.contig if by_contig else "" for key in work.keys])
+    for name in dict.fromkeys(contig.tolist()):
+        yield (contig == name) & ~on_y, True, name
+    yield on_y, False, "Y"
 
 
 def tell_relatives(run: Path, plan: Gwas, persons: Mapping[str, int], relatives: Mapping[str, int]) -> None:

@@ -185,3 +185,13 @@ def from_text(text: bytes) -> tuple[Variant, ...]:
     lines = text.decode().removesuffix("\n").split("\n") if text else []  # not splitlines: an id may contain other line separators
     fields = (line.split("\t") for line in lines)
     return tuple(Variant(intern(contig), int(position), id_, ref, alt) for contig, position, id_, ref, alt in fields)
+
+
+def blocks_of(keys: Sequence[Variant], size: int) -> list[slice]:
+    """The blocks of variants in the order of the genome: at most ``size`` consecutive ones of a chromosome."""
+    out, start = list[slice](), 0
+    for at in range(1, len(keys) + 1):
+        if at == len(keys) or keys[at].contig != keys[start].contig or at - start == size:
+            out.append(slice(start, at))
+            start = at
+    return out

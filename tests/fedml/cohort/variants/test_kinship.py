@@ -139,7 +139,7 @@ def test_the_sites_screen_names_pairs_by_degree() -> None:
     assert len(lines) == 2  # of the third degree 4,000 variants tell too little
     assert "50 more" not in lines[0]
     few = own(dosage[:, : kinship.fewest(0.3536) - 1])
-    assert list(relative_lines([], few))[0].startswith("relatives: not known, fewer than 200 ")
+    assert next(relative_lines([], few)).startswith("relatives: not known, fewer than 200 ")
 
 
 def test_unrelated_persons_are_as_far_from_a_limit_as_stated() -> None:
