@@ -31,6 +31,7 @@ from fedml.study.study import Study
 from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, POLYGENIC, Phase, pack, unpack
 
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
+CONTIGS = 26  # each has a model without variants of its own after a whole-genome regression
 _VARIANTS = 4096  # in a block
 
 
@@ -59,8 +60,9 @@ def check_persons(request: Request, content: RecordDict, fewest: int, columns_be
     count = len(only_men(people).rows) if asks_men(content) else len(people.rows)
     if count < fewest:
         raise SiteError(Reason.TOO_FEW, f"{count} persons would be analysed, [policy] min_persons requires {fewest}")
-    if request.phase is Phase.NULL and request.round > NULL_STEPS:
-        raise SiteError(Reason.ROUNDS, f"the model without variants is requested {request.round} times, at most {NULL_STEPS} are allowed")
+    most = NULL_STEPS * (1 if request.study.gwas is None or request.study.gwas.polygenic is None else 1 + CONTIGS)
+    if request.phase is Phase.NULL and request.round > most:
+        raise SiteError(Reason.ROUNDS, f"the model without variants is requested {request.round} times, at most {most} are allowed")
     if request.phase is Phase.SUBSPACE:
         columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
         if not columns_before + columns <= request.round <= count:
