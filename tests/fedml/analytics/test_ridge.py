@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedml.analytics import logistic as wald
 from fedml.analytics import ridge, ridge_logistic
 from tests.dense_regenie import logistic, step_one
 
@@ -27,6 +28,28 @@ def drawn(seed: int, *, binary: bool) -> tuple[Any, ...]:
         y = (y > np.quantile(y, 0.6)).astype(float)
     g[random.random(g.shape) < 0.02] = np.nan
     return g, contigs, x, y, site, random.integers(0, FOLDS, persons)
+
+
+def test_firths_fit_takes_an_offset() -> None:
+    """As a covariate whose coefficient is 1: of the penalised likelihood by Newton's method on the dense matrix."""
+    random = np.random.default_rng(5)
+    x, offset = np.column_stack([np.ones(200), random.normal(size=200)]), random.normal(size=200)
+    g = random.binomial(2, 0.03, 200).astype(np.int8)
+    y = (random.random(200) < 1 / (1 + np.exp(-offset - 0.5))).astype(float)
+    frequency = np.array([g.mean() / 2])
+    state = wald.start(wald.with_variant(wald.null_theta(2), 1), firth=True)
+    while len(state.active):
+        state = wald.step(state, wald.likelihood_sums(g[:, None], frequency, x, y, state.ask, state.inverse, offset))
+    whole, theta = np.column_stack([x, g - 2 * frequency[0]]), np.zeros(3)
+    for _ in range(500):
+        mu = 1 / (1 + np.exp(-(whole @ theta + offset)))
+        weight = mu * (1 - mu)
+        inverse = np.linalg.inv((whole * weight[:, None]).T @ whole)
+        leverage = weight * np.einsum("ij,jk,ik->i", whole, inverse, whole)
+        move = inverse @ (whole.T @ (y - mu + leverage * (0.5 - mu)))
+        theta += move / max(1.0, np.abs(move).max() / 0.5)
+    assert state.converged.all()
+    assert np.abs(state.theta[:, 0] - theta).max() < 1e-6 * np.sqrt(inverse[2, 2])
 
 
 @pytest.mark.parametrize("binary", [False, True])

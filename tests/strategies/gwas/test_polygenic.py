@@ -13,6 +13,7 @@ import statsmodels.api as sm
 
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work import polygenic
+from fedml.errors import RunError
 from fedml.experiments.runs.association import read_table
 from fedml.study.study import Study, parse_study, validate
 from fedml.wire.records import Phase
@@ -113,6 +114,13 @@ def test_linear_steps_are_the_published_ones_on_the_pooled_matrix(tmp_path: Path
     events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
     said = [e["doing"] for e in events if e.get("event") == "step" and e["doing"].startswith("whole genome")]
     assert said == [f"whole genome: 340 variants in 18 blocks, ridge parameter {H2[dense.chosen]:g}"]
+
+
+def test_the_run_says_before_step_one_what_the_sites_would_refuse(tmp_path: Path) -> None:
+    world = World(tmp_path / "sites", binary=False)
+    section = {"block": 81, "ridge": H2, "folds": FOLDS}
+    with pytest.raises(RunError, match=r"needs 84 persons in each fold at each site.* the smallest site has 82; lower block or folds"):
+        observed(world.study(polygenic=section), tmp_path / "sites", tmp_path / "run")
 
 
 @pytest.mark.parametrize("firth", ["never", "auto"])

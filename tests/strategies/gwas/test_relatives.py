@@ -99,6 +99,11 @@ def test_unrelated_persons_are_analysed_whatever_their_outcome(sites: Path, tmp_
     assert {load_cohort(other, study).ids[row] for row in analysed(other, study).rows} == first
 
 
+def test_a_study_that_says_nothing_of_relatives_keeps_its_sha256() -> None:
+    assert {"relatives", "max_kinship", "polygenic"}.isdisjoint(json.loads(study_of(["a"]).canonical)["gwas"])
+    assert json.loads(study_of(["a"], polygenic={}).canonical)["gwas"]["polygenic"]["folds"] == 5
+
+
 def test_where_relatives_cannot_be_found_unrelated_is_refused(sites: Path, tmp_path: Path) -> None:
     from bed_reader import open_bed
 
@@ -121,3 +126,7 @@ def test_the_sites_check_names_them(sites: Path, tmp_path: Path) -> None:
     done = quick("fedml-site", "check", "kin.toml", "--site", str(sites / "pair" / "site.toml"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "relatives: 1 pairs, first degree: pair-100 and pair-101 (0.2" in done.stdout
+    (tmp_path / "kin.toml").write_text((tmp_path / "kin.toml").read_text() + "[gwas.polygenic]\n")
+    done = quick("fedml-site", "check", "kin.toml", "--site", str(sites / "pair" / "site.toml"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "would refuse this study: [gwas.polygenic] needs 102 columns (100 of blocks, 2 of covariates) of the 20 persons" in done.stdout
