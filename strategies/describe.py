@@ -178,6 +178,15 @@ def _association(study: Study) -> list[str]:
             f"            and test alike){products}",
             *(["            of the genotypes with the components' loadings, fewer than there are persons"] if plan.components else []),
         ]
+        if plan.relatives == "unrelated":
+            lines.append(f"            each site leaves out persons until no two of its own have a kinship above {plan.max_kinship:g}")
+        else:
+            lines.append("            how many of a site's persons have relatives there, if that is not few")
+        if plan.polygenic is not None:
+            lines += [
+                "            whole-genome regression ([gwas.polygenic]): products of genotypes, covariates and outcome, and of",
+                f"            predictions, by fold of the site's persons ({plan.polygenic.folds} folds), of fewer columns than a fold has persons",
+            ]
     if lookup is not None:
         by = [*([f"{lookup.population}: {', '.join(map(str, lookup.populations))}"] if lookup.population else []), *["sex"] * lookup.by_sex]
         lines += [

@@ -10,6 +10,8 @@ from fedml.clients.gate.charge import check_budget, check_delta
 from fedml.clients.gate.checks import limits
 from fedml.clients.gate.trust import check_level, level_of
 from fedml.clients.site.manifest import Site
+from fedml.clients.work.people import analysed
+from fedml.clients.work.polygenic import few_columns
 from fedml.errors import InputError, SiteError
 from fedml.study.study import Study
 
@@ -42,5 +44,14 @@ def would_refuse(site: Site, study: Study, persons: int | None, trust: str = "")
     trains = site.name not in study.federation.evaluate_only
     if persons is not None and persons < allowed.min_persons:
         yield f"{persons} {'training' if trains else 'test'} persons, min_persons requires {allowed.min_persons}"
+    if persons is not None and study.gwas is not None:
+        try:
+            count = len(analysed((str(site.file.resolve()),), study).rows)
+        except InputError as error:  # relatives cannot be found
+            yield str(error)
+        else:
+            plan = study.gwas.polygenic
+            if plan is not None and (why := few_columns(study, count, max(plan.block, len(plan.ridge)))):
+                yield why
     if trains and level != "trusted" and study.privacy.unit != "patient" and not site.manifest.data.public and persons is not None:
         yield from objections(study, policy, allowed.min_count, persons)

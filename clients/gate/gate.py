@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 
+from fedml.clients.gate import polygenic
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
 from fedml.clients.gate.bounds import check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
@@ -74,7 +75,7 @@ from fedml.privacy.statistics import stated_constants
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
 
 log = logging.getLogger("fedml.site")
 
@@ -282,6 +283,7 @@ class Gate:
             pin(self.state, key[0], {"design": design}, Reason.REPLAYED, text)
         if request.phase is Phase.GENES and not self.site.manifest.data.public:
             check_genes(self.state, key[0], request, content)
+        polygenic.check(self.state, key[0], request, read_arrays(content, ANALYSIS), persons)
 
     def _count_columns(self, study: Study, records: tuple[RecordNote, ...], columns: int, persons: int) -> None:
         """Counts the products of genotypes (columns) over all runs of a study: as many columns as persons would let the genotypes be

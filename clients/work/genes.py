@@ -105,7 +105,7 @@ def gene_sums(study: Study, site: Site, x: Floats, y: Floats, given: Mapping[str
     logistic = forms.kind(study) == "logistic"
     p = 1 / (1 + np.exp(-np.clip(x @ given["theta"], -700, 700))) if logistic else np.zeros(len(y))
     weight = p * (1 - p) if logistic else np.ones(len(y))
-    shapes = forms.reply_shapes(study, forms.Phase.GENES, len(site.dosages.keys), gene=given["gene"])
+    shapes = forms.reply_shapes(study, forms.Phase.GENES, len(site.dosages.keys), given)
     out: dict[str, Any] = {name: np.zeros(shape, forms.REPLY_TYPES[name]) for name, shape in shapes.items()}
     place = 0
     for gene in genes_of(given):

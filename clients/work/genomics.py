@@ -17,10 +17,12 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work import frequencies
+from fedml.clients.work import frequencies, polygenic
+from fedml.clients.work.effective import FEWEST_SHARE, few_effective
 from fedml.clients.work.genes import Site as GeneSite
 from fedml.clients.work.genes import check_columns, check_sums, gene_sums, order_of
-from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men
+from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men, relatives, told_relatives
+from fedml.clients.work.polygenic import aligned_panel
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import few, group_counts, reported
 from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
@@ -28,17 +30,19 @@ from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
-from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, pack, unpack
+from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, POLYGENIC, Phase, pack, unpack
 
-FEWEST_SHARE = 0.1  # of the persons, by their weights in a logistic model
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
+CONTIGS = 26  # each has a model without variants of its own after a whole-genome regression
 _VARIANTS = 4096  # in a block
 
 
 def forget_data() -> None:
     """Computes everything anew from now on: a file of the site changed."""
     analysed.cache_clear()
+    relatives.cache_clear()
     _any_small.cache_clear()
+    polygenic.forget()
     _COMPONENTS.clear()
 
 
@@ -66,8 +70,9 @@ def check_persons(request: Request, content: RecordDict, fewest: int, columns_be
     count = len(only_men(people).rows) if asks_men(content) else len(people.rows)
     if count < fewest:
         raise SiteError(Reason.TOO_FEW, f"{count} persons would be analysed, [policy] min_persons requires {fewest}")
-    if request.phase is Phase.NULL and request.round > NULL_STEPS:
-        raise SiteError(Reason.ROUNDS, f"the model without variants is requested {request.round} times, at most {NULL_STEPS} are allowed")
+    most = NULL_STEPS * (1 if request.study.gwas is None or request.study.gwas.polygenic is None else 1 + CONTIGS)
+    if request.phase is Phase.NULL and request.round > most:
+        raise SiteError(Reason.ROUNDS, f"the model without variants is requested {request.round} times, at most {most} are allowed")
     if request.phase is Phase.SUBSPACE:
         columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
         if not columns_before + columns <= request.round <= count:
@@ -105,7 +110,7 @@ def shapes_of_reply(request: Request, content: RecordDict) -> dict[str, tuple[in
     """Name -> shape of each array in the reply to ``request``."""
     given = unpack(content.array_records[ANALYSIS])
     variants = unpack(content.array_records[AGREEMENT])[PANEL].tobytes().count(b"\n")
-    return forms.reply_shapes(request.study, request.phase, variants, given["basis"].shape[1] if "basis" in given else 0, given.get("gene"))
+    return forms.reply_shapes(request.study, request.phase, variants, given)
 
 
 def check_small(request: Request, reply: RecordDict, content: RecordDict, min_count: int) -> None:
@@ -116,6 +121,8 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     for name in ("persons", "n", "cases"):
         if name in values and 0 < int(values[name][0]) < min_count:
             raise SiteError(Reason.TOO_FEW, text)
+    if "relatives" in values and 0 < int(values["relatives"][0]) < min_count:
+        raise SiteError(Reason.TOO_FEW, text)
     if "cases" in values and 0 < int(values["n"][0] - values["cases"][0]) < min_count:
         raise SiteError(Reason.TOO_FEW, text)
     # Sums of components of one variant would reveal its counts: an honest server builds components from variants that no site excludes.
@@ -170,25 +177,31 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             hidden = _site_table(dosages, people, floor, fewest_men)[1]
             return _reply(frequencies.told(request.study, dosages, *_cells(request, dosages), hidden, floor))
         case Phase.COVARIATES:
-            return _reply({"moments": linear.scaling_sums(people.covariates, people.outcome), "persons": np.array([len(people.rows)])})
+            kin = told_relatives(request, floor)
+            moments = linear.scaling_sums(people.covariates, people.outcome)
+            return _reply({"moments": moments, "persons": np.array([len(people.rows)]), "relatives": np.array([kin])})
         case Phase.SUBSPACE:
             return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
+    if request.phase in POLYGENIC:
+        return _reply(polygenic.answer(request, content, people, _design(request, people, given), floor))
     told, hidden = _site_table(dosages, people, floor, fewest_men)
     used = ~hidden & reported(told)
     if asks_men(content):
         people = _checked_men(request, dosages, people, floor, fewest_men)
     x, y = _design(request, people, given)
-    if forms.kind(request.study) == "logistic" and request.phase is not Phase.FIT and _few_effective(x @ given["theta"], floor):
+    known, logistic_ = polygenic.offset(request, given, people, x, floor), forms.kind(request.study) == "logistic"
+    if logistic_ and request.phase is not Phase.FIT and few_effective(_plus(x @ given["theta"], known), floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if request.phase is Phase.GENES:
         check_columns(request.study, dosages.keys, given)
         return _reply(gene_sums(request.study, _gene_site(request, dosages, floor), x, y, given))
+    y = y if logistic_ or known is None else y - known
     if request.phase is Phase.NULL:
-        return _reply(_null(request.study, x, y, given["theta"]))
+        return _reply(_null(request.study, x, y, given["theta"], known))
     if request.phase is Phase.FIT:
-        used &= ~_few_in_fit(dosages, people, x, given, floor)
+        used &= ~_few_in_fit(dosages, people, x, given, floor, known)
     sums_of = _association if request.phase is Phase.ASSOCIATION else _fit
-    sums = sums_of(request.study, dosages, people, x, y, given)
+    sums = sums_of(request.study, dosages, people, (x, y), given, known)
     return _reply({**{name: np.where(used, value, 0) for name, value in sums.items()}, "used": used.astype(np.uint8)})
 
 
@@ -220,7 +233,7 @@ def _components(request: Request, people: Analysed, given: Mapping[str, Any]) ->
     names = ("loadings", "loading_values", "loading_frequency", "loading_panel", "loading_flips")
     key = f"{request.manifests} {request.study.sha256} {_digest(given, *names)} {len(people.rows)}"  # everyone, or the men
     if key not in _COMPONENTS:
-        aligned = _aligned(request, given["loading_panel"].tobytes(), given["loading_flips"])
+        aligned = aligned_panel(request, given["loading_panel"].tobytes(), given["loading_flips"])
         parts = [
             pca.scores(block, given["loading_frequency"], given["loadings"], given["loading_values"])
             for block in _blocks(aligned, people.rows)
@@ -231,26 +244,17 @@ def _components(request: Request, people: Analysed, given: Mapping[str, Any]) ->
     return _COMPONENTS[key]
 
 
-def effective_persons(weights: Floats) -> Floats:
-    """(sum w)^2 / sum w^2 over the first axis: how many persons a weighted sum is about (Kish 1965, "Survey Sampling", section 8.2)."""
-    total, squares = weights.sum(0), (weights**2).sum(0)
-    out: Floats = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
-    return out
+def _plus(eta: Floats, offset: Floats | None) -> Floats:
+    """``eta`` (persons,) or (persons, variants) plus the ``offset`` (persons,) of a whole-genome regression."""
+    return eta if offset is None else eta + (offset if eta.ndim == 1 else offset[:, None])
 
 
-def _few_effective(eta: Floats, smallest: int) -> Any:
-    """Whether a logistic model's sums are about too few persons. ``eta`` (persons, ...): log-odds at the coefficients of the request. With
-    coefficients of a centre's choice the weights p (1 - p) can vanish in all persons but one."""
-    small = np.exp(-np.abs(eta))
-    return effective_persons(small / (1 + small) ** 2) < max(smallest, FEWEST_SHARE * len(eta))
-
-
-def _null(study: Study, x: Floats, y: Floats, theta: Floats) -> dict[str, Any]:
+def _null(study: Study, x: Floats, y: Floats, theta: Floats, offset: Floats | None) -> dict[str, Any]:
     """Sums of the model without variants."""
     if forms.kind(study) == "linear":
         sums = linear.null_sums(x, y)
         return {"xx": sums.xx, "xy": sums.xy, "yy": np.array([sums.yy]), "n": np.array([sums.n])}
-    fit = logistic.likelihood_sums(None, None, x, y, theta[:, None])
+    fit = logistic.likelihood_sums(None, None, x, y, theta[:, None], offset=offset)
     return {
         "gradient": fit.gradient, "information": fit.information, "log_likelihood": fit.log_likelihood,
         "n": np.asarray(fit.n, np.int64), "cases": np.array([int(y.sum())]),
@@ -269,43 +273,53 @@ def _dosage_blocks(dosages: Dosages, people: Analysed) -> Iterator[tuple[slice, 
         at += len(chunk)
 
 
-def _association(study: Study, dosages: Dosages, people: Analysed, x: Floats, y: Floats, given: Mapping[str, Any]) -> dict[str, Any]:
+def _association(
+    study: Study, dosages: Dosages, people: Analysed, design: tuple[Floats, Floats], given: Mapping[str, Any], offset: Floats | None
+) -> dict[str, Any]:
     """Sums of every variant: of the linear model, or of the score test of the logistic model."""
     out: dict[str, Any] = {}
+    x, y = design
     for persons_, variants, dosage in _dosage_blocks(dosages, people):
         frequency = given["frequency"][variants]
         if forms.kind(study) == "linear":
             effect = linear.variant_sums(dosage, frequency, x[persons_], y[persons_])
             sums = {"xg": effect.xg, "gg": effect.gg, "gy": effect.gy}
         else:
-            test = logistic.score_sums(dosage, frequency, x[persons_], y[persons_], given["theta"][:, None])
+            own = None if offset is None else offset[persons_]
+            test = logistic.score_sums(dosage, frequency, x[persons_], y[persons_], given["theta"][:, None], own)
             sums = {"xwg": test.xwg, "gwg": test.gwg, "score": test.score}
         _add(out, sums, variants, len(dosages.keys))
     return out or _zeros(study, Phase.ASSOCIATION, len(dosages.keys))
 
 
-def _fit(study: Study, dosages: Dosages, people: Analysed, x: Floats, y: Floats, given: Mapping[str, Any]) -> dict[str, Any]:
+def _fit(
+    study: Study, dosages: Dosages, people: Analysed, design: tuple[Floats, Floats], given: Mapping[str, Any], offset: Floats | None
+) -> dict[str, Any]:
     """Sums of each variant's logistic model at that model's coefficients; with leverages if Firth's penalty is requested."""
     out: dict[str, Any] = {}
+    x, y = design
     penalised = bool(given["penalised"][0]) and bool(given["inverse"].any())
     for persons_, variants, dosage in _dosage_blocks(dosages, people):
         inverse = given["inverse"][:, variants] if penalised else None
         fit = logistic.likelihood_sums(
-            dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse
-        )
+            dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse,
+            None if offset is None else offset[persons_],
+        )  # fmt: skip
         sums = {"gradient": fit.gradient, "information": fit.information, "log_likelihood": fit.log_likelihood, "n": fit.n}
         _add(out, sums, variants, len(dosages.keys))
     return out or _zeros(study, Phase.FIT, len(dosages.keys))
 
 
-def _few_in_fit(dosages: Dosages, people: Analysed, x: Floats, given: Mapping[str, Any], smallest: int) -> npt.NDArray[np.bool_]:
+def _few_in_fit(
+    dosages: Dosages, people: Analysed, x: Floats, given: Mapping[str, Any], smallest: int, offset: Floats | None
+) -> npt.NDArray[np.bool_]:
     """(variants,) whether the sums of a variant's model would be about few persons."""
     total, squares = np.zeros(len(dosages.keys)), np.zeros(len(dosages.keys))
     for persons_, variants, dosage in _dosage_blocks(dosages, people):
         theta = given["theta_fit"][:, variants]
         called = dosage >= 0
         eta = x[persons_] @ theta[:-1] + np.where(called, dosage - 2 * given["frequency"][variants], 0) * theta[-1]
-        small = np.exp(-np.abs(eta))
+        small = np.exp(-np.abs(_plus(eta, None if offset is None else offset[persons_])))
         weights = np.where(called, small / (1 + small) ** 2, 0)
         total[variants] += weights.sum(0)
         squares[variants] += (weights**2).sum(0)
@@ -334,14 +348,7 @@ def _reply(values: Mapping[str, Any]) -> RecordDict:
 def _panel(request: Request, content: RecordDict) -> Dosages:
     """The site's dosages, aligned to the panel of the request."""
     values = unpack(content.array_records[AGREEMENT])
-    return _aligned(request, values[PANEL].tobytes(), values[FLIPS])
-
-
-def _aligned(request: Request, panel: bytes, flips: Any) -> Dosages:
-    cohort = load_aligned(request.manifests, request.study, panel, own_flips(request, flips))
-    if (dosages := cohort.input("variants", Dosages)) is None:
-        raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is requested, but the site has no genotypes")
-    return dosages
+    return aligned_panel(request, values[PANEL].tobytes(), values[FLIPS])
 
 
 def _blocks(dosages: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int8]]:

@@ -15,10 +15,14 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms
 from fedml.clients.site.read import load_cohort
+from fedml.clients.work.request import Request
 from fedml.cohort.inputs import Table
 from fedml.cohort.persons import Cohort
+from fedml.cohort.variants.kinship import fewest, left_out, related
 from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.ploidy import sexes
+from fedml.contract.disclosure import HIDDEN
+from fedml.errors import InputError
 from fedml.study.study import Study
 from fedml.wire.records import ANALYSIS, unpack
 
@@ -49,11 +53,43 @@ def analysed(manifests: tuple[str, ...], study: Study) -> Analysed:
     if study.gwas is not None:
         has &= np.isfinite(raw).all(1) & np.isfinite(cohort.labels)
     rows = np.flatnonzero(has)
+    if study.gwas is not None and study.gwas.relatives == "unrelated":
+        if (relatives := _relatives(cohort, study, rows)) is None:
+            raise InputError(
+                f"{cohort.site}: fewer than {fewest(study.gwas.max_kinship):,} autosomal variants are common and called, too few to find "
+                'relatives; read more variants ([cohort.variants] regions, listed), or set [gwas] relatives = "keep".'
+            )
+        rows = rows[~relatives]
     everyone = np.ones(len(rows), dtype=bool)
     groups = np.stack([everyone, *(level[rows] for level in levels)])
     controls = cohort.labels[rows] == 0 if study.gwas is not None and forms.kind(study) == "logistic" else everyone
     both = sexes(None if dosages is None else dosages.sex, len(cohort))
     return Analysed(rows, raw[rows], cohort.labels[rows], groups, controls, both[:, rows])
+
+
+@lru_cache(maxsize=32)
+def relatives(manifests: tuple[str, ...], study: Study) -> int | None:
+    """How many persons of the analysis would have to be left out so that no pair with a kinship above ``max_kinship`` is in it; None if
+    the site has too few variants to tell."""
+    found = _relatives(load_cohort(manifests, study), study, analysed(manifests, study).rows)
+    return None if found is None else int(found.sum())
+
+
+def told_relatives(request: Request, min_count: int) -> int:
+    """``relatives`` as it may leave the site: ``HIDDEN`` if they, or all others, are 1 to ``min_count`` - 1 persons; ``UNKNOWN``."""
+    found = relatives(request.manifests, request.study)
+    if found is None:
+        return forms.UNKNOWN
+    rest = len(analysed(request.manifests, request.study).rows) - found
+    return HIDDEN if 0 < found < min_count or 0 < rest < min_count else found
+
+
+def _relatives(cohort: Cohort, study: Study, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
+    """(rows,) whom to leave out; None if it cannot be known. Neither outcome nor the order of the table has a part in it."""
+    dosages = cohort.input("variants", Dosages)
+    if dosages is None or study.gwas is None or (pairs := related(dosages, rows, study.gwas.max_kinship)) is None:
+        return None
+    return left_out(pairs, [f"{study.split_key}\0{cohort.ids[row]}" for row in rows], len(rows))
 
 
 def _covariates(cohort: Cohort, study: Study) -> tuple[Floats, list[npt.NDArray[np.bool_]]]:

@@ -5,7 +5,7 @@ first), J = K + 1 (with the variant), U and T the triangles of K and J, M varian
 genes, t the triangles of the columns of each gene, gene by gene.
 
     genotypes    ->                                   counts
-    covariates   ->                                   moments, persons
+    covariates   ->                                   moments, persons, relatives
     subspace     -> frequency, basis                  product
     null         -> design, everyone, theta           linear: xx, xy, yy, n; logistic: gradient, information, log_likelihood, n, cases
     association  -> design, everyone, frequency,      used, and linear: xg, gg, gy; logistic: xwg, gwg, score
@@ -15,20 +15,32 @@ genes, t the triangles of the columns of each gene, gene by gene.
     frequencies  ->                                   alleles (G groups of [frequencies]: AC, AN, homozygotes, hemizygotes; -1: withheld)
     genes        -> design, theta, column, gene       used, alleles, xg, gram, score, third
 
+With ``[gwas.polygenic]`` the last three have the arrays of ``OFFSET`` too, and there are four more (``fedml.analytics.ridge``). Letters: F
+folds, R ridge parameters, B variants of a block, P variants in blocks, L predictions of level 0, A fits.
+
+    folds        -> design, everyone                  used, xx, xy, yy, n by fold
+    blocks       -> design, everyone, blocked,        gg, xg, gy by fold
+                    frequency
+    level        -> design, everyone, blocked, level  ww, xw, wy by fold
+    ridge        -> the same, theta, beta, constant,  gradient, rest, log_likelihood (of the persons in the fit, and of the fold)
+                    fold
+
 ``design``: centre and scale (R,) of covariates and outcome, and the loadings from which a site computes its persons' components.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
-from fedml.wire.records import Phase
+from fedml.wire.records import POLYGENIC, Phase
 
+UNKNOWN = -2  # in place of a number of relatives: the site has too few variants to tell
 Shape = tuple[int | str, ...]
 EVERYONE = "everyone"  # uint8 (1,): 0 where a step is about the men alone, for variants on Y
 _WHO: dict[str, tuple[str, Shape]] = {EVERYONE: ("uint8", (1,))}
@@ -41,6 +53,18 @@ DESIGN: dict[str, tuple[str, Shape]] = {
     "loading_panel": ("uint8", (None,)),  # type: ignore[dict-item]  # text of any length
     "loading_flips": ("uint8", (None,)),  # type: ignore[dict-item]
 }
+OFFSET: dict[str, tuple[str, Shape]] = {  # a person's prediction from all chromosomes but ``poly_leave``; without variants 0
+    "poly_panel": ("uint8", (None,)),  # type: ignore[dict-item]
+    "poly_flips": ("uint8", (None,)),  # type: ignore[dict-item]
+    "poly_frequency": ("float64", ("P",)),
+    "poly_weights": ("float64", ("P", "F")),
+    "poly_shift": ("float64", ("K", "F")),
+    "poly_leave": ("int64", (1,)),  # the chromosome's place among those of the panel; -1: none is left out
+}
+BLOCKED = {name: OFFSET[name] for name in ("poly_panel", "poly_flips", "poly_frequency")}
+LEVEL: dict[str, tuple[str, Shape]] = {
+    **DESIGN, **_WHO, **BLOCKED, "level": ("float64", ("P", "RF")), "level_shift": ("float64", ("K", "LF"))
+}  # fmt: skip
 REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
     Phase.GENOTYPES: {},
     Phase.COVARIATES: {},
@@ -51,10 +75,15 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
                 "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
     Phase.FREQUENCIES: {},
     Phase.GENES: {**DESIGN, "theta": ("float64", ("K",)), "column": ("int64", ("m",)), "gene": ("int64", ("c",))},
+    Phase.FOLDS: {**DESIGN, **_WHO},
+    Phase.BLOCKS: {**DESIGN, **_WHO, **BLOCKED, "frequency": ("float64", ("m",))},
+    Phase.LEVEL: LEVEL,
+    Phase.RIDGE: {**LEVEL, "theta": ("float64", ("K",)), "beta": ("float64", ("L", "A")), "constant": ("float64", ("A",)),
+                  "fold": ("int64", ("A",))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.GENOTYPES: {"": {"counts": (7, "m")}},
-    Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
+    Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,), "relatives": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {
         "linear": {"xx": ("K", "K"), "xy": ("K",), "yy": (1,), "n": (1,)},
@@ -67,8 +96,14 @@ REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
     Phase.FIT: {"": {"used": ("m",), "gradient": ("J", "m"), "information": ("T", "m"), "log_likelihood": ("m",), "n": ("m",)}},
     Phase.FREQUENCIES: {"": {"alleles": ("G", 4, "m")}},
     Phase.GENES: {"": {"used": ("c",), "alleles": ("c",), "xg": ("K", "c"), "gram": ("t",), "score": ("c",), "third": ("c",)}},
+    Phase.FOLDS: {"": {"used": ("m",), "xx": ("F", "K", "K"), "xy": ("F", "K"), "yy": ("F",), "n": ("F",)}},
+    Phase.BLOCKS: {"": {"gg": ("F", "m", "B"), "xg": ("F", "K", "m"), "gy": ("F", "m")}},
+    Phase.LEVEL: {"": {"ww": ("F", "L", "L"), "xw": ("F", "K", "L"), "wy": ("F", "L")}},
+    Phase.RIDGE: {"": {"gradient": ("L", "A"), "rest": ("A",), "log_likelihood": (2, "A")}},
 }
-INTEGERS = {"counts": "int64", "persons": "int64", "n": "int64", "cases": "int64", "used": "uint8", "alleles": "int64"}
+INTEGERS = {
+    "counts": "int64", "persons": "int64", "relatives": "int64", "n": "int64", "cases": "int64", "used": "uint8", "alleles": "int64",
+}  # fmt: skip
 REPLY_TYPES: dict[str, str] = {
     name: INTEGERS.get(name, "float64") for kinds in REPLY.values() for shapes in kinds.values() for name in shapes
 }
@@ -120,6 +155,38 @@ def check_section(study: Study, phase: Phase) -> None:
         raise SiteError(Reason.UNDECLARED, f"the study has no [{section}]")
 
 
+def declared(study: Study, phase: Phase) -> dict[str, tuple[str, Shape]]:
+    """Name -> type and shape of the arrays in a request of ``phase``; none of a phase that the study does not have."""
+    whole = study.gwas is not None and study.gwas.polygenic is not None
+    if phase in POLYGENIC and not whole:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas.polygenic]")
+    of_genes = study.gwas is not None and study.gwas.genes is not None
+    if phase is Phase.GENES and not of_genes:
+        raise SiteError(Reason.UNDECLARED, "the study has no [gwas.genes]")
+    if phase in (Phase.ASSOCIATION, Phase.FIT) and of_genes:  # the sums of a gene less those of its variants would be about few persons
+        raise SiteError(Reason.UNDECLARED, "the study tests genes, and variants are not tested one by one")
+    offset = OFFSET if whole and phase in (Phase.NULL, Phase.ASSOCIATION, Phase.FIT) else {}
+    return {**REQUEST[phase], **offset}
+
+
+def asked(study: Study, given: Mapping[str, Any]) -> dict[str, int]:
+    """The values of the letters that follow from the arrays of a request (of any site, where they differ); 0 where they do not fit."""
+
+    def shape(name: str, axis: int) -> int:
+        value = given.get(name, np.zeros((0, 0)))
+        value = next(iter(value.values())) if isinstance(value, Mapping) else value
+        return int(value.shape[axis]) if value.ndim == 2 else 0
+
+    def lines(name: str) -> int:
+        return given[name].tobytes().count(b"\n") if name in given else 0
+
+    out = {"b": shape("basis", 1), "M": lines("loading_panel"), "P": lines("poly_panel"), "A": shape("beta", 1)}
+    if study.gwas is not None and (plan := study.gwas.polygenic) is not None:
+        columns = shape("level_shift", 1)
+        out |= {"F": plan.folds, "B": plan.block, "RF": len(plan.ridge) * plan.folds, "L": columns // plan.folds, "LF": columns}
+    return out | gene_sizes(given.get("gene"))
+
+
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:
     """Checks that the arrays of a request's analysis record are those that its phase declares.
 
@@ -127,18 +194,11 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants
         SiteError: undeclared: a name, type or shape differs, or the study has no ``[gwas]``.
     """
     check_section(study, phase)
-    of_genes = study.gwas is not None and study.gwas.genes is not None
-    if phase is Phase.GENES and not of_genes:
-        raise SiteError(Reason.UNDECLARED, "the study has no [gwas.genes]")
-    if phase in (Phase.ASSOCIATION, Phase.FIT) and of_genes:  # the sums of a gene less those of its variants would be about few persons
-        raise SiteError(Reason.UNDECLARED, "the study tests genes, and variants are not tested one by one")
-    declared = REQUEST[phase]
-    if given.keys() != declared.keys():
+    wanted = declared(study, phase)
+    if given.keys() != wanted.keys():
         raise SiteError(Reason.UNDECLARED, "the analysis record has other arrays than this phase declares")
-    loadings = given["loading_panel"].tobytes().count(b"\n") if "loading_panel" in given else 0
-    basis = given["basis"].shape[1] if "basis" in given and given["basis"].ndim == 2 else 0
-    size = sizes(study, variants, basis, loadings) | gene_sizes(given.get("gene"))
-    for name, (dtype, shape) in declared.items():
+    size = sizes(study, variants) | asked(study, given)
+    for name, (dtype, shape) in wanted.items():
         value = given[name]
         expected = [size[n] if isinstance(n, str) else n for n in shape]
         fits = str(value.dtype) == dtype and value.ndim == len(expected)
@@ -154,9 +214,9 @@ def gene_sizes(gene: Any) -> dict[str, int]:
     return {"c": len(gene), "t": int((columns * (columns + 1) // 2).sum())}
 
 
-def reply_shapes(study: Study, phase: Phase, variants: int, basis: int = 0, gene: Any = None) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the sums in a step's reply. ``gene``: of a request about genes, the gene of each column."""
+def reply_shapes(study: Study, phase: Phase, variants: int, given: Mapping[str, Any] = MappingProxyType({})) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the sums in a step's reply to a request with the arrays ``given``."""
     kinds = REPLY[phase]
-    declared = kinds[""] if "" in kinds else kinds[kind(study)]
-    size = sizes(study, variants, basis) | gene_sizes(gene)
-    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in declared.items()}
+    shapes = kinds[""] if "" in kinds else kinds[kind(study)]
+    size = sizes(study, variants) | asked(study, given)
+    return {name: tuple(size[n] if isinstance(n, str) else n for n in shape) for name, shape in shapes.items()}

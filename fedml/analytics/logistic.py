@@ -212,13 +212,20 @@ def _put(values: npt.NDArray[Any], at: Index, new: npt.NDArray[Any]) -> npt.NDAr
 
 
 def likelihood_sums(
-    dosage: Dosage | None, frequency: Array | None, covariates: Array, trait: Array, theta: Array, inverse: Array | None = None
+    dosage: Dosage | None,
+    frequency: Array | None,
+    covariates: Array,
+    trait: Array,
+    theta: Array,
+    inverse: Array | None = None,
+    offset: Array | None = None,
 ) -> LikelihoodSums:
     """A site's sums at ``theta`` (P, variants), one theta per variant; without ``dosage``, of the null model, P = K.
 
     Args:
         dosage: (persons, variants) of the requested variants, with their pooled ``frequency`` (variants,).
         inverse: (P(P + 1)/2, variants): if given, the gradient is Firth's, (y - mu + h(1/2 - mu)) x, where h is a person's leverage.
+        offset: (persons,) log-odds that are not estimated, such as those of a whole-genome regression.
     """
     size, variants = theta.shape
     k = covariates.shape[1]
@@ -234,6 +241,8 @@ def likelihood_sums(
         for begin in range(0, variants, width):
             part = slice(begin, begin + width)
             eta = x @ theta[:k, part]
+            if offset is not None:
+                eta += offset[at : at + _PERSONS, None]
             g = None
             if dosage is not None and frequency is not None:
                 g = centred(dosage[at : at + _PERSONS, part], frequency[part])
@@ -287,10 +296,13 @@ def likelihood_ratio(state: LogisticState, held: LogisticState) -> Association:
     return Association(beta, error, statistic, 10.0**log10_p, log10_p, fitted.n)
 
 
-def score_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array, theta: Array) -> ScoreSums:
-    """A site's sums for a block of variants at the null model's ``theta`` (K, 1); dosage (persons, variants), frequency (variants,)."""
+def score_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Array, theta: Array, offset: Array | None = None) -> ScoreSums:
+    """A site's sums for a block of variants at the null model's ``theta`` (K, 1); dosage (persons, variants), frequency (variants,),
+    ``offset`` (persons,) as in ``likelihood_sums``."""
     persons, variants = dosage.shape
     eta = (covariates @ theta)[:, 0]
+    if offset is not None:
+        eta = eta + offset
     small = np.exp(-np.abs(eta))
     rest, weight = trait - np.where(eta >= 0, 1.0, small) / (1 + small), small / (1 + small) ** 2
     weighted = (covariates * weight[:, None]).T

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedml.study import limits
 from fedml.study.genes_section import Genes
 from fedml.study.section import Section, without_unused
 
 _GWAS_FIRST = ("covariates", "components", "first_pass_p", "firth", "block", "pca_spacing", "pca_min_maf", "pca_tolerance")
+
+
+class Polygenic(Section):
+    """``[gwas.polygenic]``: the tests on a chromosome are adjusted for what the rest of the genome predicts (``fedml.analytics.ridge``)."""
+
+    block: Annotated[int, Field(ge=2, le=10_000)] = Field(
+        default=100, description="consecutive variants of a block; with the covariates at most as many as a site has persons in a fold"
+    )
+    ridge: Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], Field(min_length=1, max_length=20)] = Field(
+        default=(0.01, 0.25, 0.5, 0.75, 0.99), description="ridge parameters, as shares of the variance that the variants explain"
+    )
+    folds: Annotated[int, Field(ge=2, le=20)] = Field(default=5, description="folds of a site's persons, drawn at the site")
+    min_maf: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.01, description="least minor allele frequency, over all sites, of the variants in blocks"
+    )
 
 
 class Gwas(Section):
@@ -55,8 +70,25 @@ class Gwas(Section):
     intercept: Literal["auto", "site", "one"] = Field(
         default="auto", description="an intercept for each site, or one for all; auto: for each site if the target has two classes"
     )
+    relatives: Literal["keep", "unrelated"] = Field(
+        default="keep",
+        description="keep: everyone is analysed, and how many have relatives is told where that is not few; unrelated: each site leaves "
+        "out persons until no pair of its own has a kinship above max_kinship",
+    )
+    max_kinship: Annotated[float, Field(ge=0.0442, le=0.5)] = Field(
+        default=0.0884, description="kinship (KING-robust) above which two persons of a site are relatives; 0.0884: second degree or closer"
+    )
+    polygenic: Polygenic | None = Field(
+        default=None, description="whole-genome regression, for cohorts with relatives and for power; default: none"
+    )
 
     genes: Genes | None = Field(default=None, description="tests of the rare variants of each gene (fedml genes); default: none")
+
+    @model_validator(mode="after")
+    def _of_genes(self) -> Self:
+        if self.genes is not None and self.polygenic is not None:
+            raise ValueError("[gwas.genes] with [gwas.polygenic] is not built: remove one of them, or write two studies")
+        return self
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -59,12 +59,17 @@ class Phase(StrEnum):
     FIT = "fit"
     GENES = "genes"
     FREQUENCIES = "frequencies"
+    FOLDS = "folds"
+    BLOCKS = "blocks"
+    LEVEL = "level"
+    RIDGE = "ridge"
 
 
 # Phases of a genotype analysis: sites send sums, no model is trained (``fedml.analytics.forms``).
-ANALYSES = frozenset(
-    {Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES}
-)
+POLYGENIC = frozenset({Phase.FOLDS, Phase.BLOCKS, Phase.LEVEL, Phase.RIDGE})  # of a whole-genome regression
+ANALYSES = POLYGENIC | {
+    Phase.GENOTYPES, Phase.COVARIATES, Phase.SUBSPACE, Phase.NULL, Phase.ASSOCIATION, Phase.FIT, Phase.GENES, Phase.FREQUENCIES,
+}  # fmt: skip
 
 
 # Permitted contents of a request: its records by phase, its config's keys and their types. The study's algorithm declares what it adds to a

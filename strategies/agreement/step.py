@@ -42,8 +42,7 @@ def take(
     Raises:
         RunError: a site did not answer; the message names the site and the reason.
     """
-    basis = given["basis"].shape[1] if "basis" in given else 0
-    shapes = reply_shapes(study, phase, agreement.variants, basis, given.get("gene"))
+    shapes = reply_shapes(study, phase, agreement.variants, given)
     content = {**agreement.record(), CONFIG: request(study, phase, number)}
     same = {name: value for name, value in given.items() if not isinstance(value, BySite)}
     own = {name: value for name, value in given.items() if isinstance(value, BySite)}

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,16 +22,16 @@ from flwr.serverapp import Grid
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.analytics.linear import Association
 from fedml.analytics.meta import Combined, combine
-from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.frequency import allele_frequency, alleles, minor_allele_frequency
-from fedml.cohort.variants.ploidy import Y, places
 from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import BySite, take
-from fedml.strategies.gwas.work import Fitted, Floats, Work, spaced
+from fedml.strategies.gwas.panel import spaced, tell_relatives, tested_together
+from fedml.strategies.gwas.polygenic import Background, null_of, regress, without
+from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
 from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
@@ -61,7 +61,8 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     if study.gwas.components:
         loadings, components = _components(work)
         design |= loadings
-    fitted = _fit(work, design)
+    background = _background(work, design, persons)
+    fitted = _fit(work, design, background)
     found = write_results(fitted, {"persons": persons, **fitted.facts, **components})
     emit(run, replace(found, seconds=time.monotonic() - began))
     return run / GWAS_TABLE
@@ -71,18 +72,28 @@ class TooRareError(RunError):
     """No variant of an analysis has as many minor alleles as ``min_mac``."""
 
 
-def _fit(work: Work, design: dict[str, Any]) -> Fitted:
-    """The tests of all variants: those on Y among the men, the others among everyone; with the persons of a binary outcome."""
+def _background(work: Work, design: dict[str, Any], persons: dict[str, int]) -> Background | None:
+    """The whole-genome regression, if the study has one."""
+    if (plan := work.plan.polygenic) is None:
+        return None
+    null = None
+    if forms.kind(work.study) == "logistic":
+        theta, sums, _ = _null_model(work, {**design, **without(work.study)})
+        null = null_of(work, theta, _total(sums))
+    return regress(work, plan, design, persons, null)
+
+
+def _fit(work: Work, design: dict[str, Any], background: Background | None) -> Fitted:
+    """The tests of all variants: those on Y among the men, the others among everyone, with a whole-genome regression chromosome by
+    chromosome; with the persons of a binary outcome."""
     fit = _linear if forms.kind(work.study) == "linear" else _logistic
-    where = places(work.keys, cast(Build, work.agreement.build))
-    on_y = np.zeros(len(work.keys), bool) if where is None else where == Y
-    if not on_y.any():
-        return fit(work, design)
     found, rare, lost, problem = list[Fitted](), 0, 0, None
-    for mask, everyone in ((~on_y, True), (on_y, False)):
+    for mask, everyone, contig in tested_together(work, by_contig=background is not None):
         if mask.any():
             try:
-                found.append(fit(work.of(mask, everyone=everyone), design))
+                own = work if everyone and mask.all() else work.of(mask, everyone=everyone)
+                offset = {} if background is None else background.given(work, contig)
+                found.append(fit(own, {**design, **offset}))
             except TooRareError as error:  # of one kind; the others may be common
                 rare, problem = rare + int(mask.sum()), problem or error
             except RunError as error:
@@ -92,8 +103,8 @@ def _fit(work: Work, design: dict[str, Any]) -> Fitted:
                 _step(work, f"variants on Y are not tested: {error}", lost, lost, log=True)
     if problem is not None and not found:
         raise problem
-    done = _together(work, found, rare)
-    return done._replace(facts=done.facts | {"on_y": lost})
+    done = found[0] if len(found) == 1 and not rare and not lost else _together(work, found, rare)
+    return done._replace(facts=done.facts | {"on_y": lost} | ({} if background is None else background.facts))
 
 
 def _together(work: Work, found: list[Fitted], rare: int) -> Fitted:
@@ -126,6 +137,7 @@ def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
     """Centre and scale of covariates and outcome from pooled sums, as the start of the design; and site -> persons analysed."""
     sums = take(work.study, work.grid, work.agreement.part(slice(0, 0)), Phase.COVARIATES, 0, {}, work.traffic)
     persons = {site: int(s["persons"][0]) for site, s in sums.items()}
+    tell_relatives(work.run, work.plan, persons, {site: int(s["relatives"][0]) for site, s in sums.items()})
     centre, scale = linear.scaling_from(np.sum([s["moments"] for s in sums.values()], axis=0))
     blank = np.zeros((0, 0))
     design = {

@@ -98,16 +98,3 @@ class Fitted(NamedTuple):
     method: npt.NDArray[np.str_]
     meta: Combined
     facts: dict[str, Any]
-
-
-def spaced(keys: Keys, candidates: npt.NDArray[np.int64], spacing: int) -> npt.NDArray[np.int64]:
-    """The ``candidates`` that are at least ``spacing`` bases after the previously selected variant on their contig."""
-    if not spacing:
-        return candidates
-    contig, position = keys.contig[candidates], keys.position[candidates]
-    order, selected, last = np.lexsort((position, contig)), list[int](), dict[int, int]()
-    for at, on, where in zip(candidates[order].tolist(), contig[order].tolist(), position[order].tolist(), strict=True):
-        if where - last.get(on, -spacing) >= spacing:
-            selected.append(at)
-            last[on] = where
-    return np.array(sorted(selected), dtype=np.int64)

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.inputs import Rows, content_of
-from fedml.cohort.variants.keys import Variant, to_text
+from fedml.cohort.variants.keys import Variant, columns_of, to_text
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -159,3 +159,10 @@ class Dosages:
 def stated_keys(stated: Iterable[tuple[str, int, str, str]]) -> tuple[Variant, ...]:
     """Keys of variants that a study states by (contig, position, REF, ALT)."""
     return tuple(Variant(contig, position, ".", ref, alt) for contig, position, ref, alt in stated)
+
+
+def blocks_of(keys: Sequence[Variant], size: int) -> list[slice]:
+    """The blocks of variants in the order of the genome: at most ``size`` consecutive ones of a chromosome."""
+    contig = columns_of(keys).contig
+    ends = [*(np.flatnonzero(contig[1:] != contig[:-1]) + 1).tolist(), len(contig)]
+    return [slice(at, min(at + size, end)) for start, end in zip([0, *ends], ends, strict=False) for at in range(start, end, size)]
