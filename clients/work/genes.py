@@ -8,7 +8,7 @@ carriers whose weights are alike.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from fedml.errors import Reason, SiteError
 from fedml.seeds import derive_seed
 from fedml.study.contigs import has_one_copy
 from fedml.study.study import Study
+from fedml.wire.records import Phase
 
 MOST_UNEQUAL = 20.0  # a carrier whose weight p (1 - p) is smaller by this factor than the largest does not count as one
 
@@ -46,7 +47,7 @@ def genes_of(given: Mapping[str, Any]) -> Iterator[Gene]:
         yield Gene(variants, slice(start, stop), column[variants] - start)
 
 
-def check_columns(study: Study, keys: tuple[Variant, ...], given: Mapping[str, Any]) -> list[int]:
+def check_columns(study: Study, keys: Sequence[Variant], given: Mapping[str, Any]) -> list[int]:
     """Numbers that stand for the variants of a request about genes; a variant stands for the same number in every request.
 
     Raises:
@@ -105,7 +106,7 @@ def gene_sums(study: Study, site: Site, x: Floats, y: Floats, given: Mapping[str
     logistic = forms.kind(study) == "logistic"
     p = 1 / (1 + np.exp(-np.clip(x @ given["theta"], -700, 700))) if logistic else np.zeros(len(y))
     weight = p * (1 - p) if logistic else np.ones(len(y))
-    shapes = forms.reply_shapes(study, forms.Phase.GENES, len(site.dosages.keys), given)
+    shapes = forms.reply_shapes(study, Phase.GENES, len(site.dosages.keys), given)
     out: dict[str, Any] = {name: np.zeros(shape, forms.REPLY_TYPES[name]) for name, shape in shapes.items()}
     place = 0
     for gene in genes_of(given):

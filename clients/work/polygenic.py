@@ -24,7 +24,7 @@ from fedml.clients.work.people import Analysed, Floats, analysed
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import carried_by_few, centred, group_counts
 from fedml.cohort.variants.genotypes import person_chunks
-from fedml.cohort.variants.keys import Variant, from_text
+from fedml.cohort.variants.keys import Keys, from_text
 from fedml.cohort.variants.model import Dosages, blocks_of
 from fedml.cohort.variants.ploidy import DIPLOID
 from fedml.errors import Reason, SiteError
@@ -123,7 +123,7 @@ def check(request: Request, given: Mapping[str, Any], min_count: int) -> None:
         raise SiteError(Reason.TOO_FEW, "a fold would have few persons of a category or class; lower [gwas.polygenic] folds")
 
 
-def _check_blocks(request: Request, given: Mapping[str, Any], min_count: int) -> tuple[Variant, ...]:
+def _check_blocks(request: Request, given: Mapping[str, Any], min_count: int) -> Keys:
     """The variants in blocks. Raises ``SiteError`` unless each is there once, in the order of the genome, and ``usable``."""
     panel = given["poly_panel"].tobytes()
     keys, last = from_text(panel), dict[str, int]()
@@ -171,7 +171,7 @@ def answer(request: Request, content: RecordDict, people: Analysed, design: tupl
     return _logistic(request, given, w, (x, y, fold), min_count)
 
 
-def _asked_blocks(keys: tuple[Variant, ...], blocks: list[slice], panel: tuple[Variant, ...]) -> list[slice]:
+def _asked_blocks(keys: Keys, blocks: list[slice], panel: Keys) -> list[slice]:
     """The whole blocks that ``panel`` is. Raises ``SiteError`` if it is not."""
     starts, stops = [b.start for b in blocks], [b.stop for b in blocks]
     first = keys.index(panel[0]) if panel and panel[0] in keys else -1

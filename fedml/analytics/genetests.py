@@ -157,4 +157,5 @@ def _ends(high: Array, slope: Array, zero: float) -> Array:
     known = cross[np.isfinite(cross) & (cross > 0) & (cross < last**2)]
     closer = cut * (1 - 0.5 ** np.arange(1, 14))
     ends = np.unique(np.concatenate([_PANELS, np.sqrt(known), closer, [cut]]))
-    return ends[np.concatenate([[True], np.diff(ends) > 1e-9])]
+    apart: Array = ends[np.concatenate([[True], np.diff(ends) > 1e-9])]
+    return apart

@@ -34,7 +34,7 @@ def eigenvalues(matrix: Array) -> Array:
     """The eigenvalues of a symmetric non-negative matrix that are not rounding errors, in descending order; empty for a matrix of zeros."""
     if not matrix.size:
         return np.zeros(0)
-    found: Array = np.linalg.eigvalsh(matrix)[::-1]
+    found: Array = np.asarray(np.linalg.eigvalsh(matrix)[::-1], np.float64)
     return found[found > _NEGLIGIBLE * max(found[0], 0.0)] if found[0] > 0 else np.zeros(0)
 
 
@@ -252,7 +252,8 @@ def ruben(lambdas: Array) -> Callable[[Array], Array] | None:
 
     def of(q: Array) -> Array:
         x = np.maximum(q, 0) / (2 * least)
-        return np.minimum(gammaincc(half, x[:, None]) @ used, 1.0)  # type: ignore[no-any-return]
+        out: Array = np.minimum(gammaincc(half, x[:, None]) @ used, 1.0)
+        return out
 
     return of
 
@@ -260,7 +261,7 @@ def ruben(lambdas: Array) -> Callable[[Array], Array] | None:
 def survival(lambdas: Array) -> Callable[[Array], Array]:
     """The function q (any,) -> P(Q > q), fast for many q: one grid for all of them where it needs few terms, else one by one."""
     if len(lambdas) == 1:
-        return lambda q: chdtrc(1, np.maximum(q, 0) / lambdas[0])  # type: ignore[no-any-return]
+        return lambda q: chdtrc(1, np.maximum(q, 0) / lambdas[0])
     work = _Davies(lambdas)
     end = work.end(16 / work.sd, 0.5 * ACCURACY)
     top, bottom = work.cutoff(0.25 * ACCURACY, 4.5 / work.sd), work.cutoff(0.25 * ACCURACY, -4.5 / work.sd)

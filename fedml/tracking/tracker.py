@@ -30,12 +30,11 @@ from fedml.runs.events import (
     SiteDisclosure,
     SiteRow,
     Start,
-    body,
 )
-from fedml.runs.log import EVENTS, EXAMPLES, FREQUENCIES_FILES, GWAS_FILES, LAYOUT, MODEL, PANEL, STUDY, load_counts
+from fedml.runs.log import EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
-from fedml.tracking.genes import log_genes
+from fedml.tracking.analyses import Page, log_analysis
 from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
 from fedml.tracking.registry import log_model
@@ -121,12 +120,11 @@ class Tracker:
                     self._privacy(client, event)
                 case Checks():
                     client.log_text(self.parent, json.dumps(event.checks, indent=1), "record/checks.json")
-                case Gwas():
-                    self._gwas(client, event)
-                case Frequencies():
-                    self._frequencies(client, event)
-                case Genes():
-                    self.answer = log_genes(self, client, event)
+                case Gwas() | Genes() | Frequencies():
+                    for site, row in event.sites.items():
+                        self._head(site, row)
+                    page = Page(client, self.parent, self.children, self.run, self.put)
+                    self.answer = log_analysis(page, event) or self.answer
                 case End():
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:
@@ -231,34 +229,6 @@ class Tracker:
                 self.put(child, "privacy/epsilon", event.epsilon, step)
         self.put(self.parent, "privacy/epsilon", event.epsilon, step)
         self.put(self.parent, "privacy/delta", event.delta, step)
-
-    def _gwas(self, client: Any, event: Gwas) -> None:
-        """Figures of an association study; its table and plots are artifacts of the run."""
-        values = body(event)
-        names = ("lambda", "hits", "tested", "variants", "partly_reported", "pca_columns", "pca_angle_rad", "cases", "controls", "seconds")
-        for name in names:
-            self.put(self.parent, f"gwas/{name}", values.get(name), 0)
-        self.put(self.parent, "gwas/persons", sum(event.persons.values()), 0)
-        for site, row in event.sites.items():
-            self.put(self.children[site], "gwas/persons", event.persons[site], 0)
-            self._head(site, row)
-        if event.top:
-            best = event.top[0]
-            where = f"{best['chromosome']}:{best['position']} {best['rsid']} {best['effect_allele']}"
-            self.answer = f"strongest: {where} beta {best['beta']:.4g} p {best['p_value']}"
-            client.set_tag(self.parent, "fedml.gwas.strongest", self.answer.removeprefix("strongest: "))
-        for name in GWAS_FILES:
-            if (self.run / name).exists():
-                client.log_artifact(self.parent, str(self.run / name), "gwas")
-
-    def _frequencies(self, client: Any, event: Frequencies) -> None:
-        """Figures of a table of allele frequencies; the table and its index are artifacts of the run."""
-        for name in ("variants", "withheld", "seconds"):
-            self.put(self.parent, f"frequencies/{name}", getattr(event, name), 0)
-        for site, row in event.sites.items():
-            self._head(site, row)
-        for name in FREQUENCIES_FILES:
-            client.log_artifact(self.parent, str(self.run / name), "frequencies")
 
     def _head(self, site: str, row: SiteRow) -> None:
         if row["journal"]:

@@ -116,7 +116,8 @@ def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
 def _withheld(counts: Counts) -> npt.NDArray[np.bool_]:
     """(variants,) of which no site tells counts, and some withhold them."""
     told = np.any([table[0] >= 0 for table in counts.values()], axis=0) & (pooled_counts(counts)[:3].sum(0) > 0)
-    return ~told & np.any([table[0] < 0 for table in counts.values()], axis=0)
+    out: npt.NDArray[np.bool_] = ~told & np.any([table[0] < 0 for table in counts.values()], axis=0)
+    return out
 
 
 def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:

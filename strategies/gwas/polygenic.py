@@ -16,6 +16,7 @@ import numpy.typing as npt
 from fedml.analytics import forms, ridge, ridge_logistic
 from fedml.analytics.logistic import LikelihoodSums
 from fedml.cohort.variants.frequency import allele_frequency, minor_allele_frequency
+from fedml.cohort.variants.keys import Keys, columns_of
 from fedml.cohort.variants.model import blocks_of
 from fedml.errors import RunError
 from fedml.runs.events import Step
@@ -114,8 +115,8 @@ def regress(work: Work, plan: Polygenic, design: dict[str, Any], persons: dict[s
     return Background(part, frequency, ridge.Whole(level_zero, contigs, level, chosen.weights, unit, ones), facts)
 
 
-def _keys(part: Agreement) -> tuple[Any, ...]:
-    return part.shared.keys if part.shared else ()
+def _keys(part: Agreement) -> Keys:
+    return columns_of(part.shared.keys if part.shared else ())
 
 
 def _places(work: Work, part: Agreement) -> npt.NDArray[np.int64]:
