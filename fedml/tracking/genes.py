@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedml.runs.events import Genes
 from fedml.runs.log import GENES_TABLE, QQ
 
-if TYPE_CHECKING:
-    from fedml.tracking.tracker import Tracker
 
-
-def log_genes(tracker: Tracker, client: Any, event: Genes) -> str:
-    """Records ``event``; returns the strongest gene as a sentence."""
+def log_genes(tracker: Any, client: Any, event: Genes) -> str:
+    """Records ``event`` by the run's ``Tracker``; returns the strongest gene as a sentence."""
     for name in ("tested", "genes", "variants", "seconds"):
         tracker.put(tracker.parent, f"genes/{name}", getattr(event, name), 0)
     for site, row in event.sites.items():
