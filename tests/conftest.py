@@ -50,7 +50,12 @@ LONGEST = (
 
 
 # Where real federations run; two at a time on two cores run into each other's time limits.
-FEDERATIONS = ("experiments/federation/", "clients/work/test_leaks.py", "strategies/gwas/test_gwas_deployed.py")
+FEDERATIONS = (
+    "experiments/federation/",
+    "clients/work/test_leaks.py",
+    "strategies/gwas/test_gwas_deployed.py",
+    "strategies/gwas/test_genes_deployed.py",
+)
 
 
 @pytest.hookimpl(tryfirst=True)
