@@ -184,8 +184,8 @@ def _association(study: Study) -> list[str]:
             lines.append("            how many of a site's persons have relatives there, if that is not few")
         if plan.polygenic is not None:
             lines += [
-                "            whole-genome regression ([gwas.polygenic]): products of genotypes, covariates and outcome, and of predictions,",
-                f"            by fold of the site's persons ({plan.polygenic.folds} folds), of fewer columns than a fold has persons",
+                "            whole-genome regression ([gwas.polygenic]): products of genotypes, covariates and outcome, and of",
+                f"            predictions, in {plan.polygenic.folds} folds of the site's persons, of fewer columns than a fold has persons",
             ]
     return [*lines, "            a variant's numbers stay where 1 to min_count - 1 persons of any group have one of its genotypes"]
 
