@@ -105,8 +105,7 @@ def check(
     from fedml.clients.site.few import changes
     from fedml.clients.site.manifest import check_roster
     from fedml.clients.site.read import load_cohort
-    from fedml.cohort.variants.kinship import relative_lines
-    from fedml.cohort.variants.sex_check import sex_lines
+    from fedml.cohort.variants.kinship import screen_lines
     from fedml.modalities.modality import require
     from fedml.modalities.registry import inputs_of
     from fedml.study.read import read_study
@@ -131,8 +130,7 @@ def check(
     for why, count in cohort.excluded_images.items():
         print(f"  excluded an image of {count} persons: {why} (fedml-site data lists them)")
     for modality, value in inputs_of(cohort):
-        kin = relative_lines(cohort.ids, value)
-        for line in (*require(modality.summary, modality, "summary")(value, study), *sex_lines(cohort.ids, value), *kin):
+        for line in (*require(modality.summary, modality, "summary")(value, study), *screen_lines(cohort.ids, value)):
             print(f"  {line}")
     if not site.manifest.data.public and study.privacy.unit != "patient" and study.gwas is None and study.frequencies is None:
         for line in changes(cohort, study, limits(site.manifest.policy, study).min_count):

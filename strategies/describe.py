@@ -185,8 +185,7 @@ def _association(study: Study) -> list[str]:
         if plan.polygenic is not None:
             lines += [
                 "            whole-genome regression ([gwas.polygenic]): products of genotypes, covariates and outcome, and of",
-                f"            predictions, by fold of the site's persons ({plan.polygenic.folds} folds), of fewer columns than a fold",
-                "            has persons",
+                f"            predictions, in {plan.polygenic.folds} folds of the site's persons, of fewer columns than a fold has persons",
             ]
     if lookup is not None:
         by = [*([f"{lookup.population}: {', '.join(map(str, lookup.populations))}"] if lookup.population else []), *["sex"] * lookup.by_sex]

@@ -111,6 +111,8 @@ def regress(work: Work, plan: Polygenic, design: dict[str, Any], persons: dict[s
         "polygenic_errors": chosen.errors.tolist(),
     }  # fmt: skip
     text = f"whole genome: {len(keys)} variants in {len(level_zero)} blocks, ridge parameter {plan.ridge[chosen.chosen]:g}"
+    if len(set(contigs)) == 1:
+        text += f"; all are on chromosome {contigs[0]}, so tests on it are not adjusted for any"
     emit(work.run, Step(doing=text, done=len(keys), total=len(keys), log=True))
     return Background(part, frequency, ridge.Whole(level_zero, contigs, level, chosen.weights, unit, ones), facts)
 

@@ -173,7 +173,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_a_budget_covers_exact_metrics_and_delta",
     ),
     "an association about one person": (
-        [("clients/work/genomics.py", "< max(smallest, FEWEST_SHARE * len(eta))", "< 0")],
+        [("clients/work/effective.py", "< max(smallest, FEWEST_SHARE * len(eta))", "< 0")],
         "strategies/gwas/test_lying_gwas_centre.py::test_coefficients_that_leave_one_person_are_refused",
     ),
     "an update of any length": (

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.genotypes import genotype_counts
 from fedml.cohort.variants.model import Dosages
+from fedml.cohort.variants.sex_check import sex_lines
 from fedml.study.contigs import canonical_contig
 
 MOST = 15_000  # variants
@@ -144,6 +145,11 @@ def _families(partners: dict[int, set[int]]) -> list[set[int]]:
         seen |= family
         out.append(family)
     return out
+
+
+def screen_lines(ids: Sequence[str], value: object) -> list[str]:
+    """What the site's screen says of its persons' stated sex and of relatives among them; nothing if ``value`` is no genotypes."""
+    return [*sex_lines(ids, value), *relative_lines(ids, value)]
 
 
 def relative_lines(ids: Sequence[str], value: object) -> Iterator[str]:

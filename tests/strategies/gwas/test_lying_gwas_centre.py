@@ -15,7 +15,7 @@ from fedml.clients.gate.approvals import approve
 from fedml.clients.gate.gate import Gate
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import read_site
-from fedml.clients.work.genomics import FEWEST_SHARE, effective_persons
+from fedml.clients.work.effective import FEWEST_SHARE, effective_persons
 from fedml.flower.grid import InProcessGrid
 from fedml.wire.records import pack, unpack
 from tests.trait import prepared, study_of
