@@ -1,7 +1,8 @@
 """Names, types and shapes of the arrays in requests and replies of a genotype analysis. Gates and server refuse all other arrays.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
-first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components.
+first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components, G rows of counts
+(7; 9 with sums of dosages).
 
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons
@@ -46,7 +47,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
                 "inverse": ("float64", ("T", "m")), "penalised": ("uint8", (1,))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
-    Phase.GENOTYPES: {"": {"counts": (7, "m")}},
+    Phase.GENOTYPES: {"": {"counts": ("G", "m")}},
     Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {
@@ -86,7 +87,8 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
     columns = covariate_columns(study)
     known = 1 + columns + components
     triangles = {"U": known * (known + 1) // 2, "T": (known + 1) * (known + 2) // 2}
-    return {"m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
+    rows = 9 if study.cohort.variants.fractions else 7
+    return {"G": rows, "m": variants, "b": basis, "R": columns + 1, "K": known, "J": known + 1, **triangles, "M": loadings, "k": components}
 
 
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any], variants: int) -> None:

@@ -100,7 +100,10 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
     return read_variants(
         place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
         genome=Genome(data.build, None if data.reference is None else place.folder / data.reference, place.sex),
-        selection=Selection(wanted.regions, frozenset(wanted.listed), wanted.filter == "pass"),
+        selection=Selection(
+            wanted.regions, frozenset(wanted.listed), wanted.filter == "pass",
+            wanted.dosage, wanted.min_gq, wanted.min_dp, wanted.min_info,
+        ),
     )  # fmt: skip
 
 

@@ -19,9 +19,9 @@ import numpy.typing as npt
 from fedml.cohort.variants.bgzf import find_index, inflated
 from fedml.cohort.variants.csi import read_index
 from fedml.cohort.variants.model import MISSING, Block, Variant
-from fedml.cohort.variants.records import Head, Wanted, take
+from fedml.cohort.variants.records import Head, Wanted, chosen, take
 from fedml.cohort.variants.regions import Spans
-from fedml.cohort.variants.vcf_text import chosen, put_rows
+from fedml.cohort.variants.vcf_text import put_rows
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig, has_one_copy
 

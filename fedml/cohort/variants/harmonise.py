@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.fine import Fine
 from fedml.cohort.variants.frequency import alleles, call_rate, minor_allele_frequency
 from fedml.cohort.variants.matching import Match, by_place, complement, place, shares_id, unique
 from fedml.cohort.variants.model import MISSING, Dosages, Variant
@@ -370,7 +371,9 @@ def align(own: Dosages, panel: Sequence[Variant], flips: npt.NDArray[np.uint8], 
     return replace(own, keys=tuple(panel), dosage=turned(own.dosage, columns, flips.astype(bool)), where=where)
 
 
-def turned(dosage: npt.NDArray[np.int8] | Packed, columns: Ints, flip: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8] | Packed:
+def turned(
+    dosage: npt.NDArray[np.int8] | Packed | Fine, columns: Ints, flip: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int8] | Packed | Fine:
     """``dosage`` (persons, variants), an array or a packed table, reordered by ``columns`` (-1: missing), with 2 - dosage where
     ``flip``."""
     if not isinstance(dosage, np.ndarray):

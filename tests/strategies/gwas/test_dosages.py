@@ -1,0 +1,90 @@
+"""Association of imputed dosages: every format gives the table of one analysis of all persons' dosages, by dense regression and PLINK 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+
+from tests.dosages import MISSING, PEOPLE, PERSONS, VARIANTS, plink2, site_files, study_of, vcf
+from tests.trait import Ran, firth, run
+
+
+def rows_of(name: str) -> Any:
+    return np.flatnonzero(name == PEOPLE.site)
+
+
+@pytest.fixture(scope="module")
+def ds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sites with a VCF of DS."""
+    folder = tmp_path_factory.mktemp("ds") / "sites"
+    site_files(folder, "cohort.vcf")
+    for name in PERSONS:
+        rows = rows_of(name)
+        (folder / name / "cohort.vcf").write_text(vcf([PEOPLE.ids[r] for r in rows], PEOPLE.haplotype[rows], "DS"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def linear(ds: Path) -> Ran:
+    return run(study_of("DS"), ds, ds.parent / "linear")
+
+
+def imputed(dosage: Any) -> Any:
+    """A missing dosage counts as twice the pooled frequency."""
+    return np.where(np.isnan(dosage), np.nanmean(dosage, 0), dosage)
+
+
+def test_linear_is_dense_regression(linear: Ran) -> None:
+    x, g = sm.add_constant(PEOPLE.age), imputed(PEOPLE.dosage)
+    fits = [sm.OLS(PEOPLE.y, np.column_stack([x, g[:, at]])).fit() for at in range(VARIANTS)]
+    table = linear.table.loc[[f"rs{at + 1}" for at in range(VARIANTS)]]
+    assert (table.n == len(PEOPLE.ids)).all()
+    errors = np.abs(table.beta - [fit.params[-1] for fit in fits]) / [fit.bse[-1] for fit in fits]
+    assert errors.max() < 2e-4, "a dosage is stored to 1/32768"
+    assert np.allclose(table.standard_error, [fit.bse[-1] for fit in fits], rtol=2e-4)
+    assert np.allclose(table.effect_allele_frequency, np.nanmean(PEOPLE.dosage, 0) / 2, atol=1e-5)
+
+
+def test_linear_is_plink2(linear: Ran, tmp_path: Path) -> None:
+    (tmp_path / "all.vcf").write_text(vcf(PEOPLE.ids, PEOPLE.haplotype, "DS"))
+    people = pd.DataFrame({"#IID": PEOPLE.ids, "y": PEOPLE.y, "age": PEOPLE.age})
+    people[["#IID", "y"]].to_csv(tmp_path / "y.txt", sep="\t", index=False)
+    people[["#IID", "age"]].to_csv(tmp_path / "age.txt", sep="\t", index=False)
+    words = ("--pheno", "y.txt", "--covar", "age.txt", "--glm", "hide-covar", "omit-ref", "--covar-variance-standardize")
+    plink2("--vcf", "all.vcf", "dosage=DS", *words, "--freq", "--out", "glm", cwd=tmp_path)
+    theirs = pd.read_csv(tmp_path / "glm.y.glm.linear", sep="\t").set_index("ID")
+    frequency = pd.read_csv(tmp_path / "glm.afreq", sep="\t").set_index("ID")
+    complete = [f"rs{at + 1}" for at in range(VARIANTS) if at not in MISSING]  # PLINK leaves persons out, where they have no dosage
+    ours, theirs = linear.table.loc[complete], theirs.loc[complete]
+    assert np.allclose(ours.beta, theirs.BETA, rtol=2e-5, atol=1e-7), np.abs(ours.beta / theirs.BETA - 1).max()
+    assert np.allclose(ours.standard_error, theirs.SE, rtol=2e-5)
+    assert np.allclose(linear.table.effect_allele_frequency, frequency.ALT_FREQS.loc[linear.table.index], atol=1e-6)
+
+
+def test_logistic_is_dense_maximum_likelihood(ds: Path) -> None:
+    """One intercept for each site, as is the default of two classes."""
+    table = run(study_of("DS", "case", gwas={"firth": "never"}), ds, ds.parent / "logistic").table
+    sites = np.stack([name == PEOPLE.site for name in PERSONS], 1).astype(float)
+    g = imputed(PEOPLE.dosage)
+    for at in range(0, VARIANTS, 4):
+        fit = sm.Logit(PEOPLE.case, np.column_stack([sites, PEOPLE.age, g[:, at]])).fit(disp=0, method="newton")
+        row = table.loc[f"rs{at + 1}"]
+        assert row.method == "wald"
+        assert abs(row.beta - fit.params[-1]) < 2e-4 * fit.bse[-1]
+        assert abs(row.standard_error / fit.bse[-1] - 1) < 2e-4
+
+
+def test_firth_is_the_penalised_likelihood_of_dosages(ds: Path) -> None:
+    table = run(study_of("DS", "rare", gwas={"intercept": "one"}), ds, ds.parent / "firth").table
+    rows = table[table.method == "firth"]
+    g, x = imputed(PEOPLE.dosage), sm.add_constant((PEOPLE.age - PEOPLE.age.mean()) / PEOPLE.age.std())
+    assert len(rows)
+    for name in rows.index[:3]:
+        beta, error, p = firth(np.column_stack([x, g[:, int(name[2:]) - 1]]), PEOPLE.rare)
+        assert abs(rows.beta[name] - beta) < 1e-3 * error
+        assert abs(10 ** -rows.neg_log10_p[name] / p - 1) < 1e-3
