@@ -151,7 +151,7 @@ def _side(effect: str | None, other: str | None, ref: str, alt: str) -> str:
     return "alt" if (effect, other) == (alt, ref) else "ref" if (effect, other) == (ref, alt) else ""
 
 
-def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Floats | None = None) -> Scores:
+def score(dosage: npt.NDArray[np.int8] | Packed | Fine, matched: Matched, frequency: Floats | None = None) -> Scores:
     """Each person's score: the intercept plus the sum of weight x copies of the effect allele over all matched weights.
 
     A dominant weight counts once for one or two copies, a recessive weight once for two copies. A missing genotype counts as 2 x the effect

@@ -128,7 +128,8 @@ def cached(
         entry = _entry(folder, persons, job)
     except Unwritable as error:
         entry = _in_memory(folder, job, error)
-    table = Fine(entry.table) if entry.table.dtype == np.uint16 else Packed(entry.table, len(entry.keys))
+    stored: Any = entry.table
+    table = Fine(stored) if job.fine else Packed(stored, len(entry.keys))
     if job.blank:
         table = table.take(np.where(present, np.cumsum(present) - 1, len(samples)))
     return Cached(entry.keys, table, present, entry.notes)

@@ -21,14 +21,15 @@ Floats = npt.NDArray[np.float64]
 
 
 class Values(Protocol):
-    """Numbers of calls: ``number`` (values,), ``first`` (calls,) index of each call's first one, ``count`` (calls,)."""
+    """Numbers of calls: ``number`` (values,), ``first`` (calls,) index of each call's first one, ``values`` (calls,): how
+    many it has."""
 
     @property
     def number(self) -> Floats: ...
     @property
     def first(self) -> npt.NDArray[Any]: ...
     @property
-    def count(self) -> npt.NDArray[Any]: ...
+    def values(self) -> npt.NDArray[Any]: ...
 
 
 class Asked(NamedTuple):
@@ -73,12 +74,12 @@ def _codes(dosage: Floats) -> npt.NDArray[np.uint16]:
 
 def _ds(asked: Asked, values: Values, haploid: npt.NDArray[np.int8] | None) -> tuple[Floats, Fault | None]:
     missing = _absent(values)
-    wrong = ~missing & (values.count != asked.alts)
+    wrong = ~missing & (values.values != asked.alts)
     if wrong.any():
         return _fault(wrong, f"where ALT has {asked.alts}", "write one value for each ALT allele")
     dosage = np.stack([_at(values, number - 1, ~missing) for number in asked.numbers])
     most = 2.0 if haploid is None else np.where(haploid == 1, 1.0, 2.0)
-    wrong = ((dosage < -TOLERANCE) | (dosage > most + TOLERANCE)).any(0)
+    wrong = np.asarray(((dosage < -TOLERANCE) | (dosage > most + TOLERANCE)).any(0))
     if wrong.any():
         limit = "which is not from 0 to 2" if haploid is None else "which is not from 0 to the copies that GT has"
         return _fault(wrong, limit, "correct the value or delete the record")
@@ -89,10 +90,10 @@ def _ds(asked: Asked, values: Values, haploid: npt.NDArray[np.int8] | None) -> t
 
 def _hds(asked: Asked, values: Values, _: npt.NDArray[np.int8] | None) -> tuple[Floats, Fault | None]:
     missing = _absent(values)
-    if (wrong := ~missing & (values.count > 2)).any():
+    if (wrong := ~missing & (values.values > 2)).any():
         return _fault(wrong, "which is not of one or two haplotypes", "correct the value or delete the record")
-    first, second = _at(values, 0, ~missing), _at(values, 1, ~missing & (values.count == 2))
-    two = values.count == 2
+    first, second = _at(values, 0, ~missing), _at(values, 1, ~missing & (values.values == 2))
+    two = values.values == 2
     with np.errstate(invalid="ignore"):
         outside = [(x < -TOLERANCE) | (x > 1 + TOLERANCE) for x in (first, second)]
     if (wrong := outside[0] | outside[1]).any():
@@ -103,7 +104,7 @@ def _hds(asked: Asked, values: Values, _: npt.NDArray[np.int8] | None) -> tuple[
 def _gp(asked: Asked, values: Values, _: npt.NDArray[np.int8] | None) -> tuple[Floats, Fault | None]:
     missing, alleles = _absent(values), asked.alts + 1
     pairs = [(j, k) for k in range(alleles) for j in range(k + 1)]  # the order of genotypes (VCF 4.5, section 1.6.2: GL)
-    one, two = ~missing & (values.count == alleles), ~missing & (values.count == len(pairs))
+    one, two = ~missing & (values.values == alleles), ~missing & (values.values == len(pairs))
     if (wrong := ~(missing | one | two)).any():
         what = f"where {asked.alts} ALT alleles have {len(pairs)} genotypes, or {alleles} of one copy"
         return _fault(wrong, what, "write the probability of each genotype")
@@ -126,7 +127,7 @@ def _gp(asked: Asked, values: Values, _: npt.NDArray[np.int8] | None) -> tuple[F
 
 def _absent(values: Values) -> npt.NDArray[np.bool_]:
     """(calls,) True where the only value is missing."""
-    out: npt.NDArray[np.bool_] = (values.count == 1) & np.isnan(values.number[values.first])
+    out: npt.NDArray[np.bool_] = (values.values == 1) & np.isnan(values.number[values.first])
     return out
 
 

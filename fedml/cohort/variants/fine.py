@@ -126,7 +126,9 @@ class Fine:
         """Variants ``start`` to ``stop`` (not included) of all persons, or of those in ``rows``: int8 (persons, stop - start), the nearest
         genotypes. ``IndexError`` as in ``fractions``."""
         chosen = self._range(start, stop, rows)
-        return self._decode(_COPIES, chosen, start, stop, np.empty((len(chosen), stop - start), np.int8))
+        out = np.empty((len(chosen), stop - start), np.int8)
+        self._decode(_COPIES, chosen, start, stop, out)
+        return out
 
     def fractions(self, start: int, stop: int, rows: Rows | None = None) -> Floats:
         """Variants ``start`` to ``stop`` (not included) of all persons, or of those in ``rows``: float32 (persons, stop - start), -1.0
@@ -178,7 +180,7 @@ class Fine:
             out[:, at] = self._decode(_COPIES, rows, start, stop, np.empty(out.shape, np.int8))[:, at]
         return out
 
-    def _decode(self, table: npt.NDArray[Any], rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> Any:
+    def _decode(self, table: npt.NDArray[Any], rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Writes what ``table`` has for the codes of variants ``start`` to ``stop`` of ``rows`` into ``out``, which is returned."""
         if not self.table.shape[1]:
             out[...] = MISSING

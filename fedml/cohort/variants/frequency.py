@@ -52,7 +52,7 @@ def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
     out = np.empty((len(groups), 4, variants), np.int64)
     members = [np.flatnonzero(group) for group in groups]
     for part in chunks(persons, variants, _WORKING // 4):
-        block = dosage[:, part]
+        block: Any = dosage[:, part]
         for of_group, rows in zip(out, members, strict=True):
             of_group[:, part] = genotype_counts(block if len(rows) == persons else np.take(block, rows, axis=0))
     return out

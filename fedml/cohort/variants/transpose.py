@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
@@ -78,7 +78,7 @@ class Spool:
             for shift in (1, 2, 3):
                 packed |= codes[:, shift] << (2 * shift)
 
-    def _transposed(self, buffer: Numbers) -> Iterator[Numbers]:
+    def _transposed(self, buffer: Any) -> Iterator[Any]:
         """(persons, numbers) of a (numbers, persons) buffer, some persons at a time."""
         step = max(1, _CHUNK // max(1, len(buffer)))
         return (np.ascontiguousarray(buffer[:, at : at + step].T) for at in range(0, self.persons, step))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.fine import NONE
 from fedml.cohort.variants.model import Block, Variant
 from fedml.cohort.variants.records import LOW_INFO, LOW_QUALITY, NO_DOSAGE, Wanted, chosen
-from fedml.cohort.variants.vcf_fields import Record, drop_calls, fill, info_value
+from fedml.cohort.variants.vcf_fields import drop_calls, fill, info_value
 from fedml.errors import InputError
 
 Mask = npt.NDArray[np.bool_]
@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 def asked_block(
     keys: list[Variant],
-    records: Sequence[Record],
+    records: Sequence[Any],
     text: bytes,
     wanted: Wanted,
     genotypes: Callable[[], npt.NDArray[np.int8]],
@@ -28,6 +28,7 @@ def asked_block(
     """The block of ``records`` of a text; None if none of their variants is kept.
 
     Args:
+        records: of a text (``fedml.cohort.variants.vcf_text``): where each begins, its FORMAT's and its calls' places, its ALT alleles.
         genotypes: (variants, samples of the file), read where no dosages are asked for.
         error: called with the offset of a line, ``wanted``, what is wrong, and an advice.
 

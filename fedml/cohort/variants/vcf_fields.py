@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,18 +28,6 @@ FIELDS = ("DS", "HDS", "GP")
 INFO_FIELDS = ("R2", "DR2", "INFO")
 _SLICE = 2**21  # bytes of calls at a time
 _LONGEST = 15  # digits that an int64 and a power of ten hold exactly
-
-
-class Record(Protocol):
-    """A record of a text: the offsets of its line and of its calls, its number of ALT alleles, and which of them are selected."""
-
-    row: int
-    numbers: tuple[int, ...]
-    alts: int
-    begin: int
-    end: int
-    at: int
-    one_copy: bool
 
 
 Refusal = Callable[[int, str, str], InputError]  # (offset of the line, what is wrong, advice) -> the error
@@ -100,7 +88,7 @@ def info_value(info: bytes, field: str, alts: int) -> list[float]:
     return [float("nan")] * alts
 
 
-def fill(records: Sequence[Record], text: bytes, wanted: Wanted, out: npt.NDArray[np.uint16], refuse: Refusal) -> npt.NDArray[np.bool_]:
+def fill(records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[np.uint16], refuse: Refusal) -> npt.NDArray[np.bool_]:
     """Writes the dosages of ``records`` as codes into ``out`` (variants, samples of the file).
 
     Returns:
@@ -141,7 +129,7 @@ def fill(records: Sequence[Record], text: bytes, wanted: Wanted, out: npt.NDArra
     return lacks
 
 
-def drop_calls(records: Sequence[Record], text: bytes, wanted: Wanted, out: npt.NDArray[Any], refuse: Refusal) -> npt.NDArray[np.bool_]:
+def drop_calls(records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[Any], refuse: Refusal) -> npt.NDArray[np.bool_]:
     """Sets calls of ``out`` (variants, samples of the file) with a GQ or DP below the thresholds, or without one, to missing.
 
     Returns:
@@ -169,9 +157,9 @@ def drop_calls(records: Sequence[Record], text: bytes, wanted: Wanted, out: npt.
     return changed
 
 
-def _groups(records: Sequence[Record], text: bytes, wanted: Wanted, refuse: Refusal) -> Iterator[_Group]:
+def _groups(records: Sequence[Any], text: bytes, wanted: Wanted, refuse: Refusal) -> Iterator[_Group]:
     """The records by FORMAT (and whether persons may have one copy), some MB at a time. Raises if a call has other columns or values."""
-    by_format: dict[tuple[bytes, bool], list[Record]] = {}
+    by_format: dict[tuple[bytes, bool], list[Any]] = {}
     for record in records:
         form = text[text.rfind(b"\t", record.at, record.begin - 1) + 1 : record.begin - 1]
         by_format.setdefault((form, record.one_copy), []).append(record)
@@ -215,15 +203,16 @@ def _spans(group: _Group, field: int) -> tuple[Index, Index]:
 
 
 class Values(NamedTuple):
-    """Numbers of calls: ``number`` (values,), ``first`` (calls,) index of each call's first one, ``count`` (calls,)."""
+    """Numbers of calls: ``number`` (values,), ``first`` (calls,) index of each call's first one, ``values`` (calls,): how
+    many it has."""
 
     number: Floats
     first: Index
-    count: Index
+    values: Index
 
 
 def _part(values: Values, cells: Index) -> Values:
-    return Values(values.number, values.first[cells], values.count[cells])
+    return Values(values.number, values.first[cells], values.values[cells])
 
 
 def _values(group: _Group, start: Index, end: Index, wrong: Callable[[int], InputError]) -> Values:
@@ -254,13 +243,13 @@ def _decimals(data: npt.NDArray[np.uint8], start: Index, end: Index, wrong: Call
         odd |= (live & ~number & ~point) | (point & dot)
         dot |= point
     out: Floats = np.where(missing, np.nan, mantissa / 10.0**places)
-    for at in np.flatnonzero(odd & ~missing):
+    for at in np.flatnonzero(odd & ~missing).tolist():
         try:
             out[at] = float(data[start[at] : end[at]].tobytes())
         except ValueError as error:
-            raise wrong(int(at)) from error
+            raise wrong(at) from error
         if not np.isfinite(out[at]):
-            raise wrong(int(at))
+            raise wrong(at)
     return out
 
 
@@ -275,7 +264,7 @@ def _haploid(group: _Group) -> npt.NDArray[np.int8] | None:
     return np.where(nothing, -1, many == 0).astype(np.int8)
 
 
-def _alike(records: Sequence[Record]) -> Iterator[tuple[tuple[int, ...], int, bool, Index]]:
+def _alike(records: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], int, bool, Index]]:
     """Indices of records with the same selected ALT alleles of equally many."""
     found: dict[tuple[tuple[int, ...], int, bool], list[int]] = {}
     for at, record in enumerate(records):

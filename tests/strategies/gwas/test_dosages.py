@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pysam
 import pytest
 import statsmodels.api as sm
 
@@ -88,3 +89,33 @@ def test_firth_is_the_penalised_likelihood_of_dosages(ds: Path) -> None:
         beta, error, p = firth(np.column_stack([x, g[:, int(name[2:]) - 1]]), PEOPLE.rare)
         assert abs(rows.beta[name] - beta) < 1e-3 * error
         assert abs(10 ** -rows.neg_log10_p[name] / p - 1) < 1e-3
+
+
+FORMATS = ("HDS", "GP", "bcf DS", "bcf HDS", "bcf GP", "any")
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Ran]:
+    """The sites with another kind of file."""
+    kind, _, field = str(request.param).rpartition(" ")
+    folder = tmp_path_factory.mktemp("other") / "sites"
+    file = "cohort.bcf" if kind else "cohort.vcf"
+    site_files(folder, file)
+    for name in PERSONS:
+        rows, place = rows_of(name), folder / name
+        written = vcf([PEOPLE.ids[r] for r in rows], PEOPLE.haplotype[rows], "HDS" if field == "any" else field)
+        (place / "cohort.vcf").write_text(written)
+        if kind:
+            pysam.bcftools.view("-Ob", "-o", str(place / file), str(place / "cohort.vcf"), catch_stdout=False)  # type: ignore[attr-defined]
+    return field, run(study_of(field), folder, folder.parent / "run")
+
+
+def test_every_format_gives_one_table(linear: Ran, other: tuple[str, Ran]) -> None:
+    field, ran = other
+    numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p"]
+    ours, theirs = ran.table.loc[linear.table.index], linear.table
+    assert (ours[["n", "an", "sites", "call_rate"]] == theirs[["n", "an", "sites", "call_rate"]]).all(None)
+    if field == "GP":  # probabilities have six decimals
+        assert np.allclose(ours[numbers], theirs[numbers], rtol=3e-5, atol=1e-6)
+    else:
+        assert (ours[numbers] == theirs[numbers]).all(None), "the same decimals are the same codes"
