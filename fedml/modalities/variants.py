@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, check_build
+from fedml.cohort.variants.companions import companions
 from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import Fit, align, fit
 from fedml.cohort.variants.matching import place as place_of
@@ -110,8 +111,7 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
 def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
     """Inspects only the header: samples, and whether the contig lengths match the stated build."""
     data, path = place.data, place.folder / place.data.path
-    companions = [path.with_suffix(ending) for ending in (".bim", ".fam")] if path.suffix == ".bed" else []
-    if absent := [str(file) for file in companions if not file.exists()]:
+    if absent := [str(file) for file in companions(path) if not file.exists()]:
         yield InputFinding("fail", f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file there")
         return
     try:

@@ -12,10 +12,10 @@ from fedml.study.section import Section
 class Calls(Section):
     """Genotypes or imputed dosages, and thresholds of quality that each site applies while it reads its file."""
 
-    dosage: Literal["hard", "any", "DS", "HDS", "GP"] = Field(
+    dosage: Literal["hard", "nearest", "any", "DS", "HDS", "GP"] = Field(
         default="hard",
-        description="genotypes (hard), or imputed dosages: of a VCF or BCF file from its field DS, HDS or GP; any: the first of "
-        "them that it declares; of BGEN and PGEN as they are",
+        description="genotypes (hard; nearest: of BGEN and PGEN files, which have dosages, the nearest), or imputed dosages, of a VCF or "
+        "BCF file from its field DS, HDS or GP, or, any, from the first of them that it declares; BGEN and PGEN files have one kind",
     )
     min_gq: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=0, description="least genotype quality (GQ) of a call of a VCF or BCF file; lower, or none, is missing; 0: no threshold"
@@ -30,4 +30,4 @@ class Calls(Section):
     @property
     def fractions(self) -> bool:
         """True if dosages have fractions."""
-        return self.dosage != "hard"
+        return self.dosage not in ("hard", "nearest")

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.scores.scoring_file import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
+from fedml.cohort.variants.fine import Fine
 from fedml.cohort.variants.model import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
@@ -174,7 +175,7 @@ def score(dosage: npt.NDArray[np.int8] | Packed | Fine, matched: Matched, freque
     return Scores(total, used)
 
 
-def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None) -> None:
+def _add(total: Floats, used: Integers, copies: Any, matched: Matched, begin: int, frequency: Floats | None) -> None:
     """Adds the contribution of the matched weights from ``begin`` on to ``total`` and ``used``; ``copies`` (persons, weights): ALT
     alleles."""
     persons, part = len(copies), slice(begin, begin + copies.shape[1])
@@ -188,7 +189,7 @@ def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: M
     slope, rest = single - zero, double - 2 * single + zero
     total += zero.sum() + number @ slope
     if rest.any():
-        total += (copies == 2) @ rest
+        total += (copies == 2 if copies.dtype == np.int8 else np.maximum(copies - 1.0, 0.0)) @ rest
     used += len(at)
     person, variant = _missing(copies)
     if len(person):
@@ -202,8 +203,10 @@ def _add(total: Floats, used: Integers, copies: npt.NDArray[np.int8], matched: M
         used -= np.bincount(person, minlength=persons)
 
 
-def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray[np.int8]:
-    """(persons, len(at)) int8."""
+def _columns(dosage: npt.NDArray[np.int8] | Packed | Fine, at: Integers) -> Any:
+    """(persons, len(at)) int8, or float32 of dosages with fractions."""
+    if isinstance(dosage, Fine):
+        return dosage.aligned(at, np.zeros(len(at), bool)).floats(slice(None))
     if isinstance(dosage, Packed):
         return dosage.aligned(at, np.zeros(len(at), bool))[:]
     run = len(at) and at[-1] - at[0] + 1 == len(at) and bool((np.diff(at) == 1).all())
@@ -211,7 +214,7 @@ def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray
     return found
 
 
-def _missing(copies: npt.NDArray[np.int8]) -> tuple[Integers, Integers]:
+def _missing(copies: Any) -> tuple[Integers, Integers]:
     """(person, variant) indices of each missing genotype, searched in memory order."""
     by_variant = copies.flags.f_contiguous
     flat = np.flatnonzero((copies.T if by_variant else copies).ravel() < 0)

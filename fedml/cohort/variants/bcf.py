@@ -22,8 +22,8 @@ from fedml.cohort.variants.csi import read_index
 from fedml.cohort.variants.model import MISSING, Block, Variant
 from fedml.cohort.variants.records import Head, Wanted, chosen, take
 from fedml.cohort.variants.regions import Spans
-from fedml.cohort.variants.vcf_text import put_rows
 from fedml.cohort.variants.vcf_fields import FIELDS, INFO_FIELDS
+from fedml.cohort.variants.vcf_text import put_rows
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig, has_one_copy
 

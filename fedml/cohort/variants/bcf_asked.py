@@ -15,7 +15,7 @@ from fedml.cohort.variants.expected import Asked, expected
 from fedml.cohort.variants.fine import NONE
 from fedml.cohort.variants.model import MISSING, Block, Variant
 from fedml.cohort.variants.records import Wanted
-from fedml.cohort.variants.vcf_asked import kept
+from fedml.cohort.variants.vcf_asked import from_genotypes, kept
 from fedml.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -44,13 +44,13 @@ def asked_block(
 
     Args:
         ids: numbers of the names of FORMAT and INFO fields in the header's dictionary.
-        genotypes: (variants, samples of the file), read where no dosages are asked for.
+        genotypes: (variants, samples of the file), read where no dosages are asked for, or one is missing.
 
     Raises:
         InputError: a value is no dosage.
         ValueError: the record is damaged.
     """
-    lacks, low, changed = (np.zeros(len(keys), bool) for _ in range(3))
+    lacks, low, changed, filled = (np.zeros(len(keys), bool) for _ in range(4))
     out: npt.NDArray[Any] = np.full((len(keys), wanted.columns), NONE, np.uint16) if wanted.field else genotypes()
     missing = NONE if wanted.field else MISSING
     least = {name: at for name, at in (("GQ", wanted.selection.min_gq), ("DP", wanted.selection.min_dp)) if at}
@@ -62,16 +62,19 @@ def asked_block(
             codes = _codes(record, data, wanted, ids, keys[record.row])
             lacks[rows] = codes is None
             out[rows] = NONE if codes is None else codes
+    if wanted.field:
+        filled, lacks = from_genotypes(out, lacks, genotypes)
+    for record in records if least else ():
+        rows = slice(record.row, record.row + len(record.numbers))
         poor = np.zeros(wanted.columns, bool)
         for name, threshold in least.items():
             found = record.fields.get(ids[name])
             number = None if found is None else _values(data, found, wanted.columns)
             poor |= True if number is None else ~(number.number[number.first] >= threshold)
-        if least:
-            here = poor & (out[rows] != missing)
-            changed[rows] = here.any(1)
-            out[rows][here] = missing
-    return kept(keys, out, wanted, (lacks, low, changed))
+        here = poor & (out[rows] != missing)
+        changed[rows] = here.any(1)
+        out[rows][here] = missing
+    return kept(keys, out, wanted, (lacks, low, changed, filled))
 
 
 def _codes(record: Any, data: bytes, wanted: Wanted, ids: Mapping[str, int], key: Variant) -> npt.NDArray[np.uint16] | None:

@@ -42,6 +42,7 @@ from fedml.cache_entries import (
     stamp_of,
     writing,
 )
+from fedml.cohort.variants.companions import companions
 from fedml.cohort.variants.fine import Fine, Uint16s
 from fedml.cohort.variants.model import Selection, Source, Variant, from_text, to_text
 from fedml.cohort.variants.packed import MISSING, Packed, width
@@ -87,7 +88,7 @@ class _Job(NamedTuple):
     @property
     def fine(self) -> bool:
         """The table is of dosages with fractions."""
-        return self.selection.dosage != "hard"
+        return self.selection.fractions
 
 
 def cached(
@@ -161,7 +162,7 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
     selection = [list(job.selection.regions), sorted(job.selection.listed), job.selection.passed, *job.selection.asked]
-    contigs = job.source.contigs if job.source.path.suffix == ".bed" else ()
+    contigs = job.source.contigs if job.source.path.suffix in (".bed", ".pgen") else ()
     coding = () if job.coding is None else (job.coding.described(contigs, job.selection),)
     return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons), *coding]))
 
@@ -302,4 +303,4 @@ def _write_table(path: Path, spool: Spool, job: _Job) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path, path.with_suffix(".bim"), path.with_suffix(".fam")] if path.suffix == ".bed" else [path]
+    return [path, *companions(path)]

@@ -180,7 +180,9 @@ class Fine:
             out[:, at] = self._decode(_COPIES, rows, start, stop, np.empty(out.shape, np.int8))[:, at]
         return out
 
-    def _decode(self, table: npt.NDArray[Any], rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    def _decode(
+        self, table: npt.NDArray[Any], rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]
+    ) -> npt.NDArray[Any]:
         """Writes what ``table`` has for the codes of variants ``start`` to ``stop`` of ``rows`` into ``out``, which is returned."""
         if not self.table.shape[1]:
             out[...] = MISSING

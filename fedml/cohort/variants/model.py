@@ -65,9 +65,9 @@ class Selection:
 
     ``regions``: ``22`` or ``22:17000000-18000000``, 1-based, both ends included, contigs by their canonical name. ``listed``: an rsID, or
     ``contig:position:ref:alt`` with the canonical contig. ``passed``: only records of a VCF or BCF file whose FILTER is PASS or missing.
-    ``dosage``: "hard": genotypes; "DS", "HDS" or "GP": dosages from that field of a VCF or BCF file, "any": from the first of these that it
-    declares; of other formats, as they are. ``min_gq``, ``min_dp``: calls with a lower GQ or DP, or without it, are missing; ``min_info``:
-    variants imputed with a lower quality are excluded.
+    ``dosage``: "hard": genotypes; "nearest": of formats that hold dosages the nearest genotypes; "DS", "HDS" or "GP": dosages, of a VCF or
+    BCF file from that field; "any": from the first of these that it declares. ``min_gq``, ``min_dp``: calls with a lower GQ or DP, or
+    without it, are missing; ``min_info``: variants imputed with a lower quality are excluded.
     """
 
     regions: tuple[str, ...] = ()
@@ -77,6 +77,11 @@ class Selection:
     min_gq: int = 0
     min_dp: int = 0
     min_info: float = 0.0
+
+    @property
+    def fractions(self) -> bool:
+        """True if dosages have fractions."""
+        return self.dosage not in ("hard", "nearest")
 
     @property
     def asked(self) -> list[object]:

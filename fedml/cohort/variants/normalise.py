@@ -22,7 +22,19 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.builds import Build, beyond_end, check_build
 from fedml.cohort.variants.model import Variant
-from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, LOW_INFO, LOW_QUALITY, NO_ALT, NO_DOSAGE, SAME, TELOMERE, TOO_LONG, UNKNOWN
+from fedml.cohort.variants.records import (
+    AMBIGUOUS,
+    FILTERED,
+    FROM_GENOTYPE,
+    LOW_INFO,
+    LOW_QUALITY,
+    NO_ALT,
+    NO_DOSAGE,
+    SAME,
+    TELOMERE,
+    TOO_LONG,
+    UNKNOWN,
+)
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -34,7 +46,7 @@ SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turn
 NOTES = (
     "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
     "reference mismatch", UNSURE, "not plain alleles", NO_ALT, TOO_LONG, UNKNOWN, "ploidy above 2", FILTERED, SAME, AMBIGUOUS, TELOMERE,
-    SEX_UNKNOWN, HET_HAPLOID, NO_DOSAGE, LOW_QUALITY, LOW_INFO, "other",
+    SEX_UNKNOWN, HET_HAPLOID, FROM_GENOTYPE, NO_DOSAGE, LOW_QUALITY, LOW_INFO, "other",
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build

@@ -23,6 +23,7 @@ from fedml.cohort.variants.model import LONGEST_ALLELE, Selection, Variant
 from fedml.errors import InputError
 
 NO_ALT, TOO_LONG, UNKNOWN, FILTERED = "no ALT", "allele too long", "allele unknown", "FILTER not PASS"
+FROM_GENOTYPE = "genotypes where a dosage is missing"
 NO_DOSAGE, LOW_QUALITY, LOW_INFO = "no dosage in the record", "calls of low GQ or DP set to missing", "imputation quality below min_info"
 SAME, AMBIGUOUS, TELOMERE = "ALT is REF", "allele of several bases (IUPAC code)", "position of a telomere"
 _REF, _BREAKEND = r"[ACGTNacgtn]+", r"[ACGTNacgtn.]*[\[\]][^\[\]\s,]+[\[\]][ACGTNacgtn.]*"

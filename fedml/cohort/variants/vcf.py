@@ -50,7 +50,7 @@ class VcfSource(Source):
         inside = Inside(spans)
         field, info, formats = "", "", self.header.formats
         if selection.asked:
-            field = "" if selection.dosage == "hard" else dosage_field(selection.dosage, formats, self.path)
+            field = dosage_field(selection.dosage, formats, self.path) if selection.fractions else ""
             info = check_declared(selection, formats, self.header.info, self.path)
         if self.binary and not field and "GT" not in formats:  # in text FORMAT names it too
             raise InputError(f"{self.path}: the header declares no FORMAT field GT; give a file with genotypes.")

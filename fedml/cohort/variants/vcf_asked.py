@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.fine import NONE
+from fedml.cohort.variants.fine import NONE, SCALE
 from fedml.cohort.variants.model import Block, Variant
-from fedml.cohort.variants.records import LOW_INFO, LOW_QUALITY, NO_DOSAGE, Wanted, chosen
+from fedml.cohort.variants.records import FROM_GENOTYPE, LOW_INFO, LOW_QUALITY, NO_DOSAGE, Wanted, chosen
 from fedml.cohort.variants.vcf_fields import drop_calls, fill, info_value
 from fedml.errors import InputError
 
@@ -29,7 +29,7 @@ def asked_block(
 
     Args:
         records: of a text (``fedml.cohort.variants.vcf_text``): where each begins, its FORMAT's and its calls' places, its ALT alleles.
-        genotypes: (variants, samples of the file), read where no dosages are asked for.
+        genotypes: (variants, samples of the file), read where no dosages are asked for, or one is missing.
         error: called with the offset of a line, ``wanted``, what is wrong, and an advice.
 
     Raises:
@@ -39,7 +39,7 @@ def asked_block(
     def refuse(at: int, what: str, advice: str) -> InputError:
         return error(at, wanted, what, advice)
 
-    low, lacks, changed = (np.zeros(len(keys), bool) for _ in range(3))
+    low, lacks, changed, filled = (np.zeros(len(keys), bool) for _ in range(4))
     if wanted.info:
         for record in records:
             info = text[record.at : record.begin].split(b"\t", 8)[7]
@@ -47,20 +47,35 @@ def asked_block(
             low[record.row : record.row + len(record.numbers)] = ~(values >= wanted.selection.min_info)
     if wanted.field:
         out: npt.NDArray[Any] = np.full((len(keys), wanted.columns), NONE, np.uint16)
-        lacks = fill(records, text, wanted, out, refuse)
+        filled, lacks = from_genotypes(out, fill(records, text, wanted, out, refuse), genotypes)
     else:
         out = genotypes()
     if wanted.selection.min_gq or wanted.selection.min_dp:
         changed = drop_calls(records, text, wanted, out, refuse)
-    return kept(keys, out, wanted, (lacks, low, changed))
+    return kept(keys, out, wanted, (lacks, low, changed, filled))
 
 
-def kept(keys: Sequence[Variant], out: npt.NDArray[Any], wanted: Wanted, masks: tuple[Mask, Mask, Mask]) -> Block | None:
+def from_genotypes(out: npt.NDArray[np.uint16], lacks: Mask, genotypes: Callable[[], npt.NDArray[np.int8]]) -> tuple[Mask, Mask]:
+    """Writes the genotype where a person has one and no dosage: PLINK 2 writes DS and HDS only where they are no whole numbers.
+
+    Returns:
+        (variants,) True where that was done; and where a record has neither: ``lacks`` without those.
+    """
+    if not (lacks.any() or (out == NONE).any()):
+        return np.zeros(len(out), bool), lacks
+    copies = genotypes()
+    here = (out == NONE) & (copies >= 0) & (copies <= 2)
+    out[here] = copies[here].astype(np.uint16) * SCALE
+    some: Mask = here.any(1)
+    return some, lacks & ~some
+
+
+def kept(keys: Sequence[Variant], out: npt.NDArray[Any], wanted: Wanted, masks: tuple[Mask, Mask, Mask, Mask]) -> Block | None:
     """The block without the variants that lack dosages or are of low imputation quality, which are counted, as are those of which calls
-    were set to missing (``masks``, each (variants,), in that order); ``out``: (variants, samples of the file)."""
-    lacks, low, changed = masks
+    were set to missing or genotypes used (``masks``, each (variants,), in that order); ``out``: (variants, samples of the file)."""
+    lacks, low, changed, filled = masks
     keep = ~lacks & ~low
-    for reason, which in ((NO_DOSAGE, lacks), (LOW_INFO, low & ~lacks), (LOW_QUALITY, changed & keep)):
+    for reason, which in ((NO_DOSAGE, lacks), (LOW_INFO, low & ~lacks), (LOW_QUALITY, changed & keep), (FROM_GENOTYPE, filled & keep)):
         if which.any():
             wanted.excluded[reason] += int(which.sum())
     if not keep.any():

@@ -11,6 +11,7 @@ import pysam
 import pytest
 import statsmodels.api as sm
 
+from fedml.cohort.variants.fine import SCALE
 from tests.dosages import MISSING, PEOPLE, PERSONS, VARIANTS, plink2, site_files, study_of, vcf
 from tests.trait import Ran, firth, run
 
@@ -119,3 +120,37 @@ def test_every_format_gives_one_table(linear: Ran, other: tuple[str, Ran]) -> No
         assert np.allclose(ours[numbers], theirs[numbers], rtol=3e-5, atol=1e-6)
     else:
         assert (ours[numbers] == theirs[numbers]).all(None), "the same decimals are the same codes"
+
+
+PRECISION = {"pgen": 0.0, "bgen bits=16": 1 / 65535, "bgen bits=8": 1 / 255, "bgen zstd": 1 / 65535, "vcf.gz": 1e-4}
+
+
+@pytest.fixture(scope="module", params=list(PRECISION))
+def converted(request: pytest.FixtureRequest, ds: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Ran]:
+    """The sites with what PLINK 2 writes of their VCF."""
+    kind, folder = request.param, tmp_path_factory.mktemp("converted") / "sites"
+    words = {
+        "pgen": ("--make-pgen", "vzs"), "bgen bits=16": ("--export", "bgen-1.2", "ref-first", "bits=16"),
+        "bgen bits=8": ("--export", "bgen-1.2", "ref-first", "bits=8"), "bgen zstd": ("--export", "bgen-1.3", "ref-first"),
+        "vcf.gz": ("--export", "vcf", "bgz", "vcf-dosage=DS"),
+    }[kind]  # fmt: skip
+    if kind == "pgen":
+        pytest.importorskip("pgenlib", reason="pgenlib is not installed")
+    site_files(folder, f"cohort.{kind.split()[0]}")
+    for name in PERSONS:
+        plink2("--vcf", ds / name / "cohort.vcf", "dosage=DS", *words, "--out", "cohort", cwd=folder / name)
+    return kind, run(study_of("any"), folder, folder.parent / "run")
+
+
+def test_what_plink2_writes_gives_the_same_table(linear: Ran, converted: tuple[str, Ran]) -> None:
+    kind, ran = converted
+    numbers = ["beta", "standard_error", "effect_allele_frequency", "neg_log10_p"]
+    ours, theirs = ran.table.loc[linear.table.index], linear.table
+    assert (ours[["n", "an", "sites"]] == theirs[["n", "an", "sites"]]).all(None)
+    if kind == "pgen":
+        assert (ours[numbers] == theirs[numbers]).all(None), "the same whole numbers of 1/16384"
+    else:  # a number of 330 rounded ones, and then the effect of such errors of a dosage on a regression
+        rounding = PRECISION[kind] + 1 / SCALE
+        assert np.abs(ours.effect_allele_frequency - theirs.effect_allele_frequency).max() < rounding / 2
+        assert (np.abs(ours.beta - theirs.beta) / theirs.standard_error).max() < 3 * rounding
+        assert np.allclose(ours.standard_error, theirs.standard_error, rtol=3 * rounding)
