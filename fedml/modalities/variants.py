@@ -12,7 +12,8 @@ from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, check_build
 from fedml.cohort.variants.companions import companions
-from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
+from fedml.cohort.variants.fine import Fine
+from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, person_chunks, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import Fit, align, fit
 from fedml.cohort.variants.matching import place as place_of
 from fedml.cohort.variants.matching import unique
@@ -175,12 +176,23 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
 
 def _sums(value: Dosages, rows: Rows) -> Array:
+    if isinstance(value.dosage, Fine):
+        return _fine_sums(value.dosage, rows[value.present[rows]])
     no_alt, one_alt, two_alt, _ = genotype_counts(value, rows)
     return np.stack([no_alt + one_alt + two_alt, one_alt + 2 * two_alt, one_alt + 4 * two_alt]).astype(np.float64)
 
 
+def _fine_sums(table: Fine, rows: Rows) -> Array:
+    out = np.zeros((3, table.shape[1]))
+    for chunk in person_chunks(rows, 8 * table.shape[1]):
+        dosage = table.floats(chunk).astype(np.float64)
+        known = np.where(dosage < 0, 0.0, dosage)
+        out += np.stack([(dosage >= 0).sum(0), known.sum(0), (known**2).sum(0)])
+    return out
+
+
 def _bounded(value: Dosages, rows: Rows, unit: Callable[[Array], Array]) -> Array:
-    dosage = value.dosage[rows]
+    dosage = value.dosage.floats(rows) if isinstance(value.dosage, Fine) else value.dosage[rows]
     return table_sums(unit(np.where(dosage < 0, np.nan, dosage)))
 
 
@@ -220,7 +232,8 @@ def _write(value: Dosages, study: Study, ids: Sequence[str], folder: Path) -> Ma
 def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     import torch
 
-    x = torch.from_numpy(np.asarray(values).astype(np.int8))
+    array = np.asarray(values)
+    x = torch.from_numpy(array.astype(np.float32 if study.cohort.variants.fractions else np.int8))
     return {f"{NAME}_present": (~(x < 0).all(1)).float(), NAME: x}
 
 

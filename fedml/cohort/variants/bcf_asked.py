@@ -50,7 +50,7 @@ def asked_block(
         InputError: a value is no dosage.
         ValueError: the record is damaged.
     """
-    lacks, low, changed, filled = (np.zeros(len(keys), bool) for _ in range(4))
+    lacks, unclear, low, changed, filled = (np.zeros(len(keys), bool) for _ in range(5))
     out: npt.NDArray[Any] = np.full((len(keys), wanted.columns), NONE, np.uint16) if wanted.field else genotypes()
     missing = NONE if wanted.field else MISSING
     least = {name: at for name, at in (("GQ", wanted.selection.min_gq), ("DP", wanted.selection.min_dp)) if at}
@@ -60,10 +60,11 @@ def asked_block(
             low[rows] = ~(_of_alleles(record, data, ids[f"INFO/{wanted.info}"]) >= wanted.selection.min_info)
         if wanted.field:
             codes = _codes(record, data, wanted, ids, keys[record.row])
-            lacks[rows] = codes is None
+            several = wanted.field == "HDS" and record.alts > 1 and ids["HDS"] in record.fields
+            (unclear if several else lacks)[rows] = codes is None
             out[rows] = NONE if codes is None else codes
     if wanted.field:
-        filled, lacks = from_genotypes(out, lacks, genotypes)
+        filled, lacks = from_genotypes(out, (lacks, unclear), genotypes)
     for record in records if least else ():
         rows = slice(record.row, record.row + len(record.numbers))
         poor = np.zeros(wanted.columns, bool)
@@ -102,7 +103,8 @@ def _values(data: bytes, place: Place, columns: int) -> Values:
     if kind not in _TYPES or not each:
         raise ValueError("a field of numbers is of another type")
     stored = np.frombuffer(data, _TYPES[kind], columns * each, at)
-    number = stored.astype(np.float64)
+    with np.errstate(invalid="ignore"):  # the mark of a missing number
+        number = stored.astype(np.float64)
     if kind == 5:
         ends = stored.view("<u4") == _FLOAT_END
     else:

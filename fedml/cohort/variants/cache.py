@@ -272,7 +272,7 @@ def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant],
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             job.say(f"{name}: {total:,} variants read")
             logged = time.monotonic()
-    found = {**job.source.excluded, "ploidy above 2": higher, **coded}
+    found = Counter(job.source.excluded) + Counter({"ploidy above 2": higher}) + coded
     notes.update({reason: count for reason, count in found.items() if count})
 
 

@@ -55,19 +55,25 @@ def asked_block(
     return kept(keys, out, wanted, (lacks, low, changed, filled))
 
 
-def from_genotypes(out: npt.NDArray[np.uint16], lacks: Mask, genotypes: Callable[[], npt.NDArray[np.int8]]) -> tuple[Mask, Mask]:
+def from_genotypes(
+    out: npt.NDArray[np.uint16], without: tuple[Mask, Mask], genotypes: Callable[[], npt.NDArray[np.int8]]
+) -> tuple[Mask, Mask]:
     """Writes the genotype where a person has one and no dosage: PLINK 2 writes DS and HDS only where they are no whole numbers.
 
+    Args:
+        without: (variants,) True where a record has no dosages; and where it has dosages, but not of which ALT allele.
+
     Returns:
-        (variants,) True where that was done; and where a record has neither: ``lacks`` without those.
+        (variants,) True where that was done; and where the variant has no dosages.
     """
+    lacks, unclear = without
     if not (lacks.any() or (out == NONE).any()):
-        return np.zeros(len(out), bool), lacks
+        return np.zeros(len(out), bool), unclear
     copies = genotypes()
-    here = (out == NONE) & (copies >= 0) & (copies <= 2)
+    here = ~unclear[:, None] & (out == NONE) & (copies >= 0) & (copies <= 2)
     out[here] = copies[here].astype(np.uint16) * SCALE
     some: Mask = here.any(1)
-    return some, lacks & ~some
+    return some, unclear | (lacks & ~some)
 
 
 def kept(keys: Sequence[Variant], out: npt.NDArray[Any], wanted: Wanted, masks: tuple[Mask, Mask, Mask, Mask]) -> Block | None:

@@ -88,16 +88,19 @@ def info_value(info: bytes, field: str, alts: int) -> list[float]:
     return [float("nan")] * alts
 
 
-def fill(records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[np.uint16], refuse: Refusal) -> npt.NDArray[np.bool_]:
+def fill(
+    records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[np.uint16], refuse: Refusal
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Writes the dosages of ``records`` as codes into ``out`` (variants, samples of the file).
 
     Returns:
-        (variants,) True where the record has no dosages: FORMAT lacks the field, or it does not say whether a call is of one copy.
+        (variants,) True where the record has no dosages: FORMAT lacks the field, or it does not say whether a call is of one copy; and
+        where it has dosages, but not of which ALT allele.
 
     Raises:
         InputError: a value is no number, or no dosage.
     """
-    lacks = np.zeros(len(out), bool)
+    lacks, unclear = np.zeros(len(out), bool), np.zeros(len(out), bool)
     name = wanted.field.encode()
     for group in _groups(records, text, wanted, refuse):
         field = group.names.index(name) if name in group.names else -1
@@ -123,10 +126,10 @@ def fill(records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[n
             for k in range(len(numbers)):
                 rows = np.array([group.records[i].row + k for i in at])
                 if codes is None:
-                    lacks[rows] = True
+                    unclear[rows] = True
                 else:
                     out[rows] = codes[k].reshape(len(at), -1)
-    return lacks
+    return lacks, unclear
 
 
 def drop_calls(records: Sequence[Any], text: bytes, wanted: Wanted, out: npt.NDArray[Any], refuse: Refusal) -> npt.NDArray[np.bool_]:

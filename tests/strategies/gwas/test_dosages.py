@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pysam
+import pysam.bcftools
 import pytest
 import statsmodels.api as sm
 
@@ -107,7 +107,7 @@ def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         written = vcf([PEOPLE.ids[r] for r in rows], PEOPLE.haplotype[rows], "HDS" if field == "any" else field)
         (place / "cohort.vcf").write_text(written)
         if kind:
-            pysam.bcftools.view("-Ob", "-o", str(place / file), str(place / "cohort.vcf"), catch_stdout=False)  # type: ignore[attr-defined]
+            pysam.bcftools.view("-Ob", "-o", str(place / file), str(place / "cohort.vcf"), catch_stdout=False)
     return field, run(study_of(field), folder, folder.parent / "run")
 
 
