@@ -216,6 +216,11 @@ def _placeholder(value: Dosages, study: Study, random: Random) -> Dosages:
 
 
 def _write(value: Dosages, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    if study.cohort.variants.fractions or study.cohort.variants.qualified:
+        from fedml.cohort.variants.write_vcf import write_vcf
+
+        write_vcf(folder / "cohort.vcf", value, ids)
+        return {"path": "cohort.vcf", "build": value.build or "GRCh38"}
     from bed_reader import to_bed
 
     keys, has = value.keys, value.present

@@ -31,3 +31,8 @@ class Calls(Section):
     def fractions(self) -> bool:
         """True if dosages have fractions."""
         return self.dosage not in ("hard", "nearest")
+
+    @property
+    def qualified(self) -> bool:
+        """True if a threshold of a call's or a variant's quality is set."""
+        return bool(self.min_gq or self.min_dp or self.min_info)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,16 @@ import pandas as pd
 import pysam.bcftools
 import pytest
 import statsmodels.api as sm
+from flwr.app import RecordDict
 
+from fedml.clients.work.genomics import analyse, check_small
+from fedml.clients.work.request import Request
 from fedml.cohort.variants.fine import SCALE
-from tests.dosages import MISSING, PEOPLE, PERSONS, VARIANTS, plink2, site_files, study_of, vcf
-from tests.trait import Ran, firth, run
+from fedml.cohort.variants.model import Variant, to_text
+from fedml.errors import SiteError
+from fedml.wire.records import Phase, pack, unpack
+from tests.dosages import KEYS, MISSING, PEOPLE, PERSONS, VARIANTS, plink2, site_files, study_of, vcf
+from tests.trait import Ran, firth, gates, observed, run
 
 
 def rows_of(name: str) -> Any:
@@ -154,3 +161,62 @@ def test_what_plink2_writes_gives_the_same_table(linear: Ran, converted: tuple[s
         assert np.abs(ours.effect_allele_frequency - theirs.effect_allele_frequency).max() < rounding / 2
         assert (np.abs(ours.beta - theirs.beta) / theirs.standard_error).max() < 3 * rounding
         assert np.allclose(ours.standard_error, theirs.standard_error, rtol=3 * rounding)
+
+
+# --- what the centre reads ----------------------------------------------------------------------------------------------------------------
+
+
+def told(folder: Path, fractions: Sequence[float], min_count: int, target: str = "y") -> list[tuple[Phase, dict[str, Any]]]:
+    """What north tells in a run through its gate, where of rs40 it has whole dosages except for a person with each of ``fractions``."""
+    site_files(folder, "cohort.vcf", min_count=min_count)
+    for name in PERSONS:
+        rows = rows_of(name)
+        haplotype = PEOPLE.haplotype[rows].copy()
+        if name == "north":
+            haplotype[:, 39] = np.round(haplotype[:, 39])
+            people = np.flatnonzero(haplotype[:, 39].sum(1) == 0)[: len(fractions)]
+            haplotype[people, 39, 0] = fractions
+        (folder / name / "cohort.vcf").write_text(vcf([PEOPLE.ids[r] for r in rows], haplotype, "DS"))
+    study = study_of("DS", target, gwas={"components": 2})
+    steps = observed(study, folder, folder.parent / f"{folder.name}-run", gates(study, folder))
+    return [(step.phase, step.reported) for step in steps if step.site == "north"]
+
+
+def same(first: Any, second: Any) -> bool:
+    return len(first) == len(second) and all(
+        a[0] is b[0] and a[1].keys() == b[1].keys() and all(np.array_equal(a[1][name], b[1][name]) for name in a[1])
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("target", ["y", "case"])
+def test_fractions_of_few_persons_are_not_told(tmp_path: Path, target: str) -> None:
+    """One person's dosage of 0.3 among whole ones, or of four, changes no byte that leaves; those of eight persons are told."""
+    plain = told(tmp_path / "none", [], 5, target)
+    assert same(plain, told(tmp_path / "one", [0.3], 5, target))
+    assert same(plain, told(tmp_path / "four", [0.3, 0.25, 0.4, 0.1], 5, target))
+    assert not same(plain, told(tmp_path / "eight", [0.3] * 8, 5, target))
+    assert not same(plain, told(tmp_path / "open", [0.3], 1, target)), "a site that hides nothing tells it"
+
+
+def test_one_persons_large_fraction_among_tiny_ones_is_not_told(tmp_path: Path) -> None:
+    """0.4 of one person and 0.001 of twenty are the dosages of 1.1 effective persons."""
+    tiny = [0.001] * 20
+    assert same(told(tmp_path / "a", [0.4, *tiny], 5), told(tmp_path / "b", [0.3, *tiny], 5))
+
+
+def test_the_gate_refuses_a_sum_of_few_fractions(ds: Path, tmp_path: Path) -> None:
+    """Whatever computed the reply: the gate counts the persons itself."""
+    told(tmp_path / "sites", [0.3], 5)
+    study, manifest = study_of("DS"), str(tmp_path / "sites" / "north" / "site.toml")
+    key = to_text([Variant(*KEYS[39])])
+    content = RecordDict({
+        "agreement": pack({"panel": np.frombuffer(key, np.uint8), "flips": np.zeros(3, np.uint8)}), "analysis": pack({}),
+    })  # fmt: skip
+    request = Request(study, Phase.GENOTYPES, 0, {}, "north", (manifest,))
+    honest = analyse(request, content)
+    check_small(request, honest, content, 5)
+    counts = unpack(honest.array_records["analysis"])["counts"].copy()
+    counts[7] += round(0.3 * SCALE)
+    with pytest.raises(SiteError, match="sums of dosages"):
+        check_small(request, RecordDict({"analysis": pack({"counts": counts})}), content, 5)

@@ -26,7 +26,8 @@ HEADER = [
     *(f'##FORMAT=<ID={name},Number={number},Type={kind},Description="">' for name, number, kind in (
         ("GT", "1", "String"), ("DS", "A", "Float"), ("HDS", ".", "Float"), ("GP", "G", "Float"), ("GQ", "1", "Integer"),
         ("DP", "1", "Integer"))),
-    '##INFO=<ID=R2,Number=1,Type=Float,Description="">', "\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *IDS]),
+    '##INFO=<ID=R2,Number=1,Type=Float,Description="">',
+    "\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *IDS]),
 ]  # fmt: skip
 
 
@@ -246,11 +247,11 @@ def test_bgen_that_cannot_be_read(tmp_path: Path) -> None:
         path.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"is truncated|is not a BGEN file"):
             read(path, dosage="any")
-    with pytest.raises(InputError, match='set \\[cohort.variants\\] dosage = "any"'):
+    with pytest.raises(InputError, match=r'set \[cohort.variants\] dosage = "any"'):
         read(bgen(path, [(key, good)]))
     with pytest.raises(InputError, match="layout 1"):
         read(bgen(path, [(key, good)], layout=1), dosage="any")
-    with pytest.raises(InputError, match="names no samples; put a.sample"):
+    with pytest.raises(InputError, match=r"names no samples; put a.sample"):
         read(bgen(path, [(key, good)], ids=None), dosage="any")
     sample = tmp_path / "a.sample"
     sample.write_text("ID_1 ID_2 missing sex\n0 0 0 D\nf p1 0 1\nf p2 0 2\nf p3 0 1\n")
@@ -258,10 +259,10 @@ def test_bgen_that_cannot_be_read(tmp_path: Path) -> None:
     assert own.sex is not None
     assert own.sex.tolist() == [1, 2, 1]
     sample.write_text("ID_1 ID_2 missing\n0 0 0\nf p1 0\nf p2 0\n")
-    with pytest.raises(InputError, match="has 2 samples where a.bgen has 3"):
+    with pytest.raises(InputError, match=r"has 2 samples where a.bgen has 3"):
         read(path, dosage="any")
     sample.write_text("p1\np2\np3\n")
-    with pytest.raises(InputError, match="is not a .sample file"):
+    with pytest.raises(InputError, match=r"is not a .sample file"):
         read(path, dosage="any")
     sample.write_text("ID_1 ID_2 missing\n0 0 0\nf p2 0\nf p1 0\nf p3 0\n")
     with pytest.raises(InputError, match="in another order"):
@@ -320,13 +321,13 @@ def test_pgen_that_cannot_be_read(pgen: Path) -> None:
     pgen.with_suffix(".psam").write_text(psam)
     pvar = pgen.with_suffix(".pvar").read_text()
     pgen.with_suffix(".pvar").write_text(pvar[: pvar.rindex("1\t200")])
-    with pytest.raises(InputError, match="and 1 variants in the .pvar"):
+    with pytest.raises(InputError, match=r"and 1 variants in the .pvar"):
         read(pgen, dosage="any")
     pgen.with_suffix(".pvar").write_text(pvar[pvar.index("1\t100") :])
     with pytest.raises(InputError, match="has no header line with #CHROM"):
         read(pgen, dosage="any")
     pgen.with_suffix(".pvar").unlink()
-    with pytest.raises(InputError, match="no such file; put the .pvar"):
+    with pytest.raises(InputError, match=r"no such file; put the .pvar"):
         read(pgen, dosage="any")
 
 
