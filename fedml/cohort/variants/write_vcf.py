@@ -21,7 +21,9 @@ def write_vcf(path: Path, value: Dosages, ids: Sequence[str]) -> None:
     present = np.flatnonzero(value.present)
     lines = ["##fileformat=VCFv4.3", '##FILTER=<ID=PASS,Description="">', '##INFO=<ID=R2,Number=1,Type=Float,Description="">']
     lines += [f'##FORMAT=<ID={name},Number={number},Type={kind},Description="">' for name, number, kind in _FORMATS]
-    lines.append("\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *(ids[row] for row in present)]))
+    lines.append(
+        "\t".join(["#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO", "FORMAT", *(ids[row] for row in present.tolist())])
+    )
     dosage = np.asarray(value.dosage[present])
     with path.open("w", encoding="utf-8") as file:
         file.write("\n".join(lines) + "\n")
