@@ -28,6 +28,7 @@ from fedml.clients.work.frames import read_frame, write_frame
 from fedml.clients.work.half import Memory, site_algorithm
 from fedml.clients.work.known import Work
 from fedml.clients.work.request import Request
+from fedml.cohort.variants.companions import companions
 from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.flower.content import from_bytes, to_bytes
@@ -254,5 +255,5 @@ def _absolute(site: Site, path: str) -> Path:
 def _with_indexes(file: Path) -> list[Path]:
     """A file with its indexes and, of a PLINK set, its other files."""
     names = [file.name + end for end in (".tbi", ".csi", ".fai", ".gzi")]
-    names += [file.with_suffix(end).name for end in (".bim", ".fam")] if file.suffix == ".bed" else []
+    names += [other.name for other in companions(file)]
     return [file, *(path for name in names if (path := file.parent / name).is_file())]

@@ -17,7 +17,7 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, linear, logistic, pca
 from fedml.clients.site.read import load_aligned, load_cohort
-from fedml.clients.work import frequencies, polygenic
+from fedml.clients.work import fractions, frequencies, polygenic
 from fedml.clients.work.effective import FEWEST_SHARE, few_effective
 from fedml.clients.work.genes import Site as GeneSite
 from fedml.clients.work.genes import check_columns, check_sums, gene_sums, order_of
@@ -25,7 +25,7 @@ from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only
 from fedml.clients.work.polygenic import aligned_panel
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.cohort.variants.frequency import few, group_counts, reported
-from fedml.cohort.variants.genotypes import out_of_equilibrium, person_chunks
+from fedml.cohort.variants.genotypes import dosage_sums, out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
@@ -139,6 +139,10 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
         return
     dosages = _panel(request, content)
     small = _small(request, dosages, min_count)
+    if "counts" in values and len(values["counts"]) > 7:
+        few_fractions = fractions.about_few(dosages, analysed(request.manifests, request.study), min_count)
+        if (few_fractions & ~small & ~fractions.whole(values["counts"][7:])).any():
+            raise SiteError(Reason.TOO_FEW, f"sums of dosages: {text}")
     if "counts" in values and few(_told_persons(values["counts"]), min_count).any():
         raise SiteError(Reason.TOO_FEW, f"counts: {text}")
     for name, value in values.items():
@@ -159,10 +163,10 @@ def _cells(request: Request, dosages: Dosages) -> tuple[npt.NDArray[np.bool_], n
 def analyse(request: Request, content: RecordDict) -> RecordDict:
     """The reply of a step: its sums over the site's persons."""
     given = unpack(content.array_records[ANALYSIS])
-    dosages = _panel(request, content)
     people = analysed(request.manifests, request.study)
     study, sites = request.study.policy, [read_site_once(m).manifest.policy for m in request.manifests]
     floor = max(study.min_count, *(site.min_count for site in sites))
+    dosages = fractions.without_few(_panel(request, content), people, floor)
     fewest_men = max(floor, study.min_persons, *(site.min_persons for site in sites))
     match request.phase:
         case Phase.GENOTYPES:
@@ -172,7 +176,10 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             # Of few persons the test would tell which genotypes they have: a study may set any threshold.
             tested = ~few(two_copies(controls, female, dosages.where)[:3], floor).any(0)
             fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)
-            return _reply({"counts": np.where(hidden, -1, np.vstack([told[:4], fails, told[4:]]))})
+            rows = [told[:4], fails, told[4:]]
+            if request.study.cohort.variants.fractions:
+                rows.append(dosage_sums(dosages, people.rows))
+            return _reply({"counts": np.where(hidden, -1, np.vstack(rows))})
         case Phase.FREQUENCIES:
             hidden = _site_table(dosages, people, floor, fewest_men)[1]
             return _reply(frequencies.told(request.study, dosages, *_cells(request, dosages), hidden, floor))
@@ -181,14 +188,14 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
             moments = linear.scaling_sums(people.covariates, people.outcome)
             return _reply({"moments": moments, "persons": np.array([len(people.rows)]), "relatives": np.array([kin])})
         case Phase.SUBSPACE:
-            return _reply({"product": pca.site_product(_blocks(dosages, people.rows), given["frequency"], given["basis"])})
+            return _reply({"product": pca.site_product(fractions.values(dosages, people.rows), given["frequency"], given["basis"])})
     if request.phase in POLYGENIC:
-        return _reply(polygenic.answer(request, content, people, _design(request, people, given), floor))
+        return _reply(polygenic.answer(request, content, people, _design(request, people, given, floor), floor))
     told, hidden = _site_table(dosages, people, floor, fewest_men)
     used = ~hidden & reported(told)
     if asks_men(content):
         people = _checked_men(request, dosages, people, floor, fewest_men)
-    x, y = _design(request, people, given)
+    x, y = _design(request, people, given, floor)
     known, logistic_ = polygenic.offset(request, given, people, x, floor), forms.kind(request.study) == "logistic"
     if logistic_ and request.phase is not Phase.FIT and few_effective(_plus(x @ given["theta"], known), floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
@@ -212,7 +219,7 @@ def _gene_site(request: Request, dosages: Dosages, floor: int) -> GeneSite:
     return GeneSite(people, dosages, _site_table(dosages, people, floor)[1], floor, rank)
 
 
-def _design(request: Request, people: Analysed, given: Mapping[str, Any]) -> tuple[Floats, Floats]:
+def _design(request: Request, people: Analysed, given: Mapping[str, Any], smallest: int) -> tuple[Floats, Floats]:
     """X (persons, K): ones, standardised covariates, components; and the outcome (persons,), centred if the model is linear."""
     logistic_ = forms.kind(request.study) == "logistic"
     scaling = np.stack([given["centre"], given["scale"]])
@@ -221,22 +228,23 @@ def _design(request: Request, people: Analysed, given: Mapping[str, Any]) -> tup
     scaled, outcome = linear.scaled(people.covariates, people.outcome, scaling)
     columns = [np.ones((len(outcome), 1)), scaled]
     if given["loadings"].shape[1]:
-        columns.append(_components(request, people, given))
+        columns.append(_components(request, people, given, smallest))
     return np.hstack(columns), outcome
 
 
 _COMPONENTS: dict[str, Floats] = {}  # cache of the persons' components, by digest of their loadings; reused by every step of an analysis
 
 
-def _components(request: Request, people: Analysed, given: Mapping[str, Any]) -> Floats:
+def _components(request: Request, people: Analysed, given: Mapping[str, Any], smallest: int) -> Floats:
     """(persons, k) components of the site's persons. They are not sent."""
     names = ("loadings", "loading_values", "loading_frequency", "loading_panel", "loading_flips")
     key = f"{request.manifests} {request.study.sha256} {_digest(given, *names)} {len(people.rows)}"  # everyone, or the men
     if key not in _COMPONENTS:
         aligned = aligned_panel(request, given["loading_panel"].tobytes(), given["loading_flips"])
+        aligned = fractions.without_few(aligned, analysed(request.manifests, request.study), smallest)
         parts = [
             pca.scores(block, given["loading_frequency"], given["loadings"], given["loading_values"])
-            for block in _blocks(aligned, people.rows)
+            for block in fractions.values(aligned, people.rows)
         ]
         if len(_COMPONENTS) >= 64:
             _COMPONENTS.clear()
@@ -261,15 +269,13 @@ def _null(study: Study, x: Floats, y: Floats, theta: Floats, offset: Floats | No
     }  # fmt: skip
 
 
-def _dosage_blocks(dosages: Dosages, people: Analysed) -> Iterator[tuple[slice, slice, npt.NDArray[np.int8]]]:
+def _dosage_blocks(dosages: Dosages, people: Analysed) -> Iterator[tuple[slice, slice, Any]]:
     """Yields (slice of persons, slice of variants, dosages (persons, variants)) in blocks of bounded memory."""
     at = 0
     for chunk in person_chunks(people.rows, min(len(dosages.keys), _VARIANTS)):
         for start in range(0, len(dosages.keys), _VARIANTS):
             stop = min(start + _VARIANTS, len(dosages.keys))
-            table = dosages.dosage
-            block = table[chunk][:, start:stop] if isinstance(table, np.ndarray) else table.block(start, stop, chunk)
-            yield slice(at, at + len(chunk)), slice(start, stop), block
+            yield slice(at, at + len(chunk)), slice(start, stop), fractions.block(dosages, start, stop, chunk)
         at += len(chunk)
 
 
@@ -398,8 +404,9 @@ def _site_table(
 
 
 def _told_persons(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The numbers of persons in a reply's ``counts`` (7, variants): with each genotype, of them those with one copy, and the others."""
-    one_copy = counts[5:]
+    """The numbers of persons in a reply's ``counts`` (at least 7, variants): with each genotype, of them those with one copy, and the
+    others."""
+    one_copy = counts[5:7]
     return np.vstack([counts[:3], one_copy, counts[0:3:2] - one_copy])
 
 

@@ -1,8 +1,8 @@
 """Names, types and shapes of the arrays in requests and replies of a genotype analysis. Gates and server refuse all other arrays.
 
 Letters in shapes: m variants of the message's panel, b columns of a basis, C covariate columns, K = 1 + C + components (the intercept
-first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components. c columns of
-genes, t the triangles of the columns of each gene, gene by gene.
+first), J = K + 1 (with the variant), U and T the triangles of K and J, M variants used for the components, k components, Q rows of counts
+(7; 9 with sums of dosages). c columns of genes, t the triangles of the columns of each gene, gene by gene.
 
     genotypes    ->                                   counts
     covariates   ->                                   moments, persons, relatives
@@ -82,7 +82,7 @@ REQUEST: dict[Phase, dict[str, tuple[str, Shape]]] = {
                   "fold": ("int64", ("A",))},
 }  # fmt: skip
 REPLY: dict[Phase, dict[str, dict[str, Shape]]] = {
-    Phase.GENOTYPES: {"": {"counts": (7, "m")}},
+    Phase.GENOTYPES: {"": {"counts": ("Q", "m")}},
     Phase.COVARIATES: {"": {"moments": (3, "R"), "persons": (1,), "relatives": (1,)}},
     Phase.SUBSPACE: {"": {"product": ("m", "b")}},
     Phase.NULL: {
@@ -135,6 +135,7 @@ def sizes(study: Study, variants: int, basis: int = 0, loadings: int = 0) -> dic
         "m": variants,
         "b": basis,
         "G": groups,
+        "Q": 9 if study.cohort.variants.fractions else 7,
         "R": columns + 1,
         "K": known,
         "J": known + 1,

@@ -11,8 +11,10 @@ import numpy as np
 from pydantic import Field
 
 from fedml.cohort.variants.builds import BUILDS, Build, check_build
+from fedml.cohort.variants.companions import companions
+from fedml.cohort.variants.fine import Fine
 from fedml.cohort.variants.fit import Fit, fit
-from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, read_variants, shared_panel
+from fedml.cohort.variants.genotypes import Genome, concat_dosages, genotype_counts, person_chunks, read_variants, shared_panel
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.keys import to_text
 from fedml.cohort.variants.matching import place as place_of
@@ -102,15 +104,17 @@ def _read(place: Place[VariantData], study: Study, ids: Sequence[str]) -> Dosage
     return read_variants(
         place.folder / data.path, ids, cache=place.cache, memory_mb=data.memory_mb,
         genome=Genome(data.build, None if data.reference is None else place.folder / data.reference, place.sex),
-        selection=Selection(wanted.regions, frozenset(wanted.listed), wanted.filter == "pass"),
+        selection=Selection(
+            wanted.regions, frozenset(wanted.listed), wanted.filter == "pass",
+            wanted.dosage, wanted.min_gq, wanted.min_dp, wanted.min_info,
+        ),
     )  # fmt: skip
 
 
 def _inspect(place: Place[VariantData], ids: Sequence[str] | None) -> Iterator[InputFinding]:
     """Inspects only the header: samples, and whether the contig lengths match the stated build."""
     data, path = place.data, place.folder / place.data.path
-    companions = [path.with_suffix(ending) for ending in (".bim", ".fam")] if path.suffix == ".bed" else []
-    if absent := [str(file) for file in companions if not file.exists()]:
+    if absent := [str(file) for file in companions(path) if not file.exists()]:
         yield InputFinding("fail", f"{', '.join(absent)}: does not exist", "correct the path in site.toml, or put the file there")
         return
     try:
@@ -174,12 +178,23 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
 
 def _sums(value: Dosages, rows: Rows) -> Array:
+    if isinstance(value.dosage, Fine):
+        return _fine_sums(value.dosage, rows[value.present[rows]])
     no_alt, one_alt, two_alt, _ = genotype_counts(value, rows)
     return np.stack([no_alt + one_alt + two_alt, one_alt + 2 * two_alt, one_alt + 4 * two_alt]).astype(np.float64)
 
 
+def _fine_sums(table: Fine, rows: Rows) -> Array:
+    out = np.zeros((3, table.shape[1]))
+    for chunk in person_chunks(rows, 8 * table.shape[1]):
+        dosage = table.floats(chunk).astype(np.float64)
+        known = np.where(dosage < 0, 0.0, dosage)
+        out += np.stack([(dosage >= 0).sum(0), known.sum(0), (known**2).sum(0)])
+    return out
+
+
 def _bounded(value: Dosages, rows: Rows, unit: Callable[[Array], Array]) -> Array:
-    dosage = value.dosage[rows]
+    dosage = value.dosage.floats(rows) if isinstance(value.dosage, Fine) else value.dosage[rows]
     return table_sums(unit(np.where(dosage < 0, np.nan, dosage)))
 
 
@@ -203,6 +218,11 @@ def _placeholder(value: Dosages, study: Study, random: Random) -> Dosages:
 
 
 def _write(value: Dosages, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
+    if study.cohort.variants.fractions or study.cohort.variants.qualified:
+        from fedml.cohort.variants.write_vcf import write_vcf
+
+        write_vcf(folder / "cohort.vcf", value, ids)
+        return {"path": "cohort.vcf", "build": value.build or "GRCh38"}
     from bed_reader import to_bed
 
     keys, has = value.keys, value.present
@@ -219,7 +239,8 @@ def _write(value: Dosages, study: Study, ids: Sequence[str], folder: Path) -> Ma
 def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     import torch
 
-    x = torch.from_numpy(np.asarray(values).astype(np.int8))
+    array = np.asarray(values)
+    x = torch.from_numpy(array.astype(np.float32 if study.cohort.variants.fractions else np.int8))
     return {f"{NAME}_present": (~(x < 0).all(1)).float(), NAME: x}
 
 

@@ -20,6 +20,7 @@ from pydantic_core import PydanticKnownError
 
 from fedml.errors import nearest
 from fedml.study import date_rules, limits
+from fedml.study.calls_section import Calls
 from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
@@ -215,7 +216,7 @@ class ImageShape(Section):
 _STATED = re.compile(r"([A-Za-z0-9._:*-]{1,40}):([0-9]{1,10}):([ACGTN]{1,1000}):([ACGTN]{1,1000})")
 
 
-class Variants(Section):
+class Variants(Calls):
     """``[cohort.variants]``: which variants are read, how they are matched between sites, and quality thresholds of the shared variants.
 
     The thresholds apply to genotype counts pooled over sites; if all thresholds are 0, no counts are requested.

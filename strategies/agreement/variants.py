@@ -21,6 +21,7 @@ from fedml.cohort.variants.checks import (
     sex_checks,
     strand_checks,
 )
+from fedml.cohort.variants.fine import SCALE
 from fedml.cohort.variants.frequency import pooled_counts
 from fedml.cohort.variants.harmonise import EVEN, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.keys import from_text
@@ -103,7 +104,8 @@ def agree_variants(
 
 def genotype_counts(study: Study, grid: Grid, agreed: Agreement) -> Counts:
     """Site -> (7, variants) persons with 0, 1, 2 ALT alleles of the panel, missing, 1 where not in Hardy-Weinberg equilibrium, and persons
-    with one copy, with REF and with ALT (``fedml.cohort.variants.frequency.alleles``); -1 where the site withholds the counts."""
+    with one copy, with REF and with ALT; of dosages (9, variants), with their sums (``fedml.cohort.variants.frequency.alleles``); -1 where
+    the site withholds the counts."""
     sites = [site for site in agreed.nodes.values() if agreed.shared is not None and site in agreed.shared.flips]
     agreement = replace(agreed, nodes={node: site for node, site in agreed.nodes.items() if site in sites})
     parts: dict[str, list[npt.NDArray[np.int64]]] = {site: [] for site in sites}
@@ -122,12 +124,15 @@ def _withheld(counts: Counts) -> npt.NDArray[np.bool_]:
 
 def reoriented(counts: Counts, before: Mapping[str, Any], after: Mapping[str, Any], kept: npt.NDArray[np.bool_]) -> Counts:
     """Counts of the draft's variants converted to the settled panel: where a site's orientation changed, rows 0 and 2 are
-    exchanged, and 5 and 6."""
+    exchanged, and 5 and 6; sums of dosages become those of the other allele."""
     out = {}
     for site, table in counts.items():
         converted = table[:, kept].copy()
         change = before[site][kept] != after[site]
-        converted[:, change] = converted[[2, 1, 0, 3, 4, 6, 5]][:, change]
+        converted[:7, change] = converted[[2, 1, 0, 3, 4, 6, 5]][:, change]
+        if len(converted) > 7:  # sums of dosages: of the other allele
+            called = np.stack([converted[:3].sum(0), converted[5:7].sum(0)])
+            converted[7:] = np.where(change & (converted[0] >= 0), 2 * SCALE * called - converted[7:], converted[7:])
         out[site] = converted
     return out
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.scores.fits import AMBIGUOUS, DIFFER, STRAND, candidates, fits
 from fedml.cohort.scores.scoring_file import ADDITIVE, DOMINANT, RECESSIVE, Floats, Integers, Scoring, known_build
+from fedml.cohort.variants.fine import Fine
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.packed import Packed
 from fedml.errors import InputError
@@ -107,7 +108,7 @@ def match(scoring: Scoring, keys: Sequence[Variant], build: str | None = None, b
     )
 
 
-def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Floats | None = None) -> Scores:
+def score(dosage: npt.NDArray[np.int8] | Packed | Fine, matched: Matched, frequency: Floats | None = None) -> Scores:
     """Each person's score: the intercept plus the sum of weight x copies of the effect allele over all matched weights.
 
     A dominant weight counts once for one or two copies, a recessive weight once for two copies. A missing genotype counts as 2 x the effect
@@ -131,7 +132,7 @@ def score(dosage: npt.NDArray[np.int8] | Packed, matched: Matched, frequency: Fl
     return sums
 
 
-def _add(sums: Scores, copies: npt.NDArray[np.int8], matched: Matched, begin: int, frequency: Floats | None, room: Floats) -> None:
+def _add(sums: Scores, copies: Any, matched: Matched, begin: int, frequency: Floats | None, room: Floats) -> None:
     """Adds the contribution of the matched weights from ``begin`` on to ``sums``; ``copies`` (persons, weights): ALT alleles. ``room``: at
     least as many numbers, which are overwritten: new memory for each part takes longer than the sums."""
     total, used = sums
@@ -147,7 +148,7 @@ def _add(sums: Scores, copies: npt.NDArray[np.int8], matched: Matched, begin: in
     slope, rest = single - zero, double - 2 * single + zero
     total += zero.sum() + number @ slope
     if rest.any():
-        total += (copies == 2) @ rest
+        total += (copies == 2 if copies.dtype == np.int8 else np.maximum(copies - 1.0, 0.0)) @ rest
     used += len(at)
     person, variant = _missing(copies)
     if len(person):
@@ -161,8 +162,10 @@ def _add(sums: Scores, copies: npt.NDArray[np.int8], matched: Matched, begin: in
         used -= np.bincount(person, minlength=persons)
 
 
-def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray[np.int8]:
-    """(persons, len(at)) int8."""
+def _columns(dosage: npt.NDArray[np.int8] | Packed | Fine, at: Integers) -> Any:
+    """(persons, len(at)) int8, or float32 of dosages with fractions."""
+    if isinstance(dosage, Fine):
+        return dosage.aligned(at, np.zeros(len(at), bool)).floats(slice(None))
     if isinstance(dosage, Packed):
         return dosage.aligned(at, np.zeros(len(at), bool))[:]
     run = len(at) and at[-1] - at[0] + 1 == len(at) and bool((np.diff(at) == 1).all())
@@ -170,7 +173,7 @@ def _columns(dosage: npt.NDArray[np.int8] | Packed, at: Integers) -> npt.NDArray
     return found
 
 
-def _missing(copies: npt.NDArray[np.int8]) -> tuple[Integers, Integers]:
+def _missing(copies: Any) -> tuple[Integers, Integers]:
     """(person, variant) indices of each missing genotype, searched in memory order."""
     by_variant = copies.flags.f_contiguous
     flat = np.flatnonzero((copies.T if by_variant else copies).ravel() < 0)

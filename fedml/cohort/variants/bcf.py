@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.bcf_asked import asked_block
 from fedml.cohort.variants.bgzf import find_index, inflated
 from fedml.cohort.variants.csi import read_index
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.model import MISSING, Block
-from fedml.cohort.variants.records import Head, Wanted, take
+from fedml.cohort.variants.records import Head, Wanted, chosen, take
 from fedml.cohort.variants.regions import Spans
-from fedml.cohort.variants.vcf_text import chosen, put_rows
+from fedml.cohort.variants.vcf_fields import FIELDS, INFO_FIELDS
+from fedml.cohort.variants.vcf_text import put_rows
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig, has_one_copy
 
@@ -61,6 +63,8 @@ class _Record(NamedTuple):
     kind: int  # integer type of its genotypes, 0 if it has none
     ploidy: int  # alleles stored per person; genotypes of lower ploidy are padded
     one_copy: bool  # on a contig of which a person may have one copy: a haploid ALT counts as 2
+    fields: dict[int, tuple[int, int, int]]  # FORMAT field -> type, values of a person, offset; read where more than genotypes is asked for
+    infos: dict[int, tuple[int, int, int]]  # INFO field -> the same
 
 
 def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, longest: int) -> Iterator[Block | None]:
@@ -70,13 +74,15 @@ def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, long
         InputError: the file is damaged, or a record is longer than ``longest`` bytes.
     """
     names = {header.contigs[name].id: name for name in header.contigs}
-    gt = header.formats["GT"].id
+    gt = header.formats["GT"].id if "GT" in header.formats else -1
+    ids = {name: header.formats[name].id for name in (*FIELDS, "GQ", "DP") if name in header.formats}
+    ids |= {f"INFO/{name}": header.info[name].id for name in INFO_FIELDS if name in header.info}
     if not spans:
         pieces = inflated(path)
         start = next(pieces, b"")
         skip = 9 + int.from_bytes(start[5:9], "little")
         for data, offsets in _frames(_after(skip, start, pieces), path, size, longest):
-            yield _block(data, offsets, wanted, names, gt, None)
+            yield _block(data, offsets, wanted, names, (gt, ids), None)
         return
     index = read_index(find_index(path, ".csi"))
     for number, name in sorted(names.items()):
@@ -85,7 +91,7 @@ def parse(path: Path, header: Any, wanted: Wanted, spans: Spans, size: int, long
             if begin is None:
                 continue
             for data, offsets in _frames(inflated(path, begin), path, size, longest):
-                yield _block(data, offsets, wanted, names, gt, (number, first, last))
+                yield _block(data, offsets, wanted, names, (gt, ids), (number, first, last))
                 contig, position = struct.unpack_from("<ii", data, offsets[-1] + 8)
                 if contig != number or position >= last:
                     break
@@ -133,9 +139,16 @@ def _frames(pieces: Iterator[bytes], path: Path, size: int, longest: int) -> Ite
 
 
 def _block(
-    data: bytes, offsets: list[int], wanted: Wanted, names: dict[int, str], gt: int, place: tuple[int, int, int] | None
+    data: bytes,
+    offsets: list[int],
+    wanted: Wanted,
+    names: dict[int, str],
+    numbers: tuple[int, dict[str, int]],
+    place: tuple[int, int, int] | None,
 ) -> Block | None:
-    """The selected variants of the records at ``offsets``; with ``place`` (contig number, first, last), only of records within it."""
+    """The selected variants of the records at ``offsets``; with ``place`` (contig number, first, last), only of records within it.
+    ``numbers``: of GT in the header's dictionary, and of other fields that may be read."""
+    gt, ids = numbers
     keys: list[Variant] = []
     records = []
     try:
@@ -145,15 +158,23 @@ def _block(
                 records.append(record)
         if not keys:
             return None
-        out = np.empty((len(keys), wanted.columns), dtype=np.int8)
-        groups: dict[tuple[tuple[int, ...], int, int, int, bool], list[_Record]] = {}
-        for record in records:
-            groups.setdefault((record.numbers, record.alts, record.kind, record.ploidy, record.one_copy), []).append(record)
-        for group in groups.values():
-            _write(group, data, wanted, keys, out)
+        if wanted.selection.asked:
+            return asked_block(keys, records, data, wanted, ids, lambda: _genotypes(keys, records, data, wanted))
+        out = _genotypes(keys, records, data, wanted)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{wanted.path}: is damaged, a record is not valid BCF; write the file again (bcftools view -Ob).") from error
     return Block(tuple(keys), chosen(out, wanted))
+
+
+def _genotypes(keys: list[Variant], records: list[_Record], data: bytes, wanted: Wanted) -> npt.NDArray[np.int8]:
+    """(variants, samples of the file) genotypes of the records."""
+    out = np.empty((len(keys), wanted.columns), dtype=np.int8)
+    groups: dict[tuple[tuple[int, ...], int, int, int, bool], list[_Record]] = {}
+    for record in records:
+        groups.setdefault((record.numbers, record.alts, record.kind, record.ploidy, record.one_copy), []).append(record)
+    for group in groups.values():
+        _write(group, data, wanted, keys, out)
+    return out
 
 
 def _record(
@@ -176,13 +197,16 @@ def _record(
             raise ValueError("alleles extend past the record's end")
     kind_, count, here = _typed(data, here)
     filters = data[here : here + count * _SIZES[kind_]]
+    here += count * _SIZES[kind_]
     damaged = partial(_damaged, wanted.path, names[contig_], position)
     # No filter at all is FILTER "."; PASS is always number 0 of the header's dictionary (section 6.2.1).
     head = Head(names[contig_], position, texts[0], texts[1], texts[2:], not filters or (count == 1 and not any(filters)))
     numbers = take(head, wanted, keys, damaged)
     if not numbers:
         return None
+    infos = _infos(data, here, allele_info & 0xFFFF, end) if wanted.info else {}
     here, end = end, end + individual
+    fields: dict[int, tuple[int, int, int]] = {}
     found: tuple[int, int, int] | None = None  # type, ploidy, offset
     for _ in range(format_sample >> 24):
         key_kind, _, here = _typed(data, here)
@@ -192,6 +216,8 @@ def _record(
             if found is not None:
                 raise damaged("has GT twice in FORMAT", "delete the record")
             found = (kind, ploidy, here)
+        elif wanted.selection.asked:
+            fields[key] = (kind, ploidy, here)
         here += wanted.columns * ploidy * _SIZES[kind]
         if here > end:
             raise ValueError("genotypes extend past the record's end")
@@ -199,8 +225,23 @@ def _record(
     if kind not in (0, 1, 2, 3):
         raise ValueError("genotypes are no integers")
     return _Record(
-        len(keys) - len(numbers), numbers, len(texts) - 2, here, kind if ploidy else 0, ploidy, bool(has_one_copy(names[contig_]))
-    )
+        len(keys) - len(numbers), numbers, len(texts) - 2, here, kind if ploidy else 0, ploidy, bool(has_one_copy(names[contig_])),
+        fields, infos,
+    )  # fmt: skip
+
+
+def _infos(data: bytes, here: int, count: int, end: int) -> dict[int, tuple[int, int, int]]:
+    """INFO field -> type, number of values and offset, of a record whose INFO is from ``here`` to ``end``."""
+    out = {}
+    for _ in range(count):
+        key_kind, _, here = _typed(data, here)
+        key = int.from_bytes(data[here : here + _SIZES[key_kind]], "little")
+        kind, values, here = _typed(data, here + _SIZES[key_kind])
+        out[key] = (kind, values, here)
+        here += values * _SIZES[kind]
+        if here > end:
+            raise ValueError("INFO extends past its end")
+    return out
 
 
 def _damaged(path: Path, contig: str, position: int, what: str, advice: str) -> InputError:
@@ -218,7 +259,7 @@ def _typed(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _write(group: list[_Record], data: bytes, wanted: Wanted, keys: list[Variant], out: npt.NDArray[np.int8]) -> None:
     """Writes dosages of records with equal ALT numbers, integer type and ploidy."""
-    _, numbers, alts, _, kind, ploidy, one_copy = group[0]
+    _, numbers, alts, _, kind, ploidy, one_copy, _, _ = group[0]
     rows = np.array([record.row for record in group])
     if not kind:
         for k in range(len(numbers)):

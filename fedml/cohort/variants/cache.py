@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,8 @@ from fedml.cache_entries import (
     stamp_of,
     writing,
 )
+from fedml.cohort.variants.companions import companions
+from fedml.cohort.variants.fine import Fine, Uint16s
 from fedml.cohort.variants.keys import Variant, columns_of, from_text, to_text
 from fedml.cohort.variants.model import Selection, Source
 from fedml.cohort.variants.packed import MISSING, Packed, width
@@ -58,14 +60,14 @@ class Cached(NamedTuple):
     reason."""
 
     keys: Sequence[Variant]
-    table: Packed
+    table: Packed | Fine
     present: npt.NDArray[np.bool_]
     notes: dict[str, int]
 
 
 class _Entry(NamedTuple):
     keys: Sequence[Variant]
-    table: npt.NDArray[np.uint8]
+    table: npt.NDArray[np.uint8] | Uint16s
     notes: dict[str, int]
 
 
@@ -83,6 +85,11 @@ class _Job(NamedTuple):
     @property
     def rows(self) -> int:
         return len(self.samples) + self.blank
+
+    @property
+    def fine(self) -> bool:
+        """The table is of dosages with fractions."""
+        return self.selection.fractions
 
 
 def cached(
@@ -123,7 +130,8 @@ def cached(
         entry = _entry(folder, persons, job)
     except Unwritable as error:
         entry = _in_memory(folder, job, error)
-    table = Packed(entry.table, len(entry.keys))
+    stored: Any = entry.table
+    table = Fine(stored) if job.fine else Packed(stored, len(entry.keys))
     if job.blank:
         table = table.take(np.where(present, np.cumsum(present) - 1, len(samples)))
     return Cached(entry.keys, table, present, entry.notes)
@@ -140,10 +148,10 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
     digests = content_digests(folder, _files(path), job.say)
     key = _key(digests, persons, job)
     place = folder / f"{sha256_of(str(path))[:12]}-{key[:32]}"
-    entry = _open(place, key)
+    entry = _open(place, key, job.fine)
     if entry is None:
         with locked(place.with_suffix(".lock"), job.say):
-            entry = _open(place, key)  # another process may have written it before this one got the lock
+            entry = _open(place, key, job.fine)  # another process may have written it before this one got the lock
             if entry is None:
                 entry = _make(place, key, digests, job)
                 evict(folder, place)
@@ -154,26 +162,27 @@ def _entry(folder: Path, persons: Sequence[str], job: _Job) -> _Entry:
 
 def _key(digests: dict[Path, tuple[str, list[int]]], persons: Sequence[str], job: _Job) -> str:
     content = [sha256 for sha256, _ in digests.values()]
-    selection = [list(job.selection.regions), sorted(job.selection.listed), job.selection.passed]
-    contigs = job.source.contigs if job.source.path.suffix == ".bed" else ()
+    selection = [list(job.selection.regions), sorted(job.selection.listed), job.selection.passed, *job.selection.asked]
+    contigs = job.source.contigs if job.source.path.suffix in (".bed", ".pgen") else ()
     coding = () if job.coding is None else (job.coding.described(contigs, job.selection),)
     return sha256_of(json.dumps([FORMAT, content, list(job.source.samples), selection, list(persons), *coding]))
 
 
-def _open(place: Path, key: str) -> _Entry | None:
+def _open(place: Path, key: str, fine: bool) -> _Entry | None:
     """The entry, or None if it does not exist or is damaged."""
     try:
         meta = json.loads((place / "meta.json").read_bytes())
         text = (place / "keys.tsv").read_bytes()
         rows, variants, notes = int(meta["rows"]), int(meta["variants"]), {str(k): int(n) for k, n in meta["notes"].items()}
-        shape = rows, width(variants)
+        kind = np.dtype(np.uint16 if fine else np.uint8)
+        shape = rows, variants if fine else width(variants)
         size = (place / "table.bin").stat().st_size
-        if meta["key"] != key or sha256_of(text) != meta["keys_sha256"] or size != shape[0] * shape[1]:
+        if meta["key"] != key or sha256_of(text) != meta["keys_sha256"] or size != shape[0] * shape[1] * kind.itemsize:
             return None
         if size <= SMALL and file_sha256(place / "table.bin") != meta["table_sha256"]:
             return None
         # As a plain array, because slicing a memmap costs a microsecond. An empty file cannot be mapped.
-        mapped = np.asarray(np.memmap(place / "table.bin", np.uint8, "r", shape=shape)) if variants else np.zeros(shape, np.uint8)
+        mapped = np.asarray(np.memmap(place / "table.bin", kind, "r", shape=shape)) if variants else np.zeros(shape, kind)
         keys = from_text(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -187,7 +196,7 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
         with writing():
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(mode=0o700)
-            spool = Spool(len(job.samples), job.memory_mb * 2**20 // 4, partial)
+            spool = Spool(len(job.samples), job.memory_mb * 2**20 // 4, partial, fine=job.fine)
             (partial / "keys.tsv").touch()
         keys_sha256, notes = hashlib.sha256(), dict[str, int]()
         for keys, dosage in _read(job, notes):
@@ -207,7 +216,7 @@ def _make(place: Path, key: str, digests: dict[Path, tuple[str, list[int]]], job
             publish(partial, place)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    entry = _open(place, key)
+    entry = _open(place, key, job.fine)
     if entry is None:
         raise Unwritable(OSError("the data read back differ from the data written"), spool.size)
     return entry
@@ -226,13 +235,14 @@ def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
     if why.size >= SMALL:
         raise refusal from why
     job.say(f"{folder}: cannot be written ({why}); {job.source.path.name} is read into memory, and again at the next start")
-    spool, keys, notes = Spool(len(job.samples), SMALL, None), list[Variant](), dict[str, int]()
+    spool, keys, notes = Spool(len(job.samples), SMALL, None, fine=job.fine), list[Variant](), dict[str, int]()
     for found, dosage in _read(job, notes):
-        if width(spool.variants + len(dosage)) * spool.persons > SMALL:
+        if spool.width(spool.variants + len(dosage)) * spool.persons * (2 if job.fine else 1) > SMALL:
             raise refusal from why
         keys += found
         spool.add(dosage)
-    table = np.full((job.rows, width(spool.variants)), 0xFF, np.uint8)
+    wide = spool.width(spool.variants)
+    table: Any = np.full((job.rows, wide), 0xFFFF, np.uint16) if job.fine else np.full((job.rows, wide), 0xFF, np.uint8)
     for begin, rows in spool.rows():
         table[begin : begin + len(rows)] = rows
     return _Entry(tuple(keys), table, notes)
@@ -241,10 +251,15 @@ def _in_memory(folder: Path, job: _Job, why: Unwritable) -> _Entry:
 # --- reading the source into a table
 
 
-def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant], npt.NDArray[np.int8]]]:
+def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant], npt.NDArray[np.int8] | Uint16s]]:
     """The source's blocks without variants with a dosage above 2; fills ``notes`` at the end."""
     name, total, higher, logged, coded = job.source.path.name, 0, 0, time.monotonic(), Counter[str]()
-    for keys, dosage in job.source.blocks(job.samples, job.selection, max(1, job.memory_mb // 2)):
+    for keys, found_ in job.source.blocks(job.samples, job.selection, max(1, job.memory_mb // 2)):
+        dosage: Any = found_
+        if job.fine:
+            yield _fractions(keys, dosage, job, coded)
+            total += len(keys)
+            continue
         if dosage.dtype != np.int8 or dosage.shape != (len(keys), len(job.samples)) or (dosage.size and dosage.min() < MISSING):
             raise ValueError(f"a block of {name} is not int8 ({len(keys)}, {len(job.samples)}) with values >= -1")
         fits = dosage.max(axis=1) <= 2
@@ -258,8 +273,17 @@ def _read(job: _Job, notes: dict[str, int]) -> Iterator[tuple[Sequence[Variant],
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             job.say(f"{name}: {total:,} variants read")
             logged = time.monotonic()
-    found = {**job.source.excluded, "ploidy above 2": higher, **coded}
+    found = Counter(job.source.excluded) + Counter({"ploidy above 2": higher}) + coded
     notes.update({reason: count for reason, count in found.items() if count})
+
+
+def _fractions(
+    keys: Sequence[Variant], codes: Uint16s, job: _Job, coded: Counter[str]
+) -> tuple[Sequence[Variant], npt.NDArray[np.int8] | Uint16s]:
+    """A block of dosages with fractions, in the coding of X, Y and MT."""
+    if codes.dtype != np.uint16 or codes.shape != (len(keys), len(job.samples)):
+        raise ValueError(f"a block of {job.source.path.name} is not uint16 ({len(keys)}, {len(job.samples)})")
+    return (keys, codes) if job.coding is None else job.coding.coded_fractions(keys, codes, coded)
 
 
 def _write_table(path: Path, spool: Spool, job: _Job) -> str:
@@ -273,11 +297,11 @@ def _write_table(path: Path, spool: Spool, job: _Job) -> str:
                 job.say(f"{job.source.path.name}: {begin + len(rows):,} of {spool.persons:,} persons written")
                 logged = time.monotonic()
         if job.blank:
-            blank = b"\xff" * width(spool.variants)
+            blank = b"\xff" * (2 * spool.variants if job.fine else width(spool.variants))
             sha256.update(blank)
             file.write(blank)
     return sha256.hexdigest()
 
 
 def _files(path: Path) -> list[Path]:
-    return [path, path.with_suffix(".bim"), path.with_suffix(".fam")] if path.suffix == ".bed" else [path]
+    return [path, *companions(path)]

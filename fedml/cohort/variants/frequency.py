@@ -12,13 +12,16 @@ Dosages are int8 (persons, variants): 0, 1 or 2 ALT alleles, -1 where the call i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.variants.fine import SCALE
+
 Array = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Dosage = npt.NDArray[np.int8]
+Dosage = npt.NDArray[np.int8] | npt.NDArray[np.float32]  # genotypes, or dosages with fractions; -1 where missing
 
 _WORKING = 1 << 22  # elements of a temporary float array (32 MB in float64)
 _TOGETHER = 4096  # variants per batch of exact tests, sized for the processor's cache
@@ -49,7 +52,7 @@ def group_counts(dosage: Dosage, groups: npt.NDArray[np.bool_]) -> Counts:
     out = np.empty((len(groups), 4, variants), np.int64)
     members = [np.flatnonzero(group) for group in groups]
     for part in chunks(persons, variants, _WORKING // 4):
-        block = dosage[:, part]
+        block: Any = dosage[:, part]
         for of_group, rows in zip(out, members, strict=True):
             of_group[:, part] = genotype_counts(block if len(rows) == persons else np.take(block, rows, axis=0))
     return out
@@ -116,10 +119,14 @@ def centred(dosage: Dosage, frequency: Array) -> Array:
     return out
 
 
-def alleles(counts: Counts) -> tuple[Counts, Counts]:
+def alleles(counts: Counts) -> tuple[Any, Counts]:
     """(variants,) ALT alleles and (variants,) called alleles, from counts of genotypes: (4, variants), or (7, variants) as they leave a
-    site, whose rows 5 and 6 are the persons with one copy, with REF and with ALT, who are also among those with 0 and with 2."""
+    site, whose rows 5 and 6 are the persons with one copy, with REF and with ALT, who are also among those with 0 and with 2. Of dosages
+    with fractions (9, variants): rows 7 and 8 are their sums, of all persons and of those with one copy, in 1/16384 (``fine.SCALE``)."""
     alt, called = counts[1] + 2 * counts[2], 2 * counts[:3].sum(0)
+    if len(counts) > 7:
+        alt = (counts[7] - counts[8] / 2) / SCALE
+        return alt, called - counts[5] - counts[6]
     return (alt - counts[6], called - counts[5] - counts[6]) if len(counts) > 5 else (alt, called)
 
 

@@ -18,19 +18,21 @@ import numpy.typing as npt
 from fedml.cohort.ids import check_ids
 from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.cache import cached
+from fedml.cohort.variants.fine import SCALE, Fine, concat_fine
 from fedml.cohort.variants.harmonise import Panel, choose, doubt, draft_panel, quality, settle
 from fedml.cohort.variants.model import Dosages, Selection, Source, stated_keys
 from fedml.cohort.variants.normalise import NOTES, SEX_UNKNOWN, fingerprint
 from fedml.cohort.variants.open import open_source
 from fedml.cohort.variants.packed import Packed
 from fedml.cohort.variants.palindromes import SiteStrand, unproven
-from fedml.cohort.variants.ploidy import Coding, places, sexes, site_table, two_copies
+from fedml.cohort.variants.ploidy import MT, Coding, X, Y, places, sexes, site_table, two_copies
 from fedml.errors import InputError
 from fedml.study.cohort_section import Variants
 
 MEMORY_MB = 512  # memory limit for reading a genotype file of any size
 HWE_P = 1e-6  # least p of Hardy-Weinberg equilibrium for the record, where the study sets no threshold
 _CELLS = 1 << 25  # dosages unpacked at a time
+_COLUMNS = 4096  # variants of dosages with fractions
 
 
 class Genome(NamedTuple):
@@ -120,11 +122,34 @@ def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> 
 
 def site_counts(own: Dosages, spec: Variants) -> npt.NDArray[np.int64]:
     """(7, variants): ``genotype_counts`` of who can have a call, 1 where the site's variant is not in Hardy-Weinberg equilibrium
-    (``out_of_equilibrium``), and the persons with one copy, with REF and with ALT."""
+    (``out_of_equilibrium``), and the persons with one copy, with REF and with ALT; of dosages with fractions (9, variants), with
+    ``dosage_sums``."""
     counts, rows = genotype_counts(own), np.arange(len(own.present))
     by_sex = np.stack([genotype_counts(own, rows[group]) for group in sexes(own.sex, len(rows))])
     told, _ = site_table(counts[None], by_sex, own.where, 0)
-    return np.vstack([told[:4], out_of_equilibrium(counts, by_sex[1], own.where, spec), told[4:]])
+    table = np.vstack([told[:4], out_of_equilibrium(counts, by_sex[1], own.where, spec), told[4:]])
+    if not isinstance(own.dosage, Fine):
+        return table
+    return np.vstack([table, dosage_sums(own, np.flatnonzero(own.present))])
+
+
+def dosage_sums(own: Dosages, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(2, variants): sums of the dosages of the persons ``rows`` in 1/16384, and of those of them with one copy. They are exact: every
+    dosage is a whole number of these. Memory is bounded."""
+    men = sexes(own.sex, len(own.present))[0]
+    out = np.zeros((2, len(own.keys)), np.int64)
+    if not isinstance(own.dosage, Fine):
+        raise TypeError("sums of dosages are of a table with fractions")
+    for start in range(0, len(own.keys), _COLUMNS):
+        part = slice(start, min(start + _COLUMNS, len(own.keys)))
+        for chunk in person_chunks(rows, 4 * (part.stop - start)):
+            whole = np.maximum(own.dosage.fractions(start, part.stop, chunk), 0).astype(np.float64) * SCALE
+            out[0, part] += whole.sum(0).astype(np.int64)
+            if own.where is not None:
+                where = own.where[part]
+                single = np.where((where == X) | (where == Y), whole[men[chunk]].sum(0), np.where(where == MT, whole.sum(0), 0))
+                out[1, part] += single.astype(np.int64)
+    return out
 
 
 def out_of_equilibrium(
@@ -181,7 +206,7 @@ def concat_dosages(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) ->
     genotypes."""
     tables = [
         Packed.of(np.full((persons, len(panel.keys)), -1, np.int8)) if own is None else
-        own.dosage if isinstance(own.dosage, Packed) else Packed.of(own.dosage)
+        own.dosage if isinstance(own.dosage, Packed | Fine) else Packed.of(own.dosage)
         for own, persons in parts
     ]  # fmt: skip
     present = np.concatenate([np.zeros(persons, bool) if own is None else own.present for own, persons in parts])
@@ -190,4 +215,6 @@ def concat_dosages(parts: Sequence[tuple[Dosages | None, int]], panel: Panel) ->
     known = [own for own, _ in parts if own is not None]
     where = np.max([np.zeros(len(panel.keys), np.int8) if own.where is None else own.where for own in known], axis=0) if known else None
     sex = [np.zeros(persons, np.int8) if own is None or own.sex is None else own.sex for own, persons in parts]
-    return Dosages(panel.keys, concat_packed(tables), present, where=where, sex=np.concatenate(sex))
+    packed = [table for table in tables if isinstance(table, Packed)]
+    together = concat_packed(packed) if len(packed) == len(tables) else concat_fine(tables)
+    return Dosages(panel.keys, together, present, where=where, sex=np.concatenate(sex))

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.alleles import is_ambiguous, is_plain
+from fedml.cohort.variants.fine import Fine
 from fedml.cohort.variants.fit import Fit, fit
 from fedml.cohort.variants.frequency import alleles, call_rate, minor_allele_frequency
 from fedml.cohort.variants.keys import Ints, Keys, Variant, columns_of
@@ -318,7 +319,9 @@ def _by_id(own: Dosages, panel: Sequence[Variant]) -> Ints:
     return columns
 
 
-def turned(dosage: npt.NDArray[np.int8] | Packed, columns: Ints, flip: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8] | Packed:
+def turned(
+    dosage: npt.NDArray[np.int8] | Packed | Fine, columns: Ints, flip: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int8] | Packed | Fine:
     """``dosage`` (persons, variants), an array or a packed table, reordered by ``columns`` (-1: missing), with 2 - dosage where
     ``flip``."""
     if not isinstance(dosage, np.ndarray):

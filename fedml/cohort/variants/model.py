@@ -30,6 +30,7 @@ from fedml.study.contigs import canonical_contig
 if TYPE_CHECKING:
     import torch
 
+    from fedml.cohort.variants.fine import Fine
     from fedml.cohort.variants.packed import Packed
 
 MISSING = -1
@@ -41,10 +42,11 @@ _REGION = re.compile(r"([A-Za-z0-9._-]+|[A-Za-z0-9._-]+\*[A-Za-z0-9._:*-]*?)(?::
 
 
 class Block(NamedTuple):
-    """Consecutive variants of a file: ``keys`` (variants,) and ``dosage`` (variants, samples) int8, C-contiguous (variant-major)."""
+    """Consecutive variants of a file: ``keys`` (variants,) and ``dosage`` (variants, samples) int8, C-contiguous (variant-major); uint16
+    codes of dosages (``fedml.cohort.variants.fine``) where the selection asks for them."""
 
     keys: Sequence[Variant]
-    dosage: npt.NDArray[np.int8]
+    dosage: npt.NDArray[np.int8] | npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,29 @@ class Selection:
 
     ``regions``: ``22`` or ``22:17000000-18000000``, 1-based, both ends included, contigs by their canonical name. ``listed``: an rsID, or
     ``contig:position:ref:alt`` with the canonical contig. ``passed``: only records of a VCF or BCF file whose FILTER is PASS or missing.
+    ``dosage``: "hard": genotypes; "nearest": of formats that hold dosages the nearest genotypes; "DS", "HDS" or "GP": dosages, of a VCF or
+    BCF file from that field; "any": from the first of these that it declares. ``min_gq``, ``min_dp``: calls with a lower GQ or DP, or
+    without it, are missing; ``min_info``: variants imputed with a lower quality are excluded.
     """
 
     regions: tuple[str, ...] = ()
     listed: frozenset[str] = frozenset()
     passed: bool = True
+    dosage: str = "hard"
+    min_gq: int = 0
+    min_dp: int = 0
+    min_info: float = 0.0
+
+    @property
+    def fractions(self) -> bool:
+        """True if dosages have fractions."""
+        return self.dosage not in ("hard", "nearest")
+
+    @property
+    def asked(self) -> list[object]:
+        """What is asked for beyond genotypes, for a cache's key; empty for all genotypes of any quality."""
+        beyond = [self.dosage, self.min_gq, self.min_dp, self.min_info]
+        return beyond if beyond != ["hard", 0, 0, 0.0] else []
 
     def __bool__(self) -> bool:
         return bool(self.regions or self.listed)
@@ -118,8 +138,8 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Dosages:
-    """``dosage`` (persons, variants) int8, an array or a packed table, with ``keys`` (variants,); ``present`` (persons,) is True where the
-    person has a genotype row.
+    """``dosage`` (persons, variants) int8, an array or a packed table, or a table with fractions, with ``keys`` (variants,); ``present``
+    (persons,) is True where the person has a genotype row.
 
     ``notes``: counts of variants by what normalisation did to them (``fedml.cohort.variants.normalise.NOTES``); ``build``: genome build of
     the positions; ``checked``: REF was compared with a reference sequence. ``where`` (variants,): how many copies men and women have
@@ -127,7 +147,7 @@ class Dosages:
     """
 
     keys: Sequence[Variant]
-    dosage: npt.NDArray[np.int8] | Packed
+    dosage: npt.NDArray[np.int8] | Packed | Fine
     present: npt.NDArray[np.bool_]
     notes: npt.NDArray[np.int64] | None = None
     build: str = ""

@@ -26,7 +26,19 @@ import pyarrow.compute as pc
 from fedml.cohort.variants.alleles import is_ambiguous, is_plain, trimmed
 from fedml.cohort.variants.builds import Build, check_build, end_of
 from fedml.cohort.variants.keys import Keys, Variant, columns_of
-from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, NO_ALT, SAME, TELOMERE, TOO_LONG, UNKNOWN
+from fedml.cohort.variants.records import (
+    AMBIGUOUS,
+    FILTERED,
+    FROM_GENOTYPE,
+    LOW_INFO,
+    LOW_QUALITY,
+    NO_ALT,
+    NO_DOSAGE,
+    SAME,
+    TELOMERE,
+    TOO_LONG,
+    UNKNOWN,
+)
 from fedml.cohort.variants.reference import compared, open_reference
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
@@ -38,7 +50,7 @@ SWAPPED, COMPLEMENTED, UNSURE = "alleles swapped to the reference", "strand turn
 NOTES = (
     "read", "contig renamed", "trimmed", "left-aligned", SWAPPED, COMPLEMENTED,
     "reference mismatch", UNSURE, "not plain alleles", NO_ALT, TOO_LONG, UNKNOWN, "ploidy above 2", FILTERED, SAME, AMBIGUOUS, TELOMERE,
-    SEX_UNKNOWN, HET_HAPLOID, "other",
+    SEX_UNKNOWN, HET_HAPLOID, FROM_GENOTYPE, NO_DOSAGE, LOW_QUALITY, LOW_INFO, "other",
 )  # fmt: skip
 ENOUGH = 20  # non-palindromic SNPs needed to decide which strand a site's file uses
 _MIN_MISMATCHES = 10  # reference mismatches below this number are no evidence of a wrong build

@@ -13,7 +13,7 @@ from fedml.cohort.variants.model import Source
 
 
 def open_source(path: Path) -> Source:
-    """The source for ``path``: ``.bed`` is read as PLINK 1, any other file as VCF or BCF.
+    """The source for ``path``: ``.bed`` is read as PLINK 1, ``.pgen`` as PLINK 2, ``.bgen`` as BGEN, any other as VCF or BCF.
 
     Raises:
         InputError: the file does not exist, or its header cannot be read.
@@ -24,6 +24,14 @@ def open_source(path: Path) -> Source:
         from fedml.cohort.variants.plink import PlinkSource
 
         return PlinkSource(path)
+    if path.suffix == ".pgen":
+        from fedml.cohort.variants.pgen import PgenSource
+
+        return PgenSource(path)
+    if path.suffix == ".bgen":
+        from fedml.cohort.variants.bgen import BgenSource
+
+        return BgenSource(path)
     from fedml.cohort.variants.vcf import open_vcf
 
     try:

@@ -180,22 +180,7 @@ class Packed:
 
     def _persons(self, rows: Rows) -> npt.NDArray[np.intp]:
         """Row indices in ``table`` of this view's persons ``rows``."""
-        persons = len(self)
-        if isinstance(rows, slice):
-            chosen = np.arange(*rows.indices(persons), dtype=np.intp)
-        else:
-            index = np.asarray(rows)
-            if index.ndim != 1 or not (index.dtype.kind in "iub" or index.size == 0):
-                raise IndexError("index persons by a slice, by integers or by one bool per person, on one axis")
-            if index.dtype == bool:
-                if len(index) != persons:
-                    raise IndexError(f"{len(index)} bools for {persons} persons")
-                index = np.flatnonzero(index)
-            chosen = index.astype(np.intp)
-            if chosen.size:
-                if not -persons <= chosen.min() <= chosen.max() < persons:
-                    raise IndexError(f"a person is not in 0 to {persons - 1}")
-                chosen = np.where(chosen < 0, chosen + persons, chosen)
+        chosen = chosen_rows(rows, len(self))
         return chosen if self.rows is None else self.rows[chosen]
 
     @cached_property
@@ -237,6 +222,29 @@ class Packed:
             packed, target = self.table[row], out[at]
             for i, j in spans:
                 np.take(one, np.take(packed, byte[i:j], mode="clip") + kind[i:j], mode="clip", out=target[i - start : j - start])
+
+
+def chosen_rows(rows: Rows, persons: int) -> npt.NDArray[np.intp]:
+    """``rows`` as indices into a table of ``persons``.
+
+    Raises:
+        IndexError: a person index is out of range, or the index has more than one axis.
+    """
+    if isinstance(rows, slice):
+        return np.arange(*rows.indices(persons), dtype=np.intp)
+    index = np.asarray(rows)
+    if index.ndim != 1 or not (index.dtype.kind in "iub" or index.size == 0):
+        raise IndexError("index persons by a slice, by integers or by one bool per person, on one axis")
+    if index.dtype == bool:
+        if len(index) != persons:
+            raise IndexError(f"{len(index)} bools for {persons} persons")
+        index = np.flatnonzero(index)
+    chosen = index.astype(np.intp)
+    if chosen.size:
+        if not -persons <= chosen.min() <= chosen.max() < persons:
+            raise IndexError(f"a person is not in 0 to {persons - 1}")
+        chosen = np.where(chosen < 0, chosen + persons, chosen)
+    return chosen
 
 
 def width(variants: int) -> int:

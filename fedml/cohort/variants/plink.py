@@ -80,6 +80,11 @@ class PlinkSource(Source):
         """As ``Source.blocks``. Regions are found by reading the whole ``.bim``."""
         from bed_reader import open_bed
 
+        if selection.fractions or selection.min_gq or selection.min_dp or selection.min_info:
+            raise InputError(
+                f"{self.path}: a PLINK 1 .bed file has genotypes only, and the study asks for dosages or for their quality; give the "
+                'imputed file, or set [cohort.variants] dosage = "hard" without min_gq, min_dp and min_info.'
+            )
         excluded: Counter[str] = Counter()
         self.excluded = excluded
         if not self.samples:

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.builds import Build
+from fedml.cohort.variants.fine import NONE, SCALE, Uint16s, one_copy
 from fedml.cohort.variants.frequency import Counts, carried_by_few, few, folded, withheld
 from fedml.cohort.variants.keys import Variant, columns_of
 from fedml.cohort.variants.model import MISSING, Selection
@@ -74,10 +75,7 @@ class Coding(NamedTuple):
         where = places(keys, self.build)
         if where is None:
             return keys, dosage
-        if self.sex is None and self.strict:
-            kept = (where == DIPLOID) | (where == MT)
-            notes[SEX_UNKNOWN] += int((~kept).sum())
-            keys, dosage, where = columns_of(keys).take(kept), dosage[kept], where[kept]
+        keys, dosage, where = self._known(keys, dosage, where, notes)
         dosage = dosage.copy()
         for at in np.flatnonzero(where):
             one, none = self._samples(where[at])
@@ -86,6 +84,29 @@ class Coding(NamedTuple):
             notes[HET_HAPLOID] += bool(mixed.any())
             row[mixed | none] = MISSING
         return keys, dosage
+
+    def coded_fractions(self, keys: Sequence[Variant], codes: Uint16s, notes: Counter[str]) -> tuple[Sequence[Variant], Uint16s]:
+        """The same of dosages with fractions (``fedml.cohort.variants.fine``): of a person with one copy, exactly 1 is no dosage, as a
+        heterozygous call is no genotype; any other number is twice the probability of ALT."""
+        where = places(keys, self.build)
+        if where is None:
+            return keys, codes
+        keys, codes, where = self._known(keys, codes, where, notes)
+        codes = codes.copy()
+        for at in np.flatnonzero(where):
+            one, none = self._samples(where[at])
+            mixed = one & (codes[at] == SCALE)
+            notes[HET_HAPLOID] += bool(mixed.any())
+            codes[at] = np.where(mixed | none, NONE, np.where(one, one_copy(codes[at]), codes[at]))
+        return keys, codes
+
+    def _known(self, keys: Sequence[Variant], values: Any, where: Codes, notes: Counter[str]) -> tuple[Sequence[Variant], Any, Codes]:
+        """Without the variants whose coding needs a sex, where nobody's is known and ``strict``; counts them."""
+        if self.sex is not None or not self.strict:
+            return keys, values, where
+        kept = (where == DIPLOID) | (where == MT)
+        notes[SEX_UNKNOWN] += int((~kept).sum())
+        return columns_of(keys).take(kept), values[kept], where[kept]
 
     def described(self, contigs: Iterable[str], selection: Selection) -> list[object]:
         """What the coded dosages depend on, for a cache's key: the same for every sex if no variant on X or Y can be among them.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ from fedml.cohort.variants.model import LONGEST_ALLELE, Selection
 from fedml.errors import InputError
 
 NO_ALT, TOO_LONG, UNKNOWN, FILTERED = "no ALT", "allele too long", "allele unknown", "FILTER not PASS"
+FROM_GENOTYPE = "genotypes where a dosage is missing"
+NO_DOSAGE, LOW_QUALITY, LOW_INFO = "no dosage in the record", "calls of low GQ or DP set to missing", "imputation quality below min_info"
 SAME, AMBIGUOUS, TELOMERE = "ALT is REF", "allele of several bases (IUPAC code)", "position of a telomere"
 _REF, _BREAKEND = r"[ACGTNacgtn]+", r"[ACGTNacgtn.]*[\[\]][^\[\]\s,]+[\[\]][ACGTNacgtn.]*"
 _BASES = re.compile(rb"[ACGTNacgtn]+")
@@ -39,7 +41,8 @@ class Wanted:
 
     ``in_region`` is called with the contig as written and the position, and returns True if the record is selected. ``contigs``: those that
     the header declares, with their lengths in bases; empty: it declares none. ``fast``: if False, every line is parsed call by call (for
-    tests). ``line``: number of the next line to parse, None where it is not known. ``declared``: the header declares GT.
+    tests). ``line``: number of the next line to parse, None where it is not known. ``declared``: the header declares GT. ``field``: FORMAT
+    field of dosages, empty: genotypes; ``info``: INFO field of imputation quality, empty: no threshold.
     """
 
     path: Path
@@ -52,6 +55,8 @@ class Wanted:
     fast: bool = True
     line: int | None = None
     declared: bool = True
+    field: str = ""
+    info: str = ""
 
 
 class Head(NamedTuple):
@@ -144,3 +149,8 @@ def _at_telomere(head: Head, wanted: Wanted, damaged: Damaged) -> bool:
 def passes(filter_: bytes) -> bool:
     """True if FILTER is ``PASS``, or missing: no filter was applied."""
     return filter_ in (b"PASS", b".", b"")
+
+
+def chosen(dosage: npt.NDArray[Any], wanted: Wanted) -> npt.NDArray[Any]:
+    """(variants, selected samples): the columns of ``dosage`` (variants, samples of the file) for the selected samples."""
+    return dosage if wanted.samples is None else np.take(dosage, wanted.samples, axis=1)

@@ -24,6 +24,7 @@ from fedml.cohort.variants.model import Block, Selection, Source
 from fedml.cohort.variants.records import Wanted
 from fedml.cohort.variants.regions import TO_THE_END, Inside, Spans, check_contigs, merged
 from fedml.cohort.variants.stale import check_index
+from fedml.cohort.variants.vcf_fields import FIELDS, check_declared, dosage_field
 from fedml.errors import InputError
 from fedml.study.contigs import canonical_contig
 
@@ -47,6 +48,12 @@ class VcfSource(Source):
         """
         spans = merged(selection)
         inside = Inside(spans)
+        field, info, formats = "", "", self.header.formats
+        if selection.asked:
+            field = dosage_field(selection.dosage, formats, self.path) if selection.fractions else ""
+            info = check_declared(selection, formats, self.header.info, self.path)
+        if self.binary and not field and "GT" not in formats:  # in text FORMAT names it too
+            raise InputError(f"{self.path}: the header declares no FORMAT field GT; give a file with genotypes.")
         if self.bgzip and spans:
             check_contigs(spans, [*self.contigs, *self._index_contigs()], self.path)
         excluded: Counter[str] = Counter()
@@ -56,7 +63,7 @@ class VcfSource(Source):
         size = min(2**20, (memory_mb << 20) // 32)
         wanted = Wanted(
             self.path, len(self.samples), columns, selection, inside if spans else None, excluded, self.contigs,
-            fast=self.fast, declared="GT" in self.header.formats,
+            fast=self.fast, declared=bool(field) or "GT" in self.header.formats, field=field, info=info,
         )  # fmt: skip
         parts = self._parts(wanted, spans, size, (memory_mb << 20) // 8)
         yield from (block for block in parts if block is not None)
@@ -143,7 +150,7 @@ def open_vcf(path: Path) -> VcfSource:
             header = file.header
     except (OSError, ValueError, UnicodeDecodeError) as error:
         raise InputError(_no_header(path, binary)) from error
-    if binary and "GT" not in header.formats:  # in text FORMAT names it too
+    if binary and not {"GT", *FIELDS} & set(header.formats):
         raise InputError(f"{path}: the header declares no FORMAT field GT; give a file with genotypes.")
     return VcfSource(path, header, binary, bgzip, len(text.splitlines()))
 

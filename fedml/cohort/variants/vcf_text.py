@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.model import MISSING, Block
-from fedml.cohort.variants.records import Head, Wanted, passes, take
+from fedml.cohort.variants.records import Head, Wanted, chosen, passes, take
+from fedml.cohort.variants.vcf_asked import asked_block
 from fedml.errors import InputError
 from fedml.study.contigs import has_one_copy
 
@@ -65,7 +66,15 @@ def parse(text: bytes, wanted: Wanted) -> Block | None:
     records, lines = _records(text, wanted, keys)
     if not keys:
         return _advance(None, lines, wanted)
-    out = np.empty((len(keys), wanted.columns), dtype=np.int8)
+    if wanted.selection.asked:
+        block = asked_block(keys, records, text, wanted, lambda: _genotypes(len(keys), records, text, wanted), partial(_error, text))
+        return _advance(block, lines, wanted)
+    return _advance(Block(tuple(keys), chosen(_genotypes(len(keys), records, text, wanted), wanted)), lines, wanted)
+
+
+def _genotypes(variants: int, records: list[_Record], text: bytes, wanted: Wanted) -> npt.NDArray[np.int8]:
+    """(variants, samples of the file) genotypes of the records."""
+    out = np.empty((variants, wanted.columns), dtype=np.int8)
     groups: dict[tuple[tuple[int, ...], int, bool, int, bool], list[_Record]] = {}
     for record in records:
         if record.gt:
@@ -79,7 +88,7 @@ def parse(text: bytes, wanted: Wanted) -> Block | None:
             for read in (_fixed, _after_tabs) if fixed else (_after_tabs,):
                 rest = read(rest, text, wanted, out) if rest and wanted.fast else rest
             _call_by_call(rest, text, wanted, out)
-    return _advance(Block(tuple(keys), chosen(out, wanted)), lines, wanted)
+    return out
 
 
 def _advance(block: Block | None, lines: int, wanted: Wanted) -> Block | None:
@@ -127,6 +136,8 @@ def _records(text: bytes, wanted: Wanted, keys: list[Variant]) -> tuple[list[_Re
             end -= 1
         records.append(_Record(row, numbers, len(alts), found.end(), end, start, gt, format_.count(b":"), bool(has_one_copy(contig))))
     if cut and records and records[-1].at == start:
+        if wanted.selection.asked:  # a number may have lost digits
+            raise _error(text, start, wanted, "has no line end", "if the file is truncated, copy it again; else add it")
         _check_end(records[-1], text, wanted)
     return records, lines
 
@@ -154,11 +165,6 @@ def _check_end(record: _Record, text: bytes, wanted: Wanted) -> None:
     haploid = longest == 1 and wanted.columns > 1 and record.alts < 10 and calls[-1] != b""
     if not (complete or haploid):
         raise _error(text, record.at, wanted, "has no line end after its last call", "if the file is truncated, copy it again; else add it")
-
-
-def chosen(dosage: npt.NDArray[np.int8], wanted: Wanted) -> npt.NDArray[np.int8]:
-    """(variants, selected samples): the columns of ``dosage`` (variants, samples of the file) for the selected samples."""
-    return dosage if wanted.samples is None else np.take(dosage, wanted.samples, axis=1)
 
 
 def put_rows(dosage: npt.NDArray[np.int8], rows: npt.NDArray[np.intp], out: npt.NDArray[np.int8]) -> None:
