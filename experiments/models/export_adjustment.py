@@ -1,5 +1,4 @@
-"""`fedml export-adjustment`: the linear models of a score, and of its squared residual, on principal components, for `fedml-site score
---adjust`."""
+"""`fedml export-adjustment`: the linear models of a score, and of its squared residual, on principal components, for `fedml-site adjust`."""
 
 from __future__ import annotations
 

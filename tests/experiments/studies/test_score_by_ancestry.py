@@ -61,13 +61,17 @@ def effects() -> Any:
     return np.random.default_rng(7).normal(0, 0.3, VARIANTS)
 
 
-def scored(folder: Path, names: tuple[str, ...], *words: str) -> pd.DataFrame:
+def scored(folder: Path, names: tuple[str, ...], adjustment: str = "") -> pd.DataFrame:
     """``fedml-site score --join`` at each site; all persons in one table."""
     tables = []
     for name in names:
         line = ["score", "score.txt", "--site", f"sites/{name}", "--join", f"sites/{name}/table.csv", "pgs"]
-        done = quick("fedml-site", *line, "--out", f"sites/{name}/persons.csv", *words, cwd=folder)
+        done = quick("fedml-site", *line, "--out", f"sites/{name}/persons.csv", cwd=folder)
         assert done.returncode == 0, done.stderr
+        if adjustment:
+            path = f"sites/{name}/persons.csv"
+            done = quick("fedml-site", "adjust", adjustment, "--site", f"sites/{name}", "--table", path, "pgs", "--out", path, cwd=folder)
+            assert done.returncode == 0, done.stderr
         tables.append(pd.read_csv(folder / "sites" / name / "persons.csv", index_col="id"))
     return pd.concat(tables)
 
@@ -160,14 +164,14 @@ def test_ancestry_is_adjusted_for_by_pooled_coefficients(cohort: tuple[Path, pd.
     mean, _ = run(folder, "mean", "pgs", PCS, **everyone)
     done = quick("fedml", "export-adjustment", mean, "--out", "mean.json", cwd=folder)
     assert done.returncode == 0, done.stderr
-    persons = scored(folder, ("a", "b"), "--adjust", "mean.json")
+    persons = scored(folder, ("a", "b"), "mean.json")
     np.testing.assert_allclose(persons["pgs"], before["pgs"])
     np.testing.assert_allclose(persons["pgs_squared"], persons["pgs_adjusted"] ** 2)
     variance, _ = run(folder, "variance", "pgs_squared", PCS, lr=0.03, **everyone)
     done = quick("fedml", "export-adjustment", mean, "--variance", variance, "--out", "both.json", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = read_adjustment(folder / "both.json")
-    whole = scored(folder, ("a", "b"), "--adjust", "both.json")
+    whole = scored(folder, ("a", "b"), "both.json")
     trained = whole.loc[[i for i, part in parts(folder, mean).items() if part == "train"]]
     assert found.variance is not None
     for line, target in ((found.mean, trained["pgs"]), (found.variance, trained["pgs_squared"])):
