@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fedml.cli import guarded
-from fedml.clients.desk.score_command import score
+from fedml.clients.desk.score_command import adjust, score
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
 from fedml.errors import InputError
@@ -361,6 +361,7 @@ def remove(
 
 
 app.command("score")(score)
+app.command("adjust")(adjust)
 app.add_typer(journal_app)
 app.add_typer(ledger_app)
 

@@ -1,8 +1,11 @@
-"""Writes a site's table with the score of each person as a column, so that a study reads it as any other column."""
+"""Writes a site's table with the score of each person as a column, and with the score adjusted for ancestry, so that a study reads them as
+any other columns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,42 +18,53 @@ from fedml.cohort.table import column, numbers
 from fedml.errors import InputError
 from fedml.runs.log import write_whole
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def join_scores(site: Site, scored: Scored, join: tuple[Path, str], adjust: Path | None, out: Path) -> list[str]:
-    """Writes the table ``join`` with the column named there to ``out``, as CSV; returns lines for the person at the site.
 
-    With ``adjust`` also COLUMN_adjusted, and COLUMN_squared: the square of the score less its mean, from which a study estimates the
-    variance. The cell of a person without genotypes, or without the components, is empty.
+def join_scores(site: Site, scored: Scored, join: tuple[Path, str], out: Path) -> str:
+    """Writes the table ``join`` with the score as the column named there to ``out``, as CSV; returns a line for the person at the site. The
+    cell of a person without genotypes is empty.
 
     Raises:
-        InputError: a file cannot be read or written, the table has such a column already, or lacks a component.
+        InputError: a file cannot be read or written, or the table has such a column already.
     """
     path, name = join
     table = read_table(path, site.manifest.data.id)
     check_ids(scored.ids, table.index, str(path))
-    new = [name] if adjust is None else [name, f"{name}_adjusted", f"{name}_squared"]
-    for one in new:
-        if one in table.columns:
-            raise InputError(f'{path}: has a column "{one}" already; join to a table without it, or give the column another name.')
     own = dict(zip(scored.ids, scored.scores.total.tolist(), strict=True))
     values = np.array([own.get(str(person), np.nan) for person in table.index], np.float64)
-    lines = [f"{out}: {path.name} with the column {name}, {int(np.isfinite(values).sum())} of {len(values)} persons have a score"]
-    columns = [values]
-    if adjust is not None:
-        adjustment = read_adjustment(adjust)
-        parts = [numbers(column(table, pc, path, f"{adjust}: columns"), path, booleans=False) for pc in adjustment.columns]
-        found = adjusted(values, np.column_stack(parts), adjustment)
-        columns += [found.value, found.squared]
-        lost = int((np.isfinite(values) & ~np.isfinite(found.value)).sum())
-        what = "mean and variance" if adjustment.variance is not None else "mean alone"
-        lines.append(
-            f"{name}_adjusted: by {what}" + (f"; empty for {lost} persons, without a component or too far from the rest" if lost else "")
-        )
-    for one, cells in zip(new, columns, strict=True):
-        table[one] = [repr(cell) if np.isfinite(cell) else "" for cell in cells.tolist()]
+    _write(site, path, table, {name: values}, out)
+    return f"{out}: {path.name} with the column {name}, {int(np.isfinite(values).sum())} of {len(values)} persons have a score"
+
+
+def adjust_scores(site: Site, adjustment_file: Path, join: tuple[Path, str], out: Path) -> str:
+    """Writes the table ``join`` with COLUMN_adjusted, and COLUMN_squared: the square of the score less its mean, from which a study
+    estimates the variance. The cells of a person without the score or a component are empty.
+
+    Raises:
+        InputError: a file cannot be read or written, the table has such a column already, or lacks the score or a component.
+    """
+    path, name = join
+    table, adjustment = read_table(path, site.manifest.data.id), read_adjustment(adjustment_file)
+    score, *parts = (
+        numbers(column(table, one, path, str(adjustment_file)), path, booleans=False) for one in (name, *adjustment.columns)
+    )  # fmt: skip
+    found = adjusted(score, np.column_stack(parts), adjustment)
+    _write(site, path, table, {f"{name}_adjusted": found.value, f"{name}_squared": found.squared}, out)
+    lost = int((np.isfinite(score) & ~np.isfinite(found.value)).sum())
+    what = "mean and variance" if adjustment.variance is not None else "the mean alone"
+    why = f"; empty for {lost} persons, without a component or too far from the rest" if lost else ""
+    return f"{out}: {path.name} with {name}_adjusted, by {what}{why}"
+
+
+def _write(site: Site, path: Path, table: pd.DataFrame, columns: Mapping[str, Any], out: Path) -> None:
+    for name, values in columns.items():
+        if name in table.columns:
+            raise InputError(f'{path}: has a column "{name}" already; give a table without it.')
+        table[name] = [repr(cell) if np.isfinite(cell) else "" for cell in values.tolist()]
     text = table.to_csv(index_label=site.manifest.data.id, lineterminator="\n")
     try:
         write_whole(out, text.encode(), mode=0o600)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror or error}); give --out another file.") from error
-    return lines

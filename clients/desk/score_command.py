@@ -1,4 +1,4 @@
-"""The command ``fedml-site score``."""
+"""The commands ``fedml-site score`` and ``fedml-site adjust``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import typer
 
 from fedml.clients.site.options import SiteFile, site_of
-from fedml.errors import InputError
 
 ScoreBy = Literal["position", "rsid"]
 ScoreMissing = Literal["stated", "own"]
@@ -29,10 +28,6 @@ def score(
         tuple[Path, str] | None,
         typer.Option("--join", metavar="TABLE COLUMN", help="Write this table with the score as a new column.", show_default=False),
     ] = None,
-    adjust: Annotated[
-        Path | None,
-        typer.Option("--adjust", help="With --join: also the score adjusted for ancestry (fedml export-adjustment).", show_default=False),
-    ] = None,
 ) -> None:
     """Compute a polygenic score for each person of this site. Nothing leaves this machine.
 
@@ -41,14 +36,29 @@ def score(
     from fedml.clients.desk.join_score import join_scores
     from fedml.clients.desk.score import score_site, show, write_scores
 
-    if adjust is not None and join is None:
-        raise InputError("--adjust needs --join TABLE COLUMN, a table that has the principal components; add it.")
     site = site_of(site_file)
     scored = score_site(site, scoring_file, by=by, missing=missing, min_matched=min_matched, say=print)
     if join is None:
         write_scores(out, scored)
+        line = f"{out}: id, score, used (weights for which the person has a genotype)"
     else:
-        lines = join_scores(site, scored, join, adjust, out)
+        line = join_scores(site, scored, join, out)
     print(show(scored))
-    for line in lines if join is not None else (f"{out}: id, score, used (weights for which the person has a genotype)",):
-        print(line)
+    print(line)
+
+
+def adjust(
+    adjustment: Annotated[Path, typer.Argument(metavar="ADJUSTMENT", help="The file of fedml export-adjustment.", show_default=False)],
+    table: Annotated[
+        tuple[Path, str], typer.Option("--table", metavar="TABLE COLUMN", help="The table and its score's column.", show_default=False)
+    ],
+    site_file: SiteFile = Path("site.toml"),
+    out: Annotated[Path, typer.Option("--out", help="CSV to write: the table and the adjusted score.")] = Path("adjusted.csv"),
+) -> None:
+    """Adjust a score in a table of this site for ancestry, by principal components in the table. Nothing leaves this machine.
+
+    Example: fedml-site adjust ancestry.json --site site.toml --table clinical_pgs.csv pgs --out clinical_adjusted.csv
+    """
+    from fedml.clients.desk.join_score import adjust_scores
+
+    print(adjust_scores(site_of(site_file), adjustment, table, out))

@@ -105,7 +105,7 @@ def export_adjustment(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("ancestry.json"),
 ) -> None:
-    """Write by how much ancestry moves a polygenic score, from regressions on principal components, for `fedml-site score --adjust`.
+    """Write by how much ancestry moves a polygenic score, from regressions on principal components, for `fedml-site adjust`.
 
     Example: fedml export-adjustment fedml-runs/mean-20260131-101500-3fa2b1 --variance fedml-runs/var-20260131-102000-9c01aa
     """

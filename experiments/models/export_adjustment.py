@@ -1,5 +1,5 @@
-"""`fedml export-adjustment`: the linear models of a score, and of its squared residual, on principal components, for `fedml-site score
---adjust`."""
+"""`fedml export-adjustment`: the linear models of a score, and of its squared residual, on principal components, as one file for
+`fedml-site adjust`."""
 
 from __future__ import annotations
 
