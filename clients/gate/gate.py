@@ -279,8 +279,7 @@ class Gate:
         if request.phase is Phase.SUBSPACE:
             self._count_columns(request.study, records, request.round - before, persons)
         if design := genomics.design_digest(request, content):
-            text = "the covariates or components changed within the run of the analysis"
-            pin(self.state, key[0], {"design": design}, Reason.REPLAYED, text)
+            pin(self.state, key[0], {"design": design}, Reason.REPLAYED, "the covariates or components changed within the run")
         if request.phase is Phase.GENES and not self.site.manifest.data.public:
             check_genes(self.state, key[0], request, content)
         polygenic.check(self.state, key[0], request, read_arrays(content, ANALYSIS), persons)
@@ -293,8 +292,7 @@ class Gate:
         if requested not in known and sum(known.values()) + columns > persons:
             raise SiteError(
                 Reason.TOO_FEW,
-                f"other runs of the study requested {sum(known.values())} columns of {persons} persons; {columns} more columns would "
-                "exceed the number of persons",
+                f"other runs of the study requested {sum(known.values())} columns of {persons} persons; {columns} more would be too many",
             )
         known.setdefault(requested, columns)
 

@@ -15,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import RecordDict
 
-from fedml.analytics import forms, linear, logistic, pca
+from fedml.analytics import forms, linear, pca
 from fedml.clients.site.read import load_aligned, load_cohort
 from fedml.clients.work import fractions, frequencies, polygenic
-from fedml.clients.work.effective import FEWEST_SHARE, few_effective
+from fedml.clients.work.effective import few_effective
 from fedml.clients.work.genes import Site as GeneSite
 from fedml.clients.work.genes import check_columns, check_sums, gene_sums, order_of
 from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only_men, relatives, told_relatives
 from fedml.clients.work.polygenic import aligned_panel
 from fedml.clients.work.request import Request, own_flips, read_site_once
+from fedml.clients.work.sums import association_sums, few_in_fit, fit_sums, null_sums, plus
 from fedml.cohort.variants.frequency import few, group_counts, reported
 from fedml.cohort.variants.genotypes import dosage_sums, out_of_equilibrium, person_chunks
 from fedml.cohort.variants.model import Dosages
@@ -34,7 +35,6 @@ from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, POLYGENIC, Pha
 
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
 CONTIGS = 26  # each has a model without variants of its own after a whole-genome regression
-_VARIANTS = 4096  # in a block
 
 
 def forget_data() -> None:
@@ -197,17 +197,17 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         people = _checked_men(request, dosages, people, floor, fewest_men)
     x, y = _design(request, people, given, floor)
     known, logistic_ = polygenic.offset(request, given, people, x, floor), forms.kind(request.study) == "logistic"
-    if logistic_ and request.phase is not Phase.FIT and few_effective(_plus(x @ given["theta"], known), floor):
+    if logistic_ and request.phase is not Phase.FIT and few_effective(plus(x @ given["theta"], known), floor):
         raise SiteError(Reason.TOO_FEW, "at these coefficients the model's sums would be about few persons")
     if request.phase is Phase.GENES:
         check_columns(request.study, dosages.keys, given)
         return _reply(gene_sums(request.study, _gene_site(request, dosages, floor), x, y, given))
     y = y if logistic_ or known is None else y - known
     if request.phase is Phase.NULL:
-        return _reply(_null(request.study, x, y, given["theta"], known))
+        return _reply(null_sums(request.study, x, y, given["theta"], known))
     if request.phase is Phase.FIT:
-        used &= ~_few_in_fit(dosages, people, x, given, floor, known)
-    sums_of = _association if request.phase is Phase.ASSOCIATION else _fit
+        used &= ~few_in_fit(dosages, people, x, given, floor, known)
+    sums_of = association_sums if request.phase is Phase.ASSOCIATION else fit_sums
     sums = sums_of(request.study, dosages, people, (x, y), given, known)
     return _reply({**{name: np.where(used, value, 0) for name, value in sums.items()}, "used": used.astype(np.uint8)})
 
@@ -250,101 +250,6 @@ def _components(request: Request, people: Analysed, given: Mapping[str, Any], sm
             _COMPONENTS.clear()
         _COMPONENTS[key] = np.concatenate(parts) if parts else np.zeros((0, len(given["loading_values"])))
     return _COMPONENTS[key]
-
-
-def _plus(eta: Floats, offset: Floats | None) -> Floats:
-    """``eta`` (persons,) or (persons, variants) plus the ``offset`` (persons,) of a whole-genome regression."""
-    return eta if offset is None else eta + (offset if eta.ndim == 1 else offset[:, None])
-
-
-def _null(study: Study, x: Floats, y: Floats, theta: Floats, offset: Floats | None) -> dict[str, Any]:
-    """Sums of the model without variants."""
-    if forms.kind(study) == "linear":
-        sums = linear.null_sums(x, y)
-        return {"xx": sums.xx, "xy": sums.xy, "yy": np.array([sums.yy]), "n": np.array([sums.n])}
-    fit = logistic.likelihood_sums(None, None, x, y, theta[:, None], offset=offset)
-    return {
-        "gradient": fit.gradient, "information": fit.information, "log_likelihood": fit.log_likelihood,
-        "n": np.asarray(fit.n, np.int64), "cases": np.array([int(y.sum())]),
-    }  # fmt: skip
-
-
-def _dosage_blocks(dosages: Dosages, people: Analysed) -> Iterator[tuple[slice, slice, Any]]:
-    """Yields (slice of persons, slice of variants, dosages (persons, variants)) in blocks of bounded memory."""
-    at = 0
-    for chunk in person_chunks(people.rows, min(len(dosages.keys), _VARIANTS)):
-        for start in range(0, len(dosages.keys), _VARIANTS):
-            stop = min(start + _VARIANTS, len(dosages.keys))
-            yield slice(at, at + len(chunk)), slice(start, stop), fractions.block(dosages, start, stop, chunk)
-        at += len(chunk)
-
-
-def _association(
-    study: Study, dosages: Dosages, people: Analysed, design: tuple[Floats, Floats], given: Mapping[str, Any], offset: Floats | None
-) -> dict[str, Any]:
-    """Sums of every variant: of the linear model, or of the score test of the logistic model."""
-    out: dict[str, Any] = {}
-    x, y = design
-    for persons_, variants, dosage in _dosage_blocks(dosages, people):
-        frequency = given["frequency"][variants]
-        if forms.kind(study) == "linear":
-            effect = linear.variant_sums(dosage, frequency, x[persons_], y[persons_])
-            sums = {"xg": effect.xg, "gg": effect.gg, "gy": effect.gy}
-        else:
-            own = None if offset is None else offset[persons_]
-            test = logistic.score_sums(dosage, frequency, x[persons_], y[persons_], given["theta"][:, None], own)
-            sums = {"xwg": test.xwg, "gwg": test.gwg, "score": test.score}
-        _add(out, sums, variants, len(dosages.keys))
-    return out or _zeros(study, Phase.ASSOCIATION, len(dosages.keys))
-
-
-def _fit(
-    study: Study, dosages: Dosages, people: Analysed, design: tuple[Floats, Floats], given: Mapping[str, Any], offset: Floats | None
-) -> dict[str, Any]:
-    """Sums of each variant's logistic model at that model's coefficients; with leverages if Firth's penalty is requested."""
-    out: dict[str, Any] = {}
-    x, y = design
-    penalised = bool(given["penalised"][0]) and bool(given["inverse"].any())
-    for persons_, variants, dosage in _dosage_blocks(dosages, people):
-        inverse = given["inverse"][:, variants] if penalised else None
-        fit = logistic.likelihood_sums(
-            dosage, given["frequency"][variants], x[persons_], y[persons_], given["theta_fit"][:, variants], inverse,
-            None if offset is None else offset[persons_],
-        )  # fmt: skip
-        sums = {"gradient": fit.gradient, "information": fit.information, "log_likelihood": fit.log_likelihood, "n": fit.n}
-        _add(out, sums, variants, len(dosages.keys))
-    return out or _zeros(study, Phase.FIT, len(dosages.keys))
-
-
-def _few_in_fit(
-    dosages: Dosages, people: Analysed, x: Floats, given: Mapping[str, Any], smallest: int, offset: Floats | None
-) -> npt.NDArray[np.bool_]:
-    """(variants,) whether the sums of a variant's model would be about few persons."""
-    total, squares = np.zeros(len(dosages.keys)), np.zeros(len(dosages.keys))
-    for persons_, variants, dosage in _dosage_blocks(dosages, people):
-        theta = given["theta_fit"][:, variants]
-        called = dosage >= 0
-        eta = x[persons_] @ theta[:-1] + np.where(called, dosage - 2 * given["frequency"][variants], 0) * theta[-1]
-        small = np.exp(-np.abs(_plus(eta, None if offset is None else offset[persons_])))
-        weights = np.where(called, small / (1 + small) ** 2, 0)
-        total[variants] += weights.sum(0)
-        squares[variants] += (weights**2).sum(0)
-    effective = np.divide(total**2, squares, out=np.zeros_like(total), where=squares > 0)
-    few: npt.NDArray[np.bool_] = effective < max(smallest, FEWEST_SHARE * len(people.rows))
-    return few
-
-
-def _add(out: dict[str, Any], sums: Mapping[str, Any], variants: slice, total: int) -> None:
-    for name, value in sums.items():
-        if name not in out:
-            out[name] = np.zeros((*value.shape[:-1], total), dtype=value.dtype)
-        out[name][..., variants] += value
-
-
-def _zeros(study: Study, phase: Phase, variants: int) -> dict[str, Any]:
-    """The sums over zero persons: zeros."""
-    shapes = forms.reply_shapes(study, phase, variants)
-    return {name: np.zeros(shape, np.int64 if name == "n" else np.float64) for name, shape in shapes.items() if name != "used"}
 
 
 def _reply(values: Mapping[str, Any]) -> RecordDict:

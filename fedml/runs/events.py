@@ -262,9 +262,8 @@ class Gwas(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Frequencies(Event):
-    """Figures of a table of allele frequencies. ``groups``: endings of its columns, the first (everyone) is empty.
-    ``left_out``: reason -> variants that are not in the table; ``withheld``: variants in it of which some site withheld a group's
-    numbers; ``build``: of positions."""
+    """Figures of a table of allele frequencies. ``groups``: endings of its columns, the first (everyone) is empty; ``left_out``: reason ->
+    variants that are not in it; ``withheld``: variants of which some site withheld a group's numbers; ``build``: of positions."""
 
     kind = "frequencies"
     seconds: float
@@ -304,9 +303,8 @@ class End(Event):
     reason: str
 
 
-KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, End)
-}
+_ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequencies, End)
+KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in _ALL}
 
 # What stands for an event that has not come.
 NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)
@@ -332,10 +330,8 @@ _LACKING: dict[type[Event], dict[str, Any]] = {
 }
 # Names of fields in version 0 -> names since version 1.
 _RENAMED: dict[type[Event], dict[str, str]] = {
-    Agreed: {"told": "disclosed"},
-    Step: {"told": "log"},
-    Gwas: {"partly_told": "partly_reported"},
-}
+    Agreed: {"told": "disclosed"}, Step: {"told": "log"}, Gwas: {"partly_told": "partly_reported"},
+}  # fmt: skip
 _ROW: dict[type[Event], dict[str, Any]] = {
     Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "update_norm": None, "bytes_out": 0, "bytes_in": 0, "journal": None},
     Final: {"bytes_out": 0, "bytes_in": 0, "journal": None},
