@@ -5,6 +5,7 @@ run nor a restart lifts it."""
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,4 +62,5 @@ def once(state: Path, study: str, request: str, variants: Sequence[int]) -> None
     with partial.open("wb") as file:
         own.astype("<u8").tofile(file)
         file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)

@@ -126,7 +126,7 @@ MUTANTS: Mutants = {
         "fedml/cohort/variants/test_packed.py::test_views_of_views_are_what_one_makes_by_hand",
     ),
     "PLINK's A1 read as REF": (
-        [("fedml/cohort/variants/plink.py", "Variant(contig, position, name, ref, alt)", "Variant(contig, position, name, alt, ref)")],
+        [("fedml/cohort/variants/plink.py", '"position", "alt", "ref")', '"position", "ref", "alt")')],
         "fedml/cohort/variants/test_plink.py::test_the_dosages_that_were_written_are_read",
     ),
 }
