@@ -124,11 +124,11 @@ def _reference(
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); correct --reference.") from error
     own = build_of(source.contigs)
     if match == "position" and own and build and own != known_build(build):
-        raise InputError(f"{path}: the positions are of {own}, the study's of {build}; give a reference of {build}, or --by rsid.")
+        raise InputError(f"{path}: the positions are of {own}, the study's of {build}; give a reference of {build}.")
     wanted: dict[object, int] = {}
     for at, key in enumerate(keys):
         for name in key.id.split(";") if match == "rsid" else [place(key, "position")]:
-            if name:
+            if name not in ("", "."):
                 wanted[name] = at
     found = np.full((len(keys), len(source.samples)), -1, np.int8)
     known = np.zeros(len(keys), bool)
@@ -140,7 +140,7 @@ def _reference(
                 if at >= 0 and not known[at]:
                     found[at], known[at] = block.dosage[row], True
     if known.sum() < max(_LEAST * len(keys), 1):
-        advice = "give a reference of the same build, or match by the other way (--by)"
+        advice = "give a reference of the same build, with variants of the same array or imputation"
         raise InputError(f"{path}: has {int(known.sum())} of the {len(keys)} variants (matched by {match}); {advice}.")
     return known, found[known]
 
