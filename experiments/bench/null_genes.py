@@ -25,6 +25,7 @@ from fedml.experiments.runs.run import run_nodes
 from fedml.study.annotation import provide, write_annotation
 from fedml.study.study import Study, parse_study, validate
 
+KINDS: tuple[str, str] = ("regression", "classification")
 SHARES = {"linear": None, "half": 0.5, "tenth": 0.1, "twentieth": 0.05}
 _PERSONS, _VARIANTS = (2000, 2000, 2000), 12
 
@@ -61,7 +62,7 @@ def simulate(folder: Path, share: float | None, genes: int, seed: int) -> tuple[
     plan = {
         "study": {"name": "null-genes", "seed": seed},
         "cohort": {"inputs": ["variants", "clinical"], "target": "y", "clinical": {"columns": ["age", "sex"]}},
-        "model": {"task": "regression" if share is None else "classification"},
+        "model": {"task": KINDS[share is not None]},
         "gwas": {"components": 0, "covariates": ["age", "sex"], "genes": {"sha256": provide(folder / "annotation.tsv")}},
         "federation": {"sites": names},
     }  # fmt: skip

@@ -25,6 +25,7 @@ from fedml.experiments.runs.association import read_table
 from fedml.experiments.runs.run import run_nodes
 from fedml.study.study import Study, parse_study, validate
 
+KINDS: tuple[str, str] = ("regression", "classification")
 SITES, FAMILIES, CHILDREN = 3, 300, 3
 CAUSAL, NULL, HERITABILITY = 1_000, 2_500, 0.5
 ANALYSES: dict[str, dict[str, Any]] = {"related": {}, "unrelated": {"relatives": "unrelated"}, "two steps": {"polygenic": {}}}
@@ -72,7 +73,7 @@ def simulate(folder: Path, seed: int, *, cases: bool) -> dict[str, np.ndarray]:
         plan = {
             "study": {"name": "families", "seed": seed},
             "cohort": {"inputs": ["variants"], "target": "y"},
-            "model": {"task": "classification" if cases else "regression"},
+            "model": {"task": KINDS[cases]},
             "gwas": {"components": 0, **section},
             "federation": {"sites": names},
         }

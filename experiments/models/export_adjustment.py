@@ -43,7 +43,7 @@ def _line(run: Path) -> tuple[tuple[str, ...], Line, Study]:
     """The model of a run as a line in its columns, in their own units."""
     study, _ = finished(run)
     spec = study.cohort.clinical
-    fits = study.model.task == "regression" and study.cohort.inputs == ("clinical",) and spec is not None and not study.cohort.by_site
+    fits = study.traits.label == "number" and study.cohort.inputs == ("clinical",) and spec is not None and not study.cohort.by_site
     if not fits or spec is None or spec.categories or spec.dates:
         raise InputError(f"{run}: is no regression on numbers of clinical alone; give the run of the score on principal components.")
     _, model = restore(run)

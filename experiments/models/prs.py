@@ -149,7 +149,7 @@ def _header(study: Study, events: Sequence[Event], choice: Choice) -> dict[str, 
     start = next((e for e in events if isinstance(e, Start)), None)
     fields = {
         "trait_reported": study.study.question or study.cohort.outcome,
-        "weight_type": "beta" if study.model.task == "regression" else "log(OR)",
+        "weight_type": "beta" if study.traits.gwas == "linear" else "log(OR)",
         "method": f"clumping and thresholding, {choice.rule.kb:g} kb"
         + (f", r2 {choice.rule.r2:g}" if choice.reference else ", by distance alone"),
         "study_name": study.study.name,

@@ -380,6 +380,8 @@ def test_a_statistic_of_every_person_once_is_the_metric_itself() -> None:
 WORDS = {"count"}  # names that are words with other meanings too; only where they are compared with a task's name can they be found
 ALLOWED = {
     ("experiments/bench/null_association.py", "KINDS"): "the two kinds of outcome that are drawn",
+    ("experiments/bench/null_genes.py", "KINDS"): "the same",
+    ("experiments/bench/relatives.py", "KINDS"): "the same",
     ("experiments/keys/schema.py", "_NAMES"): "the key [model] segmentation, which has the name of its task",
     ("fedml/study/sections.py", "task"): "the default of [model] task",
     ("fedml/study/task_traits.py", "TRAITS"): "the table of traits",
