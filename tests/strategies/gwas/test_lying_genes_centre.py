@@ -150,8 +150,9 @@ def test_every_split_of_a_gene_gives_sums_of_enough_persons(sites: Sites, tmp_pa
     assert answered > 40
 
 
-@pytest.mark.parametrize("theta", [np.array([0, 40.0, 0]), np.array([0, 12.0, 0]), np.array([0, 8.0, 20.0])])
+@pytest.mark.parametrize("theta", [np.array([0, 40.0, 0]), np.array([0, 60.0, 0]), np.array([0, 8.0, 20.0])])
 def test_coefficients_that_leave_few_carriers_a_weight_are_refused_or_leave_the_column_out(centre: Centre, theta: Any) -> None:
+    """With 12 in place of 40 the column is told: at least five of its carriers then have weights within a factor of 20."""
     code, sums = centre.ask(dict.fromkeys(range(12), 0), theta=theta)
     assert code == str(Reason.TOO_FEW) or not sums["used"].any()
 
