@@ -55,6 +55,8 @@ FEDERATIONS = (
     "clients/work/test_leaks.py",
     "strategies/gwas/test_gwas_deployed.py",
     "strategies/gwas/test_genes_deployed.py",
+    "strategies/gwas/test_polygenic_deployed.py",
+    "experiments/frequencies/test_frequencies_deployed.py",
 )
 
 

@@ -12,7 +12,7 @@ from fedml.clients.gate.journal import entries, verify
 from tests.command import command
 from tests.experiments.frequencies.sites import PERSONS, drawn, study_file, written
 
-pytestmark = [pytest.mark.long, pytest.mark.federation]
+pytestmark = pytest.mark.long
 
 
 def test_deployed_the_table_is_that_of_the_local_engine_and_of_the_simulation(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from fedml.clients.gate.journal import entries
 from tests.command import command
 
-pytestmark = pytest.mark.federation
+pytestmark = pytest.mark.long
 
 SITES = ("oslo", "porto", "utrecht")
 STUDY = """
