@@ -150,11 +150,18 @@ def test_every_split_of_a_gene_gives_sums_of_enough_persons(sites: Sites, tmp_pa
     assert answered > 40
 
 
-@pytest.mark.parametrize("theta", [np.array([0, 40.0, 0]), np.array([0, 60.0, 0]), np.array([0, 8.0, 20.0])])
-def test_coefficients_that_leave_few_carriers_a_weight_are_refused_or_leave_the_column_out(centre: Centre, theta: Any) -> None:
-    """With 12 in place of 40 the column is told: at least five of its carriers then have weights within a factor of 20."""
-    code, sums = centre.ask(dict.fromkeys(range(12), 0), theta=theta)
-    assert code == str(Reason.TOO_FEW) or not sums["used"].any()
+@pytest.mark.parametrize(("age", "sex", "told"), [(0, 0, True), (12, 0, True), (40, 0, False), (60, 0, False), (8, 20, False)])
+def test_coefficients_that_leave_few_carriers_a_weight_are_refused_or_leave_the_column_out(
+    centre: Centre, age: float, sex: float, told: bool
+) -> None:
+    """What is told is about at least five carriers with weights p (1 - p) within a factor of 20, counted here from the data."""
+    code, sums = centre.ask(dict.fromkeys(range(12), 0), theta=np.array([0.0, age, sex]))
+    assert told == (not code and bool(sums["used"].any()))
+    assert told or not code or code == str(Reason.TOO_FEW)
+    own = centre.sites.site == 0
+    eta = ((centre.sites.x[own] - [55, 0.5]) / [10, 0.5]) @ [age, sex]
+    weight = (1 / (2 + np.exp(eta) + np.exp(-eta)))[carriers(centre.sites)[:, :12].any(1)]
+    assert not told or (weight * 20 >= weight.max()).sum() >= 5
 
 
 def test_other_coefficients_in_one_run_are_refused(centre: Centre) -> None:
