@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, SupportsIndex, final
+from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.packed import MISSING, Int8s, Packed, Rows, chosen_rows
+from fedml.cohort.variants.packed import MISSING, Int8s, Packed, Rows, View, chosen_rows
 
 SCALE = 16384  # codes per allele
 NONE = 0xFFFF  # code of a missing dosage
@@ -47,7 +47,7 @@ _NUMBER, _COPIES = _decodings()
 
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Fine:
+class Fine(View):
     """Dosages of persons x variants. ``table`` uint16 (stored persons, stored variants); ``rows``, ``columns`` and ``flip`` as in
     ``Packed``. ``coarse`` (variants,): where ``floats`` and ``fractions`` give the nearest genotype instead; None: nowhere."""
 
@@ -76,34 +76,11 @@ class Fine:
         """(persons, variants)."""
         return len(self), self.table.shape[1] if self.columns is None else len(self.columns)
 
-    @property
-    def dtype(self) -> np.dtype[np.int8]:
-        """int8, the type of ``self[rows]``."""
-        return np.dtype(np.int8)
-
     def __len__(self) -> int:
         return len(self.table) if self.rows is None else len(self.rows)
 
     def __repr__(self) -> str:
         return f"Fine{self.shape}"
-
-    def __getitem__(self, rows: Rows | SupportsIndex) -> Int8s:
-        """int8 (persons in ``rows``, variants): the nearest genotypes; (variants,) for a single index.
-
-        Raises:
-            IndexError: a person index is out of range, or the index has more than one axis.
-        """
-        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
-            row: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
-            return row
-        return self.block(0, self.shape[1], rows)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """The nearest genotypes of the whole table; for small tables."""
-        if copy is False:
-            raise ValueError("a table of dosages cannot be converted to an array without a copy")
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype)
 
     def floats(self, rows: Rows, out: Floats | None = None) -> Floats:
         """float32 (persons in ``rows``, variants): dosages, -1.0 where missing.

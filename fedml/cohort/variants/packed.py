@@ -12,6 +12,7 @@ missing. The bit order is that of PLINK 1, the codes are not. A batch of persons
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,9 +43,45 @@ _ONE = {t: np.ascontiguousarray(_DECODINGS.ravel(), t) for t in (np.dtype(np.int
 _FOUR = {t: np.ascontiguousarray(_DECODINGS[:4].T, t).view(f"V{4 * t.itemsize}").ravel() for t in _ONE}
 
 
+class View(ABC):
+    """Dosages of persons x variants as a view of a stored table, indexed as an int8 array of the nearest genotypes. Abstract."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(persons, variants)."""
+
+    @abstractmethod
+    def block(self, start: int, stop: int, rows: Rows | None = None) -> Int8s:
+        """Variants ``start`` to ``stop`` (not included) of all persons, or of those in ``rows``: int8 (persons, stop - start)."""
+
+    @property
+    def dtype(self) -> np.dtype[np.int8]:
+        """int8, the type of ``self[rows]``."""
+        return np.dtype(np.int8)
+
+    def __getitem__(self, rows: Rows | SupportsIndex) -> Int8s:
+        """int8 (persons in ``rows``, variants), -1 where missing; (variants,) for a single index.
+
+        Raises:
+            IndexError: a person index is out of range, or the index has more than one axis.
+        """
+        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
+            row: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
+            return row
+        return self.block(0, self.shape[1], rows)
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        """The whole table, so that ``np.asarray(table)`` works; for small tables."""
+        if copy is False:
+            raise ValueError("a table of dosages cannot be converted to an array without a copy")
+        whole = self[:]
+        return whole if dtype is None else whole.astype(dtype)
+
+
 @final
 @dataclass(frozen=True, eq=False, repr=False)
-class Packed:
+class Packed(View):
     """Dosages of persons x variants. ``table`` uint8 (stored persons, ceil(stored / 4)) has ``stored`` variants; ``rows`` and ``columns``
     select the persons and variants of this view, None for all in stored order; column -1 is missing for every person; ``flip`` replaces d
     by 2 - d. Construct with ``Packed.of``, with ``stack``, or from an existing packed table with ``Packed(table, variants)``."""
@@ -88,34 +125,11 @@ class Packed:
         """(persons, variants)."""
         return len(self), self.stored if self.columns is None else len(self.columns)
 
-    @property
-    def dtype(self) -> np.dtype[np.int8]:
-        """int8, the type of ``self[rows]``."""
-        return np.dtype(np.int8)
-
     def __len__(self) -> int:
         return len(self.table) if self.rows is None else len(self.rows)
 
     def __repr__(self) -> str:
         return f"Packed{self.shape}"
-
-    def __getitem__(self, rows: Rows | SupportsIndex) -> Int8s:
-        """int8 (persons in ``rows``, variants), -1 where missing; (variants,) for a single index.
-
-        Raises:
-            IndexError: a person index is out of range, or the index has more than one axis.
-        """
-        if isinstance(rows, SupportsIndex) and not isinstance(rows, np.ndarray):
-            row: Int8s = self.block(0, self.shape[1], [rows.__index__()])[0]
-            return row
-        return self.block(0, self.shape[1], rows)
-
-    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
-        """The whole table unpacked, so that ``np.asarray(packed)`` works; for small tables."""
-        if copy is False:
-            raise ValueError("packed dosages cannot be converted to an array without a copy")
-        whole = self[:]
-        return whole if dtype is None else whole.astype(dtype)
 
     def floats(self, rows: Rows, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
         """float32 (persons in ``rows``, variants), -1.0 where missing: equal to ``packed[rows]`` as floats, without a temporary int8 array.
