@@ -7,7 +7,7 @@ is excluded: its sums are 0 (its counts -1), and ``used`` is 0. The outcome has 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -25,8 +25,8 @@ from fedml.clients.work.people import Analysed, Floats, analysed, asks_men, only
 from fedml.clients.work.polygenic import aligned_panel
 from fedml.clients.work.request import Request, own_flips, read_site_once
 from fedml.clients.work.sums import association_sums, few_in_fit, fit_sums, null_sums, plus
-from fedml.cohort.variants.frequency import few, group_counts, reported
-from fedml.cohort.variants.genotypes import dosage_sums, out_of_equilibrium, person_chunks
+from fedml.cohort.variants.frequency import few, reported
+from fedml.cohort.variants.genotypes import dosage_sums, group_counts, out_of_equilibrium
 from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
@@ -262,18 +262,8 @@ def _panel(request: Request, content: RecordDict) -> Dosages:
     return aligned_panel(request, values[PANEL].tobytes(), values[FLIPS])
 
 
-def _blocks(dosages: Dosages, rows: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int8]]:
-    """The persons' dosages of all variants, (persons, variants), in blocks of bounded memory."""
-    return (dosages.dosage[chunk] for chunk in person_chunks(rows, len(dosages.keys)))
-
-
 def _group_counts(dosages: Dosages, people: Analysed, groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    total = np.zeros((len(groups), 4, len(dosages.keys)), dtype=np.int64)
-    at = 0
-    for block in _blocks(dosages, people.rows):
-        total += group_counts(block, groups[:, at : at + len(block)])
-        at += len(block)
-    return total
+    return group_counts(dosages, people.rows, groups)
 
 
 def _small(request: Request, dosages: Dosages, min_count: int) -> npt.NDArray[np.bool_]:

@@ -19,9 +19,11 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms, ridge, ridge_logistic
 from fedml.clients.site.read import load_aligned, load_cohort
+from fedml.clients.site.remember import remembered
 from fedml.clients.work.effective import few_effective
 from fedml.clients.work.people import Analysed, Floats, analysed
 from fedml.clients.work.request import Request, own_flips, read_site_once
+from fedml.cohort.persons import Cohort
 from fedml.cohort.variants.frequency import carried_by_few, centred, group_counts
 from fedml.cohort.variants.genotypes import person_chunks
 from fedml.cohort.variants.keys import Keys, from_text
@@ -34,6 +36,7 @@ from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, unpack
 
 Folds = npt.NDArray[np.int64]
 _VARIANTS = 2048  # read at a time
+_PANELS = 32_000_000  # bytes of the panels that are kept aligned: a million variants
 _KEPT = 48  # offsets: the chromosomes of a run or two
 _OFFSETS: dict[str, Floats] = {}
 _PREDICTIONS: dict[str, Floats] = {}  # of level 0, of one run
@@ -43,13 +46,20 @@ def forget() -> None:
     """Computes everything anew from now on: a file of the site changed."""
     folds_of.cache_clear()
     usable.cache_clear()
+    _aligned.cache_clear()
     _OFFSETS.clear()
     _PREDICTIONS.clear()
 
 
+# A panel's blocks are asked for one after the other, and the gate counts each again; all of them would fill the memory.
+@remembered(most=_PANELS, size=lambda manifests, study, panel, flips: len(panel) + len(flips))
+def _aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: bytes) -> Cohort:
+    return load_aligned.__wrapped__(manifests, study, panel, flips)
+
+
 def aligned_panel(request: Request, panel: bytes, flips: Any) -> Dosages:
     """The site's dosages of a panel of the request, in its orientation."""
-    cohort = load_aligned(request.manifests, request.study, panel, own_flips(request, flips))
+    cohort = _aligned(request.manifests, request.study, panel, own_flips(request, flips))
     if (dosages := cohort.input("variants", Dosages)) is None:
         raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is requested, but the site has no genotypes")
     return dosages

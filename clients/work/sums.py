@@ -12,12 +12,15 @@ from fedml.analytics import forms, linear, logistic
 from fedml.clients.work import fractions
 from fedml.clients.work.effective import FEWEST_SHARE
 from fedml.clients.work.people import Analysed, Floats
+from fedml.cohort.variants.counting import counts_of, products
 from fedml.cohort.variants.genotypes import person_chunks
 from fedml.cohort.variants.model import Dosages
+from fedml.cohort.variants.packed import Packed
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
 _VARIANTS = 4096  # in a block
+_PACKED = 16_384  # in a block of packed genotypes
 
 
 def plus(eta: Floats, offset: Floats | None) -> Floats:
@@ -53,6 +56,8 @@ def association_sums(
     """Sums of every variant: of the linear model, or of the score test of the logistic model."""
     out: dict[str, Any] = {}
     x, y = design
+    if forms.kind(study) == "linear" and isinstance(dosages.dosage, Packed):
+        return _packed_sums(dosages.dosage, people, np.column_stack([x, y]).T, given["frequency"])
     for persons_, variants, dosage in _dosage_blocks(dosages, people):
         frequency = given["frequency"][variants]
         if forms.kind(study) == "linear":
@@ -64,6 +69,21 @@ def association_sums(
             sums = {"xwg": test.xwg, "gwg": test.gwg, "score": test.score}
         _add(out, sums, variants, len(dosages.keys))
     return out or _zeros(study, Phase.ASSOCIATION, len(dosages.keys))
+
+
+def _packed_sums(table: Packed, people: Analysed, both: Floats, frequency: Floats) -> dict[str, Any]:
+    """The linear model's sums from packed genotypes; ``both`` (K + 1, persons): covariates, and the trait."""
+    variants = table.shape[1]
+    out = {"xg": np.empty((len(both) - 1, variants)), "gg": np.empty(variants), "gy": np.empty(variants)}
+    counts, total = counts_of(table, [people.rows])[0], both.sum(1)
+    for start in range(0, variants, _PACKED):
+        part = slice(start, min(start + _PACKED, variants))
+        if (found := products(table, people.rows, both, part.start, part.stop)) is not None:
+            sums = linear.sums_of_products(found, counts[:, part], frequency[part], total)
+        else:
+            sums = linear.variant_sums(table.block(part.start, part.stop, people.rows), frequency[part], both[:-1].T, both[-1])
+        out["xg"][:, part], out["gg"][part], out["gy"][part] = sums.xg, sums.gg, sums.gy
+    return out
 
 
 def fit_sums(

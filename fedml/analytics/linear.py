@@ -19,7 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.variants.frequency import Array, Dosage, centred, chunks
+from fedml.cohort.variants.counting import Products
+from fedml.cohort.variants.frequency import Array, Counts, Dosage, centred, chunks
 
 DEPENDENT = 1e-11  # a column is linearly dependent if the other columns leave at most this share of its sum of squares
 
@@ -98,8 +99,39 @@ def variant_sums(dosage: Dosage, frequency: Array, covariates: Array, trait: Arr
     return out
 
 
+def sums_of_products(found: Products, counts: Counts, frequency: Array, total: Array) -> VariantSums:
+    """``variant_sums`` from sums of covariates and, last, the trait with dosages (``fedml.cohort.variants.counting.products``).
+
+    Args:
+        counts: (4, variants) of the same persons.
+        total: (K + 1,) sums of the covariates and the trait over them.
+    """
+    both = found.dosage - 2 * frequency * (total[:, None] - found.missing)
+    ref, one, two = counts[:3].astype(np.float64)
+    squares = ref * (2 * frequency) ** 2 + one * (1 - 2 * frequency) ** 2 + two * (2 - 2 * frequency) ** 2
+    return VariantSums(both[:-1], squares, both[-1])
+
+
+class Estimates(NamedTuple):
+    """Of variants, each (variants,): coefficient, standard error, degrees of freedom (at least 1) and number of persons."""
+
+    beta: Array
+    standard_error: Array
+    degrees: Array
+    n: npt.NDArray[np.int64]
+
+
 def solve(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: VariantSums) -> Association:
-    """Coefficient, standard error and two-sided t test of each variant.
+    """Coefficient, standard error and two-sided t test of each variant; arguments as those of ``estimate``."""
+    found = estimate(null, contributes, sums)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        statistic = found.beta / found.standard_error
+    log10_p = t_log10_p(statistic, found.degrees)
+    return Association(found.beta, found.standard_error, statistic, 10.0**log10_p, log10_p, found.n)
+
+
+def estimate(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: VariantSums) -> Estimates:
+    """Coefficient and standard error of each variant.
 
     Covariates that depend linearly on others (in the contributing sites) are excluded, also from the degrees of freedom.
 
@@ -125,19 +157,19 @@ def solve(null: Sequence[NullSums], contributes: npt.NDArray[np.bool_], sums: Va
             variance = np.maximum(yy_left - slope * gy_left, 0.0) / degrees / gg_left
         beta[columns], error[columns] = np.where(good, slope, np.nan), np.where(good, np.sqrt(np.where(good, variance, 0.0)), np.nan)
         free[columns] = max(degrees, 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        statistic = beta / error
-    log10_p = t_log10_p(statistic, free)
-    return Association(beta, error, statistic, 10.0**log10_p, log10_p, n)
+    return Estimates(beta, error, free, n)
 
 
 def patterns(contributes: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """(sites, variants) as indices: groups of variants to which the same sites contribute; variants without sites are skipped."""
     if contributes.shape[1] == 0:
         return
-    found, which = np.unique(np.packbits(contributes, axis=0), axis=1, return_inverse=True)
-    order = np.argsort(which.ravel(), kind="stable")
-    for columns in np.split(order, np.cumsum(np.bincount(which.ravel(), minlength=found.shape[1]))[:-1]):
+    # A number for each pattern, with one more site at a time: sorting whole columns takes far longer.
+    which = np.zeros(contributes.shape[1], np.int64)
+    for row in contributes:
+        which = which if row.all() else np.unique(2 * which + row, return_inverse=True)[1]
+    order = np.argsort(which, kind="stable")
+    for columns in np.split(order, np.cumsum(np.bincount(which))[:-1]):
         sites = np.flatnonzero(contributes[:, columns[0]])
         if len(sites):
             yield sites, columns

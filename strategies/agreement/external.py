@@ -45,8 +45,9 @@ def with_external(study: Study, agreed: Agreement, described: Mapping[str, Descr
         return agreed, []
     spec, shared, checks, left_out = study.cohort.variants, agreed.shared, list[Check](), set[str]()
     flips, matching = dict(shared.flips), dict(shared.matching)
-    at = {key: place for place, key in enumerate(shared.keys)}
-    for site in (s for s in agreed.external.values() if PANEL in described[s]):
+    asked = [site for site in agreed.external.values() if PANEL in described[site]]
+    at = {key: place for place, key in enumerate(shared.keys)} if asked else {}
+    for site in asked:
         build = described[site][BUILD].tobytes().decode()
         keys, notes = from_text(described[site][PANEL].tobytes()), described[site][NOTES].tolist()
         both = draft_panel({"": shared.keys, site: keys}, spec.match, [""], {site: notes})

@@ -217,7 +217,7 @@ def _placed(work: Work, block: slice, sums: Mapping[str, Mapping[str, Any]], nam
     ]
 
 
-def _combined(own: Sequence[Association]) -> Combined:
+def _combined(own: Sequence[Association | linear.Estimates]) -> Combined:
     return combine(np.stack([site.beta for site in own]), np.stack([site.standard_error for site in own]))
 
 
@@ -256,7 +256,7 @@ def _linear(work: Work, design: dict[str, Any]) -> Fitted:
         placed, reported = _placed(work, block, local, ("xg", "gg", "gy")), work.reported[:, block]
         parts.append(linear.solve(sums, reported, linear.VariantSums(*(np.sum(same, axis=0) for same in zip(*placed, strict=True)))))
         alone = zip(sums, reported, placed, strict=True)
-        meta.append(_combined([linear.solve([null], has[None], linear.VariantSums(*mine)) for null, has, mine in alone]))
+        meta.append(_combined([linear.estimate([null], has[None], linear.VariantSums(*mine)) for null, has, mine in alone]))
     return Fitted(work, _joined(parts), np.full(len(work.keys), "linear"), _joined(meta), {"rare": rare})
 
 

@@ -18,7 +18,7 @@ from fedml.cohort.variants.frequency import alleles
 from fedml.cohort.variants.harmonise import Panel, sides
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.normalise import HET_HAPLOID, NOTES, SEX_UNKNOWN, UNSURE
-from fedml.cohort.variants.ploidy import X, place
+from fedml.cohort.variants.ploidy import X, places
 from fedml.cohort.variants.records import AMBIGUOUS, FILTERED, SAME
 from fedml.study.cohort_section import Variants
 
@@ -102,7 +102,8 @@ def keys_checks(files: Mapping[str, SiteFile], panel: Panel, spec: Variants) -> 
 def sex_checks(keys: Sequence[Variant], build: str, spec: Variants, covariates: Sequence[str]) -> list[Check]:
     """A warning where variants on X are tested without the sex among the covariates: men have 0 or 2 ALT alleles, women also 1, so a trait
     that differs between them seems to go with variants whose frequencies do."""
-    on_x = sum(bool(place(key.contig, key.position, build) == X) for key in keys)
+    where = places(keys, build)
+    on_x = 0 if where is None else int((where == X).sum())
     if not on_x or (spec.sex is not None and spec.sex.column in covariates):
         return []
     column = "the column of the sex" if spec.sex is None else f'"{spec.sex.column}"'

@@ -170,6 +170,20 @@ def hardy_weinberg_p(n_hom_ref: npt.ArrayLike, n_het: npt.ArrayLike, n_hom_alt: 
     return out
 
 
+def rarer_than(n_hom_ref: npt.ArrayLike, n_het: npt.ArrayLike, n_hom_alt: npt.ArrayLike, p: float) -> npt.NDArray[np.bool_]:
+    """(variants,): True where ``hardy_weinberg_p`` is below ``p``. The test itself is made only where the observed number of heterozygotes
+    is less likely than ``p``: its probability is a part of the p value."""
+    counts = np.stack([np.atleast_1d(np.asarray(n, np.int64)) for n in (n_hom_ref, n_het, n_hom_alt)])
+    out = np.zeros(counts.shape[1], bool)
+    called = np.flatnonzero(counts.sum(0) > 0)
+    for at in range(0, len(called), _TOGETHER):
+        rows = called[at : at + _TOGETHER]
+        ref, het, alt = counts[:, rows]
+        unlikely = rows[np.exp(_log_probability(het, ref + het + alt, np.stack([2 * ref + het, 2 * alt + het]))) < p * (1 + 1e-9)]
+        out[unlikely] = hardy_weinberg_p(*counts[:, unlikely]) < p
+    return out
+
+
 def _exact_test(hom_ref: Counts, het: Counts, hom_alt: Counts, mid_p: bool) -> Array:
     persons, alleles = hom_ref + het + hom_alt, np.stack([2 * hom_ref + het, 2 * hom_alt + het])
     # The probability decreases from h to h + 2 heterozygotes where 4 x (homozygotes' product) < (h + 1)(h + 2); the first such h is the

@@ -111,12 +111,22 @@ def _known_sex(sex: npt.NDArray[np.int8] | None, source: Source, persons: Sequen
 def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int64]:
     """(4, variants): persons with 0, 1, 2 ALT alleles and with a missing call, among the persons ``rows`` (None: all) that have genotypes.
     Memory is bounded."""
-    from fedml.cohort.variants.frequency import genotype_counts as count
-
     present = np.flatnonzero(own.present) if rows is None else rows[own.present[rows]]
-    total = np.zeros((4, len(own.keys)), dtype=np.int64)
-    for chunk in person_chunks(present, len(own.keys)):
-        total += count(own.dosage[chunk])
+    return group_counts(own, present, np.ones((1, len(present)), bool))[0]
+
+
+def group_counts(own: Dosages, rows: npt.NDArray[np.int64], groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """(groups, 4, variants): persons with 0, 1, 2 ALT alleles and with a missing call, in each of ``groups`` (groups, rows) of the persons
+    ``rows``. Memory is bounded."""
+    from fedml.cohort.variants.counting import counts_of
+    from fedml.cohort.variants.frequency import group_counts as count
+
+    if isinstance(own.dosage, Packed):
+        return counts_of(own.dosage, [rows[group] for group in groups])
+    total, at = np.zeros((len(groups), 4, len(own.keys)), dtype=np.int64), 0
+    for chunk in person_chunks(rows, len(own.keys)):
+        total += count(own.dosage[chunk], groups[:, at : at + len(chunk)])
+        at += len(chunk)
     return total
 
 
@@ -158,11 +168,9 @@ def out_of_equilibrium(
     """(variants,): True where p of the exact test of a site's ``counts`` (4, variants) is below ``min_hwe_p`` of the study, or below
     ``HWE_P`` where it sets none. Of one site, because in sites of different populations together no variant is in equilibrium. On X of
     the ``women`` alone, and never on Y and MT (``where``): with one copy there is no equilibrium."""
-    from fedml.cohort.variants.frequency import hardy_weinberg_p
+    from fedml.cohort.variants.frequency import rarer_than
 
-    tested = two_copies(counts, women, where)
-    out: npt.NDArray[np.bool_] = np.nan_to_num(hardy_weinberg_p(*tested[:3]), nan=1.0) < (spec.min_hwe_p or HWE_P)
-    return out
+    return rarer_than(*two_copies(counts, women, where)[:3], spec.min_hwe_p or HWE_P)
 
 
 def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArray[np.int64]]:

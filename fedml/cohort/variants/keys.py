@@ -103,6 +103,10 @@ class Keys(Sequence[Variant]):
         """(variants,): ``value`` of each variant's contig."""
         return np.array([value(name) for name in self.contigs], dtype)[self.contig] if len(self) else np.zeros(0, dtype)
 
+    def letters(self, which: int) -> Any:
+        """(variants,) an Arrow array of text: REF (0) or ALT (1), in capitals."""
+        return pa.array([pair[which].upper() for pair in self.pairs], pa.large_string()).take(pa.array(self.alleles))
+
     def by_id(self, value: Callable[[Any], Any]) -> npt.NDArray[np.bool_]:
         """(variants,): ``value`` of the whole column of ids, an Arrow function that gives truth values."""
         return np.asarray(value(self.ids)).astype(bool)
@@ -161,10 +165,16 @@ def to_text(keys: Sequence[Variant]) -> bytes:
         part = keys[begin : begin + _TOGETHER]
         columns = (contigs.take(pa.array(part.contig)), pa.array(part.position).cast(pa.large_string()), part.ids)
         lines = pc.binary_join_element_wise(*columns, pairs.take(pa.array(part.alleles)), pa.scalar("\t", pa.large_string()))
-        _, offsets, letters = lines.buffers()  # the lines follow each other there
-        ends = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
-        out.append(letters.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes())
+        out.append(bytes_of(lines))
     return b"".join(out)
+
+
+def bytes_of(lines: Any) -> bytes:
+    """The text of an Arrow array of large strings, one after the other."""
+    _, offsets, letters = lines.buffers()  # they follow each other there
+    ends = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
+    found: bytes = letters.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes()
+    return found
 
 
 def from_text(text: bytes) -> Keys:

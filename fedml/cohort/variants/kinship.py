@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.genotypes import genotype_counts
+from fedml.cohort.variants.keys import columns_of
 from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.sex_check import sex_lines
 from fedml.study.contigs import canonical_contig
@@ -77,7 +78,7 @@ def panel(own: Dosages, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     counts = genotype_counts(own, rows)
     called, persons = counts[:3].sum(0), max(len(rows), 1)
     p = (counts[1] + 2 * counts[2]) / np.maximum(2 * called, 1)
-    autosome = np.array([canonical_contig(key.contig).isdecimal() for key in own.keys], bool)
+    autosome = columns_of(own.keys).by_contig(lambda name: canonical_contig(name).isdecimal())
     usable = np.flatnonzero(autosome & (np.minimum(p, 1 - p) >= MIN_MAF) & (called >= MIN_CALL_RATE * persons))
     if len(usable) <= MOST:
         return usable
@@ -89,10 +90,13 @@ def kinship(a: npt.NDArray[np.int8], b: npt.NDArray[np.int8]) -> npt.NDArray[np.
     has no heterozygous call among those that both have."""
     apart, het_a, het_b = np.zeros((3, len(a), len(b)))
     for start in range(0, a.shape[1], _VARIANTS):
-        x, y = _parts(a[:, start : start + _VARIANTS]), _parts(b[:, start : start + _VARIANTS])
-        apart += x.square @ y.called.T + x.called @ y.square.T - 2 * (x.dosage @ y.dosage.T)
-        het_a += x.het @ y.called.T
-        het_b += x.called @ y.het.T
+        x = _parts(a[:, start : start + _VARIANTS])
+        y = x if a is b else _parts(b[:, start : start + _VARIANTS])
+        het, square = _with_called(x.het, y), _with_called(x.square, y)
+        own_het, own_square = (het, square) if a is b else (_with_called(y.het, x), _with_called(y.square, x))
+        apart += square + own_square.T - 2 * (x.dosage @ y.dosage.T)
+        het_a += het
+        het_b += own_het.T
     fewer = np.minimum(het_a, het_b)
     return np.where(fewer > 0, 0.5 - np.divide(apart, 4 * fewer, out=np.zeros_like(apart), where=fewer > 0), -np.inf)
 
@@ -102,6 +106,14 @@ class _Parts(NamedTuple):
     square: npt.NDArray[np.float32]
     het: npt.NDArray[np.float32]
     called: npt.NDArray[np.float32]
+
+
+def _with_called(values: npt.NDArray[np.float32], other: _Parts) -> npt.NDArray[np.float32]:
+    """(persons, persons of ``other``): each person's sum of ``values`` over the variants that the other's calls have."""
+    if other.called.all():
+        return np.broadcast_to(values.sum(1)[:, None], (len(values), len(other.called)))
+    out: npt.NDArray[np.float32] = values @ other.called.T
+    return out
 
 
 def _parts(dosage: npt.NDArray[np.int8]) -> _Parts:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, SupportsIndex, final
+from typing import Any, NamedTuple, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,16 @@ _DECODINGS = _decodings()
 _ONE = {t: np.ascontiguousarray(_DECODINGS.ravel(), t) for t in (np.dtype(np.int8), np.dtype(np.float32))}  # [kind * 256 + byte]
 # [byte]: its four dosages as one void value, so that NumPy copies 4 or 16 bytes per look-up; void needs no alignment of the target.
 _FOUR = {t: np.ascontiguousarray(_DECODINGS[:4].T, t).view(f"V{4 * t.itemsize}").ravel() for t in _ONE}
+
+
+class Window(NamedTuple):
+    """A range of bytes of a person's row, ``begin`` to ``end`` (not included); ``at``: the places of a view's variants in it, four to a
+    byte; ``turned``: the bits that exchange 0 and 2 copies, (bytes,), or None."""
+
+    begin: int
+    end: int
+    at: slice | npt.NDArray[np.intp]
+    turned: npt.NDArray[np.uint8] | None
 
 
 class View(ABC):
@@ -205,10 +215,43 @@ class Packed(View):
         kind = np.where(self.columns < 0, _KINDS - 1, self.columns % 4 + 4 * self.flip)
         return np.maximum(self.columns, 0) // 4, (kind * 256).astype(np.uint16)
 
+    def window(self, start: int, stop: int) -> Window | None:
+        """The range of stored variants in which the view's variants ``start`` to ``stop`` lie; None if they are absent from the file, or
+        so scattered that a range would be mostly others."""
+        if self.columns is None or self.flip is None:
+            return Window(start // 4, width(stop), slice(start % 4, start % 4 + stop - start), None) if self.stored else None
+        columns = self.columns[start:stop]
+        if not len(columns) or (first := int(columns.min())) < 0 or (last := int(columns.max())) - first >= 2 * len(columns) + 8:
+            return None
+        begin, at = first // 4, columns - first // 4 * 4
+        in_order = last - first + 1 == len(columns) and bool((np.diff(columns) == 1).all())
+        end, flip = width(last + 1), self.flip[start:stop]
+        turned = None
+        if flip.any():
+            turned = np.zeros(4 * (end - begin), bool)
+            turned[at[flip]] = True
+            if not in_order and turned[at].sum() != flip.sum():
+                return None  # a variant in both orientations
+            turned = (turned.reshape(-1, 4) * np.array([2, 8, 32, 128])).sum(1).astype(np.uint8)  # the upper bits of their codes
+        return Window(begin, end, slice(int(at[0]), int(at[0]) + len(at)) if in_order else at, turned)
+
+    def codes(self, window: Window, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.uint8]:
+        """The packed bytes of the view's persons ``rows`` in ``window``, in the view's orientation: uint8 (rows, bytes)."""
+        out: npt.NDArray[np.uint8] = self.table[rows if self.rows is None else self.rows[rows], window.begin : window.end]
+        if window.turned is not None:  # 0 and 2 copies differ in the upper bit, 1 copy and missing have the lower
+            out ^= (~out & 0x55) << 1 & window.turned
+        return out
+
     def _unpack(self, rows: npt.NDArray[np.intp], start: int, stop: int, out: npt.NDArray[Any]) -> None:
         """Writes variants ``start`` to ``stop`` of the table's ``rows`` into ``out``, int8 or float32."""
         if not self.stored or self.columns is not None:
-            self._pick(rows, start, stop, out)
+            if (window := self.window(start, stop)) is None:
+                self._pick(rows, start, stop, out)
+                return
+            step, stored = max(1, _CHUNK // (4 * (window.end - window.begin))), replace(self, rows=None)
+            for at in range(0, len(rows), step):
+                unpacked = np.take(_FOUR[out.dtype], stored.codes(window, rows[at : at + step]), mode="clip")
+                out[at : at + step] = unpacked.view(out.dtype)[:, window.at]
             return
         four = _FOUR[out.dtype]
         if start % 4:  # not aligned to bytes: unpack each row of the range into a scratch row first

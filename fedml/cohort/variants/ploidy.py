@@ -53,7 +53,7 @@ def place(contig: str, position: int, build: str) -> np.int8:
     return DIPLOID if position <= first or position >= last else X if contig == "X" else Y
 
 
-def places(keys: Sequence[Variant], build: Build) -> Codes | None:
+def places(keys: Sequence[Variant], build: str) -> Codes | None:
     """(variants,): ``place`` of each; None if all are diploid, the usual case. Contigs may have any name."""
     own = columns_of(keys)
     out = np.zeros(len(own), np.int8)
