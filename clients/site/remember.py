@@ -1,7 +1,7 @@
 """A cache of results whose sizes differ much: bounded by their total size, not by their number.
 
-    @remembered(most=32_000_000, size=lambda text: len(text))
-    def parsed(text: bytes) -> Keys: ...
+@remembered(most=32_000_000, size=lambda text: len(text))
+def parsed(text: bytes) -> Keys: ...
 """
 
 from __future__ import annotations

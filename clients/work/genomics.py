@@ -170,9 +170,10 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     fewest_men = max(floor, study.min_persons, *(site.min_persons for site in sites))
     match request.phase:
         case Phase.GENOTYPES:
-            told, hidden = _site_table(dosages, people, floor, fewest_men)
-            women = people.sexes[1] & people.controls
-            controls, female = _group_counts(dosages, people, np.stack([people.controls, women]))
+            groups = np.vstack([people.groups, people.sexes, people.controls, people.sexes[1] & people.controls])
+            counts = _group_counts(dosages, people, groups)
+            told, hidden = site_table(counts[:-4], counts[-4:-2], dosages.where, floor, fewest_men)
+            controls, female = counts[-2:]
             # Of few persons the test would tell which genotypes they have: a study may set any threshold.
             tested = ~few(two_copies(controls, female, dosages.where)[:3], floor).any(0)
             fails = tested & out_of_equilibrium(controls, female, dosages.where, request.study.cohort.variants)

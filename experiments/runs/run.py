@@ -72,7 +72,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
     check_inputs(study)
     cohorts = {}
     for name, site in sites.items():
-        cohort = cohorts[name] = load_cohort((str(site.file),), study)
+        cohort = cohorts[name] = load_cohort((str(site.file.resolve()),), study)
         excluded = "".join(f", {count} excluded ({why})" for why, count in cohort.excluded.items())
         excluded += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.excluded_images.items())
         if name in study.federation.evaluate_only:

@@ -46,6 +46,7 @@ _NUMBERS = {str(n): n for n in range(1, 23)} | {"X": 23, "PAR": 23, "Y": 24, "MT
 _NAMES = {23: "X", 24: "Y", 25: "MT"}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # must be escaped in YAML
 _LETTERS = re.compile(r"[ACGT]+", re.IGNORECASE)
+_PLACES, _PLACES_UP = 2000, 100  # of points along a contig, and in a unit of -log10 p: closer ones are drawn as one
 _ROWS = 50_000  # whose text is made at a time
 _MEDIAN_CHI2 = 0.454936423119572  # of one degree of freedom
 _BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): distinguishable by colour-blind readers
@@ -118,7 +119,19 @@ def _columns(results: Results, keys: Keys, at: npt.NDArray[np.int64]) -> list[An
     places, other = lines.joined([number, position, ref, alt], "_"), pa.repeat(lines.text("OA"), len(at))
     found = [lines.numbers(column[at]) for column in (results.beta, results.standard_error, results.frequency)]
     extra = [lines.column(np.asarray(column)[at]) for column in results.own.values()]
-    return [number, position, alt, ref, *found, lines.p_values(results.log10_p[at]), places, names, other, lines.column(results.n[at]), *extra]
+    return [
+        number,
+        position,
+        alt,
+        ref,
+        *found,
+        lines.p_values(results.log10_p[at]),
+        places,
+        names,
+        other,
+        lines.column(results.n[at]),
+        *extra,
+    ]
 
 
 def _chromosome(contig: str) -> int:
@@ -198,7 +211,7 @@ def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: st
         first = 0.0 if len(found) == 1 else float(position[on_contig].min())
         x = (begin + position[on_contig] - first) * scale
         hit = y[on_contig] >= -np.log10(GENOME_WIDE)
-        for chosen, colour, size in ((~hit, (_BLUE, _SKY)[k % 2], 5.0), (hit, _RED, 14.0)):
+        for chosen, colour, size in ((_apart(x, y[on_contig], ~hit), (_BLUE, _SKY)[k % 2], 5.0), (np.flatnonzero(hit), _RED, 14.0)):
             axes.scatter(x[chosen], y[on_contig][chosen], s=size, c=colour, linewidths=0, rasterized=True)
         ticks.append(float(x.min() + x.max()) / 2)
         begin += float(position[on_contig].max()) - first + 2e7
@@ -216,6 +229,16 @@ def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: st
     axes.set_ylabel("−log₁₀ p")
     axes.set_title(title, loc="left")
     _save(figure, path)
+
+
+def _apart(x: Array, y: Array, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Indices of points of ``chosen``, of those that would be drawn at the same place one."""
+    at = np.flatnonzero(chosen)
+    if not len(at):
+        return at
+    across = np.floor((x[at] - x[at].min()) * (_PLACES / max(float(np.ptp(x[at])), 1e-9))).astype(np.int64)
+    up = np.floor(y[at] * _PLACES_UP).astype(np.int64)
+    return at[np.unique(across * (up.max() + 1) + up, return_index=True)[1]]
 
 
 def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "", what: str = "variants") -> None:

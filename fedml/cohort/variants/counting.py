@@ -20,6 +20,7 @@ from fedml.cohort.variants.packed import MISSING, Packed, Window
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 _BYTES = 4096  # of a person's row at a time: 16,384 variants
+_SPREAD = 8  # a range of bits is counted sooner than an eighth of it is unpacked
 _ROWS = 255  # persons whose count fits eight bits
 _LOW, _PAIRS, _NIBBLES = (np.uint64(int(text * 8, 16)) for text in ("55", "33", "0f"))
 _WORKING = 1 << 18  # floats of unpacked dosages, which fit a processor's cache
@@ -43,7 +44,7 @@ def counts_of(table: Packed, groups: Sequence[npt.NDArray[np.intp]]) -> Counts:
     same = {rows.tobytes(): at for at, rows in reversed(list(enumerate(groups)))}  # the first of equal groups
     for start in range(0, variants, 4 * _BYTES):
         part = slice(start, min(start + 4 * _BYTES, variants))
-        window = table.window(part.start, part.stop)
+        window = table.window(part.start, part.stop, _SPREAD)
         for at, rows in enumerate(groups):
             if (before := same[rows.tobytes()]) < at:
                 out[at, :, part] = out[before, :, part]

@@ -175,13 +175,22 @@ def rarer_than(n_hom_ref: npt.ArrayLike, n_het: npt.ArrayLike, n_hom_alt: npt.Ar
     is less likely than ``p``: its probability is a part of the p value."""
     counts = np.stack([np.atleast_1d(np.asarray(n, np.int64)) for n in (n_hom_ref, n_het, n_hom_alt)])
     out = np.zeros(counts.shape[1], bool)
-    called = np.flatnonzero(counts.sum(0) > 0)
+    if not (persons := int(counts.sum(0).max(initial=0))):
+        return out
+    if persons > 2_000_000:  # three counts of so many are no one number
+        return np.asarray(np.nan_to_num(hardy_weinberg_p(*counts), nan=1.0) < p)
+    # Of few persons many variants have the same counts.
+    names, which = np.unique((counts[0] * (persons + 1) + counts[1]) * (persons + 1) + counts[2], return_inverse=True)
+    each = np.stack([names // (persons + 1) ** 2, names // (persons + 1) % (persons + 1), names % (persons + 1)])
+    fails = np.zeros(len(names), bool)
+    called = np.flatnonzero(each.sum(0) > 0)
     for at in range(0, len(called), _TOGETHER):
         rows = called[at : at + _TOGETHER]
-        ref, het, alt = counts[:, rows]
-        unlikely = rows[np.exp(_log_probability(het, ref + het + alt, np.stack([2 * ref + het, 2 * alt + het]))) < p * (1 + 1e-9)]
-        out[unlikely] = hardy_weinberg_p(*counts[:, unlikely]) < p
-    return out
+        ref, het, alt = each[:, rows]
+        likely = np.exp(_log_probability(het, ref + het + alt, np.stack([2 * ref + het, 2 * alt + het])))
+        unlikely = rows[likely < p * (1 + 1e-9)]
+        fails[unlikely] = hardy_weinberg_p(*each[:, unlikely]) < p
+    return np.asarray(fails[which])
 
 
 def _exact_test(hom_ref: Counts, het: Counts, hom_alt: Counts, mid_p: bool) -> Array:

@@ -9,8 +9,9 @@ KING-robust (Manichaikul et al. 2010, Bioinformatics 26:2867, equation 11, with 
 frequencies have no part in it, so that persons of different populations are not related by them; kinship between populations is below 0.
 
 Variants: autosomal, minor allele frequency of the site's own persons 0.05 or more, call rate 0.95 or more, and of these at most 15,000,
-evenly spaced in their order. Of unrelated persons the estimate has a standard deviation of about 1 / sqrt(variants) (measured, unlinked
-variants), so that a kinship above a limit is told only from ``fewest(limit)`` variants on, where the limit is five of them.
+evenly spaced in their order; they are looked for among at most 120,000, also evenly spaced, unless too few of these can be used. Of
+unrelated persons the estimate has a standard deviation of about 1 / sqrt(variants) (measured, unlinked variants), so that a kinship above a
+limit is told only from ``fewest(limit)`` variants on, where the limit is five of them.
 """
 
 from __future__ import annotations
@@ -18,18 +19,21 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.genotypes import genotype_counts
+from fedml.cohort.variants.harmonise import turned
 from fedml.cohort.variants.keys import columns_of
 from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.sex_check import sex_lines
 from fedml.study.contigs import canonical_contig
 
 MOST = 15_000  # variants
+_LOOKED_AT = 120_000  # variants that are counted to find them
 MIN_MAF, MIN_CALL_RATE = 0.05, 0.95
 # Least kinship of each degree (Manichaikul et al. 2010, table 1): 2^-1.5, 2^-2.5, ...
 DEGREES = (("duplicates or twins", 2**-1.5), ("first degree", 2**-2.5), ("second degree", 2**-3.5), ("third degree", 2**-4.5))
@@ -52,7 +56,7 @@ def related(own: Dosages, rows: npt.NDArray[np.int64], above: float) -> Pairs | 
     at = panel(own, rows)
     if len(at) < fewest(above):
         return None
-    table = own.dosage[:, at] if isinstance(own.dosage, np.ndarray) else own.dosage.aligned(at, np.zeros(len(at), bool))
+    table = turned(own.dosage, at, np.zeros(len(at), bool))
     blocks = [rows[start : start + _PERSONS] for start in range(0, len(rows), _PERSONS)]
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
     for i, one in enumerate(blocks):
@@ -75,14 +79,25 @@ def fewest(above: float) -> int:
 
 def panel(own: Dosages, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The variants by which kinship is estimated, as indices, ascending."""
-    counts = genotype_counts(own, rows)
+    autosomal = np.flatnonzero(columns_of(own.keys).by_contig(lambda name: canonical_contig(name).isdecimal()))
+    few = autosomal[_spread(len(autosomal), _LOOKED_AT)]
+    if len(usable := _usable(own, rows, few)) < MOST and len(few) < len(autosomal):
+        usable = _usable(own, rows, autosomal)
+    return usable[_spread(len(usable), MOST)]
+
+
+def _spread(total: int, most: int) -> npt.NDArray[np.int64]:
+    """At most ``most`` of 0 to ``total`` - 1, evenly spaced."""
+    return np.linspace(0, total - 1, min(total, most)).round().astype(np.int64)
+
+
+def _usable(own: Dosages, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which of the variants ``at`` are common and called among the persons ``rows``."""
+    chosen = replace(own, keys=columns_of(own.keys).take(at), dosage=turned(own.dosage, at, np.zeros(len(at), bool)))
+    counts = genotype_counts(chosen, rows)
     called, persons = counts[:3].sum(0), max(len(rows), 1)
     p = (counts[1] + 2 * counts[2]) / np.maximum(2 * called, 1)
-    autosome = columns_of(own.keys).by_contig(lambda name: canonical_contig(name).isdecimal())
-    usable = np.flatnonzero(autosome & (np.minimum(p, 1 - p) >= MIN_MAF) & (called >= MIN_CALL_RATE * persons))
-    if len(usable) <= MOST:
-        return usable
-    return usable[np.linspace(0, len(usable) - 1, MOST).round().astype(np.int64)]
+    return at[(np.minimum(p, 1 - p) >= MIN_MAF) & (called >= MIN_CALL_RATE * persons)]
 
 
 def kinship(a: npt.NDArray[np.int8], b: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:

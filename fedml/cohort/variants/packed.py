@@ -215,13 +215,13 @@ class Packed(View):
         kind = np.where(self.columns < 0, _KINDS - 1, self.columns % 4 + 4 * self.flip)
         return np.maximum(self.columns, 0) // 4, (kind * 256).astype(np.uint16)
 
-    def window(self, start: int, stop: int) -> Window | None:
+    def window(self, start: int, stop: int, spread: int = 2) -> Window | None:
         """The range of stored variants in which the view's variants ``start`` to ``stop`` lie; None if they are absent from the file, or
-        so scattered that a range would be mostly others."""
+        so scattered that the range would have more than ``spread`` times as many."""
         if self.columns is None or self.flip is None:
             return Window(start // 4, width(stop), slice(start % 4, start % 4 + stop - start), None) if self.stored else None
         columns = self.columns[start:stop]
-        if not len(columns) or (first := int(columns.min())) < 0 or (last := int(columns.max())) - first >= 2 * len(columns) + 8:
+        if not len(columns) or (first := int(columns.min())) < 0 or (last := int(columns.max())) - first >= spread * len(columns) + 8:
             return None
         begin, at = first // 4, columns - first // 4 * 4
         in_order = last - first + 1 == len(columns) and bool((np.diff(columns) == 1).all())
