@@ -59,7 +59,7 @@ def _aligned(manifests: tuple[str, ...], study: Study, panel: bytes, flips: byte
 
 def aligned_panel(request: Request, panel: bytes, flips: Any) -> Dosages:
     """The site's dosages of a panel of the request, in its orientation."""
-    cohort = _aligned(request.manifests, request.study, panel, own_flips(request, flips))
+    cohort: Cohort = _aligned(request.manifests, request.study, panel, own_flips(request, flips))
     if (dosages := cohort.input("variants", Dosages)) is None:
         raise SiteError(Reason.BAD_MESSAGE, "an analysis of genotypes is requested, but the site has no genotypes")
     return dosages

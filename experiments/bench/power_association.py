@@ -10,6 +10,7 @@ counts as 0. Chi-squared from the p value, one degree of freedom.
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -81,10 +82,10 @@ def _outcome(random: np.random.Generator, design: Design, score: np.ndarray) -> 
     """(persons,): a number, or 0 and 1 with that share of cases at each site; the variants explain a tenth of the liability."""
     liability = np.sqrt(0.1) * score + np.sqrt(0.9) * random.normal(size=len(score))
     if design.share is None:
-        return np.round(liability, 6)
+        return np.asarray(np.round(liability, 6))
     ends = np.cumsum([0, *design.persons])
     out = np.zeros(len(score), int)
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
+    for begin, end in itertools.pairwise(ends.tolist()):
         out[begin + np.argsort(-liability[begin:end])[: round(design.share * (end - begin))]] = 1
     return out
 

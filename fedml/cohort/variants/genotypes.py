@@ -112,7 +112,8 @@ def genotype_counts(own: Dosages, rows: npt.NDArray[np.int64] | None = None) -> 
     """(4, variants): persons with 0, 1, 2 ALT alleles and with a missing call, among the persons ``rows`` (None: all) that have genotypes.
     Memory is bounded."""
     present = np.flatnonzero(own.present) if rows is None else rows[own.present[rows]]
-    return group_counts(own, present, np.ones((1, len(present)), bool))[0]
+    counts: npt.NDArray[np.int64] = group_counts(own, present, np.ones((1, len(present)), bool))[0]
+    return counts
 
 
 def group_counts(own: Dosages, rows: npt.NDArray[np.int64], groups: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -170,7 +171,8 @@ def out_of_equilibrium(
     the ``women`` alone, and never on Y and MT (``where``): with one copy there is no equilibrium."""
     from fedml.cohort.variants.frequency import rarer_than
 
-    return rarer_than(*two_copies(counts, women, where)[:3], spec.min_hwe_p or HWE_P)
+    ref, het, alt = two_copies(counts, women, where)[:3]
+    return rarer_than(ref, het, alt, spec.min_hwe_p or HWE_P)
 
 
 def person_chunks(rows: npt.NDArray[np.int64], variants: int) -> list[npt.NDArray[np.int64]]:

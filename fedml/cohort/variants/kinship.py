@@ -97,7 +97,8 @@ def _usable(own: Dosages, rows: npt.NDArray[np.int64], at: npt.NDArray[np.int64]
     counts = genotype_counts(chosen, rows)
     called, persons = counts[:3].sum(0), max(len(rows), 1)
     p = (counts[1] + 2 * counts[2]) / np.maximum(2 * called, 1)
-    return at[(np.minimum(p, 1 - p) >= MIN_MAF) & (called >= MIN_CALL_RATE * persons)]
+    found: npt.NDArray[np.int64] = at[(np.minimum(p, 1 - p) >= MIN_MAF) & (called >= MIN_CALL_RATE * persons)]
+    return found
 
 
 def kinship(a: npt.NDArray[np.int8], b: npt.NDArray[np.int8]) -> npt.NDArray[np.float64]:
