@@ -46,7 +46,7 @@ _NUMBERS = {str(n): n for n in range(1, 23)} | {"X": 23, "PAR": 23, "Y": 24, "MT
 _NAMES = {23: "X", 24: "Y", 25: "MT"}
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\u2027\u202a-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")  # must be escaped in YAML
 _LETTERS = re.compile(r"[ACGT]+", re.IGNORECASE)
-_PLACES, _PLACES_UP = 2000, 100  # of points along a contig, and in a unit of -log10 p: closer ones are drawn as one
+_PLACES, _PLACES_UP = 1500, 50  # of points along the genome, and in a unit of -log10 p: closer ones are drawn as one, a dot is wider
 _ROWS = 50_000  # whose text is made at a time
 _MEDIAN_CHI2 = 0.454936423119572  # of one degree of freedom
 _BLUE, _SKY, _RED, _GREY = "#0072B2", "#56B4E9", "#D55E00", "#595959"  # Okabe and Ito (2008): distinguishable by colour-blind readers
@@ -206,12 +206,16 @@ def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: st
     figure, axes = _figure((10.0, 4.2))
     begin, ticks = 0.0, list[float]()
     scale = 1e-6 if len(found) == 1 else 1.0
+    width = sum(float(np.ptp(position[tested & (number == which)])) for which in found.tolist()) / _PLACES
     for k, which in enumerate(found.tolist()):
         on_contig = tested & (number == which)
         first = 0.0 if len(found) == 1 else float(position[on_contig].min())
         x = (begin + position[on_contig] - first) * scale
         hit = y[on_contig] >= -np.log10(GENOME_WIDE)
-        for chosen, colour, size in ((_apart(x, y[on_contig], ~hit), (_BLUE, _SKY)[k % 2], 5.0), (np.flatnonzero(hit), _RED, 14.0)):
+        for chosen, colour, size in (
+            (_apart(x, y[on_contig], ~hit, width * scale), (_BLUE, _SKY)[k % 2], 5.0),
+            (np.flatnonzero(hit), _RED, 14.0),
+        ):
             axes.scatter(x[chosen], y[on_contig][chosen], s=size, c=colour, linewidths=0, rasterized=True)
         ticks.append(float(x.min() + x.max()) / 2)
         begin += float(position[on_contig].max()) - first + 2e7
@@ -231,14 +235,14 @@ def manhattan(path: Path, variants: Sequence[Variant], log10_p: Array, title: st
     _save(figure, path)
 
 
-def _apart(x: Array, y: Array, chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Indices of points of ``chosen``, of those that would be drawn at the same place one."""
+def _apart(x: Array, y: Array, chosen: npt.NDArray[np.bool_], width: float) -> npt.NDArray[np.int64]:
+    """Indices of points of ``chosen``, of those that would be drawn at the same place one. ``width``: of a place along the genome."""
     at = np.flatnonzero(chosen)
     if not len(at):
         return at
-    across = np.floor((x[at] - x[at].min()) * (_PLACES / max(float(np.ptp(x[at])), 1e-9))).astype(np.int64)
-    up = np.floor(y[at] * _PLACES_UP).astype(np.int64)
-    return at[np.unique(across * (up.max() + 1) + up, return_index=True)[1]]
+    across, up = np.floor((x[at] - x[at].min()) / max(width, 1e-9)).astype(np.int64), np.floor(y[at] * _PLACES_UP).astype(np.int64)
+    found: npt.NDArray[np.int64] = at[np.unique(across * (up.max() + 1) + up, return_index=True)[1]]
+    return found
 
 
 def quantile_quantile(path: Path, log10_p: Array, inflation: float, title: str = "", what: str = "variants") -> None:
