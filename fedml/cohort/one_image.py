@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.formats import FORMATS, by_ending
+from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
 from fedml.errors import InputError
@@ -67,7 +68,7 @@ def prepare_one(
     if spec is None:
         return np.asarray(image, np.float32)
     image = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
-    return image.astype(np.float16).astype(np.float32)  # half precision, as in the image cache with which the network was trained
+    return image.astype(kept_type(spec)).astype(np.float32)  # as in the image cache with which the network was trained
 
 
 def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:

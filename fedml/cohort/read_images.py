@@ -38,6 +38,7 @@ from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
+from fedml.cohort.images.upright import require_same_turn
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
 
 Affine = npt.NDArray[np.float64]
-READER_VERSION = 1  # increment when a reader returns other values for the same file
+READER_VERSION = 2  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
@@ -284,6 +285,7 @@ def _files(
             return Raw(image, affine)
         if drawn is None:
             raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
+        require_same_turn(path, drawn)
         return Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
 
     _need_folder(folder)

@@ -139,8 +139,8 @@ class ImageShape(Section):
     """``[cohort.image]``: channels and voxels of every image. Without the section, the sites' image shape is used if all sites agree.
 
     Without further keys, an image of another size is refused. With one of them, every image is reoriented, resampled, windowed, then
-    cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached in half precision. With ``tiles``, images are whole
-    slides, and channels and size are those of a tile.
+    cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached. With ``tiles``, images are whole slides, and
+    channels and size are those of a tile.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image: 1 for grey, 3 for colour")

@@ -33,6 +33,9 @@ class Unusable(StrEnum):
     NOT_DE_IDENTIFIED = "not-de-identified"
     NO_TISSUE = "no-tissue"
     NO_MASK = "no-mask"  # not an error: the image has no mask file
+    CONSTANT = "constant"  # every voxel has the same value
+    SEVERAL_SERIES = "several-series"  # of a person, where the study wants one
+    NO_SERIES = "no-series"  # of a person is what the study selects
 
 
 class ItemError(Exception):

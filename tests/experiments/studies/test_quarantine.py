@@ -47,7 +47,7 @@ def cut(path: Path) -> None:
 
 
 def turn(path: Path) -> None:
-    write_picture(path, np.zeros((8, 9), np.uint8))
+    write_picture(path, np.arange(72, dtype=np.uint8).reshape(8, 9))
 
 
 def scribble(path: Path) -> None:
