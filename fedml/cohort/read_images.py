@@ -43,6 +43,7 @@ from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
 from fedml.study.section import Code
+from fedml.study.series_section import SiteSelect
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
@@ -64,12 +65,14 @@ class ImageRules:
         max_quarantined: of the persons with images, the largest fraction that may have an excluded image.
         cache: folder of prepared images (``fedml.cohort.images.cache``); None: images are kept in memory. If the folder cannot be written,
             a warning is logged, and images are kept in memory if they fit.
+        select: the site's own names of what a study selects among series.
     """
 
     masks: Path | None = None
     deidentification: Deidentification = "quarantine"
     max_quarantined: float = 0.1
     cache: Path | None = None
+    select: SiteSelect | None = None
 
 
 class _Folder(NamedTuple):
@@ -262,10 +265,13 @@ def _dicom(
     _need_folder(folder)
     axes = None if shape is None else len(shape.size)
     masks = None if codes is None else Masks(rules.masks, codes)
+    select = None if shape is None or shape.select is None else shape.select.at(rules.select)
     for person, at in row.items():
-        for where, files, read in series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification):
+        found = series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification, rules=select)
+        for where, files, read, about in found:
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
-            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
+            rest = [*([about] if about else []), *([] if select is None else [select.model_dump_json()])]
+            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files), *rest]))
 
 
 def _need_folder(folder: Path) -> None:

@@ -27,9 +27,9 @@ _PARALLEL = 1e-3
 
 
 class Mosaic(NamedTuple):
-    """``count`` tiles, ``across`` in a row; ``shape``: (rows, columns) of one; ``step``: mm from a slice to the next, (3,) in LPS."""
+    """``slices`` tiles, ``across`` in a row; ``shape``: (rows, columns) of one; ``step``: mm from a slice to the next, (3,) in LPS."""
 
-    count: int
+    slices: int
     across: int
     shape: tuple[int, int]
     step: npt.NDArray[np.float64]
@@ -81,11 +81,11 @@ def tile_position(
     """(slices, 3): the first pixel of each slice in LPS. ``position``: as the header has it; ``across``, ``down``: mm from a pixel to the
     next in its row and in its column, (3,) each; ``whole``: rows and columns of the frame."""
     first = position + (whole[1] - about.shape[1]) / 2 * across + (whole[0] - about.shape[0]) / 2 * down
-    return np.asarray(first + np.arange(about.count)[:, None] * about.step)
+    return np.asarray(first + np.arange(about.slices)[:, None] * about.step)
 
 
 def tiles(frame: npt.NDArray[Any], about: Mosaic) -> npt.NDArray[Any]:
     """(slices, rows, columns) of a frame."""
     rows, columns = about.shape
     split = frame.reshape(about.across, rows, about.across, columns).swapaxes(1, 2)
-    return split.reshape(-1, rows, columns)[: about.count]
+    return split.reshape(-1, rows, columns)[: about.slices]

@@ -33,7 +33,7 @@ RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's LPS to RAS and back
 _COSINES = 1e-3  # tolerance of orientations: scanners write five or six digits
 # Tolerance of positions, as a share of the slice distance: rounding to 0.1 mm stays below it, a missing slice shifts others by half a step.
 _OFF_GRID = 0.2
-_DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
+DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
 _ENDINGS = (".dcm", ".dicom", ".ima")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
 
@@ -100,12 +100,12 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
                 if not path.is_file():
                     continue
                 if not looks_dicom(path):
-                    if _named_dicom(path):
+                    if named_dicom(path):
                         series.setdefault("", []).append(path)
                     continue
                 with reading(path):
                     dataset = open_dataset(path, pixels=False, tags=["SeriesInstanceUID", "SOPClassUID"])
-                    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
+                    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY:
                         continue
                     uid = str(dataset.get("SeriesInstanceUID") or "")
             except (ItemError, OSError):
@@ -114,7 +114,8 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
     return {uid: sorted(files) for uid, files in sorted(series.items())}
 
 
-def _named_dicom(path: Path) -> bool:
+def named_dicom(path: Path) -> bool:
+    """True if the name says that the file is DICOM, or if it is empty and its name says nothing else."""
     ending = path.suffix.lower()
     return ending in _ENDINGS or (not path.stat().st_size and not path.name.startswith(".") and not ending[1:].isalpha())
 
@@ -165,6 +166,17 @@ def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
         frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
         off_grid_mm=off_grid,
     )  # fmt: skip
+
+
+def off_grid(files: Sequence[Path]) -> float:
+    """How far a slice of the series is off its place on an even grid, mm; only headers are read.
+
+    Raises:
+        ItemError: as ``read_series``, of what headers show.
+    """
+    slices = [s for path in dict.fromkeys(files) for s in _slices(path, MAX_MB)]
+    _alike(slices)
+    return _grid(slices)[3]
 
 
 def _slices(path: Path, max_mb: int) -> list[_Slice]:
