@@ -148,15 +148,30 @@ By = Annotated[str, typer.Option("--by", help="Name of the person who decides; d
 
 
 @app.command()
-def data(site_file: SiteFile = Path("site.toml")) -> None:
+def data(
+    site_file: SiteFile = Path("site.toml"),
+    series: Annotated[bool, typer.Option("--series", help="List each person's DICOM series: the image, and why others are not.")] = False,
+    study_file: Annotated[Path | None, typer.Option("--study", help="With --series: by the rules of this study.")] = None,
+) -> None:
     """List the images that the last reading excluded, and the reasons. Nothing leaves this machine.
 
-    Example: fedml-site data --site /srv/fedml/site.toml
+    With --series, read the headers of the DICOM files and list the series of each person, which one is the image and why the others are
+    not.
+
+    Example: fedml-site data --series --study STUDY.toml --site /srv/fedml/site.toml
     """
+    from fedml.clients.desk.series import series_lines
     from fedml.clients.site.quarantine import read, show
+    from fedml.study.read import read_study
 
     site = site_of(site_file)
-    print(show(site.name, read(site.state)))
+    if study_file is not None and not series:
+        raise InputError("--study is only valid with --series.")
+    if not series:
+        print(show(site.name, read(site.state)))
+        return
+    for line in series_lines(site, None if study_file is None else read_study(study_file)):
+        print(line)
 
 
 @app.command()

@@ -8,6 +8,7 @@ Masks are not read and de-identification is not checked, because nothing leaves 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.formats import FORMATS, by_ending
+from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
 from fedml.errors import InputError
@@ -25,7 +27,8 @@ Window = tuple[float, float]
 
 
 def read_one(path: Path, shape: ImageShape | None, window: Window | None = None) -> npt.NDArray[Any]:
-    """The image in ``path``: a file of one of ``fedml.cohort.images.formats.FORMATS``, a DICOM file, or a folder with one DICOM series.
+    """The image in ``path``: a file of one of ``fedml.cohort.images.formats.FORMATS``, a DICOM file, or a folder with the DICOM series of
+    a person.
 
     Raises:
         InputError: no such file, an unknown format, or an image that the study cannot use.
@@ -34,7 +37,7 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
         raise InputError(f"{path}: no such file; give the path of an image.")
     try:
         if path.is_dir() or path.name.endswith(".dcm"):
-            raw, affine, volumes = _dicom(path, None if shape is None else len(shape.size))
+            raw, affine, volumes = _dicom(path, shape)
         else:
             form = by_ending(path)
             if form is None:
@@ -67,17 +70,28 @@ def prepare_one(
     if spec is None:
         return np.asarray(image, np.float32)
     image = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
-    return image.astype(np.float16).astype(np.float32)  # half precision, as in the image cache with which the network was trained
+    return image.astype(kept_type(spec)).astype(np.float32)  # as in the image cache with which the network was trained
 
 
-def _dicom(path: Path, axes: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
+def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
     """(voxels, affine, whether it is a volume) of one series; a single slice is 2D unless the study has volumes."""
-    from fedml.cohort.dicom.series import group_series, read_series
+    from fedml.cohort.dicom.choice import choose
+    from fedml.cohort.dicom.headers import candidates
+    from fedml.cohort.dicom.series import read_series
 
-    found = group_series(path) if path.is_dir() else {"": [path]}
-    if len(found) != 1:
-        raise InputError(f"{path}: has {len(found)} DICOM series; give a folder with one series.")
-    volume = read_series(next(iter(found.values())))
+    axes = None if shape is None else len(shape.size)
+    files: Sequence[Path] = [path]
+    if path.is_dir():
+        found, broken = candidates(path)
+        if broken or not found:
+            text = f"{len(broken)} files cannot be read, {broken[0].name} among them" if broken else "no file is a DICOM image"
+            raise InputError(f"{path}: {text}; give a folder with one series.")
+        made = choose(found, None if shape is None else shape.select)
+        if made.problem is not None or len(made.taken) != 1:
+            text = f"has {len(made.taken)} series, and one is needed" if made.problem is None else made.problem[1]
+            raise InputError(f"{path}: {text}; give a folder with one series.")
+        files = made.taken[0].files
+    volume = read_series(files)
     affine = volume.affine if volume.placed else None
     if volume.voxels.shape[2] > 1 or axes == 3:
         return volume.voxels, affine, True

@@ -38,16 +38,18 @@ from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
+from fedml.cohort.images.upright import require_same_turn
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
 from fedml.study.section import Code
+from fedml.study.series_section import SiteSelect
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
 
 Affine = npt.NDArray[np.float64]
-READER_VERSION = 1  # increment when a reader returns other values for the same file
+READER_VERSION = 2  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
@@ -63,12 +65,14 @@ class ImageRules:
         max_quarantined: of the persons with images, the largest fraction that may have an excluded image.
         cache: folder of prepared images (``fedml.cohort.images.cache``); None: images are kept in memory. If the folder cannot be written,
             a warning is logged, and images are kept in memory if they fit.
+        select: the site's own names of what a study selects among series.
     """
 
     masks: Path | None = None
     deidentification: Deidentification = "quarantine"
     max_quarantined: float = 0.1
     cache: Path | None = None
+    select: SiteSelect | None = None
 
 
 class _Folder(NamedTuple):
@@ -261,10 +265,13 @@ def _dicom(
     _need_folder(folder)
     axes = None if shape is None else len(shape.size)
     masks = None if codes is None else Masks(rules.masks, codes)
+    select = None if shape is None or shape.select is None else shape.select.at(rules.select)
     for person, at in row.items():
-        for where, files, read in series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification):
+        found = series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification, rules=select)
+        for where, files, read, about in found:
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
-            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
+            rest = [*([about] if about else []), *([] if select is None else [select.model_dump_json()])]
+            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files), *rest]))
 
 
 def _need_folder(folder: Path) -> None:
@@ -284,6 +291,7 @@ def _files(
             return Raw(image, affine)
         if drawn is None:
             raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
+        require_same_turn(path, drawn)
         return Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
 
     _need_folder(folder)

@@ -39,6 +39,7 @@ from fedml.modalities.modality import (
 )
 from fedml.study.code_section import is_own
 from fedml.study.cohort_section import ImageShape
+from fedml.study.series_section import SiteSelect
 from fedml.study.study import Study
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class ImageData(DataSection):
     )
     masks: str | None = Field(
         default=None, description="path of the folder of masks, which task segmentation needs; default: none, or the masks of the npz file"
+    )
+    select: SiteSelect | None = Field(
+        default=None, description="how this site names the series that a study selects, in place of the study's patterns; default: as there"
     )
 
 
@@ -101,7 +105,7 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
         window=place.window,
         rules=ImageRules(
             None if data.masks is None else place.folder / data.masks,
-            place.deidentification, place.max_quarantined, place.cache / "images",
+            place.deidentification, place.max_quarantined, place.cache / "images", data.select,
         ),
     )  # fmt: skip
 

@@ -25,6 +25,7 @@ from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Preprocess
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
+from fedml.study.series_section import Select
 from fedml.study.sex_section import Sex
 from fedml.study.task_traits import Label, either
 
@@ -135,12 +136,15 @@ class Tiles(Section):
     )
 
 
+_IMAGE_FIRST = ("channels", "size", "orientation", "spacing_mm", "window", "percentiles", "crop", "tiles")  # always in canonical JSON
+
+
 class ImageShape(Section):
     """``[cohort.image]``: channels and voxels of every image. Without the section, the sites' image shape is used if all sites agree.
 
     Without further keys, an image of another size is refused. With one of them, every image is reoriented, resampled, windowed, then
-    cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached in half precision. With ``tiles``, images are whole
-    slides, and channels and size are those of a tile.
+    cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached. With ``tiles``, images are whole slides, and
+    channels and size are those of a tile.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image: 1 for grey, 3 for colour")
@@ -164,11 +168,15 @@ class ImageShape(Section):
     transforms: Annotated[tuple[OwnTransform, ...], Field(max_length=20)] = Field(
         default=(), description="transforms of own code, one after another, on each image after the window and before it is cropped to size"
     )
+    select: Select | None = Field(
+        default=None,
+        description="which series of a person's DICOM study is the image; default: the only one, or the only one that is no localizer and "
+        "neither derived nor secondary",
+    )
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        return values if self.transforms else {key: value for key, value in values.items() if key != "transforms"}
+        return without_unused(self, dump(self), first=_IMAGE_FIRST)
 
     @property
     def preprocess(self) -> Preprocess | None:

@@ -77,7 +77,7 @@ def _slice(path: Path, plane: Voxels, k: int, series: _Series, uid: str) -> None
     one.file_meta.MediaStorageSOPClassUID, one.file_meta.MediaStorageSOPInstanceUID = MRImageStorage, uid
     one.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, uid
-    one.ImageType, one.Modality = ["DERIVED", "SECONDARY", "OTHER"], "MR"
+    one.ImageType, one.Modality = ["ORIGINAL", "PRIMARY", "OTHER"], "MR"
     one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = "", series.person, "", ""
     one.PatientIdentityRemoved, one.DeidentificationMethod = "YES", "synthetic: nobody is a real person"
     one.BurnedInAnnotation = "NO"

@@ -289,7 +289,7 @@ def _codec(value: bytes, syntax: str, dataset: Dataset, path: Path, shape: tuple
     for stream in _encapsulated(value, shape[0], path):
         if _codestream_size(stream) != shape[1:]:
             raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a compressed frame does not have the size that the header declares.")
-        if name != "jpeg2k" and not stream.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg invents missing rows
+        if name != "jpeg2k" and not stream.rstrip(b"\0\xff").endswith(b"\xff\xd9"):  # fill bytes may follow; libjpeg invents missing rows
             raise ItemError(Unusable.TRUNCATED, f"{path}: a compressed frame is truncated.")
         require_plausible(path, len(stream), math.prod(shape[1:]) * int(dataset.BitsAllocated) // 8)
         try:

@@ -1,7 +1,7 @@
-"""DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with one or more series in nested folders; each series is one image.
+"""DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with the series of a study in nested folders, of which the study selects the image.
 
-    for where, files, load in series_of(Path("images"), "p1", masks=None, classes=None, axes=None, deidentification="quarantine"):
-        item = load()             # fedml.cohort.images.items.Raw, or ItemError
+    for image in series_of(Path("images"), "p1", masks=None, axes=None, deidentification="quarantine", rules=None):
+        series = image.load()     # Series, or ItemError
 
 The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
 ``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series (``fedml.cohort.images.masks``).
@@ -18,8 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.dicom.choice import choose
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
-from fedml.cohort.dicom.files import is_image, open_dataset, reading
+from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.series import Volume, group_series, read_series
 from fedml.cohort.images import masks as mask_files
@@ -27,6 +29,7 @@ from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
 from fedml.study.section import Code
+from fedml.study.series_section import Select
 
 log = logging.getLogger("fedml.site")
 
@@ -41,6 +44,16 @@ class Series(NamedTuple):
     flat: bool
 
 
+class Image(NamedTuple):
+    """An image to read: ``where`` names it in messages, ``files`` are all that ``load`` may open, ``about`` is what its reading depends on
+    besides them."""
+
+    where: Path
+    files: tuple[Path, ...]
+    load: Callable[[], Series]
+    about: str = ""
+
+
 class Masks(NamedTuple):
     """The folder of masks, and the study's classes."""
 
@@ -49,24 +62,53 @@ class Masks(NamedTuple):
 
 
 def series_of(
-    folder: Path, person: str, *, masks: Masks | None, axes: int | None, deidentification: Deidentification
-) -> Iterator[tuple[Path, tuple[Path, ...], Callable[[], Series]]]:  # fmt: skip
-    """For each series of ``person``: a file for messages, all files that reading may open (masks included), and a function that reads it.
+    folder: Path, person: str, *, masks: Masks | None, axes: int | None, deidentification: Deidentification, rules: Select | None
+) -> Iterator[Image]:  # fmt: skip
+    """The images of ``person``; one that cannot be read is an image whose ``load`` raises why.
 
     ``axes``: number of axes of the study's images; None: a series of one slice is a 2D picture. ``masks``: None: no mask is read.
+    ``rules``: of the study, None if it states none.
     """
-    found: dict[str, list[Path]] = {}
-    if (folder / f"{person}.dcm").exists():
-        found[f"{person}.dcm"] = [folder / f"{person}.dcm"]
-    if (folder / person).is_dir():
-        found |= {uid: files for uid, files in group_series(folder / person).items() if not uid or _is_image_file(files[0])}
-    broken = found.pop("", [])
+    found, broken = series_files(folder, person)
     if broken:  # an unreadable file may be a missing slice of any series
-        yield broken[0], tuple(broken), partial(_refuse, broken[0], len(broken))
+        yield Image(broken[0], tuple(broken), partial(_refuse, broken[0], len(broken)))
         return
-    drawn = [] if masks is None or masks.folder is None else _mask_files(masks.folder, person, list(found))
-    for files in found.values():
-        yield files[0], (*files, *drawn), partial(_load, files, person, masks, axes, deidentification, len(found) == 1)
+    if not found:
+        return
+    made = choose(found, rules, None if masks is None else partial(has_mask, masks.folder, person))
+    if made.problem is not None:
+        where = folder / person
+        yield Image(where, (where,), partial(_undecided, where, made.problem), made.problem[1])
+        return
+    drawn = [] if masks is None or masks.folder is None else _mask_files(masks.folder, person, [series.uid for series in made.taken])
+    for series in made.taken:
+        files = list(series.files)
+        yield Image(files[0], (*files, *drawn), partial(_load, files, person, masks, axes, deidentification, len(made.taken) == 1))
+
+
+def series_files(folder: Path, person: str) -> tuple[list[Candidate], list[Path]]:
+    """The series of a person, and the files that may be a missing slice of any (``fedml.cohort.dicom.headers.candidates``)."""
+    found: list[Candidate] = []
+    broken: list[Path] = []
+    for place in (folder / f"{person}.dcm", folder / person):
+        if place.exists():
+            more, unread = candidates(place)
+            found, broken = found + more, broken + unread
+    return found, broken
+
+
+def _undecided(where: Path, problem: tuple[Unusable, str]) -> Series:
+    reason, text = problem
+    raise ItemError(reason, f"{where}: {text}; state rules in [cohort.image.select] of the study (fedml-site data --series shows all).")
+
+
+def has_mask(masks: Path | None, person: str, series: Candidate) -> bool:
+    """Whether a mask names the series: a segmentation that refers to it, or a file with its UID."""
+    if masks is None:
+        return False
+    if mask_files.find(masks, f"{person}/{series.uid}") is not None:
+        return True
+    return any(_is_segmentation(path) and _refers_to(path, series.uid, named=True) for path in _mask_files(masks, person, []))
 
 
 def _mask_files(masks: Path, person: str, series: Sequence[str]) -> list[Path]:
@@ -115,13 +157,6 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
         log.warning("used although not de-identified: %s", error)
 
 
-def _is_image_file(path: Path) -> bool:
-    """True if the file is an image; the same folders contain reports, plans and segmentations."""
-    with reading(path):
-        header = open_dataset(path, pixels=False, tags=["Modality", "Rows"])
-        return str(header.get("Modality")) != "SEG" and ("Rows" in header or is_image(header))
-
-
 def _is_segmentation(path: Path) -> bool:
     try:
         with reading(path):
@@ -161,8 +196,8 @@ def _mask(
     return path, values
 
 
-def _refers_to(path: Path, series: str) -> bool:
-    """True if the segmentation refers to the series, or to no series; its position is then checked by ``read_seg``."""
+def _refers_to(path: Path, series: str, *, named: bool = False) -> bool:
+    """True if the segmentation refers to the series, or (unless ``named``) to no series; its position is then checked by ``read_seg``."""
     with reading(path):
-        named = open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []
-        return not named or series in {str(s.get("SeriesInstanceUID") or "") for s in named}
+        stated = open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []
+        return (not stated and not named) or series in {str(s.get("SeriesInstanceUID") or "") for s in stated}

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _MAX_DRIFT = 0.25  # between rows or columns over a whole frame
 _MAX_IN_PLANE = 0.5 + 1e-3  # in the plane: some files give the corner of a pixel instead of its centre
 _MAX_NORMAL = 0.49  # along the normal: at half a slice both neighbours would be equally near
+_COARSEST = 8  # of a matrix, as a fraction of the image's: 1/2 to 1/8 are suspected
 _MAX_CROPPED = 0.3  # of a cropped frame, which has no edge in common with the image
 
 
@@ -131,7 +132,26 @@ def _place(
             allowed = _MAX_CROPPED
         if abs(exact[axis] - start[axis]) > allowed:
             raise ItemError(Unusable.MASK_MISMATCH, f"{path}: a frame is {abs(exact[axis] - start[axis]):.2f} voxels off the image grid.")
+    _check_matrix(shape, start, whole, volume, path)
     return start.astype(np.int64), whole[:, 0].astype(np.int64), whole[:, 1].astype(np.int64)
+
+
+def _check_matrix(
+    shape: tuple[int, ...], start: npt.NDArray[np.float64], whole: npt.NDArray[np.float64], volume: Volume, path: Path
+) -> None:
+    """Refuses a frame of half (a third, ..) the image's rows and columns that begins at its corner: segmented on a coarser matrix, with
+    the spacing of the finer one, it would lie in one quadrant."""
+    factors = set()
+    for length, along in ((shape[1], whole[:, 0]), (shape[0], whole[:, 1])):
+        axis = int(np.flatnonzero(along)[0])
+        size = volume.voxels.shape[axis]
+        at_edge = start[axis] == (0 if along[axis] > 0 else size - 1)
+        factors.add(size // length if at_edge and size % length == 0 else 0)
+    if len(factors) == 1 and 2 <= (factor := factors.pop()) <= _COARSEST:
+        text = (
+            f"a frame has 1/{factor} of its image's rows and columns and begins at the image's corner: a part of it, or the whole coarser?"
+        )
+        raise ItemError(Unusable.MASK_MISMATCH, f"{path}: {text} Export it on the image's own matrix.")
 
 
 def _same_slice(

@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.files import MAX_MB, declared, frames, looks_dicom, open_dataset, reading
+from fedml.cohort.dicom.mosaic import Mosaic, mosaic_of, tile_position, tiles
 from fedml.cohort.images.reasons import ItemError, Unusable
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's LPS to RAS and back
 _COSINES = 1e-3  # tolerance of orientations: scanners write five or six digits
 # Tolerance of positions, as a share of the slice distance: rounding to 0.1 mm stays below it, a missing slice shifts others by half a step.
 _OFF_GRID = 0.2
-_DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
+DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
 _ENDINGS = (".dcm", ".dicom", ".ima")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
 
@@ -44,7 +46,8 @@ class Volume:
     ``affine``: voxel index -> mm in RAS+, float64 (4, 4). ``spacing_mm``: voxel spacing along the three axes.
     ``unit``: HU, the unit that a PET or an enhanced image states, or empty. ``instances``: SOP instance UID of each slice.
     ``placed`` is False for a picture without a position (X-ray, photograph): its affine only scales, by 1 mm if the pixel spacing is
-    unknown. A single slice without a slice thickness is taken as 1 mm thick.
+    unknown. A single slice without a slice thickness is taken as 1 mm thick. ``off_grid_mm``: the largest distance of a slice's first
+    pixel from its place in ``affine``.
     """
 
     voxels: npt.NDArray[np.float32]
@@ -56,6 +59,7 @@ class Volume:
     frame_of_reference: str
     instances: tuple[str, ...]
     placed: bool
+    off_grid_mm: float = 0.0
 
     @property
     def picture(self) -> npt.NDArray[np.float32]:
@@ -96,12 +100,12 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
                 if not path.is_file():
                     continue
                 if not looks_dicom(path):
-                    if _named_dicom(path):
+                    if named_dicom(path):
                         series.setdefault("", []).append(path)
                     continue
                 with reading(path):
                     dataset = open_dataset(path, pixels=False, tags=["SeriesInstanceUID", "SOPClassUID"])
-                    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
+                    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY:
                         continue
                     uid = str(dataset.get("SeriesInstanceUID") or "")
             except (ItemError, OSError):
@@ -110,7 +114,8 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
     return {uid: sorted(files) for uid, files in sorted(series.items())}
 
 
-def _named_dicom(path: Path) -> bool:
+def named_dicom(path: Path) -> bool:
+    """True if the name says that the file is DICOM, or if it is empty and its name says nothing else."""
     ending = path.suffix.lower()
     return ending in _ENDINGS or (not path.stat().st_size and not path.name.startswith(".") and not ending[1:].isalpha())
 
@@ -136,7 +141,7 @@ def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{slices[0].path}: is a segmentation, not an image; move it to the folder of masks.")
     _alike(slices)
     first, colour = slices[0], slices[0].series[3] in _COLOUR
-    order, affine, spacing = _grid(slices)
+    order, affine, spacing, off_grid = _grid(slices)
     shape = (first.shape[1], first.shape[0], len(slices), *((3,) if colour else ()))
     if 4 * math.prod(shape) > max_mb * 2**20:
         raise ItemError(Unusable.TOO_LARGE, f"{first.path}: the series needs more than {max_mb} MB.")
@@ -144,7 +149,10 @@ def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
     by_frame = {(slices[k].path, slices[k].frame): (n, slices[k]) for n, k in enumerate(order)}
     for path in dict.fromkeys(files):
         dataset = open_dataset(path, max_mb=max_mb)
-        for number, stored in enumerate(frames(dataset, path, max_mb=max_mb)):
+        with reading(path):
+            mosaic = mosaic_of(dataset, path)
+        stacks = ([frame] if mosaic is None else tiles(frame, mosaic) for frame in frames(dataset, path, max_mb=max_mb))
+        for number, stored in enumerate(chain.from_iterable(stacks)):
             at, slice_ = by_frame[path, number]
             with reading(path):
                 values = _values(stored, dataset, slice_)
@@ -156,7 +164,19 @@ def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
     return Volume(
         voxels=voxels, affine=affine, spacing_mm=spacing, unit=first.unit, modality=first.series[1], series_uid=first.series[0],
         frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
+        off_grid_mm=off_grid,
     )  # fmt: skip
+
+
+def off_grid(files: Sequence[Path]) -> float:
+    """How far a slice of the series is off its place on an even grid, mm; only headers are read.
+
+    Raises:
+        ItemError: as ``read_series``, of what headers show.
+    """
+    slices = [s for path in dict.fromkeys(files) for s in _slices(path, MAX_MB)]
+    _alike(slices)
+    return _grid(slices)[3]
 
 
 def _slices(path: Path, max_mb: int) -> list[_Slice]:
@@ -174,12 +194,23 @@ def _slices(path: Path, max_mb: int) -> list[_Slice]:
         if groups is None and count > 1:
             raise ItemError(Unusable.GEOMETRY, f"{path}: has {count} frames without positions, which are not a volume.")
         shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
+        if (mosaic := mosaic_of(header, path)) is not None:
+            return _tiled(_slice(path, 0, header, [], series, (rows, columns)), mosaic)
         found = []
         for number in range(count):
             # The functional groups that may contain an attribute, the most specific first.
             places = [g for g in (groups[number] if groups is not None else None, shared) if g is not None]
             found.append(_slice(path, number, header, places, series, (rows, columns)))
         return found
+
+
+def _tiled(whole: _Slice, mosaic: Mosaic) -> list[_Slice]:
+    """The slices of a mosaic, each as if it were a frame."""
+    if whole.position is None or whole.axes is None or whole.spacing is None:
+        raise ItemError(Unusable.GEOMETRY, f"{whole.path}: is a Siemens mosaic without a position.")
+    steps = whole.axes * [[whole.spacing[0]], [whole.spacing[1]]]
+    places = tile_position(mosaic, whole.shape, whole.position, steps[0], steps[1])
+    return [replace(whole, frame=k, shape=mosaic.shape, position=place, location=None) for k, place in enumerate(places)]
 
 
 def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset | None = None) -> Any:
@@ -229,9 +260,11 @@ def _slice(path: Path, number: int, header: Dataset, groups: Sequence[Dataset], 
     pixel = numbers(macro(groups, "PixelMeasuresSequence", "PixelSpacing", header), 2)
     if position is None or axes is None:
         position = axes = None
-        pixel = numbers(header.get("ImagerPixelSpacing"), 2) if pixel is None else pixel
-    if (position is not None and pixel is None) or (pixel is not None and pixel.min() <= 0):
-        raise ItemError(Unusable.GEOMETRY, f"{path}: a slice has a position but no pixel spacing above 0.")
+        both = pixel, numbers(header.get("ImagerPixelSpacing"), 2)
+        pixel = next((one for one in both if one is not None and one.min() > 0), None)  # a picture's 0 stands for an unknown spacing
+    elif pixel is None or pixel.min() <= 0:
+        what = "no pixel spacing" if pixel is None else "a pixel spacing that is not above 0"
+        raise ItemError(Unusable.GEOMETRY, f"{path}: a slice has a position but {what}.")
     thickness = macro(groups, "PixelMeasuresSequence", "SliceThickness", header)
     location = numbers(header.get("SliceLocation"), 1) if not groups else None
     slope, intercept, rescale = _rescale(path, header, groups)
@@ -279,8 +312,8 @@ def _alike(slices: Sequence[_Slice]) -> None:
             raise ItemError(Unusable.RESCALE, f"{other.path}: has another rescale type or unit than {first.path}.")
 
 
-def _grid(slices: Sequence[_Slice]) -> tuple[list[int], npt.NDArray[np.float64], tuple[float, float, float]]:
-    """The slices' order along the normal, the affine (RAS+) and the spacing in mm.
+def _grid(slices: Sequence[_Slice]) -> tuple[list[int], npt.NDArray[np.float64], tuple[float, float, float], float]:
+    """The slices' order along the normal, the affine (RAS+), the spacing in mm, and the largest distance of a slice from the grid in mm.
 
     A tilted gantry shifts each slice in its plane by the same step; the affine contains this shear.
     """
@@ -292,25 +325,27 @@ def _grid(slices: Sequence[_Slice]) -> tuple[list[int], npt.NDArray[np.float64],
             raise ItemError(Unusable.GEOMETRY, f"{first.path}: several frames or files without positions are not a volume.")
         thick = first.thickness if first.thickness > 0 else 1.0
         affine[:3, :3] = np.diag([across, down, thick])
-        return [0], affine, (across, down, thick)
+        return [0], affine, (across, down, thick), 0.0
     normal = np.cross(first.axes[0], first.axes[1])
     places = np.stack([s.position for s in slices if s.position is not None])
     along = places @ normal
     order = np.argsort(along, kind="stable")
+    off_grid = 0.0
     if len(slices) == 1:
         step = normal * (first.thickness if first.thickness > 0 else 1.0)
     else:
         step = (places[order[-1]] - places[order[0]]) / (len(slices) - 1)
-        _check_grid(slices, order, along, places, step, normal)
+        off_grid = _check_grid(slices, order, along, places, step, normal)
     affine[:3, :3] = np.stack([first.axes[0] * across, first.axes[1] * down, step], axis=1)
     affine[:3, 3] = places[order[0]]
-    return [int(k) for k in order], RAS @ affine, (across, down, float(np.linalg.norm(step)))
+    return [int(k) for k in order], RAS @ affine, (across, down, float(np.linalg.norm(step))), off_grid
 
 
 def _check_grid(
     slices: Sequence[_Slice], order: npt.NDArray[np.intp], along: npt.NDArray[np.float64], places: npt.NDArray[np.float64],
     step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64],
-) -> None:  # fmt: skip
+) -> float:  # fmt: skip
+    """The largest distance of a slice from the even grid, mm."""
     first, steps = slices[0], np.diff(along[order])
     usual = float(np.median(steps))
     twice = np.flatnonzero(steps <= max(_OFF_GRID * usual, 1e-4))
@@ -327,6 +362,7 @@ def _check_grid(
     steps = np.diff([where for where in located if where is not None])
     if len(steps) == len(order) - 1 and (steps > 0).any() and (steps < 0).any():  # swapped positions cannot be detected in any other way
         raise ItemError(Unusable.GEOMETRY, f"{first.path}: positions and slice locations of its series are in different orders.")
+    return float(np.linalg.norm(off, axis=1).max())
 
 
 def _values(stored: npt.NDArray[Any], dataset: Dataset, slice_: _Slice) -> npt.NDArray[Any]:

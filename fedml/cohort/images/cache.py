@@ -1,17 +1,16 @@
-"""Caches a cohort's images after deterministic preprocessing, in half precision in one memory-mapped file.
+"""Caches a cohort's images after deterministic preprocessing in one memory-mapped file.
 
     cache = open_cache(Path("cache"), Path("images"), items, spec, Reader(read, "nifti"), say=print)
     cache.kept, cache.excluded                                   # which of items are in it; why the others are not
     cache.image(0), cache.mask(0)                                # float32 (channels, *size), uint8 or None; read from the disk here
 
-A cache entry is a folder: ``image.bin`` (float16, items in order), ``mask.bin`` (uint8), ``items.json`` (each item's key, shape and
-SHA-256, or the reason of its exclusion) and ``meta.json``. An item's key is the SHA-256 over the bytes of its files, the spec, the reader
-and the libraries' versions; the entry's key is the SHA-256 over all item keys in order. An entry is published by one rename when it is
-complete; a partial or damaged entry is rebuilt. Items are copied from older entries, so adding a person costs the preprocessing of one
-person.
+A cache entry is a folder: ``image.bin`` (items in order, half precision if a window bounds them, else float32), ``mask.bin`` (uint8),
+``items.json`` (each item's key, shape and SHA-256, or the reason of its exclusion) and ``meta.json``. An item's key is the SHA-256 over
+the bytes of its files, the spec, the reader and the libraries' versions; the entry's key is the SHA-256 over all item keys in order. An
+entry is published by one rename when it is complete; a partial or damaged entry is rebuilt. Items are copied from older entries, so adding
+a person costs the preprocessing of one person.
 
-In 0..1 the rounding error of half precision is at most 2^-12. Without a window raw values have 11 binary digits: integers are exact up to
-2,048.
+``fedml.cohort.images.precision`` says which type and why.
 """
 
 from __future__ import annotations
@@ -36,12 +35,13 @@ import torch
 
 from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
 from fedml.cohort.images.items import Item, Raw, Read
+from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import digest, prepared, spacing_after
 from fedml.errors import InputError
 from fedml.study.imaging import Preprocess
 
-FORMAT = 2  # increment when the layout changes
+FORMAT = 3  # increment when the layout changes
 _LOG_EVERY_SECONDS = 2.0
 
 
@@ -69,7 +69,7 @@ class ImageCache:
     unknown. ``image`` and ``mask`` take an index into ``kept``.
     """
 
-    def __init__(self, place: Path, index: _Index, texts: Mapping[int, str]) -> None:
+    def __init__(self, place: Path, index: _Index, kind: np.dtype[Any], texts: Mapping[int, str]) -> None:
         kept = [(at, entry) for at, entry in enumerate(index) if isinstance(entry, _Kept)]
         self.kept = np.array([at for at, _ in kept], dtype=np.int64)
         self.excluded = {at: entry.reason for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
@@ -77,15 +77,15 @@ class ImageCache:
         self.shapes = tuple(entry.shape for _, entry in kept)
         self.mask_shapes = tuple(entry.mask for _, entry in kept)
         self.spacings = tuple(entry.spacing for _, entry in kept)
-        self._place, self._index = place, index
-        self._images = _mapped(place / "image.bin", torch.float16, self.shapes)
-        self._masks = _mapped(place / "mask.bin", torch.uint8, self.mask_shapes)
+        self._place, self._index, self._kind = place, index, kind
+        self._images = _mapped(place / "image.bin", kind, self.shapes)
+        self._masks = _mapped(place / "mask.bin", np.dtype(np.uint8), self.mask_shapes)
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return ImageCache, (self._place, self._index, self.texts)  # each worker process maps the file itself
+        return ImageCache, (self._place, self._index, self._kind, self.texts)  # each worker process maps the file itself
 
     def content(self, at: int) -> str:
         """SHA-256, hexadecimal, of the cached image and mask of item ``kept[at]``."""
@@ -172,7 +172,7 @@ def open_cache(
             with locked(place.with_suffix(".lock"), say):
                 cache = _open(place, key, items)  # another process may have built it before this one got the lock
                 if cache is None:
-                    _make(place, key, source, _results(place, items, keys, spec, reader, say), digests)
+                    _make(place, key, source, _results(place, items, keys, spec, reader, say), digests, kept_type(spec))
                     cache = _open(place, key, items)
                     evict(folder, place)
     except Unwritable as error:
@@ -207,12 +207,12 @@ def _item_key(item: Item, digests: Mapping[Path, tuple[str, list[int]]], spec: P
 # --- reading an entry
 
 
-def _mapped(path: Path, kind: torch.dtype, shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+def _mapped(path: Path, kind: np.dtype[Any], shapes: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
     """The file's items as memory-mapped tensors. An item without a shape is an empty tensor."""
     counts = [math.prod(shape) if shape else 0 for shape in shapes]
     if not sum(counts):
-        return [torch.empty(0, dtype=kind) for _ in shapes]
-    values = np.asarray(np.memmap(path, np.float16 if kind is torch.float16 else np.uint8, "r", shape=(sum(counts),)))
+        return [torch.from_numpy(np.empty(0, kind)) for _ in shapes]
+    values = np.asarray(np.memmap(path, kind, "r", shape=(sum(counts),)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it is read-only: what is given out is a copy
         whole = torch.from_numpy(values)
@@ -236,7 +236,7 @@ def _read_index(place: Path) -> tuple[dict[str, Any], _Index]:
         else:
             key, shape, mask, sha256, spacing = entry
             index.append(_Kept(str(key), tuple(map(int, shape)), tuple(map(int, mask)), str(sha256), tuple(map(float, spacing))))
-    sizes = _sizes(index)
+    sizes = _sizes(index, _kind_of(meta))
     if sizes != ((place / "image.bin").stat().st_size, (place / "mask.bin").stat().st_size):
         raise ValueError("image.bin or mask.bin does not have the length that items.json gives")
     return meta, tuple(index)
@@ -249,23 +249,28 @@ def _open(place: Path, key: str, items: Sequence[Item]) -> ImageCache | None:
         if meta["key"] != key:
             return None
         texts = {at: _named(entry.text, items[at]) for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
-        return ImageCache(place, index, texts) if sum(_sizes(index)) > SMALL or _whole(place, index) else None
+        kind = _kind_of(meta)
+        return ImageCache(place, index, kind, texts) if sum(_sizes(index, kind)) > SMALL or _whole(place, index, kind) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
-def _sizes(index: Sequence[_Kept | _Excluded]) -> tuple[int, int]:
+def _kind_of(meta: Mapping[str, Any]) -> np.dtype[Any]:
+    return np.dtype({"float16": np.float16, "float32": np.float32}[meta["type"]])
+
+
+def _sizes(index: Sequence[_Kept | _Excluded], kind: np.dtype[Any]) -> tuple[int, int]:
     """Bytes of ``image.bin`` and ``mask.bin``."""
     kept = [entry for entry in index if isinstance(entry, _Kept)]
-    return sum(2 * math.prod(k.shape) for k in kept), sum(math.prod(k.mask) for k in kept if k.mask)
+    return sum(kind.itemsize * math.prod(k.shape) for k in kept), sum(math.prod(k.mask) for k in kept if k.mask)
 
 
-def _whole(place: Path, index: _Index) -> bool:
+def _whole(place: Path, index: _Index, kind: np.dtype[Any]) -> bool:
     """True if the SHA-256 of every item equals the recorded one."""
     with (place / "image.bin").open("rb") as images, (place / "mask.bin").open("rb") as masks:
         for entry in index:
             if isinstance(entry, _Kept):
-                image, mask = _sizes([entry])
+                image, mask = _sizes([entry], kind)
                 if _content(images.read(image), masks.read(mask)) != entry.sha256:
                     return False
     return True
@@ -299,31 +304,31 @@ class _Older:
     """Items in the existing entries of a source, by key; damaged items are ignored."""
 
     def __init__(self, folder: Path, source: str, wanted: set[str]) -> None:
-        self._found: dict[str, tuple[Path, _Kept | _Excluded, int, int]] = {}
+        self._found: dict[str, tuple[Path, _Kept | _Excluded, tuple[int, int], tuple[int, int]]] = {}
         for place in folder.glob(f"{source}-*"):
             try:
-                index = _read_index(place)[1]
+                meta, index = _read_index(place)
+                kind = _kind_of(meta)
             except (OSError, ValueError, LookupError, TypeError, AttributeError):
                 continue
             image_at = mask_at = 0
             for entry in index:
+                image, mask = _sizes([entry], kind)
                 if entry.key in wanted:
-                    self._found[entry.key] = place, entry, image_at, mask_at
-                image, mask = _sizes([entry])
+                    self._found[entry.key] = place, entry, (image_at, mask_at), (image, mask)
                 image_at, mask_at = image_at + image, mask_at + mask
 
     def find(self, key: str) -> _Result | None:
         """The item, or None."""
         if key not in self._found:
             return None
-        place, entry, image_at, mask_at = self._found[key]
+        place, entry, starts, sizes = self._found[key]
         if isinstance(entry, _Excluded):
             return entry, b"", b""
-        sizes = _sizes([entry])
         try:
             with (place / "image.bin").open("rb") as images, (place / "mask.bin").open("rb") as masks:
-                images.seek(image_at)
-                masks.seek(mask_at)
+                images.seek(starts[0])
+                masks.seek(starts[1])
                 image, mask = images.read(sizes[0]), masks.read(sizes[1])
         except OSError:
             return None
@@ -335,11 +340,7 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         raw = reader.read(item)
         image, mask = reader.make(spec, raw)
         spacing = spacing_after(spec, raw.affine, raw.image.ndim - 1)
-        with np.errstate(over="ignore"):
-            half = image.astype(np.float16)
-        if not np.isfinite(half).all():
-            text = "has values beyond 65504, which half precision cannot store; set [cohort.image] window = [LOW, HIGH] in the study"
-            raise ItemError(Unusable.NON_FINITE, text)
+        values = image.astype(kept_type(spec))
     except ItemError as error:
         say(f"{item.name}: excluded as {error.reason} ({error})")
         return _Excluded(key, error.reason, _unnamed(str(error), item)), b"", b""
@@ -350,8 +351,8 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         say(f"{item.name}: excluded as {reason} ({type(error).__name__}: {error})")
         return _Excluded(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
-    parts = half.tobytes(), b"" if mask is None else mask.tobytes()
-    return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
+    parts = values.tobytes(), b"" if mask is None else mask.tobytes()
+    return (_Kept(key, values.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
 
 
 def _unnamed(text: str, item: Item) -> str:
@@ -366,7 +367,9 @@ def _named(text: str, item: Item) -> str:
     return text
 
 
-def _make(place: Path, key: str, source: Path, results: Iterator[_Result], digests: Mapping[Path, tuple[str, list[int]]]) -> None:
+def _make(
+    place: Path, key: str, source: Path, results: Iterator[_Result], digests: Mapping[Path, tuple[str, list[int]]], kind: type[Any]
+) -> None:
     """Writes the entry in a ``.partial`` folder and renames it; removes the partial folder if writing fails."""
     temporary = place.with_suffix(".partial")
     try:
@@ -386,7 +389,8 @@ def _make(place: Path, key: str, source: Path, results: Iterator[_Result], diges
         with writing():
             (temporary / "items.json").write_text(json.dumps(index))
             items_sha256 = hashlib.sha256((temporary / "items.json").read_bytes()).hexdigest()
-            (temporary / "meta.json").write_text(json.dumps({"key": key, "source": str(source.resolve()), "items_sha256": items_sha256}))
+            about = {"key": key, "source": str(source.resolve()), "type": np.dtype(kind).name, "items_sha256": items_sha256}
+            (temporary / "meta.json").write_text(json.dumps(about))
             publish(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -16,7 +16,7 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, 
     """``raw`` as (channels, *size), uint8 or float32. If the study preprocesses images, ``size`` is not checked here.
 
     Raises:
-        ItemError: the axes of the image do not match ``shape``, or a voxel is not finite.
+        ItemError: the axes of the image do not match ``shape``, a voxel is not finite, or all voxels are equal.
     """
     if raw.dtype.kind not in "buif":
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: has the type {raw.dtype}, not numbers; replace or delete the file.")
@@ -29,6 +29,9 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, 
         out = out.astype(np.float32)
         if not np.isfinite(out).all():
             raise ItemError(Unusable.NON_FINITE, f"{path}: has voxels that are not finite; replace or delete the file.")
+    if out.size > 1 and out.min() == out.max():
+        text = f"{path}: has the value {out.flat[0]:g} in every voxel, so it shows nothing; replace or delete the file."
+        raise ItemError(Unusable.CONSTANT, text)
     return np.ascontiguousarray(out)
 
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.nifti import open_nifti
+from fedml.cohort.images.nifti import open_nifti, position
 from fedml.cohort.images.nrrd import ENDING, read_nrrd
 from fedml.cohort.images.pictures import open_picture
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.images.upright import upright
 from fedml.errors import nearest
 
 Voxels = tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None]  # raw values, and the affine (voxel to mm in RAS+) or None
@@ -43,12 +44,13 @@ class Format(NamedTuple):
 def _picture(path: Path) -> Voxels:
     with open_picture(path) as picture:
         plain = picture.mode in ("L", "RGB", "I;16", "I", "F")
-        return np.asarray(picture if plain else picture.convert("RGB")), None  # palettes and alpha become colours
+        turned = upright(picture)
+        return np.asarray(turned if plain else turned.convert("RGB")), None  # palettes and alpha become colours
 
 
 def _picture_mask(path: Path, size: Sequence[int]) -> Voxels:
     with open_picture(path, size) as picture:
-        return np.asarray(picture), None  # of a palette the numbers, not the colours
+        return np.asarray(upright(picture)), None  # of a palette the numbers, not the colours
 
 
 def _npy(path: Path) -> Voxels:
@@ -64,12 +66,12 @@ def _npy_mask(path: Path, size: Sequence[int]) -> Voxels:
 
 def _nifti(path: Path) -> Voxels:
     volume = open_nifti(path)
-    return np.asarray(volume.dataobj, dtype=np.float32), np.asarray(volume.affine, dtype=np.float64)
+    return np.asarray(volume.dataobj, dtype=np.float32), position(volume)
 
 
 def _nifti_mask(path: Path, size: Sequence[int]) -> Voxels:
     volume = open_nifti(path, size)
-    return np.asarray(volume.dataobj), np.asarray(volume.affine, np.float64)
+    return np.asarray(volume.dataobj), position(volume)
 
 
 FORMATS: dict[str, Format] = {

@@ -16,6 +16,7 @@ from typing import Any
 
 from fedml.cohort.images.bounds import inflated, require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.images.upright import upright_size
 
 LARGEST = 2**28  # pixels, near Pillow's own limit; a sample has one or two bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -31,7 +32,7 @@ def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]
 
     Args:
         path: the file.
-        size: for a mask, (rows, columns) of its image; a mask of another size is refused before it is decoded.
+        size: for a mask, (rows, columns) of its upright image; a mask of another size is refused before it is decoded.
 
     Raises:
         ItemError: truncated, wrong-length, too-large, unreadable, mask-mismatch.
@@ -49,8 +50,10 @@ def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]
         raise ItemError(Unusable.TOO_LARGE, f"{path}: declares more pixels than the limit of the decoder.") from error
     with picture:
         width, height = picture.size
-        if size is not None and (height, width) != tuple(size):
-            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the mask is {(height, width)}, its image {tuple(size)}; export both again.")
+        if size is not None and upright_size(picture) != tuple(size):
+            raise ItemError(
+                Unusable.MASK_MISMATCH, f"{path}: the mask is {upright_size(picture)}, its image {tuple(size)}; export both again."
+            )
         if width * height > LARGEST:
             raise ItemError(Unusable.TOO_LARGE, f"{path}: declares {width} x {height} pixels, the limit is {LARGEST}.")
         if size is None and picture.format != "BMP":

@@ -33,6 +33,9 @@ class Unusable(StrEnum):
     NOT_DE_IDENTIFIED = "not-de-identified"
     NO_TISSUE = "no-tissue"
     NO_MASK = "no-mask"  # not an error: the image has no mask file
+    CONSTANT = "constant"  # every voxel has the same value
+    SEVERAL_SERIES = "several-series"  # of a person, where the study wants one
+    NO_SERIES = "no-series"  # of a person is what the study selects
 
 
 class ItemError(Exception):
@@ -62,8 +65,9 @@ class TooManyExcluded(InputError):
 
 
 def check_exclusion_limit(excluded: Sequence[Exclusion], persons: int, limit: float) -> None:
-    """Raises ``TooManyExcluded`` if the affected persons exceed the fraction ``limit`` of ``persons``. A missing mask is not an error."""
-    errors = [exclusion for exclusion in excluded if exclusion.reason is not Unusable.NO_MASK]
+    """Raises ``TooManyExcluded`` if the affected persons exceed the fraction ``limit`` of ``persons``. A mask, or a series of the kind that
+    the study selects, that a person does not have is not an error."""
+    errors = [exclusion for exclusion in excluded if exclusion.reason not in (Unusable.NO_MASK, Unusable.NO_SERIES)]
     affected = len({exclusion.person for exclusion in errors})
     if errors and affected > limit * persons:
         counts = f"{affected} of {persons} persons with images have an unusable image, [policy] max_quarantined is {limit:g}"

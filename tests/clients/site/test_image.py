@@ -140,13 +140,13 @@ def test_persons_with_none_one_and_several_images_make_a_batch(tmp_path: Path) -
     write_picture(tmp_path / "images" / "p1" / "x.npy", GREY[0])
     write_picture(tmp_path / "images" / "p1" / "y.npy", GREY[1])
     for k in range(9):
-        write_picture(tmp_path / "images" / f"q{k}.npy", np.full((6, 9), k, np.uint8))
+        write_picture(tmp_path / "images" / f"q{k}.npy", GREY[0] // 2 + k)
     cohort = read_cohort(read_site(write_manifest(tmp_path, "a", image='{ path = "images", format = "npy" }')), image_study())
     assert cohort.ids == ("p1", *(f"q{k}" for k in range(9)))
     assert cohort.excluded == {"no input": 2}
     batch = cohort.batch([4, 0, 1])
     assert batch["image_person"].tolist() == [0, 1, 1, 2]
-    np.testing.assert_array_equal(batch["image"].numpy()[:, 0], np.stack([np.full((6, 9), 3), GREY[0], GREY[1], np.zeros((6, 9))]))
+    np.testing.assert_array_equal(batch["image"].numpy()[:, 0], np.stack([GREY[0] // 2 + 3, GREY[0], GREY[1], GREY[0] // 2]))
     assert batch["image_present"].tolist() == [1, 1, 1]
     one = cohort[0]
     assert one["image"].shape == (2, 1, 6, 9)
@@ -211,7 +211,7 @@ def test_the_layout_of_an_npz_in_the_guide_is_read(tmp_path: Path, monkeypatch: 
     code = guide.partition("```python\n")[2].partition("```")[0]
     assert "np.savez_compressed(" in code
     monkeypatch.chdir(tmp_path)
-    run = "import numpy as np\nfirst, second = np.zeros((4, 6)), np.ones((4, 6))\n" + code
+    run = "import numpy as np\nfirst, second = np.arange(24).reshape(4, 6), np.arange(1, 25).reshape(4, 6)\n" + code
     subprocess.run([sys.executable, "-c", run], check=True)
     read = read_images(tmp_path / "images.npz", "npz", ["p002", "p001"], None)
     assert np.asarray(read.person).tolist() == [0, 1]

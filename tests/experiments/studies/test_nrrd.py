@@ -90,7 +90,7 @@ def test_channels_come_last_wherever_their_axis_is(tmp_path: Path) -> None:
 
 
 def test_without_an_anatomical_space_nothing_is_said_of_where_voxels_are(tmp_path: Path) -> None:
-    nrrd.write(str(tmp_path / "p.nrrd"), np.zeros((4, 3, 2), np.uint8), {"spacings": [1.0, 2.0, 3.0]})
+    nrrd.write(str(tmp_path / "p.nrrd"), np.arange(24, dtype=np.uint8).reshape(4, 3, 2), {"spacings": [1.0, 2.0, 3.0]})
     assert read_nrrd(tmp_path / "p.nrrd")[1] is None
     with pytest.raises(InputError, match="has no affine"):
         read_one(tmp_path / "p.nrrd", make_study(("image",), cohort__image={"size": [4, 3, 2], "orientation": "RAS"}).cohort.image)
@@ -271,7 +271,7 @@ def test_each_format_is_read_by_a_site_and_by_a_saved_model_and_looked_at_by_the
     assert WRITERS.keys() == FORMATS.keys()
     ids = [f"a{k}" for k in range(6)]
     write_csv(tmp_path / "persons.csv", ids, {"y": [0, 1] * 3})
-    pixels = {person: np.full((8, 8), 20 * k, np.uint8) for k, person in enumerate(ids)}
+    pixels = {person: (20 * k + np.arange(64).reshape(8, 8) // 8).astype(np.uint8) for k, person in enumerate(ids)}
     (tmp_path / "images").mkdir()
     for ending in FORMATS[name].endings:
         for person, values in pixels.items():

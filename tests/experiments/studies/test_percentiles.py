@@ -119,7 +119,9 @@ def test_voxels_that_are_all_alike_end_the_run_with_a_sentence(tmp_path: Path) -
     manifests = [volume_site(tmp_path / n, n, 9, s) for s, n in enumerate("ab")]
     for path in tmp_path.glob("*/images/*/*.nii.gz"):
         volume = nibabel.load(path)
-        nibabel.save(nibabel.Nifti1Image(np.full(volume.shape, 1e9, np.float32), volume.affine), path)
+        beyond = np.full(volume.shape, 1e9, np.float32)  # alike in the histogram, whose last bin begins at 10^6
+        beyond.flat[0] = 2e9
+        nibabel.save(nibabel.Nifti1Image(beyond, volume.affine), path)
     with pytest.raises(RunError, match=r"\[cohort.image\] percentiles give no window.*set window = "):
         federate(counted_study(cohort__image={**SHAPE, "percentiles": [50, 50.0000001]}), manifests, tmp_path / "run")
 

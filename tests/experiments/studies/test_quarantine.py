@@ -20,6 +20,7 @@ from fedml.cohort.images.reasons import Unusable
 from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
+from fedml.study.series_section import Select
 from tests.command import quick as command
 from tests.conftest import federate, make_plan, make_study, public_data, to_toml, write_csv, write_manifest, write_picture
 from tests.dicom_files import write_seg, write_series, write_slice
@@ -47,7 +48,7 @@ def cut(path: Path) -> None:
 
 
 def turn(path: Path) -> None:
-    write_picture(path, np.zeros((8, 9), np.uint8))
+    write_picture(path, np.arange(72, dtype=np.uint8).reshape(8, 9))
 
 
 def scribble(path: Path) -> None:
@@ -130,7 +131,7 @@ def test_dicom_series_are_images_of_columns_rows_and_slices(tmp_path: Path) -> N
     write_series(tmp_path / "p00" / "deeper" / "b", second, SeriesInstanceUID="1.2.3")
     write_slice(tmp_path / "p02.dcm", first[0], None)
     write_series(tmp_path / "stranger", first)
-    images = read_images(tmp_path, "dicom", IDS[:2], ImageShape(size=(5, 6, 4)))
+    images = read_images(tmp_path, "dicom", IDS[:2], ImageShape(size=(5, 6, 4), select=Select(several=True)))
     assert images.person.tolist() == [0, 0]
     assert images.pixels.dtype == np.float32
     volumes = [read_series(files).voxels for files in group_series(tmp_path / "p00").values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -15,7 +16,9 @@ from fedml.cohort.dicom.deidentified import findings
 from fedml.cohort.dicom.series import read_series
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
+from fedml.study.cohort_section import ImageShape
 from fedml.study.read import read_study
+from fedml.study.series_section import Select
 from fedml.synthetic.synthetic import Size, write_synthetic
 from tests.command import STUDIES
 from tests.conftest import federate
@@ -36,7 +39,8 @@ def test_voxels_persons_and_place_are_the_same_in_each_format(made: dict[str, Pa
     import nibabel
 
     ids = [line.split(",")[0] for line in (made["npz"] / "oslo" / "persons.csv").read_text().splitlines()[1:]]
-    read = {k: read_images(made[k] / "oslo" / ("images.npz" if k == "npz" else "images"), k, ids, None) for k in made}
+    shape = ImageShape(size=(8, 8, 8), select=Select(several=True))  # some have a second scan
+    read = {k: read_images(made[k] / "oslo" / ("images.npz" if k == "npz" else "images"), k, ids, shape) for k in made}
     for kind in ("dicom", "npz"):
         np.testing.assert_array_equal(read[kind].pixels, read["nifti"].pixels)
         np.testing.assert_array_equal(read[kind].person, read["nifti"].person)
@@ -74,7 +78,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_uids(made: di
 
 
 def test_the_demo_study_ends_alike_on_each_format(made: dict[str, Path], tmp_path: Path) -> None:
-    changes = {"federation.rounds": 1, "federation.sites": ["oslo", "porto"], "cohort.image.size": [8, 8, 8], "model.image.channels": [4]}
+    changes: dict[str, Any] = {
+        "cohort.image.select": {"several": True},
+        "federation.rounds": 1,
+        "federation.sites": ["oslo", "porto"],
+        "cohort.image.size": [8, 8, 8],
+        "model.image.channels": [4],
+    }
     study = read_study(STUDIES / "demo.toml", overrides=changes)
     runs = {k: federate(study, [made[k] / s / "site.toml" for s in ("oslo", "porto")], tmp_path / k) for k in made}
     for kind in ("dicom", "npz"):

@@ -156,11 +156,22 @@ def test_all_items_broken_is_an_empty_cache(tmp_path: Path) -> None:
     assert cache.excluded == {0: Unusable.UNREADABLE}
 
 
-def test_numbers_beyond_half_precision_need_a_window(tmp_path: Path) -> None:
-    cohort = Cohort(tmp_path, 1)
-    np.savez(cohort.folder / "p0.npz", image=np.full((1, 4, 4, 4), 70_000.0))
-    assert cohort.open(tmp_path / "cache", Preprocess()).excluded == {0: Unusable.NON_FINITE}
-    assert len(cohort.open(tmp_path / "cache", Preprocess(window=(0.0, 1e5)))) == 1
+def test_values_are_kept_whole_unless_a_window_bounds_them(tmp_path: Path) -> None:
+    """A T1 map has fractions of a ms that half precision drops, a PET more Bq/ml than it can hold: without a window both stay float32."""
+    cohort = Cohort(tmp_path, 2)
+    random = np.random.default_rng(1)
+    relaxation = (1000 + random.random((1, 16, 16, 8))).astype(np.float32)
+    activity = (1e6 * random.random((1, 16, 16, 8))).astype(np.float32)
+    for name, image in (("p0", relaxation), ("p1", activity)):
+        np.savez(cohort.folder / f"{name}.npz", image=image)
+    raw = cohort.open(tmp_path / "cache", Preprocess())
+    assert raw.excluded == {}
+    np.testing.assert_array_equal(raw.image(0), relaxation)
+    np.testing.assert_array_equal(raw.image(1), activity)
+    held = cohort.open(tmp_path / "cache", Preprocess(window=(0.0, 1e6)))
+    assert np.abs(held.image(1).numpy() - activity / 1e6).max() <= 2**-12
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "cache").glob("*/image.bin"))
+    assert sizes == [2 * 2 * 16 * 16 * 8, 2 * 4 * 16 * 16 * 8]
 
 
 def test_a_key_covers_bytes_spec_reader_and_order(tmp_path: Path) -> None:

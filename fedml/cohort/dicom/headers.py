@@ -1,0 +1,213 @@
+"""What the headers of a person's DICOM files say of each series, without a pixel: by this a series is selected (``choice``).
+
+    found, broken = candidates(folder / person)      # one Candidate a series, sorted; files that may be a missing slice of any
+    found[0].about.modality, found[0].about.slices, found[0].files
+
+A localizer among the files of a series is a candidate of its own, and so is each plate (X-ray, photograph) of a series of plates. Reports,
+plans and segmentations are no candidates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fedml.cohort.dicom.files import is_image, looks_dicom, open_dataset, reading
+from fedml.cohort.dicom.series import DIRECTORY, macro, named_dicom
+from fedml.cohort.images.reasons import ItemError
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+_TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "Rows",
+    "NumberOfFrames", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "ViewPosition", "EchoTime",
+    "DiffusionBValue", "TemporalPositionIdentifier", "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
+)  # fmt: skip
+_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture, and its multi-frame kinds below it
+_PLANES = ("sagittal", "coronal", "axial")  # by the axis of the normal: left, posterior, superior
+
+
+class About(NamedTuple):
+    """Facts of a series. ``slices``: files, or frames. ``thickness``: mm, 0 if unknown. ``echoes`` (ms), ``b_values`` and ``phases``: the
+    different ones of its files, in order. ``when``: date and time as the file has them, or empty."""
+
+    number: str
+    modality: str
+    image_type: tuple[str, ...]
+    description: str
+    kernel: str
+    plane: str
+    slices: int
+    thickness: float
+    view: str
+    echoes: tuple[float, ...]
+    b_values: tuple[float, ...]
+    phases: tuple[int, ...]
+    when: str
+    capture: bool
+
+    @property
+    def localizer(self) -> bool:
+        """True for a scout."""
+        return "LOCALIZER" in self.image_type
+
+    @property
+    def derived(self) -> bool:
+        """True if the pixels were computed from other pixels (PS3.3 section C.7.6.1.1.2, value 1)."""
+        return self.image_type[:1] == ("DERIVED",)
+
+    @property
+    def secondary(self) -> bool:
+        """True if the image was made after the examination (value 2), or is a capture of a screen or a page."""
+        return self.image_type[1:2] == ("SECONDARY",) or self.capture
+
+    def words(self, *, described: bool = False) -> str:
+        """What it is, such as ``series 3 (CT, axial, 120 slices of 1 mm)``: no identifier, and the description only if ``described``."""
+        thick = f" of {self.thickness:g} mm" if self.thickness else ""
+        parts = [
+            self.modality or "no modality", self.plane, f"{self.slices} {'slice' if self.slices == 1 else 'slices'}{thick}",
+            "localizer" if self.localizer else "", "derived" if self.derived else "", "secondary" if self.secondary else "",
+            f"echo times {_list(self.echoes)} ms" if len(self.echoes) > 1 else "",
+            f"b-values {_list(self.b_values)}" if self.b_values else "", f"{len(self.phases)} phases" if len(self.phases) > 1 else "",
+            f"view {self.view}" if self.view else "",
+            *([f"kernel {self.kernel}" if self.kernel else "", f'"{self.description}"' if self.description else ""] if described else []),
+        ]  # fmt: skip
+        return f"series {self.number or '?'} ({', '.join(part for part in parts if part)})"
+
+
+def _list(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:6]) + (", ..." if len(values) > 6 else "")
+
+
+class Candidate(NamedTuple):
+    """A series of a person: its UID, its files (sorted), and what their headers say."""
+
+    uid: str
+    files: tuple[Path, ...]
+    about: About
+
+
+class _File(NamedTuple):
+    path: Path
+    uid: str
+    apart: str  # splits a series: "LOCALIZER", or the path of a plate
+    header: Dataset
+
+
+def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
+    """The series below ``folder``, or of the one file ``folder``; and the files that may be a missing slice of any: they begin like DICOM
+    but cannot be read or name no series, or are named ``.dcm`` and do not begin like DICOM."""
+    broken: list[Path] = []
+    series: dict[tuple[str, str], list[_File]] = {}
+    for path in sorted([folder] if folder.is_file() else _below(folder)):
+        try:
+            found = _file(path)
+        except (ItemError, OSError):
+            broken.append(path)
+            continue
+        if found is not None:
+            series.setdefault((found.uid, found.apart), []).append(found)
+    return [Candidate(uid, tuple(f.path for f in files), _about(files)) for (uid, _), files in sorted(series.items())], broken
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for where, _, names in os.walk(folder):  # links to folders are not followed, because they may form a cycle
+        yield from (path for path in (Path(where, name) for name in names) if path.is_file())
+
+
+def _file(path: Path) -> _File | None:
+    """None: not an image. ``ItemError``: it cannot be read, or names no series."""
+    if not looks_dicom(path):
+        if named_dicom(path):
+            open_dataset(path, pixels=False)
+        return None
+    with reading(path):
+        header = open_dataset(path, pixels=False, tags=_TAGS)
+        if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY:
+            return None
+        uid = str(header.get("SeriesInstanceUID") or "")
+        if not uid:
+            raise ValueError("no series")
+        if str(header.get("Modality")) == "SEG" or not ("Rows" in header or is_image(header)):
+            return None
+        if int(header.get("NumberOfFrames") or 1) > 1:
+            header = open_dataset(path, pixels=False)
+        kind = _kind(header)
+        plate = header.get("ImagePositionPatient") is None and "SharedFunctionalGroupsSequence" not in header
+        return _File(path, uid, "LOCALIZER" if "LOCALIZER" in kind else f"plate {path}" if plate else "", header)
+
+
+def _kind(header: Dataset) -> tuple[str, ...]:
+    return tuple(str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or []))
+
+
+def _about(files: list[_File]) -> About:
+    headers = [file.header for file in files]
+    first = headers[0]
+    echoes, b_values, phases = set[float](), set[float](), set[int]()
+    with reading(files[0].path):
+        for header in headers:
+            for groups in _groups(header):
+                echoes |= _numbers(echo_of(header, groups))
+                b_values |= _numbers(b_value_of(header, groups))
+                phases |= {int(n) for n in _numbers(phase_of(header, groups))}
+        groups = next(iter(_groups(first)))
+        axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", first)
+        thickness = max(_numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", first)), default=0.0)
+        when = [str(first.get("SeriesDate") or first.get("AcquisitionDate") or ""), str(first.get("SeriesTime") or "")]
+        return About(
+            str(first.get("SeriesNumber") or ""), str(first.get("Modality") or ""), _kind(first), str(first.get("SeriesDescription") or ""),
+            "/".join(map(str, np.atleast_1d(first.get("ConvolutionKernel") or []))), _plane(axes),
+            sum(int(header.get("NumberOfFrames") or 1) for header in headers), thickness, str(first.get("ViewPosition") or ""),
+            tuple(sorted(echoes)), tuple(sorted(b_values)), tuple(sorted(phases)), " ".join(when).strip() if when[0] else "",
+            str(first.get("SOPClassUID") or "").startswith(_CAPTURE),
+        )  # fmt: skip
+
+
+def _groups(header: Dataset) -> Iterator[list[Dataset]]:
+    """For each frame the functional groups that may contain an attribute, the most specific first; one empty list for a single image."""
+    shared = list((header.get("SharedFunctionalGroupsSequence") or [])[:1])
+    frames = header.get("PerFrameFunctionalGroupsSequence")
+    yield from ([frame, *shared] for frame in frames) if frames else [shared]
+
+
+def echo_of(header: Dataset, groups: list[Dataset]) -> Any:
+    """The echo time in ms; None if the file states none."""
+    found = macro(groups, "MREchoSequence", "EffectiveEchoTime")
+    return header.get("EchoTime") if found is None else found
+
+
+def b_value_of(header: Dataset, groups: list[Dataset]) -> Any:
+    """The diffusion b-value in s/mm2: the standard's attribute, else Siemens' and GE's private ones; None if the file states none."""
+    found = macro(groups, "MRDiffusionSequence", "DiffusionBValue", header)
+    if found is not None or groups:
+        return found
+    for tag, owner in (((0x0019, 0x100C), "SIEMENS MR HEADER"), ((0x0043, 0x1039), "GEMS_PARM_01")):
+        creator = header.get((tag[0], 0x0010))
+        if tag in header and creator is not None and str(creator.value).strip() == owner:
+            value = np.atleast_1d(header[tag].value)[0]
+            return float(value) % 1_000_000_000 if owner.startswith("GEMS") else float(value)  # GE adds 10^9 as a flag
+    return None
+
+
+def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
+    """The number of the temporal position; None if the file states none."""
+    found = macro(groups, "FrameContentSequence", "TemporalPositionIndex")
+    return header.get("TemporalPositionIdentifier") if found is None else found
+
+
+def _numbers(value: Any) -> set[float]:
+    found = np.atleast_1d([] if value is None or value == "" else np.asarray(value, np.float64))
+    return {float(number) for number in found if np.isfinite(number)}
+
+
+def _plane(axes: Any) -> str:
+    if axes is None or np.size(axes) != 6:
+        return ""
+    pair = np.asarray(axes, np.float64).reshape(2, 3)
+    return _PLANES[int(np.abs(np.cross(pair[0], pair[1])).argmax())]

@@ -1,0 +1,83 @@
+"""``[cohort.image.select]``: which series of a person's DICOM study is the image, and ``volumes``: which of the volumes of a series."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from fedml.study.section import Section
+
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
+Patterns = Annotated[tuple[Pattern, ...], Field(max_length=50)]
+Values = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ .-]{1,64}$")], ...], Field(max_length=50)]
+Range = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=2)]
+Axis = Literal["axial", "sagittal", "coronal"]
+Prefer = Literal["most-slices", "thinnest", "newest"]
+PATTERN = "patterns with * and ?, of which one must fit; capitals do not matter"
+
+
+class SiteSelect(Section):
+    """``data.image.select`` in ``site.toml``: how this site names what the study selects. A key that is given replaces the study's."""
+
+    description: Patterns | None = Field(default=None, description=f"series description: {PATTERN}; default: the study's")
+    not_description: Patterns | None = Field(default=None, description="patterns of descriptions that must not fit; default: the study's")
+    kernel: Patterns | None = Field(default=None, description=f"convolution kernel: {PATTERN}; default: the study's")
+
+
+class Select(Section):
+    """``[cohort.image.select]``: which series of a person's DICOM files is the image; the others are left out.
+
+    Localizers and derived and secondary series are no images unless a key admits them. If more than one series remains, ``prefer``
+    decides; if none or several remain, the person's image is excluded, with a list of the series at the site.
+    """
+
+    modality: Values = Field(default=(), description="modalities, such as CT, of which one must be the series'; empty: any")
+    image_type: Values = Field(default=(), description="values that Image Type must all have, such as AXIAL; empty: any")
+    not_image_type: Values = Field(default=(), description="values of which Image Type must have none, such as MIP; empty: any")
+    description: Patterns = Field(default=(), description=f"series description: {PATTERN}; empty: any")
+    not_description: Patterns = Field(default=(), description="patterns of series descriptions that must not fit; empty: none")
+    kernel: Patterns = Field(default=(), description=f"convolution kernel of CT: {PATTERN}; empty: any")
+    orientation: Literal["", "axial", "sagittal", "coronal"] = Field(
+        default="", description="plane of the slices: the nearest of axial, sagittal and coronal; empty: any"
+    )
+    thickness_mm: Range = Field(default=(), description="least and largest slice thickness, mm; empty: any")
+    view: Values = Field(default=(), description="view positions of a plate, such as PA, of which one must be its; empty: any")
+    echo_time_ms: Range = Field(default=(), description="least and largest echo time, ms; empty: any")
+    b_value: Range = Field(default=(), description="least and largest b-value of diffusion, s/mm2; empty: any")
+    phase: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(max_length=200)] = Field(
+        default=(), description="temporal positions, as the files number them, which are read; empty: any"
+    )
+    localizer: bool = Field(default=False, description="whether localizers (scouts) are images")
+    derived: bool = Field(default=False, description="whether derived series are images, such as reformatted planes and computed maps")
+    secondary: bool = Field(default=False, description="whether secondary series are images, such as screen captures and dose pages")
+    prefer: Annotated[tuple[Prefer, ...], Field(max_length=3)] = Field(
+        default=(), description="which of several series is the image, by the first rule that tells them apart; empty: none of them"
+    )
+    several: bool = Field(default=False, description="whether every series that remains is an image of the person; else exactly one is")
+
+    @model_serializer(mode="wrap")
+    def _stated(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if getattr(self, key) != type(self).model_fields[key].default}
+
+    @model_validator(mode="after")
+    def _possible(self) -> Select:
+        for name in ("thickness_mm", "echo_time_ms", "b_value"):
+            two = getattr(self, name)
+            if len(two) == 1 or (two and two[0] > two[1]):
+                raise ValueError(f"{name} has two numbers, the least and the largest, such as [0, 5]; not {list(two)}")
+        if self.several and self.prefer:
+            raise ValueError("several = true takes every series, so prefer has nothing to decide; remove one of them")
+        return self
+
+    @property
+    def of_volumes(self) -> bool:
+        """True if a rule is about the volumes within a series."""
+        return bool(self.echo_time_ms or self.b_value or self.phase)
+
+    def at(self, site: SiteSelect | None) -> Select:
+        """These rules with a site's own names of what they select."""
+        if site is None:
+            return self
+        return self.model_copy(update={key: value for key, value in site.model_dump().items() if value is not None})
