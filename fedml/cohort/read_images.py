@@ -36,6 +36,7 @@ from fedml.cohort.images.histograms import HistogramView, histogram_item
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
+from fedml.cohort.images.originals import Finder, Folded, OriginalMasks, folded, open_originals, pack
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
@@ -124,17 +125,21 @@ def read_images(
             spec = windowed(spec, *window)
         settings = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
-        entry = _cached(cache, request, found, shape, spec, reader)
+        entry = _cached(cache, request, found, shape, spec, reader, 0 if codes is None else len(codes))
         if entry is not None:
             size = (shape.channels, *shape.size) if spec.percentiles else None
-            return _from_cache(entry, request, found, size, rules.max_quarantined)
+            return _from_cache(*entry, request, found, size, rules.max_quarantined)
     read: list[tuple[int, Path, Raw]] = []
+    whole: dict[int, npt.NDArray[np.uint8]] = {}  # by id of a prepared image: its mask as the file has it
     excluded: list[Exclusion] = []
     persons_with_images: set[int] = set()
     for at, where, load, _, _ in found:
         persons_with_images.add(at)
         try:
-            read.append((at, where, _prepared(load(), spec)))
+            raw = load()
+            read.append((at, where, _prepared(raw, spec)))
+            if spec is not None and codes is not None and (drawn_after := read[-1][2].mask) is not None:
+                whole[id(read[-1][2])] = pack(spec, folded(raw), drawn_after[0], len(codes))
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
@@ -160,6 +165,7 @@ def read_images(
         if drawn and any(raw.affine is not None for raw in raws)
         else None,
         tuple(excluded),
+        OriginalMasks(tuple(whole[id(raw)] for raw in raws)) if whole else None,
     )
 
 
@@ -177,16 +183,23 @@ def _no_images(request: _Folder, any_excluded: bool) -> InputError:
     return InputError(f"{request.path}: has no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
 
 
-def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str) -> ImageCache | None:
-    """The cache entry of these images; None if it cannot be written and the images fit into memory."""
+def _cached(
+    cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str, classes: int
+) -> tuple[ImageCache, OriginalMasks | None] | None:
+    """The cache entry of these images, and their masks as the files have them; None if an entry cannot be written and the images fit into
+    memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
     by_item = {Item(str(image.where), image.files, image.part): image for image in found}
+    aside: dict[Item, Folded] = {}
 
     def read(item: Item) -> Raw:
         image = by_item[item]
         try:
-            return image.load()
+            raw = image.load()
+            if raw.mask is not None:
+                aside[item] = folded(raw)
+            return raw
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
@@ -196,8 +209,12 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
         if spec.percentiles:
             raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": ()})
             counting = Reader(read, f"{reader} counted", histogram_item)
-            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info)
-        return open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info)
+            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info), None
+        entry, items = open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info), list(by_item)
+        if not request.masked or not len(entry):
+            return entry, None
+        finder = Finder(lambda item: aside.get(item) or folded(read(item)), reader, classes)
+        return entry, open_originals(entry, cache, request.path, items, spec, finder, log.info)
     except CannotKeep as error:
         if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
@@ -205,7 +222,14 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
         return None
 
 
-def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, limit: float) -> Images:
+def _from_cache(
+    cache: ImageCache,
+    originals: OriginalMasks | None,
+    request: _Folder,
+    found: Sequence[_Found],
+    size: tuple[int, ...] | None,
+    limit: float,
+) -> Images:
     """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
     excluded = []
     for at, reason in sorted(cache.excluded.items()):
@@ -228,6 +252,7 @@ def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], si
         mapped(cache, order, masks=True) if request.masked else None,
         spacing if known else None,
         tuple(excluded),
+        None if originals is None else originals.take(order),
     )
 
 

@@ -39,7 +39,9 @@ from fedml.modalities.modality import (
 )
 from fedml.study.code_section import is_own
 from fedml.study.cohort_section import ImageShape
+from fedml.study.section import normal
 from fedml.study.study import Study
+from fedml.tasks.lost import lost_notes, lost_of_images
 
 if TYPE_CHECKING:
     import torch
@@ -129,10 +131,21 @@ def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Inp
 def _summary(value: Kind, study: Study) -> list[str]:
     match value:
         case Images():
-            return [f"images: {len(value.person)} of {value.shape} (channels, *size)"]
+            return [f"images: {len(value.person)} of {value.shape} (channels, *size)", *lost_lines(value, study)]
         case Slides():
             return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
     assert_never(value)
+
+
+def lost_lines(value: Images, study: Study) -> list[str]:
+    """What preprocessing takes from the masks of all of a site's persons, as sentences for this site."""
+    shape = study.cohort.image
+    if study.traits.label != "mask" or shape is None or shape.preprocess is None:
+        return []
+    if value.originals is None:
+        return ["what preprocessing takes from the masks is known when all sites have agreed on the window; the run tells it"]
+    scored = {number: normal(name) for number, name in enumerate(study.cohort.classes) if number}
+    return lost_notes(scored, {"": lost_of_images(value.originals.lost, value.person)})
 
 
 def _pool(parts: Sequence[tuple[str, Kind | None, int]], study: Study) -> Kind:

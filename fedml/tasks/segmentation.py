@@ -14,7 +14,8 @@ counted separately (the convention of nnU-Net: Isensee et al. 2021):
     none        some        0                               not defined: missed; infinite for the median
     none        none        not counted (neither as 1)      not counted
 
-``dice/CLASS`` is of all voxels of all persons, ``dice_mean_person/CLASS`` the mean over persons.
+``dice/CLASS`` is of all voxels of all persons, ``dice_mean_person/CLASS`` the mean over persons. Voxels are those of the files, not of the
+prepared images (``original.py``).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.drawn import Statistic, statistic
 from fedml.tasks.interval_tools import Floats, Interval, Parts, mean_of, no_interval, student
+from fedml.tasks.lost import LOST_MEASURES, without_lost
 from fedml.tasks.measure import Measure
 from fedml.tasks.segmentation_counts import (
     Truth,
@@ -56,11 +58,12 @@ def segmentation_task(study: Study) -> Task:
     Its network gives (images, classes, *size) logits. Watched: ``dice_mean_person``, the mean over classes.
     """
     names, distances = tuple(normal(c) for c in study.cohort.classes), study.model.segmentation.distances
+    moved = study.cohort.image is not None and study.cohort.image.preprocess is not None
     counts = partial(segmentation_counts, distances=distances)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names[1:], start=1)), outputs=len(names),
-        truth=truth_of, loss=dice_ce, counts=counts, fields=segmentation_fields(len(names), distances=distances), coarse=unchanged,
-        grouped=grouped, spread=unchanged,
+        truth=truth_of, loss=dice_ce, counts=counts,
+        fields=segmentation_fields(len(names), distances=distances, moved=moved), coarse=without_lost, grouped=grouped, spread=unchanged,
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),
@@ -243,6 +246,7 @@ MEASURES: tuple[Measure, ...] = (
         meaning="persons with the class in one mask only, the true or the outlined one",
         bounds=None, guess=None, counted=True, additive=False, brief=True,
     ),
+    *LOST_MEASURES,
 )  # fmt: skip
 
 

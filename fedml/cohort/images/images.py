@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.histograms import HistogramView
 from fedml.cohort.images.mapped import Mapped, Stored, concat_images, select_images
+from fedml.cohort.images.originals import OriginalMasks, concat_originals
 from fedml.cohort.images.reasons import Exclusion
 from fedml.cohort.inputs import Rows, content_of, rows_of_items
 
@@ -27,7 +28,7 @@ class Images:
     preprocessing are read from a cache on access (``fedml.cohort.images.mapped``), others are arrays.
 
     ``masks`` (images, 1, *size): the class index of each voxel. ``spacing`` (images, axes): mm, NaN if unknown.
-    ``excluded``: excluded images.
+    ``excluded``: excluded images. ``originals``: the masks as the files have them; None: nothing moved their voxels, or no masks.
     """
 
     pixels: Stored
@@ -35,6 +36,7 @@ class Images:
     masks: Stored | None = None
     spacing: npt.NDArray[np.float64] | None = None
     excluded: tuple[Exclusion, ...] = ()
+    originals: OriginalMasks | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,7 +63,7 @@ class Images:
 
     def tensors(self, rows: Rows, draw: torch.Generator | None) -> dict[str, Any]:
         """``image`` (images, channels, *size) float32 and ``image_person`` (images,), the place in ``rows``; with masks ``mask``, with
-        spacings ``image_spacing``."""
+        spacings ``image_spacing``; without ``draw`` also the masks as the files have them, ``original``."""
         import torch
 
         if self._single_images and rows.max(initial=-1) < len(self.person):
@@ -77,17 +79,27 @@ class Images:
             out["mask"] = torch.from_numpy(self.masks[images])
         if self.spacing is not None:
             out["image_spacing"] = torch.from_numpy(self.spacing[images])
+        if self.originals is not None and draw is None:
+            out["original"] = self.originals.take(images)
         return out
 
     def select(self, rows: Rows) -> Images:
         """The images of these persons, without the list of excluded images."""
         kept, person = rows_of_items(self.person, rows)
         masks = None if self.masks is None else select_images(self.masks, kept)
-        return Images(select_images(self.pixels, kept), person, masks, None if self.spacing is None else self.spacing[kept])
+        spacing = None if self.spacing is None else self.spacing[kept]
+        return Images(
+            select_images(self.pixels, kept),
+            person,
+            masks,
+            spacing,
+            originals=None if self.originals is None else self.originals.take(kept),
+        )
 
     def content(self) -> dict[str, bytes]:
-        """Pixels, masks, persons, spacings."""
-        found = {"image": self.pixels, "mask": self.masks, "image_person": self.person, "image_spacing": self.spacing}
+        """Pixels, masks, persons, spacings, and the masks as the files have them."""
+        found: dict[str, Any] = {"image": self.pixels, "mask": self.masks, "image_person": self.person, "image_spacing": self.spacing}
+        found["image_original"] = self.originals
         return {key: content_of(values) for key, values in found.items() if values is not None}
 
 
@@ -96,9 +108,11 @@ def pool_images(parts: Sequence[tuple[Images | None, int]]) -> Images:
     start = np.cumsum([0, *(persons for _, persons in parts)])
     pairs = [(images, int(s)) for (images, _), s in zip(parts, start, strict=False) if images is not None]
     masks, spacings = [i.masks for i, _ in pairs if i.masks is not None], [i.spacing for i, _ in pairs if i.spacing is not None]
+    whole = [i.originals for i, _ in pairs if i.originals is not None]
     return Images(
         concat_images([i.pixels for i, _ in pairs]),
         np.concatenate([i.person + s for i, s in pairs]),
         concat_images(masks) if len(masks) == len(pairs) else None,
         np.concatenate(spacings) if len(spacings) == len(pairs) else None,
+        originals=concat_originals(whole) if len(whole) == len(pairs) else None,
     )

@@ -77,6 +77,20 @@ def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Col
     return mt.Compose(steps)
 
 
+def geometry(spec: Preprocess) -> list[Any]:
+    """The steps of ``deterministic`` that move voxels, as MONAI transforms of one ``MetaTensor`` that only note what they would do."""
+    import monai.transforms as mt
+
+    steps: list[Any] = []
+    if spec.orientation:
+        steps.append(mt.Orientation(axcodes=spec.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")), lazy=True))
+    if spec.spacing_mm:
+        steps.append(mt.Spacing(pixdim=spec.spacing_mm, lazy=True))
+    if spec.size:
+        steps.append(mt.ResizeWithPadOrCrop(spatial_size=spec.size, lazy=True))
+    return steps
+
+
 def _own(transform: OwnTransform, key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A step of own code: (channels, *size) float32 -> the same shape. An image for which it fails ends the reading: no person is lost."""
     import torch
