@@ -65,7 +65,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         InputError: the first error in a site's data, or there are no test persons.
     """
     from fedml.code.load import check
-    from fedml.modalities.image import lost_lines
+    from fedml.modalities.image_words import lost_lines
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
 

@@ -142,7 +142,7 @@ def final_table(study: Study, final: Final) -> Group:
 
 
 def notes_of(study: Study, outcome: Outcome) -> list[str]:
-    """What few persons, and preprocessing, did to the numbers of ``final_table``, as sentences (``fedml.tasks.few``, ``fedml.tasks.lost``)."""
+    """What few persons and preprocessing did to the numbers of ``final_table``, as sentences (``fedml.tasks``: ``few``, ``lost``)."""
     counts = load_counts(outcome.run).get("test" if "test" in outcome.final.metrics else "val", {})
     by_site = {site: counts[site] for site in study.federation.sites if site in counts}
     return [*few_notes(by_site), *lost_notes(make_task(study).scored, by_site)]

@@ -39,6 +39,7 @@ from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.originals import Finder, Folded, OriginalMasks, folded, open_originals, pack
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
+from fedml.cohort.images.volumes import volumes
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
@@ -46,6 +47,8 @@ from fedml.study.section import Code
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
+
+    _Entry = tuple[ImageCache, OriginalMasks | None]  # prepared images, and their masks as the files have them
 
 Affine = npt.NDArray[np.float64]
 READER_VERSION = 1  # increment when a reader returns other values for the same file
@@ -127,8 +130,9 @@ def read_images(
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
         entry = _cached(cache, request, found, shape, spec, reader, 0 if codes is None else len(codes))
         if entry is not None:
-            size = (shape.channels, *shape.size) if spec.percentiles else None
-            return _from_cache(*entry, request, found, size, rules.max_quarantined)
+            return _from_cache(entry, request, found, shape, rules.max_quarantined, counted=bool(spec.percentiles))
+    if shape is not None and shape.patches is not None and found:
+        raise InputError("[cohort.image] patches are drawn from the cache of prepared images, and the site has none; give it one.")
     read: list[tuple[int, Path, Raw]] = []
     whole: dict[int, npt.NDArray[np.uint8]] = {}  # by id of a prepared image: its mask as the file has it
     excluded: list[Exclusion] = []
@@ -185,7 +189,7 @@ def _no_images(request: _Folder, any_excluded: bool) -> InputError:
 
 def _cached(
     cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str, classes: int
-) -> tuple[ImageCache, OriginalMasks | None] | None:
+) -> _Entry | None:
     """The cache entry of these images, and their masks as the files have them; None if an entry cannot be written and the images fit into
     memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
@@ -207,7 +211,7 @@ def _cached(
 
     try:
         if spec.percentiles:
-            raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": ()})
+            raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": (), "at_least": ()})
             counting = Reader(read, f"{reader} counted", histogram_item)
             return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info), None
         entry, items = open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info), list(by_item)
@@ -216,22 +220,23 @@ def _cached(
         finder = Finder(lambda item: aside.get(item) or folded(read(item)), reader, classes)
         return entry, open_originals(entry, cache, request.path, items, spec, finder, log.info)
     except CannotKeep as error:
-        if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
+        if shape.percentiles or shape.patches or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
         log.warning("%s The images are read into memory at every start.", error)
         return None
 
 
 def _from_cache(
-    cache: ImageCache,
-    originals: OriginalMasks | None,
+    entry: tuple[ImageCache, OriginalMasks | None],
     request: _Folder,
     found: Sequence[_Found],
-    size: tuple[int, ...] | None,
+    shape: ImageShape,
     limit: float,
+    *,
+    counted: bool,
 ) -> Images:
-    """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
-    excluded = []
+    """The images of ``found`` in the cache, as ``read_images`` returns them; ``counted``: the cache has histograms."""
+    (cache, originals), excluded = entry, []
     for at, reason in sorted(cache.excluded.items()):
         where = found[at].where
         reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
@@ -241,18 +246,28 @@ def _from_cache(
         raise _no_images(request, bool(excluded))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
-    if size is not None:
-        return Images(HistogramView(tuple((cache, at) for at in order.tolist()), size), rows[order], excluded=tuple(excluded))
+    if counted:
+        view = HistogramView(tuple((cache, at) for at in order.tolist()), (shape.channels, *shape.size))
+        return Images(view, rows[order], excluded=tuple(excluded))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
     known = request.masked and bool(np.isfinite(spacing).any())
+    patch = None if shape.patches is None else shape.patches.size
+    pixels, masks = (
+        None if wanted and not request.masked
+        else mapped(cache, order, masks=wanted) if patch is None
+        else volumes(cache, order.tolist(), patch, masks=wanted)
+        for wanted in (False, True)
+    )  # fmt: skip
+    assert pixels is not None  # noqa: S101  only masks may not be wanted
     return Images(
-        mapped(cache, order),
+        pixels,
         rows[order],
-        mapped(cache, order, masks=True) if request.masked else None,
+        masks,
         spacing if known else None,
         tuple(excluded),
         None if originals is None else originals.take(order),
+        shape.patches,
     )
 
 

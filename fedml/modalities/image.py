@@ -21,6 +21,7 @@ from fedml.cohort.read_images import ImageRules, read_images
 from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides
+from fedml.modalities.image_words import lost_lines, steps
 from fedml.modalities.modality import (
     Array,
     DataSection,
@@ -38,10 +39,8 @@ from fedml.modalities.modality import (
     shaped,
 )
 from fedml.study.code_section import is_own
-from fedml.study.cohort_section import ImageShape
-from fedml.study.section import normal
 from fedml.study.study import Study
-from fedml.tasks.lost import lost_notes, lost_of_images
+from fedml.tasks.several import stacked
 
 if TYPE_CHECKING:
     import torch
@@ -131,21 +130,11 @@ def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Inp
 def _summary(value: Kind, study: Study) -> list[str]:
     match value:
         case Images():
-            return [f"images: {len(value.person)} of {value.shape} (channels, *size)", *lost_lines(value, study)]
+            kind = ", patches of" if value.patches is not None else " of"
+            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *lost_lines(value, study)]
         case Slides():
             return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
     assert_never(value)
-
-
-def lost_lines(value: Images, study: Study) -> list[str]:
-    """What preprocessing takes from the masks of all of a site's persons, as sentences for this site."""
-    shape = study.cohort.image
-    if study.traits.label != "mask" or shape is None or shape.preprocess is None:
-        return []
-    if value.originals is None:
-        return ["what preprocessing takes from the masks is known when all sites have agreed on the window; the run tells it"]
-    scored = {number: normal(name) for number, name in enumerate(study.cohort.classes) if number}
-    return lost_notes(scored, {"": lost_of_images(value.originals.lost, value.person)})
 
 
 def _pool(parts: Sequence[tuple[str, Kind | None, int]], study: Study) -> Kind:
@@ -263,7 +252,7 @@ def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     whole = [image for image in images if image is not None]
     shape = study.cohort.image
     blank = (1, 1, 1) if shape is None else (shape.channels, *shape.size)  # shape for a batch without images
-    x = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, *blank)
+    x = stacked([torch.from_numpy(image) for image in whole]) if whole else torch.zeros(0, *blank)
     return {"image_person": torch.nonzero(present)[:, 0], "image_present": present.float(), "image": x}
 
 
@@ -318,6 +307,8 @@ def _plan(study: Study) -> str:
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.plan(tiles, study.model.image.pooling)
     shape = study.cohort.image
+    if shape is not None and (patches := shape.patches) is not None:
+        return f"images, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
     return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
 
 
@@ -332,18 +323,9 @@ def _preparation(study: Study) -> Text:
     if image.tiles is not None:
         return slides.preparation(image.tiles), ("study.json#/cohort/image/tiles",)
     if image.preprocess is not None:
-        return f"Images are {', '.join(_steps(image))}.", ("study.json#/cohort/image",)
+        return f"Images are {', '.join(steps(image))}.", ("study.json#/cohort/image",)
     size = " x ".join(map(str, image.size))
     return f"Images are read unchanged and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
-
-
-def _steps(image: ImageShape) -> list[str]:
-    steps = [f"reoriented to {image.orientation}"] if image.orientation else []
-    steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
-    steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
-    two = image.percentiles
-    steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels scaled to 0 and 1"] if two else []
-    return [*steps, f"cropped and padded to {' x '.join(map(str, image.size))}"]
 
 
 def _network(study: Study) -> str:

@@ -36,6 +36,18 @@ class OwnTransform(_Section):
         return hash(self.model_dump_json())
 
 
+class Patches(_Section):
+    """``[cohort.image] patches``: images keep their own size, training is on patches of them, and evaluation goes over each whole image
+    window by window."""
+
+    size: Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=3)] = Field(description="voxels of a patch along each axis")
+    per_step: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="patches of each image in a training step, drawn anew")
+    foreground: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="share of patches whose centre is a voxel of a class other than the background; others are anywhere"
+    )
+    balanced: bool = Field(default=False, description="such a centre is of each class of the image alike often, however few voxels it has")
+
+
 class Preprocess(_Section):
     """Preprocessing of every image before the network. A step whose key is not set is skipped."""
 
@@ -45,6 +57,7 @@ class Preprocess(_Section):
     percentiles: tuple[Finite, Finite] | None = Field(default=None, description="the window, as percentiles of all sites' voxels")
     size: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis, cropped and padded around the centre")
     transforms: tuple[OwnTransform, ...] = Field(default=(), description="own transforms in their order, after the window and before size")
+    at_least: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis to which a smaller image is padded; never cropped")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -54,9 +67,10 @@ class Preprocess(_Section):
             raise ValueError(f"spacing_mm has 2 or 3 numbers, not {len(self.spacing_mm)}")
         if len(self.size) not in (0, 2, 3):
             raise ValueError(f"size has 2 or 3 numbers, not {len(self.size)}")
-        if self.size and self.spacing_mm and len(self.size) != len(self.spacing_mm):
+        size = self.size or self.at_least  # of patches
+        if size and self.spacing_mm and len(size) != len(self.spacing_mm):
             raise ValueError("size and spacing_mm must have the same number of values, one per axis")
-        if self.orientation and 2 in (len(self.size), len(self.spacing_mm)):
+        if self.orientation and 2 in (len(size), len(self.spacing_mm)):
             raise ValueError("orientation needs images of three axes")
         if self.window and self.percentiles:
             raise ValueError("window and percentiles exclude each other")
@@ -69,12 +83,12 @@ class Preprocess(_Section):
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        return values if self.transforms else {key: value for key, value in values.items() if key != "transforms"}
+        return {key: value for key, value in values.items() if key not in ("transforms", "at_least") or value}
 
     @property
     def axes(self) -> int | None:
         """Number of axes that an image must have; None: any number."""
-        return len(self.size) or len(self.spacing_mm) or (3 if self.orientation else None)
+        return len(self.size or self.at_least) or len(self.spacing_mm) or (3 if self.orientation else None)
 
     @property
     def needs_geometry(self) -> bool:

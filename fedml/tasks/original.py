@@ -167,7 +167,7 @@ def nearest_at(mask: Labels, matrix: Floats, size: Sequence[int], blank: int) ->
 
 
 def lost_of(mask: Labels, prepared: Labels, matrix: Floats, classes: int) -> npt.NDArray[np.int64]:
-    """(classes - 1, ``LOST``): what of the file's ``mask`` (*size) the ``prepared`` mask no longer has. ``classes``: with the background."""
+    """(classes - 1, ``LOST``): what of the file's ``mask`` the ``prepared`` mask no longer has. ``classes``: with the background."""
     from scipy.ndimage import find_objects, label
 
     back, outside = nearest_at(prepared, matrix, mask.shape, -1), -1

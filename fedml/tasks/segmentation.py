@@ -47,6 +47,7 @@ from fedml.tasks.segmentation_counts import (
     segmentation_fields,
     truth_of,
 )
+from fedml.tasks.several import Several
 from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, unchanged
 
 _NO_SPREAD = NotBuilt("its spread over persons is not in the counts")
@@ -97,6 +98,8 @@ def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
 
     Each image is taken by itself, not the batch as one, so the loss of some persons and of others adds up to that of all.
     """
+    if isinstance(truth.mask, Several):
+        raise ValueError("a loss is of images of one size: patches")
     output, mask = output.float(), truth.mask.to(output.device).long()
     dice = _dice_loss()(output, mask[:, None]).flatten(1).mean(1)
     each = dice + functional.cross_entropy(output, mask, reduction="none").flatten(1).mean(1)

@@ -14,6 +14,7 @@ import torch
 from fedml.tasks.counts import Counts
 from fedml.tasks.lost import lost_counts, lost_fields, lost_grouped
 from fedml.tasks.original import Originals
+from fedml.tasks.several import Several
 
 Floats = npt.NDArray[np.float64]
 Masks = Sequence[npt.NDArray[Any]]  # of images, each (*size)
@@ -29,20 +30,23 @@ _WIDTH = math.log(DISTANCE_RANGE[1] / DISTANCE_RANGE[0]) / (DISTANCE_BINS - 2)
 class Truth:
     """The masks of a batch's images.
 
-    mask (images, *size): class of each voxel, a whole number. person (images,): the row of the image's person, ascending or not.
+    mask (images, *size): class of each voxel, a whole number; of images of different sizes ``Several`` of (*size).
+    person (images,): the row of the image's person, ascending or not.
     spacing (images, axes): mm between voxels, NaN where the file does not say; None: nowhere.
     originals: the masks as the files have them, with which predictions are compared; None: the masks are those of the files.
     """
 
-    mask: torch.Tensor
+    mask: torch.Tensor | Several
     person: torch.Tensor
     spacing: torch.Tensor | None = None
     originals: Originals | None = None
 
 
-def truth_of(batch: Mapping[str, torch.Tensor]) -> Truth:
-    """A batch's ``mask`` (images, 1, *size), ``image_person`` (images,) and, if there, ``image_spacing`` (images, axes) and ``original``."""
-    return Truth(batch["mask"].squeeze(1), batch["image_person"], batch.get("image_spacing"), batch.get("original"))
+def truth_of(batch: Mapping[str, Any]) -> Truth:
+    """A batch's ``mask`` (images, 1, *size), ``image_person`` (images,); if there, ``image_spacing`` (images, axes), ``original``."""
+    mask = batch["mask"]
+    flat = Several([one[0] for one in mask]) if isinstance(mask, Several) else mask.squeeze(1)
+    return Truth(flat, batch["image_person"], batch.get("image_spacing"), batch.get("original"))
 
 
 def segmentation_fields(classes: int, *, distances: bool = True, moved: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -57,7 +61,7 @@ def segmentation_fields(classes: int, *, distances: bool = True, moved: bool = F
     return own | (lost_fields(classes - 1) if moved else {})
 
 
-def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool = True) -> Counts:
+def segmentation_counts(output: torch.Tensor | Several, truth: Truth, *, distances: bool = True) -> Counts:
     """Counts that add over persons; K classes without the background. A person's images must all be in one call.
 
     persons (1,); intersection, predicted, true (K,) voxels; dice_sum, dice_sq_sum (K,) over persons, of Dice and of its square; occurs,
@@ -69,21 +73,22 @@ def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool =
     away counts as predicted background (``fedml.tasks.original``). What the prepared masks lack is counted too (``fedml.tasks.lost``).
 
     Args:
-        output: (images, classes, *size) logits.
+        output: (images, classes, *size) logits, or ``Several`` of (classes, *size).
 
     Raises:
         FloatingPointError: a logit is not finite.
         ValueError: a mask does not fit the images, or holds a value that is no class.
     """
-    images, classes, *size = output.shape
-    if tuple(truth.mask.shape) != (images, *size) or truth.person.shape != (images,):
-        raise ValueError(f"masks are {tuple(truth.mask.shape)} for {images} images of {tuple(size)}")
-    if not bool(torch.isfinite(output).all()):
+    images, classes = len(output), output.shape[1] if isinstance(output, torch.Tensor) else output[0].shape[0]
+    sizes = [tuple(logits.shape[1:]) for logits in output]
+    if [tuple(one.shape) for one in truth.mask] != sizes or truth.person.shape != (images,):
+        raise ValueError(f"masks are {[tuple(one.shape) for one in truth.mask][:3]} for {images} images of {sizes[:3]}")
+    if not all(bool(torch.isfinite(logits).all()) for logits in output):
         raise FloatingPointError("the model's output is not finite")
     persons, row = np.unique(truth.person.cpu().numpy(), return_inverse=True)
     originals = None if truth.originals is None else [truth.originals[k] for k in range(images)]
     if originals is None:
-        guess, mask = list(output.detach().argmax(1).cpu().numpy()), list(truth.mask.cpu().numpy())
+        guess, mask = ([one.cpu().numpy() for one in many] for many in ((one.detach().argmax(0) for one in output), truth.mask))
         spacing = None if truth.spacing is None else truth.spacing.detach().cpu().double().numpy()
     else:
         guess, mask = [one.labels(logits) for one, logits in zip(originals, output, strict=True)], [one.mask() for one in originals]

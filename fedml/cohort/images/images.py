@@ -14,7 +14,9 @@ from fedml.cohort.images.histograms import HistogramView
 from fedml.cohort.images.mapped import Mapped, Stored, concat_images, select_images
 from fedml.cohort.images.originals import OriginalMasks, concat_originals
 from fedml.cohort.images.reasons import Exclusion
+from fedml.cohort.images.volumes import Patcher, Volumes
 from fedml.cohort.inputs import Rows, content_of, rows_of_items
+from fedml.study.imaging import Patches
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ class Images:
 
     ``masks`` (images, 1, *size): the class index of each voxel. ``spacing`` (images, axes): mm, NaN if unknown.
     ``excluded``: excluded images. ``originals``: the masks as the files have them; None: nothing moved their voxels, or no masks.
+    ``patches``: how training draws them from images of different sizes; None: images are used as a whole.
     """
 
     pixels: Stored
@@ -37,6 +40,7 @@ class Images:
     spacing: npt.NDArray[np.float64] | None = None
     excluded: tuple[Exclusion, ...] = ()
     originals: OriginalMasks | None = None
+    patches: Patches | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,7 +48,7 @@ class Images:
         return tuple(self.pixels.shape[1:])
 
     @cached_property
-    def _read(self) -> torch.Tensor | Mapped | HistogramView:
+    def _read(self) -> torch.Tensor | Mapped | HistogramView | Volumes:
         """Images as one tensor, or as a view of a cache."""
         import torch
 
@@ -72,12 +76,42 @@ class Images:
             begin, end = np.searchsorted(self.person, rows), np.searchsorted(self.person, rows + 1)
             images = np.concatenate([np.arange(b, e) for b, e in zip(begin, end, strict=True)] or [np.zeros(0, np.int64)])
             person = torch.from_numpy(np.repeat(np.arange(len(rows)), end - begin))
+        if self._patcher is not None:
+            return self._of_volumes(self._patcher, images, person, draw)
         pixels = self._read
+        if isinstance(pixels, Volumes):
+            raise ValueError("images of different sizes have masks")
         whole = pixels[torch.from_numpy(images)].float() if isinstance(pixels, torch.Tensor) else torch.from_numpy(pixels[images])
-        out = {"image": whole, "image_person": person}
+        out: dict[str, Any] = {"image": whole, "image_person": person}
         if self.masks is not None:
             out["mask"] = torch.from_numpy(self.masks[images])
         if self.spacing is not None:
+            out["image_spacing"] = torch.from_numpy(self.spacing[images])
+        if self.originals is not None and draw is None:
+            out["original"] = self.originals.take(images)
+        return out
+
+    @cached_property
+    def _patcher(self) -> Patcher | None:
+        if self.patches is None or not isinstance(self.pixels, Volumes) or not isinstance(self.masks, Volumes):
+            return None
+        return Patcher(self.pixels, self.masks, self.patches)
+
+    def _of_volumes(self, patcher: Patcher, images: Any, person: torch.Tensor, draw: torch.Generator | None) -> dict[str, Any]:
+        """Patches in training; without ``draw`` the whole images, as one tensor or as ``Several``."""
+        import torch
+
+        from fedml.tasks.several import stacked
+
+        if draw is not None:
+            drawn = [pair for at in images.tolist() for pair in patcher.patches(at, draw)]
+            image, mask = ([pair[k] for pair in drawn] for k in (0, 1))
+            person = person.repeat_interleave(patcher.spec.per_step)
+        else:
+            image, mask = ([side.read(at) for at in images.tolist()] for side in (patcher.pixels, patcher.masks))
+        blank = torch.zeros(0, *self.shape)
+        out = {"image": stacked(image) if image else blank, "image_person": person, "mask": stacked(mask) if mask else blank[:, :1].byte()}
+        if self.spacing is not None and draw is None:
             out["image_spacing"] = torch.from_numpy(self.spacing[images])
         if self.originals is not None and draw is None:
             out["original"] = self.originals.take(images)
@@ -88,13 +122,8 @@ class Images:
         kept, person = rows_of_items(self.person, rows)
         masks = None if self.masks is None else select_images(self.masks, kept)
         spacing = None if self.spacing is None else self.spacing[kept]
-        return Images(
-            select_images(self.pixels, kept),
-            person,
-            masks,
-            spacing,
-            originals=None if self.originals is None else self.originals.take(kept),
-        )
+        originals = None if self.originals is None else self.originals.take(kept)
+        return Images(select_images(self.pixels, kept), person, masks, spacing, originals=originals, patches=self.patches)
 
     def content(self) -> dict[str, bytes]:
         """Pixels, masks, persons, spacings, and the masks as the files have them."""
@@ -115,4 +144,5 @@ def pool_images(parts: Sequence[tuple[Images | None, int]]) -> Images:
         concat_images(masks) if len(masks) == len(pairs) else None,
         np.concatenate(spacings) if len(spacings) == len(pairs) else None,
         originals=concat_originals(whole) if len(whole) == len(pairs) else None,
+        patches=pairs[0][0].patches,
     )

@@ -74,6 +74,8 @@ def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Col
     steps += [_own(transform, key) for transform in spec.transforms for key in images]
     if spec.size:
         steps.append(mt.ResizeWithPadOrCropd(keys, spatial_size=spec.size, mode="constant"))
+    if spec.at_least:
+        steps.append(mt.SpatialPadd(keys, spatial_size=spec.at_least, mode="constant"))
     return mt.Compose(steps)
 
 
@@ -88,6 +90,8 @@ def geometry(spec: Preprocess) -> list[Any]:
         steps.append(mt.Spacing(pixdim=spec.spacing_mm, lazy=True))
     if spec.size:
         steps.append(mt.ResizeWithPadOrCrop(spatial_size=spec.size, lazy=True))
+    if spec.at_least:
+        steps.append(mt.SpatialPad(spatial_size=spec.at_least, lazy=True))
     return steps
 
 

@@ -1,4 +1,4 @@
-"""Predictions come back to the file's voxels as MONAI's inverse brings them, crops are exact, and what masks lose is counted voxel by voxel."""
+"""Predictions come back to the file's voxels as MONAI's inverse brings them; crops are exact; what masks lose is counted."""
 
 from __future__ import annotations
 
@@ -165,8 +165,8 @@ def test_withheld_numbers_are_told_as_unknown_not_as_none() -> None:
     sent = lost_grouped(counts_of(20, 12, 3), np.array([False]), 5)
     text = lost_notes({1: "lesion"}, {"a": sent, "b": lost_grouped(counts_of(30, 30, 12), np.array([False]), 5)})
     assert text == [
-        "Lost by preprocessing, class lesion: at least 24 of 100 lesions, at least 231 of 500 voxels outside of the crop, the whole class of "
-        "at least 12 of 50 persons. Measures count them as not found. 1 site(s) withhold a number of too few persons. A larger "
+        "Lost by preprocessing, class lesion: at least 24 of 100 lesions, at least 231 of 500 voxels outside of the crop, the whole "
+        "class of at least 12 of 50 persons. Measures count them as not found. 1 site(s) withhold a number of too few persons. A larger "
         "[cohort.image] size keeps them."
     ]
     assert lost_notes({1: "lesion"}, {"a": counts_of(20, 0, 0)}) == []
