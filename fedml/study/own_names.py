@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedml.errors import nearest
-from fedml.study.code_section import Code, OwnOptions, module_of
+from fedml.study.code_section import Code, OwnOptions, is_own, module_of
 from fedml.study.cohort_section import Cohort
 from fedml.study.sections import Evaluation, Model
 from fedml.study.training_section import Training
@@ -26,7 +26,7 @@ def own_options(cohort: Cohort, model: Model, training: Training) -> Iterator[tu
         network: Any = getattr(model, part)
         if isinstance(network, OwnOptions) and network.options is not None:
             yield f"[model] {part} net", vars(network)["net"], network.options
-    if training.loss is not None:
+    if training.loss is not None and is_own(training.loss):
         yield "[training] loss", training.loss, training.loss_options
     for transform in cohort.image.transforms if cohort.image is not None else ():
         yield "[cohort.image] transforms", transform.name, transform.options

@@ -21,22 +21,24 @@ prepared images (``original.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from fedml.errors import NotBuilt
+from fedml.study.code_section import is_own
+from fedml.study.mask_losses import options_of
 from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.drawn import Statistic, statistic
 from fedml.tasks.interval_tools import Floats, Interval, Parts, mean_of, no_interval, student
 from fedml.tasks.lost import LOST_MEASURES, without_lost
+from fedml.tasks.mask_losses import mask_loss
 from fedml.tasks.measure import Measure
 from fedml.tasks.segmentation_counts import (
     Truth,
@@ -47,7 +49,6 @@ from fedml.tasks.segmentation_counts import (
     segmentation_fields,
     truth_of,
 )
-from fedml.tasks.several import Several
 from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, unchanged
 
 _NO_SPREAD = NotBuilt("its spread over persons is not in the counts")
@@ -63,7 +64,7 @@ def segmentation_task(study: Study) -> Task:
     counts = partial(segmentation_counts, distances=distances)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names[1:], start=1)), outputs=len(names),
-        truth=truth_of, loss=dice_ce, counts=counts,
+        truth=truth_of, loss=_loss(study), counts=counts,
         fields=segmentation_fields(len(names), distances=distances, moved=moved), coarse=without_lost, grouped=grouped, spread=unchanged,
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
@@ -86,27 +87,14 @@ def segmentation_task(study: Study) -> Task:
     )  # fmt: skip
 
 
-@cache
-def _dice_loss() -> Any:
-    from monai.losses import DiceLoss
-
-    return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")
+dice_ce = mask_loss("dice_ce", options_of("dice_ce", {}))  # of a study that names none
 
 
-def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
-    """Dice loss without the background plus cross-entropy, as in MONAI's DiceCELoss: the mean over persons of the mean over their images.
-
-    Each image is taken by itself, not the batch as one, so the loss of some persons and of others adds up to that of all.
-    """
-    if isinstance(truth.mask, Several):
-        raise ValueError("a loss is of images of one size: patches")
-    output, mask = output.float(), truth.mask.to(output.device).long()
-    dice = _dice_loss()(output, mask[:, None]).flatten(1).mean(1)
-    each = dice + functional.cross_entropy(output, mask, reduction="none").flatten(1).mean(1)
-    images = torch.bincount(truth.person)
-    weight = (1 / images[truth.person].to(each.dtype)).to(each.device)
-    total: torch.Tensor = (each * weight).sum() / max(int((images > 0).sum()), 1)
-    return total
+def _loss(study: Study) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
+    plan = study.training
+    name = "dice_ce" if plan.loss is None or is_own(plan.loss) else plan.loss  # an own loss is put in later
+    weights = plan.class_weights if isinstance(plan.class_weights, tuple) else ()
+    return mask_loss(name, options_of(name, {} if name != plan.loss else plan.loss_options), weights)
 
 
 def _labels(study: Study) -> Labels:
