@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
@@ -39,6 +40,7 @@ from fedml.modalities.modality import (
     shaped,
 )
 from fedml.study.code_section import is_own
+from fedml.study.monai_transforms import is_random
 from fedml.study.study import Study
 from fedml.tasks.several import stacked
 
@@ -97,7 +99,7 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
         check_ids(ids, _names(place.folder / data.path, data.format), str(place.folder / data.path))
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined)
-    return read_images(
+    found = read_images(
         place.folder / data.path, data.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,
         rules=ImageRules(
@@ -105,6 +107,8 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
             place.deidentification, place.max_quarantined, place.cache / "images",
         ),
     )  # fmt: skip
+    drawn = () if plan.image is None else tuple(transform for transform in plan.image.transforms if is_random(transform.name))
+    return replace(found, drawn=drawn) if drawn else found
 
 
 def _names(folder: Path, kind: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedml.cohort.images.images import Images
 from fedml.study.cohort_section import ImageShape
+from fedml.study.monai_transforms import is_random
 from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.lost import lost_notes, lost_of_images
@@ -27,6 +28,10 @@ def steps(image: ImageShape) -> list[str]:
     done += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
     two = image.percentiles
     done += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels scaled to 0 and 1"] if two else []
+    cached = [transform.name for transform in image.transforms if not is_random(transform.name)]
+    done += [f"changed by {', '.join(cached)}"] if cached else []
+    drawn = [transform.name for transform in image.transforms if is_random(transform.name)]
+    done += [f"in training changed at random by {', '.join(drawn)}"] if drawn else []
     if (patches := image.patches) is None:
         return [*done, f"cropped and padded to {' x '.join(map(str, image.size))}"]
     size = " x ".join(map(str, patches.size))

@@ -23,6 +23,7 @@ from fedml.study import date_rules, limits
 from fedml.study.calls_section import Calls
 from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Patches, Preprocess
+from fedml.study.monai_transforms import is_random
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
 from fedml.study.sex_section import Sex
@@ -163,7 +164,7 @@ class ImageShape(Section):
     tiles: Tiles | None = Field(default=None, description="tiles of whole slides; replaces all other keys")
     patches: Patches | None = Field(default=None, description="patches of images in their own size; replaces size and crop")
     transforms: Annotated[tuple[OwnTransform, ...], Field(max_length=20)] = Field(
-        default=(), description="transforms of own code, one after another, on each image after the window and before it is cropped to size"
+        default=(), description="transforms of MONAI or own code, in order, on each image after the window and before it is cropped to size"
     )
 
     @model_serializer(mode="wrap")
@@ -174,14 +175,15 @@ class ImageShape(Section):
     @property
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of each image when it is read; None: no preprocessing."""
-        used = (self.orientation, self.spacing_mm, self.window, self.percentiles, self.crop, self.transforms, self.patches)
+        cached = tuple(transform for transform in self.transforms if not is_random(transform.name))
+        used = (self.orientation, self.spacing_mm, self.window, self.percentiles, self.crop, cached, self.patches)
         if not any(used):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
         two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
         return Preprocess(
             orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two,
-            size=() if self.patches else self.size, transforms=self.transforms, at_least=self.patches.size if self.patches else (),
+            size=() if self.patches else self.size, transforms=cached, at_least=self.patches.size if self.patches else (),
         )  # fmt: skip
 
     @model_validator(mode="after")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedml.study.code_section import Given, OwnName
+from fedml.study.code_section import Given, is_own, known_or_own, names_schema
+from fedml.study.monai_transforms import MONAI, transform_problem
 
 _CODES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
@@ -17,6 +18,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+TransformName = Annotated[str, AfterValidator(known_or_own(MONAI)), names_schema(MONAI)]
+
+
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -25,15 +29,28 @@ class _Section(BaseModel):
 
 
 class OwnTransform(_Section):
-    """A transform of own code, pinned: what it makes of an image follows from these values alone. In the file, each key besides ``name``
-    is an option."""
+    """A transform of MONAI by name, or of own code, pinned: what it makes of an image follows from these values alone. In the file, each
+    key besides ``name`` is an option."""
 
-    name: OwnName = Field(description="own code as module:name; its arguments are written as further keys")
+    name: TransformName = Field(description="a dictionary transform of MONAI, or own code as module:name; arguments are further keys")
     options: dict[str, Given] = Field(default_factory=dict, description="arguments of the function or class, by name")
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file; reading the study fills it")
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _arguments(self) -> Self:
+        if not self.is_own and (problem := transform_problem(self.name, self.options)):
+            raise ValueError(problem)
+        if not self.is_own and self.sha256:
+            raise ValueError(f"sha256 is of own code; {self.name} is of MONAI: take the key away")
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is own code."""
+        return is_own(self.name)
 
 
 class Patches(_Section):

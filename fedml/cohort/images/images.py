@@ -16,7 +16,7 @@ from fedml.cohort.images.originals import OriginalMasks, concat_originals
 from fedml.cohort.images.reasons import Exclusion
 from fedml.cohort.images.volumes import Patcher, Volumes
 from fedml.cohort.inputs import Rows, content_of, rows_of_items
-from fedml.study.imaging import Patches
+from fedml.study.imaging import OwnTransform, Patches
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +32,7 @@ class Images:
     ``masks`` (images, 1, *size): the class index of each voxel. ``spacing`` (images, axes): mm, NaN if unknown.
     ``excluded``: excluded images. ``originals``: the masks as the files have them; None: nothing moved their voxels, or no masks.
     ``patches``: how training draws them from images of different sizes; None: images are used as a whole.
+    ``drawn``: random transforms of training.
     """
 
     pixels: Stored
@@ -41,6 +42,7 @@ class Images:
     excluded: tuple[Exclusion, ...] = ()
     originals: OriginalMasks | None = None
     patches: Patches | None = None
+    drawn: tuple[OwnTransform, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,7 +125,7 @@ class Images:
         masks = None if self.masks is None else select_images(self.masks, kept)
         spacing = None if self.spacing is None else self.spacing[kept]
         originals = None if self.originals is None else self.originals.take(kept)
-        return Images(select_images(self.pixels, kept), person, masks, spacing, originals=originals, patches=self.patches)
+        return Images(select_images(self.pixels, kept), person, masks, spacing, originals=originals, patches=self.patches, drawn=self.drawn)
 
     def content(self) -> dict[str, bytes]:
         """Pixels, masks, persons, spacings, and the masks as the files have them."""
@@ -145,4 +147,5 @@ def pool_images(parts: Sequence[tuple[Images | None, int]]) -> Images:
         np.concatenate(spacings) if len(spacings) == len(pairs) else None,
         originals=concat_originals(whole) if len(whole) == len(pairs) else None,
         patches=pairs[0][0].patches,
+        drawn=pairs[0][0].drawn,
     )
