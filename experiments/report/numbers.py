@@ -27,6 +27,7 @@ from fedml.tasks.counts import add_counts
 from fedml.tasks.few import few_notes, withheld
 from fedml.tasks.interval_tools import Interval
 from fedml.tasks.intervals import interval
+from fedml.tasks.lost import lost_notes
 from fedml.tasks.own import NO_INTERVAL
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
@@ -57,7 +58,7 @@ def figures(record: Record) -> dict[str, Any]:
             **({} if record.final.kept is None else {"kept": record.final.kept}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
-        "worst": _worst(task, scores), "notes": few_notes(counts), "noised": bool(merged) and noised,
+        "worst": _worst(task, scores), "notes": [*few_notes(counts), *lost_notes(task.scored, counts)], "noised": bool(merged) and noised,
         "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip

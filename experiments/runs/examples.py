@@ -86,8 +86,11 @@ def _masks(study: Study, model: CohortModel, cohort: Cohort, site: str, rows: np
     for number, row in enumerate(rows, start=1):
         batch = cohort.batch([int(row)])
         image, true = batch["image"][0].numpy(), batch["mask"][0, 0].numpy()
-        guess = _predict(model, {**batch, "image": batch["image"][:1]})[0].argmax(0).numpy().astype(np.uint8)
-        scores = ", ".join(f"{name} {_dice(true == k, guess == k)}" for k, name in enumerate(names[1:4], start=1))
+        logits = _predict(model, {**batch, "image": batch["image"][:1]})[0]
+        guess = logits.argmax(0).numpy().astype(np.uint8)
+        whole = batch["original"][0] if "original" in batch else None  # Dice is of the voxels of the file, as in the measures
+        pair = (true, guess) if whole is None else (whole.mask(), whole.labels(logits))
+        scores = ", ".join(f"{name} {_dice(pair[0] == k, pair[1] == k)}" for k, name in enumerate(names[1:4], start=1))
         at = most_of(true, 2) if true.ndim == 3 else 0
         for mask, caption in ((None, f"{number}"), (true, "true"), (guess, f"predicted; Dice {scores}")):
             tiles.append(plane(image, mask, caption, at=at, spacing=_spacing(study, batch), orientation=_orientation(study)))

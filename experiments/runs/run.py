@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
+from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError, RunError
 from fedml.runs.events import NO_FINAL, End, Event, Final, Start
@@ -64,6 +65,7 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         InputError: the first error in a site's data, or there are no test persons.
     """
     from fedml.code.load import check
+    from fedml.modalities.image_words import lost_lines
     from fedml.modalities.registry import check_inputs
     from fedml.strategies.algorithms.registry import make_strategy
 
@@ -75,6 +77,8 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         cohort = cohorts[name] = load_cohort((str(site.file.resolve()),), study)
         excluded = "".join(f", {count} excluded ({why})" for why, count in cohort.excluded.items())
         excluded += "".join(f", {count} with an excluded image ({why})" for why, count in cohort.excluded_images.items())
+        if (images := cohort.input("image", Images)) is not None:
+            excluded += "".join(f". {line}" for line in lost_lines(images, study))
         if name in study.federation.evaluate_only:
             say(f"{name}: {cohort.count('test')} persons, who only test the final model (external validation){excluded}")
         else:

@@ -12,6 +12,7 @@ from fedml.runs.events import NO_PRIVACY, Agreed, CheckRow, Checks, Event, Final
 from fedml.runs.log import last, load_counts
 from fedml.study.study import Study
 from fedml.tasks.few import few_notes
+from fedml.tasks.lost import lost_notes
 from fedml.tasks.registry import make_task
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def final_table(study: Study, final: Final) -> Group:
         rows |= {"external validation, merged": external["all"]} if len(rows) > 1 else {}
         for label, values in rows.items():
             table.add_row(label, str(int(values["persons"])), *(_number(values.get(n)) for n in names))
-    by_class = [n.split("/", 1) for n in scores["all"] if "/" in n]
+    by_class = [n.split("/", 1) for n in scores["all"] if "/" in n and task.described(n).brief]
     if not by_class:
         return Group(table)
     columns = list(dict.fromkeys(name for name, _ in by_class))
@@ -141,9 +142,10 @@ def final_table(study: Study, final: Final) -> Group:
 
 
 def notes_of(study: Study, outcome: Outcome) -> list[str]:
-    """What few persons did to the numbers of ``final_table``, as sentences (``fedml.tasks.few``)."""
+    """What few persons and preprocessing did to the numbers of ``final_table``, as sentences (``fedml.tasks``: ``few``, ``lost``)."""
     counts = load_counts(outcome.run).get("test" if "test" in outcome.final.metrics else "val", {})
-    return few_notes({site: counts[site] for site in study.federation.sites if site in counts})
+    by_site = {site: counts[site] for site in study.federation.sites if site in counts}
+    return [*few_notes(by_site), *lost_notes(make_task(study).scored, by_site)]
 
 
 # A header is wrapped at underscores if possible, otherwise anywhere; it is never truncated.

@@ -36,9 +36,11 @@ from fedml.cohort.images.histograms import HistogramView, histogram_item
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
+from fedml.cohort.images.originals import Finder, Folded, OriginalMasks, folded, open_originals, pack
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.cohort.images.upright import require_same_turn
+from fedml.cohort.images.volumes import volumes
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
@@ -47,6 +49,8 @@ from fedml.study.series_section import SiteSelect
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
+
+    _Entry = tuple[ImageCache, OriginalMasks | None]  # prepared images, and their masks as the files have them
 
 Affine = npt.NDArray[np.float64]
 READER_VERSION = 2  # increment when a reader returns other values for the same file
@@ -128,17 +132,22 @@ def read_images(
             spec = windowed(spec, *window)
         settings = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
-        entry = _cached(cache, request, found, shape, spec, reader)
+        entry = _cached(cache, request, found, shape, spec, reader, 0 if codes is None else len(codes))
         if entry is not None:
-            size = (shape.channels, *shape.size) if spec.percentiles else None
-            return _from_cache(entry, request, found, size, rules.max_quarantined)
+            return _from_cache(entry, request, found, shape, rules.max_quarantined, counted=bool(spec.percentiles))
+    if shape is not None and shape.patches is not None and found:
+        raise InputError("[cohort.image] patches are drawn from the cache of prepared images, and the site has none; give it one.")
     read: list[tuple[int, Path, Raw]] = []
+    whole: dict[int, npt.NDArray[np.uint8]] = {}  # by id of a prepared image: its mask as the file has it
     excluded: list[Exclusion] = []
     persons_with_images: set[int] = set()
     for at, where, load, _, _ in found:
         persons_with_images.add(at)
         try:
-            read.append((at, where, _prepared(load(), spec)))
+            raw = load()
+            read.append((at, where, _prepared(raw, spec)))
+            if spec is not None and codes is not None and (drawn_after := read[-1][2].mask) is not None:
+                whole[id(read[-1][2])] = pack(spec, folded(raw), drawn_after[0], len(codes))
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
@@ -164,6 +173,7 @@ def read_images(
         if drawn and any(raw.affine is not None for raw in raws)
         else None,
         tuple(excluded),
+        OriginalMasks(tuple(whole[id(raw)] for raw in raws)) if whole else None,
     )
 
 
@@ -181,16 +191,23 @@ def _no_images(request: _Folder, any_excluded: bool) -> InputError:
     return InputError(f"{request.path}: has no {usable} of a person in the persons table {expected}; correct data.image in site.toml.")
 
 
-def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str) -> ImageCache | None:
-    """The cache entry of these images; None if it cannot be written and the images fit into memory."""
+def _cached(
+    cache: Path, request: _Folder, found: Sequence[_Found], shape: ImageShape, spec: Preprocess, reader: str, classes: int
+) -> _Entry | None:
+    """The cache entry of these images, and their masks as the files have them; None if an entry cannot be written and the images fit into
+    memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
     by_item = {Item(str(image.where), image.files, image.part): image for image in found}
+    aside: dict[Item, Folded] = {}
 
     def read(item: Item) -> Raw:
         image = by_item[item]
         try:
-            return image.load()
+            raw = image.load()
+            if raw.mask is not None:
+                aside[item] = folded(raw)
+            return raw
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
@@ -198,20 +215,32 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
 
     try:
         if spec.percentiles:
-            raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": ()})
+            raw = spec.model_copy(update={"percentiles": None, "size": (), "transforms": (), "at_least": ()})
             counting = Reader(read, f"{reader} counted", histogram_item)
-            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info)
-        return open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info)
+            return open_cache(cache, request.path / "voxels", list(by_item), raw, counting, log.info), None
+        entry, items = open_cache(cache, request.path, list(by_item), spec, Reader(read, reader), log.info), list(by_item)
+        if not request.masked or not len(entry):
+            return entry, None
+        finder = Finder(lambda item: aside.get(item) or folded(read(item)), reader, classes)
+        return entry, open_originals(entry, cache, request.path, items, spec, finder, log.info)
     except CannotKeep as error:
-        if shape.percentiles or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
+        if shape.percentiles or shape.patches or 4 * len(found) * shape.channels * math.prod(shape.size) > _IN_MEMORY:
             raise
         log.warning("%s The images are read into memory at every start.", error)
         return None
 
 
-def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], size: tuple[int, ...] | None, limit: float) -> Images:
-    """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
-    excluded = []
+def _from_cache(
+    entry: tuple[ImageCache, OriginalMasks | None],
+    request: _Folder,
+    found: Sequence[_Found],
+    shape: ImageShape,
+    limit: float,
+    *,
+    counted: bool,
+) -> Images:
+    """The images of ``found`` in the cache, as ``read_images`` returns them; ``counted``: the cache has histograms."""
+    (cache, originals), excluded = entry, []
     for at, reason in sorted(cache.excluded.items()):
         where = found[at].where
         reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
@@ -221,17 +250,28 @@ def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], si
         raise _no_images(request, bool(excluded))
     rows = np.array([found[at].row for at in cache.kept], dtype=np.int64)
     order = np.argsort(rows, kind="stable")  # a person's images keep their order
-    if size is not None:
-        return Images(HistogramView(tuple((cache, at) for at in order.tolist()), size), rows[order], excluded=tuple(excluded))
+    if counted:
+        view = HistogramView(tuple((cache, at) for at in order.tolist()), (shape.channels, *shape.size))
+        return Images(view, rows[order], excluded=tuple(excluded))
     axes = len(cache.shapes[0]) - 1
     spacing = np.array([cache.spacings[at] or (math.nan,) * axes for at in order])
     known = request.masked and bool(np.isfinite(spacing).any())
+    patch = None if shape.patches is None else shape.patches.size
+    pixels, masks = (
+        None if wanted and not request.masked
+        else mapped(cache, order, masks=wanted) if patch is None
+        else volumes(cache, order.tolist(), patch, masks=wanted)
+        for wanted in (False, True)
+    )  # fmt: skip
+    assert pixels is not None  # noqa: S101  only masks may not be wanted
     return Images(
-        mapped(cache, order),
+        pixels,
         rows[order],
-        mapped(cache, order, masks=True) if request.masked else None,
+        masks,
         spacing if known else None,
         tuple(excluded),
+        None if originals is None else originals.take(order),
+        shape.patches,
     )
 
 

@@ -201,8 +201,8 @@ def _check_counts(study: Study, reply: RecordDict) -> None:
         _shaped(value, dtype, shape, name)
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{name} is not finite")
-        if label and (value != task.coarse({name: value})[name]).any():
-            raise SiteError(Reason.UNDECLARED, f"a subgroup's {name} has more bins than are allowed")
+        if label and ((coarse := task.coarse({name: value}).get(name)) is None or (value != coarse).any()):
+            raise SiteError(Reason.UNDECLARED, f"a subgroup's {name} has more bins than are allowed, or is not declared")
 
 
 def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:

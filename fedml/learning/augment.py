@@ -16,17 +16,17 @@ import torch
 
 from fedml.cohort.images.transforms import random
 from fedml.seeds import derive_seed
-from fedml.study.imaging import Augment
+from fedml.study.imaging import Augment, OwnTransform
 
 Batch = Mapping[str, torch.Tensor]
 Change = Callable[[Batch, Sequence[str], int], dict[str, torch.Tensor]]
 
 
-def augmentation(spec: Augment, *, seed: int) -> Change | None:
-    """The function that augments a batch of the persons ``ids`` in an epoch; None if ``spec`` changes nothing."""
-    if spec == Augment():
+def augmentation(spec: Augment, named: Sequence[OwnTransform] = (), *, seed: int) -> Change | None:
+    """The function that augments a batch of the persons ``ids`` in an epoch; None if ``spec`` and ``named`` change nothing."""
+    if spec == Augment() and not named:
         return None
-    pipelines = {keys: random(spec, keys) for keys in (("image",), ("image", "mask"))}
+    pipelines = {keys: random(spec, keys, named=named) for keys in (("image",), ("image", "mask"))}
 
     def change(batch: Batch, ids: Sequence[str], epoch: int) -> dict[str, torch.Tensor]:
         if "image" not in batch:

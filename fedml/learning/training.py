@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.wide.matrix import Matrix
@@ -212,7 +213,8 @@ def train(
     smallest = max(hooks.smallest, 2 if alone else 1)
     loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
     scale = scaler(device, plan.precision)
-    change = augmentation(plan.augment, seed=seed)
+    images = cohort.input("image", Images)
+    change = augmentation(plan.augment, () if images is None else images.drawn, seed=seed)
     with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed) as generator:
         network.train()
         parameters = trained_parameters(network, plan.freeze)

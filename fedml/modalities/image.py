@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
@@ -21,6 +22,7 @@ from fedml.cohort.read_images import ImageRules, read_images
 from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides
+from fedml.modalities.image_words import lost_lines, steps
 from fedml.modalities.modality import (
     Array,
     DataSection,
@@ -38,9 +40,10 @@ from fedml.modalities.modality import (
     shaped,
 )
 from fedml.study.code_section import is_own
-from fedml.study.cohort_section import ImageShape
+from fedml.study.monai_transforms import is_random
 from fedml.study.series_section import SiteSelect
 from fedml.study.study import Study
+from fedml.tasks.several import stacked
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +103,7 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
         check_ids(ids, _names(place.folder / data.path, data.format), str(place.folder / data.path))
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined)
-    return read_images(
+    found = read_images(
         place.folder / data.path, data.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,
         rules=ImageRules(
@@ -108,6 +111,8 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
             place.deidentification, place.max_quarantined, place.cache / "images", data.select,
         ),
     )  # fmt: skip
+    drawn = () if plan.image is None else tuple(transform for transform in plan.image.transforms if is_random(transform.name))
+    return replace(found, drawn=drawn) if drawn else found
 
 
 def _names(folder: Path, kind: str) -> set[str]:
@@ -133,7 +138,8 @@ def _inspect(place: Place[ImageData], ids: Sequence[str] | None) -> Iterator[Inp
 def _summary(value: Kind, study: Study) -> list[str]:
     match value:
         case Images():
-            return [f"images: {len(value.person)} of {value.shape} (channels, *size)"]
+            kind = ", patches of" if value.patches is not None else " of"
+            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *lost_lines(value, study)]
         case Slides():
             return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
     assert_never(value)
@@ -254,7 +260,7 @@ def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
     whole = [image for image in images if image is not None]
     shape = study.cohort.image
     blank = (1, 1, 1) if shape is None else (shape.channels, *shape.size)  # shape for a batch without images
-    x = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, *blank)
+    x = stacked([torch.from_numpy(image) for image in whole]) if whole else torch.zeros(0, *blank)
     return {"image_person": torch.nonzero(present)[:, 0], "image_present": present.float(), "image": x}
 
 
@@ -309,6 +315,8 @@ def _plan(study: Study) -> str:
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.plan(tiles, study.model.image.pooling)
     shape = study.cohort.image
+    if shape is not None and (patches := shape.patches) is not None:
+        return f"images, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
     return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
 
 
@@ -323,18 +331,9 @@ def _preparation(study: Study) -> Text:
     if image.tiles is not None:
         return slides.preparation(image.tiles), ("study.json#/cohort/image/tiles",)
     if image.preprocess is not None:
-        return f"Images are {', '.join(_steps(image))}.", ("study.json#/cohort/image",)
+        return f"Images are {', '.join(steps(image))}.", ("study.json#/cohort/image",)
     size = " x ".join(map(str, image.size))
     return f"Images are read unchanged and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
-
-
-def _steps(image: ImageShape) -> list[str]:
-    steps = [f"reoriented to {image.orientation}"] if image.orientation else []
-    steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
-    steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
-    two = image.percentiles
-    steps += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels scaled to 0 and 1"] if two else []
-    return [*steps, f"cropped and padded to {' x '.join(map(str, image.size))}"]
 
 
 def _network(study: Study) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,6 +33,7 @@ from fedml.study.parameters import check_parameters
 from fedml.study.sections import TableNetwork
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
+from fedml.tasks.several import Several
 
 TILE_WIDTH = 64  # features of an image or tile for attention pooling
 
@@ -47,7 +49,8 @@ class CohortModel(nn.Module):
         plan = study.model
         self.inputs = study.cohort.inputs
         self.segmentation = study.traits.label == "mask"
-        self.window = plan.segmentation.window
+        patches = None if study.cohort.image is None else study.cohort.image.patches
+        self.window = plan.segmentation.window or (patches.size if patches is not None else ())
         if self.segmentation:
             spec, classes = plan.segmentation, len(study.cohort.classes)
             self.preprocess = nn.ModuleDict({m.name: require(m.preprocess, m, "preprocess")(study, layout) for m in modalities_of(study)})
@@ -110,8 +113,10 @@ class CohortModel(nn.Module):
     def _device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def forward(self, batch: Mapping[str, Any]) -> Any:
         if self.segmentation:
+            if isinstance(several := batch["image"], Several):  # images of different sizes, which come only in evaluation
+                return several.each(lambda one: self.forward({"image": one}))
             x = self.preprocess["image"](batch["image"])
             network = self.encoder["image"]
             return network(x) if self.training or not self.window else infer(network, x, window=self.window)

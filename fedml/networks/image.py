@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError, nearest
+from fedml.networks.einops_needed import need_einops
 from fedml.study.sections import ImageNetwork
 
 
@@ -88,6 +89,60 @@ def densenet121(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Mo
         network.features.pool0 = nn.Identity()
     built: nn.Module = network
     return built
+
+
+def _efficientnet(number: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Module]:
+    def build(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
+        from monai.networks import nets
+
+        if min(shape[1:]) < 64:
+            raise InputError(f'[model] image net "efficientnet_b{number}" halves an image five times; it needs 64 voxels along each axis.')
+        network: Any = nets.EfficientNetBN(
+            f"efficientnet-b{number}", pretrained=False, spatial_dims=len(shape) - 1, in_channels=shape[0], num_classes=outputs
+        )
+        network.set_swish(memory_efficient=False)
+        network._dropout = nn.Identity()  # nothing random in a step
+        for module in network.modules():
+            if hasattr(module, "drop_connect_rate"):
+                module.drop_connect_rate = 0.0
+        if spec.norm != "batch":
+            _replace_batch_norm(network, spec.norm, len(shape) - 1)
+        built: nn.Module = network
+        return built
+
+    build.__doc__ = f"MONAI's EfficientNet-B{number}, not pretrained (Tan and Le 2019)."
+    return build
+
+
+class _FirstOutput(nn.Module):
+    """Of a network that gives several outputs, the first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.network(x)[0]
+        return out
+
+
+def _vit(width: int, heads: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Module]:
+    def build(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
+        from monai.networks import nets
+
+        need_einops("vit")
+        smallest = min(shape[1:])
+        side = min(16 if smallest >= 96 else 8 if smallest >= 48 else 4, smallest)
+        network = nets.ViT(
+            shape[0], tuple(shape[1:]), (side,) * (len(shape) - 1), hidden_size=width, mlp_dim=4 * width, num_heads=heads,
+            classification=True, num_classes=outputs, spatial_dims=len(shape) - 1, post_activation="none",
+        )  # fmt: skip
+        for block in network.blocks:
+            block.norm_cross_attn = nn.Identity()  # never called here; its weights would be sent and never trained
+        return _FirstOutput(network)
+
+    build.__doc__ = f"MONAI's vision transformer of 12 layers and width {width}; it has layer norm, so norm is ignored (Dosovitskiy 2021)."
+    return build
 
 
 class _FixedFeatures(nn.Module):
@@ -190,6 +245,10 @@ NETWORKS: dict[str, Callable[[ImageNetwork, Sequence[int], int], nn.Module]] = {
     "resnet50": _resnet(50),
     "densenet121": densenet121,
     "gabor": gabor,
+    **{f"efficientnet_b{number}": _efficientnet(number) for number in range(4)},
+    "vit_tiny": _vit(192, 3),
+    "vit_small": _vit(384, 6),
+    "vit_base": _vit(768, 12),
 }
 
 

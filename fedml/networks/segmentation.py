@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from fedml.errors import InputError, nearest
 from fedml.networks.image import _replace_batch_norm
+from fedml.networks.segmentation_monai import attention_unet, dynunet, swin_unetr
 
 Stride = int | Sequence[int]  # one for all axes, or one for each axis
 RESIDUAL_UNITS = 2  # convolutions on each level of the U-Net
@@ -103,7 +104,11 @@ def segresnet(shape: Sequence[int], classes: int, channels: Sequence[int], strid
 SEGMENTATION_NETWORKS: dict[str, Callable[[Sequence[int], int, Sequence[int], Sequence[Stride]], nn.Module]] = {
     "unet": unet,
     "segresnet": segresnet,
+    "attention_unet": attention_unet,
+    "dynunet": dynunet,
+    "swin_unetr": swin_unetr,
 }
+FURTHER = {"swin_unetr": 2}  # how many times more than its strides a network divides an image along each axis
 
 
 def build_segmentation_network(
@@ -128,7 +133,8 @@ def build_segmentation_network(
     network = SEGMENTATION_NETWORKS[net](shape, classes, channels, strides)
     if norm != "batch":
         _replace_batch_norm(network, norm, dims)
-    return Segmenter(network, classes, [math.prod(n) for n in zip(*(_axes(s, dims) for s in strides), strict=True)])
+    factors = [FURTHER.get(net, 1) * math.prod(n) for n in zip(*(_axes(s, dims) for s in strides), strict=True)]
+    return Segmenter(network, classes, factors)
 
 
 def _axes(stride: Stride, dims: int) -> tuple[int, ...]:

@@ -144,8 +144,8 @@ def _changed(plan: Any, key: str, change: Callable[[Mapping[str, Any]], Any]) ->
 
 
 def _with_options(given: Any, key: str, kept: Collection[str]) -> Any:
-    """``given`` with all keys but ``key`` and ``kept`` under ``options``, if ``key`` names own code and it has no ``options`` yet."""
-    if not isinstance(given, Mapping) or _OPTIONS in given or not is_own(str(given.get(key, ""))):
+    """``given`` with all keys but ``key`` and ``kept`` under ``options``, if ``key`` names own code or a transform, and it has none."""
+    if not isinstance(given, Mapping) or _OPTIONS in given or not (is_own(str(given.get(key, ""))) or key == "name"):
         return given
     stay = {key, *kept}
     return {**{k: v for k, v in given.items() if k in stay}, _OPTIONS: {k: v for k, v in given.items() if k not in stay}}

@@ -22,7 +22,8 @@ from fedml.errors import nearest
 from fedml.study import date_rules, limits
 from fedml.study.calls_section import Calls
 from fedml.study.contigs import canonical_contig
-from fedml.study.imaging import OwnTransform, Preprocess
+from fedml.study.imaging import OwnTransform, Patches, Preprocess
+from fedml.study.monai_transforms import is_random
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
 from fedml.study.series_section import Select
@@ -144,7 +145,7 @@ class ImageShape(Section):
 
     Without further keys, an image of another size is refused. With one of them, every image is reoriented, resampled, windowed, then
     cropped and padded to ``size`` (``fedml.study.imaging.Preprocess``), and cached. With ``tiles``, images are whole slides, and
-    channels and size are those of a tile.
+    channels and size are those of a tile. With ``patches``, images keep their own size, and size is that of a patch.
     """
 
     channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image: 1 for grey, 3 for colour")
@@ -165,8 +166,9 @@ class ImageShape(Section):
     )
     crop: bool = Field(default=False, description="crop and pad to size around the centre, without other preprocessing")
     tiles: Tiles | None = Field(default=None, description="tiles of whole slides; replaces all other keys")
+    patches: Patches | None = Field(default=None, description="patches of images in their own size; replaces size and crop")
     transforms: Annotated[tuple[OwnTransform, ...], Field(max_length=20)] = Field(
-        default=(), description="transforms of own code, one after another, on each image after the window and before it is cropped to size"
+        default=(), description="transforms of MONAI or own code, in order, on each image after the window and before it is cropped to size"
     )
     select: Select | None = Field(
         default=None,
@@ -181,13 +183,15 @@ class ImageShape(Section):
     @property
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of each image when it is read; None: no preprocessing."""
-        if not (self.orientation or self.spacing_mm or self.window or self.percentiles or self.crop or self.transforms):
+        cached = tuple(transform for transform in self.transforms if not is_random(transform.name))
+        used = (self.orientation, self.spacing_mm, self.window, self.percentiles, self.crop, cached, self.patches)
+        if not any(used):
             return None
         window = (self.window[0], self.window[1]) if len(self.window) == 2 else None
         two = (self.percentiles[0], self.percentiles[1]) if len(self.percentiles) == 2 else None
         return Preprocess(
-            orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two, size=self.size,
-            transforms=self.transforms,
+            orientation=self.orientation, spacing_mm=self.spacing_mm, window=window, percentiles=two,
+            size=() if self.patches else self.size, transforms=cached, at_least=self.patches.size if self.patches else (),
         )  # fmt: skip
 
     @model_validator(mode="after")
@@ -200,7 +204,7 @@ class ImageShape(Section):
             if self.preprocess is not None:
                 raise ValueError(
                     "tiles of slides have no further preprocessing (use mpp); "
-                    "remove orientation, spacing_mm, window, percentiles, crop and transforms"
+                    "remove orientation, spacing_mm, window, percentiles, crop, patches and transforms"
                 )
             side = self.tiles.size_px
             if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):
@@ -210,8 +214,14 @@ class ImageShape(Section):
             object.__setattr__(self, "size", (side, side))
             if (values := self.tiles.per_step * limits.values_of(self.size, self.channels)) > limits.TILE_VALUES:
                 raise ValueError(f"tiles per_step gives {values:,} values of a person in a step, the limit is {limits.TILE_VALUES:,}")
+        elif self.patches is not None:
+            if self.crop or self.size not in ((), self.patches.size):
+                raise ValueError("patches keep the size of each image; remove size and crop")
+            object.__setattr__(self, "size", self.patches.size)
+            if (values := self.patches.per_step * limits.values_of(self.size, self.channels)) > limits.TILE_VALUES:
+                raise ValueError(f"patches give {values:,} values of an image in a step, the limit is {limits.TILE_VALUES:,}")
         elif not self.size:
-            raise ValueError("size is missing; add size, or tiles for whole slides")
+            raise ValueError("size is missing; add size, patches for images that keep their size, or tiles for whole slides")
         if (values := limits.values_of(self.size, self.channels)) > limits.VOXELS:
             raise ValueError(f"size and channels give {values:,} values of an image, the limit is {limits.VOXELS:,}")
         try:
@@ -391,5 +401,7 @@ def target_problems(cohort: Cohort, label: Label, task: str) -> Iterator[str]:
         yield f'[cohort] target must be {what} with [model] task = "{task}"'
     if several and len(cohort.classes) != 2:
         yield f'[cohort] classes lists {len(cohort.classes)}; each label of [model] task = "{task}" has two levels'
+    if cohort.image is not None and cohort.image.patches is not None and label != "mask":
+        yield f'[cohort.image] patches are of images with masks, which [model] task = "{task}" has not; give size in their place'
     if cohort.exposure is not None and label != "count":
         yield f'[cohort] exposure is for counts of events, which [model] task = "{task}" does not predict; remove it'

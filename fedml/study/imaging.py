@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from fedml.study.code_section import Given, OwnName
+from fedml.study.code_section import Given, is_own, known_or_own, names_schema
+from fedml.study.monai_transforms import MONAI, transform_problem
 
 _CODES = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
@@ -17,6 +18,9 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+TransformName = Annotated[str, AfterValidator(known_or_own(MONAI)), names_schema(MONAI)]
+
+
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 
 
@@ -25,15 +29,40 @@ class _Section(BaseModel):
 
 
 class OwnTransform(_Section):
-    """A transform of own code, pinned: what it makes of an image follows from these values alone. In the file, each key besides ``name``
-    is an option."""
+    """A transform of MONAI by name, or of own code, pinned: what it makes of an image follows from these values alone. In the file, each
+    key besides ``name`` is an option."""
 
-    name: OwnName = Field(description="own code as module:name; its arguments are written as further keys")
+    name: TransformName = Field(description="a dictionary transform of MONAI, or own code as module:name; arguments are further keys")
     options: dict[str, Given] = Field(default_factory=dict, description="arguments of the function or class, by name")
     sha256: str = Field(default="", pattern=r"^([0-9a-f]{64})?$", description="SHA-256 of the file; reading the study fills it")
 
     def __hash__(self) -> int:
         return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _arguments(self) -> Self:
+        if not self.is_own and (problem := transform_problem(self.name, self.options)):
+            raise ValueError(problem)
+        if not self.is_own and self.sha256:
+            raise ValueError(f"sha256 is of own code; {self.name} is of MONAI: take the key away")
+        return self
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is own code."""
+        return is_own(self.name)
+
+
+class Patches(_Section):
+    """``[cohort.image] patches``: images keep their own size, training is on patches of them, and evaluation goes over each whole image
+    window by window."""
+
+    size: Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=3)] = Field(description="voxels of a patch along each axis")
+    per_step: Annotated[int, Field(ge=1, le=256)] = Field(default=1, description="patches of each image in a training step, drawn anew")
+    foreground: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="share of patches whose centre is a voxel of a class other than the background; others are anywhere"
+    )
+    balanced: bool = Field(default=False, description="such a centre is of each class of the image alike often, however few voxels it has")
 
 
 class Preprocess(_Section):
@@ -45,6 +74,7 @@ class Preprocess(_Section):
     percentiles: tuple[Finite, Finite] | None = Field(default=None, description="the window, as percentiles of all sites' voxels")
     size: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis, cropped and padded around the centre")
     transforms: tuple[OwnTransform, ...] = Field(default=(), description="own transforms in their order, after the window and before size")
+    at_least: tuple[Pixels, ...] = Field(default=(), description="voxels along each axis to which a smaller image is padded; never cropped")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -54,9 +84,10 @@ class Preprocess(_Section):
             raise ValueError(f"spacing_mm has 2 or 3 numbers, not {len(self.spacing_mm)}")
         if len(self.size) not in (0, 2, 3):
             raise ValueError(f"size has 2 or 3 numbers, not {len(self.size)}")
-        if self.size and self.spacing_mm and len(self.size) != len(self.spacing_mm):
+        size = self.size or self.at_least  # of patches
+        if size and self.spacing_mm and len(size) != len(self.spacing_mm):
             raise ValueError("size and spacing_mm must have the same number of values, one per axis")
-        if self.orientation and 2 in (len(self.size), len(self.spacing_mm)):
+        if self.orientation and 2 in (len(size), len(self.spacing_mm)):
             raise ValueError("orientation needs images of three axes")
         if self.window and self.percentiles:
             raise ValueError("window and percentiles exclude each other")
@@ -69,12 +100,12 @@ class Preprocess(_Section):
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = dump(self)
-        return values if self.transforms else {key: value for key, value in values.items() if key != "transforms"}
+        return {key: value for key, value in values.items() if key not in ("transforms", "at_least") or value}
 
     @property
     def axes(self) -> int | None:
         """Number of axes that an image must have; None: any number."""
-        return len(self.size) or len(self.spacing_mm) or (3 if self.orientation else None)
+        return len(self.size or self.at_least) or len(self.spacing_mm) or (3 if self.orientation else None)
 
     @property
     def needs_geometry(self) -> bool:

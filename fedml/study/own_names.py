@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fedml.errors import nearest
-from fedml.study.code_section import Code, OwnOptions, module_of
+from fedml.study.code_section import Code, OwnOptions, is_own, module_of
 from fedml.study.cohort_section import Cohort
+from fedml.study.imaging import OwnTransform
 from fedml.study.sections import Evaluation, Model
 from fedml.study.training_section import Training
 
@@ -26,10 +27,14 @@ def own_options(cohort: Cohort, model: Model, training: Training) -> Iterator[tu
         network: Any = getattr(model, part)
         if isinstance(network, OwnOptions) and network.options is not None:
             yield f"[model] {part} net", vars(network)["net"], network.options
-    if training.loss is not None:
+    if training.loss is not None and is_own(training.loss):
         yield "[training] loss", training.loss, training.loss_options
-    for transform in cohort.image.transforms if cohort.image is not None else ():
+    for transform in _own_transforms(cohort):
         yield "[cohort.image] transforms", transform.name, transform.options
+
+
+def _own_transforms(cohort: Cohort) -> list[OwnTransform]:
+    return [transform for transform in (cohort.image.transforms if cohort.image is not None else ()) if transform.is_own]
 
 
 def _lacking(module: str) -> str:
@@ -43,7 +48,7 @@ def code_problems(code: Code | None, cohort: Cohort, model: Model, training: Tra
     for key, name in used:
         if code is None or not code.digest_of(module_of(name)):
             yield f'{key} names "{name}", but [code] {_lacking(module_of(name))}{nearest(module_of(name), known)}; add it there'
-    for transform in cohort.image.transforms if cohort.image is not None else ():
+    for transform in _own_transforms(cohort):
         if code is not None and module_of(transform.name) not in {file.module for file in code.modules}:
             yield f'[cohort.image] transforms: "{transform.name}" is in a package; name a file of [code] files, which may not use packages'
         elif code is not None and transform.sha256 != code.digest_of(module_of(transform.name)):

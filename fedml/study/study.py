@@ -20,11 +20,11 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Validation
 
 from fedml.errors import InputError, nearest
 from fedml.study import limits
+from fedml.study.augmented import augment_problems
 from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
 from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
-from fedml.study.imaging import Augment
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.section import ALLOWED_TEXT, Section, not_allowed
@@ -164,20 +164,9 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _augmented(self) -> Self:
-        """What ``[training.augment]`` needs of the other sections."""
-        augment, image = self.training.augment, self.cohort.image
-        if augment == Augment():
-            return self
-        if image is None:
-            raise ValueError("[training.augment] changes images of a stated size; give [cohort.image] size, or take it away")
-        if self.privacy.unit == "patient":
-            raise ValueError('[training.augment] is not built for unit = "patient"; take it away')
-        if image.tiles is not None:
-            raise ValueError("[training.augment] is not built for tiles of slides; take it away")
-        if max(augment.flip, default=0) >= len(image.size):
-            raise ValueError(f"[training.augment] flip names axis {max(augment.flip)}; the axes of {len(image.size)} start at 0")
-        if (augment.scale or augment.shift or augment.noise) and not (image.window or image.percentiles):
-            raise ValueError("[training.augment] scale, shift and noise are for intensities in 0..1; set [cohort.image] window")
+        """What ``[training.augment]`` and random transforms need of the other sections."""
+        for problem in augment_problems(self.training.augment, self.cohort.image, self.privacy.unit):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -285,10 +274,10 @@ def parse_study(text: str) -> Study:
 def without_transforms(study: Study) -> Study:
     """``study`` with the same identity, whose images are read without transforms of own code: the same persons, in the same parts."""
     image = study.cohort.image
-    if image is None or not image.transforms:
+    if image is None or not any(transform.is_own for transform in image.transforms):
         return study
     _ = study.sha256  # kept in the copy
-    plain = image.model_copy(update={"transforms": (), "crop": True})
+    plain = image.model_copy(update={"transforms": tuple(t for t in image.transforms if not t.is_own), "crop": True})
     return study.model_copy(update={"cohort": study.cohort.model_copy(update={"image": plain})})
 
 

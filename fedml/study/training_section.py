@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedml.study import limits
-from fedml.study.code_section import Given, OwnName
+from fedml.study.code_section import Given, is_own, known_or_own, names_schema
 from fedml.study.imaging import Augment
+from fedml.study.mask_losses import MASK_LOSSES, UNWEIGHTED, options_problem
 from fedml.study.section import Precision, Section, without_unused
 
 Weight = Annotated[float, Field(gt=0, le=1e6)]
+LossName = Annotated[str, AfterValidator(known_or_own(tuple(MASK_LOSSES))), names_schema(tuple(MASK_LOSSES))]
 
 
 class Schedule(Section):
@@ -80,8 +82,11 @@ class Training(Section):
     class_weights: Annotated[tuple[Weight, ...], Field(max_length=limits.CLASSES)] | Literal["inverse"] = Field(
         default=(), description="what a person's loss is multiplied by, for each of [cohort] classes; \"inverse\": from all sites' counts"
     )
-    loss: OwnName | None = Field(default=None, description="own loss as module:name, in place of the task's; default: that of the task")
-    loss_options: dict[str, Given] = Field(default={}, description="arguments of the own loss, by name: { gamma = 2.0 }")
+    loss: LossName | None = Field(
+        default=None,
+        description="of masks: a loss by name; or own loss as module:name, in place of the task's; default: that of the task",
+    )
+    loss_options: dict[str, Given] = Field(default={}, description="arguments of the loss, by name: { gamma = 2.0 }")
     sampling: Literal["each", "balanced"] = Field(
         default="each", description="balanced: a pass draws as many persons, with replacement, each class alike"
     )
@@ -115,8 +120,12 @@ class Training(Section):
     @model_validator(mode="after")
     def _loss(self) -> Self:
         if self.loss is None and self.loss_options:
-            raise ValueError('loss_options are for an own loss; set loss = "module:name"')
-        if self.loss is not None and (keys := [key for key in self.loss_keys if key != "sampling"]):
+            raise ValueError('loss_options are for a loss by name; set loss = "tversky", or loss = "module:name"')
+        named = self.loss is not None and not is_own(self.loss)
+        if self.loss is not None and named and (problem := options_problem(self.loss, self.loss_options)):
+            raise ValueError(problem)
+        fixed = ("sampling", "class_weights") if named and self.loss not in UNWEIGHTED else ("sampling",)
+        if self.loss is not None and (keys := [key for key in self.loss_keys if key not in fixed]):
             raise ValueError(f"loss and {keys[0]} exclude each other; remove one of them")
         if self.focal and self.label_smoothing:
             raise ValueError("focal and label_smoothing exclude each other; remove one of them")
@@ -168,8 +177,12 @@ def training_problems(plan: Training, *, rounds: int, unit: str, label: str, cla
         yield f"[training.schedule] warmup is {plan.schedule.warmup} rounds, [federation] rounds is {rounds}; warmup must be smaller"
     if label == "ordered" and (keys := [key for key in plan.loss_keys if key != "sampling"]):
         yield f"[training] {keys[0]} is not built for ordered classes; remove it"
-    elif plan.loss_keys and label not in ("classes", "ordered"):
-        yield f"[training] {plan.loss_keys[0]} needs classes of persons, which [model] task does not predict; remove it"
+    elif (keys := [key for key in plan.loss_keys if label != "mask" or key != "class_weights"]) and label not in ("classes", "ordered"):
+        yield f"[training] {keys[0]} needs classes of persons, which [model] task does not predict; remove it"
+    if label == "mask" and plan.class_weights == "inverse":
+        yield '[training] class_weights = "inverse" counts persons of a class, and masks have voxels; state weights, or a loss that weighs'
+    if label != "mask" and plan.loss is not None and not is_own(plan.loss):
+        yield f'[training] loss = "{plan.loss}" is of masks, which [model] task does not predict; remove it'
     if isinstance(plan.class_weights, tuple) and len(plan.class_weights) not in (0, classes):
         yield f"[training] class_weights has {len(plan.class_weights)} numbers, [cohort] classes has {classes}; give one for each class"
     if plan.keep == "best" and rounds < 2:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fedml.study.code_section import is_own
+from fedml.study.mask_losses import options_of
 from fedml.study.study import Study
 from fedml.study.training_section import Training
 
@@ -17,8 +19,13 @@ def options(study: Study) -> Iterator[str]:
     """What ``[training]`` asks for beyond optimiser, learning rate and batches, one phrase each; nothing without further keys."""
     plan, noised = study.training, "noised " if study.privacy.metrics == "private" else ""
     yield from _steps(plan)
+    if plan.loss is not None and not is_own(plan.loss):
+        arguments = ", ".join(f"{key} {value}" for key, value in options_of(plan.loss, plan.loss_options).items())
+        yield f"{plan.loss} loss" + (f" ({arguments})" if arguments else "")
     if plan.class_weights == "inverse":
         yield "a person's loss weighted inversely to the frequency of the person's class, from the counts of all sites"
+    elif plan.class_weights and study.traits.label == "mask":
+        yield f"voxels and overlaps weighted by class ({', '.join(f'{w:g}' for w in plan.class_weights)})"
     elif plan.class_weights:
         yield f"a person's loss weighted by class ({', '.join(f'{w:g}' for w in plan.class_weights)})"
     if plan.label_smoothing:

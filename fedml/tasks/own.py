@@ -20,6 +20,7 @@ import torch
 
 from fedml.code.load import call, failed, is_forbidden, resolve
 from fedml.errors import InputError, NotBuilt
+from fedml.study.code_section import is_own
 from fedml.study.study import Study
 from fedml.tasks.measure import Measure
 from fedml.tasks.task import Task
@@ -29,7 +30,7 @@ NO_INTERVAL = NotBuilt("an own measure has no interval")
 
 def with_own_code(task: Task, study: Study) -> Task:
     """``task`` with the study's own loss and measures; ``task`` itself if it has none."""
-    if study.training.loss is not None:
+    if study.training.loss is not None and is_own(study.training.loss):
         task = replace(task, loss=_loss(study, study.training.loss))
     taken = {measure.name for measure in task.measures}
     for name in study.evaluation.metrics:

@@ -14,27 +14,31 @@ counted separately (the convention of nnU-Net: Isensee et al. 2021):
     none        some        0                               not defined: missed; infinite for the median
     none        none        not counted (neither as 1)      not counted
 
-``dice/CLASS`` is of all voxels of all persons, ``dice_mean_person/CLASS`` the mean over persons.
+``dice/CLASS`` is of all voxels of all persons, ``dice_mean_person/CLASS`` the mean over persons. Voxels are those of the files, not of the
+prepared images (``original.py``).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn import functional
 
 from fedml.errors import NotBuilt
+from fedml.study.code_section import is_own
+from fedml.study.mask_losses import options_of
 from fedml.study.section import normal
 from fedml.study.study import Study
 from fedml.tasks.counts import add_counts
 from fedml.tasks.drawn import Statistic, statistic
 from fedml.tasks.interval_tools import Floats, Interval, Parts, mean_of, no_interval, student
+from fedml.tasks.lost import LOST_MEASURES, without_lost
+from fedml.tasks.mask_losses import mask_loss
 from fedml.tasks.measure import Measure
 from fedml.tasks.segmentation_counts import (
     Truth,
@@ -56,11 +60,12 @@ def segmentation_task(study: Study) -> Task:
     Its network gives (images, classes, *size) logits. Watched: ``dice_mean_person``, the mean over classes.
     """
     names, distances = tuple(normal(c) for c in study.cohort.classes), study.model.segmentation.distances
+    moved = study.cohort.image is not None and study.cohort.image.preprocess is not None
     counts = partial(segmentation_counts, distances=distances)
     return Task(
         name=study.model.task, traits=study.traits, classes=names, scored=dict(enumerate(names[1:], start=1)), outputs=len(names),
-        truth=truth_of, loss=dice_ce, counts=counts, fields=segmentation_fields(len(names), distances=distances), coarse=unchanged,
-        grouped=grouped, spread=unchanged,
+        truth=truth_of, loss=_loss(study), counts=counts,
+        fields=segmentation_fields(len(names), distances=distances, moved=moved), coarse=without_lost, grouped=grouped, spread=unchanged,
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),
@@ -82,25 +87,14 @@ def segmentation_task(study: Study) -> Task:
     )  # fmt: skip
 
 
-@cache
-def _dice_loss() -> Any:
-    from monai.losses import DiceLoss
-
-    return DiceLoss(include_background=False, to_onehot_y=True, softmax=True, reduction="none")
+dice_ce = mask_loss("dice_ce", options_of("dice_ce", {}))  # of a study that names none
 
 
-def dice_ce(output: torch.Tensor, truth: Truth) -> torch.Tensor:
-    """Dice loss without the background plus cross-entropy, as in MONAI's DiceCELoss: the mean over persons of the mean over their images.
-
-    Each image is taken by itself, not the batch as one, so the loss of some persons and of others adds up to that of all.
-    """
-    output, mask = output.float(), truth.mask.to(output.device).long()
-    dice = _dice_loss()(output, mask[:, None]).flatten(1).mean(1)
-    each = dice + functional.cross_entropy(output, mask, reduction="none").flatten(1).mean(1)
-    images = torch.bincount(truth.person)
-    weight = (1 / images[truth.person].to(each.dtype)).to(each.device)
-    total: torch.Tensor = (each * weight).sum() / max(int((images > 0).sum()), 1)
-    return total
+def _loss(study: Study) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
+    plan = study.training
+    name = "dice_ce" if plan.loss is None or is_own(plan.loss) else plan.loss  # an own loss is put in later
+    weights = plan.class_weights if isinstance(plan.class_weights, tuple) else ()
+    return mask_loss(name, options_of(name, {} if name != plan.loss else plan.loss_options), weights)
 
 
 def _labels(study: Study) -> Labels:
@@ -243,6 +237,7 @@ MEASURES: tuple[Measure, ...] = (
         meaning="persons with the class in one mask only, the true or the outlined one",
         bounds=None, guess=None, counted=True, additive=False, brief=True,
     ),
+    *LOST_MEASURES,
 )  # fmt: skip
 
 

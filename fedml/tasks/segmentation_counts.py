@@ -12,8 +12,12 @@ import numpy.typing as npt
 import torch
 
 from fedml.tasks.counts import Counts
+from fedml.tasks.lost import lost_counts, lost_fields, lost_grouped
+from fedml.tasks.original import Originals
+from fedml.tasks.several import Several
 
 Floats = npt.NDArray[np.float64]
+Masks = Sequence[npt.NDArray[Any]]  # of images, each (*size)
 
 # Of the histogram of HD95: place 0 holds distances of exactly 0, the last one persons whose class was missed, those between are equally
 # wide on a logarithmic scale. A median read from it is within 1 % of the exact one.
@@ -26,22 +30,27 @@ _WIDTH = math.log(DISTANCE_RANGE[1] / DISTANCE_RANGE[0]) / (DISTANCE_BINS - 2)
 class Truth:
     """The masks of a batch's images.
 
-    mask (images, *size): class of each voxel, a whole number. person (images,): the row of the image's person, ascending or not.
+    mask (images, *size): class of each voxel, a whole number; of images of different sizes ``Several`` of (*size).
+    person (images,): the row of the image's person, ascending or not.
     spacing (images, axes): mm between voxels, NaN where the file does not say; None: nowhere.
+    originals: the masks as the files have them, with which predictions are compared; None: the masks are those of the files.
     """
 
-    mask: torch.Tensor
+    mask: torch.Tensor | Several
     person: torch.Tensor
     spacing: torch.Tensor | None = None
+    originals: Originals | None = None
 
 
-def truth_of(batch: Mapping[str, torch.Tensor]) -> Truth:
-    """A batch's ``mask`` (images, 1, *size), ``image_person`` (images,) and, if there, ``image_spacing`` (images, axes)."""
-    return Truth(batch["mask"].squeeze(1), batch["image_person"], batch.get("image_spacing"))
+def truth_of(batch: Mapping[str, Any]) -> Truth:
+    """A batch's ``mask`` (images, 1, *size), ``image_person`` (images,); if there, ``image_spacing`` (images, axes), ``original``."""
+    mask = batch["mask"]
+    flat = Several([one[0] for one in mask]) if isinstance(mask, Several) else mask.squeeze(1)
+    return Truth(flat, batch["image_person"], batch.get("image_spacing"), batch.get("original"))
 
 
-def segmentation_fields(classes: int, *, distances: bool = True) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Type and shape of each array of ``segmentation_counts``; ``classes`` with the background."""
+def segmentation_fields(classes: int, *, distances: bool = True, moved: bool = False) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Type and shape of each array of ``segmentation_counts``; ``classes`` with the background. ``moved``: preprocessing moves voxels."""
     scored = (classes - 1,)
     whole = dict.fromkeys(("intersection", "predicted", "true", "occurs", "scored"), ("int64", scored))
     dice: dict[str, tuple[str, tuple[int, ...]]] = dict.fromkeys(("dice_sum", "dice_sq_sum"), ("float64", scored))
@@ -49,10 +58,10 @@ def segmentation_fields(classes: int, *, distances: bool = True) -> dict[str, tu
     if distances:
         own |= {"spaced": ("int64", (1,)), "hd95_sum": ("float64", scored), "hd95_persons": ("int64", scored)}
         own["hd95_histogram"] = ("int32", (*scored, DISTANCE_BINS))
-    return own
+    return own | (lost_fields(classes - 1) if moved else {})
 
 
-def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool = True) -> Counts:
+def segmentation_counts(output: torch.Tensor | Several, truth: Truth, *, distances: bool = True) -> Counts:
     """Counts that add over persons; K classes without the background. A person's images must all be in one call.
 
     persons (1,); intersection, predicted, true (K,) voxels; dice_sum, dice_sq_sum (K,) over persons, of Dice and of its square; occurs,
@@ -60,20 +69,30 @@ def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool =
     spacing; hd95_sum, hd95_persons (K,) where both masks have the class; hd95_histogram (K, ``DISTANCE_BINS``) of all scored persons.
     HD95 of a person with several images is the mean of those in which it is defined; it is in voxels where the spacing is not known.
 
+    Where preprocessing moved voxels, all of this is of the voxels of the files: the prediction is brought back to them, and what was cut
+    away counts as predicted background (``fedml.tasks.original``). What the prepared masks lack is counted too (``fedml.tasks.lost``).
+
     Args:
-        output: (images, classes, *size) logits.
+        output: (images, classes, *size) logits, or ``Several`` of (classes, *size).
 
     Raises:
         FloatingPointError: a logit is not finite.
         ValueError: a mask does not fit the images, or holds a value that is no class.
     """
-    images, classes, *size = output.shape
-    if tuple(truth.mask.shape) != (images, *size) or truth.person.shape != (images,):
-        raise ValueError(f"masks are {tuple(truth.mask.shape)} for {images} images of {tuple(size)}")
-    if not bool(torch.isfinite(output).all()):
+    images, classes = len(output), output.shape[1] if isinstance(output, torch.Tensor) else output[0].shape[0]
+    sizes = [tuple(logits.shape[1:]) for logits in output]
+    if [tuple(one.shape) for one in truth.mask] != sizes or truth.person.shape != (images,):
+        raise ValueError(f"masks are {[tuple(one.shape) for one in truth.mask][:3]} for {images} images of {sizes[:3]}")
+    if not all(bool(torch.isfinite(logits).all()) for logits in output):
         raise FloatingPointError("the model's output is not finite")
-    guess, mask = output.detach().argmax(1).cpu().numpy(), truth.mask.cpu().numpy()
     persons, row = np.unique(truth.person.cpu().numpy(), return_inverse=True)
+    originals = None if truth.originals is None else [truth.originals[k] for k in range(images)]
+    if originals is None:
+        guess, mask = ([one.cpu().numpy() for one in many] for many in ((one.detach().argmax(0) for one in output), truth.mask))
+        spacing = None if truth.spacing is None else truth.spacing.detach().cpu().double().numpy()
+    else:
+        guess, mask = [one.labels(logits) for one, logits in zip(originals, output, strict=True)], [one.mask() for one in originals]
+        spacing = np.array([one.spacing for one in originals])
     confusion = np.zeros((len(persons), classes, classes), dtype=np.int64)
     for k in range(images):
         confusion[row[k]] += _confusion(mask[k], guess[k], classes)
@@ -90,7 +109,9 @@ def segmentation_counts(output: torch.Tensor, truth: Truth, *, distances: bool =
         "occurs": (true > 0).sum(0),
         "scored": (true + predicted > 0).sum(0),
     }
-    return {**out, **_distance_counts(guess, mask, truth.spacing, row, true + predicted > 0)} if distances else out
+    if originals is not None:
+        out |= lost_counts(np.array([one.lost for one in originals]), row, len(persons))
+    return {**out, **_distance_counts(guess, mask, spacing, row, true + predicted > 0)} if distances else out
 
 
 def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
@@ -111,7 +132,7 @@ def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
             out[name][few | _few(out["hd95_persons"], smallest) | _few(missed, smallest)] = 0
         out["hd95_histogram"] = np.stack([_in_groups(row, smallest) for row in out["hd95_histogram"]])
         out["spaced"][_few(out["spaced"], smallest)] = 0
-    return out
+    return lost_grouped(out, few, smallest)
 
 
 def _few(persons: npt.NDArray[Any], smallest: int) -> npt.NDArray[np.bool_]:
@@ -140,11 +161,11 @@ def _confusion(mask: npt.NDArray[Any], guess: npt.NDArray[Any], classes: int) ->
 
 
 def _distance_counts(
-    guess: npt.NDArray[Any], mask: npt.NDArray[Any], spacing: torch.Tensor | None, row: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_]
+    guess: Masks, mask: Masks, spacing: Floats | None, row: npt.NDArray[np.int64], scored: npt.NDArray[np.bool_]
 ) -> Counts:
     """The counts of HD95; ``row`` (images,) the person, ``scored`` (persons, K)."""
     persons, classes = scored.shape
-    step = np.full((len(mask), mask.ndim - 1), np.nan) if spacing is None else spacing.detach().cpu().double().numpy()
+    step = np.full((len(mask), max((one.ndim for one in mask), default=1)), np.nan) if spacing is None else spacing
     known = np.isfinite(step).all(1) & (step > 0).all(1)
     unspaced = np.bincount(row, weights=~known, minlength=persons) > 0
     total, defined = np.zeros((persons, classes)), np.zeros((persons, classes), dtype=np.int64)

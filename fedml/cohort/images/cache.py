@@ -101,6 +101,11 @@ class ImageCache:
         """Item ``kept[at]``: float32 (channels, *size) in new memory, or written to ``out`` of that shape."""
         return torch.empty(self.shapes[at]).copy_(self._images[at]) if out is None else out.copy_(self._images[at])
 
+    def part(self, at: int, box: tuple[slice, ...] = (), *, masks: bool = False) -> torch.Tensor:
+        """The part of item ``kept[at]`` in ``box``: float32 (channels, *size of the box), of its mask uint8, in new memory."""
+        values = (self._masks if masks else self._images)[at][(slice(None), *box)]
+        return values.clone() if masks else values.float()
+
     def mask(self, at: int, out: torch.Tensor | None = None) -> torch.Tensor | None:
         """Its mask: uint8 (channels of the mask, *size) in new memory, or written to ``out``; None where the item has none."""
         if not self.mask_shapes[at]:

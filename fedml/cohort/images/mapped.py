@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.images.histograms import HistogramView
+from fedml.cohort.images.volumes import Volumes
 
 if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
@@ -68,7 +69,7 @@ class Mapped:
         return values if chosen.ndim else values[0]
 
 
-Stored = npt.NDArray[Any] | Mapped | HistogramView
+Stored = npt.NDArray[Any] | Mapped | HistogramView | Volumes
 
 
 def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False) -> Mapped:
@@ -85,7 +86,7 @@ def mapped(cache: ImageCache, at: npt.NDArray[np.int64], *, masks: bool = False)
 
 def select_images(values: Stored, rows: Rows) -> Stored:
     """``values[rows]``; a view of a view is a view."""
-    if isinstance(values, HistogramView):
+    if isinstance(values, HistogramView | Volumes):
         return values.take(rows)
     return replace(values, which=values.which[rows], at=values.at[rows]) if isinstance(values, Mapped) else values[rows]
 
@@ -98,6 +99,8 @@ def concat_images(many: Sequence[Stored]) -> Stored:
     """
     if histograms := [values for values in many if isinstance(values, HistogramView)]:
         return HistogramView(tuple(place for values in histograms for place in values.places), histograms[0].image_shape)
+    if own := [values for values in many if isinstance(values, Volumes)]:
+        return Volumes(tuple(place for values in own for place in values.places), own[0].image_shape, own[0].masks)
     views = [values for values in many if isinstance(values, Mapped)]
     if not views or len(views) < len(many) or len({view.image_shape for view in views}) != 1:
         return np.concatenate([values[:] for values in many])

@@ -29,6 +29,7 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
 from fedml.study.code_section import Code, CodeFile, module_of
 from fedml.study.imaging import Augment, OwnTransform, Preprocess
+from fedml.study.monai_transforms import MOVES
 
 FORMAT = 1  # increment when the same spec gives other voxels
 LARGEST = 2**29  # voxels of an image, before or after resampling: 2 GB as float32
@@ -71,10 +72,48 @@ def deterministic(spec: Preprocess, keys: Sequence[str] = ("image",), masks: Col
     if spec.window and images:
         low, high = spec.window
         steps.append(mt.ScaleIntensityRanged(images, a_min=low, a_max=high, b_min=0.0, b_max=1.0, clip=True))
-    steps += [_own(transform, key) for transform in spec.transforms for key in images]
+    steps += [(_own if transform.is_own else _named)(transform, key) for transform in spec.transforms for key in images]
     if spec.size:
         steps.append(mt.ResizeWithPadOrCropd(keys, spatial_size=spec.size, mode="constant"))
+    if spec.at_least:
+        steps.append(mt.SpatialPadd(keys, spatial_size=spec.at_least, mode="constant"))
     return mt.Compose(steps)
+
+
+def geometry(spec: Preprocess) -> list[Any]:
+    """The steps of ``deterministic`` that move voxels, as MONAI transforms of one ``MetaTensor`` that only note what they would do."""
+    import monai.transforms as mt
+
+    steps: list[Any] = []
+    if spec.orientation:
+        steps.append(mt.Orientation(axcodes=spec.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")), lazy=True))
+    if spec.spacing_mm:
+        steps.append(mt.Spacing(pixdim=spec.spacing_mm, lazy=True))
+    if spec.size:
+        steps.append(mt.ResizeWithPadOrCrop(spatial_size=spec.size, lazy=True))
+    if spec.at_least:
+        steps.append(mt.SpatialPad(spatial_size=spec.at_least, lazy=True))
+    return steps
+
+
+def _named(transform: OwnTransform, key: str) -> Any:
+    """A deterministic step of MONAI, by name."""
+    import monai.transforms as mt
+
+    return getattr(mt, transform.name)([key], **transform.options)
+
+
+def _drawn(transform: OwnTransform, keys: Sequence[str], masks: Collection[str]) -> Any:
+    """A random step of MONAI, by name, on images, and on their masks too if it moves voxels."""
+    import monai.transforms as mt
+
+    options = {"prob": 1.0, **transform.options}
+    if transform.name not in MOVES:
+        return getattr(mt, transform.name)([key for key in keys if key not in masks], **options)
+    if transform.name != "RandFlipd":
+        options["mode"] = ["nearest" if key in masks else "area" if transform.name == "RandZoomd" else "bilinear" for key in keys]
+        options["padding_mode"] = "edge" if transform.name == "RandZoomd" else "border"
+    return getattr(mt, transform.name)(list(keys), **options)
 
 
 def _own(transform: OwnTransform, key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -104,11 +143,14 @@ def _own(transform: OwnTransform, key: str) -> Callable[[dict[str, Any]], dict[s
     return step
 
 
-def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks: Collection[str] = ("mask",)) -> Any:
+def random(
+    spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks: Collection[str] = ("mask",), named: Sequence[OwnTransform] = ()
+) -> Any:
     """The random part: ``monai.transforms.Compose`` over dictionaries of tensors (channels, *size).
 
     ``compose.set_random_state(seed)`` restarts the random sequence: with a seed from (run, epoch, image) a draw does not depend on the
     order of images or the number of processes. Masks are transformed with their image, by nearest neighbour; their values do not change.
+    ``named``: MONAI's random transforms of the study, after those of ``spec``; each with probability 1 where it states none.
     """
     import monai.transforms as mt
 
@@ -124,6 +166,7 @@ def random(spec: Augment, keys: Sequence[str] = ("image",), seed: int = 0, masks
         steps.append(mt.RandShiftIntensityd(images, offsets=spec.shift, prob=1.0))
     if spec.noise and images:
         steps.append(mt.RandGaussianNoised(images, prob=1.0, std=spec.noise))
+    steps += [_drawn(transform, keys, masks) for transform in named]
     return mt.Compose(steps).set_random_state(seed)
 
 

@@ -87,6 +87,9 @@ def in_memory(manifest: Path, study: Study) -> Cohort:
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
     assert one.keys() == other.keys()
     for key, values in one.items():
+        if key == "original":
+            assert values.digest == other[key].digest  # type: ignore[attr-defined]
+            continue
         assert (values.dtype, values.shape) == (other[key].dtype, other[key].shape), key
         torch.testing.assert_close(values, other[key], rtol=0, atol=HALF if key == "image" else 0, equal_nan=True, msg=key)
 

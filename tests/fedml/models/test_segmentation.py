@@ -272,7 +272,10 @@ def test_the_loss_is_monais_and_that_of_parts_adds_up(size: tuple[int, ...]) -> 
 @pytest.mark.parametrize("net", SEGMENTATION_NETWORKS)
 @pytest.mark.parametrize("size", [(17, 30), (4, 4), (9, 13, 6)])
 def test_every_network_takes_any_size(net: str, norm: str, size: tuple[int, ...]) -> None:
-    network = build_segmentation_network(net, (2, *size), 3, channels=(4, 8, 16), norm=norm)
+    if net == "swin_unetr":
+        pytest.importorskip("einops")
+    channels = (12, 24, 48, 96, 192) if net == "swin_unetr" else (4, 8, 16)
+    network = build_segmentation_network(net, (2, *size), 3, channels=channels, norm=norm)
     kind = nn.GroupNorm if norm == "group" else (nn.InstanceNorm2d, nn.InstanceNorm3d)
     norms = [m for m in network.modules() if isinstance(m, nn.GroupNorm | nn.InstanceNorm2d | nn.InstanceNorm3d)]
     assert norms
@@ -317,6 +320,10 @@ def test_strides_may_differ_by_axis() -> None:
         ("unet", (1, 8), {"channels": (4, 8)}, "two or three dimensions"),
         ("segresnet", (1, 8, 8), {"channels": (4, 8, 12)}, "twice the one before"),
         ("segresnet", (1, 8, 8), {"channels": (4, 8), "strides": (3,)}, "strides of 2"),
+        ("dynunet", (1, 8, 8), {"channels": (4, 8)}, "three or more channels"),
+        ("attention_unet", (1, 8, 8), {"channels": (4, 8, 8), "strides": (2,)}, "one stride between"),
+        ("swin_unetr", (1, 8, 8), {"channels": (16, 32, 64, 128, 256)}, "the first a multiple of 12"),
+        ("swin_unetr", (1, 8, 8), {"channels": (12, 24, 48, 96, 192), "strides": (2, 2, 2, 3)}, "leave strides out"),
     ],
 )
 def test_an_impossible_network_is_reported(net: str, shape: tuple[int, ...], options: Any, message: str) -> None:

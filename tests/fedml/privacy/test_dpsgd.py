@@ -88,11 +88,13 @@ def assert_exact(model: nn.Module, losses_of: Callable[[], torch.Tensor], rows_o
 @pytest.mark.parametrize("shape", [(1, 32, 32), (2, 16, 16, 16)], ids=["2d", "3d"])
 @pytest.mark.parametrize("net", [n if n == "cnn" else pytest.param(n, marks=pytest.mark.long) for n in NETWORKS])
 def test_every_network_gives_each_persons_own_gradient(net: str, shape: tuple[int, ...], norm: Any) -> None:
+    if net.startswith("vit"):
+        pytest.importorskip("einops")
     torch.manual_seed(1)
     try:
         network = build_image_network(ImageNetwork(net=net, norm=norm), shape, 3)
     except InputError:
-        pytest.skip(f"{net} takes no three-dimensional images")
+        pytest.skip(f"{net} takes no images of this size")
     model = nn.ModuleDict({"image": network})
     person = torch.tensor([2, 0, 0, 1, 2, 2, 4])  # in no order; person 3 has no image
     images, label = torch.randn(7, *shape), torch.tensor([0, 1, 2, 0, 1])
@@ -110,7 +112,9 @@ def test_every_network_gives_each_persons_own_gradient(net: str, shape: tuple[in
 
 def test_the_offered_norm_leaves_no_batch_norm_in_any_network() -> None:
     for net in NETWORKS:
-        refuse_shared_statistics(build_image_network(ImageNetwork(net=net, norm="group"), (1, 16, 16), 2))
+        if net.startswith("vit"):
+            pytest.importorskip("einops")
+        refuse_shared_statistics(build_image_network(ImageNetwork(net=net, norm="group"), (1, 64, 64), 2))
 
 
 def test_a_person_with_fifty_images_and_one_with_one() -> None:

@@ -1,0 +1,43 @@
+"""Images in words: what preprocessing does to them, and what it takes from their masks."""
+
+from __future__ import annotations
+
+from fedml.cohort.images.images import Images
+from fedml.study.cohort_section import ImageShape
+from fedml.study.monai_transforms import is_random
+from fedml.study.section import normal
+from fedml.study.study import Study
+from fedml.tasks.lost import lost_notes, lost_of_images
+
+
+def lost_lines(value: Images, study: Study) -> list[str]:
+    """What preprocessing takes from the masks of all of a site's persons, as sentences for this site."""
+    shape = study.cohort.image
+    if study.traits.label != "mask" or shape is None or shape.preprocess is None:
+        return []
+    if value.originals is None:
+        return ["what preprocessing takes from the masks is known when all sites have agreed on the window; the run tells it"]
+    scored = {number: normal(name) for number, name in enumerate(study.cohort.classes) if number}
+    return lost_notes(scored, {"": lost_of_images(value.originals.lost, value.person)})
+
+
+def steps(image: ImageShape) -> list[str]:
+    """What preprocessing does, one phrase each."""
+    done = [f"reoriented to {image.orientation}"] if image.orientation else []
+    done += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
+    done += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
+    two = image.percentiles
+    done += [f"percentiles {two[0]:g} and {two[1]:g} of all sites' training voxels scaled to 0 and 1"] if two else []
+    cached = [transform.name for transform in image.transforms if not is_random(transform.name)]
+    done += [f"changed by {', '.join(cached)}"] if cached else []
+    drawn = [transform.name for transform in image.transforms if is_random(transform.name)]
+    done += [f"in training changed at random by {', '.join(drawn)}"] if drawn else []
+    if (patches := image.patches) is None:
+        return [*done, f"cropped and padded to {' x '.join(map(str, image.size))}"]
+    size = " x ".join(map(str, patches.size))
+    share = f"{patches.foreground:g} of them centred on a class other than the background" if patches.foreground else "anywhere"
+    even = ", each class alike often" if patches.balanced and patches.foreground else ""
+    return [
+        *done,
+        f"kept in their own size, at least {size}; training is on patches of {size} ({share}{even}), evaluation on whole images",
+    ]
