@@ -39,6 +39,7 @@ from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
 from fedml.study.section import Code
@@ -242,7 +243,7 @@ def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
     if isinstance(error, ItemError):
         text = str(error)
         return error.reason, text if str(where) in text or text.startswith("/") else f"{where}: {text.rstrip('.')}; replace the file."
-    text = f"{where}: cannot be read as {kind} ({_short(error)}); replace or delete the file."
+    text = f"{where}: cannot be read as {kind} ({told(error)}); replace or delete the file."
     if isinstance(error, MemoryError):
         return Unusable.TOO_LARGE, text
     short = isinstance(error, EOFError) or "truncated" in str(error).lower()
@@ -309,13 +310,13 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
             for name in ("ids.npy", "images.npy"):  # masks compress too well for this check; their size is compared with the images below
                 require_plausible(path, *sizes.get(name, (0, 0)))
             if sizes.get("masks.npy", (0, 0))[1] > 8 * sizes.get("images.npy", (0, 0))[1] + 4096:
-                raise ValueError("the masks are larger than the images")
+                raise ItemError(Unusable.WRONG_LENGTH, "the masks are larger than the images")
             ids, images = arrays["ids"].astype(str), arrays["images"]
             drawn = arrays["masks"] if codes is not None and "masks" in arrays else None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zipfile, zlib and NumPy raise different exceptions
-        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); {_LAYOUT}.") from error
+        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({told(error)}); {_LAYOUT}.") from error
     if ids.ndim != 1 or images.ndim < 3:
         raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; ids needs one axis, images at least three; {_LAYOUT}.")
     if len(ids) != len(images):
@@ -336,8 +337,3 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     for k, person in enumerate(ids):
         if person in row:
             yield _Found(row[person], path, partial(load, k), (path,), str(k))
-
-
-def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:120].rstrip(".")

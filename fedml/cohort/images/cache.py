@@ -39,6 +39,7 @@ from fedml.cohort.images.items import Item, Raw, Read
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import digest, prepared, spacing_after
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.imaging import Preprocess
 
 FORMAT = 2  # increment when the layout changes
@@ -347,8 +348,8 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         raise
     except Exception as error:  # decoders raise exceptions of any class on damaged files
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
-        say(f"{item.name}: excluded as {reason} ({type(error).__name__}: {error})")
-        return _Excluded(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
+        say(f"{item.name}: excluded as {reason} ({told(error)})")
+        return _Excluded(key, reason, told(error)), b"", b""
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = half.tobytes(), b"" if mask is None else mask.tobytes()
     return (_Kept(key, half.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)

@@ -33,6 +33,7 @@ from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_ex
 from fedml.cohort.inputs import rows_of_items
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.cohort_section import Tiles
 
 if TYPE_CHECKING:
@@ -175,7 +176,9 @@ class Bag:
                 finally:
                     slide.close()
             except (ItemError, OSError) as error:
-                raise InputError(f"{piece.path}: can no longer be read ({error}); restore or delete the file and start again.") from error
+                raise InputError(
+                    f"{piece.path}: can no longer be read ({told(error)}); restore or delete the file and start again."
+                ) from error
 
 
 def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1) -> Slides:
@@ -293,7 +296,7 @@ def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]
             sums += np.stack([np.full(3, pixels.shape[1]), pixels.sum(1), (pixels**2).sum(1)])
         return corners, sums
     except ValueError as error:  # at this scale a tile exceeds the largest region that can be read
-        raise ItemError(Unusable.GEOMETRY, f"{path}: {error}") from error
+        raise ItemError(Unusable.GEOMETRY, f"{path}: {told(error)}") from error
     finally:
         slide.close()
 
