@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.deidentification import require_clean
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.ids import check_ids
 from fedml.cohort.images import masks as mask_files
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from fedml.cohort.images.cache import ImageCache
 
 Affine = npt.NDArray[np.float64]
-READER_VERSION = 1  # increment when a reader returns other values for the same file
+READER_VERSION = 2  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
@@ -60,7 +61,7 @@ class ImageRules:
 
     Args:
         masks: the folder of masks.
-        deidentification: the policy for a DICOM file that is not de-identified.
+        deidentification: the policy for a file that is not de-identified (``fedml.cohort.deidentification``).
         max_quarantined: of the persons with images, the largest fraction that may have an excluded image.
         cache: folder of prepared images (``fedml.cohort.images.cache``); None: images are kept in memory. If the folder cannot be written,
             a warning is logged, and images are kept in memory if they fit.
@@ -117,7 +118,7 @@ def read_images(
         if kind == "npz"
         else _dicom(path, row, shape, codes, rules)
         if kind == "dicom"
-        else _files(path, kind, row, shape, rules.masks, codes)
+        else _files(path, kind, row, shape, rules, codes)
     )
     spec = None if shape is None else shape.preprocess
     if cache is not None and spec is not None and shape is not None and found:
@@ -255,7 +256,9 @@ def _dicom(
 ) -> Iterator[_Found]:
     from fedml.cohort.dicom.persons import Masks, Series, series_of
 
-    def load(read: Callable[[], Series], where: Path) -> Raw:
+    def load(read: Callable[[], Series], where: Path, person: str, files: Sequence[Path]) -> Raw:
+        for file in files:
+            require_clean(file, folder if file.is_relative_to(folder) else file.parent, person, rules.deidentification, header=False)
         series = read()
         return Raw(channels_first(series.voxels, shape, where, volumes=not series.flat), series.affine, series.mask)
 
@@ -265,7 +268,7 @@ def _dicom(
     for person, at in row.items():
         for where, files, read in series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification):
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
-            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files)]))
+            yield _Found(at, where, partial(load, read, where, person, files), files, json.dumps([person, *(file.name for file in files)]))
 
 
 def _need_folder(folder: Path) -> None:
@@ -274,11 +277,14 @@ def _need_folder(folder: Path) -> None:
 
 
 def _files(
-    folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None
+    folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, rules: ImageRules, codes: Sequence[Code] | None
 ) -> Iterator[_Found]:
-    form = FORMATS[kind]
+    form, masks = FORMATS[kind], rules.masks
 
-    def load(path: Path, drawn: Path | None) -> Raw:
+    def load(path: Path, drawn: Path | None, person: str) -> Raw:
+        require_clean(path, folder, person, rules.deidentification)
+        if drawn is not None and masks is not None:
+            require_clean(drawn, masks, person, rules.deidentification)
         raw, affine = form.read(path)
         image = channels_first(raw, shape, path, volumes=form.volumes)
         if codes is None:
@@ -297,7 +303,7 @@ def _files(
             if path.exists():
                 drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
                 files = (path,) if drawn is None else (path, drawn)
-                yield _Found(at, path, partial(load, path, drawn), files, json.dumps([file.name for file in files]))
+                yield _Found(at, path, partial(load, path, drawn, person), files, json.dumps([person, *(file.name for file in files)]))
 
 
 _LAYOUT = "docs/images.md shows how to write the file (One npz file)"

@@ -106,9 +106,9 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
         InputError: the policy is to stop.
     """
     try:
-        require_de_identified(path, pseudonym=person)
+        require_de_identified(path, pseudonym=person, strict=deidentification == "strict")
     except ItemError as error:
-        if error.reason is not Unusable.NOT_DE_IDENTIFIED or deidentification == "quarantine":
+        if error.reason is not Unusable.NOT_DE_IDENTIFIED or deidentification in ("quarantine", "strict"):
             raise
         if deidentification == "refuse":
             raise InputError(f'{str(error).rstrip(".")}; de-identify it ([policy] deidentification = "refuse").') from error

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +181,10 @@ class Bag:
                 ) from error
 
 
-def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1) -> Slides:
+def read_slides(
+    folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1,
+    check: Callable[[Path, str], None] = lambda path, person: None,
+) -> Slides:  # fmt: skip
     """The slides of ``persons`` in the table's order; a person may have no slide or several.
 
     A slide is excluded if it is damaged, has no tile with enough tissue, or does not state its scale although the study sets ``mpp``.
@@ -190,6 +193,7 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
         persons: ids; slides of other persons are not read.
         cache: folder of the cached corners and sums; if it cannot be written, slides are analysed again at each start.
         max_quarantined: largest fraction of the persons with slides who may have an excluded slide.
+        check: of a file and its person; raises ``ItemError`` if the file is to be excluded.
 
     Raises:
         TooManyExcluded: the fraction is exceeded; the message names the first file.
@@ -203,6 +207,7 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
         for path in _files(folder, person):
             with_slides.add(row)
             try:
+                check(path, person)
                 found.append(_slide_tissue(path, spec, cache))
                 rows.append(row)
             except ItemError as error:
@@ -296,7 +301,7 @@ def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]
             sums += np.stack([np.full(3, pixels.shape[1]), pixels.sum(1), (pixels**2).sum(1)])
         return corners, sums
     except ValueError as error:  # at this scale a tile exceeds the largest region that can be read
-        raise ItemError(Unusable.GEOMETRY, f"{path}: {told(error)}") from error
+        raise ItemError(Unusable.GEOMETRY, f"{path}: a tile is larger than the largest region that is read.") from error
     finally:
         slide.close()
 
