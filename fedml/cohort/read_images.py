@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from fedml.cohort.deidentification import require_clean
 from fedml.cohort.dicom.deidentified import Deidentification
+from fedml.cohort.identifiers.names import shown
 from fedml.cohort.ids import check_ids
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
@@ -133,20 +134,20 @@ def read_images(
     read: list[tuple[int, Path, Raw]] = []
     excluded: list[Exclusion] = []
     persons_with_images: set[int] = set()
-    for at, where, load, _, _ in found:
-        persons_with_images.add(at)
+    for image in found:
+        persons_with_images.add(image.row)
         try:
-            read.append((at, where, _prepared(load(), spec)))
+            read.append((image.row, image.where, _prepared(image.load(), spec)))
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
-            reason, text = _why(error, where, kind)
-            excluded.append(Exclusion(persons[at], str(where), reason, text))
+            excluded.append(Exclusion(persons[image.row], _shown(image.where, request), *_why(error, image, request)))
     if shape is None and read:
         most = Counter(raw.image.shape for _, _, raw in read).most_common(1)[0][0]
         for at, where, raw in [r for r in read if r[2].image.shape != most]:
-            text = f"{where}: is {raw.image.shape}, most images in the folder are {most} (channels, *size); resample it to this shape."
-            excluded.append(Exclusion(persons[at], str(where), Unusable.GEOMETRY, text))
+            place = _shown(where, request)
+            text = f"{place}: is {raw.image.shape}, most images in the folder are {most} (channels, *size); resample it to this shape."
+            excluded.append(Exclusion(persons[at], place, Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
     check_exclusion_limit(excluded, len(persons_with_images), rules.max_quarantined)
     if not read:
@@ -183,7 +184,7 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
     """The cache entry of these images; None if it cannot be written and the images fit into memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
-    by_item = {Item(str(image.where), image.files, image.part): image for image in found}
+    by_item = {Item(_shown(image.where, request), image.files, image.part): image for image in found}
 
     def read(item: Item) -> Raw:
         image = by_item[item]
@@ -192,7 +193,7 @@ def _cached(cache: Path, request: _Folder, found: Sequence[_Found], shape: Image
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
-            raise ItemError(*_why(error, image.where, request.kind)) from error
+            raise ItemError(*_why(error, image, request)) from error
 
     try:
         if spec.percentiles:
@@ -211,9 +212,8 @@ def _from_cache(cache: ImageCache, request: _Folder, found: Sequence[_Found], si
     """The images of ``found`` in the cache, as ``read_images`` returns them; ``size``: (channels, *size), if the cache has histograms."""
     excluded = []
     for at, reason in sorted(cache.excluded.items()):
-        where = found[at].where
-        reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
-        excluded.append(Exclusion(request.persons[found[at].row], str(where), reason, text))
+        why = _why(ItemError(reason, cache.texts[at]), found[at], request)
+        excluded.append(Exclusion(request.persons[found[at].row], _shown(found[at].where, request), *why))
     check_exclusion_limit(excluded, len({f.row for f in found}), limit)
     if not len(cache):
         raise _no_images(request, bool(excluded))
@@ -240,11 +240,22 @@ def _prepared(raw: Raw, spec: Preprocess | None) -> Raw:
     return Raw(image, raw.affine, mask)
 
 
-def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
+def _shown(path: Path, request: _Folder) -> str:
+    """The path of a file, without names in which a rule finds an identifier."""
+    root = request.path
+    return str(root / shown(path, root)) if path.is_relative_to(root) and path != root else str(path)
+
+
+def _why(error: Exception, image: _Found, request: _Folder) -> tuple[Unusable, str]:
+    where = _shown(image.where, request)
     if isinstance(error, ItemError):
         text = str(error)
-        return error.reason, text if str(where) in text or text.startswith("/") else f"{where}: {text.rstrip('.')}; replace the file."
-    text = f"{where}: cannot be read as {kind} ({told(error)}); replace or delete the file."
+        for file in image.files:
+            if str(file) in text:
+                text = text.replace(str(file), _shown(file, request))
+        named = where in text or text.startswith("/") or error.reason is Unusable.NOT_DE_IDENTIFIED
+        return error.reason, text if named else f"{where}: {text.rstrip('.')}; replace the file."
+    text = f"{where}: cannot be read as {request.kind} ({told(error)}); replace or delete the file."
     if isinstance(error, MemoryError):
         return Unusable.TOO_LARGE, text
     short = isinstance(error, EOFError) or "truncated" in str(error).lower()

@@ -21,10 +21,11 @@ from fedml.cohort.identifiers.rules import Finding, Search, Severity, found_in
 _TEXT = 2**20  # bytes of a text or an extension that are looked at
 _ENDINGS = (".json", ".txt", ".csv", ".tsv", ".xml", ".html", ".htm", ".md", ".log", ".yaml", ".yml", ".ini", ".rtf", ".bval", ".bvec")
 _CHUNKS = 100_000
+_NRRD_COMMENT = re.compile(r"NRRD file format|teem\.sourceforge\.net|^#?\s*$")
 # Programs write these into descrip, aux_file and intent_name; what else stands there a person has to look at.
 _TOOLS = re.compile(
     r"(?:FSL|SPM|AFNI|ANTs|ITK|FreeSurfer|dcm2nii\w*|nibabel|SimpleITK|Mricron|mrtrix|MRtrix|NiftyReg|c3d|Time|TE|TR|FA|phase|mb|"
-    r"version|estimates|Estimates|none|None)\b[\w .:;=()+,/-]*"
+    r"version|estimates|Estimates|none|None)(?![^\W\d_])[\w .:;=()+,/-]*"
 )  # fmt: skip
 # Keys of BIDS sidecars and of exports that name a person, an institution, or a moment (BIDS 1.9; dcm2niix's own).
 _PERSON_KEYS = re.compile(
@@ -135,7 +136,7 @@ def _lines(data: bytes, search: Search | None) -> Iterator[Finding]:
             shown = found[1] if not found_in(found[1], "") else "a key"
             yield from keyed(found[1], found[3], shown, search, free=found[2] == ":=" or found[1] == "content")
         elif not line.startswith("NRRD"):
-            yield from found_in(line, "comment", search, free="teem" not in line and "sourceforge" not in line)
+            yield from found_in(line, "comment", search, free=True) if not _NRRD_COMMENT.search(line) else ()
 
 
 def _text_file(path: Path, search: Search | None) -> Iterator[Finding]:

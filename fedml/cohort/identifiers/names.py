@@ -6,7 +6,9 @@ shown(Path("images/p1/DOE_JANE_1970.nii.gz"), Path("images"))      # "p1/(name 3
 
 from __future__ import annotations
 
+import os
 import re
+from functools import lru_cache
 from pathlib import Path
 
 from fedml.cohort.identifiers.rules import Finding, Kind, Search, kinds_in, severity_of
@@ -45,24 +47,33 @@ def kinds_of(part: str, person: str, search: Search | None = None) -> tuple[Kind
     # Names of files join words by underscores and hyphens, in which BIDS has keys and values (sub-01_T1w).
     text = re.sub(r"[_+%]|(?<=[^\W\d])[.-](?=[^\W\d])", " ", bare)
     kinds = kinds_in(text, search)
+    if "@" in bare:
+        kinds = (Kind.MAIL, *kinds)
     return kinds if "^" not in bare or Kind.NAME in kinds else (Kind.NAME, *kinds)
 
 
 def shown(path: Path, root: Path) -> str:
     """The path below ``root``, each part in which a rule finds an identifier replaced by its place among its neighbours."""
-    try:
-        parts = path.relative_to(root).parts
-    except ValueError:
-        return path.name if not kinds_of(path.name, "") else "(a name that is not shown)"
+    parts = path.relative_to(root).parts if path.is_relative_to(root) else (path.name,)
     out, here = [], root
     for part in parts:
-        if kinds_of(part, ""):
-            try:
-                neighbours = sorted(one.name for one in here.iterdir())
-                out.append(f"(name {neighbours.index(part) + 1} of {len(neighbours)})")
-            except (OSError, ValueError):
-                out.append("(a name that is not shown)")
+        if _telling(part):
+            order = _neighbours(here)
+            out.append(f"(name {order[part]} of {len(order)})" if part in order else "(a name that is not shown)")
         else:
             out.append(part)
         here = here / part
     return "/".join(out)
+
+
+@lru_cache(maxsize=4096)
+def _telling(part: str) -> bool:
+    return bool(kinds_of(part, ""))
+
+
+@lru_cache(maxsize=8)
+def _neighbours(folder: Path) -> dict[str, int]:
+    try:
+        return {name: number for number, name in enumerate(sorted(os.listdir(folder)), 1)}
+    except OSError:
+        return {}
