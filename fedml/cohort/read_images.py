@@ -40,6 +40,7 @@ from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
+from fedml.cohort.state_index import remembering
 from fedml.errors import InputError
 from fedml.quiet import told
 from fedml.study.cohort_section import ImageShape
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 Affine = npt.NDArray[np.float64]
 READER_VERSION = 2  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
+INDEX = "headers.db"  # in the folder of prepared images
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
 
@@ -113,14 +115,7 @@ def read_images(
         InputError: a folder or array is missing; no person has an image; a file is not de-identified and the policy is to refuse.
     """
     request, cache = _Folder(path, kind, persons, codes is not None), rules.cache
-    row = {person: at for at, person in enumerate(persons)}
-    found = list(
-        _npz(path, row, shape, codes)
-        if kind == "npz"
-        else _dicom(path, row, shape, codes, rules)
-        if kind == "dicom"
-        else _files(path, kind, row, shape, rules, codes)
-    )
+    found = found_images(path, kind, persons, shape, codes=codes, rules=rules)
     spec = None if shape is None else shape.preprocess
     if cache is not None and spec is not None and shape is not None and found:
         if spec.percentiles and window is not None:
@@ -164,6 +159,20 @@ def read_images(
         else None,
         tuple(excluded),
     )
+
+
+def found_images(
+    path: Path, kind: str, persons: Sequence[str], shape: ImageShape | None, *, codes: Sequence[Code] | None = None,
+    rules: ImageRules = ImageRules(),
+) -> list[_Found]:  # fmt: skip
+    """The images of ``persons``, not read yet. Headers that were read at an earlier start are not read again (``state_index``)."""
+    row = {person: at for at, person in enumerate(persons)}
+    if kind == "npz":
+        return list(_npz(path, row, shape, codes))
+    if kind != "dicom":
+        return list(_files(path, kind, row, shape, rules, codes))
+    with remembering(None if rules.cache is None else rules.cache / INDEX):
+        return list(_dicom(path, row, shape, codes, rules))
 
 
 def decoders_of(kind: str) -> tuple[str, ...]:

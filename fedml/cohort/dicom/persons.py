@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
-from fedml.cohort.dicom.files import is_image, open_dataset, reading
+from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.headers import header_of
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.series import Volume, group_series, read_series
 from fedml.cohort.images import masks as mask_files
@@ -117,17 +118,12 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
 
 def _is_image_file(path: Path) -> bool:
     """True if the file is an image; the same folders contain reports, plans and segmentations."""
-    with reading(path):
-        header = open_dataset(path, pixels=False, tags=["Modality", "Rows"])
-        return str(header.get("Modality")) != "SEG" and ("Rows" in header or is_image(header))
+    header = header_of(path)
+    return header.modality != "SEG" and header.image
 
 
 def _is_segmentation(path: Path) -> bool:
-    try:
-        with reading(path):
-            return str(open_dataset(path, pixels=False, tags=["Modality"]).get("Modality")) == "SEG"
-    except ItemError:
-        return False
+    return header_of(path).modality == "SEG"
 
 
 def _mask(
