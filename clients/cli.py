@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedml.cli import guarded
+from fedml.clients.desk.deidentification_command import deidentification
 from fedml.clients.desk.score_command import adjust, score
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
@@ -47,7 +48,7 @@ persons = "persons.csv" # columns: id, then the targets of studies; one row a pe
 # min_count = 5 # fewest persons in any count or sum that is sent; for a variant, also fewest carriers of each allele
 # max_epsilon = 8.0 # privacy budget of each person over all studies (with delta = 1e-5); default 0: no study with privacy of a patient runs
 # allow_unprotected = false # with a budget: whether a study without privacy of a patient may run
-# deidentification = "quarantine" # a DICOM file that is not de-identified: refuse (the site takes no part), quarantine (exclude it), warn
+# deidentification = "quarantine" # an image that is not de-identified: refuse (take no part), strict, quarantine (exclude it), warn
 # max_quarantined = 0.1 # largest fraction of the persons with images whose image may be excluded as unusable
 # max_rounds = 1000
 # max_steps = 2000 # for each kind of step of an association study
@@ -375,6 +376,7 @@ def remove(
     print(f"{site.name} is removed; {removal.say_to_centre(site)}")
 
 
+app.command("deidentification")(deidentification)
 app.command("score")(score)
 app.command("adjust")(adjust)
 app.add_typer(journal_app)

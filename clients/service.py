@@ -16,10 +16,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from flwr.app import Context, Message
+
+from fedml import quiet
 from fedml.clients.gate.gate import Gate
 from fedml.clients.site import logs
 from fedml.clients.site.manifest import Connection, Site
@@ -103,7 +107,7 @@ def run_site(site: Site) -> None:
     log.info("%s started; SuperLink %s, %s", site.name, connection.superlink, f"through the proxy {way}" if proxy else way)
     keeper.start()
     try:
-        serve(address, secret, gate.handle, stop)
+        serve(address, secret, _telling(gate.handle), stop)
     finally:
         stop.set()
         keeper.join(20)
@@ -111,6 +115,19 @@ def run_site(site: Site) -> None:
         gate.close()
         claim.close()
         log.info("%s stopped", site.name)
+
+
+def _telling(handle: Callable[[Message, Context], Message]) -> Callable[[Message, Context], Message]:
+    """``handle``, which then logs how many messages of libraries were not shown."""
+
+    def told(message: Message, context: Context) -> Message:
+        try:
+            return handle(message, context)
+        finally:
+            if unseen := quiet.tell():
+                log.warning("%s", unseen)
+
+    return told
 
 
 def running(state: Path) -> int | None:

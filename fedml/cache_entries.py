@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -45,6 +45,18 @@ def stamp_of(path: Path) -> list[int]:
     """Size, modification and change times and inode: equal as long as the file does not change."""
     found = path.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def resolved(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Each path -> ``path.resolve()``, with one look at each folder."""
+    folders: dict[Path, Path] = {}
+    out = {}
+    for path in paths:
+        if path not in out:
+            if path.parent not in folders:
+                folders[path.parent] = path.parent.resolve()
+            out[path] = path.resolve() if path.is_symlink() else folders[path.parent] / path.name
+    return out
 
 
 def content_digests(folder: Path, paths: Sequence[Path], say: Say) -> dict[Path, tuple[str, list[int]]]:

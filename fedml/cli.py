@@ -10,19 +10,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
+from fedml import quiet
 from fedml.errors import InputError, RunError, SiteError
 from fedml.text import printable
 
 if TYPE_CHECKING:
     import click
 
+_OF_NO_DATA = ("flwr", "mlflow", "alembic")  # libraries that open no file of a person; --debug shows what they log
+
 
 class PrintableFormatter(logging.Formatter):
-    """Records with U+FFFD in the place of characters that a terminal interprets, or that hide or reorder others (``fedml.text``). Final."""
+    """Records with U+FFFD in the place of characters that a terminal interprets, or that hide or reorder others (``fedml.text``), and of
+    exceptions only what ``fedml.quiet`` lets through. Final."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The text of the record; line ends of a traceback stay."""
         return printable(super().format(record), "\n\t")
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback, with the texts of exceptions of this package only."""
+        return quiet.frames_of(ei[1]) if ei and ei[1] is not None else ""
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -61,6 +69,7 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
+    quiet.hush_process(shown=_OF_NO_DATA if debug else ())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -70,6 +79,9 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     if debug:
         os.environ["FEDML_DEBUG"] = "1"
     code = _run(app, words, debug)
+    quiet.release()
+    if unseen := quiet.tell():
+        print(f"note: {unseen}", file=sys.stderr)
     # os._exit, because the normal shutdown of torch takes a second; all files are written at this point.
     logging.shutdown()
     sys.stdout.flush()
@@ -94,7 +106,7 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
     except Exception as error:
         if debug:
             logging.exception("unexpected")
-        text = printable(f"unexpected {type(error).__name__}: {error}".splitlines()[0])
+        text = printable(f"unexpected {quiet.told(error)}".splitlines()[0])
         print(f"error: {text} (run again with --debug for the traceback and report the error)", file=sys.stderr)
         return 1
     return 0

@@ -72,6 +72,7 @@ from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.learning.statistics import neutral_constants
 from fedml.privacy.statistics import stated_constants
+from fedml.quiet import told
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
@@ -101,8 +102,7 @@ class Gate:
         self._apart: set[tuple[str, bool, str]] = set()  # (study, analysis, stamp of the data) whose persons were compared, and noted
 
     def handle(self, message: Message, context: Context) -> Message:
-        """The reply to ``message``: checked content, or the code of a refusal. Writes a journal entry for the request, and one for the
-        reply if the request was accepted."""
+        """Checked content, or the code of a refusal. Writes a journal entry for the request, and one for the reply to an accepted one."""
         note: dict[str, Any] = {"about": About(str(message.metadata.run_id)), "records": ()}
         direction: Direction = "in"
         try:
@@ -135,7 +135,7 @@ class Gate:
         except BaseException as error:  # a panic of compiled code too; the error's text may name a person, so it is not sent
             reason = reason_of(error)
             with suppress(Exception):  # str(error) itself may raise
-                log.error("%s refused (%s): %s", direction, reason, error, exc_info=reason is Reason.INTERNAL)
+                log.error("%s refused (%s): %s", direction, reason, told(error), exc_info=reason is Reason.INTERNAL)
             try:
                 if not self._cut:
                     self.journal.append(direction=direction, verdict="refused", reason=str(reason), **note)

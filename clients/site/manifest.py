@@ -77,7 +77,7 @@ class Policy(_Section):
 
     ``min_count``: in analyses of genotypes also the smallest group of persons with the same genotype (also among cases, controls and each
     category of a covariate): a variant with a smaller group is excluded. ``centre``: see ``fedml.clients.gate.trust``.
-    ``deidentification``: see ``fedml.cohort.dicom.deidentified``.
+    ``deidentification``: see ``fedml.cohort.deidentification``.
     """
 
     studies: Literal["approved"] = Field(
@@ -124,7 +124,8 @@ class Policy(_Section):
     )
     deidentification: Deidentification = Field(
         default="quarantine",
-        description="a DICOM file that is not de-identified: refuse (take no part), quarantine (exclude the file) or warn (use it)",
+        description="an image that is not de-identified: refuse (take no part), strict (exclude it, and one of which a person has to check "
+        "something), quarantine (exclude it) or warn (use it)",
     )
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.1, description="largest fraction of the persons with images whose image may be excluded as unusable"

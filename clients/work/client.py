@@ -41,6 +41,7 @@ from fedml.privacy.counts import noised
 from fedml.privacy.dpsgd import PrivateSteps, private_train
 from fedml.privacy.releases import noise_multiplier, sampling
 from fedml.privacy.statistics import private_sums
+from fedml.quiet import hush, told
 from fedml.runs.software import code_digest
 from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
@@ -98,11 +99,12 @@ def answer(message: Message, context: Context) -> Message:
         request = read_request(message.content, manifests_of(context, message), str(config["name"]) if "name" in config else None)
         if len(request.manifests) == 1:
             check_roster(read_site_once(request.manifests[0]), request.study)
-        content = execute(request, message.content, Memory(context.state, str(message.metadata.run_id)))
+        with hush():
+            content = execute(request, message.content, Memory(context.state, str(message.metadata.run_id)))
         return Message(bundle(content) if bundled else content, reply_to=message)
     except Exception as error:  # of any type; the text may name a person, so only a code leaves
         reason = reason_of(error)
-        log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
+        log.error("refused (%s): %s", reason, told(error), exc_info=reason is Reason.INTERNAL)
         return refusal(message, reason)
 
 

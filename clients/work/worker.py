@@ -15,6 +15,7 @@ from typing import Any
 
 from fedml.clients.work.confine import confine
 from fedml.clients.work.frames import read_frame, write_frame
+from fedml.quiet import hush_process
 
 _PR_SET_PDEATHSIG = 1
 _MOST = 2**40  # bytes of a request: the gate has checked it
@@ -33,6 +34,7 @@ def main() -> None:
         return
     plan, payloads = first
     confine([Path(path) for path in plan["readable"]], [Path(path) for path in plan["writable"]])
+    hush_process()  # after the confinement, which needs that there is one thread
     _serve(source, out, plan, b"".join(payloads))
 
 

@@ -65,7 +65,7 @@ def new(inputs: Inputs, files: Files, out: Annotated[Path | None, _OUT] = None) 
     words = ["run", str(out / "study.toml"), "--sites", str(out / "sites")]
     print(f"next: fedml check {out / 'study.toml'}; fedml {' '.join(words)}")
     if asked and typer.confirm("Run it now?", default=True):
-        done = subprocess.run([sys.executable, "-P", "-m", "fedml.experiments.cli", *words], check=False)
+        done = subprocess.run([sys.executable, "-P", "-m", "fedml.experiments.cli", *words], check=False, stderr=sys.stderr)
         raise SystemExit(done.returncode)
 
 

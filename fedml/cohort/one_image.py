@@ -21,6 +21,7 @@ from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.cohort_section import ImageShape
 
 Window = tuple[float, float]
@@ -52,7 +53,7 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
         text = str(error).rstrip(".")
         raise InputError(f"{text}." if str(path) in text else f"{path}: {text}.") from error
     except Exception as error:  # a decoder may raise any exception on a damaged file
-        raise InputError(f"{path}: cannot be read as an image ({error}); give another file.") from error
+        raise InputError(f"{path}: cannot be read as an image ({told(error)}); give another file.") from error
 
 
 def prepare_one(

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.deidentification import require_clean
 from fedml.cohort.dicom.deidentified import Deidentification
+from fedml.cohort.identifiers.names import shown
 from fedml.cohort.ids import check_ids
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
@@ -41,7 +43,9 @@ from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_ex
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
 from fedml.cohort.images.upright import require_same_turn
 from fedml.cohort.images.volumes import volumes
+from fedml.cohort.state_index import remembering
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.cohort_section import ImageShape
 from fedml.study.imaging import Preprocess
 from fedml.study.section import Code
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
 Affine = npt.NDArray[np.float64]
 READER_VERSION = 2  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
+INDEX = "headers.db"  # in the folder of prepared images
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
 
@@ -65,7 +70,7 @@ class ImageRules:
 
     Args:
         masks: the folder of masks.
-        deidentification: the policy for a DICOM file that is not de-identified.
+        deidentification: the policy for a file that is not de-identified (``fedml.cohort.deidentification``).
         max_quarantined: of the persons with images, the largest fraction that may have an excluded image.
         cache: folder of prepared images (``fedml.cohort.images.cache``); None: images are kept in memory. If the folder cannot be written,
             a warning is logged, and images are kept in memory if they fit.
@@ -118,14 +123,7 @@ def read_images(
         InputError: a folder or array is missing; no person has an image; a file is not de-identified and the policy is to refuse.
     """
     request, cache = _Folder(path, kind, persons, codes is not None), rules.cache
-    row = {person: at for at, person in enumerate(persons)}
-    found = list(
-        _npz(path, row, shape, codes)
-        if kind == "npz"
-        else _dicom(path, row, shape, codes, rules)
-        if kind == "dicom"
-        else _files(path, kind, row, shape, rules.masks, codes)
-    )
+    found = found_images(path, kind, persons, shape, codes=codes, rules=rules)
     spec = None if shape is None else shape.preprocess
     if cache is not None and spec is not None and shape is not None and found:
         if spec.percentiles and window is not None:
@@ -141,23 +139,23 @@ def read_images(
     whole: dict[int, npt.NDArray[np.uint8]] = {}  # by id of a prepared image: its mask as the file has it
     excluded: list[Exclusion] = []
     persons_with_images: set[int] = set()
-    for at, where, load, _, _ in found:
-        persons_with_images.add(at)
+    for image in found:
+        persons_with_images.add(image.row)
         try:
-            raw = load()
-            read.append((at, where, _prepared(raw, spec)))
+            raw = image.load()
+            read.append((image.row, image.where, _prepared(raw, spec)))
             if spec is not None and codes is not None and (drawn_after := read[-1][2].mask) is not None:
                 whole[id(read[-1][2])] = pack(spec, folded(raw), drawn_after[0], len(codes))
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
-            reason, text = _why(error, where, kind)
-            excluded.append(Exclusion(persons[at], str(where), reason, text))
+            excluded.append(Exclusion(persons[image.row], _shown(image.where, request), *_why(error, image, request)))
     if shape is None and read:
         most = Counter(raw.image.shape for _, _, raw in read).most_common(1)[0][0]
         for at, where, raw in [r for r in read if r[2].image.shape != most]:
-            text = f"{where}: is {raw.image.shape}, most images in the folder are {most} (channels, *size); resample it to this shape."
-            excluded.append(Exclusion(persons[at], str(where), Unusable.GEOMETRY, text))
+            place = _shown(where, request)
+            text = f"{place}: is {raw.image.shape}, most images in the folder are {most} (channels, *size); resample it to this shape."
+            excluded.append(Exclusion(persons[at], place, Unusable.GEOMETRY, text))
         read = [r for r in read if r[2].image.shape == most]
     check_exclusion_limit(excluded, len(persons_with_images), rules.max_quarantined)
     if not read:
@@ -175,6 +173,20 @@ def read_images(
         tuple(excluded),
         OriginalMasks(tuple(whole[id(raw)] for raw in raws)) if whole else None,
     )
+
+
+def found_images(
+    path: Path, kind: str, persons: Sequence[str], shape: ImageShape | None, *, codes: Sequence[Code] | None = None,
+    rules: ImageRules = ImageRules(),
+) -> list[_Found]:  # fmt: skip
+    """The images of ``persons``, not read yet. Headers that were read at an earlier start are not read again (``state_index``)."""
+    row = {person: at for at, person in enumerate(persons)}
+    if kind == "npz":
+        return list(_npz(path, row, shape, codes))
+    if kind != "dicom":
+        return list(_files(path, kind, row, shape, rules, codes))
+    with remembering(None if rules.cache is None else rules.cache / INDEX):
+        return list(_dicom(path, row, shape, codes, rules))
 
 
 def decoders_of(kind: str) -> tuple[str, ...]:
@@ -198,7 +210,7 @@ def _cached(
     memory."""
     from fedml.cohort.images.cache import CannotKeep, Reader, open_cache
 
-    by_item = {Item(str(image.where), image.files, image.part): image for image in found}
+    by_item = {Item(_shown(image.where, request), image.files, image.part): image for image in found}
     aside: dict[Item, Folded] = {}
 
     def read(item: Item) -> Raw:
@@ -211,7 +223,7 @@ def _cached(
         except InputError:
             raise
         except Exception as error:  # a decoder may raise any exception on a damaged file
-            raise ItemError(*_why(error, image.where, request.kind)) from error
+            raise ItemError(*_why(error, image, request)) from error
 
     try:
         if spec.percentiles:
@@ -242,9 +254,8 @@ def _from_cache(
     """The images of ``found`` in the cache, as ``read_images`` returns them; ``counted``: the cache has histograms."""
     (cache, originals), excluded = entry, []
     for at, reason in sorted(cache.excluded.items()):
-        where = found[at].where
-        reason, text = _why(ItemError(reason, cache.texts[at]), where, request.kind)
-        excluded.append(Exclusion(request.persons[found[at].row], str(where), reason, text))
+        why = _why(ItemError(reason, cache.texts[at]), found[at], request)
+        excluded.append(Exclusion(request.persons[found[at].row], _shown(found[at].where, request), *why))
     check_exclusion_limit(excluded, len({f.row for f in found}), limit)
     if not len(cache):
         raise _no_images(request, bool(excluded))
@@ -282,11 +293,22 @@ def _prepared(raw: Raw, spec: Preprocess | None) -> Raw:
     return Raw(image, raw.affine, mask)
 
 
-def _why(error: Exception, where: Path, kind: str) -> tuple[Unusable, str]:
+def _shown(path: Path, request: _Folder) -> str:
+    """The path of a file, without names in which a rule finds an identifier."""
+    root = request.path
+    return str(root / shown(path, root)) if path.is_relative_to(root) and path != root else str(path)
+
+
+def _why(error: Exception, image: _Found, request: _Folder) -> tuple[Unusable, str]:
+    where = _shown(image.where, request)
     if isinstance(error, ItemError):
         text = str(error)
-        return error.reason, text if str(where) in text or text.startswith("/") else f"{where}: {text.rstrip('.')}; replace the file."
-    text = f"{where}: cannot be read as {kind} ({_short(error)}); replace or delete the file."
+        for file in image.files:
+            if str(file) in text:
+                text = text.replace(str(file), _shown(file, request))
+        named = where in text or text.startswith("/") or error.reason is Unusable.NOT_DE_IDENTIFIED
+        return error.reason, text if named else f"{where}: {text.rstrip('.')}; replace the file."
+    text = f"{where}: cannot be read as {request.kind} ({told(error)}); replace or delete the file."
     if isinstance(error, MemoryError):
         return Unusable.TOO_LARGE, text
     short = isinstance(error, EOFError) or "truncated" in str(error).lower()
@@ -298,7 +320,9 @@ def _dicom(
 ) -> Iterator[_Found]:
     from fedml.cohort.dicom.persons import Masks, Series, series_of
 
-    def load(read: Callable[[], Series], where: Path) -> Raw:
+    def load(read: Callable[[], Series], where: Path, person: str, files: Sequence[Path]) -> Raw:
+        for file in files:
+            require_clean(file, folder if file.is_relative_to(folder) else file.parent, person, rules.deidentification, header=False)
         series = read()
         return Raw(channels_first(series.voxels, shape, where, volumes=not series.flat), series.affine, series.mask)
 
@@ -311,7 +335,8 @@ def _dicom(
         for where, files, read, about in found:
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
             rest = [*([about] if about else []), *([] if select is None else [select.model_dump_json()])]
-            yield _Found(at, where, partial(load, read, where), files, json.dumps([person, *(file.name for file in files), *rest]))
+            part = json.dumps([person, *(file.name for file in files), *rest])
+            yield _Found(at, where, partial(load, read, where, person, files), files, part)
 
 
 def _need_folder(folder: Path) -> None:
@@ -320,11 +345,14 @@ def _need_folder(folder: Path) -> None:
 
 
 def _files(
-    folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, masks: Path | None, codes: Sequence[Code] | None
+    folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, rules: ImageRules, codes: Sequence[Code] | None
 ) -> Iterator[_Found]:
-    form = FORMATS[kind]
+    form, masks = FORMATS[kind], rules.masks
 
-    def load(path: Path, drawn: Path | None) -> Raw:
+    def load(path: Path, drawn: Path | None, person: str) -> Raw:
+        require_clean(path, folder, person, rules.deidentification)
+        if drawn is not None and masks is not None:
+            require_clean(drawn, masks, person, rules.deidentification)
         raw, affine = form.read(path)
         image = channels_first(raw, shape, path, volumes=form.volumes)
         if codes is None:
@@ -344,7 +372,7 @@ def _files(
             if path.exists():
                 drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
                 files = (path,) if drawn is None else (path, drawn)
-                yield _Found(at, path, partial(load, path, drawn), files, json.dumps([file.name for file in files]))
+                yield _Found(at, path, partial(load, path, drawn, person), files, json.dumps([person, *(file.name for file in files)]))
 
 
 _LAYOUT = "docs/images.md shows how to write the file (One npz file)"
@@ -357,13 +385,13 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
             for name in ("ids.npy", "images.npy"):  # masks compress too well for this check; their size is compared with the images below
                 require_plausible(path, *sizes.get(name, (0, 0)))
             if sizes.get("masks.npy", (0, 0))[1] > 8 * sizes.get("images.npy", (0, 0))[1] + 4096:
-                raise ValueError("the masks are larger than the images")
+                raise ItemError(Unusable.WRONG_LENGTH, "the masks are larger than the images")
             ids, images = arrays["ids"].astype(str), arrays["images"]
             drawn = arrays["masks"] if codes is not None and "masks" in arrays else None
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file; correct data.image in site.toml.") from error
     except Exception as error:  # zipfile, zlib and NumPy raise different exceptions
-        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({_short(error)}); {_LAYOUT}.") from error
+        raise InputError(f"{path}: cannot be read as .npz with arrays ids and images ({told(error)}); {_LAYOUT}.") from error
     if ids.ndim != 1 or images.ndim < 3:
         raise InputError(f"{path}: ids has shape {ids.shape}, images {images.shape}; ids needs one axis, images at least three; {_LAYOUT}.")
     if len(ids) != len(images):
@@ -384,8 +412,3 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
     for k, person in enumerate(ids):
         if person in row:
             yield _Found(row[person], path, partial(load, k), (path,), str(k))
-
-
-def _short(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:120].rstrip(".")

@@ -32,7 +32,7 @@ class DisclosedPolicy(BaseModel):
     max_epsilon: Annotated[float, Field(ge=0)]
     delta: Annotated[float, Field(gt=0, lt=1)]
     allow_unprotected: bool
-    deidentification: Literal["refuse", "quarantine", "warn"]
+    deidentification: Literal["refuse", "strict", "quarantine", "warn"]
     max_quarantined: Annotated[float, Field(ge=0, le=1)]
     centre: Literal["distrusted", "curious", "trusted"] | None = Field(default=None, description="None: the site does not say it")
     public: bool = False

@@ -102,7 +102,7 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
     if data.format != "npz":
         check_ids(ids, _names(place.folder / data.path, data.format), str(place.folder / data.path))
     if (tiles := slides.tiles_of(study)) is not None:
-        return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined)
+        return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined, place.deidentification)
     found = read_images(
         place.folder / data.path, data.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,

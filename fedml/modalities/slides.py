@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedml.cohort.deidentification import require_clean
+from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.slides.cohort import Slides, SlideTissue, read_slides
 from fedml.cohort.slides.write import TIFF_TILE, write_tiff
 from fedml.errors import InputError
@@ -24,9 +26,13 @@ def tiles_of(study: Study) -> Tiles | None:
     return None if study.cohort.image is None else study.cohort.image.tiles
 
 
-def read(folder: Path, tiles: Tiles, ids: Sequence[str], cache: Path, max_quarantined: float) -> Slides:
+def read(folder: Path, tiles: Tiles, ids: Sequence[str], cache: Path, max_quarantined: float, policy: Deidentification) -> Slides:
     """The slides of the persons ``ids``; see ``fedml.cohort.slides.cohort.read_slides``."""
-    return read_slides(folder, ids, tiles, cache=cache / "slides", max_quarantined=max_quarantined)
+
+    def check(path: Path, person: str) -> None:
+        require_clean(path, folder, person, policy)
+
+    return read_slides(folder, ids, tiles, cache=cache / "slides", max_quarantined=max_quarantined, check=check)
 
 
 def check_format(kind: str, study: Study, file: Path) -> None:

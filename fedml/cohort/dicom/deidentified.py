@@ -7,22 +7,22 @@
 The criterion is the Basic Application Level Confidentiality Profile (DICOM PS3.15 2026c, annex E, table E.1-1): an attribute that the
 profile removes, empties or replaces is a finding if it still has a value. ``refuse``: the attribute identifies the person, or may identify
 them (names, other ids, addresses, dates that are not declared as shifted, identifiers that were searched for). ``review``: the attribute
-may identify the person, depending on what the site writes there (descriptions, comments, institutions, serial numbers, private text). UIDs
-are exempt. A header cannot exclude text drawn into the pixels or a face in a head scan.
+may identify the person, depending on what the site writes there (descriptions, comments, institutions, serial numbers, private text, UIDs
+with a date). A header cannot exclude text drawn into the pixels or a face in a head scan.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from fedml.cohort.dicom.files import MAX_MB, open_dataset, printable, reading
+from fedml.cohort.identifiers.names import dated_uid
+from fedml.cohort.identifiers.rules import Finding, Kind, Search, Severity, kinds_in, severity_of, squeezed
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
 
@@ -96,6 +96,8 @@ _NAME, _ID, _BIRTH, _AGE = 0x00100010, 0x00100020, 0x00100030, 0x00101010
 _TRIAL = tuple(_parse_tags("0012: 0010 0020 0021 0030 0031"))  # attributes of a clinical trial that may contain the pseudonym
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _DATES, _NUMBERS = ("DA", "DT"), ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "AT", "TM")
+_OWN_VERSION = (0x00020012, 0x00020013)  # of the program that wrote the file
+_TEXTS = ("AE", "CS", "LO", "LT", "SH", "ST", "UC", "UR", "UT")
 _DUMMIES = frozenset(
     ["anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "pseudonymized", "pseudonymised", "removed", "withheld",
      "none", "null", "na", "nn", "unknown", "noname", "notavailable", "notapplicable", "patient", "test", "phantom",
@@ -111,30 +113,13 @@ _MAX_DECODED = 2**16  # bytes; longer values are searched for ASCII text only
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
-Deidentification = Literal["refuse", "quarantine", "warn"]  # for a file that is not: stop reading, exclude the file, log a warning
-
-
-class Severity(StrEnum):
-    """``refuse``: the file must not be used; ``review``: a person has to check it."""
-
-    REFUSE = "refuse"
-    REVIEW = "review"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One finding. ``where``: path through the sequences; ``why``: never quotes the value; ``tag``: 0 for file name and preamble."""
-
-    tag: int
-    keyword: str
-    where: str
-    why: str
-    severity: Severity
+# For a file that is not: stop reading; exclude the file, or with strict also one of which a person has to check something; log a warning.
+Deidentification = Literal["refuse", "strict", "quarantine", "warn"]
 
 
 @dataclass
 class _Check:
-    search: list[tuple[str, list[str]]]  # an identifier without spaces, and its words
+    search: Search
     codes: set[str]  # allowed values of a name: pseudonym, patient id, values of the trial attributes
     pseudonym: str | None
     shifted: bool  # the file declares that dates were shifted or removed
@@ -171,7 +156,7 @@ def findings(
         InputError: an identifier has fewer than two letters or digits and would be found everywhere.
     """
     for identifier in identifiers:
-        if len(_squeezed(identifier)) < 2:
+        if len(squeezed(identifier)) < 2:
             raise InputError("an identifier to search for has fewer than two letters or digits; remove it.")
     path = source if isinstance(source, Path) else path
     name = path or Path("dataset")
@@ -179,14 +164,14 @@ def findings(
         dataset = open_dataset(source, max_mb=max_mb) if isinstance(source, Path) else source
         stated = [str(dataset.get(tag).value) for tag in (_ID, *_TRIAL) if tag in dataset]
         check = _Check(
-            search=[(_squeezed(i), _plain(i).split()) for i in identifiers],
-            codes={_squeezed(v) for v in (*stated, pseudonym or "")} - {""},
+            search=Search(identifiers),
+            codes={squeezed(v) for v in (*stated, pseudonym or "")} - {""},
             pseudonym=pseudonym,
             shifted=str(dataset.get("LongitudinalTemporalInformationModified") or "") in ("MODIFIED", "REMOVED")
             or any(str(c.get("CodeValue")) in _DATES_MOVED for c in dataset.get("DeidentificationMethodCodeSequence") or []),
             safe_private=(*_SAFE_PRIVATE, *safe_private),
         )
-        if path is not None and _hit(check, str(path)):
+        if path is not None and check.search.hit(str(path)):
             check.add(0, "", "file name", "contains an identifier that was searched for", Severity.REFUSE)
         _preamble(getattr(dataset, "preamble", None) or b"", check)
         if hasattr(dataset, "file_meta"):
@@ -197,15 +182,15 @@ def findings(
 
 
 def require_de_identified(
-    source: Path, *, identifiers: Sequence[str] = (), pseudonym: str | None = None, safe_private: Collection[str] = ()
+    source: Path, *, identifiers: Sequence[str] = (), pseudonym: str | None = None, safe_private: Collection[str] = (), strict: bool = False
 ) -> list[Finding]:
     """The findings of severity ``review``.
 
     Raises:
-        ItemError: not-de-identified: a finding has severity ``refuse``; or as ``findings``.
+        ItemError: not-de-identified: a finding has severity ``refuse``, or with ``strict`` any; or as ``findings``.
     """
     found = findings(source, identifiers=identifiers, pseudonym=pseudonym, safe_private=safe_private)
-    if worst := [f for f in found if f.severity is Severity.REFUSE]:
+    if worst := [f for f in found if strict or f.severity is Severity.REFUSE]:
         raise ItemError(
             Unusable.NOT_DE_IDENTIFIED,
             f"{source}: is not de-identified, {len(worst)} findings, the first in {worst[0].where}: {worst[0].why}.",
@@ -229,11 +214,13 @@ def _statements(dataset: Dataset, check: _Check) -> None:
     if str(dataset.get("RecognizableVisualFeatures") or "") == "YES":
         keyword = "RecognizableVisualFeatures"
         check.add(0x00280302, keyword, keyword, "the person may be recognised by the image", Severity.REVIEW)
+    if str(dataset.get("SpecimenLabelInImage") or "") == "YES" or "LABEL" in str(dataset.get("ImageType") or ""):
+        check.add(0x00080008, "ImageType", "ImageType", "a photograph of the label of a slide", Severity.REFUSE)
 
 
 def _preamble(preamble: bytes, check: _Check) -> None:
     if text := printable(preamble):
-        hit = _hit(check, text)
+        hit = check.search.hit(text)
         why, severity = ("contains an identifier that was searched for", Severity.REFUSE) if hit else ("contains text", Severity.REVIEW)
         check.add(0, "", "preamble", why, severity)
 
@@ -276,7 +263,7 @@ def _walk(dataset: Dataset, where: str, depth: int, check: _Check) -> bool:
         if data and not text and any(data) and (_repeating(number) or number in ACTIONS or number in _DIRECT):
             text = "bytes"
         judged = _judge(number, vr, text, dataset, check) if text else None
-        if _hit(check, text if data is None else f"{text} {_decodings(data)}"):
+        if check.search.hit(text if data is None else f"{text} {_decodings(data)}"):
             judged = "contains an identifier that was searched for", Severity.REFUSE
         if judged is not None:
             check.add(number, keyword, here, *judged)
@@ -286,8 +273,10 @@ def _walk(dataset: Dataset, where: str, depth: int, check: _Check) -> bool:
 
 def _judge(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tuple[str, Severity] | None:
     group, known = tag >> 16, tag in ACTIONS
-    if vr == "UI" or (group == 2 and tag != 0x00020102):
-        return None
+    if vr == "UI":
+        return _uid(text)
+    if group == 2 and tag != 0x00020102:
+        return _free(text) if tag not in _OWN_VERSION else None
     if vr == "PN":
         if not _coded(text, check):
             return "a name that is not a pseudonym", Severity.REFUSE
@@ -306,7 +295,19 @@ def _judge(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tup
         return _private(tag, vr, text, dataset, check)
     if _repeating(tag) or known or tag == 0x00020102:
         return None if _dummy(text) else ("the profile removes this attribute, it may identify the person", Severity.REVIEW)
-    return ("an attribute that is not in the standard, with text", Severity.REVIEW) if vr == "UN" else None
+    return ("an attribute that is not in the standard, with text", Severity.REVIEW) if vr == "UN" else _free(text) if vr in _TEXTS else None
+
+
+def _uid(text: str) -> tuple[str, Severity] | None:
+    if any(c.isalpha() for c in text):
+        return "a UID with letters", Severity.REFUSE
+    return ("a UID with a date", Severity.REVIEW) if any(dated_uid(uid) for uid in text.split("\\")) else None
+
+
+def _free(text: str) -> tuple[str, Severity] | None:
+    """What the rules for free text find in an attribute that the profile keeps."""
+    found = [kind for kind in kinds_in(text, pairs=False) if kind is not Kind.TIME]
+    return (str(found[0]), severity_of(found[0])) if found else None
 
 
 def _repeating(tag: int) -> bool:
@@ -340,10 +341,12 @@ def _date(tag: int, text: str, check: _Check) -> tuple[str, Severity] | None:
 
 def _private(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tuple[str, Severity] | None:
     if 0x10 <= tag & 0xFFFF <= 0xFF or vr in _NUMBERS:  # a private creator, or a number
-        return None
+        return _free(text) if vr not in _NUMBERS else None
     owner = dataset.get((tag >> 16, (tag & 0xFFFF) >> 8))
     if owner is not None and str(owner.value).strip() in check.safe_private:
         return None
+    if found := _free(text):
+        return found
     return None if _dummy(text) or not any(c.isalpha() for c in text) else ("private text", Severity.REVIEW)
 
 
@@ -372,29 +375,11 @@ def _decodings(data: bytes) -> str:
     return " ".join([data.decode("utf-8", "ignore"), data.replace(b"\0", b"").decode("latin-1"), data.decode("utf-16-le", "ignore")])
 
 
-def _plain(text: str) -> str:
-    folded = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    return "".join(c if c.isalnum() else " " for c in folded)
-
-
-def _squeezed(text: str) -> str:
-    return _plain(text).replace(" ", "")
-
-
-def _hit(check: _Check, text: str) -> bool:
-    """True if ``text`` contains an identifier: all its words, or, from five letters on, its letters in sequence."""
-    if not check.search:
-        return False
-    plain = _plain(text)
-    words, row = set(plain.split()), plain.replace(" ", "")
-    return any((len(joined) >= 5 and joined in row) or words.issuperset(parts) for joined, parts in check.search)
-
-
 def _dummy(text: str) -> bool:
-    return all(_squeezed(part) in _DUMMIES or not _squeezed(part) for part in re.split(r"[\\^=]", text))
+    return all(squeezed(part) in _DUMMIES or not squeezed(part) for part in re.split(r"[\\^=]", text))
 
 
 def _coded(text: str, check: _Check) -> bool:
     """True if every component of a name is a dummy, a code (with a digit), or one of ``check.codes``."""
-    parts = [p for p in re.split(r"[\\^=]", text) if _squeezed(p)]
-    return _squeezed(text) in check.codes or all(_dummy(p) or any(c.isdigit() for c in p) or _squeezed(p) in check.codes for p in parts)
+    parts = [p for p in re.split(r"[\\^=]", text) if squeezed(p)]
+    return squeezed(text) in check.codes or all(_dummy(p) or any(c.isdigit() for c in p) or squeezed(p) in check.codes for p in parts)

@@ -10,7 +10,6 @@ JPEG, JPEG-LS and JPEG 2000, not a plug-in of pydicom, because GDCM terminates t
 from __future__ import annotations
 
 import io
-import logging
 import math
 import re
 import struct
@@ -26,6 +25,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.bounds import inflated, require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.quiet import hush
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -47,7 +47,6 @@ _CODECS = {
     _JPEG + "80": "jpegls", _JPEG + "81": "jpegls",
     _JPEG + "90": "jpeg2k", _JPEG + "91": "jpeg2k", _JPEG + "201": "jpeg2k", _JPEG + "202": "jpeg2k", _JPEG + "203": "jpeg2k",
 }  # fmt: skip
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its messages quote values of the file
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
@@ -69,10 +68,11 @@ class _Bounded:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Converts every exception of pydicom, which parses lazily, to ``ItemError(unreadable)``; drops its warnings, which quote values."""
+    """Converts every exception of pydicom, which parses lazily, to ``ItemError(unreadable)``; drops its log and warnings, which quote
+    values."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with hush(), warnings.catch_warnings():
+            warnings.simplefilter("always")  # they are counted, not shown
             yield
     except ItemError:
         raise

@@ -19,6 +19,7 @@ import numpy as np
 from fedml.cohort.dicom.files import is_image, looks_dicom, open_dataset, reading
 from fedml.cohort.dicom.series import DIRECTORY, macro, named_dicom
 from fedml.cohort.images.reasons import ItemError
+from fedml.cohort.state_index import remembered
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -93,17 +94,32 @@ class Candidate(NamedTuple):
 
 
 class _File(NamedTuple):
-    path: Path
+    """What the header of one file says; kept from start to start (``fedml.cohort.state_index``), so texts, numbers and lists of them.
+    ``apart`` splits a series: "LOCALIZER", or "plate": each plate is a series. ``when``: date and time."""
+
     uid: str
-    apart: str  # splits a series: "LOCALIZER", or the path of a plate
-    header: Dataset
+    apart: str
+    number: str
+    modality: str
+    image_type: tuple[str, ...]
+    description: str
+    kernel: str
+    plane: str
+    frames: int
+    thickness: float
+    view: str
+    echoes: tuple[float, ...]
+    b_values: tuple[float, ...]
+    phases: tuple[int, ...]
+    when: str
+    capture: bool
 
 
 def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
     """The series below ``folder``, or of the one file ``folder``; and the files that may be a missing slice of any: they begin like DICOM
     but cannot be read or name no series, or are named ``.dcm`` and do not begin like DICOM."""
     broken: list[Path] = []
-    series: dict[tuple[str, str], list[_File]] = {}
+    series: dict[tuple[str, str], list[tuple[Path, _File]]] = {}
     for path in sorted([folder] if folder.is_file() else _below(folder)):
         try:
             found = _file(path)
@@ -111,8 +127,11 @@ def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
             broken.append(path)
             continue
         if found is not None:
-            series.setdefault((found.uid, found.apart), []).append(found)
-    return [Candidate(uid, tuple(f.path for f in files), _about(files)) for (uid, _), files in sorted(series.items())], broken
+            apart = f"plate {path}" if found.apart == "plate" else found.apart
+            series.setdefault((found.uid, apart), []).append((path, found))
+    return [
+        Candidate(uid, tuple(path for path, _ in files), _about([file for _, file in files])) for (uid, _), files in sorted(series.items())
+    ], broken
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -122,6 +141,11 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _file(path: Path) -> _File | None:
     """None: not an image. ``ItemError``: it cannot be read, or names no series."""
+    told = remembered(path, lambda: _read(path), "series")
+    return None if told is None else _File(*(tuple(value) if isinstance(value, list) else value for value in told))
+
+
+def _read(path: Path) -> _File | None:
     if not looks_dicom(path):
         if named_dicom(path):
             open_dataset(path, pixels=False)
@@ -137,36 +161,38 @@ def _file(path: Path) -> _File | None:
             return None
         if int(header.get("NumberOfFrames") or 1) > 1:
             header = open_dataset(path, pixels=False)
-        kind = _kind(header)
         plate = header.get("ImagePositionPatient") is None and "SharedFunctionalGroupsSequence" not in header
-        return _File(path, uid, "LOCALIZER" if "LOCALIZER" in kind else f"plate {path}" if plate else "", header)
+        return _facts(uid, header, "plate" if plate else "")
 
 
-def _kind(header: Dataset) -> tuple[str, ...]:
-    return tuple(str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or []))
+def _facts(uid: str, header: Dataset, apart: str) -> _File:
+    kind = tuple(str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or []))
+    echoes, b_values, phases = set[float](), set[float](), set[int]()
+    for groups in _groups(header):
+        echoes |= _numbers(echo_of(header, groups))
+        b_values |= _numbers(b_value_of(header, groups))
+        phases |= {int(n) for n in _numbers(phase_of(header, groups))}
+    groups = next(iter(_groups(header)))
+    axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", header)
+    when = [str(header.get("SeriesDate") or header.get("AcquisitionDate") or ""), str(header.get("SeriesTime") or "")]
+    return _File(
+        uid, "LOCALIZER" if "LOCALIZER" in kind else apart, str(header.get("SeriesNumber") or ""), str(header.get("Modality") or ""), kind,
+        str(header.get("SeriesDescription") or ""), "/".join(map(str, np.atleast_1d(header.get("ConvolutionKernel") or []))), _plane(axes),
+        int(header.get("NumberOfFrames") or 1), max(_numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", header)), default=0.0),
+        str(header.get("ViewPosition") or ""), tuple(sorted(echoes)), tuple(sorted(b_values)), tuple(sorted(phases)),
+        " ".join(when).strip() if when[0] else "", str(header.get("SOPClassUID") or "").startswith(_CAPTURE),
+    )  # fmt: skip
 
 
 def _about(files: list[_File]) -> About:
-    headers = [file.header for file in files]
-    first = headers[0]
-    echoes, b_values, phases = set[float](), set[float](), set[int]()
-    with reading(files[0].path):
-        for header in headers:
-            for groups in _groups(header):
-                echoes |= _numbers(echo_of(header, groups))
-                b_values |= _numbers(b_value_of(header, groups))
-                phases |= {int(n) for n in _numbers(phase_of(header, groups))}
-        groups = next(iter(_groups(first)))
-        axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", first)
-        thickness = max(_numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", first)), default=0.0)
-        when = [str(first.get("SeriesDate") or first.get("AcquisitionDate") or ""), str(first.get("SeriesTime") or "")]
-        return About(
-            str(first.get("SeriesNumber") or ""), str(first.get("Modality") or ""), _kind(first), str(first.get("SeriesDescription") or ""),
-            "/".join(map(str, np.atleast_1d(first.get("ConvolutionKernel") or []))), _plane(axes),
-            sum(int(header.get("NumberOfFrames") or 1) for header in headers), thickness, str(first.get("ViewPosition") or ""),
-            tuple(sorted(echoes)), tuple(sorted(b_values)), tuple(sorted(phases)), " ".join(when).strip() if when[0] else "",
-            str(first.get("SOPClassUID") or "").startswith(_CAPTURE),
-        )  # fmt: skip
+    """What the first file says, with the numbers of all."""
+    first = files[0]
+    return About(
+        first.number, first.modality, first.image_type, first.description, first.kernel, first.plane, sum(file.frames for file in files),
+        first.thickness, first.view,
+        tuple(sorted({n for file in files for n in file.echoes})), tuple(sorted({n for file in files for n in file.b_values})),
+        tuple(sorted({n for file in files for n in file.phases})), first.when, first.capture,
+    )  # fmt: skip
 
 
 def _groups(header: Dataset) -> Iterator[list[Dataset]]:

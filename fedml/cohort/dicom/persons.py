@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedml.cohort.dicom.choice import choose
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
 from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.header_index import header_of
 from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.series import Volume, group_series, read_series
@@ -148,9 +149,9 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
         InputError: the policy is to stop.
     """
     try:
-        require_de_identified(path, pseudonym=person)
+        require_de_identified(path, pseudonym=person, strict=deidentification == "strict")
     except ItemError as error:
-        if error.reason is not Unusable.NOT_DE_IDENTIFIED or deidentification == "quarantine":
+        if error.reason is not Unusable.NOT_DE_IDENTIFIED or deidentification in ("quarantine", "strict"):
             raise
         if deidentification == "refuse":
             raise InputError(f'{str(error).rstrip(".")}; de-identify it ([policy] deidentification = "refuse").') from error
@@ -158,11 +159,7 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
 
 
 def _is_segmentation(path: Path) -> bool:
-    try:
-        with reading(path):
-            return str(open_dataset(path, pixels=False, tags=["Modality"]).get("Modality")) == "SEG"
-    except ItemError:
-        return False
+    return header_of(path).modality == "SEG"
 
 
 def _mask(

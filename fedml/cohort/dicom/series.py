@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.dicom.files import MAX_MB, declared, frames, looks_dicom, open_dataset, reading
+from fedml.cohort.dicom.files import MAX_MB, declared, frames, open_dataset, reading
+from fedml.cohort.dicom.header_index import header_of
 from fedml.cohort.dicom.mosaic import Mosaic, mosaic_of, tile_position, tiles
 from fedml.cohort.images.reasons import ItemError, Unusable
 
@@ -99,16 +100,15 @@ def group_series(folder: Path) -> dict[str, list[Path]]:
             try:
                 if not path.is_file():
                     continue
-                if not looks_dicom(path):
+                header = header_of(path)
+                if not header.dicom:
                     if named_dicom(path):
                         series.setdefault("", []).append(path)
                     continue
-                with reading(path):
-                    dataset = open_dataset(path, pixels=False, tags=["SeriesInstanceUID", "SOPClassUID"])
-                    if str(dataset.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY:
-                        continue
-                    uid = str(dataset.get("SeriesInstanceUID") or "")
-            except (ItemError, OSError):
+                if header.kind == DIRECTORY:
+                    continue
+                uid = header.series
+            except OSError:
                 uid = ""
             series.setdefault(uid, []).append(path)
     return {uid: sorted(files) for uid, files in sorted(series.items())}

@@ -26,6 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -33,12 +34,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, stamp_of, writing
+from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, resolved, stamp_of, writing
 from fedml.cohort.images.items import Item, Raw, Read
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import digest, prepared, spacing_after
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.imaging import Preprocess
 
 FORMAT = 3  # increment when the layout changes
@@ -168,8 +170,9 @@ def open_cache(
         with writing():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         clean(folder)
-        digests = content_digests(folder, sorted({f.resolve() for item in items for f in item.files if _readable(f)}), say)
-        keys = [_item_key(item, digests, spec, reader.name) for item in items]
+        real = resolved(file for item in items for file in item.files)
+        digests = content_digests(folder, sorted({place for file, place in real.items() if _readable(file)}), say)
+        keys = [_item_key(item, real, digests, digest(spec), reader.name) for item in items]
         key = _sha256(keys)
         place = folder / f"{_sha256([str(source.resolve())])[:12]}-{key[:32]}"
         cache = _open(place, key, items)
@@ -203,10 +206,14 @@ def _readable(path: Path) -> bool:
         return False
 
 
-def _item_key(item: Item, digests: Mapping[Path, tuple[str, list[int]]], spec: Preprocess, reader: str) -> str:
-    content = [digests[path][0] if (path := file.resolve()) in digests else "unreadable" for file in item.files]
-    versions = [importlib.metadata.version(package) for package in ("monai", "torch", "numpy")]
-    return _sha256([FORMAT, content, item.part, digest(spec), reader, versions])
+def _item_key(item: Item, real: Mapping[Path, Path], digests: Mapping[Path, tuple[str, list[int]]], spec: str, reader: str) -> str:
+    content = [digests[path][0] if (path := real[file]) in digests else "unreadable" for file in item.files]
+    return _sha256([FORMAT, content, item.part, spec, reader, _versions()])
+
+
+@lru_cache(maxsize=1)
+def _versions() -> list[str]:
+    return [importlib.metadata.version(package) for package in ("monai", "torch", "numpy")]
 
 
 # --- reading an entry
@@ -353,8 +360,8 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         raise
     except Exception as error:  # decoders raise exceptions of any class on damaged files
         reason = Unusable.TOO_LARGE if isinstance(error, MemoryError) else Unusable.UNREADABLE
-        say(f"{item.name}: excluded as {reason} ({type(error).__name__}: {error})")
-        return _Excluded(key, reason, _unnamed(f"{type(error).__name__}: {error}", item)), b"", b""
+        say(f"{item.name}: excluded as {reason} ({told(error)})")
+        return _Excluded(key, reason, told(error)), b"", b""
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = values.tobytes(), b"" if mask is None else mask.tobytes()
     return (_Kept(key, values.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import LARGEST
+from fedml.quiet import told
 
 ENDING = ".nrrd"
 _HEADER = 2**20  # bytes; a longer header is invalid
@@ -95,7 +96,7 @@ def _header(path: Path, data: bytes) -> tuple[Mapping[str, Any], int]:
     try:
         header: Mapping[str, Any] = nrrd.read_header(lines)
     except Exception as error:  # pynrrd raises what its parsers meet
-        raise ItemError(Unusable.UNREADABLE, f"{path}: its header cannot be read ({error}).") from error
+        raise ItemError(Unusable.UNREADABLE, f"{path}: its header cannot be read ({told(error)}).") from error
     if lacking := [field for field in ("dimension", "type", "encoding", "sizes") if field not in header]:
         raise ItemError(Unusable.UNREADABLE, f'{path}: its header has no "{lacking[0]}".')
     if "data file" in header or "datafile" in header:

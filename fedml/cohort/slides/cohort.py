@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +33,7 @@ from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_ex
 from fedml.cohort.inputs import rows_of_items
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.cohort_section import Tiles
 
 if TYPE_CHECKING:
@@ -175,10 +176,15 @@ class Bag:
                 finally:
                     slide.close()
             except (ItemError, OSError) as error:
-                raise InputError(f"{piece.path}: can no longer be read ({error}); restore or delete the file and start again.") from error
+                raise InputError(
+                    f"{piece.path}: can no longer be read ({told(error)}); restore or delete the file and start again."
+                ) from error
 
 
-def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1) -> Slides:
+def read_slides(
+    folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Path, max_quarantined: float = 0.1,
+    check: Callable[[Path, str], None] = lambda path, person: None,
+) -> Slides:  # fmt: skip
     """The slides of ``persons`` in the table's order; a person may have no slide or several.
 
     A slide is excluded if it is damaged, has no tile with enough tissue, or does not state its scale although the study sets ``mpp``.
@@ -187,6 +193,7 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
         persons: ids; slides of other persons are not read.
         cache: folder of the cached corners and sums; if it cannot be written, slides are analysed again at each start.
         max_quarantined: largest fraction of the persons with slides who may have an excluded slide.
+        check: of a file and its person; raises ``ItemError`` if the file is to be excluded.
 
     Raises:
         TooManyExcluded: the fraction is exceeded; the message names the first file.
@@ -200,6 +207,7 @@ def read_slides(folder: Path, persons: Sequence[str], spec: Tiles, *, cache: Pat
         for path in _files(folder, person):
             with_slides.add(row)
             try:
+                check(path, person)
                 found.append(_slide_tissue(path, spec, cache))
                 rows.append(row)
             except ItemError as error:
@@ -293,7 +301,7 @@ def _find_tissue(path: Path, spec: Tiles) -> tuple[Ints, npt.NDArray[np.float64]
             sums += np.stack([np.full(3, pixels.shape[1]), pixels.sum(1), (pixels**2).sum(1)])
         return corners, sums
     except ValueError as error:  # at this scale a tile exceeds the largest region that can be read
-        raise ItemError(Unusable.GEOMETRY, f"{path}: {error}") from error
+        raise ItemError(Unusable.GEOMETRY, f"{path}: a tile is larger than the largest region that is read.") from error
     finally:
         slide.close()
 

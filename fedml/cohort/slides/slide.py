@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.slides.tiff import check_tiff
+from fedml.quiet import told
 
 Tile = npt.NDArray[np.uint8]
 LARGEST_TILE = 8192  # pixels per side: 256 MB of RGBA
@@ -300,5 +301,4 @@ def _number(text: str | None, least: float, most: float) -> float | None:
 
 
 def _unreadable(path: Path, error: Exception) -> ItemError:
-    text = str(error).strip().splitlines()
-    return ItemError(Unusable.UNREADABLE, f"{path}: {(text[0] if text else type(error).__name__)[:120]}")
+    return ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as a slide ({told(error)}).")

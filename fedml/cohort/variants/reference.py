@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fedml.cohort.variants.alleles import COMPLEMENT, is_plain, trim
 from fedml.cohort.variants.keys import Keys, Variant, columns_of, joined
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.contigs import canonical_contig
 
 Bools = npt.NDArray[np.bool_]
@@ -133,7 +134,9 @@ def open_reference(path: Path) -> Callable[[str, int, int], str]:
     try:
         fasta = pysam.FastaFile(str(path))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as FASTA with its index ({error}); rebuild the index (samtools faidx {path}).") from error
+        raise InputError(
+            f"{path}: cannot be read as FASTA with its index ({told(error)}); rebuild the index (samtools faidx {path})."
+        ) from error
     names = {canonical_contig(name): name for name in fasta.references}
     loaded: dict[str, str] = {}  # one contig at a time, because variant files are sorted by contig and the longest contig takes 250 MB
 
@@ -141,7 +144,7 @@ def open_reference(path: Path) -> Callable[[str, int, int], str]:
         try:
             letters: str = fasta.fetch(name).upper()
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: contig {name} cannot be read ({error}); copy the file and its index again.") from error
+            raise InputError(f"{path}: contig {name} cannot be read ({told(error)}); copy the file and its index again.") from error
         if len(letters) != fasta.get_reference_length(name):
             raise InputError(f"{path}: contig {name} is shorter than the index says; copy the file and its index again.")
         return letters

@@ -26,6 +26,7 @@ from fedml.cohort.variants.regions import TO_THE_END, Inside, Spans, check_conti
 from fedml.cohort.variants.stale import check_index
 from fedml.cohort.variants.vcf_fields import FIELDS, check_declared, dosage_field
 from fedml.errors import InputError
+from fedml.quiet import told
 from fedml.study.contigs import canonical_contig
 
 
@@ -114,7 +115,7 @@ class VcfSource(Source):
                 if buffer:
                     yield b"\n".join([*buffer, b""])
             except (OSError, ValueError) as error:
-                what = f"is damaged, or its index belongs to another file ({error})"
+                what = f"is damaged, or its index belongs to another file ({told(error)})"
                 raise InputError(f"{self.path}: {what}; copy the file again and index it (bcftools index).") from error
 
 

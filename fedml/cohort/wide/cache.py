@@ -127,8 +127,7 @@ def _convert(job: Job) -> None:
     try:
         answer = json.loads(done.stdout)
     except ValueError as error:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["without a word"]
-        text = f"the process that read it ended with {done.returncode} ({last[0]}); free memory and start again"
+        text = f"the process that read it ended with {done.returncode}; free memory and start again"
         raise InputError(f"{job.path}: {text}.") from error
     if "unwritable" in answer:
         raise Unwritable(OSError(0, answer["unwritable"]))
