@@ -142,7 +142,10 @@ def _below(folder: Path) -> Iterator[Path]:
 def _file(path: Path) -> _File | None:
     """None: not an image. ``ItemError``: it cannot be read, or names no series."""
     told = remembered(path, lambda: _read(path), "series")
-    return None if told is None else _File(*(tuple(value) if isinstance(value, list) else value for value in told))
+    if told is None:
+        return None
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in told]
+    return _File(*values)
 
 
 def _read(path: Path) -> _File | None:
@@ -174,11 +177,12 @@ def _facts(uid: str, header: Dataset, apart: str) -> _File:
         phases |= {int(n) for n in _numbers(phase_of(header, groups))}
     groups = next(iter(_groups(header)))
     axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", header)
+    thickness = _numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", header))
     when = [str(header.get("SeriesDate") or header.get("AcquisitionDate") or ""), str(header.get("SeriesTime") or "")]
     return _File(
         uid, "LOCALIZER" if "LOCALIZER" in kind else apart, str(header.get("SeriesNumber") or ""), str(header.get("Modality") or ""), kind,
         str(header.get("SeriesDescription") or ""), "/".join(map(str, np.atleast_1d(header.get("ConvolutionKernel") or []))), _plane(axes),
-        int(header.get("NumberOfFrames") or 1), max(_numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", header)), default=0.0),
+        int(header.get("NumberOfFrames") or 1), max(thickness, default=0.0),
         str(header.get("ViewPosition") or ""), tuple(sorted(echoes)), tuple(sorted(b_values)), tuple(sorted(phases)),
         " ".join(when).strip() if when[0] else "", str(header.get("SOPClassUID") or "").startswith(_CAPTURE),
     )  # fmt: skip
