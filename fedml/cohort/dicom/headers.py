@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fedml.cohort.dicom.files import is_image, looks_dicom, open_dataset, reading
-from fedml.cohort.dicom.series import DIRECTORY, macro, named_dicom
+from fedml.cohort.dicom.folders import DIRECTORY, named_dicom
+from fedml.cohort.dicom.macros import macro
 from fedml.cohort.images.reasons import ItemError
 
 if TYPE_CHECKING:
@@ -153,12 +154,12 @@ def _about(files: list[_File]) -> About:
     with reading(files[0].path):
         for header in headers:
             for groups in _groups(header):
-                echoes |= _numbers(echo_of(header, groups))
-                b_values |= _numbers(b_value_of(header, groups))
-                phases |= {int(n) for n in _numbers(phase_of(header, groups))}
+                echoes |= numbers_of(echo_of(header, groups))
+                b_values |= numbers_of(b_value_of(header, groups))
+                phases |= {int(n) for n in numbers_of(phase_of(header, groups))}
         groups = next(iter(_groups(first)))
         axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", first)
-        thickness = max(_numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", first)), default=0.0)
+        thickness = max(numbers_of(macro(groups, "PixelMeasuresSequence", "SliceThickness", first)), default=0.0)
         when = [str(first.get("SeriesDate") or first.get("AcquisitionDate") or ""), str(first.get("SeriesTime") or "")]
         return About(
             str(first.get("SeriesNumber") or ""), str(first.get("Modality") or ""), _kind(first), str(first.get("SeriesDescription") or ""),
@@ -201,7 +202,8 @@ def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
     return header.get("TemporalPositionIdentifier") if found is None else found
 
 
-def _numbers(value: Any) -> set[float]:
+def numbers_of(value: Any) -> set[float]:
+    """The finite numbers of an attribute."""
     found = np.atleast_1d([] if value is None or value == "" else np.asarray(value, np.float64))
     return {float(number) for number in found if np.isfinite(number)}
 
