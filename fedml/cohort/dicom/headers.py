@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -203,9 +204,13 @@ def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
 
 
 def numbers_of(value: Any) -> set[float]:
-    """The finite numbers of an attribute."""
-    found = np.atleast_1d([] if value is None or value == "" else np.asarray(value, np.float64))
-    return {float(number) for number in found if np.isfinite(number)}
+    """The finite numbers of an attribute; times are numbers too, with or without colons. What is none, as files may have it, is left out:
+    these facts only describe a series."""
+    found = set()
+    for one in [] if value is None else np.atleast_1d(np.asarray(value, object)).ravel().tolist():
+        with suppress(ValueError, TypeError):
+            found.add(float(str(one).replace(":", "")))
+    return {number for number in found if np.isfinite(number)}
 
 
 def _plane(axes: Any) -> str:

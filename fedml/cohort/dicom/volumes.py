@@ -43,7 +43,7 @@ def dims_of(header: Dataset, groups: list[Dataset]) -> tuple[tuple[float, ...], 
     return (
         _ordered(b_value_of(header, groups)), _ordered(echo_of(header, groups)), _ordered(phase_of(header, groups)),
         tuple(float(_KINDS.index(value)) for value in kind if value in _KINDS),
-        tuple(round(float(v), 6) for v in np.atleast_1d([] if gradient is None else gradient)),
+        tuple(round(v, 6) for one in np.atleast_1d([] if gradient is None else gradient) for v in sorted(numbers_of(one))),
         _ordered(header.get("AcquisitionNumber")), _ordered(header.get("AcquisitionTime")),
     )  # fmt: skip
 
