@@ -19,8 +19,7 @@ from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.series_section import ChannelFile, Select
 from fedml.study.study import Study, validate
-from tests.command import quick as command
-from tests.conftest import make_plan, make_study, to_toml, write_csv, write_manifest
+from tests.conftest import make_plan, make_study
 from tests.dicom_files import item, write_enhanced, write_series, write_slice
 
 RNG = np.random.default_rng(4)
@@ -232,37 +231,3 @@ def test_a_study_writes_channels_as_a_table(tmp_path: Path) -> None:
     assert [one.name for one in study.cohort.image.channel_files] == ["t2", "t1"]
     assert validate(Study, json.loads(study.canonical), "study.json").sha256 == study.sha256
     assert "volumes" not in make_study(("image",), cohort__image={"size": [5, 6, 3]}).canonical
-
-
-@pytest.mark.parametrize(
-    ("image", "word"),
-    [
-        ({"channels": {}}, "channels"), ({"channels": {"t1": "*"}, "volumes": "channels"}, "remove one"),
-        ({"volumes": "median"}, "volumes"),
-        ({"volumes": 0}, "volumes"), ({"channels": 3, "channel_files": [{"name": "t1", "pattern": "*"}]}, "channels"),
-        ({"channels": {"t1": "*"}, "select": {"several": True}}, "one series each"), ({"channels": {"t 1": "*"}}, "t 1"),
-    ],
-)  # fmt: skip
-def test_channels_and_volumes_that_cannot_be(tmp_path: Path, image: dict[str, Any], word: str) -> None:
-    (tmp_path / "s.toml").write_text(to_toml(make_plan(("image",), cohort__image={"size": [5, 6, 3], **image})))
-    done = command("fedml", "check", tmp_path / "s.toml", cwd=tmp_path)
-    assert done.returncode == 2, done.stdout
-    assert word in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_a_site_reads_named_channels_into_its_cache(tmp_path: Path) -> None:
-    """Through the modality: ids are held against names of files without what names the channel."""
-    from fedml.clients.site.manifest import read_site
-    from fedml.clients.site.read import read_cohort
-
-    ids = [f"p{k}" for k in range(6)]
-    voxels = {person: [nifti(tmp_path / "images" / f"{person}_{n:04d}.nii.gz") for n in range(2)] for person in ids}
-    write_csv(tmp_path / "persons.csv", ids, {"y": [0, 1] * 3})
-    site = read_site(write_manifest(tmp_path, "a", image='{ path = "images", format = "nifti" }'))
-    image = {"size": [5, 6, 3], "crop": True, "channels": {"a": "*_0000", "b": "*_0001"}}
-    study = make_study(("image",), ("a",), cohort__image=image, cohort__split={"train": 1.0, "val": 0.0, "test": 0.0})
-    for _ in range(2):
-        cohort = read_cohort(site, study)
-        for k, person in enumerate(cohort.ids):
-            np.testing.assert_array_equal(cohort.batch([k])["image"][0].numpy(), np.stack(voxels[person]))
