@@ -6,17 +6,19 @@ for line in series_lines(site, study): print(line)        # study: None for the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from fedml.clients.site.manifest import Site
-from fedml.cohort.dicom.choice import Choice, choose
+from fedml.cohort.dicom.choice import Choice, choose, fits
 from fedml.cohort.dicom.headers import Candidate
 from fedml.cohort.dicom.persons import has_mask, series_files
 from fedml.cohort.dicom.series import off_grid
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.sheet import read_table
 from fedml.errors import InputError
+from fedml.study.cohort_section import ImageShape
+from fedml.study.series_section import Select
 from fedml.study.study import Study
 
 _TOLD_MM = 0.1  # a smaller distance is rounding
@@ -47,11 +49,28 @@ def series_lines(site: Site, study: Study | None) -> Iterator[str]:
             sums["without images"] += 1
             yield f"{person}: has no images"
             continue
-        made = choose(found, rules, partial(has_mask, masks, person) if masked else None)
-        sums["with an image" if made.problem is None else f"not used ({made.problem[0]})"] += 1
-        yield f"{person}: " + (f"{len(made.taken)} of {len(found)} series" if made.problem is None else f"not used, {made.problem[0]}")
-        yield from _series(found, made)
+        made = list(_images(found, shape, rules, partial(has_mask, masks, person) if masked else None))
+        problem = next((choice.problem for _, _, choice in made if choice.problem is not None), None)
+        sums["with an image" if problem is None else f"not used ({problem[0]})"] += 1
+        used = sum(len(choice.taken) for _, _, choice in made)
+        yield f"{person}: " + (f"{used} of {len(found)} series" if problem is None else f"not used, {problem[0]}")
+        for name, of, choice in made:
+            if name:
+                yield f'  channel "{name}"' + (": no series has such a description" if not of else "")
+            yield from _series(of, choice)
     yield f"{site.name}: " + ", ".join(f"{count} persons {what}" for what, count in sorted(sums.items()))
+
+
+def _images(
+    found: list[Candidate], shape: ImageShape | None, rules: Select | None, drawn: Callable[[Candidate], bool] | None
+) -> Iterator[tuple[str, list[Candidate], Choice]]:
+    """(channel, the series that may be it, the choice) for each named channel; of an image without them one, with an empty name."""
+    if shape is None or not shape.channel_files:
+        yield "", found, choose(found, rules, drawn)
+        return
+    for channel in shape.channel_files:
+        of = [series for series in found if fits(series.about.description, [channel.pattern])]
+        yield channel.name, of, choose(of, rules)
 
 
 def _series(found: list[Candidate], made: Choice) -> Iterator[str]:

@@ -8,14 +8,15 @@ Masks are not read and de-identification is not checked, because nothing leaves 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.dicom.files import open_dataset
 from fedml.cohort.images.channels import channels_first
+from fedml.cohort.images.combine import one_of_many
 from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
@@ -44,8 +45,12 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
             if form is None:
                 known = ", ".join(ending for known_form in FORMATS.values() for ending in known_form.endings)
                 raise InputError(f"{path}: has no known image extension; give {known}, .dcm or a folder with a DICOM series.")
+            if shape is not None and shape.channel_files:
+                raise InputError(f"{path}: the study has named channels, a file each; give an array, or a folder with their DICOM series.")
             raw, affine = form.read(path)
             volumes = form.volumes
+            if shape is not None and volumes and shape.volumes != "one" and raw.ndim == len(shape.size) + 1:
+                raw = one_of_many(raw, shape.volumes, path)
         return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
     except InputError:
         raise
@@ -75,26 +80,26 @@ def prepare_one(
 
 
 def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
-    """(voxels, affine, whether it is a volume) of one series; a single slice is 2D unless the study has volumes."""
-    from fedml.cohort.dicom.choice import choose
+    """(voxels, affine, whether it is a volume) of one image; a single slice is 2D unless the study has volumes."""
     from fedml.cohort.dicom.headers import candidates
-    from fedml.cohort.dicom.series import read_series
+    from fedml.cohort.dicom.persons import chosen, read_channels
 
-    axes = None if shape is None else len(shape.size)
-    files: Sequence[Path] = [path]
-    if path.is_dir():
-        found, broken = candidates(path)
-        if broken or not found:
-            text = f"{len(broken)} files cannot be read, {broken[0].name} among them" if broken else "no file is a DICOM image"
-            raise InputError(f"{path}: {text}; give a folder with one series.")
-        made = choose(found, None if shape is None else shape.select)
-        if made.problem is not None or len(made.taken) != 1:
-            text = f"has {len(made.taken)} series, and one is needed" if made.problem is None else made.problem[1]
-            raise InputError(f"{path}: {text}; give a folder with one series.")
-        files = made.taken[0].files
-    volume = read_series(files)
+    found, broken = candidates(path)
+    if broken or not found:
+        if path.is_file():
+            open_dataset(path, pixels=False)  # usually raises the specific error
+        text = f"{len(broken)} files cannot be read, {broken[0].name} among them" if broken else "no file is a DICOM image"
+        raise InputError(f"{path}: {text}; give a folder with one series.")
+    rules = None if shape is None else shape.select
+    made, problem = chosen(found, shape, rules)
+    if problem is not None or len(made) != 1:
+        text = f"has {len(made)} series, and one is needed" if problem is None else problem[1]
+        raise InputError(f"{path}: {text}; give a folder with one series.")
+    volumes, voxels = read_channels(made[0], shape, rules)
+    volume = volumes[0]
     affine = volume.affine if volume.placed else None
-    if volume.voxels.shape[2] > 1 or axes == 3:
-        return volume.voxels, affine, True
+    if volume.voxels.shape[2] > 1 or (shape is not None and len(shape.size) == 3):
+        return voxels, affine, True
     across, down, _ = volume.spacing_mm
-    return volume.picture, None if affine is None else np.diag([down, across, 1.0, 1.0]), False
+    picture = np.ascontiguousarray(voxels[:, :, 0].swapaxes(0, 1))
+    return picture, None if affine is None else np.diag([down, across, 1.0, 1.0]), False

@@ -33,11 +33,13 @@ from fedml.cohort.ids import check_ids
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.channels import channels_first
-from fedml.cohort.images.formats import FORMATS
+from fedml.cohort.images.combine import on_one_grid, one_of_many
+from fedml.cohort.images.formats import FORMATS, Voxels
 from fedml.cohort.images.histograms import HistogramView, histogram_item
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.items import Item, Raw
 from fedml.cohort.images.mapped import mapped
+from fedml.cohort.images.named import files_of, one_each
 from fedml.cohort.images.originals import Finder, Folded, OriginalMasks, folded, open_originals, pack
 from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_exclusion_limit
 from fedml.cohort.images.transforms import prepared, spacing_after, windowed
@@ -327,11 +329,10 @@ def _dicom(
         return Raw(channels_first(series.voxels, shape, where, volumes=not series.flat), series.affine, series.mask)
 
     _need_folder(folder)
-    axes = None if shape is None else len(shape.size)
     masks = None if codes is None else Masks(rules.masks, codes)
     select = None if shape is None or shape.select is None else shape.select.at(rules.select)
     for person, at in row.items():
-        found = series_of(folder, person, masks=masks, axes=axes, deidentification=rules.deidentification, rules=select)
+        found = series_of(folder, person, masks=masks, shape=shape, deidentification=rules.deidentification, rules=select)
         for where, files, read, about in found:
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
             rest = [*([about] if about else []), *([] if select is None else [select.model_dump_json()])]
@@ -348,21 +349,46 @@ def _files(
     folder: Path, kind: str, row: dict[str, int], shape: ImageShape | None, rules: ImageRules, codes: Sequence[Code] | None
 ) -> Iterator[_Found]:
     form, masks = FORMATS[kind], rules.masks
+    rule = "one" if shape is None else shape.volumes
 
-    def load(path: Path, drawn: Path | None, person: str) -> Raw:
-        require_clean(path, folder, person, rules.deidentification)
+    def voxels_of(path: Path) -> Voxels:
+        raw, affine = form.read(path)
+        several = shape is not None and form.volumes and rule != "one" and raw.ndim == len(shape.size) + 1
+        return (one_of_many(raw, rule, path) if several else raw), affine
+
+    def load(paths: Sequence[Path], drawn: Path | None, person: str) -> Raw:
+        path = paths[0]
+        for one in paths:
+            require_clean(one, folder, person, rules.deidentification)
         if drawn is not None and masks is not None:
             require_clean(drawn, masks, person, rules.deidentification)
-        raw, affine = form.read(path)
+        raw, affine = voxels_of(path)
+        if shape is not None and shape.channel_files:
+            others = zip(shape.channel_files[1:], paths[1:], strict=True)
+            parts = [(shape.channel_files[0].name, raw, affine), *((c.name, *voxels_of(p)) for c, p in others)]
+            raw = on_one_grid(parts, path)
         image = channels_first(raw, shape, path, volumes=form.volumes)
         if codes is None:
             return Raw(image, affine)
         if drawn is None:
             raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
-        require_same_turn(path, drawn)
+        for one in paths:
+            require_same_turn(one, drawn)
         return Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
 
     _need_folder(folder)
+    if shape is not None and shape.channel_files:
+        for person, files in files_of(folder, row, form.endings).items():
+            try:
+                paths = one_each(files, shape.channel_files, form.endings, folder / person)
+            except ItemError as error:
+                yield _Found(row[person], folder / person, partial(_raise, error), (folder / person,), str(error))
+                continue
+            drawn = None if masks is None or codes is None else mask_files.find(masks, person)
+            files_read = (*paths, *([] if drawn is None else [drawn]))
+            part = json.dumps([person, *(file.name for file in files_read)])
+            yield _Found(row[person], paths[0], partial(load, paths, drawn, person), files_read, part)
+        return
     for person, at in row.items():
         candidates = [(folder / f"{person}{ending}", person, ending) for ending in form.endings]
         if (folder / person).is_dir():
@@ -371,8 +397,13 @@ def _files(
         for path, name, ending in candidates:
             if path.exists():
                 drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
-                files = (path,) if drawn is None else (path, drawn)
-                yield _Found(at, path, partial(load, path, drawn, person), files, json.dumps([person, *(file.name for file in files)]))
+                read_too = (path,) if drawn is None else (path, drawn)
+                part = json.dumps([person, *(file.name for file in read_too)])
+                yield _Found(at, path, partial(load, [path], drawn, person), read_too, part)
+
+
+def _raise(error: ItemError) -> Raw:
+    raise error
 
 
 _LAYOUT = "docs/images.md shows how to write the file (One npz file)"

@@ -16,6 +16,7 @@ from fedml.cohort.ids import check_ids
 from fedml.cohort.images.formats import FORMATS, NAMES, known
 from fedml.cohort.images.images import Images, pool_images
 from fedml.cohort.images.masks import as_values
+from fedml.cohort.images.named import owner_of
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
 from fedml.cohort.read_images import ImageRules, read_images
@@ -100,7 +101,10 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
     data, plan = place.data, study.cohort
     slides.check_format(data.format, study, place.file)
     if data.format != "npz":
-        check_ids(ids, _names(place.folder / data.path, data.format), str(place.folder / data.path))
+        names = _names(place.folder / data.path, data.format)
+        if plan.image is not None and plan.image.channel_files:
+            names = {owner_of(name, set(ids)) or name for name in names}
+        check_ids(ids, names, str(place.folder / data.path))
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined, place.deidentification)
     found = read_images(

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, WithJ
 from pydantic_core import PydanticKnownError
 
 from fedml.study.section import OWN, Option, Section
+from fedml.study.series_section import gather_channels
 from fedml.study.task_traits import either
 
 MODULE = r"^[A-Za-z_][A-Za-z0-9_]{0,62}$"
@@ -121,11 +122,14 @@ class Code(Section):
 
 
 def gather_options(plan: Any) -> Any:
-    """A study's plan with the options of own code, which a file has as further keys, under ``options``. Not in place.
+    """A study's plan with the options of own code, which a file has as further keys, under ``options``, and with named channels
+    (``fedml.study.series_section.gather_channels``). Not in place.
 
     Strict validation takes JSON; a validator before it would make it take Python's types, so the plan is changed before.
     """
-    plan = _changed(plan, "model", lambda model: {part: _with_options(section, "net", ("pooling",)) for part, section in model.items()})
+    plan = _changed(
+        gather_channels(plan), "model", lambda model: {part: _with_options(section, "net", ("pooling",)) for part, section in model.items()}
+    )
     own = ("sha256",)
     return _changed(
         plan, "cohort", lambda cohort: _changed(

@@ -26,7 +26,7 @@ from fedml.study.imaging import OwnTransform, Patches, Preprocess
 from fedml.study.monai_transforms import is_random
 from fedml.study.omics import OmicsColumns
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
-from fedml.study.series_section import Select
+from fedml.study.series_section import ImageSource
 from fedml.study.sex_section import Sex
 from fedml.study.task_traits import Label, either
 
@@ -140,7 +140,7 @@ class Tiles(Section):
 _IMAGE_FIRST = ("channels", "size", "orientation", "spacing_mm", "window", "percentiles", "crop", "tiles")  # always in canonical JSON
 
 
-class ImageShape(Section):
+class ImageShape(ImageSource):
     """``[cohort.image]``: channels and voxels of every image. Without the section, the sites' image shape is used if all sites agree.
 
     Without further keys, an image of another size is refused. With one of them, every image is reoriented, resampled, windowed, then
@@ -148,7 +148,9 @@ class ImageShape(Section):
     channels and size are those of a tile. With ``patches``, images keep their own size, and size is that of a patch.
     """
 
-    channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image: 1 for grey, 3 for colour")
+    channels: Annotated[int, Field(ge=1, le=64)] = Field(
+        default=1, description="channels of an image: 1 for grey, 3 for colour; or a table of named channels"
+    )
     size: Annotated[tuple[Annotated[int, Field(ge=1, le=65_536)], ...], Field(min_length=2, max_length=3)] = Field(
         default=(), description="voxels (pixels) along each axis; required except with tiles"
     )
@@ -169,11 +171,6 @@ class ImageShape(Section):
     patches: Patches | None = Field(default=None, description="patches of images in their own size; replaces size and crop")
     transforms: Annotated[tuple[OwnTransform, ...], Field(max_length=20)] = Field(
         default=(), description="transforms of MONAI or own code, in order, on each image after the window and before it is cropped to size"
-    )
-    select: Select | None = Field(
-        default=None,
-        description="which series of a person's DICOM study is the image; default: the only one, or the only one that is no localizer and "
-        "neither derived nor secondary",
     )
 
     @model_serializer(mode="wrap")

@@ -17,6 +17,13 @@ Prefer = Literal["most-slices", "thinnest", "newest"]
 PATTERN = "patterns with * and ?, of which one must fit; capitals do not matter"
 
 
+class ChannelFile(Section):
+    """One named channel of an image, a file or a series of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")] = Field(description="the channel's name, such as t1")
+    pattern: Pattern = Field(description="pattern of the file's name without its ending, or of the series description, such as *_T1w*")
+
+
 class SiteSelect(Section):
     """``data.image.select`` in ``site.toml``: how this site names what the study selects. A key that is given replaces the study's."""
 
@@ -81,3 +88,47 @@ class Select(Section):
         if site is None:
             return self
         return self.model_copy(update={key: value for key, value in site.model_dump().items() if value is not None})
+
+
+class ImageSource(Section):
+    """The keys of ``[cohort.image]`` that say which files, series and volumes of a person are the image."""
+
+    select: Select | None = Field(
+        default=None,
+        description="which series of a person's DICOM study is the image; default: the only one, or the only one that is no localizer and "
+        "neither derived nor secondary",
+    )
+    volumes: Literal["one", "channels", "mean"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+        default="one",
+        description="of a file or series with several volumes (phases, b-values, echoes, time): the image has one, or they are its "
+        "channels, or their mean is the image, or the one of this number from 1 is",
+    )
+    channel_files: Annotated[tuple[ChannelFile, ...], Field(max_length=64)] = Field(
+        default=(),
+        description="channels that are a file or series each, in their order; written as channels = { NAME = PATTERN, .. }; empty: none",
+    )
+
+    @model_validator(mode="after")
+    def _possible_source(self) -> ImageSource:
+        names = [one.name for one in self.channel_files]
+        if len(set(names)) < len(names):
+            raise ValueError("a channel is named twice in channels")
+        if names and len(names) != getattr(self, "channels", len(names)):
+            raise ValueError(f"channel_files names {len(names)} channels, channels is {getattr(self, 'channels', 0)}; write channels once")
+        if names and self.volumes == "channels":
+            raise ValueError('volumes = "channels" and named channels both say what the channels are; remove one of them')
+        if names and self.select is not None and self.select.several:
+            raise ValueError("named channels are one series each, so select.several is not possible; remove it")
+        return self
+
+
+def gather_channels(plan: Any) -> Any:
+    """A study's plan with named channels, which a file writes as ``channels = { NAME = PATTERN, .. }``, under ``channel_files``. Not in
+    place."""
+    cohort = plan.get("cohort") if isinstance(plan, dict) else None
+    image = cohort.get("image") if isinstance(cohort, dict) else None
+    named = image.get("channels") if isinstance(image, dict) else None
+    if not isinstance(cohort, dict) or not isinstance(image, dict) or not isinstance(named, dict) or "channel_files" in image:
+        return plan
+    files = [{"name": name, "pattern": pattern} for name, pattern in named.items()]
+    return {**plan, "cohort": {**cohort, "image": {**image, "channels": len(files), "channel_files": files}}}

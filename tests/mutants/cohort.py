@@ -52,11 +52,11 @@ MUTANTS: Mutants = {
         "fedml/cohort/dicom/test_dicom.py::test_a_signed_and_rescaled_monochrome1_is_turned_over_within_its_own_range",
     ),
     "slices in the order of their files": (
-        [("fedml/cohort/dicom/series.py", 'order = np.argsort(along, kind="stable")', "order = np.arange(len(along))")],
+        [("fedml/cohort/dicom/grid.py", 'order = np.argsort(along, kind="stable")', "order = np.arange(len(along))")],
         "fedml/cohort/dicom/test_dicom.py::test_ct_is_in_hounsfield_units_and_slices_keep_their_own_rescale",
     ),
     "an affine in DICOM's axes": (
-        [("fedml/cohort/dicom/series.py", "RAS @ affine, (", "affine, (")],
+        [("fedml/cohort/dicom/grid.py", "RAS @ affine, (", "affine, (")],
         "fedml/cohort/dicom/test_dicom.py::test_any_regular_grid_is_found_whatever_its_direction",
     ),
     "overlay bits read as pixels": (

@@ -30,13 +30,15 @@ class Choice(NamedTuple):
 
 
 def choose(found: Sequence[Candidate], rules: Select | None, has_mask: Callable[[Candidate], bool] | None = None) -> Choice:
-    """The image among the series of a person, which are at least one.
+    """The image among the series of a person.
 
     Args:
         rules: the study's, with the site's own names; None: the study states none.
         has_mask: whether a mask refers to a series; None: the study reads no masks. Of several series that the rules admit, the ones with
             a mask remain, if there are some.
     """
+    if not found:
+        return Choice((), (), (Unusable.NO_SERIES, "has no series whose description fits"))
     if rules is None and len(found) == 1:
         return Choice(tuple(found), (), None)
     stated = rules or Select()

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from fedml.cohort.dicom.files import is_image, looks_dicom, open_dataset, reading
-from fedml.cohort.dicom.series import DIRECTORY, macro, named_dicom
+from fedml.cohort.dicom.folders import DIRECTORY, named_dicom
+from fedml.cohort.dicom.macros import macro
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.state_index import remembered
 
@@ -172,12 +174,12 @@ def _facts(uid: str, header: Dataset, apart: str) -> _File:
     kind = tuple(str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or []))
     echoes, b_values, phases = set[float](), set[float](), set[int]()
     for groups in _groups(header):
-        echoes |= _numbers(echo_of(header, groups))
-        b_values |= _numbers(b_value_of(header, groups))
-        phases |= {int(n) for n in _numbers(phase_of(header, groups))}
+        echoes |= numbers_of(echo_of(header, groups))
+        b_values |= numbers_of(b_value_of(header, groups))
+        phases |= {int(n) for n in numbers_of(phase_of(header, groups))}
     groups = next(iter(_groups(header)))
     axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", header)
-    thickness = _numbers(macro(groups, "PixelMeasuresSequence", "SliceThickness", header))
+    thickness = numbers_of(macro(groups, "PixelMeasuresSequence", "SliceThickness", header))
     when = [str(header.get("SeriesDate") or header.get("AcquisitionDate") or ""), str(header.get("SeriesTime") or "")]
     return _File(
         uid, "LOCALIZER" if "LOCALIZER" in kind else apart, str(header.get("SeriesNumber") or ""), str(header.get("Modality") or ""), kind,
@@ -231,9 +233,14 @@ def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
     return header.get("TemporalPositionIdentifier") if found is None else found
 
 
-def _numbers(value: Any) -> set[float]:
-    found = np.atleast_1d([] if value is None or value == "" else np.asarray(value, np.float64))
-    return {float(number) for number in found if np.isfinite(number)}
+def numbers_of(value: Any) -> set[float]:
+    """The finite numbers of an attribute; times are numbers too, with or without colons. What is none, as files may have it, is left out:
+    these facts only describe a series."""
+    found = set()
+    for one in [] if value is None else np.atleast_1d(np.asarray(value, object)).ravel().tolist():
+        with suppress(ValueError, TypeError):
+            found.add(float(str(one).replace(":", "")))
+    return {number for number in found if np.isfinite(number)}
 
 
 def _plane(axes: Any) -> str:

@@ -1,6 +1,6 @@
 """DICOM images of persons: ``<id>.dcm``, or ``<id>/`` with the series of a study in nested folders, of which the study selects the image.
 
-    for image in series_of(Path("images"), "p1", masks=None, axes=None, deidentification="quarantine", rules=None):
+    for image in series_of(Path("images"), "p1", masks=None, shape=None, deidentification="quarantine", rules=None):
         series = image.load()     # Series, or ItemError
 
 The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
@@ -18,17 +18,20 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.dicom.choice import choose
+from fedml.cohort.dicom.choice import choose, fits
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
 from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.header_index import header_of
 from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
-from fedml.cohort.dicom.series import Volume, group_series, read_series
+from fedml.cohort.dicom.series import Volume, read_volumes
 from fedml.cohort.images import masks as mask_files
+from fedml.cohort.images.combine import on_one_grid, one_of_many
 from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
+from fedml.study.cohort_section import ImageShape
 from fedml.study.section import Code
 from fedml.study.series_section import Select
 
@@ -63,28 +66,48 @@ class Masks(NamedTuple):
 
 
 def series_of(
-    folder: Path, person: str, *, masks: Masks | None, axes: int | None, deidentification: Deidentification, rules: Select | None
+    folder: Path, person: str, *, masks: Masks | None, shape: ImageShape | None, deidentification: Deidentification, rules: Select | None
 ) -> Iterator[Image]:  # fmt: skip
     """The images of ``person``; one that cannot be read is an image whose ``load`` raises why.
 
-    ``axes``: number of axes of the study's images; None: a series of one slice is a 2D picture. ``masks``: None: no mask is read.
-    ``rules``: of the study, None if it states none.
+    Args:
+        shape: the study's; None: a series of one slice is a 2D picture.
+        masks: None: no mask is read.
+        rules: of the study, with the site's own names; None if it states none.
     """
     found, broken = series_files(folder, person)
+    where = folder / person
     if broken:  # an unreadable file may be a missing slice of any series
         yield Image(broken[0], tuple(broken), partial(_refuse, broken[0], len(broken)))
         return
     if not found:
         return
-    made = choose(found, rules, None if masks is None else partial(has_mask, masks.folder, person))
-    if made.problem is not None:
-        where = folder / person
-        yield Image(where, (where,), partial(_undecided, where, made.problem), made.problem[1])
+    made, problem = chosen(found, shape, rules, None if masks is None else partial(has_mask, masks.folder, person))
+    if problem is not None:
+        yield Image(where, (where,), partial(_undecided, where, problem), problem[1])
         return
-    drawn = [] if masks is None or masks.folder is None else _mask_files(masks.folder, person, [series.uid for series in made.taken])
-    for series in made.taken:
-        files = list(series.files)
-        yield Image(files[0], (*files, *drawn), partial(_load, files, person, masks, axes, deidentification, len(made.taken) == 1))
+    drawn = [] if masks is None or masks.folder is None else _mask_files(masks.folder, person, [s.uid for of in made for s in of])
+    how = _How(person, masks, shape, deidentification, rules, len(made) == 1)
+    for of in made:
+        files = [path for series in of for path in series.files]
+        yield Image(files[0], (*files, *drawn), partial(_load, of, how))
+
+
+def chosen(
+    found: Sequence[Candidate], shape: ImageShape | None, rules: Select | None, drawn: Callable[[Candidate], bool] | None = None
+) -> tuple[list[tuple[Candidate, ...]], tuple[Unusable, str] | None]:
+    """The series of each image of a person (one, or one for each named channel), or why there is none (``fedml.cohort.dicom.choice``)."""
+    named = () if shape is None else shape.channel_files
+    if not named:
+        made = choose(found, rules, drawn)
+        return [(series,) for series in made.taken], made.problem
+    of: list[Candidate] = []
+    for channel in named:
+        made = choose([series for series in found if fits(series.about.description, [channel.pattern])], rules)
+        if made.problem is not None:
+            return [], (made.problem[0], f'channel "{channel.name}" {made.problem[1]}')
+        of.append(made.taken[0])
+    return [tuple(of)], None
 
 
 def series_files(folder: Path, person: str) -> tuple[list[Candidate], list[Path]]:
@@ -126,19 +149,64 @@ def _refuse(path: Path, count: int) -> Series:
     raise ItemError(Unusable.UNREADABLE, f"{path}: cannot be read as DICOM ({count} such files of one person); replace the file.")
 
 
-def _load(files: list[Path], person: str, masks: Masks | None, axes: int | None, deidentification: Deidentification, alone: bool) -> Series:
-    for path in files:
-        _check_deidentified(path, person, deidentification)
-    volume = read_series(files)
-    flat = volume.voxels.shape[2] == 1 and axes != 3
+class _How(NamedTuple):
+    """How the series of a person become an image. ``alone``: the person has no other image."""
+
+    person: str
+    masks: Masks | None
+    shape: ImageShape | None
+    deidentification: Deidentification
+    rules: Select | None
+    alone: bool
+
+
+def _load(of: tuple[Candidate, ...], how: _How) -> Series:
+    """One series, or a named channel each."""
+    for path in (path for series in of for path in series.files):
+        _check_deidentified(path, how.person, how.deidentification)
+    volumes, voxels = read_channels(of, how.shape, how.rules)
+    volume, masks = volumes[0], how.masks
+    flat = volume.voxels.shape[2] == 1 and (how.shape is None or len(how.shape.size) != 3)
     mask = None
     if masks is not None:
-        path, values = _mask(volume, person, masks.folder, files[0], alone=alone, flat=flat, deidentification=deidentification)
+        marked = next((one for one, series in zip(volumes, of, strict=True) if has_mask(masks.folder, how.person, series)), volume)
+        path, values = _mask(marked, how, of[0].files[0], flat=flat)
         mask = mask_files.as_classes(values, masks.classes, path)
     if not flat:
-        return Series(volume.voxels, volume.affine if volume.placed else None, mask, flat)
+        return Series(voxels, volume.affine if volume.placed else None, mask, flat)
     across, down, _ = volume.spacing_mm
-    return Series(volume.picture, np.diag([down, across, 1.0, 1.0]) if volume.placed else None, mask, flat)
+    picture = np.ascontiguousarray(voxels[:, :, 0].swapaxes(0, 1))
+    return Series(picture, np.diag([down, across, 1.0, 1.0]) if volume.placed else None, mask, flat)
+
+
+def read_channels(of: Sequence[Candidate], shape: ImageShape | None, rules: Select | None) -> tuple[list[Volume], npt.NDArray[Any]]:
+    """For each of the series, which are one image or its named channels, the first volume that the study reads; and the image's voxels,
+    (columns, rows, slices[, channels]).
+
+    Raises:
+        ItemError: as ``fedml.cohort.dicom.series.read_volumes``; several-series: the series has more volumes than the study reads;
+            geometry: the grids of two channels or volumes differ.
+    """
+    read = [_volume(series, "one" if shape is None else shape.volumes, rules) for series in of]
+    if len(read) == 1 or shape is None:
+        return [read[0][0]], read[0][1]
+    named = zip(shape.channel_files, read, strict=True)
+    parts = [(channel.name, values, one.affine if one.placed else None) for channel, (one, values) in named]
+    return [one for one, _ in read], on_one_grid(parts, of[0].files[0])
+
+
+def _volume(series: Candidate, rule: str | int, rules: Select | None) -> tuple[Volume, npt.NDArray[Any]]:
+    where = series.files[0]
+    volumes, apart = read_volumes(series.files, rules)
+    if len(volumes) == 1 and not isinstance(rule, int):
+        return volumes[0], volumes[0].voxels
+    if rule == "one":
+        text = f"its series has {len(volumes)} volumes ({apart}), and an image has one"
+        raise ItemError(Unusable.SEVERAL_SERIES, f"{where}: {text}; state [cohort.image] volumes, or select one of them.")
+    if volumes[0].voxels.ndim != 3:
+        raise ItemError(Unusable.GEOMETRY, f"{where}: is in colour, so [cohort.image] volumes does not apply.")
+    voxels = on_one_grid([(f"volume {n}", v.voxels, v.affine) for n, v in enumerate(volumes, start=1)], where)
+    return volumes[0], one_of_many(voxels, rule, where)
 
 
 def _check_deidentified(path: Path, person: str, deidentification: Deidentification) -> None:
@@ -162,11 +230,9 @@ def _is_segmentation(path: Path) -> bool:
     return header_of(path).modality == "SEG"
 
 
-def _mask(
-    volume: Volume, person: str, masks: Path | None, where: Path, *, alone: bool, flat: bool, deidentification: Deidentification
-) -> tuple[Path, npt.NDArray[Any]]:
-    """The file of the mask of ``volume`` and its values. ``where``: a file of the series, for messages. ``alone``: the person has no other
-    series."""
+def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, npt.NDArray[Any]]:
+    """The file of the mask of ``volume`` and its values. ``where``: a file of the series, for messages."""
+    person, masks = how.person, None if how.masks is None else how.masks.folder
     if masks is None:
         raise ItemError(Unusable.NO_MASK, f"{where}: has no mask; set data.image masks in site.toml.")
     drawn = [masks / f"{person}.dcm"] if (masks / f"{person}.dcm").exists() else []
@@ -176,11 +242,11 @@ def _mask(
     if len(drawn) > 1:
         raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; keep one.")
     if drawn:
-        _check_deidentified(drawn[0], person, deidentification)
+        _check_deidentified(drawn[0], person, how.deidentification)
         values, path = read_seg(drawn[0], volume)[0], drawn[0]
         values = np.ascontiguousarray(values[:, :, 0].T) if flat else values
     else:
-        found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if alone else None)
+        found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if how.alone else None)
         if found is None:
             raise ItemError(Unusable.NO_MASK, f"{where}: the series has no mask in {masks}.")
         size = volume.voxels.shape[1::-1] if flat else volume.voxels.shape[:3]

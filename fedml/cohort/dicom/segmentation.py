@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.files import MAX_MB, frames, open_dataset, reading
-from fedml.cohort.dicom.series import RAS, Volume, macro, numbers, orthonormal
+from fedml.cohort.dicom.grid import RAS
+from fedml.cohort.dicom.macros import macro, numbers, orthonormal
+from fedml.cohort.dicom.series import Volume
 from fedml.cohort.images.reasons import ItemError, Unusable
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ slices is refused with a reason: a slice is missing or present twice, orientatio
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -23,19 +22,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.files import MAX_MB, declared, frames, open_dataset, reading
-from fedml.cohort.dicom.header_index import header_of
+from fedml.cohort.dicom.grid import Slice, alike, grid_of
+from fedml.cohort.dicom.macros import macro, numbers, orthonormal
 from fedml.cohort.dicom.mosaic import Mosaic, mosaic_of, tile_position, tiles
+from fedml.cohort.dicom.volumes import differ, dims_of, selected, split
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.study.series_section import Select
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # DICOM's LPS to RAS and back
-_COSINES = 1e-3  # tolerance of orientations: scanners write five or six digits
-# Tolerance of positions, as a share of the slice distance: rounding to 0.1 mm stays below it, a missing slice shifts others by half a step.
-_OFF_GRID = 0.2
-DIRECTORY = "1.2.840.10008.1.3.10"  # DICOMDIR
-_ENDINGS = (".dcm", ".dicom", ".ima")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT", "PALETTE COLOR")
 
 
@@ -70,56 +66,6 @@ class Volume:
         return np.ascontiguousarray(self.voxels[:, :, 0].swapaxes(0, 1))
 
 
-@dataclass(frozen=True)
-class _Slice:
-    path: Path
-    frame: int
-    series: tuple[str, ...]  # attributes that must be equal in all slices of a volume
-    instance: str
-    shape: tuple[int, int]
-    position: npt.NDArray[np.float64] | None
-    axes: npt.NDArray[np.float64] | None  # (2, 3): unit vectors in the direction of increasing column index, of increasing row index
-    spacing: tuple[float, float] | None  # of columns, of rows; mm
-    thickness: float
-    location: float | None  # Slice Location: mm along the normal, with any origin and sign
-    slope: float
-    intercept: float
-    rescale: str | None  # rescale type, "" if the file states none; None: no rescale
-    unit: str
-
-
-def group_series(folder: Path) -> dict[str, list[Path]]:
-    """Series instance UID -> its files below ``folder``, sorted; without files that are not DICOM, and without DICOMDIR.
-
-    The key ``""`` has the files that may be a missing slice: files that begin like DICOM but cannot be read or name no series, files named
-    ``.dcm`` that do not begin like DICOM, and empty files without another extension.
-    """
-    series: dict[str, list[Path]] = {}
-    for where, _, names in os.walk(folder):  # links to folders are not followed, because they may form a cycle
-        for path in (Path(where, name) for name in names):
-            try:
-                if not path.is_file():
-                    continue
-                header = header_of(path)
-                if not header.dicom:
-                    if named_dicom(path):
-                        series.setdefault("", []).append(path)
-                    continue
-                if header.kind == DIRECTORY:
-                    continue
-                uid = header.series
-            except OSError:
-                uid = ""
-            series.setdefault(uid, []).append(path)
-    return {uid: sorted(files) for uid, files in sorted(series.items())}
-
-
-def named_dicom(path: Path) -> bool:
-    """True if the name says that the file is DICOM, or if it is empty and its name says nothing else."""
-    ending = path.suffix.lower()
-    return ending in _ENDINGS or (not path.stat().st_size and not path.name.startswith(".") and not ending[1:].isalpha())
-
-
 def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
     """The files of one series, in any order, as one volume.
 
@@ -134,38 +80,70 @@ def read_series(files: Sequence[Path], *, max_mb: int = MAX_MB) -> Volume:
         ItemError: with the reason not-an-image, unreadable, truncated, wrong-length, too-large, compressed, mixed-series, geometry, gap,
             duplicate-slices, rescale or non-finite.
     """
+    return _read(files, [_slices_of(files, max_mb)], max_mb)[0]
+
+
+def read_volumes(files: Sequence[Path], rules: Select | None = None, *, max_mb: int = MAX_MB) -> tuple[list[Volume], str]:
+    """The volumes of one series (``fedml.cohort.dicom.volumes``), each as ``read_series`` has it, and what tells them apart.
+
+    Args:
+        rules: of the study; its b-values, echo times and phases are read, the others are not.
+        max_mb: size limit of a file and of all volumes together.
+
+    Raises:
+        ItemError: as ``read_series``; no-series: the series has none of the volumes that the rules select.
+    """
+    groups = split(selected(_slices_of(files, max_mb), rules))
+    return _read(files, groups, max_mb), differ(groups)
+
+
+def _slices_of(files: Sequence[Path], max_mb: int) -> list[Slice]:
     slices = [s for path in dict.fromkeys(files) for s in _slices(path, max_mb)]
     if not slices:
         raise ItemError(Unusable.NOT_AN_IMAGE, "the series has no files.")
     if slices[0].series[1] == "SEG":
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{slices[0].path}: is a segmentation, not an image; move it to the folder of masks.")
-    _alike(slices)
-    first, colour = slices[0], slices[0].series[3] in _COLOUR
-    order, affine, spacing, off_grid = _grid(slices)
-    shape = (first.shape[1], first.shape[0], len(slices), *((3,) if colour else ()))
-    if 4 * math.prod(shape) > max_mb * 2**20:
+    return slices
+
+
+def _read(files: Sequence[Path], groups: Sequence[Sequence[Slice]], max_mb: int) -> list[Volume]:
+    """A volume for each group of slices; each file is decoded once."""
+    alike([one for slices in groups for one in slices])
+    first, colour = groups[0][0], groups[0][0].series[3] in _COLOUR
+    grids = [grid_of(slices) for slices in groups]
+    shapes = [(first.shape[1], first.shape[0], len(slices), *((3,) if colour else ())) for slices in groups]
+    if 4 * sum(math.prod(shape) for shape in shapes) > max_mb * 2**20:
         raise ItemError(Unusable.TOO_LARGE, f"{first.path}: the series needs more than {max_mb} MB.")
-    voxels = np.empty(shape, dtype=np.float32)
-    by_frame = {(slices[k].path, slices[k].frame): (n, slices[k]) for n, k in enumerate(order)}
-    for path in dict.fromkeys(files):
+    voxels = [np.empty(shape, dtype=np.float32) for shape in shapes]
+    by_frame = {
+        (slices[k].path, slices[k].frame): (of[:, :, n], slices[k])
+        for slices, (order, *_), of in zip(groups, grids, voxels, strict=True)
+        for n, k in enumerate(order)
+    }
+    for path in dict.fromkeys(one.path for slices in groups for one in slices):
         dataset = open_dataset(path, max_mb=max_mb)
         with reading(path):
             mosaic = mosaic_of(dataset, path)
         stacks = ([frame] if mosaic is None else tiles(frame, mosaic) for frame in frames(dataset, path, max_mb=max_mb))
         for number, stored in enumerate(chain.from_iterable(stacks)):
-            at, slice_ = by_frame[path, number]
+            if (path, number) not in by_frame:
+                continue
+            plane, slice_ = by_frame[path, number]
             with reading(path):
                 values = _values(stored, dataset, slice_)
                 if values.shape[:2] != slice_.shape:
                     raise ItemError(Unusable.WRONG_LENGTH, f"{path}: a frame is {values.shape}, its header says {slice_.shape}.")
-                voxels[:, :, at] = values.swapaxes(0, 1)
-            if not np.isfinite(voxels[:, :, at]).all():
+                plane[...] = values.swapaxes(0, 1)
+            if not np.isfinite(plane).all():
                 raise ItemError(Unusable.NON_FINITE, f"{path}: contains values that are not finite in float32.")
-    return Volume(
-        voxels=voxels, affine=affine, spacing_mm=spacing, unit=first.unit, modality=first.series[1], series_uid=first.series[0],
-        frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
-        off_grid_mm=off_grid,
-    )  # fmt: skip
+    return [
+        Volume(
+            voxels=of, affine=affine, spacing_mm=spacing, unit=first.unit, modality=first.series[1], series_uid=first.series[0],
+            frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
+            off_grid_mm=off,
+        )
+        for slices, (order, affine, spacing, off), of in zip(groups, grids, voxels, strict=True)
+    ]  # fmt: skip
 
 
 def off_grid(files: Sequence[Path]) -> float:
@@ -174,12 +152,12 @@ def off_grid(files: Sequence[Path]) -> float:
     Raises:
         ItemError: as ``read_series``, of what headers show.
     """
-    slices = [s for path in dict.fromkeys(files) for s in _slices(path, MAX_MB)]
-    _alike(slices)
-    return _grid(slices)[3]
+    groups = split(_slices_of(files, MAX_MB))
+    alike([one for slices in groups for one in slices])
+    return max(grid_of(slices)[3] for slices in groups)
 
 
-def _slices(path: Path, max_mb: int) -> list[_Slice]:
+def _slices(path: Path, max_mb: int) -> list[Slice]:
     with reading(path):
         header = open_dataset(path, pixels=False, max_mb=max_mb)
         count, rows, columns, _ = declared(header, path, max_mb=max_mb)
@@ -204,7 +182,7 @@ def _slices(path: Path, max_mb: int) -> list[_Slice]:
         return found
 
 
-def _tiled(whole: _Slice, mosaic: Mosaic) -> list[_Slice]:
+def _tiled(whole: Slice, mosaic: Mosaic) -> list[Slice]:
     """The slices of a mosaic, each as if it were a frame."""
     if whole.position is None or whole.axes is None or whole.spacing is None:
         raise ItemError(Unusable.GEOMETRY, f"{whole.path}: is a Siemens mosaic without a position.")
@@ -213,47 +191,7 @@ def _tiled(whole: _Slice, mosaic: Mosaic) -> list[_Slice]:
     return [replace(whole, frame=k, shape=mosaic.shape, position=place, location=None) for k, place in enumerate(places)]
 
 
-def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset | None = None) -> Any:
-    """An attribute of the first functional group that has it (PS3.3 section C.7.6.16), else of ``plain``, else None."""
-    for place in places:
-        items = place.get(sequence)
-        if items and items[0].get(keyword) is not None:
-            return items[0].get(keyword)
-    return None if plain is None else plain.get(keyword)
-
-
-def numbers(value: Any, count: int) -> npt.NDArray[np.float64] | None:
-    """(count,) finite numbers, or None if the attribute is empty.
-
-    Raises:
-        ItemError: geometry: another count, or a number that is not finite.
-    """
-    if value is None or value == "" or not np.size(value):
-        return None
-    found = np.atleast_1d(np.asarray(value, dtype=np.float64))
-    if found.shape != (count,) or not np.isfinite(found).all():
-        raise ItemError(Unusable.GEOMETRY, f"has {found.size} numbers where {count} finite numbers are expected.")
-    return found
-
-
-def orthonormal(value: Any, path: Path) -> npt.NDArray[np.float64] | None:
-    """Image Orientation (Patient) as (2, 3) unit vectors: along increasing column index, along increasing row index; None if it is empty.
-
-    Raises:
-        ItemError: geometry: the vectors are not orthonormal.
-    """
-    found = numbers(value, 6)
-    if found is None:
-        return None
-    axes = found.reshape(2, 3)
-    if np.abs(axes @ axes.T - np.eye(2)).max() > _COSINES:
-        raise ItemError(Unusable.GEOMETRY, f"{path}: the orientation is not two orthogonal unit vectors.")
-    along = axes[0] / np.linalg.norm(axes[0])
-    down = axes[1] - (axes[1] @ along) * along
-    return np.stack([along, down / np.linalg.norm(down)])
-
-
-def _slice(path: Path, number: int, header: Dataset, groups: Sequence[Dataset], series: tuple[str, ...], shape: tuple[int, int]) -> _Slice:
+def _slice(path: Path, number: int, header: Dataset, groups: Sequence[Dataset], series: tuple[str, ...], shape: tuple[int, int]) -> Slice:
     plain = header if not groups else None
     position = numbers(macro(groups, "PlanePositionSequence", "ImagePositionPatient", plain), 3)
     axes = orthonormal(macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", plain), path)
@@ -268,11 +206,11 @@ def _slice(path: Path, number: int, header: Dataset, groups: Sequence[Dataset], 
     thickness = macro(groups, "PixelMeasuresSequence", "SliceThickness", header)
     location = numbers(header.get("SliceLocation"), 1) if not groups else None
     slope, intercept, rescale = _rescale(path, header, groups)
-    return _Slice(
+    return Slice(
         path=path, frame=number, series=series, instance=str(header.get("SOPInstanceUID") or ""), shape=shape, position=position, axes=axes,
         spacing=None if pixel is None else (float(pixel[1]), float(pixel[0])), thickness=float(thickness or 0),
         location=None if location is None else float(location[0]), slope=slope, intercept=intercept,
-        rescale=rescale, unit=_unit(header, rescale, series[4]),
+        rescale=rescale, unit=_unit(header, rescale, series[4]), dims=dims_of(header, list(groups)),
     )  # fmt: skip
 
 
@@ -297,75 +235,7 @@ def _unit(header: Dataset, rescale: str | None, localizer: str) -> str:
     return "" if rescale in (None, "", "US") else str(rescale)
 
 
-def _alike(slices: Sequence[_Slice]) -> None:
-    first = slices[0]
-    for other in slices:
-        if other.series[0] != first.series[0]:
-            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: is of another series than {first.path}.")
-        if other.series != first.series or other.shape != first.shape or (other.axes is None) != (first.axes is None):
-            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: differs from {first.path} in kind or size (a localizer?).")
-        if other.axes is not None and first.axes is not None and np.abs(other.axes - first.axes).max() > _COSINES:
-            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: has another orientation than {first.path}.")
-        if (other.spacing is None) != (first.spacing is None) or not np.allclose(other.spacing or 0, first.spacing or 0, rtol=1e-3):
-            raise ItemError(Unusable.MIXED_SERIES, f"{other.path}: has another pixel spacing than {first.path}.")
-        if other.rescale != first.rescale or other.unit != first.unit:
-            raise ItemError(Unusable.RESCALE, f"{other.path}: has another rescale type or unit than {first.path}.")
-
-
-def _grid(slices: Sequence[_Slice]) -> tuple[list[int], npt.NDArray[np.float64], tuple[float, float, float], float]:
-    """The slices' order along the normal, the affine (RAS+), the spacing in mm, and the largest distance of a slice from the grid in mm.
-
-    A tilted gantry shifts each slice in its plane by the same step; the affine contains this shear.
-    """
-    first = slices[0]
-    across, down = first.spacing or (1.0, 1.0)
-    affine = np.eye(4)
-    if first.position is None or first.axes is None:
-        if len(slices) > 1:
-            raise ItemError(Unusable.GEOMETRY, f"{first.path}: several frames or files without positions are not a volume.")
-        thick = first.thickness if first.thickness > 0 else 1.0
-        affine[:3, :3] = np.diag([across, down, thick])
-        return [0], affine, (across, down, thick), 0.0
-    normal = np.cross(first.axes[0], first.axes[1])
-    places = np.stack([s.position for s in slices if s.position is not None])
-    along = places @ normal
-    order = np.argsort(along, kind="stable")
-    off_grid = 0.0
-    if len(slices) == 1:
-        step = normal * (first.thickness if first.thickness > 0 else 1.0)
-    else:
-        step = (places[order[-1]] - places[order[0]]) / (len(slices) - 1)
-        off_grid = _check_grid(slices, order, along, places, step, normal)
-    affine[:3, :3] = np.stack([first.axes[0] * across, first.axes[1] * down, step], axis=1)
-    affine[:3, 3] = places[order[0]]
-    return [int(k) for k in order], RAS @ affine, (across, down, float(np.linalg.norm(step))), off_grid
-
-
-def _check_grid(
-    slices: Sequence[_Slice], order: npt.NDArray[np.intp], along: npt.NDArray[np.float64], places: npt.NDArray[np.float64],
-    step: npt.NDArray[np.float64], normal: npt.NDArray[np.float64],
-) -> float:  # fmt: skip
-    """The largest distance of a slice from the even grid, mm."""
-    first, steps = slices[0], np.diff(along[order])
-    usual = float(np.median(steps))
-    twice = np.flatnonzero(steps <= max(_OFF_GRID * usual, 1e-4))
-    if len(twice):
-        raise ItemError(Unusable.DUPLICATE_SLICES, f"{slices[order[twice[0] + 1]].path}: has the position of another slice of its series.")
-    distance = float(step @ normal)
-    if np.abs(along[order] - along[order[0]] - distance * np.arange(len(order))).max() > _OFF_GRID * min(distance, usual):
-        raise ItemError(Unusable.GAP, f"{first.path}: the slices of its series are not evenly spaced (one is missing?).")
-    off = places[order] - places[order[0]] - np.outer(np.arange(len(order)), step)
-    in_plane = off - np.outer(off @ normal, normal)
-    if np.abs(in_plane).max() > _OFF_GRID * min(first.spacing or (1.0, 1.0)) + 1e-3:
-        raise ItemError(Unusable.GEOMETRY, f"{first.path}: the slices of its series are shifted against each other.")
-    located = [slices[k].location for k in order]
-    steps = np.diff([where for where in located if where is not None])
-    if len(steps) == len(order) - 1 and (steps > 0).any() and (steps < 0).any():  # swapped positions cannot be detected in any other way
-        raise ItemError(Unusable.GEOMETRY, f"{first.path}: positions and slice locations of its series are in different orders.")
-    return float(np.linalg.norm(off, axis=1).max())
-
-
-def _values(stored: npt.NDArray[Any], dataset: Dataset, slice_: _Slice) -> npt.NDArray[Any]:
+def _values(stored: npt.NDArray[Any], dataset: Dataset, slice_: Slice) -> npt.NDArray[Any]:
     if stored.ndim == 3:
         return stored
     table = dataset.get("ModalityLUTSequence")

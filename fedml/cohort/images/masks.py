@@ -48,7 +48,7 @@ def read(path: Path, affine: npt.NDArray[np.float64] | None, size: Sequence[int]
         values = values[..., 0]
     if values.shape != tuple(size):
         raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the mask is {values.shape}, its image {tuple(size)}; export both again.")
-    if mask_affine is not None and affine is not None and _corner_distance(mask_affine, affine, size) > _MAX_OFFSET_VOXELS:
+    if mask_affine is not None and affine is not None and corner_distance(mask_affine, affine, size) > _MAX_OFFSET_VOXELS:
         raise ItemError(Unusable.MASK_MISMATCH, f"{path}: the voxel positions of mask and image differ; resample the mask onto the image.")
     return values
 
@@ -80,7 +80,7 @@ def as_values(masks: npt.NDArray[Any], classes: Sequence[Code]) -> npt.NDArray[A
     return values
 
 
-def _corner_distance(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:
+def corner_distance(affine: npt.NDArray[np.float64], other: npt.NDArray[np.float64], size: Sequence[int]) -> float:
     """Largest offset of a corner's coordinate between two affines, in voxels; infinite if an affine is singular or not finite."""
     if min(abs(np.linalg.det(a)) if np.isfinite(a).all() else 0.0 for a in (affine, other)) < 1e-12:
         return np.inf

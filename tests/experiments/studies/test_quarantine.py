@@ -14,7 +14,8 @@ import pytest
 from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
-from fedml.cohort.dicom.series import group_series, read_series
+from fedml.cohort.dicom.folders import group_series
+from fedml.cohort.dicom.series import read_series
 from fedml.cohort.images.masks import as_classes
 from fedml.cohort.images.reasons import Unusable
 from fedml.cohort.read_images import ImageRules, read_images

@@ -127,7 +127,7 @@ def test_what_cannot_be_used_is_reported_with_its_file_or_place(tmp_path: Path) 
         ([tmp_path / "none.nii"], "none.nii: no such file"),
         ([flat], "flat.nii.gz: is"),
         ([tmp_path / "cut.nii.gz"], "cut.nii.gz: cannot be read"),
-        ([tmp_path / "empty"], "empty: has 0 DICOM series"),
+        ([tmp_path / "empty"], "empty: no file is a DICOM image"),
         ([np.zeros((1, 5, 5, 5))], "image 1 of 1: has no affine"),
         ({"image": [np.full((1, 5, 5, 5), np.inf)], "affine": np.eye(4)}, "image 1 of 1: contains voxels that are not finite"),
     ):

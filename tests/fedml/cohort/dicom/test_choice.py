@@ -7,62 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom.sequence import Sequence as Items
 
 from fedml.cohort.dicom.choice import choose, fits
 from fedml.cohort.dicom.headers import candidates
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.reasons import TooManyExcluded, Unusable
-from fedml.cohort.one_image import read_one
 from fedml.cohort.read_images import ImageRules, read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.series_section import Select, SiteSelect
-from tests.command import quick as command
-from tests.conftest import make_plan, to_toml, write_csv, write_manifest
-from tests.dicom_files import write_enhanced, write_seg, write_series, write_slice
-
-RNG = np.random.default_rng(11)
-CORONAL = (1, 0, 0, 0, 0, -1)
-CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-
-
-def cube(slices: int = 4) -> np.ndarray[Any, Any]:
-    return RNG.integers(0, 2000, (slices, 6, 5)).astype(np.int16)
-
-
-def uid(number: int) -> str:
-    return f"1.2.826.0.1.3680043.8.498.{number}"
-
-
-def pacs(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """What a CT of the chest looks like in an archive: a scout, two kernels of two thicknesses, a reformatted plane, a dose page."""
-    about = {
-        "PatientIdentityRemoved": "YES", "DeidentificationMethod": "x", "PatientID": folder.name, "BurnedInAnnotation": "NO",
-        "LongitudinalTemporalInformationModified": "MODIFIED",
-    }  # fmt: skip
-    soft, lung = cube(5), cube(9)
-    write_slice(
-        folder / "1" / "s.dcm", cube(1)[0], (0, 0, 0), axes=CORONAL, SeriesNumber=1, SeriesInstanceUID=uid(11),
-        ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesDescription="Topogram", **about,
-    )  # fmt: skip
-    write_series(
-        folder / "2", soft, SeriesNumber=2, SeriesInstanceUID=uid(12), SeriesDescription="Thorax 3.0 B30f", ConvolutionKernel="B30f",
-        SeriesDate="20010101", **about,
-    )  # fmt: skip
-    write_series(
-        folder / "3", lung, SeriesNumber=3, SeriesInstanceUID=uid(13), SeriesDescription="LUNG 1.0 B70f", ConvolutionKernel="B70f",
-        SliceThickness=1, step=1.0, SeriesDate="20010102", **about,
-    )  # fmt: skip
-    write_series(
-        folder / "4", cube(7), SeriesNumber=4, SeriesInstanceUID=uid(14), SeriesDescription="cor MPR", axes=CORONAL,
-        ImageType=["DERIVED", "SECONDARY", "MPR"], **about,
-    )  # fmt: skip
-    page = write_slice(
-        folder / "5" / "p.dcm", cube(1)[0], None, SeriesNumber=5, SeriesInstanceUID=uid(15), SeriesDescription="Patient Protocol",
-        SOPClassUID=CAPTURE, Modality="CT", drop=["RescaleSlope", "RescaleIntercept"], **about,
-    )  # fmt: skip
-    assert page.exists()
-    return {"soft": soft, "lung": lung}
+from tests.dicom_files import item, write_enhanced, write_seg, write_series, write_slice
+from tests.dicom_studies import CORONAL, cube, pacs, uid
 
 
 def read(folder: Path, select: Select | None, site: SiteSelect | None = None, persons: tuple[str, ...] = ("p",)) -> Images:
@@ -192,10 +148,6 @@ def test_of_several_series_the_one_that_was_segmented_is_the_image(tmp_path: Pat
     write_series(tmp_path / "i" / "p" / "2", second, SeriesInstanceUID=uid(22), **about)
     drawn = np.zeros((6, 5), np.uint8)
     drawn[2, 3] = 1
-    from pydicom.sequence import Sequence as Items
-
-    from tests.dicom_files import item
-
     (tmp_path / "m").mkdir()
     write_seg(
         tmp_path / "m" / "p.dcm", [(1, (-5.0, 7.0, 16.0), drawn)], PatientIdentityRemoved="YES", PatientID="p",
@@ -238,64 +190,7 @@ def test_a_pattern_is_no_expression() -> None:
     assert not fits("aaa", ("(a+)+$",))
 
 
-@pytest.mark.parametrize(
-    ("rules", "word"),
-    [
-        ({"thickness_mm": [1.0]}, "two numbers"), ({"thickness_mm": [3.0, 1.0]}, "two numbers"),
-        ({"several": True, "prefer": ["newest"]}, "nothing to decide"),
-        ({"orientation": "oblique"}, "axial"), ({"kernal": ["x"]}, "kernal"), ({"prefer": ["best"]}, "most-slices"),
-    ],
-)  # fmt: skip
-def test_rules_that_cannot_be(tmp_path: Path, rules: dict[str, Any], word: str) -> None:
-    plan = make_plan(("image",), cohort__image={"size": [5, 6, 4], "select": rules})
-    (tmp_path / "s.toml").write_text(to_toml(plan))
-    done = command("fedml", "check", tmp_path / "s.toml", cwd=tmp_path)
-    assert done.returncode == 2
-    assert word in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_a_study_without_the_section_keeps_its_hash() -> None:
     shape = ImageShape(size=(5, 6, 4))
     assert set(shape.model_dump()) == {"channels", "size", "orientation", "spacing_mm", "window", "percentiles", "crop", "tiles"}
     assert ImageShape(size=(5, 6, 4), select=Select(derived=True)).model_dump()["select"] == {"derived": True}
-
-
-def test_the_site_sees_what_was_chosen_and_why_the_rest_was_not(tmp_path: Path) -> None:
-    """As a process; the same rules choose what a saved model is given."""
-    voxels = pacs(tmp_path / "a" / "images" / "p")
-    write_csv(tmp_path / "a" / "persons.csv", ["p", "q"], {"y": [0, 1]})
-    write_manifest(tmp_path / "a", "a", image='{ path = "images", format = "dicom", select = { kernel = ["B30f"] } }')
-    plan = make_plan(("image",), ("a",), cohort__image={"size": [5, 6, 4], "crop": True, "select": {"kernel": ["STANDARD"]}})
-    (tmp_path / "s.toml").write_text(to_toml(plan))
-    done = command("fedml-site", "data", "--series", "--study", tmp_path / "s.toml", "--site", tmp_path / "a", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
-        "p: 1 of 5 series",
-        '  left out  series 1 (CT, coronal, 1 slice of 3 mm, localizer, "Topogram"): is a localizer; its kernel is not stated',
-        '  image     series 2 (CT, axial, 5 slices of 3 mm, kernel B30f, "Thorax 3.0 B30f")',
-        '  left out  series 3 (CT, axial, 9 slices of 1 mm, kernel B70f, "LUNG 1.0 B70f"): its kernel is B70f',
-        '  left out  series 4 (CT, coronal, 7 slices of 3 mm, derived, secondary, "cor MPR"): '
-        "is derived; is secondary; its kernel is not stated",
-        '  left out  series 5 (CT, 1 slice of 3 mm, secondary, "Patient Protocol"): is secondary; its kernel is not stated',
-        "q: has no images",
-        "a: 1 persons with an image, 1 persons without images",
-    ]
-    plain = command("fedml-site", "data", "--series", "--site", tmp_path / "a", cwd=tmp_path).stdout
-    assert "p: not used, several-series" in plain
-    assert "  undecided series 2 (CT" in plain
-    shape = ImageShape(size=(5, 6, 4), crop=True, select=Select(kernel=("B30f",)))
-    one = read_one(tmp_path / "a" / "images" / "p", shape)
-    assert one.shape == (1, 5, 6, 4)
-    assert voxels["soft"].shape == (5, 6, 5)
-    with pytest.raises(InputError, match="has 2 series that the study selects"):
-        read_one(tmp_path / "a" / "images" / "p", ImageShape(size=(5, 6, 4), crop=True))
-
-
-def test_an_uneven_grid_is_told(tmp_path: Path) -> None:
-    for k, plane in enumerate(cube(5)):
-        write_slice(tmp_path / "a" / "images" / "p" / f"{k}.dcm", plane, (0, 0, 5.0 * k + 0.9 * (k == 2)))
-    write_csv(tmp_path / "a" / "persons.csv", ["p"], {"y": [0]})
-    write_manifest(tmp_path / "a", "a", image='{ path = "images", format = "dicom" }')
-    done = command("fedml-site", "data", "--series", "--site", tmp_path / "a", cwd=tmp_path)
-    assert "slices are up to 0.9 mm off an even grid" in done.stdout

@@ -21,8 +21,9 @@ from pydicom import uid
 from pydicom.sequence import Sequence as Items
 
 from fedml.cohort.dicom.files import frames, open_dataset
+from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.segmentation import read_seg
-from fedml.cohort.dicom.series import Volume, group_series, read_series
+from fedml.cohort.dicom.series import Volume, read_series
 from fedml.cohort.images.reasons import ItemError, Unusable
 from tests.conftest import public_data
 from tests.dicom_files import AXIAL, REFERENCE, SERIES, edit, item, write_enhanced, write_seg, write_series, write_slice
