@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fedml.cli import guarded
+from fedml.clients.desk.predict_command import predict
 from fedml.clients.desk.score_command import adjust, score
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
@@ -360,6 +361,7 @@ def remove(
     print(f"{site.name} is removed; {removal.say_to_centre(site)}")
 
 
+app.command("predict")(predict)
 app.command("score")(score)
 app.command("adjust")(adjust)
 app.add_typer(journal_app)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.formats import FORMATS, by_ending
+from fedml.cohort.images.items import Raw
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
 from fedml.errors import InputError
@@ -30,6 +31,15 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
     Raises:
         InputError: no such file, an unknown format, or an image that the study cannot use.
     """
+    return raw_and_prepared(path, shape, window)[1]
+
+
+def raw_and_prepared(path: Path, shape: ImageShape | None, window: Window | None = None) -> tuple[Raw, npt.NDArray[Any]]:
+    """``read_one``, with the voxels and the affine of the file.
+
+    Raises:
+        InputError: as ``read_one``.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file; give the path of an image.")
     try:
@@ -42,7 +52,8 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
                 raise InputError(f"{path}: has no known image extension; give {known}, .dcm or a folder with a DICOM series.")
             raw, affine = form.read(path)
             volumes = form.volumes
-        return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
+        found = Raw(channels_first(raw, shape, path, volumes=volumes), affine)
+        return found, prepare_one(found.image, affine, shape, window)
     except InputError:
         raise
     except ItemError as error:
