@@ -86,7 +86,7 @@ def check(
     ] = False,
     sites: SitesOrNone = None,
 ) -> None:
-    """Check a study file and print its plan as text; or explain a key.
+    """Check a study file and print its plan as text; or explain a key. With --sites, also read the sites' data as a run would.
 
     Example: fedml check experiments/studies/heart.toml
     """
@@ -101,9 +101,9 @@ def check(
     from fedml.strategies.algorithms.registry import make_strategy
     from fedml.strategies.describe import describe
 
-    if resolve != (sites is not None):
+    if resolve and sites is None:
         raise InputError("fedml check: --resolve and --sites go together: fedml check STUDY --sites DIR --resolve.")
-    if sites is not None:
+    if resolve and sites is not None:
         from fedml.clients.site.columns import resolve as write_columns
         from fedml.experiments.keys.overrides import parse_overrides
         from fedml.study.read import read_plan
@@ -114,6 +114,12 @@ def check(
     make_strategy(study)
     check_inputs(study)
     print(describe(study))
+    if sites is not None and not resolve:
+        from fedml.experiments.runs.launch import find
+        from fedml.experiments.runs.run import read_all
+
+        print()
+        read_all(study, find(sites, study, print), print, "preflight")
     if study.privacy.unit != "none":
         from fedml.privacy.forecast import forecast
 

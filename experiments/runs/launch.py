@@ -93,7 +93,7 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
     found = find(where.sites, study, console.print) if where.sites is not None else {}
     tracker = Tracking() if track else None
     if where.superlink is None:
-        read_all(study, found, console.print, job)
+        read_all(study, found, lambda line: console.print(line, markup=False, soft_wrap=True), job)
         if job != "preflight":  # which trains nothing
             check_budgets([Plan(study, name, site) for name, site in found.items()])
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)

@@ -18,6 +18,7 @@ from fedml.cohort.dicom.files import open_dataset
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.combine import one_of_many
 from fedml.cohort.images.formats import FORMATS, by_ending
+from fedml.cohort.images.items import Raw
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
@@ -35,6 +36,15 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
     Raises:
         InputError: no such file, an unknown format, or an image that the study cannot use.
     """
+    return raw_and_prepared(path, shape, window)[1]
+
+
+def raw_and_prepared(path: Path, shape: ImageShape | None, window: Window | None = None) -> tuple[Raw, npt.NDArray[Any]]:
+    """``read_one``, with the voxels and the affine of the file.
+
+    Raises:
+        InputError: as ``read_one``.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file; give the path of an image.")
     try:
@@ -51,7 +61,8 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
             volumes = form.volumes
             if shape is not None and volumes and shape.volumes != "one" and raw.ndim == len(shape.size) + 1:
                 raw = one_of_many(raw, shape.volumes, path)
-        return prepare_one(channels_first(raw, shape, path, volumes=volumes), affine, shape, window)
+        found = Raw(channels_first(raw, shape, path, volumes=volumes), affine)
+        return found, prepare_one(found.image, affine, shape, window)
     except InputError:
         raise
     except ItemError as error:

@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 
 from fedml.errors import InputError, nearest
-from fedml.networks.einops_needed import need_einops
 from fedml.study.sections import ImageNetwork
 
 
@@ -129,6 +128,8 @@ class _FirstOutput(nn.Module):
 def _vit(width: int, heads: int) -> Callable[[ImageNetwork, Sequence[int], int], nn.Module]:
     def build(spec: ImageNetwork, shape: Sequence[int], outputs: int) -> nn.Module:
         from monai.networks import nets
+
+        from fedml.networks.einops_needed import need_einops
 
         need_einops("vit")
         smallest = min(shape[1:])

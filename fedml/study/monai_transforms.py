@@ -85,7 +85,8 @@ RANDOM: dict[str, dict[str, Argument]] = {
 MOVES = ("RandFlipd", "RandRotated", "RandZoomd", "RandAffined")  # masks move with their images
 _NEEDS = {
     "ScaleIntensityRangePercentilesd": ("lower", "upper", "b_min", "b_max"), "ClipIntensityPercentilesd": ("lower", "upper"),
-    "ThresholdIntensityd": ("threshold",), "AdjustContrastd": ("gamma",), "GaussianSmoothd": ("sigma",), "MedianSmoothd": ("radius",), "RandScaleIntensityd": ("factors",),
+    "ThresholdIntensityd": ("threshold",), "AdjustContrastd": ("gamma",), "GaussianSmoothd": ("sigma",),
+    "MedianSmoothd": ("radius",), "RandScaleIntensityd": ("factors",),
     "RandShiftIntensityd": ("offsets",), "RandFlipd": ("spatial_axis",),
 }  # fmt: skip
 MONAI = (*DETERMINISTIC, *RANDOM)

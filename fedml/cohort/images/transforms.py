@@ -107,7 +107,7 @@ def _drawn(transform: OwnTransform, keys: Sequence[str], masks: Collection[str])
     """A random step of MONAI, by name, on images, and on their masks too if it moves voxels."""
     import monai.transforms as mt
 
-    options = {"prob": 1.0, **transform.options}
+    options: dict[str, Any] = {"prob": 1.0, **transform.options}
     if transform.name not in MOVES:
         return getattr(mt, transform.name)([key for key in keys if key not in masks], **options)
     if transform.name != "RandFlipd":

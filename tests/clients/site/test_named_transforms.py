@@ -25,7 +25,8 @@ from tests.lesions import MIDDLE, SIZE, lesion_site, plan
 
 NEEDED: dict[str, dict[str, Any]] = {
     "ScaleIntensityRangePercentilesd": {"lower": 2, "upper": 98, "b_min": 0.0, "b_max": 1.0},
-    "ClipIntensityPercentilesd": {"lower": 2, "upper": 98}, "ThresholdIntensityd": {"threshold": 0.2}, "AdjustContrastd": {"gamma": 1.5}, "GaussianSmoothd": {"sigma": 1.2}, "MedianSmoothd": {"radius": 1},
+    "ClipIntensityPercentilesd": {"lower": 2, "upper": 98}, "ThresholdIntensityd": {"threshold": 0.2}, "AdjustContrastd": {"gamma": 1.5},
+    "GaussianSmoothd": {"sigma": 1.2}, "MedianSmoothd": {"radius": 1},
     "RandScaleIntensityd": {"factors": 0.3}, "RandShiftIntensityd": {"offsets": 0.3}, "RandFlipd": {"spatial_axis": 1},
     "RandRotated": {"range_x": (0.1, 0.4)}, "RandZoomd": {"min_zoom": 0.7, "max_zoom": 1.4}, "RandAffined": {"rotate_range": 0.3},
 }  # fmt: skip

@@ -46,6 +46,8 @@ def test_a_run_and_a_check_tell_what_the_crop_takes(tmp_path: Path) -> None:
     assert f"{at_edge} of {len(ids)} lesions" in done["notes"][0]
     check = quick("fedml-site", "check", file, "--site", tmp_path / "sites" / "a" / "site.toml", cwd=tmp_path)
     assert "class 1: 20 of 40 lesions, 660 of 1,320 voxels outside of the crop, the whole class of 20 of 40 persons" in check.stdout, check
+    both = quick("fedml", "check", file, "--sites", tmp_path / "sites", cwd=tmp_path)
+    assert both.stdout.count("class 1: 20 of 40 lesions, 660 of 1,320 voxels outside of the crop") == 2, both
     report = quick("fedml", "report", done["folder"], cwd=tmp_path)
     assert report.returncode == 0, report.stderr
     assert "Lost by preprocessing, class 1" in next(tmp_path.rglob("report.html")).read_text()

@@ -186,7 +186,7 @@ def test_files_of_one_study_see_each_other_and_those_of_another_do_not(tmp_path:
         ({"model__clinical": {"net": "my_net"}}, {"my_net": ""}, r"must be 'linear' or 'mlp', not 'my_net'"),
         ({"model__clinical": {"net": "my_net:"}}, {"my_net": ""}, r'names no own code; write "module:name"'),
         ({"training__loss": "my_loss:focal", "training__focal": 2.0}, {"my_loss": ""}, "loss and focal exclude each other"),
-        ({"training__loss_options": {"gamma": 1}}, {}, "loss_options are for an own loss"),
+        ({"training__loss_options": {"gamma": 1}}, {}, "loss_options are for a loss by name"),
         ({}, {"my_loss": ""}, r"\[code\] is given, but no key names its code"),
         ({"model__clinical": {"net": "linear", "options": {"width": 3}}}, {}, "options are for own code"),
         ({"training__loss": "my_loss:focal", **PRIVATE}, {"my_loss": ""}, "unproved code"),

@@ -1,0 +1,86 @@
+"""Masks of a trained model are on the voxels of each file: NIfTI of many geometries, a DICOM series, pictures."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from tests.command import quick, quick_json
+from tests.conftest import make_study, to_toml
+from tests.lesions import MIDDLE, lesion_site, plan
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on patches that finds bright balls well."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("a", "b"):
+        lesion_site(folder / "sites" / name, name, [MIDDLE] * 24)
+    image = {
+        "orientation": "RAS",
+        "spacing_mm": [1.0, 1.0, 1.0],
+        "window": [-100.0, 250.0],
+        "patches": {"size": [8, 8, 8], "foreground": 0.7},
+    }
+    study = make_study(("image",), **plan((), cohort__image=image, cohort__classes=[0, 7], federation__rounds=12))
+    for name in ("a", "b"):  # the study's value of the class is 7
+        for path in (folder / "sites" / name / "masks").iterdir():
+            mask = nib.load(path)
+            nib.save(nib.Nifti1Image(np.asarray(mask.dataobj) * np.uint8(7), mask.affine), path)
+    (folder / "study.toml").write_text(to_toml(study.model_dump(mode="json", exclude_none=True)))
+    done = quick_json(folder / "study.toml", "--sites", folder / "sites", "--runs", folder / "runs", "--no-track", cwd=folder)
+    assert done["metrics"]["test"]["dice_mean_person/7"] > 0.8
+    return Path(done["folder"])
+
+
+def test_masks_are_on_the_right_voxels_of_twenty_geometries(run: Path, tmp_path: Path) -> None:
+    """A ball in world space, drawn on an oblique, flipped, anisotropic grid; the prediction is compared on that grid."""
+    (tmp_path / "images").mkdir()
+    truths = {}
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        spacing, size = rng.uniform(0.7, 1.4, 3), tuple(int(n) for n in rng.integers(18, 30, 3))
+        turn = Rotation.from_euler("xyz", rng.uniform(-0.3, 0.3, 3)).as_matrix()
+        flips = np.diag(rng.choice([-1, 1], 3))[:, rng.permutation(3)]
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = turn @ flips @ np.diag(spacing), rng.uniform(-50, 50, 3)
+        centre = np.array([n / 2 + rng.uniform(-3, 3) for n in size])
+        grid = np.moveaxis(np.indices(size), 0, -1) - centre
+        ball = ((grid @ affine[:3, :3].T) ** 2).sum(-1) <= 3**2
+        voxels = rng.normal(0, 20, size).astype(np.float32) + 150 * ball
+        nib.save(nib.Nifti1Image(voxels.astype(np.float32), affine), tmp_path / "images" / f"g{seed:02d}.nii.gz")
+        truths[f"g{seed:02d}"] = ball, affine
+    (tmp_path / "images" / "broken.nii.gz").write_bytes(b"no image")
+    done = quick("fedml-site", "predict", run, "--images", tmp_path / "images", "--out", tmp_path / "masks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20 mask(s)" in done.stdout
+    assert "left out" in done.stdout
+    scores = []
+    for name, (ball, affine) in truths.items():
+        path = tmp_path / "masks" / f"{name}.nii.gz"
+        mask = nib.load(path)
+        found = np.asarray(mask.dataobj)
+        assert found.shape == ball.shape
+        np.testing.assert_allclose(mask.affine, affine, atol=1e-4)
+        assert set(np.unique(found).tolist()) <= {0, 7}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        scores.append(2 * ((found == 7) & ball).sum() / max((found == 7).sum() + ball.sum(), 1))
+    assert min(scores) > 0.5, scores
+    assert np.mean(scores) > 0.75, scores
+
+
+def test_what_cannot_be_used_is_said_in_one_sentence(run: Path, tmp_path: Path) -> None:
+    for words, says in (
+        ([tmp_path / "none", "--images", tmp_path], "has no model.safetensors"),
+        ([run, "--images", tmp_path / "none"], "no such file"),
+        ([run, "--images", tmp_path], "has no image that the study can use"),
+    ):
+        done = quick("fedml-site", "predict", *words, "--out", tmp_path / "masks", cwd=tmp_path)
+        assert done.returncode == 2
+        assert says in done.stderr
+        assert "Traceback" not in done.stderr
