@@ -47,12 +47,41 @@ def stamp_of(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
+def readable(path: Path) -> bool:
+    """True if ``path`` is a file that this process may read."""
+    try:
+        return path.is_file() and os.access(path, os.R_OK)
+    except OSError:
+        return False
+
+
+def differing(folder: Path) -> tuple[int, list[str]]:
+    """Reads every file again of which ``content_digests`` has kept a digest: how many there are, and those whose content is another while
+    their stamp is the same. Their digests are forgotten, so that the next start reads them.
+
+    Raises:
+        InputError: the kept digests cannot be read or written.
+    """
+    store = folder / "digests.json"
+    try:
+        known = json.loads(store.read_bytes()) if store.exists() else {}
+        looked = {name: told for name, told in known.items() if readable(Path(name)) and stamp_of(Path(name)) == list(told[1])}
+        other = [name for name, told in looked.items() if file_sha256(Path(name)) != told[0]]
+        if other:
+            new = store.with_suffix(f".{os.getpid()}")
+            new.write_text(json.dumps({name: told for name, told in known.items() if name not in other}, indent=1))
+            os.replace(new, store)
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise InputError(f"{store}: cannot be used ({type(error).__name__}); delete the file, the next start writes a new one.") from error
+    return len(looked), other
+
+
 def resolved(paths: Iterable[Path]) -> dict[Path, Path]:
-    """Each path -> ``path.resolve()``, with one look at each folder."""
+    """Each path of a file that can be read -> ``path.resolve()``, with one look at each folder."""
     folders: dict[Path, Path] = {}
     out = {}
     for path in paths:
-        if path not in out:
+        if path not in out and readable(path):
             if path.parent not in folders:
                 folders[path.parent] = path.parent.resolve()
             out[path] = path.resolve() if path.is_symlink() else folders[path.parent] / path.name

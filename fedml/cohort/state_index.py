@@ -17,7 +17,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,17 @@ class StateIndex:
         if self._store is not None:
             self._store.close()
             self._store = None
+
+
+def entries(path: Path) -> int:
+    """How many files an index knows; 0 if there is none, or it cannot be read."""
+    if not path.exists():
+        return 0
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as store:
+            return int(store.execute("SELECT count(DISTINCT folder || substr(name, 1, instr(name || '/', '/'))) FROM files").fetchone()[0])
+    except sqlite3.Error:
+        return 0
 
 
 _current: ContextVar[StateIndex | None] = ContextVar("index", default=None)

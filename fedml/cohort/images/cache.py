@@ -36,6 +36,7 @@ import torch
 
 from fedml.cache_entries import SMALL, Say, Unwritable, clean, content_digests, evict, locked, publish, resolved, stamp_of, writing
 from fedml.cohort.images.items import Item, Raw, Read
+from fedml.cohort.images.parallel import cost_of, in_order
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.transforms import digest, prepared, spacing_after
@@ -152,7 +153,7 @@ def open_cache(
     """The cache entry of these items in ``folder``; a missing entry is built. If two processes need the same entry, one waits.
 
     An unusable item is excluded with its reason; only an ``InputError`` stops the build. The exclusion is cached under the item's key, so
-    the item is read again when a file or ``reader.name`` changes. Memory: one item at a time.
+    the item is read again when a file or ``reader.name`` changes. Memory: a few items at a time (``parallel``).
 
     Args:
         folder: created with mode 0700 if it does not exist, because it contains the same personal data as the images.
@@ -171,7 +172,7 @@ def open_cache(
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         clean(folder)
         real = resolved(file for item in items for file in item.files)
-        digests = content_digests(folder, sorted({place for file, place in real.items() if _readable(file)}), say)
+        digests = content_digests(folder, sorted(set(real.values())), say)
         keys = [_item_key(item, real, digests, digest(spec), reader.name) for item in items]
         key = _sha256(keys)
         place = folder / f"{_sha256([str(source.resolve())])[:12]}-{key[:32]}"
@@ -199,15 +200,8 @@ def _sha256(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _readable(path: Path) -> bool:
-    try:
-        return path.is_file() and os.access(path, os.R_OK)
-    except OSError:
-        return False
-
-
 def _item_key(item: Item, real: Mapping[Path, Path], digests: Mapping[Path, tuple[str, list[int]]], spec: str, reader: str) -> str:
-    content = [digests[path][0] if (path := real[file]) in digests else "unreadable" for file in item.files]
+    content = [digests[real[file]][0] if file in real else "unreadable" for file in item.files]
     return _sha256([FORMAT, content, item.part, spec, reader, _versions()])
 
 
@@ -303,10 +297,15 @@ def _results(place: Path, items: Sequence[Item], keys: Sequence[str], spec: Prep
     """Each item in order, copied from an older entry or read and preprocessed."""
     older = _Older(place.parent, place.name.split("-")[0], set(keys))
     logged, copied = time.monotonic(), 0
-    for at, (item, key) in enumerate(zip(items, keys, strict=True)):
-        known = older.find(key)
-        yield known or _prepare(item, key, spec, reader, say)
-        copied += known is not None
+
+    def one(pair: tuple[Item, str]) -> tuple[_Result, bool]:
+        known = older.find(pair[1])
+        return known or _prepare(*pair, spec, reader, say), known is not None
+
+    pairs, threads = list(zip(items, keys, strict=True)), 1 if spec.transforms else None  # own code need not be safe in threads
+    for at, (result, known) in enumerate(in_order(pairs, one, lambda pair: cost_of(pair[0].files), threads=threads)):
+        yield result
+        copied += known
         if time.monotonic() - logged >= _LOG_EVERY_SECONDS:
             say(f"images: {at + 1:,} of {len(items):,} prepared, {copied:,} of them copied from an older cache entry")
             logged = time.monotonic()

@@ -7,7 +7,6 @@ with open_picture(path) as picture:       # Pillow's image
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import Any
 from fedml.cohort.images.bounds import inflated, require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.upright import upright_size
+from fedml.quiet import hush
 
 LARGEST = 2**28  # pixels, near Pillow's own limit; a sample has one or two bytes
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -43,8 +43,7 @@ def open_picture(path: Path, size: Sequence[int] | None = None) -> Iterator[Any]
     if not path.stat().st_size:
         raise ItemError(Unusable.TRUNCATED, f"{path}: is empty.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with hush():  # a warning of many pixels, of which the limit is below
             picture = Image.open(path)
     except Image.DecompressionBombError as error:
         raise ItemError(Unusable.TOO_LARGE, f"{path}: declares more pixels than the limit of the decoder.") from error
