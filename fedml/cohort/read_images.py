@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -130,7 +130,8 @@ def read_images(
     if cache is not None and spec is not None and shape is not None and found:
         if spec.percentiles and window is not None:
             spec = windowed(spec, *window)
-        settings = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
+        settings: list[Any] = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
+        settings.append(shape.model_dump(mode="json", include={"volumes", "channel_files", "segments"}))
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
         entry = _cached(cache, request, found, shape, spec, reader, 0 if codes is None else len(codes))
         if entry is not None:

@@ -108,6 +108,12 @@ class ImageSource(Section):
         description="channels that are a file or series each, in their order; written as channels = { NAME = PATTERN, .. }; empty: none",
     )
 
+    segments: Annotated[dict[str, Patterns], Field(max_length=256)] = Field(
+        default={},
+        description="of DICOM segmentations, the segments of each class, by patterns of their labels or as SCHEME:VALUE of their type's "
+        'code: { 1 = ["spleen*", "SCT:78961009"] }; segments that no class names are the first class; default: segment numbers are classes',
+    )
+
     @model_validator(mode="after")
     def _possible_source(self) -> ImageSource:
         names = [one.name for one in self.channel_files]

@@ -25,6 +25,7 @@ from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.header_index import header_of
 from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
+from fedml.cohort.dicom.segments import read_classes
 from fedml.cohort.dicom.series import Volume, read_volumes
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.combine import on_one_grid, one_of_many
@@ -32,7 +33,7 @@ from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
-from fedml.study.section import Code
+from fedml.study.section import Code, normal
 from fedml.study.series_section import Select
 
 log = logging.getLogger("fedml.site")
@@ -239,11 +240,17 @@ def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, 
     if (masks / person).is_dir():
         drawn += [p for files in group_series(masks / person).values() for p in files if _is_segmentation(p)]
     drawn = [path for path in drawn if _refers_to(path, volume.series_uid)]
-    if len(drawn) > 1:
+    named = {} if how.shape is None else {normal(name): patterns for name, patterns in how.shape.segments.items()}
+    if len(drawn) > 1 and not named:
         raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; keep one.")
     if drawn:
-        _check_deidentified(drawn[0], person, how.deidentification)
-        values, path = read_seg(drawn[0], volume)[0], drawn[0]
+        for path in drawn:
+            _check_deidentified(path, person, how.deidentification)
+        path = drawn[0]
+        if named and how.masks is not None:
+            values = mask_files.as_values(read_classes(drawn, volume, named, how.masks.classes), how.masks.classes)
+        else:
+            values = read_seg(path, volume)[0]
         values = np.ascontiguousarray(values[:, :, 0].T) if flat else values
     else:
         found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if how.alone else None)

@@ -231,3 +231,21 @@ def test_a_study_writes_channels_as_a_table(tmp_path: Path) -> None:
     assert [one.name for one in study.cohort.image.channel_files] == ["t2", "t1"]
     assert validate(Study, json.loads(study.canonical), "study.json").sha256 == study.sha256
     assert "volumes" not in make_study(("image",), cohort__image={"size": [5, 6, 3]}).canonical
+
+
+def test_the_cache_is_of_the_rules_that_made_it(tmp_path: Path) -> None:
+    """The same files under another rule are other images: volumes, selected echoes, segments and channels are part of the key."""
+    nifti(tmp_path / "n" / "p.nii.gz", size=(5, 6, 3, 2))
+    cubes = volumes(tmp_path / "d" / "p", ECHOES)
+
+    def cached(kind: str, **keys: Any) -> Any:
+        shape = ImageShape(**{"size": (5, 6, 3), "crop": True, **keys})
+        rules = ImageRules(max_quarantined=0.0, cache=tmp_path / "cache")
+        return read_images(tmp_path / kind[0], kind, ["p"], shape, rules=rules).pixels[:][0, 0]
+
+    for kind in ("nifti", "dicom"):
+        one, two, mean = (cached(kind, volumes=rule) for rule in (1, 2, "mean"))
+        assert not np.array_equal(one, two)
+        np.testing.assert_array_equal(mean, ((one.astype(np.float64) + two) / 2).astype(np.float32))
+    for k, around in enumerate(((5.0, 15.0), (75.0, 85.0))):
+        np.testing.assert_array_equal(cached("dicom", select=Select(echo_time_ms=around)), image_of(cubes[k]))

@@ -1,0 +1,76 @@
+"""Segments of DICOM segmentations by their label or code, as the classes of a study; a series may have several segmentations.
+
+    values = read_classes(paths, volume, {"1": ("spleen*", "SCT:78961009")}, (0, 1))      # uint8: the index of the class
+
+A segment that no class names is background, as the first class is. A segment that two classes name, and a voxel of two classes, are
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.segmentation import read_seg
+from fedml.cohort.dicom.series import Volume
+from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.study.section import Code, normal
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+
+def read_classes(
+    paths: Sequence[Path], volume: Volume, segments: Mapping[str, Sequence[str]], classes: Sequence[Code]
+) -> npt.NDArray[np.uint8]:
+    """The index in ``classes`` of each voxel of ``volume``, (columns, rows, slices).
+
+    Args:
+        paths: segmentations of the image, at least one.
+        segments: class, as text -> patterns of segment labels (capitals do not matter), or codes as ``SCHEME:VALUE`` of a segment's type.
+
+    Raises:
+        ItemError: mask-mismatch: no segment is of a class, or one is of two; overlapping-segments: a voxel is of two classes; or as
+            ``read_seg``.
+    """
+    known = [normal(code) for code in classes]
+    out = np.zeros(volume.voxels.shape[:3], np.uint8)
+    any_found = False
+    for path in paths:
+        with reading(path):
+            dataset = open_dataset(path, pixels=False)
+            names = {int(one.SegmentNumber): names_of(one) for one in dataset.get("SegmentSequence") or []}
+        of_class = {
+            place: [n for n, own in names.items() if _fits(own, segments[name])] for place, name in enumerate(known) if name in segments
+        }
+        numbers = [n for found in of_class.values() for n in found]
+        if twice := sorted({n for n in numbers if numbers.count(n) > 1}):
+            raise ItemError(Unusable.MASK_MISMATCH, f"{path}: segment {twice[0]} is of two classes of [cohort.image] segments.")
+        for place, found in of_class.items():
+            if not found:
+                continue
+            any_found = True
+            here = read_seg(path, volume, segments=found)[0] > 0
+            if (out[here] != 0).any() and (out[here][out[here] != 0] != place).any():
+                raise ItemError(Unusable.OVERLAPPING_SEGMENTS, f"{path}: a voxel is of two classes of [cohort.image] segments.")
+            out[here] = place
+    if not any_found:
+        raise ItemError(Unusable.MASK_MISMATCH, f"{paths[0]}: none of its segments is a class of [cohort.image] segments.")
+    return out
+
+
+def names_of(segment: Dataset) -> list[str]:
+    """What a segment may be called by: its label, and the code of its property type as ``SCHEME:VALUE``."""
+    kind = segment.get("SegmentedPropertyTypeCodeSequence") or []
+    coded = [f"{one.get('CodingSchemeDesignator') or ''}:{one.get('CodeValue') or ''}" for one in kind]
+    return [str(segment.get("SegmentLabel") or ""), *coded]
+
+
+def _fits(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name.strip().casefold(), pattern.casefold()) for name in names if name for pattern in patterns)
