@@ -1,4 +1,4 @@
-"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``export-adjustment``, ``prs``."""
+"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``export-bundle``, ``prs`` and so on."""
 
 from __future__ import annotations
 
@@ -96,6 +96,19 @@ def prs(
     written = write_scores(run_folder, out, Choice(reference, tuple(sorted(set(p or THRESHOLDS))), rule), print)
     for path in written:
         print(path)
+
+
+def export_bundle(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the bundle.")] = Path("bundle"),
+) -> None:
+    """Write a run's segmentation model as a MONAI bundle: network, weights, transforms, and the way back to each file's grid.
+
+    Example: fedml export-bundle fedml-runs/spleen-20260131-101500-3fa2b1 --out bundle
+    """
+    from fedml.experiments.models.export_bundle import export_bundle as export
+
+    print(export(run_folder, out))
 
 
 def export_adjustment(

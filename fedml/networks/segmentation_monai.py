@@ -60,6 +60,8 @@ def dynunet(shape: Sequence[int], classes: int, channels: Sequence[int], strides
         dims, shape[0], classes, kernel_size=[[3] * dims] * len(channels), strides=[[1] * dims, *steps], upsample_kernel_size=steps,
         filters=list(channels), norm_name="batch",
     )  # fmt: skip
+    for again in ("input_block", "downsamples", "bottleneck", "upsamples"):
+        delattr(network, again)  # second names of the layers in skip_layers, which would be sent twice
     return network
 
 

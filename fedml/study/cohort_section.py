@@ -199,10 +199,7 @@ class ImageShape(ImageSource):
             raise ValueError(f"percentiles has two numbers, such as [1, 99], not {len(self.percentiles)}")
         if self.tiles is not None:
             if self.preprocess is not None:
-                raise ValueError(
-                    "tiles of slides have no further preprocessing (use mpp); "
-                    "remove orientation, spacing_mm, window, percentiles, crop, patches and transforms"
-                )
+                raise ValueError("tiles of slides have no further preprocessing (use mpp); remove every other key but channels and size")
             side = self.tiles.size_px
             if (self.channels, self.size) not in ((1, ()), (3, ()), (3, (side, side))):
                 raise ValueError(f"tiles have three channels and {side} x {side} pixels; remove channels and size")

@@ -281,6 +281,7 @@ def test_every_network_takes_any_size(net: str, norm: str, size: tuple[int, ...]
     assert norms
     assert all(isinstance(m, kind) for m in norms)
     assert not [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len({v.data_ptr() for v in network.state_dict().values()}) == len(network.state_dict())  # each weight is sent once
     # In double precision: of a few voxels an instance norm divides by next to nothing.
     network, x = network.double(), torch.randn(2, 2, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     out = network.train()(x)
