@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, MRImageStorage
 
 from fedml.experiments.bench.timing import machine
 
@@ -32,7 +32,8 @@ def template() -> bytes:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = _SLICE
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(_SLICE)
+    dataset.SOPInstanceUID = _SLICE
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.PatientID = dataset.PatientName = _PERSON
     dataset.PatientIdentityRemoved, dataset.DeidentificationMethod, dataset.Modality = "YES", "synthetic", "MR"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
-from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.files import keeping, open_dataset, reading
 from fedml.cohort.dicom.headers import header_of
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.series import Volume, group_series, read_series
@@ -85,6 +85,13 @@ def _refuse(path: Path, count: int) -> Series:
 
 
 def _load(files: list[Path], person: str, masks: Masks | None, axes: int | None, deidentification: Deidentification, alone: bool) -> Series:
+    with keeping():
+        return _loaded(files, person, masks, axes, deidentification, alone)
+
+
+def _loaded(
+    files: list[Path], person: str, masks: Masks | None, axes: int | None, deidentification: Deidentification, alone: bool
+) -> Series:
     for path in files:
         _check_deidentified(path, person, deidentification)
     volume = read_series(files)
