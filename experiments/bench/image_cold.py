@@ -26,9 +26,11 @@ from fedml.cohort.read_images import ImageRules, read_images
 from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.quiet import hush_process
 from fedml.study.cohort_section import ImageShape
+from fedml.study.imaging import Preprocess
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 SHAPE = ImageShape(size=(96, 96, 48), orientation="RAS", spacing_mm=(1.5, 1.5, 3.0), window=(0.0, 1500.0))
+SPEC = Preprocess(size=(96, 96, 48), orientation="RAS", spacing_mm=(1.5, 1.5, 3.0), window=(0.0, 1500.0))
 
 
 def dicom(folder: Path, persons: int) -> list[Path]:
@@ -62,7 +64,7 @@ def theirs(paths: list[Path], reader: str) -> float:
     """Seconds of MONAI's reading."""
     steps: list[Any] = [
         mt.LoadImaged("image", reader=reader, ensure_channel_first=True),
-        *deterministic(SHAPE.preprocess, ("image",)).transforms,
+        *deterministic(SPEC, ("image",)).transforms,
     ]
     load = mt.Compose(steps)
     return seconds(lambda: [load({"image": str(path)}) for path in paths])
@@ -88,9 +90,7 @@ def main() -> None:
 def check(folder: Path, kind: str, paths: list[Path], reader: str) -> None:
     """Both give the same voxels, within half precision; MONAI's reader of DICOM may have other corners of the grid."""
     read = read_images(folder, kind, ["p0"], SHAPE).pixels[0]
-    load = mt.Compose(
-        [mt.LoadImaged("image", reader=reader, ensure_channel_first=True), *deterministic(SHAPE.preprocess, ("image",)).transforms]
-    )
+    load = mt.Compose([mt.LoadImaged("image", reader=reader, ensure_channel_first=True), *deterministic(SPEC, ("image",)).transforms])
     other = np.asarray(load({"image": str(paths[0])})["image"])
     assert read.shape == other.shape
     print(f"{kind}: {np.mean(np.abs(read - other) < 2**-9):.4f} of the voxels are equal within half precision")
