@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from fedml.cohort.dicom.files import MAX_MB, open_dataset, printable, reading
+from fedml.cohort.dicom.files import MAX_MB, memo, open_dataset, printable, reading
+from fedml.cohort.dicom.texts import MAX_DECODED, decodings, readable, text_of
 from fedml.cohort.identifiers.names import dated_uid
 from fedml.cohort.identifiers.rules import Finding, Kind, Search, Severity, kinds_in, severity_of, squeezed
 from fedml.cohort.images.reasons import ItemError, Unusable
@@ -93,6 +93,7 @@ _DIRECT = frozenset(
     )
 )
 _NAME, _ID, _BIRTH, _AGE = 0x00100010, 0x00100020, 0x00100030, 0x00101010
+_CHARACTERS = 0x00080005
 _TRIAL = tuple(_parse_tags("0012: 0010 0020 0021 0030 0031"))  # attributes of a clinical trial that may contain the pseudonym
 _PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _DATES, _NUMBERS = ("DA", "DT"), ("DS", "FD", "FL", "IS", "SL", "SS", "SV", "UL", "US", "UV", "AT", "TM")
@@ -109,7 +110,6 @@ _CAMERA = ("US", "XC", "ES", "OT", "SC", "GM", "OP", "DOC", "IVUS")  # modalitie
 _MAX_DEPTH, _MAX_ELEMENTS = 32, 200_000  # nested sequences; items and elements in all
 _MAX_ITEM_ELEMENTS = 20_000  # elements of one item
 _TOO_MANY = "has too many elements to be checked"
-_MAX_DECODED = 2**16  # bytes; longer values are searched for ASCII text only
 _ITEM = b"\xfe\xff\x00\xe0"
 
 
@@ -126,6 +126,7 @@ class _Check:
     safe_private: Collection[str]
     found: list[Finding] = field(default_factory=list)
     elements: int = 0  # checked so far
+    memo: dict[Any, Any] | None = None
 
     def add(self, tag: int, keyword: str, where: str, why: str, severity: Severity) -> None:
         self.found.append(Finding(tag, keyword, where, why, severity))
@@ -170,6 +171,7 @@ def findings(
             shifted=str(dataset.get("LongitudinalTemporalInformationModified") or "") in ("MODIFIED", "REMOVED")
             or any(str(c.get("CodeValue")) in _DATES_MOVED for c in dataset.get("DeidentificationMethodCodeSequence") or []),
             safe_private=(*_SAFE_PRIVATE, *safe_private),
+            memo=None if identifiers else memo(),
         )
         if path is not None and check.search.hit(str(path)):
             check.add(0, "", "file name", "contains an identifier that was searched for", Severity.REFUSE)
@@ -241,34 +243,57 @@ def _walk(dataset: Dataset, where: str, depth: int, check: _Check) -> bool:
         here = where + (keyword or f"({number >> 16:04X},{number & 0xFFFF:04X})")
         if number in _PIXELS:
             continue
-        if isinstance(raw.value, bytes) and raw.value.count(_ITEM) > _MAX_ELEMENTS:
-            check.add(number, keyword, here, "has too many items to be checked", Severity.REFUSE)
-            continue
-        try:
-            element = dataset[tag]
-            vr, value = str(element.VR), element.value
-        except Exception:  # pydicom cannot parse the value as its type (VR); it may still hold a name: search its bytes
-            vr, value = "UN", raw.value
-        if vr == "SQ":
-            if depth >= _MAX_DEPTH:
-                check.add(number, keyword, here, "is nested too deeply to be checked", Severity.REFUSE)
-                continue
-            inner = [_walk(item, f"{here}[{n}].", depth + 1, check) for n, item in enumerate(value or [])]
-            if any(inner) and number in ACTIONS:
-                check.add(number, keyword, here, "the profile removes this sequence, and it is not empty", Severity.REVIEW)
-            filled = filled or any(inner)
-            continue
-        data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
-        text = _text(value) if data is None else _readable(data)
-        if data and not text and any(data) and (_repeating(number) or number in ACTIONS or number in _DIRECT):
-            text = "bytes"
-        judged = _judge(number, vr, text, dataset, check) if text else None
-        if check.search.hit(text if data is None else f"{text} {_decodings(data)}"):
-            judged = "contains an identifier that was searched for", Severity.REFUSE
-        if judged is not None:
-            check.add(number, keyword, here, *judged)
-        filled = filled or (bool(text) and vr != "UI")
+        key = _same(number, raw, dataset, check) if not where and check.memo is not None else None
+        if check.memo is not None and key in check.memo:
+            known, has_value = check.memo[key]
+            check.found += known
+        else:
+            before = len(check.found)
+            has_value = _element(dataset, tag, (keyword, here), depth, check)
+            if check.memo is not None and key is not None:
+                check.memo[key] = check.found[before:], has_value
+        filled = filled or has_value
     return filled
+
+
+def _same(tag: int, raw: Any, dataset: Dataset, check: _Check) -> tuple[Any, ...] | None:
+    """Equal for elements of several files in which the same is found, whatever else the files hold; None if that is not known."""
+    if not isinstance(raw.value, bytes) or len(raw.value) > MAX_DECODED:
+        return None
+    around = [dataset.get_item(key) for key in (_CHARACTERS, (tag & 0xFFFF0000) | (tag & 0xFFFF) >> 8) if key in dataset and key != tag]
+    values = [one.value if isinstance(one.value, bytes) else str(one.value) for one in cast(Any, around)]
+    return (tag, str(raw.VR), raw.value, *values, check.pseudonym, check.shifted, *sorted(check.codes), *check.safe_private)
+
+
+def _element(dataset: Dataset, tag: Any, named: tuple[str, str], depth: int, check: _Check) -> bool:
+    """Checks one element, ``named`` (keyword, path); True if it has a value and is no UID."""
+    number, raw, (keyword, here) = int(tag), cast(Any, dataset.get_item(tag)), named
+    if isinstance(raw.value, bytes) and raw.value.count(_ITEM) > _MAX_ELEMENTS:
+        check.add(number, keyword, here, "has too many items to be checked", Severity.REFUSE)
+        return False
+    try:
+        element = dataset[tag]
+        vr, value = str(element.VR), element.value
+    except Exception:  # pydicom cannot parse the value as its type (VR); it may still hold a name: search its bytes
+        vr, value = "UN", raw.value
+    if vr == "SQ":
+        if depth >= _MAX_DEPTH:
+            check.add(number, keyword, here, "is nested too deeply to be checked", Severity.REFUSE)
+            return False
+        inner = [_walk(item, f"{here}[{n}].", depth + 1, check) for n, item in enumerate(value or [])]
+        if any(inner) and number in ACTIONS:
+            check.add(number, keyword, here, "the profile removes this sequence, and it is not empty", Severity.REVIEW)
+        return any(inner)
+    data = bytes(value) if isinstance(value, bytes | bytearray | memoryview) else None
+    text = text_of(value) if data is None else readable(data)
+    if data and not text and any(data) and (_repeating(number) or number in ACTIONS or number in _DIRECT):
+        text = "bytes"
+    judged = _judge(number, vr, text, dataset, check) if text else None
+    if check.search.hit(text if data is None else f"{text} {decodings(data)}"):
+        judged = "contains an identifier that was searched for", Severity.REFUSE
+    if judged is not None:
+        check.add(number, keyword, here, *judged)
+    return bool(text) and vr != "UI"
 
 
 def _judge(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> tuple[str, Severity] | None:
@@ -348,31 +373,6 @@ def _private(tag: int, vr: str, text: str, dataset: Dataset, check: _Check) -> t
     if found := _free(text):
         return found
     return None if _dummy(text) or not any(c.isalpha() for c in text) else ("private text", Severity.REVIEW)
-
-
-def _text(value: Any) -> str:
-    """The value as text, parts joined by a backslash; "" if it is empty."""
-    if value is None:
-        return ""
-    parts = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
-    return "\\".join(str(v) for v in parts).replace("\0", "").strip(" ^=\\\r\n\t")
-
-
-def _readable(data: bytes) -> str:
-    """The readable text in bytes: the whole value if it is UTF-8 text, else the runs of ASCII."""
-    if not data.isascii() and len(data) <= _MAX_DECODED:
-        with suppress(UnicodeDecodeError):
-            whole = data.decode("utf-8")
-            if sum(c.isalpha() for c in whole) > 1:
-                return whole
-    return printable(data)
-
-
-def _decodings(data: bytes) -> str:
-    """The bytes decoded in every usual encoding, for the search."""
-    if data.isascii() or len(data) > _MAX_DECODED:
-        return ""
-    return " ".join([data.decode("utf-8", "ignore"), data.replace(b"\0", b"").decode("latin-1"), data.decode("utf-16-le", "ignore")])
 
 
 def _dummy(text: str) -> bool:

@@ -16,6 +16,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MAX_MB = 2048  # of a file, and of a volume in float32
+_KEPT_MB = 512  # of files that ``keeping`` keeps
 _HEADER_MB = 32  # the header of an enhanced image of 10,000 frames has about 20
 _HEADER_READS = 2_000_000  # an element takes two or three reads
 _ELEMENTS = 20_000  # outside sequences; a scanner writes some hundreds
@@ -63,6 +65,34 @@ class _Bounded:
         if self._reads > _HEADER_READS:
             raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than the limit for an image.")
         return self._file.read(size)
+
+
+class _Kept:
+    """Data sets that are open within ``keeping``, and what was found in elements that are equal in other files of it."""
+
+    def __init__(self) -> None:
+        self.datasets: dict[Path, Dataset] = {}
+        self.memo: dict[Any, Any] = {}
+        self.left = _KEPT_MB * 2**20
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def keeping() -> Iterator[None]:
+    """Within the block each file is parsed once, however often it is opened, as long as the files have 512 MB in all."""
+    token = _kept.set(_Kept())
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def memo() -> dict[Any, Any] | None:
+    """What is known of elements of the other files within ``keeping``; None outside."""
+    found = _kept.get()
+    return None if found is None else found.memo
 
 
 @contextmanager
@@ -104,6 +134,22 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
     Raises:
         ItemError: unreadable, truncated, too large, or not DICOM.
     """
+    kept = _kept.get()
+    if kept is None or tags is not None:
+        return _opened(path, pixels, tags, max_mb)
+    if path not in kept.datasets:
+        size = path.stat().st_size if path.exists() else 0
+        if size > kept.left:
+            return _opened(path, pixels, tags, max_mb)
+        kept.left -= size
+        kept.datasets[path] = _opened(path, True, None, max_mb)
+    whole = kept.datasets[path]
+    if not pixels and is_image(whole) and not any(name in whole for name in _PIXELS):
+        raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated before the pixel data.")
+    return whole
+
+
+def _opened(path: Path, pixels: bool, tags: Sequence[str] | None, max_mb: int) -> Dataset:
     with reading(path):
         size, limit = path.stat().st_size, max_mb * 2**20
         if size > limit:

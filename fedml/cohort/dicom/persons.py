@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fedml.cohort.dicom.choice import choose, fits
 from fedml.cohort.dicom.deidentified import Deidentification, require_de_identified
-from fedml.cohort.dicom.files import open_dataset, reading
+from fedml.cohort.dicom.files import keeping, open_dataset, reading
 from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.header_index import header_of
 from fedml.cohort.dicom.headers import Candidate, candidates
@@ -163,6 +163,11 @@ class _How(NamedTuple):
 
 def _load(of: tuple[Candidate, ...], how: _How) -> Series:
     """One series, or a named channel each."""
+    with keeping():
+        return _loaded(of, how)
+
+
+def _loaded(of: tuple[Candidate, ...], how: _How) -> Series:
     for path in (path for series in of for path in series.files):
         _check_deidentified(path, how.person, how.deidentification)
     volumes, voxels = read_channels(of, how.shape, how.rules)
