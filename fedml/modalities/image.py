@@ -313,7 +313,7 @@ def _plan(study: Study) -> str:
     if (tiles := slides.tiles_of(study)) is not None:
         return slides.plan(tiles, study.model.image.pooling)
     shape = study.cohort.image
-    return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
+    return "images" + (f" of {' x '.join(map(str, shape.size))}{shape.rules}" if shape else "")
 
 
 def _uncovered(study: Study) -> tuple[str, ...]:
@@ -333,7 +333,11 @@ def _preparation(study: Study) -> Text:
 
 
 def _steps(image: ImageShape) -> list[str]:
-    steps = [f"reoriented to {image.orientation}"] if image.orientation else []
+    steps = ["one series of a person, by the rules of the study"] if image.select is not None and not image.select.several else []
+    steps += [f"with {len(image.channel_files)} named channels"] if image.channel_files else []
+    several = {"channels": "all, as channels", "mean": "their mean"}.get(str(image.volumes), f"number {image.volumes}")
+    steps += [] if image.volumes == "one" else [f"of several volumes {several}"]
+    steps += [f"reoriented to {image.orientation}"] if image.orientation else []
     steps += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
     steps += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
     two = image.percentiles
