@@ -190,7 +190,8 @@ def test_a_key_is_explained_without_a_study(tmp_path: Path, key: str, words: lis
             "name",
             [
                 "several keys",
-                "study.name (study), cohort.image.channel_files.name (study), cohort.image.transforms.name (study), strategy.name (study), site.name (site)",
+                "study.name (study), cohort.image.channel_files.name (study), cohort.image.transforms.name (study), "
+                "strategy.name (study), site.name (site)",
             ],
         ),
         ("momentum", ["training.momentum (study), strategy.momentum (study)"]),
