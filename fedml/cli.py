@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
@@ -105,7 +106,7 @@ def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:
         return 1
     except Exception as error:
         if debug:
-            logging.exception("unexpected")
+            _trace(error)
         text = printable(f"unexpected {quiet.told(error)}".splitlines()[0])
         print(f"error: {text} (run again with --debug for the traceback and report the error)", file=sys.stderr)
         return 1
@@ -137,9 +138,14 @@ def with_help(command: click.Command) -> click.Command:
     return command
 
 
+def _trace(error: Exception) -> None:
+    """Prints where the error came from, without the text of an exception of a library, which can quote values of a file."""
+    print(f"Traceback (most recent call last):\n{''.join(traceback.format_tb(error.__traceback__))}{quiet.told(error)}", file=sys.stderr)
+
+
 def _report(error: Exception, code: int, debug: bool) -> int:
     if debug:
-        logging.exception("%s", error)
+        _trace(error)
     print(f"error: {printable(str(error), chr(10))}", file=sys.stderr)
     return code
 

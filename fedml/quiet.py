@@ -167,7 +167,8 @@ def tell() -> str:
         return ""
     total = sum(count for _, count in found)
     which = ", ".join(f"{name} {count}" for name, count in found)
-    return f"{total} messages of libraries are not shown, because they can quote values of files: {which}"
+    many = "message of a library is" if total == 1 else "messages of libraries are"
+    return f"{total} {many} not shown, because {'it' if total == 1 else 'they'} can quote values of files: {which}"
 
 
 def told(error: BaseException) -> str:

@@ -21,6 +21,7 @@ import torch
 
 warnings.simplefilter("ignore")
 SIZE, PATCH, PERSONS, EPOCHS, PER_STEP, BATCH = (96, 96, 64), (48, 48, 48), 16, 5, 2, 2
+MODEL: dict[str, Any] = {"task": "segmentation", "segmentation": {"channels": [8, 16, 32]}}
 
 
 def site(folder: Path) -> Path:
@@ -56,7 +57,7 @@ def study_of() -> Any:
                 "patches": {"size": list(PATCH), "per_step": PER_STEP, "foreground": 0.5},
             },
         },
-        "model": {"task": "segmentation", "segmentation": {"channels": [8, 16, 32]}},
+        "model": MODEL,
         "training": {"batch_size": BATCH, "lr": 1e-3},
         "federation": {"sites": ["a"], "rounds": 1},
     }  # fmt: skip

@@ -320,8 +320,8 @@ def _plan(study: Study) -> str:
         return slides.plan(tiles, study.model.image.pooling)
     shape = study.cohort.image
     if shape is not None and (patches := shape.patches) is not None:
-        return f"images, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
-    return "images" + (f" of {' x '.join(map(str, shape.size))}" if shape else "")
+        return f"images{shape.rules}, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
+    return "images" + (f" of {' x '.join(map(str, shape.size))}{shape.rules}" if shape else "")
 
 
 def _uncovered(study: Study) -> tuple[str, ...]:

@@ -23,7 +23,11 @@ def lost_lines(value: Images, study: Study) -> list[str]:
 
 def steps(image: ImageShape) -> list[str]:
     """What preprocessing does, one phrase each."""
-    done = [f"reoriented to {image.orientation}"] if image.orientation else []
+    done = ["one series of a person, by the rules of the study"] if image.select is not None and not image.select.several else []
+    done += [f"with {len(image.channel_files)} named channels"] if image.channel_files else []
+    several = {"channels": "all, as channels", "mean": "their mean"}.get(str(image.volumes), f"number {image.volumes}")
+    done += [] if image.volumes == "one" else [f"of several volumes {several}"]
+    done += [f"reoriented to {image.orientation}"] if image.orientation else []
     done += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []
     done += [f"intensities {image.window[0]:g} to {image.window[1]:g} scaled to 0 to 1"] if image.window else []
     two = image.percentiles

@@ -114,6 +114,18 @@ class ImageSource(Section):
         'code: { 1 = ["spleen*", "SCT:78961009"] }; segments that no class names are the first class; default: segment numbers are classes',
     )
 
+    @property
+    def rules(self) -> str:
+        """The rules that choose among a person's files, for the plan that a site approves: every pattern is shown. Empty without rules."""
+        stated = {} if self.select is None else self.select.model_dump()
+        parts = [
+            f"{name} {' or '.join(map(str, value)) if isinstance(value, tuple) else str(value).lower()}" for name, value in stated.items()
+        ]
+        parts += [f"channel {one.name} from {one.pattern}" for one in self.channel_files]
+        parts += [f"class {name} from segments {' or '.join(patterns)}" for name, patterns in sorted(self.segments.items())]
+        parts += [] if self.volumes == "one" else [f"volumes {self.volumes}"]
+        return f" ({'; '.join(parts)})" if parts else ""
+
     @model_validator(mode="after")
     def _possible_source(self) -> ImageSource:
         names = [one.name for one in self.channel_files]

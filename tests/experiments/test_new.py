@@ -90,7 +90,7 @@ def test_pictures_in_a_folder_for_each_class(tmp_path: Path) -> None:
     for k in range(60):
         folder = tmp_path / "pictures" / ("benign" if k % 2 else "malignant")
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((16, 16), 40 + 100 * (k % 2), np.uint8)).save(folder / f"{k}.png")
+        Image.fromarray((40 + 100 * (k % 2) + np.arange(256).reshape(16, 16) % 8).astype(np.uint8)).save(folder / f"{k}.png")
     assert "labels: the folders benign, malignant" in made(tmp_path, "--images", "pictures", "--simulate", 2).stdout
     study = tomllib.loads((tmp_path / "mine" / "study.toml").read_text())
     assert study["cohort"]["classes"] == ["benign", "malignant"]
@@ -104,7 +104,7 @@ def pictures(folder: Path) -> None:
     for site in ("delft", "graz", "lyon"):
         for k in range(30):
             name = f"{site}_{k:03d}_{'oedema' if k % 3 else 'abscess'}.png"
-            Image.fromarray(np.full((16, 16), 40 + 100 * (k % 3 == 0), np.uint8)).save(folder / name)
+            Image.fromarray((40 + 100 * (k % 3 == 0) + np.arange(256).reshape(16, 16) % 8).astype(np.uint8)).save(folder / name)
 
 
 def test_sites_in_the_names_of_pictures(tmp_path: Path) -> None:

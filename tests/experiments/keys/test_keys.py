@@ -186,7 +186,14 @@ def test_a_key_is_explained_without_a_study(tmp_path: Path, key: str, words: lis
         ("data.imge.format", ['did you mean "data.image.format"?']),
         ("local_epoch", ['did you mean "local_epochs"?']),
         ("learning_rate", ["these are about learning rate: training.lr (study)", "policy.max_lr (site)"]),
-        ("name", ["several keys", "study.name (study), cohort.image.transforms.name (study), strategy.name (study), site.name (site)"]),
+        (
+            "name",
+            [
+                "several keys",
+                "study.name (study), cohort.image.channel_files.name (study), cohort.image.transforms.name (study), "
+                "strategy.name (study), site.name (site)",
+            ],
+        ),
         ("momentum", ["training.momentum (study), strategy.momentum (study)"]),
         ("variants", ["cohort.variants (study), model.variants (study), data.variants (site)"]),
         ("zzzzz", ["no section or key", "docs/keys.md"]),

@@ -81,6 +81,7 @@ def test_the_site_sees_what_was_chosen_and_why_the_rest_was_not(tmp_path: Path) 
 def test_an_uneven_grid_is_told(tmp_path: Path) -> None:
     for k, plane in enumerate(cube(5)):
         write_slice(tmp_path / "a" / "images" / "p" / f"{k}.dcm", plane, (0, 0, 5.0 * k + 0.9 * (k == 2)))
+    (tmp_path / "a").mkdir(exist_ok=True)
     write_csv(tmp_path / "a" / "persons.csv", ["p"], {"y": [0]})
     write_manifest(tmp_path / "a", "a", image='{ path = "images", format = "dicom" }')
     done = command("fedml-site", "data", "--series", "--site", tmp_path / "a", cwd=tmp_path)
@@ -116,3 +117,17 @@ def test_a_site_reads_named_channels_into_its_cache(tmp_path: Path) -> None:
         cohort = read_cohort(site, study)
         for k, person in enumerate(cohort.ids):
             np.testing.assert_array_equal(cohort.batch([k])["image"][0].numpy(), np.stack(voxels[person]))
+
+
+def test_the_plan_that_a_site_approves_shows_every_rule(tmp_path: Path) -> None:
+    """A pattern over free text is a question about persons, so who approves must see it."""
+    image = {"size": [5, 6, 4], "select": {"description": ["*thorax*", "*lung*"], "prefer": ["newest"], "derived": True}, "volumes": "mean"}
+    (tmp_path / "s.toml").write_text(to_toml(make_plan(("image",), ("a",), cohort__image=image)))
+    (tmp_path / "a").mkdir(exist_ok=True)
+    write_csv(tmp_path / "a" / "persons.csv", ["p"], {"y": [0]})
+    write_manifest(tmp_path / "a", "a", image='{ path = "images", format = "dicom" }')
+    shown = command("fedml-site", "approve", tmp_path / "s.toml", "--site", tmp_path / "a", "--yes", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "images of 5 x 6 x 4 (description *thorax* or *lung*; derived true; prefer newest; volumes mean)" in " ".join(
+        shown.stdout.split()
+    )
