@@ -169,8 +169,9 @@ def _codes(kind: str) -> tuple[int, ...] | None:
 
 def read_item(kind: str, bench: Bench) -> tuple[list[str], list[str], tuple[Any, ...] | None]:
     """(reasons, sentences) of the exclusions, and the arrays that were read."""
+    from fedml.cohort.found_images import ImageRules
     from fedml.cohort.images.reasons import TooManyExcluded
-    from fedml.cohort.read_images import ImageRules, read_images
+    from fedml.cohort.read_images import read_images
     from fedml.errors import InputError
     from fedml.study.cohort_section import ImageShape
 

@@ -21,7 +21,7 @@ def index(
     Example: fedml-site index --verify --site /srv/fedml/site.toml
     """
     from fedml.cache_entries import differing
-    from fedml.cohort.read_images import INDEX
+    from fedml.cohort.found_images import INDEX
     from fedml.cohort.state_index import entries
 
     site = site_of(site_file)

@@ -21,8 +21,9 @@ import numpy as np
 import pydicom
 import torch
 
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.transforms import deterministic
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.experiments.bench.timing import machine, paired, seconds, table
 from fedml.quiet import hush_process
 from fedml.study.cohort_section import ImageShape

@@ -68,7 +68,8 @@ def start(folder: Path, what: str) -> None:
     """One start, in this process; prints what it took."""
     if what == "read":
         import fedml.cohort.images.cache  # noqa: F401 - torch and MONAI take the same seconds at every start
-    from fedml.cohort.read_images import ImageRules, found_images, read_images
+    from fedml.cohort.found_images import ImageRules, found_images
+    from fedml.cohort.read_images import read_images
     from fedml.study.cohort_section import ImageShape
 
     persons = sorted(os.listdir(folder / "images"))

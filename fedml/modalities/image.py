@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, Field, WithJsonSchema
 
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.ids import check_ids
 from fedml.cohort.images.formats import FORMATS, NAMES, known
 from fedml.cohort.images.images import Images, pool_images
@@ -19,7 +20,7 @@ from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.named import owner_of
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides

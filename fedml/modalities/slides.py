@@ -14,8 +14,8 @@ from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.slides.cohort import Slides, SlideTissue, read_slides
 from fedml.cohort.slides.write import TIFF_TILE, write_tiff
 from fedml.errors import InputError
-from fedml.study.cohort_section import Tiles
 from fedml.study.study import Study
+from fedml.study.tiles import Tiles
 
 if TYPE_CHECKING:
     import torch

@@ -29,6 +29,7 @@ from fedml.study.section import Code, Fraction, Section, normal, without_later, 
 from fedml.study.series_section import ImageSource
 from fedml.study.sex_section import Sex
 from fedml.study.task_traits import Label, either
+from fedml.study.tiles import Tiles
 
 
 class Split(Section):
@@ -119,22 +120,6 @@ class ClinicalColumns(Section):
                 if column not in self.columns:
                     raise ValueError(f'{key} names "{column}", which is not in columns{nearest(column, self.columns)}')
         return self
-
-
-class Tiles(Section):
-    """``[cohort.image] tiles``: each person's slides are cut into square tiles, and the tiles with tissue are used
-    (``fedml.cohort.slides.slide``)."""
-
-    size_px: Annotated[int, Field(ge=16, le=2048)] = Field(default=256, description="pixels of a tile per side")
-    mpp: Annotated[float, Field(ge=0.05, le=50)] | None = Field(
-        default=None, description="micrometres per pixel, equal at every site; default: a slide's finest level, not resampled"
-    )
-    min_tissue: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=0.5, description="least fraction of a tile that is tissue; other tiles are skipped"
-    )
-    per_step: Annotated[int, Field(ge=1, le=65536)] = Field(
-        default=64, description="tiles of a person in a training step, drawn again for each step; evaluation uses all tiles"
-    )
 
 
 _IMAGE_FIRST = ("channels", "size", "orientation", "spacing_mm", "window", "percentiles", "crop", "tiles")  # always in canonical JSON

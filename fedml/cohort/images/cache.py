@@ -254,7 +254,7 @@ def _open(place: Path, key: str, items: Sequence[Item]) -> ImageCache | None:
         meta, index = _read_index(place)
         if meta["key"] != key:
             return None
-        texts = {at: _named(entry.text, items[at]) for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
+        texts = {at: items[at].named(entry.text) for at, entry in enumerate(index) if isinstance(entry, _Excluded)}
         kind = _kind_of(meta)
         return ImageCache(place, index, kind, texts) if sum(_sizes(index, kind)) > SMALL or _whole(place, index, kind) else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
@@ -354,7 +354,7 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
         values = image.astype(kept_type(spec))
     except ItemError as error:
         say(f"{item.name}: excluded as {error.reason} ({error})")
-        return _Excluded(key, error.reason, _unnamed(str(error), item)), b"", b""
+        return _Excluded(key, error.reason, item.unnamed(str(error))), b"", b""
     except InputError:
         raise
     except Exception as error:  # decoders raise exceptions of any class on damaged files
@@ -364,18 +364,6 @@ def _prepare(item: Item, key: str, spec: Preprocess, reader: Reader, say: Say) -
     known = tuple(spacing.tolist()) if np.isfinite(spacing).all() else ()
     parts = values.tobytes(), b"" if mask is None else mask.tobytes()
     return (_Kept(key, values.shape, () if mask is None else mask.shape, _content(*parts), known), *parts)
-
-
-def _unnamed(text: str, item: Item) -> str:
-    for k, file in enumerate(item.files):
-        text = text.replace(str(file), f"\0{k}\0")
-    return text
-
-
-def _named(text: str, item: Item) -> str:
-    for k, file in enumerate(item.files):
-        text = text.replace(f"\0{k}\0", str(file))
-    return text
 
 
 def _make(

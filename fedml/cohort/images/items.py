@@ -18,6 +18,18 @@ class Item(NamedTuple):
     files: tuple[Path, ...]
     part: str = ""
 
+    def unnamed(self, text: str) -> str:
+        """``text`` with a number for each of the files, as it is kept."""
+        for k, file in enumerate(self.files):
+            text = text.replace(str(file), f"\0{k}\0")
+        return text
+
+    def named(self, text: str) -> str:
+        """The inverse of ``unnamed``, for the same files elsewhere."""
+        for k, file in enumerate(self.files):
+            text = text.replace(f"\0{k}\0", str(file))
+        return text
+
 
 class Raw(NamedTuple):
     """``image`` (channels, *size), ``affine`` (4, 4) and ``mask`` (mask channels, *size): arguments of ``transforms.prepared``."""

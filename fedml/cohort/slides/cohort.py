@@ -34,7 +34,7 @@ from fedml.cohort.inputs import rows_of_items
 from fedml.cohort.slides.slide import Slide, open_slide, tile_at, tissue_tiles, tissue_tiles_at
 from fedml.errors import InputError
 from fedml.quiet import told
-from fedml.study.cohort_section import Tiles
+from fedml.study.tiles import Tiles
 
 if TYPE_CHECKING:
     import torch

@@ -18,10 +18,11 @@ from fedml.clients.site.manifest import read_site
 from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
 from fedml.cohort import read_images as image
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.formats import FORMATS
 from fedml.cohort.images.mapped import Mapped, concat_images, select_images
 from fedml.cohort.persons import Cohort, drop_unusable_persons, select
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.learning.augment import augmentation
 from fedml.modalities.registry import pool

@@ -16,9 +16,10 @@ from fedml.clients.site.quarantine import read
 from fedml.clients.site.read import read_cohort
 from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.series import read_series
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.masks import as_classes
 from fedml.cohort.images.reasons import Unusable
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.series_section import Select

@@ -27,8 +27,8 @@ from fedml.learning.statistics import cohort_sums
 from fedml.modalities.layout import Layout
 from fedml.modalities.registry import pool
 from fedml.models.fusion import build_model, load
-from fedml.study.cohort_section import Tiles
 from fedml.study.study import parse_study
+from fedml.study.tiles import Tiles
 from fedml.tracking.scoring import restore
 from tests.command import quick as command
 from tests.command import quick_json as run_json

@@ -11,9 +11,10 @@ from pydicom.sequence import Sequence as Items
 
 from fedml.cohort.dicom.choice import choose, fits
 from fedml.cohort.dicom.headers import candidates
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.reasons import TooManyExcluded, Unusable
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.series_section import Select, SiteSelect

@@ -10,9 +10,10 @@ import pydicom
 import pytest
 from pydicom.sequence import Sequence as Items
 
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.reasons import TooManyExcluded, Unusable
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.study import Study, validate

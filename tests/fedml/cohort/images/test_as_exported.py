@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.reasons import Unusable
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 
 RNG = np.random.default_rng(3)

@@ -10,11 +10,12 @@ import nibabel
 import numpy as np
 import pytest
 
+from fedml.cohort.found_images import ImageRules
 from fedml.cohort.images.images import Images
 from fedml.cohort.images.named import owner_of
 from fedml.cohort.images.reasons import TooManyExcluded, Unusable
 from fedml.cohort.one_image import read_one
-from fedml.cohort.read_images import ImageRules, read_images
+from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
 from fedml.study.cohort_section import ImageShape
 from fedml.study.series_section import ChannelFile, Select
