@@ -28,6 +28,7 @@ from fedml.study.imaging import Preprocess
 from fedml.study.study import Study
 
 Config = dict[str, Any]
+_OF_CLASSES: str = "segmentation"  # the format of an image of classes in MONAI's metadata
 _ZERO = 1e30  # divisor where a channel has no spread
 
 
@@ -212,7 +213,7 @@ def _metadata(study: Study) -> Config:
                 "channel_def": {str(k): "image" for k in range(channels)},
             }},
             "outputs": {"pred": {
-                "type": "image", "format": "segmentation", "num_channels": len(classes), "spatial_shape": size, "dtype": "float32",
+                "type": "image", "format": _OF_CLASSES, "num_channels": len(classes), "spatial_shape": size, "dtype": "float32",
                 "value_range": [], "is_patch_data": False, "channel_def": {str(k): str(c) for k, c in enumerate(classes)},
             }},
         },

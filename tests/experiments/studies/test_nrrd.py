@@ -124,7 +124,7 @@ def test_a_site_of_nrrd_is_the_site_of_nifti(tmp_path: Path, task: str) -> None:
     assert one.keys() == other.keys()
     assert ("mask" in one) == (task == "segmentation")
     for key, values in one.items():
-        if key == "originals":
+        if key == "original":
             assert all((a.mask() == b.mask()).all() and (a.lost == b.lost).all() for a, b in zip(values, other[key], strict=True))
         else:
             np.testing.assert_allclose(values, other[key], atol=2e-3, err_msg=key)

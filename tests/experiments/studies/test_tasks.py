@@ -383,6 +383,7 @@ ALLOWED = {
     ("experiments/bench/null_genes.py", "KINDS"): "the same",
     ("experiments/bench/relatives.py", "KINDS"): "the same",
     ("experiments/bench/patch_epoch.py", "MODEL"): "the model that is measured",
+    ("experiments/models/export_bundle.py", "_OF_CLASSES"): "MONAI's word for an image of classes",
     ("experiments/keys/schema.py", "_NAMES"): "the key [model] segmentation, which has the name of its task",
     ("fedml/study/sections.py", "task"): "the default of [model] task",
     ("fedml/study/task_traits.py", "TRAITS"): "the table of traits",
