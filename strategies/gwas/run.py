@@ -59,7 +59,7 @@ def associate(study: Study, grid: Grid, run: Path) -> Path:
     design, persons = _scale(work)
     components: dict[str, Any] = {}
     if study.gwas.components:
-        loadings, components = _components(work)
+        loadings, components = _components(work, persons)
         design |= loadings
     background = _background(work, design, persons)
     fitted = _fit(work, design, background)
@@ -152,11 +152,11 @@ def _scale(work: Work) -> tuple[dict[str, Any], dict[str, int]]:
     return {**design, "loading_frequency": no_frequency, "loading_panel": no_bytes, "loading_flips": no_bytes}, persons
 
 
-def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
+def _components(work: Work, persons: Mapping[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Loadings of the principal components for the design, and a summary of the iteration for the run's record.
 
     Raises:
-        RunError: too few variants, or the iteration does not converge.
+        RunError: too few variants, the iteration does not converge, or it needs more columns than a site has persons.
     """
     pooled = work.pooled
     # Components are of autosomes: on X they would be those of the sexes.
@@ -173,6 +173,12 @@ def _components(work: Work) -> tuple[dict[str, Any], dict[str, Any]]:
     state = pca.start(len(chosen), work.plan.components, seed=seed, tolerance=work.plan.pca_tolerance)
     while not state.done:
         columns = state.columns_asked + state.basis.shape[1]
+        site, fewest = min(persons.items(), key=lambda pair: pair[1])
+        if columns > fewest:  # its gate would refuse: of as many columns as persons the genotypes could be solved for
+            raise RunError(
+                f"{work.plan.components} components need {columns} or more columns of every site's genotypes, and {site} has {fewest} "
+                "persons, which must not be fewer; lower [gwas] components, or raise [gwas] pca_tolerance."
+            )
         given = {"frequency": frequency, "basis": state.basis}
         products = take(work.study, work.grid, part, Phase.SUBSPACE, columns, given, work.traffic)
         state = pca.step(state, np.sum([sums["product"] for sums in products.values()], axis=0))

@@ -82,7 +82,7 @@ MUTANTS: Mutants = {
         "fedml/contract/test_replies.py::test_arrays_and_metrics_are_those_that_are_declared",
     ),
     "a fine histogram of a subgroup passes": (
-        [("fedml/contract/replies.py", "if label and (value", "if False and (value")],
+        [("fedml/contract/replies.py", "if label and ((coarse", "if False and ((coarse")],
         "experiments/studies/test_groups.py::test_a_finer_histogram_of_a_group_is_refused",
     ),
     "exact counts of few excluded persons leave": (
