@@ -275,7 +275,7 @@ def test_sums_of_one_persons_image_do_not_leave(tmp_path: Path) -> None:
     study = make_study(("clinical", "image"), sites=("a",), cohort__split=SPLIT)
     cohort = Centre(plan(), real_site(tmp_path / "b", persons=200)).cohort()
     one = cohort.ids[cohort.rows("train")[0]]
-    np.savez(folder / "images.npz", ids=np.array([one]), images=np.full((1, 8, 8), 77, np.uint8))
+    np.savez(folder / "images.npz", ids=np.array([one]), images=np.arange(64, dtype=np.uint8).reshape(1, 8, 8))
     text = (folder / "site.toml").read_text().replace("public = true\n", 'image = { path = "images.npz", format = "npz" }\n')
     (folder / "site.toml").write_text(f'{text}\n[policy]\ncentre = "curious"\n')
     assert one in ids
