@@ -16,8 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.transforms import windowed
 from fedml.errors import InputError
 from fedml.networks.segmentation import RESIDUAL_UNITS, Segmenter
@@ -180,8 +182,8 @@ def _transforms(spec: Preprocess, channels: int, standard: Mapping[str, list[flo
         out.append(step("ResizeWithPadOrCropd", spatial_size=list(spec.size), mode="constant"))
     if spec.at_least:
         out.append(step("SpatialPadd", spatial_size=list(spec.at_least), mode="constant"))
-    # In half precision and back, as in the cache with which the network was trained.
-    out += [step("CastToTyped", dtype="$torch.float16"), step("CastToTyped", dtype="$torch.float32")]
+    if kept_type(spec) is np.float16:  # and back, as in the cache with which the network was trained
+        out += [step("CastToTyped", dtype="$torch.float16"), step("CastToTyped", dtype="$torch.float32")]
     return [*out, step("NormalizeIntensityd", channel_wise=True, **standard)]
 
 

@@ -42,7 +42,7 @@ def test_an_option_is_a_key_with_values(option: str, key: str | None, values: ob
         (["lr="], "lists no value"),
         (["learning_rate=1"], "no key of a study has this name"),
         (["rond=1"], 'did you mean "rounds"'),
-        (["name=a,b"], "several keys have this name; write study.name or cohort.image.transforms.name or strategy.name"),
+        (["name=a,b"], "several keys have this name; write study.name or .*cohort.image.transforms.name or strategy.name"),
         (["lr=1e-3", "training.lr=1e-2"], "given twice"),
         (["lr=1e-1..1e-4"], "from a smaller to a larger"),
         (["study.seed=1,2"], "give --seeds"),
