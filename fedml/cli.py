@@ -71,6 +71,9 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     debug = "--debug" in words
     words = [w for w in words if w != "--debug"]
     quiet.hush_process(shown=_OF_NO_DATA if debug else ())
+    from click import termui
+
+    termui.visible_prompt_func = _asked
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PrintableFormatter("%(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -82,12 +85,20 @@ def guarded(app: Callable[..., Any], arguments: Sequence[str] | None = None) -> 
     code = _run(app, words, debug)
     quiet.release()
     if unseen := quiet.tell():
-        print(f"note: {unseen}", file=sys.stderr)
+        print(f"{quiet.NOTE}{unseen}", file=sys.stderr)
     # os._exit, because the normal shutdown of torch takes a second; all files are written at this point.
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _asked(prompt: str = "") -> str:
+    """As ``input``, whose C code writes the question to descriptor 2, where nothing is shown."""
+    print(prompt, end="", flush=True)
+    if not (line := sys.stdin.readline()):
+        raise EOFError
+    return line.rstrip("\n")
 
 
 def _run(app: Callable[..., Any], words: Sequence[str], debug: bool) -> int:

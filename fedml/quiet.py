@@ -28,6 +28,7 @@ from typing import Any
 
 from fedml.errors import InputError, RunError, SiteError
 
+NOTE = "note: "  # before the line about libraries on standard error
 _OURS = ("fedml", "__main__")
 _BELOW_ALL = -1  # a handler takes a record from its own level on, which is at least 0
 _BLOCK = 2**16
@@ -169,6 +170,11 @@ def tell() -> str:
     which = ", ".join(f"{name} {count}" for name, count in found)
     many = "message of a library is" if total == 1 else "messages of libraries are"
     return f"{total} {many} not shown, because {'it' if total == 1 else 'they'} can quote values of files: {which}"
+
+
+def last_said(errors: str) -> str:
+    """The last line of a command's standard error that is not the line about libraries; "" if there is none."""
+    return next((line for line in reversed(errors.strip().splitlines()) if not line.startswith(NOTE)), "")
 
 
 def told(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fedml import quiet
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.images.images import Images
@@ -125,7 +126,7 @@ class Tracking:
         if code == 0 and output.strip():
             return output.split()[-1], ""
         ended = f"the process that records it was ended by signal {-code}" if code < 0 else "no error message"
-        return None, printable((errors.strip().splitlines() or [ended])[-1].removeprefix("error: "))
+        return None, printable((quiet.last_said(errors) or ended).removeprefix("error: "))
 
 
 def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, job: str) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fedml import quiet
 from fedml.cli import grouped
 from fedml.errors import InputError
 from fedml.experiments.options import Json, Overrides, Runs, Sites, StudyFile
@@ -156,7 +157,7 @@ def _delivered(folder: Path, console: Console) -> str:
         with console.status("recording in MLflow"):
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TRACKING_SECONDS, start_new_session=True, check=False)
         if done.returncode:
-            why = (done.stderr.strip().splitlines() or ["no error message"])[-1].removeprefix("error: ")
+            why = (quiet.last_said(done.stderr) or "no error message").removeprefix("error: ")
     except subprocess.TimeoutExpired:
         why = f"it took longer than {_TRACKING_SECONDS} s"
     except KeyboardInterrupt:
