@@ -84,7 +84,7 @@ def test_genes(study: Study, grid: Grid, run: Path) -> Path:
         )
     design, persons = _scale(work)
     if work.plan.components:
-        design |= _components(work)[0]
+        design |= _components(work, persons)[0]
     null = _null(work, design)
     rows, few = list[GeneRow](), Counter[str]()
     for genes, sums in _blocks(work, null, sets.genes, plan.block):

@@ -16,8 +16,8 @@ from pydicom.data import get_testdata_files
 
 from fedml.cache_entries import SETTLED
 from fedml.cohort.dicom.files import is_image, open_dataset, reading
+from fedml.cohort.dicom.folders import group_series
 from fedml.cohort.dicom.header_index import Header, header_of, walked
-from fedml.cohort.dicom.series import group_series
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.state_index import remembered, remembering
 from tests.dicom_files import write_series
