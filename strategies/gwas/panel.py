@@ -14,6 +14,7 @@ from fedml.cohort.variants.builds import Build
 from fedml.cohort.variants.keys import Keys
 from fedml.cohort.variants.ploidy import Y, places
 from fedml.contract.disclosure import HIDDEN
+from fedml.errors import RunError
 from fedml.runs.events import Step
 from fedml.runs.log import emit
 from fedml.strategies.gwas.work import Work
@@ -65,3 +66,14 @@ def tell_relatives(run: Path, plan: Gwas, persons: Mapping[str, int], relatives:
         texts.append(f"not known at {', '.join(unknown)}: too few common autosomal variants")
     if texts:
         emit(run, Step(doing=f"relatives: {'; '.join(texts)}", done=0, total=None, log=True))
+
+
+def enough_persons(plan: Gwas, columns: int, persons: Mapping[str, int]) -> None:
+    """Raises ``RunError`` if a site has fewer persons than the components' ``columns``: its gate would refuse, because of as many columns
+    as persons the genotypes could be solved for."""
+    site, fewest = min(persons.items(), key=lambda pair: pair[1])
+    if columns > fewest:
+        raise RunError(
+            f"{plan.components} components need {columns} or more columns of every site's genotypes, and {site} has {fewest} persons, "
+            "which must not be fewer; lower [gwas] components, or raise [gwas] pca_tolerance."
+        )

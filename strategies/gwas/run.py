@@ -29,7 +29,7 @@ from fedml.runs.log import GWAS_TABLE, emit
 from fedml.seeds import derive_seed
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.step import BySite, take
-from fedml.strategies.gwas.panel import spaced, tell_relatives, tested_together
+from fedml.strategies.gwas.panel import enough_persons, spaced, tell_relatives, tested_together
 from fedml.strategies.gwas.polygenic import Background, null_of, regress, without
 from fedml.strategies.gwas.work import Fitted, Floats, Work
 from fedml.strategies.rounds import agreed_event, check_reporter
@@ -173,12 +173,7 @@ def _components(work: Work, persons: Mapping[str, int]) -> tuple[dict[str, Any],
     state = pca.start(len(chosen), work.plan.components, seed=seed, tolerance=work.plan.pca_tolerance)
     while not state.done:
         columns = state.columns_asked + state.basis.shape[1]
-        site, fewest = min(persons.items(), key=lambda pair: pair[1])
-        if columns > fewest:  # its gate would refuse: of as many columns as persons the genotypes could be solved for
-            raise RunError(
-                f"{work.plan.components} components need {columns} or more columns of every site's genotypes, and {site} has {fewest} "
-                "persons, which must not be fewer; lower [gwas] components, or raise [gwas] pca_tolerance."
-            )
+        enough_persons(work.plan, columns, persons)
         given = {"frequency": frequency, "basis": state.basis}
         products = take(work.study, work.grid, part, Phase.SUBSPACE, columns, given, work.traffic)
         state = pca.step(state, np.sum([sums["product"] for sums in products.values()], axis=0))
