@@ -3,10 +3,10 @@
     with remembering(Path(".fedml/cache/headers.db")):
         told = remembered(Path("images/p1/0.dcm"), lambda: header_of(path))      # texts and numbers; read only if the file's state is new
 
-One SQLite file, readable by the owner only, because it has names of files and UIDs. A file that is replaced, changed or touched has
-another state and is read again, also where size and modification time were set back, because the time of the last change of its inode
-cannot be set. Copies of a whole disk, and file systems that keep no such time, can deceive it: ``fedml-site index --verify`` reads all
-files again. Memory: the entries of one folder, and those not written yet.
+One SQLite file, readable by the owner only, because it has names of files, UIDs, and descriptions and dates of series. A file that is
+replaced, changed or touched has another state and is read again, also where size and modification time were set back, because the time of
+the last change of its inode cannot be set. Copies of a whole disk, and file systems that keep no such time, can deceive it:
+``fedml-site index --verify`` reads all files again. Memory: the entries of one folder, and those not written yet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 from fedml.cache_entries import SETTLED
 
-FORMAT = 1  # increment when the table, or what is kept of a file, changes
+FORMAT = 2  # increment when the table, or what is kept of a file, changes
 _BATCH = 5_000
 _WAIT_SECONDS = 5.0
 log = logging.getLogger("fedml.site")

@@ -96,25 +96,12 @@ class Candidate(NamedTuple):
 
 
 class _File(NamedTuple):
-    """What the header of one file says; kept from start to start (``fedml.cohort.state_index``), so texts, numbers and lists of them.
-    ``apart`` splits a series: "LOCALIZER", or "plate": each plate is a series. ``when``: date and time."""
+    """What the header of one file says. ``apart`` splits a series: "LOCALIZER", or "plate": each plate is a series. ``about``: the file
+    alone."""
 
     uid: str
     apart: str
-    number: str
-    modality: str
-    image_type: tuple[str, ...]
-    description: str
-    kernel: str
-    plane: str
-    frames: int
-    thickness: float
-    view: str
-    echoes: tuple[float, ...]
-    b_values: tuple[float, ...]
-    phases: tuple[int, ...]
-    when: str
-    capture: bool
+    about: About
 
 
 def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
@@ -131,9 +118,11 @@ def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
         if found is not None:
             apart = f"plate {path}" if found.apart == "plate" else found.apart
             series.setdefault((found.uid, apart), []).append((path, found))
-    return [
-        Candidate(uid, tuple(path for path, _ in files), _about([file for _, file in files])) for (uid, _), files in sorted(series.items())
-    ], broken
+    out = [
+        Candidate(uid, tuple(path for path, _ in files), _about([file.about for _, file in files]))
+        for (uid, _), files in sorted(series.items())
+    ]
+    return out, broken
 
 
 def _below(folder: Path) -> Iterator[Path]:
@@ -146,8 +135,9 @@ def _file(path: Path) -> _File | None:
     told = remembered(path, lambda: _read(path), "series")
     if told is None:
         return None
-    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in told]
-    return _File(*values)
+    uid, apart, about = told  # from JSON (``fedml.cohort.state_index``), which has lists for tuples
+    values: list[Any] = [tuple(value) if isinstance(value, list) else value for value in about]
+    return _File(uid, apart, About(*values))
 
 
 def _read(path: Path) -> _File | None:
@@ -181,24 +171,23 @@ def _facts(uid: str, header: Dataset, apart: str) -> _File:
     axes = macro(groups, "PlaneOrientationSequence", "ImageOrientationPatient", header)
     thickness = numbers_of(macro(groups, "PixelMeasuresSequence", "SliceThickness", header))
     when = [str(header.get("SeriesDate") or header.get("AcquisitionDate") or ""), str(header.get("SeriesTime") or "")]
-    return _File(
-        uid, "LOCALIZER" if "LOCALIZER" in kind else apart, str(header.get("SeriesNumber") or ""), str(header.get("Modality") or ""), kind,
-        str(header.get("SeriesDescription") or ""), "/".join(map(str, np.atleast_1d(header.get("ConvolutionKernel") or []))), _plane(axes),
-        int(header.get("NumberOfFrames") or 1), max(thickness, default=0.0),
-        str(header.get("ViewPosition") or ""), tuple(sorted(echoes)), tuple(sorted(b_values)), tuple(sorted(phases)),
-        " ".join(when).strip() if when[0] else "", str(header.get("SOPClassUID") or "").startswith(_CAPTURE),
+    about = About(
+        str(header.get("SeriesNumber") or ""), str(header.get("Modality") or ""), kind, str(header.get("SeriesDescription") or ""),
+        "/".join(map(str, np.atleast_1d(header.get("ConvolutionKernel") or []))), _plane(axes), int(header.get("NumberOfFrames") or 1),
+        max(thickness, default=0.0), str(header.get("ViewPosition") or ""), tuple(sorted(echoes)), tuple(sorted(b_values)),
+        tuple(sorted(phases)), " ".join(when).strip() if when[0] else "", str(header.get("SOPClassUID") or "").startswith(_CAPTURE),
     )  # fmt: skip
+    return _File(uid, "LOCALIZER" if about.localizer else apart, about)
 
 
-def _about(files: list[_File]) -> About:
+def _about(files: list[About]) -> About:
     """What the first file says, with the numbers of all."""
-    first = files[0]
-    return About(
-        first.number, first.modality, first.image_type, first.description, first.kernel, first.plane, sum(file.frames for file in files),
-        first.thickness, first.view,
-        tuple(sorted({n for file in files for n in file.echoes})), tuple(sorted({n for file in files for n in file.b_values})),
-        tuple(sorted({n for file in files for n in file.phases})), first.when, first.capture,
-    )  # fmt: skip
+    return files[0]._replace(
+        slices=sum(file.slices for file in files),
+        echoes=tuple(sorted({n for file in files for n in file.echoes})),
+        b_values=tuple(sorted({n for file in files for n in file.b_values})),
+        phases=tuple(sorted({n for file in files for n in file.phases})),
+    )
 
 
 def _groups(header: Dataset) -> Iterator[list[Dataset]]:
