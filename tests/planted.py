@@ -65,7 +65,7 @@ def nifti(
 ) -> Write:
     def write(folder: Path) -> None:
         kind = nibabel.Nifti2Image if second else nibabel.Nifti1Image
-        image = kind(np.zeros((4, 4, 2), np.float32), np.eye(4))
+        image = kind(np.arange(32, dtype=np.float32).reshape(4, 4, 2), np.eye(4))
         if code is not None:
             content = f"{value}".encode()
             image.header.extensions.append(nibabel.nifti1.Nifti1Extension(code, content))

@@ -13,7 +13,7 @@ from flwr.app import RecordDict
 
 from fedml.analytics import forms
 from fedml.clients.gate.journal import RecordNote
-from fedml.clients.site.manifest import Policy
+from fedml.clients.site.manifest import Manifest, Policy
 from fedml.clients.work import genomics
 from fedml.clients.work.client import smallest_of
 from fedml.clients.work.half import check_declared, round_training, site_algorithm
@@ -75,6 +75,12 @@ def limits(policy: Policy, study: Study) -> Limits:
         max_request_mb=policy.max_request_mb,
         max_reply_mb=min(policy.max_reply_mb, stated.max_reply_mb or policy.max_reply_mb),
     )
+
+
+def reply_limits(manifest: Manifest, study: Study) -> Limits:
+    """The limits of replies. Exact counts of persons of public data may be sent, also of few."""
+    allowed = limits(manifest.policy, study)
+    return replace(allowed, min_count=1) if manifest.data.public else allowed
 
 
 def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:

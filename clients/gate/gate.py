@@ -35,6 +35,7 @@ from fedml.clients.gate.checks import (
     limits,
     named,
     notes_of,
+    reply_limits,
     round_numbers,
 )
 from fedml.clients.gate.code_store import stored
@@ -123,7 +124,7 @@ class Gate:
             content = work.execute(request, message.content, Memory(context.state, note["about"].run))
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
-            check_reply(request, content, message.content, limits(self.site.manifest.policy, request.study), shapes)
+            check_reply(request, content, message.content, reply_limits(self.site.manifest, request.study), shapes)
             if work is not HERE:
                 check_numbers(request, content, load_cohort(request.manifests, request.study))
             self._remember(request, level, message.content, content, note["about"].run)
@@ -317,9 +318,8 @@ class Gate:
 
     def _pin(self, request: Request, content: RecordDict, run: str) -> None:
         """Raises ``SiteError`` if the data or the agreement differ from those of the run's earlier messages."""
-        text = "a file of the site changed within the run; start a new run"
         if self.site.manifest.policy.changed_data == "refuse":
-            pin(self.state, run, {"data": self._stamp}, Reason.DATA_CHANGED, text)
+            pin(self.state, run, {"data": self._stamp}, Reason.DATA_CHANGED, "a file of the site changed within the run; start a new one")
         if request.phase in ANALYSES or AGREEMENT not in content:
             return
         arrays = read_arrays(content, AGREEMENT)

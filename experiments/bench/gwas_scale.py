@@ -1,19 +1,23 @@
 """Benchmark: a linear association of many variants over three sites against PLINK 2 on the pooled file, one thread, equal results.
 
-    .venv/bin/python experiments/bench/gwas_scale.py [PERSONS] [VARIANTS] [REPEATS]
+    .venv/bin/python experiments/bench/gwas_scale.py [PERSONS] [VARIANTS] [REPEATS] [memory]
 
 Simulated genotypes of unrelated persons without missing calls, at three sites as PLINK files; age as the covariate, no components. Ours:
 the command ``fedml gwas --no-track`` with all sites in its process, from its start to the table and the plots, after a first run that packs
 the files; and the time from the first message to them, without the start. PLINK: ``--glm`` of one file of all persons, from its start to
-the table. CPU seconds depend less on other work than wall seconds. Memory: the largest resident set of the process.
+the table. CPU seconds depend less on other work than wall seconds. Memory: the largest resident set of the process; with
+``memory`` the study runs on a real federation instead: VmHWM and the largest RssAnon (every 0.05 s) of the processes of sites and server.
 """
 
 from __future__ import annotations
 
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +60,7 @@ def write(folder: Path, persons: int, variants: int) -> None:
     contig = 1 + at * 22 // variants
     pairs = np.array([["A", "C"], ["A", "G"], ["C", "A"], ["C", "T"], ["G", "A"], ["T", "C"]])
     of: dict[str, Any] = {"sid": [f"rs{n + 1}" for n in at], "chromosome": contig.astype(str).tolist()}
-    of |= {"bp_position": (1000 + 40 * at).tolist()}
+    of |= {"bp_position": (1000 + 40 * (at - np.searchsorted(contig, contig))).tolist()}
     of |= {"allele_1": pairs[at % 6, 0].tolist(), "allele_2": pairs[at % 6, 1].tolist()}
     dosage = np.empty((persons, variants), np.int8)
     for begin in range(0, variants, _TOGETHER):
@@ -108,12 +112,61 @@ def check_equal(folder: Path, persons: int) -> str:
     results = read_table(next((folder / "runs").iterdir())).set_index("rsid")
     whole = results[results.n == persons]
     theirs = theirs.loc[whole.index]
-    assert (theirs.OBS_CT == whole.n).all()
+    assert (whole.n == theirs.OBS_CT).all()
     beta = np.where(whole.effect_allele == theirs.A1, theirs.BETA, -theirs.BETA)
     apart = float((np.abs(beta - whole.beta) / whole.standard_error).max())
     assert apart < 1e-4, apart
     fewer = len(results) - len(whole)
     return f"{len(whole):,} variants of all persons: effects within {apart:.1e} standard errors; {fewer:,} variants of fewer sites' persons"
+
+
+def server_process() -> int:
+    """The process of the study at the SuperLink; 0: none runs."""
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and b"flwr-serverapp" in (folder / "cmdline").read_bytes():
+                return int(folder.name)
+    return 0
+
+
+def memory(persons: int, variants: int) -> None:
+    """Runs the study on a federation of processes and prints their peaks."""
+    from fedml.experiments.bench.omics import Peaks
+    from fedml.experiments.federation.local import down, up
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write(folder, persons, variants)
+        command = str(Path(sys.executable).with_name("fedml"))
+        for site in SITES:
+            words = [command + "-site", "approve", "study.toml", "--site", site, "--yes", "--by", "benchmark"]
+            subprocess.run(words, cwd=folder, check=True, capture_output=True)
+        running = up(folder, lambda _: None)
+        try:
+            began = time.perf_counter()
+            words = [
+                command,
+                "gwas",
+                "study.toml",
+                "--engine",
+                "deployment",
+                "--superlink",
+                ".",
+                "--no-track",
+                "--set",
+                "federation.timeout=600",
+            ]
+            command_process = subprocess.Popen(words, cwd=folder)
+            while not (server := server_process()) and command_process.poll() is None:
+                time.sleep(0.1)
+            with Peaks({**running.sites, "server": server, "command": command_process.pid}) as peaks:
+                assert command_process.wait() == 0
+            took = time.perf_counter() - began
+        finally:
+            down(folder, lambda _: None)
+        rows = [(name, *(f"{own[key]:.0f}" for key in ("VmHWM", "RssAnon", "RssFile"))) for name, own in peaks.own.items()]
+        title = f"peak memory, {persons:,} persons x {variants:,} variants at 3 sites, {took:.0f} s"
+        table(title, ("", "VmHWM (MB)", "RssAnon (MB)", "RssFile (MB)"), rows)
 
 
 def main(persons: int = 2000, variants: int = 500_000, repeats: int = 5) -> None:
@@ -142,4 +195,8 @@ def main(persons: int = 2000, variants: int = 500_000, repeats: int = 5) -> None
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    if "memory" in sys.argv:
+        print(machine())
+        memory(*map(int, sys.argv[1:3]))
+    else:
+        main(*map(int, sys.argv[1:]))

@@ -81,6 +81,18 @@ def test_public_data_are_answered(tmp_path: Path) -> None:
     assert centre.ask("evaluate", 6, 1, agreed, weights) == ""
 
 
+def test_exact_counts_of_few_public_persons_may_be_sent(tmp_path: Path) -> None:
+    """But not of few who are not public: three validation persons of 60."""
+    few = make_study(sites=("a",), cohort__split={"train": 0.9, "val": 0.04, "test": 0.06})
+    clinical_site(tmp_path / "a", "a", 60, 1)
+    centre = Centre(few, tmp_path / "a")
+    assert centre.ask("describe", 0, 1) == ""
+    exact = centre.answered[0][1]["described/persons"].sum(1)
+    assert 0 < exact[1] < 5
+    real = Centre(few, real_site(tmp_path / "b", persons=60))
+    assert real.ask("describe", 0, 1) == "too-few-persons"
+
+
 def test_a_site_that_trains_gains_no_such_right(tmp_path: Path) -> None:
     agreed, weights = honest(tmp_path / "other")
     centre = Centre(plan(federation__evaluate_only=["b"]), real_site(tmp_path / "a"))
