@@ -77,10 +77,11 @@ def limits(policy: Policy, study: Study) -> Limits:
     )
 
 
-def reply_limits(manifest: Manifest, study: Study) -> Limits:
-    """The limits of replies. Exact counts of persons of public data may be sent, also of few."""
-    allowed = limits(manifest.policy, study)
-    return replace(allowed, min_count=1) if manifest.data.public else allowed
+def reply_limits(manifest: Manifest, request: Request) -> Limits:
+    """The limits of a reply. Exact counts of persons of public data may be sent, also of few, except in analyses of variants, which leave
+    out few carriers at every site alike."""
+    allowed = limits(manifest.policy, request.study)
+    return replace(allowed, min_count=1) if manifest.data.public and request.phase not in ANALYSES else allowed
 
 
 def notes_of(content: RecordDict) -> tuple[RecordNote, ...]:

@@ -124,7 +124,7 @@ class Gate:
             content = work.execute(request, message.content, Memory(context.state, note["about"].run))
             note["records"] = named(notes_of(content), content, site_algorithm(request.study).returns)
             shapes = self._shapes(request, message.content) if request.phase is Phase.ROUND else None
-            check_reply(request, content, message.content, reply_limits(self.site.manifest, request.study), shapes)
+            check_reply(request, content, message.content, reply_limits(self.site.manifest, request), shapes)
             if work is not HERE:
                 check_numbers(request, content, load_cohort(request.manifests, request.study))
             self._remember(request, level, message.content, content, note["about"].run)
