@@ -93,7 +93,7 @@ class RadiomicsFeatures(Section):
     )
     spacing_mm: Annotated[tuple[Positive, ...], Field(max_length=3)] | None = Field(
         default=None,
-        description="millimetres from voxel to voxel to which images (linear) and masks (nearest) are resampled, as RAS; []: as in the file; "
+        description="millimetres from voxel to voxel after resampling (images linear, masks nearest; axes RAS); []: as in the file; "
         "default: 1 along each axis of volumes, as in the file of pictures",
     )
     channels: Annotated[int, Field(ge=1, le=64)] = Field(default=1, description="channels of an image")
