@@ -83,16 +83,17 @@ def _triples(triangles: Floats) -> Floats:
 
 
 @lru_cache(maxsize=1)
-def _table() -> tuple[Floats, ...]:
-    """The triangles of each cube, by the bits of its corners that are inside (``CORNERS``)."""
-    found = []
+def _table() -> tuple[Floats, Ints]:
+    """(triangles, 3, 3) of all cubes, and of each the bits of the cube's corners that are inside (``CORNERS``)."""
+    triangles, kinds = [], []
     for bits in range(256):
         inside = {corner for at, corner in enumerate(CORNERS) if bits >> at & 1}
         turned = _LAST in inside
-        triangles = [_cut(ring) for ring in _polygons(set(CORNERS) - inside if turned else inside)]
-        whole = np.concatenate(triangles) if triangles else np.zeros((0, 3, 3))
-        found.append(whole if turned else whole[:, ::-1])  # normals point out of the region
-    return tuple(found)
+        for ring in _polygons(set(CORNERS) - inside if turned else inside):
+            cut = _cut(ring)
+            triangles.append(cut if turned else cut[:, ::-1])  # normals point out of the region
+            kinds += [bits] * len(cut)
+    return np.concatenate(triangles), np.array(kinds)
 
 
 def surface(mask: npt.NDArray[np.bool_], spacing: Floats) -> tuple[float, float]:
@@ -103,11 +104,12 @@ def surface(mask: npt.NDArray[np.bool_], spacing: Floats) -> tuple[float, float]
         cube |= mask[z : z + size[0], y : y + size[1], x : x + size[2]].astype(np.uint8) << at
     cut = np.flatnonzero((cube > 0) & (cube < 255))
     kinds = cube.ravel()[cut]
-    scaled = [triangles * spacing for triangles in _table()]
-    areas = np.array([_areas(triangles).sum() for triangles in scaled])
-    triples = np.array([_triples(triangles).sum() for triangles in scaled])
+    triangles, of = _table()
+    triangles = triangles * spacing
+    areas, triples = (np.bincount(of, measure(triangles), 256) for measure in (_areas, _triples))
     # det(o + a, o + b, o + c) = det(a, b, c) + o . (a x b + b x c + c x a)
-    normals = np.array([np.cross(t, np.roll(t, -1, axis=1)).sum((0, 1)) if len(t) else np.zeros(3) for t in scaled])
+    turns = np.cross(triangles, np.roll(triangles, -1, axis=1)).sum(1)
+    normals = np.stack([np.bincount(of, turn, 256) for turn in turns.T], 1)
     origins = np.stack(np.unravel_index(cut, cube.shape), 1) * spacing
     volume = (triples[kinds] + np.einsum("ij,ij->i", origins, normals[kinds])).sum() / 6
     return float(abs(volume)), float(areas[kinds].sum())
