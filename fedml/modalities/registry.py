@@ -22,7 +22,8 @@ from fedml.modalities.radiomics import RADIOMICS
 from fedml.modalities.variants import VARIANTS
 from fedml.study.study import Study
 
-MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for modality in (CLINICAL, IMAGE, VARIANTS, OMICS, RADIOMICS)}
+ALL: tuple[Modality[Any, Any], ...] = (CLINICAL, IMAGE, VARIANTS, OMICS, RADIOMICS)
+MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for modality in ALL}
 
 
 def modalities_of(study: Study) -> list[Modality[Any, Any]]:
