@@ -91,9 +91,7 @@ def test_resampling_is_to_the_studys_spacing_and_does_not_depend_on_how_the_file
     np.testing.assert_allclose(found.values[1], found.values[0], rtol=1e-4)
     grid = Preprocess(orientation="RAS", spacing_mm=(1.0, 1.0, 1.0))
     # The region's surroundings, as they are cut out of the file.
-    box = tuple(
-        slice(max(0, low - 3), high + 4) for low, high in zip(*(f(np.nonzero(mask), axis=1) for f in (np.min, np.max)), strict=True)
-    )
+    box = tuple(slice(max(0, int(at.min()) - 3), int(at.max()) + 4) for at in np.nonzero(mask))
     resampled, region = prepared(grid, image[box][None], np.diag([*SPACING, 1.0]), (mask[box] > 0)[None].astype(np.uint8))
     assert region is not None
     values = region_features(resampled[0], region[0] > 0, (1, 1, 1), Binning(width=25.0), study.families)
