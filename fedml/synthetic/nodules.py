@@ -3,8 +3,8 @@
     truth = write_nodules(Path("out/nodules"), persons=80, seed=1)     # site folders, and truth.json with the planted effects
 
 Response to a treatment follows from the coarseness of the nodule's texture and from a mutation of KRAS. Nothing follows from the nodule's
-size, from TP53 and STK11, or from the distribution of intensities, which is the same in every nodule's file: only features of texture can tell
-the coarseness. Each hospital's scanner has its own voxels. Same arguments, same bytes.
+size, from TP53 and STK11, or from the distribution of intensities, which is the same in every nodule's file: only features of texture
+can tell the coarseness. Each hospital's scanner has its own voxels. Same arguments, same bytes.
 """
 
 from __future__ import annotations
