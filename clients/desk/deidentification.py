@@ -81,7 +81,7 @@ def examine(site: Site, *, pixels: bool) -> Report:
     roots = [site.folder / name for name in dict.fromkeys(named) if name]
     roots = [root if root.is_dir() else root.parent for root in roots if root.exists()]
     if not roots:
-        raise InputError(f"{site.folder / data.path}: does not exist; correct data.image in site.toml.")
+        raise InputError(f"{site.folder / data.path}: does not exist; correct data.image or data.radiomics in site.toml.")
     files, persons, listed = 0, set[str](), list[tuple[str, str, str, str, str]]()
     found = defaultdict[tuple[str, str, str, str], list[tuple[str, str]]](list)
     for root in dict.fromkeys(root for root in roots if not any(other in root.parents for other in roots)):

@@ -32,7 +32,7 @@ from fedml.cohort.images.reasons import Exclusion, ItemError, Unusable, check_ex
 from fedml.cohort.images.transforms import prepared, spacing_after
 from fedml.cohort.inputs import Table
 from fedml.cohort.radiomics.features import VERSION, region_features
-from fedml.cohort.radiomics.region import Binning
+from fedml.cohort.radiomics.region import MOST_VOXELS, Binning
 from fedml.cohort.read_images import READER_VERSION, decoders_of
 from fedml.errors import InputError
 from fedml.quiet import told
@@ -117,6 +117,10 @@ def features_of(spec: RadiomicsFeatures, raw: Raw) -> npt.NDArray[np.float64]:
         if affine is not None:
             affine = affine.copy()
             affine[:3, 3] += affine[:3, : spec.axes] @ [part.start for part in box]
+        after = region.sum() * float(np.prod(spacing)) / float(np.prod(spec.spacing_mm))
+        if after > MOST_VOXELS:
+            text = f"its region would have {after:.3g} voxels at the study's spacing, the limit is {MOST_VOXELS:,}"
+            raise ItemError(Unusable.TOO_LARGE, text)
         resampled, cut = prepared(_grid(spec), image[None], affine, region[None].astype(np.uint8))
         assert cut is not None  # noqa: S101 - a mask was given
         image, region, spacing = resampled[0], cut[0] > 0, spec.spacing_mm

@@ -21,6 +21,7 @@ from fedml.cohort.images.reasons import ItemError, Unusable
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+MOST_VOXELS = 2**24  # of a region; its features need some 100 bytes of memory each
 MOST_LEVELS = 1000  # grey levels that occur; a matrix of co-occurrence has their square
 
 
@@ -73,13 +74,16 @@ def region_of(image: npt.NDArray[Any], mask: npt.NDArray[np.bool_], spacing: Seq
     """The region ``mask`` of ``image``, both (*size) with 2 or 3 axes; ``spacing``: mm along each axis.
 
     Raises:
-        ItemError: empty-mask: no voxel; small-region: a single voxel or a line of them; too-large: more than ``MOST_LEVELS`` grey levels;
-            non-finite: an intensity is not finite.
+        ItemError: empty-mask: no voxel; small-region: a single voxel or a line of them; too-large: more than ``MOST_VOXELS`` voxels or
+            ``MOST_LEVELS`` grey levels; non-finite: an intensity is not finite.
     """
     places = np.nonzero(mask)
     if not len(places[0]):
         raise ItemError(Unusable.EMPTY_MASK, "the mask has no voxel of the region")
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in places)
+    if len(places[0]) > MOST_VOXELS:
+        text = f"the region has {len(places[0]):,} voxels, the limit is {MOST_VOXELS:,}; state a wider spacing_mm"
+        raise ItemError(Unusable.TOO_LARGE, text)
     if sum(part.stop - part.start > 1 for part in box) < 2:
         raise ItemError(Unusable.SMALL_REGION, f"the region has {len(places[0])} voxels in a line, and features need an area")
     inside = np.pad(np.ascontiguousarray(mask[box]), 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 
 from fedml.cohort.found_images import ImageRules
@@ -20,6 +21,7 @@ from fedml.cohort.radiomics.region import Binning
 from fedml.errors import InputError
 from fedml.study.imaging import Preprocess
 from fedml.study.radiomics import RadiomicsFeatures
+from tests.dicom_files import write_seg, write_series
 
 IDS = [f"p{k}" for k in range(6)]
 SPACING = (0.9, 1.1, 2.0)
@@ -167,3 +169,63 @@ def test_a_wrong_label_is_said_in_one_sentence(site: Path) -> None:
         read(site, spec(labels=(7,)))
     with pytest.raises(InputError, match=r"ct: no person in the persons table has an image with mask value 7; correct data\.radiomics in"):
         read(site, spec(labels=(7,)), max_quarantined=1.0)
+
+
+# --- DICOM, identifiers and hostile studies
+
+ABOUT = {"PatientIdentityRemoved": "YES", "PatientID": "p"}
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> tuple[Path, np.ndarray[Any, Any]]:
+    """A series of four slices, and a segmentation whose segment 3 is the liver and 9 a tumour, each a square on two slices."""
+    voxels = np.random.default_rng(6).integers(900, 1200, (4, 9, 8)).astype(np.int16)
+    write_series(tmp_path / "ct" / "p", voxels, **ABOUT)
+    frames = []
+    for slice_at in (1, 2):
+        for number, (row, column) in {3: (4, 0), 9: (1, 3)}.items():
+            drawn = np.zeros((9, 8), np.uint8)
+            drawn[row : row + 3, column : column + 4] = 1
+            frames.append((number, (-5.0, 7.0, 10.0 + 3 * slice_at), drawn))
+    path = tmp_path / "masks" / "p.dcm"
+    path.parent.mkdir()
+    write_seg(path, frames, **ABOUT)
+    dataset = pydicom.dcmread(path)
+    for one in dataset.SegmentSequence:
+        one.SegmentLabel = {3: "Liver", 9: "Tumour"}[int(one.SegmentNumber)]
+    dataset.save_as(path)
+    return tmp_path, voxels
+
+
+@pytest.mark.parametrize("how", [{"segment": ("tumo*",), "labels": (1,)}, {"labels": (9,)}])
+def test_the_region_of_a_segmentation_is_chosen_by_label_or_number(series: tuple[Path, np.ndarray[Any, Any]], how: dict[str, Any]) -> None:
+    (folder, voxels), study = series, spec(spacing_mm=(), **how)
+    rules = ImageRules(masks=folder / "masks", cache=folder / "cache")
+    found = read_radiomics(folder / "ct", "dicom", ["p"], study, rules)
+    image, region = voxels.transpose(2, 1, 0) - 1024.0, np.zeros((8, 9, 4), bool)
+    region[3:7, 1:4, 1:3] = True
+    values = region_features(image, region, (1.5, 2, 3), Binning(width=25.0), study.families)
+    np.testing.assert_allclose(found.values[0], list(values.values()), rtol=2e-7)
+
+
+def test_a_series_with_a_persons_name_is_set_aside_and_the_name_is_nowhere(series: tuple[Path, np.ndarray[Any, Any]]) -> None:
+    folder, voxels = series
+    write_series(folder / "ct" / "p", voxels, **{**ABOUT, "PatientName": "Planted^Person"})
+    rules = ImageRules(masks=folder / "masks", max_quarantined=1.0, cache=folder / "cache")
+    with pytest.raises(InputError) as refused:
+        read_radiomics(folder / "ct", "dicom", ["p"], spec(labels=(9,)), rules)
+    assert "no person in the persons table has an image" in str(refused.value)
+    assert "Planted" not in str(refused.value)
+    assert not [path for path in (folder / "cache").rglob("*") if path.is_file() and b"Planted" in path.read_bytes()]
+    with pytest.raises(TooManyExcluded) as counted:
+        read_radiomics(folder / "ct", "dicom", ["p"], spec(labels=(9,)), replace(rules, max_quarantined=0.0))
+    (one,) = counted.value.excluded
+    assert one.reason is Unusable.NOT_DE_IDENTIFIED
+    assert "Planted" not in one.text
+
+
+def test_a_study_cannot_make_a_site_resample_to_more_than_it_holds(site: Path) -> None:
+    with pytest.raises(TooManyExcluded) as found:
+        read(site, spec(spacing_mm=(0.01, 0.01, 0.01)), max_quarantined=0.0)
+    assert {one.reason for one in found.value.excluded} == {Unusable.TOO_LARGE}
+    assert "would have" in str(found.value)
