@@ -64,8 +64,8 @@ def test_moving_the_region_in_a_larger_image_changes_nothing() -> None:
 def test_an_axis_turned_leaves_texture_as_it_is() -> None:
     image, mask = arrays(CASES[1])
     one = region_features(image, mask, (1, 1, 1), Binning(width=25.0), TEXTURE)
-    for turned in (np.flip, lambda volume: volume.transpose(2, 0, 1)):
-        again = region_features(turned(image), turned(mask), (1, 1, 1), Binning(width=25.0), TEXTURE)
+    for turned, region in ((image[::-1, ::-1], mask[::-1, ::-1]), (image.transpose(2, 0, 1), mask.transpose(2, 0, 1))):
+        again = region_features(turned, region, (1, 1, 1), Binning(width=25.0), TEXTURE)
         assert again == pytest.approx(one, rel=1e-9)
 
 
@@ -76,7 +76,8 @@ def test_an_axis_turned_leaves_texture_as_it_is() -> None:
 )  # fmt: skip
 def test_a_region_without_features_is_refused_with_its_reason(change: str, reason: Unusable) -> None:
     image, mask = np.arange(4096.0).reshape(16, 16, 16), np.zeros((16, 16, 16), bool)
-    mask[{"none": slice(0, 0), "one": (3, 3, 3), "line": (3, 3)}.get(change, slice(None))] = True
+    where: dict[str, Any] = {"none": slice(0, 0), "one": (3, 3, 3), "line": (3, 3)}
+    mask[where.get(change, slice(None))] = True
     image[5, 5, 5] = {"nan": np.nan, "range": 1e300}.get(change, 0)
     with pytest.raises(ItemError) as refused:
         region_features(image, mask, (1, 1, 1), Binning(width=1.0), TEXTURE)

@@ -173,7 +173,7 @@ def test_a_wrong_label_is_said_in_one_sentence(site: Path) -> None:
 
 # --- DICOM, identifiers and hostile studies
 
-ABOUT = {"PatientIdentityRemoved": "YES", "PatientID": "p"}
+ABOUT: dict[str, Any] = {"PatientIdentityRemoved": "YES", "PatientID": "p"}
 
 
 @pytest.fixture
