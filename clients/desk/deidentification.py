@@ -18,6 +18,7 @@ from fedml.cohort.identifiers.rules import Severity
 from fedml.cohort.sheet import read_table
 from fedml.errors import InputError
 from fedml.modalities.image import ImageData
+from fedml.modalities.radiomics import RadiomicsData
 
 NOTHING, TO_CHECK, SET_ASIDE = 0, 1, 3  # exit codes
 _DOES = {
@@ -69,15 +70,18 @@ def examine(site: Site, *, pixels: bool) -> Report:
     Raises:
         InputError: the site has no images, or they cannot be looked at.
     """
-    data = site.manifest.data.image
-    if not isinstance(data, ImageData):
-        raise InputError(f"{site.file}: [data] has no image; add it, or there is nothing to look at.")
+    radiomics = site.manifest.data.radiomics
+    regions = None if radiomics is None or radiomics.format == "table" else radiomics
+    data = site.manifest.data.image or regions
+    if not isinstance(data, ImageData | RadiomicsData):
+        raise InputError(f"{site.file}: [data] has no image and no radiomics of images; add it, or there is nothing to look at.")
     path = site.folder / site.manifest.data.persons
     ids = {str(i) for i in read_table(path, site.manifest.data.id).index}
-    roots = [site.folder / name for name in dict.fromkeys((data.path, data.masks)) if name]
+    named = [name for one in (site.manifest.data.image, regions) if one is not None for name in (one.path, one.masks)]
+    roots = [site.folder / name for name in dict.fromkeys(named) if name]
     roots = [root if root.is_dir() else root.parent for root in roots if root.exists()]
     if not roots:
-        raise InputError(f"{site.folder / data.path}: does not exist; correct data.image in site.toml.")
+        raise InputError(f"{site.folder / data.path}: does not exist; correct data.image or data.radiomics in site.toml.")
     files, persons, listed = 0, set[str](), list[tuple[str, str, str, str, str]]()
     found = defaultdict[tuple[str, str, str, str], list[tuple[str, str]]](list)
     for root in dict.fromkeys(root for root in roots if not any(other in root.parents for other in roots)):

@@ -58,7 +58,7 @@ def check_effective(persons: npt.NDArray[np.int64], weights: npt.NDArray[Any], f
 def _widths(study: Study) -> Iterator[tuple[str, int]]:
     """Dense layers of the study's model: (key, widest layer)."""
     model, inputs = study.model, study.cohort.inputs
-    tables = {"clinical": model.clinical, "omics": model.omics, "variants": model.variants}
+    tables = {"clinical": model.clinical, "omics": model.omics, "radiomics": model.radiomics, "variants": model.variants}
     for name, network in tables.items():
         if name in inputs and network is not None and network.hidden:
             yield f"[model] {name} hidden", max(network.hidden)

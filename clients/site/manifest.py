@@ -10,6 +10,7 @@ image = { path = "images", format = "nifti" }              # nifti | nrrd | png 
 variants = { path = "cohort.vcf.gz", build = "GRCh38" }    # .vcf.gz | .bcf | .bed; reference = "GRCh38.fa", memory_mb = 512
 clinical = { path = "clinical.csv" }
 omics = { path = "expression.csv" }                        # .csv, .tsv, .parquet or .h5ad: id, then a column a feature; or maf, cna
+radiomics = { path = "images", format = "nifti", masks = "masks" }    # features of regions; or a table of them, format = "table"
 split = "split.csv"                                        # optional: id, part
 public = true                                              # only for published or synthetic data
 """
@@ -31,6 +32,7 @@ from fedml.modalities.clinical import ClinicalData
 from fedml.modalities.image import ImageData
 from fedml.modalities.modality import DataSection, Place
 from fedml.modalities.omics import OmicsData
+from fedml.modalities.radiomics import RadiomicsData
 from fedml.modalities.registry import MODALITIES
 from fedml.modalities.variants import VariantData
 from fedml.study.section import Name
@@ -51,6 +53,9 @@ class Data(_Section):
     variants: VariantData | None = Field(default=None, description="genotypes; default: the site has none")
     clinical: ClinicalData | None = Field(default=None, description="clinical table; default: the site has none")
     omics: OmicsData | None = Field(default=None, description="matrix of omics features; default: the site has none")
+    radiomics: RadiomicsData | None = Field(
+        default=None, description="images and masks whose features a study reads, or a table of them; default: the site has none"
+    )
     split: str | None = Field(
         default=None, description="path of a table with columns id and part (train, val or test); default: a keyed hash of the id decides"
     )

@@ -18,10 +18,12 @@ from fedml.modalities.clinical import CLINICAL
 from fedml.modalities.image import IMAGE
 from fedml.modalities.modality import Modality, require
 from fedml.modalities.omics import OMICS
+from fedml.modalities.radiomics import RADIOMICS
 from fedml.modalities.variants import VARIANTS
 from fedml.study.study import Study
 
-MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for modality in (CLINICAL, IMAGE, VARIANTS, OMICS)}
+ALL: tuple[Modality[Any, Any], ...] = (CLINICAL, IMAGE, VARIANTS, OMICS, RADIOMICS)
+MODALITIES: Mapping[str, Modality[Any, Any]] = {modality.name: modality for modality in ALL}
 
 
 def modalities_of(study: Study) -> list[Modality[Any, Any]]:

@@ -25,6 +25,7 @@ from fedml.study.contigs import canonical_contig
 from fedml.study.imaging import OwnTransform, Patches, Preprocess
 from fedml.study.monai_transforms import is_random
 from fedml.study.omics import OmicsColumns
+from fedml.study.radiomics import RadiomicsFeatures
 from fedml.study.section import Code, Fraction, Section, normal, without_later, without_unused
 from fedml.study.series_section import ImageSource
 from fedml.study.sex_section import Sex
@@ -284,6 +285,7 @@ class Inputs(Section):
     variants: Variants = Field(default=Variants(), description="which variants are read, and their quality thresholds")
     clinical: ClinicalColumns | None = Field(default=None, description="columns of the clinical table")
     omics: OmicsColumns | None = Field(default=None, description="features of the omics matrix")
+    radiomics: RadiomicsFeatures | None = Field(default=None, description="features of a region of each person's image")
 
 
 def _known_input(name: str) -> str:
@@ -314,7 +316,7 @@ class Cohort(Inputs):
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
     standardise: Literal["all", "site"] = Field(
         default="all",
-        description="whose training persons' mean and SD standardise numbers of clinical and omics: those of all sites, or a site's own",
+        description="whose training persons' mean and SD standardise numbers (clinical, omics, radiomics): all sites', or a site's own",
     )
 
     @property
@@ -335,7 +337,7 @@ class Cohort(Inputs):
     @property
     def by_site(self) -> tuple[str, ...]:
         """The inputs that each site standardises by its own training persons."""
-        return tuple(name for name in self.inputs if name in ("clinical", "omics")) if self.standardise == "site" else ()
+        return tuple(name for name in self.inputs if name in ("clinical", "omics", "radiomics")) if self.standardise == "site" else ()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -358,11 +360,13 @@ class Cohort(Inputs):
                     )
         if "omics" in self.inputs and self.omics is None:
             raise ValueError('inputs lists "omics", so a section [cohort.omics] with columns = [...] or features = "FILE" is needed')
+        if "radiomics" in self.inputs and self.radiomics is None:
+            raise ValueError('inputs lists "radiomics" but [cohort.radiomics] is missing; add it with modality = "CT"')
         for name in Inputs.model_fields:
             if name not in self.inputs and getattr(self, name) not in (None, Variants()):
                 raise ValueError(f'[cohort.{name}] is given but inputs does not list "{name}"')
         if self.standardise == "site" and not self.by_site:
-            raise ValueError('standardise = "site" is built for clinical and omics, and inputs lists neither; remove standardise')
+            raise ValueError('standardise = "site" is built for clinical, omics and radiomics, and inputs lists none; remove standardise')
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("a column is listed twice in target")
         if self.exposure == self.target:

@@ -30,9 +30,10 @@ def _weights(model: Model, cohort: Cohort, variants: int) -> Iterator[tuple[str,
     columns = {
         "clinical": len(cohort.clinical.columns) if cohort.clinical is not None else 0,
         "omics": len(cohort.omics.columns) if cohort.omics is not None else 0,
+        "radiomics": len(cohort.radiomics.columns) if cohort.radiomics is not None else 0,
         "variants": variants,
     }
-    tables = {"clinical": model.clinical, "omics": model.omics, "variants": model.variants}
+    tables = {"clinical": model.clinical, "omics": model.omics, "radiomics": model.radiomics, "variants": model.variants}
     outputs = model.width if len(cohort.inputs) > 1 else 1
     for name, network in tables.items():
         if name not in cohort.inputs or network is None:

@@ -138,6 +138,7 @@ class Model(Section):
     variants: VariantNetwork = Field(default=VariantNetwork(), description="encoder of variants")
     clinical: TableNetwork = Field(default=TableNetwork(), description="encoder of clinical columns")
     omics: TableNetwork | None = Field(default=None, description="encoder of omics; default: linear")
+    radiomics: TableNetwork | None = Field(default=None, description="encoder of radiomics; default: linear")
     width: Annotated[int, Field(ge=1, le=limits.WIDTH)] = Field(
         default=16, description="features that each input's encoder gives to the fusion, if the study has several inputs"
     )

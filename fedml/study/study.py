@@ -129,6 +129,15 @@ class Study(Section):
         return self
 
     @model_validator(mode="after")
+    def _radiomics(self) -> Self:
+        """``[model] radiomics`` goes with ``[cohort.radiomics]``."""
+        if self.cohort.radiomics is None and self.model.radiomics is not None:
+            raise ValueError('[model] radiomics is given but [cohort] inputs does not list "radiomics"')
+        if self.cohort.radiomics is not None and self.model.radiomics is None:  # set explicitly, so that the study's hash covers it
+            object.__setattr__(self, "model", self.model.model_copy(update={"radiomics": TableNetwork()}))
+        return self
+
+    @model_validator(mode="after")
     def _task(self) -> Self:
         """The rules of the task for other sections."""
         task, traits, unit = self.model.task, self.traits, self.privacy.unit

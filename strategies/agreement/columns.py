@@ -40,6 +40,8 @@ def _columns(study: Study) -> dict[str, list[tuple[str, bool]]]:
     spec, omics = study.cohort.clinical, study.cohort.omics
     names = {} if spec is None else {"preprocess.clinical": [(c, c not in spec.categories) for c in spec.columns]}
     names |= {"preprocess.omics": [(c, True) for c in omics.columns]} if omics is not None else {}
+    if (radiomics := study.cohort.radiomics) is not None:
+        names["preprocess.radiomics"] = [(c, True) for c in radiomics.columns]
     return names | ({"target": [(study.cohort.outcome, True)]} if study.traits.standardised else {})
 
 

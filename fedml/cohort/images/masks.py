@@ -60,6 +60,10 @@ def as_classes(values: npt.NDArray[Any], classes: Sequence[Code], path: Path) ->
         ItemError: mask-mismatch: a value is not a class.
     """
     whole = not any(isinstance(c, str) for c in classes)
+    if whole and list(classes) == list(range(len(classes))):  # the values are the places: one comparison in place of one each
+        fits = (values >= 0) & (values < len(classes)) & (values == np.rint(values))
+        if fits.all():
+            return values.astype(np.uint8)[None]
     out = np.zeros(values.shape, np.uint8)
     known = np.zeros(values.shape, bool)
     for place, code in enumerate(classes):

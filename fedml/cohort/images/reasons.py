@@ -35,6 +35,8 @@ class Unusable(StrEnum):
     NO_MASK = "no-mask"  # not an error: the image has no mask file
     CONSTANT = "constant"  # every voxel has the same value
     SEVERAL_SERIES = "several-series"  # of a person, where the study wants one
+    EMPTY_MASK = "empty-mask"  # the mask has no voxel of the region whose features are computed
+    SMALL_REGION = "small-region"  # the region is a point or a line
     NO_SERIES = "no-series"  # of a person is what the study selects
 
 

@@ -48,7 +48,11 @@ from tests.conftest import clinical_site, federate, image_site, make_study, to_t
 NAMES = tuple(MODALITIES)
 PERSONS, KEYS = 60, 7
 LAYOUTS = {"image": Layout((1, 8, 8)), "variants": Layout(variants=KEYS)}
-SECTIONS: dict[str, dict[str, Any]] = {"omics": {"cohort__omics": {"columns": ["g1", "g2"], "range": [-4, 4]}}}
+FEATURES = {"original_firstorder_Mean": [-200, 200], "original_glcm_Contrast": [0, 100]}
+SECTIONS: dict[str, dict[str, Any]] = {
+    "omics": {"cohort__omics": {"columns": ["g1", "g2"], "range": [-4, 4]}},
+    "radiomics": {"cohort__radiomics": {"modality": "CT", "spacing_mm": [], "features": list(FEATURES), "ranges": FEATURES}},
+}
 RANGES = {"clinical": {"ranges": {"x1": [-3, 9], "x2": [-9, 7], "x3": [0, 200]}}}
 WHY = "it is not written"
 
@@ -93,8 +97,19 @@ def omics_site(folder: Path, name: str, persons: int, seed: int) -> Path:
     return write_manifest(folder, name, omics='{ path = "proteins.csv" }')
 
 
+def radiomics_site(folder: Path, name: str, persons: int, seed: int) -> Path:
+    rng, ids = np.random.default_rng(seed), [f"{name}{k:04d}" for k in range(persons)]
+    for part in ("ct", "masks"):
+        (folder / part).mkdir(parents=True)
+    write_csv(folder / "persons.csv", ids, {"y": rng.integers(0, 2, persons)})
+    for person in ids:
+        np.save(folder / "ct" / f"{person}.npy", rng.normal(0, 100, (6, 6, 6)).astype(np.float32))
+        np.save(folder / "masks" / f"{person}.npy", np.pad(rng.integers(0, 2, (4, 4, 4)), 1).astype(np.uint8))
+    return write_manifest(folder, name, radiomics='{ path = "ct", format = "npy", masks = "masks" }')
+
+
 SITES: dict[str, Callable[[Path, str, int, int], Path]] = {
-    "clinical": clinical_site, "image": image_site, "variants": variant_site, "omics": omics_site,
+    "clinical": clinical_site, "image": image_site, "variants": variant_site, "omics": omics_site, "radiomics": radiomics_site,
 }  # fmt: skip
 
 
