@@ -24,7 +24,7 @@ from fedml.cohort.identifiers.headers import findings_of
 from fedml.cohort.identifiers.names import findings_of_name, shown
 from fedml.cohort.identifiers.rules import Finding, Severity
 from fedml.cohort.images.reasons import ItemError, Unusable
-from fedml.cohort.slides.cohort import ENDINGS
+from fedml.cohort.slides.files import ENDINGS
 from fedml.errors import InputError
 from fedml.quiet import hush
 
