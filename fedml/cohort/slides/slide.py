@@ -22,7 +22,9 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.dicom.files import looks_dicom
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.slides.dicom import check_series
 from fedml.cohort.slides.tiff import check_tiff
 from fedml.errors import InputError
 from fedml.quiet import told
@@ -125,6 +127,8 @@ class Slide:
             try:
                 if self._process < 0:
                     check_tiff(self.path)
+                    if looks_dicom(self.path):
+                        check_series(self.path)
                 self._open = openslide.OpenSlide(self.path)
             except ItemError:
                 raise
