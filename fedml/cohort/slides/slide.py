@@ -99,10 +99,10 @@ class Slide:
             ItemError: the pixels cannot be decoded.
             ValueError: the corner is outside the slide, the level does not exist, or ``size`` exceeds ``LARGEST_TILE``.
         """
-        return np.ascontiguousarray(np.moveaxis(self._region(x, y, size, size, level), 2, 0))
+        return np.ascontiguousarray(np.moveaxis(self.region(x, y, size, size, level), 2, 0))
 
-    def _region(self, x: int, y: int, width: int, height: int, level: int) -> Tile:
-        """uint8 (height, width, 3)."""
+    def region(self, x: int, y: int, width: int, height: int, level: int) -> Tile:
+        """``width`` x ``height`` pixels as ``tile`` reads them: uint8 (height, width, 3)."""
         if not (0 <= x < self.size[0] and 0 <= y < self.size[1]):
             raise ValueError(f"({x}, {y}) is outside a slide of {self.size[0]} x {self.size[1]} pixels")
         if not 0 <= level < len(self.levels):
@@ -174,7 +174,7 @@ def tile_at(slide: Slide, x: int, y: int, size: int, mpp: float) -> Tile:
 
     level, ratio = _level_at(slide, mpp)
     side = max(1, round(size * ratio))
-    pixels = slide._region(x, y, side, side, level)
+    pixels = slide.region(x, y, side, side, level)
     if side != size:
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BOX))
     return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
@@ -268,7 +268,7 @@ def _tissue_mask(slide: Slide, wanted: float) -> tuple[npt.NDArray[np.bool_], tu
     for top in range(0, height, block):
         for left in range(0, width, block):
             wide, high = min(block, width - left), min(block, height - top)
-            pixels = slide._region(int(left * across), int(top * tall), wide, high, level)
+            pixels = slide.region(int(left * across), int(top * tall), wide, high, level)
             part = _saturation(_means(pixels, factor))
             saturation[top // factor :, left // factor :][: part.shape[0], : part.shape[1]] = part
     low, most = (round(255 * bound) for bound in SATURATION)
