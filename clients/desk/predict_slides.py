@@ -59,7 +59,8 @@ def write_slides(run: Path, images: Path, out: Path, site: SlideOptions, say: Ca
     """Writes the table of predictions, and a picture of each slide if the model has attention; returns the files.
 
     Args:
-        run: the folder of a finished run. images: a slide, or a folder of slides as a site has them (``<id>.svs``, ``<id>/<name>.svs``, ``<id>/`` with DICOM).
+        run: the folder of a finished run. images: a slide, or a folder of slides as a site has them (``<id>.svs``,
+            ``<id>/<name>.svs``, ``<id>/`` with DICOM).
 
     Raises:
         InputError: the run has no model, the model needs more than slides, or no slide can be used.

@@ -118,7 +118,7 @@ def main() -> None:
         }
         began = time.perf_counter()
         cohorts = {"tiles": read_cohort(here, studies["tiles, trained encoder"])}
-        print(f"tissue of {given.slides} slides of {given.side} x {given.side} pixels: {time.perf_counter() - began:.1f} s, once", flush=True)
+        print(f"{given.slides} slides of {given.side} x {given.side} pixels, tissue: {time.perf_counter() - began:.1f} s once", flush=True)
         began = time.perf_counter()
         cohorts["features"] = read_cohort(here, studies["features"])
         first = time.perf_counter() - began

@@ -170,7 +170,7 @@ def test_a_site_states_the_scale_that_its_files_lack(tmp_path: Path, mpp: str) -
         write_tiff(path, pixels, mpp=None)
     study = make_study(("image",), **slide_changes(cohort__image={"tiles": {**SPEC, "mpp": 1.0}}))
     plain = write_manifest(tmp_path / "a", "a", image='{ path = "slides", format = "slide" }')
-    with pytest.raises(InputError, match="does not state its micrometres per pixel; if you know them, write them as data.image mpp"):
+    with pytest.raises(InputError, match="does not state its micrometres per pixel; if you know them, write them as"):
         read_cohort(read_site(plain), study)
     site = write_manifest(tmp_path / "a", "a", image=f'{{ path = "slides", format = "slide", mpp = {mpp} }}')
     found = read_cohort(read_site(site), study).input("image", Slides)
