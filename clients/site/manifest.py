@@ -223,7 +223,7 @@ class Site:
         policy = self.manifest.policy
         return Place(
             self.manifest.data.inputs[name], self.folder, self.file, self.state / "cache", policy.deidentification,
-            policy.max_quarantined, window, self.manifest.data.id, self.manifest.data.extremes,
+            policy.max_quarantined, window, self.manifest.data.id, self.manifest.data.extremes, device=self.manifest.compute.device,
         )  # fmt: skip
 
 

@@ -24,7 +24,8 @@ from fedml.cohort.identifiers.headers import findings_of
 from fedml.cohort.identifiers.names import findings_of_name, shown
 from fedml.cohort.identifiers.rules import Finding, Severity
 from fedml.cohort.images.reasons import ItemError, Unusable
-from fedml.cohort.slides.cohort import ENDINGS
+from fedml.cohort.slides.dicom import picture_findings
+from fedml.cohort.slides.files import ENDINGS
 from fedml.errors import InputError
 from fedml.quiet import hush
 
@@ -72,7 +73,7 @@ def _look(path: Path, person: str, pixels: bool) -> tuple[str, list[Finding]]:
         if not path.is_file() or path.is_symlink():
             return "other", [Finding(0, "", "file", "is a link or no file, and was not followed", Severity.REVIEW)]
         if looks_dicom(path):
-            found = findings(path, pseudonym=person or None)
+            found = [*findings(path, pseudonym=person or None), *picture_findings(path)]
             return "DICOM", found + (_drawn(path, found) if pixels else [])
         kind = path.suffix.lower().removeprefix(".") or "other"
         found = findings_of(path)
@@ -117,6 +118,14 @@ def _slide(path: Path, pixels: bool) -> list[Finding]:
         return []
 
 
+def _of_header(path: Path, person: str) -> list[Finding]:
+    """Of what the file holds besides pixels, in DICOM by the rules for DICOM."""
+    if not looks_dicom(path):
+        return findings_of(path)
+    with hush():
+        return [*findings(path, pseudonym=person or None), *picture_findings(path)]
+
+
 def require_clean(path: Path, root: Path, person: str, policy: Deidentification, *, header: bool = True) -> None:
     """Applies a site's policy to a file that a study is about to read, and to its name; ``header``: also to what the file holds.
 
@@ -128,7 +137,7 @@ def require_clean(path: Path, root: Path, person: str, policy: Deidentification,
         inside = path.relative_to(root)
     except ValueError:
         inside = Path(path.name)
-    found = [*(findings_of(path) if header else []), *findings_of_name(inside, person)]
+    found = [*(_of_header(path, person) if header else []), *findings_of_name(inside, person)]
     worst = [one for one in found if policy == "strict" or one.severity is Severity.REFUSE]
     if not worst:
         return

@@ -10,7 +10,7 @@ and the tensors of each input (``fedml.cohort.inputs.Input.tensors``):
     clinical, omics    (persons, columns) float32, NaN where missing
     variants           (persons, panel) ALT dosage, int8 or float32, -1 where missing
     image              (images, channels, *size), image_person (images,) the row in the batch;
-                       for slides a ``fedml.cohort.slides.cohort.Bag``, which reads its tiles when iterated
+                       for slides a ``fedml.cohort.slides.cohort.Bag``, which reads its tiles when iterated, or features (tiles, width)
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy.typing as npt
 from fedml.cohort.images.images import Images
 from fedml.cohort.inputs import Input, content_of
 from fedml.cohort.slides.cohort import Slides
+from fedml.cohort.slides.features import SlideFeatures
 from fedml.cohort.variants.harmonise import align
 from fedml.cohort.variants.keys import Variant
 from fedml.cohort.variants.model import Dosages
@@ -77,7 +78,7 @@ class Cohort:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """(channels, *size) of an image or a tile; empty without images."""
-        found = self.input("image", Images) or self.input("image", Slides)
+        found = self.input("image", Images) or self.input("image", Slides) or self.input("image", SlideFeatures)
         return () if found is None else found.shape
 
     def __getitem__(self, row: int) -> Batch:

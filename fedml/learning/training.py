@@ -23,6 +23,7 @@ from torch import nn
 from fedml.cohort.images.images import Images
 from fedml.cohort.persons import Cohort
 from fedml.cohort.slides.cohort import Slides
+from fedml.cohort.slides.features import SlideFeatures
 from fedml.cohort.wide.matrix import Matrix
 from fedml.errors import InputError, nearest
 from fedml.learning.augment import augmentation
@@ -265,7 +266,7 @@ def evaluate(
     model.eval()
     with on_device(model, device) as network, torch.inference_mode():
         rows = cohort.rows(part)
-        size = task.evaluation_batch if cohort.input("image", Slides) is None else SLIDE_BATCH
+        size = task.evaluation_batch if not isinstance(cohort.inputs.get("image"), Slides | SlideFeatures) else SLIDE_BATCH
         size = min([size, *(value.together for value in cohort.inputs.values() if isinstance(value, Matrix))])
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)

@@ -21,7 +21,10 @@ from fedml.cohort.images.named import owner_of
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.one_image import prepare_one, read_one
 from fedml.cohort.read_images import read_images
-from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
+from fedml.cohort.slides.cohort import Slides
+from fedml.cohort.slides.features import SlideFeatures
+from fedml.cohort.slides.files import ENDINGS
+from fedml.cohort.slides.scale import MPP, Mpp
 from fedml.errors import InputError
 from fedml.modalities import slides
 from fedml.modalities.image_words import lost_lines, steps
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
     from fedml.modalities.layout import Layout
 
 NAME = "image"
-Kind = Images | Slides
+Kind = Images | Slides | SlideFeatures
 
 
 class ImageData(DataSection):
@@ -70,6 +73,10 @@ class ImageData(DataSection):
     select: SiteSelect | None = Field(
         default=None, description="how this site names the series that a study selects, in place of the study's patterns; default: as there"
     )
+    encoder: str | None = Field(
+        default=None, description="path of the weights of the encoder that a study of slides pins; default: the site has none"
+    )
+    mpp: Mpp | dict[str, Mpp] | None = Field(default=None, description=MPP)
 
 
 def _described(value: Kind) -> Mapping[str, Any]:
@@ -94,6 +101,8 @@ def _check(study: Study) -> None:
             return
         size = (1, 8, 8) if image is None else (image.channels, *image.size)
         build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
+    elif slides.check_encoder(study):
+        return
     elif study.model.image.net not in NETWORKS and not is_own(study.model.image.net):
         build_image_network(study.model.image, (1, 8, 8), 1)
 
@@ -106,8 +115,8 @@ def _read(place: Place[ImageData], study: Study, ids: Sequence[str]) -> Kind:
         if plan.image is not None and plan.image.channel_files:
             names = {owner_of(name, set(ids)) or name for name in names}
         check_ids(ids, names, str(place.folder / data.path))
-    if (tiles := slides.tiles_of(study)) is not None:
-        return slides.read(place.folder / data.path, tiles, ids, place.cache, place.max_quarantined, place.deidentification)
+    if slides.tiles_of(study) is not None:
+        return slides.read(place, study, ids, slides.Given(place.folder / data.path, data.encoder, data.mpp))
     found = read_images(
         place.folder / data.path, data.format, list(ids), plan.image, codes=plan.classes if study.traits.label == "mask" else None,
         window=place.window,
@@ -145,14 +154,14 @@ def _summary(value: Kind, study: Study) -> list[str]:
         case Images():
             kind = ", patches of" if value.patches is not None else " of"
             return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *lost_lines(value, study)]
-        case Slides():
-            return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
+        case Slides() | SlideFeatures():
+            return slides.summary(value)
     assert_never(value)
 
 
 def _pool(parts: Sequence[tuple[str, Kind | None, int]], study: Study) -> Kind:
     if slides.tiles_of(study) is not None:
-        return pool_slides([(value if isinstance(value, Slides) else None, persons) for _, value, persons in parts])
+        return slides.pool(parts, study)
     return pool_images([(value if isinstance(value, Images) else None, persons) for _, value, persons in parts])
 
 
@@ -168,13 +177,13 @@ def _encoder(study: Study, layout: Layout, preprocess: nn.Module, outputs: int) 
 
     if is_own(study.model.image.net):
         return own_network(study.code, study.model.image, layout.image_shape, outputs)
-    return build_image_network(study.model.image, layout.image_shape, outputs)
+    return slides.network(study, layout.image_shape, outputs) or build_image_network(study.model.image, layout.image_shape, outputs)
 
 
 def _sums(value: Kind, rows: Rows) -> Array:
     """For each channel, over all voxels of these persons."""
     match value:
-        case Slides():
+        case Slides() | SlideFeatures():
             return value.sums(rows)
         case Images():
             channels = value.shape[0]
@@ -189,7 +198,7 @@ def _sums(value: Kind, rows: Rows) -> Array:
 def _bounded(value: Kind, rows: Rows, unit: Callable[[Array], Array]) -> Array:
     """Each person contributes one value: the mean over all voxels of all images."""
     match value:
-        case Slides():
+        case Slides() | SlideFeatures():
             raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none".')
         case Images():
             channels = value.shape[0]
@@ -209,7 +218,7 @@ def _ranges(study: Study, layout: Layout) -> Array:
 
 def _canary(value: Kind, study: Study, ranges: Array, count: int, random: Random) -> Kind:
     """One image for each person: stripes in the darkest and the brightest value."""
-    if isinstance(value, Slides):
+    if not isinstance(value, Images):
         raise InputError('[cohort.image] tiles are not built for [privacy] unit = "patient", so a run on slides cannot be audited.')
     pixels = np.stack([_stripes(value.shape, study.privacy.image_range, random) for _ in range(count)])
     byte = value.pixels.dtype == np.uint8
@@ -229,7 +238,7 @@ def _stripes(shape: Sequence[int], values: tuple[float, float], random: Random) 
 
 def _placeholder(value: Kind, study: Study, random: Random) -> Kind:
     match value:
-        case Slides():
+        case Slides() | SlideFeatures():
             return slides.placeholder(value)
         case Images():
             shape, byte = value.pixels.shape, value.pixels.dtype == np.uint8
@@ -242,7 +251,7 @@ def _placeholder(value: Kind, study: Study, random: Random) -> Kind:
 
 def _write(value: Kind, study: Study, ids: Sequence[str], folder: Path) -> Mapping[str, str]:
     match value:
-        case Slides():
+        case Slides() | SlideFeatures():
             return slides.write(value, ids, folder)
         case Images():
             stored = value.pixels[:]
@@ -311,7 +320,7 @@ def _form(study: Study) -> Form:
 
 def _packages(study: Study) -> tuple[str, ...]:
     prepared = study.cohort.image is not None and study.cohort.image.preprocess is not None
-    monai = study.model.image.net != "cnn" or study.traits.label == "mask" or prepared
+    monai = study.model.image.net not in ("cnn", "mlp") or study.traits.label == "mask" or prepared
     decoders = {"imagecodecs", "pydicom", *(form.package for form in FORMATS.values() if form.package)}
     return (*(["monai"] if monai else []), *sorted(decoders))
 
@@ -343,6 +352,8 @@ def _preparation(study: Study) -> Text:
 
 def _network(study: Study) -> str:
     spec = study.model.image
+    if spec.net == "mlp":
+        return slides.network_words(study)
     text = f"image: {spec.net} with channels {', '.join(map(str, spec.channels))} and {spec.norm} norm"
     return text + (", a person's images combined by learned attention" if spec.pooling == "attention" else "")
 

@@ -54,7 +54,7 @@ class Place(Generic[Data]):
         folder: base of the manifest's paths. file: the manifest, for error messages. cache: the site's folder for caches.
         deidentification, max_quarantined: from the site's policy. window: the agreed intensity window; None: not agreed yet.
         id_column: name of the column of ids in the site's tables. extremes: columns whose extreme cells were checked and are right.
-        sex: (persons,) 1 man, 2 woman, 0 unknown; None: the study does not say where it is.
+        sex: (persons,) 1 man, 2 woman, 0 unknown; None: the study does not say where it is. device: of the site's computations.
     """
 
     data: Data
@@ -67,6 +67,7 @@ class Place(Generic[Data]):
     id_column: str = "id"
     extremes: tuple[str, ...] = ()
     sex: npt.NDArray[np.int8] | None = None
+    device: str = "cpu"
 
 
 class InputFinding(NamedTuple):

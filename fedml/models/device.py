@@ -18,23 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fedml.errors import InputError
+from fedml.networks.device import pick_device as pick_device
 from fedml.study.section import Precision
-
-
-def pick_device(wanted: str = "auto") -> torch.device:
-    """``auto``: this machine's accelerator if it has one, else the CPU; or a device of torch's by its name, such as ``cpu`` or ``cuda:1``.
-
-    Raises:
-        InputError: this machine has no such device.
-    """
-    if wanted != "auto":
-        try:
-            return torch.empty(0, device=wanted).device
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise InputError(f'device "{wanted}" does not exist on this machine; use "auto" or "cpu".') from error
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -12,6 +12,9 @@ from fedml.study.monai_transforms import is_random
 def augment_problems(augment: Augment, image: ImageShape | None, unit: str) -> Iterator[str]:
     """What speaks against ``[training.augment]`` and random ``[[cohort.image.transforms]]``, as sentences. ``unit``: of ``[privacy]``."""
     drawn = [transform for transform in (() if image is None else image.transforms) if is_random(transform.name)]
+    if augment.stain:
+        yield from _stain_problems(augment, image)
+        augment = augment.model_copy(update={"stain": 0.0})
     keys = ["[training.augment]"] if augment != Augment() else []
     keys += [f"[cohort.image] transforms: {transform.name}" for transform in drawn]
     for key in keys:
@@ -32,3 +35,10 @@ def augment_problems(augment: Augment, image: ImageShape | None, unit: str) -> I
         axis = transform.options.get("spatial_axis", 0)
         if isinstance(axis, int) and axis >= len(image.size):
             yield f"[cohort.image] transforms: {transform.name} names axis {axis}; the axes of {len(image.size)} start at 0"
+
+
+def _stain_problems(augment: Augment, image: ImageShape | None) -> Iterator[str]:
+    if image is None or image.tiles is None:
+        yield "[training.augment] stain changes tiles of stained slides; give [cohort.image] tiles, or take it away"
+    elif image.tiles.encoder is not None:
+        yield "[training.augment] stain changes pixels, and with [cohort.image.tiles.encoder] training is on features; take one away"

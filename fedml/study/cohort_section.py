@@ -164,6 +164,11 @@ class ImageShape(ImageSource):
         return without_unused(self, dump(self), first=_IMAGE_FIRST)
 
     @property
+    def encoded(self) -> bool:
+        """True if the model's input is the features of a frozen encoder; the sites say how many there are."""
+        return self.tiles is not None and self.tiles.encoder is not None
+
+    @property
     def preprocess(self) -> Preprocess | None:
         """Preprocessing of each image when it is read; None: no preprocessing."""
         cached = tuple(transform for transform in self.transforms if not is_random(transform.name))
@@ -192,7 +197,8 @@ class ImageShape(ImageSource):
             # Set explicitly, so that other code reads the actual shape and the study's hash covers it.
             object.__setattr__(self, "channels", 3)
             object.__setattr__(self, "size", (side, side))
-            if (values := self.tiles.per_step * limits.values_of(self.size, self.channels)) > limits.TILE_VALUES:
+            values = self.tiles.per_step * (limits.FEATURES_OF_TILE if self.encoded else limits.values_of(self.size, self.channels))
+            if values > limits.TILE_VALUES:
                 raise ValueError(f"tiles per_step gives {values:,} values of a person in a step, the limit is {limits.TILE_VALUES:,}")
         elif self.patches is not None:
             if self.crop or self.size not in ((), self.patches.size):

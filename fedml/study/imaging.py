@@ -136,3 +136,11 @@ class Augment(_Section):
     noise: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.0, description="standard deviation of Gaussian noise on intensities (from 0 to 1)"
     )
+    stain: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        default=0.0, description="tiles of slides: each stain is scaled by 1 + s and shifted by t, s and t up to this value either way"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key != "stain" or value}

@@ -33,6 +33,7 @@ LAYERS = 32
 WIDTH = 65_536  # features of a dense layer
 CHANNELS = 4_096  # of a layer of an image network
 VOXELS = 2**28  # values of one image, all channels: 1 GiB of float32
+FEATURES_OF_TILE = 2**12  # of a frozen encoder
 TILE_VALUES = 2**30  # of all tiles of a person in one step
 PARAMETERS = 2**28  # 1 GiB of float32
 EPOCHS = 1_000_000  # local epochs of all rounds together

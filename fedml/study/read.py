@@ -23,6 +23,13 @@ FILE_KEYS = {
         "genes",
         "file",
     ): "path of the annotation of variants (a table, or a VCF file with CSQ or ANN), relative to the study; it fills sha256",
+    (
+        "cohort",
+        "image",
+        "tiles",
+        "encoder",
+        "weights",
+    ): "path of the encoder's weights (safetensors, or a state_dict of torch), relative to the study; it fills sha256",
     ("code", "files"): "paths of Python files, relative to the study; each fills an entry of modules",
     ("code", "packages"): "installed pure-Python distributions with exact versions, such as my_pkg==1.2.0",
     ("cohort", "omics", "features"): "path of a text file with one feature on each line, relative to the study; it fills columns",
@@ -51,6 +58,7 @@ def read_study(
     _expand_code(plan, path, code)
     _expand_start(plan, path, fetch)
     _expand_annotation(plan, path)
+    _expand_encoder(plan, path)
     return validate(Study, plan, str(path))
 
 
@@ -161,6 +169,24 @@ def _expand_annotation(plan: dict[str, Any], path: Path) -> None:
         if "sha256" in genes:
             raise InputError(f"{path}: [gwas.genes] has file and sha256; give file.")
         genes["sha256"] = provide(path.parent / genes.pop("file"))
+
+
+def _expand_encoder(plan: dict[str, Any], path: Path) -> None:
+    """``[cohort.image.tiles.encoder] weights = "FILE"`` as the SHA-256 of the file."""
+    found: Any = plan
+    for key in ("cohort", "image", "tiles", "encoder"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not isinstance(found.get("weights"), str):
+        return
+    from fedml.cache_entries import file_sha256
+
+    if "sha256" in found:
+        raise InputError(f"{path}: [cohort.image.tiles.encoder] has weights and sha256; give one of them.")
+    file = path.parent / found.pop("weights")
+    try:
+        found["sha256"] = file_sha256(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); [cohort.image.tiles.encoder] weights names it.") from error
 
 
 def _put(plan: dict[str, Any], key: str, value: Any) -> None:

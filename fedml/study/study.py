@@ -167,6 +167,12 @@ class Study(Section):
             raise ValueError(f"[cohort.image] tiles have no masks; set [model] task = {known}")
         if patient:
             raise ValueError('[cohort.image] tiles are not built for [privacy] unit = "patient"; set unit = "site" or "none"')
+        if self.cohort.image.encoded and network.net not in ("cnn", "mlp") and ":" not in network.net:
+            text = "reads pixels, and with [cohort.image.tiles.encoder] the model reads features; leave net out"
+            raise ValueError(f'[model] image net = "{network.net}" {text}')
+        if self.cohort.image.encoded and network.net == "cnn":  # set explicitly, so that the study's hash covers what is trained
+            image = network.model_copy(update={"net": "mlp"})
+            object.__setattr__(self, "model", self.model.model_copy(update={"image": image}))
         if network.norm == "batch":
             raise ValueError('[model] image norm = "batch" would depend on how tiles are read together; set norm = "group"')
         return self

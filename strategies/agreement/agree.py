@@ -208,7 +208,7 @@ def _image_shape(study: Study, descriptions: Mapping[str, Mapping[str, Any]]) ->
     """
     if "image" not in study.cohort.inputs:
         return ()
-    if study.cohort.image is not None:
+    if study.cohort.image is not None and not study.cohort.image.encoded:
         return (study.cohort.image.channels, *study.cohort.image.size)
     shapes = {site: tuple(int(n) for n in d[IMAGE_SHAPE]) for site, d in descriptions.items() if IMAGE_SHAPE in d}
     if len(set(shapes.values())) != 1:

@@ -22,8 +22,11 @@ from typing import Any, NamedTuple, final
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.dicom.files import looks_dicom
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.slides.dicom import check_series
 from fedml.cohort.slides.tiff import check_tiff
+from fedml.errors import InputError
 from fedml.quiet import told
 
 Tile = npt.NDArray[np.uint8]
@@ -54,7 +57,7 @@ class Slide:
     Each process opens the file separately, so a slide may be passed to a DataLoader's workers.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stated: float | None = None) -> None:
         self.path = path
         self._process = -1
         self._open: Any = None
@@ -72,9 +75,20 @@ class Slide:
             )
         mpp = tuple(_number(properties.get(f"openslide.mpp-{axis}"), *PLAUSIBLE_MPP) for axis in "xy")
         self.mpp = (mpp[0], mpp[1]) if mpp[0] is not None and mpp[1] is not None else None
+        if stated is not None:
+            self._state(stated)
         self.magnification = _number(properties.get("openslide.objective-power"), 0.1, 1000.0)
         colour = properties.get("openslide.background-color", "FFFFFF")
         self._background = np.frombuffer(bytes.fromhex(colour), np.uint8)
+
+    def _state(self, stated: float) -> None:
+        """Takes over the micrometres per pixel that the site states, which must not contradict the file."""
+        if self.mpp is not None and any(abs(own / stated - 1) > 0.02 for own in self.mpp):
+            raise InputError(
+                f"{self.path}: states {self.mpp[0]:g} x {self.mpp[1]:g} micrometres per pixel, and site.toml states {stated:g} in "
+                "data.image mpp; correct mpp, or leave it out for this file."
+            )
+        self.mpp = self.mpp or (stated, stated)
 
     def tile(self, x: int, y: int, size: int, level: int = 0) -> Tile:
         """``size`` x ``size`` pixels of ``level`` whose upper left corner is at (``x``, ``y``) of level 0: uint8 (3, size, size), RGB.
@@ -85,10 +99,10 @@ class Slide:
             ItemError: the pixels cannot be decoded.
             ValueError: the corner is outside the slide, the level does not exist, or ``size`` exceeds ``LARGEST_TILE``.
         """
-        return np.ascontiguousarray(np.moveaxis(self._region(x, y, size, size, level), 2, 0))
+        return np.ascontiguousarray(np.moveaxis(self.region(x, y, size, size, level), 2, 0))
 
-    def _region(self, x: int, y: int, width: int, height: int, level: int) -> Tile:
-        """uint8 (height, width, 3)."""
+    def region(self, x: int, y: int, width: int, height: int, level: int) -> Tile:
+        """``width`` x ``height`` pixels as ``tile`` reads them: uint8 (height, width, 3)."""
         if not (0 <= x < self.size[0] and 0 <= y < self.size[1]):
             raise ValueError(f"({x}, {y}) is outside a slide of {self.size[0]} x {self.size[1]} pixels")
         if not 0 <= level < len(self.levels):
@@ -113,6 +127,8 @@ class Slide:
             try:
                 if self._process < 0:
                     check_tiff(self.path)
+                    if looks_dicom(self.path):
+                        check_series(self.path)
                 self._open = openslide.OpenSlide(self.path)
             except ItemError:
                 raise
@@ -131,13 +147,17 @@ class Slide:
         self._process, self._open = -1, None
 
 
-def open_slide(path: Path) -> Slide:
+def open_slide(path: Path, mpp: float | None = None) -> Slide:
     """The slide at ``path``; no pixel is read yet.
+
+    Args:
+        mpp: micrometres per pixel of the finest level, as the site states them; None: as in the file.
 
     Raises:
         ItemError: the file does not exist, is not a slide that OpenSlide can read, is damaged, or declares an implausible size.
+        InputError: the file states more than 2 % less or more than ``mpp``.
     """
-    return Slide(path)
+    return Slide(path, mpp)
 
 
 def tile_at(slide: Slide, x: int, y: int, size: int, mpp: float) -> Tile:
@@ -154,7 +174,7 @@ def tile_at(slide: Slide, x: int, y: int, size: int, mpp: float) -> Tile:
 
     level, ratio = _level_at(slide, mpp)
     side = max(1, round(size * ratio))
-    pixels = slide._region(x, y, side, side, level)
+    pixels = slide.region(x, y, side, side, level)
     if side != size:
         pixels = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BOX))
     return np.ascontiguousarray(np.moveaxis(pixels, 2, 0))
@@ -248,7 +268,7 @@ def _tissue_mask(slide: Slide, wanted: float) -> tuple[npt.NDArray[np.bool_], tu
     for top in range(0, height, block):
         for left in range(0, width, block):
             wide, high = min(block, width - left), min(block, height - top)
-            pixels = slide._region(int(left * across), int(top * tall), wide, high, level)
+            pixels = slide.region(int(left * across), int(top * tall), wide, high, level)
             part = _saturation(_means(pixels, factor))
             saturation[top // factor :, left // factor :][: part.shape[0], : part.shape[1]] = part
     low, most = (round(255 * bound) for bound in SATURATION)
@@ -278,7 +298,8 @@ def _saturation(colours: npt.NDArray[np.float32]) -> Tile:
 def _level_at(slide: Slide, mpp: float) -> tuple[int, float]:
     """The level to read, and the width of a pixel of ``mpp`` micrometres in pixels of that level."""
     if slide.mpp is None:
-        raise ItemError(Unusable.GEOMETRY, f"{slide.path}: does not state its micrometres per pixel")
+        text = f"{slide.path}: does not state its micrometres per pixel; if you know them, write them as data.image mpp in site.toml"
+        raise ItemError(Unusable.GEOMETRY, text)
     if abs(slide.mpp[0] / slide.mpp[1] - 1) > 0.02:
         raise ItemError(Unusable.GEOMETRY, f"{slide.path}: has pixels of {slide.mpp[0]:g} x {slide.mpp[1]:g} micrometres, not square")
     finest = sum(slide.mpp) / 2
