@@ -7,21 +7,41 @@ from typing import Annotated
 
 import typer
 
+from fedml.errors import InputError
+
 
 def predict(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="The folder of a finished run; several: an ensemble.", show_default=False)
+    ],
     images: Annotated[
         Path, typer.Option("--images", metavar="PATH", help="An image, a DICOM series, or a folder of such.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the masks; only this account can read them.")] = Path(
         "masks"
     ),
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="same (DICOM-SEG of a DICOM series), nifti, or dicom-seg.")
+    ] = "same",
+    flip: Annotated[
+        list[int] | None,
+        typer.Option("--flip", metavar="AXIS", help="Also the mirror image along this axis; several allowed.", show_default=False),
+    ] = None,
+    turns: Annotated[bool, typer.Option("--turns", help="Also the image in quarter turns in the plane of its first two axes.")] = False,
+    dropout: Annotated[int, typer.Option("--dropout", min=0, max=1000, metavar="N", help="N passes with dropout.")] = 0,
+    maps: Annotated[bool, typer.Option("--maps", help="Write entropy and mutual information of each voxel as NIfTI.")] = False,
 ) -> None:
     """Write the masks that a trained model draws, on the grid of each image's own file. Nothing leaves this machine.
 
+    Of several predictions (runs, --flip, --turns, --dropout) the mean probability counts; predictions.csv says how far they disagree.
+
     Example: fedml-site predict fedml-runs/spleen-20260131-101500-3fa2b1 --images /srv/images --out masks
     """
-    from fedml.clients.desk.predict_masks import write_masks
+    from fedml.clients.desk.predict_masks import FORMATS, Out, write_masks
+    from fedml.clients.desk.predict_members import How
 
-    written = write_masks(run_folder, images, out, print)
+    known = next((one for one in FORMATS if one == form), None)
+    if known is None:
+        raise InputError(f'--format "{form}" is not known; one of: {", ".join(FORMATS)}.')
+    written = write_masks(run_folders, images, Out(out, known, maps), print, How(tuple(flip or ()), turns, dropout))
     print(f"{len(written)} mask(s) in {out}")

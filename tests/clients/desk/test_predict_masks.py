@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 from pathlib import Path
+from typing import Any
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from tests.command import quick, quick_json
 from tests.conftest import make_study, to_toml
 from tests.lesions import MIDDLE, lesion_site, plan
+from tests.seg_geometries import GEOMETRIES, Geometry, Made, middle, write
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +88,42 @@ def test_what_cannot_be_used_is_said_in_one_sentence(run: Path, tmp_path: Path) 
         assert done.returncode == 2
         assert says in done.stderr
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.long
+def test_a_series_gets_a_dicom_segmentation_on_its_own_voxels(run: Path, tmp_path: Path) -> None:
+    """Of twenty geometries: the ball is where the series has it in the patient, and the NIfTI of the prediction has the same voxels."""
+    truths: dict[str, tuple[Made, Geometry]] = {}
+    for number, of in enumerate(GEOMETRIES.values()):
+        of = of._replace(spacing=(1.1, 0.9), step=float(np.sign(of.step)), slices=20)
+        centre, rng = middle(of), np.random.default_rng(number)
+
+        def ball(points: Any, centre: Any = centre, rng: Any = rng) -> Any:
+            return rng.normal(0, 20, points.shape[:-1]) + 150 * (np.linalg.norm(points - centre, axis=-1) <= 3.0)
+
+        truths[f"s{number:02d}"] = write(tmp_path / "images" / f"s{number:02d}", of, ball), of
+    done = quick("fedml-site", "predict", run, "--images", tmp_path / "images", "--out", tmp_path / "masks", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = quick("fedml-site", "predict", run, "--images", tmp_path / "images", "--out", tmp_path / "n", "--format", "nifti", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = []
+    for name, (made, of) in truths.items():
+        seg = highdicom.seg.segread(tmp_path / "masks" / f"{name}.dcm")
+        assert stat.S_IMODE((tmp_path / "masks" / f"{name}.dcm").stat().st_mode) == 0o600
+        assert seg.DeviceSerialNumber == hashlib.sha256((run / "model.safetensors").read_bytes()).hexdigest()
+        if of.enhanced:
+            frames = [frame for _, frame in made.sources]
+            found = seg.get_pixels_by_source_frame(made.sources[0][0], frames, combine_segments=True, assert_missing_frames_are_empty=True)
+        else:
+            uids = [uid for uid, _ in made.sources]
+            found = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+        true = (np.linalg.norm(made.points - middle(of), axis=-1) <= 3.0).reshape(found.shape)
+        scores.append(2 * ((found == 1) & true).sum() / max((found == 1).sum() + true.sum(), 1))
+        mask = nib.load(tmp_path / "n" / f"{name}.nii.gz")
+        values = np.asarray(mask.dataobj)
+        at = np.round(np.argwhere(values == 7) @ mask.affine[:3, :3].T + mask.affine[:3, 3], 2) * [-1, -1, 1]
+        points = np.round(made.points[found.reshape(-1) == 1], 2)
+        assert len(at) == len(points)
+        np.testing.assert_allclose(at[np.lexsort(at.T)] + 0.0, points[np.lexsort(points.T)] + 0.0, atol=0.03)
+    assert min(scores) > 0.4, scores
+    assert np.mean(scores) > 0.7, scores
