@@ -24,10 +24,8 @@ from fedml.cohort.dicom.write_segmentation import Author, Segment, referable, se
 from fedml.cohort.images.formats import by_ending
 from fedml.cohort.images.items import Raw
 from fedml.cohort.images.masks import as_values
-from fedml.cohort.images.originals import matrix_of
 from fedml.cohort.images.reasons import ItemError
-from fedml.cohort.images.transforms import windowed
-from fedml.cohort.one_image import Opened, open_one
+from fedml.cohort.one_image import Opened, open_one, to_prepared
 from fedml.errors import InputError
 from fedml.runs.log import write_whole
 from fedml.study.section import normal
@@ -122,15 +120,11 @@ def _stem(path: Path) -> str:
 
 def _on_file(study: Study, raw: Raw, scores: Scores) -> tuple[npt.NDArray[np.uint8], dict[str, npt.NDArray[np.float32]]]:
     """The classes of the file's voxels, and the maps of uncertainty there (NaN where preprocessing cut away)."""
-    spec = None if study.cohort.image is None else study.cohort.image.preprocess
     maps = {kind: getattr(scores.spread, kind) for kind in _MAPS}
-    if spec is None:
+    matrix, size = to_prepared(raw, study.cohort.image), raw.image.shape[1:]
+    if matrix is None:
         found: npt.NDArray[np.uint8] = scores.logits.argmax(0).numpy().astype(np.uint8)
         return found, {kind: values.numpy() for kind, values in maps.items()}
-    # The window changes intensities, not the grid.
-    spec = windowed(spec, 0.0, 1.0) if spec.percentiles else spec
-    size = raw.image.shape[1:]
-    matrix = matrix_of(spec, size, raw.affine)
     return labels_at(scores.logits, matrix, size), {kind: values_at(values, matrix, size) for kind, values in maps.items()}
 
 

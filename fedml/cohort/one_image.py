@@ -20,6 +20,7 @@ from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.combine import one_of_many
 from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.items import Raw
+from fedml.cohort.images.originals import matrix_of
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
@@ -98,6 +99,16 @@ def prepare_one(
         return np.asarray(image, np.float32)
     image = prepared(windowed(spec, *window) if spec.percentiles and window else spec, image, affine)[0]
     return image.astype(kept_type(spec)).astype(np.float32)  # as in the image cache with which the network was trained
+
+
+def to_prepared(raw: Raw, shape: ImageShape | None) -> npt.NDArray[np.float64] | None:
+    """(axes + 1, axes + 1): a voxel's index in the file to its index in the prepared image, for ``fedml.tasks.original.labels_at``; None if
+    the study prepares nothing."""
+    spec = None if shape is None else shape.preprocess
+    if spec is None:
+        return None
+    # Any window: it changes intensities, not the grid.
+    return matrix_of(windowed(spec, 0.0, 1.0) if spec.percentiles else spec, raw.image.shape[1:], raw.affine)
 
 
 def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool, Volume]:
