@@ -69,7 +69,9 @@ def segmentation_task(study: Study) -> Task:
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),
-        answer=Answer(columns=_masks, example={"predicted": [[0]], "size": [[1]]}, caption=NotBuilt("the picture shows the predicted mask")),
+        answer=Answer(
+            columns=_masks, example={"predicted": [[0]], "size": [[1]]}, caption=NotBuilt("the picture shows the predicted mask"),
+        ),
         compared=Compared(values=lambda output, truth: _dice_of(counts(output, truth)), statistic=_mean_dice),
         linear_score=NotBuilt("a mask is no score of a person"),
         words=Words(
