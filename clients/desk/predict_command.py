@@ -9,6 +9,8 @@ import typer
 
 from fedml.errors import InputError
 
+FLIPS = ("flip-0", "flip-1", "flip-2")  # mirrored along an axis of the prepared image
+
 
 def predict(
     run_folders: Annotated[
@@ -23,17 +25,16 @@ def predict(
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="same (DICOM-SEG of a DICOM series), nifti, or dicom-seg.")
     ] = "same",
-    flip: Annotated[
-        list[int] | None,
-        typer.Option("--flip", metavar="AXIS", help="Also the mirror image along this axis; several allowed.", show_default=False),
+    view: Annotated[
+        list[str] | None,
+        typer.Option("--view", metavar="VIEW", help="Also predict flip-0, flip-1, flip-2 or turns; several allowed.", show_default=False),
     ] = None,
-    turns: Annotated[bool, typer.Option("--turns", help="Also the image in quarter turns in the plane of its first two axes.")] = False,
     dropout: Annotated[int, typer.Option("--dropout", min=0, max=1000, metavar="N", help="N passes with dropout.")] = 0,
     maps: Annotated[bool, typer.Option("--maps", help="Write entropy and mutual information of each voxel as NIfTI.")] = False,
 ) -> None:
     """Write the masks that a trained model draws, on the grid of each image's own file. Nothing leaves this machine.
 
-    Of several predictions (runs, --flip, --turns, --dropout) the mean probability counts; predictions.csv says how far they disagree.
+    Of several predictions (runs, --view, --dropout) the mean probability counts; predictions.csv says how far they disagree.
 
     Example: fedml-site predict fedml-runs/spleen-20260131-101500-3fa2b1 --images /srv/images --out masks
     """
@@ -43,5 +44,9 @@ def predict(
     known = next((one for one in FORMATS if one == form), None)
     if known is None:
         raise InputError(f'--format "{form}" is not known; one of: {", ".join(FORMATS)}.')
-    written = write_masks(run_folders, images, Out(out, known, maps), print, How(tuple(flip or ()), turns, dropout))
+    views = set(view or ())
+    if unknown := sorted(views - {*FLIPS, "turns"}):
+        raise InputError(f'--view "{unknown[0]}" is not known; one of: {", ".join(FLIPS)}, turns.')
+    how = How(tuple(axis for axis, name in enumerate(FLIPS) if name in views), "turns" in views, dropout)
+    written = write_masks(run_folders, images, Out(out, known, maps), print, how)
     print(f"{len(written)} mask(s) in {out}")

@@ -123,7 +123,7 @@ def check_how(members: Sequence[Member], how: How) -> None:
     for member in members if how.dropout else ():
         with dropout(member.model, 0) as layers:
             if not layers:
-                raise InputError(f"{member.run}: its network has no dropout, so --dropout says nothing; give several runs, or --flip.")
+                raise InputError(f"{member.run}: its network has no dropout, so --dropout says nothing; give several runs, or --view.")
 
 
 def _once(member: Member, image: torch.Tensor, seed: int, *, drop: bool) -> torch.Tensor:

@@ -41,9 +41,9 @@ def symmetries(size: Sequence[int], flips: Sequence[int], *, turns: bool) -> lis
     """
     axes = len(size)
     if wrong := [a for a in flips if not 0 <= a < axes]:
-        raise InputError(f"--flip {wrong[0]}: the prepared image has the axes 0 to {axes - 1}; give one of these.")
+        raise InputError(f"--view flip-{wrong[0]}: the prepared image has the axes 0 to {axes - 1}; give one of these.")
     if turns and size[0] != size[1]:
-        raise InputError(f"--turns: the first two axes of the prepared image have {size[0]} and {size[1]} voxels; leave --turns out.")
+        raise InputError(f"--view turns: the first two axes of the prepared image have {size[0]} and {size[1]} voxels; leave it out.")
     own = sorted(set(flips))
     same = tuple(range(axes))
     out = [Symmetry(same, of) for n in range(len(own) + 1) for of in itertools.combinations(own, n)]

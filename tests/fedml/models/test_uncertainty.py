@@ -68,7 +68,7 @@ def test_quarter_turns_alone_are_four_and_are_numpy_s() -> None:
     assert found == {np.ascontiguousarray(np.rot90(x.numpy(), k, (1, 2))).tobytes() for k in range(4)}
     with pytest.raises(InputError, match="have 3 and 4 voxels"):
         symmetries((3, 4), (), turns=True)
-    with pytest.raises(InputError, match="--flip 2: the prepared image has the axes 0 to 1"):
+    with pytest.raises(InputError, match="--view flip-2: the prepared image has the axes 0 to 1"):
         symmetries((3, 3), (2,), turns=False)
 
 
