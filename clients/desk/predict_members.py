@@ -81,7 +81,7 @@ def load_members(runs: Sequence[Path]) -> list[Member]:
 
 
 def _differs(one: Study, other: Study) -> str:
-    if one.model.task != other.model.task:
+    if one.traits != other.traits:
         return "[model] task"
     if (one.cohort.outcome, one.cohort.classes) != (other.cohort.outcome, other.cohort.classes):
         return "outcome or classes"
