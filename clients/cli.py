@@ -10,7 +10,7 @@ import typer
 from fedml.cli import guarded
 from fedml.clients.desk.deidentification_command import deidentification
 from fedml.clients.desk.index_command import index
-from fedml.clients.desk.predict_command import predict
+from fedml.clients.desk.predict_command import predict, predict_slides
 from fedml.clients.desk.score_command import adjust, score
 from fedml.clients.gate.commands import journal_app, ledger_app
 from fedml.clients.site.options import SiteFile, site_of
@@ -380,6 +380,7 @@ def remove(
 
 app.command("deidentification")(deidentification)
 app.command("predict")(predict)
+app.command("predict-slides")(predict_slides)
 app.command("index")(index)
 app.command("score")(score)
 app.command("adjust")(adjust)

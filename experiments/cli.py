@@ -17,7 +17,7 @@ from fedml.experiments.evidence import commands as evidence_cli
 from fedml.experiments.federation.commands import app as federation_app
 from fedml.experiments.frequencies.commands import app as frequencies_app
 from fedml.experiments.keys.commands import schema
-from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, predict, promote, prs, ui
+from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.genes import genes
@@ -386,6 +386,7 @@ app.command("import")(import_table)
 app.command("export-score")(export_score)
 app.command("export-adjustment")(export_adjustment)
 app.command("export-bundle")(export_bundle)
+app.command("import-bundle")(import_bundle)
 app.add_typer(federation_app)
 app.add_typer(frequencies_app)
 

@@ -1,4 +1,4 @@
-"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``export-bundle``, ``prs`` and so on."""
+"""The commands about trained models: ``fedml promote``, ``ui``, ``predict``, ``export-score``, ``import-bundle`` and so on."""
 
 from __future__ import annotations
 
@@ -109,6 +109,24 @@ def export_bundle(
     from fedml.experiments.models.export_bundle import export_bundle as export
 
     print(export(run_folder, out))
+
+
+def import_bundle(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A MONAI bundle: its folder, or a zip file of it.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Study to write, beside it its weights.")] = Path("study.toml"),
+    site: Annotated[list[str] | None, typer.Option("--site", help="Name of a site; several.", show_default="a, b, c")] = None,
+    name: Annotated[str, typer.Option("--name", help="Name of the study.", show_default="the bundle's")] = "",
+    sha256: Annotated[str, typer.Option("--sha256", metavar="HEX", help="That the bundle's weights must have.", show_default=False)] = "",
+) -> None:
+    """Write a study that begins with the network and weights of a MONAI bundle. Nothing of the bundle is run.
+
+    Example: fedml import-bundle spleen_ct_segmentation.zip --out spleen.toml --site north --site south --site west
+    """
+    from fedml.experiments.models.import_bundle import Ask
+    from fedml.experiments.models.import_bundle import import_bundle as take
+
+    for line in take(bundle, out, Ask(name, tuple(site or ("a", "b", "c")), sha256)):
+        print(line)
 
 
 def export_adjustment(

@@ -9,16 +9,18 @@ Masks are not read and de-identification is not checked, because nothing leaves 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.dicom.files import open_dataset
+from fedml.cohort.dicom.series import Volume
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.combine import one_of_many
 from fedml.cohort.images.formats import FORMATS, by_ending
 from fedml.cohort.images.items import Raw
+from fedml.cohort.images.originals import matrix_of
 from fedml.cohort.images.precision import kept_type
 from fedml.cohort.images.reasons import ItemError
 from fedml.cohort.images.transforms import prepared, windowed
@@ -36,20 +38,29 @@ def read_one(path: Path, shape: ImageShape | None, window: Window | None = None)
     Raises:
         InputError: no such file, an unknown format, or an image that the study cannot use.
     """
-    return raw_and_prepared(path, shape, window)[1]
+    return open_one(path, shape, window).prepared
 
 
-def raw_and_prepared(path: Path, shape: ImageShape | None, window: Window | None = None) -> tuple[Raw, npt.NDArray[Any]]:
-    """``read_one``, with the voxels and the affine of the file.
+class Opened(NamedTuple):
+    """An image: as its file has it, prepared, and of a DICOM series the volume that it is (a single slice of which may be a picture)."""
+
+    raw: Raw
+    prepared: npt.NDArray[Any]
+    series: Volume | None
+
+
+def open_one(path: Path, shape: ImageShape | None, window: Window | None = None) -> Opened:
+    """``read_one``, with the voxels and the affine of the file, and its series.
 
     Raises:
         InputError: as ``read_one``.
     """
+    series = None
     if not path.exists():
         raise InputError(f"{path}: no such file; give the path of an image.")
     try:
         if path.is_dir() or path.name.endswith(".dcm"):
-            raw, affine, volumes = _dicom(path, shape)
+            raw, affine, volumes, series = _dicom(path, shape)
         else:
             form = by_ending(path)
             if form is None:
@@ -62,7 +73,7 @@ def raw_and_prepared(path: Path, shape: ImageShape | None, window: Window | None
             if shape is not None and volumes and shape.volumes != "one" and raw.ndim == len(shape.size) + 1:
                 raw = one_of_many(raw, shape.volumes, path)
         found = Raw(channels_first(raw, shape, path, volumes=volumes), affine)
-        return found, prepare_one(found.image, affine, shape, window)
+        return Opened(found, prepare_one(found.image, affine, shape, window), series)
     except InputError:
         raise
     except ItemError as error:
@@ -90,8 +101,18 @@ def prepare_one(
     return image.astype(kept_type(spec)).astype(np.float32)  # as in the image cache with which the network was trained
 
 
-def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool]:
-    """(voxels, affine, whether it is a volume) of one image; a single slice is 2D unless the study has volumes."""
+def to_prepared(raw: Raw, shape: ImageShape | None) -> npt.NDArray[np.float64] | None:
+    """(axes + 1, axes + 1): a voxel's index in the file to its index in the prepared image, for ``fedml.tasks.original.labels_at``; None if
+    the study prepares nothing."""
+    spec = None if shape is None else shape.preprocess
+    if spec is None:
+        return None
+    # Any window: it changes intensities, not the grid.
+    return matrix_of(windowed(spec, 0.0, 1.0) if spec.percentiles else spec, raw.image.shape[1:], raw.affine)
+
+
+def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64] | None, bool, Volume]:
+    """(voxels, affine, whether it is a volume, the series) of one image; a single slice is 2D unless the study has volumes."""
     from fedml.cohort.dicom.headers import candidates
     from fedml.cohort.dicom.persons import chosen, read_channels
 
@@ -110,7 +131,7 @@ def _dicom(path: Path, shape: ImageShape | None) -> tuple[npt.NDArray[Any], npt.
     volume = volumes[0]
     affine = volume.affine if volume.placed else None
     if volume.voxels.shape[2] > 1 or (shape is not None and len(shape.size) == 3):
-        return voxels, affine, True
+        return voxels, affine, True, volume
     across, down, _ = volume.spacing_mm
     picture = np.ascontiguousarray(voxels[:, :, 0].swapaxes(0, 1))
-    return picture, None if affine is None else np.diag([down, across, 1.0, 1.0]), False
+    return picture, None if affine is None else np.diag([down, across, 1.0, 1.0]), False, volume

@@ -16,10 +16,11 @@ from fedml.cohort.found_images import ImageRules
 from fedml.cohort.ids import check_ids
 from fedml.cohort.images.formats import FORMATS, NAMES, known
 from fedml.cohort.images.images import Images, pool_images
+from fedml.cohort.images.items import Raw as ItemRaw
 from fedml.cohort.images.masks import as_values
 from fedml.cohort.images.named import owner_of
 from fedml.cohort.images.reasons import ItemError
-from fedml.cohort.one_image import prepare_one, read_one
+from fedml.cohort.one_image import Opened, open_one, prepare_one
 from fedml.cohort.read_images import read_images
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.slides.features import SlideFeatures
@@ -279,8 +280,17 @@ def _raw(values: Any, study: Study, given: Raw) -> dict[str, torch.Tensor]:
 
 
 def raw_images(study: Study, given: Any, affine: Any = None, window: tuple[float, float] | None = None) -> list[npt.NDArray[Any] | None]:
-    """The image of each person as the network expects it, (channels, *size); None: no image. ``given``: a path or an array for each person,
-    as a list or as the column ``image`` of a table.
+    """The image of each person as the network expects it, (channels, *size); None: no image.
+
+    Raises:
+        InputError: as ``opened_images``.
+    """
+    return [None if one is None else one.prepared for one in opened_images(study, given, affine, window)]
+
+
+def opened_images(study: Study, given: Any, affine: Any = None, window: tuple[float, float] | None = None) -> list[Opened | None]:
+    """The image of each person, raw and prepared; None: no image. ``given``: a path or an array for each person, as a list or as the column
+    ``image`` of a table.
 
     Raises:
         InputError: an image cannot be read, or the study cannot use it; the message names the file or the position in the list.
@@ -290,18 +300,19 @@ def raw_images(study: Study, given: Any, affine: Any = None, window: tuple[float
     shape = study.cohort.image
     entries = list(given["image"]) if isinstance(given, pd.DataFrame) else list(given)
     places = [None] * len(entries) if affine is None else np.broadcast_to(np.asarray(affine, np.float64), (len(entries), 4, 4))
-    out: list[npt.NDArray[Any] | None] = []
+    out: list[Opened | None] = []
     for number, (entry, place) in enumerate(zip(entries, places, strict=True), start=1):
         if entry is None or isinstance(entry, float) or (isinstance(entry, str) and not entry):  # a table's empty cell is NaN
             out.append(None)
         elif isinstance(entry, str | Path):
-            out.append(read_one(Path(entry), shape, window))
+            out.append(open_one(Path(entry), shape, window))
         else:
             voxels = np.asarray(entry)
             if voxels.dtype.kind not in "buif":
                 raise InputError(f"image {number} of {len(entries)}: has the type {voxels.dtype}; give numbers or a path.")
             try:
-                out.append(None if np.isnan(voxels).all() else prepare_one(voxels, place, shape, window))
+                empty = np.isnan(voxels).all()
+                out.append(None if empty else Opened(ItemRaw(voxels, place), prepare_one(voxels, place, shape, window), None))
             except ItemError as error:
                 raise InputError(f"image {number} of {len(entries)}: {str(error).rstrip('.')}.") from error
     return out

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
-from fedml.errors import InputError
+from fedml.errors import InputError, nearest
 from fedml.study import limits
 from fedml.study.augmented import augment_problems
 from fedml.study.code_section import Code, gather_options

@@ -110,7 +110,7 @@ def _dense(matrix: Floats, size: Sequence[int], prepared: Sequence[int]) -> npt.
     return inside
 
 
-def _placed(values: npt.NDArray[Any], axes: Sequence[_Axis], size: Sequence[int], blank: int) -> npt.NDArray[Any]:
+def _placed(values: npt.NDArray[Any], axes: Sequence[_Axis], size: Sequence[int], blank: float) -> npt.NDArray[Any]:
     """``values``, with the prepared image's axes and only the inside, as an array on the file's grid; ``blank`` elsewhere."""
     order = [axis.axis for axis in axes]
     out = np.full(tuple(size), blank, values.dtype)
@@ -132,6 +132,13 @@ def labels_at(logits: torch.Tensor, matrix: Floats, size: Sequence[int]) -> Labe
             best = torch.maximum(best, values)
     found: Labels = np.zeros(tuple(size), np.uint8) if label is None else label.numpy()
     return _placed(found, axes, size, 0) if axes is not None else np.where(_dense(matrix, size, prepared), found, np.uint8(0))
+
+
+def values_at(values: torch.Tensor, matrix: Floats, size: Sequence[int]) -> npt.NDArray[np.float32]:
+    """(*size) float32: ``values`` (*prepared size), interpolated as ``labels_at`` does; NaN outside of the prepared image."""
+    prepared, axes = tuple(values.shape), _axes(matrix, size, values.shape)
+    found = next(_interpolated(values[None], matrix, size, axes)).numpy()
+    return _placed(found, axes, size, np.nan) if axes is not None else np.where(_dense(matrix, size, prepared), found, np.float32(np.nan))
 
 
 def _interpolated(logits: torch.Tensor, matrix: Floats, size: Sequence[int], axes: Sequence[_Axis] | None) -> Iterator[torch.Tensor]:

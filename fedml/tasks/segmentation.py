@@ -69,7 +69,9 @@ def segmentation_task(study: Study) -> Task:
         evaluation_batch=1,  # the logits of all voxels and classes need much memory
         measures=MEASURES, watched="dice_mean_person", higher=True, measure="dice_mean_person", risks=False,
         labels=_labels(study),
-        answer=Answer(columns=_masks, example={"predicted": [[0]]}, caption=NotBuilt("the picture shows the predicted mask")),
+        answer=Answer(
+            columns=_masks, example={"predicted": [[0]], "size": [[1]]}, caption=NotBuilt("the picture shows the predicted mask"),
+        ),
         compared=Compared(values=lambda output, truth: _dice_of(counts(output, truth)), statistic=_mean_dice),
         linear_score=NotBuilt("a mask is no score of a person"),
         words=Words(
@@ -110,11 +112,12 @@ def _labels(study: Study) -> Labels:
 
 
 def _masks(output: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, list[Any]]:
-    """Each person's mask in C order; None: no image."""
+    """Each person's mask in C order, and its shape; None: no image."""
     masks: list[list[int] | None] = [None] * len(batch["image_present"])
+    sizes: list[list[int] | None] = [None] * len(masks)
     for person, logits in zip(batch["image_person"].tolist(), output, strict=True):
-        masks[person] = logits.argmax(0).flatten().tolist()
-    return {"predicted": masks}
+        masks[person], sizes[person] = logits.argmax(0).flatten().tolist(), list(logits.shape[1:])
+    return {"predicted": masks, "size": sizes}
 
 
 def _dice_of(counts: Mapping[str, npt.NDArray[Any]]) -> Floats:

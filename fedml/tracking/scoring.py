@@ -12,6 +12,9 @@ Images are raw; the preprocessing of ``[cohort.image]`` is applied here. Orienta
 ``affine`` in addition, (4, 4) for all or for each person, voxel to mm in RAS+: {"image": arrays, "affine": affines}. An input
 is missing for a person if all values are NaN (variants: -1), or if the image is None or "".
 
+A predicted mask is on the voxels of the file or array that was given: column ``predicted`` has their class values in C order, ``size`` the
+shape.
+
 If the study's sites standardise their own tables (``[cohort] standardise = "site"``), the persons of one call are those of one site, at
 least five, and their mean and SD standardise them.
 """
@@ -34,6 +37,7 @@ from fedml.runs.log import saved_window
 from fedml.runs.restore import restore
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
+from fedml.tracking.scoring_masks import masks_of
 
 if TYPE_CHECKING:
     import torch
@@ -74,10 +78,16 @@ def to_batch(study: Study, given: Any, window: tuple[float, float] | None = None
 
 
 def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
-    """Predictions of ``model`` for raw inputs. A predicted mask has the voxels of the prepared image, in C order."""
+    """Predictions of ``model`` for raw inputs. A predicted mask has the voxels of the given file or array (``masks_of``)."""
     import torch
 
-    batch = to_batch(study, given, saved_window(model.state_dict()))
+    window = saved_window(model.state_dict())
+    if study.traits.label == "mask":
+        named = dict(given) if isinstance(given, dict) else {"image": given}
+        if unknown := sorted(named.keys() - {"image", "affine"}):
+            raise InputError(f'the model has no input "{unknown[0]}"; its input is image.')
+        return masks_of(study, model, named.get("image", ()), named.get("affine"), window)
+    batch = to_batch(study, given, window)
     with torch.inference_mode():
         out = model(batch)
     return pd.DataFrame(make_task(study).answer.columns(out, batch))

@@ -44,7 +44,7 @@ class Volume:
     ``unit``: HU, the unit that a PET or an enhanced image states, or empty. ``instances``: SOP instance UID of each slice.
     ``placed`` is False for a picture without a position (X-ray, photograph): its affine only scales, by 1 mm if the pixel spacing is
     unknown. A single slice without a slice thickness is taken as 1 mm thick. ``off_grid_mm``: the largest distance of a slice's first
-    pixel from its place in ``affine``.
+    pixel from its place in ``affine``. ``slices``: each slice by its header.
     """
 
     voxels: npt.NDArray[np.float32]
@@ -57,6 +57,7 @@ class Volume:
     instances: tuple[str, ...]
     placed: bool
     off_grid_mm: float = 0.0
+    slices: tuple[Slice, ...] = ()
 
     @property
     def picture(self) -> npt.NDArray[np.float32]:
@@ -140,7 +141,7 @@ def _read(files: Sequence[Path], groups: Sequence[Sequence[Slice]], max_mb: int)
         Volume(
             voxels=of, affine=affine, spacing_mm=spacing, unit=first.unit, modality=first.series[1], series_uid=first.series[0],
             frame_of_reference=first.series[2], instances=tuple(slices[k].instance for k in order), placed=first.position is not None,
-            off_grid_mm=off,
+            off_grid_mm=off, slices=tuple(slices[k] for k in order),
         )
         for slices, (order, affine, spacing, off), of in zip(groups, grids, voxels, strict=True)
     ]  # fmt: skip

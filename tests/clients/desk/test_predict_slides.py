@@ -1,4 +1,4 @@
-"""``fedml-site predict`` for slides: the table is the model's answer, the picture shows the model's attention on the right tiles."""
+"""``fedml-site predict-slides``: the table is the model's answer, the picture shows the model's attention on the right tiles."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no slide"):
         write_slides(run, tmp_path / "empty", tmp_path / "out", SlideOptions(tmp_path / "a" / "e.safetensors"), say=print)
     given = ["--images", "a/slides/a001.tif", "--out", "out", "--encoder", "a/e.safetensors", "--cache", "kept"]
-    done = command("fedml-site", "predict", "run", *given, cwd=tmp_path)
+    done = command("fedml-site", "predict-slides", "run", *given, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "a001-attention.png").exists()
     assert len(list((tmp_path / "kept" / "features").glob("*/*.npy"))) == 1

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +15,14 @@ import torch
 from typer.testing import CliRunner
 
 from fedml.clients.site.read import load_cohort
+from fedml.cohort.images.transforms import deterministic
 from fedml.cohort.one_image import read_one
 from fedml.errors import InputError
 from fedml.experiments.cli import app
 from fedml.runs.restore import restore
 from fedml.study.study import Study
 from fedml.tracking.scoring import score, to_batch
+from tests.command import quick
 from tests.conftest import federate, make_study, to_toml, write_csv, write_manifest, write_picture
 from tests.dicom_files import write_series
 
@@ -58,6 +64,27 @@ def from_cohort(study: Study, manifest: Path, run: Path) -> torch.Tensor:
         return model(cohort.batch(range(len(cohort))))
 
 
+def on_file(found: np.ndarray[Any, Any], logits: np.ndarray[Any, Any], study: Study, volume: Any) -> None:
+    """Compares a mask with the largest of the scores, interpolated at each voxel's place in the patient by SciPy; MONAI says where the
+    prepared image is."""
+    from monai.data import MetaTensor
+    from scipy.ndimage import map_coordinates
+
+    assert study.cohort.image is not None
+    assert study.cohort.image.preprocess is not None
+    image = MetaTensor(torch.zeros(1, *volume.shape), affine=torch.as_tensor(volume.affine))
+    after = deterministic(study.cohort.image.preprocess)({"image": image})["image"].affine.numpy()
+    index = np.moveaxis(np.indices(volume.shape), 0, -1)
+    at = (index @ volume.affine[:3, :3].T + volume.affine[:3, 3] - after[:3, 3]) @ np.linalg.inv(after[:3, :3]).T
+    scores = np.stack([map_coordinates(one, np.moveaxis(at, -1, 0), order=1, mode="nearest") for one in logits])
+    inside = ((at > -0.499) & (at < np.array(logits.shape[1:]) - 0.501)).all(-1)
+    outside = ((at < -0.501) | (at > np.array(logits.shape[1:]) - 0.499)).any(-1)
+    clear = np.abs(scores[0] - scores[1]) > 1e-4
+    assert (inside & clear).sum() > 100
+    np.testing.assert_array_equal(found[inside & clear], scores.argmax(0)[inside & clear])
+    assert not found[outside].any()
+
+
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_raw_nifti_through_mlflow_is_scored_as_the_cohort_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str) -> None:
     import mlflow
@@ -84,10 +111,26 @@ def test_raw_nifti_through_mlflow_is_scored_as_the_cohort_is(tmp_path: Path, mon
     for given in (paths, {"image": paths}, {"image": arrays, "affine": affines}):
         reported = model.predict(given)
         if task == "segmentation":
-            assert reported["predicted"].tolist() == [one.argmax(0).flatten().tolist() for one in expected]
+            for found, logits, volume in zip(reported.itertuples(), expected, volumes, strict=True):
+                assert tuple(found.size) == volume.shape
+                on_file(np.reshape(found.predicted, found.size), logits.numpy(), study, volume)
         else:
             np.testing.assert_array_equal(reported["probability_1"], torch.softmax(expected.double(), 1)[:, 1].numpy())
     twice = np.stack([arrays[0], arrays[0]])
+    if task == "segmentation":  # in a process of its own, where only the saved model is; and equal to what the site's command writes
+        code = "import json, sys, mlflow; m = mlflow.pyfunc.load_model(sys.argv[1]); print(m.predict(json.loads(sys.argv[2])).to_json())"
+        uri = f"runs:/{done.output.split()[-1]}/model"
+        alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        said = subprocess.run(
+            [sys.executable, "-c", code, uri, json.dumps(paths[:3])], cwd=tmp_path, capture_output=True, text=True, check=False, env=alone
+        )
+        assert said.returncode == 0, said.stderr[-1000:]
+        there = json.loads(said.stdout.splitlines()[-1])
+        out = quick("fedml-site", "predict", run, "--images", manifest.parent / "images", "--out", tmp_path / "masks", cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+        for row, path in enumerate(paths[:3]):
+            mask = np.asarray(nibabel.load(tmp_path / "masks" / Path(path).name).dataobj)
+            np.testing.assert_array_equal(np.reshape(there["predicted"][str(row)], there["size"][str(row)]), mask)
     both = model.predict({"image": twice, "affine": affines[0]})  # one affine for all
     assert both.iloc[0].equals(model.predict([paths[0]]).iloc[0])
     assert both.iloc[1].equals(both.iloc[0])
