@@ -173,7 +173,7 @@ def _opened(path: Path, pixels: bool, tags: Sequence[str] | None, max_mb: int) -
                 file.seek(0)
                 source = _Bounded(file, path)
                 dataset = read_partial(cast(Any, source), stop, force=meta is None, specific_tags=_tag_list(tags))
-            if not pixels and source.tell() > _HEADER_MB * 2**20:
+            if not pixels and tags is None and source.tell() > _HEADER_MB * 2**20:
                 raise ItemError(Unusable.TOO_LARGE, f"{path}: its header has more than {_HEADER_MB} MB.")
             if not pixels and source.tell() >= size and is_image(dataset):
                 raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated before the pixel data.")

@@ -3,7 +3,7 @@
     for image in series_of(Path("images"), "p1", masks=None, shape=None, deidentification="quarantine", rules=None):
         series = image.load()     # Series, or ItemError
 
-The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
+The mask of a series of ``<id>`` is a DICOM segmentation or RT structure set in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
 ``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series (``fedml.cohort.images.masks``).
 """
 
@@ -27,6 +27,7 @@ from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.segments import read_classes
 from fedml.cohort.dicom.series import Volume, read_volumes
+from fedml.cohort.dicom.structures import MODALITY, open_regions, series_of_regions
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.combine import on_one_grid, one_of_many
 from fedml.cohort.images.formats import by_ending
@@ -233,7 +234,7 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
 
 
 def _is_segmentation(path: Path) -> bool:
-    return header_of(path).modality == "SEG"
+    return header_of(path).modality in ("SEG", MODALITY)
 
 
 def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, npt.NDArray[Any]]:
@@ -246,6 +247,9 @@ def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, 
         drawn += [p for files in group_series(masks / person).values() for p in files if _is_segmentation(p)]
     drawn = [path for path in drawn if _refers_to(path, volume.series_uid)]
     named = {} if how.shape is None else {normal(name): patterns for name, patterns in how.shape.segments.items()}
+    if not named and any(header_of(path).modality == MODALITY for path in drawn):
+        text = "its mask is an RT structure set, whose regions the study names in [cohort.image] segments"
+        raise ItemError(Unusable.MASK_MISMATCH, f"{where}: {text}; state them.")
     if len(drawn) > 1 and not named:
         raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; keep one.")
     if drawn:
@@ -272,7 +276,10 @@ def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, 
 
 
 def _refers_to(path: Path, series: str, *, named: bool = False) -> bool:
-    """True if the segmentation refers to the series, or (unless ``named``) to no series; its position is then checked by ``read_seg``."""
+    """True if the segmentation refers to the series, or (unless ``named``) to no series; its position is then checked by reading it."""
     with reading(path):
-        stated = open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []
-        return (not stated and not named) or series in {str(s.get("SeriesInstanceUID") or "") for s in stated}
+        if header_of(path).modality == MODALITY:
+            stated = series_of_regions(open_regions(path))
+        else:
+            stated = {str(s.get("SeriesInstanceUID") or "") for s in open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []}
+        return (not stated and not named) or series in stated
