@@ -24,7 +24,7 @@ from fedml.cohort.read_images import read_images
 from fedml.cohort.slides.cohort import ENDINGS, Slides, pool_slides
 from fedml.errors import InputError
 from fedml.modalities import slides
-from fedml.modalities.image_words import lost_lines, steps
+from fedml.modalities.image_words import lost_lines, steps, unit_lines
 from fedml.modalities.modality import (
     Array,
     DataSection,
@@ -144,7 +144,7 @@ def _summary(value: Kind, study: Study) -> list[str]:
     match value:
         case Images():
             kind = ", patches of" if value.patches is not None else " of"
-            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *lost_lines(value, study)]
+            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *unit_lines(value), *lost_lines(value, study)]
         case Slides():
             return [f"slides: {len(value.slides)} with {value.tiles} tiles of {value.spec.size_px} pixels with tissue"]
     assert_never(value)

@@ -4,8 +4,8 @@
     names_of_regions(dataset)                        # {3: ["GTV-1", "SCT:108369006"]}: ROI number -> what it may be called by
     inside = read_regions(path, volume, [3])         # bool (columns, rows, slices)
 
-A voxel is inside if its centre is in an outline or on it (``outlines``). Outlines are closed, planar and parallel to the slices, in whatever
-direction the series lies. Two outlines of a region in one slice are two parts, or one is a hole in the other (PS3.3 section C.8.8.6.3);
+A voxel is inside if its centre is in an outline or on it (``outlines``). Outlines are closed, planar and parallel to the slices, in
+whatever direction the series lies. Two outlines of a region in one slice are two parts, or one is a hole in the other (PS3.3 section C.8.8.6.3);
 outlines that cross each other are refused unless the file says that they are combined by exclusive or (``CLOSEDPLANAR_XOR``). Nothing is
 interpolated between slices.
 """
@@ -13,6 +13,7 @@ interpolated between slices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -184,7 +185,7 @@ def _mask(outlines: Sequence[_Outline], region: _Region, volume: Volume) -> npt.
     for outline in outlines:
         slices.setdefault(round(outline.place), []).append(outline)
     used = sorted(slices)
-    if len(used) > 1 and min(b - a for a, b in zip(used, used[1:], strict=False)) > 1:
+    if len(used) > 1 and min(b - a for a, b in pairwise(used)) > 1:
         raise region.refuse("is drawn on no two neighbouring slices: on a coarser series than its image?")
     work, area = 0.0, 0.0
     for at, here in slices.items():

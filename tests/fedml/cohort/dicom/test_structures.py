@@ -1,4 +1,4 @@
-"""RT structure sets on the voxels of their image: against matplotlib's polygons, analytic shapes and rt-utils, in any direction of slices."""
+"""RT structure sets on the voxels of their image: against matplotlib's polygons, analytic shapes, rt-utils; any direction."""
 
 from __future__ import annotations
 
