@@ -23,7 +23,7 @@ from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.combine import on_one_grid, one_of_many
-from fedml.cohort.images.formats import FORMATS, Voxels
+from fedml.cohort.images.formats import FORMATS, Voxels, by_ending
 from fedml.cohort.images.items import Raw
 from fedml.cohort.images.named import files_of, one_each
 from fedml.cohort.images.reasons import ItemError, Unusable
@@ -146,6 +146,12 @@ def _files(
             return Raw(image, affine, labels.of_files(drawn, (affine, image.shape[1:]), shape, codes, path))
         return Raw(image, affine, labels.as_classes(mask_files.read(drawn[0], affine, image.shape[1:]), codes, drawn[0], shape))
 
+    def all_of(paths: Sequence[Path], drawn: Sequence[Path]) -> tuple[Path, ...]:
+        """With the further files that reading them opens."""
+        more = [form.others(path) for path in paths if form.others is not None]
+        more += [kind.others(path) for path in drawn if (kind := by_ending(path)) is not None and kind.others is not None]
+        return (*paths, *drawn, *(path for some in more for path in some))
+
     def masks_of(name: str) -> list[Path]:
         if masks is None or codes is None:
             return []
@@ -154,6 +160,9 @@ def _files(
         return [] if (one := mask_files.find(masks, name)) is None else [one]
 
     _need_folder(folder)
+    if shape is not None and shape.orientation and not form.anatomical:
+        text = f'files of the format "{kind}" do not say which side of a body an axis points to; remove orientation from [cohort.image]'
+        raise InputError(f"{folder}: {text}, or give another format.")
     if shape is not None and shape.channel_files:
         for person, files in files_of(folder, row, form.endings).items():
             try:
@@ -162,7 +171,7 @@ def _files(
                 yield Found(row[person], folder / person, partial(_raise, error), (folder / person,), str(error))
                 continue
             drawn = masks_of(person)
-            files_read = (*paths, *drawn)
+            files_read = all_of(paths, drawn)
             part = json.dumps([person, *(file.name for file in files_read)])
             yield Found(row[person], paths[0], partial(load, paths, drawn, person), files_read, part)
         return
@@ -174,7 +183,7 @@ def _files(
         for path, name, ending in candidates:
             if path.exists():
                 drawn = masks_of(name.removesuffix(ending))
-                read_too = (path, *drawn)
+                read_too = all_of([path], drawn)
                 part = json.dumps([person, *(file.name for file in read_too)])
                 yield Found(at, path, partial(load, [path], drawn, person), read_too, part)
 

@@ -5,9 +5,9 @@
     inside = read_regions(path, volume, [3])         # bool (columns, rows, slices)
 
 A voxel is inside if its centre is in an outline or on it (``outlines``). Outlines are closed, planar and parallel to the slices, in
-whatever direction the series lies. Two outlines of a region in one slice are two parts, or one is a hole in the other (PS3.3 section C.8.8.6.3);
-outlines that cross each other are refused unless the file says that they are combined by exclusive or (``CLOSEDPLANAR_XOR``). Nothing is
-interpolated between slices.
+whatever direction the series lies. Two outlines of a region in one slice are two parts, or one is a hole in the other (PS3.3 section
+C.8.8.6.3); outlines that cross each other are refused unless the file says that they are combined by exclusive or (``CLOSEDPLANAR_XOR``).
+Nothing is interpolated between slices.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_keys_are_checked_when_the_study_is_read() -> None:
     assert study(labels={"1": [1, 4]}).rules == " (class 1 from values 1 or 4)"
     for word, image in {
         'labels names "7"': {"labels": {"7": [1]}}, 'mask_files names "0"': {"mask_files": {"0": ["x"]}},
-        "a mask for each class": {"labels": {"1": [1]}, "mask_files": {"1": ["x"]}}, "labels.1": {"labels": {"1": [-1]}},
+        "a mask for each class": {"labels": {"1": [1]}, "mask_files": {"1": ["x"]}}, "greater than or equal to 0": {"labels": {"1": [-1]}},
     }.items():  # fmt: skip
         with pytest.raises(InputError, match=word):
             study(**image)
