@@ -20,8 +20,8 @@ HEADERS = (".mhd", ".nhdr")
 
 
 def beside(path: Path, name: str) -> Path:
-    """The file of the voxels that the header ``path`` names. It lies in the header's folder; there, it has the header's name up to the ending,
-    or the folder has no other header: in a folder of several persons a header could name the voxels of another one.
+    """The file of the voxels that the header ``path`` names. It lies in the header's folder; there, it has the header's name up to the
+    ending, or the folder has no other header: in a folder of several persons a header could name the voxels of another one.
 
     Raises:
         ItemError: unreadable: another place, another name, no such file; or a link that leads elsewhere.

@@ -1,4 +1,4 @@
-"""Uptake values by body weight: analytic values for each way in which a PET series states its decay, and a refusal for all that is missing."""
+"""Uptake values by body weight: analytic values for each way to state decay, a refusal for all that is missing."""
 
 from __future__ import annotations
 

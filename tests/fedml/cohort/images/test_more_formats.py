@@ -215,7 +215,7 @@ def test_ome_tiff_says_which_page_is_which_plane(tmp_path: Path, order: str) -> 
         assert file.series[0].axes == order.replace("T", "") if sizes["T"] == 1 else order
         read, axes = file.series[0].asarray(squeeze=False), file.series[0].get_axes(squeeze=False)
     moved = np.moveaxis(read, [axes.index(axis) for axis in "TZCYX"], range(5))
-    full = moved.reshape(-1, *moved.shape[-4:])
+    full = moved.reshape(moved.shape[:5])
     if "Z" in order:
         np.testing.assert_array_equal(voxels, full[0].transpose(3, 2, 0, 1))
         np.testing.assert_allclose(affine, np.diag([0.0005, 0.00025, 0.002, 1]))
