@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     _Entry = tuple[ImageCache, OriginalMasks | None]  # prepared images, and their masks as the files have them
 
 Affine = npt.NDArray[np.float64]
-READER_VERSION = 2  # increment when a reader returns other values for the same file
+READER_VERSION = 3  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
 _SOURCE = ("volumes", "channel_files", "segments", "labels", "mask_files", "overlap", "units")  # of [cohort.image], besides preprocessing
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written

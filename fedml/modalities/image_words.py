@@ -34,7 +34,8 @@ def steps(image: ImageShape) -> list[str]:
     done = ["one series of a person, by the rules of the study"] if image.select is not None and not image.select.several else []
     done += [f"with {len(image.channel_files)} named channels"] if image.channel_files else []
     done += [f"values as {image.units}"] if image.units else []
-    several = {"channels": "all, as channels", "mean": "their mean"}.get(str(image.volumes), f"number {image.volumes}")
+    named = {"channels": "all, as channels", "mean": "their mean", "stack": "the frames, as slices"}
+    several = named.get(str(image.volumes), f"number {image.volumes}")
     done += [] if image.volumes == "one" else [f"of several volumes {several}"]
     done += [f"reoriented to {image.orientation}"] if image.orientation else []
     done += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []

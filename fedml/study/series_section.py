@@ -108,10 +108,10 @@ class ImageSource(Section):
         description="which series of a person's DICOM study is the image; default: the only one, or the only one that is no localizer and "
         "neither derived nor secondary",
     )
-    volumes: Literal["one", "channels", "mean"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+    volumes: Literal["one", "channels", "mean", "stack"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
         default="one",
         description="of a file or series with several volumes (phases, b-values, echoes, time): the image has one, or they are its "
-        "channels, or their mean is the image, or the one of this number from 1 is",
+        "channels, or their mean is the image, or the one of this number from 1 is; stack: the frames of a cine are slices",
     )
     channel_files: Annotated[tuple[ChannelFile, ...], Field(max_length=64)] = Field(
         default=(),

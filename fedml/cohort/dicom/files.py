@@ -384,7 +384,8 @@ def _rgb(frame: npt.NDArray[Any], photometric: str, dataset: Dataset) -> npt.NDA
     from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
     if photometric == "PALETTE COLOR":
-        return np.asarray(apply_color_lut(frame, dataset))[..., :3]
+        colours = np.asarray(apply_color_lut(frame, dataset))[..., :3]
+        return colours >> 8 if colours.dtype.itemsize == 2 else colours  # a palette of 16 bits: in 0..255, as other colours are
     if frame.ndim == 3 and photometric in ("YBR_FULL", "YBR_FULL_422"):
         return np.asarray(convert_color_space(frame, photometric, "RGB"))
     return frame

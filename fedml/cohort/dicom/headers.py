@@ -4,7 +4,7 @@
     found[0].about.modality, found[0].about.slices, found[0].files
 
 A localizer among the files of a series is a candidate of its own, and so is each plate (X-ray, photograph) of a series of plates. Reports,
-plans and segmentations are no candidates.
+plans, doses and segmentations are no candidates.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _file(path: Path) -> _File | None:
     """None: not an image. ``ItemError``: it cannot be read, or names no series."""
-    told = remembered(path, lambda: _read(path), "series 2")
+    told = remembered(path, lambda: _read(path), "series 3")
     if told is None:
         return None
     uid, apart, about = told  # from JSON (``fedml.cohort.state_index``), which has lists for tuples
@@ -153,7 +153,7 @@ def _read(path: Path) -> _File | None:
         uid = str(header.get("SeriesInstanceUID") or "")
         if not uid:
             raise ValueError("no series")
-        if str(header.get("Modality")) == "SEG" or not ("Rows" in header or is_image(header)):
+        if str(header.get("Modality")) in ("SEG", "RTDOSE") or not ("Rows" in header or is_image(header)):
             return None
         if int(header.get("NumberOfFrames") or 1) > 1:
             header = open_dataset(path, pixels=False)

@@ -220,10 +220,24 @@ def _volume(series: Candidate, shape: ImageShape | None, rules: Select | None) -
     if rule == "one":
         text = f"its series has {len(volumes)} volumes ({apart}), and an image has one"
         raise ItemError(Unusable.SEVERAL_SERIES, f"{where}: {text}; state [cohort.image] volumes, or select one of them.")
+    if rule == "stack":
+        return _stack(volumes, where)
+    if volumes[0].voxels.ndim != 3 and isinstance(rule, int) and rule <= len(volumes):
+        return volumes[0], volumes[rule - 1].voxels
     if volumes[0].voxels.ndim != 3:
         raise ItemError(Unusable.GEOMETRY, f"{where}: is in colour, so [cohort.image] volumes does not apply.")
     voxels = on_one_grid([(f"volume {n}", v.voxels, v.affine) for n, v in enumerate(volumes, start=1)], where)
     return volumes[0], one_of_many(voxels, rule, where)
+
+
+def _stack(volumes: Sequence[Volume], where: Path) -> tuple[Volume, npt.NDArray[Any]]:
+    """The frames of a cine as slices of a stack, which lies at no known place."""
+    first = volumes[0]
+    if any(one.placed or one.voxels.ndim != 3 or one.voxels.shape[2] != 1 for one in volumes):
+        text = 'volumes = "stack" is of grey frames without positions (cine); its frames have positions, or are in colour'
+        raise ItemError(Unusable.GEOMETRY, f"{where}: {text}.")
+    voxels = np.concatenate([one.voxels for one in volumes], axis=2)
+    return replace(first, voxels=voxels), voxels
 
 
 def _check_deidentified(path: Path, person: str, deidentification: Deidentification) -> None:

@@ -3,8 +3,8 @@
     voxels, affine = read_tiff(path)      # picture: (rows, columns[, channels]); stack: (columns, rows, slices, channels)
 
 A stack has more than one plane of Z: pages of a plain file, ``slices`` of ImageJ, SizeZ of OME-XML, whose TiffData says which plane is
-where. Planes of C are channels; of T, without C, too. The pages are decoded here, by NumPy and imagecodecs, each piece of a page to just the bytes
-that its header declares. OME's PhysicalSize is the spacing; which side of a body an axis points to no TIFF says.
+where. Planes of C are channels; of T, without C, too. The pages are decoded here, by NumPy and imagecodecs, each piece of a page to just
+the bytes that its header declares. OME's PhysicalSize is the spacing; which side of a body an axis points to no TIFF says.
 """
 
 from __future__ import annotations
