@@ -108,7 +108,7 @@ def check_equal(folder: Path, persons: int) -> str:
     results = read_table(next((folder / "runs").iterdir())).set_index("rsid")
     whole = results[results.n == persons]
     theirs = theirs.loc[whole.index]
-    assert (theirs.OBS_CT == whole.n).all()
+    assert (whole.n == theirs.OBS_CT).all()
     beta = np.where(whole.effect_allele == theirs.A1, theirs.BETA, -theirs.BETA)
     apart = float((np.abs(beta - whole.beta) / whole.standard_error).max())
     assert apart < 1e-4, apart

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images import metaimage, nrrd, tiff
+from fedml.cohort.images import mha, nrrd, tiff
 from fedml.cohort.images.nifti import open_nifti, position
 from fedml.cohort.images.pictures import open_picture
 from fedml.cohort.images.reasons import ItemError, Unusable
@@ -85,7 +85,7 @@ FORMATS: dict[str, Format] = {
     "jpeg": Format((".jpg", ".jpeg"), _picture, None, False, "pillow"),
     "npy": Format((".npy",), _npy, _npy_mask, False, ""),
     "nrrd": Format(nrrd.ENDINGS, nrrd.read_nrrd, nrrd.read_nrrd, True, "pynrrd", nrrd.others_of),
-    "mha": Format(metaimage.ENDINGS, metaimage.read_metaimage, metaimage.read_metaimage, True, "", metaimage.others_of),
+    "mha": Format(mha.ENDINGS, mha.read_metaimage, mha.read_metaimage, True, "", mha.others_of),
     "tiff": Format(tiff.ENDINGS, tiff.read_tiff, tiff.read_tiff, False, "imagecodecs", anatomical=False),
 }
 NAMES = (*FORMATS, "dicom", "npz", "slide")

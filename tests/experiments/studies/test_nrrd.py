@@ -16,6 +16,7 @@ import nibabel
 import nrrd
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -262,10 +263,18 @@ def test_a_manifest_takes_the_formats_of_the_table_and_no_other(tmp_path: Path) 
         read_site(write_manifest(tmp_path, "a", image='{ path = "images", format = "nifty" }'))
 
 
+def write_metaimage(path: Path, pixels: np.ndarray[Any, Any]) -> None:
+    size = " ".join(map(str, pixels.shape))
+    head = f"ObjectType = Image\nNDims = {pixels.ndim}\nDimSize = {size}\nElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
+    path.write_bytes(head.encode() + pixels.tobytes(order="F"))
+
+
 WRITERS: dict[str, Callable[[Path, np.ndarray[Any, Any]], object]] = {
     **dict.fromkeys(("png", "jpeg", "npy", "nifti"), write_picture),
     "bmp": write_picture,
     "nrrd": lambda path, pixels: nrrd.write(str(path), pixels),
+    "mha": write_metaimage,
+    "tiff": tifffile.imwrite,
 }
 
 
