@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -22,7 +22,7 @@ _ENTRIES = 4096
 _VALUES = 2**24
 
 
-def order_of(start: bytes) -> str:
+def order_of(start: bytes) -> Literal["<", ">"]:
     """``<`` or ``>``, by the first bytes of the file."""
     return "<" if start[:1] == b"I" else ">"
 

@@ -15,7 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -84,7 +84,7 @@ def read_tiff(path: Path, size: Sequence[int] | None = None) -> tuple[npt.NDArra
         return _array(file, path, pages, planes), _spacing(planes)
 
 
-def _page(tags: Mapping[int, list[int]], order: str, path: Path) -> _Page:
+def _page(tags: Mapping[int, list[int]], order: Literal["<", ">"], path: Path) -> _Page:
     page = _Page(tags, (0, 0, 0), np.dtype("u1"))
     shape = page.one(_HEIGHT, 0), page.one(_WIDTH, 0), page.one(_SAMPLES, 1)
     bits, formats = set(tags.get(_BITS) or [1]), set(tags.get(_FORMAT) or [1])
