@@ -171,7 +171,6 @@ BROKEN: dict[str, tuple[bytes, Unusable]] = {
         PACKED.replace(b"4 3 2", b"512 512 512") + gzip.compress(bytes(2 * 512**3 // 64)), Unusable.TOO_LARGE,
     ),
     "no gzip": (PACKED + DATA, Unusable.UNREADABLE),
-    "text": (replaced(b"raw", b"ascii", b" ".join(b"%d" % k for k in range(24))), Unusable.COMPRESSED),
     "text": (replaced(b"raw", b"ascii", b"1 " * 24), Unusable.COMPRESSED),
     "voxels elsewhere": (replaced(b"encoding", b"data file: ../../secret.raw\nencoding"), Unusable.UNREADABLE),
     "bytes to skip": (replaced(b"encoding", b"byte skip: 8\nencoding"), Unusable.UNREADABLE),
