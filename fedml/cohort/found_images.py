@@ -18,11 +18,12 @@ import numpy as np
 from fedml.cohort.deidentification import require_clean
 from fedml.cohort.dicom.deidentified import Deidentification
 from fedml.cohort.ids import check_ids
+from fedml.cohort.images import labels
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.combine import on_one_grid, one_of_many
-from fedml.cohort.images.formats import FORMATS, Voxels
+from fedml.cohort.images.formats import FORMATS, Voxels, by_ending
 from fedml.cohort.images.items import Raw
 from fedml.cohort.images.named import files_of, one_each
 from fedml.cohort.images.reasons import ItemError, Unusable
@@ -65,6 +66,7 @@ class Found(NamedTuple):
     load: Callable[[], Raw]
     files: tuple[Path, ...]
     part: str = ""
+    unit: str = ""
 
 
 def found_images(
@@ -73,6 +75,9 @@ def found_images(
 ) -> list[Found]:  # fmt: skip
     """The images of ``persons``, not read yet. Headers that were read at an earlier start are not read again (``state_index``)."""
     row = {person: at for at, person in enumerate(persons)}
+    if kind != "dicom" and shape is not None and shape.units:
+        text = f'[cohort.image] units = "{shape.units}" is computed from DICOM headers, and data.image format is "{kind}"'
+        raise InputError(f"{path}: {text}; give the DICOM series, or a study without units.")
     if kind == "npz":
         return list(_npz(path, row, shape, codes))
     if kind != "dicom":
@@ -95,11 +100,11 @@ def _dicom(folder: Path, row: dict[str, int], shape: ImageShape | None, codes: S
     select = None if shape is None or shape.select is None else shape.select.at(rules.select)
     for person, at in row.items():
         found = series_of(folder, person, masks=masks, shape=shape, deidentification=rules.deidentification, rules=select)
-        for where, files, read, about in found:
+        for where, files, read, about, unit in found:
             # Part of the cache key: reading depends on file names, and the de-identification check on the person's id.
             rest = [*([about] if about else []), *([] if select is None else [select.model_dump_json()])]
             part = json.dumps([person, *(file.name for file in files), *rest])
-            yield Found(at, where, partial(load, read, where, person, files), files, part)
+            yield Found(at, where, partial(load, read, where, person, files), files, part, unit)
 
 
 def _need_folder(folder: Path) -> None:
@@ -118,12 +123,12 @@ def _files(
         several = shape is not None and form.volumes and rule != "one" and raw.ndim == len(shape.size) + 1
         return (one_of_many(raw, rule, path) if several else raw), affine
 
-    def load(paths: Sequence[Path], drawn: Path | None, person: str) -> Raw:
+    def load(paths: Sequence[Path], drawn: Sequence[Path], person: str) -> Raw:
         path = paths[0]
         for one in paths:
             require_clean(one, folder, person, rules.deidentification)
-        if drawn is not None and masks is not None:
-            require_clean(drawn, masks, person, rules.deidentification)
+        for one in drawn if masks is not None else ():
+            require_clean(one, masks, person, rules.deidentification)
         raw, affine = voxels_of(path)
         if shape is not None and shape.channel_files:
             others = zip(shape.channel_files[1:], paths[1:], strict=True)
@@ -132,13 +137,32 @@ def _files(
         image = channels_first(raw, shape, path, volumes=form.volumes)
         if codes is None:
             return Raw(image, affine)
-        if drawn is None:
+        if not drawn:
             raise ItemError(Unusable.NO_MASK, f"{path}: has no mask.")
-        for one in paths:
-            require_same_turn(one, drawn)
-        return Raw(image, affine, mask_files.as_classes(mask_files.read(drawn, affine, image.shape[1:]), codes, drawn))
+        for one in drawn:
+            for picture in paths:
+                require_same_turn(picture, one)
+        if shape is not None and shape.mask_files:
+            return Raw(image, affine, labels.of_files(drawn, (affine, image.shape[1:]), shape, codes, path))
+        return Raw(image, affine, labels.as_classes(mask_files.read(drawn[0], affine, image.shape[1:]), codes, drawn[0], shape))
+
+    def all_of(paths: Sequence[Path], drawn: Sequence[Path]) -> tuple[Path, ...]:
+        """With the further files that reading them opens."""
+        more = [form.others(path) for path in paths if form.others is not None]
+        more += [kind.others(path) for path in drawn if (kind := by_ending(path)) is not None and kind.others is not None]
+        return (*paths, *drawn, *(path for some in more for path in some))
+
+    def masks_of(name: str) -> list[Path]:
+        if masks is None or codes is None:
+            return []
+        if shape is not None and shape.mask_files:
+            return labels.files_of(masks, name)
+        return [] if (one := mask_files.find(masks, name)) is None else [one]
 
     _need_folder(folder)
+    if shape is not None and shape.orientation and not form.anatomical:
+        text = f'files of the format "{kind}" do not say which side of a body an axis points to; remove orientation from [cohort.image]'
+        raise InputError(f"{folder}: {text}, or give another format.")
     if shape is not None and shape.channel_files:
         for person, files in files_of(folder, row, form.endings).items():
             try:
@@ -146,8 +170,8 @@ def _files(
             except ItemError as error:
                 yield Found(row[person], folder / person, partial(_raise, error), (folder / person,), str(error))
                 continue
-            drawn = None if masks is None or codes is None else mask_files.find(masks, person)
-            files_read = (*paths, *([] if drawn is None else [drawn]))
+            drawn = masks_of(person)
+            files_read = all_of(paths, drawn)
             part = json.dumps([person, *(file.name for file in files_read)])
             yield Found(row[person], paths[0], partial(load, paths, drawn, person), files_read, part)
         return
@@ -158,8 +182,8 @@ def _files(
             candidates += [(p, f"{person}/{p.name}", next(e for e in form.endings if p.name.endswith(e))) for p in inside]
         for path, name, ending in candidates:
             if path.exists():
-                drawn = None if masks is None or codes is None else mask_files.find(masks, name.removesuffix(ending))
-                read_too = (path,) if drawn is None else (path, drawn)
+                drawn = masks_of(name.removesuffix(ending))
+                read_too = all_of([path], drawn)
                 part = json.dumps([person, *(file.name for file in read_too)])
                 yield Found(at, path, partial(load, [path], drawn, person), read_too, part)
 
@@ -199,7 +223,7 @@ def _npz(path: Path, row: dict[str, int], shape: ImageShape | None, codes: Seque
         if drawn[k].shape != image.shape[1:]:
             text = f"{path}: the mask of image {k} has shape {drawn[k].shape}, the image {image.shape[1:]}; give them the same shape."
             raise ItemError(Unusable.MASK_MISMATCH, text)
-        return Raw(image, None, mask_files.as_classes(drawn[k], codes, path))
+        return Raw(image, None, labels.as_classes(drawn[k], codes, path, shape))
 
     check_ids(list(row), set(ids.tolist()), str(path))
     for k, person in enumerate(ids):

@@ -68,6 +68,8 @@ def open_one(path: Path, shape: ImageShape | None, window: Window | None = None)
                 raise InputError(f"{path}: has no known image extension; give {known}, .dcm or a folder with a DICOM series.")
             if shape is not None and shape.channel_files:
                 raise InputError(f"{path}: the study has named channels, a file each; give an array, or a folder with their DICOM series.")
+            if shape is not None and shape.orientation and not form.anatomical:
+                raise InputError(f"{path}: does not say which side of a body an axis points to, and the study states an orientation.")
             raw, affine = form.read(path)
             volumes = form.volumes
             if shape is not None and volumes and shape.volumes != "one" and raw.ndim == len(shape.size) + 1:

@@ -17,6 +17,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -47,8 +48,9 @@ if TYPE_CHECKING:
     _Entry = tuple[ImageCache, OriginalMasks | None]  # prepared images, and their masks as the files have them
 
 Affine = npt.NDArray[np.float64]
-READER_VERSION = 2  # increment when a reader returns other values for the same file
+READER_VERSION = 3  # increment when a reader returns other values for the same file
 _DECODERS = ("nibabel", "numpy", "pillow", "pydicom")
+_SOURCE = ("volumes", "channel_files", "segments", "labels", "mask_files", "overlap", "units")  # of [cohort.image], besides preprocessing
 _IN_MEMORY = 2**30  # most bytes of prepared images in memory if the cache cannot be written
 log = logging.getLogger("fedml.site")
 
@@ -88,11 +90,12 @@ def read_images(
         if spec.percentiles and window is not None:
             spec = windowed(spec, *window)
         settings: list[Any] = [kind, shape.channels, len(shape.size), None if codes is None else list(codes), rules.deidentification]
-        settings.append(shape.model_dump(mode="json", include={"volumes", "channel_files", "segments"}))
+        settings.append(shape.model_dump(mode="json", include={*_SOURCE}))
         reader = json.dumps([READER_VERSION, settings, [version(package) for package in decoders_of(kind)]])
         entry = _cached(cache, request, found, shape, spec, reader, 0 if codes is None else len(codes))
         if entry is not None:
-            return _from_cache(entry, request, found, shape, rules.max_quarantined, counted=bool(spec.percentiles))
+            read_back = _from_cache(entry, request, found, shape, rules.max_quarantined, counted=bool(spec.percentiles))
+            return replace(read_back, units=_units(found))
     if shape is not None and shape.patches is not None and found:
         raise InputError("[cohort.image] patches are drawn from the cache of prepared images, and the site has none; give it one.")
     read: list[tuple[int, Path, Raw]] = []
@@ -132,7 +135,12 @@ def read_images(
         else None,
         tuple(excluded),
         OriginalMasks(tuple(whole[id(raw)] for raw in raws)) if whole else None,
+        units=_units(found),
     )
+
+
+def _units(found: Sequence[Found]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(Counter(image.unit for image in found if image.unit).items()))
 
 
 def decoders_of(kind: str) -> tuple[str, ...]:

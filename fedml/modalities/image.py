@@ -28,7 +28,7 @@ from fedml.cohort.slides.files import ENDINGS
 from fedml.cohort.slides.scale import MPP, Mpp
 from fedml.errors import InputError
 from fedml.modalities import slides
-from fedml.modalities.image_words import lost_lines, steps
+from fedml.modalities.image_words import lost_lines, steps, unit_lines
 from fedml.modalities.modality import (
     Array,
     DataSection,
@@ -154,7 +154,7 @@ def _summary(value: Kind, study: Study) -> list[str]:
     match value:
         case Images():
             kind = ", patches of" if value.patches is not None else " of"
-            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *lost_lines(value, study)]
+            return [f"images: {len(value.person)}{kind} {value.shape} (channels, *size)", *unit_lines(value), *lost_lines(value, study)]
         case Slides() | SlideFeatures():
             return slides.summary(value)
     assert_never(value)

@@ -21,11 +21,21 @@ def lost_lines(value: Images, study: Study) -> list[str]:
     return lost_notes(scored, {"": lost_of_images(value.originals.lost, value.person)})
 
 
+def unit_lines(value: Images) -> list[str]:
+    """In which units the values are, as far as DICOM headers say; nothing where they say nothing."""
+    if not value.units:
+        return []
+    text = ", ".join(f"{unit} ({count} {'image' if count == 1 else 'images'})" for unit, count in value.units)
+    return [f"values: {text}" + ("; units differ: state [cohort.image] units or select one kind" if len(value.units) > 1 else "")]
+
+
 def steps(image: ImageShape) -> list[str]:
     """What preprocessing does, one phrase each."""
     done = ["one series of a person, by the rules of the study"] if image.select is not None and not image.select.several else []
     done += [f"with {len(image.channel_files)} named channels"] if image.channel_files else []
-    several = {"channels": "all, as channels", "mean": "their mean"}.get(str(image.volumes), f"number {image.volumes}")
+    done += [f"values as {image.units}"] if image.units else []
+    named = {"channels": "all, as channels", "mean": "their mean", "stack": "the frames, as slices"}
+    several = named.get(str(image.volumes), f"number {image.volumes}")
     done += [] if image.volumes == "one" else [f"of several volumes {several}"]
     done += [f"reoriented to {image.orientation}"] if image.orientation else []
     done += [f"resampled to {' x '.join(f'{s:g}' for s in image.spacing_mm)} mm"] if image.spacing_mm else []

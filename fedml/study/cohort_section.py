@@ -351,9 +351,10 @@ class Cohort(Inputs):
             raise ValueError("an input is listed twice in inputs")
         if len({normal(c) for c in self.classes}) < len(self.classes):
             raise ValueError("a class is listed twice in classes")
-        named = {normal(name) for name in self.image.segments} if self.image is not None else set[str]()
-        if wrong := sorted(named - {normal(code) for code in self.classes[1:]}):
-            raise ValueError(f'[cohort.image] segments names "{wrong[0]}", which is none of the classes behind the first, the background')
+        of_masks = ("segments", "labels", "mask_files")
+        for key, names in [] if self.image is None else [(key, getattr(self.image, key)) for key in of_masks]:
+            if wrong := sorted({normal(name) for name in names} - {normal(code) for code in self.classes[1:]}):
+                raise ValueError(f'[cohort.image] {key} names "{wrong[0]}", which is none of the classes behind the first, the background')
         if "clinical" in self.inputs and self.clinical is None:
             raise ValueError('inputs lists "clinical" but [cohort.clinical] is missing; add it with columns = [...]')
         if (sex := self.variants.sex) is not None and self.clinical is not None and sex.column in self.clinical.categories:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from fedml.study.section import Section
 
@@ -14,7 +14,17 @@ Values = Annotated[tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ .-]{1,64}$"
 Range = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(max_length=2)]
 Axis = Literal["axial", "sagittal", "coronal"]
 Prefer = Literal["most-slices", "thinnest", "newest"]
+Overlap = Literal["refuse", "later", "earlier"]
 PATTERN = "patterns with * and ?, of which one must fit; capitals do not matter"
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list) else value
+
+
+Numbers = Annotated[
+    tuple[Annotated[int, Field(ge=0, le=65_535)], ...], BeforeValidator(_listed), Field(min_length=1, max_length=256)
+]  # fmt: skip
 
 
 class ChannelFile(Section):
@@ -98,20 +108,41 @@ class ImageSource(Section):
         description="which series of a person's DICOM study is the image; default: the only one, or the only one that is no localizer and "
         "neither derived nor secondary",
     )
-    volumes: Literal["one", "channels", "mean"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
+    volumes: Literal["one", "channels", "mean", "stack"] | Annotated[int, Field(ge=1, le=10_000)] = Field(
         default="one",
         description="of a file or series with several volumes (phases, b-values, echoes, time): the image has one, or they are its "
-        "channels, or their mean is the image, or the one of this number from 1 is",
+        "channels, or their mean is the image, or the one of this number from 1 is; stack: the frames of a cine are slices",
     )
     channel_files: Annotated[tuple[ChannelFile, ...], Field(max_length=64)] = Field(
         default=(),
         description="channels that are a file or series each, in their order; written as channels = { NAME = PATTERN, .. }; empty: none",
     )
 
+    units: Literal["", "SUVbw"] = Field(
+        default="",
+        description="SUVbw: PET series as standardised uptake values by body weight, g/ml, from weight, dose, half-life and times of the "
+        "DICOM headers; an image that does not state them all is excluded; empty: as the files have them",
+    )
     segments: Annotated[dict[str, Patterns], Field(max_length=256)] = Field(
         default={},
-        description="of DICOM segmentations, the segments of each class, by patterns of their labels or as SCHEME:VALUE of their type's "
-        'code: { 1 = ["spleen*", "SCT:78961009"] }; segments that no class names are the first class; default: segment numbers are classes',
+        description="of DICOM segmentations and RT structure sets, the segments or regions of each class, by patterns of their labels or "
+        'as SCHEME:VALUE of their code: { 1 = ["spleen*", "SCT:78961009"] }; segments that no class names are the first class; default: '
+        "segment numbers are classes",
+    )
+    labels: Annotated[dict[str, Numbers], Field(max_length=256)] = Field(
+        default={},
+        description="of masks, the values of each class: { tumour = [1, 4], edema = 2 }; values that no class names are the first class; "
+        "default: the values are the classes",
+    )
+    mask_files: Annotated[dict[str, Patterns], Field(max_length=256)] = Field(
+        default={},
+        description='the mask files of each class in masks/<id>/, by patterns of their names without ending: { 1 = ["spleen"] }; a file '
+        "marks its class where it is not 0; default: one mask of all classes",
+    )
+    overlap: Overlap = Field(
+        default="refuse",
+        description="which class a voxel of two segments, regions or mask files has: the later or the earlier in [cohort] classes; refuse: "
+        "the image is excluded",
     )
 
     @property
@@ -123,11 +154,20 @@ class ImageSource(Section):
         ]
         parts += [f"channel {one.name} from {one.pattern}" for one in self.channel_files]
         parts += [f"class {name} from segments {' or '.join(patterns)}" for name, patterns in sorted(self.segments.items())]
+        parts += [f"class {name} from values {' or '.join(map(str, values))}" for name, values in sorted(self.labels.items())]
+        parts += [f"class {name} from masks {' or '.join(patterns)}" for name, patterns in sorted(self.mask_files.items())]
+        parts += [] if self.overlap == "refuse" else [f"of two classes of a voxel the {self.overlap}"]
+        parts += [f"values as {self.units}"] if self.units else []
         parts += [] if self.volumes == "one" else [f"volumes {self.volumes}"]
         return f" ({'; '.join(parts)})" if parts else ""
 
     @model_validator(mode="after")
     def _possible_source(self) -> ImageSource:
+        given = [number for numbers in self.labels.values() for number in numbers]
+        if len(set(given)) < len(given):
+            raise ValueError("a value is of two classes in labels")
+        if self.labels and self.mask_files:
+            raise ValueError("labels are values in one mask and mask_files are a mask for each class; remove one of them")
         names = [one.name for one in self.channel_files]
         if len(set(names)) < len(names):
             raise ValueError("a channel is named twice in channels")

@@ -173,7 +173,7 @@ def _opened(path: Path, pixels: bool, tags: Sequence[str] | None, max_mb: int) -
                 file.seek(0)
                 source = _Bounded(file, path)
                 dataset = read_partial(cast(Any, source), stop, force=meta is None, specific_tags=_tag_list(tags))
-            if not pixels and source.tell() > _HEADER_MB * 2**20:
+            if not pixels and tags is None and source.tell() > _HEADER_MB * 2**20:
                 raise ItemError(Unusable.TOO_LARGE, f"{path}: its header has more than {_HEADER_MB} MB.")
             if not pixels and source.tell() >= size and is_image(dataset):
                 raise ItemError(Unusable.TRUNCATED, f"{path}: is truncated before the pixel data.")
@@ -384,7 +384,8 @@ def _rgb(frame: npt.NDArray[Any], photometric: str, dataset: Dataset) -> npt.NDA
     from pydicom.pixels.processing import apply_color_lut, convert_color_space
 
     if photometric == "PALETTE COLOR":
-        return np.asarray(apply_color_lut(frame, dataset))[..., :3]
+        colours = np.asarray(apply_color_lut(frame, dataset))[..., :3]
+        return colours >> 8 if colours.dtype.itemsize == 2 else colours  # a palette of 16 bits: in 0..255, as other colours are
     if frame.ndim == 3 and photometric in ("YBR_FULL", "YBR_FULL_422"):
         return np.asarray(convert_color_space(frame, photometric, "RGB"))
     return frame

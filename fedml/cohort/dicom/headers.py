@@ -4,7 +4,7 @@
     found[0].about.modality, found[0].about.slices, found[0].files
 
 A localizer among the files of a series is a candidate of its own, and so is each plate (X-ray, photograph) of a series of plates. Reports,
-plans and segmentations are no candidates.
+plans, doses and segmentations are no candidates.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _TAGS = (
     "SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "ImageType", "Rows",
     "NumberOfFrames", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "ViewPosition", "EchoTime",
-    "DiffusionBValue", "TemporalPositionIdentifier", "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
+    "DiffusionBValue", "TemporalPositionIdentifier", "Units", "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
 )  # fmt: skip
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture, and its multi-frame kinds below it
 _PLANES = ("sagittal", "coronal", "axial")  # by the axis of the normal: left, posterior, superior
@@ -37,7 +37,7 @@ _PLANES = ("sagittal", "coronal", "axial")  # by the axis of the normal: left, p
 
 class About(NamedTuple):
     """Facts of a series. ``slices``: files, or frames. ``thickness``: mm, 0 if unknown. ``echoes`` (ms), ``b_values`` and ``phases``: the
-    different ones of its files, in order. ``when``: date and time as the file has them, or empty."""
+    different ones of its files, in order. ``when``: date and time as the file has them, or empty. ``unit``: of CT and PET."""
 
     number: str
     modality: str
@@ -53,6 +53,7 @@ class About(NamedTuple):
     phases: tuple[int, ...]
     when: str
     capture: bool
+    unit: str
 
     @property
     def localizer(self) -> bool:
@@ -77,7 +78,7 @@ class About(NamedTuple):
             "localizer" if self.localizer else "", "derived" if self.derived else "", "secondary" if self.secondary else "",
             f"echo times {_list(self.echoes)} ms" if len(self.echoes) > 1 else "",
             f"b-values {_list(self.b_values)}" if self.b_values else "", f"{len(self.phases)} phases" if len(self.phases) > 1 else "",
-            f"view {self.view}" if self.view else "",
+            f"view {self.view}" if self.view else "", f"values in {self.unit}" if self.modality == "PT" else "",
             *([f"kernel {self.kernel}" if self.kernel else "", f'"{self.description}"' if self.description else ""] if described else []),
         ]  # fmt: skip
         return f"series {self.number or '?'} ({', '.join(part for part in parts if part)})"
@@ -132,7 +133,7 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _file(path: Path) -> _File | None:
     """None: not an image. ``ItemError``: it cannot be read, or names no series."""
-    told = remembered(path, lambda: _read(path), "series")
+    told = remembered(path, lambda: _read(path), "series 3")
     if told is None:
         return None
     uid, apart, about = told  # from JSON (``fedml.cohort.state_index``), which has lists for tuples
@@ -152,7 +153,7 @@ def _read(path: Path) -> _File | None:
         uid = str(header.get("SeriesInstanceUID") or "")
         if not uid:
             raise ValueError("no series")
-        if str(header.get("Modality")) == "SEG" or not ("Rows" in header or is_image(header)):
+        if str(header.get("Modality")) in ("SEG", "RTDOSE") or not ("Rows" in header or is_image(header)):
             return None
         if int(header.get("NumberOfFrames") or 1) > 1:
             header = open_dataset(path, pixels=False)
@@ -176,6 +177,7 @@ def _facts(uid: str, header: Dataset, apart: str) -> _File:
         "/".join(map(str, np.atleast_1d(header.get("ConvolutionKernel") or []))), _plane(axes), int(header.get("NumberOfFrames") or 1),
         max(thickness, default=0.0), str(header.get("ViewPosition") or ""), tuple(sorted(echoes)), tuple(sorted(b_values)),
         tuple(sorted(phases)), " ".join(when).strip() if when[0] else "", str(header.get("SOPClassUID") or "").startswith(_CAPTURE),
+        {"CT": "HU", "PT": str(header.get("Units") or "no unit")}.get(str(header.get("Modality") or ""), ""),
     )  # fmt: skip
     return _File(uid, "LOCALIZER" if about.localizer else apart, about)
 

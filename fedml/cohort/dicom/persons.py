@@ -3,14 +3,16 @@
     for image in series_of(Path("images"), "p1", masks=None, shape=None, deidentification="quarantine", rules=None):
         series = image.load()     # Series, or ItemError
 
-The mask of a series of ``<id>`` is a DICOM segmentation in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to the series; else
-``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series (``fedml.cohort.images.masks``).
+The mask of a series of ``<id>`` is a DICOM segmentation or RT structure set in ``masks/<id>.dcm`` or below ``masks/<id>/`` that refers to
+the series; else ``masks/<id>/<series UID>.<extension>``, or ``masks/<id>.<extension>`` if there is one series
+(``fedml.cohort.images.masks``), or files in ``masks/<id>/`` that the study names (``fedml.cohort.images.labels``).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +29,9 @@ from fedml.cohort.dicom.headers import Candidate, candidates
 from fedml.cohort.dicom.segmentation import read_seg
 from fedml.cohort.dicom.segments import read_classes
 from fedml.cohort.dicom.series import Volume, read_volumes
+from fedml.cohort.dicom.structures import MODALITY, open_regions, series_of_regions
+from fedml.cohort.dicom.suv import UNIT, suv_factor
+from fedml.cohort.images import labels
 from fedml.cohort.images import masks as mask_files
 from fedml.cohort.images.combine import on_one_grid, one_of_many
 from fedml.cohort.images.formats import by_ending
@@ -51,12 +56,13 @@ class Series(NamedTuple):
 
 class Image(NamedTuple):
     """An image to read: ``where`` names it in messages, ``files`` are all that ``load`` may open, ``about`` is what its reading depends on
-    besides them."""
+    besides them, ``unit`` the unit of its values as far as headers say."""
 
     where: Path
     files: tuple[Path, ...]
     load: Callable[[], Series]
     about: str = ""
+    unit: str = ""
 
 
 class Masks(NamedTuple):
@@ -91,7 +97,8 @@ def series_of(
     how = _How(person, masks, shape, deidentification, rules, len(made) == 1)
     for of in made:
         files = [path for series in of for path in series.files]
-        yield Image(files[0], (*files, *drawn), partial(_load, of, how))
+        units = [UNIT if shape is not None and shape.units and s.about.modality == "PT" else s.about.unit for s in of]
+        yield Image(files[0], (*files, *drawn), partial(_load, of, how), unit=" and ".join(dict.fromkeys(filter(None, units))))
 
 
 def chosen(
@@ -176,8 +183,7 @@ def _loaded(of: tuple[Candidate, ...], how: _How) -> Series:
     mask = None
     if masks is not None:
         marked = next((one for one, series in zip(volumes, of, strict=True) if has_mask(masks.folder, how.person, series)), volume)
-        path, values = _mask(marked, how, of[0].files[0], flat=flat)
-        mask = mask_files.as_classes(values, masks.classes, path)
+        mask = _mask(marked, how, masks.classes, of[0].files[0], flat=flat)
     if not flat:
         return Series(voxels, volume.affine if volume.placed else None, mask, flat)
     across, down, _ = volume.spacing_mm
@@ -193,7 +199,9 @@ def read_channels(of: Sequence[Candidate], shape: ImageShape | None, rules: Sele
         ItemError: as ``fedml.cohort.dicom.series.read_volumes``; several-series: the series has more volumes than the study reads;
             geometry: the grids of two channels or volumes differ.
     """
-    read = [_volume(series, "one" if shape is None else shape.volumes, rules) for series in of]
+    if shape is not None and shape.units and len(of) > 1 and all(series.about.modality != "PT" for series in of):
+        raise ItemError(Unusable.RESCALE, f"{of[0].files[0]}: none of its channels is PET; [cohort.image] units asks for {shape.units}.")
+    read = [_volume(series, shape, rules) for series in of]
     if len(read) == 1 or shape is None:
         return [read[0][0]], read[0][1]
     named = zip(shape.channel_files, read, strict=True)
@@ -201,18 +209,35 @@ def read_channels(of: Sequence[Candidate], shape: ImageShape | None, rules: Sele
     return [one for one, _ in read], on_one_grid(parts, of[0].files[0])
 
 
-def _volume(series: Candidate, rule: str | int, rules: Select | None) -> tuple[Volume, npt.NDArray[Any]]:
-    where = series.files[0]
+def _volume(series: Candidate, shape: ImageShape | None, rules: Select | None) -> tuple[Volume, npt.NDArray[Any]]:
+    where, rule = series.files[0], "one" if shape is None else shape.volumes
     volumes, apart = read_volumes(series.files, rules)
+    if shape is not None and shape.units and (not shape.channel_files or series.about.modality == "PT"):
+        factor = suv_factor(series.files)
+        volumes = [replace(one, voxels=one.voxels * np.float32(factor), unit=UNIT) for one in volumes]
     if len(volumes) == 1 and not isinstance(rule, int):
         return volumes[0], volumes[0].voxels
     if rule == "one":
         text = f"its series has {len(volumes)} volumes ({apart}), and an image has one"
         raise ItemError(Unusable.SEVERAL_SERIES, f"{where}: {text}; state [cohort.image] volumes, or select one of them.")
+    if rule == "stack":
+        return _stack(volumes, where)
+    if volumes[0].voxels.ndim != 3 and isinstance(rule, int) and rule <= len(volumes):
+        return volumes[0], volumes[rule - 1].voxels
     if volumes[0].voxels.ndim != 3:
         raise ItemError(Unusable.GEOMETRY, f"{where}: is in colour, so [cohort.image] volumes does not apply.")
     voxels = on_one_grid([(f"volume {n}", v.voxels, v.affine) for n, v in enumerate(volumes, start=1)], where)
     return volumes[0], one_of_many(voxels, rule, where)
+
+
+def _stack(volumes: Sequence[Volume], where: Path) -> tuple[Volume, npt.NDArray[Any]]:
+    """The frames of a cine as slices of a stack, which lies at no known place."""
+    first = volumes[0]
+    if any(one.placed or one.voxels.ndim != 3 or one.voxels.shape[2] != 1 for one in volumes):
+        text = 'volumes = "stack" is of grey frames without positions (cine); its frames have positions, or are in colour'
+        raise ItemError(Unusable.GEOMETRY, f"{where}: {text}.")
+    voxels = np.concatenate([one.voxels for one in volumes], axis=2)
+    return replace(first, voxels=voxels), voxels
 
 
 def _check_deidentified(path: Path, person: str, deidentification: Deidentification) -> None:
@@ -233,46 +258,60 @@ def _check_deidentified(path: Path, person: str, deidentification: Deidentificat
 
 
 def _is_segmentation(path: Path) -> bool:
-    return header_of(path).modality == "SEG"
+    return header_of(path).modality in ("SEG", MODALITY)
 
 
-def _mask(volume: Volume, how: _How, where: Path, *, flat: bool) -> tuple[Path, npt.NDArray[Any]]:
-    """The file of the mask of ``volume`` and its values. ``where``: a file of the series, for messages."""
-    person, masks = how.person, None if how.masks is None else how.masks.folder
+def _mask(volume: Volume, how: _How, classes: Sequence[Code], where: Path, *, flat: bool) -> npt.NDArray[np.uint8]:
+    """The mask of ``volume``, (1, *size) as indices of ``classes``. ``where``: a file of the series, for messages."""
+    person, masks, shape = how.person, None if how.masks is None else how.masks.folder, how.shape
     if masks is None:
         raise ItemError(Unusable.NO_MASK, f"{where}: has no mask; set data.image masks in site.toml.")
     drawn = [masks / f"{person}.dcm"] if (masks / f"{person}.dcm").exists() else []
     if (masks / person).is_dir():
         drawn += [p for files in group_series(masks / person).values() for p in files if _is_segmentation(p)]
     drawn = [path for path in drawn if _refers_to(path, volume.series_uid)]
-    named = {} if how.shape is None else {normal(name): patterns for name, patterns in how.shape.segments.items()}
+    if not drawn:
+        return _of_files(volume, how, classes, where, flat=flat)
+    named = {} if shape is None else {normal(name): patterns for name, patterns in shape.segments.items()}
+    if not named and any(header_of(path).modality == MODALITY for path in drawn):
+        text = "its mask is an RT structure set, whose regions the study names in [cohort.image] segments"
+        raise ItemError(Unusable.MASK_MISMATCH, f"{where}: {text}; state them.")
     if len(drawn) > 1 and not named:
         raise ItemError(Unusable.MASK_MISMATCH, f"{where}: has {len(drawn)} segmentations, {drawn[0].name} among them; keep one.")
-    if drawn:
-        for path in drawn:
-            _check_deidentified(path, person, how.deidentification)
-        path = drawn[0]
-        if named and how.masks is not None:
-            values = mask_files.as_values(read_classes(drawn, volume, named, how.masks.classes), how.masks.classes)
-        else:
-            values = read_seg(path, volume)[0]
-        values = np.ascontiguousarray(values[:, :, 0].T) if flat else values
+    for path in drawn:
+        _check_deidentified(path, person, how.deidentification)
+    if named and shape is not None:
+        made = read_classes(drawn, volume, named, classes, shape.overlap)[None]
     else:
-        found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if how.alone else None)
-        if found is None:
-            raise ItemError(Unusable.NO_MASK, f"{where}: the series has no mask in {masks}.")
-        size = volume.voxels.shape[1::-1] if flat else volume.voxels.shape[:3]
-        form = by_ending(found)
-        if flat and form is not None and form.volumes:  # its axes are columns, rows
-            values = mask_files.read(found, None, volume.voxels.shape[:2]).T
-        else:
-            values = mask_files.read(found, volume.affine if volume.placed and not flat else None, size)
-        path = found
-    return path, values
+        made = labels.as_classes(read_seg(drawn[0], volume)[0], classes, drawn[0], shape)
+    return np.ascontiguousarray(made[:, :, :, 0].swapaxes(1, 2)) if flat else made
+
+
+def _of_files(volume: Volume, how: _How, classes: Sequence[Code], where: Path, *, flat: bool) -> npt.NDArray[np.uint8]:
+    """The mask of files that are not DICOM, (1, *size)."""
+    masks, person = None if how.masks is None else how.masks.folder, how.person
+    assert masks is not None  # noqa: S101 - for the type checker
+    size = volume.voxels.shape[1::-1] if flat else volume.voxels.shape[:3]
+    affine = volume.affine if volume.placed and not flat else None
+    if how.shape is not None and how.shape.mask_files:
+        files = labels.files_of(masks, person) if how.alone else []
+        return labels.of_files(files, (affine, size), how.shape, classes, where)
+    found = mask_files.find(masks, f"{person}/{volume.series_uid}") or (mask_files.find(masks, person) if how.alone else None)
+    if found is None:
+        raise ItemError(Unusable.NO_MASK, f"{where}: the series has no mask in {masks}.")
+    form = by_ending(found)
+    if flat and form is not None and form.volumes:  # its axes are columns, rows
+        values = mask_files.read(found, None, volume.voxels.shape[:2]).T
+    else:
+        values = mask_files.read(found, affine, size)
+    return labels.as_classes(values, classes, found, how.shape)
 
 
 def _refers_to(path: Path, series: str, *, named: bool = False) -> bool:
-    """True if the segmentation refers to the series, or (unless ``named``) to no series; its position is then checked by ``read_seg``."""
+    """True if the segmentation refers to the series, or (unless ``named``) to no series; its position is then checked by reading it."""
     with reading(path):
-        stated = open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []
-        return (not stated and not named) or series in {str(s.get("SeriesInstanceUID") or "") for s in stated}
+        if header_of(path).modality == MODALITY:
+            stated = series_of_regions(open_regions(path))
+        else:
+            stated = {str(s.get("SeriesInstanceUID") or "") for s in open_dataset(path, pixels=False).get("ReferencedSeriesSequence") or []}
+        return (not stated and not named) or series in stated

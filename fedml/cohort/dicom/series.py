@@ -24,6 +24,7 @@ import numpy.typing as npt
 from fedml.cohort.dicom.files import MAX_MB, declared, frames, open_dataset, reading
 from fedml.cohort.dicom.grid import Slice, alike, grid_of
 from fedml.cohort.dicom.macros import macro, numbers, orthonormal
+from fedml.cohort.dicom.many_frames import reconstructed
 from fedml.cohort.dicom.mosaic import Mosaic, mosaic_of, tile_position, tiles
 from fedml.cohort.dicom.volumes import differ, dims_of, selected, split
 from fedml.cohort.images.reasons import ItemError, Unusable
@@ -170,8 +171,10 @@ def _slices(path: Path, max_mb: int) -> list[Slice]:
         groups = header.get("PerFrameFunctionalGroupsSequence")
         if groups is not None and len(groups) != count:
             raise ItemError(Unusable.WRONG_LENGTH, f"{path}: declares {count} frames and describes {len(groups)}.")
+        if series[1] == "RTDOSE":
+            raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is a dose of radiotherapy, not an image; remove it from the images.")
         if groups is None and count > 1:
-            raise ItemError(Unusable.GEOMETRY, f"{path}: has {count} frames without positions, which are not a volume.")
+            return _frames(_slice(path, 0, header, [], series, (rows, columns)), count, reconstructed(header, path))
         shared = (header.get("SharedFunctionalGroupsSequence") or [None])[0]
         if (mosaic := mosaic_of(header, path)) is not None:
             return _tiled(_slice(path, 0, header, [], series, (rows, columns)), mosaic)
@@ -181,6 +184,18 @@ def _slices(path: Path, max_mb: int) -> list[Slice]:
             places = [g for g in (groups[number] if groups is not None else None, shared) if g is not None]
             found.append(_slice(path, number, header, places, series, (rows, columns)))
         return found
+
+
+def _frames(whole: Slice, count: int, places: tuple[Any, Any] | None) -> list[Slice]:
+    """The frames of a file without functional groups: at their places, or each a time of one picture."""
+    if places is None:
+        if whole.position is not None:
+            text = f"has {count} frames and one position, so it is not known where the others lie"
+            raise ItemError(Unusable.GEOMETRY, f"{whole.path}: {text}.")
+        return [replace(whole, frame=k, location=None, dims=(*whole.dims[:-1], (float(k + 1),))) for k in range(count)]
+    if whole.spacing is None or min(whole.spacing) <= 0:
+        raise ItemError(Unusable.GEOMETRY, f"{whole.path}: has slices but no pixel spacing.")
+    return [replace(whole, frame=k, position=place, axes=places[1], location=None) for k, place in enumerate(places[0])]
 
 
 def _tiled(whole: Slice, mosaic: Mosaic) -> list[Slice]:

@@ -75,6 +75,8 @@ def split(slices: Sequence[Slice]) -> list[list[Slice]]:
     """The slices of each volume, ordered by b-value, echo time, phase and so on; all in one group if they are one volume, or cannot be
     told apart."""
     places = [_place(one) for one in slices]
+    if len(slices) > 1 and not any(places) and len({one.path for one in slices}) == 1:  # frames of one file without positions: times
+        return [[one] for one in slices]
     if None in places or len(set(places)) == len(places):
         return [list(slices)]
     for count in range(_FIRST, len(NAMES) + 1):

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fedml.cohort.images import mha, nrrd, tiff
 from fedml.cohort.images.nifti import open_nifti, position
-from fedml.cohort.images.nrrd import ENDING, read_nrrd
 from fedml.cohort.images.pictures import open_picture
 from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.images.upright import upright
@@ -32,6 +32,8 @@ class Format(NamedTuple):
             decoded. None: a mask cannot have this format.
         volumes: True: all axes are spatial, columns first. False: (rows, columns), and a third axis is colour.
         package: the Python package that decodes the file; empty for NumPy.
+        others: the further files that reading the file opens; None: there are none.
+        anatomical: False: the file cannot say which side of a body an axis points to, so a study's orientation is refused.
     """
 
     endings: tuple[str, ...]
@@ -39,6 +41,8 @@ class Format(NamedTuple):
     mask: Callable[[Path, Sequence[int]], Voxels] | None
     volumes: bool
     package: str
+    others: Callable[[Path], tuple[Path, ...]] | None = None
+    anatomical: bool = True
 
 
 def _picture(path: Path) -> Voxels:
@@ -80,7 +84,9 @@ FORMATS: dict[str, Format] = {
     "bmp": Format((".bmp",), _picture, None, False, "pillow"),
     "jpeg": Format((".jpg", ".jpeg"), _picture, None, False, "pillow"),
     "npy": Format((".npy",), _npy, _npy_mask, False, ""),
-    "nrrd": Format((ENDING,), read_nrrd, read_nrrd, True, "pynrrd"),
+    "nrrd": Format(nrrd.ENDINGS, nrrd.read_nrrd, nrrd.read_nrrd, True, "pynrrd", nrrd.others_of),
+    "mha": Format(mha.ENDINGS, mha.read_metaimage, mha.read_metaimage, True, "", mha.others_of),
+    "tiff": Format(tiff.ENDINGS, tiff.read_tiff, tiff.read_tiff, False, "imagecodecs", anatomical=False),
 }
 NAMES = (*FORMATS, "dicom", "npz", "slide")
 

@@ -43,6 +43,7 @@ class Images:
     originals: OriginalMasks | None = None
     patches: Patches | None = None
     drawn: tuple[OwnTransform, ...] = ()
+    units: tuple[tuple[str, int], ...] = ()  # unit of the values as far as headers say, and the number of images
 
     @property
     def shape(self) -> tuple[int, ...]:

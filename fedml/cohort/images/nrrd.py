@@ -1,4 +1,5 @@
-"""A NRRD file (teem.sourceforge.net/nrrd/format.html) with its voxels in the same file, raw or gzip: 3D Slicer and ITK write such files.
+"""A NRRD file (teem.sourceforge.net/nrrd/format.html), raw, gzip or bzip2: 3D Slicer and ITK write such files. A header may name the
+file of its voxels (``.nhdr``), which then lies beside it.
 
     voxels, affine = read_nrrd(path)      # (*size), or (*size, channels) where an axis is not one of space; (4, 4) voxel to mm in RAS+
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.cohort.images.bounds import require_plausible
 from fedml.cohort.images.reasons import ItemError, Unusable
+from fedml.cohort.images.stored import Encoding, beside, read_beside, unpacked
 from fedml.cohort.images.transforms import LARGEST
 from fedml.quiet import told
 
-ENDING = ".nrrd"
+ENDINGS = (".nrrd", ".nhdr")
+_ENCODINGS: dict[str, Encoding] = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _HEADER = 2**20  # bytes; a longer header is invalid
-_PADDING = 512  # bytes; zeros up to here may follow the voxels
-_GZIP = zlib.MAX_WBITS | 16
 _TYPES = {
     name: kind
     for kind, names in {
@@ -89,6 +88,8 @@ def _header(path: Path, data: bytes) -> tuple[Mapping[str, Any], int]:
     if not data.startswith(b"NRRD"):
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is not NRRD.")
     end = re.search(rb"\r?\n\r?\n", data[:_HEADER])
+    if end is None and re.search(rb"^data ?file:", data[:_HEADER], re.MULTILINE):  # the header alone may end without an empty line
+        end = re.search(rb"\s*\Z", data[:_HEADER])
     if end is None:
         reason = Unusable.TRUNCATED if len(data) < _HEADER else Unusable.UNREADABLE
         raise ItemError(reason, f"{path}: its header has no end.")
@@ -99,8 +100,6 @@ def _header(path: Path, data: bytes) -> tuple[Mapping[str, Any], int]:
         raise ItemError(Unusable.UNREADABLE, f"{path}: its header cannot be read ({told(error)}).") from error
     if lacking := [field for field in ("dimension", "type", "encoding", "sizes") if field not in header]:
         raise ItemError(Unusable.UNREADABLE, f'{path}: its header has no "{lacking[0]}".')
-    if "data file" in header or "datafile" in header:
-        raise ItemError(Unusable.UNREADABLE, f"{path}: its voxels are in another file; save header and voxels as one .nrrd.")
     if any(header.get(field, 0) for field in ("line skip", "lineskip", "byte skip", "byteskip")):
         raise ItemError(Unusable.UNREADABLE, f"{path}: its header asks to skip lines or bytes; save it without.")
     return header, end.end()
@@ -159,29 +158,26 @@ def _affine(path: Path, header: Mapping[str, Any], in_space: Sequence[int]) -> A
 def _voxels(path: Path, header: Mapping[str, Any], packed: memoryview, expected: int, *, bomb: bool) -> bytes | memoryview:
     """The bytes of the voxels, just as many as the header declares; never more than that is unpacked."""
     encoding = str(header["encoding"]).lower()
-    if encoding == "raw":
-        behind = bytes(packed[expected : expected + _PADDING])
-        _check_length(path, len(packed), expected, any(behind) or len(packed) > expected + _PADDING)
-        return packed[:expected]
-    if encoding not in ("gzip", "gz"):
+    if encoding not in _ENCODINGS:
         raise ItemError(Unusable.COMPRESSED, f'{path}: has the encoding "{encoding}"; save it as raw or gzip.')
-    if bomb:  # a mask is bounded by its image, and one of zeros is no bomb
-        require_plausible(path, len(packed), expected)
-    inflate = zlib.decompressobj(_GZIP)
+    if (name := _data_file(header)) is not None:
+        if len(packed.tobytes().strip()):
+            raise ItemError(Unusable.UNREADABLE, f"{path}: names another file for its voxels, and goes on behind its header.")
+        path = beside(path, name)
+        packed = memoryview(read_beside(path, expected))
+    return unpacked(path, packed, expected, _ENCODINGS[encoding], bomb=bomb)
+
+
+def _data_file(header: Mapping[str, Any]) -> str | None:
+    found = header.get("data file", header.get("datafile"))
+    return None if found is None else str(found)
+
+
+def others_of(path: Path) -> tuple[Path, ...]:
+    """The file of the voxels, if it is another one than ``path`` and there."""
     try:
-        out = inflate.decompress(packed, expected + 1)
-        if len(out) == expected and not inflate.eof:  # the checksum follows the last byte
-            out += inflate.decompress(inflate.unconsumed_tail, 1)
-    except zlib.error as error:
-        raise ItemError(Unusable.UNREADABLE, f"{path}: its compressed data are damaged.") from error
-    _check_length(path, len(out), expected, len(out) > expected or any(inflate.unused_data))
-    if not inflate.eof:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short.")
-    return out
-
-
-def _check_length(path: Path, length: int, expected: int, more: bool) -> None:
-    if length < expected:
-        raise ItemError(Unusable.TRUNCATED, f"{path}: is cut short, {length} of {expected} bytes are there.")
-    if more:
-        raise ItemError(Unusable.WRONG_LENGTH, f"{path}: holds more than the {expected} bytes that its header declares.")
+        with path.open("rb") as file:
+            name = _data_file(_header(path, file.read(_HEADER))[0])
+        return () if name is None else (beside(path, name),)
+    except (ItemError, OSError):
+        return ()

@@ -238,7 +238,9 @@ def _check(spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] |
     if not np.isfinite(image).all():
         raise ItemError(Unusable.NON_FINITE, "contains voxels that are not finite")
     if spec.window and image.size > 1 and (image.max() <= spec.window[0] or image.min() >= spec.window[1]):
-        text = f"has values from {image.min():g} to {image.max():g}, all beyond the study's window {list(spec.window)}, so it would show nothing"
+        text = (
+            f"has values from {image.min():g} to {image.max():g}, all beyond the study's window {list(spec.window)}: it would show nothing"
+        )
         raise ItemError(Unusable.CONSTANT, text)
     if mask is not None:
         if mask.shape[1:] != image.shape[1:]:
