@@ -110,7 +110,7 @@ def test_the_table_states_what_each_extension_touches() -> None:
         lines = sum(line not in old for _, old, new in extension.changes for line in new)
         assert [len(extension.files), lines, len({file for file, _, _ in extension.changes})] == [int(n) for n in stated], title
         assert extension.files
-        assert all(set(old) - set(new) <= {line for line in old if line.startswith("MODALITIES")} for _, old, new in extension.changes)
+        assert all(set(old) - set(new) <= {line for line in old if line.startswith("ALL: ")} for _, old, new in extension.changes)
 
 
 def test_every_block_applies_and_is_imported(extended: tuple[Path, list[str]]) -> None:

@@ -127,8 +127,8 @@ def _files(
         path = paths[0]
         for one in paths:
             require_clean(one, folder, person, rules.deidentification)
-        for one in drawn if masks is not None else ():
-            require_clean(one, masks, person, rules.deidentification)
+        for one in drawn:
+            require_clean(one, masks or folder, person, rules.deidentification)
         raw, affine = voxels_of(path)
         if shape is not None and shape.channel_files:
             others = zip(shape.channel_files[1:], paths[1:], strict=True)

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from fedml.cohort.ids import check_ids
 from fedml.cohort.sheet import MISSING_WORDS, read_table
 from fedml.errors import InputError, nearest
-from fedml.study.cohort_section import Split
 from fedml.study.section import PARTS, normal
+from fedml.study.split import Split
 from fedml.tasks.task import Task
 from fedml.text import printable
 

@@ -28,7 +28,7 @@ from fedml.cohort.slides.files import ENDINGS
 from fedml.cohort.slides.scale import MPP, Mpp
 from fedml.errors import InputError
 from fedml.modalities import slides
-from fedml.modalities.image_words import lost_lines, steps, unit_lines
+from fedml.modalities.image_words import lost_lines, network, plan, preparation, unit_lines
 from fedml.modalities.modality import (
     Array,
     DataSection,
@@ -39,7 +39,6 @@ from fedml.modalities.modality import (
     Random,
     Raw,
     Rows,
-    Text,
     Words,
     no_text,
     nothing,
@@ -336,52 +335,23 @@ def _packages(study: Study) -> tuple[str, ...]:
     return (*(["monai"] if monai else []), *sorted(decoders))
 
 
-def _plan(study: Study) -> str:
-    if (tiles := slides.tiles_of(study)) is not None:
-        return slides.plan(tiles, study.model.image.pooling)
-    shape = study.cohort.image
-    if shape is not None and (patches := shape.patches) is not None:
-        return f"images{shape.rules}, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
-    return "images" + (f" of {' x '.join(map(str, shape.size))}{shape.rules}" if shape else "")
-
-
 def _uncovered(study: Study) -> tuple[str, ...]:
     return ("the size of the images",) if study.cohort.image is None else ()
-
-
-def _preparation(study: Study) -> Text:
-    image = study.cohort.image
-    if image is None:
-        return "", ()
-    if image.tiles is not None:
-        return slides.preparation(image.tiles), ("study.json#/cohort/image/tiles",)
-    if image.preprocess is not None:
-        return f"Images are {', '.join(steps(image))}.", ("study.json#/cohort/image",)
-    size = " x ".join(map(str, image.size))
-    return f"Images are read unchanged and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
-
-
-def _network(study: Study) -> str:
-    spec = study.model.image
-    if spec.net == "mlp":
-        return slides.network_words(study)
-    text = f"image: {spec.net} with channels {', '.join(map(str, spec.channels))} and {spec.norm} norm"
-    return text + (", a person's images combined by learned attention" if spec.pooling == "attention" else "")
 
 
 IMAGE: Modality[Kind, ImageData] = Modality(
     name=NAME,
     data=ImageData,
     words=Words(
-        plan=_plan,
+        plan=plan,
         column="image channel",
         columns="image channels",
         sends=nothing,
         uncovered=_uncovered,
         fact=no_text,
-        preparation=_preparation,
+        preparation=preparation,
         missing=no_text,
-        network=_network,
+        network=network,
     ),
     layout=("image_shape",),
     described=_described,

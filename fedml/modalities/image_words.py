@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from fedml.cohort.images.images import Images
+from fedml.modalities import slides
+from fedml.modalities.modality import Text
 from fedml.study.cohort_section import ImageShape
 from fedml.study.monai_transforms import is_random
 from fedml.study.section import normal
@@ -55,3 +57,35 @@ def steps(image: ImageShape) -> list[str]:
         *done,
         f"kept in their own size, at least {size}; training is on patches of {size} ({share}{even}), evaluation on whole images",
     ]
+
+
+def plan(study: Study) -> str:
+    """What the plan says of the input."""
+    if (tiles := slides.tiles_of(study)) is not None:
+        return slides.plan(tiles, study.model.image.pooling)
+    shape = study.cohort.image
+    if shape is not None and (patches := shape.patches) is not None:
+        return f"images{shape.rules}, in training {patches.per_step} patch(es) of {' x '.join(map(str, patches.size))} of each in a step"
+    return "images" + (f" of {' x '.join(map(str, shape.size))}{shape.rules}" if shape else "")
+
+
+def preparation(study: Study) -> Text:
+    """How images are prepared, for a model card, and where the study says so."""
+    image = study.cohort.image
+    if image is None:
+        return "", ()
+    if image.tiles is not None:
+        return slides.preparation(image.tiles), ("study.json#/cohort/image/tiles",)
+    if image.preprocess is not None:
+        return f"Images are {', '.join(steps(image))}.", ("study.json#/cohort/image",)
+    size = " x ".join(map(str, image.size))
+    return f"Images are read unchanged and must have {image.channels} x {size} values.", ("study.json#/cohort/image",)
+
+
+def network(study: Study) -> str:
+    """The network of images."""
+    spec = study.model.image
+    if spec.net == "mlp":
+        return slides.network_words(study)
+    text = f"image: {spec.net} with channels {', '.join(map(str, spec.channels))} and {spec.norm} norm"
+    return text + (", a person's images combined by learned attention" if spec.pooling == "attention" else "")

@@ -72,7 +72,7 @@ def _nodule(random: np.random.Generator, spacing: tuple[float, ...], coarse: flo
 
     mm = np.array(spacing)
     size = np.round(_SIDE / mm).astype(int)
-    places = (np.indices(size).transpose(1, 2, 3, 0) - (size - 1) / 2) * mm
+    places = (np.indices(tuple(size.tolist())).transpose(1, 2, 3, 0) - (size - 1) / 2) * mm
     radii = np.clip(random.normal(9, 1.5, 3), 6, 13)
     mask = ((places / radii) ** 2).sum(-1) <= 1
     length = 1.5 * np.exp(0.45 * coarse)  # mm

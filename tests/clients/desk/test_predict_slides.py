@@ -21,8 +21,8 @@ from fedml.runs.restore import restore
 from fedml.study.study import Study
 from tests.command import quick as command
 from tests.conftest import federate, make_study, write_manifest
+from tests.experiments.studies.test_slide_features import digest, weights
 from tests.experiments.studies.test_slide_run import SIDE, SPEC, slide_changes, slide_site, write_tiff
-from tests.fedml.cohort.slides.test_features import digest, weights
 
 
 def finished(folder: Path, image: dict[str, Any], site: Path) -> tuple[Path, Study]:

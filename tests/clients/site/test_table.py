@@ -18,7 +18,8 @@ from fedml.cohort.clinical import code_columns
 from fedml.cohort.sheet import read_table
 from fedml.cohort.table import part_of, read_labels, read_parts
 from fedml.errors import InputError
-from fedml.study.cohort_section import ClinicalColumns, Split
+from fedml.study.cohort_section import ClinicalColumns
+from fedml.study.split import Split
 from fedml.tasks.registry import make_task
 from tests.conftest import clinical_site, make_study, write_csv
 from tests.inputs import clinical_of
