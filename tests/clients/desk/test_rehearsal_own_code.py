@@ -106,7 +106,7 @@ def test_an_approved_study_is_rehearsed_with_the_code_of_the_sites_store(tmp_pat
 
 def test_images_are_played_with_the_studys_own_transforms(tmp_path: Path) -> None:
     image_site(tmp_path / "a", "a", 60, 0, (6, 6))
-    image = {"size": [4, 4], "window": [0, 100], "transforms": [{"name": "my_tf:inverted"}]}
+    image = {"size": [4, 4], "window": [0, 200], "transforms": [{"name": "my_tf:inverted"}]}
     plan = make_plan(("image",), sites=("a",), cohort__image=image, code={"files": ["my_tf.py"]})
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "study.toml").write_text(to_toml(plan).replace('{"name": ', '{"name" = '))

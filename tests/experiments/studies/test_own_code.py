@@ -135,8 +135,8 @@ def test_an_own_measure_is_that_of_scikit_learn_on_the_pooled_persons(tmp_path: 
 def test_own_transforms_are_applied_in_order_before_the_image_is_cropped(tmp_path: Path) -> None:
     from fedml.cohort.images.transforms import prepared
 
-    image = {"size": [4, 4], "window": [0, 100], "transforms": [{"name": "my_tf:Power", "power": 2.0}, {"name": "my_tf:inverted"}]}
-    text = "\n".join([*to_toml(make_plan(("image",))).splitlines(), "[cohort.image]", "size = [4, 4]", "window = [0, 100]"])
+    image = {"size": [4, 4], "window": [0, 200], "transforms": [{"name": "my_tf:Power", "power": 2.0}, {"name": "my_tf:inverted"}]}
+    text = "\n".join([*to_toml(make_plan(("image",))).splitlines(), "[cohort.image]", "size = [4, 4]", "window = [0, 200]"])
     for transform in image["transforms"]:
         text += "\n[[cohort.image.transforms]]\n" + "\n".join(f"{k} = {v!r}".replace("'", '"') for k, v in transform.items())
     (tmp_path / "study.toml").write_text(text + '\n[code]\nfiles = ["my_tf.py"]\n')
@@ -147,7 +147,7 @@ def test_own_transforms_are_applied_in_order_before_the_image_is_cropped(tmp_pat
     assert spec is not None
     pixels = np.arange(36.0).reshape(1, 6, 6)
     found, _ = prepared(spec, pixels)
-    assert np.allclose(found, (1 - (pixels / 100) ** 2)[:, 1:5, 1:5], atol=1e-6)
+    assert np.allclose(found, (1 - (pixels / 200) ** 2)[:, 1:5, 1:5], atol=1e-6)
     site = image_site(tmp_path / "a", "a", 60, 0, (6, 6))
     run = run_of(study, [site, image_site(tmp_path / "b", "b", 60, 1, (6, 6))], tmp_path / "run")
     assert run.rounds
