@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fedml.clients.gate.ledger import Ledger
 from fedml.clients.gate.ledger_view import show
 from fedml.clients.service import prepare_state
 from fedml.clients.site.manifest import Site, read_site
+from fedml.clients.work import client
 from fedml.errors import RunError
 from fedml.flower.grid import InProcessGrid
 from fedml.privacy.accounting import epsilon, epsilon_gaussian
@@ -39,7 +41,7 @@ def hospitals(folder: Path, **policy: Any) -> list[Site]:
     policy.setdefault("allow_unprotected", True)
     for i, name in enumerate(SITES):
         clinical_site(folder / name, name, (200, 130)[i], i)
-        lines = "".join(f"{key} = {str(value).lower()}\n" for key, value in policy.items())
+        lines = "".join(f"{key} = {json.dumps(value)}\n" for key, value in policy.items())
         with (folder / name / "site.toml").open("a") as file:
             file.write(f"[policy]\n{lines}")
     return [read_site(folder / name) for name in SITES]
@@ -162,10 +164,19 @@ def test_the_charge_is_on_the_disk_before_the_work_begins(tmp_path: Path, monkey
     assert seen == pytest.approx([epsilon(training_events(study, "a", n), 1e-5) for n in (1, 2)])
 
 
-def test_exact_metrics_of_too_few_do_not_leave_a_private_study_either(tmp_path: Path) -> None:
-    sites = hospitals(tmp_path, max_epsilon=8.0, min_count=40)  # more than anybody's validation persons
+def real_hospitals(folder: Path, **policy: Any) -> list[Site]:
+    """``hospitals`` whose persons are not declared public."""
+    for site in hospitals(folder, **policy):
+        site.file.write_text(site.file.read_text().replace("public = true\n", ""))
+    return [read_site(folder / name) for name in SITES]
+
+
+def test_exact_metrics_of_too_few_do_not_leave_a_private_study_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate counts for itself: here the code behind it keeps nothing back, as if the persons were public."""
+    monkeypatch.setattr(client, "protected", lambda request: False)
+    sites = real_hospitals(tmp_path, max_epsilon=8.0, min_count=40, centre="curious")  # more than anybody's validation persons
     through_gates(validate(Study, plan(), "study"), sites, tmp_path / "exact", 1)
     assert all("too-few-persons" in reasons(site) for site in sites)
-    sites = hospitals(tmp_path / "noised", max_epsilon=8.0, min_count=40)
+    sites = real_hospitals(tmp_path / "noised", max_epsilon=8.0, min_count=40, centre="curious")
     through_gates(validate(Study, plan(privacy={"metrics": "private"}), "study"), sites, tmp_path / "private", 2)
     assert all(reasons(site) == [] for site in sites)
