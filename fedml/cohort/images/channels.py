@@ -16,7 +16,8 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, 
     """``raw`` as (channels, *size), uint8 or float32. If the study preprocesses images, ``size`` is not checked here.
 
     Raises:
-        ItemError: the axes of the image do not match ``shape``, a voxel is not finite, or all voxels are equal.
+        ItemError: the axes of the image do not match ``shape``, a voxel is not finite, all voxels are equal, or all are beyond
+            the study's window.
     """
     if raw.dtype.kind not in "buif":
         raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: has the type {raw.dtype}, not numbers; replace or delete the file.")
@@ -29,10 +30,19 @@ def channels_first(raw: npt.NDArray[Any], shape: ImageShape | None, path: Path, 
         out = out.astype(np.float32)
         if not np.isfinite(out).all():
             raise ItemError(Unusable.NON_FINITE, f"{path}: has voxels that are not finite; replace or delete the file.")
-    if out.size > 1 and out.min() == out.max():
-        text = f"{path}: has the value {out.flat[0]:g} in every voxel, so it shows nothing; replace or delete the file."
-        raise ItemError(Unusable.CONSTANT, text)
+    if out.size > 1:
+        _require_contrast(float(out.min()), float(out.max()), shape, path)
     return np.ascontiguousarray(out)
+
+
+def _require_contrast(low: float, high: float, shape: ImageShape | None, path: Path) -> None:
+    if low == high:
+        text = f"{path}: has the value {low:g} in every voxel, so it shows nothing; replace or delete the file."
+        raise ItemError(Unusable.CONSTANT, text)
+    window = () if shape is None else shape.window  # of the study; a window that sites agree on is of their own percentiles
+    if window and (high <= window[0] or low >= window[1]):
+        text = f"{path}: has values from {low:g} to {high:g}, all beyond [cohort.image] window {list(window)}, so it would show nothing"
+        raise ItemError(Unusable.CONSTANT, f"{text}; correct the window, or replace the file.")
 
 
 def _any_shape(raw: npt.NDArray[Any], path: Path, volumes: bool) -> npt.NDArray[Any]:

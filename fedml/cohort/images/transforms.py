@@ -186,8 +186,7 @@ def prepared(
 
     Raises:
         ItemError: intensities or affine are not finite; the spec needs an affine and the file has none; the image has another number of
-            axes than the study; the mask has another size, or labels outside 0 to 255; the result would have more than ``LARGEST`` voxels;
-            all intensities are beyond the window.
+            axes than the study; the mask has another size, or labels outside 0 to 255; the result would have more than ``LARGEST`` voxels.
         ValueError: the spec still has ``percentiles``.
     """
     from monai.data import MetaTensor
@@ -237,9 +236,6 @@ def _check(spec: Preprocess, image: npt.NDArray[Any], affine: npt.NDArray[Any] |
         raise ItemError(Unusable.TOO_LARGE if image.size else Unusable.NOT_AN_IMAGE, f"has {image.size} voxels")
     if not np.isfinite(image).all():
         raise ItemError(Unusable.NON_FINITE, "contains voxels that are not finite")
-    if spec.window and image.size > 1 and (image.max() <= spec.window[0] or image.min() >= spec.window[1]):
-        text = f"has values from {image.min():g} to {image.max():g}, all beyond the window {list(spec.window)}: it would show nothing"
-        raise ItemError(Unusable.CONSTANT, text)
     if mask is not None:
         if mask.shape[1:] != image.shape[1:]:
             raise ItemError(Unusable.MASK_MISMATCH, f"the mask is {mask.shape[1:]}, the image {image.shape[1:]}")

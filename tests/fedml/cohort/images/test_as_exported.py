@@ -13,10 +13,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from fedml.cohort.found_images import ImageRules
+from fedml.cohort.images.channels import channels_first
 from fedml.cohort.images.images import Images
-from fedml.cohort.images.reasons import Unusable
+from fedml.cohort.images.reasons import ItemError, Unusable
 from fedml.cohort.read_images import read_images
 from fedml.errors import InputError
+from fedml.study.cohort_section import ImageShape
 
 RNG = np.random.default_rng(3)
 VOXELS = RNG.integers(0, 900, (6, 5, 4)).astype(np.int16)
@@ -139,6 +141,18 @@ def test_an_image_of_one_value_is_excluded(tmp_path: Path, kind: str) -> None:
     else:
         np.savez(tmp_path / "images.npz", ids=np.array(["p"]), images=flat[None])
     refused(tmp_path / "images.npz" if kind == "npz" else tmp_path, kind, Unusable.CONSTANT, "has the value 7 in every voxel")
+
+
+@pytest.mark.parametrize(("window", "shows"), [((7.0, 9.0), False), ((-5.0, 0.0), False), ((0.0, 1.0), True), ((), True)])
+def test_an_image_beyond_the_studys_window_is_excluded(window: tuple[float, ...], shows: bool) -> None:
+    """It would be one value everywhere, as where a study for Hounsfield units meets a file of 0 to 1."""
+    raw, shape = np.arange(8, dtype=np.uint8).reshape(2, 4), ImageShape(size=(2, 4), window=window)
+    if shows:
+        assert channels_first(raw, shape, Path("p.png")).shape == (1, 2, 4)
+        return
+    with pytest.raises(ItemError, match="values from 0 to 7, all beyond") as caught:
+        channels_first(raw, shape, Path("p.png"))
+    assert caught.value.reason is Unusable.CONSTANT
 
 
 def photograph(path: Path, orientation: int, pixels: Any) -> Path:

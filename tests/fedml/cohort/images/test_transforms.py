@@ -148,8 +148,6 @@ def test_what_an_item_must_be() -> None:
         (Unusable.GEOMETRY, Preprocess(size=(8, 8)), (image,)),
         (Unusable.GEOMETRY, Preprocess(), (image[0, 0],)),
         (Unusable.NON_FINITE, Preprocess(), (nan,)),
-        (Unusable.CONSTANT, Preprocess(window=(float(image.max()), 1e6)), (image,)),
-        (Unusable.CONSTANT, Preprocess(window=(-1e6, float(image.min()))), (image,)),
         (Unusable.NOT_AN_IMAGE, Preprocess(), (np.array([[["a"]]]),)),
         (Unusable.NOT_AN_IMAGE, Preprocess(), (np.zeros((1, 0, 5, 5)),)),
         (Unusable.MASK_MISMATCH, Preprocess(), (image, None, mask[:, 1:])),
