@@ -217,7 +217,7 @@ def test_a_study_without_the_key_keeps_its_identity() -> None:
     ("changes", "words"),
     [
         ({"privacy": {"unit": "site", "epsilon": 1.0, "ranges": {"x1": [0.0, 1.0]}}}, "computes with exact means of persons"),
-        ({"cohort__inputs": ["image"], "cohort__clinical": None}, "inputs lists neither"),
+        ({"cohort__inputs": ["image"], "cohort__clinical": None}, "inputs lists none"),
         ({"cohort__standardise": "sites"}, "standardise"),
     ],
 )

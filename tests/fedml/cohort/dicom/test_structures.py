@@ -213,6 +213,7 @@ def test_what_a_structure_set_leaves_open_is_refused(tmp_path: Path, volume: Vol
     no("another slice than the slice", [{"points": here, "source": volume.instances[3]}])
 
 
+@pytest.mark.long
 def test_a_huge_outline_is_refused_before_it_is_drawn(tmp_path: Path, volume: Volume) -> None:
     zigzag = np.column_stack([np.tile([0.3, 18.7], 600_000), np.linspace(0, 15, 1_200_000)])
     path = write_structures(tmp_path / "m.dcm", {"GTV": [{"points": outline(volume, 2, zigzag), "NumberOfContourPoints": None}]})
