@@ -45,7 +45,7 @@ def synth(
     persons: Annotated[int, typer.Option(help="Number of persons at each hospital.")] = 120,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 1,
     image: Annotated[str, typer.Option("--image", help="Format of the images: nifti, dicom (series of slices) or npz.")] = "nifti",
-    nodules: Annotated[bool, typer.Option("--nodules", help="Lung nodules with masks and mutations instead, at three hospitals.")] = False,
+    kind: Annotated[str, typer.Option("--kind", help="hospitals, nodules (CT, masks, mutations) or slides (pathology).")] = "hospitals",
 ) -> None:
     """Create synthetic hospitals: genotypes, images, clinical columns, and the planted effects (truth.json).
 
@@ -53,11 +53,10 @@ def synth(
     """
     from fedml.synthetic.synthetic import Size, write_synthetic
 
-    if nodules:
-        from fedml.synthetic.nodules import write_nodules
+    if kind != "hospitals":
+        from fedml.synthetic.kinds import write_kind
 
-        found = write_nodules(out, persons, seed)
-        print(f"{out}: {len(found['sites'])} sites of {persons} persons; run experiments/studies/radiomics.toml on them")
+        print(write_kind(kind, out, persons, seed))
         return
     truth = write_synthetic(out, Size(sites=sites, persons=persons), seed=seed, image=image, progress=lambda line: print(line, flush=True))
     print(f"{out}: {sites} sites of {persons} persons; the AUROC of the planted risk itself is {truth['oracle']['auroc']:.3f}")

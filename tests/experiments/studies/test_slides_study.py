@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fedml.experiments.prepare.slides import write_sites
 from fedml.study.read import read_study
+from fedml.synthetic.slides import write_slides
 from tests.command import ROOT
 from tests.conftest import federate
 
@@ -15,7 +15,7 @@ from tests.conftest import federate
 @pytest.mark.long
 def test_attention_on_features_finds_the_spots(tmp_path: Path) -> None:
     study = read_study(ROOT / "experiments" / "studies" / "slides.toml")
-    sites = write_sites(tmp_path / "sites", 60)
+    sites = write_slides(tmp_path / "sites", 60)
     run = federate(study, sites, tmp_path / "run")
     found = run.final["metrics"]["test"]["all"]
     assert run.shape == (2940,)
@@ -27,7 +27,7 @@ def test_attention_on_features_finds_the_spots(tmp_path: Path) -> None:
 
 def test_the_slides_are_the_same_twice(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        write_sites(tmp_path / name, 3)
+        write_slides(tmp_path / name, 3)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 2 * 5
     assert all((tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes() for path in files)

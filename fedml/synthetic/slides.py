@@ -1,14 +1,13 @@
 """Two laboratories with synthetic slides of persons who do not exist, for the study ``slides``.
 
-    python -m fedml.experiments.prepare.slides out/slides --persons 60
+    write_slides(Path("out/slides"), persons=60, seed=1)             # site folders; fedml synth out/slides --kind slides
 
 Of half of the persons, two tiles of their slide have a dark spot; of the others, two tiles have as many dark pixels apart. The second
-laboratory stains paler. Not in ``fedml prepare``, which converts public data.
+laboratory stains paler.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def tissue(random: np.random.Generator, colour: tuple[int, int, int], *, ill: bo
     return (out + random.integers(-8, 9, out.shape)).clip(0, 255).astype(np.uint8)
 
 
-def write_sites(out: Path, persons: int, seed: int = 0) -> list[Path]:
+def write_slides(out: Path, persons: int = 60, seed: int = 1) -> list[Path]:
     """Writes the folders of the two laboratories, each with ``persons`` persons; returns them."""
     written = []
     for number, (name, colour) in enumerate(LABORATORIES.items()):
@@ -51,12 +50,3 @@ def write_sites(out: Path, persons: int, seed: int = 0) -> list[Path]:
         (folder / "site.toml").write_text(f'[site]\nname = "{name}"\n\n[data]\n{data}\n', encoding="utf-8")
         written.append(folder)
     return written
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--persons", type=int, default=60)
-    given = parser.parse_args()
-    for folder in write_sites(given.out, given.persons):
-        print(folder)
