@@ -233,6 +233,11 @@ def test_files_that_are_no_bundle_are_refused_in_a_sentence(tmp_path: Path) -> N
     (tmp_path / "b" / "models" / "model.pt").unlink()
     with pytest.raises(InputError, match="TorchScript"):
         import_bundle(tmp_path / "b", tmp_path / "s.toml", Ask())
+    for damaged in (b"x", b"\x10" + bytes(7) + b"{no header of JSON"):
+        (tmp_path / "b" / "models" / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(InputError, match="or is damaged"):
+            import_bundle(tmp_path / "b", tmp_path / "s.toml", Ask())
+    (tmp_path / "b" / "models" / "model.safetensors").unlink()
     (tmp_path / "b" / "configs" / "inference.json").write_text("[")
     torch.save({}, tmp_path / "b" / "models" / "model.pt")
     with pytest.raises(InputError, match="is not JSON"):
