@@ -82,6 +82,8 @@ def start(folder: Path, what: str) -> None:
         else sum(1 for _ in found_images(folder / "images", "dicom", persons, shape, rules=rules))
     )
     took, cpu, peak = time.perf_counter() - began, time.process_time() - worked, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    below = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu += below.ru_utime + below.ru_stime
     print(json.dumps({"seconds": took, "cpu": cpu, "peak_mb": peak, "images": count}))
 
 

@@ -87,6 +87,7 @@ def found_images(
 
 
 def _dicom(folder: Path, row: dict[str, int], shape: ImageShape | None, codes: Sequence[Code] | None, rules: ImageRules) -> Iterator[Found]:
+    from fedml.cohort.dicom.first_read import read_ahead
     from fedml.cohort.dicom.persons import Masks, Series, series_of
 
     def load(read: Callable[[], Series], where: Path, person: str, files: Sequence[Path]) -> Raw:
@@ -98,6 +99,7 @@ def _dicom(folder: Path, row: dict[str, int], shape: ImageShape | None, codes: S
     _need_folder(folder)
     masks = None if codes is None else Masks(rules.masks, codes)
     select = None if shape is None or shape.select is None else shape.select.at(rules.select)
+    read_ahead(folder, list(row))
     for person, at in row.items():
         found = series_of(folder, person, masks=masks, shape=shape, deidentification=rules.deidentification, rules=select)
         for where, files, read, about, unit in found:

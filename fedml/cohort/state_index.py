@@ -79,20 +79,41 @@ class StateIndex:
         name = f"{name}/{what}" if what else name  # no name of a file
         self._enter(folder)
         found = os.stat(path)
-        state = f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+        state = _state(found)
         self._seen.add(name)
         before = self._folder[1].get(name)
         if before is not None and before[0] == state:
             self.known += 1
             return json.loads(before[1])
-        now = time.time()
+        settled = settled_state(found)
         told = make()
         self.read += 1
-        if now - max(found.st_mtime_ns, found.st_ctime_ns) / 1e9 > SETTLED:  # else it may change again within one tick of the clock
-            self._new.append((folder, name, state, json.dumps(told)))
-            if len(self._new) >= _BATCH:
-                self._write()
+        if settled is not None:
+            self._add(folder, name, settled, json.dumps(told))
         return told
+
+    @property
+    def kept(self) -> bool:
+        """False if what is read is forgotten at once."""
+        return self._store is not None
+
+    def put(self, folder: str, name: str, state: str, told: str) -> None:
+        """What another process read of a file in this state (``settled_state``): ``told`` as JSON, ``name`` as ``ask`` makes it. ``ask``
+        knows it after ``write``."""
+        self.read += 1
+        self._add(folder, name, state, told)
+
+    def _add(self, folder: str, name: str, state: str, told: str) -> None:
+        self._new.append((folder, name, state, told))
+        if len(self._new) >= _BATCH:
+            self.write()
+
+    def below(self, folder: str) -> tuple[set[str], set[str]]:
+        """Names in ``folder`` of which something is known: folders that have a known file somewhere below, and files."""
+        inside = folder.rstrip("/") + "/"
+        deeper = self._rows("SELECT DISTINCT folder FROM files WHERE substr(folder, 1, ?) = ?", len(inside), inside)
+        files = self._rows("SELECT name FROM files WHERE folder = ?", folder)
+        return {one[len(inside) :].partition("/")[0] for (one,) in deeper}, {name.partition("/")[0] for (name,) in files}
 
     def _enter(self, folder: str) -> None:
         if folder == self._folder[0]:
@@ -107,7 +128,7 @@ class StateIndex:
         self._seen = set()
         self._folder = "", {}
 
-    def _rows(self, query: str, *values: str) -> list[Any]:
+    def _rows(self, query: str, *values: str | int) -> list[Any]:
         if self._store is None:
             return []
         try:
@@ -115,7 +136,8 @@ class StateIndex:
         except sqlite3.Error:
             return []
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Writes what is new."""
         new, self._new, gone, self._gone = self._new, [], self._gone, []
         if self._store is None or not (new or gone):
             return
@@ -132,7 +154,7 @@ class StateIndex:
     def close(self) -> None:
         """Writes what is new."""
         self._leave()
-        self._write()
+        self.write()
         if self._store is not None:
             self._store.close()
             self._store = None
@@ -165,6 +187,20 @@ def remembering(path: Path | None) -> Iterator[StateIndex | None]:
     finally:
         _current.reset(token)
         index.close()
+
+
+def current_index() -> StateIndex | None:
+    """The index of the innermost ``remembering``."""
+    return _current.get()
+
+
+def _state(found: os.stat_result) -> str:
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino}"
+
+
+def settled_state(found: os.stat_result) -> str | None:
+    """The state of a file; None if it was changed so recently that it may change again within one tick of the clock."""
+    return _state(found) if time.time() - max(found.st_mtime_ns, found.st_ctime_ns) / 1e9 > SETTLED else None
 
 
 def remembered(path: Path, make: Callable[[], Any], what: str = "") -> Any:

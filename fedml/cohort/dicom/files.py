@@ -53,6 +53,10 @@ _PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 _SIZ = b"\xff\x4f\xff\x51"  # start of a JPEG 2000 codestream and of its size segment
 
 
+class _Whole(Exception):
+    """pydicom asks for the rest of the file in one piece: it is deflated, and pydicom would decompress it without a limit."""
+
+
 class _Bounded:
     """A file with a limited number of reads: a header of millions of small elements would fill the memory."""
 
@@ -61,6 +65,8 @@ class _Bounded:
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 
     def read(self, size: int = -1, /) -> bytes:
+        if size < 0:
+            raise _Whole
         self._reads += 1
         if self._reads > _HEADER_READS:
             raise ItemError(Unusable.TOO_LARGE, f"{self._path}: has more elements than the limit for an image.")
@@ -122,13 +128,13 @@ def _bare(start: bytes) -> bool:
     return group in (2, 8) and element < 0x1000 and ((start[4:6].isalpha() and start[4:6].isupper()) or length <= 1024)
 
 
-def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None = None, max_mb: int = MAX_MB) -> Dataset:
+def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str | int] | None = None, max_mb: int = MAX_MB) -> Dataset:
     """The file as a pydicom ``Dataset`` with ``file_meta``.
 
     Args:
         path: the file.
         pixels: if False, reading stops before the pixel data; later elements are then absent. An image file that ends there is truncated.
-        tags: keywords to keep; None keeps all.
+        tags: keywords or numbers of tags to keep; None keeps all.
         max_mb: size limit of the file, also after decompression of a deflated file, in MB of 2**20 bytes.
 
     Raises:
@@ -149,7 +155,7 @@ def open_dataset(path: Path, *, pixels: bool = True, tags: Sequence[str] | None 
     return whole
 
 
-def _opened(path: Path, pixels: bool, tags: Sequence[str] | None, max_mb: int) -> Dataset:
+def _opened(path: Path, pixels: bool, tags: Sequence[str | int] | None, max_mb: int) -> Dataset:
     with reading(path):
         size, limit = path.stat().st_size, max_mb * 2**20
         if size > limit:
@@ -157,22 +163,25 @@ def _opened(path: Path, pixels: bool, tags: Sequence[str] | None, max_mb: int) -
         if not looks_dicom(path):
             raise ItemError(Unusable.NOT_AN_IMAGE, f"{path}: is not DICOM.")
         from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
+        from pydicom.tag import Tag
 
         stop = _Stop(path, pixels)
+        kept: list[Any] | None = None if tags is None else [Tag(tag) for tag in tags]
         with path.open("rb") as file:
-            meta = read_file_meta_info(path) if file.read(_SNIFF)[128:] == b"DICM" else None
-            if meta is not None and meta.get("TransferSyntaxUID") == _DEFLATED:
-                # pydicom decompresses without a limit. The data set begins after the preamble, DICM, and the file meta group.
+            headed = file.read(_SNIFF)[128:] == b"DICM"
+            file.seek(0)
+            source = _Bounded(file, path)
+            try:
+                dataset: Dataset = read_partial(cast(Any, source), stop, force=not headed, specific_tags=kept)
+            except _Whole:
+                meta = read_file_meta_info(path)
+                # The data set begins after the preamble, DICM, and the file meta group.
                 file.seek(_SNIFF + 12 + int(meta.FileMetaInformationGroupLength))
                 plain = _inflated(file.read(), min(limit, _INFLATED_MB * 2**20), path)
-                source, size = _Bounded(io.BytesIO(plain), path), len(plain)
-                dataset = read_dataset(cast(Any, source), False, True, stop_when=stop, specific_tags=_tag_list(tags))
+                source, size, stop = _Bounded(io.BytesIO(plain), path), len(plain), _Stop(path, pixels)
+                dataset = read_dataset(cast(Any, source), False, True, stop_when=stop, specific_tags=kept)
                 dataset.file_meta = meta
                 dataset.set_original_encoding(False, True)
-            else:
-                file.seek(0)
-                source = _Bounded(file, path)
-                dataset = read_partial(cast(Any, source), stop, force=meta is None, specific_tags=_tag_list(tags))
             if not pixels and tags is None and source.tell() > _HEADER_MB * 2**20:
                 raise ItemError(Unusable.TOO_LARGE, f"{path}: its header has more than {_HEADER_MB} MB.")
             if not pixels and source.tell() >= size and is_image(dataset):
@@ -196,12 +205,6 @@ class _Stop:
 def is_image(dataset: Dataset) -> bool:
     """True if the file declares an image, not a report, a plan or a segmentation."""
     return "Image Storage" in getattr(dataset.file_meta.get("MediaStorageSOPClassUID"), "name", "")
-
-
-def _tag_list(tags: Sequence[str] | None) -> Any:
-    from pydicom.tag import Tag
-
-    return None if tags is None else [Tag(t) for t in tags]
 
 
 def _inflated(data: bytes, limit: int, path: Path) -> bytes:

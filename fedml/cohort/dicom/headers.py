@@ -9,9 +9,11 @@ plans, doses and segmentations are no candidates.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +33,8 @@ _TAGS = (
     "NumberOfFrames", "ConvolutionKernel", "ImageOrientationPatient", "ImagePositionPatient", "SliceThickness", "ViewPosition", "EchoTime",
     "DiffusionBValue", "TemporalPositionIdentifier", "Units", "SeriesDate", "SeriesTime", "AcquisitionDate", "AcquisitionTime",
 )  # fmt: skip
+_PRIVATE = (0x00190010, 0x0019100C, 0x00430010, 0x00431039)  # b-values of Siemens and GE, with their creators
+READ_AS = "series 4"  # increment when the facts or their order change: the index keeps them
 _CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # Secondary Capture, and its multi-frame kinds below it
 _PLANES = ("sagittal", "coronal", "axial")  # by the axis of the normal: left, posterior, superior
 
@@ -110,7 +114,7 @@ def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
     but cannot be read or name no series, or are named ``.dcm`` and do not begin like DICOM."""
     broken: list[Path] = []
     series: dict[tuple[str, str], list[tuple[Path, _File]]] = {}
-    for path in sorted([folder] if folder.is_file() else _below(folder)):
+    for path in sorted([folder] if folder.is_file() else below(folder)):
         try:
             found = _file(path)
         except (ItemError, OSError):
@@ -126,14 +130,15 @@ def candidates(folder: Path) -> tuple[list[Candidate], list[Path]]:
     return out, broken
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def below(folder: Path) -> Iterator[Path]:
+    """The files below ``folder``, in no order."""
     for where, _, names in os.walk(folder):  # links to folders are not followed, because they may form a cycle
         yield from (path for path in (Path(where, name) for name in names) if path.is_file())
 
 
 def _file(path: Path) -> _File | None:
     """None: not an image. ``ItemError``: it cannot be read, or names no series."""
-    told = remembered(path, lambda: _read(path), "series 3")
+    told = remembered(path, lambda: read_header(path), READ_AS)
     if told is None:
         return None
     uid, apart, about = told  # from JSON (``fedml.cohort.state_index``), which has lists for tuples
@@ -141,27 +146,49 @@ def _file(path: Path) -> _File | None:
     return _File(uid, apart, About(*values))
 
 
-def _read(path: Path) -> _File | None:
+def read_header(path: Path) -> _File | None:
+    """Facts of one file, as lists and texts that JSON can hold; None: not an image.
+
+    Raises:
+        ItemError: it cannot be read, or names no series.
+    """
     if not looks_dicom(path):
         if named_dicom(path):
             open_dataset(path, pixels=False)
         return None
     with reading(path):
-        header = open_dataset(path, pixels=False, tags=_TAGS)
+        header = open_dataset(path, pixels=False, tags=[*_keywords(), *_PRIVATE])
         if str(header.file_meta.get("MediaStorageSOPClassUID", "")) == DIRECTORY:
             return None
-        uid = str(header.get("SeriesInstanceUID") or "")
+        facts: Dataset | dict[str, Any] = _present(header)
+        uid = str(facts.get("SeriesInstanceUID") or "")
         if not uid:
             raise ValueError("no series")
-        if str(header.get("Modality")) in ("SEG", "RTDOSE") or not ("Rows" in header or is_image(header)):
+        if str(facts.get("Modality")) in ("SEG", "RTDOSE") or not ("Rows" in facts or is_image(header)):
             return None
-        if int(header.get("NumberOfFrames") or 1) > 1:
-            header = open_dataset(path, pixels=False)
-        plate = header.get("ImagePositionPatient") is None and "SharedFunctionalGroupsSequence" not in header
-        return _facts(uid, header, "plate" if plate else "")
+        if int(facts.get("NumberOfFrames") or 1) > 1:
+            facts = open_dataset(path, pixels=False)
+        plate = facts.get("ImagePositionPatient") is None and "SharedFunctionalGroupsSequence" not in facts
+        return _facts(uid, facts, "plate" if plate else "")
 
 
-def _facts(uid: str, header: Dataset, apart: str) -> _File:
+@lru_cache(maxsize=1)
+def _keywords() -> dict[int, str]:
+    from pydicom.tag import Tag
+
+    return {Tag(name): name for name in _TAGS}
+
+
+def _present(header: Dataset) -> dict[str, Any]:
+    """The values of ``_TAGS`` that the file has: pydicom takes as long to say that it has none as to read one."""
+    names = _keywords()
+    found = {names[tag]: header[tag].value for tag in list(header.keys()) if tag in names}
+    if "DiffusionBValue" not in found and any(tag in header for tag in _PRIVATE[1::2]):
+        found["DiffusionBValue"] = b_value_of(header, [])
+    return found
+
+
+def _facts(uid: str, header: Dataset | dict[str, Any], apart: str) -> _File:
     kind = tuple(str(value).strip().upper() for value in np.atleast_1d(header.get("ImageType") or []))
     echoes, b_values, phases = set[float](), set[float](), set[int]()
     for groups in _groups(header):
@@ -192,33 +219,33 @@ def _about(files: list[About]) -> About:
     )
 
 
-def _groups(header: Dataset) -> Iterator[list[Dataset]]:
+def _groups(header: Dataset | dict[str, Any]) -> Iterator[list[Dataset]]:
     """For each frame the functional groups that may contain an attribute, the most specific first; one empty list for a single image."""
     shared = list((header.get("SharedFunctionalGroupsSequence") or [])[:1])
     frames = header.get("PerFrameFunctionalGroupsSequence")
     yield from ([frame, *shared] for frame in frames) if frames else [shared]
 
 
-def echo_of(header: Dataset, groups: list[Dataset]) -> Any:
+def echo_of(header: Dataset | dict[str, Any], groups: list[Dataset]) -> Any:
     """The echo time in ms; None if the file states none."""
     found = macro(groups, "MREchoSequence", "EffectiveEchoTime")
     return header.get("EchoTime") if found is None else found
 
 
-def b_value_of(header: Dataset, groups: list[Dataset]) -> Any:
+def b_value_of(header: Dataset | dict[str, Any], groups: list[Dataset]) -> Any:
     """The diffusion b-value in s/mm2: the standard's attribute, else Siemens' and GE's private ones; None if the file states none."""
     found = macro(groups, "MRDiffusionSequence", "DiffusionBValue", header)
     if found is not None or groups:
         return found
     for tag, owner in (((0x0019, 0x100C), "SIEMENS MR HEADER"), ((0x0043, 0x1039), "GEMS_PARM_01")):
-        creator = header.get((tag[0], 0x0010))
-        if tag in header and creator is not None and str(creator.value).strip() == owner:
+        creator = None if isinstance(header, dict) else header.get((tag[0], 0x0010))
+        if not isinstance(header, dict) and tag in header and creator is not None and str(creator.value).strip() == owner:
             value = np.atleast_1d(header[tag].value)[0]
             return float(value) % 1_000_000_000 if owner.startswith("GEMS") else float(value)  # GE adds 10^9 as a flag
     return None
 
 
-def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
+def phase_of(header: Dataset | dict[str, Any], groups: list[Dataset]) -> Any:
     """The number of the temporal position; None if the file states none."""
     found = macro(groups, "FrameContentSequence", "TemporalPositionIndex")
     return header.get("TemporalPositionIdentifier") if found is None else found
@@ -227,15 +254,21 @@ def phase_of(header: Dataset, groups: list[Dataset]) -> Any:
 def numbers_of(value: Any) -> set[float]:
     """The finite numbers of an attribute; times are numbers too, with or without colons. What is none, as files may have it, is left out:
     these facts only describe a series."""
+    if value is None:
+        return set()
     found = set()
-    for one in [] if value is None else np.atleast_1d(np.asarray(value, object)).ravel().tolist():
+    for one in [value] if isinstance(value, str | int | float) else np.atleast_1d(np.asarray(value, object)).ravel().tolist():
         with suppress(ValueError, TypeError):
             found.add(float(str(one).replace(":", "")))
-    return {number for number in found if np.isfinite(number)}
+    return {number for number in found if math.isfinite(number)}
 
 
 def _plane(axes: Any) -> str:
     if axes is None or np.size(axes) != 6:
         return ""
-    pair = np.asarray(axes, np.float64).reshape(2, 3)
-    return _PLANES[int(np.abs(np.cross(pair[0], pair[1])).argmax())]
+    return _plane_of(tuple(np.asarray(axes, np.float64).tolist()))
+
+
+@lru_cache(maxsize=256)  # the slices of a series state one orientation
+def _plane_of(axes: tuple[float, ...]) -> str:
+    return _PLANES[int(np.abs(np.cross(axes[:3], axes[3:])).argmax())]

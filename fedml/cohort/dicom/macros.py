@@ -6,7 +6,7 @@ orthonormal(dataset.ImageOrientationPatient, path)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 
-def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset | None = None) -> Any:
+def macro(places: Sequence[Dataset], sequence: str, keyword: str, plain: Dataset | Mapping[str, Any] | None = None) -> Any:
     """An attribute of the first functional group that has it (PS3.3 section C.7.6.16), else of ``plain``, else None."""
     for place in places:
         items = place.get(sequence)
