@@ -71,6 +71,7 @@ def test_a_table_of_six_cohorts(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "mine").stat().st_mode) == 0o700, "tables of persons"
 
 
+@pytest.mark.long
 def test_pictures_with_labels_in_their_names(tmp_path: Path) -> None:
     random = np.random.default_rng(4)
     (tmp_path / "pictures").mkdir()

@@ -71,7 +71,7 @@ def written(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("make", [dicom_site, nifti_site])
+@pytest.mark.parametrize("make", [dicom_site, pytest.param(nifti_site, marks=pytest.mark.long)])
 def test_check_and_run_show_none_of_what_libraries_say(tmp_path: Path, make: object) -> None:
     make(tmp_path / "sites" / "a")  # type: ignore[operator]
     study = tmp_path / "study.toml"

@@ -59,6 +59,7 @@ def test_a_site_answers_with_the_pinned_files_and_refuses_others(
     centre.gate.close()
 
 
+@pytest.mark.long
 def test_the_commands_show_and_rehearse_it(tmp_path: Path, place: Path) -> None:
     real_site(tmp_path / "a")
     a_study(tmp_path)

@@ -81,6 +81,7 @@ def test_the_process_that_records_is_killed(work: Path, seconds: float) -> None:
     assert delivered(work) == 0
 
 
+@pytest.mark.long
 def test_a_record_in_part(work: Path) -> None:
     """The store takes parameters and no figures, as a full disk or a broken table does."""
     assert quick("fedml", "run", "toy.toml", "--sites", "sites", cwd=work).returncode == 0

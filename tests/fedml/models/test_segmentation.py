@@ -268,7 +268,7 @@ def test_the_loss_is_monais_and_that_of_parts_adds_up(size: tuple[int, ...]) -> 
 # --- networks
 
 
-@pytest.mark.parametrize("norm", ["group", "instance"])
+@pytest.mark.parametrize("norm", ["group", pytest.param("instance", marks=pytest.mark.long)])
 @pytest.mark.parametrize("net", SEGMENTATION_NETWORKS)
 @pytest.mark.parametrize("size", [(17, 30), (4, 4), (9, 13, 6)])
 def test_every_network_takes_any_size(net: str, norm: str, size: tuple[int, ...]) -> None:

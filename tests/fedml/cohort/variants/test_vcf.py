@@ -653,6 +653,7 @@ def test_a_call_that_is_all_padding_is_missing(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(path)[1], [[0, -1, 2, 1]])
 
 
+@pytest.mark.long
 def test_regions_of_a_file_with_many_blocks(tmp_path: Path) -> None:
     """Positions as wide apart as on a chromosome, and dense in places, so that every level of the index is used."""
     rng = np.random.default_rng(0)
