@@ -11,7 +11,6 @@ value is needed.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zipfile
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 
 from fedml.errors import InputError
+from fedml.networks.weights import arrays_of
 
 CONFIGS = ("configs/inference.json", "configs/evaluate.json", "configs/train.json")
 WEIGHTS = ("models/model.pt", "models/model.safetensors")
@@ -29,7 +29,6 @@ METADATA = "configs/metadata.json"
 _NETWORK = ("network_def", "network", "net")
 _LARGEST = {".json": 4 * 2**20, ".pt": 2**31, ".safetensors": 2**31}  # bytes
 _DEEPEST = 20  # references within references
-_NESTED = ("state_dict", "model", "network")  # where a checkpoint holds its arrays, if not at the top
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,9 @@ def read_bundle(path: Path, sha256: str = "") -> Bundle:
         raise InputError(f"{path}: {at} has no network_def with a _target_; it is needed to build the network.")
     network = _literal(config[key], config, path)
     name, version = (str(metadata.get(word) or "")[:200] for word in ("name", "version"))
-    return Bundle(path, name or path.stem, version, found, network, config, metadata, _weights(path, weights_at, data))
+    return Bundle(
+        path, name or path.stem, version, found, network, config, metadata, arrays_of(data, f"{path}: {weights_at}", ("module.",))
+    )
 
 
 def _files(path: Path) -> dict[str, bytes]:
@@ -141,21 +142,3 @@ def _literal(value: Any, config: Mapping[str, Any], path: Path, depth: int = 0) 
             raise InputError(f"{path}: {value[:80]!r} refers to nothing in the configuration.")
         found = inside
     return _literal(found, config, path, depth + 1)
-
-
-def _weights(path: Path, name: str, data: bytes) -> dict[str, torch.Tensor]:
-    try:
-        if name.endswith(".safetensors"):
-            from safetensors.torch import load
-
-            found: Any = load(data)
-        else:
-            found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # the libraries have many, such as for a damaged header or an object that is no array
-        raise InputError(f"{path}: {name} has more than arrays, or is damaged; only arrays are read, no objects and no code.") from error
-    for _ in range(2):
-        inner = next((found[k] for k in _NESTED if isinstance(found, dict) and isinstance(found.get(k), dict)), None)
-        found = found if inner is None else inner
-    if not isinstance(found, dict) or not found or not all(isinstance(v, torch.Tensor) for v in found.values()):
-        raise InputError(f"{path}: {name} is not a dictionary of arrays (a state_dict).")
-    return {str(k).removeprefix("module."): v for k, v in found.items()}

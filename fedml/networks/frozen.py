@@ -11,11 +11,8 @@ Nothing of it is trained or sent. The features are the input of the network's la
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +21,7 @@ from torch import nn
 
 from fedml.errors import InputError, nearest
 from fedml.networks.image import NETWORKS
+from fedml.networks.weights import arrays_of
 from fedml.seeds import derive_seed
 from fedml.study.sections import ImageNetwork
 from fedml.study.tiles import Encoder
@@ -31,7 +29,6 @@ from fedml.study.tiles import Encoder
 WHERE = "[cohort.image.tiles.encoder]"
 FORMAT = 1  # increment when the features of the same tile change
 _LARGEST = 8 * 2**30  # bytes of a file of weights
-_INSIDE = ("state_dict", "model", "teacher", "student")  # under which training programs keep the weights in their checkpoints
 _OUTPUTS = 3  # of the last layer that is taken away
 _COUNTERS = "num_batches_tracked"
 
@@ -135,7 +132,7 @@ def _load(network: nn.Module, spec: Encoder, path: Path | None, key: str) -> Non
         raise InputError(
             f"{path}: is not the file that the study pins: its SHA-256 is {found[:12]}.., {WHERE} has {spec.sha256[:12]}..; get that file."
         )
-    given, wanted = _named(_arrays(data, path)), network.state_dict()
+    given, wanted = arrays_of(data, str(path)), network.state_dict()
     lacking = [name for name in wanted if name not in given and not name.endswith(_COUNTERS)]
     if lacking:
         raise InputError(
@@ -151,32 +148,4 @@ def _load(network: nn.Module, spec: Encoder, path: Path | None, key: str) -> Non
     with torch.no_grad():
         for name, value in wanted.items():
             if name in given:
-                value.copy_(given[name])
-
-
-def _arrays(data: bytes, path: Path) -> Mapping[str, Any]:
-    """Names and tensors of a file: safetensors, or what ``torch.save`` wrote, of which no code is run (``weights_only``)."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        safe = data[8:9] == b"{"  # after the length of the header, which is JSON
-        found: Any = load(data) if safe else torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError) as error:
-        raise InputError(f"{path}: is no file of weights ({type(error).__name__}); give safetensors or a state_dict of torch.") from error
-    except Exception as error:  # UnpicklingError: the file names something else than tensors
-        raise InputError(f"{path}: holds more than weights, which is not loaded; save the state_dict alone.") from error
-    for key in _INSIDE:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items()) or not found:
-        raise InputError(f"{path}: has no table of weights by name; save the network's state_dict.")
-    return found
-
-
-def _named(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The arrays without the prefix of a wrapper, which all of them have."""
-    for prefix in ("module.", "backbone.", "encoder."):
-        if all(name.startswith(prefix) for name in arrays):
-            arrays = {name.removeprefix(prefix): value for name, value in arrays.items()}
-    return {name: value.float() if value.is_floating_point() else value for name, value in arrays.items()}
+                value.copy_(given[name])  # in the network's type

@@ -198,8 +198,8 @@ REFUSED: list[tuple[dict[str, Any], Any, str]] = [
     ({"network_def": {**UNET, "kernel_size": 99}}, None, "has a number that no network here has"),
     ({"postprocessing": {"transforms": [{"_target_": "Activationsd", "sigmoid": True}]}}, None, "classes that overlap"),
     ({"inferer": {"_target_": "SimpleInferer"}}, None, "says neither a window"),
-    ({}, {"a": Trap()}, "more than arrays"),
-    ({}, {"a": 3}, "is not a dictionary of arrays"),
+    ({}, {"a": Trap()}, "holds more than weights"),
+    ({}, {"a": 3}, "has no table of weights by name"),
     ({}, {"a": torch.ones(2)}, "its weights lack"),
 ]
 
@@ -235,7 +235,7 @@ def test_files_that_are_no_bundle_are_refused_in_a_sentence(tmp_path: Path) -> N
         import_bundle(tmp_path / "b", tmp_path / "s.toml", Ask())
     for damaged in (b"x", b"\x10" + bytes(7) + b"{no header of JSON"):
         (tmp_path / "b" / "models" / "model.safetensors").write_bytes(damaged)
-        with pytest.raises(InputError, match="or is damaged"):
+        with pytest.raises(InputError, match="is no file of weights"):
             import_bundle(tmp_path / "b", tmp_path / "s.toml", Ask())
     (tmp_path / "b" / "models" / "model.safetensors").unlink()
     (tmp_path / "b" / "configs" / "inference.json").write_text("[")
