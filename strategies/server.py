@@ -12,7 +12,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedml.errors import InputError, RunError
-from fedml.flower.grid import ask_for_parts_sooner
+from fedml.flower.grid import ask_for_parts_sooner, wants_packing
 from fedml.flower.parent import working
 from fedml.runs.events import End
 from fedml.runs.log import emit
@@ -56,7 +56,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run configuration: ``study`` (canonical JSON), ``run`` (the run's folder) and ``job`` (default: ``train``)."""
     run = Path(str(context.run_config["run"]))
     provide_folder(run / FOLDER)
-    ask_for_parts_sooner()
+    if wants_packing(grid):  # a SuperLink's; its module takes a second to import
+        ask_for_parts_sooner()
     with working(run):
         try:
             JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
 
 from fedml.cohort.radiomics.region import Floats, Ints, Region, entropy
 
@@ -74,6 +73,8 @@ def _runs(region: Region, step: int) -> tuple[Ints, Ints]:
 
 def zone_features(region: Region) -> dict[str, float]:
     """The features of zones by name."""
+    from scipy import ndimage  # half a second, which studies without radiomics do not wait for
+
     around = np.ones((3,) * region.mask.ndim, bool)
     levels, sizes = [], []
     for rank, box in enumerate(ndimage.find_objects(region.levels)):
