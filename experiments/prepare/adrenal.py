@@ -6,7 +6,7 @@ of Zhongshan Hospital, drawn on computed tomography, each in the middle of a cub
 patient, so a gland counts as a person; the official parts are by patient.
 
 A hospital's size and its share of abnormal glands come from Dirichlet draws (label and quantity skew as in Li et al. 2022,
-https://arxiv.org/abs/2102.02079). Each volume is downsampled to 32 voxels of 2 mm a side; each voxel is the mean of a block of 2 x 2 x 2.
+https://arxiv.org/abs/2102.02079). Each volume is downsampled to 16 voxels of 4 mm a side; each voxel is the mean of a block of 4 x 4 x 4.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "adrenalmnist3d_64.npz"
 SITES = tuple(f"hospital-{i}" for i in range(1, 5))
 PARTS = ("train", "val", "test")
 SIDE = 64  # voxels, and millimetres
-REDUCED = 32
+REDUCED = 16
 SIZE_CONCENTRATION = 2.0  # Dirichlet parameter of the hospitals' shares of all glands
 LABEL_CONCENTRATION = 1.0  # Dirichlet parameter of the hospitals' shares of each class
 MIN_EACH = {"train": 20, "test": 3}  # smallest number of glands of each class at every hospital
@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, Part]:
 
 
 def reduced(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Downsamples (n, 64, 64, 64) to (n, 32, 32, 32): the mean of each block of 2 x 2 x 2 voxels, rounded to the nearest whole number."""
+    """Downsamples (n, 64, 64, 64) to (n, 16, 16, 16): the mean of each block of 4 x 4 x 4 voxels, rounded to the nearest whole number."""
     import numpy as np
 
     step = SIDE // REDUCED

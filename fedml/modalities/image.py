@@ -101,6 +101,8 @@ def _check(study: Study) -> None:
             return
         size = (1, 8, 8) if image is None else (image.channels, *image.size)
         build_segmentation_network(spec.net, size, len(study.cohort.classes), channels=spec.channels, strides=spec.strides)
+        if spec.deep_supervision and study.training.loss is not None and is_own(study.training.loss):
+            raise InputError("[model] segmentation deep_supervision is for losses by name; remove it, or [training] loss of own code.")
     elif slides.check_encoder(study):
         return
     elif study.model.image.net not in NETWORKS and not is_own(study.model.image.net):

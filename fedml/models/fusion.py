@@ -58,7 +58,13 @@ class CohortModel(nn.Module):
                 own_network(study.code, spec, layout.image_shape, classes)
                 if is_own(spec.net)
                 else build_segmentation_network(
-                    spec.net, layout.image_shape, classes, channels=spec.channels, strides=spec.strides, norm=spec.norm
+                    spec.net,
+                    layout.image_shape,
+                    classes,
+                    channels=spec.channels,
+                    strides=spec.strides,
+                    norm=spec.norm,
+                    supervised=spec.deep_supervision,
                 )
             )
             self.encoder = nn.ModuleDict({"image": network})

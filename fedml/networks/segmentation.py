@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ RESIDUAL_UNITS = 2  # convolutions on each level of the U-Net
 class Segmenter(nn.Module):
     """``network`` for images of any size: padded with edge values to a multiple of ``factors`` (one for each axis); logits are cropped.
 
-    The padding is split between both sides. At the deepest level at least two positions remain, which instance norm needs.
+    The padding is split between both sides. At the deepest level at least two positions remain, which instance norm needs. In training with
+    deep supervision the logits of the coarser levels follow in the channels (``fedml.tasks.mask_losses.deeply_supervised``).
     """
 
     def __init__(self, network: nn.Module, classes: int, factors: Sequence[int]) -> None:
@@ -45,6 +47,8 @@ class Segmenter(nn.Module):
             sides = [(b, w - n - b) for b, w, n in zip(before, wanted, size, strict=True)]
             x = functional.pad(x, [side for pair in reversed(sides) for side in pair], mode="replicate")
         out: torch.Tensor = self.network(x)
+        if out.ndim > x.ndim:  # in training with deep supervision: (images, outputs, classes, *size)
+            out = out.flatten(1, 2)
         for axis, (start, n) in enumerate(zip(before, size, strict=True), start=2):
             out = out.narrow(axis, start, n)
         return out
@@ -112,13 +116,15 @@ FURTHER = {"swin_unetr": 2}  # how many times more than its strides a network di
 
 
 def build_segmentation_network(
-    net: str, shape: Sequence[int], classes: int, *, channels: Sequence[int], strides: Sequence[Stride] = (), norm: str = "group"
-) -> Segmenter:
+    net: str, shape: Sequence[int], classes: int, *, channels: Sequence[int], strides: Sequence[Stride] = (), norm: str = "group",
+    supervised: int = 0,
+) -> Segmenter:  # fmt: skip
     """The network ``net`` for images of ``shape`` (channels, *size) and ``classes``, including the background.
 
     Args:
         channels: widths, the top level first. strides: one between two levels, a number or one an axis; none given: all are 2.
         norm: ``group`` (the greatest common divisor of 8 and the width as groups), ``instance``, or ``batch``.
+        supervised: coarser levels of a ``dynunet`` whose logits training gets too, in further channels (``dynunet``).
 
     Raises:
         InputError: no network has that name, or channels and strides are invalid for it.
@@ -130,7 +136,8 @@ def build_segmentation_network(
     if dims not in (2, 3):
         raise InputError(f"[model] segmentation is of images of two or three dimensions, here there are {dims}; change [cohort.image].")
     strides = tuple(strides) or (2,) * (len(channels) - 1)
-    network = SEGMENTATION_NETWORKS[net](shape, classes, channels, strides)
+    make = partial(dynunet, supervised=supervised) if supervised else SEGMENTATION_NETWORKS[net]
+    network = make(shape, classes, channels, strides)
     if norm != "batch":
         _replace_batch_norm(network, norm, dims)
     factors = [FURTHER.get(net, 1) * math.prod(n) for n in zip(*(_axes(s, dims) for s in strides), strict=True)]

@@ -1,6 +1,6 @@
 """More networks of MONAI for segmentation, each with batch norm, which ``fedml.networks.segmentation`` replaces as the study says.
 
-``attention_unet``: Oktay et al. 2018. ``dynunet``: the U-Net of nnU-Net (Isensee et al. 2021), without deep supervision. ``swin_unetr``:
+``attention_unet``: Oktay et al. 2018. ``dynunet``: the U-Net of nnU-Net (Isensee et al. 2021). ``swin_unetr``:
 Hatamizadeh et al. 2022; its attention needs the package einops (``pip install "fedml-cohorts[transformers]"``).
 """
 
@@ -43,8 +43,11 @@ def attention_unet(shape: Sequence[int], classes: int, channels: Sequence[int], 
     return network
 
 
-def dynunet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride]) -> nn.Module:
+def dynunet(shape: Sequence[int], classes: int, channels: Sequence[int], strides: Sequence[Stride], supervised: int = 0) -> nn.Module:
     """MONAI's DynUNet with kernels of 3; strides by axis, as nnU-Net's plans have them.
+
+    With ``supervised`` coarser levels its output in training is (images, 1 + supervised, classes, *size): the logits, then those of each
+    level, the finest first, each voxel that of the nearest of its level. In evaluation it is the logits alone.
 
     Raises:
         InputError: fewer than three channels, or the number of strides does not match.
@@ -58,9 +61,9 @@ def dynunet(shape: Sequence[int], classes: int, channels: Sequence[int], strides
     steps = [[s] * dims if isinstance(s, int) else list(s) for s in strides]
     network: nn.Module = nets.DynUNet(
         dims, shape[0], classes, kernel_size=[[3] * dims] * len(channels), strides=[[1] * dims, *steps], upsample_kernel_size=steps,
-        filters=list(channels), norm_name="batch",
+        filters=list(channels), norm_name="batch", deep_supervision=supervised > 0, deep_supr_num=max(supervised, 1),
     )  # fmt: skip
-    for again in ("input_block", "downsamples", "bottleneck", "upsamples"):
+    for again in ("input_block", "downsamples", "bottleneck", "upsamples", *(["deep_supervision_heads"] if supervised else [])):
         delattr(network, again)  # second names of the layers in skip_layers, which would be sent twice
     return network
 

@@ -78,6 +78,25 @@ class SegmentationNetwork(OwnOptions):
         default=(), description="voxels per axis of the windows into which an image is cut; empty: whole images"
     )
     distances: bool = Field(default=True, description="whether HD95 (95th percentile of surface distances, mm) is measured; it takes time")
+    deep_supervision: Annotated[int, Field(ge=0, le=4)] = Field(
+        default=0, description="net dynunet: coarser levels whose outputs are trained too, each with half the weight of the finer one"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_supervision(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = self._without_unused_options(dump)
+        if not self.deep_supervision:
+            values.pop("deep_supervision", None)  # studies without it keep their identity
+        return values
+
+    @model_validator(mode="after")
+    def _supervised(self) -> Self:
+        if self.deep_supervision and self.net != "dynunet":
+            raise ValueError(f'deep_supervision is for net = "dynunet"; net is "{self.net}"')
+        if self.deep_supervision and self.deep_supervision > len(self.channels) - 2:
+            most = len(self.channels) - 2
+            raise ValueError(f"deep_supervision is {self.deep_supervision}, and {len(self.channels)} channels have {most} coarser outputs")
+        return self
 
 
 class TableNetwork(OwnOptions):

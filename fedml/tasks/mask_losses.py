@@ -123,3 +123,17 @@ def mask_loss(name: str, options: Mapping[str, Any], class_weights: Sequence[flo
         return total
 
     return loss
+
+
+def deeply_supervised(loss: Callable[[torch.Tensor, Truth], torch.Tensor], classes: int) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
+    """``loss`` of the logits, and of those of coarser levels that follow in the channels: a weighted mean, each level with half the weight
+    of the one before, as in nnU-Net (Isensee et al. 2021). Of logits alone, as in evaluation, it is ``loss``."""
+
+    def of_all(output: torch.Tensor, truth: Truth) -> torch.Tensor:
+        levels = torch.split(output, classes, 1)
+        total = loss(levels[0], truth)
+        for level, logits in enumerate(levels[1:], start=1):
+            total = total + loss(logits, truth) / 2**level
+        return total / (2 - 0.5 ** (len(levels) - 1))
+
+    return of_all

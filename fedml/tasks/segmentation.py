@@ -38,7 +38,7 @@ from fedml.tasks.counts import add_counts
 from fedml.tasks.drawn import Statistic, statistic
 from fedml.tasks.interval_tools import Floats, Interval, Parts, mean_of, no_interval, student
 from fedml.tasks.lost import LOST_MEASURES, without_lost
-from fedml.tasks.mask_losses import mask_loss
+from fedml.tasks.mask_losses import deeply_supervised, mask_loss
 from fedml.tasks.measure import Measure
 from fedml.tasks.segmentation_counts import (
     Truth,
@@ -96,7 +96,8 @@ def _loss(study: Study) -> Callable[[torch.Tensor, Truth], torch.Tensor]:
     plan = study.training
     name = "dice_ce" if plan.loss is None or is_own(plan.loss) else plan.loss  # an own loss is put in later
     weights = plan.class_weights if isinstance(plan.class_weights, tuple) else ()
-    return mask_loss(name, options_of(name, {} if name != plan.loss else plan.loss_options), weights)
+    loss = mask_loss(name, options_of(name, {} if name != plan.loss else plan.loss_options), weights)
+    return deeply_supervised(loss, len(study.cohort.classes)) if study.model.segmentation.deep_supervision else loss
 
 
 def _labels(study: Study) -> Labels:

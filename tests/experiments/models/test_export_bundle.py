@@ -24,6 +24,7 @@ PATCHES: dict[str, Any] = {**WINDOW, "patches": {"size": [8, 8, 8], "foreground"
 NETS = [
     ("unet", {}, PATCHES),
     pytest.param("dynunet", {"channels": [4, 8, 16]}, PATCHES, marks=pytest.mark.long),
+    pytest.param("dynunet", {"channels": [4, 8, 16], "deep_supervision": 1}, PATCHES, marks=pytest.mark.long),
     pytest.param("segresnet", {}, {**WINDOW, "size": [16, 24, 12]}, marks=pytest.mark.long),
 ]
 

@@ -22,11 +22,13 @@ from fedml.models.inference import infer
 from fedml.networks.segmentation import SEGMENTATION_NETWORKS, build_segmentation_network
 from fedml.seeds import torch_seed
 from fedml.tasks.counts import add_counts
+from fedml.tasks.mask_losses import deeply_supervised
 from fedml.tasks.registry import make_task
 from fedml.tasks.segmentation import dice_ce
 from fedml.tasks.segmentation_counts import DISTANCE_BINS, Truth, hd95, histogram_median
 from fedml.tasks.task import Task
 from tests.conftest import make_study, public_data
+from tests.lesions import plan
 
 CLASSES = ("background", "liver", "spleen")
 
@@ -292,6 +294,43 @@ def test_every_network_takes_any_size(net: str, norm: str, size: tuple[int, ...]
     network.eval()
     with torch.no_grad():
         torch.testing.assert_close(network(x)[1:], network(x[1:]), rtol=1e-4, atol=1e-5)  # no norm mixes persons
+
+
+@pytest.mark.parametrize("size", [(17, 30), (9, 13, 6)])
+def test_deep_supervision_trains_the_coarser_levels_and_answers_without_them(size: tuple[int, ...]) -> None:
+    options: Any = {"channels": (4, 8, 8, 16), "norm": "instance"}
+    network = build_segmentation_network("dynunet", (1, *size), 3, supervised=2, **options)
+    plain = build_segmentation_network("dynunet", (1, *size), 3, **options)
+    own, more = plain.state_dict(), network.state_dict()
+    assert own.keys() < more.keys()
+    assert len({v.data_ptr() for v in more.values()}) == len(more)  # each weight is sent once
+    plain.load_state_dict({name: more[name] for name in own})
+    x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x), plain.eval()(x))
+    out = network.train()(x)
+    assert out.shape == (2, 9, *size)
+    torch.testing.assert_close(out[:, :3], plain.train()(x))
+    truth = Truth(torch.randint(0, 3, (2, *size), generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1]))
+    parts = [dice_ce(out[:, k : k + 3], truth) for k in (0, 3, 6)]
+    total = deeply_supervised(dice_ce, 3)(out, truth)
+    torch.testing.assert_close(total, (parts[0] + parts[1] / 2 + parts[2] / 4) / 1.75)
+    torch.testing.assert_close(deeply_supervised(dice_ce, 3)(out[:, :3], truth), parts[0])
+    total.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "training", "message"),
+    [
+        ({"net": "unet", "deep_supervision": 1}, {}, 'deep_supervision is for net = "dynunet"; net is "unet"'),
+        ({"net": "dynunet", "channels": [4, 8, 8], "deep_supervision": 2}, {}, "3 channels have 1 coarser outputs"),
+        ({"net": "dynunet", "channels": [4, 8, 8], "deep_supervision": 5}, {}, "less than or equal to 4"),
+    ],
+)
+def test_deep_supervision_is_of_a_network_that_has_levels(segmentation: Any, training: Any, message: str) -> None:
+    with pytest.raises((InputError, ValueError), match=message):
+        make_study(("image",), **plan((8, 8, 8), model__segmentation=segmentation, **training))
 
 
 def test_the_padding_is_cut_back_to_the_same_place() -> None:
