@@ -75,6 +75,17 @@ def answer(record: Record, found: Found) -> list[str]:
     return make_task(record.study).words.answer(result)
 
 
+def took_part(record: Record, found: Found) -> str:
+    """How many sites began, how many rounds there were, and how many sites took part in each."""
+    run, names = found["run"], record.study.federation.training
+    agreed = [site for site in names if found["sites"][site]["agreed"]]
+    text = f"{count(len(agreed), 'site')} of {len(names)} agreed; {run['rounds']} of {count(run['planned'], 'planned round')} were done."
+    if not record.rounds:
+        return text
+    always = [site for site in agreed if found["sites"][site]["rounds"] == run["rounds"]]
+    return f"{text} {len(always)} of them took part in every round; a round needs {record.study.federation.needed}."
+
+
 def weak(record: Record, found: Found) -> list[str]:
     """The worst site and the worst subgroup, with intervals."""
     scores, out = found["scores"], []
@@ -131,10 +142,8 @@ def privacy(found: Found) -> list[str]:
     claim = found["privacy"]
     if claim["unit"] == "none":
         return [
-            "None. There is no differential privacy: no noise was added. Where data are not public, counts of few persons were rounded or "
-            "withheld and scores put in groups; updates and other sums that left the sites are exact.",
-            "Persons' data stayed at their sites. But model updates and counts left the sites; they can in principle reveal something "
-            "about a person, and the run gives no bound on that.",
+            f"None. There is no differential privacy: no noise was added. {_exact(found)}",
+            f"{_where(found)} They can in principle reveal something about a person, and the run gives no bound on that.",
         ]
     if "epsilon" not in claim:
         return [f"The study requires privacy of one {claim['unit']}, but the run's record does not state the epsilon that was spent."]
@@ -149,6 +158,26 @@ def privacy(found: Found) -> list[str]:
         "toss is right in 50 %. This follows from the noise of all releases, not from epsilon. Delta alone: epsilon bounds the change of "
         f"odds except with a probability of {claim['delta']:g}.",
     ]
+
+
+def _exact(found: Found) -> str:
+    """What was done to counts of few persons; it depends on whether a site said that its data are public."""
+    policies = [row["policy"] for row in found["sites"].values() if row["agreed"]]
+    if policies and all(policy and policy.get("public") for policy in policies):
+        return "All sites say that their data are public: counts, updates and other sums that left them are exact."
+    return (
+        "Where data are not public, counts of few persons were rounded or withheld and scores put in groups; updates and other sums that "
+        "left the sites are exact."
+    )
+
+
+def _where(found: Found) -> str:
+    """Where the persons' data were in this run, and what went from the sites to the server."""
+    if found["run"]["engine"] == "deployment":
+        return "Persons' data stayed at their sites. Model updates and counts left the sites."
+    return (
+        "All sites' data were on one machine in this run. What passed from the sites' clients to the server are model updates and counts."
+    )
 
 
 def privacy_short(found: Found) -> tuple[str, str]:
@@ -179,7 +208,7 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
             "No external validation: test persons are of the same sites as training persons. Performance at other sites is not known."
         )
     out.append("One run with one seed: intervals are over persons and do not include the variation between seeds.")
-    out.append("The run contains no comparison with pooled data, with a single site, or with another method.")
+    out.append("The record contains no comparison with pooled data, with a single site, or with another method.")
     if record.start.engine != "deployment":
         where = f"The run was on one machine (engine {record.start.engine})"
         out.append(f"{where}: the data of all sites were accessible there, and no site's approval was requested.")

@@ -61,6 +61,14 @@ class SiteDisclosure(TypedDict):
     quarantined: dict[str, int] | None
 
 
+class ColumnRow(TypedDict):
+    """One column at one site: training persons with a value, their mean and standard deviation; None where these are not told."""
+
+    known: int
+    mean: float | None
+    sd: float | None
+
+
 class CheckRow(TypedDict):
     """One cell of the matrix of checks (``fedml.cohort.variants.checks.Check``)."""
 
@@ -152,7 +160,8 @@ class Checks(Event):
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
     ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
-    ``[model] start``; None, and not written, without it."""
+    ``[model] start``; None, and not written, without it. ``columns``: site -> column -> its training persons' values, rounded, from the sums
+    that sites send; None, and not written, where no table is read or sums are noised or not sent."""
 
     kind = "agreed"
     sites: list[str]
@@ -163,10 +172,11 @@ class Agreed(Event):
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
     started: list[str] | None
+    columns: dict[str, dict[str, ColumnRow]] | None = None
 
     def absent(self) -> frozenset[str]:
-        """``disclosed`` and ``started``, if they are None."""
-        return frozenset(name for name in ("disclosed", "started") if getattr(self, name) is None)
+        """``disclosed``, ``started`` and ``columns``, if they are None."""
+        return frozenset(name for name in ("disclosed", "started", "columns") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +325,7 @@ NO_END = End(status="unfinished", reason="")
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Start: {"code": None},
-    Agreed: {"disclosed": None, "started": None},
+    Agreed: {"disclosed": None, "started": None, "columns": None},
     Final: {"kept": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
