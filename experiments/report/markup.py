@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fedml.experiments.report.pointers import resolve
 
-Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons", "moments"]
+Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons", "moments", "plain"]
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -42,6 +42,8 @@ def written(value: Any, kind: Kind = "measure") -> str:
         return value
     if kind == "count":
         return f"{value:,.0f}"
+    if kind == "plain":
+        return f"{value}"
     if kind == "percent":
         return f"{100 * value:.1f} %"
     if kind == "epsilon":
@@ -100,6 +102,12 @@ def listing(items: Sequence[str]) -> str:
 def terms(rows: Sequence[tuple[str, str]]) -> str:
     """Pairs of a term and its text."""
     return f"<dl>{''.join(f'<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>' for a, b in rows if b)}</dl>"
+
+
+def answered(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Questions, each with its answer as sentences."""
+    both = ((question, paragraph(*sentences)) for question, sentences in rows)
+    return f'<div class="answers">{"".join(f"<h3>{escape(question)}</h3>{text}" for question, text in both if text)}</div>'
 
 
 def table(found: Mapping[str, Any], caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> str:

@@ -9,8 +9,8 @@ from typing import Any
 
 from fedml.contract.disclosure import trust_text
 from fedml.experiments.checklists.facts import facts_of
-from fedml.experiments.report import persons, plots, results, utility, words
-from fedml.experiments.report.markup import Cell, Number, between, listing, paragraph, picture, section, table, terms, written
+from fedml.experiments.report import examples, persons, plots, results, utility, words
+from fedml.experiments.report.markup import Cell, Number, answered, between, listing, paragraph, picture, section, table, terms, written
 from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
@@ -22,7 +22,7 @@ Found = Mapping[str, Any]
 
 
 def top(record: Record, found: Found) -> str:
-    """The answer, up to four key figures, and links to the other sections."""
+    """Up to four key figures, five questions with their answers, and links to the other sections."""
     score, (spent, unit) = found["scores"]["all"], words.privacy_short(found)
     cards = []
     if score is not None:
@@ -40,11 +40,12 @@ def top(record: Record, found: Found) -> str:
         f'<li><span class="what">{escape(a)}</span><span class="value">{escape(b)}</span><span class="more">{escape(c)}</span></li>'
         for a, b, c in cards
     )
-    lead = paragraph(*words.answer(record, found), kind="lead")
-    rest = [*words.weak(record, found), *words.external(record, found), words.calibrated(found)] if score else []
-    cost = words.privacy(found)[0]
-    cost = f"Privacy: {cost[:1].lower()}{cost[1:]}"
-    body = [lead, f'<ul class="cards">{items}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
+    came = [*words.answer(record, found), *([*words.external(record, found), words.calibrated(found)] if score else [])]
+    answers = [
+        ("What was asked", [words.asked(record)]), ("What came out", came), ("For whom it fails", words.fails(record, found) if score else []),
+        ("What it cost in privacy", words.privacy(found)), ("Whom one trusts", words.trusted(record, found)),
+    ]  # fmt: skip
+    body = [f'<ul class="cards">{items}</ul>', answered(answers)]
     links = [("asked", "question and methods"), ("participants", "participants"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
              ("external", "external validation"), ("subgroups", "subgroups"),
              ("calibration", "discrimination and calibration"), ("thresholds", "thresholds"), ("privacy", "privacy"),
@@ -54,7 +55,7 @@ def top(record: Record, found: Found) -> str:
                "participants": record.agreed.came, "thresholds": bool(found.get("utility")),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
-    return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
+    return section("answer", "In short", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
 
 
 def question(record: Record, found: Found) -> str:
@@ -239,7 +240,8 @@ def check(record: Record, found: Found) -> str:
     heads = [(s, f"{row['journal'][0]}, number {row['journal'][1]:,}") for s, row in found["sites"].items() if row["journal"]]
     code = [(s, (row["policy"] or {}).get("code_sha256")) for s, row in found["sites"].items() if row["agreed"]]
     how = (
-        "This page is computed from the run's folder alone; the same folder and software give the same page, byte for byte. Measures, intervals, "
+        "This page is computed from the run's folder alone; the same folder and software give the same page, byte for byte. Measures, "
+        "intervals, "
         "curves and calibration are computed from the sites' counts (counts.safetensors). Every number in a table is also in the page as "
         "JSON."
     )
@@ -270,5 +272,5 @@ def closing(record: Record) -> str:
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
     top, question, persons.section_of, sites, results.by_site, results.external, results.subgroups,
-    results.discrimination, utility.section_of, results.learning, privacy, flow, limits, check,
+    results.discrimination, utility.section_of, examples.section_of, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

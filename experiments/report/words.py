@@ -86,6 +86,50 @@ def took_part(record: Record, found: Found) -> str:
     return f"{text} {len(always)} of them took part in every round; a round needs {record.study.federation.needed}."
 
 
+def asked(record: Record) -> str:
+    """What the model is to predict, from what, of whom: in words for a reader who knows none of the terms."""
+    study, task = record.study, make_task(record.study)
+    inputs = {"image": "images", "variants": "genetic variants", "clinical": "clinical columns", "omics": "molecular measurements",
+              "radiomics": "measures of regions in images"}  # fmt: skip
+    what = join([inputs.get(name, name) for name in study.cohort.inputs])
+    sites = study.federation.training or study.federation.sites
+    predicted = f"{study.cohort.outcome} ({task.words.predicts})"
+    if record.start.job == "evaluate":
+        return f"Does a finished model predict {predicted} from {what}? It was tested at {count(len(sites), 'site')}; nothing was trained."
+    return (
+        f"Can {predicted} be predicted from {what}? A model was to learn it from the persons of {count(len(sites), 'site')}, whose data were "
+        "not put together, and to be measured on persons who were held out of training."
+    )
+
+
+def fails(record: Record, found: Found) -> list[str]:
+    """Where the model is weakest, and what is not known about that."""
+    out = weak(record, found)
+    if not out:
+        out.append("Fewer than two sites have a value, so the record does not show whether it is worse at some.")
+    groups = found["scores"]["groups"]
+    if not groups:
+        out.append("The study names no groups of persons: whether it fails for women, the old or others is not known.")
+    elif hidden := [label for label, row in groups.items() if row is None]:
+        out.append(f"Not known for {join(hidden)}: no site reported so few, or there was nobody.")
+    return out
+
+
+def trusted(record: Record, found: Found) -> list[str]:
+    """Whom a reader of this page has to believe, and what can be checked without belief."""
+    own = "The measures of the last evaluation follow from the counts in the record, from which anyone can compute them again."
+    if not record.counts:
+        own = "The record has no counts from which measures could be computed again."
+    elif record.study.evaluation.metrics:
+        own += " Those of the study's own code are as the server recorded them."
+    if found["run"]["engine"] != "deployment":
+        who = "One trusts whoever ran this on one machine with the data of all sites: no hospital was asked to approve it."
+        return [f"{who} Who has the data can run it again. {own}"]
+    heads = [s for s, row in found["sites"].items() if row["journal"]]
+    seen = f"The record names the head of the journal of {join(heads)}, with which that site can confirm it." if heads else ""
+    return [f"One trusts each site for its own counts, and the coordinator for the record. {seen} {own}".replace("  ", " ")]
+
+
 def weak(record: Record, found: Found) -> list[str]:
     """The worst site and the worst subgroup, with intervals."""
     scores, out = found["scores"], []
