@@ -17,7 +17,7 @@ from fedml.errors import InputError
 from fedml.experiments.report import page, plots, words
 from fedml.experiments.report.markup import Cell, Number, answered, listing, paragraph, section, table, terms, written
 from fedml.experiments.report.pointers import pointer
-from fedml.runs.events import NO_END, NOT_AGREED, Checks, End, Gwas, Start
+from fedml.runs.events import NO_END, Checks, End, Gwas, Start
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ, last, read_log, study_of
 from fedml.runs.software import words as code_words
 from fedml.study.study import Study
@@ -113,13 +113,15 @@ def _short(study: Study, found: Found, start: Start) -> str:
     adjusted = [*gwas.covariates, *([f"{gwas.components} principal components of the genotypes"] if gwas.components else [])]
     cases = f", {found['cases']:,} of them cases" if found["cases"] is not None else ""
     asked = (
-        f"Which of {found['variants']:,} variants are associated with {study.cohort.outcome}? Tested one by one with {kind} model, adjusted for "
+        f"Which of {found['variants']:,} variants are associated with {study.cohort.outcome}? Tested one by one with {kind} model, "
+        "adjusted for "
         f"{words.join(adjusted) or 'nothing'}, over {found['all']:,} persons of {sites}{cases}."
     )
     hits = f"{found['hits']:,} of {found['tested']:,} tested variants have p below 5e-8, the usual limit for a whole genome."
     best = found["top"][0] if found["top"] else None
     strongest = (
-        f"The strongest is {best['rsid']} ({best['chromosome']}:{best['position']:,}): {written(best['beta'], 'estimate')} for each copy of "
+        f"The strongest is {best['rsid']} ({best['chromosome']}:{best['position']:,}): {written(best['beta'], 'estimate')} for each copy "
+        "of "
         f"{best['effect_allele']}, p {best['p']}."
         if best
         else ""
@@ -128,17 +130,22 @@ def _short(study: Study, found: Found, start: Start) -> str:
     if inflation is None:
         whole = "The genomic inflation is not defined."
     elif inflation > INFLATED:
-        whole = f"The genomic inflation is {inflation:.3f}: p values are smaller than without association, by confounding or by many true effects."
+        whole = (
+            f"The genomic inflation is {inflation:.3f}: p values are smaller than without association, by confounding or by many "
+            "true effects."
+        )
     else:
         whole = f"The genomic inflation is {inflation:.3f}, near 1: no sign of confounding of all variants."
     differing = [v["rsid"] for v in found["top"] if (v.get("q_neg_log10_p") or 0) > -math.log10(0.05 / max(len(found["top"]), 1))]
     fails = (
-        f"Sites differ more than by chance (Cochran's Q, p below 0.05 by Bonferroni) in {words.join(differing)}, of the {len(found['top'])} strongest."
+        f"Sites differ more than by chance (Cochran's Q, p below 0.05 by Bonferroni) in {words.join(differing)}, of the "
+        f"{len(found['top'])} strongest."
         if differing
         else f"Of the {len(found['top'])} strongest variants none differs between sites by more than chance (Cochran's Q, Bonferroni)."
     )
     cost = (
-        "No noise was added. Sums of each variant left the sites exactly; who knows a person's genome can test whether the person was among "
+        "No noise was added. Sums of each variant left the sites exactly; who knows a person's genome can test whether the person was "
+        "among "
         "them (Homer et al. 2008)."
     )
     trust = (
@@ -146,10 +153,15 @@ def _short(study: Study, found: Found, start: Start) -> str:
         if start.engine != "deployment"
         else "One trusts each site for its own sums, and the coordinator for the table."
     )
-    rows = [("What was asked", [asked]), ("What came out", [hits, strongest, whole]), ("For whom it fails", [fails, "Other ancestries than those of "
-            "these sites were not tested, and nobody else than these persons."]), ("What it cost in privacy", [cost]), ("Whom one trusts", [trust])]  # fmt: skip
-    cards = [("below 5e-8", f"{found['hits']:,}", f"of {found['tested']:,} tested"), ("persons", f"{found['all']:,}", sites),
-             ("lambda", "not defined" if inflation is None else f"{inflation:.3f}", "1 without association"), ("privacy", "none", "exact sums")]  # fmt: skip
+    fails += " Other ancestries than those of these sites were not tested, and nobody else than these persons."
+    rows = [
+        ("What was asked", [asked]), ("What came out", [hits, strongest, whole]), ("For whom it fails", [fails]),
+        ("What it cost in privacy", [cost]), ("Whom one trusts", [trust]),
+    ]  # fmt: skip
+    cards = [
+        ("below 5e-8", f"{found['hits']:,}", f"of {found['tested']:,} tested"), ("persons", f"{found['all']:,}", sites),
+        ("lambda", "not defined" if inflation is None else f"{inflation:.3f}", "1 without association"), ("privacy", "none", "exact sums"),
+    ]  # fmt: skip
     items = "".join(
         f'<li><span class="what">{a}</span><span class="value">{b}</span><span class="more">{c}</span></li>' for a, b, c in cards
     )
@@ -169,8 +181,10 @@ def _strongest(found: Found) -> str:
         rows.append(cells)
     heads = ["variant", "chromosome", "position", "effect / other", "effect of a copy", "p", "frequency", "persons", "I²", "test"]
     note = (
-        "Effect with its 95 % interval (Wald): of a linear model in units of the outcome, of a logistic one the log of the odds ratio. Strongest "
-        "effects are too large on average, because they were chosen for being strong. Neighbours of one locus are not merged. I²: the share "
+        "Effect with its 95 % interval (Wald): of a linear model in units of the outcome, of a logistic one the log of the odds ratio. "
+        "Strongest "
+        "effects are too large on average, because they were chosen for being strong. Neighbours of one locus are not merged. I²: the "
+        "share "
         "of the spread between sites that is more than chance."
     )
     return section(
@@ -191,7 +205,8 @@ def _forests(found: Found) -> list[str]:
         svg = plots.forest(drawn, f"effect of one copy of {row['effect_allele']}, with 95 % interval", alt, at=0.0)
         out.append(f"<figure>{svg}<figcaption><strong>{_text(row['rsid'] or 'no id')}.</strong></figcaption></figure>")
     note = (
-        "All persons: one model over all sites. Sites, one effect: each site's own estimate, combined by inverse variance; sites, own effects: "
+        "All persons: one model over all sites. Sites, one effect: each site's own estimate, combined by inverse variance; sites, own "
+        "effects: "
         "the same with a variance between sites (DerSimonian and Laird 1986). The single sites' estimates are not in the record."
     )
     return [f'<div class="plots">{"".join(out)}</div>', paragraph(note, kind="note")] if out else []
@@ -205,10 +220,11 @@ def _text(words_: str) -> str:
 
 def _pictures(run: Path, found: Found) -> str:
     inflation = "not defined" if found["lambda"] is None else f"{found['lambda']:.3f}"
+    points = f"Each point is a variant: its place in the genome and -log10 of its p. {found['hits']:,} are below 5e-8."
     about = {
-        MANHATTAN: ("Manhattan plot", f"Each point is a variant: its place in the genome and -log10 of its p. {found['hits']:,} are below 5e-8."),
+        MANHATTAN: ("Manhattan plot", points),
         QQ: ("QQ plot", f"Observed against expected -log10 p without association, with its 95 % band; lambda {inflation}."),
-    }  # fmt: skip
+    }
     out = []
     for name, (title, caption) in about.items():
         path = run / name
@@ -235,7 +251,8 @@ def _check(start: Start, found: Found, study: Study) -> str:
     rows = [("Run", f"{start.run_id}, engine {start.engine}, status {found['run']['status']}"), ("Study, SHA-256", start.study_sha256),
             ("Seed", str(start.seed)), ("Code", "not recorded" if start.code is None else code_words(start.code))]  # fmt: skip
     text = (
-        "The figures are from the run's log and table; the two large plots are the files that the run drew of the table. fedml bundle and fedml "
+        "The figures are from the run's log and table; the two large plots are the files that the run drew of the table. fedml bundle "
+        "and fedml "
         "verify are for runs that trained a model; an association study is checked by running it again at the sites' data."
     )
     return section("check", "How to check it", paragraph(text), terms(rows))

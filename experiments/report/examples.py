@@ -21,7 +21,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 def section_of(record: Record, found: Mapping[str, Any]) -> str:
     """The section "Examples"; "" if the run has no picture."""
-    figures, left = [], list[str]()
+    figures, left = list[str](), list[str]()
     for site in record.sites:
         path = record.run / EXAMPLES / f"{site.name}.png"
         if not path.is_file():

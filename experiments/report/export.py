@@ -60,7 +60,10 @@ def _participants(record: Record, found: Found) -> Sheet:
     for name in found["columns"].get(ALL, {}):
         values = [found["columns"].get(s, {}).get(name) for s in (*sites, ALL)]
         rows.append([name, *("–" if v is None else written(v, "moments") for v in values)])
-    note = "Persons: number, and number (share) with the outcome. Columns: mean (standard deviation) of training persons with a value; missing."
+    note = (
+        "Persons: number, and number (share) with the outcome. Columns: mean (standard deviation) of training persons with a value; "
+        "missing."
+    )
     return Sheet("Participants by site", heads, rows, note)
 
 
@@ -155,7 +158,8 @@ def _html(made: Sequence[Sheet], record: Record) -> bytes:
 
 
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "²": r"$^2$", "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "−": "$-$", "²": r"$^2$",
+        "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
 
 
 def _tex(text: str) -> str:

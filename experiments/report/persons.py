@@ -60,7 +60,7 @@ def table_one(record: Record) -> dict[str, Any]:
                 name: {"mean": row["mean"], "sd": row["sd"], "known": row["known"], "missing": persons - row["known"]}
                 for name, row in told[site.name].items()
             }
-    names = next(iter(out.values()), {})
+    names = list(next(iter(out.values()), dict[str, Any]()))
     return {**out, ALL: {name: _together([rows[name] for rows in out.values()]) for name in names}} if out else {}
 
 
@@ -184,7 +184,8 @@ def _table_one(record: Record, found: Found) -> str:
     rows += [[name, *(Number(pointer("columns", s, name), "moments") for s in sites)] for name in names]
     note = (
         "Mean (standard deviation) of the persons with a value, and how many have none. Of a column of 0 and 1 the mean is the share of 1. "
-        "No mean: codes of categories, or too few persons with one of two values. Rounded to four digits, as in the record. At a site whose "
+        "No mean: codes of categories, or too few persons with one of two values. Rounded to four digits, as in the record. At a site "
+        "whose "
         "data are not public, gaps of fewer persons than min_count were filled before the sums, so they are not counted as missing. Test "
         "persons' columns are not in the record: no site sends sums of them."
     )
@@ -195,7 +196,10 @@ def _table_one(record: Record, found: Found) -> str:
 
 def _untold(record: Record) -> str:
     if record.study.privacy.unit != "none":
-        return "Not told: with differential privacy no exact sum of a column leaves a site, so the record has no means or missing values by site."
+        return (
+            "Not told: with differential privacy no exact sum of a column leaves a site, so the record has no means or missing values "
+            "by site."
+        )
     if "clinical" not in record.study.cohort.inputs and not record.study.traits.standardised:
         return "Not told: the study reads no table of columns, and sites send no other characteristics of persons."
     return "Not told: the record has no sums of columns by site."
@@ -223,10 +227,12 @@ def sample_words(record: Record, found: Found) -> list[str]:
     }[known["because"]]
     enough = "as many or more" if known["persons"] >= known["needed"] else "fewer"
     return [
-        f"By the criteria of Riley et al. 2020 (BMJ 368:m441), a regression with the {known['parameters']:,} parameters of these columns, for "
+        f"By the criteria of Riley et al. 2020 (BMJ 368:m441), a regression with the {known['parameters']:,} parameters of these "
+        "columns, for "
         f"an outcome that {share} have, needs {needed} ({known['needed_cases']:,} with the outcome), {criterion}, if it is expected to "
         f"explain {100 * NAGELKERKE:.0f} % of the variation that could be explained.",
-        f"This run had {enough}: {known['persons']:,} ({known['cases']:,} with the outcome), {written(known['per_parameter'])} persons of the "
+        f"This run had {enough}: {known['persons']:,} ({known['cases']:,} with the outcome), {written(known['per_parameter'])} persons "
+        "of the "
         "rarer class for each parameter.",
         "Columns that mark missing values, hidden layers and penalties are not in the formula.",
     ]

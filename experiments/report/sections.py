@@ -42,17 +42,21 @@ def top(record: Record, found: Found) -> str:
     )
     came = [*words.answer(record, found), *([*words.external(record, found), words.calibrated(found)] if score else [])]
     answers = [
-        ("What was asked", [words.asked(record)]), ("What came out", came), ("For whom it fails", words.fails(record, found) if score else []),
+        ("What was asked", [words.asked(record)]), ("What came out", came),
+        ("For whom it fails", words.fails(record, found) if score else []),
         ("What it cost in privacy", words.privacy(found)), ("Whom one trusts", words.trusted(record, found)),
     ]  # fmt: skip
     body = [f'<ul class="cards">{items}</ul>', answered(answers)]
-    links = [("asked", "question and methods"), ("participants", "participants"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
+    links = [("asked", "question and methods"), ("participants", "participants"), ("sites", "sites"),
+             ("learning", "learning curves"), ("by-site", "results by site"),
              ("external", "external validation"), ("subgroups", "subgroups"),
-             ("calibration", "discrimination and calibration"), ("thresholds", "thresholds"), ("privacy", "privacy"),
+             ("calibration", "discrimination and calibration"), ("thresholds", "thresholds"),
+             ("examples", "examples"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
     present = {"by-site": bool(score), "external": "external" in found,
                "subgroups": bool(score), "calibration": bool(found.get("by_class")),
                "participants": record.agreed.came, "thresholds": bool(found.get("utility")),
+               "examples": bool(examples.section_of(record, found)),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
     return section("answer", "In short", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
@@ -251,7 +255,8 @@ def check(record: Record, found: Found) -> str:
         more += ["<h3>SHA-256 of the code by which a site says it answered</h3>", terms([(s, d or "not reported") for s, d in code])]
     lines = (
         f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
-        "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes the figures of the last evaluation and epsilon",
+        "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes the figures of the last "
+        "evaluation and epsilon",
         _repeated(record),
     )
     commands = "".join(f"<p><code>{escape(line)}</code></p>" for line in lines)

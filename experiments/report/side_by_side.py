@@ -92,7 +92,8 @@ def _figures(records: Sequence[Record], found: Mapping[str, Any]) -> str:
     )  # fmt: skip
     svg = plots.forest(plotted, f"{described.printed}, with 95 % interval", f"{alt}.", bounds=described.bounds) if plotted else ""
     note = (
-        "Intervals are over persons, each run for itself. Runs that measured the same persons have results that go together, so overlapping "
+        "Intervals are over persons, each run for itself. Runs that measured the same persons have results that go together, so "
+        "overlapping "
         "intervals do not show that runs are alike: fedml compare RUN RUN gives the difference with its own interval."
     )
     same = (
@@ -137,7 +138,8 @@ def _flat(place: str, value: Any) -> dict[str, str]:
 
 def _how(records: Sequence[Record]) -> str:
     text = (
-        "Each figure is that of the run's own report (fedml report RUN), from the run's folder alone. Runs that are shown here were chosen by "
+        "Each figure is that of the run's own report (fedml report RUN), from the run's folder alone. Runs that are shown here were "
+        "chosen by "
         "whoever wrote this page: others may exist."
     )
     return section("check", "How to check it", paragraph(text))

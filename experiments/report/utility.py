@@ -81,12 +81,14 @@ def threshold_words(record: Record, found: Found) -> list[str]:
             else "there are no test persons"
         )
         return [
-            f"No threshold was chosen: {why}, and one that is chosen on the persons on whom it is tested looks better than it is. The table shows "
+            f"No threshold was chosen: {why}, and one that is chosen on the persons on whom it is tested looks better than it is. The "
+            "table shows "
             "thresholds that are the same in every report."
         ]
     row = next(r for r in known["rows"] if r["threshold"] == known["chosen"])
     return [
-        f"A threshold of {written(known['chosen'])} has the largest sum of sensitivity and specificity in the validation persons. In the test "
+        f"A threshold of {written(known['chosen'])} has the largest sum of sensitivity and specificity in the validation persons. In the "
+        "test "
         f"persons, who had no part in the choice, its sensitivity is {words.interval_of(row['sensitivity'])} and its specificity "
         f"{words.interval_of(row['specificity'])}. This weighs a missed case and a false alarm by their frequency; which threshold serves "
         "patients depends on what follows from it."
@@ -107,9 +109,8 @@ def _benefit(found: Found, named: str) -> str:
     known = found["utility"]["benefit"]
     share = found["utility"]["share"]
     low = -0.05
-    upto = [k for k, v in enumerate(known["x"]) if known["model"][k] is not None]
     lines = [
-        plots.Series(name, [known["x"][k] for k in upto], [v if v is not None and v >= low else None for v in (values[k] for k in upto)], colour, dash, width)
+        plots.Series(name, known["x"], [v if v is not None and v >= low else None for v in values], colour, dash, width)
         for name, values, colour, dash, width in (
             ("the model", known["model"], plots.BLUE, "", 2.2),
             ("treat everybody", known["everybody"], plots.VERMILLION, "6 3", 1.6),
@@ -120,7 +121,8 @@ def _benefit(found: Found, named: str) -> str:
     alt = f"Net benefit by threshold for {named}: of the model, of treating everybody and of treating nobody."
     svg = plots.square(lines, "threshold on the risk", "net benefit per person", alt, (low, top))
     caption = (
-        "True positives less false positives weighed by the odds of the threshold, per person (Vickers and Elkin 2006). A threshold of 0.2 means "
+        "True positives less false positives weighed by the odds of the threshold, per person (Vickers and Elkin 2006). A threshold of "
+        "0.2 means "
         "that finding one case is worth four false alarms. Values below -0.05 are not drawn; no intervals are computed."
     )
     return picture(svg, "Decision curve", caption)
@@ -136,8 +138,10 @@ def _table(found: Found) -> str:
         rows.append([*cells, Number(pointer(*at, "benefit")), Number(pointer(*at, "everybody"))])
     heads = ["risk at or above", "persons", *_SHARES.values(), "net benefit", "of treating everybody"]
     note = (
-        "PPV and NPV: the share of persons above with the outcome, and of those below without it; 95 % intervals by Wilson. They hold for a "
-        f"share of {written(known['share'], 'percent')} with the outcome, as in these persons. A risk is known to 0.001, and less exactly where "
+        "PPV and NPV: the share of persons above with the outcome, and of those below without it; 95 % intervals by Wilson. They hold "
+        "for a "
+        f"share of {written(known['share'], 'percent')} with the outcome, as in these persons. A risk is known to 0.001, and less "
+        "exactly where "
         "scores left a site in groups."
     )
     return table(found, f"Thresholds on {words.PARTS[found['part']]} persons of all sites", heads, rows, note)

@@ -120,9 +120,9 @@ def _draw_text(axes: Any, of: Mapping[str, str], text: str) -> None:
     x, y = _numbers(of, "x", "y")
     turned = re.match(r"rotate\((-?[\d.]+) ", of.get("transform", ""))
     axes.text(
-        x, y, text, fontsize=float(of.get("font-size", "12")) * _POINTS, color=of.get("fill", "#000000"), ha=_ANCHOR[of.get("text-anchor", "start")],
-        va="baseline" if turned is None else "center", rotation=0 if turned is None else -float(turned[1]), weight=of.get("font-weight", "normal"),
-        parse_math=False,
+        x, y, text, fontsize=float(of.get("font-size", "12")) * _POINTS, color=of.get("fill", "#000000"),
+        ha=_ANCHOR[of.get("text-anchor", "start")], va="baseline" if turned is None else "center",
+        rotation=0 if turned is None else -float(turned[1]), weight=of.get("font-weight", "normal"), parse_math=False,
     )  # fmt: skip
 
 

@@ -97,7 +97,8 @@ def asked(record: Record) -> str:
     if record.start.job == "evaluate":
         return f"Does a finished model predict {predicted} from {what}? It was tested at {count(len(sites), 'site')}; nothing was trained."
     return (
-        f"Can {predicted} be predicted from {what}? A model was to learn it from the persons of {count(len(sites), 'site')}, whose data were "
+        f"Can {predicted} be predicted from {what}? A model was to learn it from the persons of {count(len(sites), 'site')}, whose data "
+        "were "
         "not put together, and to be measured on persons who were held out of training."
     )
 

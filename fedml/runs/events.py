@@ -160,8 +160,8 @@ class Checks(Event):
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
     ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
-    ``[model] start``; None, and not written, without it. ``columns``: site -> column -> its training persons' values, rounded, from the sums
-    that sites send; None, and not written, where no table is read or sums are noised or not sent."""
+    ``[model] start``; None, and not written, without it. ``columns``: site -> column -> its training persons' values, rounded, from
+    the sums that sites send; None, and not written, where no table is read or sums are noised or not sent."""
 
     kind = "agreed"
     sites: list[str]

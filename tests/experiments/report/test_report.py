@@ -176,7 +176,9 @@ def test_the_answer_comes_first_with_its_interval(pages: dict[str, Page], record
     assert f"{score['persons']:.0f} test persons held out at 2 sites, {score['classes'][1]} of them with y = {EVIL_CLASS}" in text
     assert f"AUROC {auroc['value']:.3f} (95 % interval {auroc['low']:.3f} to {auroc['high']:.3f})" in text
     assert f"Weakest at {found['worst']}" in text
-    assert "privacy: none" in text.lower()
+    assert "What it cost in privacyNone. There is no differential privacy" in text
+    assert "Can y (one of well" in text
+    assert text.index("What was asked") < text.index("What came out") < text.index("For whom it fails") < text.index("Whom one trusts")
     assert "Dice of 0." in pages["segmentation"].section("answer")
     assert "off by" in pages["regression"].section("answer")
     assert "mean over 3 classes" in pages["three_classes"].section("answer")

@@ -116,7 +116,7 @@ def test_it_reads_the_same_without_scripts(browser: Browser, files: dict[str, Pa
         assert page.locator("h1").inner_text() == " ".join(EVIL.split())
         page.context.close()
     assert texts[0] == texts[1]
-    assert texts[0].index("The answer") < texts[0].index("AUROC") < texts[0].index("Limits")
+    assert texts[0].index("In short") < texts[0].index("AUROC") < texts[0].index("Limits")
 
 
 def test_it_prints(browser: Browser, files: dict[str, Path]) -> None:
