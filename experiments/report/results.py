@@ -32,7 +32,7 @@ def _lines(found: Found, curves: Mapping[str, Sequence[plots.Value]], x: Sequenc
 def _when(record: Record) -> str:
     """At which rounds the sites evaluated the model."""
     every = record.study.training.evaluate_every
-    return "at the start of each round" if every == 1 else f"at the start of round 1 and of every {every}th round after it"
+    return "at the start of each round" if every == 1 else f"at the start of round 1 and then once every {every} rounds"
 
 
 def learning(record: Record, found: Found) -> str:

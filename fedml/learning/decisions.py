@@ -5,8 +5,9 @@
     precision_recall(counts)              # sensitivity and positive predictive value at no more than 200 thresholds
     net_benefit(counts, 0.2)              # of treating by the model, and of treating everybody
 
-Net benefit: Vickers and Elkin 2006, Med Decis Making 26:565. A bin stands for its middle, so a person whose risk is within 0.001 of the threshold may be on its other side; where few persons are
-protected, scores are in groups, and the numbers are as near as the groups are. Noised counts hold no persons: all is NaN or empty there.
+Net benefit: Vickers and Elkin 2006, Med Decis Making 26:565. A bin stands for its middle, so a
+person whose risk is within 0.001 of the threshold may be on its other side; where few persons are protected, scores are in groups, and the
+numbers are as near as the groups are. Noised counts hold no persons: all is NaN or empty there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tables and figures for a manuscript, several runs on one page, who was in a run: the numbers are those of the report and of the record."""
+"""Tables and figures for a manuscript, runs side by side, who was in a run: the numbers are those of the report and of the record."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def test_each_form_has_every_cell_of_the_tables(records: dict[str, Record], tmp_
             docx = pytest.importorskip("docx", reason="python-docx is not installed (pip install 'fedml-cohorts[docx]')")
             write_tables(record, form, path)
             document = docx.Document(str(path))
-            found = [" ".join(cell.text.split()) for grid in document.tables for row in grid.rows for cell in row.cells if cell.text.strip()]
+            found = [
+                " ".join(cell.text.split()) for grid in document.tables for row in grid.rows for cell in row.cells if cell.text.strip()
+            ]
             assert found == words(made)
             continue
         write_tables(record, form, path)
@@ -70,7 +72,11 @@ def test_the_figures_of_the_tables_are_those_of_the_report(records: dict[str, Re
     assert performance.heads[:3] == ["", "persons", "AUROC"]
     assert performance.rows[0][2] == f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"
     train = sheets(record)[0].rows[0]
-    assert train == ["Training persons", *(str(s.count("train")) for s in record.sites), str(sum(s.count("train") or 0 for s in record.sites))]
+    assert train == [
+        "Training persons",
+        *(str(s.count("train")) for s in record.sites),
+        str(sum(s.count("train") or 0 for s in record.sites)),
+    ]
 
 
 def test_a_run_without_persons_has_no_tables(records: dict[str, Record], tmp_path: Path) -> None:
@@ -139,9 +145,9 @@ def test_who_was_in_the_run_is_counted_as_in_the_record(records: dict[str, Recor
     private = figures(records["private"])["participants"]
     assert (private["persons"]["train"], private["stated"]) == (None, 100)
     picture = next(e for e in parsed(render(records["missing"])).all("svg") if "Flow of" in e.attributes["aria-label"])
-    assert "2 sites on the study's roster; 1 sites took part" in picture.attributes["aria-label"].replace("(did not take part: b: no-answer)", "")[:200] or (
-        "did not take part" in picture.attributes["aria-label"]
-    )
+    assert "2 sites on the study's roster; 1 sites took part" in picture.attributes["aria-label"].replace(
+        "(did not take part: b: no-answer)", ""
+    )[:200] or ("did not take part" in picture.attributes["aria-label"])
 
 
 def test_table_one_is_of_the_training_persons(records: dict[str, Record]) -> None:
