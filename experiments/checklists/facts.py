@@ -135,7 +135,7 @@ def _method(record: Record) -> Iterator[FactRow]:
     learned = f" It has {size:,} parameters." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
     evaluated = record.start.job == "evaluate"
-    yield "initialisation", *_initialisation(record)
+    yield "initialisation", *(("",) if evaluated else _initialisation(record))
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
@@ -160,12 +160,10 @@ def _method(record: Record) -> Iterator[FactRow]:
 def _initialisation(record: Record) -> FactRow:
     """With which weights training began; "" if nothing was trained, or if it did not begin."""
     start, names = record.study.model.start, record.agreed.started
-    if record.start.job == "evaluate":
-        return "", "study.json#/study/seed"
     text = f"The initial weights are random, from the study's seed ({record.study.study.seed})"
     if start is None:
         return f"{text}; no pretrained weights are used.", "study.json#/study/seed"
-    if names is None:
+    if names is None:  # it did not begin
         return "", "study.json#/model/start"
     taken = f"{_count(len(names), 'array')} of the model begin as in a file of weights with SHA-256 {start.sha256}"
     return (

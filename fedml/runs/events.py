@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypedDict
 
+from fedml.runs.rows import ColumnRow, VariantRow
 from fedml.runs.software import Software
 
 SCHEMA = 1
@@ -61,14 +62,6 @@ class SiteDisclosure(TypedDict):
     quarantined: dict[str, int] | None
 
 
-class ColumnRow(TypedDict):
-    """One column at one site: training persons with a value, their mean and standard deviation; None where these are not told."""
-
-    known: int
-    mean: float | None
-    sd: float | None
-
-
 class CheckRow(TypedDict):
     """One cell of the matrix of checks (``fedml.cohort.variants.checks.Check``)."""
 
@@ -91,22 +84,6 @@ class ClaimRow(TypedDict):
     events_json: str
     epsilon_rdp: float | None
     sentence: str
-
-
-class VariantRow(TypedDict):
-    """One of the strongest associations."""
-
-    chromosome: str
-    position: int
-    rsid: str
-    effect_allele: str
-    other_allele: str
-    beta: float
-    standard_error: float
-    p_value: str
-    frequency: float
-    n: int
-    method: str
 
 
 @dataclass(frozen=True, kw_only=True)

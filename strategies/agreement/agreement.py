@@ -17,7 +17,8 @@ from fedml.cohort.variants.harmonise import Panel, choose
 from fedml.cohort.variants.keys import to_text
 from fedml.errors import Reason
 from fedml.modalities.layout import Layout, make_layout
-from fedml.runs.events import ColumnRow, SiteDisclosure
+from fedml.runs.events import SiteDisclosure
+from fedml.runs.rows import ColumnRow
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,

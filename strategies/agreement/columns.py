@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.checks import Check
-from fedml.runs.events import ColumnRow, SiteDisclosure
+from fedml.runs.events import SiteDisclosure
+from fedml.runs.rows import ColumnRow
 from fedml.study.study import Study
 
 Sums = npt.NDArray[np.float64]
