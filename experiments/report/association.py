@@ -134,6 +134,8 @@ def _short(study: Study, found: Found, start: Start) -> str:
             f"The genomic inflation is {inflation:.3f}: p values are smaller than without association, by confounding or by many "
             "true effects."
         )
+    elif inflation < 2 - INFLATED:
+        whole = f"The genomic inflation is {inflation:.3f}, below 1: p values are larger than without association."
     else:
         whole = f"The genomic inflation is {inflation:.3f}, near 1: no sign of confounding of all variants."
     differing = [v["rsid"] for v in found["top"] if (v.get("q_neg_log10_p") or 0) > -math.log10(0.05 / max(len(found["top"]), 1))]
