@@ -166,6 +166,17 @@ def test_each_printed_page_has_the_run_and_its_number(browser: Browser, files: d
             assert f"run {run[1].partition('<')[0]}" in text
 
 
+def test_the_name_of_a_site_is_not_broken_on_a_phone(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
+    text = files["segmentation"].read_text(encoding="utf-8")
+    named = text.replace('<th scope="row">a', '<th scope="row">cellavisions')
+    assert named.count("cellavisions") > 3
+    (tmp_path / "named.html").write_text(named, encoding="utf-8")
+    page, _ = opened(browser, tmp_path / "named.html", SCREENS[1])
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[1][0]
+    page.context.close()
+
+
 def test_no_word_is_broken_on_paper(browser: Browser, files: dict[str, Path]) -> None:
     for kind in ("two_classes", "segmentation", "regression"):
         page, _ = opened(browser, files[kind], SCREENS[0])
