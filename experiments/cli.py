@@ -20,6 +20,7 @@ from fedml.experiments.keys.commands import schema
 from fedml.experiments.models.commands import export_adjustment, export_bundle, export_score, import_bundle, predict, promote, prs, ui
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
+from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
@@ -360,25 +361,21 @@ def _note(run_folder: Path, console: Console) -> None:
         console.print(f"the audit could not be recorded in MLflow ({error}); it is in {run_folder}/audit.json", soft_wrap=True)
 
 
-@app.command()
-def report(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; default: report.html in the run's folder.")] = None,
-) -> None:
-    """Write a run's report: one self-contained HTML page, for a screen, a phone or paper.
-
-    Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
-    """
-    from fedml.experiments.report import NAME, write_report
-    from fedml.experiments.runs.record import read_record
-
-    path = out or run_folder / NAME
-    write_report(read_record(run_folder), path)
-    print(path)
-
-
 app.command()(grouped(genes))
-for _command in (sweep, promote, ui, predict, prs, evaluate, schema, evidence_cli.bundle, evidence_cli.verify, evidence_cli.reproduce):
+for _command in (
+    report,
+    table,
+    sweep,
+    promote,
+    ui,
+    predict,
+    prs,
+    evaluate,
+    schema,
+    evidence_cli.bundle,
+    evidence_cli.verify,
+    evidence_cli.reproduce,
+):
     app.command()(_command)
 app.command()(new)
 app.command("import")(import_table)

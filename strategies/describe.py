@@ -132,25 +132,32 @@ def caution(study: Study) -> str:
 
 def leaves(study: Study) -> list[str]:
     """What leaves a site, one sentence for each stage of the run."""
-    patient, counts = study.privacy.unit == "patient", make_task(study).words.counts
+    patient, counts, when = study.privacy.unit == "patient", make_task(study).words.counts, _evaluated(study)
+    enough = f", if it has enough of them{'' if study.cohort.split.val else ' (the split plans no validation persons)'}"
     noised = ", with noise" if study.privacy.metrics == "private" else ""
     if patient:
         sums = _before(study) + ", with noise" if study.privacy.statistics == "private" else ""
         return [
             "before: its site name" + "".join(f"; {text}" for m in modalities_of(study) for text in m.words.sends(study)) + sums,
             "each round: the trained model's numbers, with noise; not how many persons train (the study states it roughly), and "
-            f"{counts} over its validation persons{noised}",
-            f"at the end: the same counts over its test persons{noised}",
+            f"{when}{counts} over its validation persons{noised or enough}",
+            f"at the end: the same counts over its validation and its test persons{noised or enough}",
             f"as evidence: {_DISCLOSED}",
         ]
     stated, more = study.privacy.unit == "site", algorithm_of(study).words.leaves
     return [
         "before: its site name, persons by part and class" + ("" if stated else _before(study)),
         f"each round: the trained model's numbers, {f'{more}, ' if more else ''}how many trained it, the sum of their losses, and "
-        f"{counts} over its validation persons",
-        "at the end: the same counts over its test persons" + _groups(study),
+        f"{when}{counts} over its validation persons{enough}",
+        "at the end: the same counts over its validation and its test persons, if it has enough of them" + _groups(study),
         "as evidence: a SHA-256 of the data it read, how many persons have an excluded image, by reason, and " + _DISCLOSED,
     ]
+
+
+def _evaluated(study: Study) -> str:
+    """Before which rounds validation persons are evaluated, where that is not before each."""
+    every = study.training.evaluate_every
+    return "" if every == 1 else f"in round 1 and every {every} rounds after it " if every else "never before the end "
 
 
 def _wrapped(text: str) -> list[str]:

@@ -151,6 +151,7 @@ def agreed_event(
     return Agreed(
         sites=list(agreement.everyone.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
         image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started,
+        columns=agreement.columns,
     )  # fmt: skip
 
 

@@ -134,16 +134,15 @@ def _method(record: Record) -> Iterator[FactRow]:
     size = record.agreed.parameters
     learned = f" It has {size:,} parameters." if size else ""
     yield "model", f"{_network(study)}{learned}", "study.json#/model", *(["events.jsonl#agreed/parameters"] if size else [])
-    text = f"The initial weights are random, from the study's seed ({study.study.seed}); no pretrained weights are used."
     evaluated = record.start.job == "evaluate"
-    yield "initialisation", "" if evaluated else text, "study.json#/study/seed"
+    yield "initialisation", *(("",) if evaluated else _initialisation(record))
     plan, strategy = study.training, study.strategy
     options = "".join(f", {k} = {v}" for k, v in strategy.options.items())
     batch = f"batches of {_count(plan.batch_size, 'person')}" if plan.batch_size else "all persons in one batch"
     length = _count(plan.local_steps, "step") if plan.local_steps else _count(plan.local_epochs, "epoch")
     more = "".join(f"; {text}" for text in training_words.options(study))
     text = (
-        f"Strategy {strategy.name}{options}. {algorithm_of(study).words.report} "
+        f"Strategy {strategy.name}{options}. {algorithm_of(study).words.report}{_stated_weights(study)} "
         f"At a site: optimiser {plan.optimizer}, learning rate {plan.lr:g}, momentum {plan.momentum:g}, "
         f"weight decay {plan.weight_decay:g}, {batch}, {length} a round, "
         f"precision {plan.precision}{more}. "
@@ -156,6 +155,29 @@ def _method(record: Record) -> Iterator[FactRow]:
     yield "augmentation", text if "image" in study.cohort.inputs else "", "study.json#/training/augment"
     balance = make_task(study).words.balance
     yield "balance", "" if isinstance(balance, NotBuilt) else balance, "study.json#/training"
+
+
+def _initialisation(record: Record) -> FactRow:
+    """With which weights training began; "" if nothing was trained, or if it did not begin."""
+    start, names = record.study.model.start, record.agreed.started
+    text = f"The initial weights are random, from the study's seed ({record.study.study.seed})"
+    if start is None:
+        return f"{text}; no pretrained weights are used.", "study.json#/study/seed"
+    if names is None:  # it did not begin
+        return "", "study.json#/model/start"
+    taken = f"{_count(len(names), 'array')} of the model begin as in a file of weights with SHA-256 {start.sha256}"
+    return (
+        f"{taken}; {text[:1].lower()}{text[1:]}, in all others.",
+        "events.jsonl#agreed/started",
+        "study.json#/model/start",
+        "study.json#/study/seed",
+    )
+
+
+def _stated_weights(study: Study) -> str:
+    """With privacy of a patient, sites do not tell how many persons they train."""
+    stated = study.privacy.unit == "patient" and "weighted by their training persons" in algorithm_of(study).words.report
+    return " These numbers of persons are those that the study states, not counts." if stated else ""
 
 
 def _selection(record: Record) -> FactRow:
@@ -177,10 +199,13 @@ def _selection(record: Record) -> FactRow:
 def _preprocessing(study: Study) -> FactRow:
     source = "sums over the training persons of all sites"
     if study.privacy.unit != "none":
-        source = "ranges that the study states" if study.privacy.statistics == "stated" else "noised sums over the training persons"
+        source = "noised sums over the training persons"
     own, modalities = study.cohort.by_site, modalities_of(study)
     columns = [*(m.words.columns for m in modalities if m.name not in own), *(["the outcome"] if study.traits.standardised else [])]
-    standard = f"Standardised by mean and standard deviation, from {source}: {', '.join(columns)}.", ("study.json#/privacy/statistics",)
+    how = f"by mean and standard deviation, from {source}"
+    if study.privacy.unit != "none" and study.privacy.statistics == "stated":
+        how = "by the middle and a quarter of the width of the range that the study states for each"
+    standard = f"Standardised {how}: {', '.join(columns)}.", ("study.json#/privacy/statistics",)
     texts = [modality.words.preparation(study) for modality in modalities]
     if own:
         at_site = ", ".join(m.words.columns for m in modalities if m.name in own)

@@ -45,9 +45,15 @@ CONDITIONS: dict[str, tuple[Callable[[Study], str], str]] = {
     "prediction": (lambda s: make_task(s).words.no_prediction, "study.json#/model/task"),
     "images": (lambda s: "" if "image" in s.cohort.inputs else "The study reads no images.", "study.json#/cohort/inputs"),
     "classes": (lambda s: make_task(s).words.no_classes, "study.json#/model/task"),
+    "updating": (
+        lambda s: (
+            "The model does not begin with weights of an earlier one ([model] start), so none is updated." if s.model.start is None else ""
+        ),
+        "study.json#/model",
+    ),
     "clusters": (lambda s: "" if len(s.federation.sites) > 1 else "The roster has one site.", "study.json#/federation/sites"),
 }
-Condition = Literal["prediction", "images", "classes", "clusters"]
+Condition = Literal["prediction", "images", "classes", "clusters", "updating"]
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -39,7 +39,8 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "Metrics": {
         "Measures": ("measures",),
-        "Decision thresholds, and reasons for the measures": (),
+        "Decision thresholds": ("utility",),
+        "Reasons for the measures": (),
     },
     "Evaluation data": {
         "Outcome": ("outcome",),
@@ -54,7 +55,9 @@ SECTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "Preprocessing": ("preprocessing", "missing"),
         "Checks and excluded images": ("checks", "quarantined"),
         "Digests of the data": ("digests",),
-        "Characteristics and selection of the persons": (),
+        "Characteristics of the persons": ("characteristics",),
+        "Size of the sample": ("sample_size",),
+        "Selection of the persons": (),
     },
     "Quantitative analyses": {
         "Groups of persons": ("groups",),

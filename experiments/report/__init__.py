@@ -12,7 +12,7 @@ The page is a function of the record: the same record gives the same bytes. It r
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any
 
 from fedml.errors import InputError
 from fedml.experiments.checklists.facts import Fact
-from fedml.experiments.report import sections, words
+from fedml.experiments.report import persons, sections, utility, words
 from fedml.experiments.report.markup import paragraph
 from fedml.experiments.report.numbers import figures
 from fedml.experiments.runs.record import Record
 from fedml.runs.log import write_whole
 
-__all__ = ["NAME", "embedded", "figures", "render", "report_facts", "write_report"]
+__all__ = ["NAME", "embedded", "figures", "page", "render", "report_facts", "write_report"]
 
 NAME = "report.html"
 _OPEN, _CLOSE = '<script type="application/json" id="fedml-figures">', "</script>"
@@ -38,21 +38,32 @@ def render(record: Record) -> str:
     """The page as HTML."""
     found = figures(record)
     name, question = record.study.study.name, " ".join(record.study.study.question.split())
-    style = (files(__package__) / "report.css").read_text(encoding="utf-8")
     parts = [part for part in (build(record, found) for build in sections.ALL) if part]
-    head = [
+    eyebrow = f"Report of a federated run · {record.run_id}"
+    return page(f"{name}: report of a federated run", [eyebrow, question or name, record.run_id], parts, sections.closing(record), found)
+
+
+def page(title: str, head: Sequence[str], parts: Sequence[str], foot: str, found: Mapping[str, Any]) -> str:
+    """A whole page. ``head``: the line above the heading, the heading, and the name in the margin of printed pages; ``found``: figures."""
+    above, heading, margin = head
+    style = (files(__package__) / "report.css").read_text(encoding="utf-8")
+    lines = [
         '<meta charset="utf-8">', f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{escape(name)}: report of a federated run</title>",
-        '<link rel="icon" href="data:,">', f"<style>\n{style}</style>",
+        '<meta name="viewport" content="width=device-width, initial-scale=1">', f"<title>{escape(title)}</title>",
+        '<link rel="icon" href="data:,">', f"<style>\n{style}\n{_on_paper(margin)}</style>",
     ]  # fmt: skip
-    top = [
-        paragraph(f"Report of a federated run · {record.run_id}", kind="eyebrow"),
-        f"<h1>{escape(question or name)}</h1>",
-    ]
-    body = [f"<header>{''.join(top)}</header>", f"<main>{''.join(parts)}</main>", f"<footer>{sections.closing(record)}</footer>"]
+    top = f"{paragraph(above, kind='eyebrow')}<h1>{escape(heading)}</h1>"
+    body = [f"<header>{top}</header>", f"<main>{''.join(parts)}</main>", f"<footer>{foot}</footer>"]
     data = f"{_OPEN}{_json(found)}{_CLOSE}"
-    lines = ["<!doctype html>", '<html lang="en">', "<head>", *head, "</head>", "<body>", *body, data, "</body>", "</html>"]
+    lines = ["<!doctype html>", '<html lang="en">', "<head>", *lines, "</head>", "<body>", *body, data, "</body>", "</html>"]
     return "\n".join(lines) + "\n"
+
+
+def _on_paper(run_id: str) -> str:
+    """The run and the number of the page in the margin of each printed page. Characters with a meaning in CSS or HTML are escaped."""
+    name = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else f"\\{ord(c):06x}" for c in run_id)
+    left, right = f'@bottom-left {{ content: "run {name}"; }}', '@bottom-right { content: "page " counter(page) " of " counter(pages); }'
+    return f"@page {{ {left} {right} }}\n"
 
 
 def _json(found: Mapping[str, Any]) -> str:
@@ -80,18 +91,39 @@ def write_report(record: Record, out: Path) -> None:
         InputError: the file cannot be written, or the run's log is incomplete.
     """
     try:
-        page = render(record)
+        text = render(record)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise InputError(f"{record.run}: the log is not in the format of a run ({error!r}); give an unchanged run folder.") from error
+    write_page(out, text)
+
+
+def write_page(out: Path, text: str) -> None:
+    """Writes a page completely or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     try:
-        write_whole(out, page.encode("utf-8"))
+        write_whole(out, text.encode("utf-8"))
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another file with -o.") from error
 
 
 def report_facts(record: Record) -> dict[str, Fact]:
-    """The facts that the report adds for checklists and model card: ``intervals`` and ``calibration``, if the run has them."""
+    """The facts that the report adds for checklists and model card, of those that the run has: ``intervals``, ``calibration``,
+    ``diagram``, ``characteristics``, ``sample_size``, ``utility``."""
     found, out = figures(record), {}
+    if record.agreed.came:
+        out["diagram"] = Fact("The flow of sites and persons is drawn in the report.", (f"{NAME}#participants",))
+    if found["columns"]:
+        names = ", ".join(found["columns"][persons.ALL])
+        text = f"Mean, standard deviation and missing values of the training persons, by site, as far as the sites tell them: {names}."
+        out["characteristics"] = Fact(text, (f"{NAME}#table-1",))
+    if found["sample"] is not None:
+        out["sample_size"] = Fact(" ".join(persons.sample_words(record, found)), (f"{NAME}#participants",))
+    if found.get("utility"):
+        text = f"Precision and recall, thresholds and net benefit: in the report. {' '.join(utility.threshold_words(record, found))}"
+        out["utility"] = Fact(text, (f"{NAME}#thresholds",))
     score = found["scores"]["all"]
     known = {} if score is None else {n: e for n, e in score["metrics"].items() if e["low"] is not None}
     if known:

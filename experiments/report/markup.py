@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
-from fedml.experiments.report.numbers import resolve
+from fedml.experiments.report.pointers import resolve
 
-Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons"]
+Kind = Literal["count", "measure", "estimate", "percent", "bytes", "epsilon", "reasons", "moments", "plain"]
 NOTHING = "–"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -29,6 +29,8 @@ def written(value: Any, kind: Kind = "measure") -> str:
     """A number as text; an estimate with its interval."""
     if kind == "reasons":
         return _reasons(value)
+    if kind == "moments":
+        return f"{_moments(value)}; {value['missing']:,} missing" if value else NOTHING
     if kind == "estimate":
         if value is None or value["value"] is None:
             return NOTHING if value is None else "not defined"
@@ -40,6 +42,8 @@ def written(value: Any, kind: Kind = "measure") -> str:
         return value
     if kind == "count":
         return f"{value:,.0f}"
+    if kind == "plain":
+        return f"{value}"
     if kind == "percent":
         return f"{100 * value:.1f} %"
     if kind == "epsilon":
@@ -63,6 +67,17 @@ def _reasons(counts: Mapping[str, int] | None) -> str:
     if counts is None:
         return "not reported"
     return "; ".join(f"{'a few' if n < 0 else f'{n:,}'}: {reason}" for reason, n in counts.items()) or "none"
+
+
+def _moments(value: Mapping[str, Any]) -> str:
+    """Mean and standard deviation."""
+    if value["mean"] is None:
+        return NOTHING
+    return f"{_short(value['mean'])} ({_short(value['sd'])})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−") if 1e-3 <= abs(value) < 1e5 or not value else f"{value:.3e}".replace("-", "−")
 
 
 def _bytes(value: float) -> str:
@@ -89,6 +104,12 @@ def terms(rows: Sequence[tuple[str, str]]) -> str:
     return f"<dl>{''.join(f'<div><dt>{escape(a)}</dt><dd>{escape(b)}</dd></div>' for a, b in rows if b)}</dl>"
 
 
+def answered(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Questions, each with its answer as sentences."""
+    both = ((question, paragraph(*sentences)) for question, sentences in rows)
+    return f'<div class="answers">{"".join(f"<h3>{escape(question)}</h3>{text}" for question, text in both if text)}</div>'
+
+
 def table(found: Mapping[str, Any], caption: str, heads: Sequence[str], rows: Sequence[Sequence[Cell]], note: str = "") -> str:
     """A table; the first cell of each row is the row header. It scrolls horizontally on a narrow screen."""
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
@@ -109,6 +130,9 @@ def _cell(found: Mapping[str, Any], cell: Cell) -> str:
     if cell.kind == "estimate" and value is not None and (limits := between(value)):
         kind: Kind = "count" if value["method"] == "count" else "measure"
         return f'<td class="number"{where}>{escape(written(value["value"], kind))} <small>{escape(limits)}</small></td>'
+    if cell.kind == "moments" and value is not None:
+        missing = f"{value['missing']:,} missing"
+        return f'<td class="number"{where}>{escape(_moments(value))} <small>{missing}</small></td>'
     return f'<td class="number"{where}>{escape(written(value, cell.kind))}</td>'
 
 

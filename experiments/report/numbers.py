@@ -19,6 +19,9 @@ import numpy.typing as npt
 
 from fedml.errors import Reason
 from fedml.experiments.checklists.facts import held_out
+from fedml.experiments.report import persons
+from fedml.experiments.report.pointers import pointer, resolve
+from fedml.experiments.report.utility import utility
 from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
 from fedml.runs.events import Round, SiteRow
@@ -32,6 +35,7 @@ from fedml.tasks.own import NO_INTERVAL
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
 
+__all__ = ["figures", "pointer", "resolve"]
 Counts = dict[str, dict[str, npt.NDArray[Any]]]
 
 MOST_POINTS = 120  # of a learning curve
@@ -62,6 +66,8 @@ def figures(record: Record) -> dict[str, Any]:
         "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
+    found |= {"participants": persons.participants(record), "columns": persons.table_one(record), "balance": persons.balance(record),
+              "sample": persons.sample(record)}  # fmt: skip
     if "external" in record.final.metrics:
         found["external"] = _external(record, task)
     if task.person_classes and merged:
@@ -71,22 +77,10 @@ def figures(record: Record) -> dict[str, Any]:
         if by_class and len(task.classes) == 2:
             by_class["1"]["subgroups"] = _calibration_by_subgroup(record)
         found["by_class"] = by_class
+        if by_class and len(task.classes) == 2:
+            found["utility"] = utility(record, merged, part)
     rounded: dict[str, Any] = _plain(found)
     return rounded
-
-
-def resolve(found: Mapping[str, Any], pointer: str) -> Any:
-    """The value at a JSON Pointer (RFC 6901); raises ``KeyError`` or ``IndexError`` if there is none."""
-    value: Any = found
-    for word in pointer.split("/")[1:]:
-        key = word.replace("~1", "/").replace("~0", "~")
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value
-
-
-def pointer(*keys: str | int) -> str:
-    """A JSON Pointer to ``keys``."""
-    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1") for key in keys)
 
 
 def _plain(value: Any) -> Any:

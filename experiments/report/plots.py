@@ -16,7 +16,7 @@ INK, GREY, PALE = "#1a1a1a", "#595959", "#d5d9de"
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
 COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 DASHES = ("", "6 3", "2 3", "8 3 2 3", "10 4", "4 2")
-_LETTER = 6.3  # mean width of a letter at font size 12
+LETTER = _LETTER = 6.3  # mean width of a letter at font size 12
 
 Value = float | None
 
@@ -113,6 +113,16 @@ def _svg(height: float, alt: str, parts: Sequence[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
 
 
+def svg_of(height: float, alt: str, parts: Sequence[str]) -> str:
+    """An image ``WIDTH`` wide of ``parts``, for plots in other files."""
+    return _svg(height, alt, parts)
+
+
+def text_of(x: float, y: float, words: str) -> str:
+    """Letters at a place, for plots in other files."""
+    return _text(x, y, words)
+
+
 def _axes(frame: _Frame, across: str, up: str, marks: tuple[Sequence[float], Sequence[float]]) -> list[str]:
     out = [_line(frame.left, frame.py(y), frame.right, frame.py(y), PALE) for y in marks[1]]
     out += [_text(frame.left - 6, frame.py(y) + 4, _tick(y), anchor="end", colour=GREY) for y in marks[1]]
@@ -174,6 +184,14 @@ def roc_plot(series: Sequence[Series], alt: str) -> str:
     parts = [*key, *_axes(frame, "1 - specificity (false alarms, fraction)", "sensitivity (fraction found)", (marks, marks))]
     parts += [_line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), GREY, 1, "3 3")]
     parts += [_text(frame.px(0.62), frame.py(0.56), "a guess", colour=GREY), *(_path(frame, s) for s in reversed(series))]
+    return _svg(frame.bottom + 42, alt, parts)
+
+
+def square(series: Sequence[Series], across: str, up: str, alt: str, y: tuple[float, float]) -> str:
+    """Lines over x from 0 to 1, with y from ``y[0]`` to ``y[1]``."""
+    key, end = _key(series, 14)
+    frame = _Frame((0, 1), y, 52, end + 16, 382, end + 346)
+    parts = [*key, *_axes(frame, across, up, ([0, 0.2, 0.4, 0.6, 0.8, 1], ticks(*y))), *(_path(frame, s) for s in reversed(series))]
     return _svg(frame.bottom + 42, alt, parts)
 
 

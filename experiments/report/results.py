@@ -7,7 +7,7 @@ from typing import Any
 
 from fedml.experiments.report import plots, words
 from fedml.experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
-from fedml.experiments.report.numbers import pointer
+from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.words import PARTS, interval_of, join, named, outcome
 from fedml.experiments.runs.record import Record
 from fedml.tasks.measure import Measure
@@ -29,6 +29,12 @@ def _lines(found: Found, curves: Mapping[str, Sequence[plots.Value]], x: Sequenc
     return out
 
 
+def _when(record: Record) -> str:
+    """At which rounds the sites evaluated the model."""
+    every = record.study.training.evaluate_every
+    return "at the start of each round" if every == 1 else f"at the start of round 1 and then once every {every} rounds"
+
+
 def learning(record: Record, found: Found) -> str:
     """The measure and the loss over rounds."""
     curves, pictures = found["curves"], []
@@ -43,7 +49,7 @@ def learning(record: Record, found: Found) -> str:
         first, last = (next(y for y in ys if y is not None) for ys in (curves["all"], curves["all"][::-1]))
         alt = f"{measure} of {PARTS[curves['part']]} persons by round: all sites from {written(first)} to {written(last)}."
         svg = plots.curves(shown, "round", make_task(record.study).described(found["measure"]).axis, alt, least=0.1)
-        pictures.append(picture(svg, f"{measure} by round", f"Measured at the start of each round, on {PARTS[curves['part']]} persons."))
+        pictures.append(picture(svg, f"{measure} by round", f"Measured {_when(record)}, on {PARTS[curves['part']]} persons."))
     kept = {s: y for s, y in curves["loss"].items() if any(v is not None for v in y)}
     if kept:
         lines = _lines(found, kept, curves["loss_rounds"])

@@ -9,9 +9,9 @@ from typing import Any
 
 from fedml.contract.disclosure import trust_text
 from fedml.experiments.checklists.facts import facts_of
-from fedml.experiments.report import plots, results, words
-from fedml.experiments.report.markup import Cell, Number, between, listing, paragraph, picture, section, table, terms, written
-from fedml.experiments.report.numbers import pointer
+from fedml.experiments.report import examples, persons, plots, results, utility, words
+from fedml.experiments.report.markup import Cell, Number, answered, between, listing, paragraph, picture, section, table, terms, written
+from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.results import ALL_SITES
 from fedml.experiments.report.words import PARTS, count, named, outcome
 from fedml.experiments.runs.record import Record, exchanges
@@ -22,7 +22,7 @@ Found = Mapping[str, Any]
 
 
 def top(record: Record, found: Found) -> str:
-    """The answer, up to four key figures, and links to the other sections."""
+    """Up to four key figures, five questions with their answers, and links to the other sections."""
     score, (spent, unit) = found["scores"]["all"], words.privacy_short(found)
     cards = []
     if score is not None:
@@ -40,20 +40,26 @@ def top(record: Record, found: Found) -> str:
         f'<li><span class="what">{escape(a)}</span><span class="value">{escape(b)}</span><span class="more">{escape(c)}</span></li>'
         for a, b, c in cards
     )
-    lead = paragraph(*words.answer(record, found), kind="lead")
-    rest = [*words.weak(record, found), *words.external(record, found), words.calibrated(found)] if score else []
-    cost = words.privacy(found)[0]
-    cost = f"Privacy: {cost[:1].lower()}{cost[1:]}"
-    body = [lead, f'<ul class="cards">{items}</ul>', *(paragraph(line) for line in rest), paragraph(cost)]
-    links = [("asked", "question and methods"), ("sites", "sites"), ("learning", "learning curves"), ("by-site", "results by site"),
+    came = [*words.answer(record, found), *([*words.external(record, found), words.calibrated(found)] if score else [])]
+    answers = [
+        ("What was asked", [words.asked(record)]), ("What came out", came),
+        ("For whom it fails", words.fails(record, found) if score else []),
+        ("What it cost in privacy", words.privacy(found)), ("Whom one trusts", words.trusted(record, found)),
+    ]  # fmt: skip
+    body = [f'<ul class="cards">{items}</ul>', answered(answers)]
+    links = [("asked", "question and methods"), ("participants", "participants"), ("sites", "sites"),
+             ("learning", "learning curves"), ("by-site", "results by site"),
              ("external", "external validation"), ("subgroups", "subgroups"),
-             ("calibration", "discrimination and calibration"), ("privacy", "privacy"),
+             ("calibration", "discrimination and calibration"), ("thresholds", "thresholds"),
+             ("examples", "examples"), ("privacy", "privacy"),
              ("flow", "what left the sites"), ("limits", "limits"), ("check", "how to check it")]  # fmt: skip
     present = {"by-site": bool(score), "external": "external" in found,
                "subgroups": bool(score), "calibration": bool(found.get("by_class")),
+               "participants": record.agreed.came, "thresholds": bool(found.get("utility")),
+               "examples": bool(examples.section_of(record, found)),
                "learning": bool(record.rounds)}  # fmt: skip
     linked = "".join(f'<li><a href="#{at}">{escape(text)}</a></li>' for at, text in links if present.get(at, True))
-    return section("answer", "The answer", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
+    return section("answer", "In short", *body) + f'<nav aria-label="Sections"><ul>{linked}</ul></nav>'
 
 
 def question(record: Record, found: Found) -> str:
@@ -88,13 +94,11 @@ def sites(record: Record, found: Found) -> str:
         cells += [Number(pointer(*at, "excluded"), "reasons")] if images else []
         cells += [Number(pointer("privacy", "claims", name), "epsilon")] if found["privacy"].get("claims") else []
         rows.append(cells)
-    run = found["run"]
+    run, roster = found["run"], record.study.federation
     notes = ["Missed: exchanges, including the evaluation, in which the site did not answer or refused, with the code of the reason."]
     if stated:
         notes.append("Under patient-level privacy, training persons are not counted; the study states their approximate number.")
-    roster = record.study.federation
-    took = f"{count(sum(found['sites'][s]['agreed'] for s in roster.training), 'site')} of {len(roster.training)} took part in "
-    took += f"{run['rounds']} of {count(run['planned'], 'planned round')}; a round needs {record.study.federation.needed} of them."
+    took = words.took_part(record, found)
     if record.start.job == "evaluate":
         took = "Nothing was trained: a finished model was tested."
     if roster.evaluate_only:
@@ -207,6 +211,8 @@ def policies(record: Record, found: Found) -> str:
                 cells.append("run" if value or row["policy"]["max_epsilon"] == 0 else "do not run")
             elif isinstance(value, str):
                 cells.append(value)
+            elif key == "max_epsilon" and row["policy"].get("public"):
+                cells.append("not limited: public data")  # the ledger charges persons of public data nothing
             elif key == "max_epsilon" and value == 0:
                 cells.append("none granted")
             else:
@@ -238,7 +244,8 @@ def check(record: Record, found: Found) -> str:
     heads = [(s, f"{row['journal'][0]}, number {row['journal'][1]:,}") for s, row in found["sites"].items() if row["journal"]]
     code = [(s, (row["policy"] or {}).get("code_sha256")) for s, row in found["sites"].items() if row["agreed"]]
     how = (
-        "This page is computed from the run's folder alone; the same folder gives the same page, byte for byte. Measures, intervals, "
+        "This page is computed from the run's folder alone; the same folder and software give the same page, byte for byte. Measures, "
+        "intervals, "
         "curves and calibration are computed from the sites' counts (counts.safetensors). Every number in a table is also in the page as "
         "JSON."
     )
@@ -248,11 +255,19 @@ def check(record: Record, found: Found) -> str:
         more += ["<h3>SHA-256 of the code by which a site says it answered</h3>", terms([(s, d or "not reported") for s, d in code])]
     lines = (
         f"fedml report {record.run_id} -o again.html && sha256sum again.html report.html",
-        "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes every figure and epsilon",
-        "fedml reproduce run.zip --sites FOLDER    # at the sites' data: confirms identical bits, or reports the first difference",
+        "fedml verify run.zip    # a bundle (fedml bundle), offline: checks hashes and signature, recomputes the figures of the last "
+        "evaluation and epsilon",
+        _repeated(record),
     )
     commands = "".join(f"<p><code>{escape(line)}</code></p>" for line in lines)
     return section("check", "How to check it", paragraph(how), commands, terms(rows), *more)
+
+
+def _repeated(record: Record) -> str:
+    command = "fedml reproduce run.zip --sites FOLDER    # at the sites' data: "
+    if record.study.privacy.unit != "none":
+        return f"{command}compares data, agreement, participation and epsilon; the noise is drawn anew, so bits differ"
+    return f"{command}confirms identical bits, or reports the first difference"
 
 
 def closing(record: Record) -> str:
@@ -261,6 +276,6 @@ def closing(record: Record) -> str:
 
 
 ALL: tuple[Callable[[Record, Found], str], ...] = (
-    top, question, sites, results.by_site, results.external, results.subgroups,
-    results.discrimination, results.learning, privacy, flow, limits, check,
+    top, question, persons.section_of, sites, results.by_site, results.external, results.subgroups,
+    results.discrimination, utility.section_of, examples.section_of, results.learning, privacy, flow, limits, check,
 )  # fmt: skip

@@ -75,6 +75,62 @@ def answer(record: Record, found: Found) -> list[str]:
     return make_task(record.study).words.answer(result)
 
 
+def took_part(record: Record, found: Found) -> str:
+    """How many sites began, how many rounds there were, and how many sites took part in each."""
+    run, names = found["run"], record.study.federation.training
+    agreed = [site for site in names if found["sites"][site]["agreed"]]
+    text = f"{count(len(agreed), 'site')} of {len(names)} agreed; {run['rounds']} of {count(run['planned'], 'planned round')} were done."
+    if not record.rounds:
+        return text
+    always = [site for site in agreed if found["sites"][site]["rounds"] == run["rounds"]]
+    return f"{text} {len(always)} of them took part in every round; a round needs {record.study.federation.needed}."
+
+
+def asked(record: Record) -> str:
+    """What the model is to predict, from what, of whom: in words for a reader who knows none of the terms."""
+    study, task = record.study, make_task(record.study)
+    inputs = {"image": "images", "variants": "genetic variants", "clinical": "clinical columns", "omics": "molecular measurements",
+              "radiomics": "measures of regions in images"}  # fmt: skip
+    what = join([inputs.get(name, name) for name in study.cohort.inputs])
+    sites = study.federation.training or study.federation.sites
+    predicted = f"{study.cohort.outcome} ({task.words.predicts})"
+    if record.start.job == "evaluate":
+        return f"Does a finished model predict {predicted} from {what}? It was tested at {count(len(sites), 'site')}; nothing was trained."
+    return (
+        f"Can {predicted} be predicted from {what}? A model was to learn it from the persons of {count(len(sites), 'site')}, whose data "
+        "were "
+        "not put together, and to be measured on persons who were held out of training."
+    )
+
+
+def fails(record: Record, found: Found) -> list[str]:
+    """Where the model is weakest, and what is not known about that."""
+    out = weak(record, found)
+    if not out:
+        out.append("Fewer than two sites have a value, so the record does not show whether it is worse at some.")
+    groups = found["scores"]["groups"]
+    if not groups:
+        out.append("The study names no groups of persons: whether it fails for women, the old or others is not known.")
+    elif hidden := [label for label, row in groups.items() if row is None]:
+        out.append(f"Not known for {join(hidden)}: no site reported so few, or there was nobody.")
+    return out
+
+
+def trusted(record: Record, found: Found) -> list[str]:
+    """Whom a reader of this page has to believe, and what can be checked without belief."""
+    own = "The measures of the last evaluation follow from the counts in the record, from which anyone can compute them again."
+    if not record.counts:
+        own = "The record has no counts from which measures could be computed again."
+    elif record.study.evaluation.metrics:
+        own += " Those of the study's own code are as the server recorded them."
+    if found["run"]["engine"] != "deployment":
+        who = "One trusts whoever ran this on one machine with the data of all sites: no hospital was asked to approve it."
+        return [f"{who} Who has the data can run it again. {own}"]
+    heads = [s for s, row in found["sites"].items() if row["journal"]]
+    seen = f"The record names the head of the journal of {join(heads)}, with which that site can confirm it." if heads else ""
+    return [f"One trusts each site for its own counts, and the coordinator for the record. {seen} {own}".replace("  ", " ")]
+
+
 def weak(record: Record, found: Found) -> list[str]:
     """The worst site and the worst subgroup, with intervals."""
     scores, out = found["scores"], []
@@ -131,10 +187,8 @@ def privacy(found: Found) -> list[str]:
     claim = found["privacy"]
     if claim["unit"] == "none":
         return [
-            "None. There is no differential privacy: no noise was added. Where data are not public, counts of few persons were rounded or "
-            "withheld and scores put in groups; updates and other sums that left the sites are exact.",
-            "Persons' data stayed at their sites. But model updates and counts left the sites; they can in principle reveal something "
-            "about a person, and the run gives no bound on that.",
+            f"None. There is no differential privacy: no noise was added. {_exact(found)}",
+            f"{_where(found)} They can in principle reveal something about a person, and the run gives no bound on that.",
         ]
     if "epsilon" not in claim:
         return [f"The study requires privacy of one {claim['unit']}, but the run's record does not state the epsilon that was spent."]
@@ -149,6 +203,26 @@ def privacy(found: Found) -> list[str]:
         "toss is right in 50 %. This follows from the noise of all releases, not from epsilon. Delta alone: epsilon bounds the change of "
         f"odds except with a probability of {claim['delta']:g}.",
     ]
+
+
+def _exact(found: Found) -> str:
+    """What was done to counts of few persons; it depends on whether a site said that its data are public."""
+    policies = [row["policy"] for row in found["sites"].values() if row["agreed"]]
+    if policies and all(policy and policy.get("public") for policy in policies):
+        return "All sites say that their data are public: counts, updates and other sums that left them are exact."
+    return (
+        "Where data are not public, counts of few persons were rounded or withheld and scores put in groups; updates and other sums that "
+        "left the sites are exact."
+    )
+
+
+def _where(found: Found) -> str:
+    """Where the persons' data were in this run, and what went from the sites to the server."""
+    if found["run"]["engine"] == "deployment":
+        return "Persons' data stayed at their sites. Model updates and counts left the sites."
+    return (
+        "All sites' data were on one machine in this run. What passed from the sites' clients to the server are model updates and counts."
+    )
 
 
 def privacy_short(found: Found) -> tuple[str, str]:
@@ -179,7 +253,7 @@ def _limits_of_run(record: Record, found: Found) -> list[str]:
             "No external validation: test persons are of the same sites as training persons. Performance at other sites is not known."
         )
     out.append("One run with one seed: intervals are over persons and do not include the variation between seeds.")
-    out.append("The run contains no comparison with pooled data, with a single site, or with another method.")
+    out.append("The record contains no comparison with pooled data, with a single site, or with another method.")
     if record.start.engine != "deployment":
         where = f"The run was on one machine (engine {record.start.engine})"
         out.append(f"{where}: the data of all sites were accessible there, and no site's approval was requested.")

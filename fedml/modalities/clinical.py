@@ -195,9 +195,18 @@ def _fact(study: Study) -> Text:
     return text, ("study.json#/cohort/clinical/columns", "study.json#/cohort/clinical/categories", *dated)
 
 
+def imputed(study: Study) -> str:
+    """What stands for a missing number."""
+    if NAME in study.cohort.by_site:
+        return "the mean of its site"
+    if study.privacy.unit == "none":
+        return "the mean"
+    return "the middle of the range that the study states" if study.privacy.statistics == "stated" else "the mean, which is noised"
+
+
 def _missing(study: Study) -> Text:
     spec = spec_of(study)
-    texts = ["A missing clinical number is replaced by the mean" + (" and marked by an indicator." if spec.indicate else ".")]
+    texts = [f"A missing clinical number is replaced by {imputed(study)}" + (" and marked by an indicator." if spec.indicate else ".")]
     codes = [f"{column}: {', '.join(normal(v) for v in values)}" for column, values in spec.missing.items()]
     texts += [f"Codes read as missing: {'; '.join(codes)}."] if codes else []
     return " ".join(texts), ("study.json#/cohort/clinical/indicate", "study.json#/cohort/clinical/missing")

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypedDict
 
+from fedml.runs.rows import ColumnRow, VariantRow
 from fedml.runs.software import Software
 
 SCHEMA = 1
@@ -85,22 +86,6 @@ class ClaimRow(TypedDict):
     sentence: str
 
 
-class VariantRow(TypedDict):
-    """One of the strongest associations."""
-
-    chromosome: str
-    position: int
-    rsid: str
-    effect_allele: str
-    other_allele: str
-    beta: float
-    standard_error: float
-    p_value: str
-    frequency: float
-    n: int
-    method: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """Abstract. ``time``: Unix seconds, set when the event is written; 0 for an event that has not come."""
@@ -152,7 +137,8 @@ class Checks(Event):
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
     ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
-    ``[model] start``; None, and not written, without it."""
+    ``[model] start``; None, and not written, without it. ``columns``: site -> column -> its training persons' values, rounded, from
+    the sums that sites send; None, and not written, where no table is read or sums are noised or not sent."""
 
     kind = "agreed"
     sites: list[str]
@@ -163,10 +149,11 @@ class Agreed(Event):
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
     started: list[str] | None
+    columns: dict[str, dict[str, ColumnRow]] | None = None
 
     def absent(self) -> frozenset[str]:
-        """``disclosed`` and ``started``, if they are None."""
-        return frozenset(name for name in ("disclosed", "started") if getattr(self, name) is None)
+        """``disclosed``, ``started`` and ``columns``, if they are None."""
+        return frozenset(name for name in ("disclosed", "started", "columns") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +302,7 @@ NO_END = End(status="unfinished", reason="")
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Start: {"code": None},
-    Agreed: {"disclosed": None, "started": None},
+    Agreed: {"disclosed": None, "started": None, "columns": None},
     Final: {"kept": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),

@@ -23,7 +23,7 @@ from fedml.modalities.registry import refuse_unbuilt
 from fedml.privacy.statistics import constants_or_stated, stated_constants
 from fedml.runs.events import SiteDisclosure
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
-from fedml.strategies.agreement.columns import column_checks
+from fedml.strategies.agreement.columns import column_checks, described_columns
 from fedml.strategies.agreement.external import lacking, with_external
 from fedml.strategies.exchange import Participation, answers, ask, request, wait_for_nodes
 from fedml.study.section import PARTS
@@ -104,7 +104,8 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
     persons = {site: n for site, n in agreed.persons.items() if site in present}
     constants, refused = {**computed, **neutral, **agreed.constants}, {**agreed.refused, **sums.refused}
     weights = _class_weights(study, persons)
-    return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights)
+    told = described_columns(study, by_name, agreed.disclosures) if study.privacy.unit == "none" else None
+    return replace(agreed, nodes=answered, constants=constants, persons=persons, refused=refused, class_weights=weights, columns=told)
 
 
 def ask_who(study: Study, grid: Grid) -> tuple[Agreement, dict[str, Mapping[str, Any]]]:

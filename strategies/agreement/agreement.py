@@ -18,6 +18,7 @@ from fedml.cohort.variants.keys import to_text
 from fedml.errors import Reason
 from fedml.modalities.layout import Layout, make_layout
 from fedml.runs.events import SiteDisclosure
+from fedml.runs.rows import ColumnRow
 from fedml.study.study import Study
 from fedml.wire.records import (
     AGREEMENT,
@@ -51,6 +52,7 @@ class Agreement:
     disclosures: dict[str, SiteDisclosure] = field(default_factory=dict)  # site -> its policy, dataset digest and excluded persons
     class_weights: npt.NDArray[np.float32] | None = None  # (classes,), if the study takes them from the persons of all sites
     external: dict[int, str] = field(default_factory=dict)
+    columns: dict[str, dict[str, ColumnRow]] | None = None  # what the record says of the sites' training persons, if anything
 
     def absent(self, study: Study, *, evaluating: bool = False) -> dict[str, str]:
         """Sites that take no part in this run, with the reason: of those that train, or with ``evaluating`` of the whole roster."""

@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.cohort.variants.checks import Check
+from fedml.runs.events import SiteDisclosure
+from fedml.runs.rows import ColumnRow
 from fedml.study.study import Study
 
 Sums = npt.NDArray[np.float64]
 APART = 3.0  # standard deviations between a site's mean and the median of all sites' means: another unit is far beyond
 SPREAD = 10.0  # ratio of standard deviations
 _FEWEST = 10  # values at each side without which a mean says little
+MOST_DESCRIBED = 100  # columns of a table in the record; a table of more is not a Table 1
+_DIGITS = 4  # of a mean or a standard deviation in the record
 
 
 def column_checks(study: Study, sums: Mapping[str, Mapping[str, Any]]) -> list[Check]:
@@ -33,6 +37,40 @@ def column_checks(study: Study, sums: Mapping[str, Mapping[str, Any]]) -> list[C
         for at, (name, number) in enumerate(names):
             found += _column(name, number, {site: table[:, at] for site, table in tables.items()})
     return found
+
+
+def described_columns(
+    study: Study, sums: Mapping[str, Mapping[str, Any]], disclosures: Mapping[str, SiteDisclosure]
+) -> dict[str, dict[str, ColumnRow]] | None:
+    """Site -> column -> what the record says of its training persons: of clinical columns and a target that is a number, with four digits.
+
+    The sums are those that the server has; the record is for more readers. So of a column of zeros and ones, whose mean is a number of
+    persons, nothing is said but how many have a value, where fewer than ``min_count`` persons have one of the two. Sites with public data
+    have no such limit. Nothing is said of a site that does not disclose its policy.
+    """
+    names = {of: columns for of, columns in _columns(study).items() if of in ("preprocess.clinical", "target")}
+    if not names or sum(map(len, names.values())) > MOST_DESCRIBED:
+        return None
+    out: dict[str, dict[str, ColumnRow]] = {}
+    for site, own in sums.items():
+        policy = disclosures[site]["policy"] if site in disclosures else None
+        if policy is None:  # its limits are not known
+            continue
+        fewest = 1 if policy.get("public") else max(study.policy.min_count, int(policy.get("min_count", 1)))
+        tables = {of: np.asarray(own[of], np.float64) for of in names if of in own}
+        out[site] = {
+            name: _described(table[:, at], number, fewest) for of, table in tables.items() for at, (name, number) in enumerate(names[of])
+        }
+    return out
+
+
+def _described(own: Sums, number: bool, fewest: int) -> ColumnRow:
+    count, total, squares = own.tolist()
+    few_of_two = total == squares and (0 < total < fewest or 0 < count - total < fewest)
+    if not number or count < max(fewest, 1) or few_of_two:
+        return {"known": int(count) if count >= fewest else 0, "mean": None, "sd": None}
+    mean, spread = _moments(own)
+    return {"known": int(count), "mean": float(f"{mean:.{_DIGITS}g}"), "sd": float(f"{spread:.{_DIGITS}g}")}
 
 
 def _columns(study: Study) -> dict[str, list[tuple[str, bool]]]:

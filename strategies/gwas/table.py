@@ -10,8 +10,9 @@ import numpy.typing as npt
 from fedml.analytics import sumstats
 from fedml.analytics.meta import Combined
 from fedml.cohort.variants.frequency import allele_frequency, alleles, call_rate
-from fedml.runs.events import Gwas, VariantRow
+from fedml.runs.events import Gwas
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ
+from fedml.runs.rows import VariantRow
 
 if TYPE_CHECKING:
     from fedml.strategies.gwas.work import Fitted

@@ -86,7 +86,7 @@ def test_every_fact_that_an_item_asks_for_is_one_that_some_run_has(record: Recor
     known = {*facts_of(record), *facts_of(private)}
     of_other_studies = {"quarantined", "deidentification", "augmentation", "checks"}  # of images and variants
     of_real_sites = {"journals"}
-    told_by_the_report = {"intervals", "calibration"}
+    told_by_the_report = {"intervals", "calibration", "diagram", "characteristics", "sample_size", "utility"}
     named = {name for one in map(read_checklist, NAMES) for item in one.item for name in (*item.source, *item.also)}
     assert named - known <= of_other_studies | of_real_sites | told_by_the_report | {"code"}
 
@@ -179,6 +179,7 @@ def test_a_missing_model_is_not_reported(record: Record, tmp_path: Path) -> None
         (make_study(("image",), model__task="segmentation"), "prediction", {"tripod_ai": None, "claim": [38]}),
         (make_study(model__task="regression"), "classes", {"tripod_ai": ["13"]}),
         (make_study(sites=("a",)), "clusters", {"tripod_ai": ["12d", "23b"]}),
+        (make_study(), "updating", {"tripod_ai": ["12f", "24"]}),
     ],
 )
 def test_items_that_do_not_apply_have_the_reason(study: Study, condition: str, concerned: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,23 @@ CROWDED = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
   }));
   return out;
 })"""
+
+
+# Words of up to 20 letters that are on two lines.
+BROKEN = """() => {
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), out = [], range = document.createRange();
+  for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+    if (['SCRIPT', 'STYLE'].includes(node.parentElement.tagName) || node.parentElement.closest('svg')) continue;
+    for (const word of node.data.matchAll(/[A-Za-z]{2,20}/g)) {
+      const before = node.data.slice(0, word.index).match(/\\S*$/)[0], after = node.data.slice(word.index).match(/^\\S*/)[0];
+      if (before.length + after.length > 24) continue;  // an address or a digest, which may have to break
+      if (/[A-Za-z0-9]/.test(node.data[word.index - 1] || ' ') || /[0-9]/.test(node.data[word.index + word[0].length] || ' ')) continue;
+      range.setStart(node, word.index); range.setEnd(node, word.index + word[0].length);
+      if (new Set([...range.getClientRects()].map(r => Math.round(r.top))).size > 1) out.push(word[0]);
+    }
+  }
+  return out;
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +122,7 @@ def test_a_page_is_quiet_and_fits(browser: Browser, files: dict[str, Path], kind
     assert seen > 50
     assert ratio >= 4.5, text
     assert page.evaluate(CROWDED) == []
+    assert page.evaluate(BROKEN) == []
     page.context.close()
 
 
@@ -116,7 +135,7 @@ def test_it_reads_the_same_without_scripts(browser: Browser, files: dict[str, Pa
         assert page.locator("h1").inner_text() == " ".join(EVIL.split())
         page.context.close()
     assert texts[0] == texts[1]
-    assert texts[0].index("The answer") < texts[0].index("AUROC") < texts[0].index("Limits")
+    assert texts[0].index("In short") < texts[0].index("AUROC") < texts[0].index("Limits")
 
 
 def test_it_prints(browser: Browser, files: dict[str, Path]) -> None:
@@ -130,6 +149,41 @@ def test_it_prints(browser: Browser, files: dict[str, Path]) -> None:
     assert page.evaluate(wide) == 0
     assert trouble == []
     page.context.close()
+
+
+def test_each_printed_page_has_the_run_and_its_number(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
+    pypdf = pytest.importorskip("pypdf", reason="pypdf is not installed")
+    for kind in ("two_classes", "private", "segmentation"):
+        page, _ = opened(browser, files[kind], SCREENS[0])
+        page.pdf(path=str(tmp_path / "report.pdf"), prefer_css_page_size=True)
+        page.context.close()
+        pages = [one.extract_text() for one in pypdf.PdfReader(tmp_path / "report.pdf").pages]
+        run = re.search(r"Report of a federated run · (\S+)", files[kind].read_text(encoding="utf-8"))
+        assert run is not None
+        assert len(pages) > 2
+        for number, text in enumerate(pages, start=1):
+            assert f"page {number} of {len(pages)}" in text
+            assert f"run {run[1].partition('<')[0]}" in text
+
+
+def test_the_name_of_a_site_is_not_broken_on_a_phone(browser: Browser, files: dict[str, Path], tmp_path: Path) -> None:
+    text = files["segmentation"].read_text(encoding="utf-8")
+    named = text.replace('<th scope="row">a', '<th scope="row">cellavisions')
+    assert named.count("cellavisions") > 3
+    (tmp_path / "named.html").write_text(named, encoding="utf-8")
+    page, _ = opened(browser, tmp_path / "named.html", SCREENS[1])
+    assert page.evaluate(BROKEN) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= SCREENS[1][0]
+    page.context.close()
+
+
+def test_no_word_is_broken_on_paper(browser: Browser, files: dict[str, Path]) -> None:
+    for kind in ("two_classes", "segmentation", "regression"):
+        page, _ = opened(browser, files[kind], SCREENS[0])
+        page.emulate_media(media="print")
+        page.set_viewport_size({"width": 680, "height": 1000})
+        assert page.evaluate(BROKEN) == []
+        page.context.close()
 
 
 def test_links_lead_to_sections(browser: Browser, files: dict[str, Path]) -> None:

@@ -20,8 +20,10 @@ from scipy.linalg import subspace_angles
 from fedml.analytics.forms import REQUEST, sizes
 from fedml.clients.gate.journal import entries
 from fedml.cohort.variants.keys import Variant
-from fedml.errors import Reason, RunError
+from fedml.errors import InputError, Reason, RunError
 from fedml.experiments.bench.gwas import PIECES, deal
+from fedml.experiments.report import embedded
+from fedml.experiments.report.association import render_association
 from fedml.experiments.runs.association import HIT
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import take
@@ -31,6 +33,7 @@ from fedml.wire.records import Phase
 from tests.command import STUDIES
 from tests.command import quick as command
 from tests.conftest import write_bed
+from tests.report_runs import parsed
 from tests.trait import SITES, Pool, Ran, agreed, chosen, copy_site, firth, gates, prepared, read_pool, run, study_of, worst
 
 
@@ -473,9 +476,31 @@ def test_the_command(two: Ran, sites: Path, tmp_path: Path, meta: bool) -> None:
         text = (folder / picture).read_text()
         assert text.startswith("<?xml")
         assert text.rstrip().endswith("</svg>")
+    _is_in_its_report(folder, two)
     refused = command("fedml", "gwas", STUDIES / "ancestry.toml", "--sites", sites, cwd=tmp_path)
     assert refused.returncode == 2
     assert "has no [gwas] section" in refused.stderr
+
+
+def _is_in_its_report(folder: Path, two: Ran) -> None:
+    """The page of the run has the figures of its log and of its table, and the two plots."""
+    page = render_association(folder)
+    assert page == render_association(folder)
+    found = embedded(page)
+    assert (found["hits"], found["tested"], found["persons"]) == (two.event["hits"], two.event["tested"], {"hapmap3": 957, "kg1": 501})
+    for row in found["top"]:
+        own = two.table.loc[row["rsid"]]
+        assert row["beta"]["value"] == pytest.approx(float(own.beta), rel=1e-5)
+        assert row["meta_beta"] == pytest.approx(float(own.meta_beta), rel=1e-5)
+        assert row["i2"] == pytest.approx(float(own.i2), rel=1e-5, abs=1e-9)
+        assert row["p"] == own.p_value
+    parsed_page = parsed(page)
+    assert [e.attributes["src"][:26] for e in parsed_page.all("img")] == ["data:image/svg+xml;base64,"] * 2
+    assert f"{found['hits']:,} of {found['tested']:,} tested variants have p below 5e-8" in parsed_page.section("answer")
+    (folder / "events.jsonl").rename(folder / "away")
+    with pytest.raises(InputError, match=r"is not a run's folder|has no association"):
+        render_association(folder)
+    (folder / "away").rename(folder / "events.jsonl")
 
 
 @pytest.mark.long
