@@ -70,7 +70,7 @@ def private(folder: Path) -> tuple[Path, Path]:
         site = read_site(folder / "sites" / name)
         approvals.approve(prepare_state(site), study, "Dr. Test")
         gates.append(Gate(site, site.state))
-    made = new_run(study, folder / "runs", None, engine="local", job="train")
+    made = new_run(study, folder / "runs", None, engine="deployment", job="train")
     grid = InProcessGrid(lambda message, context: gates[context.node_id - 1].handle(message, context), [{} for _ in SITES])
     config: dict[str, Any] = {"study": study.canonical, "run": str(made)}
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))

@@ -40,7 +40,7 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 from fedml.experiments.evidence.signing import canonical, fingerprint, signature
 from fedml.experiments.runs.record import Record, read_record
 from fedml.runs.events import Event
-from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
+from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, RECEIVED, STUDY, write_whole
 from fedml.study.start import FILE as START
 
 CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
@@ -57,6 +57,7 @@ _ABOUT = {
     PANEL: "The variants that all sites have",
     LAYOUT: "Image shape and number of variants for which the model is built",
     COUNTS: "The counts of the last evaluation from each site, from which the metrics are computed",
+    RECEIVED: "The same counts byte for byte as they came, of sites that signed them",
     VERSIONS: "Versions of packages, interpreter and platform",
     "audit.json": "The lower bound on epsilon that an attack with canaries measured",
     "metrics.json": "Metrics of each round and of the last evaluation",

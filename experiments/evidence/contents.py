@@ -26,7 +26,7 @@ from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report import embedded, render, report_facts
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
-from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
+from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, STUDY
 from fedml.runs.software import code_digest, words
 from fedml.study.code_section import DISTRIBUTION
 from fedml.study.sources import FOLDER as CODE
@@ -36,7 +36,7 @@ FORMAT = "fedml-bundle/1"
 CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
-OPTIONAL = (TOML, AUDIT, START)
+OPTIONAL = (TOML, AUDIT, START, RECEIVED)
 _FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 from fedml.runs.software import Software
 
@@ -36,11 +36,13 @@ class GroupScores(TypedDict):
 
 
 class SiteRow(TypedDict):
-    """One site in one exchange: bytes of arrays from the server's view, and head and length of the site's journal from its reply."""
+    """One site in one exchange: bytes of arrays from the server's view, and head and length of the site's journal from its reply.
+    ``witness``: the site's signature on it (``fedml.contract.witness.Witness`` as a dictionary), only of a site that signs."""
 
     bytes_out: int
     bytes_in: int
     journal: list[Any] | None
+    witness: NotRequired[dict[str, str]]
 
 
 class TrainedRow(SiteRow):
@@ -152,7 +154,8 @@ class Checks(Event):
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
     ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
-    ``[model] start``; None, and not written, without it."""
+    ``[model] start``; None, and not written, without it. ``first_sha256``: of the weights with which the first round begins; None, and not
+    written, if no model is trained, and in runs from before it was."""
 
     kind = "agreed"
     sites: list[str]
@@ -163,10 +166,11 @@ class Agreed(Event):
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
     started: list[str] | None
+    first_sha256: str | None = None
 
     def absent(self) -> frozenset[str]:
-        """``disclosed`` and ``started``, if they are None."""
-        return frozenset(name for name in ("disclosed", "started") if getattr(self, name) is None)
+        """``disclosed``, ``started`` and ``first_sha256``, if they are None."""
+        return frozenset(name for name in ("disclosed", "started", "first_sha256") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +205,8 @@ class Privacy(Event):
 @dataclass(frozen=True, kw_only=True)
 class Final(Event):
     """The last evaluation. ``groups``: subgroup's label -> scores of its test persons. ``kept``: the round after which the evaluated model
-    was there, if it was chosen by validation metrics; None, and not written, elsewhere."""
+    was there, if it was chosen by validation metrics; None, and not written, elsewhere. ``meaning_sha256``: one digest of the model, the
+    first weights, panel, image shape and constants (``fedml.contract.witness``); None, and not written, in runs from before it was."""
 
     kind = "final"
     round: int
@@ -212,10 +217,11 @@ class Final(Event):
     refused: dict[str, str]
     seconds: float
     kept: int | None
+    meaning_sha256: str | None = None
 
     def absent(self) -> frozenset[str]:
-        """``kept``, if it is None."""
-        return frozenset({"kept"}) if self.kept is None else frozenset()
+        """``kept`` and ``meaning_sha256``, if they are None."""
+        return frozenset(name for name in ("kept", "meaning_sha256") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,8 +321,8 @@ NO_END = End(status="unfinished", reason="")
 # What a field holds that is not written, or that a log of version 0 lacks.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Start: {"code": None},
-    Agreed: {"disclosed": None, "started": None},
-    Final: {"kept": None},
+    Agreed: {"disclosed": None, "started": None, "first_sha256": None},
+    Final: {"kept": None, "meaning_sha256": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
 }
