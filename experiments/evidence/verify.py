@@ -113,7 +113,7 @@ def verify(bundle: Path, fingerprint: str | None = None, keys: Mapping[str, str]
             record_of({name: data for name, data in files.items() if is_source(name)}) as record,
         ):
             found += _of_record(files, record, keys or {})
-            word = on_the_signers_word(record, frozenset(files))
+            word = on_the_signers_word(record, files.keys(), keys or {})
     except Exception as error:  # a crafted file may raise any error
         found.append(Check("record", False, EVENTS, f"{STUDY}, {EVENTS} and {COUNTS} cannot be read as a run ({type(error).__name__})"))
     return Verified(tuple(found), files, signer, word)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fedml.experiments.evidence.contents import AUDIT
 from fedml.experiments.evidence.witnesses import signers
 from fedml.experiments.runs.record import Record
@@ -23,22 +25,26 @@ UNSIGNED = (
     "that the sites exist, took part and counted what the record says, with a study, model, panel and constants that fit together",
     "the engine, and the journals' heads",
 )
-PARTLY = "what of this the sites without a signature answered"
+PARTLY = "what of this the sites without a confirmed key answered"
+KEYS = "whose the sites' keys are (compare their fingerprints with the sites', or give --site-key), and until then"
 
 
-def on_the_signers_word(record: Record, files: frozenset[str]) -> str:
+def on_the_signers_word(record: Record, files: Collection[str], keys: Collection[str]) -> str:
     """The sentence.
 
     Args:
-        files: names of the files in the bundle.
+        files: names of the files in the bundle. keys: sites whose key the reader knows.
     """
     signed, answered = signers(record).keys(), record.final.sites.keys()
-    more = [] if answered and signed >= answered else [*UNSIGNED, *([PARTLY] if signed else [])]
+    confirmed = signed & set(keys)
+    more = list[str]()
+    if not answered or not confirmed >= answered:
+        more += [f"{KEYS} {UNSIGNED[0]}" if signed - confirmed else UNSIGNED[0], *UNSIGNED[1:], *([PARTLY] if confirmed else [])]
     if AUDIT in files:
         more.append("the audit with canaries")
     if any(name.startswith("examples/") for name in files):
         more.append("the pictures of examples")
     if record.study.evaluation.metrics:
         more.append("the measures of own code")
-    trust = "; the sites' signatures show what each site received and sent, not that its data are true" if signed else ""
+    trust = "; a site's signature shows what it received and sent, not that its data are true" if signed else ""
     return f"{'; '.join([*more, *ALWAYS])}{trust}"
