@@ -155,7 +155,7 @@ def agreed_event(
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.everyone.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started,
+        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started, first_sha256=None,
     )  # fmt: skip
 
 
@@ -211,7 +211,7 @@ def evaluate(
     final = Final(
         round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
         groups=groups_of(study, counts), sites={site: site_row(a) for site, a in who.answered.items()}, refused=who.refused,
-        seconds=time.monotonic() - began, kept=kept,
+        seconds=time.monotonic() - began, kept=kept, meaning_sha256=None,
     )  # fmt: skip
     return final, counts
 

@@ -269,7 +269,9 @@ def times(record: Record) -> Iterator[Problem]:
     if not start >= _EARLIEST or not end <= time.time() + _AHEAD:
         yield EVENTS, f"the run is dated {_date(start)} to {_date(end)}, which is before 2020 or in the future"
     named = re.search(r"-(\d{8}-\d{6})-[0-9a-f]{6}$", record.run_id)
-    if named is None or not record.run_id.startswith(f"{record.start.study}-"):
+    if not record.start.git_commit:  # a run of a comparison has a name of its own
+        pass
+    elif named is None or not record.run_id.startswith(f"{record.start.study}-"):
         yield EVENTS, "run_id is not the study's name, a date and six digits"
     elif abs(_read(named[1]) - start) > _SLACK:
         yield EVENTS, f"the run's name says {named[1]} UTC, its log begins at {_date(start)}"

@@ -32,6 +32,7 @@ def bundle(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("run.zip"),
     key: Annotated[Path | None, typer.Option("--key", help="The coordinator's Ed25519 key (PEM); default: a stored key.")] = None,
+    authors: Annotated[Path | None, typer.Option("--authors", help="Title, authors, licence (authors.toml) for a publication.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run and its evidence to one signed file, which `fedml verify` checks.
@@ -43,7 +44,11 @@ def bundle(
 
     console = make_console(as_json)
     signer = private_key(key, _plain(console))
-    manifest = write_bundle(run_folder, out, signer)
+    try:
+        stated = None if authors is None else authors.read_bytes()
+    except OSError as error:
+        raise InputError(f"{authors}: cannot be read ({error.strerror}); give a file with title, license and [[authors]].") from error
+    manifest = write_bundle(run_folder, out, signer, authors=stated)
     digest = fingerprint(signer.public_key())
     _plain(console)(f"{out}: signed by {digest}; to verify: fedml verify {out} --fingerprint {digest}")
     if as_json:

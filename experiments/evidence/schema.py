@@ -20,7 +20,7 @@ from fedml.errors import Reason
 _MOST_LINES = 100_000
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 _Sha = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-_Commit = Annotated[str, Field(pattern=r"^(none|[0-9a-f]{40}(\+changes)?|[0-9a-f]{64}(\+changes)?)$")]
+_Commit = Annotated[str, Field(pattern=r"^(|none|[0-9a-f]{40}(\+changes)?|[0-9a-f]{64}(\+changes)?)$")]
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 _Text = Annotated[str, Field(max_length=4000)]
 _Version = Annotated[str, Field(pattern=r"^(absent|[0-9A-Za-z][0-9A-Za-z.+!_-]{0,63})$")]
@@ -36,10 +36,16 @@ class _Form(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
+class _Wheel(_Form):
+    record_sha256: _Sha
+    edited: bool
+
+
 class _Code(_Form):
     version: _Version
     sha256: _Sha
     commit: _Commit
+    wheel: _Wheel | None = None
 
 
 class _Start(_Form):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from fedml.experiments.evidence.contents import AUDIT
+from fedml.experiments.evidence.publication import AUTHORS
 from fedml.experiments.evidence.witnesses import signers
 from fedml.experiments.runs.record import Record
 
@@ -42,6 +43,8 @@ def on_the_signers_word(record: Record, files: Collection[str], keys: Collection
         more += [f"{KEYS} {UNSIGNED[0]}" if signed - confirmed else UNSIGNED[0], *UNSIGNED[1:], *([PARTLY] if confirmed else [])]
     if AUDIT in files:
         more.append("the audit with canaries")
+    if AUTHORS in files:
+        more.append("the authors, title and licence of the publication")
     if any(name.startswith("examples/") for name in files):
         more.append("the pictures of examples")
     if record.study.evaluation.metrics:

@@ -166,7 +166,7 @@ class Agreed(Event):
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
     started: list[str] | None
-    first_sha256: str | None = None
+    first_sha256: str | None
 
     def absent(self) -> frozenset[str]:
         """``disclosed``, ``started`` and ``first_sha256``, if they are None."""
@@ -217,7 +217,7 @@ class Final(Event):
     refused: dict[str, str]
     seconds: float
     kept: int | None
-    meaning_sha256: str | None = None
+    meaning_sha256: str | None
 
     def absent(self) -> frozenset[str]:
         """``kept`` and ``meaning_sha256``, if they are None."""
@@ -313,9 +313,11 @@ _ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequen
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in _ALL}
 
 # What stands for an event that has not come.
-NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)
+NOT_AGREED = Agreed(
+    sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None, first_sha256=None
+)
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
-NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None)
+NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None, meaning_sha256=None)
 NO_END = End(status="unfinished", reason="")
 
 # What a field holds that is not written, or that a log of version 0 lacks.
