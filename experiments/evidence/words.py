@@ -16,7 +16,7 @@ ALWAYS = (
     "the author's study file",
     "the code and package versions that are stated, and the repository of the study",
     "the policies and excluded images that sites are said to have disclosed, and the digests of their data",
-    "the table of checks before training",
+    "the table of checks before training, and how many variants matched",
     "the refusals",
     "training losses, sizes of updates and messages, and persons of classes where they are rounded",
     "the metrics of earlier rounds",

@@ -485,7 +485,7 @@ def _cases() -> list[Case]:
     add("fewer parameters", put("agreed", "parameters", to=10))
     add("another image shape", put("agreed", "image_shape", to=[1, 8, 8, 8]))
     add("more variants", put("agreed", "variants", to=400))
-    add("more variants matched", put("agreed", "matching", "oslo", to={"same": 4000}))
+    add("more variants matched", put("agreed", "matching", "oslo", to={"same": 4000}), CHECKS)
     add("the model of another run, made to fit", other_model, SITES)
     add("the model of another run, signed by sites", other_model, FOUND, "deployed")
 
