@@ -550,7 +550,7 @@ def _cases() -> list[Case]:
     add("the study without its hash", raw(b"Does this person", b"Does that person", "study.json"))
     add("another seed", study("study", "seed", to=99))
     add("more rounds planned", study("federation", "rounds", to=50))
-    add("a higher quorum", study("federation", "quorum", to=3), TEXTS)
+    add("a higher quorum", study("federation", "quorum", to=3), SITES)
     add("another learning rate", study("training", "lr", to=0.5), SITES)
     add("another learning rate, signed by sites", study("training", "lr", to=0.5), FOUND, "deployed")
     add("another strategy", study("strategy", "name", to="fedavgm"), SITES)

@@ -83,6 +83,21 @@ def test_the_honest_bundles_pass(bundles: Callable[[str], Files], tmp_path: Path
         assert all(phrase in found.word for phrase in ALWAYS)
 
 
+def test_the_quick_tamperings_are_found(bundles: Callable[[str], Files], tmp_path: Path) -> None:
+    """One of each main kind, on one bundle: the rest is in the long tests."""
+    names = (
+        "two variants exchanged",
+        "ten times the test persons",
+        "engine local to deployment",
+        "an invented event",
+        "AUROC 1.7 of a round",
+    )
+    chosen = [case for case in CASES if case.of == "local" and case.name in names]
+    assert len(chosen) == len(names)
+    for case in chosen:
+        check(case, bundles, tmp_path)
+
+
 def test_there_are_120_cases_of_each_kind() -> None:
     assert len(CASES) >= 120
     assert len({(case.name, case.of) for case in CASES}) == len(CASES)
