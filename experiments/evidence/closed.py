@@ -234,7 +234,8 @@ def _possible(task: Task, name: str, value: float, own: set[str]) -> bool:
 
 def _disclosed(record: Record) -> Iterator[Problem]:
     agreed, reasons = record.agreed, {str(reason) for reason in Unusable}
-    for what, keys in {"disclosed": agreed.disclosed or {}, "matching": agreed.matching}.items():
+    named: dict[str, list[str]] = {"disclosed": list(agreed.disclosed or {}), "matching": list(agreed.matching)}
+    for what, keys in named.items():
         if any(site not in agreed.sites for site in keys) and any(site not in record.study.federation.sites for site in keys):
             yield EVENTS, f"agreed: {what} names a site that is not in the roster"
     for site in record.sites:

@@ -28,7 +28,7 @@ _Seconds = Annotated[float, Field(ge=0, le=10 * 365 * 86_400)]
 _Time = Annotated[float, Field(gt=0)]
 _Finite = Annotated[float, Field()]
 _Positive = Annotated[float, Field(ge=0)]
-_Reason = Literal[tuple(str(reason) for reason in Reason)]  # type: ignore[valid-type]
+_Reason = Annotated[str, Field(pattern=f"^({'|'.join(Reason)})$")]
 _Round = Annotated[int, Field(ge=0, le=10**6)]
 
 

@@ -106,7 +106,7 @@ def _last(record: Record, site: str, by: Witness, weights: str, received: Counts
     spread = make_task(record.study).spread
     parts = dict.fromkeys(key.rpartition("/")[0] for key in received)
     apart = site in record.study.federation.evaluate_only and len(record.study.federation.training) > 0
-    fresh = {}
+    fresh = dict[str, Any]()
     for part in parts:
         own = spread({key.rpartition("/")[2]: value for key, value in received.items() if key.rpartition("/")[0] == part})
         name = f"external{part.removeprefix('test')}" if apart and part.startswith("test") else part

@@ -3,7 +3,7 @@
     row = to_row(End(status="finished", reason=""))        # {"event": "end", "time": ..., "status": "finished", "reason": ""}
     event = from_row(row, schema=1, strict=True)
 
-The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``_lifted``
+The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``lifted``
 adds missing fields, and fields that are no longer read are dropped. With ``strict``, a log of version 1 or later must have known events
 with exactly their fields. JSON has no NaN: an undefined number is null, None here.
 """
@@ -15,6 +15,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, NotRequired, TypedDict
 
 from fedml.runs.software import Software
+from fedml.runs.version_0 import lifted
 
 SCHEMA = 1
 Metrics = dict[str, Any]  # name -> float, None where it is undefined
@@ -320,30 +321,13 @@ NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=N
 NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None, meaning_sha256=None)
 NO_END = End(status="unfinished", reason="")
 
-# What a field holds that is not written, or that a log of version 0 lacks.
+# What a field holds that is not written.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Start: {"code": None},
     Agreed: {"disclosed": None, "started": None, "first_sha256": None},
     Final: {"kept": None, "meaning_sha256": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
-}
-_LACKING: dict[type[Event], dict[str, Any]] = {
-    Start: {"schema": 0, "git_commit": "none", "seed": 0, "versions": {}, "engine": "local", "job": "train"},
-    Agreed: {"matching": {}, "variants": 0, "image_shape": [], "parameters": 0},
-    Round: {"metrics": {}, "refused": {}},
-    Final: {"groups": {}, "refused": {}, "seconds": 0.0},
-    Step: {"total": None, "log": False},
-    End: {"reason": ""},
-}
-# Names of fields in version 0 -> names since version 1.
-_RENAMED: dict[type[Event], dict[str, str]] = {
-    Agreed: {"told": "disclosed"}, Step: {"told": "log"}, Gwas: {"partly_told": "partly_reported"},
-}  # fmt: skip
-_ROW: dict[type[Event], dict[str, Any]] = {
-    Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "update_norm": None, "bytes_out": 0, "bytes_in": 0, "journal": None},
-    Final: {"bytes_out": 0, "bytes_in": 0, "journal": None},
-    Gwas: {"bytes_out": 0, "bytes_in": 0, "journal": None},
 }
 
 
@@ -376,7 +360,7 @@ def from_row(row: Mapping[str, Any], *, schema: int, strict: bool) -> Event | No
         if strict and schema:
             raise ValueError(f'event "{name}" is not known (known: {", ".join(KINDS)})')
         return None
-    given = _lifted(kind, row) if not schema else dict(row)
+    given = lifted(kind.kind, row) if not schema else dict(row)
     values = dict(_UNWRITTEN.get(kind, {}))
     keys = {_key(f): f for f in fields(kind)}
     for key, value in given.items():
@@ -395,14 +379,3 @@ def from_row(row: Mapping[str, Any], *, schema: int, strict: bool) -> Event | No
 
 def _key(f: Any) -> str:
     return str(f.metadata.get("key", f.name))
-
-
-def _lifted(kind: type[Event], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of version 0 with what its event has had since."""
-    names = _RENAMED.get(kind, {})
-    lifted = {**_LACKING.get(kind, {}), **{names.get(key, key): value for key, value in row.items()}}
-    if kind is Checks and isinstance(lifted.get("checks"), list):
-        lifted["checks"] = [{("fix" if key == "mend" else key): value for key, value in cell.items()} for cell in lifted["checks"]]
-    if kind in _ROW and isinstance(lifted.get("sites"), Mapping):
-        lifted["sites"] = {site: {**_ROW[kind], **own} for site, own in lifted["sites"].items()}
-    return lifted

@@ -332,7 +332,7 @@ def new_keys(files: Files) -> Files:
                 final = row["event"] == "final"
                 first = the(rows, "agreed")["first_sha256"]
                 said = Said(
-                    site, plan, "1", "evaluate" if final else "round", row["round"], *own["journal"], agreement,
+                    site, plan, "1", "evaluate" if final else "round", row["round"], own["journal"][0], own["journal"][1], agreement,
                     weights if final else first, arrays_digest(received[site]) if final else "", "0" * 64,
                 )  # fmt: skip
                 own["witness"] = witness(keys[site], said)._asdict()

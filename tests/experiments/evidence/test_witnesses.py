@@ -77,7 +77,8 @@ def test_a_signature_is_on_every_field() -> None:
     by = witness(key, SAID)
     assert is_signed(SAID, by)
     for name, value in SAID._asdict().items():
-        assert not is_signed(SAID._replace(**{name: value + 1 if isinstance(value, int) else f"{value}0"}), by), name
+        changed: Any = {name: value + 1 if isinstance(value, int) else f"{value}0"}
+        assert not is_signed(SAID._replace(**changed), by), name
     assert not is_signed(SAID, by._replace(key=witness(ec.generate_private_key(ec.SECP384R1()), SAID).key))
     assert fingerprint(by.key).startswith("SHA256:")
 
