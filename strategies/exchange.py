@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedml.contract.witness import Witness, read_witness
 from fedml.errors import Reason, RunError, SiteError
 from fedml.flower.grid import NOT_THERE, wants_packing
 from fedml.study.study import Study
@@ -25,7 +26,8 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two polls for a reply
 
 @dataclass(frozen=True)
 class Answer:
-    """One site's reply, or the reason for its absence. ``message`` has content only if ``reason`` is None; ``journal``: (head, entries)."""
+    """One site's reply, or the reason for its absence. ``message`` has content only if ``reason`` is None; ``journal``: (head, entries).
+    ``witness``: the site's signature on it, not checked."""
 
     site: str
     message: Message
@@ -34,6 +36,7 @@ class Answer:
     bytes_in: int = 0
     seconds: float = 0.0
     journal: tuple[str, int] | None = None
+    witness: Witness | None = None
 
 
 @dataclass
@@ -122,7 +125,7 @@ def answers(
             yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
         else:
             problem = _problem(check, site, reply)
-            yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content))
+            yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
 
 
 def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message) -> str | None:
@@ -160,6 +163,14 @@ def _journal(content: RecordDict) -> tuple[str, int] | None:
     head, count = record.get("head"), record.get("count")
     well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and type(count) is int and 0 < count < 2**53
     return (str(head), int(str(count))) if well_formed else None
+
+
+def _witness(content: RecordDict) -> Witness | None:
+    """The site's signature, if the reply has one in the valid form."""
+    try:
+        return read_witness(dict(content.config_records[JOURNAL])) if JOURNAL in content.config_records else None
+    except ValueError:
+        return None
 
 
 def config_with(message: Message, record: ConfigRecord) -> None:

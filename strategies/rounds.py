@@ -36,9 +36,10 @@ from fedml.runs.events import (
     SiteRow,
     TrainedRow,
 )
-from fedml.runs.log import emit, save_counts, save_model, save_unfinished
+from fedml.runs.log import emit, save_counts, save_model, save_received, save_unfinished
 from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement, ReportChecks
+from fedml.strategies.agreement.meaning import meaning_of
 from fedml.strategies.algorithms.algorithm import StepState, returned
 from fedml.strategies.algorithms.averaging import Averaging
 from fedml.strategies.algorithms.flower_strategy import FlowerStrategy
@@ -82,7 +83,8 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
     start, names = begun(study, learned(model), run) if arrays is None else (unpack_tensors(arrays), None)
     sites = list(agreement.nodes.values())
     count = sum(p.numel() for p in model.parameters())
-    emit(run, agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names))
+    first = digest(start)
+    emit(run, replace(agreed_event(agreement, disclosures=agreement.disclosures, parameters=count, started=names), first_sha256=first))
     state, chosen = RunState(0, start, {}), Chosen()
     requested = dict.fromkeys(sites, 0)  # rounds requested from each site: an upper bound of its releases
     for number in range(1, study.federation.rounds + 1):
@@ -100,8 +102,11 @@ def run_study(study: Study, grid: Grid, run: Path, agreement: Agreement | None =
         if ended(study, chosen, number):
             break
     state = replace(state, arrays=dict(state.arrays if chosen.arrays is None else chosen.arrays))
-    final, counts = evaluate(study, grid, agreement, state, kept_round(study, chosen))
+    received = dict[str, Counts]()
+    final, counts = evaluate(study, grid, agreement, state, kept_round(study, chosen), received)
+    final = replace(final, meaning_sha256=meaning_of(study, agreement, first, names, final))
     save_counts(run, counts)
+    save_received(run, {site: own for site, own in received.items() if "witness" in final.sites[site]})
     save_model(run, state.arrays, agreement.constants, agreement.image_shape, agreement.panel)
     emit(run, privacy_record(study, requested))
     emit(run, final)
@@ -150,7 +155,7 @@ def agreed_event(
     """The event of an agreement."""
     return Agreed(
         sites=list(agreement.everyone.values()), persons=agreement.persons, matching=agreement.matching, variants=agreement.variants,
-        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started,
+        image_shape=list(agreement.image_shape), disclosed=disclosures, parameters=parameters, started=started, first_sha256=None,
         columns=agreement.columns,
     )  # fmt: skip
 
@@ -185,24 +190,29 @@ def one_round(
     return state, event
 
 
-def evaluate(study: Study, grid: Grid, agreement: Agreement, state: RunState, kept: int | None = None) -> tuple[Final, dict[str, Counts]]:
+def evaluate(
+    study: Study, grid: Grid, agreement: Agreement, state: RunState, kept: int | None = None, received: dict[str, Counts] | None = None
+) -> tuple[Final, dict[str, Counts]]:
     """The last exchange evaluates only, on validation and test persons. Returns the event and site -> its counts.
 
     Args:
         state: of the last round, with the arrays that are evaluated. kept: the round whose arrays they are, if they were chosen.
+        received: site -> its counts as they came is added to it.
     """
     began, who, counts = time.monotonic(), Participation(refused=agreement.absent(study, evaluating=True)), dict[str, Counts]()
     content = RecordDict({ARRAYS: pack(state.arrays), CONFIG: request(study, Phase.EVALUATE, state.round), **agreement.record()})
     messages = [ask(node, content, "evaluate", study.federation.timeout) for node in agreement.everyone]
     for answer in answers(grid, messages, agreement.everyone, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
         who.add(_read_counts(study, answer, counts))
+        if received is not None and answer.reason is None:
+            received[answer.site] = unpack(answer.message.content.array_records[COUNTS])
     who.check_quorum(study, "the last evaluation")
     if agreement.nodes:
         counts = {site: _apart(own) if site in study.federation.evaluate_only else own for site, own in counts.items()}
     final = Final(
         round=state.round, weights_sha256=digest({**state.arrays, **agreement.constants}), metrics=metrics_of(study, counts),
         groups=groups_of(study, counts), sites={site: site_row(a) for site, a in who.answered.items()}, refused=who.refused,
-        seconds=time.monotonic() - began, kept=kept,
+        seconds=time.monotonic() - began, kept=kept, meaning_sha256=None,
     )  # fmt: skip
     return final, counts
 
@@ -302,7 +312,8 @@ def _read_counts(study: Study, answer: Answer, counts: dict[str, Counts]) -> Ans
 def site_row(answer: Answer) -> SiteRow:
     """The entry of one answer in the run's log."""
     journal = None if answer.journal is None else list(answer.journal)
-    return {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
+    row: SiteRow = {"bytes_out": answer.bytes_out, "bytes_in": answer.bytes_in, "journal": journal}
+    return row if answer.witness is None else {**row, "witness": answer.witness._asdict()}
 
 
 def _trained_row(answer: Answer, norm: float | None) -> TrainedRow:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from fedml.experiments.evidence.contents import MANIFEST, SIGNATURE, is_source
 from fedml.experiments.evidence.signing import signature
 from fedml.experiments.runs.run import new_run, run
 from fedml.flower.grid import InProcessGrid
+from fedml.flower.keys import write_node_key
 from fedml.strategies.server import app as server_app
 from fedml.study.read import read_study
 from fedml.study.study import Study, validate
@@ -62,19 +64,54 @@ def private(folder: Path) -> tuple[Path, Path]:
     """(run, sites) of a study with patient-level differential privacy, through the gates: replies have the heads of journals."""
     plan = {"unit": "patient", "epsilon": 2.0, "delta": 1e-5, "persons": {"a": 140, "b": 90}, "ranges": RANGES}
     study = validate(Study, make_plan(sites=SITES, privacy=plan), "study")
-    gates = []
     for i, name in enumerate(SITES):
         clinical_site(folder / "sites" / name, name, (200, 130)[i], i)
         with (folder / "sites" / name / "site.toml").open("a") as file:
             file.write("[policy]\nmax_epsilon = 8.0\nallow_unprotected = true\n")
+    return gated(study, folder), folder / "sites"
+
+
+def witnessed(folder: Path, keys: tuple[str, ...] = ("oslo", "porto", "utrecht")) -> tuple[Path, Path]:
+    """(run, sites) of the demo study without images, through the gates of three sites, of which those in ``keys`` have a node key."""
+    from fedml.synthetic.synthetic import Size, write_synthetic
+
+    write_synthetic(folder / "sites", Size(sites=3, persons=60, variants=40, image_size=8), seed=1)
+    for name in keys:
+        write_node_key(folder / "sites" / name / "node.key")
+        with (folder / "sites" / name / "site.toml").open("a") as file:
+            file.write('[connection]\nsuperlink = "localhost:9092"\nroot_certificates = "ca.pem"\nkey = "node.key"\n')
+    return gated(small_demo(), folder), folder / "sites"
+
+
+def local(folder: Path) -> tuple[Path, Path]:
+    """(run, sites) of the same study with the local engine."""
+    from fedml.synthetic.synthetic import Size, write_synthetic
+
+    write_synthetic(folder / "sites", Size(sites=3, persons=60, variants=40, image_size=8), seed=1)
+    return finished(small_demo(), folder), folder / "sites"
+
+
+def small_demo() -> Study:
+    """The demo study without images, of two rounds."""
+    plan = tomllib.loads((STUDIES / "demo.toml").read_text())
+    plan["cohort"] = {"inputs": ["variants", "clinical"], **{k: v for k, v in plan["cohort"].items() if k not in ("inputs", "image")}}
+    plan["model"] = {k: v for k, v in plan["model"].items() if k != "image"}
+    plan["federation"]["rounds"], plan["training"]["threads"] = 2, 1
+    return validate(Study, plan, "study")
+
+
+def gated(study: Study, folder: Path) -> Path:
+    """A run of ``study`` through the gates of the sites in ``folder``/sites, as in a deployment: replies have the heads of journals."""
+    gates = []
+    for name in study.federation.sites:
         site = read_site(folder / "sites" / name)
         approvals.approve(prepare_state(site), study, "Dr. Test")
         gates.append(Gate(site, site.state))
-    made = new_run(study, folder / "runs", None, engine="local", job="train")
-    grid = InProcessGrid(lambda message, context: gates[context.node_id - 1].handle(message, context), [{} for _ in SITES])
+    made = new_run(study, folder / "runs", None, engine="deployment", job="train")
+    grid = InProcessGrid(lambda message, context: gates[context.node_id - 1].handle(message, context), [{} for _ in gates])
     config: dict[str, Any] = {"study": study.canonical, "run": str(made)}
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))
-    return made, folder / "sites"
+    return made
 
 
 def signed(files: dict[str, bytes], out: Path, key: Ed25519PrivateKey = OTHER) -> Path:

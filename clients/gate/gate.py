@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
-from fedml.clients.gate import polygenic
+from fedml.clients.gate import polygenic, signed
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
 from fedml.clients.gate.bounds import check_bounds, check_effective
 from fedml.clients.gate.charge import charge, check_budget
@@ -129,7 +129,7 @@ class Gate:
                 check_numbers(request, content, load_cohort(request.manifests, request.study))
             self._remember(request, level, message.content, content, note["about"].run)
             entry = self.journal.append(direction="out", verdict="accepted", reason="", **note)
-            content[JOURNAL] = ConfigRecord({"head": entry.digest, "count": entry.seq})
+            content[JOURNAL] = signed.head_of(self.site, request, message.content, content, entry)
             return Message(bundle(content) if bundled else content, reply_to=message)
         except (KeyboardInterrupt, SystemExit):
             raise

@@ -47,6 +47,7 @@ from fedml.runs.log import (
 from fedml.strategies.agreement.agree import ask_who
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.external import lacking, with_external
+from fedml.strategies.agreement.meaning import meaning_of
 from fedml.strategies.rounds import RunState, agreed_event, check_reporter, evaluate, privacy_record
 from fedml.study.study import Study, parse_study
 
@@ -180,6 +181,7 @@ def _test(model: Finished, study: Study, sites: Mapping[str, Site], run: Path, g
     save_counts(run, counts)
     save_model(run, learned, agreed.constants, agreed.image_shape, agreed.panel)
     emit(run, privacy_record(study, dict.fromkeys(agreed.nodes.values(), 0)))
+    final = replace(final, meaning_sha256=meaning_of(study, agreed, "", None, final))
     emit(run, final)
     return final
 

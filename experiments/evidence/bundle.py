@@ -37,10 +37,12 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
     record_of,
     versions_file,
 )
+from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZENODO, Author, publication_of, read_publication
 from fedml.experiments.evidence.signing import canonical, fingerprint, signature
 from fedml.experiments.runs.record import Record, read_record
 from fedml.runs.events import Event
-from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, write_whole
+from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, RECEIVED, STUDY, write_whole
+from fedml.runs.software import words
 from fedml.study.start import FILE as START
 
 CRATE_VERSION, PROFILE = "1.1", "https://w3id.org/ro/wfrun/process/0.5"
@@ -57,6 +59,7 @@ _ABOUT = {
     PANEL: "The variants that all sites have",
     LAYOUT: "Image shape and number of variants for which the model is built",
     COUNTS: "The counts of the last evaluation from each site, from which the metrics are computed",
+    RECEIVED: "The same counts byte for byte as they came, of sites that signed them",
     VERSIONS: "Versions of packages, interpreter and platform",
     "audit.json": "The lower bound on epsilon that an attack with canaries measured",
     "metrics.json": "Metrics of each round and of the last evaluation",
@@ -65,6 +68,10 @@ _ABOUT = {
     "privacy.json": "The releases as privacy events, and their epsilon",
     "figures.json": "Every figure, with its interval and its source in the bundle",
     REPORT: "The report",
+    AUTHORS: "Title, authors, licence and keywords, as stated by who wrote the bundle",
+    CITATION: "How to cite this record, in the Citation File Format",
+    ZENODO: "Metadata of a deposit at Zenodo",
+    HOW_TO: "How to check this record without its authors",
     CARD: "Model card",
     "checklists.md": "Reporting checklists TRIPOD+AI, CLAIM 2024 and FUTURE-AI, filled from the run",
     "checklists.json": "The same checklists as JSON",
@@ -74,12 +81,17 @@ _ABOUT = {
 _FORMATS = {
     ".json": "application/json", ".jsonl": "application/jsonl", ".toml": "application/toml", ".tsv": "text/tab-separated-values",
     ".html": "text/html", ".md": "text/markdown", ".safetensors": "application/octet-stream", ".png": "image/png",
-    ".py": "text/x-python",
+    ".py": "text/x-python", ".cff": "application/yaml",
 }  # fmt: skip
 
 
-def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[str], None] = lambda _: None) -> str:
+def write_bundle(
+    run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[str], None] = lambda _: None, authors: bytes | None = None
+) -> str:
     """Writes the bundle of a finished run, completely or not at all; the same run, key and software give the same bytes.
+
+    Args:
+        authors: the bytes of an authors.toml (``fedml.experiments.evidence.publication``); None: that of the run's folder, if it has one.
 
     Returns:
         The SHA-256 of the manifest, which identifies the bundle.
@@ -91,6 +103,9 @@ def write_bundle(run: Path, out: Path, key: Ed25519PrivateKey, say: Callable[[st
     if record.status != "finished":
         raise InputError(f"{run}: the run's status is {record.status}; only a finished run can be bundled.")
     sources = read_sources(run)
+    if authors is not None:
+        read_publication(authors)
+        sources[AUTHORS] = authors
     if missing := [name for name in REQUIRED if name not in sources]:
         raise InputError(f"{run}: has no {missing[0]}; run the study again to create it.")
     files = files_of(sources | {VERSIONS: versions_file(record.start.versions)})
@@ -132,7 +147,9 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
         f"Federated study {study.name}: {study.question or 'no question is stated'} Purpose: {study.purpose or 'not stated'}."
     )
     package.datePublished = ended
-    package.license = "Not stated in the run's record; ask the people who ran the study."
+    stated = publication_of(record.run)
+    unknown = "Not stated in the run's record; ask the people who ran the study."
+    package.license = unknown
 
     def add(entity_id: str, kind: str, **values: Any) -> Any:
         return package.add(ContextEntity(package, entity_id, properties={"@type": kind, **values}))
@@ -143,8 +160,10 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
     }
     software = add(
         "#fedml-cohorts", "SoftwareApplication", name="fedml-cohorts",
-        softwareVersion=record.start.versions.get("fedml-cohorts", "unknown"), identifier=_identifier(record),
+        softwareVersion=record.start.versions.get("fedml-cohorts", "unknown"), **_code_of(record),
     )  # fmt: skip
+    if (repository := _repository(record, add)) is not None:
+        entities[STUDY]["isPartOf"] = repository
     needs = [
         add(
             f"https://pypi.org/project/{name}/",
@@ -169,16 +188,40 @@ def crate(record: Record, files: Mapping[str, bytes]) -> bytes:
         description=f"{len(record.rounds)} rounds over {len(record.agreed.sites)} sites, engine {record.start.engine}",
     )  # fmt: skip
     action["instrument"], action["object"], action["participant"] = software, [entities[STUDY], *data], sites
+    if stated.license:
+        package.root_dataset["license"] = add(f"https://spdx.org/licenses/{stated.license}", "CreativeWork", name=stated.license)
+    people = [_person(add, author) for author in stated.authors]
+    if people:
+        package.root_dataset["author"] = people
     action["agent"] = add("#coordinating-centre", "Organization", name="The coordinating centre")
     action["result"] = [entity for name, entity in entities.items() if name not in (STUDY, TOML)]
     package.root_dataset["mentions"] = action
     return json.dumps(package.metadata.generate(), indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
 
 
-def _identifier(record: Record) -> str:
-    """Of the code that made the run. A run that does not say it has the commit of the study's folder in its place."""
+def _person(add: Callable[..., Any], author: Author) -> Any:
+    name = f"{author.given} {author.family}"
+    more = {"affiliation": author.affiliation} if author.affiliation else {}
+    where = f"https://orcid.org/{author.orcid}" if author.orcid else f"#author-{re.sub('[^A-Za-z0-9]+', '-', name)}"
+    return add(where, "Person", name=name, givenName=author.given, familyName=author.family, **more)
+
+
+def _code_of(record: Record) -> dict[str, str]:
+    """What identifies the code of this software that made the run, and whether it was changed since it was installed or committed."""
     code = record.start.code
-    return f"git:{record.start.git_commit}" if code is None else f"sha256:{code['sha256']}"
+    if code is None:
+        return {"description": "The run does not say by which code of this software it was made."}
+    return {"identifier": f"sha256:{code['sha256']}", "description": f"{words(code)}; identifier: SHA-256 over its files"}
+
+
+def _repository(record: Record, add: Callable[..., Any]) -> Any:
+    """The researcher's repository, in which the study file lay: not the software's."""
+    commit, _, changed = record.start.git_commit.partition("+")
+    if commit in ("none", ""):
+        return None
+    about = "The repository of whoever ran the study, in which the study file lay; it is not that of the software"
+    edited = "with uncommitted changes" if changed else "without uncommitted changes"
+    return add("#study-repository", "CreativeWork", name="Repository of the study file", version=commit, description=f"{about}; {edited}.")
 
 
 def _entity(name: str, data: bytes | None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 BundleFile = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A file that `fedml bundle` wrote.", show_default=False)]
 SignedBy = Annotated[Path | None, typer.Option("--key", help="The coordinator's public key (PEM), which must have signed the bundle.")]
+SiteKeys = Annotated[
+    list[str], typer.Option("--site-key", help="NAME=FILE or NAME=FINGERPRINT: a site's node key, which must have signed its answers.")
+]
 Fingerprint = Annotated[str | None, typer.Option("--fingerprint", help="The SHA-256 fingerprint of that key, instead of --key.")]
 
 
@@ -29,6 +32,7 @@ def bundle(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.", show_default=False)],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("run.zip"),
     key: Annotated[Path | None, typer.Option("--key", help="The coordinator's Ed25519 key (PEM); default: a stored key.")] = None,
+    authors: Annotated[Path | None, typer.Option("--authors", help="Title, authors, licence (authors.toml) for a publication.")] = None,
     as_json: Json = False,
 ) -> None:
     """Write a run and its evidence to one signed file, which `fedml verify` checks.
@@ -40,19 +44,34 @@ def bundle(
 
     console = make_console(as_json)
     signer = private_key(key, _plain(console))
-    manifest = write_bundle(run_folder, out, signer)
+    try:
+        stated = None if authors is None else authors.read_bytes()
+    except OSError as error:
+        raise InputError(f"{authors}: cannot be read ({error.strerror}); give a file with title, license and [[authors]].") from error
+    manifest = write_bundle(run_folder, out, signer, authors=stated)
     digest = fingerprint(signer.public_key())
     _plain(console)(f"{out}: signed by {digest}; to verify: fedml verify {out} --fingerprint {digest}")
     if as_json:
         print(json.dumps({"bundle": str(out), "manifest_sha256": manifest, "fingerprint": digest}), flush=True)
 
 
-def verify(bundle_file: BundleFile, key: SignedBy = None, fingerprint: Fingerprint = None, as_json: Json = False) -> None:
-    """Check a bundle offline: hashes, signature, and every figure, recomputed from the sites' counts and the privacy events.
+def verify(
+    bundle_file: BundleFile,
+    key: SignedBy = None,
+    fingerprint: Fingerprint = None,
+    site_keys: SiteKeys = [],  # noqa: B006  # typer copies it
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the verdict as a Markdown table to paste.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle offline: hashes, signatures, every figure, recomputed from the sites' counts and the privacy events.
 
-    Example: fedml verify heart.zip --key coordinator.pub
+    Example: fedml verify heart.zip --key coordinator.pub --site-key oslo=oslo.pub
     """
-    found = _verified(bundle_file, key, fingerprint, make_console(as_json))
+    from fedml.experiments.evidence.verdict import markdown as table
+
+    found = _verified(bundle_file, key, fingerprint, make_console(as_json or markdown), site_keys)
+    if markdown:
+        print(table(bundle_file.name, found), flush=True)
     if as_json:
         print(json.dumps(_result(found)), flush=True)
     _judge(bundle_file, found)
@@ -92,18 +111,21 @@ def reproduce(
         raise RunError(f"{bundle_file}: was not reproduced; {found.sentence()}.")
 
 
-def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, console: Console) -> Verified:
+def _verified(bundle_file: Path, key: Path | None, fingerprint: str | None, console: Console, sites: Sequence[str] = ()) -> Verified:
     from rich.text import Text
 
+    from fedml.experiments.evidence.verdict import WORD, site_keys
     from fedml.experiments.evidence.verify import verify as check
 
     if bundle_file.is_dir():
         raise InputError(f"{bundle_file}: is a folder; write the bundle of a run first: fedml bundle {bundle_file} -o run.zip.")
-    found = check(bundle_file, _wanted(key, fingerprint))
+    found = check(bundle_file, _wanted(key, fingerprint), site_keys(sites))
     for c in found.checks:
         line = Text("ok      " if c.ok else "FAILED  ", style="" if c.ok else "bold red")
         line.append(f"{c.name:17} {c.file}: {c.text}", style="not bold")
         console.print(line, soft_wrap=True)
+    if found.word:
+        console.print(Text(f"note    {WORD}: {found.word}"), soft_wrap=True)
     return found
 
 
@@ -131,7 +153,7 @@ def _judge(bundle_file: Path, found: Verified) -> None:
 
 
 def _result(found: Verified) -> dict[str, Any]:
-    return {"ok": found.ok, "fingerprint": found.fingerprint, "checks": [asdict(c) for c in found.checks]}
+    return {"ok": found.ok, "fingerprint": found.fingerprint, "signers_word": found.word, "checks": [asdict(c) for c in found.checks]}
 
 
 def _plain(console: Console) -> Callable[[str], None]:

@@ -22,11 +22,12 @@ import numpy.typing as npt
 
 from fedml.experiments.checklists.fill import checklists_json, checklists_markdown
 from fedml.experiments.evidence.model_card import model_card
+from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZENODO, citation, how_to_check, publication_of, zenodo
 from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report import embedded, render, report_facts
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
-from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY
+from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, STUDY
 from fedml.runs.software import code_digest, words
 from fedml.study.code_section import DISTRIBUTION
 from fedml.study.sources import FOLDER as CODE
@@ -36,7 +37,7 @@ FORMAT = "fedml-bundle/1"
 CRATE, MANIFEST, SIGNATURE, VERSIONS = "ro-crate-metadata.json", "manifest.json", "signature.json", "versions.json"
 REPORT, CARD, TOML, AUDIT = "report.html", "model_card.md", "study.toml", "audit.json"
 REQUIRED = (STUDY, EVENTS, MODEL, PANEL, LAYOUT, COUNTS)
-OPTIONAL = (TOML, AUDIT, START)
+OPTIONAL = (TOML, AUDIT, START, RECEIVED, AUTHORS)
 _FOLDERS = ((CODE, ".py"), (EXAMPLES, ".png"))  # folders of sources, and how their files end
 
 
@@ -90,7 +91,7 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
-    page, more = render(record), report_facts(record)
+    page, more, stated = render(record), report_facts(record), publication_of(record.run)
     return {
         "metrics.json": canonical(
             {
@@ -102,6 +103,9 @@ def derived(record: Record) -> dict[str, bytes]:
         "journals.json": canonical({s.name: journal_rows(record, s.name) or "not reported" for s in record.sites}),
         "privacy.json": canonical({"asked": rounds_requested(record), **body(record.privacy)}),
         REPORT: page.encode(),
+        CITATION: citation(record, stated).encode(),
+        ZENODO: zenodo(record, stated).encode(),
+        HOW_TO: how_to_check(record).encode(),
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
         "checklists.json": checklists_json(record, more).encode(),

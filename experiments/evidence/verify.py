@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from fedml.code.load import forbidden
+from fedml.experiments.evidence import closed, own_code, witnesses
 from fedml.experiments.evidence.archive import BadArchive, unpack
 from fedml.experiments.evidence.bundle import crate
 from fedml.experiments.evidence.contents import (  # fmt: skip
-    AUDIT,
     CRATE,
     FORMAT,
     MANIFEST,
@@ -41,14 +41,13 @@ from fedml.experiments.evidence.contents import (  # fmt: skip
 )
 from fedml.experiments.evidence.recompute import differs, near, value_differs
 from fedml.experiments.evidence.signing import canonical, check_signature
+from fedml.experiments.evidence.words import on_the_signers_word
 from fedml.experiments.runs.record import Record, exchanges
 from fedml.runs.events import Final, Round, body
 from fedml.runs.log import COUNTS, EVENTS, LAYOUT, MODEL, PANEL, STUDY, plain
 from fedml.runs.software import code_digest
 from fedml.strategies.chosen import planned
-from fedml.study.sources import FOLDER as CODE
 from fedml.study.start import FILE as START
-from fedml.study.start import Start
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 
@@ -71,11 +70,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Verified:
-    """The result for a bundle: its checks, its files, and the fingerprint of the key that signed it (empty without a valid signature)."""
+    """The result for a bundle: its checks, its files, and the fingerprint of the key that signed it (empty without a valid signature).
+    ``word``: what rests on the signer's word alone; empty if the contents were not read."""
 
     checks: tuple[Check, ...]
     files: dict[str, bytes]
     fingerprint: str
+    word: str = ""
 
     @property
     def ok(self) -> bool:
@@ -83,15 +84,17 @@ class Verified:
         return all(check.ok for check in self.checks)
 
 
-def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
+def verify(bundle: Path, fingerprint: str | None = None, keys: Mapping[str, str] | None = None) -> Verified:
     """Runs the checks of a bundle. The contents are checked only if the bundle is complete and signed.
 
     Args:
         fingerprint: of the key that must have signed the bundle (SHA-256, hexadecimal); None: any key.
+        keys: site -> fingerprint of the key that must have signed its answers (``SHA256:...``).
 
     Raises:
         InputError: the file cannot be read.
     """
+    word = ""
     try:
         files = unpack(bundle)
     except BadArchive as error:
@@ -109,10 +112,11 @@ def verify(bundle: Path, fingerprint: str | None = None) -> Verified:
             forbidden("it came with a bundle"),
             record_of({name: data for name, data in files.items() if is_source(name)}) as record,
         ):
-            found += _of_record(files, record)
+            found += _of_record(files, record, keys or {})
+            word = on_the_signers_word(record, files.keys(), keys or {})
     except Exception as error:  # a crafted file may raise any error
         found.append(Check("record", False, EVENTS, f"{STUDY}, {EVENTS} and {COUNTS} cannot be read as a run ({type(error).__name__})"))
-    return Verified(tuple(found), files, signer)
+    return Verified(tuple(found), files, signer, word)
 
 
 def summary(found: Verified) -> str:
@@ -173,24 +177,36 @@ _OTHER_CODE = (
 )
 
 
-def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
+def _of_record(files: Mapping[str, bytes], record: Record, keys: Mapping[str, str]) -> Iterator[Check]:
     """The checks of the contents against the sources."""
     same = json.loads(files[VERSIONS])["bundle"]["code_sha256"] == code_digest()
     rounds = len(record.rounds)
+    yield from _check("form", EVENTS, "nothing is in the record but what a run writes", lambda: closed.form(files))
     yield from _check("study", STUDY, f"the study {record.study.study.name}, {record.start.study_sha256}", lambda: _study(files, record))
     if TOML in files:
         yield from _check("study as written", TOML, _changes(files, record), tuple)
     yield from _check("software", EVENTS, software_text(record, json.loads(files[VERSIONS])["bundle"]["code_sha256"]), tuple)
     if (start := record.study.model.start) is not None:
         text = f"the weights with which the model began have the SHA-256 that the study pins, {start.sha256}"
-        yield from _check("start", START, text, lambda: _start(files, start))
+        yield from _check("start", START, text, lambda: own_code.start(files, start))
     if record.study.code is not None:
-        yield from _check("own code", STUDY, _code_text(record), lambda: _code(files, record))
+        yield from _check("own code", STUDY, own_code.words(record), lambda: own_code.code(files, record))
     yield from _check("rounds", EVENTS, f"rounds 1 to {rounds} as planned, each with the roster's sites", lambda: _rounds(record))
     yield from _check("averages", EVENTS, "the rounds' metrics over all persons agree with those of the sites", lambda: _averages(record))
     yield from _check("journals", EVENTS, _journals_text(record), lambda: _journals(record))
-    text = f"its arrays are those of the run's last model, {record.final.weights_sha256}"
-    yield from _check("model", MODEL, text, lambda: _model(files, record))
+    text = f"has the run's last model, {record.final.weights_sha256}, with the parameters agreed on"
+    yield from _check("model", MODEL, text, lambda: closed.arrays(files, record))
+    text = f"model, first weights, panel, image shape and constants have the digest of the last event, {record.final.meaning_sha256}"
+    yield from _check("meaning", MODEL, text, lambda: closed.meaning(files, record))
+    yield from _check("persons", EVENTS, "persons described, counted and trained on are the same", lambda: closed.persons(record))
+    text = "columns of the study, of no more persons than were trained on, with the model's constants as their means"
+    yield from _check("table 1", EVENTS, text, lambda: closed.columns(files, record))
+    yield from _check("ranges", EVENTS, "every metric, loss and number is one that there can be", lambda: closed.ranges(record))
+    yield from _check(
+        "times", EVENTS, "in order, not before 2020, not in the future, with room for every exchange", lambda: closed.times(record)
+    )
+    yield from _check("engine", EVENTS, f"{record.start.engine}, and journals as it has them", lambda: closed.engine(record))
+    yield from _check("witnesses", EVENTS, witnesses.summary(record), lambda: witnesses.check(files, record, keys))
     yield from _check("metrics", COUNTS, "metrics of the last evaluation follow from the sites' counts to 1e-12", lambda: _metrics(record))
     yield from _check("epsilon", EVENTS, _epsilon_text(record), lambda: _epsilon(record))
     try:
@@ -204,7 +220,7 @@ def _of_record(files: Mapping[str, bytes], record: Record) -> Iterator[Check]:
         if files.get(name) != data:
             how += " except for last digits"
         yield from _check("recomputed", name, how, partial(_same, files, name, data, same))
-    for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, TOML, AUDIT, START, *REQUIRED}):
+    for name in sorted(files.keys() - fresh.keys() - {MANIFEST, SIGNATURE, VERSIONS, *REQUIRED}):
         if not is_source(name):
             yield Check("files", False, name, "does not belong in a bundle")
 
@@ -322,15 +338,6 @@ def _journals(record: Record) -> Iterator[Problem]:
             yield EVENTS, f"{site.name}: its journal does not grow from reply to reply"
 
 
-def _model(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
-    from safetensors.torch import load
-
-    from fedml.models.fusion import digest
-
-    if digest(load(files[MODEL])) != record.final.weights_sha256:
-        yield MODEL, f"is not the run's last model: {EVENTS} has another SHA-256 of the arrays"
-
-
 def _metrics(record: Record) -> Iterator[Problem]:
     from fedml.strategies.rounds import groups_of, metrics_of
 
@@ -340,33 +347,6 @@ def _metrics(record: Record) -> Iterator[Problem]:
             yield EVENTS, f"{found} according to {COUNTS}"
     if any(site not in record.final.sites for site in counts):
         yield COUNTS, "has counts of a site that did not answer"
-
-
-def _start(files: Mapping[str, bytes], start: Start) -> Iterator[Problem]:
-    if START not in files:
-        yield START, "is missing from the bundle; the study pins it"
-    elif hashlib.sha256(files[START]).hexdigest() != start.sha256:
-        yield START, "is not the file that the study pins"
-
-
-def _code_text(record: Record) -> str:
-    own = ", ".join(measure.partition(":")[2] for measure in record.study.evaluation.metrics)
-    text = "the study pins the bytes of each file in code/; they are not run"
-    for package in record.study.code.packages if record.study.code is not None else ():
-        text += f"; {package.name} {package.version}, SHA-256 {package.sha256[:12]}, is pinned, not in the bundle, and not looked at"
-    return f"{text}, so {own} of the last evaluation is not recomputed" if own else text
-
-
-def _code(files: Mapping[str, bytes], record: Record) -> Iterator[Problem]:
-    code = record.study.code
-    pinned = {} if code is None else {f"{CODE}/{file.module}.py": file.sha256 for file in code.modules}
-    for name in sorted(pinned.keys() | {name for name in files if name.startswith(f"{CODE}/")}):
-        if name not in files:
-            yield name, "is missing from the bundle; the study pins it"
-        elif name not in pinned:
-            yield name, "is no file of the study's [code]"
-        elif hashlib.sha256(files[name]).hexdigest() != pinned[name]:
-            yield name, "is not the file that the study pins"
 
 
 def _without_own(recorded: dict[str, Any], study: Study) -> dict[str, Any]:

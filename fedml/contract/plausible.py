@@ -53,7 +53,7 @@ def check_plausible(study: Study, phase: Phase, reply: RecordDict, persons: Pers
     if METRICS in reply and persons is not None:
         _check_metrics(study, dict(reply.metric_records[METRICS]), sum(persons["train"]))
     if COUNTS in reply and study.privacy.metrics != "private":
-        _check_counts(read_arrays(reply, COUNTS), persons)
+        check_counts(read_arrays(reply, COUNTS), persons)
 
 
 def _wrong(text: str) -> SiteError:
@@ -95,7 +95,12 @@ def _check_metrics(study: Study, metrics: Mapping[str, Any], training: int) -> N
         raise _wrong(f"the mean loss of a person is above {LARGEST:g}")
 
 
-def _check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None) -> None:
+def check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None) -> None:
+    """Raises ``SiteError`` (``implausible``) if no site with these persons can have these counts.
+
+    Args:
+        counts: ``PART/NAME`` -> array. persons: as in ``check_plausible``.
+    """
     for key, value in counts.items():
         part, _, name = key.partition("/")
         if value.dtype.kind in "iu" and value.size and int(value.min()) < 0:

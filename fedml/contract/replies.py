@@ -22,6 +22,7 @@ from fedml.cohort.images.histograms import BINS
 from fedml.cohort.images.reasons import Unusable
 from fedml.contract.disclosure import read_policy
 from fedml.contract.extras import NO_EXTRAS, Extras, Shapes, check_records
+from fedml.contract.witness import WITNESS, read_witness
 from fedml.errors import Reason, SiteError
 from fedml.modalities.registry import modalities_of
 from fedml.study.section import PARTS
@@ -72,6 +73,8 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
     must = must | extras.records.keys()
     if not must <= set(reply) <= must | may | {JOURNAL}:
         raise SiteError(Reason.UNDECLARED, f"the reply holds {sorted(reply)}, declared are {sorted(must | may)}")
+    if JOURNAL in reply:
+        _check_journal(reply)
     if phase is Phase.DESCRIBE:
         _check_described(study, name, reply)
     elif phase is Phase.VOXELS:
@@ -98,6 +101,16 @@ def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
 def is_finite(value: Any) -> bool:
     """Whether all numbers are finite."""
     return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+
+
+def _check_journal(reply: RecordDict) -> None:
+    record = dict(reply.config_records[JOURNAL]) if JOURNAL in reply.config_records else {}
+    if not {"head", "count"} <= record.keys() <= {"head", "count", *WITNESS}:
+        raise SiteError(Reason.UNDECLARED, "the journal's record has other keys than declared")
+    try:
+        read_witness(record)
+    except ValueError as error:
+        raise SiteError(Reason.UNDECLARED, str(error)) from error
 
 
 def _check_described(study: Study, name: str, reply: RecordDict) -> None:

@@ -3,7 +3,7 @@
     row = to_row(End(status="finished", reason=""))        # {"event": "end", "time": ..., "status": "finished", "reason": ""}
     event = from_row(row, schema=1, strict=True)
 
-The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``_lifted``
+The version of the form stands in ``start`` (``schema``). A log without one is of version 0, from before there were versions: ``lifted``
 adds missing fields, and fields that are no longer read are dropped. With ``strict``, a log of version 1 or later must have known events
 with exactly their fields. JSON has no NaN: an undefined number is null, None here.
 """
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 from fedml.runs.rows import ColumnRow, VariantRow
 from fedml.runs.software import Software
+from fedml.runs.version_0 import lifted
 
 SCHEMA = 1
 Metrics = dict[str, Any]  # name -> float, None where it is undefined
@@ -37,11 +38,13 @@ class GroupScores(TypedDict):
 
 
 class SiteRow(TypedDict):
-    """One site in one exchange: bytes of arrays from the server's view, and head and length of the site's journal from its reply."""
+    """One site in one exchange: bytes of arrays from the server's view, and head and length of the site's journal from its reply.
+    ``witness``: the site's signature on it (``fedml.contract.witness.Witness`` as a dictionary), only of a site that signs."""
 
     bytes_out: int
     bytes_in: int
     journal: list[Any] | None
+    witness: NotRequired[dict[str, str]]
 
 
 class TrainedRow(SiteRow):
@@ -137,8 +140,9 @@ class Checks(Event):
 class Agreed(Event):
     """What the sites agreed on. ``persons``: site -> part -> persons a class. ``matching``: site -> what was done to match its variants.
     ``disclosed``: what each site disclosed; None, and not written, if no model is trained. ``started``: the arrays that begin as those of
-    ``[model] start``; None, and not written, without it. ``columns``: site -> column -> its training persons' values, rounded, from
-    the sums that sites send; None, and not written, where no table is read or sums are noised or not sent."""
+    ``[model] start``; None, and not written, without it. ``first_sha256``: of the weights with which the first round begins; None, and not
+    written, if no model is trained, and in runs from before it was. ``columns``: site -> column -> its training persons' values, rounded,
+    from the sums that sites send; None, and not written, where no table is read or sums are noised or not sent."""
 
     kind = "agreed"
     sites: list[str]
@@ -149,11 +153,12 @@ class Agreed(Event):
     disclosed: dict[str, SiteDisclosure] | None
     parameters: int
     started: list[str] | None
-    columns: dict[str, dict[str, ColumnRow]] | None = None
+    first_sha256: str | None
+    columns: dict[str, dict[str, ColumnRow]] | None
 
     def absent(self) -> frozenset[str]:
-        """``disclosed``, ``started`` and ``columns``, if they are None."""
-        return frozenset(name for name in ("disclosed", "started", "columns") if getattr(self, name) is None)
+        """``disclosed``, ``started``, ``first_sha256`` and ``columns``, if they are None."""
+        return frozenset(name for name in ("disclosed", "started", "first_sha256", "columns") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +193,8 @@ class Privacy(Event):
 @dataclass(frozen=True, kw_only=True)
 class Final(Event):
     """The last evaluation. ``groups``: subgroup's label -> scores of its test persons. ``kept``: the round after which the evaluated model
-    was there, if it was chosen by validation metrics; None, and not written, elsewhere."""
+    was there, if it was chosen by validation metrics; None, and not written, elsewhere. ``meaning_sha256``: one digest of the model, the
+    first weights, panel, image shape and constants (``fedml.contract.witness``); None, and not written, in runs from before it was."""
 
     kind = "final"
     round: int
@@ -199,10 +205,11 @@ class Final(Event):
     refused: dict[str, str]
     seconds: float
     kept: int | None
+    meaning_sha256: str | None
 
     def absent(self) -> frozenset[str]:
-        """``kept``, if it is None."""
-        return frozenset({"kept"}) if self.kept is None else frozenset()
+        """``kept`` and ``meaning_sha256``, if they are None."""
+        return frozenset(name for name in ("kept", "meaning_sha256") if getattr(self, name) is None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,35 +301,21 @@ _ALL = (Start, Checks, Agreed, Round, Privacy, Final, Step, Gwas, Genes, Frequen
 KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in _ALL}
 
 # What stands for an event that has not come.
-NOT_AGREED = Agreed(sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None)
+NOT_AGREED = Agreed(
+    sites=[], persons={}, matching={}, variants=0, image_shape=[], disclosed=None, parameters=0, started=None, first_sha256=None,
+    columns=None,
+)  # fmt: skip
 NO_PRIVACY = Privacy(unit="none", epsilon=None, delta=0.0, claims={}, sentence=None)
-NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None)
+NO_FINAL = Final(round=0, weights_sha256="", metrics={}, groups={}, sites={}, refused={}, seconds=0.0, kept=None, meaning_sha256=None)
 NO_END = End(status="unfinished", reason="")
 
-# What a field holds that is not written, or that a log of version 0 lacks.
+# What a field holds that is not written.
 _UNWRITTEN: dict[type[Event], dict[str, Any]] = {
     Start: {"code": None},
-    Agreed: {"disclosed": None, "started": None, "columns": None},
-    Final: {"kept": None},
+    Agreed: {"disclosed": None, "started": None, "first_sha256": None, "columns": None},
+    Final: {"kept": None, "meaning_sha256": None},
     Privacy: {"epsilon": None, "delta": 0.0, "claims": {}, "sentence": None},
     Gwas: dict.fromkeys(("cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues")),
-}
-_LACKING: dict[type[Event], dict[str, Any]] = {
-    Start: {"schema": 0, "git_commit": "none", "seed": 0, "versions": {}, "engine": "local", "job": "train"},
-    Agreed: {"matching": {}, "variants": 0, "image_shape": [], "parameters": 0},
-    Round: {"metrics": {}, "refused": {}},
-    Final: {"groups": {}, "refused": {}, "seconds": 0.0},
-    Step: {"total": None, "log": False},
-    End: {"reason": ""},
-}
-# Names of fields in version 0 -> names since version 1.
-_RENAMED: dict[type[Event], dict[str, str]] = {
-    Agreed: {"told": "disclosed"}, Step: {"told": "log"}, Gwas: {"partly_told": "partly_reported"},
-}  # fmt: skip
-_ROW: dict[type[Event], dict[str, Any]] = {
-    Round: {"train_loss": None, "seen": 0.0, "seconds": 0.0, "update_norm": None, "bytes_out": 0, "bytes_in": 0, "journal": None},
-    Final: {"bytes_out": 0, "bytes_in": 0, "journal": None},
-    Gwas: {"bytes_out": 0, "bytes_in": 0, "journal": None},
 }
 
 
@@ -355,7 +348,7 @@ def from_row(row: Mapping[str, Any], *, schema: int, strict: bool) -> Event | No
         if strict and schema:
             raise ValueError(f'event "{name}" is not known (known: {", ".join(KINDS)})')
         return None
-    given = _lifted(kind, row) if not schema else dict(row)
+    given = lifted(kind.kind, row) if not schema else dict(row)
     values = dict(_UNWRITTEN.get(kind, {}))
     keys = {_key(f): f for f in fields(kind)}
     for key, value in given.items():
@@ -374,14 +367,3 @@ def from_row(row: Mapping[str, Any], *, schema: int, strict: bool) -> Event | No
 
 def _key(f: Any) -> str:
     return str(f.metadata.get("key", f.name))
-
-
-def _lifted(kind: type[Event], row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of version 0 with what its event has had since."""
-    names = _RENAMED.get(kind, {})
-    lifted = {**_LACKING.get(kind, {}), **{names.get(key, key): value for key, value in row.items()}}
-    if kind is Checks and isinstance(lifted.get("checks"), list):
-        lifted["checks"] = [{("fix" if key == "mend" else key): value for key, value in cell.items()} for cell in lifted["checks"]]
-    if kind in _ROW and isinstance(lifted.get("sites"), Mapping):
-        lifted["sites"] = {site: {**_ROW[kind], **own} for site, own in lifted["sites"].items()}
-    return lifted

@@ -4,6 +4,7 @@
     RUN/events.jsonl        one JSON object a line: start, agreed, round, end (``fedml.runs.events``)
     RUN/model.safetensors   learned arrays and preprocessing constants
     RUN/counts.safetensors  the counts of the last evaluation, as each site sent them: SITE/PART/NAME, of a subgroup SITE/test@LABEL/NAME
+    RUN/received.safetensors  the same byte for byte, of sites that signed them; counts.safetensors has grouped histograms spread out
     RUN/panel.tsv           the shared variants (contig, position, id, ref, alt), if there are any
     RUN/layout.json         image shape and number of variants
     RUN/examples/           pictures of predictions, of sites that declare their images public
@@ -46,6 +47,7 @@ EVENTS, STUDY, MODEL, PANEL, LAYOUT = "events.jsonl", "study.json", "model.safet
 EXAMPLES = "examples"
 UNFINISHED = "unfinished.safetensors"
 COUNTS = "counts.safetensors"
+RECEIVED = "received.safetensors"
 
 
 def study_of(run: Path) -> Study:
@@ -141,6 +143,15 @@ def save_counts(run: Path, counts: Mapping[str, Mapping[str, npt.NDArray[Any]]])
     from safetensors.numpy import save
 
     write_whole(run / COUNTS, save({f"{site}/{key}": np.ascontiguousarray(v) for site, own in counts.items() for key, v in own.items()}))
+
+
+def save_received(run: Path, received: Mapping[str, Mapping[str, npt.NDArray[Any]]]) -> None:
+    """Saves the counts of the last evaluation byte for byte as they came, of sites that signed them; no file if none did."""
+    from safetensors.numpy import save
+
+    arrays = {f"{site}/{key}": np.ascontiguousarray(v) for site, own in received.items() for key, v in own.items()}
+    if arrays:
+        write_whole(run / RECEIVED, save(arrays))
 
 
 def load_counts(run: Path) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:

@@ -5,13 +5,14 @@ The version says what was installed; the files may have been edited since. So th
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 import subprocess
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import fedml
 from fedml.study.code_section import DISTRIBUTION
@@ -20,17 +21,28 @@ CHANGED = "+changes"  # ends the name of a commit
 _CODE = (".py", ".toml")
 
 
+class Wheel(TypedDict):
+    """An installed package. ``record_sha256``: of the lines of its RECORD about its own files, sorted, which are those of the wheel;
+    ``edited``: whether one of the files has another digest than RECORD has."""
+
+    record_sha256: str
+    edited: bool
+
+
 class Software(TypedDict):
-    """``version`` of the package, ``sha256`` of its files, hexadecimal; ``commit``: ``HASH``, ``HASH+changes``, or ``none`` without git."""
+    """``version`` of the package, ``sha256`` of its files, hexadecimal; ``commit``: ``HASH``, ``HASH+changes``, or ``none`` without git;
+    ``wheel``: only where the files were installed from one."""
 
     version: str
     sha256: str
     commit: str
+    wheel: NotRequired[Wheel]
 
 
 def software() -> Software:
     """The code of this software as it lies on disk when it is first asked for in this process."""
-    return {"version": _version(), "sha256": code_digest(), "commit": _commit()}
+    found: Software = {"version": _version(), "sha256": code_digest(), "commit": _commit()}
+    return found if (wheel := _wheel()) is None else {**found, "wheel": wheel}
 
 
 @lru_cache
@@ -58,7 +70,10 @@ def words(code: Software) -> str:
     """``code`` for a reader: version, the first digits of the SHA-256, and the commit."""
     commit, _, changed = code["commit"].partition("+")
     tree = "" if commit == "none" else f", git commit {commit[:12]}{' with uncommitted changes' if changed else ''}"
-    return f"{DISTRIBUTION} {code['version']}, files {code['sha256'][:12]}{tree}"
+    wheel = code.get("wheel")
+    edited = " and edited since" if wheel is not None and wheel["edited"] else ""
+    installed = "" if wheel is None else f", installed from the wheel with RECORD {wheel['record_sha256'][:12]}{edited}"
+    return f"{DISTRIBUTION} {code['version']}, files {code['sha256'][:12]}{tree}{installed}"
 
 
 def by_this_code(code: Software | None) -> bool:
@@ -86,6 +101,30 @@ def _version() -> str:
         return metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:  # a saved model, with a copy of this software beside it
         return fedml.__version__
+
+
+@lru_cache
+def _wheel() -> Wheel | None:
+    """What RECORD of the installed package says of its files; None in a checkout, which an editable installation has too."""
+    try:
+        files = metadata.distribution(DISTRIBUTION).files or []
+    except metadata.PackageNotFoundError:
+        return None
+    package = Path(fedml.__file__).parent.resolve()
+    own = [file for file in files if file.parts[0] == "fedml" and file.hash is not None and file.hash.mode == "sha256"]
+    if not own or Path(str(own[0].locate())).resolve().parents[len(own[0].parts) - 2] != package:
+        return None
+    lines = sorted(f"{file.as_posix()},sha256={file.hash.value},{file.size}" for file in own if file.hash is not None)
+    return {"record_sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest(), "edited": any(map(_is_edited, own))}
+
+
+def _is_edited(file: metadata.PackagePath) -> bool:
+    """Whether an installed file is not the one that RECORD lists."""
+    try:
+        found = hashlib.sha256(Path(str(file.locate())).read_bytes()).digest()
+    except OSError:
+        return True
+    return file.hash is None or base64.urlsafe_b64encode(found).decode().rstrip("=") != file.hash.value
 
 
 @lru_cache

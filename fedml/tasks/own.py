@@ -39,6 +39,11 @@ def with_own_code(task: Task, study: Study) -> Task:
     return replace(task, measures=(*task.measures, *(_measure(study, name) for name in study.evaluation.metrics)))
 
 
+def least_loss(study: Study) -> float | None:
+    """The smallest value that a training loss of the study can have; None: any, of own code. The losses of all tasks are not negative."""
+    return None if study.training.loss is not None and is_own(study.training.loss) else 0.0
+
+
 def _loss(study: Study, name: str) -> Callable[[torch.Tensor, Any], torch.Tensor]:
     options, made = study.training.loss_options, dict[str, Callable[..., Any]]()
 

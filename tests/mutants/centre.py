@@ -57,6 +57,20 @@ MUTANTS: Mutants = {
         ],
         "experiments/evidence/test_evidence.py::test_journals_that_do_not_grow_are_caught_for_any_signer",
     ),
+    "a site's signature is not looked at": (
+        [
+            (
+                "fedml/contract/witness.py",
+                "    except (InvalidSignature, ValueError):\n        return False\n",
+                "    except (InvalidSignature, ValueError):\n        pass\n",
+            )
+        ],
+        "experiments/evidence/test_witnesses.py::test_a_signature_is_on_every_field",
+    ),
+    "the model may mean something else": (
+        [("experiments/evidence/closed.py", "    if found != final.meaning_sha256:", "    if False:")],
+        "experiments/evidence/test_tamperings.py::test_the_quick_tamperings_are_found",
+    ),
     "a run that is recorded in part is not owed": (
         [("fedml/tracking/outbox.py", '.get("events_bytes") != size', '.get("events_bytes") is None')],
         "experiments/studies/test_tracking.py::test_pending_delivers_what_was_to_be_recorded_and_nothing_else",

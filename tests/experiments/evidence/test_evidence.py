@@ -24,7 +24,7 @@ from fedml.experiments.evidence.archive import BadArchive, pack, unpack
 from fedml.experiments.evidence.bundle import write_bundle
 from fedml.experiments.evidence.contents import MANIFEST, SIGNATURE
 from fedml.experiments.evidence.recompute import differs
-from fedml.experiments.evidence.signing import fingerprint, private_key
+from fedml.experiments.evidence.signing import canonical, fingerprint, private_key
 from fedml.experiments.evidence.verify import Verified, summary, verify
 from tests.command import ROOT, quick
 from tests.evidence import KEY, OTHER, demo, events, heart, private, rebuilt, signed
@@ -167,7 +167,7 @@ def test_other_code_excuses_nothing(heart_bundle: Made, tmp_path: Path) -> None:
     files = heart_bundle.files
     reported = json.loads(files["versions.json"])
     reported["bundle"]["code_sha256"] = "0" * 64
-    other = files | {"versions.json": json.dumps(reported).encode()}
+    other = files | {"versions.json": canonical(reported)}
     found = verify(signed(other, tmp_path / "run.zip"))
     assert failed(found) <= {"ro-crate-metadata.json"}, "which tells of each file's size"
     page, card = files["report.html"].decode(), files["model_card.md"].decode()

@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         site = read_site(folder / name)
         approve(prepare_state(site), study, "Dr. Test", REASON if level == "trusted" else "")
         gates.append(Gate(site, site.state))
-    made = new_run(study, folder / "runs", None, engine="local", job="train")
+    made = new_run(study, folder / "runs", None, engine="deployment", job="train")
     grid = InProcessGrid(lambda message, context: gates[context.node_id - 1].handle(message, context), [{} for _ in SITES])
     config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(made)}
     server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config))

@@ -121,6 +121,15 @@ def test_deployment_equals_local_to_the_bit(work: Path) -> None:
         cut = work / "cut.jsonl"
         cut.write_text("".join(lines[: count - 1]))
         assert verify(cut, head, count), "a journal that ends before the reported head must be found"
+    # The sites' node keys signed what they sent: a reader who has their public keys sees it in the bundle, and another key is found.
+    assert command("fedml", "bundle", real["folder"], "-o", "run.zip", cwd=work, XDG_CONFIG_HOME=str(work / "config")).returncode == 0
+    keys = [word for name in SITES for word in ("--site-key", f"{name}=sites/{name}/node.key.pub")]
+    checked = command("fedml", "verify", "run.zip", "--json", *keys, cwd=work)
+    assert checked.returncode == 0, checked.stderr
+    texts = {check["name"]: check["text"] for check in json.loads(checked.stdout)["checks"]}
+    assert texts["witnesses"].startswith(f"the last evaluation is signed by {len(SITES)} of {len(SITES)} sites' keys")
+    wrong = command("fedml", "verify", "run.zip", "--site-key", f"{SITES[0]}=sites/{SITES[1]}/node.key.pub", cwd=work)
+    assert (wrong.returncode, "--site-key has" in wrong.stderr) == (1, True), wrong.stderr
 
 
 def test_a_study_changed_by_a_character_is_refused(work: Path) -> None:

@@ -20,12 +20,12 @@ from tests.conftest import clinical_site, make_study
 HERE = Path(__file__).parent
 GOLDEN, VERSION_0 = HERE / "golden_events.jsonl", HERE / "version_0"
 # Of the moment, the folder, the machine or the code.
-PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256", "code", "code_sha256"}
+PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha256", "code", "code_sha256", "first_sha256", "meaning_sha256"}
 
 OPTIONAL = {
     "start": {"code"},
-    "agreed": {"disclosed", "started"},
-    "final": {"kept"},
+    "agreed": {"disclosed", "started", "first_sha256"},
+    "final": {"kept", "meaning_sha256"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
 }
 
