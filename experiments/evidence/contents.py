@@ -90,11 +90,11 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
-    page, more = render(record), report_facts(record)
+    page, more, found = render(record), report_facts(record), figures(record)
     return {
         "metrics.json": canonical(
             {
-                "final": {"metrics": record.final.metrics, "groups": record.final.groups},
+                "final": {"metrics": record.final.metrics, "groups": record.final.groups, "across": found.get("across", {})},
                 "rounds": [{"round": e.round, "metrics": e.metrics} for e in record.rounds],
             }
         ),
@@ -105,7 +105,7 @@ def derived(record: Record) -> dict[str, bytes]:
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
         "checklists.json": checklists_json(record, more).encode(),
-        "figures.json": canonical({"figures": figures(record), "report": embedded(page)}),
+        "figures.json": canonical({"figures": found, "report": embedded(page)}),
     }
 
 

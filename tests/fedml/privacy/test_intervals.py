@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, logit
 from statsmodels.stats.proportion import proportion_confint
 
 from fedml.learning.differences import over_seeds, paired_bootstrap, unpaired
@@ -371,7 +371,7 @@ def test_the_mean_over_classes_is_wider_than_a_bootstrap_of_persons_but_not_by_m
     assert one.value == pytest.approx(sk.roc_auc_score(truth == 1, z[:, 1] - np.logaddexp(z[:, 0], z[:, 2])), abs=1e-3)
 
 
-def test_dice_has_students_interval_over_persons() -> None:
+def test_dice_has_students_interval_on_the_logit_scale() -> None:
     task = make_task(
         make_study(
             ("image",), model__task="segmentation", cohort__classes=["background", "one", "two"], model__segmentation={"distances": False}
@@ -392,7 +392,9 @@ def test_dice_has_students_interval_over_persons() -> None:
         assert len(each) == (24 if at == 1 else 22)
         assert whole["dice_sq_sum"][at - 1] == pytest.approx((each**2).sum(), rel=1e-12)
         got = interval(whole, task, f"dice_mean_person/{name}", seed=1)
-        exact = stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each))
+        # The delta method: the logit's derivative is 1 / (mean (1 - mean)).
+        half = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) / (each.mean() * (1 - each.mean()))
+        exact = expit(logit(each.mean()) + half * np.array([-1, 1]))
         assert (got.value, got.low, got.high) == pytest.approx((each.mean(), *exact), rel=1e-9)
     parts = [task.counts(logits[a:b], Truth(mask[a:b], torch.arange(b - a))) for a, b in ((0, 10), (10, 24))]
     mean, apart = interval(whole, task, "dice_mean_person", seed=1), interval(parts, task, "dice_mean_person", seed=1)
