@@ -111,8 +111,10 @@ def paired_bootstrap(
 
 
 def bootstrap(a: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None = None, of: People = INDEPENDENT) -> tuple[float, float]:
-    """Percentile limits of a statistic, persons or clusters drawn as by ``paired_bootstrap``."""
-    found = _drawn(a, persons, seed=seed, site=site, of=of, draws=2000)
+    """Percentile limits of a statistic, persons or clusters drawn as by ``paired_bootstrap``; NaN where it is not defined."""
+    found = _drawn(a, persons, seed=seed, site=site, of=of, draws=2000) if persons else np.zeros(0)
+    if not len(found):
+        return math.nan, math.nan
     low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 

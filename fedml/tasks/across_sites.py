@@ -187,7 +187,7 @@ def _placed(found: Interval, scale: str, edge: float) -> tuple[float, float] | N
 
 
 def random_effects(
-    values: Sequence[float], errors: Sequence[float], scale: str, *, left_out: tuple[str, ...] = (), level: float = 0.95,
+    values: Sequence[float] | Floats, errors: Sequence[float] | Floats, scale: str, *, left_out: tuple[str, ...] = (), level: float = 0.95,
     tau2: Callable[[Floats, Floats], float] | None = None,
 ) -> Summary:  # fmt: skip
     """The summary of (sites,) ``values`` with standard ``errors``, both on ``scale``: logit, Fisher's z or identity.

@@ -36,7 +36,7 @@ _STEP = 20  # of a design effect that leaves a site: a twentieth
 _OF_CLASSES = ("auroc", "accuracy", "balanced_accuracy", "brier", "log_loss", "specificity", "sensitivity", "f1", "f1_macro")
 _MEASURES: dict[str, tuple[str, ...]] = {"classes": _OF_CLASSES, "number": ("mae", "bias"), "mask": ("dice_mean_person",)}
 _OF_SCORES = ("auroc",)  # of persons in the histogram alone
-_LOG, _LOGIT = ("brier", "log_loss", "mae"), "logit"
+_LOG = ("brier", "log_loss", "mae")  # measures above 0
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,13 @@ def _scale(found: Interval, bounds: tuple[float, float] | None, log: bool) -> tu
     return float, float
 
 
-def for_measure(found: Interval, parts: Parts, name: str, bounds: tuple[float, float] | None) -> Interval:
-    """``found`` of the measure ``name`` for the persons of ``parts``, clustered or not."""
-    return widened(found, effect_of(parts, name), bounds, log=name in _LOG)
+def for_measure(found: Interval, parts: Parts, name: str, bounds: tuple[float, float] | None, *, clustered: bool) -> Interval:
+    """``found`` of the measure ``name`` for the persons of ``parts``. ``clustered``: the study says so; without a word of the sites about
+    it there is no interval."""
+    effect = effect_of(parts, name)
+    if effect is None and clustered:
+        effect = Effect(math.nan, math.nan)
+    return widened(found, effect, bounds, log=name in _LOG)
 
 
 # --- influence of each person

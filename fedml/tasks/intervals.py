@@ -50,7 +50,7 @@ import numpy.typing as npt
 
 from fedml.errors import NotBuilt
 from fedml.seeds import derive_seed
-from fedml.tasks.clusters import for_measure
+from fedml.tasks.clusters import DESIGN, for_measure
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import Interval, Parts, no_interval
 from fedml.tasks.task import Task
@@ -92,4 +92,4 @@ def interval(
         found = measure.interval(parts, c, level, (derive_seed("interval", seed, metric), draws))
     if found is None:
         raise ValueError(f'these counts of a {task.name} have no metric "{metric}"')
-    return for_measure(found, parts, name, measure.bounds)
+    return for_measure(found, parts, name, measure.bounds, clustered=DESIGN in task.fields)
