@@ -101,7 +101,14 @@ def overlapping(study: Study, rows: Sequence[Trained]) -> float | None:
 
 def _across(study: Study, rows: Sequence[Trained]) -> dict[str, Any]:
     """Pairs within sites and the spread between them; only of one seed, as persons of several seeds are not those of one run."""
-    return plain(make_task(study), rows[0].counts, seed=study.study.seed) if len(rows) == 1 and rows[0].outputs is not None else {}
+    if len(rows) > 1 or rows[0].outputs is None:
+        return {}
+    return _finite(plain(make_task(study), rows[0].counts, seed=study.study.seed))
+
+
+def _finite(found: dict[str, Any]) -> dict[str, Any]:
+    """For JSON: None for NaN."""
+    return {k: _finite(v) if isinstance(v, dict) else None if v != v else v for k, v in found.items()}
 
 
 def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained]) -> tuple[dict[str, Any], Difference]:
@@ -331,8 +338,7 @@ def _told(cells: Sequence[Mapping[str, Any] | None]) -> str:
 def _beside(found: Mapping[str, Any] | None, narrow: bool) -> str:
     if found is None:
         return ""
-    limits = {name: _number(found[name]) for name in ("low", "high")}
-    return with_limits({"mean": _number(found["value"]), **limits}, narrow)
+    return with_limits({"mean": found["value"], "low": found["low"], "high": found["high"]}, narrow)
 
 
 def with_limits(result: Mapping[str, Any] | None, narrow: bool = False) -> str:

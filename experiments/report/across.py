@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,15 @@ from fedml.experiments.report.words import join, named
 from fedml.experiments.runs.record import Record
 
 Found = Mapping[str, Any]
+CLUSTERED = (
+    " Persons who belong together ([cohort] cluster) are no independent draws: each interval is widened by the design effect that the "
+    "sites tell of the measure, with Student's t for the number of clusters."
+)
+
+
+def general(method: str) -> str:
+    """The name of a method without the degrees of freedom, which differ from row to row: ``Student's t, logit scale``."""
+    return re.sub(r", [0-9]+ degrees of freedom", "", method)
 
 
 def sites(record: Record, found: Found) -> list[str]:

@@ -59,7 +59,7 @@ def figures(record: Record) -> dict[str, Any]:
             **({} if record.final.kept is None else {"kept": record.final.kept}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
-        "worst": _worst(task, scores), "notes": [*few_notes(counts), *lost_notes(task.scored, counts)], "noised": bool(merged) and noised,
+        "worst": _worst(task, scores), "notes": _notes(task, counts, merged), "noised": bool(merged) and noised,
         "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
@@ -76,6 +76,11 @@ def figures(record: Record) -> dict[str, Any]:
         found["by_class"] = by_class
     rounded: dict[str, Any] = _plain(found)
     return rounded
+
+
+def _notes(task: Task, counts: Counts, merged: Mapping[str, Any]) -> list[str]:
+    persons = float(merged["persons"][0]) if merged else 0.0
+    return [*few_notes(counts), *lost_notes(task.scored, counts), *across_sites.notes(task, persons)]
 
 
 def resolve(found: Mapping[str, Any], pointer: str) -> Any:

@@ -78,17 +78,21 @@ def _whole(found: Found) -> list[str]:
 def _methods(record: Record, found: Found) -> str:
     """The method of each interval, and why some measures have none."""
     by: dict[str, list[str]] = {}
-    for row in (found["scores"]["all"], *found["scores"]["sites"].values(), *found["scores"]["groups"].values()):
+    outside = found.get("external", {"all": None, "sites": {}})
+    some = [found["scores"]["all"], outside["all"], *found["scores"]["sites"].values(), *outside["sites"].values()]
+    clustered = False
+    for row in (*some, *found["scores"]["groups"].values()):
         for name, e in row["metrics"].items() if row else ():
-            if e["method"] != "count" and (e["method"].startswith("none") or "degrees" not in e["method"]):
-                by.setdefault(e["method"], []).append(name)
-            elif e["method"] != "count":
-                by.setdefault("Student's t", []).append(name)
+            if e["method"] != "count":
+                method, _, effect = e["method"].partition("; clusters, ")
+                by.setdefault(across.general(method), []).append(name)
+                clustered = clustered or bool(effect)
     kinds = {m: ", ".join(dict.fromkeys(named(record, n.partition("/")[0]) for n in ns)) for m, ns in by.items()}
     texts = {m: f"{m.removeprefix('none: ')} ({names})" for m, names in kinds.items()}
     methods = [text for m, text in texts.items() if not m.startswith("none")]
     none = [text for m, text in texts.items() if m.startswith("none")]
     first = f"Below each measure: its 95 % interval over persons such as these, by {'; '.join(methods)}." if methods else ""
+    first += across.CLUSTERED if clustered else ""
     return " ".join(filter(None, [first, f"No interval: {'; '.join(none)}." if none else ""]))
 
 
@@ -200,7 +204,8 @@ def subgroups(record: Record, found: Found) -> str:
     rows += [[*_estimates(found, ("scores", "groups", label, "reference"), text, names), "", ""] for label, text in compared.items()]
     note = (
         "A site reports a group only if enough of its persons are in the group and outside it (min_count of site and study); the numbers "
-        f"do not include persons of other sites. {note} Groups were named before the run. Among many groups, one may stand out by chance. "
+        f"do not include persons of other sites. {note} Groups were named before the run. "
+        f"Of {len(groups)} groups one may stand out by chance: their intervals are not adjusted for their number. "
     )
     note += task.words.groups
     heads = [*_columns(record, names), "share of test persons", "not reported by"]

@@ -74,9 +74,9 @@ def paired_bootstrap(
 ) -> Difference:
     """Persons (or clusters) drawn with replacement, within their site, both models on the same draw: t with the bootstrap's variance.
 
-    Value plus and minus t times the standard deviation over draws (Efron and Tibshirani 1993, section 12.5). Its square is multiplied by
-    n / (n - 1), n the persons; with classes, each has its share of the variance, 1 / its persons, and the degrees of freedom are those of
-    Welch. Percentile limits reject too often: 6 to 7 % of tests with 15 cases among 300 (``experiments/bench/coverage.py``).
+    Value plus and minus t times the standard deviation over draws (Efron and Tibshirani 1993, section 12.5). Without classes, its square is
+    multiplied by n / (n - 1), n the persons. With classes, the degrees of freedom are those of Welch, each class having a share of the
+    variance of 1 / its persons. ``experiments/bench/coverage.py`` measures how often it rejects.
 
     Args:
         a, b: ``statistic`` of each model on the same persons in one order. site: (persons,) index; sites below ``intervals.STRATUM``
@@ -103,7 +103,8 @@ def paired_bootstrap(
     found = _drawn(lambda drawn: a(drawn) - b(drawn), persons, seed=seed, site=site, of=of, draws=draws)
     each = [1 / n for n in sizes]
     free = sum(each) ** 2 / sum(share**2 / (n - 1) for share, n in zip(each, sizes, strict=True))
-    error = float(np.std(found, ddof=1)) * math.sqrt(sum(1 / (n - 1) for n in sizes) / sum(each))
+    # Draws of persons have classes of varying sizes, whose larger spread stands for the n / (n - 1).
+    error = float(np.std(found, ddof=1)) * (math.sqrt(sizes[0] / (sizes[0] - 1)) if len(sizes) == 1 else 1.0)
     half = float(student.ppf(0.5 + LEVEL / 2, free)) * error
     p = float(2 * student.sf(abs(value) / error, free)) if error > 0 else (1.0 if value == 0 else math.nan)
     drawn_by = "" if of.cluster is None else " of clusters"

@@ -12,11 +12,20 @@ import sklearn.metrics as sk
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import minimize_scalar
-from scipy.stats import t
+from scipy.optimize import brentq, minimize_scalar
 from statsmodels.stats.meta_analysis import combine_effects
 
-from fedml.tasks.across_sites import auroc_variance, dersimonian_laird, plain, random_effects, recorded, reml, summary_of, within_sites
+from fedml.tasks.across_sites import (
+    auroc_variance,
+    dersimonian_laird,
+    further_site,
+    plain,
+    random_effects,
+    recorded,
+    reml,
+    summary_of,
+    within_sites,
+)
 from fedml.tasks.counts import Counts
 from fedml.tasks.intervals import interval
 from fedml.tasks.registry import make_task
@@ -139,8 +148,32 @@ def test_moments_with_hartung_and_knapp_are_statsmodels(sites: list[tuple[float,
         return
     frame = exact.summary_frame().loc["random effect wls"]
     assert (got.mean, got.low, got.high) == pytest.approx((frame["eff"], frame["ci_low"], frame["ci_upp"]), abs=1e-9)
-    wide = t.ppf(0.975, len(y) - 2) * math.sqrt(got.tau2 + frame["sd_eff"] ** 2)
-    assert (got.prediction_low, got.prediction_high) == pytest.approx((got.mean - wide, got.mean + wide), abs=1e-9)
+
+
+def test_a_further_site_is_predicted_over_every_variance_between_sites() -> None:
+    """By draws: a chi-square, the tau² at which the generalised Q equals it, and a t about the mean there."""
+    rng = np.random.default_rng(3)
+    y, v = np.array([0.9, 1.4, 0.3, 1.1, 0.8, 1.9]), np.array([0.04, 0.09, 0.05, 0.02, 0.1, 0.03])
+
+    def q(tau2: float) -> float:
+        w = 1 / (v + tau2)
+        return float(w @ (y - w @ y / w.sum()) ** 2)
+
+    drawn = []
+    for wanted in rng.chisquare(5, 3000):
+        tau2 = 0.0 if q(0.0) <= wanted else brentq(lambda x, wanted=wanted: q(x) - wanted, 0, 1e4)
+        w = 1 / (v + tau2)
+        drawn += (w @ y / w.sum() + math.sqrt(tau2 + q(tau2) / (5 * w.sum())) * rng.standard_t(5, 20)).tolist()
+    exact = np.quantile(drawn, [0.025, 0.975])
+    assert further_site(y, v, 0.95) == pytest.approx(exact, abs=0.05 * (exact[1] - exact[0]))
+    got = random_effects(y, np.sqrt(v), "identity")
+    assert (got.prediction_low, got.prediction_high) == further_site(y, v, 0.95)
+    alike = random_effects(np.full(5, 0.7) + np.array([0, 1e-3, -1e-3, 0, 1e-3]), np.full(5, 0.2), "identity")
+    assert alike.tau2 == 0
+    assert alike.prediction_low == pytest.approx(alike.low, abs=1e-6)
+    assert alike.low < 0.7 < alike.high
+    same = random_effects(np.full(5, 0.7), np.full(5, 0.2), "identity")
+    assert same.prediction_low == pytest.approx(0.7)
 
 
 @settings(max_examples=40, deadline=None)
