@@ -37,4 +37,7 @@ def make_task(study: Study) -> Task:
     if name not in TASKS:
         raise InputError(f'[model] task = "{name}" is not built; write one of {", ".join(TASKS)}.')
     task = with_own_code(TASKS[name](study), study)
-    return task if study.cohort.cluster is None else replace(task, fields={**task.fields, **design_fields(task.traits.label)})
+    if study.cohort.cluster is None:
+        return task
+    words = replace(task.words, counts=f"{task.words.counts}, and design effects of persons who belong together")
+    return replace(task, fields={**task.fields, **design_fields(task.traits.label)}, words=words)
