@@ -31,6 +31,8 @@ def test_500_cohorts_of_each_situation(name: str, capsys: pytest.CaptureFixture[
         if any(text in row.situation for text in KNOWN) or row.refused == 1:
             continue
         low, high = (0.92, 0.98) if row.what == "coverage" else (0.02, 0.08)
+        if row.situation.startswith("prediction"):
+            high = 0.99  # cautious where sites do not differ, since six sites cannot show that
         assert low <= row.share <= high, line(row)
     for row in found:
         if "without the column" in row.situation and row.situation.startswith(("auroc", "paired")):
