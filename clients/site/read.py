@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
+from fedml.cohort.clusters import cluster_names, cluster_numbers
 from fedml.cohort.dates import with_dates
 from fedml.cohort.groups import POPULATION, read_groups, read_population, read_sex
 from fedml.cohort.images.reasons import TooManyExcluded
@@ -50,12 +51,13 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     if study.traits.label in ("number", "count") and study.privacy.unit != "patient":
         numbers = labels if labels.ndim == 2 else labels[:, None]
         check_wild(numbers, [name for name in (plan.outcome, plan.exposure) if name is not None], path, data.extremes, clinical=False)
+    together = ids if plan.cluster is None else cluster_names(table, plan.cluster, path)
     if data.split is not None:
         parts = read_parts(folder / data.split, table.index, data.id)
     elif site.name in study.federation.evaluate_only:
         parts = np.full(len(ids), PARTS.index("test"), dtype=np.int8)
     else:
-        parts = np.array([part_of(i, study.split_key, plan.split) for i in ids], dtype=np.int8)
+        parts = np.array([part_of(i, study.split_key, plan.split) for i in together], dtype=np.int8)
     tables, sex = [(table, path)], plan.variants.sex
     lookup = study.frequencies if study.frequencies is not None and study.frequencies.population else None
     wanted = [*study.evaluation.labels(), *([] if sex is None else [sex.column]), *([] if lookup is None else [lookup.population])]
@@ -84,7 +86,9 @@ def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = N
     if any(hasattr(value, "excluded") for value in inputs.values()):
         quarantine.write(site.state, study.study.name, excluded)
     counts = dict(Counter(reason for _, reason in {(e.person, str(e.reason)) for e in excluded}))
-    cohort = drop_unusable_persons(Cohort(site.name, tuple(ids), labels, parts, inputs, excluded_images=counts, groups=groups))
+    clusters = None if plan.cluster is None else cluster_numbers(together, parts, path)
+    cohort = Cohort(site.name, tuple(ids), labels, parts, inputs, excluded_images=counts, groups=groups, clusters=clusters)
+    cohort = drop_unusable_persons(cohort)
     if site.name in study.federation.evaluate_only:
         return _tested(site, cohort)
     if not cohort.count("train"):

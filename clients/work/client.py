@@ -47,6 +47,7 @@ from fedml.seeds import derive_seed
 from fedml.study.section import PARTS, PartName
 from fedml.study.study import Study
 from fedml.tasks.classification_loss import classification_loss
+from fedml.tasks.clusters import hidden
 from fedml.tasks.counts import rounded_cells
 from fedml.tasks.registry import make_task
 from fedml.tasks.task import Task
@@ -305,8 +306,16 @@ def _counts(parts: list[PartName], model: CohortModel, cohort: Cohort, task: Tas
         none = {name: np.zeros(shape, dtype) for name, (dtype, shape) in task.fields.items()}
         found = {part: noised(counts or none, study) for part, counts in found.items()}
     elif protected(request):
-        found = {part: task.grouped(counts, smallest_of(request)) for part, counts in found.items()}
+        smallest = smallest_of(request)
+        found = {part: task.grouped(_clustered(counts, cohort, part, smallest), smallest) for part, counts in found.items()}
     return {f"{part}/{key}": v for part, counts in found.items() for key, v in counts.items()}
+
+
+def _clustered(counts: dict[str, Any], cohort: Cohort, part: PartName, smallest: int) -> dict[str, Any]:
+    """``counts`` with the design effects that may leave."""
+    if cohort.clusters is None:
+        return counts
+    return hidden(counts, np.unique(cohort.clusters[cohort.rows(part)], return_counts=True)[1], smallest)
 
 
 def _evaluated(parts: Sequence[PartName], cohort: Cohort, request: Request) -> list[PartName]:

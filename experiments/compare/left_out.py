@@ -19,7 +19,7 @@ import numpy as np
 from fedml.clients.site.manifest import Site
 from fedml.errors import InputError
 from fedml.experiments.compare.outputs import scores, together
-from fedml.experiments.compare.tables import TOO_FEW, signed, summarise, with_limits
+from fedml.experiments.compare.tables import TOO_FEW, adjusted, p_value, signed, summarise, with_limits
 from fedml.experiments.compare.train import FEDERATED, Trained, plan_training, train_all
 from fedml.study.study import Study
 
@@ -55,7 +55,7 @@ def left_out(
     rows = [_entry(study, name, *([_at(study, r, [name]) for r in some] for some in (federated, by_way[without(name)]))) for name in names]
     unseen = [_merged(study, [_at(study, by_way[without(name)][k], [name]) for name in names]) for k in range(len(studies))]
     rows.append(_entry(study, ALL, [_at(study, r, names) for r in federated], unseen))
-    return trained, rows
+    return trained, adjusted(rows)
 
 
 def without(site: str) -> str:
@@ -107,12 +107,14 @@ def left_out_table(study: Study, rows: Sequence[Mapping[str, Any]]) -> Table:
     out = Table(title=f"{study.study.name}: each site tested by a model that it did not train ({metric}, 95 % over persons)")
     for title, right in (("site", False), ("persons", True), ("federated", True), ("trained without it", True), ("difference", True)):
         out.add_column(title, justify="right" if right else "left", no_wrap=True)
-    out.add_column("p", justify="right", no_wrap=True)
+    tests = sum(row["difference"] is not None and row["difference"]["p"] is not None for row in rows)
+    for title in ("p", f"p, Holm of {tests}"):
+        out.add_column(title, justify="right", no_wrap=True)
     for at, row in enumerate(rows):
         if at == len(rows) - 1:
             out.add_section()
         gap = row["difference"]
-        p = "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"
+        p = (p_value(gap, "p"), p_value(gap, "p_adjusted"))
         persons = f"{row['persons']:.0f}" if row["persons"] else "too few"
-        out.add_row(row["site"], persons, with_limits(row["federated"]), with_limits(row["without"]), signed(gap), p)
+        out.add_row(row["site"], persons, with_limits(row["federated"]), with_limits(row["without"]), signed(gap), *p)
     return out

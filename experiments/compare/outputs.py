@@ -20,6 +20,7 @@ from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_aligned
 from fedml.runs.log import load_model, saved_window
 from fedml.study.study import Study
+from fedml.tasks.clusters import design_counts
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.interval_tools import Interval
 from fedml.tasks.registry import make_task
@@ -31,26 +32,31 @@ _BATCH = 64  # persons
 @dataclass(frozen=True)
 class Outputs:
     """Of all sites' test persons, in one order: ``person`` (site/id), ``site`` (name), ``truth`` (label) and ``output`` (persons, ...),
-    the values by which the task compares models (``fedml.tasks.task.Compared``). ``counts``: site -> exact counts of its persons."""
+    the values by which the task compares models (``fedml.tasks.task.Compared``). ``counts``: site -> exact counts of its persons.
+    ``cluster``: of each person (site/number), if the study has ``[cohort] cluster``."""
 
     person: npt.NDArray[np.str_]
     site: npt.NDArray[np.str_]
     truth: npt.NDArray[np.float64]
     output: npt.NDArray[np.float64]
     counts: dict[str, Counts]
+    cluster: npt.NDArray[np.str_] | None = None
 
     def at(self, sites: Collection[str]) -> Outputs:
         """Of the persons of some sites only."""
         rows = np.isin(self.site, list(sites))
         counts = {site: own for site, own in self.counts.items() if site in sites}
-        return Outputs(self.person[rows], self.site[rows], self.truth[rows], self.output[rows], counts)
+        cluster = None if self.cluster is None else self.cluster[rows]
+        return Outputs(self.person[rows], self.site[rows], self.truth[rows], self.output[rows], counts, cluster)
 
 
 def together(many: Sequence[Outputs]) -> Outputs:
     """Outputs of several models at different sites, or for different persons of a site, as if of one model."""
     person, site, truth, output = (np.concatenate([getattr(o, n) for o in many]) for n in ("person", "site", "truth", "output"))
     names = dict.fromkeys(name for o in many for name in o.counts)
-    return Outputs(person, site, truth, output, {n: add_counts(o.counts[n] for o in many if n in o.counts) for n in names})
+    clusters = [o.cluster for o in many if o.cluster is not None]
+    cluster = np.concatenate(clusters) if len(clusters) == len(many) else None
+    return Outputs(person, site, truth, output, {n: add_counts(o.counts[n] for o in many if n in o.counts) for n in names}, cluster)
 
 
 def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outputs:
@@ -67,11 +73,12 @@ def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outp
     truth: list[npt.NDArray[Any]] = []
     output: list[npt.NDArray[Any]] = []
     counts: dict[str, list[Counts]] = {}
+    clusters: list[str] = []
     torch.set_num_threads(trained_study.training.threads)
     for name, site in sites.items():
         cohort = load_aligned((str(site.file.resolve()),), study, panel, window=saved_window(arrays))
         rows = cohort.rows("test")
-        size = min(task.evaluation_batch, _BATCH)
+        size, before = min(task.evaluation_batch, _BATCH), len(output)
         for at in range(0, len(rows), size):
             chosen = rows[at : at + size]
             batch = cohort.batch(chosen)
@@ -82,10 +89,16 @@ def test_outputs(study: Study, sites: Mapping[str, Site], trained: Path) -> Outp
             truth.append(cohort.labels[chosen])
             output.append(compared.values(out, task.truth(batch)))
             counts.setdefault(name, []).append(task.counts(out.float(), task.truth(batch)))
+        if cohort.clusters is not None and len(rows):
+            own = cohort.clusters[rows]
+            clusters += [f"{name}/{number}" for number in own]
+            values = np.concatenate(output[before:])
+            counts[name].append(design_counts(study.traits.label, values, cohort.labels[rows], own))
     summed = {name: add_counts(own) for name, own in counts.items()}
     none = [np.zeros(0)]
     labels, values = np.concatenate(truth or none).astype(np.float64), np.concatenate(output or none)
-    return Outputs(np.array(persons, dtype=np.str_), np.array(names, dtype=np.str_), labels, values, summed)
+    return Outputs(np.array(persons, dtype=np.str_), np.array(names, dtype=np.str_), labels, values, summed,
+                   np.array(clusters, dtype=np.str_) if study.cohort.cluster else None)  # fmt: skip
 
 
 def tested_outputs(study: Study, sites: Mapping[str, Site], trained: Path, sent: Collection[str]) -> Outputs:

@@ -3,7 +3,8 @@
 *Interval over persons*: bootstrap of persons within their site (Efron and Tibshirani 1993). If seeds split persons differently, a
 person is drawn once for all seeds, so a person who is tested with two seeds counts once. *Over seeds*: Student's t of the differences
 between runs with the same seed. A difference is the row minus the first row, on the same persons and seeds; if the test persons differ,
-``method`` states how many are shared. p values are not adjusted for multiple comparisons.
+``method`` states how many are shared. ``p_adjusted`` is adjusted for the number of differences (Holm 1979). Where each seed splits persons
+anew, the interval over seeds is corrected for training persons that runs share (Nadeau and Bengio 2003).
 
 Values and differences are of one source: the outputs of the test persons, where their data are on this machine, otherwise the counts of the
 runs' records.
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedml.experiments.compare.outputs import Outputs, around
+from fedml.experiments.compare.outputs import Outputs, around, scores
 from fedml.experiments.compare.train import Trained
-from fedml.learning.differences import Difference, over_seeds, paired_bootstrap, unpaired
+from fedml.learning.differences import Difference, People, bootstrap, holm, over_seeds, paired_bootstrap, unpaired
 from fedml.study.study import Study
+from fedml.tasks.across_sites import plain
 from fedml.tasks.classification_measures import FEW
 from fedml.tasks.drawn import Statistic
 from fedml.tasks.interval_tools import Interval
@@ -49,6 +51,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
     first, out = by_who[ways[0]], []
     for who, group in by_who.items():
         watched, difference = _over_persons(study, first, group)
+        overlap = overlapping(study, group)
         pairs = [(a.metrics.get(task.watched), b.metrics.get(task.watched)) for a, b in zip(group, first, strict=True)]
         gaps = [a - b for a, b in pairs if a is not None and b is not None]
         every = dict.fromkeys(n for r in rows for n in r.metrics)  # noised counts may have no value of some
@@ -56,7 +59,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
         sites = {s: _at_site(study, [(r.counts[s], r.sites[s]) for r in group if s in r.counts]) for s in group[0].counts}
         external = {s: _at_site(study, [r.external[s] for r in group if s in r.external]) for s in group[0].external}
         labels = list(dict.fromkeys(label for r in group for label in r.groups))
-        groups = {g: _plain([r.groups[g]["all"] for r in group if g in r.groups], task.watched) for g in labels}
+        groups = {g: _group(study, g, group) for g in labels}
         valid = {s: w["mean"] for s, w in sites.items() if w["mean"] is not None}
         out.append(
             {
@@ -65,7 +68,7 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
                 "watched": {"metric": task.watched, **watched},
                 "metrics": {n: _spread([r.metrics.get(n, math.nan) for r in group]) for n in names},
                 "difference": _of(difference) if who != ways[0] else None,
-                "over_seeds": _of(over_seeds(gaps)) if who != ways[0] and len(gaps) > 1 else None,
+                "over_seeds": _of(over_seeds(gaps, overlap=overlap)) if who != ways[0] and len(gaps) > 1 else None,
                 "sites": sites,
                 **({"external": external} if external else {}),
                 "worst_site": (min if task.higher else max)(valid, key=lambda s: valid[s]) if valid else None,
@@ -73,10 +76,39 @@ def summarise(study: Study, rows: Sequence[Trained]) -> list[dict[str, Any]]:
                 "recovery": float(np.mean([r.recovery for r in group if r.recovery is not None]))
                 if group[0].recovery is not None
                 else None,
+                **({"across": found} if (found := _across(study, group)) else {}),
                 "runs": [str(r.run) for r in group],
             }
         )
-    return out
+    return adjusted(out)
+
+
+def adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``rows`` whose differences have a ``p_adjusted``, and ``comparisons``: of how many differences with a p it is one."""
+    found = [row["difference"] for row in rows if row["difference"] is not None]
+    tests = sum(gap["p"] is not None for gap in found)
+    for gap, p in zip(found, holm([gap["p"] for gap in found]), strict=True):
+        gap |= {"p_adjusted": p, "comparisons": tests}
+    return rows
+
+
+def overlapping(study: Study, rows: Sequence[Trained]) -> float | None:
+    """Test persons by training persons, where the seeds of ``rows`` test different persons; None where all test the same."""
+    tested = [frozenset(r.outputs.person.tolist()) for r in rows if r.outputs is not None]
+    split = study.cohort.split
+    return split.test / split.train if len(set(tested)) > 1 and split.train else None
+
+
+def _across(study: Study, rows: Sequence[Trained]) -> dict[str, Any]:
+    """Pairs within sites and the spread between them; only of one seed, as persons of several seeds are not those of one run."""
+    if len(rows) > 1 or rows[0].outputs is None:
+        return {}
+    return _finite(plain(make_task(study), rows[0].counts, seed=study.study.seed))
+
+
+def _finite(found: dict[str, Any]) -> dict[str, Any]:
+    """For JSON: None for NaN."""
+    return {k: _finite(v) if isinstance(v, dict) else None if v != v else v for k, v in found.items()}
 
 
 def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained]) -> tuple[dict[str, Any], Difference]:
@@ -99,30 +131,38 @@ def _over_persons(study: Study, first: Sequence[Trained], rows: Sequence[Trained
 
     statistics = [statistic_of(result) for result in outputs]
     reference, mean_of_rows = _mean_of(statistics[: len(first)]), _mean_of(statistics[len(first) :])
-    difference = paired_bootstrap(mean_of_rows, reference, len(persons), seed=seed, site=site)
+    of = _people(outputs, at, bool(task.person_classes))
+    difference = paired_bootstrap(mean_of_rows, reference, len(persons), seed=seed, site=site, of=of)
     in_first, in_rows = ({p for r in group if r.outputs for p in r.outputs.person.tolist()} for group in (first, rows))
     if not in_first & in_rows:
         difference = _no_difference("no person is in both tests")
-    elif in_first != in_rows:
-        difference = replace(difference, method=f"bootstrap; {len(in_first & in_rows)} of {len(persons)} persons are in both tests")
+    elif in_first != in_rows and not difference.method.startswith("none"):
+        method = f"{difference.method.removeprefix('paired ')}; {len(in_first & in_rows)} of {len(persons)} persons are in both tests"
+        difference = replace(difference, method=method)
     too_few = any(int((o.truth == c).sum()) < FEW for o in outputs for c in range(len(task.person_classes)))
-    if too_few and in_first & in_rows:  # the bootstrap interval would be too narrow
-        why = f"none: a class has fewer than {FEW} test persons"
-        difference = replace(difference, low=math.nan, high=math.nan, p=math.nan, method=why)
     if counted is not None:
         return _limits(counted), difference
-    found = paired_bootstrap(mean_of_rows, lambda drawn: np.zeros(len(drawn)), len(persons), seed=seed, site=site)
+    low, high = bootstrap(mean_of_rows, len(persons), seed=seed, site=site, of=of)
     known = [r.metrics[task.watched] for r in rows if task.watched in r.metrics]
     mean = float(np.mean(known)) if known else math.nan
-    if too_few or not found.low < found.high or not known:
+    if too_few or not low < high or not known:
         return {
             "mean": _number(mean),
             "low": None,
             "high": None,
             "method": "none: too few persons of a class, or no draw differs",
         }, difference
-    method = f"bootstrap over persons, mean of {len(rows)} seeds"
-    return {"mean": mean, "low": found.low, "high": found.high, "method": method}, difference
+    method = f"bootstrap over {'persons' if of.cluster is None else 'clusters'}, percentile, mean of {len(rows)} seeds"
+    return {"mean": mean, "low": low, "high": high, "method": method}, difference
+
+
+def _people(outputs: Sequence[Outputs], at: npt.NDArray[Any], classes: bool) -> People:
+    """Class and cluster of each person of ``outputs``, taken together and once each (``at``)."""
+    label = np.concatenate([o.truth for o in outputs])[at] if classes else None
+    if any(o.cluster is None for o in outputs):
+        return People(label)
+    names = np.concatenate([o.cluster for o in outputs if o.cluster is not None])[at]
+    return People(label, np.unique(names, return_inverse=True)[1].ravel())
 
 
 def _no_difference(why: str) -> Difference:
@@ -155,6 +195,17 @@ def _counted(study: Study, counts: Sequence[Mapping[str, Any]], metrics: Mapping
 
 def _limits(found: Interval) -> dict[str, Any]:
     return {"mean": _number(found.value), "low": _number(found.low), "high": _number(found.high), "method": found.method}
+
+
+def _group(study: Study, label: str, rows: Sequence[Trained]) -> dict[str, Any]:
+    """A subgroup's mean over seeds; with ``reference`` where not all sites report it: all test persons of the ``sites`` that do."""
+    watched = make_task(study).watched
+    out = _plain([r.groups[label]["all"] for r in rows if label in r.groups], watched)
+    told = {tuple(s for s in r.counts if s in r.groups[label]["sites"]) for r in rows if label in r.groups}
+    if len(told) != 1 or not (sites := told.copy().pop()) or len(sites) == len(rows[0].counts):
+        return out
+    same = [scores(study, r.outputs.at(sites)) for r in rows if r.outputs is not None]
+    return {**out, "sites": list(sites), "reference": _plain(same, watched)} if len(same) == len(rows) else out
 
 
 def _at_site(study: Study, results: Sequence[tuple[Mapping[str, Any], Mapping[str, float]]]) -> dict[str, Any]:
@@ -201,7 +252,10 @@ def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
     out.add_column(f"{watched} [95 % over persons]", justify="right", no_wrap=True)
     if len(summary) > 1:
         out.add_column(f"minus {summary[0]['who']} [95 %]", justify="right", no_wrap=True)
+        tests = sum(row["difference"] is not None and row["difference"]["p"] is not None for row in summary)
         out.add_column("p", justify="right", no_wrap=True)
+        if tests > 1:
+            out.add_column(f"p, Holm of {tests}", justify="right", no_wrap=True)
         if seeds > 1:
             out.add_column("[95 % over seeds]", justify="right", no_wrap=True)
     if summary[0]["recovery"] is not None:
@@ -210,10 +264,15 @@ def main_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
         cells = [row["who"], with_limits(row["watched"])]
         if len(summary) > 1:
             gap, over = row["difference"], row["over_seeds"]
-            cells += [signed(gap), "" if gap is None or gap["p"] is None else f"{gap['p']:.3f}"]
+            cells += [signed(gap), p_value(gap, "p"), *([p_value(gap, "p_adjusted")] if tests > 1 else [])]
             cells += [_bounds(over, "+.3f") if over else ""] if seeds > 1 else []
         out.add_row(*cells, *([f"{row['recovery']:.3f}"] if row["recovery"] is not None else []))
     return out
+
+
+def p_value(difference: Mapping[str, Any] | None, name: str) -> str:
+    """``p`` or ``p_adjusted`` of a difference, "" where it has none."""
+    return "" if difference is None or difference.get(name) is None else f"{difference[name]:.3f}"
 
 
 def _seeds(summary: Sequence[Mapping[str, Any]]) -> str:
@@ -253,6 +312,9 @@ def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
         cells = [row.get("external", {}).get(site) for row in summary]
         persons = next((_persons(cell) for cell in cells if cell), "")
         out.add_row(f"external validation: {site}", persons, *(with_limits(cell, narrow) for cell in cells))
+    for name, text in (("within", "all: AUROC, pairs of one site"), ("further", "further site, 95 % prediction")):
+        if any(name in row.get("across", {}) for row in summary):
+            out.add_row(text, "", *(_beside(row.get("across", {}).get(name), narrow) for row in summary))
     out.add_section()
     worst = [(row["worst_site"], row["sites"]) for row in summary]
     out.add_row("worst site", "", *(f"{sites[site]['mean']:.3f}\n{site}" if site else "" for site, sites in worst))
@@ -263,7 +325,20 @@ def where_table(study: Study, summary: Sequence[Mapping[str, Any]]) -> Table:
         cells = [row["groups"].get(label) for row in summary]
         persons = next((_persons(w) for w in cells if w), "hidden")
         out.add_row(label, persons, *(with_limits(w, narrow) for w in cells))
+        if any(w and w.get("reference") for w in cells):
+            same = [w.get("reference") if w else None for w in cells]
+            out.add_row(f"  all at {_told(cells)}", next(_persons(w) for w in same if w), *(with_limits(w, narrow) for w in same))
     return out
+
+
+def _told(cells: Sequence[Mapping[str, Any] | None]) -> str:
+    return ", ".join(next(w["sites"] for w in cells if w and w.get("reference")))
+
+
+def _beside(found: Mapping[str, Any] | None, narrow: bool) -> str:
+    if found is None:
+        return ""
+    return with_limits({"mean": found["value"], "low": found["low"], "high": found["high"]}, narrow)
 
 
 def with_limits(result: Mapping[str, Any] | None, narrow: bool = False) -> str:

@@ -91,11 +91,11 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
-    page, more, stated = render(record), report_facts(record), publication_of(record.run)
+    page, more, found, stated = render(record), report_facts(record), figures(record), publication_of(record.run)
     return {
         "metrics.json": canonical(
             {
-                "final": {"metrics": record.final.metrics, "groups": record.final.groups},
+                "final": {"metrics": record.final.metrics, "groups": record.final.groups, "across": found.get("across", {})},
                 "rounds": [{"round": e.round, "metrics": e.metrics} for e in record.rounds],
             }
         ),
@@ -109,7 +109,7 @@ def derived(record: Record) -> dict[str, bytes]:
         CARD: model_card(record, more).encode(),
         "checklists.md": checklists_markdown(record, more).encode(),
         "checklists.json": checklists_json(record, more).encode(),
-        "figures.json": canonical({"figures": figures(record), "report": embedded(page)}),
+        "figures.json": canonical({"figures": found, "report": embedded(page)}),
     }
 
 

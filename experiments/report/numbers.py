@@ -26,6 +26,7 @@ from fedml.experiments.runs.record import Record, SiteRecord
 from fedml.learning.calibration import calibration, reliability, roc
 from fedml.runs.events import Round, SiteRow
 from fedml.study.section import PARTS
+from fedml.tasks import across_sites
 from fedml.tasks.counts import add_counts
 from fedml.tasks.few import few_notes, withheld
 from fedml.tasks.interval_tools import Interval
@@ -62,12 +63,14 @@ def figures(record: Record) -> dict[str, Any]:
             **({} if record.final.kept is None else {"kept": record.final.kept}),
         },
         "measure": task.measure, "part": part, "higher": task.higher, "classes": list(task.classes), "scores": scores,
-        "worst": _worst(task, scores), "notes": [*few_notes(counts), *lost_notes(task.scored, counts)], "noised": bool(merged) and noised,
+        "worst": _worst(task, scores), "notes": _notes(task, counts, merged), "noised": bool(merged) and noised,
         "sites": {s.name: _site(record, s) for s in record.sites},
         "curves": _curves(record, task.measure), "flow": _flow(record), "privacy": _privacy(record),
     }  # fmt: skip
     found |= {"participants": persons.participants(record), "columns": persons.table_one(record), "balance": persons.balance(record),
               "sample": persons.sample(record)}  # fmt: skip
+    if merged and (across := across_sites.plain(task, counts, seed=record.study.study.seed)):
+        found["across"] = across
     if "external" in record.final.metrics:
         found["external"] = _external(record, task)
     if task.person_classes and merged:
@@ -81,6 +84,11 @@ def figures(record: Record) -> dict[str, Any]:
             found["utility"] = utility(record, merged, part)
     rounded: dict[str, Any] = _plain(found)
     return rounded
+
+
+def _notes(task: Task, counts: Counts, merged: Mapping[str, Any]) -> list[str]:
+    persons = float(merged["persons"][0]) if merged else 0.0
+    return [*few_notes(counts), *lost_notes(task.scored, counts), *across_sites.notes(task, persons)]
 
 
 def _plain(value: Any) -> Any:
@@ -107,17 +115,25 @@ def _roster(record: Record, part: str) -> Counts:
 
 
 def _scores(record: Record, task: Task, part: str, logged: Mapping[str, Any]) -> dict[str, Any]:
-    """ "all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that no site reported is null."""
+    """ "all", "sites" -> site, "groups" -> label: persons and measures with their intervals; a group that no site reported is null.
+
+    A group's ``reference`` is of all test persons of the ``sites`` that report it, and ``share`` its persons by all test persons."""
     if not part:
         return {"all": None, "sites": {}, "groups": {}}
-    counts, groups = _roster(record, part), {}
+    counts, groups = _roster(record, part), dict[str, Any]()
     logged_groups = record.final.groups
     for label in (label for labels in record.study.evaluation.labels().values() for label in labels):
         group_counts = _roster(record, f"test@{label}")
         group = logged_groups.get(label)
         row = _score(record, task, list(group_counts.values()), None if group is None else group["all"])
         reporting = [s.name for s in record.sites if s.name in group_counts or (group is not None and s.name in group["sites"])]
-        groups[label] = {**row, "sites": reporting} if row is not None else None
+        if row is None:
+            groups[label] = None
+            continue
+        same = [counts[site] for site in reporting if site in counts]
+        alike = None if len(same) < len(reporting) else _score(record, task, same, None)
+        every = sum(float(own["persons"][0]) for own in counts.values())
+        groups[label] = {**row, "sites": reporting, "reference": alike, "share": row["persons"] / every if every > 0 else math.nan}
     return {
         "all": _score(record, task, list(counts.values()), logged["all"]),
         "sites": {

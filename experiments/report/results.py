@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedml.experiments.report import plots, words
+from fedml.experiments.report import across, plots, words
 from fedml.experiments.report.markup import Cell, Number, paragraph, picture, section, table, terms, written
 from fedml.experiments.report.pointers import pointer
 from fedml.experiments.report.words import PARTS, interval_of, join, named, outcome
@@ -84,22 +84,26 @@ def _whole(found: Found) -> list[str]:
 def _methods(record: Record, found: Found) -> str:
     """The method of each interval, and why some measures have none."""
     by: dict[str, list[str]] = {}
-    for row in (found["scores"]["all"], *found["scores"]["sites"].values(), *found["scores"]["groups"].values()):
+    outside = found.get("external", {"all": None, "sites": {}})
+    some = [found["scores"]["all"], outside["all"], *found["scores"]["sites"].values(), *outside["sites"].values()]
+    clustered = False
+    for row in (*some, *found["scores"]["groups"].values()):
         for name, e in row["metrics"].items() if row else ():
-            if e["method"] != "count" and (e["method"].startswith("none") or "degrees" not in e["method"]):
-                by.setdefault(e["method"], []).append(name)
-            elif e["method"] != "count":
-                by.setdefault("Student's t", []).append(name)
+            if e["method"] != "count":
+                method, _, effect = e["method"].partition("; clusters, ")
+                by.setdefault(across.general(method), []).append(name)
+                clustered = clustered or bool(effect)
     kinds = {m: ", ".join(dict.fromkeys(named(record, n.partition("/")[0]) for n in ns)) for m, ns in by.items()}
     texts = {m: f"{m.removeprefix('none: ')} ({names})" for m, names in kinds.items()}
     methods = [text for m, text in texts.items() if not m.startswith("none")]
     none = [text for m, text in texts.items() if m.startswith("none")]
     first = f"Below each measure: its 95 % interval over persons such as these, by {'; '.join(methods)}." if methods else ""
+    first += across.CLUSTERED if clustered else ""
     return " ".join(filter(None, [first, f"No interval: {'; '.join(none)}." if none else ""]))
 
 
-def _forest(record: Record, found: Found, rows: Mapping[str, Any], about: str) -> str:
-    """A forest plot of the main measure: ``rows``, then all sites."""
+def _forest(record: Record, found: Found, rows: Mapping[str, Any], about: str, whole: Mapping[str, Any] | None = None) -> str:
+    """A forest plot of the main measure: ``rows``, then all sites, or ``whole``: those with whom the rows are compared."""
     name = found["measure"]
     measure = make_task(record.study).described(name)
 
@@ -107,14 +111,18 @@ def _forest(record: Record, found: Found, rows: Mapping[str, Any], about: str) -
         e = score["metrics"][name]
         return plots.Row(label, score["persons"], e["value"], e["low"], e["high"], total)
 
-    plotted = [*(row(label, score) for label, score in rows.items() if score), row(ALL_SITES, found["scores"]["all"], True)]
-    values = "; ".join(f"{label} {interval_of(score['metrics'][name])}" for label, score in rows.items() if score)
-    guess = measure.guess if measure.guess is not None and _crosses(plotted, measure.guess) else None
-    alt = (
-        f"{measure.printed} by {about}, with 95 % intervals: {values}; {ALL_SITES} {interval_of(found['scores']['all']['metrics'][name])}."
+    whole = whole or {ALL_SITES: found["scores"]["all"]}
+    plotted = [row(label, score) for label, score in rows.items() if score]
+    plotted += [row(label, score, True) for label, score in whole.items()]
+    values, last = (
+        "; ".join(f"{label} {interval_of(score['metrics'][name])}" for label, score in some.items() if score) for some in (rows, whole)
     )
+    guess = measure.guess if measure.guess is not None and _crosses(plotted, measure.guess) else None
+    alt = f"{measure.printed} by {about}, with 95 % intervals: {values}; {last}."
     svg = plots.forest(plotted, f"{measure.printed}, with 95 % interval", alt, bounds=measure.bounds, at=guess)
-    caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: all sites."
+    caption = "Square: value, larger for more persons; bar: 95 % interval; diamond and dashed line: " + (
+        "all sites." if len(whole) == 1 and ALL_SITES in whole else "all persons of the sites that are named."
+    )
     return picture(svg, f"{measure.printed} by {about}", caption + (" Black line: a random guess." if guess is not None else ""))
 
 
@@ -139,6 +147,7 @@ def by_site(record: Record, found: Found) -> str:
     body = [_forest(record, found, found["scores"]["sites"], "site")]
     body += [table(found, f"Measures on {PARTS[found['part']]} persons", _columns(record, names), rows, _methods(record, found))]
     body += [paragraph(note) for note in found["notes"]]
+    body += across.sites(record, found)
     return section("by-site", "Results by site", *body, *_by_class(record, found), "<h3>What the measures mean</h3>", terms(meaning))
 
 
@@ -192,18 +201,23 @@ def subgroups(record: Record, found: Found) -> str:
     rows: list[list[Cell]] = []
     for label, group in groups.items():
         if group is None:
-            rows.append([label, "hidden at every site, or no person", *[""] * (len(names) + 1)])
+            rows.append([label, "hidden at every site, or no person", *[""] * (len(names) + 2)])
             continue
         silent = [s for s in measured if s not in group["sites"]]
-        rows.append([*_estimates(found, ("scores", "groups", label), label, names), join(silent) or "none"])
+        share = Number(pointer("scores", "groups", label, "share"), "percent")
+        rows.append([*_estimates(found, ("scores", "groups", label), label, names), share, join(silent) or "none"])
+    compared, note = across.references(found)
+    rows += [[*_estimates(found, ("scores", "groups", label, "reference"), text, names), "", ""] for label, text in compared.items()]
     note = (
         "A site reports a group only if enough of its persons are in the group and outside it (min_count of site and study); the numbers "
-        "do not include persons of other sites. Groups were named before the run. Among many groups, one may stand out by chance. "
+        f"do not include persons of other sites. {note} Groups were named before the run. "
+        f"Of {len(groups)} groups one may stand out by chance: their intervals are not adjusted for their number. "
     )
     note += task.words.groups
-    heads = [*_columns(record, names), "not reported by"]
+    heads = [*_columns(record, names), "share of test persons", "not reported by"]
     reported = {label: group for label, group in groups.items() if group}
-    plot = _forest(record, found, reported, "subgroup") if reported else ""
+    whole = {text: groups[label]["reference"] for label, text in compared.items()}
+    plot = _forest(record, found, reported, "subgroup", whole) if reported else ""
     return section("subgroups", "Subgroups", plot, table(found, f"Measures on {PARTS['test']} persons by subgroup", heads, rows, note))
 
 

@@ -48,7 +48,7 @@ _OF_IMAGES, _KEYS = ("image", "mask", "image_person", "image_spacing"), "variant
 class Cohort:
     """Persons of one site who have a label and at least one of the study's inputs. ``inputs``: the site's inputs by name.
     ``excluded``: reason -> excluded persons. ``excluded_images``: reason -> persons with an excluded image.
-    ``groups``: see ``fedml.cohort.groups``."""
+    ``groups``: see ``fedml.cohort.groups``. ``clusters``: (persons,) number of each person's cluster, if the study has clusters."""
 
     site: str
     ids: tuple[str, ...]
@@ -58,6 +58,7 @@ class Cohort:
     excluded: dict[str, int] = field(default_factory=dict)
     excluded_images: dict[str, int] = field(default_factory=dict)
     groups: dict[str, npt.NDArray[np.int16]] = field(default_factory=dict)
+    clusters: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -95,6 +96,8 @@ class Cohort:
         sha256.update(content_of(self.labels) + content_of(self.parts) + content.pop("clinical", b"-"))
         for codes in self.groups.values():
             sha256.update(content_of(codes))
+        if self.clusters is not None:
+            sha256.update(content_of(self.clusters))
         for key in ("variants", *(_OF_IMAGES if "image" in content else ()), "slides"):
             sha256.update(content.pop(key, b"-"))
         sha256.update(content.pop(_KEYS, b""))
@@ -155,6 +158,7 @@ def select(cohort: Cohort, rows: npt.NDArray[np.int64]) -> Cohort:
         parts=cohort.parts[rows],
         inputs={name: value.select(rows) for name, value in cohort.inputs.items()},
         groups={name: codes[rows] for name, codes in cohort.groups.items()},
+        clusters=None if cohort.clusters is None else cohort.clusters[rows],
     )
 
 

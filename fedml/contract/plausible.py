@@ -22,6 +22,8 @@ from fedml.contract.replies import read_arrays
 from fedml.errors import Reason, SiteError
 from fedml.learning.training import passes
 from fedml.study.study import Study
+from fedml.tasks.clusters import DESIGN
+from fedml.tasks.clusters import implausible as unlikely
 from fedml.tasks.lost import implausible
 from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase
 
@@ -114,6 +116,8 @@ def check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None
         _check_scores(key, name, value, counts.get(f"{part}/persons"), counts.get(f"{part}/histogram"))
         _check_errors(key, name, float(value.sum()), {k.removeprefix(f"{part}/"): v for k, v in counts.items()})
         if name == "lost" and (why := implausible({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):
+            raise _wrong(f"{key} {why}")
+        if name == DESIGN and (why := unlikely({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):
             raise _wrong(f"{key} {why}")
         if name == "confusion" and float(value.sum()) != float(counts[f"{part}/persons"].sum()):
             raise _wrong(f"{key} has another number of persons than {part}/persons")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,20 @@ class Difference:
     method: str
 
 
+@dataclass(frozen=True)
+class People:
+    """What of the persons decides how they are drawn and how many a test has: ``label``, (persons,) class, None: no classes; ``cluster``,
+    (persons,) number of the cluster whose persons are drawn together, which is in one site, None: each is one."""
+
+    label: npt.NDArray[Any] | None = None
+    cluster: npt.NDArray[Any] | None = None
+
+
+INDEPENDENT = People()
+LEVEL = 0.95
+LEAST = 15  # persons of a class, or clusters with one; with fewer, no test of two models keeps its level
+
+
 def unpaired(a: Interval, b: Interval) -> Difference:
     """From two intervals, treated as independent: MOVER (Zou and Donner 2008, Stat Med 27:1693). No p.
 
@@ -55,33 +70,79 @@ def unpaired(a: Interval, b: Interval) -> Difference:
 
 
 def paired_bootstrap(
-    a: Statistic, b: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None = None, level: float = 0.95, draws: int = 2000
+    a: Statistic, b: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None = None, of: People = INDEPENDENT, draws: int = 2000
 ) -> Difference:
-    """Persons drawn with replacement, within their site, both models on the same draw: percentile interval (Efron and Tibshirani 1993).
+    """Persons (or clusters) drawn with replacement, within their site, both models on the same draw: t with the bootstrap's variance.
 
-    p is twice the share of draws on the far side of 0, both counts raised by one (Davison and Hinkley 1997, section 4.2).
+    Value plus and minus t times the standard deviation over draws (Efron and Tibshirani 1993, section 12.5). Without classes, its square is
+    multiplied by n / (n - 1), n the persons. With classes, the degrees of freedom are those of Welch, each class having a share of the
+    variance of 1 / its persons. ``experiments/bench/coverage.py`` measures how often it rejects.
 
     Args:
         a, b: ``statistic`` of each model on the same persons in one order. site: (persons,) index; sites below ``intervals.STRATUM``
-        persons are drawn from together.
+        persons are drawn from together. of: without it, persons have no classes and no clusters.
+
+    Returns:
+        Neither limits nor p with fewer than ``LEAST`` persons (clusters) of a class.
 
     Raises:
-        ValueError: ``site`` is not of these persons.
+        ValueError: ``site``, classes or clusters are not of these persons.
     """
-    group = np.zeros(persons, dtype=np.int64) if site is None else np.unique(np.asarray(site), return_inverse=True)[1].ravel()
-    if len(group) != persons:
-        raise ValueError(f"{len(group)} sites are given for {persons} persons")
+    for what, given in (("sites", site), ("classes", of.label), ("clusters", of.cluster)):
+        if given is not None and len(np.asarray(given)) != persons:
+            raise ValueError(f"{len(np.asarray(given))} {what} are given for {persons} persons")
     once = np.ones((1, persons), dtype=np.int64)
     value = float((a(once) - b(once))[0]) if persons else math.nan
     if math.isnan(value) or persons < 2:
-        return Difference(value, math.nan, math.nan, math.nan, level, "none: not defined in these persons")
-    tables = [np.isin(group, members).astype(np.int64) for members in _together(np.bincount(group))]
-    samples = resampled(tables, derive_seed("paired", seed), draws)
-    found = np.concatenate([a(sample) - b(sample) for sample in samples])
-    found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    p = 2 * (1 + min(int((found <= 0).sum()), int((found >= 0).sum()))) / (len(found) + 1)
-    return Difference(value, float(low), float(high), min(p, 1.0), level, "paired bootstrap, percentile")
+        return Difference(value, math.nan, math.nan, math.nan, LEVEL, "none: not defined in these persons")
+    sizes = _independent(persons, of)
+    if min(sizes) < LEAST:
+        unit = "persons" if of.cluster is None else "clusters of persons"
+        why = f"none: fewer than {LEAST} {unit}{' of a class' if len(sizes) > 1 else ''}"
+        return Difference(value, math.nan, math.nan, math.nan, LEVEL, why)
+    found = _drawn(lambda drawn: a(drawn) - b(drawn), persons, seed=seed, site=site, of=of, draws=draws)
+    each = [1 / n for n in sizes]
+    free = sum(each) ** 2 / sum(share**2 / (n - 1) for share, n in zip(each, sizes, strict=True))
+    # Draws of persons have classes of varying sizes, whose larger spread stands for the n / (n - 1).
+    error = float(np.std(found, ddof=1)) * (math.sqrt(sizes[0] / (sizes[0] - 1)) if len(sizes) == 1 else 1.0)
+    half = float(student.ppf(0.5 + LEVEL / 2, free)) * error
+    p = float(2 * student.sf(abs(value) / error, free)) if error > 0 else (1.0 if value == 0 else math.nan)
+    drawn_by = "" if of.cluster is None else " of clusters"
+    return Difference(value, value - half, value + half, p, LEVEL, f"paired bootstrap{drawn_by}, t with {free:.0f} degrees of freedom")
+
+
+def bootstrap(a: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None = None, of: People = INDEPENDENT) -> tuple[float, float]:
+    """Percentile limits of a statistic, persons or clusters drawn as by ``paired_bootstrap``; NaN where it is not defined."""
+    found = _drawn(a, persons, seed=seed, site=site, of=of, draws=2000) if persons else np.zeros(0)
+    if not len(found):
+        return math.nan, math.nan
+    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _independent(persons: int, of: People) -> list[int]:
+    """The number of persons, or of clusters, of each class that has any; of all where there are no classes."""
+    unit = np.arange(persons) if of.cluster is None else np.asarray(of.cluster)
+    if of.label is None:
+        return [len(np.unique(unit))]
+    label = np.asarray(of.label)
+    return [len(np.unique(unit[label == c])) for c in np.unique(label)]
+
+
+def _drawn(a: Statistic, persons: int, *, seed: int, site: npt.ArrayLike | None, of: People, draws: int) -> Floats:
+    """The statistic of each draw in which it is defined."""
+    group = np.zeros(persons, dtype=np.int64) if site is None else np.unique(np.asarray(site), return_inverse=True)[1].ravel()
+    if of.cluster is None:
+        tables = [np.isin(group, members).astype(np.int64) for members in _together(np.bincount(group))]
+        samples = resampled(tables, derive_seed("paired", seed), draws)
+    else:
+        first, code = np.unique(np.asarray(of.cluster), return_index=True, return_inverse=True)[1:]
+        code, home = code.ravel(), group[first]
+        tables = [np.isin(home, members).astype(np.int64) for members in _together(np.bincount(home))]
+        samples = (sample[:, code] for sample in resampled(tables, derive_seed("paired", seed), draws))
+    found = np.concatenate([a(sample) for sample in samples])
+    defined: Floats = found[~np.isnan(found)]
+    return defined
 
 
 def _together(sizes: npt.NDArray[np.int64]) -> list[list[int]]:
@@ -96,13 +157,30 @@ def _together(sizes: npt.NDArray[np.int64]) -> list[list[int]]:
     return [*out, held] if held else out
 
 
-def over_seeds(differences: Sequence[float], *, level: float = 0.95) -> Difference:
-    """Student's t of the differences of runs paired by seed. It does not generalise to other persons."""
+def over_seeds(differences: Sequence[float], *, overlap: float | None = None, level: float = 0.95) -> Difference:
+    """Student's t of the differences of runs paired by seed. It does not generalise to other persons.
+
+    Args:
+        overlap: test persons by training persons, where each seed splits the persons anew: the runs share training persons, so the variance
+        of their mean is (1 / runs + overlap) times that between runs (Nadeau and Bengio 2003, Mach Learn 52:239). None: one split.
+    """
     d = np.asarray(differences, dtype=np.float64)
     value = float(d.mean()) if len(d) else math.nan
     if len(d) < 2:
         return Difference(value, math.nan, math.nan, math.nan, level, "none: one seed has no spread")
-    error = float(d.std(ddof=1) / math.sqrt(len(d)))
+    error = float(d.std(ddof=1)) * math.sqrt(1 / len(d) + (overlap or 0.0))
     half = float(student.ppf(0.5 + level / 2, len(d) - 1)) * error
     p = float(2 * student.sf(abs(value) / error, len(d) - 1)) if error > 0 else (1.0 if value == 0 else math.nan)
-    return Difference(value, value - half, value + half, p, level, f"paired t over {len(d)} seeds")
+    how = "" if overlap is None else ", corrected for overlapping training persons (Nadeau and Bengio)"
+    return Difference(value, value - half, value + half, p, level, f"paired t over {len(d)} seeds{how}")
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p values adjusted for their number (Holm 1979, Scand J Stat 6:65); None, or NaN, is no test and stays None."""
+    known = sorted((value, at) for at, value in enumerate(p) if value is not None and not math.isnan(value))
+    out: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, at) in enumerate(known):
+        largest = max(largest, min((len(known) - rank) * value, 1.0))
+        out[at] = largest
+    return out

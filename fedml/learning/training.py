@@ -25,7 +25,7 @@ from fedml.cohort.persons import Cohort
 from fedml.cohort.slides.cohort import Slides
 from fedml.cohort.slides.features import SlideFeatures
 from fedml.cohort.wide.matrix import Matrix
-from fedml.errors import InputError, nearest
+from fedml.errors import InputError, NotBuilt, nearest
 from fedml.learning.augment import augmentation
 from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.networks.variants import shrink
@@ -33,6 +33,7 @@ from fedml.seeds import torch_seed
 from fedml.study.section import PartName, Precision
 from fedml.study.study import Study
 from fedml.study.training_section import Training
+from fedml.tasks.clusters import design_counts
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.task import Task
 
@@ -269,13 +270,25 @@ def evaluate(
         size = task.evaluation_batch if not isinstance(cohort.inputs.get("image"), Slides | SlideFeatures) else SLIDE_BATCH
         size = min([size, *(value.together for value in cohort.inputs.values() if isinstance(value, Matrix))])
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        return add_counts(_counts(network, cohort, chunk, task, device, precision) for chunk in chunks)
+        if cohort.clusters is None or not len(rows):
+            return add_counts(_counts(network, cohort, chunk, task, device, precision)[0] for chunk in chunks)
+        every = [_counts(network, cohort, chunk, task, device, precision) for chunk in chunks]
+        values = np.concatenate([values for _, values in every])
+        design = design_counts(task.traits.label, values, cohort.labels[rows], cohort.clusters[rows])
+        return {**add_counts(counts for counts, _ in every), **design}
 
 
 def _counts(
     model: nn.Module, cohort: Cohort, rows: npt.NDArray[np.int64], task: Task, device: torch.device, precision: Precision
-) -> Counts:
+) -> tuple[Counts, npt.NDArray[Any]]:
+    """The counts of ``rows``; and each person's values of ``Task.compared``, where the study has clusters (else empty)."""
     batch = cohort.batch(rows)
     with autocast(device, precision):
         output = model(to_device(batch, device))
-    return task.counts(output.float().cpu(), task.truth(batch))
+    output, truth = output.float().cpu(), task.truth(batch)
+    counts, none = task.counts(output, truth), np.zeros(0)
+    if cohort.clusters is None:
+        return counts, none
+    if task.traits.label == "mask":  # of one person: the counts hold the person's Dice
+        return counts, np.where(counts["scored"] > 0, counts["dice_sum"], np.nan)[None]
+    return counts, none if isinstance(task.compared, NotBuilt) else task.compared.values(output, truth)

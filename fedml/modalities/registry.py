@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fedml.cohort.clusters import pooled_clusters
 from fedml.cohort.inputs import Input
 from fedml.cohort.persons import Cohort
 from fedml.errors import InputError
@@ -76,4 +77,5 @@ def pool(cohorts: Sequence[Cohort], study: Study, site: str = "pooled") -> Cohor
         parts=np.concatenate([c.parts for c in cohorts]),
         inputs=inputs,
         groups={name: np.concatenate([c.groups[name] for c in cohorts]) for name in cohorts[0].groups},
+        clusters=None if cohorts[0].clusters is None else pooled_clusters([c.clusters for c in cohorts if c.clusters is not None]),
     )

@@ -288,6 +288,11 @@ class Cohort(Inputs):
         default=None,
         description="task count: column of the persons table with the time or size that each count is of; default: none",
     )
+    cluster: str | None = Field(
+        default=None,
+        description="column of the persons table whose persons belong together: a family, or several rows of one person; they are in one "
+        "part, and intervals and tests allow for it; an empty cell is a person alone; default: all persons are alone",
+    )
     split: Split = Field(default=Split(), description="fractions of persons in each part, unless a site has a split file")
     split_key: str = Field(default="", description="key of the hash of ids that assigns persons to parts; empty: the study's seed")
     standardise: Literal["all", "site"] = Field(
@@ -348,6 +353,8 @@ class Cohort(Inputs):
             raise ValueError("a column is listed twice in target")
         if self.exposure == self.target:
             raise ValueError(f'exposure and target are the same column "{self.target}"; exposure is the time or size of its counts')
+        if self.cluster is not None and self.cluster in self.targets:
+            raise ValueError(f'cluster and target are the same column "{self.cluster}"; cluster says which persons belong together')
         read = {"omics": self.omics.columns if self.omics else (), "clinical": self.clinical.read if self.clinical else ()}
         for name, columns in read.items():
             for target in self.targets:
@@ -366,5 +373,7 @@ def target_problems(cohort: Cohort, label: Label, task: str) -> Iterator[str]:
         yield f'[cohort] classes lists {len(cohort.classes)}; each label of [model] task = "{task}" has two levels'
     if cohort.image is not None and cohort.image.patches is not None and label != "mask":
         yield f'[cohort.image] patches are of images with masks, which [model] task = "{task}" has not; give size in their place'
+    if cohort.cluster is not None and label not in ("classes", "number", "mask"):
+        yield f'[cohort] cluster is not built for [model] task = "{task}", whose intervals it would not change; remove it'
     if cohort.exposure is not None and label != "count":
         yield f'[cohort] exposure is for counts of events, which [model] task = "{task}" does not predict; remove it'

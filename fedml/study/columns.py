@@ -39,9 +39,9 @@ def of_name(table: Mapping[str, Value], name: str) -> Value | None:
 
 
 def excluded(cohort: Mapping[str, Any]) -> set[str]:
-    """Columns that "all" never means: the ids, what is predicted, and the exposure of counts."""
+    """Columns that "all" never means: the ids, what is predicted, the exposure of counts, and who belongs together."""
     found = {"id"}
-    for key in ("target", "exposure"):
+    for key in ("target", "exposure", "cluster"):
         value = cohort.get(key)
         found |= {value} if isinstance(value, str) else set(value) if isinstance(value, list) else set()
     return found

@@ -108,6 +108,11 @@ class Study(Section):
         lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
         for problem in (*lookup, *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)):
             raise ValueError(problem)
+        if self.cohort.cluster is not None and (self.privacy.unit == "patient" or self.gwas is not None or self.frequencies is not None):
+            raise ValueError(
+                '[cohort] cluster is built for studies that train a model without [privacy] unit = "patient", which protects one person '
+                "and not those who belong together; remove cluster"
+            )
         if self.code is not None and self.privacy.unit == "patient":
             raise ValueError(
                 '[code] is not built for [privacy] unit = "patient", whose epsilon would rest on unproved code; set unit = "site" or "none"'

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.seeds import derive_seed
+from fedml.tasks.bootstrap_t import studentised
 from fedml.tasks.classification_counts import BEYOND, LOGIT_RANGE, MIDPOINTS, concordant, noised
 from fedml.tasks.counts import add_counts
 from fedml.tasks.interval_tools import (
@@ -229,8 +230,8 @@ def _log_loss_interval(groups: Parts, one: int | None, level: float, by: tuple[i
         return no_interval(value, level, WITHHELD)
     if together.sum() < 2 or not value:
         return no_interval(value, level, "one person has no spread" if value else "it is 0 in every person")
-    factor = math.exp(_log_spread(tables, values, level, by))
-    return Interval(value, value / factor, value * factor, level, "bootstrap, log scale")
+    down, up = studentised(tables, values, level, by)
+    return Interval(value, value * math.exp(down), value * math.exp(up), level, "bootstrap-t, log scale")
 
 
 def _share_interval(row: int | None, groups: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:

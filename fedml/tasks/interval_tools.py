@@ -87,8 +87,12 @@ def quantile(level: float) -> float:
     return float(norm.ppf(0.5 + level / 2))
 
 
-def student(values: Sequence[tuple[float, float, float]], level: float) -> Interval:
-    """Of a mean, from (persons, sum, sum of squares) by site: variances within sites, or over all where a site has one person."""
+def student(values: Sequence[tuple[float, float, float]], level: float, *, share: bool = False) -> Interval:
+    """Of a mean, from (persons, sum, sum of squares) by site: variances within sites, or over all where a site has one person.
+
+    Args:
+        share: the values lie between 0 and 1: limits on the logit scale (delta method), which a skewed distribution of few persons needs.
+    """
     from scipy.stats import t
 
     n, total, squares = (
@@ -104,7 +108,15 @@ def student(values: Sequence[tuple[float, float, float]], level: float) -> Inter
         return no_interval(value, level, "one person has no spread")
     within = np.maximum(squares - total**2 / n, 0)  # rounding may give a negative value
     half = float(t.ppf(0.5 + level / 2, free)) * math.sqrt(float((n * within / (n - 1)).sum())) / persons
-    return Interval(value, value - half, value + half, level, f"Student's t, {free:.0f} degrees of freedom")
+    method = f"Student's t, {free:.0f} degrees of freedom"
+    if not share:
+        return Interval(value, value - half, value + half, level, method)
+    if not 1e-9 < value < 1 - 1e-9:
+        return no_interval(value, level, "every person has the same value")
+    from scipy.special import expit, logit
+
+    low, high = (float(expit(logit(value) + sign * half / (value * (1 - value)))) for sign in (-1, 1))
+    return Interval(value, low, high, level, f"{method}, logit scale")
 
 
 def mean_of(each: Sequence[Interval], level: float) -> Interval:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fedml.errors import InputError
 from fedml.study.study import Study
 from fedml.tasks.classification import classification_task
+from fedml.tasks.clusters import design_fields
 from fedml.tasks.count import count_task
 from fedml.tasks.multilabel import multilabel_task
 from fedml.tasks.ordinal import ordinal_task
@@ -34,4 +36,8 @@ def make_task(study: Study) -> Task:
     name = study.model.task
     if name not in TASKS:
         raise InputError(f'[model] task = "{name}" is not built; write one of {", ".join(TASKS)}.')
-    return with_own_code(TASKS[name](study), study)
+    task = with_own_code(TASKS[name](study), study)
+    if study.cohort.cluster is None:
+        return task
+    words = replace(task.words, counts=f"{task.words.counts}, and design effects of persons who belong together")
+    return replace(task, fields={**task.fields, **design_fields(task.traits.label)}, words=words)

@@ -181,11 +181,10 @@ def _missed(counts: Mapping[str, npt.NDArray[Any]], one: int | None) -> float | 
 def _dice_interval(parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval:
     each = []
     for c in range(len(parts[0]["scored"])) if one is None else [one - 1]:
-        found = student([(float(p["scored"][c]), float(p["dice_sum"][c]), float(p["dice_sq_sum"][c])) for p in parts], level)
+        found = student([(float(p["scored"][c]), float(p["dice_sum"][c]), float(p["dice_sq_sum"][c])) for p in parts], level, share=True)
         if not math.isnan(found.value):
             each.append(found)
-    mean = mean_of(each, level) if each else no_interval(math.nan, level, "no person has the class")
-    return Interval(mean.value, max(mean.low, 0.0), min(mean.high, 1.0), level, mean.method)
+    return mean_of(each, level) if each else no_interval(math.nan, level, "no person has the class")
 
 
 def _median_interval(unit: str, parts: Parts, one: int | None, level: float, by: tuple[int, int]) -> Interval | None:

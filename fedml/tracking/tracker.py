@@ -34,6 +34,7 @@ from fedml.runs.events import (
 from fedml.runs.log import EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY, load_counts
 from fedml.study.sources import FOLDER as CODE
 from fedml.study.study import Study
+from fedml.tracking.across import across_of
 from fedml.tracking.analyses import Page, log_analysis
 from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
@@ -295,6 +296,8 @@ class Tracker:
         self._limits("external")
         task, step, limits = make_task(self.study), self.final.round, self._limits("test")
         scores = self.final.metrics["test"]
+        for name, value in across_of(self.run, self.study, "test").items():
+            self.put(self.parent, name, value, step)
         for label, group in self.final.groups.items():
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):

@@ -14,10 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from scipy.special import expit
+from scipy.special import expit, logit
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from fedml.learning.differences import over_seeds, paired_bootstrap, unpaired
+from fedml.learning.differences import People, holm, over_seeds, paired_bootstrap, unpaired
 from fedml.privacy.counts import noised as add_noise
 from fedml.tasks.classification_counts import noised
 from fedml.tasks.counts import Counts, add_counts
@@ -371,7 +372,7 @@ def test_the_mean_over_classes_is_wider_than_a_bootstrap_of_persons_but_not_by_m
     assert one.value == pytest.approx(sk.roc_auc_score(truth == 1, z[:, 1] - np.logaddexp(z[:, 0], z[:, 2])), abs=1e-3)
 
 
-def test_dice_has_students_interval_over_persons() -> None:
+def test_dice_has_students_interval_on_the_logit_scale() -> None:
     task = make_task(
         make_study(
             ("image",), model__task="segmentation", cohort__classes=["background", "one", "two"], model__segmentation={"distances": False}
@@ -392,7 +393,9 @@ def test_dice_has_students_interval_over_persons() -> None:
         assert len(each) == (24 if at == 1 else 22)
         assert whole["dice_sq_sum"][at - 1] == pytest.approx((each**2).sum(), rel=1e-12)
         got = interval(whole, task, f"dice_mean_person/{name}", seed=1)
-        exact = stats.t.interval(0.95, len(each) - 1, each.mean(), stats.sem(each))
+        # The delta method: the logit's derivative is 1 / (mean (1 - mean)).
+        half = stats.t.ppf(0.975, len(each) - 1) * stats.sem(each) / (each.mean() * (1 - each.mean()))
+        exact = expit(logit(each.mean()) + half * np.array([-1, 1]))
         assert (got.value, got.low, got.high) == pytest.approx((each.mean(), *exact), rel=1e-9)
     parts = [task.counts(logits[a:b], Truth(mask[a:b], torch.arange(b - a))) for a, b in ((0, 10), (10, 24))]
     mean, apart = interval(whole, task, "dice_mean_person", seed=1), interval(parts, task, "dice_mean_person", seed=1)
@@ -563,6 +566,60 @@ def test_seeds_have_a_paired_t() -> None:
     assert (got.low, got.high) == pytest.approx(tuple(exact.confidence_interval(0.95)))
     assert math.isnan(over_seeds([0.1]).low)
     assert math.isnan(over_seeds([]).value)
+
+
+def test_seeds_that_split_anew_share_training_persons() -> None:
+    """Nadeau and Bengio 2003: 1 / runs + test / train in place of 1 / runs."""
+    gaps = [0.02, 0.01, 0.03, 0.015, 0.0]
+    plain, corrected = over_seeds(gaps), over_seeds(gaps, overlap=0.25)
+    wider = math.sqrt((1 / 5 + 0.25) / (1 / 5))
+    assert corrected.value == plain.value
+    assert corrected.high - corrected.value == pytest.approx(wider * (plain.high - plain.value), rel=1e-12)
+    assert corrected.p == pytest.approx(2 * stats.t.sf(stats.t.isf(plain.p / 2, 4) / wider, 4), rel=1e-9)
+    assert "Nadeau and Bengio" in corrected.method
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_adjusted_p_values_are_statsmodels(p: list[float]) -> None:
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist(), abs=1e-12)
+    assert holm([*p, None, math.nan])[-2:] == [None, None]
+    assert holm([None]) == [None]
+
+
+def test_too_few_of_a_class_have_a_difference_and_no_test() -> None:
+    y, a, b = two_models(200, 9)
+    y[:] = np.arange(200) < 14
+    ways = [statistic("auroc", y, expit(s)) for s in (a, b)]
+    got = paired_bootstrap(*ways, 200, seed=1, of=People(y))
+    assert got.value == pytest.approx(sk.roc_auc_score(y, a) - sk.roc_auc_score(y, b), abs=1e-12)
+    assert math.isnan(got.p)
+    assert math.isnan(got.low)
+    assert got.method == "none: fewer than 15 persons of a class"
+    y[14] = 1
+    ways = [statistic("auroc", y, expit(s)) for s in (a, b)]
+    enough = paired_bootstrap(*ways, 200, seed=1, of=People(y))
+    assert enough.method.startswith("paired bootstrap, t with ")
+    assert 0 < enough.p <= 1
+    pairs = np.arange(200) // 2
+    few = paired_bootstrap(*ways, 200, seed=1, of=People(y, pairs))
+    assert few.method == "none: fewer than 15 clusters of persons of a class", "15 cases in 8 pairs"
+    with pytest.raises(ValueError, match="clusters"):
+        paired_bootstrap(*ways, 200, seed=1, of=People(y, pairs[:5]))
+
+
+def test_clusters_are_drawn_whole_and_their_spread_is_that_of_their_sums() -> None:
+    """Each person three times: the interval is that of the persons, once each, and without clusters it is too narrow."""
+    rng = np.random.default_rng(3)
+    gaps = rng.normal(0.05, 0.2, 60)
+    three, cluster = np.repeat(gaps, 3), np.repeat(np.arange(60), 3)
+    zero = statistic("mean", [], np.zeros(180))
+    whole = paired_bootstrap(statistic("mean", [], three), zero, 180, seed=1, of=People(None, cluster))
+    once = paired_bootstrap(statistic("mean", [], gaps), statistic("mean", [], np.zeros(60)), 60, seed=1)
+    apart = paired_bootstrap(statistic("mean", [], three), zero, 180, seed=1)
+    exact = stats.t.interval(0.95, 59, gaps.mean(), stats.sem(gaps))
+    assert (whole.low, whole.high) == pytest.approx((once.low, once.high), abs=1e-12)
+    assert (whole.low, whole.high) == pytest.approx(exact, abs=0.05 * (exact[1] - exact[0]))
+    assert apart.high - apart.low == pytest.approx((whole.high - whole.low) / math.sqrt(3), rel=0.05)
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -52,6 +52,7 @@ def test_what_all_means_leaves_out_the_exposure(tmp_path: Path) -> None:
     from fedml.study.columns import select
 
     assert select("all", ["years", "age", "y"], {"target": "y", "exposure": "years"}, "", 10) == ["age"]
+    assert select("all", ["age", "family", "y"], {"target": "y", "cluster": "family"}, "", 10) == ["age"]
     assert select("all", ["a", "b", "age"], {"target": ["a", "b"]}, "", 10) == ["age"]
 
 
