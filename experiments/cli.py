@@ -233,6 +233,7 @@ def track(
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
+    from fedml.experiments.tracked.files import write_files
     from fedml.runs.log import STUDY, study_of
     from fedml.tracking.deliver import deliver
     from fedml.tracking.store import plain_errors
@@ -241,7 +242,7 @@ def track(
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
     if pending:
-        return deliver_all_pending(runs, print)
+        return deliver_all_pending(runs, print, write_files)
     assert run_folder is not None  # noqa: S101 - checked above
     parent, piped = os.getppid(), str(run_folder) == "-"
     if piped:
@@ -253,14 +254,14 @@ def track(
         run_folder = Path(line)
     if (run_folder / SWEEP).exists():
         with plain_errors():
-            return print(deliver_sweep(run_folder))
+            return print(deliver_sweep(run_folder, write=write_files))
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study = study_of(run_folder)
     # The parent process closes the pipe when it has written everything.
     settle = sys.stdin.read if piped and follow else lambda: ""
     with plain_errors():
-        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
+        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle, write=write_files))
 
 
 @app.command()

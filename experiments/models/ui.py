@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fedml.errors import InputError
 from fedml.tracking.pages import VIEW_TAG, view_link
-from fedml.tracking.store import store
+from fedml.tracking.store import connect, store
 
 HOST = "127.0.0.1"
 
@@ -23,7 +23,6 @@ def serve(port: int, say: Callable[[str], None]) -> None:
         InputError: the port is in use, or the store cannot be read.
     """
     import mlflow
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = store()
@@ -37,7 +36,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
             except OSError as error:
                 raise InputError(f"--port {port}: cannot listen on this port ({error.strerror}); give another port.") from error
     try:
-        found = [e for e in MlflowClient(uri).search_experiments() if VIEW_TAG in e.tags]
+        found = [e for e in connect().search_experiments() if VIEW_TAG in e.tags]
     except MlflowException as error:
         raise InputError(f"MLFLOW_TRACKING_URI: the store cannot be read ({error}); see docs/tracking.md.") from error
     for experiment in sorted(found, key=lambda e: str(e.name)):

@@ -25,7 +25,7 @@ def view_link(address: str, experiment: str) -> str:
 def columns(metric: str) -> list[str]:
     """The columns of the table of runs, in the names of MLflow's view state."""
     metrics = (f"test/{metric}", f"test/{metric}_low", f"test/{metric}_high", f"test/{metric}_worst_site")
-    tags = ("fedml.study.study", "fedml.worst_site", "fedml.epsilon")
+    tags = ("fedml.study.study", "fedml.strategy", "fedml.seed", "fedml.worst_site", "fedml.epsilon", "fedml.engine")
     return [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)]
 
 
@@ -43,12 +43,24 @@ def experiment_of(client: Any, study: Study) -> str:
         VIEW_TAG: json.dumps(view),
     }
     found = client.get_experiment_by_name(about.name)
-    number = found.experiment_id if found else client.create_experiment(about.name)
+    number = found.experiment_id if found else _created(client, about.name)
     for key, value in tags.items():
         # A description that was edited in MLflow is kept.
         if (found is None or key not in found.tags) or (key == VIEW_TAG and found.tags[key] != value):
             client.set_experiment_tag(number, key, value)
     return str(number)
+
+
+def _created(client: Any, name: str) -> str:
+    """The id of a new experiment, or of that which another process has just created."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return str(client.create_experiment(name))
+    except MlflowException:
+        if (found := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(found.experiment_id)
 
 
 def description(study: Study, start: Start | None, answer: str, privacy: str) -> str:
@@ -72,6 +84,16 @@ def code_tags(start: Start) -> dict[str, str]:
     if start.code is not None:
         tags |= {"fedml.code.sha256": start.code["sha256"], "fedml.code.commit": start.code["commit"]}
     return tags
+
+
+def result_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
+    """The main metric on the test persons with its limits, for a column of a table: ``auroc 0.886 [0.850, 0.917]``."""
+    from fedml.tasks.registry import make_task
+
+    metric = make_task(study).watched
+    value = scores["all"].get(metric)
+    limits = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    return "" if value is None else f"{metric} {value:.3f}{limits}"
 
 
 def answer_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:

@@ -7,7 +7,6 @@ Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1`
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,31 +30,20 @@ from fedml.runs.events import (
     SiteRow,
     Start,
 )
-from fedml.runs.log import EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY, load_counts
-from fedml.study.sources import FOLDER as CODE
+from fedml.runs.log import MODEL, load_counts
 from fedml.study.study import Study
 from fedml.tracking.analyses import Page, log_analysis
+from fedml.tracking.files import Write, log_files
 from fedml.tracking.members import parent_of, read_member
-from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
-from fedml.tracking.registry import log_model
-from fedml.tracking.store import runs_of, store, versions
+from fedml.tracking.model_page import Figures, dataset_of, log_figures, together
+from fedml.tracking.names import EXTERNAL, ROLE, RUN, SITE, allowed, chosen, run_name
+from fedml.tracking.pages import answer_of, code_tags, description, experiment_of, result_of
+from fedml.tracking.registry import About, log_model
+from fedml.tracking.store import connect, runs_of, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
-EXTERNAL = "external validation"  # of a site that does not train
-_DIGEST = 36  # characters of a dataset's digest
-
-
-def _flat(section: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
-    return {_name(section): str(value)[:6000]}
-
-
-def _name(text: str) -> str:
-    """``text`` with only the characters that MLflow allows in names."""
-    return re.sub(r"[^\w.\-: /]", "_", text)
 
 
 def _unprotected(study: Study) -> str:
@@ -77,8 +65,8 @@ def _spans(rounds: Sequence[int]) -> str:
 class Tracker:
     """Writes events to MLflow. Raises MLflow's errors; they do not affect the run, which is another process."""
 
-    def __init__(self, run: Path, study: Study) -> None:
-        self.run, self.study = run, study
+    def __init__(self, run: Path, study: Study, write: Write | None = None) -> None:
+        self.run, self.study, self.write = run, study, write
         self.member = read_member(run)
         self.whole = self.member is None or self.member.chosen  # test metrics and the model are recorded too
         self.parent = ""
@@ -90,7 +78,8 @@ class Tracker:
         self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, from the last reply
         self.start: Start | None = None
         self.final = NO_FINAL
-        self.privacy, self.answer = _unprotected(study), ""
+        self.privacy, self.answer, self.result = _unprotected(study), "", ""
+        self.figures: Figures = defaultdict(list)  # of the trained model
         self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
@@ -100,13 +89,13 @@ class Tracker:
         from mlflow.entities import Metric
 
         if value is not None:
-            self._rows[run_id].append(Metric(_name(name), float(value), self._stamp, step))
+            self._rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
+            if name.startswith(("test/", "external/")):
+                self.figures[run_id].append(self._rows[run_id][-1])
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(store())
+        client = connect()
         for event in events:
             self._stamp = int(event.time * 1000)
             match event:
@@ -152,6 +141,7 @@ class Tracker:
             "fedml.job": event.job,
             "fedml.git_commit": event.git_commit,
             "fedml.seed": str(about.seed if event.schema == 0 else event.seed),
+            "fedml.strategy": self.study.strategy.name,
             "mlflow.source.name": "fedml",
             "mlflow.source.type": "LOCAL",
             **code_tags(event),
@@ -174,17 +164,18 @@ class Tracker:
             return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
 
         varied = {} if self.member is None else self.member.params
-        params = sorted({**_flat("", self.study.model_dump(mode="json")), **varied}.items())
+        self.params = {**chosen(self.study), **varied}
+        params, name = sorted(self.params.items()), run_name(self.study, event, self.member)
         if self.member is not None:
             sweep = parent_of(client, number, self.member.sweep, self._stamp)
             description_tags |= {"mlflow.parentRunId": sweep, "fedml.sweep": self.member.sweep}
-        self.parent = make("", event.run_id, {**common, **description_tags, **packages})
+        self.parent = make("", name, {**common, ROLE: RUN, **description_tags, **packages})
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
-            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
-            tags |= {"fedml.role": EXTERNAL} if site in self.study.federation.evaluate_only else {}
-            self.children[site] = make(site, f"{event.run_id}/{site}", tags)
+            role = EXTERNAL if site in self.study.federation.evaluate_only else SITE
+            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, ROLE: role, **common}
+            self.children[site] = make(site, f"{site}: {name}", tags)
 
     def _agreed(self, client: Any, event: Agreed) -> None:
         from mlflow.entities import Param, RunTag
@@ -205,11 +196,11 @@ class Tracker:
                 tags["fedml.policy"] = json.dumps(disclosed["policy"], sort_keys=True)
             if disclosed["dataset"]:
                 tags["fedml.dataset_sha256"] = disclosed["dataset"]
-                datasets.append(_dataset(site, disclosed["dataset"], parts))
+                datasets.append(dataset_of(site, disclosed["dataset"], parts))
                 client.log_inputs(self.children[site], datasets=datasets[-1:])
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
-            client.log_inputs(self.parent, datasets=datasets)
+            client.log_inputs(self.parent, datasets=[*datasets, *together(event, self.study.federation.training)])
         client.log_batch(self.parent, params=[Param("variants.panel", str(event.variants)), Param("parameters", str(event.parameters))])
 
     def _privacy(self, client: Any, event: Privacy) -> None:
@@ -299,7 +290,7 @@ class Tracker:
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
                     self.put(run_id, f"test/{name}/{label}", metrics.get(name), step)
-        self.answer = answer_of(self.study, scores, limits)
+        self.answer, self.result = answer_of(self.study, scores, limits), result_of(self.study, scores, limits)
 
     def _limits(self, part: str) -> tuple[float, float] | None:
         """Records the intervals of a part, of all persons and by site; returns that of all."""
@@ -320,10 +311,9 @@ class Tracker:
 
     def close(self) -> str:
         """Logs artifacts, the model if there is one, and the status; returns the parent's run id."""
-        from mlflow import MlflowClient
         from mlflow.entities import RunTag
 
-        client = MlflowClient(store())
+        client = connect()
         finished = self.status == "FINISHED"
         if finished:
             self._held_out()
@@ -331,15 +321,13 @@ class Tracker:
             for way, total in ways.items():
                 self.put(self.children[site], f"total/{way}", total, self.final.round)
         self._write(client)
-        for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
-            if (self.run / name).exists():
-                client.log_artifact(self.parent, str(self.run / name), "record")
-        if (self.run / CODE).is_dir():
-            client.log_artifacts(self.parent, str(self.run / CODE), f"record/{CODE}")
-        if finished and (self.run / EXAMPLES).is_dir():
-            client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
+        log_files(client, self.parent, self.run, self.write if self.whole and finished else None, finished=finished, whole=self.whole)
         if finished and self.whole and (self.run / MODEL).exists():
-            log_model(self.run, self.study, self.parent)
+            names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")
+            every = client.get_run(self.parent).data.tags | self._last_tags()
+            tags = {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
+            model = log_model(self.run, self.study, self.parent, About(tags, self.params, self.final.round))
+            log_figures(client, self.figures, (self.parent, self.children), model)
         for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
             client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         for run_id in (*self.children.values(), self.parent):
@@ -350,6 +338,8 @@ class Tracker:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
         if self.whole and "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
             tags["fedml.worst_site"] = worst
+        if self.result:
+            tags["fedml.result"] = self.result
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
@@ -359,12 +349,3 @@ class Tracker:
             yield "fedml.journal_entries", str(self.heads[site][1])
         if site in self.refused:
             yield "fedml.missed", "; ".join(f"{reason}: round {_spans(rounds)}" for reason, rounds in self.refused[site].items())
-
-
-def _dataset(site: str, digest: str, persons: dict[str, list[int]]) -> Any:
-    """The data set of a site for MLflow: its name and the start of its SHA-256. Its location stays at the site."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    profile = json.dumps({part: sum(n) for part, n in persons.items()})
-    data = Dataset(site, digest[:_DIGEST], "local", json.dumps({"sha256": digest}), profile=profile)
-    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])
