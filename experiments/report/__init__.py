@@ -89,9 +89,12 @@ def write_report(record: Record, out: Path) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another file with -o.") from error
 
 
-def report_facts(record: Record) -> dict[str, Fact]:
-    """The facts that the report adds for checklists and model card: ``intervals`` and ``calibration``, if the run has them."""
-    found, out = figures(record), {}
+def report_facts(record: Record, found: Mapping[str, Any] | None = None) -> dict[str, Fact]:
+    """The facts that the report adds for checklists and model card: ``intervals`` and ``calibration``, if the run has them.
+
+    ``found``: the record's ``figures``, if they are known.
+    """
+    found, out = figures(record) if found is None else found, {}
     score = found["scores"]["all"]
     known = {} if score is None else {n: e for n, e in score["metrics"].items() if e["low"] is not None}
     if known:

@@ -30,7 +30,8 @@ def confusion(record: Record) -> npt.NDArray[np.int64] | None:
     found: npt.NDArray[Any] = add_counts(sites)["confusion"]
     if found.ndim != 2 or not 2 <= len(found) <= _MOST or len(found) != len(make_task(record.study).person_classes):
         return None
-    return np.rint(found).astype(np.int64)
+    rounded: npt.NDArray[np.int64] = np.rint(found).astype(np.int64)
+    return rounded
 
 
 def confusion_plot(record: Record, table: npt.NDArray[np.int64]) -> str:

@@ -23,9 +23,9 @@ import numpy as np
 
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.report import NAME, embedded, render, report_facts
+from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.tracked.confusion import confusion, confusion_plot
 from fedml.experiments.tracked.raster import png
-from fedml.experiments.runs.record import Record, read_record
 from fedml.runs.events import Start
 from fedml.runs.log import read_log
 
@@ -49,7 +49,7 @@ def write_files(run: Path, into: Path) -> None:
     page = render(record)
     found = embedded(page)
     (into / NAME).write_text(page, encoding="utf-8")
-    (into / CARD).write_text(model_card(record, report_facts(record)), encoding="utf-8")
+    (into / CARD).write_text(model_card(record, report_facts(record, found)), encoding="utf-8")
     (into / RESULTS).write_text(_results(found), encoding="utf-8")
     pictures = dict(_pictures(page))
     table = confusion(record)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -45,7 +46,7 @@ def png(svg: str) -> bytes:
     for element in root.iter():
         _draw(image, draw, element, scale)
     out = io.BytesIO()
-    image.resize((math.ceil(width * SCALE), math.ceil(height * SCALE)), Image.Resampling.LANCZOS).save(out, "PNG", dpi=(192, 192))
+    image.reduce(_FINER).save(out, "PNG", dpi=(192, 192))
     return out.getvalue()
 
 
@@ -100,7 +101,7 @@ def _stroke(draw: ImageDraw.ImageDraw, points: Sequence[Point], colour: str | No
 def _dashes(points: Sequence[Point], dash: Sequence[float]) -> Iterator[list[Point]]:
     """The visible parts of a dashed line."""
     number, left, part = 0, dash[0], [points[0]]
-    for start, end in zip(points, points[1:], strict=False):
+    for start, end in pairwise(points):
         length, done = math.dist(start, end), 0.0
         while length - done > left:
             done += left

@@ -15,7 +15,6 @@ from fedml.runs.events import Agreed
 
 _DIGEST = 36  # characters of a dataset's digest, of MLflow
 ALL = "all sites"
-Figures = dict[str, list[Any]]  # MLflow's run -> metrics of the trained model
 
 
 def dataset_of(site: str, digest: str, persons: Mapping[str, Sequence[int]]) -> Any:
@@ -28,7 +27,7 @@ def dataset_of(site: str, digest: str, persons: Mapping[str, Sequence[int]]) -> 
 
 
 def together(event: Agreed, training: Sequence[str]) -> Iterator[Any]:
-    """The data of all sites that train as one data set, if each has told its SHA-256; its digest is of those, in the order of the roster."""
+    """The data of all sites that train as one data set, if each has told its SHA-256: its digest is of those, in the roster's order."""
     known = {site: row["dataset"] for site, row in (event.disclosed or {}).items() if row["dataset"]}
     sites = [site for site in training if site in event.persons]
     if len(sites) < 2 or not all(site in known for site in sites):
@@ -39,23 +38,9 @@ def together(event: Agreed, training: Sequence[str]) -> Iterator[Any]:
     yield dataset_of(ALL, digest, persons)
 
 
-def log_figures(client: Any, figures: Figures, runs: tuple[str, Mapping[str, str]], model: str) -> None:
-    """Logs the metrics of a model at its step, each with its run and data set.
-
-    Args:
-        runs: MLflow's ids of the parent, and by site of the children.
-    """
+def of_model(metric: Any, run_id: str, data: Any, model: str) -> Any:
+    """The metric of a run as one of a model too. ``data``: the data set that it is of, a ``DatasetInput``, or None."""
     from mlflow.entities import Metric
 
-    parent, children = runs
-    names = {parent: ALL, **{run_id: site for site, run_id in children.items()}}
-    for run_id, metrics in figures.items():
-        inputs = client.get_run(run_id).inputs
-        data = next((i.dataset for i in (inputs.dataset_inputs if inputs else ()) if i.dataset.name == names[run_id]), None)
-        about = {} if data is None else {"dataset_name": data.name, "dataset_digest": data.digest}
-        rows = [Metric(m.key, m.value, m.timestamp, m.step, model_id=model, run_id=run_id, **about) for m in metrics]
-        for at in range(0, len(rows), _METRICS):
-            client.log_batch(run_id, metrics=rows[at : at + _METRICS])
-
-
-_METRICS = 1000  # in a batch, within MLflow's limit
+    about = {} if data is None else {"dataset_name": data.dataset.name, "dataset_digest": data.dataset.digest}
+    return Metric(metric.key, metric.value, metric.timestamp, metric.step, model_id=model, run_id=run_id, **about)

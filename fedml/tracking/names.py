@@ -1,7 +1,7 @@
 """What tells runs apart in MLflow: names, roles, and the parameters that were chosen.
 
-    run_name(study, start, None)     # "heart, fedavg, seed 0 (3fa2b1)"
-    chosen(study)                    # {"training.lr": "0.01", ...}: keys that are not at their default, and a few that are always there
+run_name(study, start, None)     # "heart, fedavg, seed 0 (3fa2b1)"
+chosen(study)                    # {"training.lr": "0.01", ...}: keys that are not at their default, and a few that are always there
 """
 
 from __future__ import annotations

@@ -96,13 +96,24 @@ def register(client: Any, name: str, parent: str, model: str, tags: Mapping[str,
     return version
 
 
-def logged_model(client: Any, parent: str) -> str | None:
-    """The id of the completely logged model of a run; None if there is none."""
+def logged_model(client: Any, parent: str) -> tuple[str, bool] | None:
+    """The id of the model of a run, and whether all of it is logged; None if there is none."""
     outputs = client.get_run(parent).outputs
-    for output in outputs.model_outputs if outputs else ():
-        if str(client.get_logged_model(output.model_id).status) == "READY":
-            return str(output.model_id)
-    return None
+    known = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else ())]
+    best = sorted(known, key=lambda model: str(model.status) != "READY")
+    return (str(best[0].model_id), str(best[0].status) == "READY") if best else None
+
+
+def begin_model(client: Any, study: Study, parent: str, about: About) -> tuple[str, bool]:
+    """The id of the run's model, which is created if there is none, and whether all of it is logged: metrics may name it before."""
+    from mlflow.entities import LoggedModelOutput
+
+    if (found := logged_model(client, parent)) is not None:
+        return found
+    experiment = client.get_run(parent).info.experiment_id
+    model = client.create_logged_model(experiment, "model", parent, dict(about.tags), dict(about.params), study.model.task)
+    client.log_outputs(parent, [LoggedModelOutput(model.model_id, about.step)])
+    return str(model.model_id), False
 
 
 def log_model(run: Path, study: Study, parent: str, about: About | None = None) -> str:
@@ -110,29 +121,24 @@ def log_model(run: Path, study: Study, parent: str, about: About | None = None) 
 
     Returns the model's id; an existing model of the run is kept.
     """
-    from mlflow.entities import LoggedModelOutput
-
-    client, about = connect(), about or About({}, {}, 0)
-    if (logged := logged_model(client, parent)) is not None:
-        return logged
-    experiment = client.get_run(parent).info.experiment_id
-    model = client.create_logged_model(experiment, "model", parent, dict(about.tags), dict(about.params), study.model.task)
-    with tempfile.TemporaryDirectory() as folder:
-        client.log_model_artifacts(model.model_id, str(_write_model(run, study, Path(folder), (model.model_id, parent))))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(parent, [LoggedModelOutput(model.model_id, about.step)])
-    return str(model.model_id)
+    client = connect()
+    model, whole = begin_model(client, study, parent, about or About({}, {}, 0))
+    if not whole:
+        with tempfile.TemporaryDirectory() as folder:
+            client.log_model_artifacts(model, str(_write_model(run, study, Path(folder), (model, parent))))
+        client.finalize_logged_model(model, "READY")
+    return model
 
 
 def _write_model(run: Path, study: Study, folder: Path, ids: tuple[str, str]) -> Path:
     """The model in MLflow's format, in a folder in ``folder``; it has no place and no name of this machine. ``ids``: of model and run."""
     import mlflow
-    import yaml
     from mlflow.models import Model
 
     from fedml.tracking import saved, scoring
 
     signature, requirements = signature_of(study, scoring.read_layout(run)), requirements_of(study)
+    model = Model(model_id=ids[0], model_uuid=ids[0], run_id=ids[1])
     copy, code, out = folder / "run", folder / ARCHIVE, folder / "model"
     copy.mkdir()
     for name in (STUDY, MODEL, PANEL, LAYOUT):
@@ -148,16 +154,13 @@ def _write_model(run: Path, study: Study, folder: Path, ids: tuple[str, str]) ->
             artifacts={saved.RUN: str(copy), saved.CODE: str(code)},
             signature=signature,
             pip_requirements=requirements,
-            mlflow_model=Model(model_id=ids[0], model_uuid=ids[0], run_id=ids[1]),
+            mlflow_model=model,
         )
-    file = out / "MLmodel"
-    found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    flavor = found["flavors"]["python_function"]
+    flavor = model.flavors["python_function"]
     flavor["model_code_path"] = Path(saved.__file__).name
     for artifact in flavor["artifacts"].values():
         artifact["uri"] = artifact["path"]
-    found.pop("artifact_path", None)
-    file.write_text(yaml.safe_dump(found, sort_keys=False), encoding="utf-8")
+    model.save(str(out / "MLmodel"))
     return out
 
 

@@ -35,10 +35,10 @@ from fedml.study.study import Study
 from fedml.tracking.analyses import Page, log_analysis
 from fedml.tracking.files import Write, log_files
 from fedml.tracking.members import parent_of, read_member
-from fedml.tracking.model_page import Figures, dataset_of, log_figures, together
+from fedml.tracking.model_page import dataset_of, of_model, together
 from fedml.tracking.names import EXTERNAL, ROLE, RUN, SITE, allowed, chosen, run_name
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of, result_of
-from fedml.tracking.registry import About, log_model
+from fedml.tracking.registry import About, begin_model, log_model
 from fedml.tracking.store import connect, runs_of, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
@@ -79,7 +79,9 @@ class Tracker:
         self.start: Start | None = None
         self.final = NO_FINAL
         self.privacy, self.answer, self.result = _unprotected(study), "", ""
-        self.figures: Figures = defaultdict(list)  # of the trained model
+        self.figures: dict[str, list[Any]] = defaultdict(list)  # of the trained model; written at the end, with the model
+        self.datasets: dict[str, Any] = {}  # MLflow's run -> the data set that its metrics are of
+        self.tags: dict[str, str] = {}
         self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
@@ -89,9 +91,8 @@ class Tracker:
         from mlflow.entities import Metric
 
         if value is not None:
-            self._rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
-            if name.startswith(("test/", "external/")):
-                self.figures[run_id].append(self._rows[run_id][-1])
+            rows = self.figures if name.startswith(("test/", "external/")) else self._rows
+            rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
@@ -169,7 +170,8 @@ class Tracker:
         if self.member is not None:
             sweep = parent_of(client, number, self.member.sweep, self._stamp)
             description_tags |= {"mlflow.parentRunId": sweep, "fedml.sweep": self.member.sweep}
-        self.parent = make("", name, {**common, ROLE: RUN, **description_tags, **packages})
+        self.tags = {**common, ROLE: RUN, **description_tags}
+        self.parent = make("", name, {**self.tags, **packages})
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
@@ -198,9 +200,13 @@ class Tracker:
                 tags["fedml.dataset_sha256"] = disclosed["dataset"]
                 datasets.append(dataset_of(site, disclosed["dataset"], parts))
                 client.log_inputs(self.children[site], datasets=datasets[-1:])
+                self.datasets[self.children[site]] = datasets[-1]
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
-            client.log_inputs(self.parent, datasets=[*datasets, *together(event, self.study.federation.training)])
+            whole = list(together(event, self.study.federation.training))
+            client.log_inputs(self.parent, datasets=[*datasets, *whole])
+            if whole:
+                self.datasets[self.parent] = whole[0]
         client.log_batch(self.parent, params=[Param("variants.panel", str(event.variants)), Param("parameters", str(event.parameters))])
 
     def _privacy(self, client: Any, event: Privacy) -> None:
@@ -209,7 +215,8 @@ class Tracker:
         step = self.study.federation.rounds
         self.privacy = event.sentence or self.privacy
         client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
-        client.set_tag(self.parent, "fedml.epsilon", f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded")
+        self.tags["fedml.epsilon"] = f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded"
+        client.set_tag(self.parent, "fedml.epsilon", self.tags["fedml.epsilon"])
         for site, claim in event.claims.items():
             run_id = self.children[site] if site else self.parent
             client.set_tag(run_id, "fedml.privacy", claim["sentence"][:_TEXT])
@@ -320,19 +327,29 @@ class Tracker:
         for site, ways in self.bytes.items():
             for way, total in ways.items():
                 self.put(self.children[site], f"total/{way}", total, self.final.round)
+        model = finished and self.whole and (self.run / MODEL).exists()
+        about = About(self._model_tags(), self.params, self.final.round) if model else None
+        self._figures(begin_model(client, self.study, self.parent, about)[0] if about else None)
         self._write(client)
         log_files(client, self.parent, self.run, self.write if self.whole and finished else None, finished=finished, whole=self.whole)
-        if finished and self.whole and (self.run / MODEL).exists():
-            names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")
-            every = client.get_run(self.parent).data.tags | self._last_tags()
-            tags = {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
-            model = log_model(self.run, self.study, self.parent, About(tags, self.params, self.final.round))
-            log_figures(client, self.figures, (self.parent, self.children), model)
+        if about:
+            log_model(self.run, self.study, self.parent, about)
         for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
             client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         for run_id in (*self.children.values(), self.parent):
             client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED", self._stamp)
         return self.parent
+
+    def _figures(self, model: str | None) -> None:
+        """The figures of the trained model, those of its own page too."""
+        for run_id, metrics in self.figures.items():
+            data = self.datasets.get(run_id)
+            self._rows[run_id] += metrics if model is None else [of_model(m, run_id, data, model) for m in metrics]
+
+    def _model_tags(self) -> dict[str, str]:
+        names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")
+        every = self.tags | self._last_tags()
+        return {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
 
     def _last_tags(self) -> dict[str, str]:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
