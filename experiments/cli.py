@@ -21,7 +21,7 @@ from fedml.experiments.models.commands import export_adjustment, export_bundle, 
 from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.runs.genes import genes
-from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
 
 if TYPE_CHECKING:
@@ -223,7 +223,9 @@ def gwas(
 def track(
     run_folder: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="The folder of a run or a sweep; - reads its path from standard input.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, sweep or comparison; - reads its path from standard input.", show_default=False
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="The run may still be running: record it until it ends.")] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Record all runs in --runs that were not yet delivered to MLflow.")] = False,
@@ -235,6 +237,7 @@ def track(
     """
     from fedml.experiments.tracked.files import write_files
     from fedml.runs.log import STUDY, study_of
+    from fedml.tracking.comparisons import COMPARISON, deliver_comparison, deliver_pending_comparisons
     from fedml.tracking.deliver import deliver
     from fedml.tracking.store import plain_errors
     from fedml.tracking.sweeps import SWEEP, deliver_all_pending, deliver_sweep
@@ -242,7 +245,8 @@ def track(
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
     if pending:
-        return deliver_all_pending(runs, print, write_files)
+        deliver_all_pending(runs, print, write_files)
+        return deliver_pending_comparisons(runs, print)
     assert run_folder is not None  # noqa: S101 - checked above
     parent, piped = os.getppid(), str(run_folder) == "-"
     if piped:
@@ -252,6 +256,9 @@ def track(
         if not line:  # the run did not begin
             return
         run_folder = Path(line)
+    if (run_folder / COMPARISON).exists():
+        with plain_errors():
+            return print(deliver_comparison(run_folder))
     if (run_folder / SWEEP).exists():
         with plain_errors():
             return print(deliver_sweep(run_folder, write=write_files))
@@ -273,6 +280,7 @@ def compare(
     changes: Overrides = None,
     runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
+    track: Track = True,
 ) -> None:
     """Compare federated training with training on pooled data and at each site alone, on the same test persons; or compare existing runs.
 
@@ -283,6 +291,7 @@ def compare(
     if against.leave_one_site_out or against.folds:
         return validate(what[0], sites, changes, against, runs, as_json=as_json)
     from fedml.experiments.compare.cost import lines
+    from fedml.experiments.compare.recorded import recorded
     from fedml.experiments.compare.tables import main_table, notes, plain_rows, summarise, where_table
     from fedml.experiments.compare.train import compare as make
     from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds, together
@@ -304,8 +313,12 @@ def compare(
     console.print(where_table(study, described))
     for line in (*notes(study, described), *lines(cost)):
         console.print(line, markup=False, soft_wrap=True)
+    undelivered = recorded(study, described, rows, runs, console) if track else ""
     if as_json:
-        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}), flush=True)
+        shown = {"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}
+        print(json.dumps({**shown, "mlflow_error": undelivered or None}), flush=True)
+    if undelivered:
+        raise SystemExit(UNDELIVERED)
 
 
 @app.command()
