@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fedml import quiet
 from fedml.errors import InputError
 from fedml.tracking.pages import VIEW_TAG, view_link
 from fedml.tracking.store import connect, store
@@ -49,6 +50,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
     # uvicorn puts its --app-dir, by default the current folder, before all else on Python's path.
     words += ["--uvicorn-opts", f"--app-dir {shlex.quote(str(Path(mlflow.__file__).parent.parent))}"]
     sys.stdout.flush()
+    quiet.release()  # the server writes to this process's standard error, not into a pipe that ends with it
     # The store's address may contain a password, so it is not passed as an argument. MLflow's jobs are for language models: off.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execve(sys.executable, [sys.executable, *words], environment)  # noqa: S606 - no shell

@@ -98,8 +98,9 @@ def _write_evaluation(record: Record, folder: Path, found: Mapping[str, Any], ta
     score = found["scores"]["all"]
     if score is None:
         return
-    metrics = {_NAMES.get(name, name): e["value"] for name, e in score["metrics"].items() if e["value"] is not None}
-    metrics["example_count"] = score["persons"]
+    final = record.final.metrics[found["part"]]["all"]
+    metrics = {_NAMES.get(name, name): value for name, value in final.items() if value is not None}
+    metrics["example_count"] = metrics.pop("persons", score["persons"])
     if table is not None and table.shape == (2, 2):
         (tn, fp), (fn, tp) = table.tolist()
         metrics |= {"true_negatives": tn, "false_positives": fp, "false_negatives": fn, "true_positives": tp}

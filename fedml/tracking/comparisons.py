@@ -2,7 +2,8 @@
 
     deliver_comparison(folder)     # RUNS/compare-heart-1a2b3c4d, as fedml.experiments.compare.recorded writes it; repeating it adds nothing
 
-Metrics: ``test/auroc/<way>`` with ``test/auroc_low/<way>`` and ``test/auroc_high/<way>``; ``difference/auroc/<way>`` from the first way.
+Metrics: ``test/auroc/<way>`` with ``test/auroc_low/<way>`` and ``test/auroc_high/<way>``; ``difference/auroc/<way>`` from the first way;
+``test/auroc`` is that of the first.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def deliver_comparison(folder: Path) -> str:
         "mlflow.source.type": "LOCAL",
     }  # fmt: skip
     known = [r for r in runs_of(client, experiment, found["id"]) if r.data.tags.get("fedml.job") == JOB]
-    name = f"{study.study.name}, comparison, seed {seeds} ({found['id'][-8:]})"
+    name = f"comparison, seed {seeds} ({found['id'][-8:]})"
     parent = str((known[0] if known else client.create_run(experiment, stamp, tags={ROLE: ROLE_OF_IT}, run_name=name)).info.run_id)
     compared = {"compared": ", ".join(row["who"] for row in summary), "seeds": seeds}
     client.log_batch(
@@ -85,6 +86,10 @@ def deliver_pending_comparisons(runs: Path, say: Callable[[str], object]) -> Non
 
 
 def _figures(summary: list[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
+    first = summary[0]["watched"]  # in the columns of the table of runs
+    for end, key in (("", "mean"), ("_low", "low"), ("_high", "high")):
+        if first[key] is not None:
+            yield allowed(f"test/{first['metric']}{end}"), float(first[key])
     for row in summary:
         who, metric, gap = allowed(row["who"]), row["watched"]["metric"], row["difference"] or {}
         named = {f"test/{metric}{end}/{who}": row["watched"][key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}

@@ -33,12 +33,13 @@ def allowed(text: str) -> str:
 
 
 def run_name(study: Study, start: Start, member: Member | None) -> str:
-    """A name for MLflow's tables: study, what was done, privacy, seed, and the end of the run's id. Of a sweep's run: the varied values."""
+    """A name for MLflow's tables, which cut it: what was done, privacy, seed, and the end of the run's id. The experiment has the study's
+    name. Of a sweep's run: the varied values."""
     end = start.run_id.rpartition("-")[2]
     if member is not None:
         return f"{', '.join(f'{key} {value}' for key, value in member.params.items()) or study.study.name} ({end})"
     seed = study.study.seed if start.schema == 0 else start.seed
-    words = [study.study.name, _JOBS.get(start.job, study.strategy.name)]
+    words = [_JOBS.get(start.job, study.strategy.name)]
     if study.privacy.unit != "none" and start.job in ("train", "evaluate"):
         words.append("private" if study.privacy.epsilon is None else f"epsilon {study.privacy.epsilon:g}")
     return f"{', '.join([*words, f'seed {seed}'])} ({end})"

@@ -12,6 +12,7 @@ from typing import Any
 
 from fedml.runs.events import Start
 from fedml.study.study import Study
+from fedml.tracking.store import shared
 
 VIEW = "fedml"  # the view's key
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
@@ -31,6 +32,10 @@ def columns(metric: str) -> list[str]:
 
 def experiment_of(client: Any, study: Study) -> str:
     """The id of the study's experiment. The experiment is created if missing and has description, main metric and view."""
+    return shared(lambda: _experiment_of(client, study))
+
+
+def _experiment_of(client: Any, study: Study) -> str:
     from fedml.tasks.registry import make_task
 
     task, about = make_task(study), study.study
@@ -43,24 +48,12 @@ def experiment_of(client: Any, study: Study) -> str:
         VIEW_TAG: json.dumps(view),
     }
     found = client.get_experiment_by_name(about.name)
-    number = found.experiment_id if found else _created(client, about.name)
+    number = found.experiment_id if found else client.create_experiment(about.name)
     for key, value in tags.items():
         # A description that was edited in MLflow is kept.
         if (found is None or key not in found.tags) or (key == VIEW_TAG and found.tags[key] != value):
             client.set_experiment_tag(number, key, value)
     return str(number)
-
-
-def _created(client: Any, name: str) -> str:
-    """The id of a new experiment, or of that which another process has just created."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return str(client.create_experiment(name))
-    except MlflowException:
-        if (found := client.get_experiment_by_name(name)) is None:
-            raise
-        return str(found.experiment_id)
 
 
 def description(study: Study, start: Start | None, answer: str, privacy: str) -> str:

@@ -8,16 +8,18 @@ import importlib.metadata
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fedml.errors import RunError
 
 _WAIT_SECONDS, _MOST_SECONDS = 0.25, 4.0  # between attempts to open a database that another process is creating: first and last wait
+_TWICE = re.compile("IntegrityError|UniqueViolation|already exists|RESOURCE_ALREADY_EXISTS")  # another process wrote the same row
+T = TypeVar("T")
 _SERVERS = ("http://", "https://")
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
@@ -54,6 +56,27 @@ def connect() -> Any:
                     raise error if isinstance(error, MlflowException) else MlflowException(f"{type(error).__name__}: {error}") from error
                 time.sleep(wait)
                 wait *= 2
+
+
+def shared(write: Callable[[], T]) -> T:
+    """What ``write`` gives, which writes rows that several processes write alike: an experiment's tags, data sets. One process at a time
+    does so in a database file; on a server it is repeated if another was faster.
+
+    Raises:
+        MlflowException: as ``write``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    wait = _WAIT_SECONDS
+    with _alone(store()):
+        while True:
+            try:
+                return write()
+            except MlflowException as error:
+                if wait > _MOST_SECONDS or not _TWICE.search(str(error)):
+                    raise
+            time.sleep(wait)
+            wait *= 2
 
 
 @contextmanager

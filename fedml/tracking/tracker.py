@@ -1,7 +1,7 @@
 """Writes a run's events to MLflow: one parent run, and a child run for each site. ``fedml.tracking.deliver`` reads the log and calls it.
 
 Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1``, limits ``test/auroc_low``, of the worst site
-``test/auroc_worst_site``; ``train/loss``, ``round/seconds``; a step is the number of rounds that the model was trained.
+``test/auroc_worst_site``; ``train/loss``, ``work/seconds``; a step is the number of rounds that the model was trained.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from fedml.runs.events import (
 )
 from fedml.runs.log import MODEL, load_counts
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 from fedml.tracking.analyses import Page, log_analysis
 from fedml.tracking.files import Write, log_files
 from fedml.tracking.members import parent_of, read_member
@@ -39,7 +40,7 @@ from fedml.tracking.model_page import dataset_of, of_model, together
 from fedml.tracking.names import EXTERNAL, ROLE, RUN, SITE, allowed, chosen, run_name
 from fedml.tracking.pages import answer_of, code_tags, description, experiment_of, result_of
 from fedml.tracking.registry import About, begin_model, log_model
-from fedml.tracking.store import connect, runs_of, versions
+from fedml.tracking.store import connect, runs_of, shared, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
@@ -80,6 +81,8 @@ class Tracker:
         self.final = NO_FINAL
         self.privacy, self.answer, self.result = _unprotected(study), "", ""
         self.figures: dict[str, list[Any]] = defaultdict(list)  # of the trained model; written at the end, with the model
+        self._later: dict[str, list[Any]] = defaultdict(list)  # metrics of the parent that are written after those
+        self.watched = make_task(study).watched
         self.datasets: dict[str, Any] = {}  # MLflow's run -> the data set that its metrics are of
         self.tags: dict[str, str] = {}
         self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
@@ -91,8 +94,13 @@ class Tracker:
         from mlflow.entities import Metric
 
         if value is not None:
-            rows = self.figures if name.startswith(("test/", "external/")) else self._rows
+            rows = self.figures if name.startswith(("test/", "external/")) else self._later if self._waits(run_id, name) else self._rows
             rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
+
+    def _waits(self, run_id: str, name: str) -> bool:
+        """Whether a metric of the parent is written after its test metrics: MLflow's page of a run lists the first written first."""
+        live = (f"val/{self.watched}", f"train/{self.watched}", "train/loss")
+        return run_id == self.parent and name.startswith(("work/", "val/", "train/")) and name not in live
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
@@ -199,12 +207,12 @@ class Tracker:
             if disclosed["dataset"]:
                 tags["fedml.dataset_sha256"] = disclosed["dataset"]
                 datasets.append(dataset_of(site, disclosed["dataset"], parts))
-                client.log_inputs(self.children[site], datasets=datasets[-1:])
                 self.datasets[self.children[site]] = datasets[-1]
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
             whole = list(together(event, self.study.federation.training))
-            client.log_inputs(self.parent, datasets=[*datasets, *whole])
+            inputs = {self.parent: [*datasets, *whole], **{run_id: [data] for run_id, data in self.datasets.items()}}
+            shared(lambda: [client.log_inputs(run_id, datasets=own) for run_id, own in inputs.items()])
             if whole:
                 self.datasets[self.parent] = whole[0]
         client.log_batch(self.parent, params=[Param("variants.panel", str(event.variants)), Param("parameters", str(event.parameters))])
@@ -236,7 +244,7 @@ class Tracker:
     def _round(self, event: Round | Final) -> None:
         # The metrics of a round are those of the model at its start.
         number, trained_rounds = event.round, event.round - isinstance(event, Round)
-        watched = self._watched()
+        watched = self.watched
         for part, scores in event.metrics.items():
             if part == "test" and not self.whole:
                 continue
@@ -248,18 +256,18 @@ class Tracker:
                     self.put(self.children[site], f"{part}/{name}", value, trained_rounds)
             if scores["worst"]:
                 self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], trained_rounds)
-        self.put(self.parent, "round/sites", len(event.sites), number)
-        self.put(self.parent, "round/seconds", event.seconds, number)
+        self.put(self.parent, "work/sites", len(event.sites), number)
+        self.put(self.parent, "work/seconds", event.seconds, number)
         trained = [row for row in event.sites.values() if row["seen"]] if isinstance(event, Round) else []
         if trained:
             loss = sum((row["train_loss"] or 0.0) * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
             self.put(self.parent, "train/loss", loss, number)
         rows: dict[str, SiteRow] = {**event.sites}
         for way in _WAYS:
-            self.put(self.parent, f"round/{way}", sum(row[way] for row in rows.values()), number)
+            self.put(self.parent, f"work/{way}", sum(row[way] for row in rows.values()), number)
         if isinstance(event, Round):
             for site in self.study.federation.training:
-                self.put(self.children[site], "round/took_part", float(site in event.sites), number)
+                self.put(self.children[site], "work/took_part", float(site in event.sites), number)
         else:
             self.final = event
         for site, reason in event.refused.items():
@@ -268,22 +276,15 @@ class Tracker:
             self._head(site, row)
             if isinstance(event, Round):
                 self.rounds[site].append(number)
-                self.put(self.children[site], "round/train_loss", event.sites[site]["train_loss"], number)
-                self.put(self.children[site], "round/update_norm", event.sites[site]["update_norm"], number)
+                self.put(self.children[site], "work/train_loss", event.sites[site]["train_loss"], number)
+                self.put(self.children[site], "work/update_norm", event.sites[site]["update_norm"], number)
             for way in _WAYS:
                 self.bytes[site][way] += row[way]
-                self.put(self.children[site], f"round/{way}", row[way], number)
-
-    def _watched(self) -> str:
-        from fedml.tasks.registry import make_task
-
-        return make_task(self.study).watched
+                self.put(self.children[site], f"work/{way}", row[way], number)
 
     def _held_out(self) -> None:
         """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer. For a sweep's
         run, the intervals of the validation persons."""
-        from fedml.tasks.registry import make_task
-
         if self.member is not None:
             self._limits("val")
         if not self.whole:
@@ -302,7 +303,6 @@ class Tracker:
     def _limits(self, part: str) -> tuple[float, float] | None:
         """Records the intervals of a part, of all persons and by site; returns that of all."""
         from fedml.tasks.intervals import interval
-        from fedml.tasks.registry import make_task
 
         task, step, limits = make_task(self.study), self.final.round, None
         counts = load_counts(self.run).get(part, {})
@@ -342,9 +342,13 @@ class Tracker:
 
     def _figures(self, model: str | None) -> None:
         """The figures of the trained model, those of its own page too."""
+        first = [f"{part}/{self.watched}{end}" for part in ("test", "external") for end in ("", "_low", "_high", "_worst_site")]
         for run_id, metrics in self.figures.items():
             data = self.datasets.get(run_id)
-            self._rows[run_id] += metrics if model is None else [of_model(m, run_id, data, model) for m in metrics]
+            ordered = sorted(metrics, key=lambda m: first.index(m.key) if m.key in first else len(first))
+            self._rows[run_id] += ordered if model is None else [of_model(m, run_id, data, model) for m in ordered]
+        for run_id, metrics in self._later.items():
+            self._rows[run_id] += metrics
 
     def _model_tags(self) -> dict[str, str]:
         names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")

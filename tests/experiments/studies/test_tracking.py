@@ -86,7 +86,7 @@ def test_each_site_has_a_child_run_with_its_work_and_disclosures(made: tuple[Pat
         assert json.loads(tags["fedml.policy"]) == agreed["disclosed"][site]["policy"]
         assert child["datasets"] == [(site, agreed["disclosed"][site]["dataset"][:36])]
         assert child["params"]["persons.train"] == str(sum(agreed["persons"][site]["train"]))
-        assert [value for _, value, _ in metrics["round/took_part"]] == [1, 1]
+        assert [value for _, value, _ in metrics["work/took_part"]] == [1, 1]
         final = next(e for e in events if e["event"] == "final")
         assert metrics["test/auroc"][0][1] == final["metrics"]["test"]["sites"][site]["auroc"]
         for way in ("bytes_in", "bytes_out"):
