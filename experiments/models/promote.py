@@ -57,7 +57,12 @@ def promote(run: Path, alias: str, margin: float) -> Version:
     parent = deliver(run, record.study, write=write_files)
     model = log_model(run, record.study, parent)
     tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: record.final.weights_sha256}
-    return register(client, name, parent, model, tags, alias, record.study.study.question)
+    recorded = client.get_run(parent).data.tags
+    if result := recorded.get("fedml.result"):
+        tags["fedml.result"] = result  # in the table of versions
+    version = register(client, name, parent, model, tags, alias, record.study.study.question)
+    client.update_model_version(name, str(version.number), description=recorded.get("mlflow.note.content", ""))
+    return version
 
 
 def check_sound(record: Record) -> None:

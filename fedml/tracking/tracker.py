@@ -44,6 +44,7 @@ from fedml.tracking.store import connect, runs_of, shared, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
+_MOST_LATER = 2000  # metrics of the parent that are kept until the end
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
 
 
@@ -81,7 +82,7 @@ class Tracker:
         self.final = NO_FINAL
         self.privacy, self.answer, self.result = _unprotected(study), "", ""
         self.figures: dict[str, list[Any]] = defaultdict(list)  # of the trained model; written at the end, with the model
-        self._later: dict[str, list[Any]] = defaultdict(list)  # metrics of the parent that are written after those
+        self._later: dict[str, list[Any]] = defaultdict(list)  # the parent's others, after those: MLflow lists what was written first
         self.watched = make_task(study).watched
         self.datasets: dict[str, Any] = {}  # MLflow's run -> the data set that its metrics are of
         self.tags: dict[str, str] = {}
@@ -94,13 +95,9 @@ class Tracker:
         from mlflow.entities import Metric
 
         if value is not None:
-            rows = self.figures if name.startswith(("test/", "external/")) else self._later if self._waits(run_id, name) else self._rows
+            later = self._later if run_id == self.parent else self._rows
+            rows = self.figures if name.startswith(("test/", "external/")) else later
             rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
-
-    def _waits(self, run_id: str, name: str) -> bool:
-        """Whether a metric of the parent is written after its test metrics: MLflow's page of a run lists the first written first."""
-        live = (f"val/{self.watched}", f"train/{self.watched}", "train/loss")
-        return run_id == self.parent and name.startswith(("work/", "val/", "train/")) and name not in live
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
@@ -127,11 +124,13 @@ class Tracker:
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:
                         client.set_tag(self.parent, "fedml.reason", event.reason[:_TEXT])
-        if self.status != "RUNNING" or time.monotonic() - self._written > _PAUSE_SECONDS:
+        if len(self._later[self.parent]) > _MOST_LATER:
+            self._rows[self.parent] += self._later.pop(self.parent)
+        if self.status == "RUNNING" and time.monotonic() - self._written > _PAUSE_SECONDS:  # otherwise the record is closed now
             self._write(client)
 
     def _write(self, client: Any) -> None:
-        for run_id, metrics in self._rows.items():
+        for run_id, metrics in sorted(self._rows.items(), key=lambda item: item[0] != self.parent):
             for at in range(0, len(metrics), _METRICS):
                 client.log_batch(run_id, metrics=metrics[at : at + _METRICS])
         self._rows.clear()
@@ -343,7 +342,7 @@ class Tracker:
     def _figures(self, model: str | None) -> None:
         """The figures of the trained model, those of its own page too."""
         first = [f"{part}/{self.watched}{end}" for part in ("test", "external") for end in ("", "_low", "_high", "_worst_site")]
-        for run_id, metrics in self.figures.items():
+        for run_id, metrics in sorted(self.figures.items(), key=lambda item: item[0] != self.parent):
             data = self.datasets.get(run_id)
             ordered = sorted(metrics, key=lambda m: first.index(m.key) if m.key in first else len(first))
             self._rows[run_id] += ordered if model is None else [of_model(m, run_id, data, model) for m in ordered]
@@ -353,7 +352,9 @@ class Tracker:
     def _model_tags(self) -> dict[str, str]:
         names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")
         every = self.tags | self._last_tags()
-        return {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
+        told = {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
+        lines = [f"**{self.answer}**", f"Question: {self.study.study.question}", f"Privacy: {self.privacy}"]
+        return told | {"mlflow.note.content": "\n\n".join(lines)}
 
     def _last_tags(self) -> dict[str, str]:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
