@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -235,40 +233,11 @@ def track(
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
-    from fedml.experiments.tracked.files import write_files
-    from fedml.runs.log import STUDY, study_of
-    from fedml.tracking.comparisons import COMPARISON, deliver_comparison, deliver_pending_comparisons
-    from fedml.tracking.deliver import deliver
-    from fedml.tracking.store import plain_errors
-    from fedml.tracking.sweeps import SWEEP, deliver_all_pending, deliver_sweep
+    from fedml.experiments.tracked.track import track as record
 
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
-    if pending:
-        deliver_all_pending(runs, print, write_files)
-        return deliver_pending_comparisons(runs, print)
-    assert run_folder is not None  # noqa: S101 - checked above
-    parent, piped = os.getppid(), str(run_folder) == "-"
-    if piped:
-        from fedml.tracking import scoring  # noqa: F401 - imported early because it takes seconds, while the run is being prepared
-
-        line = sys.stdin.readline().strip()
-        if not line:  # the run did not begin
-            return
-        run_folder = Path(line)
-    if (run_folder / COMPARISON).exists():
-        with plain_errors():
-            return print(deliver_comparison(run_folder))
-    if (run_folder / SWEEP).exists():
-        with plain_errors():
-            return print(deliver_sweep(run_folder, write=write_files))
-    if not (run_folder / STUDY).exists():
-        raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study = study_of(run_folder)
-    # The parent process closes the pipe when it has written everything.
-    settle = sys.stdin.read if piped and follow else lambda: ""
-    with plain_errors():
-        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle, write=write_files))
+    record(run_folder, runs, follow=follow)
 
 
 @app.command()
