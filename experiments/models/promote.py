@@ -61,7 +61,9 @@ def promote(run: Path, alias: str, margin: float) -> Version:
     if result := recorded.get("fedml.result"):
         tags["fedml.result"] = result  # in the table of versions
     version = register(client, name, parent, model, tags, alias, record.study.study.question)
-    client.update_model_version(name, str(version.number), description=recorded.get("mlflow.note.content", ""))
+    client.update_model_version(
+        name, str(version.number), description="\n\n".join(filter(None, (result, recorded.get("mlflow.note.content"))))
+    )
     return version
 
 
