@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +20,7 @@ from fedml.experiments.new.commands import import_table, new
 from fedml.experiments.options import Against, Json, Overrides, Runs, Seed, Sites, SitesOrNone, StudyFile, StudyFileOrNone, Track, Where
 from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
-from fedml.experiments.runs.launch import closing_line, find, judge, launch, load_study, make_console
+from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
 
 if TYPE_CHECKING:
@@ -224,7 +222,9 @@ def gwas(
 def track(
     run_folder: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="The folder of a run or a sweep; - reads its path from standard input.", show_default=False),
+        typer.Argument(
+            metavar="RUN", help="Folder of a run, sweep or comparison; - reads its path from standard input.", show_default=False
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", help="The run may still be running: record it until it ends.")] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Record all runs in --runs that were not yet delivered to MLflow.")] = False,
@@ -234,34 +234,11 @@ def track(
 
     Example: fedml track fedml-runs/heart-20260131-101500-3fa2b1
     """
-    from fedml.runs.log import STUDY, study_of
-    from fedml.tracking.deliver import deliver
-    from fedml.tracking.store import plain_errors
-    from fedml.tracking.sweeps import SWEEP, deliver_all_pending, deliver_sweep
+    from fedml.experiments.tracked.track import track as record
 
     if pending == (run_folder is not None):
         raise InputError("give either RUN, the folder of one run, or --pending for all runs not yet delivered to MLflow.")
-    if pending:
-        return deliver_all_pending(runs, print)
-    assert run_folder is not None  # noqa: S101 - checked above
-    parent, piped = os.getppid(), str(run_folder) == "-"
-    if piped:
-        from fedml.tracking import scoring  # noqa: F401 - imported early because it takes seconds, while the run is being prepared
-
-        line = sys.stdin.readline().strip()
-        if not line:  # the run did not begin
-            return
-        run_folder = Path(line)
-    if (run_folder / SWEEP).exists():
-        with plain_errors():
-            return print(deliver_sweep(run_folder))
-    if not (run_folder / STUDY).exists():
-        raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
-    study = study_of(run_folder)
-    # The parent process closes the pipe when it has written everything.
-    settle = sys.stdin.read if piped and follow else lambda: ""
-    with plain_errors():
-        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle))
+    record(run_folder, runs, follow=follow)
 
 
 @app.command()
@@ -273,6 +250,7 @@ def compare(
     changes: Overrides = None,
     runs: Runs = Path("fedml-runs"),
     as_json: Json = False,
+    track: Track = True,
 ) -> None:
     """Compare federated training with training on pooled data and at each site alone, on the same test persons; or compare existing runs.
 
@@ -283,6 +261,7 @@ def compare(
     if against.leave_one_site_out or against.folds:
         return validate(what[0], sites, changes, against, runs, as_json=as_json)
     from fedml.experiments.compare.cost import lines
+    from fedml.experiments.compare.recorded import recorded
     from fedml.experiments.compare.tables import main_table, notes, plain_rows, summarise, where_table
     from fedml.experiments.compare.train import compare as make
     from fedml.experiments.compare.train import compare_runs, parse_baselines, parse_seeds, together
@@ -304,8 +283,12 @@ def compare(
     console.print(where_table(study, described))
     for line in (*notes(study, described), *lines(cost)):
         console.print(line, markup=False, soft_wrap=True)
+    undelivered = recorded(study, described, rows, runs, console) if track else ""
     if as_json:
-        print(json.dumps({"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}), flush=True)
+        shown = {"study": study.study.name, "rows": plain_rows(rows), "summary": described, "privacy": cost}
+        print(json.dumps({**shown, "mlflow_error": undelivered or None}), flush=True)
+    if undelivered:
+        raise SystemExit(UNDELIVERED)
 
 
 @app.command()

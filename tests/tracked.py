@@ -129,21 +129,28 @@ def proxy(port: int, before: Callable[[int], None]) -> Iterator[str]:
         server.server_close()
 
 
+def name_of(found: Any) -> str:
+    """A run of MLflow by the run's id and its site."""
+    tags = found.data.tags
+    return "/".join(filter(None, (tags["fedml.run_id"], tags.get("fedml.site"))))
+
+
 def content(uri: str, experiment: str = "toy") -> dict[str, Any]:
-    """All that MLflow tells of an experiment's runs but ids of its own: name -> status, tags, params, metric histories, datasets, files."""
+    """All that MLflow tells of an experiment's runs but ids of its own, by ``name_of``: name, status, tags, params, histories, files."""
     from mlflow import MlflowClient
 
     client, out = MlflowClient(uri), dict[str, Any]()
     found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    names = {r.info.run_id: r.info.run_name for r in found}
+    names = {r.info.run_id: name_of(r) for r in found}
     for r in found:
-        name = r.info.run_name
+        name = name_of(r)
         assert name not in out, f"{name} is there twice"
         tags = {k: names.get(v, v) for k, v in r.data.tags.items() if k not in {"mlflow.log-model.history", "mlflow.user"}}
         steps = {
             key: sorted((m.step, m.value, m.timestamp) for m in client.get_metric_history(r.info.run_id, key)) for key in r.data.metrics
         }
         out[name] = {
+            "name": r.info.run_name,
             "status": r.info.status,
             "times": (r.info.start_time, r.info.end_time),
             "tags": tags,
@@ -152,5 +159,6 @@ def content(uri: str, experiment: str = "toy") -> dict[str, Any]:
             "datasets": sorted((d.dataset.name, d.dataset.digest) for d in r.inputs.dataset_inputs),
             "files": sorted(a.path for a in client.list_artifacts(r.info.run_id, "record")),
             "models": len(r.outputs.model_outputs) if r.outputs else 0,
+            "shown": sorted(a.path for a in client.list_artifacts(r.info.run_id)),
         }
     return out

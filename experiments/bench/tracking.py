@@ -80,8 +80,8 @@ def figures(run: Path) -> list[tuple[str, str, float, int, int]]:
         for site, row in event.sites.items():
             for part, scores in event.metrics.items():
                 out += [(site, f"{part}/{k}", v, stamp, number - 1) for k, v in scores["sites"][site].items() if v is not None]
-            out += [(site, f"round/{k}", float(row[k] or 0.0), stamp, number) for k in ways]
-            out.append((site, "round/took_part", 1.0, stamp, number))
+            out += [(site, f"work/{k}", float(row[k] or 0.0), stamp, number) for k in ways]
+            out.append((site, "work/took_part", 1.0, stamp, number))
     return out
 
 
@@ -119,7 +119,7 @@ def histories(uri: str, steps: int) -> dict[tuple[str, str], list[tuple[int, flo
         site = run.info.run_name.rpartition("/")[2]
         for name in run.data.metrics if site.startswith("site-") else ():
             found: list[Any] = client.get_metric_history(run.info.run_id, name)
-            last = steps - (not name.startswith("round/"))
+            last = steps - (not name.startswith("work/"))
             kept = sorted((m.step, m.value, m.timestamp) for m in found if m.step <= last)
             if kept:
                 out[site, name] = kept
@@ -134,7 +134,7 @@ def main() -> None:
         os.chdir(folder)
         run = make_run(folder)
         all_figures = figures(run)
-        first = [row for row in all_figures if row[4] + (not row[1].startswith("round/")) <= rounds]
+        first = [row for row in all_figures if row[4] + (not row[1].startswith("work/")) <= rounds]
         from mlflow import MlflowClient
 
         uris = {who: f"sqlite:///{folder / who}.db" for who in ("ours", "peer")}

@@ -71,11 +71,12 @@ def _privacy(record: Record) -> list[str]:
 
 
 def _tracked(run: Path, record: Record) -> str:
+    from fedml.experiments.tracked.files import write_files
     from fedml.tracking.deliver import deliver
     from fedml.tracking.store import plain_errors
 
     with plain_errors():
-        return deliver(run, record.study)
+        return deliver(run, record.study, write=write_files)
 
 
 def validate(

@@ -91,7 +91,8 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
-    page, more, found, stated = render(record), report_facts(record), figures(record), publication_of(record.run)
+    found = figures(record)
+    page, more, stated = render(record), report_facts(record, found), publication_of(record.run)
     return {
         "metrics.json": canonical(
             {

@@ -22,6 +22,7 @@ from typing import Any
 
 from fedml.errors import InputError
 from fedml.experiments.runs.record import Record, exchanges, read_record
+from fedml.experiments.tracked.files import write_files
 from fedml.models.fusion import digest
 from fedml.runs.events import Round
 from fedml.runs.log import MODEL, load_model
@@ -29,7 +30,7 @@ from fedml.strategies.chosen import planned
 from fedml.tasks.registry import make_task
 from fedml.tracking.deliver import deliver
 from fedml.tracking.registry import CHALLENGER, CHAMPION, RUN_TAG, STUDY_TAG, WEIGHTS_TAG, Version, holder, log_model, register
-from fedml.tracking.store import store
+from fedml.tracking.store import connect
 
 ALIASES = (CHALLENGER, CHAMPION)
 _SLACK = 1e-9  # relative: rounding of an epsilon whose noise multiplier was solved for
@@ -41,24 +42,29 @@ def promote(run: Path, alias: str, margin: float) -> Version:
     Raises:
         InputError: a rule is violated, or the run, the alias or the margin is invalid.
     """
-    from mlflow import MlflowClient
-
     if alias not in ALIASES:
         raise InputError(f'--as "{alias}" is not known; give challenger or champion.')
     if not 0 <= margin < math.inf:
         raise InputError(f"--margin {margin}: must be 0 or more, in the unit of the metric.")
     record = read_record(run)
     check_sound(record)
-    client, name = MlflowClient(store()), record.study.study.name
+    client, name = connect(), record.study.study.name
     champion = holder(client, name, CHAMPION)
     if champion is not None and champion.run_id != record.run_id:
         check_sites(record, _champion_record(client, champion), margin)
     elif champion is not None and alias == CHALLENGER:
         raise InputError(f"{run}: is already the champion of {name} (version {champion.number}); a challenger must be another run.")
-    parent = deliver(run, record.study)
+    parent = deliver(run, record.study, write=write_files)
     model = log_model(run, record.study, parent)
     tags = {RUN_TAG: record.run_id, STUDY_TAG: record.study.sha256, WEIGHTS_TAG: record.final.weights_sha256}
-    return register(client, name, parent, model, tags, alias, record.study.study.question)
+    recorded = client.get_run(parent).data.tags
+    if result := recorded.get("fedml.result"):
+        tags["fedml.result"] = result  # in the table of versions
+    version = register(client, name, parent, model, tags, alias, record.study.study.question)
+    client.update_model_version(
+        name, str(version.number), description="\n\n".join(filter(None, (result, recorded.get("mlflow.note.content"))))
+    )
+    return version
 
 
 def check_sound(record: Record) -> None:

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fedml import quiet
 from fedml.errors import InputError
 from fedml.tracking.pages import VIEW_TAG, view_link
-from fedml.tracking.store import store
+from fedml.tracking.store import connect, store
 
 HOST = "127.0.0.1"
 
@@ -23,7 +24,6 @@ def serve(port: int, say: Callable[[str], None]) -> None:
         InputError: the port is in use, or the store cannot be read.
     """
     import mlflow
-    from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     uri = store()
@@ -37,7 +37,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
             except OSError as error:
                 raise InputError(f"--port {port}: cannot listen on this port ({error.strerror}); give another port.") from error
     try:
-        found = [e for e in MlflowClient(uri).search_experiments() if VIEW_TAG in e.tags]
+        found = [e for e in connect().search_experiments() if VIEW_TAG in e.tags]
     except MlflowException as error:
         raise InputError(f"MLFLOW_TRACKING_URI: the store cannot be read ({error}); see docs/tracking.md.") from error
     for experiment in sorted(found, key=lambda e: str(e.name)):
@@ -50,6 +50,7 @@ def serve(port: int, say: Callable[[str], None]) -> None:
     # uvicorn puts its --app-dir, by default the current folder, before all else on Python's path.
     words += ["--uvicorn-opts", f"--app-dir {shlex.quote(str(Path(mlflow.__file__).parent.parent))}"]
     sys.stdout.flush()
+    quiet.release()  # the server writes to this process's standard error, not into a pipe that ends with it
     # The store's address may contain a password, so it is not passed as an argument. MLflow's jobs are for language models: off.
     environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": uri, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     os.execve(sys.executable, [sys.executable, *words], environment)  # noqa: S606 - no shell

@@ -109,10 +109,13 @@ def write_page(out: Path, text: str) -> None:
         raise InputError(f"{out}: cannot be written ({error.strerror}); give another file with -o.") from error
 
 
-def report_facts(record: Record) -> dict[str, Fact]:
+def report_facts(record: Record, found: Mapping[str, Any] | None = None) -> dict[str, Fact]:
     """The facts that the report adds for checklists and model card, of those that the run has: ``intervals``, ``calibration``,
-    ``diagram``, ``characteristics``, ``sample_size``, ``utility``."""
-    found, out = figures(record), {}
+    ``diagram``, ``characteristics``, ``sample_size``, ``utility``.
+
+    ``found``: the record's ``figures``, if they are known.
+    """
+    found, out = figures(record) if found is None else found, dict[str, Fact]()
     if record.agreed.came:
         out["diagram"] = Fact("The flow of sites and persons is drawn in the report.", (f"{NAME}#participants",))
     if found["columns"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedml import quiet
 from fedml.cli import grouped
 from fedml.errors import InputError
 from fedml.experiments.options import Json, Overrides, Runs, Sites, StudyFile
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from fedml.experiments.sweep.plan import Sweep
     from fedml.experiments.sweep.result import Result
 
-_TRACKING_SECONDS = 1800  # time limit for delivery to MLflow
 _STOPPED = 130  # exit code, as that of every command that is stopped from the keyboard
 
 
@@ -106,6 +103,7 @@ def perform(plan: Sweep, folders: tuple[Path, Path], study_file: Path | None, ho
     Raises:
         InputError: something cannot be used; nothing was started. RunError: no try has a value. Stopped: from the keyboard.
     """
+    from fedml.experiments.runs.delivery import delivered
     from fedml.experiments.sweep.folder import opened
     from fedml.experiments.sweep.plan import Data, check_privacy, checked, privacy_lines
     from fedml.experiments.sweep.run import missing, run_sweep
@@ -133,7 +131,7 @@ def perform(plan: Sweep, folders: tuple[Path, Path], study_file: Path | None, ho
             _ask(len(ahead))
         console.print(f"{plan.most} tries of {len(search.seeds)} run(s) each; sweep: {state.folder}", markup=False, soft_wrap=True)
         result = run_sweep(plan, tries, state, data, study_file, console, track=how.track)
-        return result, _delivered(state.folder, console) if how.track else ""
+        return result, delivered(state.folder, console, "sweep") if how.track else ""
 
 
 def _line(console: Console) -> Callable[[str], None]:
@@ -146,22 +144,3 @@ def _ask(count: int) -> None:
         raise InputError("the runs spend privacy and nobody can be asked here; give --yes (in Python: yes=True) to start them.")
     if not typer.confirm(f"Start {count} runs?"):
         raise InputError("not started.")
-
-
-def _delivered(folder: Path, console: Console) -> str:
-    """Delivers the sweep to MLflow in a separate process; returns why MLflow has no complete record, "" if it has one."""
-    from fedml.text import printable
-
-    command, why = [sys.executable, "-P", "-m", "fedml.experiments.cli", "track", str(folder)], ""
-    try:
-        with console.status("recording in MLflow"):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TRACKING_SECONDS, start_new_session=True, check=False)
-        if done.returncode:
-            why = (quiet.last_said(done.stderr) or "no error message").removeprefix("error: ")
-    except subprocess.TimeoutExpired:
-        why = f"it took longer than {_TRACKING_SECONDS} s"
-    except KeyboardInterrupt:
-        why = "stopped from the keyboard"
-    if not why:
-        return ""
-    return f"MLflow has no complete record of this sweep ({printable(why)}); deliver it later: fedml track {folder}"

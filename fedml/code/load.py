@@ -172,7 +172,7 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
     """The function that makes each module of ``code`` once."""
     sources, tops = _sources(code)
     digests = "".join([*(file.sha256 for file in code.modules), *(package.sha256 for package in code.packages)])
-    package = "fedml_own_" + sha256(digests.encode()).hexdigest()[:16]
+    package = f"{__name__.partition('.')[0]}_own_" + sha256(digests.encode()).hexdigest()[:16]
     made: dict[str, ModuleType] = {}
 
     def find(name: str, scope: Mapping[str, Any] | None = None, local: Any = None, wanted: Any = (), level: int = 0) -> Any:
@@ -182,7 +182,7 @@ def _loader(code: Code) -> Callable[[str], ModuleType]:
         if name.partition(".")[0] not in tops:
             if not importable(name, ()):
                 raise ImportError(f"{name} is neither of [code] nor installed with this software")
-            return builtins.__import__(name, scope, local, wanted or (), 0)
+            return __import__(name, scope, local, wanted or (), 0)  # of this module: a saved model's copy of this software has its own
         found = reach(name)
         for item in (inner for given in wanted or () for inner in (getattr(found, "__all__", ()) if given == "*" else (given,))):
             if not hasattr(found, item) and f"{name}.{item}" in sources:

@@ -19,8 +19,10 @@ from fedml.runs.events import End, Start
 from fedml.runs.log import EVENTS, read_log, study_of
 from fedml.study.study import Study
 from fedml.tracking import outbox
+from fedml.tracking.files import Write
 from fedml.tracking.members import read_member
-from fedml.tracking.store import runs_of, store
+from fedml.tracking.registry import package_archive
+from fedml.tracking.store import connect, runs_of
 from fedml.tracking.tracker import Tracker
 
 _POLL_SECONDS = 0.1  # between two reads of the events
@@ -52,9 +54,7 @@ def _audit(client: Any, run: Path, parent: str) -> None:
 
 def note_audit(run: Path) -> bool:
     """Adds ``audit.json`` and its bound to the run's MLflow record; False: there is no such record."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(store())
+    client = connect()
     parent = _find(client, next(e for e in read_log(run)[0] if isinstance(e, Start)))
     if parent is None:
         return False
@@ -62,30 +62,34 @@ def note_audit(run: Path) -> bool:
     return True
 
 
-def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, settle: Callable[[], object] = lambda: None) -> str:
+def deliver(
+    run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, settle: Callable[[], object] = lambda: None,
+    write: Write | None = None,
+) -> str:  # fmt: skip
     """Tracks a run from its folder and returns the parent's MLflow run id. A complete record is not written again.
 
     Args:
         wait: called if there are no new events and the run has not ended; true: poll again, false: close the record.
         settle: called after the end of the run, before its files are logged; returns when all files of the run are written.
+        write: makes the files for a person of a finished run (``fedml.experiments.tracked.files``); None: there are none.
 
     Raises:
         InputError: the folder has no log. RunError: another process is recording the run.
     """
-    from mlflow import MlflowClient
+    from fedml.tracking import saved, scoring  # noqa: F401 - importing torch and mlflow takes seconds, so it is done while the run continues
 
-    from fedml.tracking import scoring  # noqa: F401 - importing torch and mlflow takes seconds, so it is done while the run continues
+    package_archive()
 
     if not (run / EVENTS).exists():
         raise InputError(f"{run}: is not a run's folder, it has no {EVENTS}; give a folder from fedml-runs.")
     with outbox.lock_run(run):
-        client, (events, at) = MlflowClient(store()), read_log(run)
+        client, (events, at) = connect(), read_log(run)
         start = events[0] if events and isinstance(events[-1], End) else None
         recorded = _find(client, start) if isinstance(start, Start) else None
         if recorded is not None and recorded.data.tags.get(_SIZE_TAG) == _complete(run, at):
             outbox.mark_delivered(run, recorded.info.run_id, at)
             return str(recorded.info.run_id)
-        tracker, at = Tracker(run, study), 0
+        tracker, at = Tracker(run, study, write), 0
         while True:
             events, at = read_log(run, at)
             tracker(events)
@@ -99,7 +103,7 @@ def deliver(run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False
             time.sleep(_POLL_SECONDS)
 
 
-def deliver_pending(runs: Path, say: Callable[[str], object]) -> None:
+def deliver_pending(runs: Path, say: Callable[[str], object], write: Write | None = None) -> None:
     """Delivers every undelivered run in a folder (``fedml.tracking.outbox``) and reports each. A run that another process is recording is
     skipped.
 
@@ -111,7 +115,7 @@ def deliver_pending(runs: Path, say: Callable[[str], object]) -> None:
     found = outbox.pending(runs)
     for done, run in enumerate(found):
         try:
-            say(f"{run.name}: {deliver(run, study_of(run))}")
+            say(f"{run.name}: {deliver(run, study_of(run), write=write)}")
         except outbox.Busy as error:
             say(str(error))
         except Exception as error:

@@ -55,5 +55,5 @@ def parent_of(client: Any, experiment: str, sweep: str, stamp: int) -> str:
     for found in runs_of(client, experiment, sweep):
         if found.data.tags.get("fedml.job") == JOB:
             return str(found.info.run_id)
-    tags = {"fedml.run_id": sweep, "fedml.job": JOB, "mlflow.source.name": "fedml", "mlflow.source.type": "LOCAL"}
+    tags = {"fedml.run_id": sweep, "fedml.job": JOB, "fedml.role": JOB, "mlflow.source.name": "fedml", "mlflow.source.type": "LOCAL"}
     return str(client.create_run(experiment, stamp, tags=tags, run_name=sweep).info.run_id)

@@ -7,11 +7,13 @@ register(client, "heart", parent, model, tags, "challenger")
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
+import io
 import tempfile
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +23,24 @@ from fedml.modalities.registry import modalities_of
 from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
 from fedml.study.sources import write_files
 from fedml.study.study import Study
-from fedml.tracking.store import store, versions
+from fedml.tracking.store import connect, store, versions
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUN_TAG, STUDY_TAG, WEIGHTS_TAG = "fedml.run_id", "fedml.study_sha256", "fedml.weights_sha256"
+ARCHIVE = "fedml.zip"  # in a saved model: the software that it runs
+_ABOVE = ("clients", "strategies", "experiments")  # what a saved model does not need
+
+
+@dataclass(frozen=True)
+class About:
+    """What MLflow's page of a model says besides its metrics. ``step``: the round it is of."""
+
+    tags: Mapping[str, str]
+    params: Mapping[str, str]
+    step: int
 
 
 @dataclass(frozen=True)
@@ -83,47 +96,72 @@ def register(client: Any, name: str, parent: str, model: str, tags: Mapping[str,
     return version
 
 
-def logged_model(client: Any, parent: str) -> str | None:
-    """The id of the completely logged model of a run; None if there is none."""
+def logged_model(client: Any, parent: str) -> tuple[str, bool] | None:
+    """The id of the model of a run, and whether all of it is logged; None if there is none."""
     outputs = client.get_run(parent).outputs
-    for output in outputs.model_outputs if outputs else ():
-        if str(client.get_logged_model(output.model_id).status) == "READY":
-            return str(output.model_id)
-    return None
+    known = [client.get_logged_model(output.model_id) for output in (outputs.model_outputs if outputs else ())]
+    best = sorted(known, key=lambda model: str(model.status) != "READY")
+    return (str(best[0].model_id), str(best[0].status) == "READY") if best else None
 
 
-def log_model(run: Path, study: Study, parent: str) -> str:
+def begin_model(client: Any, study: Study, parent: str, about: About) -> tuple[str, bool]:
+    """The id of the run's model, which is created if there is none, and whether all of it is logged: metrics may name it before."""
+    from mlflow.entities import LoggedModelOutput
+
+    if (found := logged_model(client, parent)) is not None:
+        return found
+    experiment = client.get_run(parent).info.experiment_id
+    model = client.create_logged_model(experiment, "model", parent, dict(about.tags), dict(about.params), study.model.task)
+    client.log_outputs(parent, [LoggedModelOutput(model.model_id, about.step)])
+    return str(model.model_id), False
+
+
+def log_model(run: Path, study: Study, parent: str, about: About | None = None) -> str:
     """Logs the run's model with its signature. A model from ``mlflow.pyfunc.load_model`` predicts from raw inputs, with preprocessing.
 
     Returns the model's id; an existing model of the run is kept.
     """
+    client = connect()
+    model, whole = begin_model(client, study, parent, about or About({}, {}, 0))
+    if not whole:
+        with tempfile.TemporaryDirectory() as folder:
+            client.log_model_artifacts(model, str(_write_model(run, study, Path(folder), (model, parent))))
+        client.finalize_logged_model(model, "READY")
+    return model
+
+
+def _write_model(run: Path, study: Study, folder: Path, ids: tuple[str, str]) -> Path:
+    """The model in MLflow's format, in a folder in ``folder``; it has no place and no name of this machine. ``ids``: of model and run."""
     import mlflow
-    from mlflow import MlflowClient
+    from mlflow.models import Model
 
-    from fedml.tracking import scoring
+    from fedml.tracking import saved, scoring
 
-    if (logged := logged_model(MlflowClient(store()), parent)) is not None:
-        return logged
     signature, requirements = signature_of(study, scoring.read_layout(run)), requirements_of(study)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "run"
-        copy.mkdir()
-        for name in (STUDY, MODEL, PANEL, LAYOUT):
-            (copy / name).write_bytes((run / name).read_bytes())
-        write_files(study.code, copy)
-        mlflow.set_tracking_uri(store())
-        # MLflow warns about missing type hints and input example; the signature replaces them.
-        with warnings.catch_warnings(), mlflow.start_run(run_id=parent):
-            warnings.simplefilter("ignore")
-            model = mlflow.pyfunc.log_model(
-                name="model",
-                python_model=scoring.__file__,
-                artifacts={"run": str(copy)},
-                signature=signature,
-                pip_requirements=requirements,
-                code_paths=[str(_package_copy(Path(folder)))],
-            )
-    return str(model.model_id)
+    model = Model(model_id=ids[0], model_uuid=ids[0], run_id=ids[1])
+    copy, code, out = folder / "run", folder / ARCHIVE, folder / "model"
+    copy.mkdir()
+    for name in (STUDY, MODEL, PANEL, LAYOUT):
+        (copy / name).write_bytes((run / name).read_bytes())
+    write_files(study.code, copy)
+    code.write_bytes(package_archive())
+    # MLflow warns about missing type hints and input example; the signature replaces them.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pyfunc.save_model(
+            str(out),
+            python_model=saved.__file__,
+            artifacts={saved.RUN: str(copy), saved.CODE: str(code)},
+            signature=signature,
+            pip_requirements=requirements,
+            mlflow_model=model,
+        )
+    flavor = model.flavors["python_function"]
+    flavor["model_code_path"] = Path(saved.__file__).name
+    for artifact in flavor["artifacts"].values():
+        artifact["uri"] = artifact["path"]
+    model.save(str(out / "MLmodel"))
+    return out
 
 
 def fetch_model(uri: str, into: Path) -> Path:
@@ -167,8 +205,8 @@ def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
     kinds = [form.kind for form in forms]
     if kinds == ["columns"]:
         # Any type, because MLflow refuses integers if the schema has floats, and a CSV column may be read as either. The model checks the
-        # values and names a column that it cannot read.
-        columns = [ColSpec(AnyType(), c, required=False) for c in forms[0].columns]
+        # values and names a column that it cannot read. A column may be empty, and none may be absent.
+        columns = [ColSpec(AnyType(), c, required=True) for c in forms[0].columns]
         return ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of the example
     if "any" in kinds:
         # Arrays of any size or paths cannot be expressed in MLflow's schema. The model checks them.
@@ -193,9 +231,15 @@ def requirements_of(study: Study) -> list[str]:
     return found + [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
 
 
-def _package_copy(folder: Path) -> Path:
-    """A copy of ``fedml`` in ``folder`` for a saved model, without clients, strategies and experiments."""
-    package = Path(__file__).parents[1]
-    return Path(
-        shutil.copytree(package, folder / "fedml", ignore=shutil.ignore_patterns("clients", "strategies", "experiments", "__pycache__"))
-    )
+@cache
+def package_archive() -> bytes:
+    """``fedml`` without clients, strategies and experiments as a zip file, for saved models; the same code gives the same bytes."""
+    package, out = Path(__file__).parents[1], io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+        for path in sorted(package.rglob("*.py")):
+            place = path.relative_to(package)
+            if place.parts[0] not in _ABOVE:
+                entry = zipfile.ZipInfo(f"fedml/{place.as_posix()}")
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                file.writestr(entry, path.read_bytes())
+    return out.getvalue()

@@ -1,4 +1,4 @@
-"""The saved model as MLflow loads it: from raw inputs to probabilities (or the target in its unit). MLflow runs this file.
+"""Predictions of a saved model: from raw inputs to probabilities (or the target in its unit). ``fedml.tracking.saved`` calls it.
 
 With one input, ``predict`` takes its values in the form below; with several inputs, a dictionary of these values by name.
 
@@ -25,16 +25,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import pandas as pd
-from mlflow.pyfunc import PythonModel
 
 from fedml.errors import InputError
 from fedml.modalities.layout import Layout
 from fedml.modalities.modality import Raw, require
 from fedml.modalities.registry import MODALITIES, modalities_of
 from fedml.runs.log import saved_window
-from fedml.runs.restore import restore
+from fedml.runs.restore import restore as restore
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
 from fedml.tracking.scoring_masks import masks_of
@@ -43,19 +41,6 @@ if TYPE_CHECKING:
     import torch
 
     from fedml.models.fusion import CohortModel
-
-
-class Scorer(PythonModel):  # type: ignore[misc]
-    """Loads a run's folder (artifact ``run``) and predicts."""
-
-    def load_context(self, context: Any) -> None:
-        """Builds the network and loads its weights; nothing is unpickled."""
-        self.study, self.model = restore(Path(context.artifacts["run"]))
-
-    # MLflow reads the annotation; DataFrame makes it accept the types of the signature, also an array or a dictionary.
-    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """A table, one row a person, with the columns of the task's answer: ``predicted``, of classes ``probability_<class>`` too."""
-        return score(self.study, self.model, model_input)
 
 
 def to_batch(study: Study, given: Any, window: tuple[float, float] | None = None) -> dict[str, torch.Tensor]:
@@ -109,7 +94,3 @@ def read_layout(run: Path) -> dict[str, Any]:
     """``layout.json`` of a run."""
     layout: dict[str, Any] = json.loads((run / "layout.json").read_text())
     return layout
-
-
-if __name__ != "fedml.tracking.scoring":  # MLflow runs this file under another module name
-    mlflow.models.set_model(Scorer())

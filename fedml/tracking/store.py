@@ -1,20 +1,26 @@
-"""The MLflow store, its error handling, and the package versions that a result depends on. Imports nothing heavy."""
+"""The MLflow store, how processes open it, its error handling, and the package versions that a result depends on. Imports nothing heavy."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fedml.errors import RunError
 
+_WAIT_SECONDS, _MOST_SECONDS = 0.25, 4.0  # between attempts to open a database that another process is creating: first and last wait
+_TWICE = re.compile("IntegrityError|UniqueViolation|already exists|RESOURCE_ALREADY_EXISTS")  # another process wrote the same row
+T = TypeVar("T")
+_SERVERS = ("http://", "https://")
 DEFAULT_STORE = "sqlite:///mlflow.db"
 PACKAGES = ("fedml-cohorts", "flwr", "torch", "monai", "numpy", "pysam", "pandas", "mlflow", "ray")
 _FILE = "sqlite:///"
@@ -28,6 +34,64 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # `fedm
 def store() -> str:
     """The tracking store: ``MLFLOW_TRACKING_URI``, or ``mlflow.db`` in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def connect() -> Any:
+    """An ``MlflowClient`` of the store. Processes that open a new database wait for the first, which creates its tables.
+
+    Raises:
+        MlflowException: the store cannot be opened.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    uri, wait = store(), _WAIT_SECONDS
+    with _alone(uri) as alone:
+        while True:
+            try:
+                return MlflowClient(uri)  # opens a database and creates its tables
+            except (MlflowException, SQLAlchemyError) as error:  # on a database server another process may be creating them
+                if alone or wait > _MOST_SECONDS or uri.startswith(_SERVERS):
+                    raise error if isinstance(error, MlflowException) else MlflowException(f"{type(error).__name__}: {error}") from error
+                time.sleep(wait)
+                wait *= 2
+
+
+def shared(write: Callable[[], T]) -> T:
+    """What ``write`` gives, which writes rows that several processes write alike: an experiment's tags, data sets. One process at a time
+    does so in a database file; on a server it is repeated if another was faster.
+
+    Raises:
+        MlflowException: as ``write``.
+    """
+    from mlflow.exceptions import MlflowException
+
+    wait = _WAIT_SECONDS
+    with _alone(store()):
+        while True:
+            try:
+                return write()
+            except MlflowException as error:
+                if wait > _MOST_SECONDS or not _TWICE.search(str(error)):
+                    raise
+            time.sleep(wait)
+            wait *= 2
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[bool]:
+    """Holds the right to open a database file, among the processes of this machine; whether it could. Its folder is locked, so that no
+    file is left."""
+    alone = False
+    with ExitStack() as held:
+        if uri.startswith(_FILE):
+            with suppress(OSError):  # no such folder, which MLflow says; or a file system without locks, where opening is repeated
+                folder = os.open(Path(uri.removeprefix(_FILE)).resolve().parent, os.O_RDONLY)
+                held.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                alone = True
+        yield alone
 
 
 def store_key(uri: str) -> str:

@@ -1,13 +1,12 @@
 """Writes a run's events to MLflow: one parent run, and a child run for each site. ``fedml.tracking.deliver`` reads the log and calls it.
 
 Metric names: ``<part>/<metric>`` (val/auroc), of a subgroup ``test/auroc/sex:1``, limits ``test/auroc_low``, of the worst site
-``test/auroc_worst_site``; ``train/loss``, ``round/seconds``; a step is the number of rounds that the model was trained.
+``test/auroc_worst_site``; ``train/loss``, ``work/seconds``; a step is the number of rounds that the model was trained.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -31,32 +30,23 @@ from fedml.runs.events import (
     SiteRow,
     Start,
 )
-from fedml.runs.log import EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, STUDY, load_counts
-from fedml.study.sources import FOLDER as CODE
+from fedml.runs.log import MODEL, load_counts
 from fedml.study.study import Study
+from fedml.tasks.registry import make_task
 from fedml.tracking.across import across_of
 from fedml.tracking.analyses import Page, log_analysis
+from fedml.tracking.files import Write, log_files
 from fedml.tracking.members import parent_of, read_member
-from fedml.tracking.pages import answer_of, code_tags, description, experiment_of
-from fedml.tracking.registry import log_model
-from fedml.tracking.store import runs_of, store, versions
+from fedml.tracking.model_page import dataset_of, of_model, together
+from fedml.tracking.names import EXTERNAL, ROLE, RUN, SITE, allowed, chosen, run_name
+from fedml.tracking.pages import answer_of, code_tags, description, experiment_of, result_of
+from fedml.tracking.registry import About, begin_model, log_model
+from fedml.tracking.store import connect, runs_of, shared, versions
 
 _PAUSE_SECONDS = 1.0  # between two writes of metrics
 _METRICS, _PARAMS, _TEXT = 1000, 100, 5000  # within MLflow's limits: metrics and parameters in a batch, characters in a tag
+_MOST_LATER = 2000  # metrics of the parent that are kept until the end
 _WAYS: tuple[Literal["bytes_out", "bytes_in"], ...] = ("bytes_out", "bytes_in")
-EXTERNAL = "external validation"  # of a site that does not train
-_DIGEST = 36  # characters of a dataset's digest
-
-
-def _flat(section: str, value: Any) -> dict[str, str]:
-    if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(f"{section}.{key}" if section else key, inner).items()}
-    return {_name(section): str(value)[:6000]}
-
-
-def _name(text: str) -> str:
-    """``text`` with only the characters that MLflow allows in names."""
-    return re.sub(r"[^\w.\-: /]", "_", text)
 
 
 def _unprotected(study: Study) -> str:
@@ -78,8 +68,8 @@ def _spans(rounds: Sequence[int]) -> str:
 class Tracker:
     """Writes events to MLflow. Raises MLflow's errors; they do not affect the run, which is another process."""
 
-    def __init__(self, run: Path, study: Study) -> None:
-        self.run, self.study = run, study
+    def __init__(self, run: Path, study: Study, write: Write | None = None) -> None:
+        self.run, self.study, self.write = run, study, write
         self.member = read_member(run)
         self.whole = self.member is None or self.member.chosen  # test metrics and the model are recorded too
         self.parent = ""
@@ -91,7 +81,12 @@ class Tracker:
         self.heads: dict[str, tuple[str, int]] = {}  # of the sites' journals, from the last reply
         self.start: Start | None = None
         self.final = NO_FINAL
-        self.privacy, self.answer = _unprotected(study), ""
+        self.privacy, self.answer, self.result = _unprotected(study), "", ""
+        self.figures: dict[str, list[Any]] = defaultdict(list)  # of the trained model; written at the end, with the model
+        self._later: dict[str, list[Any]] = defaultdict(list)  # the parent's others, after those: MLflow lists what was written first
+        self.watched = make_task(study).watched
+        self.datasets: dict[str, Any] = {}  # MLflow's run -> the data set that its metrics are of
+        self.tags: dict[str, str] = {}
         self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
@@ -101,13 +96,13 @@ class Tracker:
         from mlflow.entities import Metric
 
         if value is not None:
-            self._rows[run_id].append(Metric(_name(name), float(value), self._stamp, step))
+            later = self._later if run_id == self.parent else self._rows
+            rows = self.figures if name.startswith(("test/", "external/")) else later
+            rows[run_id].append(Metric(allowed(name), float(value), self._stamp, step))
 
     def __call__(self, events: Sequence[Event]) -> None:
         """Delivers ``events``: one batch for the parent and one for each site, also for several rounds."""
-        from mlflow import MlflowClient
-
-        client = MlflowClient(store())
+        client = connect()
         for event in events:
             self._stamp = int(event.time * 1000)
             match event:
@@ -130,11 +125,13 @@ class Tracker:
                     self.status = {"finished": "FINISHED", "stopped": "KILLED"}.get(event.status, "FAILED")
                     if event.reason:
                         client.set_tag(self.parent, "fedml.reason", event.reason[:_TEXT])
-        if self.status != "RUNNING" or time.monotonic() - self._written > _PAUSE_SECONDS:
+        if len(self._later[self.parent]) > _MOST_LATER:
+            self._rows[self.parent] += self._later.pop(self.parent)
+        if self.status == "RUNNING" and time.monotonic() - self._written > _PAUSE_SECONDS:  # otherwise the record is closed now
             self._write(client)
 
     def _write(self, client: Any) -> None:
-        for run_id, metrics in self._rows.items():
+        for run_id, metrics in sorted(self._rows.items(), key=lambda item: item[0] != self.parent):
             for at in range(0, len(metrics), _METRICS):
                 client.log_batch(run_id, metrics=metrics[at : at + _METRICS])
         self._rows.clear()
@@ -153,6 +150,7 @@ class Tracker:
             "fedml.job": event.job,
             "fedml.git_commit": event.git_commit,
             "fedml.seed": str(about.seed if event.schema == 0 else event.seed),
+            "fedml.strategy": self.study.strategy.name,
             "mlflow.source.name": "fedml",
             "mlflow.source.type": "LOCAL",
             **code_tags(event),
@@ -175,17 +173,19 @@ class Tracker:
             return str(client.create_run(number, self._stamp, tags=tags, run_name=name).info.run_id)
 
         varied = {} if self.member is None else self.member.params
-        params = sorted({**_flat("", self.study.model_dump(mode="json")), **varied}.items())
+        self.params = {**chosen(self.study), **varied}
+        params, name = sorted(self.params.items()), run_name(self.study, event, self.member)
         if self.member is not None:
             sweep = parent_of(client, number, self.member.sweep, self._stamp)
             description_tags |= {"mlflow.parentRunId": sweep, "fedml.sweep": self.member.sweep}
-        self.parent = make("", event.run_id, {**common, **description_tags, **packages})
+        self.tags = {**common, ROLE: RUN, **description_tags}
+        self.parent = make("", name, {**self.tags, **packages})
         for at in range(0, len(params), _PARAMS):
             client.log_batch(self.parent, params=[Param(k, v) for k, v in params[at : at + _PARAMS]])
         for site in self.study.federation.sites:
-            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, **common}
-            tags |= {"fedml.role": EXTERNAL} if site in self.study.federation.evaluate_only else {}
-            self.children[site] = make(site, f"{event.run_id}/{site}", tags)
+            role = EXTERNAL if site in self.study.federation.evaluate_only else SITE
+            tags = {"mlflow.parentRunId": self.parent, "fedml.site": site, ROLE: role, **common}
+            self.children[site] = make(site, f"{site}: {name}", tags)
 
     def _agreed(self, client: Any, event: Agreed) -> None:
         from mlflow.entities import Param, RunTag
@@ -206,11 +206,15 @@ class Tracker:
                 tags["fedml.policy"] = json.dumps(disclosed["policy"], sort_keys=True)
             if disclosed["dataset"]:
                 tags["fedml.dataset_sha256"] = disclosed["dataset"]
-                datasets.append(_dataset(site, disclosed["dataset"], parts))
-                client.log_inputs(self.children[site], datasets=datasets[-1:])
+                datasets.append(dataset_of(site, disclosed["dataset"], parts))
+                self.datasets[self.children[site]] = datasets[-1]
             client.log_batch(self.children[site], params=params, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         if datasets:
-            client.log_inputs(self.parent, datasets=datasets)
+            whole = list(together(event, self.study.federation.training))
+            inputs = {self.parent: [*datasets, *whole], **{run_id: [data] for run_id, data in self.datasets.items()}}
+            shared(lambda: [client.log_inputs(run_id, datasets=own) for run_id, own in inputs.items()])
+            if whole:
+                self.datasets[self.parent] = whole[0]
         client.log_batch(self.parent, params=[Param("variants.panel", str(event.variants)), Param("parameters", str(event.parameters))])
 
     def _privacy(self, client: Any, event: Privacy) -> None:
@@ -219,7 +223,8 @@ class Tracker:
         step = self.study.federation.rounds
         self.privacy = event.sentence or self.privacy
         client.set_tag(self.parent, "fedml.privacy", self.privacy[:_TEXT])
-        client.set_tag(self.parent, "fedml.epsilon", f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded")
+        self.tags["fedml.epsilon"] = f"{event.epsilon:.4g}" if event.epsilon is not None else "unbounded"
+        client.set_tag(self.parent, "fedml.epsilon", self.tags["fedml.epsilon"])
         for site, claim in event.claims.items():
             run_id = self.children[site] if site else self.parent
             client.set_tag(run_id, "fedml.privacy", claim["sentence"][:_TEXT])
@@ -239,7 +244,7 @@ class Tracker:
     def _round(self, event: Round | Final) -> None:
         # The metrics of a round are those of the model at its start.
         number, trained_rounds = event.round, event.round - isinstance(event, Round)
-        watched = self._watched()
+        watched = self.watched
         for part, scores in event.metrics.items():
             if part == "test" and not self.whole:
                 continue
@@ -251,18 +256,18 @@ class Tracker:
                     self.put(self.children[site], f"{part}/{name}", value, trained_rounds)
             if scores["worst"]:
                 self.put(self.parent, f"{part}/{watched}_worst_site", scores["sites"][scores["worst"]][watched], trained_rounds)
-        self.put(self.parent, "round/sites", len(event.sites), number)
-        self.put(self.parent, "round/seconds", event.seconds, number)
+        self.put(self.parent, "work/sites", len(event.sites), number)
+        self.put(self.parent, "work/seconds", event.seconds, number)
         trained = [row for row in event.sites.values() if row["seen"]] if isinstance(event, Round) else []
         if trained:
             loss = sum((row["train_loss"] or 0.0) * row["seen"] for row in trained) / sum(row["seen"] for row in trained)
             self.put(self.parent, "train/loss", loss, number)
         rows: dict[str, SiteRow] = {**event.sites}
         for way in _WAYS:
-            self.put(self.parent, f"round/{way}", sum(row[way] for row in rows.values()), number)
+            self.put(self.parent, f"work/{way}", sum(row[way] for row in rows.values()), number)
         if isinstance(event, Round):
             for site in self.study.federation.training:
-                self.put(self.children[site], "round/took_part", float(site in event.sites), number)
+                self.put(self.children[site], "work/took_part", float(site in event.sites), number)
         else:
             self.final = event
         for site, reason in event.refused.items():
@@ -271,22 +276,15 @@ class Tracker:
             self._head(site, row)
             if isinstance(event, Round):
                 self.rounds[site].append(number)
-                self.put(self.children[site], "round/train_loss", event.sites[site]["train_loss"], number)
-                self.put(self.children[site], "round/update_norm", event.sites[site]["update_norm"], number)
+                self.put(self.children[site], "work/train_loss", event.sites[site]["train_loss"], number)
+                self.put(self.children[site], "work/update_norm", event.sites[site]["update_norm"], number)
             for way in _WAYS:
                 self.bytes[site][way] += row[way]
-                self.put(self.children[site], f"round/{way}", row[way], number)
-
-    def _watched(self) -> str:
-        from fedml.tasks.registry import make_task
-
-        return make_task(self.study).watched
+                self.put(self.children[site], f"work/{way}", row[way], number)
 
     def _held_out(self) -> None:
         """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer. For a sweep's
         run, the intervals of the validation persons."""
-        from fedml.tasks.registry import make_task
-
         if self.member is not None:
             self._limits("val")
         if not self.whole:
@@ -302,12 +300,11 @@ class Tracker:
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
                 for name in (task.watched, "persons"):
                     self.put(run_id, f"test/{name}/{label}", metrics.get(name), step)
-        self.answer = answer_of(self.study, scores, limits)
+        self.answer, self.result = answer_of(self.study, scores, limits), result_of(self.study, scores, limits)
 
     def _limits(self, part: str) -> tuple[float, float] | None:
         """Records the intervals of a part, of all persons and by site; returns that of all."""
         from fedml.tasks.intervals import interval
-        from fedml.tasks.registry import make_task
 
         task, step, limits = make_task(self.study), self.final.round, None
         counts = load_counts(self.run).get(part, {})
@@ -323,36 +320,51 @@ class Tracker:
 
     def close(self) -> str:
         """Logs artifacts, the model if there is one, and the status; returns the parent's run id."""
-        from mlflow import MlflowClient
         from mlflow.entities import RunTag
 
-        client = MlflowClient(store())
+        client = connect()
         finished = self.status == "FINISHED"
         if finished:
             self._held_out()
         for site, ways in self.bytes.items():
             for way, total in ways.items():
                 self.put(self.children[site], f"total/{way}", total, self.final.round)
+        model = finished and self.whole and (self.run / MODEL).exists()
+        about = About(self._model_tags(), self.params, self.final.round) if model else None
+        self._figures(begin_model(client, self.study, self.parent, about)[0] if about else None)
         self._write(client)
-        for name in (EVENTS, STUDY, "study.toml", *((PANEL, LAYOUT) if finished else ())):
-            if (self.run / name).exists():
-                client.log_artifact(self.parent, str(self.run / name), "record")
-        if (self.run / CODE).is_dir():
-            client.log_artifacts(self.parent, str(self.run / CODE), f"record/{CODE}")
-        if finished and (self.run / EXAMPLES).is_dir():
-            client.log_artifacts(self.parent, str(self.run / EXAMPLES), EXAMPLES)
-        if finished and self.whole and (self.run / MODEL).exists():
-            log_model(self.run, self.study, self.parent)
+        log_files(client, self.parent, self.run, self.write if self.whole and finished else None, finished=finished, whole=self.whole)
+        if about:
+            log_model(self.run, self.study, self.parent, about)
         for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
             client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         for run_id in (*self.children.values(), self.parent):
             client.set_terminated(run_id, self.status if self.status != "RUNNING" else "FAILED", self._stamp)
         return self.parent
 
+    def _figures(self, model: str | None) -> None:
+        """The figures of the trained model, those of its own page too."""
+        first = [f"{part}/{self.watched}{end}" for part in ("test", "external") for end in ("", "_low", "_high", "_worst_site")]
+        for run_id, metrics in sorted(self.figures.items(), key=lambda item: item[0] != self.parent):
+            data = self.datasets.get(run_id)
+            ordered = sorted(metrics, key=lambda m: first.index(m.key) if m.key in first else len(first))
+            self._rows[run_id] += ordered if model is None else [of_model(m, run_id, data, model) for m in ordered]
+        for run_id, metrics in self._later.items():
+            self._rows[run_id] += metrics
+
+    def _model_tags(self) -> dict[str, str]:
+        names = ("fedml.run_id", "fedml.study_sha256", "fedml.strategy", "fedml.seed", "fedml.engine", "fedml.epsilon")
+        every = self.tags | self._last_tags()
+        told = {k: every[k] for k in (*names, "fedml.result", "fedml.worst_site", "fedml.weights_sha256") if k in every}
+        lines = [f"**{self.answer}**", f"Question: {self.study.study.question}", f"Privacy: {self.privacy}"]
+        return told | {"mlflow.note.content": "\n\n".join(lines)}
+
     def _last_tags(self) -> dict[str, str]:
         tags = {"mlflow.note.content": description(self.study, self.start, self.answer or "none: no last evaluation", self.privacy)}
         if self.whole and "test" in self.final.metrics and (worst := self.final.metrics["test"]["worst"]):
             tags["fedml.worst_site"] = worst
+        if self.result:
+            tags["fedml.result"] = self.result
         return tags | ({"fedml.weights_sha256": self.final.weights_sha256} if self.final.came else {})
 
     def _site_tags(self, site: str) -> Iterator[tuple[str, str]]:
@@ -362,12 +374,3 @@ class Tracker:
             yield "fedml.journal_entries", str(self.heads[site][1])
         if site in self.refused:
             yield "fedml.missed", "; ".join(f"{reason}: round {_spans(rounds)}" for reason, rounds in self.refused[site].items())
-
-
-def _dataset(site: str, digest: str, persons: dict[str, list[int]]) -> Any:
-    """The data set of a site for MLflow: its name and the start of its SHA-256. Its location stays at the site."""
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    profile = json.dumps({part: sum(n) for part, n in persons.items()})
-    data = Dataset(site, digest[:_DIGEST], "local", json.dumps({"sha256": digest}), profile=profile)
-    return DatasetInput(data, [InputTag("mlflow.data.context", "training")])

@@ -6,6 +6,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,6 +197,15 @@ def test_existing_runs_with_and_without_their_data(tmp_path: Path, sites: dict[s
         compare_runs(runs, None, QUIET)
 
 
+def recorded_comparisons(folder: Path) -> list[Any]:
+    """The comparisons that MLflow has."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    every = [e.experiment_id for e in client.search_experiments()]
+    return list(client.search_runs(every, "tags.`fedml.role` = 'comparison'"))
+
+
 def test_the_command_takes_a_study_or_runs(tmp_path: Path, sites: dict[str, Site]) -> None:
     (tmp_path / "toy.toml").write_text(to_toml(make_plan(study__name="toy", **PLAN)))
     done = command("fedml", "compare", "toy.toml", "--sites", "sites", "--baselines", "pooled", "--json", cwd=tmp_path)
@@ -205,6 +215,13 @@ def test_the_command_takes_a_study_or_runs(tmp_path: Path, sites: dict[str, Site
     again = command("fedml", "compare", *runs, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "federation.sites = ['pooled']" in again.stdout
+    shown = recorded_comparisons(tmp_path)
+    assert len(shown) == 2, "the comparison of the study and that of its runs"
+    first = next(r for r in shown if "minus federated" in r.data.tags["mlflow.note.content"])
+    federated, pooled = reported["summary"]
+    assert first.data.metrics["test/auroc"] == first.data.metrics["test/auroc/federated"] == federated["watched"]["mean"]
+    assert first.data.metrics["difference/auroc/pooled"] == pooled["difference"]["value"]
+    assert f"{pooled['watched']['mean']:.3f}" in first.data.tags["fedml.result"]
     wrong = command("fedml", "compare", "toy.toml", runs[0], cwd=tmp_path)
     assert wrong.returncode == 2
     assert len(wrong.stderr.strip().splitlines()) == 1

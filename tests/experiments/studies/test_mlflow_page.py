@@ -1,4 +1,4 @@
-"""MLflow's own pages of our runs, as `fedml ui` opens them, in headless Chromium: the table of runs, and two runs compared."""
+"""MLflow's own pages of our runs, as `fedml ui` opens them, in headless Chromium: each has the test figure on its first screen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from fedml.experiments.models.promote import promote
+from fedml.experiments.tracked.files import write_files
 from fedml.tracking.deliver import deliver
 from tests.tracked import finished, free_port, process
 
@@ -33,7 +35,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, 
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
-        ids = [deliver(*finished(folder, **changes)) for changes in ({}, PRIVATE)]
+        made = [finished(folder, **changes) for changes in ({}, PRIVATE)]
+        ids = [deliver(run, study, write=write_files) for run, study in made]
+        promote(made[0][0], "champion", 0.02)
     port = free_port()
     words = [str(Path(sys.executable).parent / "fedml"), "ui", "--port", str(port)]
     with process(words, port, folder):
@@ -79,7 +83,7 @@ def test_the_table_of_runs_has_study_metric_worst_site_and_epsilon(shown: tuple[
     view.get_by_text("not counted").first.wait_for(state="hidden")
     heads = {h.strip() for h in view.locator("[role=columnheader]").all_inner_texts()}
     assert {"test/auroc", "test/auroc_low", "test/auroc_high", "test/auroc_worst_site"} <= heads
-    assert {"fedml.study.study", "fedml.worst_site", "fedml.epsilon"} <= heads
+    assert {"fedml.study.study", "fedml.worst_site", "fedml.epsilon", "fedml.strategy", "fedml.seed", "fedml.engine"} <= heads
     rows = [row for row in view.locator("[role=row]").all_inner_texts() if "toy" in row]
     cells = " ".join(rows)
     assert "none" in cells  # one run has no privacy
@@ -95,4 +99,29 @@ def test_two_runs_compared(shown: tuple[str, str, list[str]], page: tuple[Any, l
     view.get_by_text("privacy.unit").first.wait_for()
     view.get_by_text("test/auroc_worst_site").first.wait_for()
     view.locator(".js-plotly-plot").first.wait_for()
+    on_screen(view, "test/auroc")  # the curve with which the page opens
+    assert wrong == []
+
+
+def on_screen(view: Any, text: str) -> None:
+    """Waits for a text, which must be within the window without scrolling."""
+    found = view.get_by_text(text).first
+    found.wait_for()
+    box = found.bounding_box()
+    assert box is not None
+    assert box["y"] + box["height"] <= 900, f"{text} is below the first screen"
+    assert box["x"] + box["width"] <= 1700
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["experiments/1/runs/{run}", "experiments/1/models/{model}", "models/toy/versions/1", "models/toy"])
+def test_the_test_figure_is_on_the_first_screen(place: str, shown: tuple[str, str, list[str]], page: tuple[Any, list[str]]) -> None:
+    from mlflow import MlflowClient
+
+    view, wrong = page
+    client = MlflowClient(shown[0])
+    run = client.get_run(shown[2][0])
+    figure = f"auroc {run.data.metrics['test/auroc']:.3f}"
+    view.goto(f"{shown[0]}/#/{place.format(run=shown[2][0], model=run.outputs.model_outputs[0].model_id)}")
+    on_screen(view, figure)
     assert wrong == []

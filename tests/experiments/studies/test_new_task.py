@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ from fedml.tasks.measure import Measure
 from fedml.tasks.number_labels import number_labels
 from fedml.tasks.registry import TASKS
 from fedml.tasks.task import Answer, Compared, Labels, Result, Task, Words, not_grouped, unchanged
-from fedml.tracking.scoring import Scorer, output_example
+from fedml.tracking.scoring import output_example, restore, score
 from tests.conftest import make_plan, make_study, to_toml, write_csv, write_manifest
 from tests.report_runs import parsed, record_of
 
@@ -190,15 +189,14 @@ def test_a_run_learns_what_was_planted_and_its_metrics_are_those_of_the_pooled_p
 def predictions(made: tuple[Record, list[Path]]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Of all test persons, by the saved model from raw columns: their events and the expected number."""
     record, manifests = made
-    scorer = Scorer()
-    scorer.load_context(SimpleNamespace(artifacts={"run": str(record.run)}))
+    study, model = restore(record.run)
     y, expected = [], []
     for manifest in manifests:
         cohort = load_cohort((str(manifest),), record.study)
         rows = cohort.rows("test")
         table = pd.read_csv(manifest.parent / "clinical.csv", dtype={"id": str}).set_index("id")
         given = table.loc[[cohort.ids[row] for row in rows], ["x1", "x2", "x3"]]
-        answer = scorer.predict(None, given)
+        answer = score(study, model, given)
         assert list(answer.columns) == list(output_example(record.study).columns) == ["expected"]
         y.append(cohort.labels[rows])
         expected.append(answer["expected"].to_numpy())

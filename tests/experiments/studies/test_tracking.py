@@ -18,7 +18,7 @@ from fedml.tracking import outbox
 from fedml.tracking.deliver import deliver, deliver_pending
 from fedml.tracking.store import store_key
 from tests.command import quick as command
-from tests.tracked import SITES, content, finished
+from tests.tracked import SITES, content, finished, name_of
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +86,14 @@ def test_each_site_has_a_child_run_with_its_work_and_disclosures(made: tuple[Pat
         assert json.loads(tags["fedml.policy"]) == agreed["disclosed"][site]["policy"]
         assert child["datasets"] == [(site, agreed["disclosed"][site]["dataset"][:36])]
         assert child["params"]["persons.train"] == str(sum(agreed["persons"][site]["train"]))
-        assert [value for _, value, _ in metrics["round/took_part"]] == [1, 1]
+        assert [value for _, value, _ in metrics["work/took_part"]] == [1, 1]
         final = next(e for e in events if e["event"] == "final")
         assert metrics["test/auroc"][0][1] == final["metrics"]["test"]["sites"][site]["auroc"]
         for way in ("bytes_in", "bytes_out"):
             assert metrics[f"total/{way}"][0][1] == sum(e["sites"][site][way] for e in (*rounds, final)) > 0
-    assert sorted(reported[run.name]["datasets"]) == sorted(reported[f"{run.name}/{s}"]["datasets"][0] for s in SITES)
+    every = [name for name, _ in reported[run.name]["datasets"]]
+    assert sorted(every) == sorted([*SITES, "all sites"])
+    assert {d for d in reported[run.name]["datasets"] if d[0] != "all sites"} == {reported[f"{run.name}/{s}"]["datasets"][0] for s in SITES}
     assert study.federation.rounds == 2
 
 
@@ -115,7 +117,7 @@ def test_delivered_again_from_any_point_it_is_there_once_and_the_same(
     assert calls == []  # it is whole: nothing is written
     client = MlflowClient(uri)
     client.delete_tag(first, "fedml.events_bytes")  # as if the delivery had been killed just before its end
-    lost = next(r for r in client.search_runs(["1"]) if r.info.run_name == f"{run.name}/lund")
+    lost = next(r for r in client.search_runs(["1"]) if name_of(r) == f"{run.name}/lund")
     client.delete_run(lost.info.run_id)  # and one child not made
     assert deliver(run, study) == first
     assert calls

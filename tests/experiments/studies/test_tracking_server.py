@@ -98,4 +98,4 @@ def test_a_slow_server_gets_it_all(folder: Path) -> None:
         there = content(f"http://127.0.0.1:{port}")[reported["run_id"]]
     assert reported["mlflow_run_id"], reported["said"]
     assert there["status"] == "FINISHED"
-    assert [step for step, _, _ in there["metrics"]["round/seconds"]] == [1, 2, 2]  # two rounds and the last evaluation
+    assert [step for step, _, _ in there["metrics"]["work/seconds"]] == [1, 2, 2]  # two rounds and the last evaluation

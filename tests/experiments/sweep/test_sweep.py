@@ -134,7 +134,7 @@ def test_mlflow_has_a_parent_with_the_runs_as_children(work: tuple[Path, dict[st
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     every = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
     (parent,) = [r for r in every if r.data.tags.get("fedml.job") == "sweep"]
-    children = {r.info.run_name: r for r in every if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    children = {r.data.tags["fedml.run_id"]: r for r in every if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
     assert set(children) == {run.name for run in runs_of(folder)}
     assert parent.info.status == "FINISHED"
     assert parent.data.metrics["tries"] == 2
@@ -146,6 +146,8 @@ def test_mlflow_has_a_parent_with_the_runs_as_children(work: tuple[Path, dict[st
             child = children[Path(run).name].data
             assert child.params["lr"] == json.dumps(row["values"]["training.lr"])
             assert child.params["seed"] == str(seed)
+            named = children[Path(run).name].info.run_name
+            assert named == f"lr {child.params['lr']}, seed {seed} ({run[-6:]})"
             assert child.metrics["val/auroc_low"] < child.metrics["val/auroc"] < child.metrics["val/auroc_high"]
             tested = [name for name in child.metrics if name.startswith("test/")]
             model = children[Path(run).name].outputs
@@ -215,7 +217,8 @@ def test_a_choice_that_changes_is_delivered_again(work: tuple[Path, dict[str, An
     client = MlflowClient(f"sqlite:///{copy / 'mlflow.db'}")
     every = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
     assert len(every) == 1 + 4 + 8, "nothing is there twice"
-    late = [r for r in every if r.info.run_name in {Path(run).name for run in found["rows"][-1]["runs"]}]
+    names = {Path(run).name for run in found["rows"][-1]["runs"]}
+    late = [r for r in every if r.data.tags["fedml.run_id"] in names and "fedml.site" not in r.data.tags]
     assert all("test/auroc_low" in r.data.metrics and r.outputs.model_outputs for r in late)
 
 

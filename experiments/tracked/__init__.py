@@ -1,0 +1,1 @@
+"""What a person looks at in MLflow: the files of a run and of a comparison."""
