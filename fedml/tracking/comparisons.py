@@ -2,7 +2,7 @@
 
     deliver_comparison(folder)     # RUNS/compare-heart-1a2b3c4d, as fedml.experiments.compare.recorded writes it; repeating it adds nothing
 
-Metrics: ``test/auroc/<way>`` with ``test/auroc_low/<way>`` and ``test/auroc_high/<way>``; ``difference/auroc/<way>`` from the first way;
+Metrics: ``test/auroc/<way>`` with ``test/auroc_low/<way>`` and ``test/auroc_high/<way>``; ``versus_first/auroc/<way>`` from the first way;
 ``test/auroc`` is that of the first.
 """
 
@@ -93,8 +93,8 @@ def _figures(summary: list[Mapping[str, Any]]) -> Iterator[tuple[str, float]]:
     for row in summary:
         who, metric, gap = allowed(row["who"]), row["watched"]["metric"], row["difference"] or {}
         named = {f"test/{metric}{end}/{who}": row["watched"][key] for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))}
-        named |= {f"difference/{metric}{end}/{who}": gap.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
-        named |= {f"difference/p/{who}": gap.get("p")}
+        named |= {f"versus_first/{metric}{end}/{who}": gap.get(key) for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+        named |= {f"versus_first/p/{who}": gap.get("p")}
         yield from ((allowed(key), float(value)) for key, value in named.items() if value is not None)
 
 

@@ -220,7 +220,7 @@ def test_the_command_takes_a_study_or_runs(tmp_path: Path, sites: dict[str, Site
     first = next(r for r in shown if "minus federated" in r.data.tags["mlflow.note.content"])
     federated, pooled = reported["summary"]
     assert first.data.metrics["test/auroc"] == first.data.metrics["test/auroc/federated"] == federated["watched"]["mean"]
-    assert first.data.metrics["difference/auroc/pooled"] == pooled["difference"]["value"]
+    assert first.data.metrics["versus_first/auroc/pooled"] == pooled["difference"]["value"]
     assert f"{pooled['watched']['mean']:.3f}" in first.data.tags["fedml.result"]
     wrong = command("fedml", "compare", "toy.toml", runs[0], cwd=tmp_path)
     assert wrong.returncode == 2
