@@ -19,7 +19,7 @@ from fedml.errors import Reason, RunError, SiteError
 from fedml.flower.grid import NOT_THERE, wants_packing
 from fedml.study.study import Study
 from fedml.wire.packing import bundle, unbundle
-from fedml.wire.records import CONFIG, JOURNAL, Phase, size_bytes
+from fedml.wire.records import CONFIG, JOURNAL, Phase, config_record, holds, size_bytes
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.001, 0.1  # seconds between two polls for a reply
 
@@ -159,7 +159,7 @@ def _known_reason(error: Error) -> str:
 
 def _journal(content: RecordDict) -> tuple[str, int] | None:
     """Head and length of the site's journal, if the reply has them in the valid form."""
-    record = dict(content.config_records[JOURNAL]) if JOURNAL in content.config_records else {}
+    record = dict(config_record(content, JOURNAL)) if holds(content, JOURNAL, ConfigRecord) else {}
     head, count = record.get("head"), record.get("count")
     well_formed = isinstance(head, str) and re.fullmatch("[0-9a-f]{64}", head) and type(count) is int and 0 < count < 2**53
     return (str(head), int(str(count))) if well_formed else None
@@ -168,12 +168,12 @@ def _journal(content: RecordDict) -> tuple[str, int] | None:
 def _witness(content: RecordDict) -> Witness | None:
     """The site's signature, if the reply has one in the valid form."""
     try:
-        return read_witness(dict(content.config_records[JOURNAL])) if JOURNAL in content.config_records else None
+        return read_witness(dict(config_record(content, JOURNAL))) if holds(content, JOURNAL, ConfigRecord) else None
     except ValueError:
         return None
 
 
 def config_with(message: Message, record: ConfigRecord) -> None:
     """Adds ``record``'s keys to the message's config, keeping the keys of the strategy."""
-    config = message.content.config_records.get(CONFIG)
-    message.content[CONFIG] = ConfigRecord({**(config or {}), **record})
+    config = config_record(message.content, CONFIG) if holds(message.content, CONFIG, ConfigRecord) else {}
+    message.content[CONFIG] = ConfigRecord({**config, **record})

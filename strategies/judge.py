@@ -20,7 +20,7 @@ from fedml.errors import Reason
 from fedml.learning.training import planned_steps
 from fedml.strategies.exchange import Answer
 from fedml.study.study import Study
-from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, unpack_tensors
+from fedml.wire.records import ARRAYS, METRICS, NUM_EXAMPLES, array_record, metric_record, unpack_tensors
 
 LONGEST = 10.0  # times the median of the other sites
 FEWEST = 3  # other sites
@@ -29,13 +29,13 @@ HELD_BYTES = 64 * 2**20
 
 def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     """The Euclidean length of a site's update, over all weights."""
-    trained = unpack_tensors(answer.message.content.array_records[ARRAYS])
+    trained = unpack_tensors(array_record(answer.message.content, ARRAYS))
     return math.sqrt(sum(float(((trained[name].double() - value.double()) ** 2).sum()) for name, value in current.items()))
 
 
 def record_norm(answer: Answer, record: str) -> float:
     """The Euclidean length of another record that a site returned."""
-    arrays = unpack_tensors(answer.message.content.array_records[record])
+    arrays = unpack_tensors(array_record(answer.message.content, record))
     return math.sqrt(sum(float((value.double() ** 2).sum()) for value in arrays.values()))
 
 
@@ -77,7 +77,7 @@ def _steps(study: Study, answer: Answer) -> int:
 
 
 def _persons(answer: Answer) -> int:
-    return int(str(answer.message.content.metric_records[METRICS][NUM_EXAMPLES]))
+    return int(str(metric_record(answer.message.content, METRICS)[NUM_EXAMPLES]))
 
 
 def _judge(answer: Answer, lengths: Sequence[Sequence[Mapping[str, float]]]) -> Answer:

@@ -51,7 +51,20 @@ from fedml.study.start import load_start, taken_over
 from fedml.study.study import Study
 from fedml.tasks.counts import Counts, add_counts
 from fedml.tasks.registry import make_task
-from fedml.wire.records import AGREEMENT, ARRAYS, CONFIG, COUNTS, METRICS, Phase, pack, unpack, unpack_tensors
+from fedml.wire.records import (
+    AGREEMENT,
+    ARRAYS,
+    CONFIG,
+    COUNTS,
+    METRICS,
+    Phase,
+    array_record,
+    holds,
+    metric_record,
+    pack,
+    unpack,
+    unpack_tensors,
+)
 
 if TYPE_CHECKING:
     from fedml.privacy.claims import Claim
@@ -205,7 +218,7 @@ def evaluate(
     for answer in answers(grid, messages, agreement.everyone, study.federation.timeout, _check(study, Phase.EVALUATE, agreement, None)):
         who.add(_read_counts(study, answer, counts))
         if received is not None and answer.reason is None:
-            received[answer.site] = unpack(answer.message.content.array_records[COUNTS])
+            received[answer.site] = unpack(array_record(answer.message.content, COUNTS))
     who.check_quorum(study, "the last evaluation")
     if agreement.nodes:
         counts = {site: _apart(own) if site in study.federation.evaluate_only else own for site, own in counts.items()}
@@ -281,8 +294,8 @@ def _train_replies(
         read = _read_counts(study, answer, counts)
         if read.reason is None:
             content = read.message.content
-            metrics = content.metric_records[METRICS]
-            records = {name: content.array_records[name] for name in (ARRAYS, *extras.records)}
+            metrics = metric_record(content, METRICS)
+            records = {name: array_record(content, name) for name in (ARRAYS, *extras.records)}
             yield _with_content(read.message, RecordDict({**records, METRICS: metrics}))
             # The strategy has read the arrays; they are dropped, so that memory does not grow with the number of sites.
             read = replace(read, message=_with_content(read.message, RecordDict({METRICS: metrics})))
@@ -297,8 +310,8 @@ def _with_content(message: Message, content: RecordDict) -> Message:
 
 
 def _read_counts(study: Study, answer: Answer, counts: dict[str, Counts]) -> Answer:
-    if answer.reason is None and COUNTS in answer.message.content.array_records:
-        received = unpack(answer.message.content.array_records[COUNTS])
+    if answer.reason is None and holds(answer.message.content, COUNTS, ArrayRecord):
+        received = unpack(array_record(answer.message.content, COUNTS))
         parts = dict.fromkeys(key.rpartition("/")[0] for key in received)
         spread = make_task(study).spread
         counts[answer.site] = {
@@ -317,7 +330,7 @@ def site_row(answer: Answer) -> SiteRow:
 
 
 def _trained_row(answer: Answer, norm: float | None) -> TrainedRow:
-    metrics = answer.message.content.metric_records[METRICS]
+    metrics = metric_record(answer.message.content, METRICS)
     seen = float(metrics.get("seen", 0))  # type: ignore[arg-type]
     loss = float(metrics["loss-sum"]) / seen if seen else None  # type: ignore[arg-type]
     return {"train_loss": loss, "seen": seen, "seconds": answer.seconds, "update_norm": norm, **site_row(answer)}

@@ -49,6 +49,7 @@ from fedml.wire.records import (
     VOXELS,
     WINDOW,
     Phase,
+    metric_record,
 )
 
 MEGABYTE = 1_000_000
@@ -195,7 +196,7 @@ def check_reply(request: Request, reply: RecordDict, content: RecordDict, allowe
         raise SiteError(Reason.TOO_FEW, f"the reply has an intensity histogram of {small}")
     if SUMS in reply and any(_too_few(value[0], allowed.min_count) for value in read_arrays(reply, SUMS).values()):
         raise SiteError(Reason.TOO_FEW, f"the reply has sums over {small}")
-    if METRICS in reply and 0 < int(str(reply.metric_records[METRICS][NUM_EXAMPLES])) < allowed.min_persons:
+    if METRICS in reply and 0 < int(str(metric_record(reply, METRICS)[NUM_EXAMPLES])) < allowed.min_persons:
         raise SiteError(Reason.TOO_FEW, f"fewer than {allowed.min_persons} persons (min_persons) trained")
 
 
@@ -203,7 +204,7 @@ def check_numbers(request: Request, reply: RecordDict, cohort: Cohort) -> None:
     """Raises ``SiteError`` unless numbers that this site knows are what a process with own code reports: persons and steps."""
     study = request.study
     if METRICS in reply:
-        found, persons = reply.metric_records[METRICS], cohort.count("train")
+        found, persons = metric_record(reply, METRICS), cohort.count("train")
         plan = round_training(request)
         size = min(plan.batch_size, persons) or persons
         steps = plan.local_steps or plan.local_epochs * math.ceil(persons / max(size, 1))

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 
 from fedml.clients.gate import polygenic, signed
 from fedml.clients.gate.approvals import Approval, approval_of, stamp
@@ -77,7 +77,7 @@ from fedml.quiet import told
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, Phase, config_record, holds
 
 log = logging.getLogger("fedml.site")
 
@@ -394,7 +394,7 @@ class Gate:
 
 def _sha256_of(content: RecordDict) -> str:
     """SHA-256 of the study's text in a message; ``SiteError`` if it has none."""
-    text = content.config_records[CONFIG].get("study") if CONFIG in content.config_records else None
+    text = config_record(content, CONFIG).get("study") if holds(content, CONFIG, ConfigRecord) else None
     if not isinstance(text, str):
         raise SiteError(Reason.BAD_MESSAGE, "the message has no study")
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()

@@ -16,7 +16,7 @@ from fedml.clients.gate.pins import pin
 from fedml.clients.work import genomics
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
-from fedml.wire.records import AGREEMENT, ANALYSIS, PANEL, unpack
+from fedml.wire.records import AGREEMENT, ANALYSIS, PANEL, array_record, unpack
 
 FOLDER = "genes"
 
@@ -29,7 +29,7 @@ def check_genes(state: Path, run: str, request: Request, content: RecordDict) ->
     """
     text = "the coefficients changed within the tests of genes"
     pin(state, run, {"theta": genomics.theta_digest(content)}, Reason.REPLAYED, text)
-    given, agreed = unpack(content.array_records[ANALYSIS]), unpack(content.array_records[AGREEMENT])
+    given, agreed = unpack(array_record(content, ANALYSIS)), unpack(array_record(content, AGREEMENT))
     asked = hashlib.sha256()
     for values in (agreed[PANEL], given["column"], given["gene"]):
         asked.update(hashlib.sha256(values.tobytes()).digest())

@@ -33,7 +33,7 @@ from fedml.contract.replies import read_arrays
 from fedml.errors import InputError, Reason, SiteError
 from fedml.flower.content import from_bytes, to_bytes
 from fedml.study.study import Study
-from fedml.wire.records import AGREEMENT, ARRAYS, pack, unpack
+from fedml.wire.records import AGREEMENT, ARRAYS, array_record, pack, unpack
 
 FOLDER, LOG, LOG_BYTES = "apart", "own-code.log", 2_000_000
 _START_SECONDS = 120.0
@@ -88,7 +88,7 @@ class Apart:
     def first_weights(self, request: Request, content: RecordDict) -> dict[str, Any]:
         """``known.first_weights``, from the process without data: names and shapes cannot hold anything of a person."""
         agreed = RecordDict({name: record for name, record in content.items() if name != ARRAYS})
-        key = to_bytes(RecordDict({AGREEMENT: content.array_records[AGREEMENT]}))
+        key = to_bytes(RecordDict({AGREEMENT: array_record(content, AGREEMENT)}))
         if key not in self._weights:
             self._weights.clear()
             self._end(True)  # two processes at once could tell each other something, by locks or the load of the machine

@@ -75,6 +75,7 @@ from fedml.wire.records import (
     VOXELS,
     WINDOW,
     Phase,
+    array_record,
     pack,
     unpack,
     unpack_tensors,
@@ -217,7 +218,7 @@ def _persons(cohort: Cohort, study: Study) -> np.ndarray[Any, np.dtype[np.int64]
 def agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[str, torch.Tensor]]:
     """The cohort with the agreed panel and window, the layout of the model, and the preprocessing constants."""
     try:
-        values = unpack(content.array_records[AGREEMENT])
+        values = unpack(array_record(content, AGREEMENT))
         panel, flips = values.pop(PANEL).tobytes(), own_flips(request, values.pop(FLIPS))
         layout = make_layout(request.study, tuple(int(n) for n in values.pop(IMAGE_SHAPE)), panel)
     except (KeyError, ValueError) as error:
@@ -286,7 +287,7 @@ def _filled(request: Request, content: RecordDict) -> tuple[Loaded, Cohort]:
             loaded = weighed(loaded, request.study, values)
         values.pop(CLASS_WEIGHTS, None)
         load(loaded.fixed, values)
-        load(loaded.weights, unpack_tensors(content.array_records[ARRAYS]))
+        load(loaded.weights, unpack_tensors(array_record(content, ARRAYS)))
     except (KeyError, ValueError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the arrays do not fit the study's model: {error}") from error
     return loaded, cohort

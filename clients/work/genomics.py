@@ -31,7 +31,7 @@ from fedml.cohort.variants.model import Dosages
 from fedml.cohort.variants.ploidy import ABSENT, Y, site_table, two_copies
 from fedml.errors import Reason, SiteError
 from fedml.study.study import Study
-from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, POLYGENIC, Phase, pack, unpack
+from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, POLYGENIC, Phase, array_record, pack, unpack
 
 NULL_STEPS = 50  # Newton needs fewer than ten; repeated queries at different coefficients could identify persons
 CONTIGS = 26  # each has a model without variants of its own after a whole-genome regression
@@ -74,7 +74,7 @@ def check_persons(request: Request, content: RecordDict, fewest: int, columns_be
     if request.phase is Phase.NULL and request.round > most:
         raise SiteError(Reason.ROUNDS, f"the model without variants is requested {request.round} times, at most {most} are allowed")
     if request.phase is Phase.SUBSPACE:
-        columns = unpack(content.array_records[ANALYSIS])["basis"].shape[1]
+        columns = unpack(array_record(content, ANALYSIS))["basis"].shape[1]
         if not columns_before + columns <= request.round <= count:
             raise SiteError(Reason.TOO_FEW, f"components would need {request.round} columns of {count} persons; reduce [gwas] components")
     return count
@@ -83,7 +83,7 @@ def check_persons(request: Request, content: RecordDict, fewest: int, columns_be
 def design_digest(request: Request, content: RecordDict) -> str:
     """Digest of the run's design (covariates and components); empty for steps before there is a design. A run has one design, because the
     sums of models with different components would each reveal more of the genotypes."""
-    given = unpack(content.array_records[ANALYSIS])
+    given = unpack(array_record(content, ANALYSIS))
     return _digest(given, *forms.DESIGN) if forms.DESIGN.keys() <= given.keys() else ""
 
 
@@ -97,26 +97,26 @@ def _digest(given: Mapping[str, Any], *names: str) -> str:
 
 def gene_variants(request: Request, content: RecordDict) -> list[int]:
     """Numbers of the variants in a request about genes. Raises ``SiteError`` as ``fedml.clients.work.genes.check_columns``."""
-    given = unpack(content.array_records[ANALYSIS])
+    given = unpack(array_record(content, ANALYSIS))
     return check_columns(request.study, _panel(request, content).keys, given)
 
 
 def theta_digest(content: RecordDict) -> str:
     """Digest of the coefficients of a request about genes, of which a run has one: they weigh persons."""
-    return _digest(unpack(content.array_records[ANALYSIS]), "theta")
+    return _digest(unpack(array_record(content, ANALYSIS)), "theta")
 
 
 def shapes_of_reply(request: Request, content: RecordDict) -> dict[str, tuple[int, ...]]:
     """Name -> shape of each array in the reply to ``request``."""
-    given = unpack(content.array_records[ANALYSIS])
-    variants = unpack(content.array_records[AGREEMENT])[PANEL].tobytes().count(b"\n")
+    given = unpack(array_record(content, ANALYSIS))
+    variants = unpack(array_record(content, AGREEMENT))[PANEL].tobytes().count(b"\n")
     return forms.reply_shapes(request.study, request.phase, variants, given)
 
 
 def check_small(request: Request, reply: RecordDict, content: RecordDict, min_count: int) -> None:
     """Raises ``SiteError`` if a number in the reply is about fewer than ``min_count`` persons. Counts the persons independently of the code
     that computed the reply."""
-    values = unpack(reply.array_records[ANALYSIS])
+    values = unpack(array_record(reply, ANALYSIS))
     text = f"numbers about fewer than {min_count} persons (min_count) would be sent"
     for name in ("persons", "n", "cases"):
         if name in values and 0 < int(values[name][0]) < min_count:
@@ -126,14 +126,14 @@ def check_small(request: Request, reply: RecordDict, content: RecordDict, min_co
     if "cases" in values and 0 < int(values["n"][0] - values["cases"][0]) < min_count:
         raise SiteError(Reason.TOO_FEW, text)
     # Sums of components of one variant would reveal its counts: an honest server builds components from variants that no site excludes.
-    source = unpack(content.array_records[AGREEMENT if request.phase is Phase.SUBSPACE else ANALYSIS])
+    source = unpack(array_record(content, AGREEMENT if request.phase is Phase.SUBSPACE else ANALYSIS))
     panel, flips = (PANEL, FLIPS) if request.phase is Phase.SUBSPACE else ("loading_panel", "loading_flips")
     local = (source[panel].tobytes(), own_flips(request, source[flips])) if panel in source and min_count > 1 else None
     if local is not None and _any_small(request.manifests, request.study, *local, min_count):
         raise SiteError(Reason.TOO_FEW, f"components: {text}")
     if request.phase is Phase.GENES:
         return check_sums(
-            request.study, _gene_site(request, _panel(request, content), min_count), unpack(content.array_records[ANALYSIS]), values
+            request.study, _gene_site(request, _panel(request, content), min_count), unpack(array_record(content, ANALYSIS)), values
         )
     if request.phase not in (Phase.GENOTYPES, Phase.ASSOCIATION, Phase.FIT, Phase.FREQUENCIES):
         return
@@ -162,7 +162,7 @@ def _cells(request: Request, dosages: Dosages) -> tuple[npt.NDArray[np.bool_], n
 
 def analyse(request: Request, content: RecordDict) -> RecordDict:
     """The reply of a step: its sums over the site's persons."""
-    given = unpack(content.array_records[ANALYSIS])
+    given = unpack(array_record(content, ANALYSIS))
     people = analysed(request.manifests, request.study)
     study, sites = request.study.policy, [read_site_once(m).manifest.policy for m in request.manifests]
     floor = max(study.min_count, *(site.min_count for site in sites))
@@ -259,7 +259,7 @@ def _reply(values: Mapping[str, Any]) -> RecordDict:
 
 def _panel(request: Request, content: RecordDict) -> Dosages:
     """The site's dosages, aligned to the panel of the request."""
-    values = unpack(content.array_records[AGREEMENT])
+    values = unpack(array_record(content, AGREEMENT))
     return aligned_panel(request, values[PANEL].tobytes(), values[FLIPS])
 
 

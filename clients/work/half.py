@@ -26,7 +26,7 @@ from fedml.strategies.algorithms.registry import algorithm_of
 from fedml.study.study import Study
 from fedml.study.training_round import training_of_round
 from fedml.study.training_section import Training
-from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, pack, unpack_tensors
+from fedml.wire.records import ARRAYS, COUNTED_ROUND, Phase, array_record, config_record, holds, pack, unpack_tensors
 
 _KEPT, _COUNTED, _TRAINED = "kept", "kept-counted/", "kept-trained/"
 
@@ -72,10 +72,10 @@ def begin(request: Request, content: RecordDict, memory: Memory) -> SiteWork:
     """
     check_declared(request, content)
     algorithm = site_algorithm(request.study)
-    records = {name: unpack_tensors(content.array_records[name]) for name in algorithm.sends.records}
+    records = {name: unpack_tensors(array_record(content, name)) for name in algorithm.sends.records}
     config = {key: request.config[key] for key in algorithm.sends.config}
     kept = _unpacked(_records(request, memory)) if algorithm.keeps else {}
-    start = unpack_tensors(content.array_records[ARRAYS])
+    start = unpack_tensors(array_record(content, ARRAYS))
     return algorithm.site(Received(config, records, kept, start, round_training(request)))
 
 
@@ -94,12 +94,12 @@ def _records(request: Request, memory: Memory) -> dict[str, ArrayRecord]:
         raise SiteError(Reason.BAD_MESSAGE, f"round {counted} cannot have been counted before round {request.round}")
     if not counted:
         return {}
-    note = dict(memory.state.config_records.get(_KEPT, {}))
+    note = dict(config_record(memory.state, _KEPT)) if holds(memory.state, _KEPT, ConfigRecord) else {}
     if note.get("run") == memory.run:
         for version, key in ((_TRAINED, "trained"), (_COUNTED, "counted")):
             if note.get(key) == counted:
-                names = [name for name in memory.state.array_records if name.startswith(version)]
-                return {name.removeprefix(version): memory.state.array_records[name] for name in names}
+                names = [name for name in memory.state if name.startswith(version)]
+                return {name.removeprefix(version): array_record(memory.state, name) for name in names}
     raise SiteError(Reason.STATE_LOST, f"the state of round {counted} of run {memory.run} is lost, because this site was restarted")
 
 

@@ -24,7 +24,7 @@ from fedml.cohort.variants.ploidy import sexes
 from fedml.contract.disclosure import HIDDEN
 from fedml.errors import InputError
 from fedml.study.study import Study
-from fedml.wire.records import ANALYSIS, unpack
+from fedml.wire.records import ANALYSIS, array_record, unpack
 
 Floats = npt.NDArray[np.float64]
 
@@ -118,5 +118,5 @@ def only_men(people: Analysed) -> Analysed:
 
 def asks_men(content: RecordDict) -> bool:
     """Whether a request of an analysis is about the men alone (``fedml.analytics.forms``)."""
-    given = unpack(content.array_records[ANALYSIS])
+    given = unpack(array_record(content, ANALYSIS))
     return forms.EVERYONE in given and not given[forms.EVERYONE].any()

@@ -32,7 +32,7 @@ from fedml.cohort.variants.ploidy import DIPLOID
 from fedml.errors import Reason, SiteError
 from fedml.study.gwas_section import Polygenic
 from fedml.study.study import Study
-from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, unpack
+from fedml.wire.records import AGREEMENT, ANALYSIS, FLIPS, PANEL, Phase, array_record, unpack
 
 Folds = npt.NDArray[np.int64]
 _VARIANTS = 2048  # read at a time
@@ -154,7 +154,7 @@ def _check_blocks(request: Request, given: Mapping[str, Any], min_count: int) ->
 
 def answer(request: Request, content: RecordDict, people: Analysed, design: tuple[Floats, Floats], min_count: int) -> dict[str, Any]:
     """The sums of a step. ``design``: X (persons, K) and the outcome."""
-    given, agreement = unpack(content.array_records[ANALYSIS]), unpack(content.array_records[AGREEMENT])
+    given, agreement = unpack(array_record(content, ANALYSIS)), unpack(array_record(content, AGREEMENT))
     check(request, given, min_count)
     plan, (x, y) = plan_of(request.study), design
     fold = folds_of(request.manifests, request.study)[people.rows]

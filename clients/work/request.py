@@ -8,16 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fedml.clients.site.manifest import read_site
 from fedml.errors import InputError, Reason, SiteError
 from fedml.study.study import Study, parse_study
-from fedml.wire.records import (
-    ANALYSES,
-    CONFIG,
-    Phase,
-)
+from fedml.wire.records import ANALYSES, CONFIG, Phase, config_record, holds
 
 _parse = lru_cache(maxsize=8)(parse_study)
 
@@ -36,7 +32,7 @@ class Request:
 
 
 def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
-    config = dict(content.config_records.get(CONFIG, {}))
+    config = dict(config_record(content, CONFIG)) if holds(content, CONFIG, ConfigRecord) else {}
     try:
         return _parse(str(config["study"])), config
     except (KeyError, ValueError, InputError) as error:

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from fedml.errors import Reason, SiteError
-from fedml.wire.records import CONFIG, REQUEST_CONFIG, REQUEST_RECORDS, Phase, unpack
+from fedml.wire.records import CONFIG, REQUEST_CONFIG, REQUEST_RECORDS, Phase, array_record, config_record, holds, unpack
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,9 +36,9 @@ def check_message(phase: Phase, content: RecordDict, extras: Extras) -> None:
     expected = REQUEST_RECORDS[phase] | extras.records.keys()
     if set(content) != expected:
         raise SiteError(Reason.UNDECLARED, f"records are {sorted(content)}, expected {sorted(expected)}")
-    if CONFIG not in content.config_records:
+    if not holds(content, CONFIG, ConfigRecord):
         raise SiteError(Reason.BAD_MESSAGE, f"{CONFIG} is not a config record")
-    config, kinds = content.config_records[CONFIG], {**REQUEST_CONFIG, **extras.optional, **extras.config}
+    config, kinds = config_record(content, CONFIG), {**REQUEST_CONFIG, **extras.optional, **extras.config}
     for key, value in config.items():
         kind = kinds.get(key)
         if kind is None or isinstance(value, bool) or not isinstance(value, kind):
@@ -68,6 +68,6 @@ def shapes_of(content: RecordDict, name: str) -> Shapes:
 
 def _arrays(content: RecordDict, name: str) -> dict[str, Any]:
     try:
-        return unpack(content.array_records[name])
+        return unpack(array_record(content, name))
     except (KeyError, ValueError, TypeError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error

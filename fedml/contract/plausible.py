@@ -25,7 +25,7 @@ from fedml.study.study import Study
 from fedml.tasks.clusters import DESIGN
 from fedml.tasks.clusters import implausible as unlikely
 from fedml.tasks.lost import implausible
-from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase
+from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase, metric_record
 
 MOST_PERSONS = 2**31  # of one site
 MOST_VOXELS = 2**40  # of one image
@@ -53,7 +53,7 @@ def check_plausible(study: Study, phase: Phase, reply: RecordDict, persons: Pers
             if value.size and float(np.abs(value).max()) > LARGEST:
                 raise _wrong(f"{name} has a weight above {LARGEST:g}")
     if METRICS in reply and persons is not None:
-        _check_metrics(study, dict(reply.metric_records[METRICS]), sum(persons["train"]))
+        _check_metrics(study, dict(metric_record(reply, METRICS)), sum(persons["train"]))
     if COUNTS in reply and study.privacy.metrics != "private":
         check_counts(read_arrays(reply, COUNTS), persons)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
 from fedml.analytics.forms import REPLY_TYPES, check_section
 from fedml.cohort.images.histograms import BINS
@@ -48,6 +48,10 @@ from fedml.wire.records import (
     SUMS,
     VOXELS,
     Phase,
+    array_record,
+    config_record,
+    holds,
+    metric_record,
     unpack,
 )
 
@@ -93,7 +97,7 @@ def check_form(study: Study, phase: Phase, name: str, reply: RecordDict, weights
 def read_arrays(content: RecordDict, name: str) -> dict[str, Any]:
     """Record ``name`` as arrays; ``SiteError`` if it is missing or cannot be read."""
     try:
-        return unpack(content.array_records[name])
+        return unpack(array_record(content, name))
     except (KeyError, ValueError, TypeError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"{name} cannot be read: {error}") from error
 
@@ -104,7 +108,7 @@ def is_finite(value: Any) -> bool:
 
 
 def _check_journal(reply: RecordDict) -> None:
-    record = dict(reply.config_records[JOURNAL]) if JOURNAL in reply.config_records else {}
+    record = dict(config_record(reply, JOURNAL)) if holds(reply, JOURNAL, ConfigRecord) else {}
     if not {"head", "count"} <= record.keys() <= {"head", "count", *WITNESS}:
         raise SiteError(Reason.UNDECLARED, "the journal's record has other keys than declared")
     try:
@@ -114,7 +118,7 @@ def _check_journal(reply: RecordDict) -> None:
 
 
 def _check_described(study: Study, name: str, reply: RecordDict) -> None:
-    if SITE not in reply.config_records or dict(reply.config_records[SITE]) != {"name": name}:
+    if not holds(reply, SITE, ConfigRecord) or dict(config_record(reply, SITE)) != {"name": name}:
         raise SiteError(Reason.WRONG_NAME, "the site record does not have exactly the name of the site")
     values = read_arrays(reply, DESCRIBED)
     classes = len(make_task(study).person_classes) or 1
@@ -189,7 +193,7 @@ def _check_trained(study: Study, name: str, reply: RecordDict, weights: Shapes) 
         _shaped(value, "float32", weights[key], "an array")
         if not is_finite(value):
             raise SiteError(Reason.NON_FINITE, f"{key} is not finite")
-    metrics = dict(reply.metric_records[METRICS]) if METRICS in reply.metric_records else {}
+    metrics = dict(metric_record(reply, METRICS)) if holds(reply, METRICS, MetricRecord) else {}
     private = study.privacy.unit == "patient"
     declared = PRIVATE_METRICS if private else REPLY_METRICS
     if metrics.keys() != declared.keys() or any(type(metrics[k]) is not kind for k, kind in declared.items()):

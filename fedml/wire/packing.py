@@ -39,7 +39,7 @@ def bundle(content: RecordDict, made: dict[int, ArrayRecord] | None = None) -> R
 
 def is_bundled(content: RecordDict) -> bool:
     """True if any record of ``content`` is packed."""
-    return any(_single(record) is not None for record in content.array_records.values())
+    return any(_single(record) is not None for record in content.values() if isinstance(record, ArrayRecord))
 
 
 def unbundle(content: RecordDict) -> RecordDict:

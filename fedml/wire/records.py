@@ -14,14 +14,11 @@ import warnings
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, RecordDict
-
-if TYPE_CHECKING:
-    pass
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 # torch warns that a message's memory is read-only, which is safe because nothing writes to it.
 warnings.filterwarnings("ignore", message="The given (NumPy array|buffer) is not writable")
@@ -40,6 +37,7 @@ POLICY, DATASET, EXCLUDED = "policy", "dataset", "excluded"  # policy, data set 
 ANALYSIS = "analysis"  # arrays of a request in one step of an analysis, and the sums in its reply
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
+Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
 
 
@@ -149,8 +147,10 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
 
 def pack(values: Mapping[str, Any]) -> ArrayRecord:
     """Arrays or CPU tensors by name as a record."""
-    plain = {k: v.detach().numpy() if hasattr(v, "detach") else np.asarray(v) for k, v in values.items()}
-    return ArrayRecord({k: pack_array(v) for k, v in plain.items()})
+    out = ArrayRecord()  # filled one by one: of a dictionary Flower makes another copy of each array
+    for key, value in values.items():
+        out[key] = pack_array(value.detach().numpy() if hasattr(value, "detach") else np.asarray(value))
+    return out
 
 
 def unpack(record: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
@@ -165,6 +165,34 @@ def unpack_tensors(record: Mapping[str, Array]) -> dict[str, Any]:
     return {k: torch.from_numpy(v) for k, v in unpack(record).items()}
 
 
+# ``content.array_records`` and the like copy all records of a message at every use, which takes longer than reading a small model.
+def array_record(content: RecordDict, name: str) -> ArrayRecord:
+    """The arrays under ``name``. Raises ``KeyError`` if there are none: no record, or one of another kind."""
+    return _record(content, name, ArrayRecord)
+
+
+def config_record(content: RecordDict, name: str) -> ConfigRecord:
+    """The config under ``name``. Raises ``KeyError`` if there is none."""
+    return _record(content, name, ConfigRecord)
+
+
+def metric_record(content: RecordDict, name: str) -> MetricRecord:
+    """The metrics under ``name``. Raises ``KeyError`` if there are none."""
+    return _record(content, name, MetricRecord)
+
+
+def holds(content: RecordDict, name: str, kind: type[Any]) -> bool:
+    """Whether ``content`` has a record of this kind under ``name``."""
+    return name in content and isinstance(content[name], kind)
+
+
+def _record(content: RecordDict, name: str, kind: type[Kind]) -> Kind:
+    found = content[name]
+    if not isinstance(found, kind):
+        raise KeyError(name)
+    return found
+
+
 def size_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message, which is nearly its size on the wire."""
-    return sum(len(a.data) for record in content.array_records.values() for a in record.values())
+    return sum(len(a.data) for record in content.values() if isinstance(record, ArrayRecord) for a in record.values())

@@ -44,6 +44,8 @@ from fedml.wire.records import (
     VOXELS,
     WINDOW,
     Phase,
+    array_record,
+    config_record,
     unpack,
 )
 
@@ -95,7 +97,7 @@ def agree(study: Study, grid: Grid, tell: ReportChecks = lambda _: None, *, trai
         return replace(agreed, constants=constants, class_weights=_class_weights(study, agreed.persons))
     sums = _exchange(study, grid, agreed.nodes, Phase.STATISTICS, agreed.record())
     answered = {node: site for node, site in agreed.nodes.items() if site in sums.answered}
-    by_name = {site: unpack(a.message.content.array_records[SUMS]) for site, a in sums.answered.items()}
+    by_name = {site: unpack(array_record(a.message.content, SUMS)) for site, a in sums.answered.items()}
     if study.privacy.unit == "none" and (columns := column_checks(study, by_name)):
         tell([*checks, *columns])
     total = add_counts(by_name.values())
@@ -117,10 +119,10 @@ def ask_who(study: Study, grid: Grid) -> tuple[Agreement, dict[str, Mapping[str,
     described = _exchange(study, grid, wait_for_nodes(grid, study), Phase.DESCRIBE, RecordDict())
     by_site: dict[str, tuple[int, dict[str, Any]]] = {}
     for answer in described.answered.values():
-        name = str(answer.message.content.config_records[SITE]["name"])
+        name = str(config_record(answer.message.content, SITE)["name"])
         if name in by_site:
             raise RunError(f"two nodes answer as site {name}; run one client per site.")
-        by_site[name] = (answer.message.metadata.src_node_id, unpack(answer.message.content.array_records[DESCRIBED]))
+        by_site[name] = (answer.message.metadata.src_node_id, unpack(array_record(answer.message.content, DESCRIBED)))
     nodes, external = (
         {by_site[site][0]: site for site in names if site in by_site}
         for names in (study.federation.training, study.federation.evaluate_only)
@@ -145,7 +147,7 @@ def _agree_window(study: Study, grid: Grid, agreed: Agreement, percentiles: tupl
         RunError: the quorum was missed, or the two percentiles are equal.
     """
     histograms = _exchange(study, grid, agreed.nodes, Phase.VOXELS, agreed.record())
-    total = add_counts(unpack(a.message.content.array_records[VOXELS]) for a in histograms.answered.values())
+    total = add_counts(unpack(array_record(a.message.content, VOXELS)) for a in histograms.answered.values())
     try:
         window = window_from(total[HISTOGRAM], percentiles)
     except ValueError as error:
@@ -173,7 +175,7 @@ def _exchange(study: Study, grid: Grid, nodes: Mapping[int, str], phase: Phase, 
     claimed: dict[str, str] = {}
 
     def check(site: str, reply: RecordDict) -> None:
-        name = str(reply.config_records[SITE]["name"]) if phase is Phase.DESCRIBE and site in unnamed else site
+        name = str(config_record(reply, SITE)["name"]) if phase is Phase.DESCRIBE and site in unnamed else site
         if name not in study.federation.sites:
             raise SiteError(Reason.NOT_IN_ROSTER, "the node answers with a name that is not in the roster")
         claimed[site] = name

@@ -18,7 +18,7 @@ from fedml.runs.events import SiteRow
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.exchange import answers, ask, request
 from fedml.study.study import Study
-from fedml.wire.records import ANALYSIS, CONFIG, Phase, pack, unpack
+from fedml.wire.records import ANALYSIS, CONFIG, Phase, array_record, pack, unpack
 
 Arrays = dict[str, Any]
 Traffic = dict[str, SiteRow]  # head and length of a site's journal are those of its last reply
@@ -61,7 +61,7 @@ def take(
                 f"{phase}, step {number}: {answer.site} did not answer ({answer.reason}), and an analysis needs every site until its end; "
                 "repair the site or run again without it (the site's log gives the details)."
             )
-        out[answer.site] = unpack(answer.message.content.array_records[ANALYSIS])
+        out[answer.site] = unpack(array_record(answer.message.content, ANALYSIS))
         if traffic is not None:
             row = traffic.setdefault(answer.site, {"bytes_out": 0, "bytes_in": 0, "journal": None})
             row["bytes_out"] += answer.bytes_out

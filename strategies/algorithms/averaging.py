@@ -18,7 +18,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedml.strategies.algorithms.algorithm import Algorithm, Arrays, Folded, StepState, sent
-from fedml.wire.records import ARRAYS, CONFIG, COUNTED_ROUND, METRICS, NUM_EXAMPLES, Phase, pack, unpack_tensors
+from fedml.wire.records import (
+    ARRAYS,
+    CONFIG,
+    COUNTED_ROUND,
+    METRICS,
+    NUM_EXAMPLES,
+    Phase,
+    array_record,
+    metric_record,
+    pack,
+    unpack_tensors,
+)
 
 
 class Fold:
@@ -122,11 +133,11 @@ class Averaging(Strategy):
         for reply in replies:
             if reply.has_error():
                 continue
-            weight = 1.0 if self.weighting == "equal" else float(_number(reply.content.metric_records[METRICS][NUM_EXAMPLES]))
+            weight = 1.0 if self.weighting == "equal" else float(_number(metric_record(reply.content, METRICS)[NUM_EXAMPLES]))
             if weight > 0:
-                fold.add(unpack_tensors(reply.content.array_records[ARRAYS]), weight)
+                fold.add(unpack_tensors(array_record(reply.content, ARRAYS)), weight)
                 for name, total in extra.items():
-                    total.add(unpack_tensors(reply.content.array_records[name]), weight)
+                    total.add(unpack_tensors(array_record(reply.content, name)), weight)
                 counted[str(reply.metadata.src_node_id)] = torch.tensor(server_round)
                 answered += 1
             del reply  # before the next reply is created

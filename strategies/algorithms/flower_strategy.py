@@ -26,7 +26,7 @@ from fedml.seeds import derive_seed
 from fedml.strategies.algorithms.algorithm import Algorithm
 from fedml.study.study import Study
 from fedml.study.training_round import CHANGEABLE, change_problem, changeable
-from fedml.wire.records import ARRAYS, CONFIG, REQUEST_CONFIG
+from fedml.wire.records import ARRAYS, CONFIG, REQUEST_CONFIG, config_record
 
 _NEVER_CALLED = ("configure_evaluate", "aggregate_evaluate")
 _SAMPLED = ("min_train_nodes", "min_available_nodes")
@@ -72,7 +72,7 @@ class FlowerStrategy(Strategy):
                 raise RunError(
                     f'round {server_round}: {self._name} sends records other than "{ARRAYS}" and "{CONFIG}" ({more}); leave them.'
                 )
-            message.content[CONFIG] = ConfigRecord(self._checked(server_round, message.content.config_records[CONFIG]))
+            message.content[CONFIG] = ConfigRecord(self._checked(server_round, config_record(message.content, CONFIG)))
         return messages
 
     @property
