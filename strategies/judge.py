@@ -30,7 +30,11 @@ HELD_BYTES = 64 * 2**20
 def update_norm(answer: Answer, current: Mapping[str, torch.Tensor]) -> float:
     """The Euclidean length of a site's update, over all weights."""
     trained = unpack_tensors(array_record(answer.message.content, ARRAYS))
-    return math.sqrt(sum(float(((trained[name].double() - value.double()) ** 2).sum()) for name, value in current.items()))
+    return math.sqrt(sum(_square(trained[name].double().sub_(value)) for name, value in current.items()))
+
+
+def _square(values: torch.Tensor) -> float:
+    return float(values.mul_(values).sum())
 
 
 def record_norm(answer: Answer, record: str) -> float:

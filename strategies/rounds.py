@@ -281,8 +281,9 @@ def _to_roster(messages: Iterable[Message], agreement: Agreement, config: Any) -
     for node in agreement.nodes:
         if node in by_node:
             message = by_node[node]
-            message.content[AGREEMENT] = extra
-            config_with(message, config)
+            if message.content.get(AGREEMENT) is not extra:  # messages may share their content
+                message.content[AGREEMENT] = extra
+                config_with(message, config)
             yield message
 
 

@@ -18,7 +18,7 @@ from fedml.runs.events import End
 from fedml.runs.log import emit
 from fedml.strategies.rounds import preflight, run_study
 from fedml.study.sources import FOLDER, provide_folder
-from fedml.study.study import Study, parse_study
+from fedml.study.study import Study, shared_study
 
 app = ServerApp()
 
@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
         ask_for_parts_sooner()
     with working(run):
         try:
-            JOBS[str(context.run_config.get("job", "train"))](parse_study(str(context.run_config["study"])), grid, run)
+            JOBS[str(context.run_config.get("job", "train"))](shared_study(str(context.run_config["study"])), grid, run)
         except (RunError, InputError) as error:
             emit(run, End(status="failed", reason=str(error)))
             raise

@@ -9,7 +9,6 @@ Data that a site declares public have no ledger. A study without privacy of a pa
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -19,18 +18,16 @@ from flwr.app import Context, Message
 
 from fedml.clients.gate.charge import charge, check_budget, check_delta
 from fedml.clients.gate.ledger import Ledger, Part
-from fedml.clients.site.manifest import Site, read_site
+from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.client import answer as answered
-from fedml.clients.work.client import app_of, manifests_of, reason_of, refusal
-from fedml.clients.work.request import read_request
-from fedml.errors import InputError, Reason, SiteError
+from fedml.clients.work.client import app_of
+from fedml.clients.work.request import Request, read_site_once
+from fedml.errors import InputError, SiteError
 from fedml.privacy.claims import rounded_up
 from fedml.privacy.releases import whole_events
 from fedml.study.sources import FOLDER, provide_folder
 from fedml.study.study import Study
-
-log = logging.getLogger("fedml.site")
 
 
 def has_ledger(site: Site, study: Study) -> bool:
@@ -58,24 +55,21 @@ _open = lru_cache(maxsize=128)(Ledger)  # opening verifies the whole file
 
 def answer(message: Message, context: Context) -> Message:
     """The reply to any message, after its releases were charged to the ledgers of the node's sites; or the code of a refusal."""
-    try:
-        if "run" in context.run_config:  # in a simulation this is a process of its own
-            provide_folder(Path(str(context.run_config["run"])) / FOLDER)
-        name = str(context.node_config["name"]) if "name" in context.node_config else None
-        request = read_request(message.content, manifests_of(context, message), name)
-        run = f"local {Path(str(context.run_config.get('run', message.metadata.run_id))).name}"
+    if "run" in context.run_config:  # in a simulation this is a process of its own
+        _provide_once(str(context.run_config["run"]))
+    run = f"local {Path(str(context.run_config.get('run', message.metadata.run_id))).name}"
+
+    def charge_sites(request: Request) -> None:
         for manifest in request.manifests:  # of pooled data, each site's ledger is charged for its own persons
-            site = read_site(Path(manifest))
+            site = read_site_once(manifest)
             if has_ledger(site, request.study):
                 charge(ledger_of(site), site.manifest.policy, replace(request, manifests=(manifest,)), run)
-    except Exception as error:
-        reason = reason_of(error)
-        log.error("refused (%s): %s", reason, error, exc_info=reason is Reason.INTERNAL)
-        return refusal(message, reason)
-    return answered(message, context)
+
+    return answered(message, context, charge_sites)
 
 
 app = app_of(answer)
+_provide_once = lru_cache(maxsize=64)(lambda run: provide_folder(Path(run) / FOLDER))
 
 
 @dataclass(frozen=True)

@@ -93,12 +93,17 @@ def app_of(answers: Callable[[Message, Context], Message]) -> ClientApp:
     return made
 
 
-def answer(message: Message, context: Context) -> Message:
-    """The reply to any message: content, or an ``Error`` with a reason code and no other text."""
+def answer(message: Message, context: Context, charge: Callable[[Request], None] = lambda _: None) -> Message:
+    """The reply to any message: content, or an ``Error`` with a reason code and no other text.
+
+    Args:
+        charge: called with the request before anything is computed; what it raises becomes the refusal.
+    """
     try:
         config, bundled = context.node_config, is_bundled(message.content)
         message.content = unbundle(message.content)
         request = read_request(message.content, manifests_of(context, message), str(config["name"]) if "name" in config else None)
+        charge(request)
         if len(request.manifests) == 1:
             check_roster(read_site_once(request.manifests[0]), request.study)
         with hush():
@@ -228,7 +233,7 @@ def agreed(request: Request, content: RecordDict) -> tuple[Cohort, Layout, dict[
         raise SiteError(Reason.BAD_MESSAGE, f"the agreed image shape is {layout.image_shape}, this site has {cohort.image_shape}")
     if protected(request) and request.study.privacy.unit != "patient":
         cohort = without_few(cohort, request.study, smallest_of(request))
-    return cohort, layout, {k: torch.tensor(v) for k, v in values.items()}
+    return cohort, layout, {k: torch.from_numpy(v) for k, v in values.items()}
 
 
 def _window(request: Request, values: dict[str, np.ndarray[Any, Any]]) -> tuple[float, float] | None:

@@ -12,10 +12,8 @@ from flwr.app import ConfigRecord, RecordDict
 
 from fedml.clients.site.manifest import read_site
 from fedml.errors import InputError, Reason, SiteError
-from fedml.study.study import Study, parse_study
+from fedml.study.study import Study, shared_study
 from fedml.wire.records import ANALYSES, CONFIG, Phase, config_record, holds
-
-_parse = lru_cache(maxsize=8)(parse_study)
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Request:
 def _study_of(content: RecordDict) -> tuple[Study, dict[str, Any]]:
     config = dict(config_record(content, CONFIG)) if holds(content, CONFIG, ConfigRecord) else {}
     try:
-        return _parse(str(config["study"])), config
+        return shared_study(str(config["study"])), config
     except (KeyError, ValueError, InputError) as error:
         raise SiteError(Reason.BAD_MESSAGE, f"the message has no valid study: {error}") from error
 

@@ -25,6 +25,7 @@ from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZENODO, citation, how_to_check, publication_of, zenodo
 from fedml.experiments.evidence.signing import canonical
 from fedml.experiments.report import embedded, render, report_facts
+from fedml.experiments.report import figures as report_figures
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, STUDY
@@ -91,12 +92,12 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
-    found = figures(record)
-    page, more, stated = render(record), report_facts(record, found), publication_of(record.run)
+    found, shown = figures(record), report_figures(record)
+    page, more, stated = render(record, shown), report_facts(record, shown), publication_of(record.run)
     return {
         "metrics.json": canonical(
             {
-                "final": {"metrics": record.final.metrics, "groups": record.final.groups, "across": found.get("across", {})},
+                "final": {"metrics": record.final.metrics, "groups": record.final.groups, "across": shown.get("across", {})},
                 "rounds": [{"round": e.round, "metrics": e.metrics} for e in record.rounds],
             }
         ),

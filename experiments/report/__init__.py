@@ -34,9 +34,9 @@ _OPEN, _CLOSE = '<script type="application/json" id="fedml-figures">', "</script
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def render(record: Record) -> str:
-    """The page as HTML."""
-    found = figures(record)
+def render(record: Record, found: Mapping[str, Any] | None = None) -> str:
+    """The page as HTML. ``found``: the record's ``figures``, if they are known."""
+    found = figures(record) if found is None else found
     name, question = record.study.study.name, " ".join(record.study.study.question.split())
     parts = [part for part in (build(record, found) for build in sections.ALL) if part]
     eyebrow = f"Report of a federated run · {record.run_id}"

@@ -55,7 +55,7 @@ def check_records(content: RecordDict, extras: Extras) -> None:
         if arrays.keys() != shapes.keys():
             raise SiteError(Reason.UNDECLARED, f"the arrays of {name} have other names than declared")
         for key, value in arrays.items():
-            if str(value.dtype) != "float32" or value.shape != tuple(shapes[key]):
+            if value.dtype != np.float32 or value.shape != tuple(shapes[key]):
                 raise SiteError(Reason.UNDECLARED, f"an array of {name} has another shape or type than declared")
             if not np.isfinite(value).all():
                 raise SiteError(Reason.NON_FINITE, f"an array of {name} is not finite")

@@ -50,7 +50,7 @@ def check_plausible(study: Study, phase: Phase, reply: RecordDict, persons: Pers
             _check_moments(value)
     if ARRAYS in reply and phase is Phase.ROUND:
         for name, value in read_arrays(reply, ARRAYS).items():
-            if value.size and float(np.abs(value).max()) > LARGEST:
+            if value.size and max(float(value.max()), -float(value.min())) > LARGEST:
                 raise _wrong(f"{name} has a weight above {LARGEST:g}")
     if METRICS in reply and persons is not None:
         _check_metrics(study, dict(metric_record(reply, METRICS)), sum(persons["train"]))

@@ -12,6 +12,7 @@ uses any part of it: a site whose reply has another form is named, and the run g
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ from fedml.wire.records import (
 )
 
 _MOST_VOXELS = 2.0**44
+_dtype = lru_cache(maxsize=64)(np.dtype)
 _RECORDS: dict[Phase, tuple[set[str], set[str]]] = {  # required records, optional records
     Phase.DESCRIBE: ({SITE, DESCRIBED}, set()),
     Phase.VOXELS: ({VOXELS}, set()),
@@ -223,6 +225,6 @@ def _check_counts(study: Study, reply: RecordDict) -> None:
 
 
 def _shaped(value: Any, dtype: str, shape: tuple[int | None, ...], what: str) -> None:
-    fits = value is not None and str(value.dtype) == dtype and value.ndim == len(shape)
+    fits = value is not None and value.dtype == _dtype(dtype) and value.ndim == len(shape)
     if not fits or any(want is not None and have != want for have, want in zip(value.shape, shape, strict=True)):
         raise SiteError(Reason.UNDECLARED, f"{what} has another shape or type than declared")

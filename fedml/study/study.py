@@ -290,6 +290,9 @@ def parse_study(text: str) -> Study:
     return validate(Study, plan, "study")
 
 
+shared_study = lru_cache(maxsize=8)(parse_study)  # the same object for the same text, so that what is kept for a study is found at once
+
+
 @lru_cache(maxsize=8)
 def without_transforms(study: Study) -> Study:
     """``study`` with the same identity, whose images are read without transforms of own code: the same persons, in the same parts."""

@@ -37,6 +37,7 @@ POLICY, DATASET, EXCLUDED = "policy", "dataset", "excluded"  # policy, data set 
 ANALYSIS = "analysis"  # arrays of a request in one step of an analysis, and the sums in its reply
 NUM_EXAMPLES = "num-examples"  # Flower's own strategies weight by this key
 _STYPE = "numpy.ndarray"
+_VIEW = "_fedml_view"  # of an ``Array``: its bytes and what they were read as
 Kind = TypeVar("Kind", ArrayRecord, ConfigRecord, MetricRecord)
 _KINDS = "iufb"  # integers, floats, booleans: no objects, no text
 
@@ -94,6 +95,9 @@ def _header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return out.getvalue()
 
 
+_dtype_name = lru_cache(maxsize=64)(str)  # NumPy forms the name anew each time
+
+
 @lru_cache(maxsize=4096)
 def _read_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Type and shape from a ``.npy`` header of version 1.
@@ -125,7 +129,7 @@ def pack_array(values: npt.NDArray[Any]) -> Array:
     if values.dtype.kind not in _KINDS:
         raise ValueError(f"array of type {values.dtype} is not a plain number array")
     data = b"".join((_header(values.dtype.str, values.shape), values.data.cast("B") if values.size else b""))
-    return Array(str(values.dtype), values.shape, _STYPE, data)
+    return Array(_dtype_name(values.dtype), values.shape, _STYPE, data)
 
 
 def unpack_array(array: Array) -> npt.NDArray[Any]:
@@ -135,6 +139,9 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
         ValueError: the bytes are not a numeric array of exactly the length that their header gives.
     """
     data = array.data
+    kept = array.__dict__.get(_VIEW)
+    if kept is not None and kept[0] is data:
+        return kept[1]  # type: ignore[no-any-return]
     if array.stype != _STYPE or len(data) < 12:
         raise ValueError("array is not in NumPy's format")
     start = 10 + int.from_bytes(data[8:10], "little")
@@ -142,7 +149,9 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
     count = math.prod(shape)
     if len(data) - start != count * dtype.itemsize:
         raise ValueError(f"array has {len(data) - start} bytes, its header says {count * dtype.itemsize}")
-    return np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
+    values = np.frombuffer(data, dtype=dtype, count=count, offset=start).reshape(shape)
+    array.__dict__[_VIEW] = data, values  # server and site check the same bytes several times
+    return values
 
 
 def pack(values: Mapping[str, Any]) -> ArrayRecord:

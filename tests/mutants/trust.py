@@ -101,7 +101,7 @@ MUTANTS: Mutants = {
         "clients/gate/test_lying_centre.py::test_data_that_change_are_read_anew_and_end_the_run",
     ),
     "scores of single persons": (
-        [("clients/work/client.py", "    elif protected(request):\n        found", "    elif False:\n        found")],
+        [("clients/work/client.py", "    elif protected(request):\n        smallest", "    elif False:\n        smallest")],
         "clients/gate/test_lying_centre.py::test_an_honest_run_is_answered_to_its_end",
     ),
     "sums of one person's image": (

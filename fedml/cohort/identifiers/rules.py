@@ -81,6 +81,8 @@ _LABELLED = re.compile(
 )
 _SOCIAL = re.compile(r"(?<![\d-])(?!000|666|9\d\d)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\d-])")
 _DIGITS = re.compile(r"(?<![\d.])(\d[ -]?){9,11}\d(?![\d.])|(?<!\d)\d{6}[-+]\d{4}(?!\d)")
+# A moment: a date, and it is found as such. One in eleven has the check digit of a national number, so it would be one on some days only.
+_STAMP = re.compile(r"(?<!\d)(?:19|20)\d\d([-/.:])(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])[ T_](?:[01]\d|2[0-3]):[0-5]\d")
 _HOSPITAL = re.compile(
     r"\b\w*(?:hospital|klinik|clinic|spital|krankenhaus|hôpital|infirmary|medical cent(?:er|re)|charité)\w*\b", re.IGNORECASE
 )
@@ -149,7 +151,11 @@ def _kinds(text: str, search: Search | None, pairs: bool) -> Iterator[Kind]:
         yield Kind.NAME
     elif pairs and any(_unusual(found.groups()) for form in (_COMMA, _PAIR) for found in form.finditer(text)):
         yield Kind.PERHAPS_NAME
-    if _LABELLED.search(text) or _SOCIAL.search(text) or any(_checked(re.sub(r"\D", "", m[0])) for m in _DIGITS.finditer(text)):
+    if (
+        _LABELLED.search(text)
+        or _SOCIAL.search(text)
+        or any(_checked(re.sub(r"\D", "", m[0])) for m in _DIGITS.finditer(_STAMP.sub(" ", text)))
+    ):
         yield Kind.NUMBER
     if any(one.search(text) for one in _MAILS):
         yield Kind.MAIL

@@ -24,7 +24,7 @@ PASSING = {"time", "seconds", "run_id", "git_commit", "versions", "weights_sha25
 
 OPTIONAL = {
     "start": {"code"},
-    "agreed": {"disclosed", "started", "first_sha256"},
+    "agreed": {"disclosed", "started", "first_sha256", "columns"},
     "final": {"kept", "meaning_sha256"},
     "gwas": {"cases", "controls", "pca_variants", "pca_steps", "pca_columns", "pca_angle_rad", "eigenvalues"},
 }
