@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from fedml.tasks.classification_counts import BEYOND, concordant, noised
 from fedml.tasks.clusters import effect_of, widened
-from fedml.tasks.interval_tools import Floats, Interval, mean_of, no_interval, quantile
+from fedml.tasks.interval_tools import Floats, Interval, expit, mean_of, no_interval, quantile
 from fedml.tasks.intervals import interval
 from fedml.tasks.task import Task
 
@@ -111,7 +111,7 @@ def _within(parts: Sequence[Counts], c: int, level: float) -> Within | None:
         found = no_interval(value, level, "the pairs within sites do not differ")
     else:
         half = quantile(level) * math.sqrt(variance) / (value * (1 - value))
-        low, high = (_expit(_logit(value) + sign * half) for sign in (-1, 1))
+        low, high = (expit(_logit(value) + sign * half) for sign in (-1, 1))
         found = Interval(value, low, high, level, "DeLong at each site, logit scale")
         found = widened(found, effect_of(parts, "auroc"), (0.0, 1.0))
     return Within(found, round(pairs), 1 - float(inside.sum()) / pairs, _site_alone(sides))
@@ -290,16 +290,12 @@ def _logit(p: float) -> float:
     return math.log(p) - math.log1p(-p)
 
 
-def _expit(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
-
-
 def _same(x: float) -> float:
     return x
 
 
 _SCALES: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
-    "logit": (_logit, _expit), "Fisher's z": (math.atanh, math.tanh), "identity": (_same, _same),
+    "logit": (_logit, expit), "Fisher's z": (math.atanh, math.tanh), "identity": (_same, _same),
 }  # fmt: skip
 
 

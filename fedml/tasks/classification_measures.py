@@ -36,6 +36,7 @@ from fedml.tasks.measure import Measure, Value
 WITHHELD = "a class has so few persons that the histogram of scores was not sent"
 FEW = 5  # persons of a class; with fewer, the bootstrap interval is too narrow
 NOISED = "none: the counts are noised"
+_WIDEST = 20.0  # of the logarithm of a mean loss: a limit 500 million times the mean is none
 
 
 # --- values
@@ -231,6 +232,8 @@ def _log_loss_interval(groups: Parts, one: int | None, level: float, by: tuple[i
     if together.sum() < 2 or not value:
         return no_interval(value, level, "one person has no spread" if value else "it is 0 in every person")
     down, up = studentised(tables, values, level, by)
+    if not (math.isfinite(down) and up < _WIDEST):
+        return no_interval(value, level, "so few different persons that resampling gives no limit")
     return Interval(value, value * math.exp(down), value * math.exp(up), level, "bootstrap-t, log scale")
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedml.tasks.counts import Counts
-from fedml.tasks.interval_tools import Floats, Interval, Parts, no_interval, quantile
+from fedml.tasks.interval_tools import Floats, Interval, Parts, expit, no_interval, quantile
 
 DESIGN = "design"  # (3, measures): persons times design effect, persons of sites that tell it, sites that tell it
 CLUSTERS = "clusters"  # (1,)
@@ -175,7 +175,7 @@ def _scale(found: Interval, bounds: tuple[float, float] | None, log: bool) -> tu
     if log and found.low > 0:
         return math.log, math.exp
     if bounds == (0.0, 1.0):
-        return (lambda p: math.log(p / (1 - p)) if 0 < p < 1 else math.inf), (lambda x: 1 / (1 + math.exp(-x)))
+        return (lambda p: math.log(p / (1 - p)) if 0 < p < 1 else math.inf), expit
     return float, float
 
 

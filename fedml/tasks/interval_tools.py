@@ -32,6 +32,11 @@ class Interval:
     method: str
 
 
+def expit(x: float) -> float:
+    """The inverse of the logit, for any x: exp of a large number is none."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
 def no_interval(value: float, level: float, why: str) -> Interval:
     """``value`` without limits, with the reason."""
     return Interval(value, math.nan, math.nan, level, f"none: {why}")
