@@ -272,6 +272,12 @@ class Study(Section):
     def __hash__(self) -> int:
         return hash(self.canonical)
 
+    def __eq__(self, other: object) -> bool:
+        """By the canonical text, which holds every key; but a copy ``without_transforms`` keeps the text of its original."""
+        if self is other:
+            return True
+        return isinstance(other, Study) and self.canonical == other.canonical and self.cohort.image == other.cohort.image
+
 
 def parse_study(text: str) -> Study:
     """A study from canonical JSON, as a site receives it.
