@@ -20,6 +20,9 @@ SuperLink = Annotated[
     str | None, typer.Option(help="deployment: the folder of `fedml federation init` or `up`, or a connection in Flower's config.toml.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object as the last line of standard output.")]
+Workers = Annotated[
+    int, typer.Option("--workers", min=0, help="local: processes that train sites side by side; 0: all cores, if the run is long.")
+]
 Track = Annotated[bool, typer.Option("--track/--no-track", help="Record the run in MLflow.")]
 
 
@@ -31,6 +34,7 @@ class Where:
     engine: Engine = "local"
     superlink: SuperLink = None
     runs: Runs = Path("fedml-runs")
+    workers: Workers = 0
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
         tracker.begin(folder)
     progress = Progress(study, console, job)
     outcome = run(
-        study, found, folder, On(where.engine, where.sites or Path(), home, connection),  # type: ignore[arg-type]
+        study, found, folder, On(where.engine, where.sites or Path(), home, connection, where.workers if job == "train" else 1),  # type: ignore[arg-type]
         listeners=[progress], debug=is_debug(), job=job,
     )  # fmt: skip
     progress.close()

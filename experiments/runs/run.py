@@ -163,18 +163,30 @@ def follow(run: Path, listeners: Sequence[Listener], stop: threading.Event) -> N
         stop.wait(_POLL_SECONDS)
 
 
-def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: Job = "train") -> None:
-    """The local engine over nodes with the given configurations (``manifest``, and ``name`` for pooled data)."""
+def run_nodes(study: Study, nodes: Sequence[Mapping[str, str]], run: Path, job: Job = "train", workers: int = 1) -> None:
+    """The local engine over nodes with the given configurations (``manifest``, and ``name`` for pooled data).
+
+    Args:
+        workers: processes, this one included (``fedml.experiments.runs.workers``); 0: more than one if the run turns out to be long.
+    """
     from flwr.app import Context, RecordDict
 
     from fedml.clients.gate.local import app as client_app
+    from fedml.experiments.runs.workers import Workers
     from fedml.flower.grid import InProcessGrid
     from fedml.strategies.server import app as server_app
 
     config: dict[str, bool | int | float | str] = {"study": study.canonical, "run": str(run.resolve()), "job": job}
-    grid = InProcessGrid(client_app, [dict(n) for n in nodes], config)
     context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=config)
-    server_app(grid, context)
+    persons = [1] * len(nodes) if workers == 1 else [_persons(study, node) for node in nodes]
+    with Workers(workers, study.training.threads, persons, study.federation.rounds) as others:
+        others.begin(config)
+        server_app(InProcessGrid(client_app, [dict(n) for n in nodes], config, others), context)
+
+
+def _persons(study: Study, node: Mapping[str, str]) -> int:
+    """Training persons of a node, whose data were read before the run."""
+    return load_cohort(tuple(node["manifest"].split("\n")), study).count("train")
 
 
 class On(NamedTuple):
@@ -183,12 +195,14 @@ class On(NamedTuple):
     Args:
         sites_folder: for a simulation: the folder that contains the sites' folders.
         flower_home: for a deployment: Flower's folder; None: that of the user. connection: the name in its ``config.toml``.
+        workers: for the local engine: as in ``run_nodes``.
     """
 
     engine: Engine = "local"
     sites_folder: Path = Path()
     flower_home: Path | None = None
     connection: str = "own"
+    workers: int = 1
 
 
 def run(
@@ -201,7 +215,7 @@ def run(
     follower.start()
     try:
         if on.engine == "local":
-            run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run, job)
+            run_nodes(study, [{"manifest": str(site.file.resolve())} for site in sites.values()], run, job, on.workers)
         elif on.engine == "simulation":
             _simulate(study, on.sites_folder, run, debug, job)
         else:

@@ -6,8 +6,10 @@ Uses Flower's non-public ``TaskIdentity`` (``Message`` reads it), ``Run`` and me
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 from flwr.app import Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -19,6 +21,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 # Error codes with which Flower answers for a node that is not connected.
 NOT_THERE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+_HELD = 4  # replies that are computed before their turn
 NodeConfig = dict[str, bool | int | float | str]
 App = Callable[[Message, Context], Message]  # a ClientApp, or a site's gate
 
@@ -35,16 +38,36 @@ def wants_packing(grid: Grid) -> bool:
     return bool(getattr(grid, "wants_packing", True))
 
 
+class Elsewhere(Protocol):
+    """Other processes that answer some nodes' messages (``fedml.experiments.runs.workers``)."""
+
+    def send(self, message: Message, context: Context) -> bool: ...
+
+    def note(self, seconds: float) -> None: ...
+
+    def is_done(self, message_id: str) -> bool: ...
+
+    def reply(self, message_id: str) -> Message: ...
+
+
 class InProcessGrid(Grid):
-    """Nodes 1, 2, ... with the given configurations. Messages are queued; pulling a reply runs the app for its node."""
+    """Nodes 1, 2, ... with the given configurations. Messages are queued; pulling a reply runs the app for its node.
+
+    With ``elsewhere`` some nodes are answered by other processes. While the reply that is wanted is not there, the next messages of this
+    process are answered, whose replies are held.
+    """
 
     wants_packing = False  # messages stay in this process
 
-    def __init__(self, app: App, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None) -> None:
+    def __init__(
+        self, app: App, nodes: Iterable[NodeConfig], run_config: Mapping[str, bool | int | float | str] | None = None,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:  # fmt: skip
         TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
         self._app = app
         self._run = Run.create_empty(run_id=1)
         self._waiting: dict[str, Message] = {}
+        self._elsewhere, self._away, self._held = elsewhere, set[str](), dict[str, Message]()
         self._number = itertools.count(1)
         self._contexts = {
             number: Context(run_id=1, node_id=number, node_config=dict(config), state=RecordDict(), run_config=dict(run_config or {}))
@@ -79,7 +102,10 @@ class InProcessGrid(Grid):
             message_id = f"local-{next(self._number)}"
             message.metadata.__dict__["_message_id"] = message_id
             message.metadata.__dict__["_run_id"] = 1
-            self._waiting[message_id] = message
+            if self._elsewhere is not None and self._elsewhere.send(message, self._contexts[message.metadata.dst_node_id]):
+                self._away.add(message_id)
+            else:
+                self._waiting[message_id] = message
             ids.append(message_id)
         return ids
 
@@ -87,10 +113,32 @@ class InProcessGrid(Grid):
         """Runs the app for each queued message and returns the replies."""
         replies = []
         for message_id in message_ids:
-            message = self._waiting.pop(message_id, None)
-            if message is not None:
-                replies.append(self._app(message, self._contexts[message.metadata.dst_node_id]))
+            if message_id in self._away:
+                replies.append(self._from_elsewhere(message_id))
+            elif message_id in self._held:
+                replies.append(self._held.pop(message_id))
+            elif message_id in self._waiting:
+                replies.append(self._answer(message_id))
         return replies
+
+    def _answer(self, message_id: str) -> Message:
+        message, began = self._waiting.pop(message_id), time.monotonic()
+        reply = self._app(message, self._contexts[message.metadata.dst_node_id])
+        if self._elsewhere is not None:
+            self._elsewhere.note(time.monotonic() - began)
+        return reply
+
+    def _from_elsewhere(self, message_id: str) -> Message:
+        assert self._elsewhere is not None  # noqa: S101 - it took the message
+        while not self._elsewhere.is_done(message_id) and self._waiting and len(self._held) < _HELD:
+            following = next(iter(self._waiting))
+            self._held[following] = self._answer(following)
+        self._away.remove(message_id)
+        return self._elsewhere.reply(message_id)
+
+    def state_of(self, node: int) -> RecordDict:
+        """What the node keeps between messages."""
+        return self._contexts[node].state
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         """``push_messages`` followed by ``pull_messages``; ``timeout`` is ignored, because nothing is awaited."""

@@ -27,6 +27,7 @@ from fedml.cohort.slides.features import SlideFeatures
 from fedml.cohort.wide.matrix import Matrix
 from fedml.errors import InputError, NotBuilt, nearest
 from fedml.learning.augment import augmentation
+from fedml.learning.ready import make_ready
 from fedml.models.device import autocast, on_device, scaler, to_device
 from fedml.networks.variants import shrink
 from fedml.seeds import torch_seed
@@ -95,7 +96,7 @@ def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.opti
     """A new instance of the study's optimiser, with the learning rate of ``plan``."""
     options: dict[str, Any] = {"lr": plan.lr, "weight_decay": plan.weight_decay}
     if plan.optimizer == "sgd":
-        return _uncompiled(torch.optim.SGD)(parameters, momentum=plan.momentum, nesterov=plan.nesterov, **options)
+        return _uncompiled(torch.optim.SGD)(parameters, momentum=plan.momentum, nesterov=plan.nesterov, foreach=False, **options)
     if plan.optimizer == "rmsprop":
         return _uncompiled(torch.optim.RMSprop)(parameters, momentum=plan.momentum, **options)
     kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.AdamW
@@ -107,7 +108,9 @@ def make_optimizer(plan: Training, parameters: list[nn.Parameter]) -> torch.opti
 def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """``kind`` without the wrappers that import torch's compiler, to tell it what it must not compile: 1 to 2 s and 80 MB a process."""
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
-    return type(kind.__name__, (kind,), {**methods, "step": torch.no_grad()(methods["step"])})
+    step = torch.no_grad()(methods["step"])
+    step.hooked = True  # type: ignore[attr-defined] # else torch wraps it for its profiler: as long as the step of a small model
+    return type(kind.__name__, (kind,), {**methods, "step": step})
 
 
 def trained_parameters(network: nn.Module, freeze: Sequence[str]) -> dict[str, nn.Parameter]:
@@ -117,6 +120,8 @@ def trained_parameters(network: nn.Module, freeze: Sequence[str]) -> dict[str, n
         InputError: a pattern matches no parameter, or nothing is left.
     """
     every = dict(network.named_parameters())
+    if not freeze:
+        return every
     for pattern in freeze:
         if not any(fnmatchcase(name, pattern) for name in every):
             raise InputError(
@@ -213,8 +218,8 @@ def train(
     # Batch norm cannot be trained on a single person.
     alone = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
     smallest = max(hooks.smallest, 2 if alone else 1)
-    loss_sum, seen, steps = torch.zeros((), dtype=torch.float64), 0, 0
-    scale = scaler(device, plan.precision)
+    losses, sizes = list[torch.Tensor](), list[int]()
+    scale = scaler(device, plan.precision) if plan.precision == "float16" else None
     images = cohort.input("image", Images)
     change = augmentation(plan.augment, () if images is None else images.drawn, seed=seed)
     with on_device(model, device, seed=seed, back=True) as network, torch_seed(seed) as generator:
@@ -222,32 +227,40 @@ def train(
         parameters = trained_parameters(network, plan.freeze)
         optimizer = make_optimizer(plan, list(parameters.values()))
         _resume(optimizer, parameters, hooks.optimizer)
+        changed = list(parameters.values())
+        ready = make_ready(network, cohort, device) if change is None else None
         for epoch, chosen in round_batches(cohort, plan, generator, smallest):
-            batch = cohort.batch(chosen, generator)
+            batch = cohort.batch(chosen, generator) if ready is None else ready.batch(chosen)
             if change is not None:
                 batch = change(batch, [cohort.ids[row] for row in chosen], epoch)
-            batch = to_device(batch, device)
-            optimizer.zero_grad()
+            batch = batch if ready is not None else to_device(batch, device)
+            for parameter in changed:
+                parameter.grad = None
             with autocast(device, plan.precision):
                 output = network(batch)
             loss = task.loss(output.float(), task.truth(batch))
-            scale.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if scale.is_enabled():
+            (loss if scale is None else scale.scale(loss)).backward()  # type: ignore[no-untyped-call]
+            if scale is not None:
                 scale.unscale_(optimizer)
-            _change_gradients(parameters, hooks.gradient, plan.max_norm)
-            scale.step(optimizer)
-            scale.update()
+            if hooks.gradient or plan.max_norm:
+                _change_gradients(parameters, hooks.gradient, plan.max_norm)
+            if scale is None:
+                optimizer.step()
+            else:
+                scale.step(optimizer)
+                scale.update()
             if hooks.l1:
                 shrink(parameters, {name: plan.lr * amount for name, amount in hooks.l1.items()})
-            loss_sum += loss.detach().cpu() * len(chosen)
-            seen, steps = seen + len(chosen), steps + 1
+            losses.append(loss.detach())  # read at the end: each reading would wait for an accelerator
+            sizes.append(len(chosen))
             del batch  # before the next one is read: of a wide table each takes much memory
         _keep(optimizer, parameters, hooks.optimizer)
-        for parameter in network.parameters():
+        for parameter in network.parameters() if plan.freeze else ():
             parameter.requires_grad_(True)
-    if not (bool(torch.isfinite(loss_sum)) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
+    loss_sum = sum((torch.stack(losses).cpu() * torch.tensor(sizes, dtype=losses[0].dtype)).tolist(), 0.0)
+    if not (math.isfinite(loss_sum) and all(bool(torch.isfinite(p).all()) for p in model.parameters())):
         raise FloatingPointError("the training loss or a weight is not finite")
-    return LocalResult(float(loss_sum), seen, steps)
+    return LocalResult(loss_sum, sum(sizes), len(sizes))
 
 
 def _change_gradients(parameters: Mapping[str, nn.Parameter], hooks: Sequence[GradientHook], max_norm: float) -> None:

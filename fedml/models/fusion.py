@@ -93,6 +93,13 @@ class CohortModel(nn.Module):
 
     def _features(self, name: str, batch: Mapping[str, torch.Tensor], persons: int) -> tuple[torch.Tensor, torch.Tensor]:
         """((persons, width) features, (persons, 1) presence) of one input, 0 for a person without it."""
+        if (ready := batch.get(ready_key(name))) is not None:
+            present = batch[f"{name}_present"][:, None]
+            if self.head is None:  # with a single input, every person of the cohort has it
+                return self.encoder[name](ready), present
+            if self.training and self.input_dropout:
+                present = present * (torch.rand(persons, 1) >= self.input_dropout).to(present.device)
+            return self.encoder[name](ready) * present, present
         if name not in batch:
             blank = torch.zeros(persons, self.width + 1, device=self._device())
             return blank[:, 1:], blank[:, :1]
@@ -131,6 +138,11 @@ class CohortModel(nn.Module):
         out = features[0][0] if self.head is None else self.head(torch.cat([part for pair in features for part in pair], dim=1))
         last = self.target if self.outcome is None else self.outcome
         return out if last is None else last(out)
+
+
+def ready_key(name: str) -> str:
+    """The key in a batch of an input that is preprocessed already, with one item for each person."""
+    return f"{name}_ready"
 
 
 def build_model(study: Study, layout: Layout) -> CohortModel:

@@ -1,0 +1,181 @@
+"""Several processes for the local engine: sites train side by side, with the bits of one process.
+
+A site belongs to one process for the whole run, because some algorithms keep state at it; the sites of the first process are answered in
+it. Replies are taken in the roster's order, so sums do not depend on which process was faster. With ``count`` 0 further processes are
+started only when the first messages show that the run lasts longer than starting them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from flwr.app import Context, Error, Message
+
+from fedml.clients.work.client import ERROR_CODE
+from fedml.clients.work.frames import read_frame, write_frame
+from fedml.errors import Reason
+from fedml.flower.content import from_bytes, to_bytes
+
+log = logging.getLogger("fedml")
+WORTH_SECONDS = 12.0  # of work that is left: starting a process takes about 3 s of a core
+_MOST = 2**40  # bytes of a reply
+_AHEAD = 2  # replies of one process that wait to be taken
+
+
+def share_out(persons: Sequence[int], processes: int) -> list[int]:
+    """For each site the number of its process: the largest site first, to the process with the fewest persons so far (Graham 1969)."""
+    load, place = [0] * processes, [0] * len(persons)
+    for site in sorted(range(len(persons)), key=lambda at: (-persons[at], at)):
+        place[site] = min(range(processes), key=lambda at: (load[at], at))
+        load[place[site]] += max(persons[site], 1)
+    return place
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Asked:
+    """A message that another process answers, and its reply once it is there."""
+
+    message: Message
+    done: threading.Event = field(default_factory=threading.Event)
+    reply: Message | None = None
+
+
+@final
+class _Process:
+    """One further process, and the thread that writes to it and reads from it."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        command = [sys.executable, "-P", "-m", "fedml.clients.gate.engine_worker"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.asked: queue.SimpleQueue[tuple[_Asked, dict[str, Any], list[bytes]] | None] = queue.SimpleQueue()
+        self.room = threading.Semaphore(_AHEAD)
+        self.ready = threading.Event()
+        self._config = dict(config)
+        self._thread = threading.Thread(target=self._serve, name="fedml-worker", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        assert self.process.stdin is not None  # noqa: S101 - they are pipes
+        assert self.process.stdout is not None  # noqa: S101
+        into, out = self.process.stdin.fileno(), self.process.stdout.fileno()
+        try:
+            write_frame(into, {"config": self._config})
+            if read_frame(out, _MOST) is not None:
+                self.ready.set()
+            while (item := self.asked.get()) is not None:
+                asked, header, payloads = item
+                self.room.acquire()  # replies that nobody has taken yet must not fill the memory
+                write_frame(into, header, payloads)
+                frame = read_frame(out, _MOST)
+                if frame is None:
+                    raise ValueError("the process ended")
+                self._answer(asked, *frame)
+        except (OSError, ValueError) as error:
+            log.error("a process of the local engine ended (%s, code %s); its sites do not answer", error, self.process.poll())
+            self._give_up(item if "item" in locals() else None)
+
+    def _answer(self, asked: _Asked, head: dict[str, Any], parts: list[bytes]) -> None:
+        if "reason" in head:
+            asked.reply = Message(Error(int(head["code"]), str(head["reason"])), reply_to=asked.message)
+        else:
+            asked.reply = Message(from_bytes(parts[0]), reply_to=asked.message)
+        asked.done.set()
+
+    def _give_up(self, item: tuple[_Asked, dict[str, Any], list[bytes]] | None) -> None:
+        """Answers what is asked of the process, now and later, with ``internal``."""
+        while item is not None:
+            asked = item[0]
+            asked.reply = Message(Error(ERROR_CODE, str(Reason.INTERNAL)), reply_to=asked.message)
+            asked.done.set()
+            item = self.asked.get()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.asked.put(None)
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+@final
+class Workers:
+    """The further processes of a run, for ``fedml.flower.grid.InProcessGrid``. Use as a context.
+
+    Args:
+        count: processes in all, the first one included; 0: as many as cores allow, if the run turns out to be long.
+        threads: of a site's training. persons: of each node, in the order of the nodes. rounds: messages to each node, about.
+    """
+
+    def __init__(self, count: int, threads: int, persons: Sequence[int], rounds: int) -> None:
+        most = min(count or max(usable_cores() // threads, 1), len(persons))
+        self._eager, self._processes = count > 0, list[_Process]()
+        self._most, self._left, self._place = most, rounds * len(persons), share_out(persons, most)
+        self._asked: dict[str, tuple[_Asked, _Process]] = {}
+        self._known = set[int]()
+        self._config: dict[str, Any] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.close()
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """``config``: the run's configuration."""
+        self._config = dict(config)
+        if self._eager:
+            self._start()
+
+    def _start(self) -> None:
+        self._processes = [_Process(self._config) for _ in range(self._most - 1)]
+
+    def note(self, seconds: float) -> None:
+        """A message was answered in the first process in so many seconds."""
+        self._left -= 1
+        if not (self._processes or self._eager) and self._most > 1 and seconds * self._left > WORTH_SECONDS:
+            self._start()
+
+    def send(self, message: Message, context: Context) -> bool:
+        """Whether another process answers the message, to which it then goes."""
+        node = message.metadata.dst_node_id
+        at = self._place[node - 1]
+        if not (at and self._processes) or not (self._eager or self._processes[at - 1].ready.is_set()):
+            return False
+        process, asked = self._processes[at - 1], _Asked(message)
+        header = {
+            "node": node, "kind": message.metadata.message_type, "ttl": message.metadata.ttl, "node_config": dict(context.node_config),
+        }  # fmt: skip
+        state = b"" if node in self._known else to_bytes(context.state)
+        self._known.add(node)
+        self._asked[message.metadata.message_id] = asked, process
+        process.asked.put((asked, header, [to_bytes(message.content), state]))
+        self._left -= 1
+        return True
+
+    def is_done(self, message_id: str) -> bool:
+        """Whether the reply is there."""
+        return self._asked[message_id][0].done.is_set()
+
+    def reply(self, message_id: str) -> Message:
+        """The reply, once it is there."""
+        asked, process = self._asked.pop(message_id)
+        asked.done.wait()
+        process.room.release()
+        assert asked.reply is not None  # noqa: S101 - it is set before ``done``
+        return asked.reply

@@ -1,0 +1,72 @@
+"""The training persons of a round as tensors that are preprocessed once, so that a step is a selection of rows and the network.
+
+    ready = make_ready(network, cohort, device)      # None: too large, or the model needs more of a batch than this
+    output = network(ready.batch(chosen))
+
+The constants of the preprocessing are fixed for a run and treat each value on its own, so the bits are those of ``Cohort.batch``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fedml.cohort.images.images import Images
+from fedml.cohort.inputs import Input, Table
+from fedml.cohort.persons import Batch, Cohort
+from fedml.cohort.variants.model import Dosages
+from fedml.models.fusion import CohortModel, ready_key
+
+LARGEST = 2**28  # bytes of the tensors of a round
+
+
+@dataclass(frozen=True)
+class Ready:
+    """``tensors``: of all training persons, by the keys of a batch. ``place``: (persons,) the row in them of each person of the cohort."""
+
+    tensors: Batch
+    place: torch.Tensor
+
+    def batch(self, chosen: npt.NDArray[np.int64]) -> Batch:
+        """The persons in ``chosen``, rows of the cohort."""
+        rows = self.place[torch.from_numpy(chosen)]
+        return {key: values.index_select(0, rows) for key, values in self.tensors.items()}
+
+
+def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Ready | None:
+    """The training persons of ``cohort`` for ``network``, which is on ``device``; None where a batch has to be made anew in each step: for
+    slides, patches, several images a person, tables on disk, models of masks, and above ``LARGEST``."""
+    if not isinstance(network, CohortModel) or network.segmentation or network.pooling is not None:
+        return None
+    rows = cohort.rows("train")
+    if sum(_bytes(value, len(rows)) for value in cohort.inputs.values()) > LARGEST:
+        return None
+    label = torch.from_numpy(cohort.labels[rows].astype(np.float32))
+    tensors: Batch = {"label": label.to(device)}
+    for name, value in cohort.inputs.items():
+        found = value.tensors(rows, None)
+        person = found.pop(f"{name}_person", None)
+        if found.keys() != {name} or (person is not None and not torch.equal(person, torch.arange(len(rows)))):
+            return None
+        tensors[f"{name}_present"] = torch.from_numpy(value.has(len(cohort))[rows].astype(np.float32)).to(device)
+        with torch.no_grad():
+            tensors[ready_key(name)] = network.preprocess[name](found[name].to(device))
+    place = torch.zeros(len(cohort), dtype=torch.int64)
+    place[torch.from_numpy(rows)] = torch.arange(len(rows))
+    return Ready(tensors, place.to(device))
+
+
+def _bytes(value: Input, persons: int) -> float:
+    """Of the preprocessed values of so many persons; infinite for what is not read at once."""
+    if isinstance(value, Table):
+        return 4.0 * persons * value.values.shape[1]
+    if isinstance(value, Dosages):
+        return 4.0 * persons * len(value.keys)
+    if isinstance(value, Images) and value.masks is None and value.patches is None:
+        return 4.0 * max(persons, len(value.person)) * math.prod(value.shape)
+    return math.inf
