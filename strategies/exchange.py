@@ -108,7 +108,10 @@ def answers(
     start = time.monotonic()
     outgoing = list(messages)
     packing = wants_packing(grid)
-    sizes = [size_bytes(message.content) for message in outgoing]
+    known = dict[int, int]()  # messages may share their content
+    for message in outgoing:
+        known.setdefault(id(message.content), size_bytes(message.content))
+    sizes = [known[id(message.content)] for message in outgoing]
     shared: dict[int, ArrayRecord] = {}
     for message in outgoing if packing else ():
         message.content = bundle(message.content, shared)
@@ -124,13 +127,14 @@ def answers(
         elif reply.has_error():
             yield Answer(site, reply, _known_reason(reply.error), size, 0, seconds)
         else:
-            problem = _problem(check, site, reply)
+            problem = _problem(check, site, reply, packed=packing)
             yield Answer(site, reply, problem, size, size_bytes(reply.content), seconds, _journal(reply.content), _witness(reply.content))
 
 
-def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message) -> str | None:
+def _problem(check: Callable[[str, RecordDict], None], site: str, reply: Message, *, packed: bool) -> str | None:
     try:
-        reply.content = unbundle(reply.content)
+        if packed:
+            reply.content = unbundle(reply.content)
         check(site, reply.content)
     except SiteError as error:
         return str(error.reason)

@@ -57,7 +57,7 @@ def answer(message: Message, context: Context) -> Message:
     """The reply to any message, after its releases were charged to the ledgers of the node's sites; or the code of a refusal."""
     if "run" in context.run_config:  # in a simulation this is a process of its own
         _provide_once(str(context.run_config["run"]))
-    run = f"local {Path(str(context.run_config.get('run', message.metadata.run_id))).name}"
+    run = _named(str(context.run_config.get("run", message.metadata.run_id)))
 
     def charge_sites(request: Request) -> None:
         for manifest in request.manifests:  # of pooled data, each site's ledger is charged for its own persons
@@ -69,6 +69,7 @@ def answer(message: Message, context: Context) -> Message:
 
 
 app = app_of(answer)
+_named = lru_cache(maxsize=64)(lambda run: f"local {Path(run).name}")
 _provide_once = lru_cache(maxsize=64)(lambda run: provide_folder(Path(run) / FOLDER))
 
 

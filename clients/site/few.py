@@ -26,7 +26,7 @@ from fedml.study.study import Study
 Values = npt.NDArray[np.float64]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4096)  # of a table that nothing is taken from, it is the same object
 def without_few(cohort: Cohort, study: Study, smallest: int) -> Cohort:
     """``cohort`` without what 1 to ``smallest`` - 1 training persons have. The same object if there is nothing of that kind.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from fedml.clients.site import quarantine
 from fedml.clients.site.manifest import Site, read_site
+from fedml.clients.site.remember import remembered
 from fedml.cohort.clusters import cluster_names, cluster_numbers
 from fedml.cohort.dates import with_dates
 from fedml.cohort.groups import POPULATION, read_groups, read_population, read_sex
@@ -31,6 +31,8 @@ from fedml.modalities.registry import modalities_of, pool, refuse_unbuilt
 from fedml.study.section import PARTS
 from fedml.study.study import Study
 from fedml.tasks.registry import make_task
+
+_KEPT, _KEPT_BYTES = 128, 2**29  # cohorts of a process: so many in any case, and more as long as they are small together
 
 
 def read_cohort(site: Site, study: Study, window: tuple[float, float] | None = None) -> Cohort:
@@ -118,14 +120,20 @@ def _no_training(site: Site, study: Study, cohort: Cohort, labels: npt.NDArray[n
     )
 
 
-@lru_cache(maxsize=128)
+def _in_memory(cohort: Cohort) -> int:
+    """Bytes of a cohort's arrays that are in memory, about, and of what an entry itself takes."""
+    arrays = [array for value in cohort.inputs.values() for array in vars(value).values() if isinstance(array, np.ndarray)]
+    return 10_000 + sum(array.nbytes for array in arrays if not isinstance(array, np.memmap))
+
+
+@remembered(_KEPT_BYTES, weigh=_in_memory, least=_KEPT)
 def load_cohort(manifests: tuple[str, ...], study: Study, window: tuple[float, float] | None = None) -> Cohort:
     """``read_cohort``, once for each study in this process; several manifests are pooled into one site."""
     cohorts = [read_cohort(read_site(Path(m)), study, window) for m in manifests]
     return cohorts[0] if len(cohorts) == 1 else pool(cohorts, study)
 
 
-@lru_cache(maxsize=128)
+@remembered(_KEPT_BYTES, weigh=_in_memory, least=_KEPT)
 def load_aligned(
     manifests: tuple[str, ...],
     study: Study,

@@ -13,33 +13,46 @@ from functools import wraps
 from typing import Any
 
 
-def remembered(most: int, size: Callable[..., int]) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator: the function's results by its positional arguments, the least recently used forgotten where their ``size`` (of the
-    arguments) together exceeds ``most``; the last result is kept whatever its size. ``cache_clear`` forgets all."""
+def remembered(
+    most: int, size: Callable[..., int] | None = None, *, weigh: Callable[[Any], int] = lambda _: 0, least: int = 1
+) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: the function's results by its arguments, the least recently used forgotten where their sizes together exceed ``most``.
+    ``cache_clear`` forgets all.
+
+    Args:
+        size: of the arguments. weigh: of the result. least: so many results are kept whatever their sizes.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
         found: OrderedDict[tuple[Hashable, ...], Any] = OrderedDict()
         sizes: dict[tuple[Hashable, ...], int] = {}
+        held = 0
         lock = threading.Lock()
 
         @wraps(function)
-        def wrapper(*arguments: Hashable) -> Any:
+        def wrapper(*arguments: Hashable, **named: Hashable) -> Any:
+            nonlocal held
+            key = (*arguments, *sorted(named.items()))
             with lock:
-                if arguments in found:
-                    found.move_to_end(arguments)
-                    return found[arguments]
-            result = function(*arguments)
+                if key in found:
+                    found.move_to_end(key)
+                    return found[key]
+            result = function(*arguments, **named)
             with lock:
-                found[arguments], sizes[arguments] = result, size(*arguments)
-                while len(found) > 1 and sum(sizes.values()) > most:
+                held -= sizes.get(key, 0)
+                found[key], sizes[key] = result, (0 if size is None else size(*arguments, **named)) + weigh(result)
+                held += sizes[key]
+                while len(found) > least and held > most:
                     old, _ = found.popitem(last=False)
-                    del sizes[old]
+                    held -= sizes.pop(old)
             return result
 
         def cache_clear() -> None:
+            nonlocal held
             with lock:
                 found.clear()
                 sizes.clear()
+                held = 0
 
         wrapper.cache_clear = cache_clear  # type: ignore[attr-defined]
         return wrapper

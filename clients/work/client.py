@@ -152,7 +152,7 @@ def manifests_of(context: Context, message: Message) -> tuple[str, ...]:
     return (str(_simulated(str(context.run_config["sites"]), study.federation.sites[place])),)
 
 
-@lru_cache(maxsize=128)
+@lru_cache(maxsize=4096)
 def _simulated(folder: str, name: str) -> Path:
     return find_sites(Path(folder), (name,))[0][name].file
 

@@ -56,7 +56,7 @@ def read_request(content: RecordDict, manifests: tuple[str, ...], name: str | No
     return Request(study, phase, number, config, name, manifests)
 
 
-read_site_once = lru_cache(maxsize=128)(lambda manifest: read_site(Path(manifest)))
+read_site_once = lru_cache(maxsize=4096)(lambda manifest: read_site(Path(manifest)))
 
 
 def own_flips(request: Request, flips: np.ndarray[Any, Any]) -> bytes:

@@ -129,7 +129,9 @@ def pack_array(values: npt.NDArray[Any]) -> Array:
     if values.dtype.kind not in _KINDS:
         raise ValueError(f"array of type {values.dtype} is not a plain number array")
     data = b"".join((_header(values.dtype.str, values.shape), values.data.cast("B") if values.size else b""))
-    return Array(_dtype_name(values.dtype), values.shape, _STYPE, data)
+    out = Array.__new__(Array)  # its ``__init__`` spends as long on telling its ways to be called apart as a small model's layer takes
+    out.__dict__.update(dtype=_dtype_name(values.dtype), shape=values.shape, stype=_STYPE, data=data, _is_dirty=True)
+    return out
 
 
 def unpack_array(array: Array) -> npt.NDArray[Any]:
@@ -156,9 +158,9 @@ def unpack_array(array: Array) -> npt.NDArray[Any]:
 
 def pack(values: Mapping[str, Any]) -> ArrayRecord:
     """Arrays or CPU tensors by name as a record."""
-    out = ArrayRecord()  # filled one by one: of a dictionary Flower makes another copy of each array
-    for key, value in values.items():
-        out[key] = pack_array(value.detach().numpy() if hasattr(value, "detach") else np.asarray(value))
+    out = ArrayRecord()
+    arrays = {str(key): pack_array(v.detach().numpy() if hasattr(v, "detach") else np.asarray(v)) for key, v in values.items()}
+    out.__dict__["_data"].update(arrays)  # by item Flower checks each again, and of a dictionary it makes another copy of each array
     return out
 
 
