@@ -65,7 +65,8 @@ def main() -> None:
     chosen = given.only.split(",")
     if unknown := [peer for peer in chosen if peer not in PEERS]:
         parser.error(f"--only {','.join(unknown)}: the peers are {', '.join(PEERS)}.")
-    sys.exit(0 if all([make(given.folder.resolve(), peer) for peer in chosen]) else 1)
+    made = [make(given.folder.resolve(), peer) for peer in chosen]  # all, even if one of them cannot be made
+    sys.exit(0 if all(made) else 1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,6 @@ def read(out: Path, rounds: int) -> Marks:
     if missing := [number for number in range(rounds + 1) if number not in found]:
         raise ValueError(f"{len(missing)} of {rounds + 1} marks are missing, the first is that of round {missing[0]}")
     times = tuple(found[number] for number in range(rounds + 1))
-    if any(b < a for a, b in zip(times, times[1:], strict=False)):
+    if any(b < a for a, b in pairwise(times)):
         raise ValueError("the marks of the rounds are not in order of time")
     return Marks(times)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 SEED = 1
-COLUMNS = 499  # 499 columns and a constant for two classes: a linear model of 1,000 parameters
-PARAMETERS = 2 * (COLUMNS + 1)
+COLUMNS = 13
+HIDDEN = {"heart": (64,), "empty": (62, 2)}  # 13-62-2-2 has 1,000 parameters
+PARAMETERS = 1000
 
 Array = npt.NDArray[np.float32]
 Weights = Mapping[str, Array]
@@ -87,18 +89,32 @@ def order(job: Job, site: int, number: int, persons: int) -> torch.Tensor:
 
 
 def layers(job: Job) -> list[torch.nn.Module]:
-    """The network's layers with the first weights."""
+    """The network's layers with the first weights; in a job without training, those that only the project has."""
     import torch
     from torch import nn
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("initial weights", SEED))
-        if job.name == "heart":
-            return [nn.Linear(13, 64), nn.ReLU(), nn.Linear(64, 2)]
+        if job.name != "pneumonia":
+            return _mlp((COLUMNS, *hidden(job), 2))
         found: list[nn.Module] = []
         for before, channels in ((1, 32), (32, 64), (64, 128)):
             found += [nn.Conv2d(before, channels, 3, padding=1), nn.GroupNorm(8, channels), nn.ReLU(), nn.MaxPool2d(2)]
         return [*found, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 2)]
+
+
+def hidden(job: Job) -> tuple[int, ...]:
+    """Widths of the hidden layers of a job on a table."""
+    return HIDDEN["empty" if job.optimizer is None else job.name]
+
+
+def _mlp(widths: Sequence[int]) -> list[torch.nn.Module]:
+    from torch import nn
+
+    found: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        found += [nn.Linear(before, after), nn.ReLU()]
+    return found[:-1]
 
 
 def first_weights(job: Job) -> dict[str, Array]:

@@ -1,0 +1,97 @@
+"""A measurement of several jobs and runners in turn, and what is wrong with its results."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedml.experiments.bench.peers import checks, prepare, runners
+from fedml.experiments.bench.peers.figures import Run, one
+from fedml.experiments.bench.peers.limits import Limit
+from fedml.experiments.bench.peers.work import JOBS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured. ``repeats``: job -> runs of each runner. ``environments``: folder of the peers' environments, or None.
+    ``prepared``: folder of the jobs' data, for the time of the session."""
+
+    repeats: Mapping[str, int]
+    runners: Sequence[str]
+    data: Path
+    environments: Path | None
+    timeout: float
+    prepared: Path
+
+
+@dataclass
+class Measured:
+    """``skipped``: what could not be run -> why. ``wrong``: results that are not those of the work."""
+
+    runs: list[Run] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def session(data: Path, environments: Path | None, timeout: float) -> Iterator[Plan]:
+    """A plan of nothing, with a folder for the jobs' data that is deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="peers-") as folder:
+        yield Plan({}, (), data.resolve(), environments and environments.resolve(), timeout, Path(folder))
+
+
+def possible(plan: Plan, job: str, skipped: dict[str, str]) -> list[str]:
+    """The runners that can do ``job`` here; why others cannot is added to ``skipped``."""
+    if why := prepare.why_not(JOBS[job], plan.data):
+        skipped[job] = why
+        return []
+    found = []
+    for name in plan.runners:
+        if why := runners.why_not(runners.RUNNERS[name], JOBS[job], plan.environments):
+            skipped[f"{job}, {name}"] = why
+        else:
+            found.append(name)
+    return found
+
+
+def measure(plan: Plan) -> Measured:
+    """All runs. Repetitions are the outer loop and the order of runners turns, so a slow spell of the machine falls on all."""
+    measured = Measured()
+    chosen = {job: possible(plan, job, measured.skipped) for job in plan.repeats}
+    for job, names in chosen.items():
+        if names and not (plan.prepared / job).exists():
+            prepare.prepare(JOBS[job], plan.data, plan.prepared)
+    for repeat in range(max(plan.repeats.values(), default=0)):
+        for job, names in chosen.items():
+            if repeat < plan.repeats[job] and names:
+                turn = repeat % len(names)
+                measured.runs += [_one(plan, job, name) for name in names[turn:] + names[:turn]]
+    order = [(job, name) for job, names in chosen.items() for name in names]
+    measured.runs.sort(key=lambda run: order.index((run.job, run.runner)))
+    for run in measured.runs:
+        bare = next((b for b in measured.runs if b.job == run.job and b.runner == "bare"), None)
+        if problem := checks.problem(run, bare):
+            measured.wrong.append(f"{run.job}, {run.runner}: {problem}")
+    return measured
+
+
+def _one(plan: Plan, job: str, name: str) -> Run:
+    run = one(runners.RUNNERS[name], JOBS[job], plan.prepared / job, plan.environments, plan.timeout)
+    if run.figures:
+        f = run.figures
+        said = f"{f.total:.1f} s, a round {f.round * 1000:.2f} ms, CPU {f.cpu:.1f} s, {f.memory:.0f} MB, load {f.load:.1f}"
+    else:
+        said = str(run.error)
+    print(f"{job}, {name}: {said}", file=sys.stderr, flush=True)
+    return run
+
+
+def needed(limits: Sequence[Limit]) -> tuple[list[str], list[str]]:
+    """The jobs and the runners that these limits are about, and the bare loop, against which results are checked."""
+    jobs = dict.fromkeys(limit.job for limit in limits)
+    names = {"bare", *(limit.runner for limit in limits), *(limit.than for limit in limits if limit.than)}
+    return list(jobs), [name for name in runners.RUNNERS if name in names]
