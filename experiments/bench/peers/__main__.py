@@ -54,7 +54,7 @@ def main() -> None:
     jobs = _chosen(parser, "--jobs", given.jobs, JOBS)
     names = _chosen(parser, "--runners", given.runners, runners.RUNNERS)
     with session(given.data, given.environments, given.timeout) as empty:
-        measured = measure(replace(empty, repeats=dict.fromkeys(jobs, given.repeats), runners=names))
+        measured = measure(replace(empty, repeats=dict.fromkeys(jobs, given.repeats), runners=dict.fromkeys(jobs, names)))
     limits = [limit for limit in LIMITS if limit.job in jobs]
     text = report.page(measured.runs, limits, measured.skipped, measured.wrong, versions(given.environments))
     print(text)

@@ -39,7 +39,7 @@ def training(job: work.Job) -> dict[str, work.Array]:
                 torch._foreach_copy_(parameters, weights)
             optimizer.state.clear()
             shuffled = work.order(job, site, number, len(y))
-            work.epoch(model, optimizer, list(zip(x[shuffled].split(job.batch), y[shuffled].split(job.batch), strict=True)))
+            work.epoch(model, optimizer, work.batches(x[shuffled], y[shuffled], job.batch))
             with torch.no_grad():
                 torch._foreach_add_(total, parameters, alpha=len(y))
         weights = [t / persons for t in total]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -34,14 +34,16 @@ def packed(weights: Mapping[str, Any]) -> ArrayRecord:
 def train(message: Message, context: Context) -> Message:
     """One epoch, or 1 is added."""
     job, number = work.this_job(), int(context.node_config["partition-id"])
-    arrays: ArrayRecord = message.content["arrays"]
+    arrays, config = message.content.array_records["arrays"], message.content.config_records["config"]
+    weights: dict[str, Any]
+    persons = 1
     if job.optimizer is None:
-        weights, persons = {"w": arrays["w"].numpy() + 1}, 1
+        weights = {"w": arrays["w"].numpy() + 1}
     else:
         import torch  # noqa: F401  Flower converts to tensors only if torch was imported before
 
         here = site(number)
-        weights, persons = here.train(arrays.to_torch_state_dict(), int(message.content["config"]["server-round"])), here.persons
+        weights, persons = here.train(arrays.to_torch_state_dict(), cast(int, config["server-round"])), here.persons
     content = RecordDict({"arrays": packed(weights), "metrics": MetricRecord({"num-examples": persons})})
     return Message(content=content, reply_to=message)
 

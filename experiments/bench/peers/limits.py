@@ -60,20 +60,18 @@ def value(limit: Limit, runs: Sequence[Run]) -> float | None:
     return None if math.isnan(measured) else measured
 
 
-def broken(limits: Sequence[Limit], runs: Sequence[Run], slack: float = SLACK) -> list[Limit]:
-    """Those that were measured and are worse than ``slack`` allows."""
-    found = [(limit, value(limit, runs)) for limit in limits]
-    return [limit for limit, measured in found if measured is not None and measured > limit.most * (1 + slack)]
+def over(limit: Limit, runs: Sequence[Run], slack: float = SLACK) -> bool | None:
+    """Is it worse than ``slack`` allows? None where it was not measured."""
+    measured = value(limit, runs)
+    return None if measured is None else measured > limit.most * (1 + slack)
 
 
 def twice(limits: Sequence[Limit], runs: Sequence[Run], again: Callable[[Sequence[Limit]], Sequence[Run]]) -> tuple[list[Limit], list[Run]]:
-    """The limits that are broken in ``runs`` and in a second measurement of them; and the runs of that measurement.
+    """The limits that are over in ``runs`` and not shown to be kept by a second measurement of them; and the runs of that measurement.
 
     Args:
         again: measures what the limits need, anew.
     """
-    first = broken(limits, runs)
-    if not first:
-        return [], []
-    second = list(again(first))
-    return broken(first, second), second
+    first = [limit for limit in limits if over(limit, runs)]
+    second = list(again(first)) if first else []
+    return [limit for limit in first if over(limit, second) is not False], second

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import nvflare.client as flare
 
@@ -11,6 +13,7 @@ from fedml.experiments.bench.peers import work
 def main() -> None:
     """Until the server ends the job."""
     job = work.this_job()
+    params: dict[str, Any]
     flare.init()
     site = work.Site(job, int(flare.get_site_name().removeprefix("site-")) - 1)  # NVFLARE counts its sites from 1
     while flare.is_running():

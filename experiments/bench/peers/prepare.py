@@ -53,15 +53,15 @@ def pneumonia(data: Path, job: Job) -> list[Persons]:
     while True:
         dealt: list[list[int]] = [[] for _ in range(count)]
         for label in (0, 1):
-            rows = generator.permutation(np.flatnonzero(y == label))
-            ends = np.round(np.cumsum(generator.dirichlet([CONCENTRATION] * count))[:-1] * len(rows)).astype(int)
-            for site, chosen in zip(dealt, np.split(rows, ends), strict=True):
+            those = generator.permutation(np.flatnonzero(y == label))
+            ends = np.round(np.cumsum(generator.dirichlet([CONCENTRATION] * count))[:-1] * len(those)).astype(int)
+            for site, chosen in zip(dealt, np.split(those, ends), strict=True):
                 site.extend(int(row) for row in chosen)
         if all(np.bincount(y[rows], minlength=2).min() >= SMALLEST for rows in dealt):
             break
     sites = []
-    for chosen, tested in zip(dealt, np.array_split(np.arange(len(test_y)), count), strict=True):
-        kept = sorted(chosen)
+    for mine, tested in zip(dealt, np.array_split(np.arange(len(test_y)), count), strict=True):
+        kept = sorted(mine)
         pixels = np.concatenate([images[kept], test_images[tested]]).astype(np.float64)[:, None]
         sites.append(Persons(pixels, np.concatenate([y[kept], test_y[tested]]), np.arange(len(pixels)) >= len(kept)))
     return sites

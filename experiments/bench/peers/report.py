@@ -45,13 +45,18 @@ def lines(runs: Sequence[Run]) -> list[str]:
     return found
 
 
+def measured(limit: Limit, runs: Sequence[Run]) -> str:
+    """The limit's value as text."""
+    found = value(limit, runs)
+    return "-" if found is None else f"{found:.3g}"
+
+
 def limit_lines(limits: Sequence[Limit], runs: Sequence[Run]) -> list[str]:
     """Every limit with its value."""
     found = [row(["limit", "measured", ""]), row(["---", "---:", "---"])]
     for limit in limits:
-        measured = value(limit, runs)
-        cells = ("-", "not measured") if measured is None else (f"{measured:.3g}", "kept" if measured <= limit.most else "over")
-        found.append(row([str(limit), *cells]))
+        now = value(limit, runs)
+        found.append(row([str(limit), measured(limit, runs), "not measured" if now is None else "kept" if now <= limit.most else "over"]))
     return found
 
 

@@ -17,11 +17,11 @@ from fedml.experiments.bench.peers.work import JOBS
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured. ``repeats``: job -> runs of each runner. ``environments``: folder of the peers' environments, or None.
-    ``prepared``: folder of the jobs' data, for the time of the session."""
+    """What is measured. ``repeats``: job -> runs of each runner; ``runners``: job -> their names. ``environments``: folder of the peers'
+    environments, or None. ``timeout``: seconds of one run. ``prepared``: folder of the jobs' data, for the time of the session."""
 
     repeats: Mapping[str, int]
-    runners: Sequence[str]
+    runners: Mapping[str, Sequence[str]]
     data: Path
     environments: Path | None
     timeout: float
@@ -41,7 +41,7 @@ class Measured:
 def session(data: Path, environments: Path | None, timeout: float) -> Iterator[Plan]:
     """A plan of nothing, with a folder for the jobs' data that is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="peers-") as folder:
-        yield Plan({}, (), data.resolve(), environments and environments.resolve(), timeout, Path(folder))
+        yield Plan({}, {}, data.resolve(), environments and environments.resolve(), timeout, Path(folder))
 
 
 def possible(plan: Plan, job: str, skipped: dict[str, str]) -> list[str]:
@@ -50,7 +50,7 @@ def possible(plan: Plan, job: str, skipped: dict[str, str]) -> list[str]:
         skipped[job] = why
         return []
     found = []
-    for name in plan.runners:
+    for name in plan.runners[job]:
         if why := runners.why_not(runners.RUNNERS[name], JOBS[job], plan.environments):
             skipped[f"{job}, {name}"] = why
         else:
@@ -90,8 +90,9 @@ def _one(plan: Plan, job: str, name: str) -> Run:
     return run
 
 
-def needed(limits: Sequence[Limit]) -> tuple[list[str], list[str]]:
-    """The jobs and the runners that these limits are about, and the bare loop, against which results are checked."""
-    jobs = dict.fromkeys(limit.job for limit in limits)
-    names = {"bare", *(limit.runner for limit in limits), *(limit.than for limit in limits if limit.than)}
-    return list(jobs), [name for name in runners.RUNNERS if name in names]
+def needed(limits: Sequence[Limit]) -> dict[str, list[str]]:
+    """Job -> the runners that these limits are about, and the bare loop, against which results are checked."""
+    found: dict[str, set[str]] = {}
+    for limit in limits:
+        found.setdefault(limit.job, {"bare"}).update({limit.runner, limit.than or limit.runner})
+    return {job: [name for name in runners.RUNNERS if name in names] for job, names in found.items()}

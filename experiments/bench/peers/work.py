@@ -150,8 +150,12 @@ class Site:
     def batches(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of round ``number``: views of the persons, shuffled once."""
         shuffled = order(self.job, self.site, number, self.persons)
-        x, y = self.x[shuffled].split(self.job.batch), self.y[shuffled].split(self.job.batch)
-        return list(zip(x, y, strict=True))
+        return batches(self.x[shuffled], self.y[shuffled], self.job.batch)
+
+
+def batches(x: torch.Tensor, y: torch.Tensor, size: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """``size`` persons at a time, as views."""
+    return [(x[at : at + size], y[at : at + size]) for at in range(0, len(y), size)]
 
 
 def make_optimizer(job: Job, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -190,7 +194,7 @@ def evaluate(job: Job, weights: Weights) -> float | None:
     model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     x, y = test_arrays()
     with torch.inference_mode():
-        z = torch.cat([model(part) for part in torch.from_numpy(x).split(256)]).double().numpy()
+        z = torch.cat([model(part) for part, _ in batches(torch.from_numpy(x), torch.from_numpy(y), 256)]).double().numpy()
     return auroc(z[:, 1] - z[:, 0], y)
 
 
