@@ -18,7 +18,7 @@ from pathlib import Path
 from fedml.experiments.bench.peers import report, runners
 from fedml.experiments.bench.peers.environments import DISTRIBUTION, complete, python_of
 from fedml.experiments.bench.peers.limits import LIMITS
-from fedml.experiments.bench.peers.session import measure, session
+from fedml.experiments.bench.peers.session import Measured, measure, session
 from fedml.experiments.bench.peers.work import JOBS, data_folder
 
 
@@ -49,17 +49,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--data", type=Path, default=data_folder(), help="the folder with uci_heart and medmnist")
     parser.add_argument("--timeout", type=float, default=600, help="seconds of one run")
-    parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--out", type=Path, help="also write the table to this file, after each run")
     given = parser.parse_args()
     jobs = _chosen(parser, "--jobs", given.jobs, JOBS)
     names = _chosen(parser, "--runners", given.runners, runners.RUNNERS)
+    limits, found = [limit for limit in LIMITS if limit.job in jobs], versions(given.environments)
+
+    def write(measured: Measured) -> None:
+        if given.out:
+            given.out.write_text(report.page(measured.runs, limits, measured.skipped, measured.wrong, found))
+
     with session(given.data, given.environments, given.timeout) as empty:
-        measured = measure(replace(empty, repeats=dict.fromkeys(jobs, given.repeats), runners=dict.fromkeys(jobs, names)))
-    limits = [limit for limit in LIMITS if limit.job in jobs]
-    text = report.page(measured.runs, limits, measured.skipped, measured.wrong, versions(given.environments))
-    print(text)
-    if given.out:
-        given.out.write_text(text)
+        plan = replace(empty, repeats=dict.fromkeys(jobs, given.repeats), runners=dict.fromkeys(jobs, names))
+        measured = measure(plan, write)
+    print(report.page(measured.runs, limits, measured.skipped, measured.wrong, found))
     sys.exit(1 if measured.wrong else 0)
 
 

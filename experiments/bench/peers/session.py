@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,25 +58,33 @@ def possible(plan: Plan, job: str, skipped: dict[str, str]) -> list[str]:
     return found
 
 
-def measure(plan: Plan) -> Measured:
-    """All runs. Repetitions are the outer loop and the order of runners turns, so a slow spell of the machine falls on all."""
+def measure(plan: Plan, each: Callable[[Measured], None] = lambda _: None) -> Measured:
+    """All runs. Repetitions are the outer loop and the order of runners turns, so a slow spell of the machine falls on all.
+
+    Args:
+        each: called after each run with all until then.
+    """
     measured = Measured()
     chosen = {job: possible(plan, job, measured.skipped) for job in plan.repeats}
+    order = [(job, name) for job, names in chosen.items() for name in names]
     for job, names in chosen.items():
         if names and not (plan.prepared / job).exists():
             prepare.prepare(JOBS[job], plan.data, plan.prepared)
     for repeat in range(max(plan.repeats.values(), default=0)):
         for job, names in chosen.items():
-            if repeat < plan.repeats[job] and names:
-                turn = repeat % len(names)
-                measured.runs += [_one(plan, job, name) for name in names[turn:] + names[:turn]]
-    order = [(job, name) for job, names in chosen.items() for name in names]
-    measured.runs.sort(key=lambda run: order.index((run.job, run.runner)))
-    for run in measured.runs:
-        bare = next((b for b in measured.runs if b.job == run.job and b.runner == "bare"), None)
-        if problem := checks.problem(run, bare):
-            measured.wrong.append(f"{run.job}, {run.runner}: {problem}")
+            turn = repeat % max(len(names), 1)
+            for name in names[turn:] + names[:turn] if repeat < plan.repeats[job] else ():
+                measured.runs.append(_one(plan, job, name))
+                measured.runs.sort(key=lambda run: order.index((run.job, run.runner)))
+                measured.wrong = _wrong(measured.runs)
+                each(measured)
     return measured
+
+
+def _wrong(runs: Sequence[Run]) -> list[str]:
+    bare = {run.job: run for run in runs if run.runner == "bare"}
+    problems = [(run, checks.problem(run, bare.get(run.job))) for run in runs]
+    return [f"{run.job}, {run.runner}: {problem}" for run, problem in problems if problem]
 
 
 def _one(plan: Plan, job: str, name: str) -> Run:

@@ -16,7 +16,7 @@ import pytest
 from torch import nn
 
 from fedml.experiments.bench import short
-from fedml.experiments.bench.peers import checks, marks, nvflare_sim, prepare, report, runners
+from fedml.experiments.bench.peers import checks, marks, nvflare_sim, prepare, report, runners, session
 from fedml.experiments.bench.peers.figures import Figures, Run, figures, medians, one
 from fedml.experiments.bench.peers.limits import LIMITS, Limit, over, twice, value
 from fedml.experiments.bench.peers.session import needed
@@ -168,6 +168,29 @@ def test_each_limit_is_of_a_job_and_runners_that_exist() -> None:
         assert limit.figure in vars(PLAIN)
         assert over(limit, []) is None
     assert needed([TOTAL, Limit("empty10", "ours", "round", 1.0, "pfl")]) == {"heart": ["bare", "ours"], "empty10": ["bare", "ours", "pfl"]}
+
+
+def test_runners_take_turns_and_what_was_measured_is_given_after_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+
+    def instead(runner: runners.Runner, job: Job, *_: object) -> Run:
+        began.append(f"{job.name} {runner.name}")
+        values = np.full(1000, 19 if runner.name == "bare" else 20, np.float32)
+        return Run(runner.name, job.name, PLAIN, None, {"w": values})
+
+    monkeypatch.setattr(session, "one", instead)
+    (tmp_path / "pfl").mkdir()
+    (tmp_path / "pfl" / ".installed").touch()
+    names = {"empty10": ["bare", "pfl"], "empty50": ["bare"], "heart": ["bare"]}
+    counts = list[int]()
+    with session.session(tmp_path / "nowhere", tmp_path, 60) as empty:
+        plan = replace(empty, repeats={"empty10": 2, "empty50": 1, "heart": 1}, runners=names)
+        measured = session.measure(plan, lambda until: counts.append(len(until.runs)))
+    assert began == ["empty10 bare", "empty10 pfl", "empty50 bare", "empty10 pfl", "empty10 bare"]
+    assert counts == [1, 2, 3, 4, 5]
+    assert [run.runner for run in measured.runs] == ["bare", "bare", "pfl", "pfl", "bare"]
+    assert [text.partition(":")[0] for text in measured.wrong] == ["empty10, bare", "empty10, bare", "empty50, bare"]
+    assert list(measured.skipped) == ["heart"]
 
 
 def trained(runner: str, job: str, score: float | None, weight: float) -> Run:
