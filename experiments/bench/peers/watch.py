@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-EVERY = 0.1  # seconds between two samples of memory at least,
-SHARE = 0.02  # and this share of the time spent on them at most: reading holds up the process that is read
+EVERY, MOST = 0.1, 1.0  # seconds between two samples of memory,
+SHARE = 0.02  # by the share of processor time that is spent on them: reading holds up the process that is read
 _SUBREAPER = 36
 
 
@@ -70,9 +70,9 @@ class Memory(threading.Thread):
         """Until ``ended``."""
         wait = EVERY
         while not self.ended.wait(wait):
-            began = time.monotonic()
+            began = time.thread_time()  # not wall seconds: on a busy machine they are mostly waiting
             self.samples.append((time.time(), pss_mb(below(os.getpid()))))
-            wait = max(EVERY, (time.monotonic() - began) / SHARE)
+            wait = min(MOST, max(EVERY, (time.thread_time() - began) / SHARE))
 
 
 def end_all(seconds: float = 5.0) -> None:
