@@ -127,5 +127,10 @@ def watch(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Ended from outside, it still ends what it started: services of a framework would stay otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _spec = json.loads(Path(sys.argv[1]).read_text())
-    (Path(_spec["cwd"]) / "measured.json").write_text(json.dumps(watch(_spec)))
+    try:
+        (Path(_spec["cwd"]) / "measured.json").write_text(json.dumps(watch(_spec)))
+    finally:
+        end_all()

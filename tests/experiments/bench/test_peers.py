@@ -89,6 +89,26 @@ def test_a_command_that_does_not_end_is_ended(tmp_path: Path) -> None:
     assert watched(tmp_path, "raise SystemExit(3)")["status"] == 3
 
 
+def test_ended_from_outside_it_ends_what_it_started(tmp_path: Path) -> None:
+    """Also a service that has a session of its own. The named pipe is read until all that could write into it have ended."""
+    os.mkfifo(tmp_path / "pipe")
+    service = f"import time; pipe = open({str(tmp_path / 'pipe')!r}, 'w'); pipe.write('up\\n'); pipe.flush(); time.sleep(600)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-I', '-c', {service!r}], start_new_session=True).wait()"
+    spec = {
+        "command": [sys.executable, "-I", "-c", code],
+        "cwd": str(tmp_path),
+        "environment": dict(os.environ),
+        "timeout": 600,
+        "daemons": True,
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    with subprocess.Popen([sys.executable, str(WATCH), str(tmp_path / "spec.json")]) as process, (tmp_path / "pipe").open() as pipe:
+        assert pipe.readline() == "up\n"
+        process.terminate()
+        assert pipe.read() == ""
+        assert process.wait() == 1
+
+
 def write_marks(out: Path, times: Sequence[tuple[int, float]]) -> None:
     (out / "marks.jsonl").write_text("".join(json.dumps({"round": n, "time": t}) + "\n" for n, t in times))
 
