@@ -86,7 +86,8 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
     if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
     from fedml.clients.gate.local import Plan, check_budgets
-    from fedml.experiments.runs.run import On, Tracking, new_run, read_all, run
+    from fedml.experiments.runs.delivery import Tracking
+    from fedml.experiments.runs.run import On, new_run, read_all, run
     from fedml.experiments.runs.show import Progress
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
@@ -98,16 +99,17 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
             check_budgets([Plan(study, name, site) for name, site in found.items()])
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
     if tracker:
-        tracker.begin(folder)
+        tracker.begin(folder, study)
     progress = Progress(study, console, job)
     outcome = run(
         study, found, folder, On(where.engine, where.sites or Path(), home, connection),  # type: ignore[arg-type]
         listeners=[progress], debug=is_debug(), job=job,
     )  # fmt: skip
     progress.close()
-    if job == "train" and found and outcome.status == "finished":
+    finished = job == "train" and outcome.status == "finished"
+    if finished and found:
         _draw_examples(folder, study, found, console)
-    return Launched(study, outcome, *(tracker.wait() if tracker else (None, "")))
+    return Launched(study, outcome, *(tracker.wait(folder, study, finished=finished) if tracker else (None, "")))
 
 
 def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:

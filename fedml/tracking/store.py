@@ -42,7 +42,7 @@ def connect() -> Any:
     Raises:
         MlflowException: the store cannot be opened.
     """
-    from mlflow import MlflowClient
+    from mlflow.tracking.client import MlflowClient
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
