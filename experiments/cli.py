@@ -22,6 +22,7 @@ from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
+from fedml.experiments.tracked.pages import write_pages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,7 +147,7 @@ def run(
 
     console = make_console(as_json)
     study = load_study(study_file, changes, seed)
-    launched = launch(study_file, study, where, console, track=track)
+    launched = launch(study_file, study, where, console, track=track, write=write_pages)
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))

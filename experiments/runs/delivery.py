@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedml.study.study import Study
+    from fedml.tracking.files import Write
 
 _TRACKING_SECONDS = 1800  # time limit for a sweep or a comparison
 _RUN_SECONDS = 300  # time limit for a run, after it has ended
@@ -29,7 +30,8 @@ class Tracking:
     The process is started early, because importing MLflow takes a second. What it would have to load PyTorch for is computed here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, write: Write | None) -> None:
+        self.write = write
         command, pipe = [sys.executable, "-P", "-m", "fedml.experiments.tracked.follow"], subprocess.PIPE
         self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
@@ -39,7 +41,7 @@ class Tracking:
 
         outbox.mark_pending(run)
         watched = watched_of(study)
-        self._say(json.dumps({"run": str(run), "watched": watched.name, "higher": watched.higher}))
+        self._say(json.dumps({"run": str(run), "watched": watched.name, "higher": watched.higher, "files": self.write is not None}))
 
     def _say(self, line: str) -> None:
         with suppress(BrokenPipeError):
@@ -61,14 +63,14 @@ class Tracking:
             shutil.rmtree(files, ignore_errors=True)
 
     def _tell(self, run: Path, study: Study, files: Path) -> None:
-        from fedml.experiments.tracked.files import write_pages
-        from fedml.tracking.known import TESTED
         from fedml.tracking.knowing import known_of
+        from fedml.tracking.known import TESTED
 
         with suppress(Exception):  # the other process does it then, and says why it cannot
             self._say(known_of(run, study, TESTED).text())
-            write_pages(run, files)
-            self._say(str(files))
+            if self.write is not None:
+                self.write(run, files)
+                self._say(str(files))
 
     def _ended(self) -> tuple[str | None, str]:
         from fedml.text import printable

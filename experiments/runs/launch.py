@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedml.experiments.options import Where
     from fedml.experiments.runs.run import Job, Outcome
     from fedml.study.study import Study
+    from fedml.tracking.files import Write
 
 UNDELIVERED = 3  # exit code: the run finished, and MLflow has no complete record of it
 ENGINES = ("local", "simulation", "deployment")
@@ -74,8 +75,12 @@ def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, An
     return found
 
 
-def launch(study_file: Path | None, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
+def launch(
+    study_file: Path | None, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool, write: Write | None = None
+) -> Launched:
     """Runs the study and shows its progress. A failed run is returned as an outcome, not raised.
+
+    ``write``: makes the files for a person that MLflow gets, of a run that trains a model.
 
     Raises:
         InputError: options that do not go together, or data that cannot be used.
@@ -92,7 +97,7 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
     found = find(where.sites, study, console.print) if where.sites is not None else {}
-    tracker = Tracking() if track else None
+    tracker = Tracking(write) if track else None
     if where.superlink is None:
         read_all(study, found, lambda line: console.print(line, markup=False, soft_wrap=True), job)
         if job != "preflight":  # which trains nothing

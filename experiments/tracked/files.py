@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fedml.experiments.evidence.model_card import model_card
-from fedml.experiments.report import NAME, embedded, render, report_facts
+from fedml.experiments.report.page import NAME, embedded, render, report_facts
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.tracked.confusion import confusion, confusion_plot
 from fedml.experiments.tracked.draw import PLOTS, draw_plots

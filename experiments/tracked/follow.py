@@ -1,5 +1,5 @@
-"""The process of `fedml run` that records the run in MLflow while it continues. It loads neither PyTorch nor pandas: what needs them comes from
-the process that runs the study.
+"""The process of `fedml run` that records the run in MLflow while it continues. It loads neither PyTorch nor pandas: what needs them comes
+from the process that runs the study.
 
 On its standard input, a line each: the run's folder and its watched metric; after the run what is known of it (``fedml.tracking.known``);
 the folder with the files for a person. If the input ends before, the rest is computed here. Its last line of output is MLflow's run id.
@@ -41,7 +41,7 @@ def follow(given: TextIO) -> None:
         run = Path(told["run"])
         study = study_of(run)
         heard = _Heard(given, run)
-        all_given = Given(Watched(told["watched"], told["higher"]), heard.known, heard.write, heard.settle)
+        all_given = Given(Watched(told["watched"], told["higher"]), heard.known, heard.write if told["files"] else None, heard.settle)
         print(deliver(run, study, wait=lambda: os.getppid() == parent, given=all_given))
 
 

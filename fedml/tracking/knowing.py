@@ -1,6 +1,6 @@
 """Computes ``fedml.tracking.known``: importing this file loads PyTorch.
 
-    known_of(run, study, TESTED)       # of a finished run
+known_of(run, study, TESTED)       # of a finished run
 """
 
 from __future__ import annotations

@@ -42,8 +42,8 @@ def connect() -> Any:
     Raises:
         MlflowException: the store cannot be opened.
     """
-    from mlflow.tracking.client import MlflowClient
     from mlflow.exceptions import MlflowException
+    from mlflow.tracking.client import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
     uri, wait = store(), _WAIT_SECONDS
