@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedml import quiet
+from fedml.experiments.runs.forked import Forked, may_fork
 from fedml.tracking import outbox
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from fedml.tracking.files import Write
 
 _TRACKING_SECONDS = 1800  # time limit for a sweep or a comparison
+_FOLLOW = "fedml.experiments.tracked.follow"  # which uses this folder, so its name and no import
 _RUN_SECONDS = 300  # time limit for a run, after it has ended
 
 
@@ -31,9 +33,13 @@ class Tracking:
     """
 
     def __init__(self, write: Write | None) -> None:
-        self.write = write
-        command, pipe = [sys.executable, "-P", "-m", "fedml.experiments.tracked.follow"], subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        self.write, pipe = write, subprocess.PIPE
+        self.process: Forked | subprocess.Popen[str]
+        if may_fork():  # from a notebook it may not
+            self.process = Forked(_FOLLOW)
+        else:
+            words = [sys.executable, "-P", "-m", _FOLLOW]
+            self.process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
     def begin(self, run: Path, study: Study) -> None:
         """Sends the folder of the run to follow, and marks the run as not yet delivered to MLflow."""
@@ -81,7 +87,7 @@ class Tracking:
             self.process.kill()
             self.process.communicate()
             return None, f"it took longer than {_RUN_SECONDS} s"
-        code = self.process.returncode
+        code = self.process.returncode or 0
         if code == 0 and output.strip():
             return output.split()[-1], ""
         ended = f"the process that records it was ended by signal {-code}" if code < 0 else "no error message"

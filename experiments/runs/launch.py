@@ -90,14 +90,15 @@ def launch(
     deployed = where.engine == "deployment"
     if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
-    from fedml.clients.gate.local import Plan, check_budgets
     from fedml.experiments.runs.delivery import Tracking
+
+    tracker = Tracking(write) if track else None  # before PyTorch is loaded: of it the copy of this process has no need
+    from fedml.clients.gate.local import Plan, check_budgets
     from fedml.experiments.runs.run import On, new_run, read_all, run
     from fedml.experiments.runs.show import Progress
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
     found = find(where.sites, study, console.print) if where.sites is not None else {}
-    tracker = Tracking(write) if track else None
     if where.superlink is None:
         read_all(study, found, lambda line: console.print(line, markup=False, soft_wrap=True), job)
         if job != "preflight":  # which trains nothing

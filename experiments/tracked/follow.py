@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,11 +30,11 @@ def follow(given: TextIO) -> None:
     from fedml.runs.log import study_of
     from fedml.tracking.deliver import deliver
     from fedml.tracking.known import Watched
-    from fedml.tracking.store import connect, plain_errors
+    from fedml.tracking.store import plain_errors
     from fedml.tracking.tracker import Given
 
     with plain_errors():
-        connect()  # imports MLflow and creates its tables, while the run is being prepared
+        _prepare()
         line = given.readline()
         if not line:  # the run did not begin
             return
@@ -43,6 +44,23 @@ def follow(given: TextIO) -> None:
         heard = _Heard(given, run)
         all_given = Given(Watched(told["watched"], told["higher"]), heard.known, heard.write if told["files"] else None, heard.settle)
         print(deliver(run, study, wait=lambda: os.getppid() == parent, given=all_given))
+
+
+def _prepare() -> None:
+    """Imports MLflow and creates its tables, while the run is being prepared. A copy of this process creates them, which takes the memory of
+    that with it; if it cannot, the use of the store tells why."""
+    from fedml.tracking.store import connect, is_file
+
+    import_module("mlflow.tracking.client")  # so that both have it
+    copy = os.fork() if is_file() else None
+    if copy == 0:
+        try:
+            connect()
+        finally:
+            os._exit(0)
+    if copy is not None:
+        os.waitpid(copy, 0)
+    connect()
 
 
 class _Heard:

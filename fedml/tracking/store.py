@@ -36,6 +36,11 @@ def store() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
+def is_file() -> bool:
+    """Whether the store is a database in a file."""
+    return store().startswith(_FILE)
+
+
 def connect() -> Any:
     """An ``MlflowClient`` of the store. Processes that open a new database wait for the first, which creates its tables.
 
