@@ -142,12 +142,13 @@ def run(
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
-    from fedml.experiments.runs.hints import hints
-    from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary
-
     console = make_console(as_json)
     study = load_study(study_file, changes, seed)
     launched = launch(study_file, study, where, console, track=track, write=write_pages)
+    # Not before: they load PyTorch, and the copy of this process that records the run is to have none.
+    from fedml.experiments.runs.hints import hints
+    from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary
+
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))

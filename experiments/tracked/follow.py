@@ -7,6 +7,7 @@ the folder with the files for a person. If the input ends before, the rest is co
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -47,18 +48,19 @@ def follow(given: TextIO) -> None:
 
 
 def _prepare() -> None:
-    """Imports MLflow and creates its tables, while the run is being prepared. A copy of this process creates them, which takes the memory of
-    that with it; if it cannot, the use of the store tells why."""
-    from fedml.tracking.store import connect, is_file
+    """Imports MLflow and creates its tables, while the run is being prepared. A copy of this process creates them, which takes the memory
+    of that with it; if it cannot, the use of the store tells why."""
+    from fedml.tracking.store import connect, create, is_new
 
     import_module("mlflow.tracking.client")  # so that both have it
-    copy = os.fork() if is_file() else None
-    if copy == 0:
-        try:
-            connect()
-        finally:
-            os._exit(0)
-    if copy is not None:
+    if is_new():
+        gc.freeze()
+        copy = os.fork()
+        if copy == 0:
+            try:
+                create()
+            finally:
+                os._exit(0)
         os.waitpid(copy, 0)
     connect()
 
