@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 _DEFERRED = frozenset(
-    {"fastapi", "pandas", "mlflow", "mlflow.artifacts", "mlflow.data", "mlflow.gateway", "mlflow.genai", "mlflow.genai.judges",
+    {"fastapi", "pandas", "pyarrow", "mlflow", "mlflow.artifacts", "mlflow.data", "mlflow.gateway", "mlflow.genai", "mlflow.genai.judges",
      "mlflow.genai.scorers", "mlflow.genai.scorers.online", "mlflow.models", "mlflow.projects", "mlflow.tracing", "mlflow.tracking",
      "mlflow.tracking.fluent"}
 )  # fmt: skip
@@ -47,7 +47,7 @@ class _Deferred(Loader):
                 return getattr(importlib.import_module(where), what)
             if whole in _DEFERRED:
                 return importlib.import_module(whole)
-            if name.startswith("__") and name != "__all__":  # asked of any module, as by inspect
+            if name.startswith("__") and name not in ("__all__", "__version__"):  # asked of any module, as by inspect
                 raise AttributeError(name)
             vars(module).pop("__getattr__", None)
             assert module.__spec__ is not None  # noqa: S101 - of find_spec

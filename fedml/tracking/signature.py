@@ -69,7 +69,7 @@ def _type(value: Any) -> dict[str, Any]:
 def _tensor(name: str, value: Any, *, bag: bool) -> dict[str, Any]:
     """The array of one person, for any number of persons. ``bag``: persons differ in how many arrays they have."""
     shape = [-1, -1, *value.shape[2:]] if bag and value.ndim == 5 else [-1, *value.shape[1:]]
-    return {"type": "tensor", "tensor-spec": {"dtype": value.dtype.name, "shape": shape}, "name": name}
+    return {"name": name, "type": "tensor", "tensor-spec": {"dtype": value.dtype.name, "shape": shape}}
 
 
 def _examples(study: Study, layout: Mapping[str, Any]) -> dict[str, Any]:
