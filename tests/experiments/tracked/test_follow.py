@@ -104,3 +104,19 @@ def test_what_is_known_is_the_same_after_its_journey(run: Path) -> None:
     known = known_of(run, study_of(run), TESTED)
     assert known.limits["test"].keys() == {"", *SITES}
     assert Known.parse(known.text()) == known
+
+
+@pytest.mark.long
+def test_three_at_once_make_a_new_store(tmp_path: Path) -> None:
+    runs = [finished(tmp_path)[0] for _ in range(3)]
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")} | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path / 'own.db'}"}
+    started = []
+    for number, run in enumerate(runs):
+        process = subprocess.Popen([sys.executable, "-P", "-c", SCRIPT], cwd=tmp_path, env=env, stdin=-1, stdout=-1, stderr=-1, text=True)
+        started.append((process, told(run, tmp_path / f"pages-{number}")))
+    ended = [(process.communicate("\n".join([*lines, ""]), timeout=400), process.returncode) for process, lines in started]
+    assert [code for _, code in ended] == [0, 0, 0], ended
+    there = content(f"sqlite:///{tmp_path / 'own.db'}")
+    assert {name.partition("/")[0] for name in there} == {run.name for run in runs}
+    assert {found["status"] for found in there.values()} == {"FINISHED"}
+    assert not list(tmp_path.glob(".own.db*"))
