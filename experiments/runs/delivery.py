@@ -60,21 +60,25 @@ class Tracking:
 
         ``finished``: the run trained and tested a model, of which the record has intervals and files.
         """
-        files = Path(tempfile.mkdtemp(prefix="fedml-files-"))
+        place = Path(tempfile.mkdtemp(prefix="fedml-files-"))
         try:
             if finished:
-                self._tell(run, study, files)
+                self._tell(run, study, place)
             return self._ended()
         finally:
-            shutil.rmtree(files, ignore_errors=True)
+            shutil.rmtree(place, ignore_errors=True)
 
-    def _tell(self, run: Path, study: Study, files: Path) -> None:
+    def _tell(self, run: Path, study: Study, place: Path) -> None:
+        """Says where what is known and the files lie: lines so short that a process that hangs delays nothing here."""
         from fedml.tracking.knowing import known_of
         from fedml.tracking.known import TESTED
 
+        known, files = place / "known.json", place / "files"
         with suppress(Exception):  # the other process does it then, and says why it cannot
-            self._say(known_of(run, study, TESTED).text())
+            known.write_text(known_of(run, study, TESTED).text(), encoding="utf-8")
+            self._say(str(known))
             if self.write is not None:
+                files.mkdir()
                 self.write(run, files)
                 self._say(str(files))
 

@@ -1,8 +1,9 @@
 """The process of `fedml run` that records the run in MLflow while it continues. It loads neither PyTorch nor pandas: what needs them comes
 from the process that runs the study.
 
-On its standard input, a line each: the run's folder and its watched metric; after the run what is known of it (``fedml.tracking.known``);
-the folder with the files for a person. If the input ends before, the rest is computed here. Its last line of output is MLflow's run id.
+On its standard input, a line each: the run's folder and its watched metric; after the run the file with what is known of it
+(``fedml.tracking.known``), and the folder with the files for a person. What is not said before the input ends is computed here. Its last
+line of output is MLflow's run id.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ class _Heard:
         from fedml.tracking.known import Known
 
         if self.said.strip():
-            return Known.parse(self.said)
+            return Known.parse(Path(self.said.strip()).read_text(encoding="utf-8"))
         from fedml.tracking.knowing import known_of
 
         return known_of(self.run, study_of(self.run), parts)

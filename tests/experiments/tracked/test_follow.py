@@ -53,7 +53,9 @@ def told(run: Path, pages: Path) -> list[str]:
     pages.mkdir()
     write_pages(run, pages)
     first = json.dumps({"run": str(run), "watched": watched.name, "higher": watched.higher, "files": True})
-    return [first, known_of(run, study, TESTED).text(), str(pages)]
+    known = pages.with_suffix(".json")
+    known.write_text(known_of(run, study, TESTED).text())
+    return [first, str(known), str(pages)]
 
 
 def shown(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,10 @@ def functions() -> list[tuple[Any, float, float]]:
     for _ in range(200):
         a, b, c = rng.normal(size=3)
         found += [(lambda x, a=a, b=b, c=c: (x - a) * (x * x + b * b + 0.1) + 0 * c, a - rng.random() * 9, a + rng.random() * 9)]
-        found += [(lambda x, a=a, b=b: math.tanh(30 * (x - a)) + 1e-3 * b, a - 5, a + 3), (lambda x, a=a: (x - a) ** 3, a - 1, a + 2)]
+        found += [
+            (lambda x, a=a, b=b: math.tanh(30 * (x - a)) + 1e-3 * b, a - 5, a + 3),
+            (lambda x, a=a: (x - a) ** 3 + x - a, a - 1, a + 2),
+        ]
         found += [(lambda x, a=a: 1.0 if x > a else -1.0, a - 4, a + 1), (lambda x, a=a: x - a, a, a + 1), (lambda x, a=a: x - a, a - 1, a)]
     return [(of, low, high) for of, low, high in found if (of(low) <= 0) == (of(high) > 0)]
 
