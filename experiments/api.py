@@ -28,6 +28,7 @@ from fedml.experiments.keys.overrides import set_key
 from fedml.experiments.runs.hints import mean_loss
 from fedml.experiments.runs.launch import find, launch, make_console
 from fedml.experiments.runs.record import Record, read_record
+from fedml.experiments.tracked.pages import write_pages
 from fedml.study.read import read_study
 from fedml.study.study import Study as Plan
 from fedml.study.study import validate
@@ -183,7 +184,7 @@ class Run:
 
     def report(self, out: str | Path | None = None) -> Page:
         """Writes the report (one HTML file; default: report.html in the run's folder)."""
-        from fedml.experiments.report import write_report
+        from fedml.experiments.report.page import write_report
 
         file = self.folder / "report.html" if out is None else Path(out)
         write_report(self.record, file)
@@ -206,7 +207,7 @@ def run(
     from fedml.experiments.options import Where
 
     where = Where(None if sites is None else Path(sites), engine, superlink, Path(runs))
-    launched = launch(study.file, study.plan, where, make_console(False), track=track)
+    launched = launch(study.file, study.plan, where, make_console(False), track=track, write=write_pages)
     if launched.outcome.status != "finished":
         raise RunError(launched.outcome.reason)
     return Run(launched.outcome.run, launched.mlflow_run)

@@ -22,6 +22,7 @@ from fedml.experiments.report.commands import report, table
 from fedml.experiments.runs.genes import genes
 from fedml.experiments.runs.launch import UNDELIVERED, closing_line, find, judge, launch, load_study, make_console
 from fedml.experiments.sweep.commands import sweep
+from fedml.experiments.tracked.pages import write_pages
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,12 +142,13 @@ def run(
 
     Example: fedml run experiments/studies/heart.toml --sites out/heart --seed 3 --set strategy.name=fedprox
     """
+    console = make_console(as_json)
+    study = load_study(study_file, changes, seed)
+    launched = launch(study_file, study, where, console, track=track, write=write_pages)
+    # Not before: they load PyTorch, and the copy of this process that records the run is to have none.
     from fedml.experiments.runs.hints import hints
     from fedml.experiments.runs.show import final_table, notes_of, privacy_of, summary
 
-    console = make_console(as_json)
-    study = load_study(study_file, changes, seed)
-    launched = launch(study_file, study, where, console, track=track)
     outcome = launched.outcome
     if outcome.final.came:
         console.print(final_table(study, outcome.final))

@@ -29,6 +29,7 @@ from typing import Any
 from fedml.errors import InputError, RunError, SiteError
 
 NOTE = "note: "  # before the line about libraries on standard error
+THREAD = "quiet"  # of ``hush_process``
 _OURS = ("fedml", "__main__")
 _BELOW_ALL = -1  # a handler takes a record from its own level on, which is at least 0
 _BLOCK = 2**16
@@ -125,7 +126,7 @@ def hush_process(*, shown: Collection[str] = (), native: bool = True) -> None:
     os.dup2(into, 2)
     os.close(into)
     sys.stderr = os.fdopen(kept, "w", buffering=1, encoding="utf-8", errors="backslashreplace")
-    thread = threading.Thread(target=_drain, args=(out,), name="quiet", daemon=True)
+    thread = threading.Thread(target=_drain, args=(out,), name=THREAD, daemon=True)
     thread.start()
     _pipe = thread, kept
 
@@ -147,6 +148,13 @@ def release() -> None:
         _pipe = None
         os.dup2(kept, 2)
         thread.join(1.0)  # a child that still runs may hold the pipe open
+
+
+def forked() -> None:
+    """In a copy of a process (``os.fork``), which has not its thread: nothing is counted yet, and ``hush_process`` starts anew."""
+    global _lock, _pipe
+    _lock, _pipe = threading.Lock(), None
+    _seen.clear()
 
 
 def real_stderr() -> int:

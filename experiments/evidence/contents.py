@@ -24,8 +24,8 @@ from fedml.experiments.checklists.fill import checklists_json, checklists_markdo
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.evidence.publication import AUTHORS, CITATION, HOW_TO, ZENODO, citation, how_to_check, publication_of, zenodo
 from fedml.experiments.evidence.signing import canonical
-from fedml.experiments.report import embedded, render, report_facts
-from fedml.experiments.report import figures as report_figures
+from fedml.experiments.report.page import embedded, render, report_facts
+from fedml.experiments.report.page import figures as report_figures
 from fedml.experiments.runs.record import Record, exchanges, read_record
 from fedml.runs.events import body
 from fedml.runs.log import COUNTS, EVENTS, EXAMPLES, LAYOUT, MODEL, PANEL, RECEIVED, STUDY

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedml.errors import InputError, nearest
-from fedml.experiments.keys.entries import entries
 from fedml.study.study import Study
 
 
 def study_keys() -> list[str]:
     """Every key of a study that has a value of its own, such as ``training.lr``."""
+    from fedml.experiments.keys.entries import entries  # loads PyTorch, which a run without --set does not need so early
+
     return [entry.path for entry in entries() if entry.file == "study" and (entry.type != "section" or entry.path == "cohort.split")]
 
 

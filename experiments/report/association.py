@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fedml.errors import InputError
-from fedml.experiments.report import page, plots, words
+from fedml.experiments.report import plots, words
 from fedml.experiments.report.markup import Cell, Number, answered, listing, paragraph, section, table, terms, written
+from fedml.experiments.report.page import page
 from fedml.experiments.report.pointers import pointer
 from fedml.runs.events import NO_END, Checks, End, Gwas, Start
 from fedml.runs.log import GWAS_TABLE, MANHATTAN, QQ, last, read_log, study_of

@@ -24,8 +24,8 @@ def report(
 
     Example: fedml report fedml-runs/heart-20260131-101500-3fa2b1 -o report.html
     """
-    from fedml.experiments.report import NAME, write_page, write_report
     from fedml.experiments.report.association import render_association
+    from fedml.experiments.report.page import NAME, write_page, write_report
     from fedml.experiments.report.side_by_side import render_side_by_side
     from fedml.experiments.runs.record import read_record
 

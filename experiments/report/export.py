@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedml.errors import InputError
-from fedml.experiments.report import figures
 from fedml.experiments.report.markup import between, written
+from fedml.experiments.report.page import figures
 from fedml.experiments.report.persons import ALL
 from fedml.experiments.report.words import PARTS, named
 from fedml.experiments.runs.record import Record

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedml.errors import InputError
-from fedml.experiments.report import figures, page, plots, words
+from fedml.experiments.report import plots, words
 from fedml.experiments.report.markup import Cell, Number, paragraph, picture, section, table
+from fedml.experiments.report.page import figures, page
 from fedml.experiments.report.pointers import pointer
 from fedml.experiments.runs.record import Record
 from fedml.tasks.registry import make_task

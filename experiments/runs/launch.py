@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fedml.experiments.options import Where
     from fedml.experiments.runs.run import Job, Outcome
     from fedml.study.study import Study
+    from fedml.tracking.files import Write
 
 UNDELIVERED = 3  # exit code: the run finished, and MLflow has no complete record of it
 ENGINES = ("local", "simulation", "deployment")
@@ -74,8 +75,12 @@ def find(folder: Path, study: Study, say: Callable[[str], None]) -> dict[str, An
     return found
 
 
-def launch(study_file: Path | None, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool) -> Launched:
+def launch(
+    study_file: Path | None, study: Study, where: Where, console: Console, job: Job = "train", *, track: bool, write: Write | None = None
+) -> Launched:
     """Runs the study and shows its progress. A failed run is returned as an outcome, not raised.
+
+    ``write``: makes the files for a person that MLflow gets, of a run that trains a model.
 
     Raises:
         InputError: options that do not go together, or data that cannot be used.
@@ -85,29 +90,32 @@ def launch(study_file: Path | None, study: Study, where: Where, console: Console
     deployed = where.engine == "deployment"
     if deployed == (where.sites is not None) or deployed != (where.superlink is not None):
         raise InputError("--engine deployment takes --superlink and no --sites; the other engines take --sites and no --superlink.")
+    from fedml.experiments.runs.delivery import Tracking
+
+    tracker = Tracking(write) if track else None  # before PyTorch is loaded: of it the copy of this process has no need
     from fedml.clients.gate.local import Plan, check_budgets
-    from fedml.experiments.runs.run import On, Tracking, new_run, read_all, run
+    from fedml.experiments.runs.run import On, new_run, read_all, run
     from fedml.experiments.runs.show import Progress
 
     home, connection = _connection(where.superlink) if where.superlink is not None else (None, "own")
     found = find(where.sites, study, console.print) if where.sites is not None else {}
-    tracker = Tracking() if track else None
     if where.superlink is None:
         read_all(study, found, lambda line: console.print(line, markup=False, soft_wrap=True), job)
         if job != "preflight":  # which trains nothing
             check_budgets([Plan(study, name, site) for name, site in found.items()])
     folder = new_run(study, where.runs, study_file, engine=where.engine, job=job)
     if tracker:
-        tracker.begin(folder)
+        tracker.begin(folder, study)
     progress = Progress(study, console, job)
     outcome = run(
         study, found, folder, On(where.engine, where.sites or Path(), home, connection, where.workers if job == "train" else 1),  # type: ignore[arg-type]
         listeners=[progress], debug=is_debug(), job=job,
     )  # fmt: skip
     progress.close()
-    if job == "train" and found and outcome.status == "finished":
+    finished = job == "train" and outcome.status == "finished"
+    if finished and found:
         _draw_examples(folder, study, found, console)
-    return Launched(study, outcome, *(tracker.wait() if tracker else (None, "")))
+    return Launched(study, outcome, *(tracker.wait(folder, study, finished=finished) if tracker else (None, "")))
 
 
 def _draw_examples(run: Path, study: Study, sites: dict[str, Any], console: Console) -> None:

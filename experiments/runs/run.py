@@ -10,8 +10,6 @@ import logging
 import os
 import secrets
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fedml import quiet
 from fedml.clients.site.manifest import Site
 from fedml.clients.site.read import load_cohort
 from fedml.cohort.images.images import Images
@@ -35,14 +32,11 @@ from fedml.study.annotation import write_annotation
 from fedml.study.sources import write_files
 from fedml.study.start import write_start
 from fedml.study.study import Study
-from fedml.text import printable
-from fedml.tracking import outbox
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
 Job = Literal["train", "gwas", "genes", "frequencies", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
-_TRACKING_SECONDS = 300  # time limit for delivery to MLflow after the run has ended
 _POLL_SECONDS = 0.2  # between two reads of a run's events
 _ASK_SECONDS = 10.0  # between two questions to the SuperLink how the run is
 
@@ -91,42 +85,6 @@ def read_all(study: Study, sites: Mapping[str, Site], say: Callable[[str], None]
         fix = "raise test in [cohort] split, or correct the split files" + (", labels or ids" if without else "")
         raise InputError(f'study "{study.study.name}": no site has a usable person in the test part{why}; {fix}.')
     return cohorts
-
-
-class Tracking:
-    """``fedml track --follow`` in a separate process, so that a slow or unavailable MLflow does not delay the run. Final.
-
-    The process is started early, because importing MLflow takes seconds. It receives the run's folder on standard input.
-    """
-
-    def __init__(self) -> None:
-        command = [sys.executable, "-P", "-m", "fedml.experiments.cli", "track", "-", "--follow"]
-        self.run = Path()
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-    def begin(self, run: Path) -> None:
-        """Sends the folder of the run to follow, and marks the run as not yet delivered to MLflow."""
-        self.run = run
-        outbox.mark_pending(run)
-        with suppress(BrokenPipeError):
-            assert self.process.stdin is not None  # noqa: S101 - it is a pipe
-            self.process.stdin.write(f"{run}\n")
-            self.process.stdin.flush()
-
-    def wait(self) -> tuple[str | None, str]:
-        """(MLflow's run id, "") once the record is complete; (None, why) if MLflow has no complete record."""
-        try:
-            output, errors = self.process.communicate(timeout=_TRACKING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.communicate()
-            return None, f"it took longer than {_TRACKING_SECONDS} s"
-        code = self.process.returncode
-        if code == 0 and output.strip():
-            return output.split()[-1], ""
-        ended = f"the process that records it was ended by signal {-code}" if code < 0 else "no error message"
-        return None, printable((quiet.last_said(errors) or ended).removeprefix("error: "))
 
 
 def new_run(study: Study, runs: Path, study_file: Path | None, *, engine: str, job: str) -> Path:

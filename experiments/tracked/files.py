@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 
 from fedml.experiments.evidence.model_card import model_card
-from fedml.experiments.report import NAME, embedded, render, report_facts
+from fedml.experiments.report.page import NAME, embedded, render, report_facts
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.tracked.confusion import confusion, confusion_plot
-from fedml.experiments.tracked.raster import png
+from fedml.experiments.tracked.draw import PLOTS, draw_plots
 from fedml.runs.events import Start
 from fedml.runs.log import read_log
 
-CARD, RESULTS, PLOTS, EVALUATION = "model_card.md", "results.csv", "plots", "evaluation"
+CARD, RESULTS, EVALUATION = "model_card.md", "results.csv", "evaluation"
 _FIGURE = re.compile(r"<figure>(<svg .*?</svg>)<figcaption><strong>(.*?)</strong>", re.DOTALL)
 # MLflow's names of what its own evaluation of a classifier calls differently.
 _NAMES = {"auroc": "roc_auc", "accuracy": "accuracy_score", "brier": "brier_loss", "log_loss": "log_loss", "sensitivity": "recall_score",
@@ -42,6 +42,12 @@ def write_files(run: Path, into: Path) -> None:
     Raises:
         InputError: the run's folder cannot be read.
     """
+    write_pages(run, into)
+    draw_plots(into)
+
+
+def write_pages(run: Path, into: Path) -> None:
+    """``write_files`` without the plots as PNG."""
     start = next((event for event in read_log(run)[0] if isinstance(event, Start)), None)
     if start is None or start.job not in ("train", "evaluate"):
         return
@@ -55,8 +61,9 @@ def write_files(run: Path, into: Path) -> None:
     table = confusion(record)
     if table is not None:
         pictures["confusion-matrix"] = confusion_plot(record, table)
+    (into / PLOTS).mkdir()
     for name, svg in pictures.items():
-        _write_plot(into / PLOTS, name, svg)
+        (into / PLOTS / f"{name}.svg").write_text(svg, encoding="utf-8")
     _write_evaluation(record, into / EVALUATION, found, table)
 
 
@@ -67,15 +74,6 @@ def _pictures(page: str) -> Iterator[tuple[str, str]]:
         name = re.sub(r"[^a-z0-9]+", "-", html.unescape(title).lower()).strip("-")[:60] or "plot"
         seen[name] = seen.get(name, 0) + 1
         yield name if seen[name] == 1 else f"{name}-{seen[name]}", svg
-
-
-def _write_plot(folder: Path, name: str, svg: str) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    try:
-        (folder / f"{name}.png").write_bytes(png(svg))
-    except ValueError:  # a plot that cannot be drawn whole is there as SVG alone
-        (folder / f"{name}.png").unlink(missing_ok=True)
 
 
 def _results(found: Mapping[str, Any]) -> str:

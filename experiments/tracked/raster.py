@@ -46,7 +46,7 @@ def png(svg: str) -> bytes:
     for element in root.iter():
         _draw(image, draw, element, scale)
     out = io.BytesIO()
-    image.reduce(_FINER).save(out, "PNG", dpi=(192, 192))
+    image.reduce(_FINER).save(out, "PNG", dpi=(192, 192), compress_level=3)  # of 6, a tenth larger in two thirds of the time
     return out.getvalue()
 
 

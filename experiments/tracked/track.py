@@ -25,14 +25,9 @@ def track(run_folder: Path | None, runs: Path, *, follow: bool) -> None:
     if run_folder is None:
         deliver_all_pending(runs, print, write_files)
         return deliver_pending_comparisons(runs, print)
-    parent, piped = os.getppid(), str(run_folder) == "-"
-    if piped:
-        from fedml.tracking import scoring  # noqa: F401 - imported early because it takes seconds, while the run is being prepared
-
-        line = sys.stdin.readline().strip()
-        if not line:  # the run did not begin
-            return
-        run_folder = Path(line)
+    parent = os.getppid()
+    if str(run_folder) == "-":
+        run_folder = Path(sys.stdin.readline().strip())
     if (run_folder / COMPARISON).exists():
         with plain_errors():
             return print(deliver_comparison(run_folder))
@@ -42,7 +37,5 @@ def track(run_folder: Path | None, runs: Path, *, follow: bool) -> None:
     if not (run_folder / STUDY).exists():
         raise InputError(f"{run_folder}: is not a run's folder, it has no {STUDY}; give a folder from fedml-runs.")
     study = study_of(run_folder)
-    # The parent process closes the pipe when it has written everything.
-    settle = sys.stdin.read if piped and follow else lambda: ""
     with plain_errors():
-        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, settle=settle, write=write_files))
+        print(deliver(run_folder, study, wait=lambda: follow and os.getppid() == parent, write=write_files))

@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtri
 
 from fedml.tasks.classification_counts import MIDPOINTS, noised
 from fedml.tasks.classification_measures import NOISED
@@ -102,7 +101,7 @@ def calibration(counts: Counts, c: int = 1, *, level: float = 0.95) -> Calibrati
             intercept = slope = Interval(math.nan, math.nan, math.nan, level, "none: cases and others do not overlap")
     if k and not why:
         value = float(persons @ expit(x)) / k
-        factor = math.exp(float(norm.ppf(0.5 + level / 2)) * math.sqrt((1 - k / n) / k))
+        factor = math.exp(float(ndtri(0.5 + level / 2)) * math.sqrt((1 - k / n) / k))
         ratio = Interval(value, value / factor, value * factor, level, "log scale, risks as given")
     groups = reliability(counts, c, by="width")
     error = float(groups.persons @ np.abs(groups.predicted - groups.observed)) / n if n else math.nan
@@ -194,5 +193,5 @@ def _newton(design: Floats, offset: Floats, cases: Floats, persons: Floats) -> t
 
 def _wald(fit: tuple[Floats, Floats], level: float) -> list[Interval]:
     beta, covariance = fit
-    half = float(norm.ppf(0.5 + level / 2)) * np.sqrt(np.diag(covariance))
+    half = float(ndtri(0.5 + level / 2)) * np.sqrt(np.diag(covariance))
     return [Interval(float(b), float(b - h), float(b + h), level, "maximum likelihood, Wald") for b, h in zip(beta, half, strict=True)]

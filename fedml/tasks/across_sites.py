@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from fedml.tasks.classification_counts import BEYOND, concordant, noised
 from fedml.tasks.clusters import effect_of, widened
 from fedml.tasks.interval_tools import Floats, Interval, expit, mean_of, no_interval, quantile
 from fedml.tasks.intervals import interval
+from fedml.tasks.root import root
 from fedml.tasks.task import Task
 
 Counts = Mapping[str, npt.NDArray[Any]]
@@ -202,7 +204,7 @@ def random_effects(
     Raises:
         ValueError: fewer than two sites, or an error that is not positive.
     """
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     y, v = np.asarray(values, dtype=np.float64), np.asarray(errors, dtype=np.float64) ** 2
     k = len(y)
@@ -212,7 +214,7 @@ def random_effects(
     weight = 1 / (v + between)
     mean = float(weight @ y / weight.sum())
     error = math.sqrt(float(weight @ (y - mean) ** 2) / ((k - 1) * float(weight.sum())))
-    half = float(t.ppf(0.5 + level / 2, k - 1)) * error
+    half = float(stdtrit(k - 1, 0.5 + level / 2)) * error
     least, most = further_site(y, v, level) if k >= LEAST_SITES else (math.nan, math.nan)
     _, back = _SCALES[scale]
     low, high = back(mean - half), back(mean + half)
@@ -234,23 +236,22 @@ def further_site(y: Floats, v: Floats, level: float) -> tuple[float, float]:
     where Q is below it even there). At each, a further site is the mean plus t times the root of tau² and the mean's variance (Hartung and
     Knapp); the limits are quantiles of the mean of these distributions.
     """
-    from scipy.optimize import brentq
-    from scipy.stats import chi2, t
+    from scipy.special import gammaincinv, stdtr
 
     free = len(y) - 1
-    wanted = chi2.ppf((np.arange(_QUANTILES) + 0.5) / _QUANTILES, free)
+    wanted = 2 * gammaincinv(free / 2, (np.arange(_QUANTILES) + 0.5) / _QUANTILES)  # quantiles of chi-square
     spread = float(np.ptp(y)) ** 2 + float(v.max())
     grid = np.r_[0.0, np.geomspace(1e-6, 1e6, 2_000) * spread]
     tau2 = np.interp(-wanted, -_generalised(grid, y, v)[0], grid)
     q, mean, total = _generalised(tau2, y, v)
     scale = np.maximum(np.sqrt(tau2 + q / (free * total)), 1e-12)  # sites that are alike to the last digit
 
-    def missed(x: float, tail: float) -> float:
-        return float(t.cdf((x - mean) / scale, free).mean()) - tail
+    def missed(tail: float, x: float) -> float:
+        return float(stdtr(free, (x - mean) / scale).mean()) - tail
 
     far = 1e4 * math.sqrt(spread)
     tails = ((1 - level) / 2, (1 + level) / 2)
-    low, high = (float(brentq(missed, float(y.min()) - far, float(y.max()) + far, args=(tail,))) for tail in tails)
+    low, high = (root(partial(missed, tail), float(y.min()) - far, float(y.max()) + far) for tail in tails)
     return low, high
 
 

@@ -32,6 +32,7 @@ from fedml.tasks.interval_tools import (
     wilson,
 )
 from fedml.tasks.measure import Measure, Value
+from fedml.tasks.root import root
 
 WITHHELD = "a class has so few persons that the histogram of scores was not sent"
 FEW = 5  # persons of a class; with fewer, the bootstrap interval is too narrow
@@ -174,8 +175,6 @@ def _on_logit_scale(value: float, drawn: Floats, edge: float, level: float) -> I
 
 def _newcombe(value: float, negative: int, positive: int, level: float) -> tuple[float, float]:
     """Limits at which the AUROC is ``quantile`` standard errors of Hanley and McNeil (1982) away, these taken at the limit."""
-    from scipy.optimize import brentq
-
     m = (negative + positive) / 2 - 1
     z = quantile(level)
 
@@ -184,8 +183,8 @@ def _newcombe(value: float, negative: int, positive: int, level: float) -> tuple
         return abs(value - limit) - z * math.sqrt(max(variance, 0.0))
 
     edge = 1e-9  # at 0 and 1 themselves the standard error vanishes
-    low = brentq(away, 0.0, min(value, 1 - edge)) if value > 0 else 0.0
-    return float(low), float(brentq(away, max(value, edge), 1.0)) if value < 1 else 1.0
+    low = root(away, 0.0, min(value, 1 - edge)) if value > 0 else 0.0
+    return float(low), float(root(away, max(value, edge), 1.0)) if value < 1 else 1.0
 
 
 def _log_spread(tables: Sequence[npt.NDArray[Any]], values: Floats, level: float, by: tuple[int, int]) -> float:

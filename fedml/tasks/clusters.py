@@ -157,9 +157,9 @@ def widened(found: Interval, effect: Effect | None, bounds: tuple[float, float] 
         return found
     if math.isnan(effect.design):
         return no_interval(found.value, found.level, SILENT)
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    factor = math.sqrt(effect.design) * float(t.ppf(0.5 + found.level / 2, effect.free)) / quantile(found.level)
+    factor = math.sqrt(effect.design) * float(stdtrit(effect.free, 0.5 + found.level / 2)) / quantile(found.level)
     method = f"{found.method}; clusters, design effect {effect.design:.2f}"
     to, back = _scale(found, bounds, log)
     middle = to(found.value)

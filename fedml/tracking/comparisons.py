@@ -17,6 +17,7 @@ from fedml.errors import InputError, RunError
 from fedml.runs.log import STUDY
 from fedml.study.study import Study, parse_study
 from fedml.tracking import outbox
+from fedml.tracking.knowing import watched_of
 from fedml.tracking.names import COMPARISON as ROLE_OF_IT
 from fedml.tracking.names import ROLE, allowed
 from fedml.tracking.pages import experiment_of
@@ -44,7 +45,7 @@ def deliver_comparison(folder: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise InputError(f"{folder / COMPARISON}: cannot be read ({error!r}); repeat `fedml compare`, which writes it again.") from error
     client = connect()
-    experiment, first = experiment_of(client, study), summary[0]
+    experiment, first = experiment_of(client, study, watched_of(study)), summary[0]
     seeds = ", ".join(map(str, first["seeds"]))
     tags = {
         "fedml.run_id": found["id"], "fedml.job": JOB, ROLE: ROLE_OF_IT, "fedml.study.study": study.study.name,

@@ -23,7 +23,7 @@ from fedml.tracking.files import Write
 from fedml.tracking.members import read_member
 from fedml.tracking.registry import package_archive
 from fedml.tracking.store import connect, runs_of
-from fedml.tracking.tracker import Tracker
+from fedml.tracking.tracker import Given, Tracker
 
 _POLL_SECONDS = 0.1  # between two reads of the events
 _SIZE_TAG = "fedml.events_bytes"  # set last: the record is complete up to this size of the log
@@ -63,23 +63,18 @@ def note_audit(run: Path) -> bool:
 
 
 def deliver(
-    run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, settle: Callable[[], object] = lambda: None,
-    write: Write | None = None,
-) -> str:  # fmt: skip
+    run: Path, study: Study, *, wait: Callable[[], bool] = lambda: False, write: Write | None = None, given: Given | None = None
+) -> str:
     """Tracks a run from its folder and returns the parent's MLflow run id. A complete record is not written again.
 
     Args:
         wait: called if there are no new events and the run has not ended; true: poll again, false: close the record.
-        settle: called after the end of the run, before its files are logged; returns when all files of the run are written.
         write: makes the files for a person of a finished run (``fedml.experiments.tracked.files``); None: there are none.
+        given: what the record has besides the log, ``write`` too; None: it is computed here, which loads PyTorch.
 
     Raises:
         InputError: the folder has no log. RunError: another process is recording the run.
     """
-    from fedml.tracking import saved, scoring  # noqa: F401 - importing torch and mlflow takes seconds, so it is done while the run continues
-
-    package_archive()
-
     if not (run / EVENTS).exists():
         raise InputError(f"{run}: is not a run's folder, it has no {EVENTS}; give a folder from fedml-runs.")
     with outbox.lock_run(run):
@@ -89,18 +84,26 @@ def deliver(
         if recorded is not None and recorded.data.tags.get(_SIZE_TAG) == _complete(run, at):
             outbox.mark_delivered(run, recorded.info.run_id, at)
             return str(recorded.info.run_id)
-        tracker, at = Tracker(run, study, write), 0
+        given = given or _computed(run, study, write)
+        tracker, at = Tracker(run, study, given), 0
+        package_archive()  # while the run continues
         while True:
             events, at = read_log(run, at)
             tracker(events)
             if tracker.status != "RUNNING" or (not events and not wait()):
-                settle()
+                given.settle()
                 parent = tracker.close()
                 _audit(client, run, parent)
                 client.set_tag(parent, _SIZE_TAG, _complete(run, at))
                 outbox.mark_delivered(run, parent, at)
                 return parent
             time.sleep(_POLL_SECONDS)
+
+
+def _computed(run: Path, study: Study, write: Write | None) -> Given:
+    from fedml.tracking.knowing import known_of, watched_of
+
+    return Given(watched_of(study), lambda parts: known_of(run, study, parts), write)
 
 
 def deliver_pending(runs: Path, say: Callable[[str], object], write: Write | None = None) -> None:

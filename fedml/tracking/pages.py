@@ -12,6 +12,7 @@ from typing import Any
 
 from fedml.runs.events import Start
 from fedml.study.study import Study
+from fedml.tracking.known import Watched
 from fedml.tracking.store import shared
 
 VIEW = "fedml"  # the view's key
@@ -30,21 +31,19 @@ def columns(metric: str) -> list[str]:
     return [*(f"metrics.`{name}`" for name in metrics), *(f"tags.`{name}`" for name in tags)]
 
 
-def experiment_of(client: Any, study: Study) -> str:
+def experiment_of(client: Any, study: Study, watched: Watched) -> str:
     """The id of the study's experiment. The experiment is created if missing and has description, main metric and view."""
-    return shared(lambda: _experiment_of(client, study))
+    return shared(lambda: _experiment_of(client, study, watched))
 
 
-def _experiment_of(client: Any, study: Study) -> str:
-    from fedml.tasks.registry import make_task
-
-    task, about = make_task(study), study.study
-    view = {"selectedColumns": columns(task.watched), "viewMaximized": True, "runsExpanded": {}}
+def _experiment_of(client: Any, study: Study, watched: Watched) -> str:
+    about = study.study
+    view = {"selectedColumns": columns(watched.name), "viewMaximized": True, "runsExpanded": {}}
     tags = {
         "mlflow.note.content": "\n\n".join(line for line in (about.question, f"Purpose: {about.purpose}" if about.purpose else "") if line),
         "mlflow.experimentKind": "custom_model_development",
-        "mlflow.experiment.primaryMetric.name": f"test/{task.watched}",
-        "mlflow.experiment.primaryMetric.greaterIsBetter": str(task.higher),
+        "mlflow.experiment.primaryMetric.name": f"test/{watched.name}",
+        "mlflow.experiment.primaryMetric.greaterIsBetter": str(watched.higher),
         VIEW_TAG: json.dumps(view),
     }
     found = client.get_experiment_by_name(about.name)
@@ -79,21 +78,15 @@ def code_tags(start: Start) -> dict[str, str]:
     return tags
 
 
-def result_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
-    """The main metric on the test persons with its limits, for a column of a table: ``auroc 0.886 [0.850, 0.917]``."""
-    from fedml.tasks.registry import make_task
-
-    metric = make_task(study).watched
+def result_of(metric: str, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
+    """The main ``metric`` on the test persons with its limits, for a column of a table: ``auroc 0.886 [0.850, 0.917]``."""
     value = scores["all"].get(metric)
     limits = f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
     return "" if value is None else f"{metric} {value:.3f}{limits}"
 
 
-def answer_of(study: Study, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
+def answer_of(metric: str, scores: Mapping[str, Any], interval: tuple[float, float] | None) -> str:
     """One sentence on the results in the test persons. ``scores``: {"all": metrics, "sites": {site: metrics}, "worst": site or None}."""
-    from fedml.tasks.registry import make_task
-
-    metric = make_task(study).watched
     value = scores["all"].get(metric)
     if value is None:
         return ""

@@ -6,31 +6,24 @@ register(client, "heart", parent, model, tags, "challenger")
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import tempfile
-import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedml.errors import InputError
-from fedml.modalities.modality import require
-from fedml.modalities.registry import modalities_of
-from fedml.runs.log import LAYOUT, MODEL, PANEL, STUDY
-from fedml.study.sources import write_files
+from fedml.runs.log import STUDY
 from fedml.study.study import Study
-from fedml.tracking.store import connect, store, versions
-
-if TYPE_CHECKING:
-    from mlflow.models import ModelSignature
+from fedml.tracking.known import Interface
+from fedml.tracking.model_files import write_model
+from fedml.tracking.store import connect, store
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 RUN_TAG, STUDY_TAG, WEIGHTS_TAG = "fedml.run_id", "fedml.study_sha256", "fedml.weights_sha256"
-ARCHIVE = "fedml.zip"  # in a saved model: the software that it runs
 _ABOVE = ("clients", "strategies", "experiments")  # what a saved model does not need
 
 
@@ -116,52 +109,24 @@ def begin_model(client: Any, study: Study, parent: str, about: About) -> tuple[s
     return str(model.model_id), False
 
 
-def log_model(run: Path, study: Study, parent: str, about: About | None = None) -> str:
+def log_model(run: Path, study: Study, parent: str, about: About | None = None, interface: Interface | None = None) -> str:
     """Logs the run's model with its signature. A model from ``mlflow.pyfunc.load_model`` predicts from raw inputs, with preprocessing.
 
-    Returns the model's id; an existing model of the run is kept.
+    Returns the model's id; an existing model of the run is kept. ``interface``: None: it is made here, which loads PyTorch.
     """
     client = connect()
     model, whole = begin_model(client, study, parent, about or About({}, {}, 0))
-    if not whole:
-        with tempfile.TemporaryDirectory() as folder:
-            client.log_model_artifacts(model, str(_write_model(run, study, Path(folder), (model, parent))))
-        client.finalize_logged_model(model, "READY")
+    if whole:
+        return model
+    if interface is None:
+        from fedml.tracking.signature import interface_of
+
+        interface = interface_of(run, study)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(Path(folder) / "model", run, study, interface, (model, parent), package_archive())
+        client.log_model_artifacts(model, str(Path(folder) / "model"))
+    client.finalize_logged_model(model, "READY")
     return model
-
-
-def _write_model(run: Path, study: Study, folder: Path, ids: tuple[str, str]) -> Path:
-    """The model in MLflow's format, in a folder in ``folder``; it has no place and no name of this machine. ``ids``: of model and run."""
-    import mlflow
-    from mlflow.models import Model
-
-    from fedml.tracking import saved, scoring
-
-    signature, requirements = signature_of(study, scoring.read_layout(run)), requirements_of(study)
-    model = Model(model_id=ids[0], model_uuid=ids[0], run_id=ids[1])
-    copy, code, out = folder / "run", folder / ARCHIVE, folder / "model"
-    copy.mkdir()
-    for name in (STUDY, MODEL, PANEL, LAYOUT):
-        (copy / name).write_bytes((run / name).read_bytes())
-    write_files(study.code, copy)
-    code.write_bytes(package_archive())
-    # MLflow warns about missing type hints and input example; the signature replaces them.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow.pyfunc.save_model(
-            str(out),
-            python_model=saved.__file__,
-            artifacts={saved.RUN: str(copy), saved.CODE: str(code)},
-            signature=signature,
-            pip_requirements=requirements,
-            mlflow_model=model,
-        )
-    flavor = model.flavors["python_function"]
-    flavor["model_code_path"] = Path(saved.__file__).name
-    for artifact in flavor["artifacts"].values():
-        artifact["uri"] = artifact["path"]
-    model.save(str(out / "MLmodel"))
-    return out
 
 
 def fetch_model(uri: str, into: Path) -> Path:
@@ -186,49 +151,6 @@ def fetch_model(uri: str, into: Path) -> Path:
     if not found:
         raise InputError(f"{uri}: is not a model that fedml logged, it has no {STUDY}; give a run's folder.")
     return found[0]
-
-
-def signature_of(study: Study, layout: dict[str, Any]) -> ModelSignature:
-    """The schema of inputs and outputs of the saved model. ``layout``: ``layout.json`` of the run.
-
-    Raises:
-        InputError: an input does not define the form of its raw values.
-    """
-    from mlflow.models import ModelSignature, infer_signature
-    from mlflow.types import ColSpec, Schema, TensorSpec
-    from mlflow.types.schema import AnyType
-
-    from fedml.tracking import scoring
-
-    example, output = scoring.input_example(study, layout), scoring.output_example(study)
-    forms = [require(modality.form, modality, "form")(study) for modality in modalities_of(study)]
-    kinds = [form.kind for form in forms]
-    if kinds == ["columns"]:
-        # Any type, because MLflow refuses integers if the schema has floats, and a CSV column may be read as either. The model checks the
-        # values and names a column that it cannot read. A column may be empty, and none may be absent.
-        columns = [ColSpec(AnyType(), c, required=True) for c in forms[0].columns]
-        return ModelSignature(Schema(columns), infer_signature(output).inputs)  # outputs: the schema of the example
-    if "any" in kinds:
-        # Arrays of any size or paths cannot be expressed in MLflow's schema. The model checks them.
-        return ModelSignature(outputs=infer_signature(output).inputs)
-    signature = infer_signature(example, output)
-    if "bag" in kinds:  # persons differ in how many arrays they have
-        shaped = [(s, (-1, -1, *s.shape[2:]) if len(s.shape) == 5 else s.shape) for s in signature.inputs]
-        signature = ModelSignature(Schema([TensorSpec(s.type, shape, s.name) for s, shape in shaped]), signature.outputs)
-    return signature
-
-
-def requirements_of(study: Study) -> list[str]:
-    """The packages that a saved model needs, with the installed versions.
-
-    Raises:
-        InputError: an input does not define its packages.
-    """
-    wanted = {package for modality in modalities_of(study) for package in require(modality.packages, modality, "packages")(study)}
-    known = versions()
-    found = [f"{name}=={number}" for name, number in known.items() if name in {"torch", "numpy", "pandas", "mlflow"} | wanted]
-    found += [f"{package.name}=={package.version}" for package in (study.code.packages if study.code is not None else ())]
-    return found + [f"{name}=={importlib.metadata.version(name)}" for name in ("pydantic", "safetensors", *sorted(wanted - known.keys()))]
 
 
 @cache

@@ -21,16 +21,13 @@ least five, and their mean and SD standardise them.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from fedml.errors import InputError
-from fedml.modalities.layout import Layout
 from fedml.modalities.modality import Raw, require
-from fedml.modalities.registry import MODALITIES, modalities_of
+from fedml.modalities.registry import MODALITIES
 from fedml.runs.log import saved_window
 from fedml.runs.restore import restore as restore
 from fedml.study.study import Study
@@ -76,21 +73,3 @@ def score(study: Study, model: CohortModel, given: Any) -> pd.DataFrame:
     with torch.inference_mode():
         out = model(batch)
     return pd.DataFrame(make_task(study).answer.columns(out, batch))
-
-
-def output_example(study: Study) -> pd.DataFrame:
-    """The output of ``predict`` for one person, for the signature."""
-    return pd.DataFrame(dict(make_task(study).answer.example))
-
-
-def input_example(study: Study, layout: dict[str, Any]) -> Any:
-    """The input of ``predict`` for one person, for the signature."""
-    sizes = Layout(tuple(layout["image_shape"]), layout["variants"])
-    values = {m.name: require(m.example, m, "example")(study, sizes) for m in modalities_of(study)}
-    return values if len(values) > 1 else next(iter(values.values()))
-
-
-def read_layout(run: Path) -> dict[str, Any]:
-    """``layout.json`` of a run."""
-    layout: dict[str, Any] = json.loads((run / "layout.json").read_text())
-    return layout

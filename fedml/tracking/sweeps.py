@@ -21,6 +21,7 @@ from fedml.study.study import parse_study
 from fedml.tracking import outbox
 from fedml.tracking.deliver import deliver, deliver_pending
 from fedml.tracking.files import Write
+from fedml.tracking.knowing import watched_of
 from fedml.tracking.members import parent_of
 from fedml.tracking.pages import experiment_of
 from fedml.tracking.store import connect
@@ -49,7 +50,7 @@ def deliver_sweep(folder: Path, say: Callable[[str], object] = lambda _: None, *
     runs = [folder.parent / row["run"] for row in found["runs"].values()]
     starts = [event for run in runs for event in read_log(run)[0][:1] if isinstance(event, Start)]
     stamp = int(min((start.time for start in starts), default=0) * 1000)
-    experiment = experiment_of(client, study)
+    experiment = experiment_of(client, study, watched_of(study))
     parent = parent_of(client, experiment, found["id"], stamp)
     ids = []
     for run in runs:

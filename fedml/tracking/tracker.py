@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,12 +31,11 @@ from fedml.runs.events import (
     SiteRow,
     Start,
 )
-from fedml.runs.log import MODEL, load_counts
+from fedml.runs.log import MODEL
 from fedml.study.study import Study
-from fedml.tasks.registry import make_task
-from fedml.tracking.across import across_of
 from fedml.tracking.analyses import Page, log_analysis
 from fedml.tracking.files import Write, log_files
+from fedml.tracking.known import ALL, CHOSEN, TESTED, Known, Watched
 from fedml.tracking.members import parent_of, read_member
 from fedml.tracking.model_page import dataset_of, of_model, together
 from fedml.tracking.names import EXTERNAL, ROLE, RUN, SITE, allowed, chosen, run_name
@@ -65,11 +65,27 @@ def _spans(rounds: Sequence[int]) -> str:
     return ", ".join("-".join(map(str, span)) for span in out)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the record has besides the log.
+
+    Args:
+        watched: the study's metric. known: parts -> what is known of the finished run, with the intervals of those parts.
+        write: makes the files for a person (``fedml.experiments.tracked.files``); None: there are none.
+        settle: called after the end of the run, before the other two; returns when all files of the run's folder are written.
+    """
+
+    watched: Watched
+    known: Callable[[Sequence[str]], Known]
+    write: Write | None = None
+    settle: Callable[[], object] = lambda: None
+
+
 class Tracker:
     """Writes events to MLflow. Raises MLflow's errors; they do not affect the run, which is another process."""
 
-    def __init__(self, run: Path, study: Study, write: Write | None = None) -> None:
-        self.run, self.study, self.write = run, study, write
+    def __init__(self, run: Path, study: Study, given: Given) -> None:
+        self.run, self.study, self.given = run, study, given
         self.member = read_member(run)
         self.whole = self.member is None or self.member.chosen  # test metrics and the model are recorded too
         self.parent = ""
@@ -84,12 +100,13 @@ class Tracker:
         self.privacy, self.answer, self.result = _unprotected(study), "", ""
         self.figures: dict[str, list[Any]] = defaultdict(list)  # of the trained model; written at the end, with the model
         self._later: dict[str, list[Any]] = defaultdict(list)  # the parent's others, after those: MLflow lists what was written first
-        self.watched = make_task(study).watched
+        self.watched = given.watched.name
         self.datasets: dict[str, Any] = {}  # MLflow's run -> the data set that its metrics are of
         self.tags: dict[str, str] = {}
         self._stamp = 0  # time of the last event in milliseconds, so that a repeated delivery has the same times
         self._rows: dict[str, list[Any]] = defaultdict(list)
         self._written = 0.0
+        self._computed: Known | None = None
 
     def put(self, run_id: str, name: str, value: Any, step: int) -> None:
         """Keeps a metric until the next write; None is ignored."""
@@ -141,7 +158,7 @@ class Tracker:
         from mlflow.entities import Param
 
         about, self.start = self.study.study, event
-        number = experiment_of(client, self.study)
+        number = experiment_of(client, self.study, self.given.watched)
         common = {
             "fedml.run_id": event.run_id,
             "fedml.study.study": about.name,
@@ -286,37 +303,36 @@ class Tracker:
         """For the test persons: intervals of the watched metric, of all and by site; subgroups; the sentence of the answer. For a sweep's
         run, the intervals of the validation persons."""
         if self.member is not None:
-            self._limits("val")
+            self._limits(*CHOSEN)
         if not self.whole:
             self.answer = "not the choice of its sweep: its test metrics and its model are in the run's folder"
         if "test" not in self.final.metrics or not self.whole:
             return
         self._limits("external")
-        task, step, limits = make_task(self.study), self.final.round, self._limits("test")
+        step, limits = self.final.round, self._limits("test")
         scores = self.final.metrics["test"]
-        for name, value in across_of(self.run, self.study, "test").items():
+        for name, value in self._known().across.items():
             self.put(self.parent, name, value, step)
         for label, group in self.final.groups.items():
             for run_id, metrics in [(self.parent, group["all"]), *((self.children[s], m) for s, m in group["sites"].items())]:
-                for name in (task.watched, "persons"):
+                for name in (self.watched, "persons"):
                     self.put(run_id, f"test/{name}/{label}", metrics.get(name), step)
-        self.answer, self.result = answer_of(self.study, scores, limits), result_of(self.study, scores, limits)
+        self.answer, self.result = answer_of(self.watched, scores, limits), result_of(self.watched, scores, limits)
+
+    def _known(self) -> Known:
+        """What another process has computed, or this one does now."""
+        if self._computed is None:
+            self._computed = self.given.known(CHOSEN if not self.whole else TESTED if self.member is None else (*CHOSEN, *TESTED))
+        return self._computed
 
     def _limits(self, part: str) -> tuple[float, float] | None:
         """Records the intervals of a part, of all persons and by site; returns that of all."""
-        from fedml.tasks.intervals import interval
-
-        task, step, limits = make_task(self.study), self.final.round, None
-        counts = load_counts(self.run).get(part, {})
-        reporting = [site for site in self.study.federation.sites if site in counts]
-        wanted = {self.parent: reporting, **{self.children[site]: [site] for site in reporting}} if reporting else {}
-        for run_id, sites in wanted.items():
-            found = interval([counts[s] for s in sites], task, task.watched, seed=self.study.study.seed)
-            if found.low == found.low:  # not NaN: an interval exists
-                self.put(run_id, f"{part}/{task.watched}_low", found.low, step)
-                self.put(run_id, f"{part}/{task.watched}_high", found.high, step)
-                limits = (found.low, found.high) if run_id == self.parent else limits
-        return limits
+        found, step = self._known().limits.get(part, {}), self.final.round
+        for site, (low, high) in found.items():
+            run_id = self.parent if site == ALL else self.children[site]
+            self.put(run_id, f"{part}/{self.watched}_low", low, step)
+            self.put(run_id, f"{part}/{self.watched}_high", high, step)
+        return found.get(ALL)
 
     def close(self) -> str:
         """Logs artifacts, the model if there is one, and the status; returns the parent's run id."""
@@ -333,9 +349,10 @@ class Tracker:
         about = About(self._model_tags(), self.params, self.final.round) if model else None
         self._figures(begin_model(client, self.study, self.parent, about)[0] if about else None)
         self._write(client)
-        log_files(client, self.parent, self.run, self.write if self.whole and finished else None, finished=finished, whole=self.whole)
         if about:
-            log_model(self.run, self.study, self.parent, about)
+            log_model(self.run, self.study, self.parent, about, self._known().model)
+        write = self.given.write if self.whole and finished else None
+        log_files(client, self.parent, self.run, write, finished=finished, whole=self.whole)
         for run_id, tags in ((self.parent, self._last_tags()), *((self.children[s], dict(self._site_tags(s))) for s in self.children)):
             client.log_batch(run_id, tags=[RunTag(k, v[:_TEXT]) for k, v in tags.items()])
         for run_id in (*self.children.values(), self.parent):

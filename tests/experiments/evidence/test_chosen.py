@@ -13,7 +13,7 @@ from fedml.experiments.evidence.archive import unpack
 from fedml.experiments.evidence.bundle import write_bundle
 from fedml.experiments.evidence.verify import summary, verify
 from fedml.experiments.models.promote import check_sound
-from fedml.experiments.report import write_report
+from fedml.experiments.report.page import write_report
 from fedml.experiments.runs.record import read_record
 from tests.conftest import clinical_site, make_study
 from tests.evidence import KEY, events, finished, rebuilt

@@ -17,7 +17,7 @@ from fedml.experiments.evidence.archive import unpack
 from fedml.experiments.evidence.bundle import write_bundle
 from fedml.experiments.evidence.reproduce import reproduce
 from fedml.experiments.evidence.verify import verify
-from fedml.experiments.report import render
+from fedml.experiments.report.page import render
 from fedml.experiments.runs.record import read_record
 from fedml.experiments.runs.run import new_run, run
 from fedml.runs import software

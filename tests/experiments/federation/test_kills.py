@@ -246,7 +246,7 @@ def test_the_tracker(tmp_path: Path) -> None:
     for _ in range(KILLS):
         words = ["run", "one.toml", "--sites", "sites", "--json"]
         run = subprocess.Popen([command_path("fedml"), *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        parts = ("track", "--follow")
+        parts = ("fedml", "run")  # a copy of the command
         wait(lambda run=run, parts=parts: children(run.pid, *parts) or run.poll() is not None, "no tracker")
         time.sleep(chance.random() * 6)
         for process in children(run.pid, *parts):

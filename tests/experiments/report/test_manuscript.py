@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fedml.errors import InputError
-from fedml.experiments.report import embedded, figures, render
 from fedml.experiments.report.export import ENDINGS, Sheet, sheets, write_tables
+from fedml.experiments.report.page import embedded, figures, render
 from fedml.experiments.report.side_by_side import render_side_by_side
 from fedml.experiments.report.vector import pdf_of, write_figures
 from fedml.experiments.runs.record import Record, read_record

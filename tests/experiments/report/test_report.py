@@ -23,8 +23,9 @@ from fedml.clients.work.client import answer
 from fedml.experiments.checklists.facts import resolve as resolve_in_run
 from fedml.experiments.checklists.fill import fill_all
 from fedml.experiments.evidence.model_card import model_card
-from fedml.experiments.report import NAME, embedded, figures, render, report_facts, words, write_report
+from fedml.experiments.report import words
 from fedml.experiments.report.numbers import resolve
+from fedml.experiments.report.page import NAME, embedded, figures, render, report_facts, write_report
 from fedml.experiments.report.plots import Row, Series, curves, forest, ticks
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import new_run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fedml.experiments.report import render
+from fedml.experiments.report.page import render
 from tests.report_runs import EVIL, KINDS, records
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fedml.experiments.checklists.facts import facts_of
-from fedml.experiments.report import figures, render, words
+from fedml.experiments.report import words
+from fedml.experiments.report.page import figures, render
 from fedml.experiments.runs.record import Record
 from fedml.strategies.describe import leaves
 from fedml.study.start import Start, StartArray

@@ -18,8 +18,8 @@ from fedml.errors import InputError, SiteError
 from fedml.experiments.compare.outputs import test_outputs as outputs_of
 from fedml.experiments.compare.tables import summarise
 from fedml.experiments.compare.train import FEDERATED, plan_training, train_all
-from fedml.experiments.report import render
 from fedml.experiments.report.numbers import figures
+from fedml.experiments.report.page import render
 from fedml.experiments.runs.record import Record
 from fedml.modalities.registry import pool
 from fedml.study.study import Study

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss, roc_auc_
 from fedml.clients.site.manifest import read_site
 from fedml.errors import InputError, RunError
 from fedml.experiments.evidence.contents import counts_by_site
-from fedml.experiments.report import figures, render
+from fedml.experiments.report.page import figures, render
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.runs.run import new_run
 from fedml.experiments.runs.run import run as run_study

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fedml.experiments.report import embedded
+from fedml.experiments.report.page import embedded
 from fedml.experiments.runs.record import Record, read_record
 from fedml.experiments.tracked.confusion import confusion
 from fedml.experiments.tracked.files import write_files

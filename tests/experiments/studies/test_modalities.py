@@ -40,8 +40,8 @@ from fedml.study.cohort_section import Inputs
 from fedml.study.study import Study
 from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
-from fedml.tracking.registry import requirements_of, signature_of
-from fedml.tracking.scoring import input_example, to_batch
+from fedml.tracking.scoring import to_batch
+from fedml.tracking.signature import input_example, requirements_of, signature_of
 from fedml.wire.records import DESCRIBED, Phase, pack, unpack
 from tests.conftest import clinical_site, federate, image_site, make_study, to_toml, write_bed, write_csv, write_manifest
 

@@ -26,7 +26,7 @@ from fedml.experiments.checklists.fill import checklists_markdown
 from fedml.experiments.cli import app
 from fedml.experiments.compare.outputs import test_outputs as outputs_of
 from fedml.experiments.evidence.model_card import model_card
-from fedml.experiments.report import figures, render, report_facts
+from fedml.experiments.report.page import figures, render, report_facts
 from fedml.experiments.runs.record import Record
 from fedml.experiments.runs.show import final_table
 from fedml.learning.differences import paired_bootstrap

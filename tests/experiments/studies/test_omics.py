@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from fedml.errors import InputError
 from fedml.experiments.checklists.facts import facts_of
 from fedml.experiments.checklists.fill import checklists_markdown
 from fedml.experiments.models.predictions import predictions
-from fedml.experiments.report import render
+from fedml.experiments.report.page import render
 from fedml.experiments.runs.record import read_record
 from fedml.experiments.runs.run import new_run, run
 from fedml.runs.restore import restore
@@ -30,8 +31,8 @@ from fedml.study.read import read_study
 from fedml.study.study import Study, parse_study
 from fedml.synthetic.placeholder import make_placeholder
 from fedml.synthetic.write_site import write_site
-from fedml.tracking.registry import signature_of
 from fedml.tracking.scoring import score
+from fedml.tracking.signature import signature_of
 from tests.command import quick as command
 from tests.conftest import Run, federate, make_plan, make_study, pooled, to_toml, write_csv, write_manifest
 
@@ -138,7 +139,9 @@ def test_the_saved_model_takes_raw_values(work: Path, study: Study) -> None:
         expected = torch.softmax(model(cohort.batch(range(len(cohort)))).double(), 1).numpy()
     said = score(study, model, table.loc[list(cohort.ids)])
     np.testing.assert_allclose(said[["probability_0", "probability_1"]], expected, atol=1e-6)
-    assert [column.name for column in signature_of(study, {"image_shape": [], "variants": 0}).inputs] == list(FEATURES)
+    assert [column["name"] for column in json.loads(signature_of(study, {"image_shape": [], "variants": 0})["inputs"] or "")] == list(
+        FEATURES
+    )
     with pytest.raises(InputError, match='column "ENSG003" has no finite number for 1 person'):
         score(study, model, table.astype({"ENSG003": object}).replace({"ENSG003": {table["ENSG003"].dropna().iloc[0]: "high"}}))
     with pytest.raises(InputError, match='has no column "ENSG011"'):

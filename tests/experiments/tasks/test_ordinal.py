@@ -21,7 +21,7 @@ from fedml.contract.plausible import check_plausible
 from fedml.errors import InputError, Reason, SiteError
 from fedml.experiments.evidence.model_card import model_card
 from fedml.experiments.models.predictions import predictions
-from fedml.experiments.report import render
+from fedml.experiments.report.page import render
 from fedml.experiments.runs.record import Record
 from fedml.modalities.layout import Layout
 from fedml.models.fusion import build_model

@@ -22,8 +22,8 @@ from fedml.clients.gate.journal import entries
 from fedml.cohort.variants.keys import Variant
 from fedml.errors import InputError, Reason, RunError
 from fedml.experiments.bench.gwas import PIECES, deal
-from fedml.experiments.report import embedded
 from fedml.experiments.report.association import render_association
+from fedml.experiments.report.page import embedded
 from fedml.experiments.runs.association import HIT
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import take
