@@ -10,12 +10,25 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import wraps
-from typing import Any
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Remembered(Protocol[P, R]):
+    """A function whose results are kept."""
+
+    __wrapped__: Callable[P, R]
+
+    def __call__(self, *arguments: P.args, **named: P.kwargs) -> R: ...
+
+    def cache_clear(self) -> None: ...
 
 
 def remembered(
     most: int, size: Callable[..., int] | None = None, *, weigh: Callable[[Any], int] = lambda _: 0, least: int = 1
-) -> Callable[[Callable[..., Any]], Any]:
+) -> Callable[[Callable[P, R]], Remembered[P, R]]:
     """A decorator: the function's results by its arguments, the least recently used forgotten where their sizes together exceed ``most``.
     ``cache_clear`` forgets all.
 
@@ -23,14 +36,14 @@ def remembered(
         size: of the arguments. weigh: of the result. least: so many results are kept whatever their sizes.
     """
 
-    def decorate(function: Callable[..., Any]) -> Any:
-        found: OrderedDict[tuple[Hashable, ...], Any] = OrderedDict()
+    def decorate(function: Callable[P, R]) -> Remembered[P, R]:
+        found: OrderedDict[tuple[Hashable, ...], R] = OrderedDict()
         sizes: dict[tuple[Hashable, ...], int] = {}
         held = 0
         lock = threading.Lock()
 
         @wraps(function)
-        def wrapper(*arguments: Hashable, **named: Hashable) -> Any:
+        def wrapper(*arguments: P.args, **named: P.kwargs) -> R:
             nonlocal held
             key = (*arguments, *sorted(named.items()))
             with lock:
@@ -55,6 +68,6 @@ def remembered(
                 held = 0
 
         wrapper.cache_clear = cache_clear  # type: ignore[attr-defined]
-        return wrapper
+        return cast(Remembered[P, R], wrapper)
 
     return decorate

@@ -64,9 +64,9 @@ def make_ready(network: nn.Module, cohort: Cohort, device: torch.device) -> Read
 def _bytes(value: Input, persons: int) -> float:
     """Of the preprocessed values of so many persons; infinite for what is not read at once."""
     if isinstance(value, Table):
-        return 4.0 * persons * value.values.shape[1]
+        return 4.0 * persons * int(value.values.shape[1])
     if isinstance(value, Dosages):
         return 4.0 * persons * len(value.keys)
     if isinstance(value, Images) and value.masks is None and value.patches is None:
-        return 4.0 * max(persons, len(value.person)) * math.prod(value.shape)
+        return float(4 * max(persons, len(value.person)) * math.prod(value.shape))
     return math.inf

@@ -109,7 +109,7 @@ def _uncompiled(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.
     """``kind`` without the wrappers that import torch's compiler, to tell it what it must not compile: 1 to 2 s and 80 MB a process."""
     methods = {name: inspect.unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad", "step")}
     step = torch.no_grad()(methods["step"])
-    step.hooked = True  # type: ignore[attr-defined] # else torch wraps it for its profiler: as long as the step of a small model
+    step.hooked = True  # else torch wraps it for its profiler: as long as the step of a small model
     return type(kind.__name__, (kind,), {**methods, "step": step})
 
 
