@@ -172,7 +172,7 @@ def make_sites(out: Path) -> dict[str, Site]:
             rows.append(f"{name}-{person}," + ",".join(f"{v:.3f}" for v in generator.standard_normal(COLUMNS)))
         (folder / "persons.csv").write_text("\n".join(persons) + "\n")
         (folder / "clinical.csv").write_text("\n".join(rows) + "\n")
-        manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
+        manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n[policy]\ncentre = "curious"\n'
         (folder / "site.toml").write_text(manifest)
     return dict(find_sites(out, ROSTER)[0])
 
