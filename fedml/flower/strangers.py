@@ -146,7 +146,9 @@ def limited(app: App, node_of: Callable[[bytes], Any]) -> App:
         if scope["method"] == "GET":  # /health, without a body
             await app(scope, _no_body, _closing(send))
             return
-        is_node = await asyncio.to_thread(registered, scope, node_of)
+        is_node = registered(
+            scope, node_of
+        )  # in this thread: it takes a millisecond, and another one would compete with this for the interpreter
         if isinstance(tls := scope.get(CONNECTION), FrugalTLS):
             tls.known(is_node)
         if is_node:

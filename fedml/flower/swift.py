@@ -1,27 +1,28 @@
 """The SuperLink's answers to nodes and server apps, with less work around each.
 
-A federation's round is some fifty small requests a site, and most of what one costs at the centre is not Flower's work: each of the
+A federation's round is some thirty small requests a site, and most of what one costs at the centre is not Flower's work: each of the
 SuperLink's nine middlewares starts a task group and a stream of its own (Starlette's ``BaseHTTPMiddleware``), every route is tried in turn,
-and functions that look up one attribute run in another thread. Here the same middlewares run in the same order and call each other
-directly, the path's own route is known, and such functions run where they are. All that Flower checks is checked by the same code.
+and each function is handed to another thread, which then competes with the others for the interpreter. Here the same middlewares run in the
+same order and call each other directly, the path's own route is known, and the functions run where they are, one request after the other.
+All that Flower checks is checked by the same code.
 
     app = swift(app)                        # the paths of ``PATHS`` this way; every other goes Flower's way
 
-Only for paths whose answer is one message: the answer is put together in memory before it is sent, as Flower makes it.
+Only for paths whose answer is one message: the answer is put together in memory before it is sent, as Flower makes it. A request that
+brings a large part of a message is stored by a thread, so that the others do not wait for it.
 """
 
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 from fastapi.dependencies import utils
-from flwr.supercore.dependencies.version import VersionDependency
-from flwr.supercore.protobuf.translation import get_protobuf_request
-from flwr.superlink.dependencies.linkstate import get_linkstate
-from flwr.superlink.routers.fleet.router import get_enable_supernode_auth
+from flwr.supercore.protobuf import routing
+from flwr.superlink.routers.fleet import node_auth
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, _CachedRequest
 from starlette.responses import Response
@@ -34,10 +35,8 @@ _FLEET = (
 )  # fmt: skip
 _RUNTIME = ("acquire-task", "send-task-heartbeat", "push-messages", "pull-messages", "push-object", "pull-object", "get-nodes")
 PATHS = frozenset({*(f"/v1/fleet/{n}" for n in _FLEET), *(f"/v1/runtime/{n}" for n in (*_RUNTIME, "confirm-message-received"))})
-_FUNCTIONS = (get_protobuf_request, get_linkstate, get_enable_supernode_auth)
-# Seconds after which a thread that computes lets another one: a request passes through several threads, and Python's 5 ms are longer than
-# what each does.
-SWITCH = 0.0005
+LARGE = 256 * 1024  # bytes of a request from which on threads do its work
+_here: ContextVar[bool] = ContextVar("here", default=False)
 
 
 class Direct(BaseHTTPMiddleware):
@@ -79,9 +78,16 @@ def swift(app: Any) -> App:
             return
         if path not in ways:
             ways[path] = way(app, path)
+        _here.set(is_small(scope))
         await ways[path](scope, receive, send)
 
     return answer
+
+
+def is_small(scope: Scope) -> bool:
+    """Whether a request says that its body is small."""
+    length = dict(scope["headers"]).get(b"content-length", b"")
+    return length.isdigit() and int(length) <= LARGE
 
 
 def way(app: Any, path: str) -> App:
@@ -106,14 +112,12 @@ def _direct(middleware: Middleware) -> Middleware:
     return Middleware(mixed, *middleware.args, **middleware.kwargs)
 
 
+async def run(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """``call``'s result; computed in this thread for a small request of ``PATHS``, in another one else."""
+    return call(*args, **named) if _here.get() else await run_in_threadpool(call, *args, **named)
+
+
 def hurry() -> None:
-    """Switches on, for this process, what is not part of an application."""
-    sys.setswitchinterval(SWITCH)
-    in_thread = vars(utils)["run_in_threadpool"]
-
-    async def solved(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
-        if call in _FUNCTIONS or isinstance(call, VersionDependency):  # they look at the request's headers or at an attribute
-            return call(*args, **named)
-        return await in_thread(call, *args, **named)
-
-    vars(utils)["run_in_threadpool"] = solved
+    """Lets Flower's application compute in this thread where ``swift`` says so."""
+    for module in (utils, routing, node_auth):
+        vars(module)["run_in_threadpool"] = run
