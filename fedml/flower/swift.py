@@ -20,6 +20,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from fastapi.dependencies import utils
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key
 from flwr.supercore.protobuf import routing
 from flwr.superlink.routers.fleet import node_auth
 from starlette.concurrency import run_in_threadpool
@@ -28,7 +29,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, _CachedRequest
 from starlette.responses import Response
 from starlette.routing import Match
 
-from fedml.flower.strangers import App, Receive, Scope, Send
+from fedml.flower.strangers import App, Receive, Scope, Send, proven
 
 _FLEET = (
     "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received",
@@ -121,3 +122,10 @@ def hurry() -> None:
     """Lets Flower's application compute in this thread where ``swift`` says so."""
     for module in (utils, routing, node_auth):
         vars(module)["run_in_threadpool"] = run
+    vars(node_auth).update(bytes_to_public_key=checked_key, verify_signature=proven)
+
+
+def checked_key(key: bytes) -> bytes:
+    """``key`` (PEM) itself, as ``proven`` takes it. Raises ``ValueError`` if it is none."""
+    bytes_to_public_key(key)
+    return key
