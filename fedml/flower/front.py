@@ -25,12 +25,24 @@ from typing import Any
 import uvicorn
 from flwr.superlink.cli import flower_superlink
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.router import router
 
 import fedml  # noqa: F401 - switches telemetry off
 from fedml.flower.held import FLEET, NODE, RUNTIME, SERVER, Arrivals, held, watch
-from fedml.flower.strangers import ACCEPTED, BACKLOG, CLOSING_SECONDS, HANDSHAKE_SECONDS, App, FrugalTLS, Hurried, limited
-from fedml.flower.swift import hurry, swift
+from fedml.flower.strangers import (
+    ACCEPTED,
+    BACKLOG,
+    CLOSING_SECONDS,
+    HANDSHAKE_SECONDS,
+    App,
+    FrugalTLS,
+    Hurried,
+    checked_key,
+    limited,
+    proven,
+)
+from fedml.flower.swift import CENTRE, hurry, run, swift
 
 # Complete paths, so that access does not depend on how prefixes are matched.
 OPEN = frozenset({"/health", *(str(getattr(route, "path", "")) for route in router.routes)})
@@ -114,14 +126,14 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard) if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))
 
-    def run(app: Any, **settings: Any) -> None:
+    def serve_both(app: Any, **settings: Any) -> None:
         def node_of(key: bytes) -> Any:
             return app.state.linkstate_factory.state().get_node_id_by_public_key(key)
 
         async def serve() -> None:
             arrivals = Arrivals(asyncio.get_running_loop())
             watch(arrivals)
-            quick = swift(app)
+            quick = swift(app, CENTRE)
             alone = held(quick, {RUNTIME: SERVER}, arrivals)
             inner = uvicorn.Server(uvicorn.Config(alone, **{**settings, "proxy_headers": False}))
             outer = uvicorn.Config(
@@ -136,9 +148,10 @@ def main() -> None:
 
     # By its name: the package has a function that is called like the module.
     vars(importlib.import_module("flwr.superlink.cli.flower_superlink")).update(
-        uvicorn=SimpleNamespace(run=run), SuperLinkLifespan=KeptLifespan
+        uvicorn=SimpleNamespace(run=serve_both), SuperLinkLifespan=KeptLifespan
     )
     hurry()
+    vars(node_auth).update(run_in_threadpool=run, bytes_to_public_key=checked_key, verify_signature=proven)
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

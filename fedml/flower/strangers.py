@@ -133,6 +133,12 @@ def proven(key: bytes, message: bytes, signature: bytes) -> bool:
     return verify_signature(bytes_to_public_key(key), message, signature)
 
 
+def checked_key(key: bytes) -> bytes:
+    """``key`` (PEM) itself, as ``proven`` takes it. Raises ``ValueError`` if it is none."""
+    bytes_to_public_key(key)
+    return key
+
+
 def registered(scope: Scope, node_of: Callable[[bytes], Any]) -> bool:
     """Whether a request's headers are signed by a key that ``node_of`` knows."""
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

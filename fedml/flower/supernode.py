@@ -29,6 +29,7 @@ from flwr.supercore import heartbeat
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supernode import fleet_http_connection, start_client_internal
+from flwr.supernode import main as supernode
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.servicer.runtime import runtime_handlers
@@ -36,6 +37,7 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 import fedml  # noqa: F401 - switches telemetry off
 from fedml.flower.address import WAIT
 from fedml.flower.parent import end_with_parent
+from fedml.flower.swift import SITE, hurry, swift
 
 # Seconds: for which a centre may keep an empty answer back, while there is nothing else to do, and while a reply may have to be sent; from
 # which on an answer was kept back.
@@ -155,6 +157,9 @@ def main() -> None:
     vars(fleet_http_connection)["FleetHttpClient"] = PatientClient
     vars(heartbeat)["HEARTBEAT_DEFAULT_INTERVAL"] = vars(fleet_http_connection)["HEARTBEAT_DEFAULT_INTERVAL"] = HEARTBEAT
     vars(runtime_handlers)["acquire_task"] = acquire
+    create = supernode.create_app
+    vars(supernode)["create_app"] = lambda **how: swift(create(**how), SITE)
+    hurry()
     flower_supernode()
 
 

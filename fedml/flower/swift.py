@@ -6,7 +6,9 @@ and each function is handed to another thread, which then competes with the othe
 same order and call each other directly, the path's own route is known, and the functions run where they are, one request after the other.
 All that Flower checks is checked by the same code.
 
-    app = swift(app)                        # the paths of ``PATHS`` this way; every other goes Flower's way
+    app = swift(app, CENTRE)                # these paths this way; every other goes Flower's way
+
+A site's SuperNode answers the site's process in the same way.
 
 Only for paths whose answer is one message: the answer is put together in memory before it is sent, as Flower makes it. A request that
 brings a large part of a message is stored by a thread, so that the others do not wait for it.
@@ -15,27 +17,26 @@ brings a large part of a message is stored by a thread, so that the others do no
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextvars import ContextVar
 from typing import Any
 
 from fastapi.dependencies import utils
-from flwr.supercore.primitives.asymmetric import bytes_to_public_key
 from flwr.supercore.protobuf import routing
-from flwr.superlink.routers.fleet import node_auth
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware, _CachedRequest
 from starlette.responses import Response
 from starlette.routing import Match
 
-from fedml.flower.strangers import App, Receive, Scope, Send, proven
+from fedml.flower.strangers import App, Receive, Scope, Send
 
 _FLEET = (
     "send-node-heartbeat", "pull-messages", "push-messages", "get-run", "get-fab", "push-object", "pull-object", "confirm-message-received",
 )  # fmt: skip
-_RUNTIME = ("acquire-task", "send-task-heartbeat", "push-messages", "pull-messages", "push-object", "pull-object", "get-nodes")
-PATHS = frozenset({*(f"/v1/fleet/{n}" for n in _FLEET), *(f"/v1/runtime/{n}" for n in (*_RUNTIME, "confirm-message-received"))})
+_RUNTIME = ("send-task-heartbeat", "push-messages", "pull-messages", "push-object", "pull-object", "confirm-message-received")
+CENTRE = frozenset({*(f"/v1/fleet/{n}" for n in _FLEET), *(f"/v1/runtime/{n}" for n in (*_RUNTIME, "acquire-task", "get-nodes"))})
+SITE = frozenset(f"/v1/runtime/{n}" for n in (*_RUNTIME, "pull-task-input", "push-task-output"))  # not the request for a task, which waits
 LARGE = 256 * 1024  # bytes of a request from which on threads do its work
 _here: ContextVar[bool] = ContextVar("here", default=False)
 
@@ -68,13 +69,13 @@ class Direct(BaseHTTPMiddleware):
         await answer(scope, request.wrapped_receive, send)
 
 
-def swift(app: Any) -> App:
-    """``app``, a SuperLink's, with ``PATHS`` answered as described above."""
+def swift(app: Any, paths: Collection[str]) -> App:
+    """``app``, Flower's, with ``paths`` answered as described above."""
     ways = dict[str, App]()
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"] if scope["type"] == "http" else ""
-        if path not in PATHS or scope["method"] != "POST":
+        if path not in paths or scope["method"] != "POST":
             await app(scope, receive, send)
             return
         if path not in ways:
@@ -114,18 +115,11 @@ def _direct(middleware: Middleware) -> Middleware:
 
 
 async def run(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """``call``'s result; computed in this thread for a small request of ``PATHS``, in another one else."""
+    """``call``'s result; computed in this thread for a small request of ``swift``'s paths, in another one else."""
     return call(*args, **named) if _here.get() else await run_in_threadpool(call, *args, **named)
 
 
 def hurry() -> None:
     """Lets Flower's application compute in this thread where ``swift`` says so."""
-    for module in (utils, routing, node_auth):
+    for module in (utils, routing):
         vars(module)["run_in_threadpool"] = run
-    vars(node_auth).update(bytes_to_public_key=checked_key, verify_signature=proven)
-
-
-def checked_key(key: bytes) -> bytes:
-    """``key`` (PEM) itself, as ``proven`` takes it. Raises ``ValueError`` if it is none."""
-    bytes_to_public_key(key)
-    return key
