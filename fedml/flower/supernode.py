@@ -19,6 +19,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -98,19 +99,16 @@ def receive(*, state: Any, receive: Callable[[], Any], **how: Any) -> int | None
         _last["known"] = 1.0
         add_exit_handler(end)  # after Flower's, which waits for the executor's request: it is called before that
     began, _last["wait"] = time.monotonic(), float(WAIT_IDLE if is_idle(state) else WAIT_BUSY)
+    with ExitStack() as until_complete:
 
-    def announced() -> Any:
-        found = receive()
-        _last["took"] = time.monotonic() - began
-        if found is not None:
-            _receiving.acquire()
-        return found
+        def announced() -> Any:
+            found = receive()
+            _last["took"] = time.monotonic() - began
+            if found is not None:
+                until_complete.enter_context(_receiving)
+            return found
 
-    try:
         run = _receive(state=state, receive=announced, **how)
-    finally:
-        if _receiving.locked():
-            _receiving.release()
     if run is None:
         return 0 if replies_wait(state) else None
     _last["message"] = time.monotonic()
