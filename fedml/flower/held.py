@@ -3,7 +3,9 @@
 A node of flwr 1.42 asks again and again whether there is a message, and the server app asks again and again whether there is a reply. Each
 such request is signed, checked and a transaction of the database, so that waiting costs a processor, and each pause between two is added to
 a round. Here an empty answer is kept back until a message has arrived whole, or the time is over. Flower has checked the request before
-anything is kept back; when a message has arrived, the same request is handed to Flower again, which checks it again.
+anything is kept back. When a message has arrived, a request of the last two seconds is handed to Flower again, which checks it again; an
+older one is answered with nothing, and the node, which knows that it waited, asks again at once: Flower gives a message to one request
+only, and behind an old one the connection may be dead without anybody's notice.
 
     arrivals = Arrivals(loop)                           # told by the database's own functions what was stored (``watch``)
     app = held(app, {PATH: Asked(targets_of, seconds_of)}, arrivals)
@@ -31,6 +33,7 @@ FLEET, RUNTIME = "/v1/fleet/pull-messages", "/v1/runtime/pull-messages"
 # Seconds that an answer is kept back at most: below the 30 after which Flower's client gives up, and of the server app short, because only
 # a request finds out that a node is gone.
 LONGEST_NODE, LONGEST_SERVER = 20.0, 1.0
+FRESH = 2.0  # seconds from a request on in which a message may be given to it
 _OPEN = 10_000  # messages with missing parts that are remembered
 _SMALL = 1024  # bytes of an answer that can be empty; and of a node's request
 
@@ -188,7 +191,7 @@ class _Wait:
 
 async def _wait(app: App, scope: Scope, receive: Receive, send: Send, how: _Wait) -> None:
     loop, arrived, arrivals = asyncio.get_running_loop(), asyncio.Event(), how.arrivals
-    until, targets, body = loop.time() + how.seconds, tuple[str, ...](), b""
+    began, targets, body = loop.time(), tuple[str, ...](), b""
     try:
         while True:
             attempt = _Try()
@@ -208,8 +211,9 @@ async def _wait(app: App, scope: Scope, receive: Receive, send: Send, how: _Wait
             await app(_copied(scope), heard, _keeping(attempt, send))
             if attempt.sent:
                 return
-            left = until - loop.time()
-            if not targets or left <= 0 or arrivals.ended or not await _arrives(arrived, receive, left):
+            left = began + how.seconds - loop.time()
+            waits = bool(targets) and left > 0 and not arrivals.ended
+            if not (waits and await _arrives(arrived, receive, left) and loop.time() < began + FRESH):
                 for message in attempt.kept:
                     await send(message)
                 return

@@ -135,6 +135,25 @@ def test_a_refusal_is_not_kept_back() -> None:
     check(run)
 
 
+def test_an_old_request_gets_no_message_but_the_sign_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection may be dead, and a message that Flower gave to it would be lost."""
+    monkeypatch.setattr("fedml.flower.held.FRESH", 0.0)
+
+    async def run(centre: Centre, arrivals: Arrivals, app: Any) -> None:
+        asking = Asking(app)
+        await settle()
+        assert not asking.sent
+        centre.message = b"found"
+        arrivals.stored("m", "7", [])
+        await asking.done
+        assert (asking.answer, centre.message) == (b"", b"found")
+        again = Asking(app)
+        await again.done
+        assert again.answer == b"found"
+
+    check(run)
+
+
 def test_a_node_that_left_is_no_longer_waited_for() -> None:
     async def run(centre: Centre, arrivals: Arrivals, app: Any) -> None:
         asking = Asking(app)
