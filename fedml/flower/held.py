@@ -128,8 +128,8 @@ def watch(arrivals: Arrivals) -> None:
             arrivals.put(object_id)
         return found
 
-    SqlLinkState.store_message_and_object_tree = stored
-    SqlLinkState.store_object = kept
+    database: Any = SqlLinkState
+    database.store_message_and_object_tree, database.store_object = stored, kept
 
 
 def of_node(body: bytes) -> tuple[str, ...]:

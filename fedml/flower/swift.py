@@ -110,7 +110,7 @@ def _direct(middleware: Middleware) -> Middleware:
         return middleware
     if kind.__call__ is not BaseHTTPMiddleware.__call__:  # it does more than ``dispatch``
         return middleware
-    mixed = type(kind.__name__, (Direct,) if kind is BaseHTTPMiddleware else (Direct, kind), {})
+    mixed: Any = type(kind.__name__, (Direct,) if kind is BaseHTTPMiddleware else (Direct, kind), {})
     return Middleware(mixed, *middleware.args, **middleware.kwargs)
 
 
