@@ -300,15 +300,14 @@ def start(
     Example: fedml-site start --site /srv/fedml/site.toml
     """
     from fedml.clients.desk.rehearsal import rehearse, show, studies_of
-    from fedml.clients.service import run_site
+    from fedml.clients.service import start as start_service
     from fedml.study.read import read_study
 
     site = site_of(site_file)
     if (study_file is not None and not dry_run) or (code is not None and study_file is None):
         raise InputError("--study is only valid with --dry-run, --code with --study; without them the site answers every approved study.")
     if not dry_run:
-        run_site(site)
-        return
+        start_service(site)
     for study in [read_study(study_file, code=code)] if study_file is not None else studies_of(site):
         print(show(site, study, rehearse(site, study, code=code is not None)))
 

@@ -160,20 +160,25 @@ def make_study(rounds: int) -> Study:
     return parse_study(validate(Study, plan, "the empty study").canonical)
 
 
+def write_site(out: Path, name: str) -> Path:
+    """Writes a site with a simulated table; returns its folder."""
+    folder, generator = out / name, np.random.default_rng(len(name))
+    folder.mkdir(parents=True)
+    persons, rows = ["id,label"], [",".join(("id", *NAMES))]
+    for person in range(PERSONS):
+        persons.append(f"{name}-{person},{person % 2}")
+        rows.append(f"{name}-{person}," + ",".join(f"{v:.3f}" for v in generator.standard_normal(COLUMNS)))
+    (folder / "persons.csv").write_text("\n".join(persons) + "\n")
+    (folder / "clinical.csv").write_text("\n".join(rows) + "\n")
+    data = '[data]\npersons = "persons.csv"\nclinical = { path = "clinical.csv" }\n'
+    (folder / "site.toml").write_text(f'[site]\nname = "{name}"\n{data}[policy]\ncentre = "curious"\n')
+    return folder
+
+
 def make_sites(out: Path) -> dict[str, Site]:
     """Writes the sites, with simulated tables."""
-    generator = np.random.default_rng(0)
     for name in ROSTER:
-        folder = out / name
-        folder.mkdir(parents=True)
-        persons, rows = ["id,label"], [",".join(("id", *NAMES))]
-        for person in range(PERSONS):
-            persons.append(f"{name}-{person},{person % 2}")
-            rows.append(f"{name}-{person}," + ",".join(f"{v:.3f}" for v in generator.standard_normal(COLUMNS)))
-        (folder / "persons.csv").write_text("\n".join(persons) + "\n")
-        (folder / "clinical.csv").write_text("\n".join(rows) + "\n")
-        manifest = f'[site]\nname = "{name}"\n[data]\npersons = "persons.csv"\nclinical = {{ path = "clinical.csv" }}\n'
-        (folder / "site.toml").write_text(manifest)
+        write_site(out, name)
     return dict(find_sites(out, ROSTER)[0])
 
 

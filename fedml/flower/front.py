@@ -25,14 +25,31 @@ from typing import Any
 import uvicorn
 from flwr.superlink.cli import flower_superlink
 from flwr.superlink.cli.flower_superlink import SuperLinkLifespan
+from flwr.superlink.routers.fleet import node_auth
 from flwr.superlink.routers.fleet.router import router
 
 import fedml  # noqa: F401 - switches telemetry off
-from fedml.flower.strangers import ACCEPTED, BACKLOG, CLOSING_SECONDS, HANDSHAKE_SECONDS, App, FrugalTLS, Hurried, limited
+from fedml.flower.held import FLEET, NODE, RUNTIME, SERVER, Arrivals, held, watch
+from fedml.flower.strangers import (
+    ACCEPTED,
+    BACKLOG,
+    CLOSING_SECONDS,
+    HANDSHAKE_SECONDS,
+    App,
+    FrugalTLS,
+    Hurried,
+    checked_key,
+    limited,
+    proven,
+)
+from fedml.flower.swift import CENTRE, hurry, run, swift
 
 # Complete paths, so that access does not depend on how prefixes are matched.
 OPEN = frozenset({"/health", *(str(getattr(route, "path", "")) for route in router.routes)})
 _POLL_SECONDS = 0.1  # between checks whether Flower's server has ended
+# A node's connection stays open between its requests, so that not each is preceded by a TLS handshake; longer than the pause between two
+# heartbeats. A stranger's is closed after its answer.
+KEPT_SECONDS = 75
 _RESTART_SECONDS = 1.0  # before SuperExec is started again, so that one that cannot start does not use a processor
 
 
@@ -75,8 +92,8 @@ class KeptLifespan(SuperLinkLifespan):
         super().shutdown()
 
 
-async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
-    """Runs both servers until the inner server ends; signals go to the inner server."""
+async def _both(inner: uvicorn.Server, outer: uvicorn.Server, ending: Callable[[], None]) -> None:
+    """Runs both servers until the inner server ends, and calls ``ending`` then; signals go to the inner server."""
     sockets = [outer.config.bind_socket()]  # before anything starts, so that an occupied port ends the command here
 
     async def public() -> None:
@@ -90,6 +107,7 @@ async def _both(inner: uvicorn.Server, outer: uvicorn.Server) -> None:
         sockets[0].listen(BACKLOG)  # asyncio has one number for the queue and for how many it accepts together
         while not inner.should_exit:
             await asyncio.sleep(_POLL_SECONDS)
+        ending()
         outer.should_exit = True
         await serving
 
@@ -108,22 +126,32 @@ def main() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, hard) if hard != resource.RLIM_INFINITY else max(soft, 65_536), hard))
 
-    def run(app: Any, **settings: Any) -> None:
+    def serve_both(app: Any, **settings: Any) -> None:
         def node_of(key: bytes) -> Any:
             return app.state.linkstate_factory.state().get_node_id_by_public_key(key)
 
-        inner = uvicorn.Server(uvicorn.Config(app, **{**settings, "proxy_headers": False}))
-        outer = uvicorn.Config(
-            only_fleet(limited(app, node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"), port=int(port),
-            ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
-            backlog=ACCEPTED, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
-        )  # fmt: skip
-        asyncio.run(_both(inner, uvicorn.Server(outer)))
+        async def serve() -> None:
+            arrivals = Arrivals(asyncio.get_running_loop())
+            watch(arrivals)
+            quick = swift(app, CENTRE)
+            alone = held(quick, {RUNTIME: SERVER}, arrivals)
+            inner = uvicorn.Server(uvicorn.Config(alone, **{**settings, "proxy_headers": False}))
+            outer = uvicorn.Config(
+                only_fleet(limited(held(quick, {FLEET: NODE}, arrivals), node_of)), http=Hurried, loop="asyncio", host=host.strip("[]"),
+                port=int(port), ssl_certfile=options.public_certificate, ssl_keyfile=options.public_key,
+                backlog=ACCEPTED, lifespan="off", access_log=False, proxy_headers=False, server_header=False, log_config=None,
+                timeout_keep_alive=KEPT_SECONDS,
+            )  # fmt: skip
+            await _both(inner, uvicorn.Server(outer), arrivals.end)
+
+        asyncio.run(serve())
 
     # By its name: the package has a function that is called like the module.
     vars(importlib.import_module("flwr.superlink.cli.flower_superlink")).update(
-        uvicorn=SimpleNamespace(run=run), SuperLinkLifespan=KeptLifespan
+        uvicorn=SimpleNamespace(run=serve_both), SuperLinkLifespan=KeptLifespan
     )
+    hurry()
+    vars(node_auth).update(run_in_threadpool=run, bytes_to_public_key=checked_key, verify_signature=proven)
     sys.argv = ["flower-superlink", *rest]
     flower_superlink()
 

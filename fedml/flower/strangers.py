@@ -13,6 +13,7 @@ import asyncio.sslproto
 import datetime
 from base64 import b64decode
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from flwr.common.constant import SYSTEM_TIME_TOLERANCE, TIMESTAMP_HEADER, TIMESTAMP_TOLERANCE
@@ -121,6 +122,23 @@ class Hurried(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
             self.transport.abort()
 
 
+@lru_cache(maxsize=1024)
+def proven(key: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether ``signature`` of ``message`` is by ``key`` (PEM): for the same bytes always the same answer, so it is computed once. Flower
+    asks it again of each request.
+
+    Raises:
+        ValueError, TypeError: the key is none.
+    """
+    return verify_signature(bytes_to_public_key(key), message, signature)
+
+
+def checked_key(key: bytes) -> bytes:
+    """``key`` (PEM) itself, as ``proven`` takes it. Raises ``ValueError`` if it is none."""
+    bytes_to_public_key(key)
+    return key
+
+
 def registered(scope: Scope, node_of: Callable[[bytes], Any]) -> bool:
     """Whether a request's headers are signed by a key that ``node_of`` knows."""
     headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -131,7 +149,7 @@ def registered(scope: Scope, node_of: Callable[[bytes], Any]) -> bool:
         age = (now() - datetime.datetime.fromisoformat(stamp)).total_seconds()
         if not -SYSTEM_TIME_TOLERANCE < age < TIMESTAMP_TOLERANCE + SYSTEM_TIME_TOLERANCE:
             return False
-        return verify_signature(bytes_to_public_key(key), stamp.encode("ascii"), signature) and node_of(key) is not None
+        return proven(key, stamp.encode("ascii"), signature) and node_of(key) is not None
     except (KeyError, ValueError, TypeError, UnicodeError):
         return False
 
@@ -146,7 +164,9 @@ def limited(app: App, node_of: Callable[[bytes], Any]) -> App:
         if scope["method"] == "GET":  # /health, without a body
             await app(scope, _no_body, _closing(send))
             return
-        is_node = await asyncio.to_thread(registered, scope, node_of)
+        is_node = registered(
+            scope, node_of
+        )  # in this thread: it takes a millisecond, and another one would compete with this for the interpreter
         if isinstance(tls := scope.get(CONNECTION), FrugalTLS):
             tls.known(is_node)
         if is_node:

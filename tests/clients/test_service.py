@@ -86,9 +86,10 @@ def test_a_child_ends_when_its_parent_is_killed(watches_after: float) -> None:
 
 LIMITED = """
 import sys; from pathlib import Path
-import fedml.clients.site.logs as logs, fedml.clients.service as service; from fedml.clients.site.manifest import read_site
+import fedml.clients.site.logs as logs, fedml.clients.service as service, fedml.clients.waiting as waiting
+from fedml.clients.site.manifest import read_site
 logs.SITE_BYTES, logs.NODE_BYTES = 800, 800
-service._FIRST_WAIT_SECONDS = service._LONGEST_WAIT_SECONDS = 0.1
+waiting._FIRST_WAIT_SECONDS = waiting._LONGEST_WAIT_SECONDS = 0.1
 service.run_site(read_site(Path(sys.argv[1])))
 """
 OTHER_NODE = """
