@@ -25,6 +25,9 @@ from fedml.study.study import Study
 from fedml.tasks.clusters import DESIGN
 from fedml.tasks.clusters import implausible as unlikely
 from fedml.tasks.lost import implausible
+from fedml.tasks.survival_counts import ALIVE, ALIVE2
+from fedml.tasks.survival_counts import BEYOND as BEYOND_TIMES
+from fedml.tasks.survival_counts import unlikely as unlikely_times
 from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase
 
 MOST_PERSONS = 2**31  # of one site
@@ -125,6 +128,8 @@ def check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None
                 raise _wrong(f"{key} counts {float(value.sum()):g} persons, the site described {described}")
         _check_scores(key, name, value, counts.get(f"{part}/persons"), counts.get(f"{part}/histogram"))
         _check_errors(key, name, float(value.sum()), {k.removeprefix(f"{part}/"): v for k, v in counts.items()})
+        if name in (ALIVE, ALIVE2, BEYOND_TIMES) and (why := unlikely_times({k.removeprefix(f"{part}/"): v for k, v in counts.items()})):
+            raise _wrong(f"{key} {why}")
         if name == "lost" and (why := implausible({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):
             raise _wrong(f"{key} {why}")
         if name == DESIGN and (why := unlikely({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):

@@ -124,6 +124,18 @@ def withheld(counts: Mapping[str, npt.NDArray[Any]]) -> bool:
     return TIMES in counts and bool(counts["persons"].sum()) and not counts[TIMES].any()
 
 
+def unlikely(counts: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Why no persons can have these ``counts`` of one part; "" if nothing speaks against it, or there are none of times."""
+    if not {TIMES, ALIVE, ALIVE2, BEYOND} <= counts.keys():
+        return ""
+    persons = counts[TIMES][:, :, None] * (1 + 1e-9)
+    if (counts[ALIVE] > persons).any() or (counts[ALIVE2] > counts[ALIVE] * (1 + 1e-9)).any():
+        return "is above 1 for each person, or squares are larger than the probabilities"
+    if (np.abs(counts[BEYOND]) > float(counts["persons"].sum()) ** 2).any():
+        return "has more pairs than there are"
+    return ""
+
+
 def grouped(counts: Mapping[str, npt.NDArray[Any]], smallest: int) -> Counts:
     """``counts`` with no number about fewer than ``smallest`` persons; see the module's docstring. With fewer persons who are censored,
     or who have the event, nothing about times: their number would follow from that of the others."""
