@@ -46,7 +46,7 @@ class Dispersion(nn.Module):
 
 
 class BaselineHazard(nn.Module):
-    """(persons, 1) scores -> (persons, 1 + intervals): the score, and a learned log-hazard of each interval, the same for all persons; 0 at
+    """(persons, 1) scores -> (persons, 1 + intervals): the score, and learned log-odds of each interval, the same for all persons; 0 at
     first."""
 
     def __init__(self, intervals: int) -> None:

@@ -5,9 +5,9 @@ and Narasimhan 2019, "A scalable discrete-time survival model for neural network
 training over sites is that of the pooled persons.
 
 ``"cox"``: the network gives a log-hazard, trained by the partial likelihood (Cox 1975, Biometrika 62:269; ties by Breslow 1974, Biometrics
-30:89) *of the persons of one step*, who are of one site: not the pooled partial likelihood, but near it for large batches. Beside it a
-baseline is learned, the hazard of each interval of the grouped proportional hazards model (Prentice and Gloeckler 1978, Biometrics 34:57),
-from which the network's weights get no gradient.
+30:89) *of the persons of one step*, who are of one site: not the pooled partial likelihood. Beside it a
+baseline is learned, the log-odds of each interval, to which the log-hazard is added (the discrete model of Cox 1972, JRSS B 34:187). The
+network's weights get no gradient from it, and it none that grows with a person's hazard, so a person far off cannot throw it.
 
 A competing event ends the time at risk as censoring does: hazards are those of the event of interest (cause-specific).
 """
@@ -91,12 +91,7 @@ def _log_odds(output: torch.Tensor) -> torch.Tensor:
 
 
 def _cox_log_alive(output: torch.Tensor) -> torch.Tensor:
-    return -_log_hazards(output[:, :1], output[:, 1:]).exp().cumsum(1)
-
-
-def _log_hazards(score: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
-    """(persons, places) log of the cumulated hazard in each interval."""
-    return (score + baseline - math.log(baseline.shape[1])).clamp_max(30.0)
+    return _discrete_log_alive(output[:, :1] + output[:, 1:])
 
 
 def risks(log_alive: torch.Tensor, last: int) -> Floats:
@@ -131,12 +126,8 @@ def discrete_loss(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
 
 
 def _cox_log_losses(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-    """(persons,) -log likelihood of the grouped proportional hazards model, of outputs (persons, 1 + places)."""
-    log_hazard = _log_hazards(output[:, :1], output[:, 1:])
-    there, happened = _at_risk(label, log_hazard.shape[1])
-    hazard = log_hazard.exp()
-    log_event = torch.log(-torch.expm1(-hazard).clamp_max(-torch.finfo(output.dtype).tiny))
-    return torch.where(happened, -log_event, hazard).mul(there).sum(1)
+    """(persons,) the same, of outputs (persons, 1 + places): the score, and the baseline."""
+    return log_losses(output[:, :1] + output[:, 1:], label)
 
 
 def partial_likelihood(score: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
