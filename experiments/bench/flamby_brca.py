@@ -24,7 +24,7 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,11 @@ def read_region(folder: Path) -> Region:
     return Region(folder.name, tuple(people.index), x, days, died, (split.loc[people.index, "part"] == "test").to_numpy())
 
 
-def c_indices(regions: Sequence[Region], score: Callable[[Region], Floats]) -> tuple[float, float]:
-    """C-index of the test persons: the mean over sites, and of all together. score: (persons,) of a region, larger is worse."""
+def c_indices(regions: Sequence[Region], score: Mapping[str, Floats]) -> tuple[float, float]:
+    """C-index of the test persons: the mean over sites, and of all together. score: region -> (persons,), larger is worse."""
     from lifelines.utils import concordance_index
 
-    parts = [(r.time.numpy()[r.held], -score(r)[r.held], r.event.numpy()[r.held]) for r in regions]
+    parts = [(r.time.numpy()[r.held], -score[r.name][r.held], r.event.numpy()[r.held]) for r in regions]
     each = [float(concordance_index(*part)) for part in parts]
     return float(np.mean(each)), float(concordance_index(*(np.concatenate(column) for column in zip(*parts, strict=True))))
 
@@ -184,19 +184,20 @@ def measure(row: Row, seeds: Sequence[int], regions: Sequence[Region], sites: Ma
     reruns: list[list[tuple[float, float]]] = []
     for xs in (raw, own) if row.way == "federated" and "federation.rounds" not in row.changes else ():
         models = [rerun(regions, xs, seed, row.lr, row.server) for seed in seeds]
-        reruns.append([c_indices(regions, lambda r, m=model, by=xs: _scores(m, by[r.name])) for model in models])
+        reruns.append([c_indices(regions, {r.name: _scores(model, xs[r.name]) for r in regions}) for model in models])
     studies = []
     for seed in seeds:
         name = f"{row.name.replace(', ', '-').replace(' ', '-').lower()}-{seed}"
         by_id = study_scores(row, seed, sites, work / name)
-        studies.append(c_indices(regions, lambda r, s=by_id: np.array([s[i] for i in r.ids])))
+        studies.append(c_indices(regions, {r.name: np.array([by_id[i] for i in r.ids]) for r in regions}))
     columns = [*([*[_shown([c[0] for c in part]) for part in reruns]] or ["", ""]), *(_shown([c[k] for c in studies]) for k in (0, 1))]
     return [row.published, *columns]
 
 
 def _scores(model: torch.nn.Linear, x: torch.Tensor) -> Floats:
     with torch.inference_mode():
-        return model(x)[:, 0].double().numpy()
+        found: Floats = model(x)[:, 0].double().numpy()
+    return found
 
 
 def _shown(values: Sequence[float]) -> str:
