@@ -92,7 +92,7 @@ def record_of(sources: Mapping[str, bytes]) -> Iterator[Record]:
 def derived(record: Record) -> dict[str, bytes]:
     """Name -> bytes of every derived file, without ro-crate-metadata.json."""
     found = figures(record)
-    page, more, stated = render(record), report_facts(record, found), publication_of(record.run)
+    page, more, stated = render(record), report_facts(record), publication_of(record.run)
     return {
         "metrics.json": canonical(
             {
