@@ -25,6 +25,9 @@ from fedml.study.study import Study
 from fedml.tasks.clusters import DESIGN
 from fedml.tasks.clusters import implausible as unlikely
 from fedml.tasks.lost import implausible
+from fedml.tasks.survival_counts import ALIVE, ALIVE2
+from fedml.tasks.survival_counts import BEYOND as BEYOND_TIMES
+from fedml.tasks.survival_counts import unlikely as unlikely_times
 from fedml.wire.records import ARRAYS, COUNTS, DESCRIBED, EXCLUDED, IMAGE_SHAPE, METRICS, NUM_EXAMPLES, PERSONS, SUMS, Phase, metric_record
 
 MOST_PERSONS = 2**31  # of one site
@@ -33,7 +36,17 @@ LARGEST = 1e15  # absolute value of a weight, and mean loss of a person: product
 LARGEST_VALUE = 1e30  # absolute value of a quantity of one person: sums of its square stay finite in float64, and its mean in float32
 _ROUNDING = 1e-6  # relative, of sums in another order
 _AXIS = 2**20
-_NOT_NEGATIVE = ("brier_sum", "log_loss_sum", "abs_sum", "e2_sum", "y2_sum", "deviance_sum", "deviance_sq_sum", "y_log_y_sum")
+_NOT_NEGATIVE = (
+    "brier_sum",
+    "log_loss_sum",
+    "abs_sum",
+    "e2_sum",
+    "y2_sum",
+    "deviance_sum",
+    "deviance_sq_sum",
+    "y_log_y_sum",
+    *("alive_sum", "alive_sq_sum", "log_loss_sq_sum"),
+)
 Persons = Mapping[str, Sequence[int]]  # part -> persons by class, as the site described them
 
 
@@ -115,6 +128,8 @@ def check_counts(counts: Mapping[str, npt.NDArray[Any]], persons: Persons | None
                 raise _wrong(f"{key} counts {float(value.sum()):g} persons, the site described {described}")
         _check_scores(key, name, value, counts.get(f"{part}/persons"), counts.get(f"{part}/histogram"))
         _check_errors(key, name, float(value.sum()), {k.removeprefix(f"{part}/"): v for k, v in counts.items()})
+        if name in (ALIVE, ALIVE2, BEYOND_TIMES) and (why := unlikely_times({k.removeprefix(f"{part}/"): v for k, v in counts.items()})):
+            raise _wrong(f"{key} {why}")
         if name == "lost" and (why := implausible({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):
             raise _wrong(f"{key} {why}")
         if name == DESIGN and (why := unlikely({k.removeprefix(f"{part}/"): v for k, v in counts.items() if k.startswith(f"{part}/")})):
@@ -131,6 +146,8 @@ def _check_scores(key: str, name: str, value: npt.NDArray[Any], persons: Any, hi
     if name == "brier_sum" and float(value.sum()) > 2 * people * (1 + _ROUNDING):
         raise _wrong(f"{key} is above 2 for each person")
     if name == "histogram" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
+        raise _wrong(f"{key} has more persons than {people:g}")
+    if name in ("ranks", "times") and float(value.sum(dtype=np.float64)) > people:
         raise _wrong(f"{key} has more persons than {people:g}")
     if name == "tables" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
         raise _wrong(f"{key} has more persons of a label than {people:g}")

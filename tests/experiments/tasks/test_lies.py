@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from flwr.app import RecordDict
 
@@ -13,13 +14,14 @@ from fedml.errors import Reason
 from fedml.runs.events import Final, Round
 from tests.clients.gate.centre import Centre, small_cells
 from tests.conftest import make_study
-from tests.experiments.tasks import test_count, test_multilabel, test_ordinal
+from tests.experiments.tasks import test_count, test_multilabel, test_ordinal, test_survival
 from tests.strategies.test_lying_site import LIAR, counted, run_with
 
 Make = Callable[[Path, str, int, int], Path]
 TASKS: dict[str, tuple[Make, dict[str, Any]]] = {
     "ordinal": (test_ordinal.ordered_site, {"cohort__classes": test_ordinal.CLASSES}),
     "count": (test_count.event_site, {"cohort__target": "events", "cohort__exposure": "years"}),
+    "survival": (test_survival.timed_site, {key: value for key, value in test_survival.TIMED.items() if key != "model__task"}),
     "multilabel": (test_multilabel.labelled_site, {"cohort__target": test_multilabel.NAMES, "cohort__classes": ["no", "yes"]}),
 }
 LIES: dict[str, tuple[str, Callable[[RecordDict], None]]] = {
@@ -30,6 +32,8 @@ LIES: dict[str, tuple[str, Callable[[RecordDict], None]]] = {
     "errors without squares": ("count", counted("e2_sum", lambda value: value * 0)),
     "half an event": ("count", counted("y_sum", lambda value: value + 0.5)),
     "more persons of a label": ("multilabel", counted("tables", lambda value: value + 1000)),
+    "more events": ("survival", counted("times", lambda value: value + 1000)),
+    "more than certain": ("survival", counted("alive_sum", lambda value: value * 30)),
     "a negative table": ("multilabel", counted("tables", lambda value: -value - 1)),
 }
 
@@ -66,6 +70,9 @@ def test_of_real_persons_counts_leave_in_groups_and_to_a_centre_that_is_not_trus
     counts = centre.answered[-1][1]
     assert float(counts["counts/test/persons"][0]) > 30
     assert small_cells(counts, 5) == []
+    for name in ("ranks", "times"):
+        table = counts.get(f"counts/test/{name}", np.zeros(1))
+        assert not ((table > 0) & (table < 5)).any()
     if "counts/test/tables" in counts:
         tables = counts["counts/test/tables"]
         assert not ((tables > 0) & (tables < 5)).any()
