@@ -64,6 +64,9 @@ def _below(file: File, node: Schema, path: str) -> Iterator[Entry]:
         else:
             default = "required" if key in node.get("required", ()) else _default(value)
             yield Entry(file, here, _type(value), default, _allowed(value), value.get("description", ""))
+            for kind in value.get("anyOf", ()):
+                if "properties" in kind:  # a key that may also be a table with keys of its own
+                    yield from _below(file, kind, here)
 
 
 def _default(node: Schema) -> str:
@@ -100,6 +103,8 @@ def _type(node: Schema) -> str:
             same = node.get("minItems") == node.get("maxItems")
             count = f"{node['minItems']} " if same and "minItems" in node else ""
             return f"list of {count}{_many(_item(node))}"
+        case "object" if "properties" in node:
+            return f"table with {', '.join(node['properties'])}"
         case "object":
             return f"table: name = {_type(_item(node))}"
         case kind:
@@ -126,7 +131,7 @@ def _allowed(node: Schema) -> str:
     least, most = node.get("minItems"), node.get("maxItems")
     if (least or most is not None) and least != most:
         parts.append(f"{_count(least, most)} item{'s' * ((most or least) != 1)}")
-    for inner in [*([_item(node)] if node.get("type") in ("array", "object") else []), *_plain_kinds(node)]:
+    for inner in [*([_item(node)] if node.get("type") in ("array", "object") and "properties" not in node else []), *_plain_kinds(node)]:
         if (found := _allowed(inner)) and found not in parts:
             parts.append(found if "anyOf" in node or found.startswith("each") else f"each: {found}")
     return "; ".join(filter(None, parts))

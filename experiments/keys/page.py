@@ -49,14 +49,16 @@ def _file(file: File) -> Iterator[str]:
     for section in present:
         if section.type == "section":
             yield f"### `[{section.path}]`\n\n{_sentence(section.text)}"
-            rows = [_row(entry) for entry in present if entry.section == section.path and entry.type != "section"]
+            # of the section itself, and of its keys that may be tables
+            within = {section.path, *(e.path for e in present if e.section == section.path and e.type != "section")}
+            rows = [_row(entry, section.path) for entry in present if entry.section in within and entry.type != "section"]
             if rows:
                 yield "\n".join(["| Key | Type | Default | Allowed | Meaning |", "|---|---|---|---|---|", *rows])
 
 
-def _row(entry: Entry) -> str:
+def _row(entry: Entry, section: str) -> str:
     default = f"`{entry.default}`" if entry.default and entry.default != "required" and "(" not in entry.default else entry.default
-    cells = [f"`{entry.key}`", entry.type, default, entry.allowed, entry.text]
+    cells = [f"`{entry.path.removeprefix(f'{section}.')}`", entry.type, default, entry.allowed, entry.text]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

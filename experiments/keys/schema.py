@@ -70,6 +70,8 @@ def _plain(node: Any, definitions: Schema) -> Any:
     if "prefixItems" in found:
         kinds = found.pop("prefixItems")
         found["items"] = kinds[0] if all(kind == kinds[0] for kind in kinds) else {"anyOf": _different(kinds)}
+    if "oneOf" in found:  # of a union whose kinds differ in type, such as a text and a table
+        found["anyOf"] = found.pop("oneOf")
     if "anyOf" in found:
         kinds = [kind for kind in found.pop("anyOf") if kind != {"type": "null"}]
         found = {**kinds[0], **found} if len(kinds) == 1 else {"anyOf": kinds, **found}

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    Discriminator,
     FailFast,
     Field,
     SerializerFunctionWrapHandler,
+    Tag,
     ValidationError,
     WithJsonSchema,
     model_serializer,
@@ -30,6 +32,7 @@ from fedml.study.section import Code, Fraction, Section, normal, without_later, 
 from fedml.study.series_section import ImageSource
 from fedml.study.sex_section import Sex
 from fedml.study.split import Split
+from fedml.study.survival_section import TimeToEvent
 from fedml.study.task_traits import Label, either
 from fedml.study.tiles import Tiles
 
@@ -270,6 +273,16 @@ def _known_input(name: str) -> str:
     return name
 
 
+def _kind_of_target(value: Any) -> str:
+    return "[columns]" if isinstance(value, list | tuple) else "[time to event]" if isinstance(value, dict | TimeToEvent) else "str"
+
+
+Target = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[tuple[str, ...], Field(min_length=2, max_length=limits.CLASSES), Tag("[columns]")]
+    | Annotated[TimeToEvent, Tag("[time to event]")],
+    Discriminator(_kind_of_target),
+]
 InputName = Annotated[str, AfterValidator(_known_input), WithJsonSchema({"type": "string", "enum": list(Inputs.model_fields)})]
 
 
@@ -277,9 +290,9 @@ class Cohort(Inputs):
     """``[cohort]``: the inputs and the target of each person, and the split into parts."""
 
     inputs: Annotated[tuple[InputName, ...], Field(min_length=1)] = Field(description="inputs of the model; a site may lack some of them")
-    target: str | Annotated[tuple[str, ...], Field(min_length=2, max_length=limits.CLASSES)] = Field(
-        description="column of the persons table that the model predicts; task multilabel: a list of columns; task segmentation: a name "
-        "for what the masks show"
+    target: Target = Field(
+        description="column of the persons table that the model predicts; task multilabel: a list of columns; task survival: "
+        '{ time = "COLUMN", event = "COLUMN" }; task segmentation: a name for what the masks show'
     )
     classes: Annotated[tuple[Code, ...], Field(min_length=2, max_length=limits.CLASSES)] = Field(
         default=(0, 1), description="values of the target, or of voxels of a mask, in the order of the model's outputs"
@@ -303,7 +316,20 @@ class Cohort(Inputs):
     @property
     def targets(self) -> tuple[str, ...]:
         """The columns that the model predicts."""
+        if isinstance(self.target, TimeToEvent):
+            return self.target.columns
         return (self.target,) if isinstance(self.target, str) else self.target
+
+    @property
+    def time_to_event(self) -> TimeToEvent:
+        """The columns of a target that is the time to an event.
+
+        Raises:
+            ValueError: the target is another one.
+        """
+        if not isinstance(self.target, TimeToEvent):
+            raise ValueError('[cohort] target is no time to an event; write target = { time = "COLUMN", event = "COLUMN" }')
+        return self.target
 
     @property
     def outcome(self) -> str:
@@ -363,11 +389,17 @@ class Cohort(Inputs):
         return self
 
 
+_TARGETS: dict[Label, tuple[type, str]] = {  # label -> the target's type, and what to write; others: one column
+    "several": (tuple, 'a list of columns, such as ["a", "b"],'),
+    "time": (TimeToEvent, '{ time = "COLUMN", event = "COLUMN" }'),
+}
+
+
 def target_problems(cohort: Cohort, label: Label, task: str) -> Iterator[str]:
     """What speaks against target, classes and exposure with a task of this ``label``, as sentences."""
     several = label == "several"
-    if isinstance(cohort.target, tuple) != several:
-        what = 'a list of columns, such as ["a", "b"],' if several else "one column"
+    kind, what = _TARGETS.get(label, (str, "one column"))
+    if not isinstance(cohort.target, kind):
         yield f'[cohort] target must be {what} with [model] task = "{task}"'
     if several and len(cohort.classes) != 2:
         yield f'[cohort] classes lists {len(cohort.classes)}; each label of [model] task = "{task}" has two levels'

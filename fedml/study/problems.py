@@ -22,9 +22,10 @@ def first_problem(kind: type[BaseModel], error: ValidationError) -> str:
 
 def _sentence(kind: type[BaseModel], problem: Any) -> str:
     """One sentence for one of pydantic's errors: the key as written in TOML, the expected value, the nearest spelling."""
-    where = list(problem["loc"])
-    if problem["type"] != "extra_forbidden":  # in that case the last part is the unknown key of the user
-        where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))]
+    where, of_user = list(problem["loc"]), list[Any]()
+    if problem["type"] == "extra_forbidden":  # the last part is the unknown key of the user
+        where, of_user = where[:-1], where[-1:]
+    where = [p for p in where if not (isinstance(p, str) and ("[" in p or p in _UNION_TAGS))] + of_user
     items = [p for p in where if isinstance(p, int)]
     *sections, last = [p for p in where if isinstance(p, str)] or [""]
     key = f"[{'.'.join(sections)}] {last}" if sections else f"[{last}]" if last else "the file"
@@ -75,7 +76,7 @@ def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
         field = kind.model_fields.get(section)
         if field is None:
             return []
-        choices = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        choices = [field.annotation, *(getattr(c, "__origin__", c) for c in getattr(field.annotation, "__args__", ()))]
         models = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
         if not models:
             return []

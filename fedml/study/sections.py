@@ -150,7 +150,7 @@ class Model(Section):
 
     task: TaskName = Field(
         default="classification",
-        description="what is predicted: a class, a number, a count or several labels of a person, or a class of a voxel",
+        description="what is predicted: class, number, count, several labels or the time to an event of a person, or class of a voxel",
     )
     image: ImageNetwork = Field(default=ImageNetwork(), description="encoder of images")
     segmentation: SegmentationNetwork = Field(default=SegmentationNetwork(), description="network of the task segmentation")
@@ -172,13 +172,24 @@ class Model(Section):
         default=None, description="task count: distribution of counts; negative_binomial learns a dispersion; default: poisson"
     )
 
+    survival: Literal["discrete", "cox"] | None = Field(
+        default=None,
+        description="task survival: discrete learns the odds of an event in each interval of the grid, cox the partial likelihood of the "
+        "persons of a step; default: discrete",
+    )
+
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return without_later(dump(self))
 
     @model_validator(mode="after")
     def _of_task(self) -> Self:
-        counted = traits_of(self.task).label == "count"
+        label = traits_of(self.task).label
+        counted, timed = label == "count", label == "time"
+        if self.survival is not None and not timed:
+            raise ValueError(f'survival = "{self.survival}" is for the time to an event; remove it, or set task to one that predicts it')
+        if timed and self.survival is None:  # set explicitly, so that the study's hash covers it
+            object.__setattr__(self, "survival", "discrete")
         if self.counts is not None and not counted:
             raise ValueError(f'counts = "{self.counts}" is for counts of events; remove it, or set task to one that predicts them')
         if counted and self.counts is None:  # set explicitly, so that the study's hash covers it

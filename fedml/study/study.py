@@ -29,6 +29,7 @@ from fedml.study.parameters import check_parameters
 from fedml.study.problems import first_problem
 from fedml.study.section import Section
 from fedml.study.sections import About, Evaluation, Federation, Model, Policy, Privacy, Strategy, TableNetwork
+from fedml.study.survival_section import Survival
 from fedml.study.task_traits import TRAITS, TaskTraits, either, traits_of
 from fedml.study.training_section import Training, training_problems
 
@@ -49,11 +50,23 @@ class Study(Section):
     evaluation: Evaluation = Field(default=Evaluation(), description="subgroups of test persons with metrics of their own")
     code: Code | None = Field(default=None, description="the study's own code, pinned by hash; default: the study has none")
     gwas: Gwas | None = Field(default=None, description="association of the target with each variant (fedml gwas); default: no association")
+    survival: Survival | None = Field(default=None, description="grid of times and horizons of a target that is the time to an event")
     frequencies: Frequencies | None = Field(default=None, description="allele frequencies (fedml frequencies); default: none")
 
     @model_serializer(mode="wrap")
     def _without_later(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if value is not None or key not in ("code", "frequencies")}
+        return {key: value for key, value in dump(self).items() if value is not None or key not in ("code", "survival", "frequencies")}
+
+    @property
+    def times(self) -> Survival:
+        """``[survival]``.
+
+        Raises:
+            ValueError: the study has none.
+        """
+        if self.survival is None:
+            raise ValueError('[survival] is missing; add it with unit = "days", grid = "30 days" and until = NUMBER')
+        return self.survival
 
     @property
     def traits(self) -> TaskTraits:
@@ -148,6 +161,10 @@ class Study(Section):
         task, traits, unit = self.model.task, self.traits, self.privacy.unit
         for problem in target_problems(self.cohort, traits.label, task):
             raise ValueError(problem)
+        if traits.label == "time":
+            _ = self.times
+        elif self.survival is not None:
+            raise ValueError(f'[survival] is for times to an event, which [model] task = "{task}" does not predict; remove it')
         if traits.inputs is not None and self.cohort.inputs != traits.inputs:
             raise ValueError(f'[model] task = "{task}" is built only for these inputs; set [cohort] inputs = {json.dumps(traits.inputs)}')
         if unit not in traits.units:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticKnownError
 
-Label = Literal["classes", "ordered", "number", "count", "several", "mask"]
+Label = Literal["classes", "ordered", "number", "count", "several", "mask", "time"]
 Unit = Literal["none", "site", "patient"]
 Regression = Literal["linear", "logistic"]
 
@@ -25,7 +25,7 @@ class TaskTraits:
 
     Args:
         label: what is predicted: a class of each person, one of ordered classes, a number of each person, a number of events, several
-            labels of each person, or a class of each voxel.
+            labels of each person, a class of each voxel, or the time to an event.
         standardised: the target is divided by its standard deviation over all sites, from sums that are requested before training.
         inputs: the only inputs that the task is built for; None: any.
         units: the privacy units that the task is built for.
@@ -54,6 +54,7 @@ TRAITS: dict[str, TaskTraits] = {
     "ordinal": TaskTraits(label="ordered", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
     "count": TaskTraits(label="count", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
     "multilabel": TaskTraits(label="several", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
+    "survival": TaskTraits(label="time", standardised=False, inputs=None, units=("none", "site"), private_metrics=False, gwas=None),
 }
 
 

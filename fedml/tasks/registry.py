@@ -15,6 +15,7 @@ from fedml.tasks.ordinal import ordinal_task
 from fedml.tasks.own import with_own_code
 from fedml.tasks.regression import regression_task
 from fedml.tasks.segmentation import segmentation_task
+from fedml.tasks.survival import survival_task
 from fedml.tasks.task import Task
 
 TASKS: dict[str, Callable[[Study], Task]] = {
@@ -24,6 +25,7 @@ TASKS: dict[str, Callable[[Study], Task]] = {
     "ordinal": ordinal_task,
     "count": count_task,
     "multilabel": multilabel_task,
+    "survival": survival_task,
 }
 
 
