@@ -36,7 +36,8 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     people = analysed(request.manifests, request.study)
     match request.phase:
         case Phase.GRID:
-            found = grid.merged(*_cells(request, int(given["model"][0])), given["edges"])
+            cells, fewest = cells_of(request, int(given["model"][0]))
+            found = grid.merged(cells, given["edges"], fewest)
             if found is None:
                 raise SiteError(Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed")
             return _reply({"edges": found})
@@ -53,11 +54,6 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
 
 def _reply(values: dict[str, Any]) -> RecordDict:
     return RecordDict({ANALYSIS: pack(values)})
-
-
-def _cells(request: Request, model: int) -> tuple[Any, Any]:
-    """The cells of ``model``; of a Cox model those of curves too are kept, because its grid is a part of theirs."""
-    return cells_of(request, model)
 
 
 def check(request: Request, given: Mapping[str, Any]) -> None:
@@ -101,9 +97,10 @@ def _moments(request: Request, people: Persons) -> dict[str, Any]:
     event = people.times.event == 1 if people.times is not None else np.zeros(len(people.rows), bool)
     if request.study.traits.label == "classes":
         event = people.y == 1
+    total = int(people.y.sum()) if request.study.traits.label == "count" else int(event.sum())
     x = people.x
     moments = np.stack([np.full(x.shape[1], float(len(x))), x.sum(0), (x**2).sum(0), x[event].sum(0)])
-    return {"moments": moments, "persons": np.array([len(x)]), "events": np.array([int(event.sum())])}
+    return {"moments": moments, "persons": np.array([len(x)]), "events": np.array([total])}
 
 
 def _followed(people: Persons, given: Mapping[str, Any], x: Floats) -> Followed:

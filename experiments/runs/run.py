@@ -40,7 +40,7 @@ from fedml.tracking import outbox
 from fedml.tracking.store import versions
 
 Engine = Literal["local", "simulation", "deployment"]
-Job = Literal["train", "gwas", "genes", "frequencies", "preflight"]
+Job = Literal["train", "gwas", "genes", "frequencies", "survival", "glm", "describe", "preflight"]
 Listener = Callable[[Sequence[Event]], None]
 _TRACKING_SECONDS = 300  # time limit for delivery to MLflow after the run has ended
 _POLL_SECONDS = 0.2  # between two reads of a run's events
