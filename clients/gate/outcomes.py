@@ -24,8 +24,9 @@ from fedml.runs.log import write_whole
 from fedml.wire.records import Phase
 
 FILE = "analyses.json"
+_REPEATS = 18  # of the same analysis, which asks the same questions; with max_analyses as many as [policy] max_runs by default
 MOST: dict[Phase, int] = {  # requests of an analysis
-    Phase.GRID: 2, Phase.TIMES: 1, Phase.MOMENTS: 1, Phase.HAZARD: cox.STEPS, Phase.SCORE: cox.STEPS + 2, Phase.MEANS: 1,
+    Phase.GRID: 1000, Phase.TIMES: 1, Phase.MOMENTS: 1, Phase.HAZARD: cox.STEPS, Phase.SCORE: cox.STEPS + 2, Phase.MEANS: 1,
     Phase.RESIDUALS: 1, Phase.ALONE: 1, Phase.REGRESSION: glm.STEPS + 1, Phase.DESCRIPTION: 2,
 }  # fmt: skip
 
@@ -40,7 +41,7 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
     if request.phase in outcomes.OF_COX or request.phase is Phase.REGRESSION:
         design = {name: hashlib.sha256(given[name].tobytes()).hexdigest() for name in ("edges", "centre", "scale") if name in given}
         pin(state, run, design, Reason.REPLAYED, "the design changed within the run")
-    _count(state, request, given, site.manifest.policy.max_analyses)
+    _count(state, request, given, site.manifest.policy.max_analyses, run)
     smallest = floor_of(request)
     sets = outcomes.leaving_sets(request, given)
     if near := released.any_too_near(state, sets, smallest):
@@ -53,14 +54,23 @@ def check(state: Path, site: Site, request: Request, given: Mapping[str, Any], r
         released.note(state, persons, request.study.study.name)
 
 
-def _count(state: Path, request: Request, given: Mapping[str, Any], most: int) -> None:
+def _count(state: Path, request: Request, given: Mapping[str, Any], most: int, run: str) -> None:
     """Counts different requests of a study: with enough of them, sums about persons could be solved for. The same request tells nothing
-    new, so a run may be repeated."""
+    new, so a run may be repeated. Questions about the grid go forward, so that a run learns one chain of ends."""
     path = state / FILE
     try:
-        known: dict[str, dict[str, list[str]]] = json.loads(path.read_text())
+        known: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         known = {}
+    if request.phase is Phase.GRID:
+        place, chains = [int(given["model"][0]), *given["from"].tolist()], known.setdefault(request.study.sha256, {}).setdefault("chains", {})
+        if run in chains and place <= chains[run]:
+            raise SiteError(Reason.REPLAYED, "the grid is asked about again from an earlier time")
+        if run not in chains and len(chains) >= most + _REPEATS:
+            raise SiteError(Reason.REPLAYED, f"the grid was agreed on in {len(chains)} runs")
+        chains[run] = place
+        write_whole(path, json.dumps(known).encode())
+        return
     digest = hashlib.sha256(b"".join(name.encode() + b"\0" + given[name].tobytes() for name in sorted(given))).hexdigest()[:32]
     asked = known.setdefault(request.study.sha256, {}).setdefault(str(request.phase), [])
     if digest in asked:

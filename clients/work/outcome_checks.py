@@ -27,11 +27,11 @@ def check_small(request: Request, given: Mapping[str, Any], reply: Mapping[str, 
             raise SiteError(Reason.TOO_FEW, text)
     if "counts" in reply and ((reply["counts"] > 0) & (reply["counts"] < min_count)).any():
         raise SiteError(Reason.TOO_FEW, text)
-    edges = reply.get("edges", given.get("edges"))
-    if edges is None or people.times is None:
+    edges = given.get("edges")
+    if edges is None or people.times is None or request.phase is Phase.GRID:
         return
-    model = int(given["model"][0]) if "model" in given else CURVES if request.phase is Phase.TIMES else COX
-    cells, _ = cells_of(request, model)
+    model = CURVES if request.phase is Phase.TIMES else COX
+    cells = cells_of(request, model).counts
     ends = np.flatnonzero(edges)
     sums = np.diff(np.concatenate([np.zeros((len(cells), 1), np.int64), np.cumsum(cells, 1)[:, ends]], 1), axis=1)
     if ((sums > 0) & (sums < min_count)).any():

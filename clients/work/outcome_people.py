@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedml.analytics import outcome_forms
 from fedml.analytics.cox import STEPS
+from fedml.analytics.grid import Cells
 from fedml.clients.site.read import load_cohort
 from fedml.clients.work.request import Request, read_site_once
 from fedml.cohort.inputs import Table
@@ -89,34 +90,44 @@ def floor_of(request: Request) -> int:
     return max(request.study.policy.min_count, *(site.policy.min_count for site in sites))
 
 
-def cells_of(request: Request, model: int) -> tuple[Ints, Ints]:
-    """What is counted in an interval of the study's grid, (cells, intervals), and the fewest persons of each cell, (cells,).
+def cells_of(request: Request, model: int) -> Cells:
+    """What is counted in an interval of the study's grid at this site, and the fewest persons of each cell.
 
-    Of curves: who enters, has each event, is censored, in each group. Of a Cox model: who enters, has the event, leaves without it, of
-    everyone and in each level of a covariate. Of everyone there must be so many that they have more values than the steps of an analysis
-    send about them: at each step a sum over who is at risk, and at the last one a sum of each column.
+    Of curves: who enters, has each event, leaves, in each group. Of a Cox model, of everyone and in each level of a covariate: who enters
+    and leaves; with ties by Efron also who has the event and who leaves without, because sums over both are sent; with ties by Breslow
+    the number of events alone. Of everyone there must be so many that they have more values than the steps of an analysis send about
+    them: at each step a sum over who is at risk, and at the last one a sum of each column.
     """
     people, study, floor = analysed(request.manifests, request.study), request.study, floor_of(request)
     assert people.times is not None  # noqa: S101 - the form of the request was checked
-    intervals, codes = len(study.times.edges), len(study.cohort.time_to_event.codes)
+    time, first, event = people.times.time, people.times.first, people.times.event
+    least, everyone = floor, np.ones((1, len(people.rows)), bool)
     if model == CURVES:
-        masks, events = people.groups, people.times.event
+        masks, kinds = people.groups, [event == code for code in range(1, len(study.cohort.time_to_event.codes))]
+        split = np.ones(len(masks), bool)
     else:
-        masks, events = np.vstack([np.ones((1, len(people.rows)), bool), people.levels]), (people.times.event == 1).astype(np.int64)
-        codes = 2
-    cells, fewest = [], []
-    for number, mask in enumerate(masks):
-        least = floor
-        if model == COX and number == 0 and floor > 1:
+        masks, kinds = np.vstack([everyone, people.levels]), [event == 1]
+        efron = outcome_forms.section(study, "survival.cox").ties == "efron"
+        kinds += [event != 1] if efron else []
+        split = np.array([True, *[efron] * len(people.levels)])
+        if floor > 1:
             most = max(read_site_once(m).manifest.policy.max_analyses for m in request.manifests)
             least = max(floor, math.ceil(STEPS * most / max(people.x.shape[1], 1)) + 1)
-        for code in range(codes):
-            cells.append(np.bincount(people.times.time[mask & (events == code)], minlength=intervals))
-            fewest.append(least)
-        if people.times.first is not None:
-            cells.append(np.bincount(people.times.first[mask], minlength=intervals))
-            fewest.append(least)
-    return np.stack(cells).astype(np.int64), np.array(fewest, np.int64)
+
+    def counted(chosen: Bools, places: Ints) -> Ints:
+        return np.bincount(places[chosen], minlength=len(study.times.edges)).astype(np.int64)
+
+    cells, fewest = [], []
+    for number, mask in enumerate(masks):
+        of_all = model == COX and number == 0
+        rows = [mask, *((mask & kind for kind in kinds) if split[number] else [])]
+        cells += [counted(row, time) for row in rows]
+        fewest += [least if of_all else floor] * len(rows)
+        if first is not None:
+            cells.append(counted(mask, first))
+            fewest.append(least if of_all else floor)
+    enter, leave = (np.stack([counted(mask, places) for mask in masks]) for places in (people.times.at_risk_from(), time))
+    return Cells(np.stack(cells), np.array(fewest, np.int64), enter, leave, floor)
 
 
 def forget() -> None:

@@ -36,11 +36,10 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     people = analysed(request.manifests, request.study)
     match request.phase:
         case Phase.GRID:
-            cells, fewest = cells_of(request, int(given["model"][0]))
-            found = grid.merged(cells, given["edges"], fewest)
-            if found is None:
+            end = grid.next_end(cells_of(request, int(given["model"][0])), given["edges"], *given["from"].tolist())
+            if end < 0:
                 raise SiteError(Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed")
-            return _reply({"edges": found})
+            return _reply({"end": np.array([end])})
         case Phase.TIMES:
             return _reply({"counts": _counts(request, people, given["edges"])})
         case Phase.MOMENTS:
@@ -77,8 +76,7 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
         if ((counts > 0) & (counts < floor)).any():
             raise SiteError(Reason.TOO_FEW, f"a level of a covariate has fewer than {floor} persons (min_count), or so few of one outcome")
     if "edges" in given and request.phase is not Phase.GRID:
-        cells, fewest = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
-        if not grid.possible(cells, given["edges"], fewest):
+        if not grid.possible(cells_of(request, CURVES if request.phase is Phase.TIMES else COX), given["edges"]):
             raise SiteError(Reason.TOO_FEW, "an interval of the grid would tell of few persons")
 
 
@@ -88,8 +86,8 @@ def _counts(request: Request, people: Persons, edges: Any) -> Any:
     first, last = at[people.times.at_risk_from()], at[people.times.time]
     rows = []
     for mask in people.groups:
-        kinds = [np.bincount(last[mask & (people.times.event == code)], minlength=size) for code in range(codes)]
-        rows.append(np.stack([np.bincount(first[mask], minlength=size), *kinds[1:], kinds[0]]))
+        kinds = [np.bincount(last[mask & (people.times.event == code)], minlength=size) for code in range(1, codes)]
+        rows.append(np.stack([np.bincount(first[mask], minlength=size), *kinds, np.bincount(last[mask], minlength=size)]))
     return np.stack(rows).astype(np.int64)
 
 
@@ -112,7 +110,7 @@ def _followed(people: Persons, given: Mapping[str, Any], x: Floats) -> Followed:
 def _cox(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[str, Any]:
     followed = _followed(people, given, (people.x - given["centre"]) / given["scale"])
     beta, intervals, floor = given["beta"], int(given["edges"].sum()), floor_of(request)
-    eta = followed.x @ beta
+    eta, efron = followed.x @ beta, outcome_forms.section(request.study, "survival.cox").ties == "efron"
     if np.abs(eta).max(initial=0.0) > 500:
         raise SiteError(Reason.NON_FINITE, "at these coefficients a hazard cannot be computed")
     if floor > 1 and effective_persons(np.exp(eta - eta.max(initial=0.0))) < max(floor, _FEWEST_SHARE * len(eta)):
@@ -120,13 +118,13 @@ def _cox(request: Request, people: Persons, given: Mapping[str, Any]) -> dict[st
     match request.phase:
         case Phase.HAZARD:
             risk, tied = cox.hazard_sums(followed, beta, intervals)
-            return {"risk": risk, "tied": tied}
+            return {"risk": risk, "tied": tied if efron or not beta.any() else np.zeros_like(tied)}
         case Phase.SCORE:
             gradient, second = cox.score_sums(followed, beta, given["rise"], given["tie"], given["at"])
             return {"gradient": gradient, "second": second}
         case Phase.MEANS:
             risk_x, tied_x = cox.mean_sums(followed, beta, intervals)
-            return {"risk_x": risk_x, "tied_x": tied_x}
+            return {"risk_x": risk_x, "tied_x": tied_x if efron else np.zeros_like(tied_x)}
     means = (given["at_event"], given["rise_x"], given["tie_x"])
     residuals = cox.score_residuals(followed, beta, (given["rise"], given["tie"]), means)
     return {"meat": residuals.T @ residuals, "total": residuals.sum(0)}

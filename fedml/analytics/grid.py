@@ -1,13 +1,15 @@
 """The grid of times that all sites share: intervals merged until nothing that is counted in one of them is about few persons.
 
-    edges = merged(cells, edges, fewest)          # at each site in turn, which passes its edges on to the next
+    end = next_end(cells, edges, start, least)    # at each site; the server asks again from the largest answer until all agree
 
 A cell is a kind of person in an interval: those who leave with an event, those who are censored, those who enter; of everyone, or of a
-group. An interval may be released where each of its cells holds nobody or at least ``fewest`` persons. Any union of such intervals may be
-released too, so what the last site leaves holds at every site, and no difference between two sums of neighbouring intervals is about few.
+group. An interval may be released where each of its cells holds nobody or at least ``fewest`` persons. So no
+difference between two sums of neighbouring intervals is about few persons. A site answers with one end at a time, which tells no count.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +17,36 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int64]
 
 
-def possible(cells: Ints, edges: npt.NDArray[np.uint8], fewest: Ints) -> bool:
-    """Whether every interval of the grid may be released. ``cells`` (cells, intervals of the study's grid), ``edges`` (intervals,): 1 where
-    an interval of the merged grid ends; ``fewest`` (cells,)."""
-    sums = np.add.reduceat(cells, _starts(edges), axis=1)
-    return not bool(((sums > 0) & (sums < fewest[:, None])).any())
+class Cells(NamedTuple):
+    """``counts`` (cells, intervals of the study's grid) of persons and the ``fewest`` (cells,) that a sum may be about; ``enter`` and
+    ``leave`` (groups, intervals), of which at least ``floor`` persons, or none, must be at risk."""
+
+    counts: Ints
+    fewest: Ints
+    enter: Ints
+    leave: Ints
+    floor: int
 
 
-def _starts(edges: npt.NDArray[np.uint8]) -> Ints:
+def possible(cells: Cells, edges: npt.NDArray[np.uint8]) -> bool:
+    """Whether every interval of the grid may be released. ``edges`` (intervals,): 1 where an interval of the merged grid ends."""
     ends = np.flatnonzero(edges)
-    return np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+    starts = np.concatenate([[-1], ends[:-1]])
+    return all(_fine(cells, _totals(cells), int(start), int(end)) for start, end in zip(starts, ends, strict=True))
+
+
+def _totals(cells: Cells) -> tuple[Ints, Ints, Ints]:
+    def total(values: Ints) -> Ints:
+        return np.concatenate([np.zeros((len(values), 1), np.int64), np.cumsum(values, axis=1)], axis=1)
+
+    return total(cells.counts), total(cells.enter), total(cells.leave)
+
+
+def _fine(cells: Cells, totals: tuple[Ints, Ints, Ints], start: int, end: int) -> bool:
+    counts, enter, leave = totals
+    inside = counts[:, end + 1] - counts[:, start + 1]
+    at_risk = enter[:, end + 1] - leave[:, start + 1]
+    return not (((inside > 0) & (inside < cells.fewest)).any() or ((at_risk > 0) & (at_risk < cells.floor)).any())
 
 
 def places(edges: npt.NDArray[np.uint8]) -> Ints:
@@ -33,27 +55,14 @@ def places(edges: npt.NDArray[np.uint8]) -> Ints:
     return out
 
 
-def merged(cells: Ints, edges: npt.NDArray[np.uint8], fewest: Ints) -> npt.NDArray[np.uint8] | None:
-    """The most intervals that may be released, of those whose ends are among ``edges``; None if not even one may be.
+def next_end(cells: Cells, edges: npt.NDArray[np.uint8], start: int, least: int) -> int:
+    """The first end from ``least`` on, among ``edges``, of an interval that begins behind ``start`` (-1: at the beginning) and may be
+    released, and behind which the rest may be released as one interval; -1 if there is none.
 
-    Where two choices have as many intervals, the one with earlier ends is taken.
+    So whatever ends all sites accept one after the other, the last interval can be closed at the end of the grid.
     """
-    ends = np.flatnonzero(edges)
-    before = np.concatenate([np.zeros((len(cells), 1), np.int64), np.cumsum(cells, axis=1)[:, ends]], axis=1)
-    count = len(ends)
-    best, came = np.full(count + 1, -1), np.full(count + 1, -1)
-    best[0] = 0
-    for end in range(1, count + 1):
-        sums = before[:, end][:, None] - before[:, :end]
-        fine = ~((sums > 0) & (sums < fewest[:, None])).any(0) & (best[:end] >= 0)
-        if fine.any():
-            chosen = np.flatnonzero(fine)
-            at = chosen[np.argmax(best[chosen])]  # the first of the best
-            best[end], came[end] = best[at] + 1, at
-    if best[count] < 0:
-        return None
-    out, at = np.zeros_like(edges), count
-    while at > 0:
-        out[ends[at - 1]] = 1
-        at = came[at]
-    return out
+    totals, last = _totals(cells), len(edges) - 1
+    for end in np.flatnonzero(edges).tolist():
+        if end >= least and _fine(cells, totals, start, end) and (end == last or _fine(cells, totals, end, last)):
+            return int(end)
+    return -1

@@ -3,8 +3,8 @@
 Letters in shapes: T intervals of the study's grid, E of the merged grid (how many of ``edges`` are 1), G groups, N causes + 2, C columns of
 covariates, K = 1 + C (the intercept first), R rows of the table, B bins and levels.
 
-    grid         -> edges, model                      edges: those of the request, some of them removed
-    times        -> edges                             counts (G, N, E): who enters, has an event of each cause, is censored
+    grid         -> edges, model, from                end: of the next interval (``fedml.analytics.grid``); from: its start, least end
+    times        -> edges                             counts (G, N, E): who enters, has an event of each cause, leaves
     moments      ->                                   moments (4, C), persons, events
     hazard       -> edges, design, beta               risk, tied
     score        -> the same, rise, tie, at           gradient, second
@@ -38,7 +38,7 @@ _DESIGN: Form = {"centre": ("float64", ("C",)), "scale": ("float64", ("C",))}
 _COX: Form = {**_EDGES, **_DESIGN, "beta": ("float64", ("C",))}
 _WEIGHTS: Form = {"rise": ("float64", ("E",)), "tie": ("float64", ("E",))}
 REQUEST: dict[Phase, Form] = {
-    Phase.GRID: {**_EDGES, "model": ("uint8", (1,))},
+    Phase.GRID: {**_EDGES, "model": ("uint8", (1,)), "from": ("int64", (2,))},
     Phase.TIMES: _EDGES,
     Phase.MOMENTS: {},
     Phase.HAZARD: _COX,
@@ -50,7 +50,7 @@ REQUEST: dict[Phase, Form] = {
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
 }
 REPLY: dict[Phase, Form] = {
-    Phase.GRID: _EDGES,
+    Phase.GRID: {"end": ("int64", (1,))},
     Phase.TIMES: {"counts": ("int64", ("G", "N", "E"))},
     Phase.MOMENTS: {"moments": ("float64", (4, "C")), "persons": ("int64", (1,)), "events": ("int64", (1,))},
     Phase.HAZARD: {"risk": ("float64", ("E",)), "tied": ("float64", ("E",))},
@@ -138,6 +138,8 @@ def check_request(study: Study, phase: Phase, given: Mapping[str, Any]) -> None:
     _check(REQUEST[phase], given, sizes(study, phase, given))
     if "edges" in given and (given["edges"].max(initial=0) > 1 or given["edges"][-1] != 1):
         raise SiteError(Reason.UNDECLARED, "edges are 0 or 1, and the last is 1")
+    if "from" in given and not -1 <= given["from"][0] < given["from"][1] < len(given["edges"]):
+        raise SiteError(Reason.UNDECLARED, "an interval ends behind its start")
     if "scale" in given and not (given["scale"] > 0).all():
         raise SiteError(Reason.UNDECLARED, "scale is not above 0")
     for name in ("rise", "tie"):

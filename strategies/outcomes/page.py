@@ -77,6 +77,20 @@ def grid_sentence(grid: Mapping[str, Any], unit: str, public_grid: int) -> str:
     return text
 
 
+FEW_INTERVALS = 10
+
+
+def coarse_sentence(found: Mapping[str, Any]) -> str:
+    """A warning where the grid of a Cox model is so coarse that its coefficients are too small."""
+    if found["intervals"] >= FEW_INTERVALS or not found["grid"]["merged"]:
+        return ""
+    other = ', or set ties = "breslow", which sends less of each interval' if found["ties"] == "efron" else ""
+    return (
+        f" With {found['intervals']} intervals many events are ties and the coefficients are too near 0: use fewer covariates with rare "
+        f"levels{other}."
+    )
+
+
 def write_survival(run: Path, study: Study, found: Mapping[str, Any]) -> None:
     """``curves.tsv``, ``tests.tsv``, ``cox.tsv``, ``meta.tsv``, the plots and the page."""
     parts, unit, intervals = list[str](), found["unit"], len(study.times.edges)
@@ -150,7 +164,7 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
     stratified = ", stratified by site" if found["stratified"] else ""
     text = (
         f"Cox regression of {sum(found['persons'].values())} persons with {sum(found['events'].values())} events, ties by {found['ties']}"
-        f"{stratified}. {grid_sentence(found['grid'], unit, intervals)} Likelihood ratio {number(found['likelihood_ratio']['chi2'])} on "
+        f"{stratified}. {grid_sentence(found['grid'], unit, intervals)}{coarse_sentence(found)} Likelihood ratio {number(found['likelihood_ratio']['chi2'])} on "
         f"{found['likelihood_ratio']['df']} df, p {p_value(found['likelihood_ratio']['p'])}; proportional hazards, all together: p "
         f"{p_value(whole['p'])}."
     )

@@ -67,6 +67,9 @@ def _curves(work: Work, edges: Any) -> tuple[dict[str, Any], dict[str, int]]:
     replies = {site: sums["counts"] for site, sums in work.take(Phase.TIMES, {"edges": edges}).items()}
     for site, counts in replies.items():
         _check(site, counts)
+        counts = counts.copy()
+        counts[:, -1] -= counts[:, 1:-1].sum(1)  # of those who leave, who is censored
+        replies[site] = counts
     labels = [str(level) for level in outcome_forms.groups_of(study, "survival.curves")] if plan.groups else ["all"]
     total = np.sum(list(replies.values()), axis=0)
     tables = [_table(counts) for counts in total]
@@ -101,9 +104,9 @@ def _of_interest(table: LifeTable) -> LifeTable:
 
 def _check(site: str, counts: Any) -> None:
     """Raises ``RunError`` if counts cannot be those of persons: negative, or more who leave than who are there."""
-    leave = counts[:, 1:].sum(1)
+    leave = counts[:, -1]
     here = np.cumsum(counts[:, 0], axis=1) - np.concatenate([np.zeros((len(counts), 1), np.int64), np.cumsum(leave, 1)[:, :-1]], 1)
-    if (counts < 0).any() or (leave > here).any() or (counts[:, 0].sum(1) != leave.sum(1)).any():
+    if (counts < 0).any() or (counts[:, 1:-1].sum(1) > leave).any() or (leave > here).any() or (counts[:, 0].sum(1) != leave.sum(1)).any():
         raise RunError(f"{site} sent counts that contradict each other; run again without it, and ask the site.")
 
 

@@ -57,16 +57,20 @@ class Work:
         return take(self.study, self.grid, self.agreement, phase, number, given, self.traffic)
 
     def edges(self, model: int, start: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        """The common grid: each site in turn merges what the sites before it left of ``start``."""
-        number, edges = self.asked[Phase.GRID], start
-        self.asked[Phase.GRID] += 1
-        for node, site in self.agreement.nodes.items():
-            one = replace(self.agreement, nodes={node: site})
-            given = {"edges": edges, "model": np.array([model], np.uint8)}
-            found: npt.NDArray[np.uint8] = take(self.study, self.grid, one, Phase.GRID, number, given, self.traffic)[site]["edges"]
-            if (found > edges).any() or found[-1] != 1:
-                raise RunError(f"{site} added an edge to the grid of the sites; run again without it, and ask the site.")
-            edges = found.copy()
+        """The common grid, a part of ``start``: the ends of intervals that every site may tell about, each as early as possible."""
+        edges, last = np.zeros_like(start), -1
+        while last < len(start) - 1:
+            least = last + 1
+            while True:
+                given = {"edges": start, "model": np.array([model], np.uint8), "from": np.array([last, least])}
+                ends = {site: int(sums["end"][0]) for site, sums in self.take(Phase.GRID, given).items()}
+                for site, end in ends.items():
+                    if not least <= end < len(start) or not start[end]:
+                        raise RunError(f"{site} named an end that is not of the grid; run again without it, and ask the site.")
+                least = max(ends.values())
+                if set(ends.values()) == {least}:
+                    break
+            edges[least], last = 1, least
         return edges
 
 
