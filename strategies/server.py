@@ -59,7 +59,8 @@ def _describe(study: Study, grid: Grid, run: Path) -> object:
     return describe(study, grid, run)
 
 
-# Job -> function: train a model, test every variant, test genes, count alleles, analyse outcomes, or only check that the sites' data are compatible.
+# Job -> function: train a model, test every variant, test genes, count alleles, analyse outcomes, or only check that the
+# sites' data are compatible.
 JOBS: dict[str, Callable[[Study, Grid, Path], object]] = {
     "train": run_study,
     "gwas": _associate,

@@ -78,7 +78,7 @@ from fedml.quiet import told
 from fedml.study.start import with_start
 from fedml.study.study import Study, without_transforms
 from fedml.wire.packing import bundle, is_bundled, unbundle
-from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, CONFIG, JOURNAL, OUTCOMES, Phase
+from fedml.wire.records import AGREEMENT, ANALYSES, ANALYSIS, ARRAYS, CLASS_WEIGHTS, JOURNAL, OUTCOMES, Phase
 
 log = logging.getLogger("fedml.site")
 

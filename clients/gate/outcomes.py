@@ -63,7 +63,10 @@ def _count(state: Path, request: Request, given: Mapping[str, Any], most: int, r
     except FileNotFoundError:
         known = {}
     if request.phase is Phase.GRID:
-        place, chains = [int(given["model"][0]), *given["from"].tolist()], known.setdefault(request.study.sha256, {}).setdefault("chains", {})
+        place, chains = (
+            [int(given["model"][0]), *given["from"].tolist()],
+            known.setdefault(request.study.sha256, {}).setdefault("chains", {}),
+        )
         if run in chains and place <= chains[run]:
             raise SiteError(Reason.REPLAYED, "the grid is asked about again from an earlier time")
         if run not in chains and len(chains) >= most + _REPEATS:

@@ -1,4 +1,4 @@
-"""The gate's check of a reply of an analysis of outcomes: whether a number in it is about few persons, from the cohort and the reply alone."""
+"""The gate's check of a reply of an analysis of outcomes: is a number in it about few persons? From the cohort and the reply alone."""
 
 from __future__ import annotations
 

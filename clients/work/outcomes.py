@@ -19,7 +19,8 @@ from fedml.clients.work.effective import effective_persons, few_effective
 from fedml.clients.work.outcome_people import COX, CURVES, Floats, Persons, analysed, cells_of, floor_of
 from fedml.clients.work.request import Request
 from fedml.errors import Reason, SiteError
-from fedml.study.outcomes_section import FAMILIES, columns_of
+from fedml.study.outcome_rules import columns_of
+from fedml.study.outcomes_section import FAMILIES
 from fedml.wire.records import ANALYSIS, Phase, pack, unpack
 
 PER_COEFFICIENT = 5  # persons of a site for each coefficient; of events, where a site is analysed alone
@@ -38,7 +39,9 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.GRID:
             end = grid.next_end(cells_of(request, int(given["model"][0])), given["edges"], *given["from"].tolist())
             if end < 0:
-                raise SiteError(Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed")
+                raise SiteError(
+                    Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed"
+                )
             return _reply({"end": np.array([end])})
         case Phase.TIMES:
             return _reply({"counts": _counts(request, people, given["edges"])})
@@ -76,7 +79,8 @@ def check(request: Request, given: Mapping[str, Any]) -> None:
         if ((counts > 0) & (counts < floor)).any():
             raise SiteError(Reason.TOO_FEW, f"a level of a covariate has fewer than {floor} persons (min_count), or so few of one outcome")
     if "edges" in given and request.phase is not Phase.GRID:
-        if not grid.possible(cells_of(request, CURVES if request.phase is Phase.TIMES else COX), given["edges"]):
+        cells = cells_of(request, CURVES if request.phase is Phase.TIMES else COX)
+        if not grid.possible(cells, given["edges"]):
             raise SiteError(Reason.TOO_FEW, "an interval of the grid would tell of few persons")
 
 

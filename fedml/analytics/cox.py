@@ -3,8 +3,8 @@
     found = solve(Asked(hazard, score, means), events, event_sum, Plan("efron", 0.0, names))
 
 Notation, in each interval: d events; S0, S1 sums over persons at risk of w and w x, with w = exp(x'beta); D0, D1 the same over events. The
-derivatives are sums over persons once A = sum over l of 1 / (S0 - l/d D0) and B = sum over l of (l/d) / (S0 - l/d D0) are known, l from 0 to
-d - 1 (Efron; Breslow has l/d = 0): so a site sends one vector and one matrix at each step, and of single intervals S0 and D0 alone. The
+derivatives are sums over persons once A = sum over l of 1 / (S0 - l/d D0) and B = sum over l of (l/d) / (S0 - l/d D0) are known, l from 0
+to d - 1 (Efron; Breslow has l/d = 0): so a site sends one vector and one matrix at each step, and of single intervals S0 and D0 alone. The
 sums S1 and D1, which the information needs, are sent once, at the solution. Until then the steps use the second moment without the
 square of the means, which is an upper bound of the information: with x centred at the mean of the events the steps still converge fast.
 """
@@ -12,12 +12,12 @@ square of the means, which is an upper bound of the information: with x centred 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 Ties = Literal["efron", "breslow"]
 STEPS = 12  # most steps; each sends S0 and D0, so that a site merges intervals until they hold more values than are sent
 TOLERANCE = 1e-11  # of a step, in standard deviations of a covariate

@@ -10,13 +10,13 @@ summed over sites every result is that of the pooled persons. Persons who are ce
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.stats import chi2, norm
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 
 
 class LifeTable(NamedTuple):

@@ -9,7 +9,7 @@ Newton's method, which for these links is iteratively reweighted least squares (
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from scipy.special import gammaln
 
 from fedml.analytics.cox import linearly_dependent
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 Family = Literal["gaussian", "binomial", "poisson"]
 STEPS = 30
 TOLERANCE = 1e-11

@@ -25,7 +25,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fedml.errors import Reason, SiteError
-from fedml.study.outcomes_section import columns_of
+from fedml.study.outcome_rules import columns_of
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
@@ -44,7 +44,7 @@ REQUEST: dict[Phase, Form] = {
     Phase.HAZARD: _COX,
     Phase.SCORE: {**_COX, **_WEIGHTS, "at": ("float64", ("E",))},
     Phase.MEANS: _COX,
-    Phase.RESIDUALS: {**_COX, **_WEIGHTS, **{name: ("float64", ("E", "C")) for name in ("at_event", "rise_x", "tie_x")}},
+    Phase.RESIDUALS: {**_COX, **_WEIGHTS, **dict.fromkeys(("at_event", "rise_x", "tie_x"), ("float64", ("E", "C")))},
     Phase.ALONE: _EDGES,
     Phase.REGRESSION: {**_DESIGN, "beta_one": ("float64", ("K",)), "robust": ("uint8", (1,))},
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},

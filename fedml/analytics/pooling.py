@@ -1,23 +1,23 @@
 """Two-stage meta-analysis of one coefficient: each site's estimate and standard error, combined.
 
-    found = two_stage(estimates, errors)             # (sites,), nan where a site has none
-    found.random["reml"].estimate, found.i2, found.prediction
+found = two_stage(estimates, errors)             # (sites,), nan where a site has none
+found.random["reml"].estimate, found.i2, found.prediction
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.stats import chi2, norm, t
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 
 
 class Pooled(NamedTuple):
-    """An estimate over sites, its standard error, the limits of its interval and p; ``between``: the variance between sites (tau squared)."""
+    """An estimate over sites, its standard error, the limits of its interval and p; ``between``: the variance between sites (tau²)."""
 
     estimate: float
     error: float
@@ -28,8 +28,8 @@ class Pooled(NamedTuple):
 
 
 class TwoStage(NamedTuple):
-    """``fixed``: inverse-variance weights; ``random``: by method; ``q``: Cochran's Q with its p; ``i2`` a share; ``prediction``: where a new
-    site's effect lies (Higgins et al. 2009, JRSS A 172:137), nan of fewer than three sites; ``without``: the REML estimates with one
+    """``fixed``: inverse-variance weights; ``random``: by method; ``q``: Cochran's Q with its p; ``i2`` a share; ``prediction``: where a
+    new site's effect lies (Higgins et al. 2009, JRSS A 172:137), nan of fewer than three sites; ``without``: the REML estimates with one
     site left out, in the sites' order."""
 
     sites: int

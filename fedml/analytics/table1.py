@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 _WIDE = 4.0  # standard deviations about the mean that a histogram covers
 
 
@@ -59,9 +59,19 @@ def column_rows(columns: list[Column], shown: list[tuple[Floats, Any]], limits: 
     for column in columns:
         if not column.levels:
             found = [moments(table, at) for table, _ in shown]
-            rows.append([f"{column.name}, mean (SD)", *("…" if f[0] == 0 and f[3] else f"{f[1]:.4g} ({f[2]:.3g})" + (" …" if f[3] else "") for f in found)])
+            rows.append(
+                [
+                    f"{column.name}, mean (SD)",
+                    *("…" if f[0] == 0 and f[3] else f"{f[1]:.4g} ({f[2]:.3g})" + (" …" if f[3] else "") for f in found),
+                ]
+            )
             middle = [quantiles(bins[:, place].sum(0), limits[:, place], (0.5, 0.25, 0.75)) for _, bins in shown]
-            rows.append([f"{column.name}, median (quartiles)", *("…" if np.isnan(m[0]) else f"{m[0]:.4g} ({m[1]:.4g} to {m[2]:.4g})" for m in middle)])
+            rows.append(
+                [
+                    f"{column.name}, median (quartiles)",
+                    *("…" if np.isnan(m[0]) else f"{m[0]:.4g} ({m[1]:.4g} to {m[2]:.4g})" for m in middle),
+                ]
+            )
             rows.append([f"{column.name}, missing", *("…" if f[3] else f"{n - f[0]:.0f}" for f, n in zip(found, persons, strict=True))])
             values[column.name] = [{"known": f[0], "mean": f[1], "sd": f[2], "hidden": f[3], "median": m[0], "quartiles": m[1:]}
                                    for f, m in zip(found, middle, strict=True)]  # fmt: skip

@@ -24,7 +24,8 @@ from fedml.study.code_section import Code, gather_options
 from fedml.study.cohort_section import Cohort, target_problems
 from fedml.study.frequencies_section import Frequencies, frequencies_problems
 from fedml.study.gwas_section import Gwas
-from fedml.study.outcomes_section import Describe, Glm, outcome_problems
+from fedml.study.outcome_rules import outcome_problems
+from fedml.study.outcomes_section import Describe, Glm
 from fedml.study.own_names import code_problems
 from fedml.study.parameters import check_parameters
 from fedml.study.problems import first_problem
@@ -123,7 +124,15 @@ class Study(Section):
     def _own_code(self) -> Self:
         """Own code is in ``[code]``, and what speaks against it; and what speaks against ``[frequencies]`` and analyses of outcomes."""
         lookup = frequencies_problems(self.frequencies, self.cohort, self.privacy, self.federation, association=self.gwas is not None)
-        for problem in (*lookup, *outcome_problems(self), *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation)):
+        times = self.survival
+        asked = {"survival.curves": times and times.curves, "survival.cox": times and times.cox, "glm": self.glm, "describe": self.describe}
+        variants = self.gwas is not None or self.frequencies is not None
+        outcomes = outcome_problems(asked, self.cohort, self.privacy, self.federation, label=self.traits.label, variants=variants)
+        for problem in (
+            *lookup,
+            *outcomes,
+            *code_problems(self.code, self.cohort, self.model, self.training, self.evaluation),
+        ):
             raise ValueError(problem)
         if self.cohort.cluster is not None and (self.privacy.unit == "patient" or self.gwas is not None or self.frequencies is not None):
             raise ValueError(

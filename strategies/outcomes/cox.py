@@ -1,6 +1,6 @@
 """The server's part of Cox regression: Newton's steps over the sites, variances, and the test of proportional hazards.
 
-    moments -> grid -> hazard, score -> ... -> means -> residuals -> score twice (proportional hazards) -> each site alone
+moments -> grid -> hazard, score -> ... -> means -> residuals -> score twice (proportional hazards) -> each site alone
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _proportional(
 
 
 def _baseline(work: Work, edges: Edges, found: Solved, centre: Any, design: dict[str, Any], *, by_site: bool) -> dict[str, Any]:
-    """The cumulative hazard of a person whose covariates are the means of all persons, at the end of each interval; by site if stratified."""
+    """The cumulative hazard at the means of all persons' covariates, at the end of each interval; by site if stratified."""
     ends = np.array(work.study.times.edges)[np.flatnonzero(edges)]
     names = work.sites if by_site else ["all"]
     out = {}
@@ -211,4 +211,3 @@ def alone(work: Work, given: dict[str, Any], level: float) -> dict[str, Any]:
         sites = {site: {"estimate": estimates[i, j], "error": errors[i, j]} for i, site in enumerate(replies)}
         terms[name] = {"sites": sites, "pooled": found}
     return {"fitted": fitted, "terms": terms}
-

@@ -38,8 +38,10 @@ def describe(study: Study, grid: Grid, run: Path) -> Path:
     page.write_table(run / "table1.csv", heads, rows, separator=",")
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *("| " + " | ".join(map(str, row)) + " |" for row in rows)]
     write_whole(run / "table1.md", ("\n".join(lines) + "\n").encode())
-    note = "" if not found["hidden"] else (
-        "<p>Cells with … are hidden: a site has there fewer persons than it may tell of, or the cell would tell of such a one.</p>"
+    note = (
+        ""
+        if not found["hidden"]
+        else ("<p>Cells with … are hidden: a site has there fewer persons than it may tell of, or the cell would tell of such a one.</p>")
     )
     page.write_page(run / OUTCOMES_PAGE, study, [page.html_table(heads, rows, html.escape("Table 1")), note])
     finish(work, "describe", found["persons"], time.monotonic() - began, {"rows": rows, "heads": heads})
@@ -52,7 +54,9 @@ def _table(work: Work) -> dict[str, Any]:
     assert plan is not None and spec is not None  # noqa: S101, PT018
     numbers, _ = outcome_forms.described(study)
     first = work.take(Phase.DESCRIPTION, {"limits": np.zeros((2, len(numbers)))})
-    columns = [Column(name, tuple(map(str, spec.categories[name])) if name in spec.categories else ()) for name in plan.columns or spec.columns]
+    columns = [
+        Column(name, tuple(map(str, spec.categories[name])) if name in spec.categories else ()) for name in plan.columns or spec.columns
+    ]
     columns.sort(key=lambda c: bool(c.levels))  # numbers first, as the sites send them
     limits = limits_of([s["table"] for s in first.values()], len(numbers))
     replies = work.take(Phase.DESCRIPTION, {"limits": limits}) if numbers else first

@@ -18,8 +18,8 @@ from fedml.study.study import Study
 Rows = list[list[Any]]
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;color:#1a1a1a}"
-    ".wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd;"
-    "white-space:nowrap}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
+    ".wide{overflow-x:auto}table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .6rem;text-align:right;"
+    "border-bottom:1px solid #ddd;white-space:nowrap}td:first-child,th:first-child{text-align:left}svg{max-width:100%;height:auto}"
 )
 
 
@@ -71,8 +71,8 @@ def grid_sentence(grid: Mapping[str, Any], unit: str, public_grid: int) -> str:
     if merged:
         shown = ", ".join(f"{end:g}" for end in merged[:30]) + (" and more" if len(merged) > 30 else "")
         text += (
-            f" {len(merged)} of the {public_grid} intervals of the study's grid were merged with the next, because some site would have told "
-            f"of few persons; these ends ({unit}) were left out: {shown}."
+            f" {len(merged)} of the {public_grid} intervals of the study's grid were merged with the next, because some site would have "
+            f"told of few persons; these ends ({unit}) were left out: {shown}."
         )
     return text
 
@@ -164,7 +164,8 @@ def _cox(run: Path, found: Mapping[str, Any], unit: str, intervals: int) -> list
     stratified = ", stratified by site" if found["stratified"] else ""
     text = (
         f"Cox regression of {sum(found['persons'].values())} persons with {sum(found['events'].values())} events, ties by {found['ties']}"
-        f"{stratified}. {grid_sentence(found['grid'], unit, intervals)}{coarse_sentence(found)} Likelihood ratio {number(found['likelihood_ratio']['chi2'])} on "
+        f"{stratified}. {grid_sentence(found['grid'], unit, intervals)}{coarse_sentence(found)} "
+        f"Likelihood ratio {number(found['likelihood_ratio']['chi2'])} on "
         f"{found['likelihood_ratio']['df']} df, p {p_value(found['likelihood_ratio']['p'])}; proportional hazards, all together: p "
         f"{p_value(whole['p'])}."
     )
@@ -180,7 +181,9 @@ def write_coefficients(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """A row for each coefficient, with each kind of variance."""
     kinds = [kind for kind in rows[0] if kind not in ("term", "estimate")]
     heads = ["term", "estimate", *(f"{kind}_{field}" for kind in kinds for field in ("error", "lower", "upper", "p"))]
-    write_table(path, heads, [[r["term"], r["estimate"], *(r[k][f] for k in kinds for f in ("error", "lower", "upper", "p"))] for r in rows])
+    write_table(
+        path, heads, [[r["term"], r["estimate"], *(r[k][f] for k in kinds for f in ("error", "lower", "upper", "p"))] for r in rows]
+    )
 
 
 def write_meta(run: Path, found: Mapping[str, Any], *, ratio: bool) -> list[str]:

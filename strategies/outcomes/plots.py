@@ -50,7 +50,9 @@ def curve_plot(found: Mapping[str, Any], unit: str, event: str) -> str:
         if len(groups) > 1:
             axes.legend(frameon=False, title=found["column"])
         axes.spines[["top", "right"]].set_visible(False)
-        below.set(ylim=(-len(groups) + 0.4, 0.6), yticks=[-r for r in range(len(groups))], yticklabels=list(groups), xlabel=f"time ({unit})")
+        below.set(
+            ylim=(-len(groups) + 0.4, 0.6), yticks=[-r for r in range(len(groups))], yticklabels=list(groups), xlabel=f"time ({unit})"
+        )
         below.set_title("at risk", loc="left", fontsize=10)
         below.spines[["top", "right", "left"]].set_visible(False)
         below.tick_params(left=False)

@@ -77,9 +77,7 @@ def _curves(work: Work, edges: Any) -> tuple[dict[str, Any], dict[str, int]]:
     own = {site: [_table(counts) for counts in groups] for site, groups in replies.items()}
     persons = {site: int(counts[:, 0].sum()) for site, counts in replies.items()}
     shown = dict(zip(labels, tables, strict=True)) | ({"all": everyone} if plan.groups else {})
-    groups = {
-        name: _group(table, times, study, level=plan.level, quantiles=plan.quantiles) for name, table in shown.items()
-    }
+    groups = {name: _group(table, times, study, level=plan.level, quantiles=plan.quantiles) for name, table in shown.items()}
     for name, counts in zip(shown, [*total, total.sum(0)], strict=False):
         groups[name] |= _follow_up(counts, times)
     found: dict[str, Any] = {

@@ -21,7 +21,7 @@ from fedml.strategies.agreement.agree import agree
 from fedml.strategies.agreement.agreement import Agreement
 from fedml.strategies.agreement.step import Arrays, Traffic, take
 from fedml.strategies.rounds import agreed_event, check_reporter
-from fedml.study.outcomes_section import columns_of
+from fedml.study.outcome_rules import columns_of
 from fedml.study.study import Study
 from fedml.wire.records import Phase
 
