@@ -48,7 +48,7 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
         case Phase.MOMENTS:
             return _reply(_moments(request, people))
         case Phase.ALONE:
-            return _reply(_alone(request, people, given["edges"]))
+            return _reply(_alone(request, people, given.get("edges")))
         case Phase.REGRESSION:
             return _reply(_regression(request, people, given))
     return _reply(_cox(request, people, given))

@@ -83,7 +83,8 @@ def solve(asked: Asked, events: Floats, event_sum: Floats, plan: Plan) -> Solved
         ValueError: columns depend on each other, or there is no finite maximum; the message names columns.
     """
     width = len(event_sum)
-    beta, last, square = np.zeros(width), np.zeros(width), np.zeros((width, width))
+    beta: Floats = np.zeros(width)
+    last, square = beta, np.zeros((width, width))
     previous: Floats | None = None
     first: float | None = None
     best = -np.inf
@@ -250,7 +251,8 @@ def _at_events(people: Followed, values: Floats, intervals: int) -> Floats:
 def exposure(people: Followed, rise: Floats, tie: Floats) -> Floats:
     """(persons,) what a person's w weighs in the derivatives: the sum of A over the time at risk, less B at an event."""
     total = np.concatenate([[0.0], np.cumsum(rise)])
-    return total[people.last + 1] - total[people.first] - np.where(people.event, tie[people.last], 0.0)
+    out: Floats = total[people.last + 1] - total[people.first] - np.where(people.event, tie[people.last], 0.0)
+    return out
 
 
 def score_sums(people: Followed, beta: Floats, rise: Floats, tie: Floats, event_weight: Floats) -> tuple[Floats, Floats]:
@@ -261,13 +263,6 @@ def score_sums(people: Followed, beta: Floats, rise: Floats, tie: Floats, event_
     return (counted - weight) @ people.x, (people.x * weight[:, None]).T @ people.x
 
 
-def residual_sums(people: Followed, beta: Floats, weights: tuple[Floats, Floats], means_: tuple[Floats, Floats, Floats]) -> Floats:
-    """(columns, columns) sum of r r' over the site's persons, r their score residuals. ``weights``: A and B; ``means_``: of the same
-    intervals, ``at_event``, ``rise`` and ``tie`` of ``Means``, each (intervals, columns)."""
-    residual = score_residuals(people, beta, weights, means_)
-    return residual.T @ residual
-
-
 def score_residuals(people: Followed, beta: Floats, weights: tuple[Floats, Floats], means_: tuple[Floats, Floats, Floats]) -> Floats:
     """(persons, columns) score residuals (Therneau and Grambsch 2000, section 4.6; ties by Efron as in its appendix)."""
     (rise, tie), (at_event, rise_x, tie_x) = weights, means_
@@ -276,7 +271,8 @@ def score_residuals(people: Followed, beta: Floats, weights: tuple[Floats, Float
     drift = total[people.last + 1] - total[people.first] - np.where(event, tie_x[people.last], 0.0)
     w = weights_of(people, beta)[:, None]
     expected = w * (people.x * exposure(people, rise, tie)[:, None] - drift)
-    return np.where(event, people.x - at_event[people.last], 0.0) - expected
+    out: Floats = np.where(event, people.x - at_event[people.last], 0.0) - expected
+    return out
 
 
 def fit(people: Followed, intervals: int, plan: Plan) -> Solved:

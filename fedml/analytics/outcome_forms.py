@@ -11,7 +11,7 @@ covariates, K = 1 + C (the intercept first), R rows of the table, B bins and lev
     means        -> edges, design, beta               risk_x, tied_x
     residuals    -> hazard's, rise, tie, at_event,    meat, total
                     rise_x, tie_x
-    alone        -> edges                             beta, covariance, fitted
+    alone        -> edges, of survival                estimate, covariance, fitted
     regression   -> design, beta_one, robust          gradient_one, information_one, meat_one, log_likelihood, squares
     description  -> limits                            table, bins
 
@@ -135,7 +135,8 @@ def _check(wanted: Form, given: Mapping[str, Any], size: Mapping[str, int]) -> N
 def check_request(study: Study, phase: Phase, given: Mapping[str, Any]) -> None:
     """Raises ``SiteError`` unless the arrays of a request's analysis record are those that its phase declares, with possible values."""
     check_section(study, phase)
-    _check(REQUEST[phase], given, sizes(study, phase, given))
+    of_glm = phase is Phase.ALONE and study.survival is None  # which has no grid
+    _check({} if of_glm else REQUEST[phase], given, sizes(study, phase, given))
     if "edges" in given and (given["edges"].max(initial=0) > 1 or given["edges"][-1] != 1):
         raise SiteError(Reason.UNDECLARED, "edges are 0 or 1, and the last is 1")
     if "from" in given and not -1 <= given["from"][0] < given["from"][1] < len(given["edges"]):
