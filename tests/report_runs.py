@@ -85,6 +85,26 @@ def multilabel(folder: Path) -> Record:
     return record_of(study, made, folder / "runs")
 
 
+def survival(folder: Path) -> Record:
+    """Times in days, of whom about half are censored, and a late event that competes."""
+    made = []
+    for seed, name in enumerate("ab"):
+        rng = np.random.default_rng(seed)
+        made.append(clinical_site(folder / name, name, 90, seed))
+        event, lost = rng.exponential(200, 90) + 1, rng.uniform(20, 500, 90)
+        table = {
+            "t": np.minimum(event, lost).round(1).tolist(),
+            "e": [int(d < c) if d < 400 else 2 for d, c in zip(event, lost, strict=True)],
+        }
+        write_csv(folder / name / "persons.csv", [f"{name}{k:04d}" for k in range(90)], table)
+    study = make_study(
+        model__task="survival", study__question="How long?", cohort__split={"train": 0.4, "val": 0.2, "test": 0.4},
+        cohort__target={"time": "t", "event": "e", "events": {"relapse": 1, "death": 2}, "event_of_interest": "relapse"},
+        survival={"unit": "days", "grid": "30 days", "until": 360, "horizons": [180, 360]},
+    )  # fmt: skip
+    return record_of(study, made, folder / "runs")
+
+
 def segmentation(folder: Path) -> Record:
     made = []
     for seed, name in enumerate("ab"):
@@ -131,7 +151,7 @@ def missing(folder: Path, quorum: int) -> Record:
 
 KINDS: dict[str, Callable[[Path], Record]] = {
     "two_classes": two_classes, "three_classes": three_classes, "regression": regression, "segmentation": segmentation,
-    "ordinal": ordinal, "count": count, "multilabel": multilabel,
+    "ordinal": ordinal, "count": count, "multilabel": multilabel, "survival": survival,
     "private": private, "noised": lambda folder: private(folder, noised=True), "missing": lambda folder: missing(folder, 1),
     "failed": lambda folder: missing(folder, 2),
 }  # fmt: skip

@@ -139,6 +139,7 @@ def check_sites(record: Record, champion: Record, margin: float) -> None:
         "[study] question": (ours.study.question, theirs.study.question),
         "[model] task": (ours.model.task, theirs.model.task),
         "[cohort] target": (ours.cohort.target, theirs.cohort.target),
+        "[survival]": (ours.survival, theirs.survival),
         "[cohort] classes": (ours.cohort.classes, theirs.cohort.classes),
         "[cohort] split": (ours.cohort.split, theirs.cohort.split),
         "[cohort] split_key (or the seed)": (ours.split_key, theirs.split_key),

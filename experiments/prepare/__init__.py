@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from fedml.errors import InputError, RunError, nearest
-from fedml.experiments.prepare import adrenal, ancestry, heart, lesions, lung, pneumonia, trait, wbc
+from fedml.experiments.prepare import adrenal, ancestry, brca, heart, lesions, lung, pneumonia, trait, wbc
 from fedml.experiments.prepare.source import Dataset, Say, gather, remove
 
-DATASETS: dict[str, Dataset] = {m.DATASET.name: m.DATASET for m in (heart, pneumonia, adrenal, ancestry, trait, wbc, lesions, lung)}
+DATASETS: dict[str, Dataset] = {m.DATASET.name: m.DATASET for m in (heart, pneumonia, adrenal, ancestry, trait, wbc, lesions, lung, brca)}
 
 
 def prepare(name: str, out: Path, *, data: Path | None = None, seed: int = 1, say: Say = print) -> list[Path]:

@@ -33,7 +33,17 @@ LARGEST = 1e15  # absolute value of a weight, and mean loss of a person: product
 LARGEST_VALUE = 1e30  # absolute value of a quantity of one person: sums of its square stay finite in float64, and its mean in float32
 _ROUNDING = 1e-6  # relative, of sums in another order
 _AXIS = 2**20
-_NOT_NEGATIVE = ("brier_sum", "log_loss_sum", "abs_sum", "e2_sum", "y2_sum", "deviance_sum", "deviance_sq_sum", "y_log_y_sum")
+_NOT_NEGATIVE = (
+    "brier_sum",
+    "log_loss_sum",
+    "abs_sum",
+    "e2_sum",
+    "y2_sum",
+    "deviance_sum",
+    "deviance_sq_sum",
+    "y_log_y_sum",
+    *("alive_sum", "alive_sq_sum", "log_loss_sq_sum"),
+)
 Persons = Mapping[str, Sequence[int]]  # part -> persons by class, as the site described them
 
 
@@ -131,6 +141,8 @@ def _check_scores(key: str, name: str, value: npt.NDArray[Any], persons: Any, hi
     if name == "brier_sum" and float(value.sum()) > 2 * people * (1 + _ROUNDING):
         raise _wrong(f"{key} is above 2 for each person")
     if name == "histogram" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
+        raise _wrong(f"{key} has more persons than {people:g}")
+    if name in ("ranks", "times") and float(value.sum(dtype=np.float64)) > people:
         raise _wrong(f"{key} has more persons than {people:g}")
     if name == "tables" and float(value.sum(axis=(-1, -2), dtype=np.float64).max(initial=0)) > people:
         raise _wrong(f"{key} has more persons of a label than {people:g}")

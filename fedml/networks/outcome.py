@@ -45,10 +45,24 @@ class Dispersion(nn.Module):
         return torch.cat([score.float(), self.log.expand(len(score), 1)], 1)
 
 
+class BaselineHazard(nn.Module):
+    """(persons, 1) scores -> (persons, 1 + intervals): the score, and a learned log-hazard of each interval, the same for all persons; 0 at
+    first."""
+
+    def __init__(self, intervals: int) -> None:
+        super().__init__()
+        self.log = nn.Parameter(torch.zeros(intervals))
+
+    def forward(self, score: torch.Tensor) -> torch.Tensor:
+        return torch.cat([score.float(), self.log.expand(len(score), -1)], 1)
+
+
 def outcome_layer(study: Study) -> nn.Module | None:
     """The layer that a study's task needs after the one score of its network; None: the network gives the task's outputs itself."""
     if study.model.counts == "negative_binomial":
         return Dispersion()
+    if study.model.survival == "cox":
+        return BaselineHazard(len(study.times.edges))
     if study.traits.label == "ordered":
         return Thresholds(len(study.cohort.classes))
     return None

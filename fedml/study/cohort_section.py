@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    Discriminator,
     FailFast,
     Field,
     SerializerFunctionWrapHandler,
-    Tag,
     ValidationError,
     WithJsonSchema,
     model_serializer,
@@ -33,6 +31,7 @@ from fedml.study.series_section import ImageSource
 from fedml.study.sex_section import Sex
 from fedml.study.split import Split
 from fedml.study.survival_section import TimeToEvent
+from fedml.study.target import TARGETS, Target
 from fedml.study.task_traits import Label, either
 from fedml.study.tiles import Tiles
 
@@ -273,16 +272,6 @@ def _known_input(name: str) -> str:
     return name
 
 
-def _kind_of_target(value: Any) -> str:
-    return "[columns]" if isinstance(value, list | tuple) else "[time to event]" if isinstance(value, dict | TimeToEvent) else "str"
-
-
-Target = Annotated[
-    Annotated[str, Tag("str")]
-    | Annotated[tuple[str, ...], Field(min_length=2, max_length=limits.CLASSES), Tag("[columns]")]
-    | Annotated[TimeToEvent, Tag("[time to event]")],
-    Discriminator(_kind_of_target),
-]
 InputName = Annotated[str, AfterValidator(_known_input), WithJsonSchema({"type": "string", "enum": list(Inputs.model_fields)})]
 
 
@@ -389,16 +378,10 @@ class Cohort(Inputs):
         return self
 
 
-_TARGETS: dict[Label, tuple[type, str]] = {  # label -> the target's type, and what to write; others: one column
-    "several": (tuple, 'a list of columns, such as ["a", "b"],'),
-    "time": (TimeToEvent, '{ time = "COLUMN", event = "COLUMN" }'),
-}
-
-
 def target_problems(cohort: Cohort, label: Label, task: str) -> Iterator[str]:
     """What speaks against target, classes and exposure with a task of this ``label``, as sentences."""
     several = label == "several"
-    kind, what = _TARGETS.get(label, (str, "one column"))
+    kind, what = TARGETS.get(label, (str, "one column"))
     if not isinstance(cohort.target, kind):
         yield f'[cohort] target must be {what} with [model] task = "{task}"'
     if several and len(cohort.classes) != 2:

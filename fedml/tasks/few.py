@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fedml.tasks.classification_counts import BEYOND, noised
 from fedml.tasks.multilabel import TABLES
+from fedml.tasks.survival_counts import withheld as untimed
 
 Counts = Mapping[str, npt.NDArray[Any]]
 FEW = 10  # persons; a cell of more is not taken for one that was rounded up
@@ -29,7 +30,9 @@ def may_be_rounded(counts: Counts) -> bool:
 
 def withheld(counts: Counts) -> bool:
     """Whether one site sent no scores of its persons, of whom a class has too few."""
-    return "histogram" in counts and not noised(counts) and bool(counts["persons"].sum()) and not counts["histogram"].any()
+    return untimed(counts) or (
+        "histogram" in counts and not noised(counts) and bool(counts["persons"].sum()) and not counts["histogram"].any()
+    )
 
 
 def few_notes(by_site: Mapping[str, Counts]) -> list[str]:

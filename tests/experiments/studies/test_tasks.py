@@ -45,12 +45,13 @@ NAMES = sorted(TASKS)
 PERSONS = 40
 CLASSES = (["no", "yes"], ["a", "b", "c"])
 LABELS = ["y", "z"]  # of a task with several
+TIMED, GRID = {"time": "t", "event": "e"}, {"unit": "days", "grid": "30 days", "until": 180, "horizons": [90, 180]}  # of a time
 RUNS = {name: "two_classes" if name == "classification" else name for name in NAMES}
 
 
 def study_of(name: str, classes: list[str] | None = None, **changes: Any) -> Study:
-    inputs, several = traits_of(name).inputs or ("clinical",), traits_of(name).label == "several"
-    target = {"cohort__target": LABELS} if several else {}
+    inputs, several, timed = traits_of(name).inputs or ("clinical",), traits_of(name).label == "several", traits_of(name).label == "time"
+    target: dict[str, Any] = {"cohort__target": LABELS} if several else {"cohort__target": TIMED, "survival": GRID} if timed else {}
     return make_study(inputs, model__task=name, cohort__classes=(classes or ["no", "yes"])[: 2 if several else None], **target, **changes)
 
 
@@ -79,6 +80,10 @@ def labels_and_outputs(task: Task, persons: int, rng: np.random.Generator) -> tu
         case "several":
             several = (rng.random((persons, task.outputs)) < 0.5).astype(float)
             return several, 2 * several - 1 + rng.normal(size=several.shape)
+        case "time":
+            place, event = rng.integers(0, task.outputs, persons), rng.random(persons) < 0.6
+            early = 2.0 * (np.arange(task.outputs) >= place[:, None]) * event[:, None]
+            return np.stack([place, event], 1).astype(float), early + rng.normal(size=(persons, task.outputs))
         case "count":
             label = rng.poisson(6, persons)
             return label, np.log(label + 1)[:, None] + 0.1 * rng.normal(size=(persons, 1))
@@ -104,8 +109,8 @@ def test_a_study_may_name_exactly_the_tasks_that_are_built() -> None:
     with pytest.raises(InputError) as refused:
         make_study(model__task="clasification")
     assert str(refused.value) == (
-        "study.toml: [model] task must be 'classification', 'regression', 'segmentation', 'ordinal', 'count' or 'multilabel', "
-        "not 'clasification' "
+        "study.toml: [model] task must be 'classification', 'regression', 'segmentation', 'ordinal', 'count', 'multilabel' or "
+        "'survival', not 'clasification' "
         '(did you mean "classification"?).'
     )
 
@@ -267,6 +272,9 @@ def test_the_loss_is_the_mean_over_persons_and_falls_where_the_output_is_right(t
         right = 9.0 * (truth[:, None].double() - 0.5 - torch.arange(task.outputs))
     elif task.traits.label == "several":
         right = 9.0 * (2 * truth.double() - 1)
+    elif task.traits.label == "time":
+        right = torch.full_like(output, -9.0)
+        right[torch.arange(PERSONS), truth[:, 0].long()] += 18.0 * (truth[:, 1] == 1)
     elif task.traits.label == "count":
         right = truth[:, None].double().clamp_min(0.01).log()
     else:
@@ -282,6 +290,8 @@ def test_labels_go_into_a_table_and_come_back(task: Task) -> None:
     real = np.zeros(4) if task.traits.label == "mask" else np.array([0.0, 1.0, 1.0, 0.0])
     if task.traits.label == "several":
         real = np.array([[0.0, 1.0], [1.0, np.nan], [np.nan, 0.0], [1.0, 1.0]])
+    if task.traits.label == "time":
+        real = np.array([[0.0, 1.0], [1.0, 0.0], [5.0, 0.0], [2.0, 1.0]])
     labels = task.labels.placeholder(real, np.random.default_rng(0))
     assert labels.shape == real.shape
     table = pd.DataFrame(dict(task.labels.cells(labels)), index=list("abcd"))
@@ -306,7 +316,12 @@ def test_the_saved_models_answer_has_the_columns_of_its_example(task: Task) -> N
         np.testing.assert_allclose(np.sum([v for k, v in answer.items() if k != "predicted"], axis=0), 1.0)
     assert isinstance(task.answer.caption, NotBuilt) == (task.traits.label == "mask")
     if not isinstance(task.answer.caption, NotBuilt):
-        said = [str(answer["predicted"][0])[:4]] if "predicted" in answer else [k for k in LABELS if answer[f"predicted_{k}"][0] == "yes"]
+        timed = [f"{answer['survival_180'][0]:.2f}"] if task.traits.label == "time" else []
+        said = (
+            timed or [str(answer["predicted"][0])[:4]]
+            if timed or "predicted" in answer
+            else [k for k in LABELS if answer[f"predicted_{k}"][0] == "yes"]
+        )
         assert all(text in task.answer.caption(output[0]) for text in said)
 
 
@@ -377,7 +392,10 @@ def test_a_statistic_of_every_person_once_is_the_metric_itself() -> None:
 
 # --- nothing else asks for a task's name
 
-WORDS = {"count"}  # names that are words with other meanings too; only where they are compared with a task's name can they be found
+WORDS = {
+    "count",
+    "survival",
+}  # names that are words with other meanings too; only where they are compared with a task's name can they be found
 ALLOWED = {
     ("experiments/bench/null_association.py", "KINDS"): "the two kinds of outcome that are drawn",
     ("experiments/bench/null_genes.py", "KINDS"): "the same",

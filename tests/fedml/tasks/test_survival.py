@@ -1,0 +1,237 @@
+"""Survival: measures equal to references on the pooled persons, losses, and what of the counts of few persons leaves a site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from lifelines import KaplanMeierFitter
+from lifelines.utils import concordance_index
+from scipy.optimize import minimize
+
+from fedml.study.study import Study
+from fedml.tasks.counts import add_counts
+from fedml.tasks.interval_tools import Floats
+from fedml.tasks.intervals import interval
+from fedml.tasks.registry import make_task
+from fedml.tasks.survival import cox_loss, discrete_loss, drawn_c_index, partial_likelihood
+from fedml.tasks.survival_counts import BEYOND, BINS, RANKS, TIMES, bin_of, grouped, merged, withheld
+from fedml.tasks.task import Task
+from tests.conftest import make_study
+
+EDGES = [30.0, 60.0, 90.0, 150.0, 240.0, 360.0, 540.0, 720.0]
+HORIZONS = [90.0, 360.0, 720.0]
+LAST = len(EDGES) - 1
+
+
+def study_of(kind: str = "discrete", **target: Any) -> Study:
+    return make_study(
+        model__task="survival", model__survival=kind, cohort__target={"time": "t", "event": "e", **target},
+        survival={"unit": "days", "grid": EDGES, "horizons": HORIZONS},
+    )  # fmt: skip
+
+
+def persons(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of a network that knows something, and labels with heavy ties."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=count)
+    died, lost = rng.exponential(300 * np.exp(-0.8 * x)), rng.uniform(10, 1000, count)
+    time = np.minimum(died, lost)
+    place = np.searchsorted(EDGES, time)
+    label = np.stack([np.minimum(place, LAST), (died <= lost) & (place <= LAST)], 1)
+    output = 0.8 * x[:, None] + rng.normal(0, 0.3, (count, len(EDGES))) + np.linspace(0, 1, len(EDGES))
+    return torch.from_numpy(output), torch.from_numpy(label.astype(np.float64))
+
+
+def alive_of(output: torch.Tensor) -> Floats:
+    """Independent of the task: the product over intervals of 1 - expit(output - log(intervals))."""
+    return np.cumprod(1 - 1 / (1 + np.exp(-(output.numpy() - np.log(output.shape[1])))), axis=1)
+
+
+def binned_risk(output: torch.Tensor) -> npt.NDArray[np.int64]:
+    return bin_of(np.log(-np.log(alive_of(output)[:, LAST])))
+
+
+def metrics(task: Task, sites: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    return task.metrics(add_counts([task.counts(*site) for site in sites]))
+
+
+SITES = [persons(n, seed) for seed, n in enumerate((150, 40, 260))]
+OUTPUT, LABEL = (torch.cat(parts) for parts in zip(*SITES, strict=True))
+TIME, EVENT = np.array(EDGES)[LABEL[:, 0].long().numpy()], LABEL[:, 1].numpy() == 1
+
+
+def test_the_c_index_over_sites_is_that_of_lifelines_on_the_pooled_persons() -> None:
+    found = metrics(make_task(study_of()), SITES)["c_index"]
+    assert found == pytest.approx(concordance_index(TIME, -binned_risk(OUTPUT), EVENT), abs=1e-12)
+    exact = concordance_index(TIME, alive_of(OUTPUT)[:, LAST], EVENT)
+    assert found == pytest.approx(exact, abs=1e-3)  # what the bins of the risk cost
+    once = np.ones((1, len(TIME)), dtype=np.int64)
+    assert drawn_c_index(LABEL.numpy(), -alive_of(OUTPUT)[:, LAST])(once)[0] == pytest.approx(exact, abs=1e-12)
+
+
+def test_the_limits_of_the_c_index_are_those_of_a_bootstrap() -> None:
+    task = make_task(study_of())
+    found = interval([task.counts(*site) for site in SITES], task, "c_index", seed=1)
+    rng = np.random.default_rng(0)
+    drawn = drawn_c_index(LABEL.numpy(), binned_risk(OUTPUT).astype(float))(
+        rng.multinomial(len(TIME), np.full(len(TIME), 1 / len(TIME)), 600)
+    )
+    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(float(np.std(drawn)), rel=0.12)
+
+
+def no_censoring_before(u: float) -> float:
+    """G(u-) by a loop over the persons: events first at a tie; the end of follow-up is no censoring."""
+    out = 1.0
+    for t in sorted({t for t, e in zip(TIME, EVENT, strict=True) if not e and t < u and t < EDGES[-1]}):
+        at_risk = sum(1 for s, e in zip(TIME, EVENT, strict=True) if s > t or (s == t and not e))
+        out *= 1 - sum(1 for s, e in zip(TIME, EVENT, strict=True) if s == t and not e) / at_risk
+    return out
+
+
+def test_brier_auroc_and_calibration_are_those_of_loops_over_the_pooled_persons() -> None:
+    found, alive = metrics(make_task(study_of()), SITES), alive_of(OUTPUT)
+    before = {u: no_censoring_before(u) for u in EDGES}
+    after = {u: no_censoring_before(np.nextafter(u, np.inf)) for u in EDGES}
+    briers = []
+    for k, t in enumerate(EDGES):
+        total = 0.0
+        for s, e, p in zip(TIME, EVENT, alive[:, k], strict=True):
+            if e and s <= t:
+                total += p**2 / before[s]
+            elif s > t or t == EDGES[-1] == s:
+                total += (1 - p) ** 2 / after[t]
+        briers.append(total / len(TIME))
+    assert found["ibs"] == pytest.approx(np.trapezoid(briers, EDGES) / (EDGES[-1] - EDGES[0]), rel=1e-10)
+    risk = binned_risk(OUTPUT)
+    for horizon in HORIZONS:
+        k = EDGES.index(horizon)
+        cases = [(r, 1 / before[s]) for r, s, e in zip(risk, TIME, EVENT, strict=True) if e and s <= horizon]
+        controls = np.array([r for r, s, e in zip(risk, TIME, EVENT, strict=True) if s > horizon or (s == EDGES[-1] == horizon and not e)])
+        right = sum(w * ((controls < r).sum() + 0.5 * (controls == r).sum()) for r, w in cases)
+        assert found[f"auroc_{horizon:g}"] == pytest.approx(right / (sum(w for _, w in cases) * len(controls)), rel=1e-10)
+        observed = 1 - KaplanMeierFitter().fit(TIME, EVENT).predict(horizon)
+        assert found[f"ratio_{horizon:g}"] == pytest.approx(observed / (1 - alive[:, k]).mean(), rel=1e-10)
+    pairs = np.zeros(2)
+    for r, s, e in zip(risk, TIME, EVENT, strict=True):
+        if e:
+            there = (s < TIME) | ((s == TIME) & ~EVENT)
+            pairs += np.array([((risk < r) + 0.5 * (risk == r))[there].sum(), there.sum()]) / before[s] ** 2
+    assert found["c_index_ipcw"] == pytest.approx(pairs[0] / pairs[1], rel=1e-10)
+
+
+def test_log_losses_are_the_likelihood_of_hazards_and_their_gradient_adds_over_sites() -> None:
+    hazard = 1 / (1 + np.exp(-(OUTPUT.numpy() - np.log(len(EDGES)))))
+    total = 0.0
+    for h, (place, event) in zip(hazard, LABEL.long().tolist(), strict=True):
+        total -= np.log(1 - h[:place]).sum() + (np.log(h[place]) if event else np.log(1 - h[place]))
+    assert float(discrete_loss(OUTPUT, LABEL)) == pytest.approx(total / len(LABEL), rel=1e-12)
+    entry = torch.cat([LABEL, torch.ones(len(LABEL), 1)], 1)[LABEL[:, 0] >= 1]
+    late = float(discrete_loss(OUTPUT[LABEL[:, 0] >= 1], entry))
+    first = float(-np.log(1 - hazard[LABEL[:, 0].numpy() >= 1, 0]).mean())
+    assert late == pytest.approx(float(discrete_loss(OUTPUT[LABEL[:, 0] >= 1], LABEL[LABEL[:, 0] >= 1])) - first, rel=1e-9)
+
+    def gradient(output: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+        (found,) = torch.autograd.grad(discrete_loss(weight * output, label), weight)
+        return found * len(label)
+
+    torch.testing.assert_close(sum(gradient(*site) for site in SITES), gradient(OUTPUT, LABEL), rtol=1e-12, atol=1e-12)
+
+
+def test_the_partial_likelihood_has_its_maximum_at_the_estimate_of_an_independent_implementation() -> None:
+    """statsmodels' PHReg with Breslow's ties, with and without late entry (half an interval before: it counts who enters at an event)."""
+    from statsmodels.duration.hazard_regression import PHReg
+
+    x = OUTPUT[:, 0].numpy()
+    for first in (None, np.minimum(LABEL[:, 0].numpy(), np.arange(len(x)) % 3)):
+        label = LABEL if first is None else torch.cat([LABEL, torch.from_numpy(first)[:, None].double()], 1)
+        place = LABEL[:, 0].numpy() + 1
+        peer = PHReg(place, x[:, None], status=EVENT.astype(int), entry=None if first is None else first + 0.5, ties="breslow").fit()
+        got = minimize(lambda b, y: float(partial_likelihood(torch.from_numpy(b[0] * x), y)), [0.0], args=(label,), tol=1e-12)
+        assert got.x[0] == pytest.approx(peer.params[0], rel=1e-5)
+        assert -got.fun * len(x) == pytest.approx(peer.llf, rel=1e-9)
+
+
+def test_the_baseline_gives_the_scores_no_gradient_and_no_event_no_loss() -> None:
+    output = torch.zeros(5, 1 + len(EDGES), requires_grad=True)
+    label = torch.tensor([[0.0, 0.0], [2.0, 0.0], [3.0, 0.0], [4.0, 0.0], [7.0, 0.0]])
+    (found,) = torch.autograd.grad(cox_loss(output, label), output)
+    assert not found[:, 0].any()
+    assert found[:, 1:].any()
+    assert torch.isfinite(found).all()
+
+
+def test_a_cox_model_counts_survival_of_its_own_baseline() -> None:
+    task = make_task(study_of("cox"))
+    score, baseline = OUTPUT[:, :1], torch.linspace(-0.3, 0.4, len(EDGES)).expand(len(OUTPUT), -1)
+    answer = task.answer.columns(torch.cat([score, baseline], 1), {})
+    hazard = np.exp(score.numpy() + baseline.numpy() - np.log(len(EDGES))).cumsum(1)
+    np.testing.assert_allclose(answer["survival_360"], np.exp(-hazard[:, EDGES.index(360.0)]), rtol=1e-6)
+    assert metrics(task, [(torch.cat([score, baseline], 1), LABEL)])["c_index"] == pytest.approx(
+        concordance_index(TIME, -score[:, 0].numpy(), EVENT), abs=1e-3
+    )
+
+
+# --- what of few persons leaves a site
+
+
+@pytest.mark.parametrize("smallest", [3, 5, 10])
+@pytest.mark.parametrize("site", range(3))
+def test_no_cell_that_leaves_holds_fewer_than_min_count(smallest: int, site: int) -> None:
+    exact = make_task(study_of()).counts(*SITES[site])
+    sent = grouped(exact, smallest)
+    for name in (RANKS, TIMES):
+        assert sent[name].sum() == exact[name].sum()
+        assert sent[name][sent[name] > 0].min() >= smallest
+        assert exact[name][exact[name] > 0].min() < smallest, "the test has few persons in a cell"
+    # Sums of predictions are of the persons of a cell of times, and nothing else.
+    for name in ("alive_sum", "alive_sq_sum"):
+        assert ((sent[name] != 0).any(2) == (sent[TIMES] > 0)).all()
+        np.testing.assert_allclose(sent[name].sum((0, 1)), exact[name].sum((0, 1)))
+    assert {name: (v.dtype, v.shape) for name, v in sent.items()} == {name: (v.dtype, v.shape) for name, v in exact.items()}
+    # The places of the table of risks are unions of those of the table of times: no difference of the two is about few persons.
+    for kind in (0, 1):
+        tables, many = np.cumsum(sent[TIMES][kind]), np.cumsum(sent[RANKS][kind].sum(1))
+        assert set(many[sent[RANKS][kind].any(1)]) <= set(tables)
+
+
+def test_one_site_has_its_own_c_index_also_when_grouped() -> None:
+    task = make_task(study_of())
+    for site in SITES:
+        exact = task.counts(*site)
+        assert grouped(exact, 10)[BEYOND].any()
+        assert task.metrics(grouped(exact, 10))["c_index"] == pytest.approx(task.metrics(exact)["c_index"], abs=1e-12)
+    both = task.metrics(add_counts(grouped(task.counts(*site), 5) for site in SITES))
+    exact_of_all = metrics(task, SITES)
+    assert both["c_index"] == pytest.approx(exact_of_all["c_index"], abs=0.02)
+    for name in ("ibs", "ratio_360", "ratio_720"):
+        assert both[name] == pytest.approx(exact_of_all[name], rel=0.05), name
+
+
+def test_with_fewer_events_than_min_count_nothing_about_times_leaves() -> None:
+    task = make_task(study_of())
+    output, label = persons(60, 9)
+    label[:, 1] = 0
+    label[:4, 1] = 1
+    sent = grouped(task.counts(output, label), 5)
+    assert not any(sent[name].any() for name in (RANKS, TIMES, "alive_sum", "alive_sq_sum", BEYOND))
+    assert sent["persons"][0] == 60
+    assert withheld(sent)
+    assert all(np.isnan(task.metrics(sent)[name]) for name in ("c_index", "ibs", "auroc_360", "ratio_360"))
+    label[:, 1] = 0  # no event at all is not about few persons
+    assert grouped(task.counts(output, label), 5)[TIMES].sum() == 60
+
+
+def test_runs_of_places_hold_enough_persons_and_are_in_order() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        row = rng.poisson(1.2, rng.integers(1, 30))
+        runs = merged(row, 4)
+        assert [place for run in runs for place in run] == np.flatnonzero(row).tolist()
+        assert all(row[run].sum() >= 4 for run in runs) or row.sum() < 4
+    assert merged(np.zeros(3, int), 4) == []
+    assert BINS % 2 == 0
