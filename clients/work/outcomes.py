@@ -37,12 +37,14 @@ def analyse(request: Request, content: RecordDict) -> RecordDict:
     people = analysed(request.manifests, request.study)
     match request.phase:
         case Phase.GRID:
-            end = grid.next_end(cells_of(request, int(given["model"][0])), given["edges"], *given["from"].tolist())
+            cells = cells_of(request, int(given["model"][0]))
+            end = grid.next_end(cells, given["edges"], *given["from"].tolist())
             if end < 0:
                 raise SiteError(
                     Reason.TOO_FEW, "not even one interval has enough persons of each kind: fewer groups or covariates are needed"
                 )
-            return _reply({"end": np.array([end])})
+            whole = np.array([grid.possible(cells, given["edges"])], np.uint8)
+            return _reply({"end": np.array([end]), "whole": whole})
         case Phase.TIMES:
             return _reply({"counts": _counts(request, people, given["edges"])})
         case Phase.MOMENTS:

@@ -3,7 +3,8 @@
 Letters in shapes: T intervals of the study's grid, E of the merged grid (how many of ``edges`` are 1), G groups, N causes + 2, C columns of
 covariates, K = 1 + C (the intercept first), R rows of the table, B bins and levels.
 
-    grid         -> edges, model, from                end: of the next interval (``fedml.analytics.grid``); from: its start, least end
+    grid         -> edges, model, from                end of the next interval (``fedml.analytics.grid``), and
+                                                      whether all of ``edges`` could stay; from: its start, least end
     times        -> edges                             counts (G, N, E): who enters, has an event of each cause, leaves
     moments      ->                                   moments (4, C), persons, events
     hazard       -> edges, design, beta               risk, tied
@@ -50,7 +51,7 @@ REQUEST: dict[Phase, Form] = {
     Phase.DESCRIPTION: {"limits": ("float64", (2, "Q"))},
 }
 REPLY: dict[Phase, Form] = {
-    Phase.GRID: {"end": ("int64", (1,))},
+    Phase.GRID: {"end": ("int64", (1,)), "whole": ("uint8", (1,))},
     Phase.TIMES: {"counts": ("int64", ("G", "N", "E"))},
     Phase.MOMENTS: {"moments": ("float64", (4, "C")), "persons": ("int64", (1,)), "events": ("int64", (1,))},
     Phase.HAZARD: {"risk": ("float64", ("E",)), "tied": ("float64", ("E",))},

@@ -114,7 +114,10 @@ def _distance(a: Floats, b: Floats) -> float:
     one, other = a[1:], b[1:]
     spread = (np.diag(one) - np.outer(one, one) + np.diag(other) - np.outer(other, other)) / 2
     gap = one - other
-    return float(np.sqrt(max(float(gap @ np.linalg.pinv(spread) @ gap), 0.0)))
+    solved = np.linalg.pinv(spread) @ gap
+    if np.abs(spread @ solved - gap).max(initial=0.0) > 1e-9:  # a level that all persons of one group have
+        return float("inf")
+    return float(np.sqrt(max(float(gap @ solved), 0.0)))
 
 
 def _text(gaps: list[float]) -> str:

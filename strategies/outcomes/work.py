@@ -63,7 +63,10 @@ class Work:
             least = last + 1
             while True:
                 given = {"edges": start, "model": np.array([model], np.uint8), "from": np.array([last, least])}
-                ends = {site: int(sums["end"][0]) for site, sums in self.take(Phase.GRID, given).items()}
+                replies = self.take(Phase.GRID, given)
+                if last < 0 and all(sums["whole"][0] for sums in replies.values()):
+                    return start  # nothing has to be merged
+                ends = {site: int(sums["end"][0]) for site, sums in replies.items()}
                 for site, end in ends.items():
                     if not least <= end < len(start) or not start[end]:
                         raise RunError(f"{site} named an end that is not of the grid; run again without it, and ask the site.")

@@ -32,8 +32,8 @@ def centre(tmp_path: Path) -> Centre:
 AGREED = {"panel": np.zeros(0, np.uint8), "flips": np.zeros(0, np.uint8), "image_shape": np.zeros(0, np.int64)}
 
 
-def ask(centre: Centre, phase: str, number: int, run: int = 1, of: Study | None = None, **given: Any) -> str:
-    return centre.ask(phase, number, run, study=of, agreement=AGREED, analysis=given)
+def ask(at: Centre, phase: str, number: int, run: int = 1, of: Study | None = None, **given: Any) -> str:
+    return at.ask(phase, number, run, study=of, agreement=AGREED, analysis=given)
 
 
 def grid_of(centre: Centre, model: int, run: int = 1, of: Study | None = None, start: Any = None, number: int = 0) -> Any:
@@ -84,7 +84,7 @@ def test_the_grid_is_asked_about_forwards(centre: Centre) -> None:
 def test_curves_on_a_grid_that_ends_a_day_later_are_refused(centre: Centre) -> None:
     """The difference of the two would be those who left on that day."""
     assert ask(centre, "times", 0, edges=grid_of(centre, 0)) == ""
-    other = study("other", survival={"grid": "31 days"}, until=3007.0)
+    other = study("other", survival={"grid": "31 days", "horizons": [3007.0]}, until=3007.0)
     approve(centre.state, other, "Dr. Test")
     edges = grid_of(centre, 0, 2, other)
     assert ask(centre, "times", 0, 2, other, edges=edges) == "too-few-persons"
@@ -114,8 +114,9 @@ def test_steps_are_counted_over_runs_and_the_design_of_a_run_is_fixed(centre: Ce
         assert ask(centre, "hazard", number, **cox_given(edges, beta=beta) | {"beta": beta}) == ""
     assert ask(centre, "hazard", 12, **cox_given(edges) | {"beta": np.full(2, 0.5)}) == "rounds-beyond-policy"
     assert ask(centre, "hazard", 5, 1, **cox_given(edges)) == "replayed"
-    assert ask(centre, "score", 0, **cox_given(edges) | {"centre": np.zeros(2), "rise": np.zeros(int(edges.sum())),
-                                                       "tie": np.zeros(int(edges.sum())), "at": np.ones(int(edges.sum()))}) == "replayed"  # fmt: skip
+    zeros = np.zeros(int(edges.sum()))
+    other = cox_given(edges) | {"centre": np.zeros(2), "rise": zeros, "tie": zeros, "at": zeros}
+    assert ask(centre, "score", 0, **other) == "replayed"
     refused = ""
     for run in range(2, 5):
         for number in range(12):
