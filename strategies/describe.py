@@ -218,9 +218,7 @@ def _outcomes(study: Study) -> list[str]:
     lines = []
     if curves is not None:
         by = f" by {curves.groups}" if curves.groups else ""
-        lines.append(
-            f"            survival curves (`fedml survival`){by}: who enters, has an event and leaves in each interval of the grid"
-        )
+        lines.append(f"            survival curves (`fedml survival`){by}: who enters, has an event, leaves in each interval")
     if cox is not None:
         lines += [
             f"            Cox regression (`fedml survival`) on {', '.join(cox.covariates)}: sums of hazards over who is at risk in each",
@@ -228,13 +226,11 @@ def _outcomes(study: Study) -> list[str]:
         ]
     if study.glm is not None:
         lines += [
-            f"            regression (`fedml glm`) of {study.cohort.outcome} on {', '.join(study.glm.covariates)}: gradients and products of",
-            "            covariates over all persons, and this site's own coefficients",
+            f"            regression (`fedml glm`) of {study.cohort.outcome} on {', '.join(study.glm.covariates)}: gradients and products",
+            "            of covariates over all persons, and this site's own coefficients",
         ]
     if study.describe is not None:
-        lines.append(
-            "            the table of persons (`fedml describe`): counts, sums and histograms of clinical columns, small cells hidden"
-        )
+        lines.append("            the table of persons (`fedml describe`): counts, sums, histograms of columns; small cells hidden")
     if curves is not None or cox is not None:
         lines.append("            intervals of the grid that would tell of few persons are merged")
     return lines

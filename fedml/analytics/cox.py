@@ -88,7 +88,7 @@ def solve(asked: Asked, events: Floats, event_sum: Floats, plan: Plan) -> Solved
     previous: Floats | None = None
     first: float | None = None
     best = -np.inf
-    move = np.zeros(width)
+    move: Floats = np.zeros(width)
     for number in range(STEPS):
         risk, tied = asked.hazard(beta)
         weights = risk_weights(risk, tied, events, plan.ties)
