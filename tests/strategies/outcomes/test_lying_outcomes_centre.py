@@ -32,8 +32,8 @@ def centre(tmp_path: Path) -> Centre:
 AGREED = {"panel": np.zeros(0, np.uint8), "flips": np.zeros(0, np.uint8), "image_shape": np.zeros(0, np.int64)}
 
 
-def ask(at: Centre, phase: str, number: int, run: int = 1, of: Study | None = None, **given: Any) -> str:
-    return at.ask(phase, number, run, study=of, agreement=AGREED, analysis=given)
+def ask(site: Centre, phase: str, number: int, run: int = 1, of: Study | None = None, **given: Any) -> str:
+    return site.ask(phase, number, run, study=of, agreement=AGREED, analysis=given)
 
 
 def grid_of(centre: Centre, model: int, run: int = 1, of: Study | None = None, start: Any = None, number: int = 0) -> Any:
@@ -67,8 +67,10 @@ def test_a_grid_that_tells_of_few_is_refused(centre: Centre) -> None:
     for phase, given in (("times", {"edges": edges}), ("hazard", cox_given(edges)), ("means", cox_given(edges))):
         assert ask(centre, phase, 0, **given) == "too-few-persons"
     grid = grid_of(centre, 0)
-    split = grid.copy()
-    split[int(np.flatnonzero(grid)[-2]) + 1] = 1  # one edge more, near the end of follow-up
+    left, split = np.cumsum(np.bincount(centre.cohort().labels[:, 0].astype(int), minlength=100)), grid.copy()
+    ends = np.flatnonzero(grid)
+    inside = [k for a, b in zip(ends, ends[1:], strict=False) for k in range(a + 1, b) if 0 < left[k] - left[a] < 5]
+    split[inside[-1]] = 1  # one end more, by which fewer than five have left since the one before
     assert ask(centre, "times", 0, edges=split) == "too-few-persons"
     assert [e["reason"] for e in centre.journal() if e["phase"] == "times"] == ["too-few-persons"] * 2
 
@@ -127,7 +129,7 @@ def test_steps_are_counted_over_runs_and_the_design_of_a_run_is_fixed(centre: Ce
 
 def test_coefficients_that_single_out_a_person_are_refused(centre: Centre) -> None:
     edges = grid_of(centre, 1)
-    assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([200.0, 0.0])}) == "too-few-persons"
+    assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([40.0, 0.0])}) == "too-few-persons"
     assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([1e4, 0.0])}) == "non-finite"
 
 
