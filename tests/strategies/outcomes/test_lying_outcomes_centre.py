@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_a_grid_that_tells_of_few_is_refused(centre: Centre) -> None:
     grid = grid_of(centre, 0)
     left, split = np.cumsum(np.bincount(centre.cohort().labels[:, 0].astype(int), minlength=100)), grid.copy()
     ends = np.flatnonzero(grid)
-    inside = [k for a, b in zip(ends, ends[1:], strict=False) for k in range(a + 1, b) if 0 < left[k] - left[a] < 5]
+    inside = [k for a, b in pairwise(ends) for k in range(a + 1, b) if 0 < left[k] - left[a] < 5]
     split[inside[-1]] = 1  # one end more, by which fewer than five have left since the one before
     assert ask(centre, "times", 0, edges=split) == "too-few-persons"
     assert [e["reason"] for e in centre.journal() if e["phase"] == "times"] == ["too-few-persons"] * 2
