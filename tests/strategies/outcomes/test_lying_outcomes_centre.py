@@ -123,7 +123,7 @@ def test_steps_are_counted_over_runs_and_the_design_of_a_run_is_fixed(centre: Ce
     refused = ""
     for run in range(2, 5):
         for number in range(12):
-            refused = refused or ask(centre, "hazard", number, run, **cox_given(edges) | {"beta": np.full(2, 0.1 * run + 0.01 * number)})
+            refused = refused or ask(centre, "hazard", number, run, **cox_given(edges) | {"beta": np.full(2, 0.2 * run + 0.01 * number)})
     assert refused == "replayed"  # max_analyses = 2
     assert len([p for p, _ in centre.answered if p == "hazard"]) == 24
 
@@ -131,7 +131,7 @@ def test_steps_are_counted_over_runs_and_the_design_of_a_run_is_fixed(centre: Ce
 def test_coefficients_that_single_out_a_person_are_refused(centre: Centre) -> None:
     edges = grid_of(centre, 1)
     assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([40.0, 0.0])}) == "too-few-persons"
-    assert ask(centre, "hazard", 0, **cox_given(edges) | {"beta": np.array([1e4, 0.0])}) == "non-finite"
+    assert ask(centre, "hazard", 1, **cox_given(edges) | {"beta": np.array([1e4, 0.0])}) == "non-finite"
 
 
 def test_what_is_not_declared_is_refused(centre: Centre) -> None:
