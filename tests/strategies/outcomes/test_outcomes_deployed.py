@@ -15,7 +15,7 @@ pytestmark = pytest.mark.long
 
 
 def test_deployed_the_tables_are_those_of_the_local_engine_and_the_steps_are_in_the_journals(tmp_path: Path) -> None:
-    drawn = Drawn(persons=(500, 400), policy='[policy]\ncentre = "curious"\nmin_count = 5\n')
+    drawn = Drawn(persons=(500, 400), step=150.0, policy='[policy]\ncentre = "curious"\nmin_count = 5\n')
     write_sites(tmp_path, drawn)
     cox = {"covariates": ["age", "sex"], "ties": "breslow"}
     study = study_of(drawn, curves={"groups": "arm"}, cox=cox, describe={"groups": "arm"})
